@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -17,9 +18,17 @@ def generate(root: Path) -> None:
     shutil.rmtree(gen, ignore_errors=True)
     gen.mkdir()
     well_known = Path(protoc.__file__).parent / "_proto"
+    beside = Path(sys.executable).parent
+    path = os.pathsep.join([str(beside), os.environ.get("PATH", "")])
+    plugins = [
+        f"--plugin={name}={found}"
+        for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
+        if (found := shutil.which(name, path=path))
+    ]
     sources = sorted(str(p.relative_to(protos)) for p in protos.rglob("*.proto"))
     arguments = [
         "protoc",
+        *plugins,
         f"-I{protos}",
         f"-I{well_known}",
         f"--python_out={gen}",
