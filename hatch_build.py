@@ -1,4 +1,4 @@
-"""Generates the Python code of protos/ into gen/ before the wheel or the editable install is made."""
+"""Generates the Python code of protos/ into gen/ before anything is installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 def generate(root: Path) -> None:
-    """Writes gen/shuntserve/<service>/v1/*_pb2*.py and their stubs; raises RuntimeError on a bad proto."""
+    """Writes gen/shuntserve/<service>/v1/ with stubs; raises RuntimeError on a bad proto."""
     protos, gen = root / "protos", root / "gen"
     shutil.rmtree(gen, ignore_errors=True)
     gen.mkdir()

@@ -1,0 +1,80 @@
+"""Both ends of every gRPC connection: one set of options, deadlines handed on, optional mTLS."""
+
+from __future__ import annotations
+
+import contextvars
+import time
+
+import grpc
+
+from services.common.errors import DeadlineExceeded
+from services.common.settings import TlsSettings
+
+KEEPALIVE_INTERVAL_S = 5.0
+KEEPALIVE_TIMEOUT_S = 5.0
+
+_deadline: contextvars.ContextVar[float | None] = contextvars.ContextVar("deadline", default=None)
+
+
+def options(max_message_bytes: int) -> list[tuple[str, int]]:
+    """Options that client and server must agree on: a client keepalive faster than the server's
+    minimum would end live streams."""
+    interval_ms = int(KEEPALIVE_INTERVAL_S * 1000)
+    return [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.keepalive_time_ms", interval_ms),
+        ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1000)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", interval_ms // 2),
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.so_reuseport", 0),
+        ("grpc.enable_retries", 0),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+    ]
+
+
+def open_channel(
+    address: str, *, max_message_bytes: int = 64 << 20, tls: TlsSettings | None = None
+) -> grpc.aio.Channel:
+    """A channel to host:port; the caller closes it."""
+    if tls is not None and tls.enabled:
+        credentials = grpc.ssl_channel_credentials(*_files(tls))
+        return grpc.aio.secure_channel(address, credentials, options(max_message_bytes))
+    return grpc.aio.insecure_channel(address, options(max_message_bytes))
+
+
+def bind(server: grpc.aio.Server, address: str, tls: TlsSettings | None) -> int:
+    """Binds the server to host:port and returns the port; raises RuntimeError when it is taken."""
+    if tls is not None and tls.enabled:
+        authority, key, certificate = _files(tls)
+        credentials = grpc.ssl_server_credentials(
+            [(key, certificate)], root_certificates=authority, require_client_auth=True
+        )
+        return server.add_secure_port(address, credentials)
+    return server.add_insecure_port(address)
+
+
+def _files(tls: TlsSettings) -> tuple[bytes, bytes, bytes]:
+    if tls.authority is None or tls.key is None or tls.certificate is None:
+        raise ValueError("TLS needs certificate, key and authority together")
+    return tls.authority.read_bytes(), tls.key.read_bytes(), tls.certificate.read_bytes()
+
+
+def hand_on_deadline(remaining_s: float | None) -> None:
+    """Remembers the deadline of the RPC this task serves, for the calls it makes."""
+    _deadline.set(None if remaining_s is None else time.monotonic() + remaining_s)
+
+
+def timeout(limit_s: float) -> float:
+    """Seconds a call may take: its own limit, or what is left of the caller's deadline if less."""
+    deadline = _deadline.get()
+    if deadline is None:
+        return limit_s
+    remaining_s = deadline - time.monotonic()
+    if remaining_s <= 0:
+        raise DeadlineExceeded("the caller's deadline has passed")
+    return min(limit_s, remaining_s)

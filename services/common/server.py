@@ -1,0 +1,173 @@
+"""The gRPC server every service runs: interceptors, health, reflection, graceful shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+from opentelemetry.trace import SpanKind
+
+from services.common import channels, telemetry
+from services.common.errors import ShuntError
+from services.common.settings import ServiceSettings
+from services.common.statuses import abort_with
+
+_log = logging.getLogger(__name__)
+
+Handler = Any
+Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
+
+
+class TelemetryInterceptor(grpc.aio.ServerInterceptor):
+    """A server span for each unary-request RPC; long-lived client streams make their own."""
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler:
+        handler = await continuation(handler_call_details)
+        name = handler_call_details.method.lstrip("/")
+        if handler is None or handler.request_streaming or name.startswith("grpc."):
+            return handler
+        pairs = dict(handler_call_details.invocation_metadata or ())
+        parent = telemetry.parent_of(str(pairs.get("traceparent", "")))
+        if parent is None:
+            return handler
+        if handler.response_streaming:
+            inner_stream = handler.unary_stream
+
+            async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+                with telemetry.span(name, kind=SpanKind.SERVER, parent=parent):
+                    async for message in inner_stream(request, context):
+                        yield message
+
+            return grpc.unary_stream_rpc_method_handler(
+                stream, handler.request_deserializer, handler.response_serializer
+            )
+        inner_unary = handler.unary_unary
+
+        async def unary(request: Any, context: Any) -> Any:
+            with telemetry.span(name, kind=SpanKind.SERVER, parent=parent):
+                return await inner_unary(request, context)
+
+        return grpc.unary_unary_rpc_method_handler(
+            unary, handler.request_deserializer, handler.response_serializer
+        )
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Turns domain errors into statuses and hands the caller's deadline on."""
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler:
+        handler = await continuation(handler_call_details)
+        if handler is None or handler_call_details.method.startswith("/grpc."):
+            return handler
+        if handler.response_streaming:
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+            behaviour: Any = _streaming(
+                handler.stream_stream if handler.request_streaming else handler.unary_stream
+            )
+        else:
+            make = (
+                grpc.stream_unary_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_unary_rpc_method_handler
+            )
+            behaviour = _unary(
+                handler.stream_unary if handler.request_streaming else handler.unary_unary
+            )
+        return make(behaviour, handler.request_deserializer, handler.response_serializer)
+
+
+def _unary(inner: Any) -> Any:
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        channels.hand_on_deadline(context.time_remaining())
+        try:
+            return await inner(request, context)
+        except ShuntError as error:
+            await abort_with(context, error)
+
+    return call
+
+
+def _streaming(inner: Any) -> Any:
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        channels.hand_on_deadline(context.time_remaining())
+        try:
+            async for message in inner(request, context):
+                yield message
+        except ShuntError as error:
+            await abort_with(context, error)
+
+    return call
+
+
+class Server:
+    """A service's gRPC server.
+
+    Usage: construct, `add(...)` servicers through `grpc_server`, `await start()`, `await
+    serve_until_signal()` (or `await stop()`).
+    """
+
+    def __init__(self, settings: ServiceSettings, service_names: Sequence[str]) -> None:
+        self._settings = settings
+        self._names = tuple(service_names)
+        self.grpc_server = grpc.aio.server(
+            interceptors=[TelemetryInterceptor(), ErrorInterceptor()],
+            options=channels.options(settings.max_message_bytes),
+            maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
+        )
+        self._health = health_aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc_server)
+        if settings.environment == "development":
+            names = (*self._names, reflection.SERVICE_NAME, "grpc.health.v1.Health")
+            reflection.enable_server_reflection(names, self.grpc_server)
+        self.port = 0
+
+    async def start(self) -> int:
+        """Binds and serves, health NOT_SERVING until `set_ready(True)`; returns the port."""
+        address = f"{self._settings.host}:{self._settings.grpc_port}"
+        self.port = channels.bind(self.grpc_server, address, self._settings.tls)
+        await self.set_ready(False)
+        await self.grpc_server.start()
+        return self.port
+
+    async def set_ready(self, ready: bool) -> None:
+        """Tells health checkers whether to send work here."""
+        serving = health_pb2.HealthCheckResponse.SERVING
+        status = serving if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", *self._names):
+            await self._health.set(name, status)
+
+    async def stop(self) -> None:
+        """Stops taking work, ends what runs after the grace. Open health watches would hold it."""
+        await self._health.enter_graceful_shutdown()
+        await self.grpc_server.stop(self._settings.shutdown_grace_s)
+
+
+async def until_signal() -> str:
+    """Waits for SIGTERM or SIGINT and returns its name."""
+    loop, got = asyncio.get_running_loop(), asyncio.Event()
+    name: list[str] = []
+
+    def stop(number: signal.Signals) -> None:
+        name.append(number.name)
+        got.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+    await got.wait()
+    _log.info("stopping", extra={"signal": name[0]})
+    return name[0]

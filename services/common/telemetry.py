@@ -1,0 +1,95 @@
+"""Traces and metrics: one trace a request, from HTTP through every stage and over migrations.
+
+Spans go out over OTLP when OTEL_EXPORTER_OTLP_ENDPOINT (or its traces variant) is set.
+Context crosses RPCs as a W3C traceparent in the metadata, and the activation streams in a field.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import Span, SpanKind
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from prometheus_client import start_http_server
+
+_PROPAGATOR = TraceContextTextMapPropagator()
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+tracer = trace.get_tracer("shuntserve")
+
+
+def configure(
+    service: str, instance_id: str, *, metrics_host: str, metrics_port: int | None
+) -> None:
+    """Starts the exporters this process needs; call once, before the first span."""
+    if any(os.environ.get(name) for name in _ENDPOINTS):
+        resource = Resource.create(
+            {"service.name": f"shuntserve-{service}", "service.instance.id": instance_id}
+        )
+        provider = TracerProvider(resource=resource)
+        exporter = OTLPSpanExporter(timeout=2)
+        provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500))
+        trace.set_tracer_provider(provider)
+    if metrics_port is not None:
+        start_http_server(metrics_port, addr=metrics_host)
+
+
+def shutdown() -> None:
+    """Sends the spans that still wait."""
+    provider = trace.get_tracer_provider()
+    if isinstance(provider, TracerProvider):
+        provider.shutdown()
+
+
+def traceparent() -> str:
+    """The current span as a W3C traceparent; empty when nothing is traced."""
+    carrier: dict[str, str] = {}
+    _PROPAGATOR.inject(carrier)
+    return carrier.get("traceparent", "")
+
+
+def parent_of(value: str) -> Context | None:
+    """The context a traceparent names, or None."""
+    return _PROPAGATOR.extract({"traceparent": value}) if value else None
+
+
+def metadata() -> tuple[tuple[str, str], ...]:
+    """Metadata that hands the current span to the callee."""
+    value = traceparent()
+    return (("traceparent", value),) if value else ()
+
+
+@contextmanager
+def span(
+    name: str,
+    *,
+    kind: SpanKind = SpanKind.INTERNAL,
+    parent: Context | None = None,
+    attributes: Mapping[str, str | int | float | bool] | None = None,
+) -> Iterator[Span]:
+    """A span that is current inside the block; an error that leaves the block marks it."""
+    with tracer.start_as_current_span(
+        name, context=parent, kind=kind, attributes=dict(attributes or {})
+    ) as current:
+        yield current
+
+
+@contextmanager
+def within(parent: Context | None) -> Iterator[None]:
+    """Makes a remote parent current without a span of its own."""
+    if parent is None:
+        yield
+        return
+    token = otel_context.attach(parent)
+    try:
+        yield
+    finally:
+        otel_context.detach(token)
