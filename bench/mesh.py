@@ -1,0 +1,251 @@
+"""A real mesh of local processes, driven as a user would: through `shunt` and HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+MODEL = "smollm2-135m-instruct"
+UP_TIMEOUT_S = 300.0
+
+
+def free_ports(count: int) -> int:
+    """The first of `count` consecutive free ports on loopback."""
+    for _ in range(200):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            first = int(probe.getsockname()[1])
+        if first + count > 65_000:
+            continue
+        if all(_is_free(port) for port in range(first, first + count)):
+            return first
+    raise RuntimeError(f"no {count} consecutive free ports were found")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """A running mesh."""
+
+    data_dir: Path
+    http_port: int
+    grpc_port: int
+    routers: int
+
+    def url(self, router: int = 0) -> str:
+        return f"http://127.0.0.1:{self.http_port + router}"
+
+    async def shunt(self, *arguments: str, timeout_s: float = 60.0) -> str:
+        """Runs `shunt ARGUMENTS` on this mesh and returns its output; raises on a failure."""
+        return await run_shunt(*arguments, "--data-dir", str(self.data_dir), timeout_s=timeout_s)
+
+    async def status(self) -> dict[str, Any]:
+        status: dict[str, Any] = json.loads(await self.shunt("status", "--json"))
+        return status
+
+    async def until_ready(self, pipelines: int = 2, timeout_s: float = 60.0) -> dict[str, Any]:
+        """Waits until that many pipelines are ready and returns the status."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            status = await self.status()
+            if sum(p["state"] == "ready" for p in status["pipelines"]) >= pipelines:
+                return status
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not {pipelines} pipelines ready in {timeout_s} s: {status}")
+            await asyncio.sleep(0.2)
+
+
+async def run_shunt(*arguments: str, timeout_s: float, env: Mapping[str, str] | None = None) -> str:
+    """Runs the command line in a process of its own; raises RuntimeError with what it said."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "services.cli",
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=dict(env) if env is not None else None,
+    )
+    try:
+        out, err = await asyncio.wait_for(process.communicate(), timeout_s)
+    except TimeoutError:
+        process.kill()
+        out, err = await process.communicate()
+        raise RuntimeError(
+            f"shunt {arguments[0]} took over {timeout_s} s: {err.decode()}"
+        ) from None
+    if process.returncode != 0:
+        raise RuntimeError(f"shunt {' '.join(arguments)}: {err.decode()} {out.decode()}")
+    return out.decode()
+
+
+@asynccontextmanager
+async def running(
+    data_dir: Path, *, routers: int = 1, env: Mapping[str, str] | None = None
+) -> AsyncIterator[Mesh]:
+    """A mesh that is up inside the block and down behind it."""
+    first = free_ports(2 * routers)
+    mesh = Mesh(data_dir, http_port=first, grpc_port=first + routers, routers=routers)
+    try:
+        await run_shunt(
+            "up",
+            "--detach",
+            "--routers",
+            str(routers),
+            "--http-port",
+            str(mesh.http_port),
+            "--grpc-port",
+            str(mesh.grpc_port),
+            "--data-dir",
+            str(data_dir),
+            timeout_s=UP_TIMEOUT_S,
+            env=env,
+        )
+        await mesh.until_ready()
+        yield mesh
+    finally:
+        await mesh.shunt("down")
+
+
+@dataclass
+class StreamRecord:
+    """What a reader of one stream saw."""
+
+    generation_id: str = ""
+    text: str = ""
+    finish_reason: str | None = None
+    usage: dict[str, Any] | None = None
+    error: str | None = None
+    done: bool = False
+    last_event_id: str = ""
+    roles: int = 0
+    arrivals_s: list[float] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        return self.done and self.error is None and self.finish_reason is not None
+
+    def longest_gap_s(self, start_s: float = 0.0, end_s: float = float("inf")) -> float:
+        """The longest wait between two events of which one lies within the window."""
+        pairs = zip(self.arrivals_s, self.arrivals_s[1:], strict=False)
+        return max((b - a for a, b in pairs if b >= start_s and a <= end_s), default=0.0)
+
+
+async def read_events(response: httpx.Response, record: StreamRecord) -> None:
+    """Reads an SSE answer into the record, up to [DONE], an error, or the end."""
+    async for line in response.aiter_lines():
+        if line.startswith("id:"):
+            record.last_event_id = line[3:].strip()
+        if not line.startswith("data:"):
+            continue
+        data = line[5:].strip()
+        if data == "[DONE]":
+            record.done = True
+            continue
+        event = json.loads(data)
+        if "error" in event:
+            record.error = json.dumps(event["error"])
+            return
+        record.usage = event.get("usage") or record.usage
+        for choice in event["choices"]:
+            delta = choice.get("delta") or {}
+            record.roles += "role" in delta and delta["role"] is not None
+            content = delta.get("content") or choice.get("text") or ""
+            if content:
+                record.text += content
+                record.arrivals_s.append(time.monotonic())
+            record.finish_reason = choice.get("finish_reason") or record.finish_reason
+
+
+async def stream_chat(
+    client: httpx.AsyncClient, url: str, body: Mapping[str, Any], record: StreamRecord
+) -> StreamRecord:
+    """Streams one chat completion; failures land in `record.error`."""
+    payload = {
+        "model": MODEL,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        **body,
+    }
+    try:
+        async with client.stream("POST", f"{url}/v1/chat/completions", json=payload) as response:
+            record.generation_id = response.headers.get("x-generation-id", "")
+            if response.status_code != 200:
+                record.error = f"{response.status_code} {(await response.aread())[:500]!r}"
+                return record
+            await read_events(response, record)
+    except httpx.HTTPError as error:
+        record.error = repr(error)
+    return record
+
+
+async def resume_stream(client: httpx.AsyncClient, url: str, record: StreamRecord) -> StreamRecord:
+    """Goes on with a stream behind the last event of the record, perhaps at another router."""
+    headers = {"Last-Event-ID": record.last_event_id} if record.last_event_id else {}
+    path = f"{url}/v1/generations/{record.generation_id}/stream"
+    record.error = None
+    try:
+        async with client.stream("GET", path, headers=headers) as response:
+            if response.status_code != 200:
+                record.error = f"{response.status_code} {(await response.aread())[:500]!r}"
+                return record
+            await read_events(response, record)
+    except httpx.HTTPError as error:
+        record.error = repr(error)
+    return record
+
+
+PROMPTS = (
+    "Tell me a long story about a lighthouse keeper and a storm.",
+    "Explain how a bicycle stays upright, step by step.",
+    "List twenty animals and say one thing about each.",
+    "Write a letter from a sailor to his sister.",
+    "What is the history of bread? Answer at length.",
+    "Describe a walk through an old city in the morning.",
+    "Explain photosynthesis to a child, with many examples.",
+    "Write a dialogue between the sun and the moon.",
+)
+
+
+def request_bodies(max_tokens: int = 160) -> list[dict[str, Any]]:
+    """Eight requests, every other one sampled with a seed of its own."""
+    bodies: list[dict[str, Any]] = []
+    for index, prompt in enumerate(PROMPTS):
+        body: dict[str, Any] = {
+            "messages": [{"role": "user", "content": prompt}],
+            "max_tokens": max_tokens,
+            "temperature": 0,
+        }
+        if index % 2:
+            body |= {"temperature": 0.9, "top_p": 0.95, "seed": 1000 + index}
+        bodies.append(body)
+    return bodies
+
+
+async def undisturbed(
+    client: httpx.AsyncClient, url: str, bodies: list[dict[str, Any]]
+) -> list[StreamRecord]:
+    """The records of the same requests, one after another, with nothing in their way."""
+    records = [await stream_chat(client, url, body, StreamRecord()) for body in bodies]
+    for record in records:
+        if not record.complete:
+            raise RuntimeError(f"an undisturbed stream failed: {record.error}")
+    return records
