@@ -1,0 +1,280 @@
+"""Kills engine processes under load and compares every text with the undisturbed run's.
+
+`python -m bench.chaos --kills 100 --solo 20 --pairs 10` starts a mesh of its own, keeps eight
+streams running, and sends SIGKILL to engine processes: of a random pipeline while both are ready
+(single), of the last ready pipeline while the other one is being replaced (solo), and of both
+within a second (pair). A kill counts only if a running stream's generation is on its pipeline.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.progress import Progress
+from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
+
+from bench import mesh as meshes
+from services.common import channels
+
+STREAMS = 8
+GAP_WINDOW_S = 20.0
+LEAST_PROGRESS = 3
+
+
+@dataclass
+class Kill:
+    """One counted SIGKILL."""
+
+    kind: str
+    at_s: float
+    node: str
+    stage: int
+    pipeline: str
+    affected: list[meshes.StreamRecord]
+    ready_again_s: float | None = None
+
+
+@dataclass
+class Load:
+    """Streams that never stop: each worker asks again as soon as it was answered."""
+
+    mesh: meshes.Mesh
+    bodies: Sequence[dict[str, Any]]
+    expected: Sequence[meshes.StreamRecord]
+    live: dict[int, meshes.StreamRecord] = field(default_factory=dict)
+    requests: int = 0
+    failed: list[str] = field(default_factory=list)
+    different: list[str] = field(default_factory=list)
+    stopping: bool = False
+
+    async def worker(self, client: httpx.AsyncClient, index: int) -> None:
+        turn = index
+        while not self.stopping:
+            which = turn % len(self.bodies)
+            record = self.live[index] = meshes.StreamRecord()
+            url = self.mesh.url(turn % self.mesh.routers)
+            await meshes.stream_chat(client, url, self.bodies[which], record)
+            self.requests += 1
+            turn += 3
+            expected = self.expected[which]
+            if not record.complete:
+                self.failed.append(f"{record.generation_id}: {record.error or 'cut short'}")
+            elif (record.text, record.finish_reason, record.usage, record.roles) != (
+                expected.text,
+                expected.finish_reason,
+                expected.usage,
+                1,
+            ):
+                self.different.append(f"{record.generation_id}: request {which}")
+
+    def by_generation(self) -> dict[str, meshes.StreamRecord]:
+        """Streams that run now and have begun to speak."""
+        return {
+            r.generation_id: r
+            for r in self.live.values()
+            if len(r.arrivals_s) >= LEAST_PROGRESS and not r.done
+        }
+
+
+class Killer:
+    """Chooses processes and ends them."""
+
+    def __init__(self, stub: Any, load: Load, randomness: random.Random) -> None:
+        self._stub, self._load, self._random = stub, load, randomness
+        self.kills: list[Kill] = []
+
+    async def status(self) -> Any:
+        return await self._stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=5)
+
+    async def kill_one(self, kind: str, *, within_s: float = 30.0, other_than: str = "") -> Kill:
+        """Ends one process of a ready pipeline that carries a running stream."""
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline:
+            status = await self.status()
+            victim = self._victim(status, other_than)
+            if victim is not None:
+                os.kill(victim[0], signal.SIGKILL)
+                kill = victim[1]
+                kill.kind, kill.at_s = kind, time.monotonic()
+                self.kills.append(kill)
+                return kill
+            await asyncio.sleep(0.02)
+        raise TimeoutError("no pipeline with a running stream was found to kill")
+
+    def _victim(self, status: Any, other_than: str) -> tuple[int, Kill] | None:
+        running = self._load.by_generation()
+        carried: dict[str, list[meshes.StreamRecord]] = {}
+        for generation in status.generations:
+            if generation.generation_id in running:
+                record = running[generation.generation_id]
+                carried.setdefault(generation.pipeline_id, []).append(record)
+        ready = [
+            p.pipeline_id
+            for p in status.pipelines
+            if p.state == controller_pb2.PIPELINE_STATE_READY and p.pipeline_id != other_than
+        ]
+        choices = sorted(p for p in ready if carried.get(p))
+        if not choices:
+            return None
+        pipeline = self._random.choice(choices)
+        nodes = [n for n in status.nodes if n.pipeline_id == pipeline and n.pid]
+        nodes = [n for n in nodes if n.state == controller_pb2.NODE_STATE_READY]
+        if not nodes:
+            return None
+        node = self._random.choice(sorted(nodes, key=lambda n: n.node_id))
+        kill = Kill("", 0.0, node.node_id, node.stage_index, pipeline, carried[pipeline])
+        return node.pid, kill
+
+    async def until_ready(self, count: int, timeout_s: float = 90.0) -> None:
+        """Waits for ready pipelines and notes when each killed one served again."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            status = await self.status()
+            ready = {
+                p.pipeline_id
+                for p in status.pipelines
+                if p.state == controller_pb2.PIPELINE_STATE_READY
+            }
+            now = time.monotonic()
+            for kill in self.kills:
+                gone = kill.ready_again_s is None and now - kill.at_s > 0.5
+                if gone and kill.pipeline in ready:
+                    kill.ready_again_s = now - kill.at_s
+            if len(ready) >= count:
+                return
+            if now > deadline:
+                raise TimeoutError(f"not {count} pipelines ready within {timeout_s} s")
+            await asyncio.sleep(0.1)
+
+
+async def run(
+    mesh: meshes.Mesh, *, kills: int, solo: int, pairs: int, seed: int, max_tokens: int
+) -> dict[str, Any]:
+    """Runs the whole schedule on a mesh that is up; returns the report."""
+    randomness = random.Random(seed)
+    bodies = meshes.request_bodies(max_tokens)
+    timeout = httpx.Timeout(120.0)
+    limits = httpx.Limits(max_connections=4 * STREAMS)
+    async with httpx.AsyncClient(timeout=timeout, limits=limits) as client:
+        expected = await meshes.undisturbed(client, mesh.url(), bodies)
+        load = Load(mesh, bodies, expected)
+        services = (await mesh.status())["services"]
+        address = next(s["grpc"] for s in services if s["name"] == "controller")
+        async with channels.open_channel(address) as channel:
+            killer = Killer(controller_pb2_grpc.ControllerServiceStub(channel), load, randomness)
+            workers = [asyncio.create_task(load.worker(client, i)) for i in range(STREAMS)]
+            try:
+                await _schedule(killer, randomness, kills=kills, solo=solo, pairs=pairs)
+            finally:
+                load.stopping = True
+                await asyncio.gather(*workers)
+            return _report(killer, load)
+
+
+async def _schedule(
+    killer: Killer, randomness: random.Random, *, kills: int, solo: int, pairs: int
+) -> None:
+    singles = kills - 2 * solo - 2 * pairs
+    if singles < 0:
+        raise ValueError("kills must be at least twice solo plus pairs: each takes two")
+    schedule = ["solo"] * solo + ["pair"] * pairs + ["single"] * singles
+    randomness.shuffle(schedule)
+    with Progress(disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("kills", total=kills)
+        for kind in schedule:
+            await killer.until_ready(2)
+            await asyncio.sleep(randomness.uniform(0.3, 1.5))
+            first = await killer.kill_one("single" if kind == "solo" else kind)
+            progress.advance(task)
+            if kind == "pair":
+                await killer.kill_one("pair", within_s=0.9, other_than=first.pipeline)
+                progress.advance(task)
+            elif kind == "solo":
+                await asyncio.sleep(randomness.uniform(0.8, 1.6))
+                await killer.kill_one("solo", within_s=20.0, other_than=first.pipeline)
+                progress.advance(task)
+        await killer.until_ready(2)
+        await asyncio.sleep(1.0)
+
+
+def _report(killer: Killer, load: Load) -> dict[str, Any]:
+    gaps = {
+        kind: [
+            record.longest_gap_s(kill.at_s, kill.at_s + GAP_WINDOW_S)
+            for kill in killer.kills
+            if kill.kind == kind
+            for record in kill.affected
+        ]
+        for kind in ("single", "solo", "pair")
+    }
+    again = [k.ready_again_s for k in killer.kills if k.ready_again_s is not None]
+    count = len(killer.kills)
+    return {
+        "kills": count,
+        "kills_by_kind": {
+            kind: sum(k.kind == kind for k in killer.kills) for kind in ("single", "solo", "pair")
+        },
+        "kills_of_heads": sum(k.stage == 0 for k in killer.kills),
+        "requests": load.requests,
+        "failed": len(load.failed),
+        "failures": load.failed[:20],
+        "different": len(load.different),
+        "differences": load.different[:20],
+        "rate_bound_95": 3 / max(1, count),
+        "longest_gap_s": {
+            kind: {
+                "streams": len(values),
+                "p50": statistics.median(values) if values else None,
+                "max": max(values, default=None),
+            }
+            for kind, values in gaps.items()
+        },
+        "serves_again_s": {
+            "p50": statistics.median(again) if again else None,
+            "max": max(again, default=None),
+        },
+    }
+
+
+async def _main(arguments: argparse.Namespace) -> int:
+    with tempfile.TemporaryDirectory(prefix="shunt-chaos-") as data_dir:
+        async with meshes.running(Path(data_dir), routers=2) as mesh:
+            report = await run(
+                mesh,
+                kills=arguments.kills,
+                solo=arguments.solo,
+                pairs=arguments.pairs,
+                seed=arguments.seed,
+                max_tokens=arguments.max_tokens,
+            )
+    text = json.dumps(report, indent=2)
+    print(text)
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(text + "\n")
+    return 1 if report["failed"] or report["different"] else 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--solo", type=int, default=20)
+    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--max-tokens", type=int, default=160)
+    parser.add_argument("--out", type=Path)
+    sys.exit(asyncio.run(_main(parser.parse_args())))
