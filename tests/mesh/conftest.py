@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from shuntserve.controller.v1 import controller_pb2_grpc
+
+from bench import mesh as meshes
+from services.common import channels
+
+
+@pytest.fixture(scope="session")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[meshes.Mesh]:
+    """One mesh with two routers for all tests; each test leaves it with two ready pipelines."""
+    data_dir: Path = tmp_path_factory.mktemp("mesh")
+    with asyncio.Runner() as runner:
+        context = meshes.running(data_dir, routers=2)
+        running = runner.run(context.__aenter__())
+        try:
+            yield running
+        finally:
+            runner.run(context.__aexit__(None, None, None))
+
+
+@pytest.fixture
+async def ready(mesh: meshes.Mesh) -> meshes.Mesh:
+    await mesh.until_ready(2)
+    return mesh
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(timeout=120.0) as client:
+        yield client
+
+
+@pytest.fixture
+async def controller(ready: meshes.Mesh) -> AsyncIterator[Any]:
+    services = (await ready.status())["services"]
+    address = next(s["grpc"] for s in services if s["name"] == "controller")
+    async with channels.open_channel(address) as channel:
+        yield controller_pb2_grpc.ControllerServiceStub(channel)

@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+from bench import chaos
+from bench import mesh as meshes
+
+
+async def test_no_reader_notices_killed_engines(ready: meshes.Mesh) -> None:
+    report = await chaos.run(ready, kills=8, solo=2, pairs=1, seed=7, max_tokens=120)
+    assert report["failures"] == []
+    assert report["differences"] == []
+    assert report["kills"] == 8
+    assert report["kills_by_kind"] == {"single": 4, "solo": 2, "pair": 2}
+    assert report["requests"] > 8
