@@ -7,7 +7,7 @@ import json
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,6 +95,17 @@ async def run_shunt(*arguments: str, timeout_s: float, env: Mapping[str, str] | 
     if process.returncode != 0:
         raise RuntimeError(f"shunt {' '.join(arguments)}: {err.decode()} {out.decode()}")
     return out.decode()
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    """Waits for a condition on what streams have brought; raises TimeoutError."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        if condition():
+            return
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"nothing of the kind within {timeout_s} s")
+        await asyncio.sleep(0.02)
 
 
 @asynccontextmanager

@@ -23,8 +23,7 @@ async def _streams(
         asyncio.create_task(meshes.stream_chat(client, mesh.url(), body, record))
         for body, record in zip(bodies, records, strict=True)
     ]
-    while not all(len(r.arrivals_s) > tokens for r in records):
-        await asyncio.sleep(0.02)
+    await meshes.until(lambda: all(len(r.arrivals_s) > tokens for r in records))
     return records, tasks
 
 

@@ -19,8 +19,7 @@ async def test_streams_leave_a_frozen_stage_and_nothing_it_says_later_counts(
         asyncio.create_task(meshes.stream_chat(client, ready.url(), body, record))
         for body, record in zip(bodies, records, strict=True)
     ]
-    while not all(len(r.arrivals_s) > 5 for r in records):
-        await asyncio.sleep(0.02)
+    await meshes.until(lambda: all(len(r.arrivals_s) > 5 for r in records))
     status = await ready.status()
     pipelines = {g["id"]: g["pipeline"] for g in status["generations"]}
     pipeline = next(p for p in status["pipelines"] if p["id"] in pipelines.values())

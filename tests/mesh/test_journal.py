@@ -32,8 +32,7 @@ async def test_a_client_resumes_at_another_router_after_router_and_head_died_tog
     expected = (await meshes.undisturbed(client, ready.url(), [body]))[0]
     record = meshes.StreamRecord()
     task = asyncio.create_task(meshes.stream_chat(client, ready.url(0), body, record))
-    while len(record.arrivals_s) < 60:
-        await asyncio.sleep(0.02)
+    await meshes.until(lambda: len(record.arrivals_s) >= 60)
     before = await _engines(controller)
     status = await ready.status()
     generation = next(g for g in status["generations"] if g["id"] == record.generation_id)
