@@ -1,0 +1,182 @@
+"""What services say to each other about a generation, as values; the edges put them on the wire."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from services.common.generation import GenerationRequest, ModelRef, TokenSpan
+
+Lengths = tuple[int, ...]
+"""Ids held, by choice."""
+
+
+class Phase(StrEnum):
+    """Where a generation stands at its head."""
+
+    QUEUED = "queued"
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class CloseReason(StrEnum):
+    """Why a head closes a stream."""
+
+    FINISHED = "finished"
+    MOVED = "moved"
+    """Sealed at an exact position: resume elsewhere."""
+    SUPERSEDED = "superseded"
+    CANCELLED = "cancelled"
+    DIVERGED = "diverged"
+    DISSOLVED = "dissolved"
+    """The formation lost a member: resume elsewhere."""
+    FENCED = "fenced"
+    """The controller refused this head's epoch: resume elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateCall:
+    """Everything a head needs to begin, to go on, or to attach a reader."""
+
+    request: GenerationRequest
+    epoch: int
+    formation_id: str
+    held: tuple[TokenSpan, ...] = ()
+    """The ids so far: a span from position 0 for each choice that has any."""
+    from_lengths: Lengths = ()
+    """Where the reader goes on, by choice; choices left out from 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """First frame of every stream."""
+
+    formation_id: str
+    incarnation: str
+    numerics_class: str
+    lengths: Lengths
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """New ids; each span goes on where the choice's last one ended."""
+
+    spans: tuple[TokenSpan, ...]
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Nothing new, but alive; a rising step means that real steps are made."""
+
+    step: int
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """Last frame of every stream that was not broken."""
+
+    reason: CloseReason
+    lengths: Lengths
+
+
+Frame = Accepted | Tokens | Progress | Closed
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """New ids of one generation on their way to the journal."""
+
+    generation_id: str
+    epoch: int
+    incarnation: str
+    formation_id: str
+    request: GenerationRequest | None
+    """Set until the journal has answered once in this epoch."""
+    spans: tuple[TokenSpan, ...]
+    sealed: bool = False
+    """The last one of this epoch."""
+
+
+class CheckpointRefusal(StrEnum):
+    """Why a checkpoint was refused."""
+
+    STALE_EPOCH = "stale_epoch"
+    DIVERGED = "diverged"
+    ENDED = "ended"
+    """The generation was cancelled."""
+    UNKNOWN_FORMATION = "unknown_formation"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointResult:
+    """What became of one checkpoint; `lengths` are durable."""
+
+    generation_id: str
+    epoch: int
+    lengths: Lengths
+    refusal: CheckpointRefusal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A pipeline that takes requests."""
+
+    pipeline_id: str
+    formation_id: str
+    incarnation: str
+    """The head process."""
+    address: str
+    throughput_tokens_per_s: float
+    model: ModelRef
+    max_positions: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeQuestion:
+    """Asks for the next epoch."""
+
+    generation_id: str
+    last_epoch: int
+    """The last epoch this reader was given; 0 when it has none."""
+    request: GenerationRequest | None
+    """Lets a generation the journal never saw go on."""
+    held: tuple[TokenSpan, ...]
+    """The reader's ids: a span from position 0 for each choice that has any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Where to go on, and from what."""
+
+    epoch: int
+    head: Route | None
+    """None: every choice has ended, the base is the whole text."""
+    base: tuple[TokenSpan, ...]
+    """All ids before this epoch: a span from position 0 for each choice that has any."""
+
+    @property
+    def finished(self) -> bool:
+        """Nothing is to run."""
+        return self.head is None
+
+
+class GenerationState(StrEnum):
+    """Where a generation stands in the journal."""
+
+    OPEN = "open"
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationView:
+    """What the journal holds of one generation."""
+
+    request: GenerationRequest
+    spans: tuple[TokenSpan, ...]
+    epoch: int
+    head: Route | None
+    """The head that holds the epoch, while it serves."""
+    state: GenerationState
