@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,24 @@ import pytest
 from shuntserve.controller.v1 import controller_pb2_grpc
 
 from bench import mesh as meshes
+from bench.otlp import Receiver
 from services.common import channels
 
 
 @pytest.fixture(scope="session")
-def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[meshes.Mesh]:
+def receiver() -> Iterator[Receiver]:
+    receiver = Receiver()
+    yield receiver
+    receiver.stop()
+
+
+@pytest.fixture(scope="session")
+def mesh(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[meshes.Mesh]:
     """One mesh with two routers for all tests; each test leaves it with two ready pipelines."""
     data_dir: Path = tmp_path_factory.mktemp("mesh")
     with asyncio.Runner() as runner:
-        context = meshes.running(data_dir, routers=2)
+        env = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint}
+        context = meshes.running(data_dir, routers=2, env=env)
         running = runner.run(context.__aenter__())
         try:
             yield running

@@ -1,0 +1,82 @@
+"""A receiver of spans over OTLP, for tests and benchmarks that look at traces."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+
+
+@dataclass(frozen=True)
+class ReceivedSpan:
+    """One span, with the service instance that sent it."""
+
+    name: str
+    trace_id: str
+    span_id: str
+    parent_id: str
+    service: str
+    instance: str
+    attributes: dict[str, str]
+
+
+class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
+    """Keeps every span it is sent."""
+
+    def __init__(self) -> None:
+        self._lock, self._spans = threading.Lock(), list[ReceivedSpan]()
+        self._server = grpc.server(ThreadPoolExecutor(2), options=[("grpc.so_reuseport", 0)])
+        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self._server)
+        port = self._server.add_insecure_port("127.0.0.1:0")
+        self.endpoint = f"http://127.0.0.1:{port}"
+        self._server.start()
+
+    def Export(self, request: Any, context: Any) -> Any:
+        received = []
+        for group in request.resource_spans:
+            resource = {a.key: a.value.string_value for a in group.resource.attributes}
+            for scope in group.scope_spans:
+                for span in scope.spans:
+                    received.append(
+                        ReceivedSpan(
+                            name=span.name,
+                            trace_id=span.trace_id.hex(),
+                            span_id=span.span_id.hex(),
+                            parent_id=span.parent_span_id.hex(),
+                            service=resource.get("service.name", ""),
+                            instance=resource.get("service.instance.id", ""),
+                            attributes={a.key: _text(a.value) for a in span.attributes},
+                        )
+                    )
+        with self._lock:
+            self._spans += received
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+    def trace(self, trace_id: str) -> list[ReceivedSpan]:
+        """The spans of one trace so far."""
+        with self._lock:
+            return [span for span in self._spans if span.trace_id == trace_id]
+
+    def until(
+        self, trace_id: str, complete: Callable[[list[ReceivedSpan]], bool], timeout_s: float
+    ) -> list[ReceivedSpan]:
+        """Waits until a trace is complete and returns it; what there is when time runs out."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            spans = self.trace(trace_id)
+            if complete(spans) or time.monotonic() > deadline:
+                return spans
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        self._server.stop(0).wait()
+
+
+def _text(value: Any) -> str:
+    return str(getattr(value, value.WhichOneof("value") or "string_value"))
