@@ -1,0 +1,164 @@
+"""Nodes as local processes, each in a session of its own: they outlive the controller."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from services.common.errors import FailedPrecondition, Unavailable
+from services.controller.provider import NodeGone, NodeSpec, ProviderEvent
+
+_log = logging.getLogger(__name__)
+
+NODE_ID_VARIABLE = "SHUNT_ENGINE_NODE_ID"
+ENGINE_COMMAND = (sys.executable, "-m", "services.engine")
+
+
+@dataclass(slots=True)
+class _Process:
+    pid: int
+    pidfd: int
+    child: subprocess.Popen[bytes] | None
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def _start_time(pid: int) -> str:
+    """Start of a process in clock ticks since boot: pid and start time are never used twice."""
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    return stat.rpartition(")")[2].split()[19]
+
+
+class LocalProvider:
+    """Runs one engine process a node; `environment` gives the variables of a node's engine."""
+
+    def __init__(
+        self,
+        *,
+        environment: Callable[[NodeSpec], Mapping[str, str]],
+        log_dir: Path,
+        command: Sequence[str] = ENGINE_COMMAND,
+        log_files_kept: int = 64,
+    ) -> None:
+        self._environment = environment
+        self._log_dir = log_dir
+        self._command = tuple(command)
+        self._log_files_kept = log_files_kept
+        self._processes: dict[str, _Process] = {}
+        self._events: asyncio.Queue[ProviderEvent | None] = asyncio.Queue()
+
+    async def launch(self, spec: NodeSpec) -> str:
+        if spec.node_id in self._processes:
+            process = self._processes[spec.node_id]
+            return f"{process.pid}:{_start_time(process.pid)}"
+        environment = {
+            **os.environ,
+            **self._environment(spec),
+            NODE_ID_VARIABLE: spec.node_id,
+        }
+        self._log_dir.mkdir(parents=True, exist_ok=True)
+        self._drop_old_logs()
+        try:
+            with (self._log_dir / f"{spec.node_id}.log").open("ab") as log:
+                child = subprocess.Popen(
+                    self._command,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise Unavailable(f"cannot start an engine: {error.strerror}") from error
+        self._watch(spec.node_id, _Process(child.pid, os.pidfd_open(child.pid), child))
+        return f"{child.pid}:{_start_time(child.pid)}"
+
+    async def adopt(self, node_id: str, handle: str) -> bool:
+        if node_id in self._processes:
+            return True
+        pid, _, start_time = handle.partition(":")
+        try:
+            pidfd = os.pidfd_open(int(pid))
+        except (ValueError, OSError):
+            return False
+        try:
+            same = _start_time(int(pid)) == start_time
+        except OSError:
+            same = False
+        if not same:
+            os.close(pidfd)
+            return False
+        self._watch(node_id, _Process(int(pid), pidfd, None))
+        return True
+
+    async def recognise(self, node_id: str, pid: int) -> str:
+        try:
+            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            if f"{NODE_ID_VARIABLE}={node_id}".encode() not in variables:
+                return ""
+            handle = f"{pid}:{_start_time(pid)}"
+        except OSError:
+            return ""
+        return handle if await self.adopt(node_id, handle) else ""
+
+    async def terminate(self, node_id: str, grace_s: float) -> None:
+        process = self._processes.get(node_id)
+        if process is None:
+            raise FailedPrecondition("no such process of this mesh", field="node_id")
+        if grace_s > 0:
+            self._signal(process, signal.SIGTERM)
+            try:
+                await asyncio.wait_for(process.ended.wait(), grace_s)
+            except TimeoutError:
+                _log.info("engine outlived its grace", extra={"node_id": node_id})
+        if not process.ended.is_set():
+            self._signal(process, signal.SIGKILL)
+
+    async def events(self) -> AsyncIterator[ProviderEvent]:
+        while (event := await self._events.get()) is not None:
+            yield event
+
+    async def close(self) -> None:
+        for process in self._processes.values():
+            self._forget(process)
+        self._processes.clear()
+        self._events.put_nowait(None)
+
+    def _watch(self, node_id: str, process: _Process) -> None:
+        self._processes[node_id] = process
+        loop = asyncio.get_running_loop()
+        loop.add_reader(process.pidfd, self._ended, node_id, process)
+
+    def _ended(self, node_id: str, process: _Process) -> None:
+        reason = "process ended"
+        if process.child is not None:
+            status = process.child.poll()
+            reason = f"exit status {status}"
+        self._forget(process)
+        del self._processes[node_id]
+        process.ended.set()
+        _log.info("engine process ended", extra={"node_id": node_id, "reason": reason})
+        self._events.put_nowait(NodeGone(node_id, reason))
+
+    def _forget(self, process: _Process) -> None:
+        asyncio.get_running_loop().remove_reader(process.pidfd)
+        os.close(process.pidfd)
+        if process.child is not None:
+            process.child.returncode = process.child.poll() or 0
+
+    def _signal(self, process: _Process, number: signal.Signals) -> None:
+        try:
+            signal.pidfd_send_signal(process.pidfd, number)
+        except ProcessLookupError:
+            _log.debug("already ended", extra={"pid": process.pid})
+
+    def _drop_old_logs(self) -> None:
+        logs = sorted(self._log_dir.glob("*.log"), key=lambda path: path.stat().st_mtime)
+        for path in logs[: -self._log_files_kept]:
+            path.unlink(missing_ok=True)
