@@ -38,17 +38,17 @@ _FINISH = {
     FinishReason.CANCELLED: common_pb2.FINISH_REASON_CANCELLED,
     FinishReason.ERROR: common_pb2.FINISH_REASON_ERROR,
 }
-_FINISH_BACK = {number: reason for reason, number in _FINISH.items()}
+_FINISH_BACK: dict[int, FinishReason] = {number: reason for reason, number in _FINISH.items()}
 _KIND = {
     GenerationKind.CHAT: common_pb2.GENERATION_KIND_CHAT,
     GenerationKind.COMPLETION: common_pb2.GENERATION_KIND_COMPLETION,
 }
-_KIND_BACK = {number: kind for kind, number in _KIND.items()}
+_KIND_BACK: dict[int, GenerationKind] = {number: kind for kind, number in _KIND.items()}
 _CANCEL = {
     CancelReason.CLIENT: common_pb2.CANCEL_REASON_CLIENT,
     CancelReason.STOP: common_pb2.CANCEL_REASON_STOP,
 }
-_CANCEL_BACK = {number: reason for reason, number in _CANCEL.items()}
+_CANCEL_BACK: dict[int, CancelReason] = {number: reason for reason, number in _CANCEL.items()}
 
 
 def generation_id_from(text: str) -> str:
@@ -83,7 +83,7 @@ def layers_from(message: common_pb2.LayerRange) -> LayerRange:
     return LayerRange(message.start, message.end)
 
 
-def finish_to(reason: FinishReason | None) -> common_pb2.FinishReason:
+def finish_to(reason: FinishReason | None) -> common_pb2.FinishReason.ValueType:
     return common_pb2.FINISH_REASON_UNSPECIFIED if reason is None else _FINISH[reason]
 
 
@@ -93,7 +93,7 @@ def finish_from(number: int) -> FinishReason | None:
     return _known(_FINISH_BACK.get(number), "finish_reason")
 
 
-def cancel_reason_to(reason: CancelReason) -> common_pb2.CancelReason:
+def cancel_reason_to(reason: CancelReason) -> common_pb2.CancelReason.ValueType:
     return _CANCEL[reason]
 
 
