@@ -1,0 +1,227 @@
+"""What the cluster core asks of its edges, and the values they tell it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from services.common.generation import LayerRange, ModelRef
+
+
+class NodeState(StrEnum):
+    """A node's life."""
+
+    STARTING = "starting"
+    IDLE = "idle"
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    LOST = "lost"
+
+
+class PipelineState(StrEnum):
+    """A pipeline's life."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeShape:
+    """What a node is able to do; a replacement has the shape of what it replaces."""
+
+    memory_bytes: int
+    relative_speed: float
+    device_type: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """A node that registers."""
+
+    node_id: str
+    incarnation: str
+    address: str
+    pid: int
+    shape: NodeShape
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A node's sign of life."""
+
+    node_id: str
+    incarnation: str
+    formation_id: str
+    """Formation it is part of; empty when none."""
+    step: int = 0
+    load: int = 0
+    sampled_tokens: int = 0
+    lost_node_ids: tuple[str, ...] = ()
+    """Members of its formation it can no longer reach."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStage:
+    """A stage of a planned pipeline."""
+
+    node_id: str
+    layers: LayerRange
+    tp_degree: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedPipeline:
+    """A planned pipeline; stages head first."""
+
+    stages: tuple[PlannedStage, ...]
+    throughput_tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One member of a formation."""
+
+    node_id: str
+    incarnation: str
+    address: str
+    layers: LayerRange
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchNode:
+    """Provider: start a node with this id; it registers by itself. On failure: launch_failed."""
+
+    node_id: str
+    shape: NodeShape
+
+
+@dataclass(frozen=True, slots=True)
+class TerminateNode:
+    """Provider: end the node's process; `kill` without notice. Unknown nodes are no error."""
+
+    node_id: str
+    kill: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AskPlan:
+    """Placement: a plan for these nodes. Answer with plan_ready or plan_failed."""
+
+    model: ModelRef
+    nodes: tuple[NodeFacts, ...]
+    pipelines: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadStage:
+    """Engine: Load. Answer with load_done or load_failed."""
+
+    node_id: str
+    incarnation: str
+    address: str
+    model: ModelRef
+    layers: LayerRange
+    tp_degree: int
+
+
+@dataclass(frozen=True, slots=True)
+class FormPipeline:
+    """Engines: Form on every member, the head last. Answer with formed or form_failed."""
+
+    formation_id: str
+    pipeline_id: str
+    model: ModelRef
+    members: tuple[Member, ...]
+    """Head first."""
+    kv_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class DissolveFormation:
+    """Engines: Dissolve on these members, best effort, all at once; no answer. A FormPipeline
+    that is emitted behind it must find it done: wait for the replies of reachable members."""
+
+    formation_id: str
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DrainFormation:
+    """Head engine: Drain. Answer with drained or drain_failed."""
+
+    formation_id: str
+    head: Member
+
+
+@dataclass(frozen=True, slots=True)
+class RoutesChanged:
+    """Tell every router that watches: `Cluster.routes`."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogEvent:
+    """Append to the event log, with the wall time."""
+
+    kind: str
+    node_id: str = ""
+    pipeline_id: str = ""
+    attributes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PersistCluster:
+    """Store this snapshot in place of the last one; `Cluster.recover` reads it."""
+
+    snapshot: str
+    """JSON."""
+
+
+Action = (
+    LaunchNode
+    | TerminateNode
+    | AskPlan
+    | LoadStage
+    | FormPipeline
+    | DissolveFormation
+    | DrainFormation
+    | RoutesChanged
+    | LogEvent
+    | PersistCluster
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """A node as the status shows it."""
+
+    node_id: str
+    pid: int
+    incarnation: str
+    state: NodeState
+    pipeline_id: str
+    stage_index: int | None
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class StageView:
+    """A stage as the status shows it; no node while none is found."""
+
+    node_id: str
+    layers: LayerRange
+    tp_degree: int
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineView:
+    """A pipeline as the status shows it."""
+
+    pipeline_id: str
+    state: PipelineState
+    formation_id: str
+    stages: tuple[StageView, ...]
