@@ -1,0 +1,71 @@
+"""TTFT, TPOT and end-to-end time of a pipeline at a given arrival rate.
+
+The running batch follows Little's law; prefills take their share of every step; a request waits
+for the prefill server (M/D/1) and for a free slot (Sakasegawa's approximation of M/M/c).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+ROUNDS = 60
+
+
+class Times(Protocol):
+    @property
+    def prefill_s(self) -> tuple[float, ...]: ...
+    @property
+    def decode_s(self) -> tuple[float, ...]: ...
+
+
+@dataclass(frozen=True)
+class Load:
+    """Mean times of a request, in seconds; infinite past saturation."""
+
+    ttft_s: float
+    tpot_s: float
+    end_to_end_s: float
+
+
+def at_rate(
+    times_of: Callable[[float], Times],
+    batch: int,
+    throughput_rps: float,
+    output_tokens: int,
+    rate_rps: float,
+) -> Load:
+    """Load at `rate_rps` requests a second; `times_of(b)` are a microbatch's stage times."""
+    alone = times_of(1.0)
+    prefill_alone, stages = sum(alone.prefill_s), len(alone.prefill_s)
+    if rate_rps <= 0:
+        tpot = sum(alone.decode_s)
+        return Load(prefill_alone, tpot, prefill_alone + output_tokens * tpot)
+    utilisation = rate_rps / throughput_rps
+    if utilisation >= 1:
+        return Load(math.inf, math.inf, math.inf)
+    busy = min(rate_rps * max(alone.prefill_s), 0.999)
+    running, tpot = 1.0, sum(alone.decode_s)
+    for _ in range(ROUNDS):
+        step = times_of(max(running / stages, 1.0 / stages)).decode_s
+        tpot = max(sum(step), stages * max(step)) / (1 - busy)
+        target = min(float(batch), max(1.0, rate_rps * output_tokens * tpot))
+        if abs(target - running) < 1e-6 * running:
+            break
+        running = (running + target) / 2
+    service = prefill_alone / (1 - busy) + output_tokens * tpot
+    prefill_wait = busy * max(alone.prefill_s) / (2 * (1 - busy))
+    slot_wait = utilisation ** math.sqrt(2 * (batch + 1)) / (batch * (1 - utilisation)) * service
+    ttft = prefill_wait + slot_wait + prefill_alone / (1 - busy)
+    return Load(ttft, tpot, ttft + output_tokens * tpot)
+
+
+def mean(loads: Sequence[Load], shares: Sequence[float]) -> Load:
+    """Mean over requests."""
+    return Load(
+        sum(load.ttft_s * share for load, share in zip(loads, shares, strict=True)),
+        sum(load.tpot_s * share for load, share in zip(loads, shares, strict=True)),
+        sum(load.end_to_end_s * share for load, share in zip(loads, shares, strict=True)),
+    )

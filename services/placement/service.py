@@ -1,0 +1,110 @@
+"""The gRPC edge: parse, search in a worker thread until done or out of time, build the reply."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import grpc
+from shuntserve.placement.v1 import placement_pb2 as pb
+from shuntserve.placement.v1 import placement_pb2_grpc
+
+from services.common.errors import DeadlineExceeded, InvalidArgument
+from services.placement import wire
+from services.placement.calibration import load_calibration
+from services.placement.catalogue import Catalogue
+from services.placement.costs import Costs
+from services.placement.estimator import estimate_plan
+from services.placement.problem import Problem, Stop
+from services.placement.registry import planner
+from services.placement.settings import PlacementSettings
+
+_log = logging.getLogger(__name__)
+Reply = TypeVar("Reply")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
+    """PlacementService. A search runs in one of `max_searches` threads and polls its deadline."""
+
+    def __init__(self, settings: PlacementSettings, catalogue: Catalogue) -> None:
+        self._settings, self._catalogue = settings, catalogue
+        self._threads = ThreadPoolExecutor(settings.max_searches, "search")
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def Plan(self, request: pb.PlanRequest, context: Context) -> pb.PlanResponse:
+        return await self._search(context, lambda stop: self._plan(request, stop))
+
+    async def Estimate(self, request: pb.EstimateRequest, context: Context) -> pb.EstimateResponse:
+        return await self._search(context, lambda stop: self._estimate(request))
+
+    async def _search(self, context: Context, work: Callable[[Stop], Reply]) -> Reply:
+        """Runs `work` in a thread; it is told to stop before the deadline and on cancellation."""
+        limit_s = self._settings.max_search_s
+        remaining_s = context.time_remaining()
+        if remaining_s is not None:
+            margin_s = min(self._settings.deadline_margin_s, remaining_s / 2)
+            limit_s = min(limit_s, remaining_s - margin_s)
+        if limit_s <= 0:
+            raise DeadlineExceeded("no time was left to search")
+        cancelled = threading.Event()
+        end = time.monotonic() + limit_s
+
+        def stop() -> bool:
+            return cancelled.is_set() or time.monotonic() > end
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work, stop)
+        finally:
+            cancelled.set()
+
+    def _costs(self, request: pb.PlanRequest | pb.EstimateRequest) -> Costs:
+        return Costs(
+            wire.model_from(request.model),
+            wire.workload_from(request.workload),
+            load_calibration(wire.calibration_from(request.calibration)),
+            self._catalogue,
+        )
+
+    def _plan(self, request: pb.PlanRequest, stop: Stop) -> pb.PlanResponse:
+        begin = time.monotonic()
+        costs = self._costs(request)
+        problem = Problem(
+            costs=costs,
+            nodes=wire.nodes_from(self._catalogue, request.nodes),
+            objective=wire.objective_from(request.objective),
+            pipeline_count=request.pipeline_count,
+            seed=request.seed,
+        )
+        name = wire.planner_from(request.planner)
+        solution = planner(name)(problem, stop)
+        total, each = estimate_plan(costs, solution.pipelines)
+        return pb.PlanResponse(
+            planner=wire.planner_number(name),
+            pipelines=[wire.pipeline_message(p) for p in solution.pipelines],
+            pipeline_estimates=[wire.pipeline_estimate_message(e) for e in each],
+            estimate=wire.plan_estimate_message(total, total.throughput_rps),
+            upper_bound_rps=solution.upper_bound_rps,
+            solve_time_s=time.monotonic() - begin,
+            complete=solution.complete,
+            reasons=solution.reasons,
+        )
+
+    def _estimate(self, request: pb.EstimateRequest) -> pb.EstimateResponse:
+        costs = self._costs(request)
+        nodes = wire.nodes_from(self._catalogue, request.nodes)
+        pipelines = wire.pipelines_from(nodes, request.pipelines)
+        if not pipelines:
+            raise InvalidArgument("at least one pipeline is needed", field="pipelines")
+        total, each = estimate_plan(costs, pipelines)
+        return pb.EstimateResponse(
+            pipeline_estimates=[wire.pipeline_estimate_message(e) for e in each],
+            estimate=wire.plan_estimate_message(total, total.throughput_rps),
+        )
