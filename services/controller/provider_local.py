@@ -35,6 +35,13 @@ def _start_time(pid: int) -> str:
     return stat.rpartition(")")[2].split()[19]
 
 
+def _node_id_of(pid: int) -> str:
+    """The id a process was launched with; empty when it has none."""
+    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    name = f"{NODE_ID_VARIABLE}=".encode()
+    return next((v[len(name) :].decode() for v in variables if v.startswith(name)), "")
+
+
 class LocalProvider:
     """Runs one engine process a node; `environment` gives the variables of a node's engine."""
 
@@ -57,23 +64,10 @@ class LocalProvider:
         if spec.node_id in self._processes:
             process = self._processes[spec.node_id]
             return f"{process.pid}:{_start_time(process.pid)}"
-        environment = {
-            **os.environ,
-            **self._environment(spec),
-            NODE_ID_VARIABLE: spec.node_id,
-        }
         self._log_dir.mkdir(parents=True, exist_ok=True)
         self._drop_old_logs()
         try:
-            with (self._log_dir / f"{spec.node_id}.log").open("ab") as log:
-                child = subprocess.Popen(
-                    self._command,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
+            child = self._start(spec)
         except OSError as error:
             raise Unavailable(f"cannot start an engine: {error.strerror}") from error
         self._watch(spec.node_id, _Process(child.pid, os.pidfd_open(child.pid), child))
@@ -99,8 +93,7 @@ class LocalProvider:
 
     async def recognise(self, node_id: str, pid: int) -> str:
         try:
-            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            if f"{NODE_ID_VARIABLE}={node_id}".encode() not in variables:
+            if node_id != _node_id_of(pid):
                 return ""
             handle = f"{pid}:{_start_time(pid)}"
         except OSError:
@@ -129,6 +122,18 @@ class LocalProvider:
             self._forget(process)
         self._processes.clear()
         self._events.put_nowait(None)
+
+    def _start(self, spec: NodeSpec) -> subprocess.Popen[bytes]:
+        variables = {**self._environment(spec), NODE_ID_VARIABLE: spec.node_id}
+        with (self._log_dir / f"{spec.node_id}.log").open("ab") as log:
+            return subprocess.Popen(
+                self._command,
+                env={**os.environ, **variables},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def _watch(self, node_id: str, process: _Process) -> None:
         self._processes[node_id] = process

@@ -19,7 +19,7 @@ STUBBORN = (
     sys.executable,
     "-c",
     "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
-    "print('deaf', flush=True); time.sleep(600)",
+    "open(sys.argv[1], 'w').close(); time.sleep(600)",
 )
 SPEC = NodeSpec("n-1", memory_bytes=1 << 30, relative_speed=3.0)
 Make = Callable[..., LocalProvider]
@@ -54,6 +54,10 @@ async def _next(provider: LocalProvider) -> object:
 
 def _pid(handle: str) -> int:
     return int(handle.partition(":")[0])
+
+
+def _reap(handle: str) -> None:
+    os.waitpid(_pid(handle), 0)
 
 
 async def _forget_by_crash(provider: LocalProvider) -> None:
@@ -105,7 +109,7 @@ async def test_a_restarted_provider_adopts_a_living_node(tmp_path: Path) -> None
         assert await after.adopt("n-1", handle)
         await after.terminate("n-1", 0)
         assert await _next(after) == NodeGone("n-1", "process ended")
-        os.waitpid(_pid(handle), 0)
+        _reap(handle)
 
 
 async def test_a_process_that_took_over_the_pid_is_not_adopted(tmp_path: Path) -> None:
@@ -127,7 +131,7 @@ async def test_a_node_whose_handle_was_never_journaled_is_recognised(tmp_path: P
         assert await after.recognise("n-1", _pid(handle)) == handle
         await after.terminate("n-1", 0)
         await _next(after)
-        os.waitpid(_pid(handle), 0)
+        _reap(handle)
 
 
 async def test_a_node_that_heeds_its_grace_is_not_killed(tmp_path: Path) -> None:
@@ -139,13 +143,12 @@ async def test_a_node_that_heeds_its_grace_is_not_killed(tmp_path: Path) -> None
 
 
 async def test_a_node_that_outlives_its_grace_is_killed(tmp_path: Path) -> None:
-    async with _provider(tmp_path, STUBBORN) as make:
+    deaf = tmp_path / "deaf"
+    os.mkfifo(deaf)
+    async with _provider(tmp_path, (*STUBBORN, str(deaf))) as make:
         provider = make()
         await provider.launch(SPEC)
-        log = tmp_path / "logs" / "n-1.log"
-        async with asyncio.timeout(20):
-            while "deaf" not in log.read_text():
-                await asyncio.sleep(0.01)
+        await asyncio.to_thread(deaf.read_bytes)
         await provider.terminate("n-1", 0.05)
         assert await _next(provider) == NodeGone("n-1", "exit status -9")
 

@@ -1,0 +1,68 @@
+"""What the controller keeps, and the seam to where it keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from services.controller.records import Record
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedEvent:
+    """An entry of the event log."""
+
+    number: int
+    """Rises by one."""
+    time_unix_s: float
+    kind: str
+    node_id: str = ""
+    pipeline_id: str = ""
+    generation_id: str = ""
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """The newest value of one of the controller's own notes; None deletes it."""
+
+    key: str
+    value: str | None
+
+
+Item = Record | LoggedEvent | Saved
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """Everything the journal holds, as of the last item that was committed."""
+
+    records: tuple[Record, ...] = ()
+    events: tuple[LoggedEvent, ...] = ()
+    saved: Mapping[str, str] = field(default_factory=dict)
+
+
+class Journal(Protocol):
+    """A durable log. After a crash it holds a prefix of the items written, in their order."""
+
+    def write(self, items: Sequence[Item], *, fsync: bool = False) -> Awaitable[None]:
+        """Takes the items at once, in order; the result resolves when all are durable.
+
+        Without `fsync` they outlive the process at that point, and the machine a little later.
+        Raises, or fails with, ResourceExhausted (disk full, too much waits), DataLoss or
+        Unavailable. Behind a failure every write fails until `recover`.
+        """
+        ...
+
+    async def settled(self) -> None:
+        """Waits until all that was written before is durable; raises like a write."""
+        ...
+
+    async def recover(self) -> Recovered:
+        """Reads everything, and takes writes again; raises DataLoss for a damaged file."""
+        ...
+
+    async def close(self) -> None:
+        """Makes durable what waits."""
+        ...
