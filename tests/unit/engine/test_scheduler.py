@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.common.exchange import Phase
+from services.common.generation import GenerationRequest, ModelRef, Sampling
+from services.engine.actions import NewToken, SequenceKey
+from services.engine.backend import BLOCK_SIZE, Sampled
+from services.engine.scheduler import Scheduler, SchedulerSettings, Step
+
+MODEL = ModelRef("tiny", "d")
+
+
+def request(name: str, prompt: int, max_tokens: int) -> GenerationRequest:
+    return GenerationRequest(name, MODEL, tuple(range(prompt)), Sampling(max_tokens))
+
+
+def key(name: str) -> SequenceKey:
+    return SequenceKey(name, 1, 0)
+
+
+def token_after(tokens: list[int]) -> int:
+    return hash(tuple(tokens)) % 997
+
+
+@dataclass
+class Stages:
+    """A model of what every stage holds: slots, and the ids whose KV each block has."""
+
+    slots: dict[int, list[int]] = field(default_factory=dict)
+    prompts: dict[int, int] = field(default_factory=dict)
+    cache: dict[int, dict[int, int]] = field(default_factory=dict)
+
+    def run(self, step: Step) -> list[Sampled]:
+        batch, rows, sampled = step.batch, deque(step.token_ids), []
+        for slot in batch.closes:
+            del self.slots[slot]
+        for opened in batch.opens:
+            assert opened.slot not in self.slots
+            self.slots[opened.slot] = [*opened.prompt_ids, *opened.output_ids]
+            self.prompts[opened.slot] = len(opened.prompt_ids)
+        assert len({s.slot for s in batch.steps}) == len(batch.steps)
+        written: set[tuple[int, int]] = set()
+        for s in batch.steps:
+            tokens = self.slots[s.slot]
+            assert len(set(s.block_table)) == len(s.block_table)
+            assert len(s.block_table) * BLOCK_SIZE >= s.start + s.count
+            for position in range(s.start, s.start + s.count):
+                token = rows.popleft()
+                assert token == tokens[position]
+                place = (s.block_table[position // BLOCK_SIZE], position % BLOCK_SIZE)
+                assert place not in written
+                written.add(place)
+                self.cache.setdefault(place[0], {})[place[1]] = token
+            context = [
+                self.cache[s.block_table[p // BLOCK_SIZE]][p % BLOCK_SIZE]
+                for p in range(s.start + s.count)
+            ]
+            assert context == tokens[: s.start + s.count], "a block was overwritten by another"
+            if s.sample:
+                position = len(tokens) - self.prompts[s.slot]
+                tokens.append(token_after(tokens))
+                sampled.append(Sampled(s.slot, position, tokens[-1]))
+        assert not rows
+        return sampled
+
+
+class Driver:
+    """Runs a scheduler against model stages and ends sequences at max_tokens, as a head does."""
+
+    def __init__(self, config: SchedulerSettings, blocks: int, max_in_flight: int) -> None:
+        self.scheduler = Scheduler(config, blocks, max_in_flight)
+        self.stages, self.flights = Stages(), deque[tuple[Step, list[Sampled]]]()
+        self.outputs: dict[str, list[int]] = {}
+        self.wanted: dict[str, int] = {}
+        self.stopped: set[str] = set()
+        self.steps: list[Step] = []
+
+    def start(self, name: str, prompt: int, max_tokens: int, held: int = 0) -> None:
+        tokens = list(range(prompt))
+        for _ in range(held):
+            tokens.append(token_after(tokens))
+        self.outputs[name], self.wanted[name] = tokens[prompt:], max_tokens
+        self.scheduler.start(key(name), request(name, prompt, max_tokens), tokens[prompt:])
+
+    def depart(self) -> Step | None:
+        step = self.scheduler.next_step()
+        if step is not None:
+            self.steps.append(step)
+            self.flights.append((step, self.stages.run(step)))
+        return step
+
+    def arrive(self) -> None:
+        step, sampled = self.flights.popleft()
+        result = self.scheduler.complete(step.number, sampled)
+        for token in result.tokens:
+            self.take(token)
+        self.stopped |= {k.generation_id for k in result.stopped}
+
+    def take(self, token: NewToken) -> None:
+        name = token.key.generation_id
+        output = self.outputs[name]
+        assert token.position == len(output)
+        output.append(token.token_id)
+        if len(output) == self.wanted[name] and self.scheduler.stop(token.key):
+            self.stopped.add(name)
+
+    def finish(self) -> None:
+        for _ in range(10_000):
+            while self.depart():
+                pass
+            if not self.flights:
+                return
+            self.arrive()
+        raise AssertionError("the scheduler never comes to rest")
+
+
+def expected(prompt: int, count: int) -> list[int]:
+    tokens = list(range(prompt))
+    for _ in range(count):
+        tokens.append(token_after(tokens))
+    return tokens[prompt:]
+
+
+shapes = st.tuples(st.integers(1, 60), st.integers(1, 40), st.integers(0, 39))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(shapes, min_size=1, max_size=9),
+    st.integers(7, 24),
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.integers(0, 3),
+    st.lists(st.integers(0, 3), max_size=80),
+)
+def test_any_order_of_events_gives_every_sequence_its_own_tokens(
+    sequences: list[tuple[int, int, int]],
+    blocks: int,
+    max_in_flight: int,
+    max_sequences: int,
+    overlap: int,
+    events: list[int],
+) -> None:
+    config = SchedulerSettings(max_sequences + 4, max_sequences, overlap, 8)
+    driver = Driver(config, blocks, max_in_flight)
+    left = deque(enumerate(sequences))
+    for event in events:
+        if event == 0 and left:
+            index, (prompt, count, held) = left.popleft()
+            driver.start(str(index), prompt, count, min(held, count - 1))
+        elif event == 1 and driver.flights:
+            driver.arrive()
+        else:
+            driver.depart()
+    while left:
+        index, (prompt, count, held) = left.popleft()
+        driver.start(str(index), prompt, count, min(held, count - 1))
+    driver.finish()
+    for index, (prompt, count, _) in enumerate(sequences):
+        assert driver.outputs[str(index)] == expected(prompt, count)
+    assert driver.stopped == {str(i) for i in range(len(sequences))}
+    assert driver.scheduler.used_blocks == 0
+    assert driver.scheduler.running == driver.scheduler.queued == driver.scheduler.in_flight == 0
+    assert all(len(step.token_ids) <= config.token_budget for step in driver.steps)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=40), st.integers(1, 2))
+def test_stopped_and_dropped_sequences_leave_nothing_behind(
+    events: list[tuple[int, bool]], max_in_flight: int
+) -> None:
+    driver = Driver(SchedulerSettings(16, 4, 1, 1), 12, max_in_flight)
+    for index in range(6):
+        driver.start(str(index), 10 + index, 30)
+    told: set[str] = set()
+    for index, drop in events:
+        name = str(index)
+        if drop:
+            driver.scheduler.drop(key(name))
+        elif driver.scheduler.stop(key(name)):
+            told.add(name)
+        driver.depart()
+        if driver.flights and index % 2:
+            driver.arrive()
+    driver.finish()
+    for index in range(6):
+        output = driver.outputs[str(index)]
+        assert output == expected(10 + index, 30)[: len(output)]
+    assert driver.scheduler.used_blocks == 0
+    assert driver.scheduler.queued == driver.scheduler.running == 0
+
+
+def test_a_prompt_is_read_in_chunks_while_others_decode() -> None:
+    driver = Driver(SchedulerSettings(16, 4, 8, 1000), 64, 2)
+    driver.start("short", 4, 30)
+    driver.depart()
+    driver.arrive()
+    driver.start("long", 60, 2)
+    for _ in range(4):
+        step = driver.depart()
+        assert step is not None
+        assert len(step.token_ids) == 16
+        assert {k.generation_id for k in step.keys} == {"short", "long"}
+        assert step.decodes == 1
+        driver.arrive()
+    driver.finish()
+    assert driver.outputs["long"] == expected(60, 2)
+
+
+def test_a_small_batch_is_not_split_and_a_large_one_is() -> None:
+    config = SchedulerSettings(256, 64, 4, 1000)
+    driver = Driver(config, 256, 2)
+    for index in range(7):
+        driver.start(str(index), 4, 30)
+    driver.depart()
+    driver.arrive()
+    step = driver.depart()
+    assert step is not None
+    assert step.decodes == 7
+    assert driver.depart() is None
+    for index in range(7, 9):
+        driver.start(str(index), 4, 30)
+    driver.arrive()
+    driver.depart()
+    driver.arrive()
+    sizes = []
+    for _ in range(2):
+        step = driver.depart()
+        assert step is not None
+        sizes.append(step.decodes)
+    assert sizes == [5, 4]
+
+
+def test_prompts_fill_further_stages_while_a_step_is_in_flight() -> None:
+    driver = Driver(SchedulerSettings(16, 8, 8, 16), 64, 2)
+    for index in range(3):
+        driver.start(str(index), 16, 1)
+    assert driver.depart() is not None
+    assert driver.depart() is not None
+    assert driver.depart() is None
+
+
+def test_the_youngest_gives_way_when_blocks_run_out() -> None:
+    driver = Driver(SchedulerSettings(64, 4, 8, 1000), 5, 1)
+    driver.start("old", 15, 40)
+    driver.start("young", 15, 40)
+    driver.finish()
+    assert driver.scheduler.preemptions > 0
+    reopened = [s for step in driver.steps for s in step.batch.opens if s.output_ids]
+    assert reopened
+    assert driver.outputs == {"old": expected(15, 40), "young": expected(15, 40)}
+    last = {name: max(n for n, s in enumerate(driver.steps) if key(name) in s.keys)
+            for name in ("old", "young")}  # fmt: skip
+    assert last["old"] < last["young"]
+
+
+def test_ids_from_a_hand_over_are_counted_once_as_replayed() -> None:
+    driver = Driver(SchedulerSettings(16, 4, 8, 1000), 64, 1)
+    driver.start("moved", 10, 40, held=25)
+    driver.finish()
+    assert sum(step.replayed for step in driver.steps) == 25
+    assert driver.outputs["moved"] == expected(10, 40)
+
+
+def test_first_come_is_first_served() -> None:
+    driver = Driver(SchedulerSettings(64, 1, 8, 1000), 8, 1)
+    for name in ("a", "b", "c"):
+        driver.start(name, 4, 3)
+    driver.finish()
+    order = [k.generation_id for step in driver.steps for k in step.keys]
+    assert order == sorted(order)
+
+
+def test_phases_follow_a_sequence() -> None:
+    driver = Driver(SchedulerSettings(), 8, 1)
+    driver.start("a", 4, 3)
+    driver.depart()
+    assert driver.scheduler.take_phases() == {key("a"): Phase.PREFILL}
+    driver.arrive()
+    assert driver.scheduler.take_phases() == {key("a"): Phase.DECODE}
+    assert driver.scheduler.take_phases() == {}
+
+
+def test_a_token_in_flight_is_told_when_its_sequence_stops() -> None:
+    driver = Driver(SchedulerSettings(), 8, 1)
+    driver.start("a", 4, 30)
+    driver.depart()
+    assert not driver.scheduler.stop(key("a"))
+    assert driver.scheduler.used_blocks == 0
+    driver.arrive()
+    assert driver.outputs["a"] == expected(4, 1)
+    assert driver.stopped == {"a"}
+    assert driver.scheduler.stop(key("a"))
