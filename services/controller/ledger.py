@@ -12,16 +12,34 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from services.common.errors import (
+    AlreadyExists,
+    Cancelled,
+    Diverged,
+    NotFound,
+    ResourceExhausted,
+)
 from services.common.exchange import (
     Checkpoint,
+    CheckpointRefusal,
     CheckpointResult,
+    GenerationState,
     GenerationView,
     Grant,
     ResumeQuestion,
     Route,
 )
-from services.common.generation import CancelReason
-from services.controller.records import Record
+from services.common.generation import CancelReason, FinishReason
+from services.controller.entry import Entry
+from services.controller.records import (
+    Appended,
+    Bound,
+    Ended,
+    Forgotten,
+    Granted,
+    Record,
+    Sealed,
+)
 
 Reply = TypeVar("Reply")
 
@@ -31,7 +49,7 @@ class LedgerEvent:
     """An entry for the event log."""
 
     kind: str
-    """generation_bound, generation_granted, generation_sealed, generation_ended, diverged."""
+    """generation_bound, _granted, _sealed, _finished, _cancelled, or checkpoint_refused."""
     generation_id: str
     pipeline_id: str = ""
     attributes: dict[str, str] = field(default_factory=dict)
@@ -85,19 +103,129 @@ class OpenGeneration:
 class Ledger:
     """Epochs and journal of all generations."""
 
-    def __init__(self, settings: LedgerSettings) -> None: ...
+    def __init__(self, settings: LedgerSettings) -> None:
+        self.settings = settings
+        self.diverged = 0
+        """Calls refused because they differ from what is held."""
+        self._entries: dict[str, Entry] = {}
+        self._tombstones: dict[str, float] = {}
+        """Cancelled generations, known or not, and when."""
+        self._running: dict[str, set[str]] = {}
+        """Generations by the formation that runs them."""
 
     @classmethod
     def recover(cls, settings: LedgerSettings, records: Iterable[Record], now_s: float) -> Ledger:
         """The ledger as it was when the last of the records was written."""
-        raise NotImplementedError
+        ledger = cls(settings)
+        for record in records:
+            ledger._apply(record, now_s)
+        return ledger
+
+    def _apply(self, record: Record, now_s: float) -> None:
+        """The one place where a record changes the ledger, now or at recovery."""
+        name = record.generation_id
+        if isinstance(record, Forgotten):
+            self._tombstones.pop(name, None)
+            self._place(name, self._entries.pop(name, None), False)
+            return
+        entry = self._entries.get(name)
+        if entry is None and isinstance(record, (Bound, Granted)):
+            self._entries[name] = entry = Entry(record.request, 0, now_s)
+        if isinstance(record, Ended) and record.choice is None:
+            self._tombstones[name] = now_s
+        if entry is None:
+            return
+        entry.touched_s = now_s
+        self._place(name, entry, False)
+        if isinstance(record, Bound):
+            entry.give_to(record, 1)
+        elif isinstance(record, Granted):
+            entry.append(record.spans)
+            entry.give_to(record, record.epoch)
+        elif isinstance(record, Appended):
+            entry.append((record.span,))
+        elif isinstance(record, Sealed):
+            entry.sealed = True
+        elif record.choice is not None:
+            choice = entry.choice(record.choice)
+            if record.reason is CancelReason.CLIENT:
+                choice.finish = choice.finish or FinishReason.CANCELLED
+            else:
+                choice.stop_length = record.length
+        open_here = not entry.sealed and not entry.finished and name not in self._tombstones
+        self._place(name, entry, open_here)
+
+    def _place(self, name: str, entry: Entry | None, runs: bool) -> None:
+        if entry is None:
+            return
+        names = self._running.setdefault(entry.formation_id, set())
+        if runs:
+            names.add(name)
+        else:
+            names.discard(name)
+            if not names:
+                del self._running[entry.formation_id]
+
+    def _commit(self, records: Sequence[Record], now_s: float) -> tuple[Record, ...]:
+        for record in records:
+            self._apply(record, now_s)
+        return tuple(records)
 
     def checkpoint(
         self, checkpoint: Checkpoint, pipeline_id: str, now_s: float
     ) -> Outcome[CheckpointResult]:
         """Binds epoch 1 to its first head, appends, compares, or refuses. `pipeline_id` is the
         pipeline of the checkpoint's formation, for the status ('' when not known)."""
-        raise NotImplementedError
+        name = checkpoint.generation_id
+        records: tuple[Record, ...] = ()
+        events: list[LedgerEvent] = []
+        if name in self._tombstones:
+            return _refused(checkpoint, CheckpointRefusal.ENDED, None)
+        if name not in self._entries:
+            full = len(self._entries) >= self.settings.max_generations
+            if checkpoint.epoch != 1 or checkpoint.request is None or full:
+                return _refused(checkpoint, CheckpointRefusal.STALE_EPOCH, None)
+            bound = Bound(
+                name,
+                checkpoint.incarnation,
+                checkpoint.formation_id,
+                pipeline_id,
+                checkpoint.request,
+            )
+            records = self._commit([bound], now_s)
+            events.append(LedgerEvent("generation_bound", name, pipeline_id))
+        entry = self._entries[name]
+        refusal = self._refusal(entry, checkpoint)
+        if refusal is not None:
+            return _refused(checkpoint, refusal, entry)
+        entry.touched_s = now_s
+        new = [Appended(name, span) for span in entry.fresh(checkpoint.spans)]
+        records += self._commit(new, now_s)
+        complete = all(span.end <= entry.lengths[span.choice] for span in checkpoint.spans)
+        if checkpoint.sealed and complete and not entry.sealed:
+            records += self._commit([Sealed(name, entry.epoch)], now_s)
+            kind = "generation_finished" if entry.finished else "generation_sealed"
+            lengths = ",".join(map(str, entry.lengths))
+            attributes = {"epoch": str(entry.epoch), "lengths": lengths}
+            events.append(LedgerEvent(kind, name, entry.pipeline_id, attributes))
+        result = CheckpointResult(name, checkpoint.epoch, entry.lengths)
+        return Outcome(result, records, events=tuple(events))
+
+    def _refusal(self, entry: Entry, checkpoint: Checkpoint) -> CheckpointRefusal | None:
+        if (checkpoint.epoch, checkpoint.incarnation) != (entry.epoch, entry.incarnation):
+            return CheckpointRefusal.STALE_EPOCH
+        if checkpoint.formation_id != entry.formation_id:
+            return CheckpointRefusal.UNKNOWN_FORMATION
+        if not entry.is_for(checkpoint.request):
+            return CheckpointRefusal.DIVERGED
+        try:
+            entry.compare(checkpoint.spans)
+        except Diverged:
+            self.diverged += 1
+            return CheckpointRefusal.DIVERGED
+        if entry.sealed and any(s.end > entry.lengths[s.choice] for s in checkpoint.spans):
+            return CheckpointRefusal.STALE_EPOCH
+        return None
 
     def resume(
         self, question: ResumeQuestion, heads: Sequence[Head], now_s: float
@@ -105,10 +233,83 @@ class Ledger:
         """Grants the next epoch. None: no head to grant to yet; ask again when the heads change,
         and every 0.1 s, until the caller's deadline.
 
-        Raises Cancelled, Diverged, NotFound (unknown and no request), AlreadyExists,
-        ResourceExhausted.
+        Raises Cancelled, Diverged, NotFound (unknown and no request), AlreadyExists (the request
+        is not the one known), InvalidArgument, ResourceExhausted.
         """
-        raise NotImplementedError
+        name = question.generation_id
+        if name in self._tombstones:
+            raise Cancelled("the generation was cancelled")
+        entry = self._entries.get(name)
+        if entry is None:
+            if question.request is None:
+                raise NotFound("no such generation", field="generation_id")
+            if len(self._entries) >= self.settings.max_generations:
+                raise ResourceExhausted("the journal is full", field="generation_id")
+            entry = Entry(question.request, question.last_epoch, now_s)
+        elif not entry.is_for(question.request):
+            raise AlreadyExists("another request has this id", field="generation_id")
+        try:
+            entry.compare(question.held)
+        except Diverged:
+            self.diverged += 1
+            raise
+        entry.touched_s = now_s
+        if entry.finished:
+            return Outcome(Grant(entry.epoch, None, entry.spans()))
+        if entry.finished_with(question.held):
+            return self._grant(entry, question, None, now_s)
+        holder = next((h for h in heads if h.route.formation_id == entry.formation_id), None)
+        complains = question.last_epoch >= entry.epoch
+        if holder is not None and not entry.sealed:
+            if not complains and holder.takes_new:
+                base = entry.spans(entry.base_lengths)
+                return Outcome(Grant(entry.epoch, holder.route, base))
+            if entry.asked_s is None:
+                entry.asked_s = now_s
+            patient = now_s - entry.asked_s < self.settings.same_head_after_s
+            if not holder.takes_new and patient:
+                return None  # its seal is on the way: no position shall be sampled twice
+            others = [h for h in heads if h is not holder]
+            head = self._best(entry, others) or (None if patient else self._best(entry, heads))
+        else:
+            head = self._best(entry, heads)
+        return None if head is None else self._grant(entry, question, head, now_s)
+
+    def _best(self, entry: Entry, heads: Sequence[Head]) -> Route | None:
+        takers = [h.route for h in heads if h.takes_new and h.route.model == entry.request.model]
+        return min(
+            takers,
+            key=lambda route: (
+                (len(self._running.get(route.formation_id, ())) + 1)
+                / max(route.throughput_tokens_per_s, 1e-9)
+            ),
+            default=None,
+        )
+
+    def _grant(
+        self, entry: Entry, question: ResumeQuestion, head: Route | None, now_s: float
+    ) -> Outcome[Grant]:
+        name = question.generation_id
+        planned, before = entry.sealed, entry.pipeline_id
+        record = Granted(
+            name,
+            max(entry.epoch, question.last_epoch) + 1,
+            head.incarnation if head is not None else "",
+            head.formation_id if head is not None else "",
+            head.pipeline_id if head is not None else "",
+            entry.request,
+            entry.fresh(question.held),
+        )
+        records = self._commit([record], now_s)
+        entry = self._entries[name]
+        attributes = {
+            "epoch": str(entry.epoch),
+            "from": before,
+            "planned": str(planned).lower(),
+            "base": ",".join(map(str, entry.lengths)),
+        }
+        event = LedgerEvent("generation_granted", name, entry.pipeline_id, attributes)
+        return Outcome(Grant(entry.epoch, head, entry.spans()), records, True, (event,))
 
     def cancel(
         self,
@@ -118,23 +319,77 @@ class Ledger:
         length: int | None,
         now_s: float,
     ) -> Outcome[None]:
-        """Reason client: a tombstone. Reason stop: the choice needs no more than `length` ids."""
-        raise NotImplementedError
+        """Reason client: a tombstone, for an unknown id too. Reason stop: the choice (or each)
+        needs no more than `length` ids, or than there are."""
+        entry = self._entries.get(generation_id)
+        if reason is CancelReason.CLIENT and choice is None:
+            if generation_id in self._tombstones:
+                return Outcome(None)
+            records = self._commit([Ended(generation_id, None, reason, None)], now_s)
+            event = LedgerEvent("generation_cancelled", generation_id)
+            return Outcome(None, records, True, (event,))
+        if entry is None:
+            return Outcome(None)  # its head is told too, and ends it in its checkpoints
+        indices = range(len(entry.choices)) if choice is None else (choice,)
+        ends = [
+            Ended(generation_id, i, reason, len(entry.choice(i).run) if length is None else length)
+            for i in indices
+            if entry.choice(i).finish is None and entry.choice(i).stop_length is None
+        ]
+        return Outcome(None, self._commit(ends, now_s))
 
     def view(
         self, generation_id: str, heads: Sequence[Head], now_s: float
     ) -> Outcome[GenerationView]:
         """What the journal holds. Raises NotFound; a tombstone without a request counts as such."""
-        raise NotImplementedError
+        entry = self._entries.get(generation_id)
+        if entry is None:
+            raise NotFound("no such generation", field="generation_id")
+        entry.touched_s = now_s
+        state = GenerationState.FINISHED if entry.finished else GenerationState.OPEN
+        if generation_id in self._tombstones:
+            state = GenerationState.CANCELLED
+        holder = None
+        if state is GenerationState.OPEN and not entry.sealed:
+            routes = (h.route for h in heads)
+            holder = next((r for r in routes if r.formation_id == entry.formation_id), None)
+        return Outcome(GenerationView(entry.request, entry.spans(), entry.epoch, holder, state))
 
     def head_of(self, generation_id: str) -> str | None:
         """Incarnation that holds the generation's epoch, to pass a Cancel on to."""
-        raise NotImplementedError
+        entry = self._entries.get(generation_id)
+        return entry.incarnation or None if entry is not None else None
 
     def tick(self, now_s: float) -> Outcome[None]:
         """Forgets what was kept long enough; call it every second or so."""
-        raise NotImplementedError
+        settings = self.settings
+        old = [
+            name
+            for name, cancelled_s in self._tombstones.items()
+            if now_s - cancelled_s >= settings.retention_s
+        ]
+        for name, entry in self._entries.items():
+            kept_s = settings.retention_s if entry.finished else settings.parked_retention_s
+            if name not in self._tombstones and now_s - entry.touched_s >= kept_s:
+                old.append(name)
+        return Outcome(None, self._commit([Forgotten(name) for name in old], now_s))
 
     def open_generations(self) -> list[OpenGeneration]:
         """Generations that have not ended."""
-        raise NotImplementedError
+        return [
+            OpenGeneration(
+                name, entry.epoch, entry.pipeline_id, sum(entry.lengths), not entry.sealed
+            )
+            for name, entry in self._entries.items()
+            if name not in self._tombstones and not entry.finished
+        ]
+
+
+def _refused(
+    checkpoint: Checkpoint, refusal: CheckpointRefusal, entry: Entry | None
+) -> Outcome[CheckpointResult]:
+    lengths = entry.lengths if entry is not None else ()
+    name = checkpoint.generation_id
+    result = CheckpointResult(name, checkpoint.epoch, lengths, refusal)
+    attributes = {"epoch": str(checkpoint.epoch), "refusal": refusal.value}
+    return Outcome(result, events=(LedgerEvent("checkpoint_refused", name, "", attributes),))
