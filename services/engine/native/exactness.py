@@ -1,0 +1,93 @@
+"""The self-test of a loaded stage: is a row's result its own?
+
+Random hidden states run through the stage's own layers as one prefill, as chunks, row by row, and
+among other sequences of other lengths. Hidden states, the logits of the last stage, and so the KV
+cache that both are made from, must be equal bit for bit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from services.engine.backend import BLOCK_SIZE
+from services.engine.native.arithmetic import Arithmetic, Span
+from services.engine.native.config import ModelConfig
+
+ROWS = 40
+"""Positions of the sequence that is run in all ways: two and a half blocks."""
+NEIGHBOURS = (1, 3, 17)
+"""Rows of the sequences beside it."""
+CUTS = ((ROWS,), (13, 16, 10, 1), (33, *[1] * (ROWS - 33)))
+SEED = 1
+
+
+def _blocks(first: int, positions: int) -> range:
+    return range(first, first + (positions + BLOCK_SIZE - 1) // BLOCK_SIZE)
+
+
+def _alone(arithmetic: Arithmetic, hidden: Tensor, cuts: tuple[int, ...], table: range) -> Tensor:
+    results, start = [], 0
+    for count in cuts:
+        chunk = hidden[start : start + count].clone()
+        results.append(arithmetic.forward(chunk, [Span(0, count, start, table)]).cpu())
+        start += count
+    return torch.cat(results)
+
+
+def _together(
+    arithmetic: Arithmetic, hidden: Tensor, others: list[Tensor], tables: list[range]
+) -> Tensor:
+    """The sequence's first rows as prefill between others, the rest one by one between others."""
+    results, half = [], len(hidden) // 2
+    starts = [0] * len(others)
+    for start, count in ((0, half), *((row, 1) for row in range(half, len(hidden)))):
+        rows, spans, first = [], [], 0
+        for index, other in enumerate(others):
+            left = min(count if index % 2 else 1, len(other) - starts[index])
+            if left <= 0:
+                continue
+            rows.append(other[starts[index] : starts[index] + left])
+            spans.append(Span(first, left, starts[index], tables[index + 1]))
+            starts[index] += left
+            first += left
+        rows.append(hidden[start : start + count])
+        spans.append(Span(first, count, start, tables[0]))
+        results.append(arithmetic.forward(torch.cat(rows), spans)[first : first + count].cpu())
+    return torch.cat(results)
+
+
+def is_exact(
+    arithmetic: Arithmetic, config: ModelConfig, kv_blocks: int, dtype: torch.dtype, *, last: bool
+) -> bool:
+    """Whether every way of running one sequence gives the same bits; about a second.
+
+    Uses KV blocks from 0 on, as many as there are of those it needs.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    longest = min(ROWS, kv_blocks * BLOCK_SIZE, config.context_length)
+
+    def random(rows: int) -> Tensor:
+        return torch.randn((rows, config.hidden_size), generator=generator).to(dtype)
+
+    hidden = random(longest)
+    tables = [_blocks(0, longest)]
+    others: list[Tensor] = []
+    for count in NEIGHBOURS:
+        table = _blocks(tables[-1].stop, count)
+        if table.stop <= kv_blocks:
+            others.append(random(count))
+            tables.append(table)
+    reference = _alone(arithmetic, hidden, (longest,), tables[0])
+    for cuts in CUTS[1:]:
+        if sum(cuts) == longest and not torch.equal(
+            reference, _alone(arithmetic, hidden, cuts, tables[0])
+        ):
+            return False
+    if not torch.equal(reference, _together(arithmetic, hidden, others, tables)):
+        return False
+    if not last:
+        return True
+    logits = arithmetic.logits(reference[: NEIGHBOURS[-1]].clone())
+    alone = [arithmetic.logits(reference[row : row + 1].clone()) for row in range(len(logits))]
+    return torch.equal(logits, torch.cat(alone)) and bool(torch.isfinite(reference).all())

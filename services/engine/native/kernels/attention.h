@@ -1,0 +1,192 @@
+// Rotary embedding, the KV cache and paged attention.
+//
+// With S = 4 / sizeof(element): keys [block][kv head][D / S][16][S], values
+// [block][kv head][16 / S][D][S]. Two passes: all scores, their maximum, exponentials and sum in
+// sixteen lanes; then the values key by key. No online softmax, so no order to depend on.
+
+#pragma once
+
+#include "linear.h"
+
+namespace shunt {
+
+struct Shape {
+  int64_t hidden, heads, kv_heads, head_dim, intermediate;
+  float epsilon, scale;
+  const float* rope;  // [positions][cos of D / 2, sin of D / 2]
+};
+
+template <class E>
+struct LayerOf {
+  const float *input_norm, *post_norm, *q_norm, *k_norm;  // q_norm and k_norm may be null
+  const E *qkv, *output, *gate_up, *down;
+  E *keys, *values;
+};
+
+struct Sequence {
+  int64_t first, count, start;  // first row, rows, position of the first row
+  const int32_t* table;         // KV blocks from position 0
+};
+
+// One head's vector: optional RMSNorm, then rotation; in place, fp32.
+template <class T>
+void rotate(float* v, const float* norm, const Shape& s, int64_t position) {
+  const int64_t d = s.head_dim, half = d / 2;
+  if (norm) {
+    normalize<Fp32>([&](int64_t i) { return load(v + i); }, norm, d, s.epsilon, v);
+  }
+  const float *cosine = s.rope + position * d, *sine = cosine + half;
+  for (int64_t i = 0; i < half; i++) {
+    const float a = v[i], b = v[half + i];
+    v[i] = __builtin_fmaf(a, cosine[i], -(b * sine[i]));
+    v[half + i] = __builtin_fmaf(b, cosine[i], a * sine[i]);
+  }
+}
+
+template <class T>
+void write_keys_and_values(const LayerOf<typename T::E>& layer, const Shape& s, const Sequence& q,
+                           float* qkv, int64_t stride, int64_t head) {
+  using E = typename T::E;
+  const int64_t d = s.head_dim, step = T::kStep;
+  std::vector<E> narrow(d);
+  for (int64_t r = 0; r < q.count; r++) {
+    const int64_t position = q.start + r, lane = position % kBlock;
+    const int64_t page = (q.table[position / kBlock] * s.kv_heads + head) * d * kBlock;
+    E *keys = layer.keys + page, *values = layer.values + page;
+    if (lane == 0) {  // no value of an earlier owner is ever multiplied, not even by zero
+      std::memset(keys, 0, d * kBlock * sizeof(E));
+      std::memset(values, 0, d * kBlock * sizeof(E));
+    }
+    float* k = qkv + (q.first + r) * stride + (s.heads + head) * d;
+    rotate<T>(k, layer.k_norm, s, position);
+    for (int64_t i = 0; i < d; i += kLanes) T::narrow(narrow.data() + i, load(k + i));
+    for (int64_t i = 0; i < d; i++)
+      keys[(i / step * kBlock + lane) * step + i % step] = narrow[i];
+    const float* v = k + s.kv_heads * d;
+    for (int64_t i = 0; i < d; i += kLanes) T::narrow(narrow.data() + i, load(v + i));
+    E* row = values + lane / step * d * step + lane % step;
+    for (int64_t i = 0; i < d; i++) row[i * step] = narrow[i];
+  }
+}
+
+// scores[m][B blocks of 16] = q[m] . keys
+template <class T, int M, int B>
+void score_tile(const typename T::E* const* q, const typename T::E* const* pages, int64_t d,
+                F scale, float* scores, int64_t stride) {
+  F acc[M][B] = {};
+  for (int64_t s = 0; s < d / T::kStep; s++) {
+    I key[B];
+    for (int b = 0; b < B; b++) key[b] = load_step(pages[b] + s * kBlock * T::kStep);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; m++) {
+      I a = splat_step(q[m] + s * T::kStep);
+      for (int b = 0; b < B; b++) acc[m][b] = T::dot(acc[m][b], a, key[b]);
+    }
+  }
+  for (int m = 0; m < M; m++)
+    for (int b = 0; b < B; b++) store(scores + m * stride + b * kBlock, acc[m][b] * scale);
+}
+
+template <class T, int B, int M = kQueries>
+void score(int64_t m, const typename T::E* const* q, const typename T::E* const* pages, int64_t d,
+           F scale, float* scores, int64_t stride) {
+  if (m == M) return score_tile<T, M, B>(q, pages, d, scale, scores, stride);
+  if constexpr (M > 1) score<T, B, M - 1>(m, q, pages, d, scale, scores, stride);
+}
+
+// out[m][V vectors from `column`] = weights[m] . values, key by key.
+template <class T, int M, int V>
+void mix_tile(const typename T::E* const* weights, const typename T::E* values,
+              const int32_t* table, int64_t page, int64_t blocks, int64_t d, int64_t column,
+              F* out) {
+  F acc[M][V] = {};
+  for (int64_t b = 0; b < blocks; b++) {
+    const typename T::E* p = values + table[b] * page + column * T::kStep;
+    for (int64_t s = 0; s < kBlock / T::kStep; s++) {
+      I value[V];
+      for (int v = 0; v < V; v++) value[v] = load_step(p + (s * d + v * kLanes) * T::kStep);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++) {
+        I a = splat_step(weights[m] + b * kBlock + s * T::kStep);
+        for (int v = 0; v < V; v++) acc[m][v] = T::dot(acc[m][v], a, value[v]);
+      }
+    }
+  }
+  for (int m = 0; m < M; m++)
+    for (int v = 0; v < V; v++) out[m * 4 + v] = acc[m][v];
+}
+
+template <class T, int V = 4, int M = kMixed>
+void mix(int64_t v, int64_t m, const typename T::E* const* weights, const typename T::E* values,
+         const int32_t* table, int64_t page, int64_t blocks, int64_t d, int64_t column, F* out) {
+  if (v == V && m == M)
+    return mix_tile<T, M, V>(weights, values, table, page, blocks, d, column, out);
+  if constexpr (M > 1) {
+    if (v == V) return mix<T, V, M - 1>(v, m, weights, values, table, page, blocks, d, column, out);
+  }
+  if constexpr (V > 1 && M == kMixed)
+    mix<T, V - 1, M>(v, m, weights, values, table, page, blocks, d, column, out);
+}
+
+// Queries (row, head) of one sequence and one KV head: scores, softmax, mixture; each over its
+// own context 0..position. Blocks past a row's position add exact zeros.
+template <class T>
+void attend(const LayerOf<typename T::E>& layer, const Shape& s, const Sequence& q,
+            const typename T::E* queries, typename T::E* out, int64_t kv_head, int64_t row,
+            int64_t row_count, int64_t head, int64_t head_count) {
+  using E = typename T::E;
+  const int64_t d = s.head_dim, page = s.kv_heads * d * kBlock, m_count = row_count * head_count;
+  const int64_t blocks = (q.start + row + row_count - 1) / kBlock + 1, length = blocks * kBlock;
+  thread_local std::vector<float> scores;
+  thread_local std::vector<E> weights;
+  if ((int64_t)scores.size() < m_count * length) scores.resize(m_count * length);
+  if ((int64_t)weights.size() < m_count * length) weights.resize(m_count * length);
+  const E *keys = layer.keys + kv_head * d * kBlock, *values = layer.values + kv_head * d * kBlock;
+  const E* vectors[kQueries];
+  const E* shares[kQueries];
+  for (int64_t m = 0; m < m_count; m++) {
+    vectors[m] = queries + ((q.first + row + m / head_count) * s.heads + head + m % head_count) * d;
+    shares[m] = weights.data() + m * length;
+  }
+  int64_t b = 0;
+  for (const E* pages[4]; m_count <= kQueries / 3 && b + 4 <= blocks; b += 4) {
+    for (int i = 0; i < 4; i++) pages[i] = keys + q.table[b + i] * page;
+    score<T, 4, kQueries / 3>(m_count, vectors, pages, d, splat(s.scale), scores.data() + b * kBlock, length);
+  }
+  for (; b < blocks; b++) {
+    const E* one = keys + q.table[b] * page;
+    score<T, 1>(m_count, vectors, &one, d, splat(s.scale), scores.data() + b * kBlock, length);
+  }
+  float totals[kQueries];
+  for (int64_t m = 0; m < m_count; m++) {
+    float* x = scores.data() + m * length;
+    const int64_t context = q.start + row + m / head_count + 1;
+    for (int64_t i = context; i < length; i++) x[i] = -__builtin_inff();
+    F top = load(x);
+    for (int64_t i = kLanes; i < length; i += kLanes) top = larger(load(x + i), top);
+    const F peak = splat(maximum(top));
+    F total = {};
+    for (int64_t i = 0; i < length; i += kLanes) {
+      F e = exponential(load(x + i) - peak);
+      total += e;
+      T::narrow(weights.data() + m * length + i, e);
+    }
+    totals[m] = 1.0f / sum(total);
+  }
+  for (int64_t m = 0; m < m_count; m += kMixed) {
+    const int64_t some = std::min(kMixed, m_count - m);
+    for (int64_t column = 0; column < d; column += 4 * kLanes) {
+      F mixed[kMixed * 4];
+      const int64_t width = std::min<int64_t>(4, (d - column) / kLanes);
+      mix<T>(width, some, shares + m, values, q.table, page, blocks, d, column, mixed);
+      for (int64_t i = 0; i < some; i++) {
+        const int64_t at = q.first + row + (m + i) / head_count;
+        E* p = out + (at * s.heads + head + (m + i) % head_count) * d + column;
+        for (int64_t v = 0; v < width; v++)
+          T::narrow(p + v * kLanes, mixed[i * 4 + v] * splat(totals[m + i]));
+      }
+    }
+  }
+}
+
+}  // namespace shunt

@@ -1,0 +1,87 @@
+"""Loading a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from services.common.errors import InvalidArgument
+from services.engine.backend import BLOCK_SIZE, HiddenDtype, ResidentTensor, StageFacts
+from services.engine.native import kernels
+from services.engine.native.arithmetic import Arithmetic
+from services.engine.native.compiled import CompiledLayers
+from services.engine.native.config import ModelConfig
+from services.engine.native.exactness import is_exact
+from services.engine.native.stage import DTYPES, NativeStage
+from services.engine.native.torch_layers import TorchLayers
+from services.engine.native.weights import EMBEDDING, check_tensors
+
+ArithmeticChoice = Literal["auto", "torch"]
+
+
+def kv_block_bytes(config: ModelConfig, layers: range, dtype: HiddenDtype) -> int:
+    """Bytes of one KV block over the layers of a stage."""
+    per_layer = 2 * config.kv_heads * config.head_dim * BLOCK_SIZE * DTYPES[dtype].itemsize
+    return per_layer * len(layers)
+
+
+def load_stage(
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    layers: range,
+    *,
+    dtype: HiddenDtype = "bf16",
+    kv_blocks: int | None = None,
+    kv_bytes: int = 1 << 30,
+    device: str = "cpu",
+    threads: int = 1,
+    arithmetic: ArithmeticChoice = "auto",
+    kernel_cache: Path | None = None,
+    self_test: bool = True,
+) -> NativeStage:
+    """A stage that holds copies of its own; nothing of `tensors` is referred to afterwards.
+
+    `layers` is half-open with step 1. `kv_blocks` defaults to what fits in `kv_bytes`. The
+    self-test takes about a second; without it the stage counts as inexact.
+    Raises InvalidArgument for a range, tensor or size that cannot be.
+    """
+    if not 0 <= layers.start < layers.stop <= config.layer_count or layers.step != 1:
+        raise InvalidArgument(
+            f"layers {layers.start} to {layers.stop} of {config.layer_count}", field="layers"
+        )
+    sizes = check_tensors(config, tensors, layers)
+    blocks = kv_blocks or kv_bytes // kv_block_bytes(config, layers, dtype)
+    if blocks < 1:
+        raise InvalidArgument("no KV block fits", field="kv_bytes")
+    torch_dtype = DTYPES[dtype]
+    library = kernels.load(kernel_cache) if (device, arithmetic) == ("cpu", "auto") else None
+    implementation: Arithmetic
+    if library is not None:
+        implementation = CompiledLayers(
+            library, config, tensors, layers, torch_dtype, blocks, threads
+        )
+    else:
+        implementation = TorchLayers(config, tensors, layers, torch_dtype, blocks, device)
+    embedding = None
+    if layers.start == 0:
+        embedding = tensors[EMBEDDING].to(torch_dtype, copy=True)
+    facts = StageFacts(
+        layers=layers,
+        layer_count=config.layer_count,
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        context_length=min(config.context_length, blocks * BLOCK_SIZE),
+        kv_blocks=blocks,
+        hidden_dtype=dtype,
+        numerics_class=f"inexact-{implementation.name}",
+        exact=False,
+    )
+    resident = tuple(ResidentTensor(name, size) for name, size in sizes.items())
+    stage = NativeStage(facts, implementation, embedding, resident)
+    if self_test and is_exact(implementation, config, blocks, torch_dtype, last=facts.last):
+        stage.declare(f"exact-{implementation.name}", exact=True)
+    return stage

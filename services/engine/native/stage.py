@@ -1,0 +1,193 @@
+"""A stage: what the engine's runtime drives, over some arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from services.common.errors import FailedPrecondition, InvalidArgument
+from services.engine.backend import (
+    BLOCK_SIZE,
+    Batch,
+    Hidden,
+    ResidentTensor,
+    Sampled,
+    SequenceStep,
+    StageFacts,
+)
+from services.engine.native import sampler
+from services.engine.native.arithmetic import Arithmetic, Span
+
+ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class NativeStage:
+    """Implements StageBackend: checks a batch, runs it, samples what is asked for."""
+
+    def __init__(
+        self,
+        facts: StageFacts,
+        arithmetic: Arithmetic,
+        embedding: Tensor | None,
+        resident: tuple[ResidentTensor, ...],
+    ) -> None:
+        self._facts = facts
+        self._arithmetic: Arithmetic | None = arithmetic
+        self._embedding = embedding  # [vocab, hidden], first stage only
+        self._resident = resident
+        self._slots: dict[int, sampler.SlotState] = {}
+
+    @property
+    def facts(self) -> StageFacts:
+        return self._facts
+
+    @property
+    def packed_bytes(self) -> int:
+        return self._arithmetic.packed_bytes if self._arithmetic else 0
+
+    def resident_tensors(self) -> tuple[ResidentTensor, ...]:
+        return self._resident
+
+    def reset(self) -> None:
+        self._slots.clear()
+
+    def close(self) -> None:
+        self._slots.clear()
+        if self._arithmetic is not None:
+            self._arithmetic.close()
+        self._arithmetic, self._embedding, self._resident = None, None, ()
+
+    def declare(self, numerics_class: str, *, exact: bool) -> None:
+        """Set what the self-test found."""
+        self._facts = replace(self._facts, numerics_class=numerics_class, exact=exact)
+
+    def forward(self, batch: Batch, rows: Sequence[int] | Hidden) -> Hidden | tuple[Sampled, ...]:
+        if self._arithmetic is None:
+            raise FailedPrecondition("the stage is closed")
+        self._check(batch)
+        hidden = self._unpack(rows) if isinstance(rows, Hidden) else self._embed(rows)
+        if len(hidden) != batch.rows:
+            raise InvalidArgument(f"{len(hidden)} rows for {batch.rows} positions", field="rows")
+        for slot in batch.closes:
+            self._slots.pop(slot, None)
+        for opened in batch.opens:
+            self._slots[opened.slot] = sampler.open_slot(
+                opened.sampling, opened.choice, opened.prompt_ids, opened.output_ids
+            )
+        spans, first = [], 0
+        for step in batch.steps:
+            spans.append(Span(first, step.count, step.start, step.block_table))
+            first += step.count
+        if spans:
+            hidden = self._arithmetic.forward(hidden, spans)
+        if not self._facts.last:
+            return self._pack(hidden)
+        return self._sample(batch.steps, spans, hidden)
+
+    def _sample(
+        self, steps: Sequence[SequenceStep], spans: Sequence[Span], hidden: Tensor
+    ) -> tuple[Sampled, ...]:
+        assert self._arithmetic is not None
+        asked = [(step, span) for step, span in zip(steps, spans, strict=True) if step.sample]
+        if not asked:
+            return ()
+        last_rows = [span.first + span.count - 1 for _, span in asked]
+        if len(last_rows) < len(hidden):
+            hidden = hidden[last_rows]
+        logits = self._arithmetic.logits(hidden).numpy()
+        sampled = []
+        for (step, _), row in zip(asked, logits, strict=True):
+            state = self._slots[step.slot]
+            position = state.length
+            token_id, logprob = sampler.sample(row, state)
+            sampled.append(Sampled(step.slot, position, token_id, logprob))
+        return tuple(sampled)
+
+    def _embed(self, token_ids: Sequence[int]) -> Tensor:
+        if self._embedding is None:
+            raise InvalidArgument("only the first stage takes token ids", field="rows")
+        ids = np.asarray(token_ids, dtype=np.int64)
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self._facts.vocab_size:
+            raise InvalidArgument(
+                f"token ids must be below {self._facts.vocab_size}", field="token_ids"
+            )
+        return self._embedding[torch.from_numpy(ids)]
+
+    def _unpack(self, hidden: Hidden) -> Tensor:
+        facts = self._facts
+        if facts.first:
+            raise InvalidArgument("the first stage takes token ids", field="hidden")
+        if hidden.dtype != facts.hidden_dtype:
+            raise InvalidArgument(f"must be {facts.hidden_dtype}", field="hidden.dtype")
+        expected = hidden.rows * facts.hidden_size * ELEMENT_BYTES[hidden.dtype]
+        if len(hidden.data) != expected:
+            raise InvalidArgument(
+                f"{len(hidden.data)} bytes, expected {expected}", field="hidden.data"
+            )
+        # A copy: the layers write in place.
+        received = torch.from_numpy(np.frombuffer(hidden.data, dtype=np.uint8).copy())
+        return received.view(DTYPES[hidden.dtype]).view(hidden.rows, facts.hidden_size)
+
+    def _pack(self, hidden: Tensor) -> Hidden:
+        data = hidden.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        return Hidden(self._facts.hidden_dtype, len(hidden), data)
+
+    def _check(self, batch: Batch) -> None:
+        facts = self._facts
+        open_slots = self._slots.keys() - set(batch.closes)
+        for opened in batch.opens:
+            if opened.slot in open_slots:
+                raise InvalidArgument(f"slot {opened.slot} is taken", field="opens.slot")
+            open_slots.add(opened.slot)
+            _check_ids(opened.sampling.logit_bias.keys(), facts.vocab_size, "logit_bias")
+            _check_ids(opened.sampling.stop_token_ids, facts.vocab_size, "stop_token_ids")
+            _check_ids(opened.sampling.eos_token_ids, facts.vocab_size, "eos_token_ids")
+            _check_ids(opened.prompt_ids, facts.vocab_size, "prompt_ids")
+            _check_ids(opened.output_ids, facts.vocab_size, "output_ids")
+        lengths = {
+            opened.slot: (len(opened.prompt_ids), len(opened.output_ids)) for opened in batch.opens
+        }
+        for step in batch.steps:
+            if step.slot not in open_slots:
+                raise InvalidArgument(f"slot {step.slot} is not open", field="steps.slot")
+            open_slots.remove(step.slot)  # at most one step each
+            self._check_rows(step)
+            if step.sample:
+                prompt, output = lengths.get(step.slot) or self._length(step.slot)
+                if step.start + step.count != prompt + output:
+                    raise InvalidArgument(
+                        f"slot {step.slot} samples behind position {step.start + step.count}, "
+                        f"holds {prompt} + {output} ids",
+                        field="steps.sample",
+                    )
+
+    def _length(self, slot: int) -> tuple[int, int]:
+        state = self._slots[slot]
+        return state.prompt_length, state.length
+
+    def _check_rows(self, step: SequenceStep) -> None:
+        facts, end = self._facts, step.start + step.count
+        if step.start < 0 or step.count < 1 or end > facts.context_length:
+            raise InvalidArgument(
+                f"positions {step.start} to {end} must be 1 or more, up to {facts.context_length}",
+                field="steps.start",
+            )
+        if len(step.block_table) * BLOCK_SIZE < end:
+            raise InvalidArgument(
+                f"{len(step.block_table)} blocks do not cover {end} positions",
+                field="steps.block_table",
+            )
+        if not 0 <= min(step.block_table) <= max(step.block_table) < facts.kv_blocks:
+            raise InvalidArgument(
+                f"block ids must be below {facts.kv_blocks}", field="steps.block_table"
+            )
+
+
+def _check_ids(ids: Sequence[int] | frozenset[int], limit: int, field: str) -> None:
+    if ids and not 0 <= min(ids) <= max(ids) < limit:
+        raise InvalidArgument(f"{field} must be token ids below {limit}", field=field)

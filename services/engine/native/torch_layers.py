@@ -1,0 +1,215 @@
+"""The layers of a stage in plain torch: on CPU where there is no compiler, and on CUDA.
+
+On CPU every row is computed in shapes that follow from its own position alone: attention row by
+row, linears in pieces of K for which oneDNN gives equal bits for any number of rows. Where it does
+not, which is tried for each shape, they too go row by row. On CUDA nothing of the kind is promised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from services.engine.backend import BLOCK_SIZE
+from services.engine.native.arithmetic import Span
+from services.engine.native.config import ModelConfig
+from services.engine.native.rope import rope_table
+from services.engine.native.weights import EMBEDDING, FINAL_NORM, HEAD, LayerWeights, layer_weights
+
+PIECE = 1024
+"""Up to this K a oneDNN linear sums in one order for any number of rows."""
+PROBED_ROWS = (1, 3, 8, 33)
+
+
+class Linear:
+    """x [rows, in] to [rows, out]; on CPU each row's result is its own."""
+
+    _probed: dict[tuple[int, int, torch.dtype, int], bool] = {}  # noqa: RUF012
+
+    def __init__(self, weight: Tensor) -> None:
+        self._pieces: list[tuple[slice, Any]] = []
+        self._by_row = False
+        self.packed_bytes = weight.numel() * weight.element_size()
+        self._weight: Tensor | None = weight.clone()
+        if weight.device.type != "cpu":
+            return
+        key = (*weight.shape, weight.dtype, torch.get_num_threads())
+        if key not in Linear._probed:
+            Linear._probed[key] = self._rows_agree(weight)
+        if Linear._probed[key]:
+            self._weight, self._pieces = None, _prepack(weight)
+        else:
+            self._by_row = True
+
+    def _rows_agree(self, weight: Tensor) -> bool:
+        generator = torch.Generator().manual_seed(1)
+        x = torch.randn((max(PROBED_ROWS), weight.shape[1]), generator=generator).to(weight.dtype)
+        try:
+            self._pieces = _prepack(weight)
+            whole = self._packed(x)
+            return all(torch.equal(whole[:rows], self._packed(x[:rows])) for rows in PROBED_ROWS)
+        except (RuntimeError, AttributeError):  # private operators that a build may lack
+            return False
+
+    def _packed(self, x: Tensor) -> Tensor:
+        total: Tensor | None = None
+        for part, packed in self._pieces:
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(
+                x[:, part].contiguous(), packed, None, "none", [], ""
+            )
+            total = y if total is None else total + y
+        assert total is not None
+        return total
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self._weight is None:
+            return self._packed(x)
+        if self._by_row:
+            weight = self._weight
+            return torch.cat([F.linear(row, weight) for row in x.split(1)])
+        return F.linear(x, self._weight)
+
+
+def _prepack(weight: Tensor) -> list[tuple[slice, Any]]:
+    """Slices of K with oneDNN's own form of their weights."""
+    pieces = []
+    for start in range(0, weight.shape[1], PIECE):
+        part = slice(start, min(start + PIECE, weight.shape[1]))
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight[:, part].contiguous())
+        pieces.append((part, packed))
+    return pieces
+
+
+class _Layer:
+    def __init__(self, weights: LayerWeights, device: torch.device) -> None:
+        def linear(weight: Tensor) -> Linear:
+            return Linear(weight.to(device))
+
+        def norm(weight: Tensor | None) -> Tensor | None:
+            return None if weight is None else weight.to(device, copy=True)
+
+        self.q, self.k, self.v = linear(weights.q), linear(weights.k), linear(weights.v)
+        self.output, self.down = linear(weights.output), linear(weights.down)
+        self.gate, self.up = linear(weights.gate), linear(weights.up)
+        self.input_norm, self.post_norm = norm(weights.input_norm), norm(weights.post_norm)
+        self.q_norm, self.k_norm = norm(weights.q_norm), norm(weights.k_norm)
+
+    @property
+    def packed_bytes(self) -> int:
+        linears = (self.q, self.k, self.v, self.output, self.gate, self.up, self.down)
+        return sum(linear.packed_bytes for linear in linears)
+
+
+class TorchLayers:
+    """Implements Arithmetic."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tensors: Mapping[str, Tensor],
+        layers: range,
+        dtype: torch.dtype,
+        kv_blocks: int,
+        device: str,
+    ) -> None:
+        self._config, self._dtype, self._device = config, dtype, torch.device(device)
+        kind = "bf16" if dtype == torch.bfloat16 else "fp32"
+        cpu = self._device.type == "cpu"
+        where = torch.backends.cpu.get_cpu_capability() if cpu else torch.cuda.get_device_name()
+        where = "".join(c for c in where.lower() if c.isalnum())
+        threads = f"-{torch.get_num_threads()}t" if cpu else ""
+        version = torch.__version__.partition("+")[0]
+        self.name = f"{self._device.type}-{kind}-torch{version}-{where}{threads}"
+        positions = min(config.context_length, kv_blocks * BLOCK_SIZE)
+        self._rope = rope_table(config, positions).to(self._device)
+        self._layers = [
+            _Layer(layer_weights(config, tensors, layer, dtype), self._device) for layer in layers
+        ]
+        shape = (len(layers), 2, kv_blocks, BLOCK_SIZE, config.kv_heads, config.head_dim)
+        self._cache = torch.zeros(shape, dtype=dtype, device=self._device)
+        self.packed_bytes = sum(layer.packed_bytes for layer in self._layers)
+        if layers.stop == config.layer_count:
+            head = tensors[EMBEDDING if config.tied_embeddings else HEAD].to(dtype)
+            self._head = Linear(head.to(self._device))
+            self._norm = tensors[FINAL_NORM].to(self._device, torch.float32, copy=True)
+            self.packed_bytes += self._head.packed_bytes
+
+    @torch.inference_mode()
+    def forward(self, hidden: Tensor, spans: Sequence[Span]) -> Tensor:
+        hidden = hidden.to(self._device)
+        config = self._config
+        positions = torch.cat([torch.arange(s.start, s.start + s.count) for s in spans])
+        where = torch.cat([_cells(span) for span in spans]).to(self._device)
+        rope = self._rope[positions.to(self._device)]
+        for index, layer in enumerate(self._layers):
+            normed = self._normalize(hidden, layer.input_norm)
+            q = self._heads(layer.q(normed), layer.q_norm, rope, config.heads)
+            k = self._heads(layer.k(normed), layer.k_norm, rope, config.kv_heads)
+            v = layer.v(normed).view(len(hidden), config.kv_heads, config.head_dim)
+            cache = self._cache[index].view(2, -1, config.kv_heads, config.head_dim)
+            cache[0, where] = k
+            cache[1, where] = v
+            mixed = torch.cat([self._attend(q, cache, span) for span in spans])
+            hidden = hidden + layer.output(mixed)
+            normed = self._normalize(hidden, layer.post_norm)
+            hidden = hidden + layer.down(F.silu(layer.gate(normed)) * layer.up(normed))
+        return hidden
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        normed = self._normalize(hidden.to(self._device), self._norm)
+        return self._head(normed).float().cpu()
+
+    def close(self) -> None:
+        self._layers.clear()
+        self._cache = self._cache.new_empty(0)
+
+    def _normalize(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        if weight is None:
+            return x
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self._config.rms_norm_eps)
+        return (wide * scale * weight).to(self._dtype)
+
+    def _heads(self, x: Tensor, norm: Tensor | None, rope: Tensor, heads: int) -> Tensor:
+        """[rows, heads * head_dim], normed and rotated, as [rows, heads, head_dim]."""
+        shaped = self._normalize(x.view(len(x), heads, -1), norm).float()
+        cosine, sine = rope[:, None].chunk(2, -1)
+        first, second = shaped.chunk(2, -1)
+        rotated = (first * cosine - second * sine, second * cosine + first * sine)
+        return torch.cat(rotated, -1).to(self._dtype)
+
+    def _attend(self, q: Tensor, cache: Tensor, span: Span) -> Tensor:
+        """Rows of one span over their contexts: [count, heads * head_dim]."""
+        config, end = self._config, span.start + span.count
+        cells = _cells(Span(0, end, 0, span.table)).to(self._device)
+        keys, values = cache[:, cells].transpose(1, 2)  # [kv_heads, end, head_dim]
+        group = config.heads // config.kv_heads
+        queries = q[span.first : span.first + span.count]
+        queries = queries.view(span.count, config.kv_heads, group, -1)
+        if self._device.type != "cpu":
+            past = torch.arange(end, device=self._device)
+            rows = past[span.start :, None].repeat_interleave(group, 0)
+            folded = queries.transpose(0, 1).reshape(config.kv_heads, -1, config.head_dim)
+            mixed = F.scaled_dot_product_attention(folded, keys, values, attn_mask=past <= rows)
+            mixed = mixed.view(config.kv_heads, span.count, -1).transpose(0, 1)
+            return mixed.reshape(span.count, -1)
+        mixed_rows = []
+        for row in range(span.count):
+            context = span.start + row + 1
+            k = keys[:, :context].float().contiguous()
+            v = values[:, :context].float().contiguous()
+            scores = torch.bmm(queries[row].float(), k.transpose(1, 2)) * config.head_dim**-0.5
+            mixed_rows.append(torch.bmm(scores.softmax(-1), v).view(1, -1))
+        return torch.cat(mixed_rows).to(self._dtype)
+
+
+def _cells(span: Span) -> Tensor:
+    """Where each row of a span lies in a cache whose blocks are joined: int64 [count]."""
+    positions = torch.arange(span.start, span.start + span.count)
+    table = torch.tensor(list(span.table), dtype=torch.int64)
+    return table[positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
