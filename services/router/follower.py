@@ -8,19 +8,55 @@ logic of its own but timers (call `tick` at least every 50 ms).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from services.common.errors import ShuntError
+from services.common.errors import (
+    AlreadyExists,
+    Cancelled,
+    DataLoss,
+    Diverged,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    ShuntError,
+    StaleEpoch,
+    Superseded,
+    Unauthenticated,
+    Unavailable,
+)
 from services.common.exchange import (
+    Accepted,
+    Closed,
+    CloseReason,
     Frame,
     GenerateCall,
+    GenerationState,
     GenerationView,
     Grant,
+    Progress,
     ResumeQuestion,
     Route,
 )
-from services.common.generation import CancelReason, FinishReason, GenerationRequest, TokenSpan
+from services.common.generation import (
+    CancelReason,
+    FinishReason,
+    GenerationRequest,
+    TokenSpan,
+    finish_of,
+)
 from services.common.token_run import TokenRun
+from services.router.actions import (
+    Action,
+    AskResume,
+    CloseStream,
+    Deliver,
+    End,
+    OpenStream,
+    SendCancel,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,58 +76,19 @@ class FollowerSettings:
     max_retry_s: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class OpenStream:
-    """Call Generate at this head; frames go to `frame`, its break or status to `broken`."""
-
-    stream: int
-    route: Route
-    call: GenerateCall
-
-
-@dataclass(frozen=True, slots=True)
-class CloseStream:
-    """Cancel the call; nothing more of it is wanted."""
-
-    stream: int
-
-
-@dataclass(frozen=True, slots=True)
-class AskResume:
-    """Call Resume at the controller; answer with `granted` or `not_granted`."""
-
-    number: int
-    question: ResumeQuestion
-    timeout_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Deliver:
-    """New ids for the reader, each position once and in order within its choice."""
-
-    spans: tuple[TokenSpan, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SendCancel:
-    """Call Cancel at the controller until it is taken, and once at the head if there is one."""
-
-    generation_id: str
-    choice: int | None
-    reason: CancelReason
-    length: int | None
-    head: Route | None
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """The last action. No error: every choice has ended. Otherwise the error to tell the reader:
-    Superseded, Cancelled, Diverged, Unavailable (resumable), or what a head refused for good."""
-
-    error: ShuntError | None = None
-
-
-Action = OpenStream | CloseStream | AskResume | Deliver | SendCancel | End
+_FOR_GOOD = (
+    AlreadyExists,
+    Diverged,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    Superseded,
+    Unauthenticated,
+)
+"""Errors that asking again, anywhere, does not cure."""
+_ASK_ELSEWHERE = (Cancelled, FailedPrecondition, ResourceExhausted, StaleEpoch)
+"""Answers of a living head that asking it again does not cure. Cancelled is one: the controller
+knows for sure, while a status of that name may only say that a server shut down."""
 
 
 class Follower:
@@ -99,51 +96,257 @@ class Follower:
 
     def __init__(self, request: GenerationRequest, settings: FollowerSettings) -> None:
         self.request = request
-        self.runs: list[TokenRun] = []
-        self.moves: int = 0
-        """Epochs granted since the start."""
+        self.settings = settings
+        self.runs = [TokenRun() for _ in range(request.choices)]
+        self.epoch = 0
+        """The last epoch this reader was given."""
+        self.moves = 0
+        """Epochs granted to this reader."""
+        self.route: Route | None = None
+        """The head it follows, or followed last."""
+        self.ended = False
+        self._finish: list[FinishReason | None] = [None] * request.choices
+        self._base: tuple[TokenSpan, ...] = ()
+        self._verified = [0] * request.choices
+        """Lengths up to which base or present head agree with what is held."""
+        self._stream = 0
+        self._open = False
+        self._question = 0
+        self._asking = False
+        self._ask_at_s: float | None = None
+        self._retry_s = settings.retry_s
+        self._trouble_s: float | None = None
+        """When the present trouble began."""
+        self._attached_again = False
+        self._step = -1
+        self._frame_s = 0.0
+        self._step_s = 0.0
+
+    # Beginnings and ends
 
     def begin(self, route: Route | None, now_s: float) -> list[Action]:
         """A new generation, at epoch 1 on this head; None: no pipeline is known, so the
         controller is asked for one."""
-        raise NotImplementedError
+        if route is None:
+            return self._resume(now_s)
+        self.epoch = 1
+        return self._attach(route, now_s)
 
     def rejoin(self, view: GenerationView, now_s: float) -> list[Action]:
         """A generation that another reader began. All ids are delivered from position 0."""
-        raise NotImplementedError
+        if view.state is GenerationState.CANCELLED:
+            return self._end(Cancelled("the generation was cancelled"))
+        self.epoch = view.epoch
+        self._base = view.spans
+        actions = self._merge(view.spans)
+        if self.ended:
+            return actions
+        if view.head is None:
+            return [*actions, *self._resume(now_s)]
+        return [*actions, *self._attach(view.head, now_s)]
 
-    def frame(self, stream: int, frame: Frame, now_s: float) -> list[Action]:
-        """A frame came."""
-        raise NotImplementedError
-
-    def broken(self, stream: int, error: ShuntError, now_s: float) -> list[Action]:
-        """The stream ended without a Closed frame."""
-        raise NotImplementedError
-
-    def granted(self, number: int, grant: Grant, now_s: float) -> list[Action]:
-        """The controller's answer."""
-        raise NotImplementedError
-
-    def not_granted(self, number: int, error: ShuntError, now_s: float) -> list[Action]:
-        """The controller refused, was not reached, or did not answer in time."""
-        raise NotImplementedError
-
-    def stopped(self, choice: int, length: int, now_s: float) -> list[Action]:
+    def stopped(self, choice: int, length: int) -> list[Action]:
         """The text of a choice contains a stop string; it needs no more than `length` ids."""
-        raise NotImplementedError
+        if self.ended or self._finish[choice] is not None:
+            return []
+        self._finish[choice] = FinishReason.STOP
+        name, head = self.request.generation_id, self.route
+        cancel = SendCancel(name, choice, CancelReason.STOP, length, head)
+        return [cancel, *self._end_if_finished()]
 
-    def cancel(self, now_s: float) -> list[Action]:
+    def cancel(self) -> list[Action]:
         """The client gives the generation up."""
-        raise NotImplementedError
+        if self.ended:
+            return []
+        name, head = self.request.generation_id, self.route
+        cancel = SendCancel(name, None, CancelReason.CLIENT, None, head)
+        return [cancel, *self._end(Cancelled("cancelled by the client"))]
 
-    def detach(self, now_s: float) -> list[Action]:
+    def detach(self) -> list[Action]:
         """The client is gone but may come back: closes the stream, cancels nothing."""
-        raise NotImplementedError
-
-    def tick(self, now_s: float) -> list[Action]:
-        """Silence, lack of progress and retries."""
-        raise NotImplementedError
+        self.ended = True
+        return self._close()
 
     def finish_reason(self, choice: int) -> FinishReason | None:
         """Why a choice ended, as far as ids tell."""
-        raise NotImplementedError
+        return self._finish[choice]
+
+    # The head
+
+    def frame(self, stream: int, frame: Frame, now_s: float) -> list[Action]:
+        """A frame came."""
+        if stream != self._stream or not self._open:
+            return []
+        self._frame_s = now_s
+        if isinstance(frame, Accepted):
+            self.request = replace(self.request, numerics_class=frame.numerics_class)
+            return []
+        if isinstance(frame, Closed):
+            return self._closed(frame, now_s)
+        if frame.step > self._step:
+            self._step = frame.step
+            self._step_s = now_s
+            self._at_ease()
+        if isinstance(frame, Progress):
+            return []
+        if any(span.start > self._verified[span.choice] for span in frame.spans):
+            return self._suspect(now_s)
+        return self._merge(frame.spans)
+
+    def _closed(self, frame: Closed, now_s: float) -> list[Action]:
+        reason = frame.reason
+        if reason is CloseReason.SUPERSEDED:
+            return self._end(Superseded("a newer reader took the generation over"))
+        if reason is CloseReason.DIVERGED:
+            return self._end(Diverged(max(frame.lengths, default=0), 0, 0))
+        return self._resume(now_s)
+
+    def broken(self, stream: int, error: ShuntError, now_s: float) -> list[Action]:
+        """The stream ended without a Closed frame."""
+        if stream != self._stream or not self._open:
+            return []
+        refused_new = isinstance(error, ResourceExhausted) and self.epoch == 1
+        if isinstance(error, _FOR_GOOD) or (refused_new and not any(map(len, self.runs))):
+            return self._end(error)
+        if isinstance(error, _ASK_ELSEWHERE):
+            return self._resume(now_s)
+        return self._suspect(now_s)
+
+    def _suspect(self, now_s: float) -> list[Action]:
+        """A blip is not a death: attaches once more before it asks for another head."""
+        if self._attached_again or self.route is None:
+            return self._resume(now_s)
+        self._troubled(now_s)
+        self._attached_again = True
+        return [*self._close(), *self._attach(self.route, now_s)]
+
+    def _attach(self, route: Route, now_s: float) -> list[Action]:
+        self.route = route
+        self._stream += 1
+        self._open = True
+        self._step = -1
+        self._frame_s = self._step_s = now_s
+        call = GenerateCall(
+            self.request,
+            self.epoch,
+            route.formation_id,
+            self._base,
+            tuple(self._verified),
+        )
+        return [OpenStream(self._stream, route, call)]
+
+    # The controller
+
+    def _resume(self, now_s: float) -> list[Action]:
+        self._troubled(now_s)
+        return [*self._close(), *self._ask(now_s)]
+
+    def _ask(self, now_s: float) -> list[Action]:
+        self._question += 1
+        self._asking = True
+        self._ask_at_s = None
+        held = tuple(
+            run.span(index, 0, None, self._finish[index])
+            for index, run in enumerate(self.runs)
+            if len(run) or self._finish[index] is not None
+        )
+        question = ResumeQuestion(self.request.generation_id, self.epoch, self.request, held)
+        return [AskResume(self._question, question, self.settings.resume_timeout_s)]
+
+    def granted(self, number: int, grant: Grant, now_s: float) -> list[Action]:
+        """The controller's answer."""
+        if number != self._question or not self._asking:
+            return []
+        self._asking = False
+        self._retry_s = self.settings.retry_s
+        self.moves += grant.epoch > self.epoch
+        self.epoch = grant.epoch
+        self._base = grant.base
+        self._verified = [0] * len(self.runs)
+        self._attached_again = False
+        actions = self._merge(grant.base)
+        if self.ended:
+            return actions
+        if grant.head is None:
+            return [*actions, *self._end(DataLoss("the journal ends before the text does"))]
+        return [*actions, *self._attach(grant.head, now_s)]
+
+    def not_granted(self, number: int, error: ShuntError, now_s: float) -> list[Action]:
+        """The controller refused, was not reached, or did not answer in time."""
+        if number != self._question or not self._asking:
+            return []
+        self._asking = False
+        if isinstance(error, (*_FOR_GOOD, Cancelled)):
+            return self._end(error)
+        self._ask_at_s = now_s + self._retry_s
+        self._retry_s = min(2 * self._retry_s, self.settings.max_retry_s)
+        return []
+
+    # Time
+
+    def tick(self, now_s: float) -> list[Action]:
+        """Silence, lack of progress and retries; call it at least every 50 ms."""
+        settings = self.settings
+        if self.ended:
+            return []
+        if self._trouble_s is not None and now_s - self._trouble_s >= settings.recover_s:
+            return self._end(Unavailable("no pipeline took the generation; it can be resumed"))
+        if self._open:
+            progress_s = settings.progress_s / (2 if self._attached_again else 1)
+            silent = now_s - self._frame_s >= settings.silence_s
+            return self._suspect(now_s) if silent or now_s - self._step_s >= progress_s else []
+        return self._ask(now_s) if self._ask_at_s is not None and now_s >= self._ask_at_s else []
+
+    def _troubled(self, now_s: float) -> None:
+        self._trouble_s = now_s if self._trouble_s is None else self._trouble_s
+
+    def _at_ease(self) -> None:
+        self._trouble_s = None
+        self._attached_again = False
+
+    # Ids
+
+    def _merge(self, spans: Sequence[TokenSpan]) -> list[Action]:
+        """Compares and adds; what is new goes to the reader."""
+        new = []
+        try:
+            for span in spans:
+                delivered = self._merge_span(span)
+                if delivered is not None:
+                    new.append(delivered)
+        except (Diverged, InvalidArgument) as error:
+            return self._end(error)
+        return [*([Deliver(tuple(new))] if new else []), *self._end_if_finished()]
+
+    def _merge_span(self, span: TokenSpan) -> TokenSpan | None:
+        if not 0 <= span.choice < len(self.runs):
+            raise InvalidArgument("a choice that was not asked for", field="choice")
+        run, before = self.runs[span.choice], len(self.runs[span.choice])
+        appended = run.append(span.start, span.ids, span.logprobs)
+        self._verified[span.choice] = max(self._verified[span.choice], span.end)
+        if self._finish[span.choice] is not None:
+            return None
+        end = finish_of(self.request, run.ids[before:], before)
+        if end is not None:
+            self._finish[span.choice] = end[1]
+        elif span.end == len(run):
+            self._finish[span.choice] = span.finish_reason
+        if not appended.added and self._finish[span.choice] is None:
+            return None
+        return run.span(span.choice, before, None, self._finish[span.choice])
+
+    # Inside
+
+    def _close(self) -> list[Action]:
+        if not self._open:
+            return []
+        self._open = False
+        return [CloseStream(self._stream)]
+
+    def _end_if_finished(self) -> list[Action]:
+        return self._end(None) if all(self._finish) else []
+
+    def _end(self, error: ShuntError | None) -> list[Action]:
+        self.ended = True
+        self._asking = False
+        return [*self._close(), End(error)]
