@@ -239,13 +239,13 @@ def test_prompts_fill_further_stages_while_a_step_is_in_flight() -> None:
 def test_the_youngest_gives_way_when_blocks_run_out() -> None:
     driver = Driver(SchedulerSettings(64, 4, 8, 1000), 5, 1)
     driver.start("old", 15, 40)
-    driver.start("young", 14, 40)
+    driver.start("young", 30, 40)
     driver.finish()
     assert driver.scheduler.preemptions > 0
     reopened = [s for step in driver.steps for s in step.batch.opens if s.output_ids]
     assert reopened
-    assert driver.outputs == {"old": expected(15, 40), "young": expected(14, 40)}
-    assert all(len(s.prompt_ids) == 14 for s in reopened)
+    assert driver.outputs == {"old": expected(15, 40), "young": expected(30, 40)}
+    assert all(len(s.prompt_ids) == 30 for s in reopened)
     first, *_, last = (step.keys for step in driver.steps)
     assert first == (key("old"), key("young"))
     assert last == (key("young"),)
