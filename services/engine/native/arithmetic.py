@@ -34,7 +34,7 @@ class Arithmetic(Protocol):
         ...
 
     def forward(self, hidden: Tensor, spans: Sequence[Span]) -> Tensor:
-        """Hidden states [rows, hidden_size] through all layers; may reuse the memory of `hidden`."""
+        """Run [rows, hidden_size] through all layers; may write over `hidden`."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:

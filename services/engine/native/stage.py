@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -188,6 +188,6 @@ class NativeStage:
             )
 
 
-def _check_ids(ids: Sequence[int] | frozenset[int], limit: int, field: str) -> None:
+def _check_ids(ids: Collection[int], limit: int, field: str) -> None:
     if ids and not 0 <= min(ids) <= max(ids) < limit:
         raise InvalidArgument(f"{field} must be token ids below {limit}", field=field)

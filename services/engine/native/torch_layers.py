@@ -22,6 +22,8 @@ from services.engine.native.weights import EMBEDDING, FINAL_NORM, HEAD, LayerWei
 
 PIECE = 1024
 """Up to this K a oneDNN linear sums in one order for any number of rows."""
+VECTORS = 64
+"""A multiple of the elements that torch's elementwise loops take at once."""
 PROBED_ROWS = (1, 3, 8, 33)
 
 
@@ -70,7 +72,7 @@ class Linear:
             return self._packed(x)
         if self._by_row:
             weight = self._weight
-            return torch.cat([F.linear(row, weight) for row in x.split(1)])
+            return torch.cat([F.linear(x[i : i + 1], weight) for i in range(len(x))])
         return F.linear(x, self._weight)
 
 
@@ -156,7 +158,7 @@ class TorchLayers:
             mixed = torch.cat([self._attend(q, cache, span) for span in spans])
             hidden = hidden + layer.output(mixed)
             normed = self._normalize(hidden, layer.post_norm)
-            hidden = hidden + layer.down(F.silu(layer.gate(normed)) * layer.up(normed))
+            hidden = hidden + layer.down(_silu(layer.gate(normed)) * layer.up(normed))
         return hidden
 
     @torch.inference_mode()
@@ -206,6 +208,12 @@ class TorchLayers:
             scores = torch.bmm(queries[row].float(), k.transpose(1, 2)) * config.head_dim**-0.5
             mixed_rows.append(torch.bmm(scores.softmax(-1), v).view(1, -1))
         return torch.cat(mixed_rows).to(self._dtype)
+
+
+def _silu(x: Tensor) -> Tensor:
+    """SiLU in whole vectors: torch computes what is left over at the end of a tensor otherwise."""
+    width = x.shape[1]
+    return F.silu(F.pad(x, (0, -width % VECTORS)))[:, :width].contiguous()
 
 
 def _cells(span: Span) -> Tensor:
