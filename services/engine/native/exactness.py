@@ -1,11 +1,17 @@
-"""The self-test of a loaded stage: is a row's result its own?
+"""The self-test of a loaded stage, and the fingerprint of its arithmetic.
 
-Random hidden states run through the stage's own layers as one prefill, as chunks, row by row, and
-among other sequences of other lengths. Hidden states, the logits of the last stage, and so the KV
-cache that both are made from, must be equal bit for bit.
+Is a row's result its own? Random hidden states run through the stage's own layers as one prefill,
+as chunks, row by row, and among other sequences of other lengths. Hidden states, the logits of the
+last stage, and so the KV cache that both are made from, must be equal bit for bit.
+
+Do two nodes compute alike? Each runs one small made-up model and digests every bit of the result:
+nodes that differ in instructions, build or library differ in class, whatever they call themselves.
 """
 
 from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -13,6 +19,7 @@ from torch import Tensor
 from services.engine.backend import BLOCK_SIZE
 from services.engine.native.arithmetic import Arithmetic, Span
 from services.engine.native.config import ModelConfig
+from services.engine.native.weights import stage_shapes
 
 ROWS = 40
 """Positions of the sequence that is run in all ways: two and a half blocks."""
@@ -20,6 +27,25 @@ NEIGHBOURS = (1, 3, 17)
 """Rows of the sequences beside it."""
 CUTS = ((ROWS,), (13, 16, 10, 1), (33, *[1] * (ROWS - 33)))
 SEED = 1
+PROBE = ModelConfig(
+    hidden_size=64,
+    intermediate_size=1104,
+    layer_count=2,
+    heads=6,
+    kv_heads=2,
+    head_dim=32,
+    vocab_size=80,
+    context_length=4 * BLOCK_SIZE,
+    rms_norm_eps=1e-5,
+    rope_theta=10000.0,
+    rope_scaling=None,
+    qk_norm=True,
+    tied_embeddings=False,
+)
+"""Small, but with sums longer than any piece that some implementation adds up at once."""
+
+Build = Callable[[ModelConfig, Mapping[str, Tensor], range, int], Arithmetic]
+"""An arithmetic for a model, its tensors, a layer range and a number of KV blocks."""
 
 
 def _blocks(first: int, positions: int) -> range:
@@ -91,3 +117,28 @@ def is_exact(
     logits = arithmetic.logits(reference[: NEIGHBOURS[-1]].clone())
     alone = [arithmetic.logits(reference[row : row + 1].clone()) for row in range(len(logits))]
     return torch.equal(logits, torch.cat(alone)) and bool(torch.isfinite(reference).all())
+
+
+def _made_up(shape: tuple[int, ...], salt: int) -> Tensor:
+    """Numbers in [-1, 1] that every machine makes alike: a multiplicative hash of the index."""
+    count = torch.Size(shape).numel()
+    index = torch.arange(count, dtype=torch.int64) + salt * 1_000_003
+    hashed = (index * 2654435761 >> 7) % 2001
+    return ((hashed - 1000).float() / 1000).view(shape)
+
+
+def fingerprint(build: Build, dtype: torch.dtype) -> str:
+    """Eight hexadecimal digits that stand for the bits this arithmetic produces."""
+    tensors = {
+        name: _made_up(shape, salt) / (shape[-1] ** 0.5 if len(shape) > 1 else 1)
+        for salt, (name, shape) in enumerate(stage_shapes(PROBE, range(2)).items())
+    }
+    arithmetic = build(PROBE, tensors, range(2), 3)
+    try:
+        rows = _made_up((ROWS, PROBE.hidden_size), SEED).to(dtype)
+        hidden = arithmetic.forward(rows, [Span(0, ROWS, 0, range(3))]).cpu()
+        logits = arithmetic.logits(hidden)
+    finally:
+        arithmetic.close()
+    digest = hashlib.sha256(hidden.float().numpy().tobytes() + logits.numpy().tobytes())
+    return digest.hexdigest()[:8]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from services.common.errors import InvalidArgument
@@ -14,7 +15,7 @@ from services.engine.native import kernels
 from services.engine.native.arithmetic import Arithmetic
 from services.engine.native.compiled import CompiledLayers
 from services.engine.native.config import ModelConfig
-from services.engine.native.exactness import is_exact
+from services.engine.native.exactness import Build, fingerprint, is_exact
 from services.engine.native.stage import DTYPES, NativeStage
 from services.engine.native.torch_layers import TorchLayers
 from services.engine.native.weights import EMBEDDING, check_tensors
@@ -26,6 +27,21 @@ def kv_block_bytes(config: ModelConfig, layers: range, dtype: HiddenDtype) -> in
     """Bytes of one KV block over the layers of a stage."""
     per_layer = 2 * config.kv_heads * config.head_dim * BLOCK_SIZE * DTYPES[dtype].itemsize
     return per_layer * len(layers)
+
+
+def _builder(
+    dtype: torch.dtype, device: str, threads: int, choice: ArithmeticChoice, cache: Path | None
+) -> Build:
+    library = kernels.load(cache) if (device, choice) == ("cpu", "auto") else None
+
+    def build(
+        config: ModelConfig, tensors: Mapping[str, Tensor], layers: range, kv_blocks: int
+    ) -> Arithmetic:
+        if library is None:
+            return TorchLayers(config, tensors, layers, dtype, kv_blocks, device)
+        return CompiledLayers(library, config, tensors, layers, dtype, kv_blocks, threads)
+
+    return build
 
 
 def load_stage(
@@ -57,14 +73,9 @@ def load_stage(
     if blocks < 1:
         raise InvalidArgument("no KV block fits", field="kv_bytes")
     torch_dtype = DTYPES[dtype]
-    library = kernels.load(kernel_cache) if (device, arithmetic) == ("cpu", "auto") else None
-    implementation: Arithmetic
-    if library is not None:
-        implementation = CompiledLayers(
-            library, config, tensors, layers, torch_dtype, blocks, threads
-        )
-    else:
-        implementation = TorchLayers(config, tensors, layers, torch_dtype, blocks, device)
+    build = _builder(torch_dtype, device, threads, arithmetic, kernel_cache)
+    implementation = build(config, tensors, layers, blocks)
+    name = f"{implementation.name}-{fingerprint(build, torch_dtype)}"
     embedding = None
     if layers.start == 0:
         embedding = tensors[EMBEDDING].to(torch_dtype, copy=True)
@@ -76,11 +87,11 @@ def load_stage(
         context_length=min(config.context_length, blocks * BLOCK_SIZE),
         kv_blocks=blocks,
         hidden_dtype=dtype,
-        numerics_class=f"inexact-{implementation.name}",
+        numerics_class=f"inexact-{name}",
         exact=False,
     )
     resident = tuple(ResidentTensor(name, size) for name, size in sizes.items())
     stage = NativeStage(facts, implementation, embedding, resident)
     if self_test and is_exact(implementation, config, blocks, torch_dtype, last=facts.last):
-        stage.declare(f"exact-{implementation.name}", exact=True)
+        stage.declare(f"exact-{name}", exact=True)
     return stage
