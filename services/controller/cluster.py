@@ -11,46 +11,39 @@ resume on the other pipelines; when there is none their Resume waits for the new
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from services.common.errors import NotFound, StaleEpoch
 from services.common.exchange import Route
-from services.common.generation import LayerRange, ModelRef
+from services.common.generation import LayerRange
 from services.controller.actions import (
     Action,
     Beat,
+    DissolveFormation,
+    DrainFormation,
+    LaunchNode,
+    LogEvent,
     NodeFacts,
     NodeShape,
     NodeView,
+    PersistCluster,
     PipelineView,
     PlannedPipeline,
+    RoutesChanged,
+    TerminateNode,
 )
+from services.controller.cluster_settings import ClusterSettings
 from services.controller.ledger import Head
+from services.controller.membership import (
+    FormationState,
+    Membership,
+    Node,
+    Pipeline,
+    Stage,
+)
+from services.controller.reconcile import Reconciler
 
-
-@dataclass(frozen=True, slots=True)
-class ClusterSettings:
-    """Shape and timings (seconds) of the cluster."""
-
-    model: ModelRef
-    initial: tuple[NodeShape, ...] = ()
-    """Nodes to launch when there is no snapshot; empty: they come by themselves."""
-    expected_nodes: int = 4
-    """A plan is asked for when so many are idle, or `settle_s` after the first."""
-    pipelines: int = 2
-    can_launch: bool = True
-    """The provider starts nodes; else a replacement must register by itself."""
-    heartbeat_interval_s: float = 0.25
-    node_lost_s: float = 1.0
-    """A node silent for this long is lost."""
-    restart_grace_s: float = 3.0
-    """Nobody counts as dead for this long after a restart, but for what the edge knows."""
-    settle_s: float = 10.0
-    launch_timeout_s: float = 60.0
-    """A launched node that does not register within this is given up."""
-    retry_s: float = 0.5
-    """Pause before a failed launch, plan, load or form is tried again."""
-    max_positions: int = 8192
-    block_positions: int = 16
+_STRANGE_BEATS = 2
+"""One beat may have been on its way while the formation changed."""
 
 
 class Cluster:
@@ -58,96 +51,378 @@ class Cluster:
 
     def __init__(self, settings: ClusterSettings, draw_id: Callable[[], str], now_s: float) -> None:
         """`draw_id` gives unique strings: ids of formations."""
+        self.settings = settings
+        self._reconciler = Reconciler(settings, draw_id)
+        self._state = Membership()
+        self._past: set[str] = set()
+        """Incarnations that were replaced by a newer one of the same node."""
+        self._grace_until_s = now_s
+        self._route_version = 0
+        self._routes: tuple[Route, ...] = ()
+        self._snapshot = ""
 
     @classmethod
     def recover(
         cls, settings: ClusterSettings, draw_id: Callable[[], str], snapshot: str, now_s: float
     ) -> Cluster:
         """The cluster as its last snapshot had it; every node is given `restart_grace_s`."""
-        raise NotImplementedError
+        cluster = cls(settings, draw_id, now_s)
+        cluster._state = Membership.from_snapshot(snapshot, now_s)
+        cluster._grace_until_s = now_s + settings.restart_grace_s
+        return cluster
 
     def start(self, now_s: float) -> list[Action]:
         """First actions after __init__ or recover."""
-        raise NotImplementedError
+        actions: list[Action] = []
+        if not self._state.nodes:
+            for shape in self.settings.initial:
+                node = self._state.launch(shape, now_s)
+                actions.append(LaunchNode(node.node_id, shape))
+        for pipeline in self._state.pipelines:
+            formation = pipeline.formation
+            if formation is not None and formation.state is not FormationState.READY:
+                pipeline.formation = None
+                actions.append(DissolveFormation(formation.formation_id, formation.members))
+        return self._advance(actions, now_s)
+
+    # Nodes
 
     def register(self, facts: NodeFacts, now_s: float) -> list[Action]:
         """A node is there; the same incarnation may say so again. Raises StaleEpoch for an older
         incarnation of a node that has a newer one."""
-        raise NotImplementedError
+        if facts.incarnation in self._past:
+            raise StaleEpoch("a newer process has this node's name", field="incarnation")
+        actions: list[Action] = []
+        node = self._state.nodes.get(facts.node_id)
+        if node is not None and node.facts is not None:
+            if node.facts.incarnation != facts.incarnation:
+                actions += self._lose(node, "replaced", now_s)
+                self._past.add(node.facts.incarnation)
+                node = None
+            elif node.lost:
+                node.lost, node.beat, node.strange_beats = False, None, 0
+                actions.append(LogEvent("node_returned", node.node_id))
+        if node is None:
+            node = self._state.nodes[facts.node_id] = Node(facts.node_id, facts.shape, now_s)
+        if node.facts is None:
+            actions.append(LogEvent("node_registered", node.node_id))
+            node.since_s = now_s
+        node.facts, node.shape, node.heard_s, node.confirmed = facts, facts.shape, now_s, True
+        return self._advance(actions, now_s)
 
     def heartbeat(self, beat: Beat, now_s: float) -> list[Action]:
         """Raises NotFound when the node must register (again)."""
-        raise NotImplementedError
+        node = self._state.nodes.get(beat.node_id)
+        facts = node.facts if node is not None and node.present else None
+        if node is None or facts is None or facts.incarnation != beat.incarnation:
+            raise NotFound("register first", field="node_id")
+        node.heard_s, node.beat, node.confirmed = now_s, beat, True
+        actions: list[Action] = []
+        for pipeline in self._state.pipelines:
+            formation = pipeline.formation
+            if formation is None or formation.state is FormationState.FORMING:
+                continue
+            if all(member.incarnation != beat.incarnation for member in formation.members):
+                continue
+            strange = beat.formation_id != formation.formation_id
+            node.strange_beats = node.strange_beats + 1 if strange else 0
+            broken = not strange and bool(beat.lost_node_ids)
+            if node.strange_beats >= _STRANGE_BEATS or broken:
+                actions += self._dissolve(pipeline, "member_left", now_s)
+            elif formation.members[0].incarnation == beat.incarnation:
+                actions += self._head_beat(pipeline, beat, now_s)
+        return self._advance(actions, now_s)
 
     def node_gone(self, node_id: str, incarnation: str, cause: str, now_s: float) -> list[Action]:
         """The edge knows that the process is dead (its exit was seen, or its connection was
         refused); `incarnation` may be empty for a launched process that never registered."""
-        raise NotImplementedError
+        node = self._state.nodes.get(node_id)
+        if node is None or node.lost:
+            return []
+        if (node.facts.incarnation if node.facts is not None else "") != incarnation:
+            return []
+        return self._advance(self._lose(node, cause, now_s), now_s)
 
     def launch_failed(self, node_id: str, reason: str, now_s: float) -> list[Action]:
-        """The provider could not start it."""
-        raise NotImplementedError
+        """The provider could not start it; another one is tried after `retry_s`."""
+        return self.node_gone(node_id, "", reason, now_s)
+
+    def _lose(self, node: Node, cause: str, now_s: float) -> list[Action]:
+        silent_s = f"{now_s - node.heard_s:.3f}" if node.facts is not None else "0"
+        node.lost, node.since_s, node.loading = True, now_s, None
+        node.notice_s = node.deadline_s = None
+        attributes = {"cause": cause, "silent_s": silent_s}
+        actions: list[Action] = [LogEvent("node_lost", node.node_id, "", attributes)]
+        for pipeline in self._state.pipelines:
+            for stage in pipeline.stages:
+                if stage.spare_id == node.node_id:
+                    stage.spare_id = ""
+                    pipeline.replacement_ready_s = pipeline.ready_sampled = None
+                    pipeline.retry_at_s = now_s + self.settings.retry_s
+                if stage.node_id == node.node_id:
+                    stage.node_id, stage.spare_id = stage.spare_id, ""
+                    if node.facts is None:
+                        pipeline.retry_at_s = now_s + self.settings.retry_s
+                    actions += self._dissolve(pipeline, cause, now_s)
+        return actions
+
+    # Plans, loads, formations
 
     def plan_ready(self, pipelines: tuple[PlannedPipeline, ...], now_s: float) -> list[Action]:
         """Placement's answer to AskPlan."""
-        raise NotImplementedError
+        self._reconciler.plan_answered()
+        if self._state.pipelines:
+            return []
+        for number, planned in enumerate(pipelines, 1):
+            stages = []
+            for stage in planned.stages:
+                node = self._state.nodes.get(stage.node_id)
+                shape = node.shape if node is not None else NodeShape(0, 1.0)
+                node_id = stage.node_id if node is not None and node.present else ""
+                stages.append(Stage(stage.layers, stage.tp_degree, shape, node_id))
+            throughput = planned.throughput_tokens_per_s
+            self._state.pipelines.append(
+                Pipeline(f"pipeline-{number}", stages, throughput, down_since_s=now_s)
+            )
+        return self._advance([LogEvent("plan_ready")], now_s)
 
     def plan_failed(self, reason: str, now_s: float) -> list[Action]:
         """Asked again after `retry_s`."""
-        raise NotImplementedError
+        self._reconciler.plan_answered(now_s + self.settings.retry_s)
+        return [LogEvent("plan_failed", attributes={"reason": reason})]
 
     def load_done(
         self, node_id: str, incarnation: str, layers: LayerRange, kv_blocks: int, now_s: float
     ) -> list[Action]:
         """The node holds these layers."""
-        raise NotImplementedError
+        node = self._loading(node_id, incarnation)
+        if node is None or node.loading != layers:
+            return []
+        node.layers, node.kv_blocks, node.loading = layers, kv_blocks, None
+        attributes = {"layers": f"{layers.start}-{layers.end}"}
+        return self._advance([LogEvent("stage_loaded", node_id, "", attributes)], now_s)
 
     def load_failed(
         self, node_id: str, incarnation: str, reason: str, now_s: float
     ) -> list[Action]:
         """Tried again after `retry_s`."""
-        raise NotImplementedError
+        node = self._loading(node_id, incarnation)
+        if node is None:
+            return []
+        node.loading, node.layers = None, None
+        node.retry_at_s = now_s + self.settings.retry_s
+        return [LogEvent("load_failed", node_id, "", {"reason": reason})]
+
+    def _loading(self, node_id: str, incarnation: str) -> Node | None:
+        node = self._state.nodes.get(node_id)
+        if node is None or node.lost or node.loading is None or node.facts is None:
+            return None
+        return node if node.facts.incarnation == incarnation else None
 
     def formed(self, formation_id: str, now_s: float) -> list[Action]:
         """All members stand."""
-        raise NotImplementedError
+        pipeline = self._state.pipeline(formation_id)
+        if pipeline is None or pipeline.formation is None:
+            return []
+        pipeline.formation.state = FormationState.READY
+        for member in pipeline.formation.members:
+            self._state.nodes[member.node_id].strange_beats = 0
+        down_s = now_s - pipeline.down_since_s if pipeline.down_since_s is not None else 0.0
+        pipeline.down_since_s = None
+        attributes = {"formation": formation_id, "down_s": f"{down_s:.3f}"}
+        event = LogEvent("pipeline_ready", "", pipeline.pipeline_id, attributes)
+        return self._advance([event], now_s)
 
     def form_failed(self, formation_id: str, reason: str, now_s: float) -> list[Action]:
         """Some member does not; dissolved, and formed anew after `retry_s`."""
-        raise NotImplementedError
+        pipeline = self._state.pipeline(formation_id)
+        if pipeline is None:
+            return []
+        pipeline.retry_at_s = now_s + self.settings.retry_s
+        return self._advance(self._dissolve(pipeline, f"form_failed: {reason}", now_s), now_s)
 
-    def drained(self, formation_id: str, sealed: int, now_s: float) -> list[Action]:
-        """Every generation of the formation is sealed."""
-        raise NotImplementedError
+    def _dissolve(self, pipeline: Pipeline, cause: str, now_s: float) -> list[Action]:
+        formation, pipeline.formation = pipeline.formation, None
+        pipeline.replacement_ready_s = pipeline.ready_sampled = None
+        if formation is None:
+            return []
+        if pipeline.down_since_s is None:
+            pipeline.down_since_s = now_s
+        actions = [a for s in pipeline.stages for a in self._hand_stage(s)]
+        attributes = {"formation": formation.formation_id, "cause": cause}
+        return [
+            LogEvent("pipeline_lost", "", pipeline.pipeline_id, attributes),
+            DissolveFormation(formation.formation_id, self._state.living(formation)),
+            *actions,
+        ]
 
-    def drain_failed(self, formation_id: str, reason: str, now_s: float) -> list[Action]:
-        """The head did not answer; the formation is dissolved all the same."""
-        raise NotImplementedError
+    def _hand_stage(self, stage: Stage) -> list[Action]:
+        """Gives the stage to its spare, if that is ready, and lets the old node go."""
+        spare = self._state.nodes.get(stage.spare_id)
+        if spare is None or not spare.holds(stage.layers):
+            return []
+        node = self._state.nodes.get(stage.node_id)
+        stage.node_id, stage.spare_id = stage.spare_id, ""
+        if node is None:
+            return []
+        node.leaving = True
+        return [TerminateNode(node.node_id)]
+
+    # Interruptions
 
     def interrupt(self, node_id: str, notice_s: float, kill: bool, now_s: float) -> list[Action]:
         """A notice, or an order to kill. Raises NotFound. The same notice twice changes nothing."""
-        raise NotImplementedError
+        node = self._state.nodes.get(node_id)
+        if node is None or node.lost:
+            raise NotFound("no such node", field="node_id")
+        if kill:
+            return [LogEvent("kill_ordered", node_id), TerminateNode(node_id, kill=True)]
+        if node.deadline_s is not None:
+            return []
+        node.notice_s, node.deadline_s = notice_s, now_s + notice_s
+        event = LogEvent("interruption_noticed", node_id, "", {"notice_s": f"{notice_s:g}"})
+        return self._advance([event], now_s)
+
+    def _head_beat(self, pipeline: Pipeline, beat: Beat, now_s: float) -> list[Action]:
+        """Two beats after the replacement is ready show tokens from the old head in between."""
+        if pipeline.replacement_ready_s is None or not pipeline.is_ready:
+            return []
+        if pipeline.ready_sampled is None:
+            pipeline.ready_sampled = beat.sampled_tokens
+            return []
+        return self._hand_over(pipeline, beat.sampled_tokens - pipeline.ready_sampled, now_s)
+
+    def _hand_over(self, pipeline: Pipeline, tokens: int, now_s: float) -> list[Action]:
+        formation = pipeline.formation
+        if formation is None:
+            return []
+        formation.state = FormationState.HANDING_OVER
+        pipeline.down_since_s = now_s
+        attributes = {
+            "formation": formation.formation_id,
+            "tokens_since_replacement_ready": str(tokens),
+        }
+        return [
+            LogEvent("handover_started", "", pipeline.pipeline_id, attributes),
+            DrainFormation(formation.formation_id, formation.members[0]),
+        ]
+
+    def drained(self, formation_id: str, sealed: int, now_s: float) -> list[Action]:
+        """Every generation of the formation is sealed."""
+        pipeline = self._state.pipeline(formation_id)
+        if pipeline is None or pipeline.formation is None:
+            return []
+        formation, pipeline.formation = pipeline.formation, None
+        pipeline.replacement_ready_s = pipeline.ready_sampled = None
+        actions: list[Action] = [
+            LogEvent("handover_finished", "", pipeline.pipeline_id, {"sealed": str(sealed)}),
+            DissolveFormation(formation_id, self._state.living(formation)),
+        ]
+        for stage in pipeline.stages:
+            actions += self._hand_stage(stage)
+        return self._advance(actions, now_s)
+
+    def drain_failed(self, formation_id: str, reason: str, now_s: float) -> list[Action]:
+        """The head did not answer; the formation is dissolved all the same."""
+        event = LogEvent("drain_failed", "", self.pipeline_of(formation_id), {"reason": reason})
+        return [event, *self.drained(formation_id, 0, now_s)]
+
+    # Time
 
     def tick(self, now_s: float) -> list[Action]:
         """Silence, timeouts and retries; call it every 0.1 s or so."""
-        raise NotImplementedError
+        settings = self.settings
+        actions: list[Action] = []
+        for node in list(self._state.nodes.values()):
+            if node.lost:
+                if now_s - node.since_s >= settings.lost_kept_s:
+                    del self._state.nodes[node.node_id]
+            elif node.facts is None:
+                if now_s - node.since_s >= settings.launch_timeout_s:
+                    actions += self._lose(node, "launch timed out", now_s)
+                    actions.append(TerminateNode(node.node_id, kill=True))
+            elif now_s >= self._grace_until_s and now_s - node.heard_s >= settings.node_lost_s:
+                actions += self._lose(node, "silence", now_s)
+            elif node.deadline_s is not None and now_s >= node.deadline_s:
+                actions += self._undrain(node)
+        for pipeline in self._state.pipelines:
+            ready_s = pipeline.replacement_ready_s
+            waited = ready_s is not None and now_s - ready_s >= settings.handover_s
+            if waited and pipeline.is_ready:
+                actions += self._hand_over(pipeline, 0, now_s)
+        return self._advance(actions, now_s)
+
+    def _undrain(self, node: Node) -> list[Action]:
+        """The deadline passed and nothing happened."""
+        for pipeline in self._state.pipelines:
+            formation = pipeline.formation
+            for stage in pipeline.stages:
+                if stage.node_id != node.node_id:
+                    continue
+                if formation is not None and formation.state is FormationState.HANDING_OVER:
+                    return []
+                stage.spare_id = ""
+                pipeline.replacement_ready_s = pipeline.ready_sampled = None
+        node.notice_s = node.deadline_s = None
+        node.leaving = False
+        return [LogEvent("undrained", node.node_id)]
+
+    # What others see
 
     def routes(self) -> tuple[int, tuple[Route, ...]]:
         """Version and pipelines that take new requests."""
-        raise NotImplementedError
+        return self._route_version, self._routes
 
     def heads(self) -> tuple[Head, ...]:
         """Every living formation's head, for the ledger."""
-        raise NotImplementedError
+        heads = []
+        for pipeline in self._state.pipelines:
+            formation, route = pipeline.formation, self._route(pipeline)
+            if formation is not None and route is not None:
+                beat = self._state.nodes[formation.members[0].node_id].beat
+                confirmed = self._state.confirmed(formation)
+                load = beat.load if beat is not None else 0
+                heads.append(Head(route, pipeline.is_ready and confirmed, load))
+        return tuple(heads)
 
     def pipeline_of(self, formation_id: str) -> str:
         """The pipeline a formation serves; '' when it is not known."""
-        raise NotImplementedError
+        pipeline = self._state.pipeline(formation_id)
+        return pipeline.pipeline_id if pipeline is not None else ""
 
     def nodes_view(self) -> tuple[NodeView, ...]:
         """For the status."""
-        raise NotImplementedError
+        return self._state.node_views()
 
     def pipelines_view(self) -> tuple[PipelineView, ...]:
         """For the status."""
-        raise NotImplementedError
+        return self._state.pipeline_views()
+
+    def _route(self, pipeline: Pipeline) -> Route | None:
+        formation = pipeline.formation
+        if formation is None or formation.state is FormationState.FORMING:
+            return None
+        head, settings = formation.members[0], self.settings
+        return Route(
+            pipeline.pipeline_id,
+            formation.formation_id,
+            head.incarnation,
+            head.address,
+            pipeline.throughput_tokens_per_s,
+            settings.model,
+            min(settings.max_positions, formation.kv_blocks * settings.block_positions),
+        )
+
+    def _advance(self, actions: list[Action], now_s: float) -> list[Action]:
+        actions = [*actions, *self._reconciler.advance(self._state, now_s)]
+        ready = (self._route(p) for p in self._state.pipelines if p.is_ready)
+        routes = tuple(route for route in ready if route is not None)
+        if routes != self._routes:
+            self._routes = routes
+            self._route_version += 1
+            actions.append(RoutesChanged(self._route_version))
+        snapshot = self._state.to_snapshot()
+        if snapshot != self._snapshot:
+            self._snapshot = snapshot
+            actions.insert(0, PersistCluster(snapshot))
+        return actions

@@ -1,0 +1,38 @@
+"""Shape and timings of the cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.common.generation import ModelRef
+from services.controller.actions import NodeShape
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """Shape and timings (seconds) of the cluster."""
+
+    model: ModelRef
+    initial: tuple[NodeShape, ...] = ()
+    """Nodes to launch when there is no snapshot; empty: they come by themselves."""
+    expected_nodes: int = 4
+    """A plan is asked for when so many are idle, or `settle_s` after the first."""
+    pipelines: int = 2
+    can_launch: bool = True
+    """The provider starts nodes; else a replacement must register by itself."""
+    heartbeat_interval_s: float = 0.25
+    node_lost_s: float = 1.0
+    """A node silent for this long is lost."""
+    restart_grace_s: float = 3.0
+    """Nobody counts as dead for this long after a restart, but for what the edge knows."""
+    settle_s: float = 10.0
+    launch_timeout_s: float = 60.0
+    """A launched node that does not register within this is given up."""
+    retry_s: float = 0.5
+    """Pause before a failed launch, plan, load or form is tried again."""
+    handover_s: float = 1.0
+    """A hand-over waits no longer for beats that show tokens from the old head."""
+    lost_kept_s: float = 60.0
+    """A lost node is shown this long."""
+    max_positions: int = 8192
+    block_positions: int = 16

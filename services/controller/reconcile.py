@@ -1,0 +1,157 @@
+"""What the cluster lacks, and the next step towards it: nodes for stages, loads, formations.
+
+Idempotent: it looks at the state alone and may be asked after every event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from services.controller.actions import (
+    Action,
+    AskPlan,
+    FormPipeline,
+    LaunchNode,
+    LoadStage,
+    LogEvent,
+    Member,
+)
+from services.controller.cluster_settings import ClusterSettings
+from services.controller.membership import Formation, Membership, Node, Pipeline, Stage
+
+
+class Reconciler:
+    """Asks for what is missing."""
+
+    def __init__(self, settings: ClusterSettings, draw_id: Callable[[], str]) -> None:
+        self._settings = settings
+        self._draw_id = draw_id
+        self._asking_plan = False
+        self._plan_at_s = 0.0
+
+    def plan_answered(self, retry_at_s: float = 0.0) -> None:
+        """Placement answered; if it failed, ask again from then on."""
+        self._asking_plan = False
+        self._plan_at_s = retry_at_s
+
+    def advance(self, state: Membership, now_s: float) -> list[Action]:
+        """The next steps."""
+        if not state.pipelines:
+            return self._plan(state, now_s)
+        actions: list[Action] = []
+        for pipeline in state.pipelines:
+            for stage in pipeline.stages:
+                actions += self._fill(state, pipeline, stage, now_s)
+        for pipeline in state.pipelines:
+            for stage in pipeline.stages:
+                for node_id in (stage.node_id, stage.spare_id):
+                    actions += self._load(state, node_id, stage, now_s)
+            actions += self._replacement_ready(state, pipeline, now_s)
+            actions += self._form(state, pipeline, now_s)
+        return actions
+
+    def _plan(self, state: Membership, now_s: float) -> list[Action]:
+        nodes = [node for node in state.nodes.values() if node.usable]
+        enough = len(nodes) >= self._settings.expected_nodes
+        first_s = min((node.since_s for node in nodes), default=now_s)
+        settled = bool(nodes) and now_s - first_s >= self._settings.settle_s
+        if self._asking_plan or now_s < self._plan_at_s or not (enough or settled):
+            return []
+        self._asking_plan = True
+        facts = tuple(node.facts for node in nodes if node.facts is not None)
+        return [AskPlan(self._settings.model, facts, self._settings.pipelines)]
+
+    def _fill(
+        self, state: Membership, pipeline: Pipeline, stage: Stage, now_s: float
+    ) -> list[Action]:
+        """Finds a node for a vacant stage, or a spare for one that will be taken away."""
+        node = state.nodes.get(stage.node_id)
+        if node is None:
+            stage.node_id, actions = self._find(state, pipeline, stage, now_s)
+            return actions
+        if node.facts is None:
+            loaded = self._idle(state, stage, loaded=True)
+            stage.node_id = loaded.node_id if loaded is not None else stage.node_id
+        elif node.deadline_s is not None and not stage.spare_id:
+            stage.spare_id, actions = self._find(state, pipeline, stage, now_s)
+            return actions
+        return []
+
+    def _find(
+        self, state: Membership, pipeline: Pipeline, stage: Stage, now_s: float
+    ) -> tuple[str, list[Action]]:
+        idle = self._idle(state, stage, loaded=True) or self._idle(state, stage, loaded=False)
+        if idle is not None:
+            return idle.node_id, []
+        if not self._settings.can_launch or now_s < pipeline.retry_at_s:
+            return "", []
+        node = state.launch(stage.shape, now_s)
+        return node.node_id, [
+            LaunchNode(node.node_id, node.shape),
+            LogEvent("node_launched", node.node_id, pipeline.pipeline_id),
+        ]
+
+    def _idle(self, state: Membership, stage: Stage, *, loaded: bool) -> Node | None:
+        """A node without a place that could run the stage, or that holds its layers."""
+        taken = {s.node_id for p in state.pipelines for s in p.stages}
+        taken |= {s.spare_id for p in state.pipelines for s in p.stages}
+        for node in state.nodes.values():
+            if node.node_id in taken or not node.usable:
+                continue
+            fits = node.shape.memory_bytes >= stage.shape.memory_bytes
+            if node.holds(stage.layers) if loaded else fits:
+                return node
+        return None
+
+    def _load(self, state: Membership, node_id: str, stage: Stage, now_s: float) -> list[Action]:
+        node = state.nodes.get(node_id)
+        if node is None or node.facts is None or not node.present:
+            return []
+        if node.loading is not None or node.layers == stage.layers or now_s < node.retry_at_s:
+            return []
+        node.loading, node.layers = stage.layers, None
+        facts, model = node.facts, self._settings.model
+        incarnation, address = facts.incarnation, facts.address
+        return [LoadStage(node_id, incarnation, address, model, stage.layers, stage.tp_degree)]
+
+    def _replacement_ready(
+        self, state: Membership, pipeline: Pipeline, now_s: float
+    ) -> list[Action]:
+        """Every node that will be taken away has a loaded replacement."""
+        if not pipeline.is_ready or pipeline.replacement_ready_s is not None:
+            return []
+        leaving = [s for s in pipeline.stages if state.nodes[s.node_id].deadline_s is not None]
+        spares = [state.nodes.get(stage.spare_id) for stage in leaving]
+        if not leaving or not all(
+            spare is not None and spare.holds(stage.layers)
+            for stage, spare in zip(leaving, spares, strict=True)
+        ):
+            return []
+        pipeline.replacement_ready_s = now_s
+        return [
+            LogEvent("replacement_ready", stage.spare_id, pipeline.pipeline_id) for stage in leaving
+        ]
+
+    def _form(self, state: Membership, pipeline: Pipeline, now_s: float) -> list[Action]:
+        if pipeline.formation is not None or now_s < pipeline.retry_at_s:
+            return []
+        members = []
+        kv_blocks = []
+        for stage in pipeline.stages:
+            node = state.nodes.get(stage.node_id)
+            if node is None or node.facts is None or not node.holds(stage.layers):
+                return []
+            facts = node.facts
+            members.append(Member(node.node_id, facts.incarnation, facts.address, stage.layers))
+            kv_blocks.append(node.kv_blocks)
+        formation = Formation(self._draw_id(), tuple(members), min(kv_blocks))
+        pipeline.formation = formation
+        return [
+            FormPipeline(
+                formation.formation_id,
+                pipeline.pipeline_id,
+                self._settings.model,
+                formation.members,
+                formation.kv_blocks,
+            )
+        ]
