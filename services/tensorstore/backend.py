@@ -1,0 +1,94 @@
+"""Where objects live: the seam between the store and a directory, S3 or another node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from blake3 import blake3
+
+from services.common.errors import DataLoss, NotFound
+from services.tensorstore.manifest import MANIFEST_LIMIT_BYTES, Manifest, parse
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """One object as a listing shows it."""
+
+    digest: str
+    size_bytes: int
+    modified_s: float  # seconds since 1970
+
+
+class Backend(Protocol):
+    """Content-addressed objects, and names that point at manifests.
+
+    Every method raises Unavailable when the place cannot be reached and DataLoss when it answers
+    with something other than what was stored.
+    """
+
+    @property
+    def uri(self) -> str: ...
+
+    def size(self, digest: str) -> int | None:
+        """Bytes of an object, None without it."""
+
+    def put(self, digest: str, source: Path) -> None:
+        """Stores a file's bytes; the file may be moved away. A present object is left alone."""
+
+    def read(self, digest: str, start: int, into: memoryview) -> None:
+        """Fills the buffer from an object; raises NotFound without it."""
+
+    def delete(self, digest: str) -> None: ...
+
+    def objects(self) -> Iterator[StoredObject]: ...
+
+    def resolve(self, name: str) -> str | None:
+        """Digest of the manifest that a model's name points at."""
+
+    def publish(self, name: str, digest: str) -> None:
+        """Points the name at the manifest, in one step."""
+
+    def withdraw(self, name: str) -> bool:
+        """Forgets a name; False without it."""
+
+    def names(self) -> list[str]: ...
+
+    def scratch(self) -> Path:
+        """A directory for files on their way in."""
+
+
+def digest_of(data: bytes | bytearray | memoryview) -> str:
+    """BLAKE3 in lower-case hexadecimal."""
+    return blake3(data).hexdigest()
+
+
+def read_whole(backend: Backend, digest: str, size_bytes: int) -> bytes:
+    """An object's bytes, verified; for manifests and files, not for weights."""
+    data = bytearray(size_bytes)
+    backend.read(digest, 0, memoryview(data))
+    if digest_of(data) != digest:
+        raise DataLoss(f"object {digest} is damaged", field="digest")
+    return bytes(data)
+
+
+def read_manifest(backend: Backend, digest: str) -> tuple[bytes, Manifest]:
+    """A manifest and its bytes; raises NotFound or DataLoss."""
+    size = backend.size(digest)
+    if size is None:
+        raise NotFound(f"manifest {digest} is not in the store", field="digest")
+    if size > MANIFEST_LIMIT_BYTES:
+        raise DataLoss(f"manifest {digest} has {size} bytes", field="digest")
+    data = read_whole(backend, digest, size)
+    return data, parse(data)
+
+
+def find_manifest(backend: Backend, name: str) -> str:
+    """Digest of a model's manifest; raises NotFound, naming what there is."""
+    digest = backend.resolve(name)
+    if digest is None:
+        have = ", ".join(backend.names()[:5]) or "nothing"
+        raise NotFound(f"model {name} is not in the store; it holds {have}", field="model")
+    return digest

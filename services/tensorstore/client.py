@@ -1,0 +1,185 @@
+"""How an engine gets its weights: open a model, stage a layer range, read mapped tensors.
+
+    store = open_store("/var/lib/shunt/store")      # a path, file://, s3:// or grpc://host:port
+    model = store.model("smollm2-135m-instruct")
+    with model.stage(LayerRange(0, 12)) as stage:
+        pack(stage.tensors["model.layers.0.mlp.up_proj.weight"])
+        stage.release()
+
+The tensors are read-only views of the node's files: one copy in memory for all engines of a
+node, bit for bit the checkpoint's, under its names. Those that tensor parallelism cuts along
+their second axis (o_proj, down_proj) are stored transposed: the view has the original shape and
+strides (1, rows). This module loads inside foreign processes too, so it imports torch and the
+error tree, nothing else that is heavy; grpc and boto3 only for URIs that ask for them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import torch
+
+from services.common.errors import DataLoss, InvalidArgument
+from services.tensorstore.backend import Backend, find_manifest, read_manifest, read_whole
+from services.tensorstore.directory import DirectoryBackend
+from services.tensorstore.dtypes import TORCH_NAMES
+from services.tensorstore.manifest import Manifest
+from services.tensorstore.names import check_model_name
+from services.tensorstore.residence import LocalResidence, Progress, Residence
+from services.tensorstore.slices import TensorSlice, select, tiles_of
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_DTYPES = {name: getattr(torch, torch_name) for name, torch_name in TORCH_NAMES.items()}
+
+
+class Layers(Protocol):
+    """A half-open range of layers."""
+
+    @property
+    def start(self) -> int: ...
+    @property
+    def end(self) -> int: ...
+
+
+class Stage:
+    """The mapped weights of one rank of one stage."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], maps: list[torch.Tensor]) -> None:
+        self.tensors = tensors
+        self._maps = maps
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Address space in use; the pages belong to the node, not to this process."""
+        return sum(len(whole) for whole in self._maps)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def release(self) -> None:
+        """Drops the pages that were read, for a backend that has packed them. The tensors stay
+        valid: touched again, they are read again."""
+        for whole in self._maps:
+            _libc.madvise(whole.data_ptr(), len(whole), mmap.MADV_DONTNEED)
+
+
+class Model:
+    """One whole version of a stored model."""
+
+    def __init__(
+        self, name: str, digest: str, manifest: Manifest, backend: Backend, residence: Residence
+    ) -> None:
+        self.name = name
+        self.digest = digest
+        self.manifest = manifest
+        self._backend = backend
+        self._residence = residence
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The Hugging Face config."""
+        return self.manifest.config
+
+    @property
+    def layers(self) -> int:
+        return self.manifest.tiling.layers
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """tokenizer.json, tokenizer_config.json, generation_config.json and the like, by name."""
+        return {
+            name: read_whole(self._backend, file.digest, file.size_bytes)
+            for name, file in self.manifest.files.items()
+        }
+
+    @contextmanager
+    def stage(
+        self,
+        layers: Layers,
+        tp_degree: int = 1,
+        rank: int = 0,
+        *,
+        progress: Progress | None = None,
+    ) -> Iterator[Stage]:
+        """Maps one rank's slice of a layer range: exactly it, verified.
+
+        The first range carries the embedding, the last the final norm and the lm_head (with tied
+        weights, the embedding). Raises InvalidArgument for a range or degree the model does not
+        have, DataLoss for damaged weights. Leaving the context releases the pages; tensors that
+        are still referenced stay valid.
+        """
+        wanted = select(self.manifest, layers.start, layers.end, tp_degree, rank)
+        ranges = tiles_of(self.manifest, wanted)
+        paths = self._residence.ensure(self.digest, self.manifest, ranges, progress)
+        maps = {
+            needed.chunk: _map(path, self.manifest.chunks[needed.chunk].size_bytes)
+            for needed, path in zip(ranges, paths, strict=True)
+        }
+        tensors = {piece.tensor.name: _view(maps[piece.tensor.chunk], piece) for piece in wanted}
+        stage = Stage(tensors, list(maps.values()))
+        try:
+            yield stage
+        finally:
+            stage.release()
+
+
+class Store:
+    """A place that holds models."""
+
+    def __init__(self, backend: Backend, residence: Residence) -> None:
+        self.backend = backend
+        self._residence = residence
+
+    def names(self) -> list[str]:
+        """The models it holds."""
+        return self.backend.names()
+
+    def model(self, name: str, digest: str = "") -> Model:
+        """A model by name, or the version of it with this digest; raises NotFound or DataLoss."""
+        check_model_name(name)
+        digest = digest or find_manifest(self.backend, name)
+        _, manifest = read_manifest(self.backend, digest)
+        return Model(name, digest, manifest, self.backend, self._residence)
+
+
+def open_store(uri: str) -> Store:
+    """A store by URI; raises InvalidArgument for a scheme it does not know."""
+    root = local_path(uri)
+    if root is None:
+        raise InvalidArgument("the store's URI must be a path or file://", field="store")
+    return Store(DirectoryBackend(root), LocalResidence(root))
+
+
+def local_path(uri: str) -> Path | None:
+    """The directory a URI names, None for another scheme."""
+    parts = urlsplit(uri)
+    if parts.scheme == "":
+        return Path(uri)
+    return Path(parts.path) if parts.scheme == "file" and parts.netloc == "" else None
+
+
+def _map(path: Path, size_bytes: int) -> torch.Tensor:
+    try:
+        whole = torch.from_file(os.fspath(path), shared=False, size=size_bytes, dtype=torch.uint8)
+    except RuntimeError as error:
+        raise DataLoss(f"{path.name} cannot be mapped: {str(error)[:120]}", field="chunk") from None
+    if _libc.mprotect(whole.data_ptr(), size_bytes, mmap.PROT_READ) != 0:
+        raise DataLoss(f"{path.name} cannot be sealed", field="chunk")
+    return whole
+
+
+def _view(whole: torch.Tensor, piece: TensorSlice) -> torch.Tensor:
+    tensor = whole[piece.start : piece.stop].view(_DTYPES[piece.tensor.dtype])
+    if piece.tensor.axis == 0:
+        return tensor.view(piece.shape)
+    return tensor.view(piece.shape[1], piece.shape[0]).t()

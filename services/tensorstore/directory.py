@@ -1,0 +1,168 @@
+"""A directory as backend: objects/ab/<digest>, models/<name>, all written elsewhere and renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from services.common.errors import DataLoss, NotFound, ResourceExhausted, ShuntError, Unavailable
+from services.tensorstore.backend import StoredObject
+from services.tensorstore.names import check_digest, check_model_name
+
+
+class DirectoryBackend:
+    """Objects are read-only files of their own, which engines on the same host may map."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._objects = root / "objects"
+        self._models = root / "models"
+        self._scratch = root / "tmp"
+
+    @property
+    def uri(self) -> str:
+        return f"file://{self._root.absolute()}"
+
+    @property
+    def root(self) -> Path:
+        return self._root
+
+    def path(self, digest: str) -> Path:
+        """Where an object's file lies."""
+        return self._objects / digest[:2] / digest
+
+    def size(self, digest: str) -> int | None:
+        try:
+            return self.path(check_digest(digest)).stat().st_size
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise translate(error) from None
+
+    def put(self, digest: str, source: Path) -> None:
+        target = self.path(check_digest(digest))
+        if self.size(digest) == source.stat().st_size:
+            return
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(source, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+                os.fchmod(descriptor, 0o444)
+            finally:
+                os.close(descriptor)
+            if source.parent == self._scratch:
+                source.replace(target)
+            else:
+                own = self.scratch() / uuid.uuid4().hex
+                shutil.copyfile(source, own)
+                own.chmod(0o444)
+                own.replace(target)
+            sync_directory(target.parent)
+        except OSError as error:
+            raise translate(error) from None
+
+    def read(self, digest: str, start: int, into: memoryview) -> None:
+        try:
+            descriptor = os.open(self.path(check_digest(digest)), os.O_RDONLY)
+        except FileNotFoundError:
+            raise NotFound(f"object {digest} is not in the store", field="digest") from None
+        except OSError as error:
+            raise translate(error) from None
+        try:
+            read_from(descriptor, digest, start, into)
+        finally:
+            os.close(descriptor)
+
+    def delete(self, digest: str) -> None:
+        self.path(check_digest(digest)).unlink(missing_ok=True)
+
+    def objects(self) -> Iterator[StoredObject]:
+        for path in sorted(self._objects.glob("??/*")):
+            with contextlib.suppress(FileNotFoundError):
+                stat = path.stat()
+                yield StoredObject(path.name, stat.st_size, stat.st_mtime)
+
+    def resolve(self, name: str) -> str | None:
+        try:
+            text = (self._models / check_model_name(name)).read_bytes()[:100]
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise translate(error) from None
+        return pointer_digest(name, text)
+
+    def publish(self, name: str, digest: str) -> None:
+        target = self._models / check_model_name(name)
+        try:
+            self._models.mkdir(parents=True, exist_ok=True)
+            temporary = self.scratch() / uuid.uuid4().hex
+            with temporary.open("wb") as file:
+                file.write(check_digest(digest).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+            sync_directory(self._models)
+        except OSError as error:
+            raise translate(error) from None
+
+    def withdraw(self, name: str) -> bool:
+        try:
+            (self._models / check_model_name(name)).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def names(self) -> list[str]:
+        try:
+            return sorted(entry.name for entry in self._models.iterdir())
+        except FileNotFoundError:
+            return []
+
+    def scratch(self) -> Path:
+        try:
+            self._scratch.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise translate(error) from None
+        return self._scratch
+
+
+def pointer_digest(name: str, text: bytes) -> str:
+    """The digest a pointer holds; raises DataLoss for anything else."""
+    try:
+        return check_digest(text.decode("ascii").removesuffix("\n"))
+    except (UnicodeDecodeError, ShuntError):
+        raise DataLoss(f"the entry of model {name} is damaged", field="model") from None
+
+
+def read_from(descriptor: int, digest: str, start: int, into: memoryview) -> None:
+    """Fills the buffer from an open object; raises DataLoss when it ends too early."""
+    done = 0
+    while done < len(into):
+        try:
+            count = os.preadv(descriptor, [into[done:]], start + done)
+        except OSError as error:
+            raise translate(error) from None
+        if count == 0:
+            raise DataLoss(f"object {digest} ends at {start + done}", field="digest")
+        done += count
+
+
+def sync_directory(path: Path) -> None:
+    """Makes renames inside a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def translate(error: OSError) -> ShuntError:
+    """The error tree's name for what the operating system said."""
+    if error.errno in (28, 122):  # ENOSPC, EDQUOT
+        return ResourceExhausted(f"no space left: {error.strerror}", field="store")
+    return Unavailable(f"{error.strerror}: {error.filename or 'store'}", field="store")

@@ -1,0 +1,93 @@
+"""A Hugging Face directory: config.json, tokenizer files and (sharded) safetensors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from services.common.errors import InvalidArgument
+from services.tensorstore import safetensors_file
+from services.tensorstore.checkpoint import SourceTensor
+from services.tensorstore.manifest import MANIFEST_LIMIT_BYTES, load_json
+from services.tensorstore.names import check_file_name
+
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+_INDEX = "model.safetensors.index.json"
+
+
+class HfCheckpoint:
+    """Reads a directory by ranges; nothing of it is mapped, so nothing can be pulled away."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises NotFound or InvalidArgument for a directory that is not a model."""
+        self.config: Mapping[str, Any] = load_json(
+            _read(directory / "config.json"), MANIFEST_LIMIT_BYTES
+        )
+        self.files: Mapping[str, bytes] = {
+            name: _read(directory / name) for name in FILES if (directory / name).is_file()
+        }
+        self._entries: dict[str, safetensors_file.Entry] = {}
+        for shard in _shards(directory):
+            for entry in safetensors_file.read_header(shard):
+                if entry.name in self._entries:
+                    raise InvalidArgument(f"tensor {entry.name} occurs twice", field="name")
+                if not entry.name.endswith("rotary_emb.inv_freq"):  # recomputed by every engine
+                    self._entries[entry.name] = entry
+        self.tensors: Mapping[str, SourceTensor] = {
+            name: SourceTensor(name, entry.dtype, entry.shape)
+            for name, entry in self._entries.items()
+        }
+        self._descriptors: dict[Path, int] = {}
+
+    def read_rows(self, name: str, first: int, last: int, into: memoryview) -> None:
+        entry = self._entries[name]
+        descriptor = self._descriptors.get(entry.path)
+        if descriptor is None:
+            descriptor = os.open(entry.path, os.O_RDONLY)
+            self._descriptors[entry.path] = descriptor
+        start = entry.start + first * (entry.size_bytes // entry.shape[0])
+        safetensors_file.read_exactly(descriptor, start, into)
+
+    def close(self) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+
+
+def _shards(directory: Path) -> list[Path]:
+    index = directory / _INDEX
+    if not index.is_file():
+        found = sorted(directory.glob("*.safetensors"))
+        if not found:
+            raise InvalidArgument("the directory holds no *.safetensors", field="source")
+        return found
+    weight_map = load_json(_read(index), MANIFEST_LIMIT_BYTES).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InvalidArgument(f"{_INDEX} has no weight_map", field="weight_map")
+    shards = [directory / check_file_name(name) for name in sorted(set(weight_map.values()))]
+    for shard in shards:
+        if not shard.is_file():
+            raise InvalidArgument(f"shard {shard.name} is missing", field="weight_map")
+    return shards
+
+
+def _read(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise InvalidArgument(f"{path.name}: {error.strerror}", field="source") from None
+    if size > MANIFEST_LIMIT_BYTES:
+        raise InvalidArgument(f"{path.name} has more than {MANIFEST_LIMIT_BYTES} bytes")
+    return path.read_bytes()

@@ -1,0 +1,325 @@
+"""The manifest of a stored model (TRAW version 1): what it is made of, each byte accounted for.
+
+The format is specified in docs/tensor-format.md. `parse` accepts nothing it does not know: a
+field, type, size, overlap or hole that is wrong raises DataLoss, whatever the bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from services.common.errors import DataLoss, InvalidArgument
+from services.tensorstore.dtypes import ITEM_BYTES
+from services.tensorstore.names import check_digest, check_file_name
+from services.tensorstore.tiling import MAX_LAYERS, MAX_UNITS, UNITS, Tiling
+
+FORMAT, VERSION = "traw", 1
+ALIGNMENT_BYTES = 64
+MANIFEST_LIMIT_BYTES = 64 << 20
+OBJECT_LIMIT_BYTES = 1 << 46
+MAX_TENSORS = 1 << 16
+MAX_FILES = 64
+MAX_RANK = 4
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,127}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file beside the weights (a tokenizer, a generation config), kept as an object."""
+
+    digest: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One object of weights; tiles are the pieces that are verified, and fetched, one by one."""
+
+    digest: str  # BLAKE3 of the whole object
+    size_bytes: int
+    ends: tuple[int, ...]  # where each tile ends, in bytes; the last is size_bytes
+    tile_digests: bytes  # BLAKE3 of each tile, 32 bytes apiece
+
+    def tiles_over(self, start: int, stop: int) -> range:
+        """The tiles that hold the bytes [start, stop)."""
+        return range(bisect_right(self.ends, start), bisect_left(self.ends, stop) + 1)
+
+    def tile_bytes(self, tile: int) -> tuple[int, int]:
+        """The half-open byte range of one tile."""
+        return (self.ends[tile - 1] if tile else 0), self.ends[tile]
+
+    def tile_digest(self, tile: int) -> bytes:
+        return self.tile_digests[tile * 32 : tile * 32 + 32]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor: its original shape, and where its bytes lie."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    layer: int  # -1 before the first layer, number of layers behind the last
+    unit: str | None
+    axis: int  # 1: stored transposed
+    chunk: int
+    offset: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A whole version of a model."""
+
+    config: Mapping[str, Any]
+    files: Mapping[str, StoredFile]
+    tied: bool
+    tiling: Tiling
+    chunks: tuple[Chunk, ...]
+    tensors: tuple[Tensor, ...]
+    by_name: Mapping[str, Tensor] = field(compare=False, repr=False, default_factory=dict)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all distinct chunks."""
+        return sum({chunk.digest: chunk.size_bytes for chunk in self.chunks}.values())
+
+    def objects(self) -> dict[str, int]:
+        """Digest and size of everything the manifest names."""
+        found = {chunk.digest: chunk.size_bytes for chunk in self.chunks}
+        found.update((file.digest, file.size_bytes) for file in self.files.values())
+        return found
+
+
+def align(offset: int) -> int:
+    """The next multiple of the tensor alignment."""
+    return -(-offset // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+def dump(manifest: Manifest) -> bytes:
+    """Canonical JSON: the same model gives the same bytes, and so the same digest."""
+    tiling = manifest.tiling
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": dict(manifest.config),
+        "files": {
+            name: {"digest": file.digest, "size": file.size_bytes}
+            for name, file in manifest.files.items()
+        },
+        "tied": manifest.tied,
+        "tiling": {
+            "layers": tiling.layers,
+            "heads": tiling.heads,
+            "kv_heads": tiling.kv_heads,
+            "intermediate": tiling.intermediate,
+            "vocabulary": tiling.vocabulary,
+        },
+        "chunks": [
+            {
+                "digest": chunk.digest,
+                "size": chunk.size_bytes,
+                "ends": list(chunk.ends),
+                "tiles": base64.b64encode(chunk.tile_digests).decode("ascii"),
+            }
+            for chunk in manifest.chunks
+        ],
+        "tensors": [
+            {
+                "name": tensor.name,
+                "dtype": tensor.dtype,
+                "shape": list(tensor.shape),
+                "layer": tensor.layer,
+                "unit": tensor.unit,
+                "axis": tensor.axis,
+                "chunk": tensor.chunk,
+                "offset": tensor.offset,
+            }
+            for tensor in manifest.tensors
+        ],
+    }
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def parse(data: bytes) -> Manifest:
+    """The manifest in these bytes; raises DataLoss naming what is wrong with them."""
+    try:
+        document = load_json(data, MANIFEST_LIMIT_BYTES)
+        return _manifest(document)
+    except InvalidArgument as error:
+        raise DataLoss(f"manifest: {error.message}", field=error.field) from None
+
+
+def load_json(data: bytes, limit_bytes: int) -> dict[str, Any]:
+    """A JSON object from hostile bytes; raises InvalidArgument."""
+    if not 2 <= len(data) <= limit_bytes:
+        raise InvalidArgument(f"JSON of {len(data)} bytes, allowed are 2 to {limit_bytes}")
+    try:
+        document = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant
+        )
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgument(f"not JSON: {ascii(str(error))[:120]}") from None
+    if not isinstance(document, dict):
+        raise InvalidArgument("not a JSON object")
+    return document
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise InvalidArgument("a JSON key occurs twice")
+    return found
+
+
+def _constant(text: str) -> Any:
+    raise InvalidArgument(f"{text} is not JSON")
+
+
+def _manifest(document: dict[str, Any]) -> Manifest:
+    _fields(document, _MANIFEST_FIELDS, "manifest")
+    if document["format"] != FORMAT:
+        raise InvalidArgument("not a TRAW manifest", field="format")
+    if document["version"] != VERSION or document["version"] is True:
+        raise InvalidArgument(f"version is not {VERSION}", field="version")
+    config, files = document["config"], document["files"]
+    if not isinstance(config, dict) or not isinstance(files, dict):
+        raise InvalidArgument("config and files must be objects", field="config")
+    if not isinstance(document["tied"], bool):
+        raise InvalidArgument("tied must be true or false", field="tied")
+    if len(files) > MAX_FILES:
+        raise InvalidArgument(f"more than {MAX_FILES} files", field="files")
+    chunks_in, tensors_in = document["chunks"], document["tensors"]
+    if not isinstance(chunks_in, list) or not isinstance(tensors_in, list):
+        raise InvalidArgument("chunks and tensors must be lists", field="chunks")
+    if not 1 <= len(tensors_in) <= MAX_TENSORS or len(chunks_in) > len(tensors_in):
+        raise InvalidArgument(f"1 to {MAX_TENSORS} tensors, no more chunks", field="tensors")
+    tiling = _tiling(document["tiling"])
+    chunks = tuple(_chunk(entry) for entry in chunks_in)
+    tensors = tuple(_tensor(entry, len(chunks), tiling) for entry in tensors_in)
+    by_name = {tensor.name: tensor for tensor in tensors}
+    if len(by_name) != len(tensors):
+        raise InvalidArgument("a tensor name occurs twice", field="tensors")
+    _check_coverage(chunks, tensors)
+    return Manifest(
+        config=config,
+        files={check_file_name(name): _file(entry) for name, entry in files.items()},
+        tied=document["tied"],
+        tiling=tiling,
+        chunks=chunks,
+        tensors=tensors,
+        by_name=by_name,
+    )
+
+
+_MANIFEST_FIELDS = frozenset(
+    ("format", "version", "config", "files", "tied", "tiling", "chunks", "tensors")
+)
+_TILING_FIELDS = frozenset(("layers", *UNITS))
+_CHUNK_FIELDS = frozenset(("digest", "size", "ends", "tiles"))
+_TENSOR_FIELDS = frozenset(("name", "dtype", "shape", "layer", "unit", "axis", "chunk", "offset"))
+_FILE_FIELDS = frozenset(("digest", "size"))
+
+
+def _fields(entry: Any, wanted: frozenset[str], what: str) -> None:
+    if not isinstance(entry, dict) or entry.keys() != wanted:
+        raise InvalidArgument(f"{what} must have exactly {sorted(wanted)}", field=what)
+
+
+def _integer(value: Any, low: int, high: int, what: str) -> int:
+    if type(value) is not int or not low <= value <= high:
+        raise InvalidArgument(f"{what} must be an integer from {low} to {high}", field=what)
+    return value
+
+
+def _tiling(entry: Any) -> Tiling:
+    _fields(entry, _TILING_FIELDS, "tiling")
+    numbers = {key: _integer(entry[key], 1, MAX_UNITS, key) for key in UNITS}
+    if numbers["heads"] % numbers["kv_heads"]:
+        raise InvalidArgument("heads must be a multiple of kv_heads", field="kv_heads")
+    return Tiling(layers=_integer(entry["layers"], 1, MAX_LAYERS, "layers"), **numbers)
+
+
+def _file(entry: Any) -> StoredFile:
+    _fields(entry, _FILE_FIELDS, "file")
+    size = _integer(entry["size"], 0, MANIFEST_LIMIT_BYTES, "file size")
+    return StoredFile(check_digest(entry["digest"]), size)
+
+
+def _chunk(entry: Any) -> Chunk:
+    _fields(entry, _CHUNK_FIELDS, "chunk")
+    digest = check_digest(entry["digest"], "chunk digest")
+    size = _integer(entry["size"], 1, OBJECT_LIMIT_BYTES, "chunk size")
+    ends, tiles = entry["ends"], entry["tiles"]
+    if not isinstance(ends, list) or not ends:
+        raise InvalidArgument("ends must be a list", field="ends")
+    before = 0
+    for end in ends:
+        if type(end) is not int or end <= before:
+            raise InvalidArgument("ends must be integers that rise", field="ends")
+        before = end
+    if before != size:
+        raise InvalidArgument("the last tile must end with the chunk", field="ends")
+    try:
+        digests = base64.b64decode(tiles, validate=True) if isinstance(tiles, str) else b""
+    except ValueError:
+        digests = b""
+    if len(digests) != 32 * len(ends):
+        raise InvalidArgument("tiles must hold one digest for each end, in base64", field="tiles")
+    return Chunk(digest, size, tuple(ends), digests)
+
+
+def _tensor(entry: Any, chunks: int, tiling: Tiling) -> Tensor:
+    _fields(entry, _TENSOR_FIELDS, "tensor")
+    name, dtype, unit, axis = entry["name"], entry["dtype"], entry["unit"], entry["axis"]
+    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+        raise InvalidArgument("a tensor's name must be 1 to 128 of A-Z a-z 0-9 . _", field="name")
+    item_size = ITEM_BYTES.get(dtype) if isinstance(dtype, str) else None
+    if item_size is None:
+        raise InvalidArgument(f"dtype must be one of {', '.join(ITEM_BYTES)}", field="dtype")
+    shape = _shape(entry["shape"])
+    size = item_size
+    for extent in shape:
+        size *= extent
+    _integer(size, 1, OBJECT_LIMIT_BYTES, "tensor size")
+    _integer(axis, 0, len(shape) - 1, "axis")
+    if axis and len(shape) != 2:
+        raise InvalidArgument("only a matrix is stored transposed", field="axis")
+    if unit is not None:
+        if unit not in UNITS:
+            raise InvalidArgument(f"unit must be null or one of {', '.join(UNITS)}", field="unit")
+        if shape[axis] % tiling.units(unit):
+            raise InvalidArgument(f"axis {axis} is not made of whole {unit}", field="shape")
+    elif axis:
+        raise InvalidArgument("a tensor that is not cut has axis 0", field="axis")
+    offset = _integer(entry["offset"], 0, OBJECT_LIMIT_BYTES, "offset")
+    layer = _integer(entry["layer"], -1, tiling.layers, "layer")
+    chunk = _integer(entry["chunk"], 0, chunks - 1, "chunk")
+    return Tensor(name, dtype, shape, layer, unit, axis, chunk, offset, size)
+
+
+def _shape(shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, list) or not 1 <= len(shape) <= MAX_RANK:
+        raise InvalidArgument(f"shape must have 1 to {MAX_RANK} extents", field="shape")
+    for extent in shape:
+        if type(extent) is not int or not 1 <= extent <= OBJECT_LIMIT_BYTES:
+            raise InvalidArgument("extents must be positive integers", field="shape")
+    return tuple(shape)
+
+
+def _check_coverage(chunks: Sequence[Chunk], tensors: Sequence[Tensor]) -> None:
+    """Tensors follow each other in their chunk: no overlap, no hole, nothing behind the last."""
+    ends = [0] * len(chunks)
+    for tensor in tensors:
+        if tensor.offset != align(ends[tensor.chunk]):
+            raise InvalidArgument("a tensor overlaps another or leaves a hole", field="offset")
+        ends[tensor.chunk] = tensor.offset + tensor.size_bytes
+    for end, chunk in zip(ends, chunks, strict=True):
+        if end != chunk.size_bytes:
+            raise InvalidArgument("a chunk is not the size of its tensors", field="size")

@@ -1,0 +1,166 @@
+"""Where engines map weights from: files of this node, each tile verified once, on entry.
+
+A residence is a directory of chunk files and, for each manifest, a log of which tiles were found
+good. A log line holds for one state of one file (inode, size, time of change): whatever is
+written to the file later puts it in doubt again. A directory store on the same host is its own
+residence; anything else fills one from elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+from blake3 import blake3
+
+from services.common.errors import DataLoss, NotFound
+from services.tensorstore.directory import read_from, translate
+from services.tensorstore.manifest import Chunk, Manifest
+from services.tensorstore.slices import Range
+
+VERIFY_THREADS = 4
+Progress = Callable[[int, int], None]
+
+
+class Residence(Protocol):
+    """Files that engines may map."""
+
+    def ensure(
+        self, digest: str, manifest: Manifest, ranges: Sequence[Range], progress: Progress | None
+    ) -> list[Path]:
+        """Makes the tiles present and verified; the file of each range's chunk, in order.
+
+        Raises DataLoss, naming the chunk, for bytes that are not what the manifest says.
+        """
+
+
+class LocalResidence:
+    """A directory store's own objects, verified in place."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def ensure(
+        self, digest: str, manifest: Manifest, ranges: Sequence[Range], progress: Progress | None
+    ) -> list[Path]:
+        log = VerifiedLog(self._root / "verified" / digest)
+        paths: list[Path] = []
+        doubtful: list[tuple[Path, Chunk, int]] = []
+        states: dict[str, tuple[FileState, int]] = {}
+        for wanted in ranges:
+            chunk = manifest.chunks[wanted.chunk]
+            path = self._root / "objects" / chunk.digest[:2] / chunk.digest
+            state = state_of(path, chunk)
+            good = log.good(chunk.digest, state)
+            mask = mask_of(wanted.tiles)
+            if mask & ~good:
+                states[chunk.digest] = (state, good | mask)
+                doubtful += [(path, chunk, tile) for tile in wanted.tiles if not good >> tile & 1]
+            paths.append(path)
+        if doubtful:
+            verify_tiles(doubtful, progress)
+            log.record(states)
+        return paths
+
+
+FileState = tuple[int, int, int]  # inode, bytes, time of change in ns
+
+
+def state_of(path: Path, chunk: Chunk) -> FileState:
+    """What identifies a file's contents so long as nobody writes to it; raises DataLoss."""
+    try:
+        stat = os.stat(path)  # noqa: PTH116 - a few hundred at every load
+    except FileNotFoundError:
+        raise NotFound(f"chunk {chunk.digest} is missing", field="chunk") from None
+    except OSError as error:
+        raise translate(error) from None
+    if stat.st_size != chunk.size_bytes:
+        raise DataLoss(
+            f"chunk {chunk.digest} has {stat.st_size} bytes instead of {chunk.size_bytes}",
+            field="chunk",
+        )
+    return stat.st_ino, stat.st_size, stat.st_ctime_ns
+
+
+def mask_of(tiles: Sequence[int]) -> int:
+    """A bit for each tile."""
+    if tiles and tiles[-1] - tiles[0] + 1 == len(tiles):
+        return ((1 << len(tiles)) - 1) << tiles[0]
+    mask = 0
+    for tile in tiles:
+        mask |= 1 << tile
+    return mask
+
+
+class VerifiedLog:
+    """Lines `chunk inode bytes changed_ns tiles`, appended whole; a torn last line is ignored."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._good: dict[tuple[str, FileState], int] = {}
+        try:
+            lines = path.read_text("ascii").split("\n")
+        except (OSError, UnicodeDecodeError):
+            return
+        for line in lines[:-1]:
+            try:
+                chunk, inode, size, changed, tiles = line.split(" ")
+                key = (chunk, (int(inode), int(size), int(changed)))
+                self._good[key] = self._good.get(key, 0) | int(tiles, 16)
+            except ValueError:
+                continue
+
+    def good(self, chunk: str, state: FileState) -> int:
+        """The tiles found good in this state of the file, a bit each."""
+        return self._good.get((chunk, state), 0)
+
+    def record(self, states: dict[str, tuple[FileState, int]]) -> None:
+        """Remembers tiles; a residence that cannot be written to is verified at every load."""
+        lines = []
+        for chunk, (state, mask) in states.items():
+            self._good[chunk, state] = self._good.get((chunk, state), 0) | mask
+            lines.append(f"{chunk} {state[0]} {state[1]} {state[2]} {mask:x}\n")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        except OSError:
+            return
+        try:
+            os.write(descriptor, "".join(lines).encode("ascii"))
+        except OSError:
+            return
+        finally:
+            os.close(descriptor)
+
+
+def verify_tiles(
+    tiles: Sequence[tuple[Path, Chunk, int]], progress: Progress | None = None
+) -> None:
+    """Reads tiles and compares their digests; raises DataLoss naming the first damaged chunk."""
+    total_bytes = sum(chunk.tile_bytes(t)[1] - chunk.tile_bytes(t)[0] for _, chunk, t in tiles)
+    done_bytes = 0
+    with ThreadPoolExecutor(VERIFY_THREADS, thread_name_prefix="verify") as pool:
+        for size in pool.map(lambda item: check_tile(*item), tiles):
+            done_bytes += size
+            if progress is not None:
+                progress(done_bytes, total_bytes)
+
+
+def check_tile(path: Path, chunk: Chunk, tile: int) -> int:
+    """Verifies one tile of a file and returns its bytes."""
+    start, stop = chunk.tile_bytes(tile)
+    buffer = memoryview(bytearray(stop - start))
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise translate(error) from None
+    try:
+        read_from(descriptor, chunk.digest, start, buffer)
+    finally:
+        os.close(descriptor)
+    if blake3(buffer).digest() != chunk.tile_digest(tile):
+        raise DataLoss(f"chunk {chunk.digest} is damaged in bytes {start} to {stop}", field="chunk")
+    return stop - start

@@ -1,0 +1,104 @@
+"""A strict reader of safetensors files: one header, every byte of the file accounted for."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.common.errors import DataLoss, InvalidArgument
+from services.tensorstore.dtypes import ITEM_BYTES
+from services.tensorstore.manifest import MAX_RANK, MAX_TENSORS, load_json
+
+HEADER_LIMIT_BYTES = 100_000_000
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,127}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file; start counts from the file's beginning."""
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    size_bytes: int
+
+
+def read_header(path: Path) -> list[Entry]:
+    """The tensors of a file, in file order; raises InvalidArgument for a malformed one."""
+    try:
+        return _read_header(path)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{path.name}: {error.message}", field=error.field) from None
+
+
+def _read_header(path: Path) -> list[Entry]:
+    with path.open("rb") as file:
+        file_bytes = os.fstat(file.fileno()).st_size
+        first = file.read(8)
+        if len(first) < 8:
+            raise InvalidArgument(f"{len(first)} bytes are no safetensors file", field="header")
+        header_bytes = int.from_bytes(first, "little")
+        if header_bytes > HEADER_LIMIT_BYTES or 8 + header_bytes > file_bytes:
+            raise InvalidArgument(
+                f"header of {header_bytes} bytes in a file of {file_bytes}", field="header"
+            )
+        header = load_json(file.read(header_bytes), HEADER_LIMIT_BYTES)
+    header.pop("__metadata__", None)
+    if not 1 <= len(header) <= MAX_TENSORS:
+        raise InvalidArgument(f"{len(header)} tensors, allowed are 1 to {MAX_TENSORS}")
+    base = 8 + header_bytes
+    found = sorted(
+        (_entry(path, name, value, base) for name, value in header.items()),
+        key=lambda entry: entry.start,
+    )
+    end = base
+    for entry in found:
+        if entry.start != end:
+            raise InvalidArgument("tensors overlap or leave a hole", field="data_offsets")
+        end = entry.start + entry.size_bytes
+    if end != file_bytes:
+        raise InvalidArgument(
+            f"file of {file_bytes} bytes, its tensors end at {end}", field="data_offsets"
+        )
+    return found
+
+
+def _entry(path: Path, name: str, value: object, base: int) -> Entry:
+    if _NAME.fullmatch(name) is None:
+        raise InvalidArgument(f"tensor name {ascii(name)[:80]} is not allowed", field="name")
+    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+        raise InvalidArgument("a tensor needs dtype, shape, data_offsets alone", field="tensor")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise InvalidArgument(f"dtype of {name} is not kept by the store", field="dtype")
+    if not isinstance(shape, list) or not 1 <= len(shape) <= MAX_RANK:
+        raise InvalidArgument(f"{name} must have 1 to {MAX_RANK} dimensions", field="shape")
+    if not isinstance(offsets, list) or len(offsets) != 2:
+        raise InvalidArgument("data_offsets must be two integers", field="data_offsets")
+    size = ITEM_BYTES[dtype]
+    for number in (*shape, *offsets):
+        if type(number) is not int or not 0 <= number < 1 << 62:
+            raise InvalidArgument(f"{name}: not a sane integer", field="shape")
+    for extent in shape:
+        if extent == 0:
+            raise InvalidArgument(f"{name} is empty", field="shape")
+        size *= extent
+    if offsets[1] - offsets[0] != size:
+        raise InvalidArgument(
+            f"{name}: {offsets[1] - offsets[0]} bytes for a shape of {size}", field="data_offsets"
+        )
+    return Entry(path, name, dtype, tuple(shape), base + offsets[0], size)
+
+
+def read_exactly(descriptor: int, start: int, into: memoryview) -> None:
+    """Fills the buffer from the file; raises DataLoss if the file has become shorter."""
+    done = 0
+    while done < len(into):
+        count = os.preadv(descriptor, [into[done : done + (64 << 20)]], start + done)
+        if count == 0:
+            raise DataLoss("a source file became shorter while it was read")
+        done += count

@@ -1,0 +1,110 @@
+"""The bytes one rank of one stage needs: layer range and TP rank to ranges of chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from services.common.errors import InvalidArgument
+from services.tensorstore.manifest import Manifest, Tensor
+from services.tensorstore.tiling import EMBEDDING
+
+
+@dataclass(frozen=True)
+class TensorSlice:
+    """What a rank holds of one tensor: stored rows [first, last) and where their bytes lie."""
+
+    tensor: Tensor
+    start: int  # bytes from the chunk's beginning
+    stop: int
+    shape: tuple[int, ...]  # of the slice, in the tensor's original orientation
+
+    @property
+    def size_bytes(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bytes [start, stop) of a chunk, by its place in the manifest; tile bounds at both ends."""
+
+    chunk: int
+    tiles: tuple[int, ...]
+
+    @property
+    def contiguous(self) -> list[tuple[int, int]]:
+        """Runs [first, last) of neighbouring tiles."""
+        runs: list[tuple[int, int]] = []
+        for tile in self.tiles:
+            if runs and runs[-1][1] == tile:
+                runs[-1] = (runs[-1][0], tile + 1)
+            else:
+                runs.append((tile, tile + 1))
+        return runs
+
+
+def check_layers(manifest: Manifest, start: int, end: int) -> None:
+    """Raises InvalidArgument unless [start, end) is a range of the model's layers."""
+    layers = manifest.tiling.layers
+    if not 0 <= start < end <= layers:
+        raise InvalidArgument(
+            f"layers {start}:{end} are not a range within 0:{layers}", field="layers"
+        )
+
+
+def slice_tensor(manifest: Manifest, tensor: Tensor, degree: int, rank: int) -> TensorSlice:
+    """One rank's part of a tensor; the degree was checked before."""
+    if tensor.unit is None or degree == 1:
+        stop = tensor.offset + tensor.size_bytes
+        return TensorSlice(tensor, tensor.offset, stop, tensor.shape)
+    first, last = manifest.tiling.unit_range(tensor.unit, degree, rank)
+    extent = tensor.shape[tensor.axis]
+    rows = extent // manifest.tiling.units(tensor.unit)
+    row_bytes = tensor.size_bytes // extent
+    shape = list(tensor.shape)
+    shape[tensor.axis] = (last - first) * rows
+    start = tensor.offset + first * rows * row_bytes
+    stop = tensor.offset + last * rows * row_bytes
+    return TensorSlice(tensor, start, stop, tuple(shape))
+
+
+def select(
+    manifest: Manifest, start: int, end: int, degree: int = 1, rank: int = 0
+) -> list[TensorSlice]:
+    """The slices of layers [start, end) for one rank, in stored order.
+
+    The first range carries the embedding, the last the final norm and the lm_head (of a model
+    with tied weights: the embedding). Raises InvalidArgument for a range or degree that the
+    model does not have.
+    """
+    check_layers(manifest, start, end)
+    manifest.tiling.check_degree(degree, rank)
+    low = -1 if start == 0 else start
+    high = end + 1 if end == manifest.tiling.layers else end
+    tied_head = manifest.tied and high > end
+    return [
+        slice_tensor(manifest, tensor, degree, rank)
+        for tensor in manifest.tensors
+        if low <= tensor.layer < high or (tied_head and tensor.name == EMBEDDING)
+    ]
+
+
+def tiles_of(manifest: Manifest, wanted: Iterable[TensorSlice]) -> Sequence[Range]:
+    """The tiles that hold these slices, each once, by chunk."""
+    found: dict[int, set[int]] = {}
+    for piece in wanted:
+        chunk = manifest.chunks[piece.tensor.chunk]
+        over = chunk.tiles_over(piece.start, piece.stop)
+        found.setdefault(piece.tensor.chunk, set()).update(over)
+    return [Range(index, tuple(sorted(tiles))) for index, tiles in sorted(found.items())]
+
+
+def ranges_bytes(manifest: Manifest, ranges: Iterable[Range]) -> int:
+    """How many bytes the tiles hold together."""
+    total = 0
+    for wanted in ranges:
+        chunk = manifest.chunks[wanted.chunk]
+        for tile in wanted.tiles:
+            start, stop = chunk.tile_bytes(tile)
+            total += stop - start
+    return total

