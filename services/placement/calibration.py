@@ -58,7 +58,7 @@ class Calibration(Row):
     reserve_fixed: NotNegative
     reserve_split: NotNegative
     network: Network
-    links: dict[str, LinkRate] = {}
+    links: dict[str, LinkRate] = Field(default_factory=dict)
     default: Efficiency
     gpus: dict[str, Efficiency]
 

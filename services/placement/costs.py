@@ -1,4 +1,4 @@
-"""What a stage costs: time by layer, room for sequences, and its hop; for one model and workload."""
+"""What a stage costs for one model and workload: time by layer, room for sequences, its hop."""
 
 from __future__ import annotations
 

@@ -138,7 +138,8 @@ def check_pipeline(costs: Costs, pipeline: Pipeline) -> None:
     for index, stage in enumerate(pipeline.stages):
         if stage.start != expected or stage.end <= stage.start:
             raise InvalidArgument(
-                f"stage {index} holds layers {stage.start} to {stage.end}, but layer {expected} is next",
+                f"stage {index} holds layers {stage.start} to {stage.end}, "
+                f"but layer {expected} is next",
                 field="layers",
             )
         expected = stage.end

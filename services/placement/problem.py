@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -12,7 +11,23 @@ from services.placement.cluster import Node, Pipeline, check_nodes
 from services.placement.costs import Costs
 from services.placement.estimator import GIB
 
-Stop = Callable[[], bool]
+
+class Budget(Protocol):
+    """Time left for a search; the edge owns the clock and the caller's cancellation."""
+
+    def expired(self) -> bool: ...
+
+    def remaining_s(self) -> float: ...
+
+
+class Unlimited:
+    """No limit: for small searches and tests."""
+
+    def expired(self) -> bool:
+        return False
+
+    def remaining_s(self) -> float:
+        return 3600.0
 
 
 class ObjectiveKind(Enum):
@@ -75,9 +90,9 @@ class Solution:
 
 
 class Planner(Protocol):
-    """Searches until it is done or `stop()` says so; FailedPrecondition when nothing fits."""
+    """Searches until it is done or the budget is; FailedPrecondition when nothing fits."""
 
-    def __call__(self, problem: Problem, stop: Stop) -> Solution: ...
+    def __call__(self, problem: Problem, budget: Budget) -> Solution: ...
 
 
 def nothing_fits(problem: Problem, nodes: tuple[Node, ...] = ()) -> FailedPrecondition:

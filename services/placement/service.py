@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +19,9 @@ from services.placement.calibration import load_calibration
 from services.placement.catalogue import Catalogue
 from services.placement.costs import Costs
 from services.placement.estimator import estimate_plan
-from services.placement.problem import Problem, Stop
+from services.placement.problem import Budget, Problem
 from services.placement.registry import planner
+from services.placement.stopwatch import Stopwatch
 from services.placement.settings import PlacementSettings
 
 _log = logging.getLogger(__name__)
@@ -40,12 +40,12 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def Plan(self, request: pb.PlanRequest, context: Context) -> pb.PlanResponse:
-        return await self._search(context, lambda stop: self._plan(request, stop))
+        return await self._search(context, lambda budget: self._plan(request, budget))
 
     async def Estimate(self, request: pb.EstimateRequest, context: Context) -> pb.EstimateResponse:
-        return await self._search(context, lambda stop: self._estimate(request))
+        return await self._search(context, lambda _: self._estimate(request))
 
-    async def _search(self, context: Context, work: Callable[[Stop], Reply]) -> Reply:
+    async def _search(self, context: Context, work: Callable[[Budget], Reply]) -> Reply:
         """Runs `work` in a thread; it is told to stop before the deadline and on cancellation."""
         limit_s = self._settings.max_search_s
         remaining_s = context.time_remaining()
@@ -54,16 +54,11 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
             limit_s = min(limit_s, remaining_s - margin_s)
         if limit_s <= 0:
             raise DeadlineExceeded("no time was left to search")
-        cancelled = threading.Event()
-        end = time.monotonic() + limit_s
-
-        def stop() -> bool:
-            return cancelled.is_set() or time.monotonic() > end
-
+        budget = Stopwatch(limit_s)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work, stop)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work, budget)
         finally:
-            cancelled.set()
+            budget.cancel()
 
     def _costs(self, request: pb.PlanRequest | pb.EstimateRequest) -> Costs:
         return Costs(
@@ -73,7 +68,7 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
             self._catalogue,
         )
 
-    def _plan(self, request: pb.PlanRequest, stop: Stop) -> pb.PlanResponse:
+    def _plan(self, request: pb.PlanRequest, budget: Budget) -> pb.PlanResponse:
         begin = time.monotonic()
         costs = self._costs(request)
         problem = Problem(
@@ -84,7 +79,7 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
             seed=request.seed,
         )
         name = wire.planner_from(request.planner)
-        solution = planner(name)(problem, stop)
+        solution = planner(name)(problem, budget)
         total, each = estimate_plan(costs, solution.pipelines)
         return pb.PlanResponse(
             planner=wire.planner_number(name),

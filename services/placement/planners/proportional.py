@@ -11,10 +11,10 @@ from services.common.errors import FailedPrecondition
 from services.placement.cluster import Node, Pipeline, Stage
 from services.placement.costs import StageCost
 from services.placement.estimator import capacities
-from services.placement.problem import Problem, Solution, Stop, nothing_fits
+from services.placement.problem import Budget, Problem, Solution, nothing_fits
 
 
-def plan(problem: Problem, stop: Stop) -> Solution:
+def plan(problem: Problem, budget: Budget) -> Solution:
     """As many pipelines as asked for, or as many as fit."""
     nodes = sorted(problem.nodes, key=lambda node: -_speed(problem, node))
     counts = [problem.pipeline_count] if problem.pipeline_count else range(len(nodes), 0, -1)

@@ -1,0 +1,118 @@
+"""Upper bounds on the rate of many pipelines at once, by filling stages to a common time.
+
+For a threshold Z each stage holds the layers whose time wX x prefill + wY x decode stays within Z;
+the least Z that holds every layer bounds wX x X + wY x Y from below. So do the least X and the
+least Y alone. Integer layers and memory are respected, so the bound is tight where stages are alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from services.placement.rates import Ints, RateTable
+from services.placement.roofline import Array
+
+BISECTIONS = 22
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Stage times of rows of stages, linear in layers; arrays are [rows, stages, batches]."""
+
+    prefill: Array  # seconds a layer
+    decode: Array
+    prefill_fixed: Array  # hop, embedding, lm_head
+    decode_fixed: Array
+    most: Ints  # layers that leave room for the batch
+
+    def at(self, row: int, batch: int) -> Terms:
+        """One row at one batch: arrays are [stages]."""
+        pick = (row, slice(None), batch)
+        return Terms(
+            self.prefill[pick],
+            self.decode[pick],
+            self.prefill_fixed[pick],
+            self.decode_fixed[pick],
+            self.most[pick],
+        )
+
+
+def terms(table: RateTable, rows: Ints, at: Ints, *, ordered: bool) -> Terms:
+    """Terms of rows [rows, stages] of options at batch indices `at` [rows, batches].
+
+    The last column is the last stage. `ordered`: the row is the order of the pipeline. Else every
+    other stage hops as fast as it can and holds no embedding: nothing in any order is better.
+    """
+    where = (rows[:, :, None], at[:, None, :])
+
+    def hops(rate: Array) -> tuple[Array, Array]:
+        size = table.hop_prefill_bytes[at][:, None, :], table.hop_decode_bytes[at][:, None, :]
+        prefill, decode = (part / rate[:, :, None] + table.hop_latency_s for part in size)
+        return prefill, decode
+
+    prefill, decode = table.prefill[where], table.decode[where]
+    prefill_fixed, decode_fixed = np.zeros_like(prefill), np.zeros_like(decode)
+    most = table.most[False, False][where]
+    alone = rows.shape[1] == 1
+    last = (rows[:, -1:], at)
+    most[:, -1] = table.most[alone, True][last]
+    prefill_fixed[:, -1] = decode_fixed[:, -1] = table.head[last]
+    if not alone:
+        rate = table.network[rows[:, :-1]]
+        if ordered:
+            rate = np.minimum(rate, table.network[rows[:, 1:]])
+            most[:, 0] = table.most[True, False][rows[:, :1], at]
+        prefill_fixed[:, :-1], decode_fixed[:, :-1] = hops(rate)
+    if ordered or alone:
+        first = (rows[:, :1], at)
+        prefill_fixed[:, 0] += table.embedding_prefill[first]
+        decode_fixed[:, 0] += table.embedding_decode[first]
+    return Terms(prefill, decode, prefill_fixed, decode_fixed, most)
+
+
+def least_threshold(slope: Array, fixed: Array, most: Ints, needed: Array | int) -> Array:
+    """Least Z, from below, with sum(min(most, floor((Z - fixed)/slope))) >= needed, each >= 1.
+
+    Arrays are [..., stages, batches]; the answer is [..., batches], infinite where nothing helps.
+    """
+    fits = (most.sum(axis=-2) >= needed) & (most.min(axis=-2) >= 1)
+    low = (fixed + slope).max(axis=-2)
+    relaxed = (np.asarray(needed) + (fixed / slope).sum(axis=-2)) / (1 / slope).sum(axis=-2)
+    low = np.maximum(low, relaxed) * (1 - 1e-9)
+    high = np.maximum((fixed + slope * np.maximum(most, 1)).max(axis=-2), low)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        held = np.minimum(np.floor((middle[..., None, :] - fixed) / slope), most).sum(axis=-2)
+        enough = held >= needed
+        high = np.where(enough, middle, high)
+        low = np.where(enough, low, middle)
+    return np.where(fits, low, np.inf)
+
+
+def rate_bounds(table: RateTable, t: Terms, at: Ints, *, close: bool) -> Array:
+    """Upper bounds [rows, batches] on requests a second; `close` also bounds X and Y apart."""
+    wx, wy = table.weights
+    needed = table.layers
+    z = least_threshold(
+        wx * t.prefill + wy * t.decode, wx * t.prefill_fixed + wy * t.decode_fixed, t.most, needed
+    )
+    if close and wx and wy:
+        x = least_threshold(t.prefill, t.prefill_fixed, t.most, needed)
+        y = least_threshold(t.decode, t.decode_fixed, t.most, needed)
+        z = np.maximum(z, wx * x + wy * y)
+    return table.microbatch[at] / z
+
+
+def partial_rates(table: RateTable, rows: Ints, at: Ints) -> Array:
+    """A guide [rows, batches] for unfinished pipelines: the rate of the layers they hold, in
+    proportion; for finished ones the bound."""
+    wx, wy = table.weights
+    t = terms(table, rows, at, ordered=False)
+    slope = wx * t.prefill + wy * t.decode
+    fixed = wx * t.prefill_fixed + wy * t.decode_fixed
+    needed = np.minimum(table.layers, t.most.sum(axis=1))
+    z = least_threshold(slope, fixed, t.most, needed)
+    rate: Array = np.where(needed > 0, table.microbatch[at] / z * needed / table.layers, 0.0)
+    return rate
