@@ -130,8 +130,9 @@ class NativeStage:
                 f"{len(hidden.data)} bytes, expected {expected}", field="hidden.data"
             )
         # A copy: the layers write in place.
-        received = torch.from_numpy(np.frombuffer(hidden.data, dtype=np.uint8).copy())
-        return received.view(DTYPES[hidden.dtype]).view(hidden.rows, facts.hidden_size)
+        received = torch.empty((hidden.rows, facts.hidden_size), dtype=DTYPES[hidden.dtype])
+        received.view(torch.uint8).view(-1).numpy()[:] = np.frombuffer(hidden.data, dtype=np.uint8)
+        return received
 
     def _pack(self, hidden: Tensor) -> Hidden:
         data = hidden.cpu().contiguous().view(torch.uint8).numpy().tobytes()
@@ -157,7 +158,7 @@ class NativeStage:
                 raise InvalidArgument(f"slot {step.slot} is not open", field="steps.slot")
             open_slots.remove(step.slot)  # at most one step each
             self._check_rows(step)
-            if step.sample:
+            if step.sample and facts.last:  # the others see no outputs
                 prompt, output = lengths.get(step.slot) or self._length(step.slot)
                 if step.start + step.count != prompt + output:
                     raise InvalidArgument(

@@ -1,0 +1,171 @@
+"""Tiny random models, and one way to drive a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from services.common.generation import Sampling
+from services.engine.backend import (
+    BLOCK_SIZE,
+    Batch,
+    Hidden,
+    Sampled,
+    SequenceOpen,
+    SequenceStep,
+    StageBackend,
+)
+from services.engine.native.config import ModelConfig, parse_config
+from services.engine.native.model import load_stage
+from services.engine.native.stage import NativeStage
+from services.engine.native.weights import stage_shapes
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 96,
+    "intermediate_size": 1136,  # longer than any piece of K that is summed at once
+    "num_hidden_layers": 5,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "vocab_size": 515,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+}
+QWEN3 = {
+    **LLAMA,
+    "model_type": "qwen3",
+    "num_attention_heads": 7,
+    "num_key_value_heads": 1,
+    "head_dim": 80,
+    "tie_word_embeddings": False,
+}
+
+
+@dataclass
+class TinyModel:
+    """A random model, and stages of it that are closed with the test."""
+
+    raw: dict[str, Any]
+    config: ModelConfig
+    tensors: Mapping[str, Tensor]
+    stages: list[NativeStage] = field(default_factory=list)
+
+    def stage(self, layers: range | None = None, **options: Any) -> NativeStage:
+        """A loaded stage; all layers by default."""
+        options = {"kv_blocks": 64, "self_test": False, **options}
+        stage = load_stage(
+            self.config, self.tensors, layers or range(self.config.layer_count), **options
+        )
+        self.stages.append(stage)
+        return stage
+
+
+@pytest.fixture
+def tiny_model() -> Iterator[Callable[..., TinyModel]]:
+    """A function (raw config, changes) to a random model."""
+    models: list[TinyModel] = []
+
+    def make(raw: Mapping[str, Any] = LLAMA, **changes: Any) -> TinyModel:
+        merged = {**raw, **changes}
+        config = parse_config(merged)
+        generator = torch.Generator().manual_seed(7)
+        tensors = {}
+        for name, shape in stage_shapes(config, range(config.layer_count)).items():
+            noise = torch.randn(shape, generator=generator)
+            tensors[name] = (0.08 * noise if len(shape) > 1 else 1 + 0.2 * noise).bfloat16()
+        models.append(TinyModel(merged, config, tensors))
+        return models[-1]
+
+    yield make
+    for model in models:
+        for stage in model.stages:
+            stage.close()
+
+
+@pytest.fixture
+def llama() -> dict[str, Any]:
+    """Config of a Llama with tied embeddings."""
+    return dict(LLAMA)
+
+
+@pytest.fixture
+def qwen3() -> dict[str, Any]:
+    """Config of a Qwen3, embeddings untied, seven heads on one KV head."""
+    return dict(QWEN3)
+
+
+@dataclass
+class Pipeline:
+    """Stages in a row, and block tables for slots."""
+
+    stages: Sequence[StageBackend]
+    blocks_per_slot: int = 8
+
+    def table(self, slot: int) -> list[int]:
+        """A slot's blocks; scattered, so that order matters."""
+        first = slot * self.blocks_per_slot
+        return [first + (i * 3 + 1) % self.blocks_per_slot for i in range(self.blocks_per_slot)]
+
+    def open(
+        self, slot: int, prompt: Sequence[int], outputs: Sequence[int] = (), **sampling: Any
+    ) -> SequenceOpen:
+        """Greedy unless told otherwise."""
+        options = {"max_tokens": 64, "temperature": 0.0, **sampling}
+        choice = options.pop("choice", 0)
+        return SequenceOpen(slot, Sampling(**options), choice, tuple(prompt), tuple(outputs))
+
+    def step(self, slot: int, start: int, count: int, sample: bool = True) -> SequenceStep:
+        """Rows of a slot, with as many blocks as they need."""
+        needed = (start + count + BLOCK_SIZE - 1) // BLOCK_SIZE
+        return SequenceStep(slot, start, count, self.table(slot)[:needed], sample)
+
+    def run(self, batch: Batch, token_ids: Sequence[int]) -> tuple[Sampled, ...]:
+        """One batch through all stages."""
+        rows: Sequence[int] | Hidden | tuple[Sampled, ...] = token_ids
+        for stage in self.stages:
+            rows = stage.forward(batch, rows)  # type: ignore[arg-type]
+        assert isinstance(rows, tuple)
+        return rows
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        count: int,
+        held: Sequence[int] = (),
+        slot: int = 0,
+        chunks: Sequence[int] = (),
+        **sampling: Any,
+    ) -> list[int]:
+        """`held` and what follows, up to `count` output ids; prompt and held ids in chunks."""
+        known, outputs = [*prompt, *held], list(held)
+        sizes = [*chunks, len(known) - sum(chunks)]
+        opens, start = [self.open(slot, prompt, held, **sampling)], 0
+        sampled: tuple[Sampled, ...] = ()
+        for size in sizes:
+            end = start + size
+            batch = Batch([self.step(slot, start, size, end == len(known))], opens)
+            sampled = self.run(batch, known[start:end])
+            opens, start = [], end
+        while True:
+            assert sampled[0].position == len(outputs)
+            outputs.append(sampled[0].token_id)
+            if len(outputs) >= count:
+                break
+            batch = Batch([self.step(slot, len(prompt) + len(outputs) - 1, 1)])
+            sampled = self.run(batch, outputs[-1:])
+        self.run(Batch([], closes=[slot]), [])
+        return outputs
+
+
+@pytest.fixture
+def pipeline() -> type[Pipeline]:
+    """The class of pipelines."""
+    return Pipeline
