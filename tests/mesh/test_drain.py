@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+from shuntserve.controller.v1 import controller_pb2
+from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
+
+from bench import mesh as meshes
+from services.common import channels
+
+
+async def _events(controller: Any) -> list[controller_pb2.WatchEventsResponse]:
+    request = controller_pb2.WatchEventsRequest(no_wait=True)
+    return [event async for event in controller.WatchEvents(request, timeout=10)]
+
+
+async def _sampled(controller: Any) -> dict[str, int]:
+    status = await controller.GetStatus(controller_pb2.GetStatusRequest(), timeout=5)
+    counts = {}
+    for node in status.nodes:
+        if node.state not in (
+            controller_pb2.NODE_STATE_READY,
+            controller_pb2.NODE_STATE_DRAINING,
+        ):
+            continue
+        async with channels.open_channel(node.address) as channel:
+            stub = engine_pb2_grpc.EngineServiceStub(channel)
+            answer = await stub.Describe(engine_pb2.DescribeRequest(), timeout=5)
+            counts[answer.incarnation] = answer.stats.sampled_tokens
+    return counts
+
+
+async def test_a_drain_moves_streams_without_sampling_a_position_twice(
+    ready: meshes.Mesh, client: httpx.AsyncClient, controller: Any
+) -> None:
+    bodies = [body | {"ignore_eos": True} for body in meshes.request_bodies(600)[:4]]
+    expected = await meshes.undisturbed(client, ready.url(), bodies)
+    before_events = len(await _events(controller))
+    before = await _sampled(controller)
+    records = [meshes.StreamRecord() for _ in bodies]
+    tasks = [
+        asyncio.create_task(meshes.stream_chat(client, ready.url(), body, record))
+        for body, record in zip(bodies, records, strict=True)
+    ]
+    await meshes.until(lambda: all(len(r.arrivals_s) > 10 for r in records))
+    status = await ready.status()
+    carried = {g["id"]: g["pipeline"] for g in status["generations"]}
+    pipeline = next(p for p in status["pipelines"] if p["id"] == carried[records[0].generation_id])
+    moving = [r for r in records if carried[r.generation_id] == pipeline["id"]]
+    tail = pipeline["stages"][-1]["node"]
+    await ready.shunt("interrupt", tail, "--notice", "20")
+    await asyncio.gather(*tasks)
+    for record, wanted in zip(records, expected, strict=True):
+        assert record.complete, record.error
+        assert (record.text, record.usage) == (wanted.text, wanted.usage)
+
+    events = (await _events(controller))[before_events:]
+    kinds = [event.kind for event in events]
+    noticed = kinds.index("interruption_noticed")
+    loaded = next(i for i, e in enumerate(events) if i > noticed and e.kind == "stage_loaded")
+    handover = kinds.index("handover_started")
+    sealed = [i for i, kind in enumerate(kinds) if kind == "generation_sealed"]
+    assert noticed < loaded < handover, kinds
+    assert sealed, kinds
+    assert min(sealed) > loaded, "a hand-over came before the replacement was ready"
+    assert not {"node_lost", "pipeline_lost"} & set(kinds[: max(sealed)]), kinds
+    window = (events[loaded].time_unix_s, events[handover].time_unix_s)
+    assert window[0] <= window[1]
+    sealed_ids = {events[i].generation_id for i in sealed}
+    assert sealed_ids <= {r.generation_id for r in moving}
+    after = await _sampled(controller)
+    sampled = sum(count - before.get(name, 0) for name, count in after.items())
+    assert sampled == 600 * len(bodies), "some position was sampled twice, or never"
+    print("longest gap", max(r.longest_gap_s() for r in moving))
+    await ready.until_ready(2)
