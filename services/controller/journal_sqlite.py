@@ -63,6 +63,7 @@ _SELECT = (
     " choice, reason, length, body FROM records ORDER BY number"
 )
 _FORGET = "DELETE FROM records WHERE generation_id = ?"
+_EVENTS = "SELECT * FROM events ORDER BY number"
 _EVENT = "INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?, ?, ?)"
 _DROP_EVENTS = "DELETE FROM events WHERE number <= ?"
 _SAVE = "INSERT OR REPLACE INTO saved VALUES (?, ?)"
@@ -164,8 +165,10 @@ def _read(path: Path) -> Recovered:
         return Recovered(
             records=tuple(_record(row) for row in connection.execute(_SELECT)),
             events=tuple(
-                LoggedEvent(*row[:6], json.loads(row[6]))
-                for row in connection.execute("SELECT * FROM events ORDER BY number")
+                LoggedEvent(number, time_s, kind, node, pipeline, generation, json.loads(more))
+                for number, time_s, kind, node, pipeline, generation, more in connection.execute(
+                    _EVENTS
+                )
             ),
             saved=dict(connection.execute("SELECT key, value FROM saved")),
         )

@@ -59,7 +59,8 @@ class Provider(Protocol):
     async def recognise(self, node_id: str, pid: int) -> str:
         """The handle of a process that registered as a node; empty when it is not one of ours.
 
-        It finds nodes whose launch took effect although its handle was never journaled.
+        It finds nodes whose launch took effect although its handle was never journaled. Raises
+        PermissionDenied when the node is another process.
         """
         ...
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from services.common.errors import FailedPrecondition, Unavailable
+from services.common.errors import FailedPrecondition, PermissionDenied, Unavailable
 from services.controller.provider import NodeGone, NodeSpec, ProviderEvent
 
 _log = logging.getLogger(__name__)
@@ -92,6 +92,9 @@ class LocalProvider:
         return True
 
     async def recognise(self, node_id: str, pid: int) -> str:
+        process = self._processes.get(node_id)
+        if process is not None and process.pid != pid:
+            raise PermissionDenied("another process has this node's name", field="node_id")
         try:
             if node_id != _node_id_of(pid):
                 return ""

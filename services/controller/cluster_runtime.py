@@ -1,0 +1,362 @@
+"""Carries out what the cluster core asks for, and tells it what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from services.common.errors import NotFound, ShuntError
+from services.controller import metrics
+from services.controller.actions import (
+    Action,
+    AskPlan,
+    Beat,
+    DissolveFormation,
+    DrainFormation,
+    FormPipeline,
+    LaunchNode,
+    LoadStage,
+    LogEvent,
+    Member,
+    NodeFacts,
+    NodeState,
+    NodeView,
+    PersistCluster,
+    PlannedPipeline,
+    RoutesChanged,
+    TerminateNode,
+)
+from services.controller.cluster import Cluster
+from services.controller.engines import Engines
+from services.controller.event_log import EventLog
+from services.controller.journal import Journal, LoggedEvent, Saved
+from services.controller.planning import Planning
+from services.controller.provider import NodeGone, NodeSpec, Provider
+from services.controller.signal import Signal
+
+_log = logging.getLogger(__name__)
+
+HANDLE_PREFIX = "handle/"
+SNAPSHOT = "cluster"
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeSettings:
+    """Timings in seconds."""
+
+    tick_s: float = 0.1
+    terminate_grace_s: float = 2.0
+    takes_noticed: bool = True
+    """A node that an operator gives notice is killed at the deadline, as a cloud would do."""
+
+
+class ClusterRuntime:
+    """The cluster core at work.
+
+    Actions are carried out in the order they were asked for; a snapshot is durable before anything
+    that was asked for with it is begun. Calls to others run beside each other.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        settings: RuntimeSettings,
+        *,
+        provider: Provider,
+        engines: Engines,
+        planning: Planning,
+        journal: Journal,
+        events: EventLog,
+        heads_changed: Signal,
+        clock: Callable[[], float],
+    ) -> None:
+        self.cluster = cluster
+        self.routes_changed = Signal()
+        self.started = asyncio.Event()
+        """The nodes launched before a restart were looked for; register and heartbeat work."""
+        self.closing = False
+        self._settings = settings
+        self._provider = provider
+        self._engines = engines
+        self._planning = planning
+        self._journal = journal
+        self._events = events
+        self._heads_changed = heads_changed
+        self._clock = clock
+        self._queue: asyncio.Queue[tuple[Sequence[Action], asyncio.Future[None]]] = asyncio.Queue()
+        self._tasks: asyncio.TaskGroup
+        self._of_node: dict[str, set[asyncio.Task[None]]] = {}
+        self._dissolving: dict[str, asyncio.Task[None]] = {}
+        self._probing: set[str] = set()
+        self._noticed: set[str] = set()
+        self._unsaved: str | None = None
+
+    async def run(self, saved: Mapping[str, str]) -> None:
+        """Works until cancelled; `saved` is what the journal held at the start."""
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                self._tasks.create_task(self._carry_out_all())
+                self._submit(self.cluster.start(self._clock()))
+                await self._adopt(saved)
+                self._tasks.create_task(self._watch_provider())
+                self.started.set()
+                while True:
+                    self._submit(self.cluster.tick(self._clock()))
+                    self._submit([PersistCluster(self._unsaved)] if self._unsaved else [])
+                    metrics.show_cluster(
+                        self.cluster.nodes_view(), self.cluster.pipelines_view()
+                    )
+                    await asyncio.sleep(self._settings.tick_s)
+        finally:
+            await self._engines.close()
+
+    async def register(self, facts: NodeFacts) -> None:
+        """A node says what it is. Raises StaleEpoch, PermissionDenied."""
+        handle = await self._provider.recognise(facts.node_id, facts.pid)
+        actions = self.cluster.register(facts, self._clock())
+        if handle:
+            await self._journal.write((Saved(HANDLE_PREFIX + facts.node_id, handle),))
+        await self._submit(actions)
+
+    def heartbeat(self, beat: Beat) -> None:
+        """A node lives. Raises NotFound when it must register."""
+        self._submit(self.cluster.heartbeat(beat, self._clock()))
+        for node_id in beat.lost_node_ids:
+            self.suspect(node_id)
+
+    def suspect(self, node_id: str) -> None:
+        """Somebody lost a node: looks whether its process still listens."""
+        node = self._node(node_id)
+        if self.closing or node is None or not node.address:
+            return
+        if node_id not in self._probing:
+            self._probing.add(node_id)
+            self._tasks.create_task(self._probe(node))
+
+    async def interrupt(self, node_id: str, notice_s: float, kill: bool) -> LoggedEvent:
+        """A node will be taken away, or is to be killed now. Raises NotFound."""
+        await self._submit(self.cluster.interrupt(node_id, notice_s, kill, self._clock()))
+        await self._journal.settled()
+        kind = "kill_ordered" if kill else "interruption_noticed"
+        event = self._events.newest(kind, node_id)
+        if event is None:
+            raise NotFound("the notice is too old to be known", field="node_id")
+        if self._settings.takes_noticed and not kill and node_id not in self._noticed:
+            self._noticed.add(node_id)
+            self._begin(self._take_away(node_id, notice_s), node_id)
+        return event
+
+    async def _take_away(self, node_id: str, notice_s: float) -> None:
+        """Plays the cloud: a node that was given notice ends at the deadline, ready or not."""
+        await asyncio.sleep(notice_s)
+        await self._terminate(TerminateNode(node_id, kill=True))
+
+    def close(self) -> None:
+        """Ends everyone who watches routes; nothing new is begun."""
+        self.closing = True
+        self.routes_changed.fire()
+
+    async def end_nodes(self) -> None:
+        """Ends every node the provider launched."""
+        ends = [
+            self._terminate(TerminateNode(node.node_id)) for node in self.cluster.nodes_view()
+        ]
+        await asyncio.gather(*ends)
+
+    def _node(self, node_id: str) -> NodeView | None:
+        return next((n for n in self.cluster.nodes_view() if n.node_id == node_id), None)
+
+    async def _adopt(self, saved: Mapping[str, str]) -> None:
+        """Finds the nodes launched before a restart; those that died meanwhile are gone."""
+        for key, handle in saved.items():
+            if not key.startswith(HANDLE_PREFIX):
+                continue
+            node_id = key.removeprefix(HANDLE_PREFIX)
+            if not await self._provider.adopt(node_id, handle):
+                self._gone(node_id, "ended while the controller was away")
+
+    async def _watch_provider(self) -> None:
+        async for event in self._provider.events():
+            if isinstance(event, NodeGone):
+                self._gone(event.node_id, event.reason)
+            elif self._node(event.node_id) is not None:
+                self._submit(
+                    self.cluster.interrupt(event.node_id, event.notice_s, False, self._clock())
+                )
+
+    def _gone(self, node_id: str, reason: str, incarnation: str = "") -> None:
+        node = self._node(node_id)
+        if node is not None:
+            metrics.NODES_LOST.inc(node.state is not NodeState.LOST)
+            incarnation = incarnation or node.incarnation
+            self._submit(self.cluster.node_gone(node_id, incarnation, reason, self._clock()))
+            self._tasks.create_task(self._engines.forget(node.address))
+        self._noticed.discard(node_id)
+        for task in self._of_node.pop(node_id, set()):
+            task.cancel()
+        self._tasks.create_task(self._save(Saved(HANDLE_PREFIX + node_id, None)))
+
+    async def _probe(self, node: NodeView) -> None:
+        try:
+            if await self._engines.refuses(node.address):
+                self._gone(node.node_id, "connection refused", node.incarnation)
+        finally:
+            self._probing.discard(node.node_id)
+
+    def _submit(self, actions: Iterable[Action]) -> asyncio.Future[None]:
+        """Has actions carried out; resolves when their snapshot is durable."""
+        done = asyncio.get_running_loop().create_future()
+        actions = tuple(actions)
+        if actions:
+            self._queue.put_nowait((actions, done))
+        else:
+            done.set_result(None)
+        return done
+
+    async def _carry_out_all(self) -> None:
+        while True:
+            actions, done = await self._queue.get()
+            for action in actions:
+                if isinstance(action, PersistCluster):
+                    self._unsaved = action.snapshot
+            if self._unsaved is not None:
+                await self._persist(self._unsaved)
+            for action in actions:
+                self._carry_out(action)
+            self._heads_changed.fire()
+            if not done.done():
+                done.set_result(None)
+
+    async def _persist(self, snapshot: str) -> None:
+        try:
+            await self._journal.write((Saved(SNAPSHOT, snapshot),), fsync=True)
+            self._unsaved = None
+        except ShuntError as error:
+            _log.error("snapshot not journaled", extra={"error": error.message})
+
+    async def _save(self, note: Saved) -> None:
+        try:
+            await self._journal.write((note,))
+        except ShuntError as error:
+            _log.error("note not journaled", extra={"key": note.key, "error": error.message})
+
+    def _carry_out(self, action: Action) -> None:
+        match action:
+            case LogEvent(kind, node_id, pipeline_id, attributes):
+                self._events.add(
+                    kind, node_id=node_id, pipeline_id=pipeline_id, attributes=attributes
+                )
+            case RoutesChanged():
+                self.routes_changed.fire()
+            case PersistCluster():
+                return
+            case LaunchNode():
+                self._begin(self._launch(action))
+            case TerminateNode():
+                self._begin(self._terminate(action))
+            case AskPlan():
+                self._begin(self._plan(action))
+            case LoadStage():
+                self._begin(self._load(action), action.node_id)
+            case FormPipeline():
+                self._begin(self._form(action))
+            case DissolveFormation():
+                for member in action.members:
+                    task = self._begin(self._dissolve(action.formation_id, member))
+                    self._dissolving[member.incarnation] = task
+            case DrainFormation():
+                self._begin(self._drain(action), action.head.node_id)
+
+    def _begin(
+        self, work: Coroutine[None, None, None], node_id: str | None = None
+    ) -> asyncio.Task[None]:
+        """Starts a call; one that belongs to a node ends when the node is gone."""
+        task = self._tasks.create_task(work)
+        if node_id is not None:
+            tasks = self._of_node.setdefault(node_id, set())
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        return task
+
+    async def _launch(self, action: LaunchNode) -> None:
+        shape = action.shape
+        spec = NodeSpec(
+            action.node_id, shape.memory_bytes, shape.relative_speed, shape.device_type
+        )
+        try:
+            handle = await self._provider.launch(spec)
+        except ShuntError as error:
+            self._submit(self.cluster.launch_failed(action.node_id, error.message, self._clock()))
+            return
+        if handle:
+            await self._save(Saved(HANDLE_PREFIX + action.node_id, handle))
+
+    async def _terminate(self, action: TerminateNode) -> None:
+        grace_s = 0.0 if action.kill else self._settings.terminate_grace_s
+        try:
+            await self._provider.terminate(action.node_id, grace_s)
+        except ShuntError as error:
+            _log.info("node not ended", extra={"node_id": action.node_id, "why": error.message})
+
+    async def _plan(self, action: AskPlan) -> None:
+        try:
+            pipelines: tuple[PlannedPipeline, ...] = await self._planning.plan(action)
+        except ShuntError as error:
+            self._submit(self.cluster.plan_failed(error.message, self._clock()))
+        else:
+            self._submit(self.cluster.plan_ready(pipelines, self._clock()))
+
+    async def _load(self, action: LoadStage) -> None:
+        loaded = metrics.LOADED.labels(action.node_id)
+        try:
+            kv_blocks = await self._engines.load(action, lambda done, total: loaded.set(done))
+        except ShuntError as error:
+            self._submit(
+                self.cluster.load_failed(
+                    action.node_id, action.incarnation, error.message, self._clock()
+                )
+            )
+        else:
+            self._submit(
+                self.cluster.load_done(
+                    action.node_id, action.incarnation, action.layers, kv_blocks, self._clock()
+                )
+            )
+        finally:
+            metrics.LOADED.remove(action.node_id)
+
+    async def _form(self, action: FormPipeline) -> None:
+        before = [self._dissolving.get(member.incarnation) for member in action.members]
+        if waiting := [task for task in before if task is not None]:
+            await asyncio.wait(waiting)
+        try:
+            await self._engines.form(action)
+        except ShuntError as error:
+            self._submit(
+                self.cluster.form_failed(action.formation_id, error.message, self._clock())
+            )
+        else:
+            self._submit(self.cluster.formed(action.formation_id, self._clock()))
+
+    async def _dissolve(self, formation_id: str, member: Member) -> None:
+        try:
+            await self._engines.dissolve(formation_id, member)
+        except ShuntError as error:
+            _log.info(
+                "member not told", extra={"node_id": member.node_id, "why": error.message}
+            )
+        finally:
+            if self._dissolving.get(member.incarnation) is asyncio.current_task():
+                del self._dissolving[member.incarnation]
+
+    async def _drain(self, action: DrainFormation) -> None:
+        try:
+            sealed = await self._engines.drain(action.formation_id, action.head)
+        except ShuntError as error:
+            self._submit(
+                self.cluster.drain_failed(action.formation_id, error.message, self._clock())
+            )
+        else:
+            self._submit(self.cluster.drained(action.formation_id, sealed, self._clock()))

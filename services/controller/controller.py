@@ -1,0 +1,154 @@
+"""The controller put together: journal, cluster, generations and their gRPC edge."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
+
+from services.common.errors import ShuntError
+from services.common.server import Server
+from services.controller import metrics
+from services.controller.cluster import Cluster
+from services.controller.cluster_runtime import SNAPSHOT, ClusterRuntime
+from services.controller.engines import Engines
+from services.controller.event_log import EventLog
+from services.controller.generations import Generations
+from services.controller.journal import Journal, Recovered, Saved
+from services.controller.model_facts import ModelFacts
+from services.controller.planning import Planning
+from services.controller.provider import Provider
+from services.controller.service import ControllerService
+from services.controller.settings import ControllerSettings
+from services.controller.signal import Signal
+
+_log = logging.getLogger(__name__)
+
+SERVICE = controller_pb2.DESCRIPTOR.services_by_name["ControllerService"].full_name
+FACTS = "model"
+LEDGER_TICK_S = 1.0
+
+
+class Controller:
+    """One controller process; `serving` is its life."""
+
+    def __init__(
+        self,
+        settings: ControllerSettings,
+        facts: ModelFacts,
+        *,
+        journal: Journal,
+        recovered: Recovered,
+        provider: Provider,
+    ) -> None:
+        """`recovered` is what the journal held when it was opened."""
+        self.port = 0
+        """Where it listens, once it serves."""
+        self._settings = settings
+        self._facts = facts
+        self._journal = journal
+        self._provider = provider
+        self._saved = recovered.saved
+        clock = time.monotonic
+        heads_changed = Signal()
+        self.events = EventLog(journal, time.time, settings.events_kept)
+        self.events.recover(recovered.events)
+        self._engines = Engines(
+            settings.engine_timeouts,
+            max_message_bytes=settings.max_message_bytes,
+            tls=settings.tls,
+        )
+        self._planning = Planning(
+            settings.placement_address,
+            facts,
+            planner=settings.planner,
+            timeout_s=settings.plan_timeout_s,
+            tls=settings.tls,
+        )
+        self._runtime = ClusterRuntime(
+            self._cluster(recovered, clock()),
+            settings.runtime,
+            provider=provider,
+            engines=self._engines,
+            planning=self._planning,
+            journal=journal,
+            events=self.events,
+            heads_changed=heads_changed,
+            clock=clock,
+        )
+        self._generations = Generations(
+            settings.ledger,
+            journal,
+            self.events,
+            heads=lambda: self._runtime.cluster.heads(),
+            pipeline_of=lambda formation_id: self._runtime.cluster.pipeline_of(formation_id),
+            heads_changed=heads_changed,
+            clock=clock,
+        )
+        self._generations.recover(recovered.records)
+        self._server = Server(settings, [SERVICE])
+        controller_pb2_grpc.add_ControllerServiceServicer_to_server(
+            ControllerService(
+                settings.limits,
+                vocab_size=facts.vocab_size,
+                runtime=self._runtime,
+                generations=self._generations,
+                events=self.events,
+                engines=self._engines,
+            ),
+            self._server.grpc_server,
+        )
+
+    def _cluster(self, recovered: Recovered, now_s: float) -> Cluster:
+        settings = self._settings.cluster(self._facts)
+        snapshot = recovered.saved.get(SNAPSHOT)
+        if snapshot is None:
+            return Cluster(settings, _draw_id, now_s)
+        return Cluster.recover(settings, _draw_id, snapshot, now_s)
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[int]:
+        """Serves inside the block; gives the port. The journal stays open behind it."""
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._planning.close)
+            stack.push_async_callback(self._provider.close)
+            stack.push_async_callback(self._end_nodes)
+            tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            await self._journal.write((Saved(FACTS, self._facts.to_json()),), fsync=True)
+            self.port = await self._server.start()
+            work = [
+                tasks.create_task(self._runtime.run(self._saved)),
+                tasks.create_task(self._tick()),
+            ]
+            try:
+                await self._runtime.started.wait()
+                await self._server.set_ready(True)
+                yield self.port
+            finally:
+                self._runtime.close()
+                self.events.close()
+                await self._server.stop()
+                for task in work:
+                    task.cancel()
+
+    async def _tick(self) -> None:
+        while True:
+            try:
+                await self._generations.tick()
+            except ShuntError as error:
+                _log.error("nothing was forgotten", extra={"why": error.message})
+            metrics.OPEN.set(len(self._generations.open_generations()))
+            await asyncio.sleep(LEDGER_TICK_S)
+
+    async def _end_nodes(self) -> None:
+        if self._settings.end_nodes_on_stop:
+            await self._runtime.end_nodes()
+
+
+def _draw_id() -> str:
+    return uuid.uuid4().hex

@@ -1,0 +1,175 @@
+"""What the controller asks of engines, each call with its deadline."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import grpc
+from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
+
+from services.common import channels, telemetry, wire
+from services.common.errors import DeadlineExceeded, Unavailable
+from services.common.generation import CancelReason
+from services.common.settings import TlsSettings
+from services.common.statuses import from_rpc_error
+from services.controller.actions import FormPipeline, LoadStage, Member
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTimeouts:
+    """Deadlines in seconds."""
+
+    load_s: float = 900.0
+    load_progress_s: float = 60.0
+    """A load that reports no progress for this long has failed."""
+    form_s: float = 10.0
+    dissolve_s: float = 1.0
+    drain_s: float = 10.0
+    cancel_s: float = 2.0
+    probe_s: float = 0.5
+
+
+class Engines:
+    """Calls to engine processes; a failed one raises a ShuntError."""
+
+    def __init__(
+        self, timeouts: EngineTimeouts, *, max_message_bytes: int, tls: TlsSettings | None = None
+    ) -> None:
+        self._timeouts = timeouts
+        self._max_message_bytes = max_message_bytes
+        self._tls = tls
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    async def load(self, stage: LoadStage, progress: Callable[[int, int], None]) -> int:
+        """Has a node hold a layer range; returns the KV cache blocks it has room for.
+
+        `progress` is called with bytes so far and in all.
+        """
+        request = engine_pb2.LoadRequest(
+            model=wire.model_to(stage.model),
+            layers=wire.layers_to(stage.layers),
+            tp_degree=stage.tp_degree,
+        )
+        call = self._stub(stage.address).Load(request, timeout=self._timeouts.load_s)
+        try:
+            with _domain_errors():
+                async for message in _each_within(call, self._timeouts.load_progress_s):
+                    progress(message.loaded_bytes, message.total_bytes)
+                    if message.done:
+                        return message.kv_blocks
+        finally:
+            call.cancel()
+        raise Unavailable("the load ended before it was done")
+
+    async def form(self, formation: FormPipeline) -> None:
+        """Makes the members one pipeline; the head comes last, for it connects the others."""
+        await asyncio.gather(
+            *(self._form(formation, index) for index in range(1, len(formation.members)))
+        )
+        await self._form(formation, 0)
+
+    async def _form(self, formation: FormPipeline, stage_index: int) -> None:
+        request = engine_pb2.FormRequest(
+            formation_id=formation.formation_id,
+            pipeline_id=formation.pipeline_id,
+            model=wire.model_to(formation.model),
+            members=[
+                engine_pb2.Member(
+                    node_id=member.node_id,
+                    incarnation=member.incarnation,
+                    address=member.address,
+                    layers=wire.layers_to(member.layers),
+                )
+                for member in formation.members
+            ],
+            stage_index=stage_index,
+            kv_blocks=formation.kv_blocks,
+        )
+        with _domain_errors():
+            stub = self._stub(formation.members[stage_index].address)
+            await stub.Form(request, timeout=self._timeouts.form_s)
+
+    async def dissolve(self, formation_id: str, member: Member) -> None:
+        request = engine_pb2.DissolveRequest(formation_id=formation_id)
+        with _domain_errors():
+            stub = self._stub(member.address)
+            await stub.Dissolve(request, timeout=self._timeouts.dissolve_s)
+
+    async def drain(self, formation_id: str, head: Member) -> int:
+        """Seals the formation's generations; returns how many."""
+        request = engine_pb2.DrainRequest(formation_id=formation_id)
+        with _domain_errors():
+            stub = self._stub(head.address)
+            reply = await stub.Drain(request, timeout=self._timeouts.drain_s)
+        return reply.sealed_generations
+
+    async def cancel(
+        self, address: str, generation_id: str, choice: int | None, reason: CancelReason
+    ) -> None:
+        request = engine_pb2.CancelRequest(
+            generation_id=generation_id, choice=choice, reason=wire.cancel_reason_to(reason)
+        )
+        with _domain_errors():
+            stub = self._stub(address)
+            await stub.Cancel(
+                request, timeout=self._timeouts.cancel_s, metadata=telemetry.metadata()
+            )
+
+    async def refuses(self, address: str) -> bool:
+        """Nobody listens at the address: its process is dead. Silence is no proof of that."""
+        host, _, port = address.rpartition(":")
+        try:
+            async with asyncio.timeout(self._timeouts.probe_s):
+                _, writer = await asyncio.open_connection(host, int(port))
+        except ConnectionRefusedError:
+            return True
+        except (OSError, ValueError):
+            return False
+        writer.close()
+        return False
+
+    async def forget(self, address: str) -> None:
+        """Closes the connection to a node that is gone."""
+        channel = self._channels.pop(address, None)
+        if channel is not None:
+            await channel.close()
+
+    async def close(self) -> None:
+        for address in list(self._channels):
+            await self.forget(address)
+
+    def _stub(self, address: str) -> engine_pb2_grpc.EngineServiceAsyncStub:
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = channels.open_channel(
+                address, max_message_bytes=self._max_message_bytes, tls=self._tls
+            )
+            self._channels[address] = channel
+        return engine_pb2_grpc.EngineServiceStub(channel)
+
+
+@contextmanager
+def _domain_errors() -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from error
+
+
+async def _each_within(
+    call: AsyncIterable[engine_pb2.LoadResponse], limit_s: float
+) -> AsyncIterator[engine_pb2.LoadResponse]:
+    """Messages of a stream; raises DeadlineExceeded when one takes longer than the limit."""
+    iterator = aiter(call)
+    while True:
+        try:
+            async with asyncio.timeout(limit_s):
+                message = await anext(iterator)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise DeadlineExceeded(f"no progress for {limit_s:g} s") from None
+        yield message

@@ -1,0 +1,185 @@
+"""The ledger with its journal: a reply leaves when what it rests on is durable."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TypeVar
+
+from services.common.errors import ResourceExhausted, ShuntError, Unavailable
+from services.common.exchange import (
+    Checkpoint,
+    CheckpointResult,
+    GenerationView,
+    Grant,
+    ResumeQuestion,
+)
+from services.common.generation import CancelReason
+from services.controller import metrics
+from services.controller.event_log import EventLog
+from services.controller.journal import Journal
+from services.controller.ledger import (
+    Head,
+    Ledger,
+    LedgerEvent,
+    LedgerSettings,
+    OpenGeneration,
+    Outcome,
+)
+from services.controller.records import Record
+from services.controller.signal import Signal
+
+_log = logging.getLogger(__name__)
+Reply = TypeVar("Reply")
+
+RESUME_POLL_S = 0.1
+RECOVERY_PAUSE_S = 0.5
+
+
+class Generations:
+    """Epochs and journal, behind durability.
+
+    When the journal fails, nothing it did not take may live on here: the ledger is read again from
+    what the file holds, and callers get the failure.
+    """
+
+    def __init__(
+        self,
+        settings: LedgerSettings,
+        journal: Journal,
+        events: EventLog,
+        *,
+        heads: Callable[[], Sequence[Head]],
+        pipeline_of: Callable[[str], str],
+        heads_changed: Signal,
+        clock: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._journal = journal
+        self._events = events
+        self._heads = heads
+        self._pipeline_of = pipeline_of
+        self._heads_changed = heads_changed
+        self._clock = clock
+        self._ledger = Ledger(settings)
+        self._recovering: asyncio.Task[None] | None = None
+
+    def recover(self, records: Iterable[Record]) -> None:
+        """Goes on from what the journal holds."""
+        self._ledger = Ledger.recover(self._settings, records, self._clock())
+
+    def checkpoint(
+        self, checkpoints: Sequence[Checkpoint]
+    ) -> asyncio.Future[list[CheckpointResult]]:
+        """Takes checkpoints in order, at once; the results resolve when they are durable.
+
+        Raises InvalidArgument for one that names a choice that was not asked for; those before it
+        are taken.
+        """
+        self._check_usable()
+        now_s = self._clock()
+        results: list[CheckpointResult] = []
+        records: list[Record] = []
+        events: list[LedgerEvent] = []
+        fsync = False
+        try:
+            for checkpoint in checkpoints:
+                pipeline_id = self._pipeline_of(checkpoint.formation_id)
+                outcome = self._ledger.checkpoint(checkpoint, pipeline_id, now_s)
+                results.append(outcome.reply)
+                records += outcome.records
+                events += outcome.events
+                fsync = fsync or outcome.fsync
+        finally:
+            metrics.count_checkpoints(checkpoints, results)
+            durable = asyncio.ensure_future(
+                self._settle(Outcome(results, tuple(records), fsync, tuple(events)))
+            )
+        return durable
+
+    async def resume(self, question: ResumeQuestion, wait_s: float) -> Grant:
+        """Grants the next epoch, waiting up to `wait_s` for a head to grant it to.
+
+        Raises Unavailable when none came, and what Ledger.resume raises.
+        """
+        give_up_s = self._clock() + wait_s
+        while True:
+            self._check_usable()
+            outcome = self._ledger.resume(question, self._heads(), self._clock())
+            if outcome is not None:
+                return await self._settle(outcome)
+            left_s = give_up_s - self._clock()
+            if left_s <= 0:
+                raise Unavailable("no pipeline can take the generation now")
+            await self._heads_changed.wait(min(RESUME_POLL_S, left_s))
+
+    async def cancel(
+        self, generation_id: str, choice: int | None, reason: CancelReason, length: int | None
+    ) -> Head | None:
+        """Ends a generation or one choice, durably; returns the head that may still run it."""
+        self._check_usable()
+        incarnation = self._ledger.head_of(generation_id)
+        await self._settle(
+            self._ledger.cancel(generation_id, choice, reason, length, self._clock())
+        )
+        heads = self._heads()
+        return next((h for h in heads if h.route.incarnation == incarnation), None)
+
+    async def view(self, generation_id: str) -> GenerationView:
+        """What the journal holds; raises NotFound."""
+        self._check_usable()
+        return await self._settle(self._ledger.view(generation_id, self._heads(), self._clock()))
+
+    async def tick(self) -> None:
+        """Forgets what was kept long enough."""
+        self._check_usable()
+        await self._settle(self._ledger.tick(self._clock()))
+
+    def open_generations(self) -> list[OpenGeneration]:
+        return self._ledger.open_generations()
+
+    def _check_usable(self) -> None:
+        if self._recovering is not None:
+            raise ResourceExhausted("the journal cannot be written", field="journal")
+
+    def _settle(self, outcome: Outcome[Reply]) -> Awaitable[Reply]:
+        """Hands the records to the journal now, for their order is the ledger's."""
+        for event in outcome.events:
+            self._events.add(
+                event.kind,
+                pipeline_id=event.pipeline_id,
+                generation_id=event.generation_id,
+                attributes=event.attributes,
+            )
+        try:
+            durable = (
+                self._journal.write(outcome.records, fsync=outcome.fsync)
+                if outcome.records
+                else self._journal.settled()
+            )
+        except ShuntError:
+            self._recover_again(self._ledger)
+            raise
+        return self._reply(outcome.reply, durable, self._ledger)
+
+    async def _reply(self, reply: Reply, durable: Awaitable[None], ledger: Ledger) -> Reply:
+        try:
+            await durable
+        except ShuntError:
+            self._recover_again(ledger)
+            raise
+        return reply
+
+    def _recover_again(self, failed: Ledger) -> None:
+        if self._recovering is None and self._ledger is failed:
+            self._recovering = asyncio.create_task(self._read_again())
+
+    async def _read_again(self) -> None:
+        while self._recovering is not None:
+            try:
+                self.recover((await self._journal.recover()).records)
+                self._recovering = None
+            except ShuntError as error:
+                _log.error("the journal cannot be read", extra={"error": error.message})
+                await asyncio.sleep(RECOVERY_PAUSE_S)

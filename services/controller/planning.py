@@ -1,0 +1,80 @@
+"""Asks placement which nodes form which pipelines."""
+
+from __future__ import annotations
+
+import grpc
+from shuntserve.placement.v1 import placement_pb2, placement_pb2_grpc
+
+from services.common import channels, wire
+from services.common.errors import DataLoss
+from services.common.settings import TlsSettings
+from services.common.statuses import from_rpc_error
+from services.controller.actions import AskPlan, PlannedPipeline, PlannedStage
+from services.controller.model_facts import ModelFacts
+
+
+class Planning:
+    """The placement service, seen from here."""
+
+    def __init__(
+        self,
+        address: str,
+        facts: ModelFacts,
+        *,
+        planner: str,
+        timeout_s: float,
+        tls: TlsSettings | None = None,
+    ) -> None:
+        """`planner` is a name of the placement API, such as proportional."""
+        self._channel = channels.open_channel(address, tls=tls)
+        self._stub = placement_pb2_grpc.PlacementServiceStub(self._channel)
+        self._facts = facts
+        self._planner = placement_pb2.Planner.Value(f"PLANNER_{planner.upper()}")
+        self._timeout_s = timeout_s
+
+    async def plan(self, question: AskPlan) -> tuple[PlannedPipeline, ...]:
+        """Raises a ShuntError when there is no answer, DataLoss for a plan that cannot be."""
+        request = placement_pb2.PlanRequest(
+            model=placement_pb2.ModelSpec(config_json=self._facts.config_json),
+            nodes=[
+                placement_pb2.Node(
+                    node_id=node.node_id,
+                    device_type=node.shape.device_type,
+                    device_count=1,
+                    memory_bytes=node.shape.memory_bytes,
+                    relative_speed=node.shape.relative_speed,
+                )
+                for node in question.nodes
+            ],
+            planner=self._planner,
+            pipeline_count=question.pipelines,
+        )
+        try:
+            reply = await self._stub.Plan(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        pipelines = tuple(
+            PlannedPipeline(
+                stages=tuple(
+                    PlannedStage(stage.node_id, wire.layers_from(stage.layers), stage.tp_degree)
+                    for stage in pipeline.stages
+                ),
+                throughput_tokens_per_s=estimate.throughput_tokens_per_s,
+            )
+            for pipeline, estimate in zip(reply.pipelines, reply.pipeline_estimates, strict=False)
+        )
+        self._check(pipelines, {node.node_id for node in question.nodes})
+        return pipelines
+
+    def _check(self, pipelines: tuple[PlannedPipeline, ...], known: set[str]) -> None:
+        named = [stage.node_id for pipeline in pipelines for stage in pipeline.stages]
+        if not pipelines or len(set(named)) != len(named) or not set(named) <= known:
+            raise DataLoss("the plan is empty or names nodes that it should not", field="stages")
+        for pipeline in pipelines:
+            ends = [0, *(stage.layers.end for stage in pipeline.stages)]
+            starts = [stage.layers.start for stage in pipeline.stages]
+            if starts != ends[:-1] or ends[-1] != self._facts.layer_count:
+                raise DataLoss("the plan does not cover every layer once", field="layers")
+
+    async def close(self) -> None:
+        await self._channel.close()

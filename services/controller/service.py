@@ -1,0 +1,227 @@
+"""The gRPC edge of the controller: parse, ask the cluster or the ledger, build the reply."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from shuntserve.controller.v1 import controller_pb2 as pb
+from shuntserve.controller.v1 import controller_pb2_grpc
+
+from services.common import channels, wire
+from services.common.errors import FailedPrecondition, InvalidArgument, NotFound, ShuntError
+from services.common.exchange import CheckpointResult
+from services.common.generation import CancelReason
+from services.controller import messages, metrics
+from services.controller.cluster_runtime import ClusterRuntime
+from services.controller.engines import Engines
+from services.controller.event_log import EventLog
+from services.controller.generations import Generations
+
+_log = logging.getLogger(__name__)
+
+MAX_CHECKPOINTS = 4096
+MAX_NOTICE_S = 86_400.0
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceLimits:
+    """Limits and timings (seconds) of the edge."""
+
+    heartbeat_interval_s: float = 0.25
+    resume_wait_s: float = 60.0
+    """A Resume waits this long for a head, or as long as its caller does."""
+    resume_margin_s: float = 0.2
+    """Left of the caller's deadline for the answer to travel."""
+    checkpoints_in_flight: int = 64
+    """Messages of one head that may wait for the journal."""
+    can_end_nodes: bool = True
+    """The provider can kill a node."""
+
+
+class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
+    """ControllerService."""
+
+    def __init__(
+        self,
+        limits: ServiceLimits,
+        *,
+        vocab_size: int,
+        runtime: ClusterRuntime,
+        generations: Generations,
+        events: EventLog,
+        engines: Engines,
+    ) -> None:
+        self._limits = limits
+        self._vocab_size = vocab_size
+        self._runtime = runtime
+        self._generations = generations
+        self._events = events
+        self._engines = engines
+        self._routers: Counter[str] = Counter()
+        self._passing_on: set[asyncio.Task[None]] = set()
+
+    async def Register(self, request: pb.RegisterRequest, context: Context) -> pb.RegisterResponse:
+        facts = messages.facts_from(request)
+        await self._runtime.started.wait()
+        await self._runtime.register(facts)
+        return pb.RegisterResponse(heartbeat_interval_s=self._limits.heartbeat_interval_s)
+
+    async def Heartbeat(
+        self, requests: AsyncIterator[pb.HeartbeatRequest], context: Context
+    ) -> AsyncIterator[pb.HeartbeatResponse]:
+        node_id = ""
+        await self._runtime.started.wait()
+        try:
+            async for request in requests:
+                beat = messages.beat_from(request)
+                if node_id and beat.node_id != node_id:
+                    raise InvalidArgument("one stream is one node's", field="node_id")
+                node_id = beat.node_id
+                try:
+                    self._runtime.heartbeat(beat)
+                    yield pb.HeartbeatResponse()
+                except NotFound:
+                    yield pb.HeartbeatResponse(register_again=True)
+        finally:
+            if node_id:
+                self._runtime.suspect(node_id)
+
+    async def StreamCheckpoints(
+        self, requests: AsyncIterator[pb.StreamCheckpointsRequest], context: Context
+    ) -> AsyncIterator[pb.StreamCheckpointsResponse]:
+        waiting: asyncio.Queue[tuple[int, asyncio.Future[list[CheckpointResult]]] | None]
+        waiting = asyncio.Queue(self._limits.checkpoints_in_flight)
+        taking = asyncio.create_task(self._take(requests, waiting))
+        try:
+            while (item := await waiting.get()) is not None:
+                sequence, results = item
+                yield pb.StreamCheckpointsResponse(
+                    sequence=sequence,
+                    results=[messages.result_to(result) for result in await results],
+                )
+            await taking
+        finally:
+            taking.cancel()
+            while not waiting.empty():
+                if (item := waiting.get_nowait()) is not None:
+                    item[1].cancel()
+
+    async def _take(
+        self,
+        requests: AsyncIterator[pb.StreamCheckpointsRequest],
+        waiting: asyncio.Queue[tuple[int, asyncio.Future[list[CheckpointResult]]] | None],
+    ) -> None:
+        """Takes messages into the ledger without waiting for the journal."""
+        try:
+            async for request in requests:
+                if len(request.checkpoints) > MAX_CHECKPOINTS:
+                    raise InvalidArgument(
+                        f"at most {MAX_CHECKPOINTS} a message", field="checkpoints"
+                    )
+                checkpoints = [
+                    messages.checkpoint_from(message, self._vocab_size)
+                    for message in request.checkpoints
+                ]
+                await waiting.put((request.sequence, self._generations.checkpoint(checkpoints)))
+        finally:
+            await waiting.put(None)
+
+    async def WatchRoutes(
+        self, request: pb.WatchRoutesRequest, context: Context
+    ) -> AsyncIterator[pb.WatchRoutesResponse]:
+        router_id = messages.name_from(request.router_id, "router_id")
+        self._routers[router_id] += 1
+        sent = -1
+        try:
+            while not self._runtime.closing:
+                version, routes = self._runtime.cluster.routes()
+                if version == sent:
+                    await self._runtime.routes_changed.wait()
+                    continue
+                sent = version
+                yield pb.WatchRoutesResponse(
+                    version=version, routes=[messages.route_to(route) for route in routes]
+                )
+        finally:
+            self._routers[router_id] -= 1
+            self._routers += Counter()
+
+    async def Resume(self, request: pb.ResumeRequest, context: Context) -> pb.ResumeResponse:
+        question = messages.question_from(request, self._vocab_size)
+        wait_s = channels.timeout(self._limits.resume_wait_s) - self._limits.resume_margin_s
+        grant = await self._generations.resume(question, wait_s)
+        metrics.RESUMES.inc()
+        return messages.grant_to(grant)
+
+    async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:
+        generation_id = wire.generation_id_from(request.generation_id)
+        choice = request.choice if request.HasField("choice") else None
+        if choice is not None and choice >= wire.MAX_CHOICES:
+            raise InvalidArgument(f"choices lie below {wire.MAX_CHOICES}", field="choice")
+        length = request.length if request.HasField("length") else None
+        reason = wire.cancel_reason_from(request.reason)
+        head = await self._generations.cancel(generation_id, choice, reason, length)
+        if head is not None:
+            told = asyncio.create_task(
+                self._pass_on(head.route.address, generation_id, choice, reason)
+            )
+            self._passing_on.add(told)
+            told.add_done_callback(self._passing_on.discard)
+        return pb.CancelResponse()
+
+    async def _pass_on(
+        self, address: str, generation_id: str, choice: int | None, reason: CancelReason
+    ) -> None:
+        """Tells the head; one that is not reached learns it from its next checkpoint."""
+        try:
+            await self._engines.cancel(address, generation_id, choice, reason)
+        except ShuntError as error:
+            _log.info("head not told of a cancel", extra={"why": error.message})
+
+    async def GetGeneration(
+        self, request: pb.GetGenerationRequest, context: Context
+    ) -> pb.GetGenerationResponse:
+        generation_id = wire.generation_id_from(request.generation_id)
+        return messages.view_to(await self._generations.view(generation_id))
+
+    async def ReportInterruption(
+        self, request: pb.ReportInterruptionRequest, context: Context
+    ) -> pb.ReportInterruptionResponse:
+        node_id = messages.name_from(request.node_id, "node_id")
+        notice_s = request.notice_s
+        if not math.isfinite(notice_s) or not 0 <= notice_s <= MAX_NOTICE_S:
+            raise InvalidArgument(f"notice_s lies in [0, {MAX_NOTICE_S:g}]", field="notice_s")
+        if request.kill and notice_s:
+            raise InvalidArgument("a kill comes without notice", field="notice_s")
+        if request.kill and not self._limits.can_end_nodes:
+            raise FailedPrecondition("the provider of these nodes cannot kill", field="kill")
+        event = await self._runtime.interrupt(node_id, notice_s, request.kill)
+        return pb.ReportInterruptionResponse(event_number=event.number)
+
+    async def GetStatus(
+        self, request: pb.GetStatusRequest, context: Context
+    ) -> pb.GetStatusResponse:
+        cluster = self._runtime.cluster
+        return pb.GetStatusResponse(
+            nodes=[messages.node_to(node) for node in cluster.nodes_view()],
+            pipelines=[messages.pipeline_to(pipeline) for pipeline in cluster.pipelines_view()],
+            generations=[
+                messages.generation_to(generation)
+                for generation in self._generations.open_generations()
+            ],
+            router_ids=sorted(self._routers),
+        )
+
+    async def WatchEvents(
+        self, request: pb.WatchEventsRequest, context: Context
+    ) -> AsyncIterator[pb.WatchEventsResponse]:
+        async for event in self._events.follow(request.from_number, wait=not request.no_wait):
+            yield messages.event_to(event)

@@ -1,0 +1,156 @@
+"""Settings of the controller, from SHUNT_CONTROLLER_*."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import SettingsConfigDict
+
+from services.common.settings import ServiceSettings
+from services.controller.actions import NodeShape
+from services.controller.cluster_runtime import RuntimeSettings
+from services.controller.cluster_settings import ClusterSettings
+from services.controller.engines import EngineTimeouts
+from services.controller.ledger import LedgerSettings
+from services.controller.model_facts import ModelFacts
+from services.controller.service import ServiceLimits
+
+_SPEEDS = re.compile(r"\d+(\.\d+)?([:,]\d+(\.\d+)?)*")
+
+
+class ControllerSettings(ServiceSettings):
+    """Names end in their unit; `_s` is seconds."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SHUNT_CONTROLLER_", frozen=True, extra="ignore", env_nested_delimiter="__"
+    )
+
+    shutdown_grace_s: float = Field(default=0.5, ge=0, le=600)
+    data_dir: Path = Path("shunt-data")
+    """Journal and engine logs."""
+    advertise_address: str = ""
+    """Where engines find this service, host:port; empty: where it listens."""
+
+    model_id: str = Field(default="smollm2-135m-instruct", min_length=1, max_length=256)
+    tensorstore_address: str = "127.0.0.1:7004"
+    placement_address: str = "127.0.0.1:7003"
+    planner: Literal["proportional", "shuntserve", "exact", "alpaserve", "vllm"] = "proportional"
+    pipelines: int = Field(default=2, ge=1, le=1000)
+
+    provider: Literal["local", "external"] = "local"
+    """local: engine processes on this machine; external: nodes come and go by themselves."""
+    node_speeds: str = "3:2,3:2"
+    """Relative speeds of the local nodes to launch, a pipeline's together."""
+    node_memory_bytes: int = Field(default=2 << 30, gt=0)
+    node_device_type: str = "cpu"
+    expected_nodes: int = Field(default=4, ge=1, le=10_000)
+    """External nodes to wait for before the first plan."""
+    end_nodes_on_stop: bool = False
+    """SIGTERM ends the local nodes too; otherwise they serve on and are adopted at the start."""
+
+    heartbeat_interval_s: float = Field(default=0.25, gt=0, le=60)
+    node_lost_s: float = Field(default=1.0, gt=0, le=600)
+    restart_grace_s: float = Field(default=3.0, gt=0, le=600)
+    settle_s: float = Field(default=10.0, gt=0, le=600)
+    launch_timeout_s: float = Field(default=60.0, gt=0, le=3600)
+    retry_s: float = Field(default=0.5, gt=0, le=60)
+    tick_s: float = Field(default=0.1, gt=0, le=10)
+    terminate_grace_s: float = Field(default=2.0, ge=0, le=600)
+
+    load_timeout_s: float = Field(default=900.0, gt=0, le=86_400)
+    load_progress_s: float = Field(default=60.0, gt=0, le=3600)
+    form_timeout_s: float = Field(default=10.0, gt=0, le=600)
+    dissolve_timeout_s: float = Field(default=1.0, gt=0, le=600)
+    drain_timeout_s: float = Field(default=10.0, gt=0, le=600)
+    cancel_timeout_s: float = Field(default=2.0, gt=0, le=600)
+    probe_timeout_s: float = Field(default=0.5, gt=0, le=60)
+    plan_timeout_s: float = Field(default=10.0, gt=0, le=3600)
+    describe_timeout_s: float = Field(default=5.0, gt=0, le=600)
+
+    resume_wait_s: float = Field(default=60.0, gt=0, le=3600)
+    same_head_after_s: float = Field(default=1.0, ge=0, le=600)
+    retention_s: float = Field(default=600.0, gt=0)
+    parked_retention_s: float = Field(default=3600.0, gt=0)
+    max_generations: int = Field(default=20_000, ge=1)
+    checkpoints_in_flight: int = Field(default=64, ge=1, le=10_000)
+
+    commit_interval_s: float = Field(default=0.01, ge=0, le=0.02)
+    sync_always: bool = False
+    """Every group of tokens is fsynced too, not only grants."""
+    journal_pending_limit: int = Field(default=10_000, ge=1)
+    events_kept: int = Field(default=10_000, ge=1, le=1_000_000)
+
+    @field_validator("node_speeds")
+    @classmethod
+    def _speeds_are_numbers(cls, value: str) -> str:
+        if not _SPEEDS.fullmatch(value):
+            raise ValueError("speeds read 3:2,3:2")
+        return value
+
+    @property
+    def initial_nodes(self) -> tuple[NodeShape, ...]:
+        """Nodes the provider launches at the first start."""
+        if self.provider == "external":
+            return ()
+        return tuple(
+            NodeShape(self.node_memory_bytes, float(speed), self.node_device_type)
+            for speed in re.split("[:,]", self.node_speeds)
+        )
+
+    def cluster(self, facts: ModelFacts) -> ClusterSettings:
+        initial = self.initial_nodes
+        return ClusterSettings(
+            model=facts.ref,
+            initial=initial,
+            expected_nodes=len(initial) or self.expected_nodes,
+            pipelines=self.pipelines,
+            can_launch=self.provider == "local",
+            heartbeat_interval_s=self.heartbeat_interval_s,
+            node_lost_s=self.node_lost_s,
+            restart_grace_s=self.restart_grace_s,
+            settle_s=self.settle_s,
+            launch_timeout_s=self.launch_timeout_s,
+            retry_s=self.retry_s,
+            max_positions=facts.context_length,
+        )
+
+    @property
+    def ledger(self) -> LedgerSettings:
+        return LedgerSettings(
+            retention_s=self.retention_s,
+            parked_retention_s=self.parked_retention_s,
+            same_head_after_s=self.same_head_after_s,
+            max_generations=self.max_generations,
+        )
+
+    @property
+    def runtime(self) -> RuntimeSettings:
+        return RuntimeSettings(
+            tick_s=self.tick_s,
+            terminate_grace_s=self.terminate_grace_s,
+            takes_noticed=self.provider == "local",
+        )
+
+    @property
+    def engine_timeouts(self) -> EngineTimeouts:
+        return EngineTimeouts(
+            load_s=self.load_timeout_s,
+            load_progress_s=self.load_progress_s,
+            form_s=self.form_timeout_s,
+            dissolve_s=self.dissolve_timeout_s,
+            drain_s=self.drain_timeout_s,
+            cancel_s=self.cancel_timeout_s,
+            probe_s=self.probe_timeout_s,
+        )
+
+    @property
+    def limits(self) -> ServiceLimits:
+        return ServiceLimits(
+            heartbeat_interval_s=self.heartbeat_interval_s,
+            resume_wait_s=self.resume_wait_s,
+            checkpoints_in_flight=self.checkpoints_in_flight,
+            can_end_nodes=self.provider == "local",
+        )

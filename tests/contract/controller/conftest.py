@@ -1,0 +1,338 @@
+"""A real controller over real gRPC; engines, placement and provider are played by the test."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from shuntserve.common.v1 import common_pb2
+from shuntserve.controller.v1 import controller_pb2 as pb
+from shuntserve.controller.v1 import controller_pb2_grpc
+from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
+from shuntserve.placement.v1 import placement_pb2, placement_pb2_grpc
+
+from services.common import channels
+from services.common.errors import FailedPrecondition, Unavailable
+from services.controller.controller import Controller
+from services.controller.journal_sqlite import SqliteJournal
+from services.controller.model_facts import ModelFacts
+from services.controller.provider import NodeGone, NodeSpec, ProviderEvent
+from services.controller.settings import ControllerSettings
+
+LAYERS = 6
+VOCABULARY = 1000
+FACTS = ModelFacts("tiny", "ab" * 32, LAYERS, VOCABULARY, 4096, "{}")
+CALL_S = 20.0
+
+
+class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
+    """An engine process that computes nothing: it registers, beats and does as it is told."""
+
+    def __init__(self, spec: NodeSpec, controller: Callable[[], str], incarnation: str) -> None:
+        self.spec = spec
+        self.incarnation = incarnation
+        self.controller = controller
+        self.calls: list[tuple[str, Any]] = []
+        self.formation_id = ""
+        self.sampled = 0
+        self.load_fails = 0
+        self.form_fails = 0
+        self.hold_load: asyncio.Event | None = None
+        self.on_drain: Callable[[], Any] | None = None
+        self.beating = asyncio.Event()
+        self.beating.set()
+        self.interval_s = 0.0
+
+    @asynccontextmanager
+    async def living(self) -> AsyncIterator[FakeEngine]:
+        server = grpc.aio.server(options=channels.options(64 << 20))
+        engine_pb2_grpc.add_EngineServiceServicer_to_server(self, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        self.address = f"127.0.0.1:{port}"
+        await server.start()
+        life = asyncio.create_task(self._live())
+        try:
+            yield self
+        finally:
+            life.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await life
+            await server.stop(0)
+
+    def facts(self) -> pb.RegisterRequest:
+        return pb.RegisterRequest(
+            node_id=self.spec.node_id,
+            incarnation=self.incarnation,
+            address=self.address,
+            pid=4242,
+            memory_bytes=self.spec.memory_bytes,
+            relative_speed=self.spec.relative_speed,
+            device_type="cpu",
+        )
+
+    async def _live(self) -> None:
+        while True:
+            try:
+                async with channels.open_channel(self.controller()) as channel:
+                    await self._talk(controller_pb2_grpc.ControllerServiceStub(channel))
+            except grpc.RpcError:
+                await asyncio.sleep(0.05)
+
+    async def _talk(self, stub: Any) -> None:
+        reply = await stub.Register(self.facts(), timeout=CALL_S)
+        self.interval_s = reply.heartbeat_interval_s
+        call = stub.Heartbeat()
+        try:
+            while True:
+                await self.beating.wait()
+                await call.write(
+                    pb.HeartbeatRequest(
+                        node_id=self.spec.node_id,
+                        incarnation=self.incarnation,
+                        formation_id=self.formation_id,
+                        sampled_tokens=self.sampled,
+                    )
+                )
+                answer = await call.read()
+                if answer is grpc.aio.EOF or answer.register_again:
+                    return
+                self.sampled += 1
+                await asyncio.sleep(self.interval_s)
+        finally:
+            call.cancel()
+
+    async def Load(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        self.calls.append(("load", (request.layers.start, request.layers.end)))
+        if self.load_fails:
+            self.load_fails -= 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "no store")
+        yield engine_pb2.LoadResponse(loaded_bytes=1, total_bytes=2)
+        if self.hold_load is not None:
+            await self.hold_load.wait()
+        yield engine_pb2.LoadResponse(loaded_bytes=2, total_bytes=2, done=True, kv_blocks=64)
+
+    async def Form(self, request: Any, context: Any) -> Any:
+        self.calls.append(("form", request.formation_id))
+        if self.form_fails:
+            self.form_fails -= 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+        self.formation_id = request.formation_id
+        return engine_pb2.FormResponse()
+
+    async def Dissolve(self, request: Any, context: Any) -> Any:
+        self.calls.append(("dissolve", request.formation_id))
+        if self.formation_id == request.formation_id:
+            self.formation_id = ""
+        return engine_pb2.DissolveResponse()
+
+    async def Drain(self, request: Any, context: Any) -> Any:
+        self.calls.append(("drain", request.formation_id))
+        if self.on_drain is not None:
+            await self.on_drain()
+        return engine_pb2.DrainResponse(sealed_generations=1)
+
+    async def Cancel(self, request: Any, context: Any) -> Any:
+        self.calls.append(("cancel", request.generation_id))
+        return engine_pb2.CancelResponse()
+
+
+class FakePlacement(placement_pb2_grpc.PlacementServiceServicer):
+    """Splits the layers of each pair of nodes in proportion to speed."""
+
+    def __init__(self) -> None:
+        self.fails = 0
+        self.bad = False
+        self.requests: list[Any] = []
+
+    async def Plan(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        if self.fails:
+            self.fails -= 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "busy")
+        reply = placement_pb2.PlanResponse()
+        nodes = sorted(request.nodes, key=lambda node: node.node_id)
+        size = len(nodes) // request.pipeline_count
+        for first in range(0, len(nodes), size):
+            members = nodes[first : first + size]
+            total = sum(node.relative_speed for node in members)
+            ends = [0]
+            for node in members:
+                share = round(LAYERS * node.relative_speed / total)
+                ends.append(LAYERS if node is members[-1] else ends[-1] + share)
+            if self.bad:
+                self.bad = False
+                ends[-1] = LAYERS - 1
+            reply.pipelines.append(
+                placement_pb2.Pipeline(
+                    stages=[
+                        placement_pb2.Stage(
+                            node_id=node.node_id,
+                            layers=common_pb2.LayerRange(start=start, end=end),
+                            tp_degree=1,
+                        )
+                        for node, start, end in zip(members, ends, ends[1:], strict=False)
+                    ]
+                )
+            )
+            reply.pipeline_estimates.append(
+                placement_pb2.PipelineEstimate(throughput_tokens_per_s=100.0)
+            )
+        return reply
+
+
+@dataclass
+class FakeProvider:
+    """Launches fake engines; a kill closes their sockets at once."""
+
+    controller: Callable[[], str] = lambda: ""
+    engines: dict[str, FakeEngine] = field(default_factory=dict)
+    launched: list[str] = field(default_factory=list)
+    fails: int = 0
+    prepare: Callable[[FakeEngine], None] = lambda engine: None
+    _stacks: dict[str, AsyncExitStack] = field(default_factory=dict)
+    _events: asyncio.Queue[ProviderEvent | None] = field(default_factory=asyncio.Queue)
+    _numbers: Any = field(default_factory=lambda: itertools.count(1))
+
+    async def launch(self, spec: NodeSpec) -> str:
+        if self.fails:
+            self.fails -= 1
+            raise Unavailable("no capacity")
+        self.launched.append(spec.node_id)
+        engine = FakeEngine(spec, lambda: self.controller(), f"i{next(self._numbers)}")
+        self.prepare(engine)
+        stack = AsyncExitStack()
+        await stack.enter_async_context(engine.living())
+        self.engines[spec.node_id], self._stacks[spec.node_id] = engine, stack
+        return f"handle-{spec.node_id}"
+
+    async def adopt(self, node_id: str, handle: str) -> bool:
+        assert handle == f"handle-{node_id}"
+        return node_id in self.engines
+
+    async def recognise(self, node_id: str, pid: int) -> str:
+        return ""
+
+    async def terminate(self, node_id: str, grace_s: float) -> None:
+        if node_id not in self.engines:
+            raise FailedPrecondition("unknown")
+        await self.kill(node_id)
+
+    async def kill(self, node_id: str, *, told: bool = True) -> None:
+        del self.engines[node_id]
+        await self._stacks.pop(node_id).aclose()
+        if told:
+            self._events.put_nowait(NodeGone(node_id, "killed"))
+
+    async def say(self, event: ProviderEvent) -> None:
+        self._events.put_nowait(event)
+
+    async def events(self) -> AsyncIterator[ProviderEvent]:
+        while True:
+            event = await self._events.get()
+            if event is None:
+                return
+            yield event
+
+    async def close(self) -> None:
+        self._events.put_nowait(None)
+
+    async def end(self) -> None:
+        for node_id in list(self.engines):
+            await self.kill(node_id, told=False)
+
+
+class World:
+    """Everything around the controller, and the controller itself, which may be restarted."""
+
+    def __init__(self, data_dir: Path, placement_address: str, placement: FakePlacement) -> None:
+        self.provider = FakeProvider(controller=lambda: self.address)
+        self.placement = placement
+        self.address = "127.0.0.1:1"
+        self.port = 0
+        self.options: dict[str, Any] = {
+            "data_dir": data_dir,
+            "placement_address": placement_address,
+            "heartbeat_interval_s": 0.05,
+            "retry_s": 0.05,
+            "tick_s": 0.02,
+            "shutdown_grace_s": 0.0,
+            "commit_interval_s": 0.001,
+        }
+        self._stack = AsyncExitStack()
+        self.stub: Any = None
+        self.journal: SqliteJournal
+
+    async def start(self, **options: Any) -> None:
+        self.options.update(options)
+        settings = ControllerSettings(grpc_port=self.port, **self.options)
+        self.journal = SqliteJournal(
+            settings.data_dir / "journal.db", commit_interval_s=settings.commit_interval_s
+        )
+        recovered = await self.journal.recover()
+        controller = Controller(
+            settings, FACTS, journal=self.journal, recovered=recovered, provider=self.provider
+        )
+        self._stack.push_async_callback(self.journal.close)
+        self.port = await self._stack.enter_async_context(controller.serving())
+        self.address = f"127.0.0.1:{self.port}"
+        channel = await self._stack.enter_async_context(channels.open_channel(self.address))
+        self.stub = controller_pb2_grpc.ControllerServiceStub(channel)
+
+    async def stop(self) -> None:
+        await self._stack.aclose()
+
+    async def status(self) -> Any:
+        return await self.stub.GetStatus(pb.GetStatusRequest(), timeout=CALL_S)
+
+    async def routes(self, count: int) -> list[Any]:
+        """Waits until so many pipelines take requests."""
+        call = self.stub.WatchRoutes(pb.WatchRoutesRequest(router_id="test"), timeout=CALL_S)
+        try:
+            async for message in call:
+                if len(message.routes) == count:
+                    return list(message.routes)
+        finally:
+            call.cancel()
+        raise AssertionError("the stream of routes ended")
+
+    async def events(self) -> list[Any]:
+        call = self.stub.WatchEvents(pb.WatchEventsRequest(no_wait=True), timeout=CALL_S)
+        return [event async for event in call]
+
+    async def until_event(self, kind: str, **about: str) -> Any:
+        """Waits until the log holds such an event."""
+        call = self.stub.WatchEvents(pb.WatchEventsRequest(), timeout=CALL_S)
+        try:
+            async for event in call:
+                if event.kind == kind and all(getattr(event, k) == v for k, v in about.items()):
+                    return event
+        finally:
+            call.cancel()
+        raise AssertionError("the stream of events ended")
+
+    def head(self, route: Any) -> FakeEngine:
+        return next(e for e in self.provider.engines.values() if e.incarnation == route.incarnation)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    placement = FakePlacement()
+    server = grpc.aio.server(options=channels.options(64 << 20))
+    placement_pb2_grpc.add_PlacementServiceServicer_to_server(placement, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    world = World(tmp_path, f"127.0.0.1:{port}", placement)
+    try:
+        yield world
+    finally:
+        await world.stop()
+        await world.provider.end()
+        await server.stop(0)
