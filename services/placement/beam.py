@@ -76,7 +76,7 @@ def search(field: Field, values: Array, width: int, budget: Budget) -> Pool:
         kept_rows = rows[density >= least]
         if len(kept_rows):
             members.extend(tuple(int(o) for o in row) for row in kept_rows)
-            bounds.append(columns.bounds(kept_rows, dense=False))
+            bounds.append(columns.bounds(kept_rows))
     return Pool(tuple(members), np.concatenate(bounds))
 
 

@@ -39,13 +39,18 @@ class Terms:
         )
 
 
-def terms(table: RateTable, rows: Ints, at: Ints, *, ordered: bool) -> Terms:
+def terms(
+    table: RateTable, rows: Ints, at: Ints, *, ordered: bool, room_at: Ints | None = None
+) -> Terms:
     """Terms of rows [rows, stages] of options at batch indices `at` [rows, batches].
 
     The last column is the last stage. `ordered`: the row is the order of the pipeline. Else every
     other stage hops as fast as it can and holds no embedding: nothing in any order is better.
+    `room_at` takes the room for layers at other (smaller) batches: time over b never rises with b,
+    so the two together bound every batch between.
     """
     where = (rows[:, :, None], at[:, None, :])
+    room = at if room_at is None else room_at
 
     def hops(rate: Array) -> tuple[Array, Array]:
         size = table.hop_prefill_bytes[at][:, None, :], table.hop_decode_bytes[at][:, None, :]
@@ -54,16 +59,16 @@ def terms(table: RateTable, rows: Ints, at: Ints, *, ordered: bool) -> Terms:
 
     prefill, decode = table.prefill[where], table.decode[where]
     prefill_fixed, decode_fixed = np.zeros_like(prefill), np.zeros_like(decode)
-    most = table.most[False, False][where]
+    most = table.most[False, False][rows[:, :, None], room[:, None, :]]
     alone = rows.shape[1] == 1
     last = (rows[:, -1:], at)
-    most[:, -1] = table.most[alone, True][last]
+    most[:, -1] = table.most[alone, True][rows[:, -1:], room]
     prefill_fixed[:, -1] = decode_fixed[:, -1] = table.head[last]
     if not alone:
         rate = table.network[rows[:, :-1]]
         if ordered:
             rate = np.minimum(rate, table.network[rows[:, 1:]])
-            most[:, 0] = table.most[True, False][rows[:, :1], at]
+            most[:, 0] = table.most[True, False][rows[:, :1], room]
         prefill_fixed[:, :-1], decode_fixed[:, :-1] = hops(rate)
     if ordered or alone:
         first = (rows[:, :1], at)
@@ -72,10 +77,13 @@ def terms(table: RateTable, rows: Ints, at: Ints, *, ordered: bool) -> Terms:
     return Terms(prefill, decode, prefill_fixed, decode_fixed, most)
 
 
-def least_threshold(slope: Array, fixed: Array, most: Ints, needed: Array | int) -> Array:
-    """Least Z, from below, with sum(min(most, floor((Z - fixed)/slope))) >= needed, each >= 1.
+def thresholds(
+    slope: Array, fixed: Array, most: Ints, needed: Array | int
+) -> tuple[Array, Array]:
+    """Least Z, from below and above, with sum(min(most, floor((Z - fixed)/slope))) >= needed.
 
-    Arrays are [..., stages, batches]; the answer is [..., batches], infinite where nothing helps.
+    Every stage holds a layer at least. Arrays are [..., stages, batches]; the answers are
+    [..., batches], infinite where nothing helps.
     """
     fits = (most.sum(axis=-2) >= needed) & (most.min(axis=-2) >= 1)
     low = (fixed + slope).max(axis=-2)
@@ -88,21 +96,49 @@ def least_threshold(slope: Array, fixed: Array, most: Ints, needed: Array | int)
         enough = held >= needed
         high = np.where(enough, middle, high)
         low = np.where(enough, low, middle)
-    return np.where(fits, low, np.inf)
+    return np.where(fits, low, np.inf), np.where(fits, high, np.inf)
 
 
-def rate_bounds(table: RateTable, t: Terms, at: Ints, *, close: bool) -> Array:
-    """Upper bounds [rows, batches] on requests a second; `close` also bounds X and Y apart."""
+def least_threshold(slope: Array, fixed: Array, most: Ints, needed: Array | int) -> Array:
+    """The lower of the two: nothing below it is enough."""
+    return thresholds(slope, fixed, most, needed)[0]
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Upper bounds on requests a second, and the least X and Y they come from."""
+
+    rate: Array
+    least_x: Array
+    least_y: Array
+
+
+def ceilings(table: RateTable, t: Terms, at: Ints) -> Ceilings:
+    """Bounds [rows, batches] from the least Z, and from the least X and Y apart."""
     wx, wy = table.weights
     needed = table.layers
     z = least_threshold(
         wx * t.prefill + wy * t.decode, wx * t.prefill_fixed + wy * t.decode_fixed, t.most, needed
     )
-    if close and wx and wy:
-        x = least_threshold(t.prefill, t.prefill_fixed, t.most, needed)
-        y = least_threshold(t.decode, t.decode_fixed, t.most, needed)
-        z = np.maximum(z, wx * x + wy * y)
-    return table.microbatch[at] / z
+    x = least_threshold(t.prefill, t.prefill_fixed, t.most, needed) if wx else np.zeros_like(z)
+    y = least_threshold(t.decode, t.decode_fixed, t.most, needed) if wy else np.zeros_like(z)
+    bound = np.maximum(z, wx * x + wy * y)
+    return Ceilings(table.microbatch[at] / bound, x, y)
+
+
+def rate_bounds(table: RateTable, t: Terms, at: Ints, *, close: bool) -> Array:
+    """Upper bounds [rows, batches] on requests a second; `close` also bounds X and Y apart."""
+    if close:
+        return ceilings(table, t, at).rate
+    wx, wy = table.weights
+    z = least_threshold(
+        wx * t.prefill + wy * t.decode,
+        wx * t.prefill_fixed + wy * t.decode_fixed,
+        t.most,
+        table.layers,
+    )
+    rate: Array = table.microbatch[at] / z
+    return rate
 
 
 def partial_rates(table: RateTable, rows: Ints, at: Ints) -> Array:

@@ -9,11 +9,12 @@ from itertools import permutations
 import numpy as np
 
 from services.placement.bounds import partial_rates, rate_bounds, terms
-from services.placement.rates import Ints, Option, RateTable, RateTables
+from services.placement.rates import Ints, Option, RateTables
 from services.placement.roofline import Array
 from services.placement.splits import Split, best_split
 
 COARSE = 20
+SHORT = 5
 CHUNK_ELEMENTS = 1 << 21
 Members = tuple[int, ...]  # options, ascending
 
@@ -29,11 +30,10 @@ class Candidate:
 class Columns:
     """Bounds and best splits of multisets of options, each computed once."""
 
-    def __init__(self, tables: RateTables) -> None:
-        self.tables = tables
+    def __init__(self, tables: RateTables, tolerance: float) -> None:
+        self.tables, self._tolerance = tables, tolerance
         self._solved: dict[Members, Candidate | None] = {}
-        best = np.argsort([-1.0 / o.cost.network_bytes_per_s for o in tables.options])
-        self._by_network = {int(o): rank for rank, o in enumerate(best[::-1])}
+        self._network = [option.cost.network_bytes_per_s for option in tables.options]
 
     @property
     def options(self) -> tuple[Option, ...]:
@@ -50,46 +50,62 @@ class Columns:
             rows, at.shape[1], lambda part: partial_rates(table, part, _spread(at, part))
         ).max(axis=1)
 
-    def bounds(self, rows: Ints, *, dense: bool) -> Array:
-        """Upper bounds [rows] of multisets over all orders and batches.
+    def bounds(self, rows: Ints) -> Array:
+        """Near upper bounds [rows] over all orders: a coarse grid, refined around its best batch."""
+        return self._over_tails(rows, self._near)
 
-        `dense` looks at every batch and is a true bound; else a coarse grid is refined around its
-        best batch.
-        """
+    def sure_bounds(self, rows: Ints, *, dense: bool) -> Array:
+        """True upper bounds [rows] over all orders and batches; closer when `dense`."""
+        return self._over_tails(rows, self._dense if dense else self._blocks)
+
+    def small_batch_bounds(self, rows: Ints) -> Array:
+        """True upper bounds [rows] over batches of fewer sequences than stages."""
+        few = np.flatnonzero(self.tables.batches < rows.shape[1])[None, :]
+        if not few.size:
+            return np.zeros(len(rows))
+        return self._over_tails(rows, lambda moved: self._ceilings(moved, few).max(axis=1))
+
+    def _over_tails(self, rows: Ints, bound: Callable[[Ints], Array]) -> Array:
+        """The best over every choice of the last stage; rows are ascending."""
         out = np.zeros(len(rows))
         for last in range(rows.shape[1]):
             changed = np.ones(len(rows), dtype=bool)
             if last:
                 changed = rows[:, last] != rows[:, last - 1]
             if changed.any():
-                moved = np.concatenate(
-                    [np.delete(rows[changed], last, axis=1), rows[changed, last : last + 1]], axis=1
-                )
-                out[changed] = np.maximum(out[changed], self._bounds_with_last(moved, dense))
+                tail = rows[changed, last : last + 1]
+                moved = np.concatenate([np.delete(rows[changed], last, axis=1), tail], axis=1)
+                out[changed] = np.maximum(out[changed], bound(moved))
         return out
 
-    def _bounds_with_last(self, rows: Ints, dense: bool) -> Array:
-        table = self.tables.of(rows.shape[1])
-        everything = np.arange(len(table.batches))[None, :]
-        if dense or len(table.batches) <= 2 * COARSE:
-            return self._ceilings(table, rows, everything).max(axis=1)
+    def _near(self, rows: Ints) -> Array:
         coarse = self._coarse()
-        rough = self._ceilings(table, rows, coarse[None, :])
+        rough = self._ceilings(rows, coarse[None, :])
         best = rough.argmax(axis=1)
         low = coarse[np.maximum(best - 1, 0)]
         high = coarse[np.minimum(best + 1, len(coarse) - 1)]
         steps = np.linspace(0, 1, COARSE)
         fine = np.rint(low[:, None] + (high - low)[:, None] * steps).astype(np.int64)
-        return np.maximum(rough.max(axis=1), self._ceilings(table, rows, fine).max(axis=1))
+        return np.maximum(rough.max(axis=1), self._ceilings(rows, fine).max(axis=1))
 
-    def _ceilings(self, table: RateTable, rows: Ints, at: Ints) -> Array:
-        def part(chunk: Ints, where: Ints) -> Array:
-            t = terms(table, chunk, where, ordered=False)
-            return rate_bounds(table, t, where, close=True)
+    def _dense(self, rows: Ints) -> Array:
+        return self._ceilings(rows, np.arange(len(self.tables.batches))[None, :]).max(axis=1)
 
+    def _blocks(self, rows: Ints) -> Array:
+        ends = self._coarse()
+        starts = np.concatenate([[0], ends[:-1] + 1])
+        return self._ceilings(rows, ends[None, :], starts[None, :]).max(axis=1)
+
+    def _ceilings(self, rows: Ints, at: Ints, room_at: Ints | None = None) -> Array:
+        table = self.tables.of(rows.shape[1])
         size = max(1, CHUNK_ELEMENTS // (rows.shape[1] * at.shape[1]))
-        spread = np.broadcast_to(at, (len(rows), at.shape[1]))
-        pieces = [part(rows[i : i + size], spread[i : i + size]) for i in range(0, len(rows), size)]
+        pieces = []
+        for i in range(0, len(rows), size):
+            part = rows[i : i + size]
+            where = _spread(at[i : i + size] if len(at) > 1 else at, part)
+            room = None if room_at is None else _spread(room_at, part)
+            t = terms(table, part, where, ordered=False, room_at=room)
+            pieces.append(rate_bounds(table, t, where, close=True))
         return np.concatenate(pieces)
 
     def _chunked(self, rows: Ints, width: int, work: Callable[[Ints], Array]) -> Array:
@@ -97,9 +113,12 @@ class Columns:
         return np.concatenate([work(rows[i : i + size]) for i in range(0, len(rows), size)])
 
     def solve(self, members: Members) -> Candidate | None:
-        """A very good order with its best split: every head and tail, the others by network."""
+        """A very good order with its best split; every order for short pipelines, else every head
+        and tail with the others by rising network rate, so that no hop but the last is slowed."""
         if members not in self._solved:
-            self._solved[members] = self.best_of(set(self._orders(members)))
+            short = len(members) <= SHORT
+            orders = self._distinct_orders(members) if short else set(self._orders(members))
+            self._solved[members] = self.best_of(orders)
         return self._solved[members]
 
     def _orders(self, members: Members) -> Iterator[Members]:
@@ -112,7 +131,7 @@ class Columns:
             for tail in set(rest):
                 middle = list(rest)
                 middle.remove(tail)
-                middle.sort(key=lambda o: self._by_network[o])
+                middle.sort(key=lambda o: self._network[o])
                 yield (head, *middle, tail)
 
     def best_of(self, orders: Iterable[Members], floor_rps: float = 0.0) -> Candidate | None:
@@ -124,13 +143,31 @@ class Columns:
         best: Candidate | None = None
         for i in np.argsort(-ceilings.max(axis=1), kind="stable"):
             reached = best.split.rate_rps if best else floor_rps
-            split = best_split(table, tuple(int(o) for o in rows[i]), reached)
+            split = best_split(
+                table, tuple(int(o) for o in rows[i]), reached, self._tolerance
+            )
             if split is not None:
                 best = Candidate(tuple(int(o) for o in rows[i]), split)
         return best
 
-    def all_orders(self, members: Members) -> set[Members]:
-        return set(permutations(members))
+    def solve_exactly(self, members: Members) -> Candidate | None:
+        """The best order of all with its best split."""
+        found = self.solve(members)
+        orders = self._distinct_orders(members)
+        better = self.best_of(orders, found.split.rate_rps if found else 0.0)
+        if better is not None:
+            self._solved[members] = better
+        return self._solved[members]
+
+    def _distinct_orders(self, members: Members) -> set[Members]:
+        """One order of each set that pays the same for its ends and its hops."""
+        network = self._network
+        kept: dict[object, Members] = {}
+        for order in set(permutations(members)):
+            pairs = zip(order, order[1:], strict=False)
+            hops = sorted((a, min(network[a], network[b])) for a, b in pairs)
+            kept.setdefault((order[0], order[-1], tuple(hops)), order)
+        return set(kept.values())
 
 
 def _spread(at: Ints, rows: Ints) -> Ints:

@@ -53,7 +53,12 @@ class Field:
 
 
 def field(
-    problem: Problem, tp: int = 0, phase: Phase = Phase.BOTH, *, by_price: bool = False
+    problem: Problem,
+    tp: int = 0,
+    phase: Phase = Phase.BOTH,
+    *,
+    by_price: bool = False,
+    tolerance: float = 2e-4,
 ) -> Field:
     """The field of a problem; FailedPrecondition when no stage can be run at all.
 
@@ -65,7 +70,7 @@ def field(
         raise nothing_fits(problem)
     longest = min(len(problem.nodes), problem.costs.model.layers, MAX_STAGES)
     tables = RateTables(problem.costs, chosen, longest, phase)
-    return Field(problem, stock, tuple(chosen), Columns(tables))
+    return Field(problem, stock, tuple(chosen), Columns(tables, tolerance))
 
 
 def alike(nodes: Sequence[Node]) -> Inventory:

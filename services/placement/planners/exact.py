@@ -1,0 +1,106 @@
+"""The best plan of a small cluster, and the proof: no plan carries more than its bound.
+
+Every multiset of stages enters the packing with a true upper bound. What the best packing uses is
+bounded more closely, then solved over every order, batch and split, until the best packing of
+bounds is made of solved pipelines: then it is the best plan there is.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from services.common.errors import FailedPrecondition
+from services.placement.columns import Candidate, Members
+from services.placement.field import Field, field
+from services.placement.packing import pack
+from services.placement.problem import Budget, Problem, Solution, nothing_fits
+from services.placement.rates import Ints
+
+MAX_MULTISETS = 60_000
+MAX_STAGES = 9
+BOUNDED, CLOSELY, SOLVED = range(3)
+
+
+def plan(problem: Problem, budget: Budget) -> Solution:
+    """The best plan; FailedPrecondition when the cluster is too large to enumerate."""
+    ground = field(problem, tolerance=1e-9)
+    members = enumerate_members(ground)
+    by_length: dict[int, list[int]] = {}
+    for i, group in enumerate(members):
+        by_length.setdefault(len(group), []).append(i)
+    bound = np.zeros(len(members))
+    for rows in by_length.values():
+        bound[rows] = ground.columns.sure_bounds(_rows(members, rows), dense=False)
+    useful = np.flatnonzero(bound > 0)
+    if not len(useful):
+        raise nothing_fits(problem)
+    members, bound = [members[i] for i in useful], bound[useful]
+    usage, known = ground.usage(members), np.full(len(members), BOUNDED)
+    reached = np.zeros(len(members))
+    complete = False
+    while not budget.expired():
+        packing = pack(usage, bound, ground.counts, time_limit_s=budget.remaining_s())
+        used = np.flatnonzero(packing.uses > 0)
+        open_ = used[known[used] < SOLVED]
+        if not len(open_):
+            complete = True
+            break
+        for i in open_:
+            row = np.asarray([members[i]])
+            if known[i] == BOUNDED:
+                bound[i] = min(bound[i], float(ground.columns.sure_bounds(row, dense=True)[0]))
+                known[i] = CLOSELY
+                continue
+            candidate = ground.columns.solve_exactly(members[i])
+            reached[i] = candidate.split.rate_rps if candidate else 0.0
+            bound[i] = max(reached[i], float(ground.columns.small_batch_bounds(row)[0]))
+            known[i] = SOLVED
+    upper = pack(usage, bound, ground.counts, time_limit_s=10.0).value
+    chosen = _chosen(ground, members, usage, reached)
+    if not chosen:
+        raise nothing_fits(problem)
+    reasons = (f"{len(members)} sets of stages bounded, {int((known == SOLVED).sum())} solved",)
+    return Solution(ground.build(chosen), complete, upper, reasons)
+
+
+def enumerate_members(ground: Field) -> list[Members]:
+    """Every multiset of options that the inventory allows."""
+    counts = ground.counts
+    kinds = [option.kind for option in ground.options]
+    longest = min(MAX_STAGES, ground.columns.tables.longest)
+    if counts.sum() > MAX_STAGES:
+        raise FailedPrecondition(
+            f"exact plans at most {MAX_STAGES} nodes, not {int(counts.sum())}", field="planner"
+        )
+    found: list[Members] = []
+
+    def grow(group: Members, left: list[int], start: int) -> None:
+        for o in range(start, len(kinds)):
+            if left[kinds[o]] and len(group) < longest:
+                more = (*group, o)
+                found.append(more)
+                if len(found) > MAX_MULTISETS:
+                    raise FailedPrecondition(
+                        f"over {MAX_MULTISETS} sets of stages to look at", field="planner"
+                    )
+                grow(more, [n - (k == kinds[o]) for k, n in enumerate(left)], o)
+
+    grow((), [int(n) for n in counts], 0)
+    return found
+
+
+def _rows(members: list[Members], at: list[int]) -> Ints:
+    return np.asarray([members[i] for i in at], dtype=np.int64)
+
+
+def _chosen(
+    ground: Field, members: list[Members], usage: Ints, reached: np.ndarray
+) -> list[Candidate]:
+    if not np.any(reached > 0):
+        return []
+    packing = pack(usage, reached, ground.counts, time_limit_s=10.0)
+    chosen = []
+    for i in np.flatnonzero(packing.uses > 0):
+        candidate = ground.columns.solve(members[i])
+        chosen.extend([candidate] * int(packing.uses[i]) if candidate else [])
+    return chosen
