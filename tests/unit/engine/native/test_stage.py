@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def test_the_chunks_of_a_prefill_do_not_change_the_ids(model, pipeline, way, chu
 def test_the_split_over_stages_does_not_change_the_ids(model, pipeline, way, cuts):
     reference = pipeline([model.stage(**way)]).generate(PROMPTS[5], 12, **SEEDED)
     bounds = [0, *cuts, 5]
-    stages = [model.stage(range(a, b), **way) for a, b in zip(bounds, bounds[1:], strict=False)]
+    stages = [model.stage(range(a, b), **way) for a, b in pairwise(bounds)]
     assert pipeline(stages).generate(PROMPTS[5], 12, **SEEDED) == reference
 
 

@@ -1,0 +1,118 @@
+"""The self-test sees what it is there to see."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from services.engine.native import exactness, kernels
+from services.engine.native.compiled import CompiledLayers
+from services.engine.native.torch_layers import TorchLayers
+
+LEVEL = kernels.supported_level()
+
+
+class Tampered:
+    """An arithmetic with a flaw put in behind it."""
+
+    def __init__(self, inner, flaw):
+        self._inner, self._flaw = inner, flaw
+
+    def forward(self, hidden, spans):
+        result = self._inner.forward(hidden, spans)
+        return self._flaw("forward", result, spans)
+
+    def logits(self, hidden):
+        return self._flaw("logits", self._inner.logits(hidden), ())
+
+
+def _next(x):
+    return torch.nextafter(x.float(), torch.tensor(9e9)).to(x.dtype) + (
+        0.01 if x.dtype == torch.bfloat16 else 0
+    )
+
+
+FLAWS = {
+    "rows of a decode": lambda where, x, spans: (
+        _next(x) if where == "forward" and all(s.count == 1 for s in spans) else x
+    ),
+    "a chunk that begins inside a block": lambda where, x, spans: (
+        _next(x) if any(s.start % 16 and s.count > 1 for s in spans) else x
+    ),
+    "large batches": lambda where, x, spans: (
+        _next(x) if where == "forward" and len(spans) > 2 else x
+    ),
+    "single rows of the head": lambda where, x, spans: (
+        _next(x) if where == "logits" and len(x) == 1 else x
+    ),
+    "not a number": lambda where, x, spans: x * float("nan") if where == "forward" else x,
+}
+
+
+def _layers(model, layers=range(5), dtype=torch.bfloat16):
+    library = kernels.load()
+    if library is None:
+        return TorchLayers(model.config, model.tensors, layers, dtype, 8, "cpu")
+    return CompiledLayers(library, model.config, model.tensors, layers, dtype, 8, 1)
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+def test_a_flaw_makes_a_stage_inexact(tiny_model, llama, flaw):
+    model = tiny_model(llama)
+    inner = _layers(model)
+    options = {"config": model.config, "kv_blocks": 8, "dtype": torch.bfloat16, "last": True}
+    assert exactness.is_exact(inner, **options)
+    assert not exactness.is_exact(Tampered(inner, FLAWS[flaw]), **options)
+    inner.close()
+
+
+@pytest.mark.parametrize("kv_blocks", [1, 2, 3, 6, 64])
+@pytest.mark.parametrize("layers", [range(0, 2), range(2, 5)])
+def test_every_stage_is_exact_and_says_so(tiny_model, llama, kv_blocks, layers):
+    stage = tiny_model(llama).stage(layers, kv_blocks=kv_blocks, self_test=True)
+    assert stage.facts.exact
+    assert stage.facts.numerics_class.startswith("exact-cpu-bf16-")
+
+
+def test_a_stage_that_was_not_tested_counts_as_inexact(tiny_model, llama):
+    facts = tiny_model(llama).stage(self_test=False).facts
+    assert not facts.exact
+    assert facts.numerics_class.startswith("inexact-")
+
+
+def test_the_class_is_that_of_the_arithmetic_not_of_model_or_layers(tiny_model, llama, qwen3):
+    def name(raw, layers, **options):
+        return tiny_model(raw).stage(layers, self_test=True, **options).facts.numerics_class
+
+    reference = name(llama, range(0, 2))
+    assert name(llama, range(2, 5), threads=2) == reference
+    assert name(qwen3, range(0, 5)) == reference
+    assert name(llama, range(0, 2), dtype="fp32") != reference
+    assert name(llama, range(0, 2), arithmetic="torch") != reference
+
+
+@pytest.mark.skipif(LEVEL is None or LEVEL.name == "avx2", reason="needs two levels")
+def test_levels_of_one_arithmetic_give_the_same_bits(tiny_model, llama):
+    model = tiny_model(llama)
+    found = {}
+    for level in kernels.LEVELS["x86_64"]:
+        library = kernels.load(level=level)
+        if library is None or not level.cpu_flags <= LEVEL.cpu_flags:
+            continue
+        for dtype in (torch.bfloat16, torch.float32):
+
+            def build(config, tensors, layers, kv_blocks, library=library, dtype=dtype):
+                return CompiledLayers(library, config, tensors, layers, dtype, kv_blocks, 1)
+
+            layers = build(model.config, model.tensors, range(5), 8)
+            rows = torch.randn(40, 96, generator=torch.Generator().manual_seed(3)).to(dtype)
+            result = layers.forward(rows, [exactness.Span(0, 40, 0, range(3))])
+            found.setdefault((level.arithmetic, dtype), []).append(
+                (exactness.fingerprint(build, dtype), result)
+            )
+            layers.close()
+    assert any(len(same) > 1 for same in found.values())
+    for same in found.values():
+        for print_, result in same:
+            assert print_ == same[0][0]
+            assert result.equal(same[0][1])

@@ -1,0 +1,141 @@
+"""The layers compute what the reference implementation computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from services.common.errors import InvalidArgument
+from services.engine.native.arithmetic import Span
+from services.engine.native.config import parse_config
+from services.engine.native.model import kv_block_bytes, load_stage
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+IDS = torch.tensor([[(37 * i * i + 11 * i) % 515 for i in range(90)]])
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def _reference(model):
+    transformers = pytest.importorskip("transformers")
+    kinds = {
+        "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+        "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
+        "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+    }
+    raw = dict(model.raw)
+    make_config, make_model = kinds[raw.pop("model_type")]
+    reference = make_model(make_config(**raw)).float().eval()
+    missing, unexpected = reference.load_state_dict(model.tensors, strict=False)
+    assert not unexpected
+    assert set(missing) <= {"lm_head.weight"}
+    with torch.inference_mode():
+        return reference(IDS).logits[0]
+
+
+def _native(model, **options):
+    stage = model.stage(**options)
+    hidden = stage._embedding[IDS[0]]
+    spans = [Span(0, 90, 0, [3, 9, 4, 0, 7, 1])]
+    return stage._arithmetic.logits(stage._arithmetic.forward(hidden, spans))
+
+
+@pytest.mark.parametrize("arithmetic", ["auto", "torch"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("base", "changes"),
+    [
+        ("llama", {}),
+        ("llama", {"rope_parameters": LLAMA3_ROPE}),
+        ("llama", {"num_key_value_heads": 6}),
+        ("llama", {"model_type": "mistral", "sliding_window": None}),
+        ("qwen3", {}),
+    ],
+    ids=["llama", "llama3-rope", "multi-head", "mistral", "qwen3"],
+)
+def test_logits_are_those_of_transformers(tiny_model, request, base, changes, tied, arithmetic):
+    raw = request.getfixturevalue(base)
+    model = tiny_model(raw, tie_word_embeddings=tied, **changes)
+    expected = _reference(model)
+    wide = _native(model, dtype="fp32", arithmetic=arithmetic)
+    assert (wide - expected).abs().max() < 2e-5 * expected.abs().max()
+    narrow = _native(model, dtype="bf16", arithmetic=arithmetic)
+    assert (narrow - expected).abs().max() < 3e-2 * expected.abs().max()
+
+
+def test_only_the_tensors_of_the_range_are_asked_for(tiny_model, llama):
+    model = tiny_model(llama)
+    asked = set()
+
+    class Watched(dict):
+        def get(self, name, default=None):
+            asked.add(name)
+            return super().get(name, default)
+
+        def __getitem__(self, name):
+            asked.add(name)
+            return super().__getitem__(name)
+
+    tensors = Watched(model.tensors)
+    load_stage(model.config, tensors, range(1, 3), kv_blocks=4, self_test=False).close()
+    assert {name.split(".")[2] for name in asked} == {"1", "2"}
+
+
+@pytest.mark.parametrize("layers", [range(0, 6), range(2, 2), range(-1, 2), range(0, 4, 2)])
+def test_a_range_outside_the_model_is_refused(tiny_model, llama, layers):
+    model = tiny_model(llama)
+    with pytest.raises(InvalidArgument) as refused:
+        load_stage(model.config, model.tensors, layers)
+    assert refused.value.field == "layers"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensor: None, "missing"),
+        (lambda tensor: tensor.T.contiguous(), "shape"),
+        (lambda tensor: tensor.to(torch.int8), "floating"),
+    ],
+)
+def test_a_wrong_tensor_is_refused_by_name(tiny_model, llama, change, message):
+    model = tiny_model(llama)
+    name = "model.layers.1.mlp.down_proj.weight"
+    tensors = dict(model.tensors)
+    changed = change(tensors.pop(name))
+    if changed is not None:
+        tensors[name] = changed
+    with pytest.raises(InvalidArgument, match=message) as refused:
+        load_stage(model.config, tensors, range(1, 2), kv_blocks=4)
+    assert refused.value.field == name
+
+
+def test_the_cache_takes_the_bytes_it_is_given(tiny_model, llama):
+    model = tiny_model(llama)
+    block = kv_block_bytes(model.config, range(1, 3), "bf16")
+    assert block == 2 * 2 * 2 * 32 * 16 * 2  # layers, K and V, KV heads, head size, rows, bytes
+    stage = model.stage(range(1, 3), kv_blocks=None, kv_bytes=10 * block + 1)
+    assert stage.facts.kv_blocks == 10
+    assert stage.facts.context_length == 160
+    with pytest.raises(InvalidArgument) as refused:
+        model.stage(range(1, 3), kv_blocks=None, kv_bytes=block - 1)
+    assert refused.value.field == "kv_bytes"
+
+
+def test_the_last_position_of_the_context_can_be_used(tiny_model, llama, pipeline):
+    model = tiny_model(llama, max_position_embeddings=40)
+    whole = pipeline([model.stage()])
+    assert len(whole.generate(range(35), 6)) == 6
+    with pytest.raises(InvalidArgument) as refused:
+        whole.generate(range(36), 6)
+    assert refused.value.field == "steps.start"
+
+
+def test_qwen3_is_read_with_its_norms_and_llama_without(llama, qwen3):
+    assert parse_config(qwen3).qk_norm
+    assert not parse_config(llama).qk_norm

@@ -1,0 +1,41 @@
+"""The packed form holds every weight once, where the kernels look for it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from services.engine.native.weights import Arena, interleave, pack, packed_size_bytes
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("rows", [32, 96, 7, 45])
+def test_a_packed_weight_lies_by_column_block_then_k(dtype, rows):
+    weight = torch.arange(rows * 16).view(rows, 16).to(dtype)
+    out = torch.full((packed_size_bytes(rows, 16, dtype),), 255, dtype=torch.uint8)
+    pack(weight, out)
+    step = 4 // dtype.itemsize
+    packed = out.view(dtype).view(-1, 16 // step, 32, step)
+    for n in range(len(packed) * 32):
+        row = packed[n // 32, :, n % 32].reshape(-1)
+        assert row.equal(weight[n] if n < rows else torch.zeros(16, dtype=dtype))
+
+
+def test_gate_and_up_alternate_in_sixteens():
+    gate, up = torch.arange(64).view(32, 2), -torch.arange(64).view(32, 2)
+    both = interleave(gate, up)
+    assert both[:16].equal(gate[:16])
+    assert both[16:32].equal(up[:16])
+    assert both[32:48].equal(gate[16:])
+    assert both[48:].equal(up[16:])
+
+
+def test_an_arena_hands_out_aligned_zeroed_memory_that_does_not_overlap():
+    sizes = [1, 63, 64, 65, 1000]
+    arena = Arena(sum(map(Arena.rounded, sizes)))
+    parts = [arena.take(size) for size in sizes]
+    for index, part in enumerate(parts):
+        assert part.data_ptr() % 64 == 0
+        assert not part.any()
+        part.fill_(index)
+    assert [part.tolist() for part in parts] == [[i] * size for i, size in enumerate(sizes)]
