@@ -1,0 +1,129 @@
+"""`python -m services.engine`: reads the settings, serves until a signal, or until orphaned."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from contextlib import suppress
+from typing import Any
+
+import uvloop
+from shuntserve.controller.v1 import controller_pb2_grpc
+from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
+
+from services.common import channels, logs, settings, telemetry
+from services.common.errors import Aborted
+from services.common.server import Server, until_signal
+from services.engine.assembly import assemble
+from services.engine.controller_link import ControllerLink, Declaration
+from services.engine.engine import Engine
+from services.engine.native_loader import NativeLoader, NativeOptions
+from services.engine.service import EngineService
+from services.engine.settings import EngineSettings
+
+_log = logging.getLogger(__name__)
+
+SERVICE = engine_pb2.DESCRIPTOR.services_by_name["EngineService"].full_name
+LAST_CHECKPOINTS_S = 0.5
+"""On the way out the journal gets this long to take what was sealed."""
+
+
+async def serve(chosen: EngineSettings) -> None:
+    loader = NativeLoader(
+        NativeOptions(
+            chosen.store,
+            chosen.memory_bytes,
+            chosen.kv_positions,
+            chosen.dtype,
+            chosen.device,
+            chosen.threads,
+            chosen.kernel_cache,
+        )
+    )
+    loader.warm()
+    engine = assemble(chosen, loader)
+    server = Server(chosen, [SERVICE])
+    engine_pb2_grpc.add_EngineServiceServicer_to_server(EngineService(engine), server.grpc_server)
+    port = await server.start()
+    await server.set_ready(True)
+    address = f"{chosen.advertise_host or chosen.host}:{port}"
+    print(f"engine {chosen.node_id}: grpc on {address}", flush=True)
+    background: list[asyncio.Task[Any]] = [asyncio.create_task(engine.run())]
+    try:
+        if not chosen.controller:
+            await until_signal()
+            return
+        channel = channels.open_channel(
+            chosen.controller, max_message_bytes=chosen.max_message_bytes, tls=chosen.tls
+        )
+        link = ControllerLink(
+            controller_pb2_grpc.ControllerServiceStub(channel),
+            engine,
+            Declaration(
+                address,
+                os.getpid(),
+                chosen.memory_bytes,
+                chosen.relative_speed,
+                chosen.device_type,
+            ),
+            timeout_s=chosen.controller_timeout_s,
+            checkpoint_interval_s=chosen.checkpoint_interval_s,
+            clock=time.monotonic,
+        )
+        linked = asyncio.create_task(link.run())
+        background.append(linked)
+        orphaned = asyncio.create_task(_until_orphaned(engine, link, chosen.orphan_s))
+        signalled = asyncio.create_task(until_signal())
+        background += [orphaned, signalled]
+        await asyncio.wait((linked, orphaned, signalled), return_when=asyncio.FIRST_COMPLETED)
+        if engine.formation is not None:
+            engine.formation.end()
+            await asyncio.sleep(LAST_CHECKPOINTS_S)
+    finally:
+        for task in background:
+            task.cancel()
+        for outcome in await asyncio.gather(*background, return_exceptions=True):
+            _note(outcome)
+        await engine.close()
+        await server.stop()
+        telemetry.shutdown()
+
+
+async def _until_orphaned(engine: Engine, link: ControllerLink, orphan_s: float) -> None:
+    """Returns when nobody has wanted this process for a while."""
+    wanted_s = time.monotonic()
+    while time.monotonic() - wanted_s < orphan_s:
+        await asyncio.sleep(min(1.0, orphan_s / 4))
+        wanted_s = max(wanted_s, link.last_heard_s)
+        if engine.head.reader_count:
+            wanted_s = time.monotonic()
+    _log.warning("orphaned", extra={"silent_s": orphan_s})
+
+
+def _note(outcome: object) -> None:
+    if isinstance(outcome, BaseExceptionGroup):
+        refused, others = outcome.split(Aborted)
+        if refused is not None:
+            _log.error("the controller knows a newer process of this node")
+        outcome = others
+    if isinstance(outcome, Exception):
+        _log.error("a part failed", exc_info=outcome)
+
+
+def main() -> None:
+    chosen = settings.read(EngineSettings)
+    # Before torch is imported: threads that spin steal the cores that stages share.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OMP_NUM_THREADS", str(chosen.threads))
+    logs.configure("engine", chosen.log_level)
+    telemetry.configure(
+        "engine", chosen.node_id, metrics_host=chosen.host, metrics_port=chosen.metrics_port
+    )
+    with suppress(KeyboardInterrupt):
+        uvloop.run(serve(chosen))
+
+
+if __name__ == "__main__":
+    main()

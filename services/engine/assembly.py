@@ -1,0 +1,55 @@
+"""Builds an engine from its settings; whoever runs it decides about servers and signals."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from functools import partial
+
+import grpc
+
+from services.common import channels
+from services.engine.compute import Compute
+from services.engine.counters import Counters
+from services.engine.engine import Engine, EngineLimits
+from services.engine.generations import Generations, HeadSettings
+from services.engine.head import Head, ReaderLimits
+from services.engine.loading import StageLoader, Weights
+from services.engine.neighbours import silent
+from services.engine.scheduler import SchedulerSettings
+from services.engine.settings import EngineSettings
+
+
+def assemble(settings: EngineSettings, loader: StageLoader) -> Engine:
+    """An engine with a new incarnation, in no formation."""
+    incarnation, compute, counters = secrets.token_hex(8), Compute(), Counters()
+
+    def connect(address: str) -> grpc.aio.Channel:
+        return channels.open_channel(
+            address, max_message_bytes=settings.max_message_bytes, tls=settings.tls
+        )
+
+    head_settings = HeadSettings(
+        frame_interval_s=settings.frame_interval_s,
+        checkpoint_interval_s=settings.checkpoint_interval_s,
+        detach_s=settings.detach_s,
+    )
+    readers = ReaderLimits(settings.max_readers, settings.reader_stall_s)
+    generations = Generations(incarnation, head_settings)
+    batches = SchedulerSettings(
+        settings.token_budget,
+        settings.max_sequences,
+        settings.min_overlap_sequences,
+        settings.min_overlap_rows,
+    )
+    return Engine(
+        settings.node_id,
+        incarnation,
+        compute=compute,
+        weights=Weights(loader, compute),
+        head=Head(generations, readers, counters, time.monotonic),
+        counters=counters,
+        limits=EngineLimits(batches, settings.progress_s, settings.form_s),
+        connect=connect,
+        silent=partial(silent, connect=connect, timeout_s=settings.probe_s),
+    )

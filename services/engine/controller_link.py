@@ -1,0 +1,182 @@
+"""What the process keeps up with the controller: registration, heartbeats and checkpoints.
+
+All of it survives the controller's absence: streams are opened again, checkpoints that were not
+answered lie in the head's core and are sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import grpc
+from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
+
+from services.common.errors import Aborted
+from services.common.statuses import from_rpc_error
+from services.engine import wire
+from services.engine.engine import Engine
+
+_log = logging.getLogger(__name__)
+
+FIRST_RETRY_S = 0.1
+LAST_RETRY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """What the node says of itself when it registers."""
+
+    address: str
+    pid: int
+    memory_bytes: int
+    relative_speed: float
+    device_type: str
+
+
+class ControllerLink:
+    """Runs until cancelled, or until the controller says that this process was replaced."""
+
+    def __init__(
+        self,
+        stub: controller_pb2_grpc.ControllerServiceAsyncStub,
+        engine: Engine,
+        declaration: Declaration,
+        *,
+        timeout_s: float,
+        checkpoint_interval_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._stub = stub
+        self._engine = engine
+        self._declaration = declaration
+        self._timeout_s = timeout_s
+        self._checkpoint_interval_s = checkpoint_interval_s
+        self._clock = clock
+        self.last_heard_s = clock()
+
+    async def run(self) -> None:
+        """Raises Aborted when the controller knows a newer process of this node."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._again(self._live))
+            group.create_task(self._again(self._journal))
+
+    async def _again(self, attempt: Callable[[], Awaitable[None]]) -> None:
+        retry_s = FIRST_RETRY_S
+        while True:
+            began_s = self._clock()
+            try:
+                await attempt()
+            except grpc.aio.AioRpcError as error:
+                known = from_rpc_error(error)
+                if isinstance(known, Aborted):
+                    raise known from error
+                _log.info("controller away", extra={"why": known.message})
+            except asyncio.InvalidStateError:
+                _log.info("controller ended the stream")
+            except TimeoutError:
+                _log.info("controller silent")
+            retry_s = FIRST_RETRY_S if self._clock() - began_s > LAST_RETRY_S else retry_s * 2
+            await asyncio.sleep(min(retry_s, LAST_RETRY_S))
+
+    # Signs of life
+
+    async def _live(self) -> None:
+        """Registers, then beats until the stream ends or the controller asks to register again."""
+        engine, mine = self._engine, self._declaration
+        reply = await self._stub.Register(
+            controller_pb2.RegisterRequest(
+                node_id=engine.node_id,
+                incarnation=engine.incarnation,
+                address=mine.address,
+                pid=mine.pid,
+                memory_bytes=mine.memory_bytes,
+                relative_speed=mine.relative_speed,
+                device_type=mine.device_type,
+            ),
+            timeout=self._timeout_s,
+        )
+        self.last_heard_s = self._clock()
+        call = self._stub.Heartbeat()
+        try:
+            while True:
+                engine.changed.clear()
+                await call.write(self._heartbeat())
+                async with asyncio.timeout(self._timeout_s):
+                    answer = await call.read()
+                if not isinstance(answer, controller_pb2.HeartbeatResponse):
+                    return
+                self.last_heard_s = self._clock()
+                if answer.register_again:
+                    return
+                await _wait(engine.changed, reply.heartbeat_interval_s)
+        finally:
+            call.cancel()
+
+    def _heartbeat(self) -> controller_pb2.HeartbeatRequest:
+        engine = self._engine
+        return controller_pb2.HeartbeatRequest(
+            node_id=engine.node_id,
+            incarnation=engine.incarnation,
+            formation_id=engine.reported_formation_id,
+            step=engine.formation.steps if engine.formation else 0,
+            load=engine.head.open_generations,
+            sampled_tokens=engine.counters.sampled_tokens,
+            lost_node_ids=engine.lost_node_ids,
+        )
+
+    # Checkpoints
+
+    async def _journal(self) -> None:
+        """Sends checkpoints as they fall due and hands the answers to the head."""
+        call = self._stub.StreamCheckpoints()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                # An empty message is answered at once: the stream stands.
+                await call.write(controller_pb2.StreamCheckpointsRequest(sequence=0))
+                answer = await call.read()
+            if not isinstance(answer, controller_pb2.StreamCheckpointsResponse):
+                return
+            self._engine.head.checkpoint_stream_opened()
+            sender = asyncio.create_task(self._send_checkpoints(call))
+            try:
+                async for message in call:
+                    self.last_heard_s = self._clock()
+                    results = [wire.result_from(result) for result in message.results]
+                    self._engine.head.checkpoint_results(results)
+            finally:
+                sender.cancel()
+        finally:
+            call.cancel()
+
+    async def _send_checkpoints(
+        self,
+        call: grpc.aio.StreamStreamCall[
+            controller_pb2.StreamCheckpointsRequest, controller_pb2.StreamCheckpointsResponse
+        ],
+    ) -> None:
+        head, sequence = self._engine.head, 0
+        while True:
+            await _wait(head.checkpoints_due, self._checkpoint_interval_s)
+            head.checkpoints_due.clear()
+            checkpoints = head.take_checkpoints()
+            if not checkpoints:
+                continue
+            sequence += 1
+            message = controller_pb2.StreamCheckpointsRequest(
+                sequence=sequence, checkpoints=[wire.checkpoint_to(c) for c in checkpoints]
+            )
+            try:
+                await call.write(message)
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                return  # The reading side tells why.
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return

@@ -1,0 +1,204 @@
+"""The process as a whole: what it holds, which formation it is in, and whom it has lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+
+import grpc
+
+from services.common.errors import FailedPrecondition, InvalidArgument, StaleEpoch, Unavailable
+from services.common.generation import LayerRange, ModelRef
+from services.engine.backend import BLOCK_SIZE, Sampled
+from services.engine.compute import Compute
+from services.engine.counters import FORMATIONS_ENDED, Counters
+from services.engine.formation import Formation, Member, Membership
+from services.engine.head import Head
+from services.engine.loading import Loaded, Weights
+from services.engine.pace import Pace
+from services.engine.scheduler import Scheduler, SchedulerSettings
+from services.engine.validation import Bounds
+
+_log = logging.getLogger(__name__)
+
+TICK_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """Timings and sizes, from the settings."""
+
+    scheduler: SchedulerSettings
+    progress_s: float = 2.0
+    form_s: float = 8.0
+
+
+class Engine:
+    """One stage worker. `lost` are the neighbours the last formation ended for."""
+
+    def __init__(
+        self,
+        node_id: str,
+        incarnation: str,
+        *,
+        compute: Compute,
+        weights: Weights,
+        head: Head,
+        counters: Counters,
+        limits: EngineLimits,
+        connect: Callable[[str], grpc.aio.Channel],
+        silent: Callable[[Sequence[Member]], Awaitable[tuple[str, ...]]],
+    ) -> None:
+        self.node_id = node_id
+        self.incarnation = incarnation
+        self.weights = weights
+        self.head = head
+        self.counters = counters
+        self.formation: Formation | None = None
+        self.lost_node_ids: tuple[str, ...] = ()
+        self.changed = asyncio.Event()
+        """Set when a heartbeat should not wait."""
+        self._limits = limits
+        self._connect = connect
+        self._silent = silent
+        self._compute = compute
+        self._ending: set[asyncio.Task[None]] = set()
+        self._probing = False
+
+    @property
+    def reported_formation_id(self) -> str:
+        """The formation this process is in."""
+        return self.formation.id if self.formation else ""
+
+    async def load(
+        self, model: ModelRef, layers: LayerRange, tp_degree: int
+    ) -> AsyncIterator[tuple[int, int]]:
+        """Progress of a load. Raises FailedPrecondition when a formation needs what is held."""
+        held = self.weights.held
+        same = held is not None and (held.model, held.layers) == (model, layers)
+        if self.formation is not None and not same:
+            raise FailedPrecondition(
+                f"the process is in formation {self.formation.id}", field="layers"
+            )
+        async for progress in self.weights.load(model, layers, tp_degree):
+            yield progress
+
+    async def form(self, membership: Membership) -> None:
+        """Joins a formation, leaving any other; a head waits until all stages stand."""
+        held = self._check(membership)
+        formation = self.formation
+        if formation is None or formation.id != membership.formation_id:
+            if formation is not None:
+                formation.end()
+            self.lost_node_ids = ()
+            formation = Formation(
+                membership,
+                held.backend,
+                self._compute,
+                connect=self._connect,
+                on_sampled=self._sampled,
+                on_end=self._ended,
+            )
+            self.formation = formation
+            formation.start()
+            self.changed.set()
+        if not membership.is_head:
+            return
+        try:
+            async with asyncio.timeout(self._limits.form_s):
+                await formation.stand()
+        except TimeoutError:
+            formation.end()
+            raise Unavailable("the stages did not stand in time", field="members") from None
+        if self.head.formation_id != formation.id:
+            self._lead(formation, held)
+
+    def dissolve(self, formation_id: str) -> None:
+        """Leaves a formation; another one, or none, is no error."""
+        if self.formation is not None and self.formation.id == formation_id:
+            self.formation.end()
+
+    def member_of(self, formation_id: str) -> Formation:
+        """Raises FailedPrecondition for a formation this process is not in."""
+        if self.formation is None or self.formation.id != formation_id:
+            raise FailedPrecondition("not a member of this formation", field="formation_id")
+        return self.formation
+
+    async def run(self) -> None:
+        """Lets time pass, until cancelled."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            if not self.head.tick() and not self._probing and self.formation is not None:
+                self._probing = True
+                self._keep(self._give_up_stuck(self.formation))
+            Counters.gauge(self.head.scheduler)
+
+    async def close(self) -> None:
+        """Leaves the formation in good order; readers are told, the journal has yet to be."""
+        if self.formation is not None:
+            await self.formation.closed()
+        await asyncio.gather(*self._ending, return_exceptions=True)
+        await self.weights.close()
+        self._compute.close()
+
+    def _check(self, membership: Membership) -> Loaded:
+        mine = membership.members[membership.stage_index]
+        if mine.incarnation != self.incarnation:
+            raise StaleEpoch("another process was meant", field="incarnation")
+        held = self.weights.held
+        if held is None or held.model.digest != membership.model.digest:
+            raise FailedPrecondition("the model is not loaded", field="model")
+        if held.layers != mine.layers:
+            raise FailedPrecondition("other layers are loaded", field="layers")
+        facts = held.backend.facts
+        if not 1 <= membership.kv_blocks <= facts.kv_blocks:
+            raise InvalidArgument(
+                f"kv_blocks must lie in [1, {facts.kv_blocks}]", field="kv_blocks"
+            )
+        if facts.first != membership.is_head or facts.last != membership.is_last:
+            raise InvalidArgument(
+                "the first layers belong to the first stage, the last to the last", field="members"
+            )
+        return held
+
+    def _lead(self, formation: Formation, held: Loaded) -> None:
+        membership, facts = formation.membership, held.backend.facts
+        positions = min(facts.context_length, membership.kv_blocks * BLOCK_SIZE)
+        self.head.form(
+            formation,
+            Scheduler(self._limits.scheduler, membership.kv_blocks, len(membership.members)),
+            Bounds(membership.model, facts.vocab_size, positions),
+            Pace(self._limits.progress_s),
+            facts.numerics_class,
+        )
+
+    def _sampled(self, formation: Formation, step: int, tokens: Sequence[Sampled]) -> None:
+        self.head.sampled(formation, step, tokens)
+
+    def _ended(self, formation: Formation, lost_node_ids: tuple[str, ...]) -> None:
+        FORMATIONS_ENDED.inc()
+        _log.info(
+            "formation ended", extra={"formation_id": formation.id, "lost": list(lost_node_ids)}
+        )
+        self.head.dissolve(formation.id)
+        if self.formation is formation:
+            self.formation = None
+        self.lost_node_ids = lost_node_ids
+        self.changed.set()
+        self._keep(formation.closed())
+
+    async def _give_up_stuck(self, formation: Formation) -> None:
+        """A step does not come back: ends the formation, knowing who does not answer."""
+        try:
+            others = [m for m in formation.membership.members if m.node_id != self.node_id]
+            _log.warning("no progress", extra={"formation_id": formation.id})
+            formation.end(*await self._silent(others))
+        finally:
+            self._probing = False
+
+    def _keep(self, coroutine: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)

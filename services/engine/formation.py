@@ -1,0 +1,258 @@
+"""One process's part in a formation: batches in, through its layers, and on to the next stage.
+
+Topology: head → stage 1 → … → last. Sampled ids come back through the chain. Every message names
+the formation; whatever belongs to another one, or comes behind its end, is refused. A formation
+ends once and whole, and then tells its owner which neighbour it lost, if any.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+
+import grpc
+from opentelemetry.trace import Span
+from shuntserve.engine.v1 import engine_pb2
+
+from services.common import telemetry
+from services.common.errors import AlreadyExists, ShuntError, StaleEpoch, Unavailable
+from services.common.generation import LayerRange, ModelRef
+from services.engine import wire
+from services.engine.backend import Batch, Hidden, Sampled, StageBackend
+from services.engine.compute import Compute
+from services.engine.downstream import Downstream
+
+_log = logging.getLogger(__name__)
+
+QUEUE_LIMIT = 16
+"""Steps that wait at a stage; the head keeps no more in flight than there are stages."""
+CANCELLATION_S = 0.05
+"""A killed neighbour's stream may look ended a moment before it looks cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A stage as the formation knows it."""
+
+    node_id: str
+    incarnation: str
+    address: str
+    layers: LayerRange
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """A formation and this process's place in it."""
+
+    formation_id: str
+    pipeline_id: str
+    model: ModelRef
+    members: tuple[Member, ...]
+    stage_index: int
+    kv_blocks: int
+
+    @property
+    def is_head(self) -> bool:
+        return self.stage_index == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.stage_index == len(self.members) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    step: int
+    batch: Batch
+    rows: Sequence[int] | Hidden
+    traceparents: Sequence[str]
+    message: engine_pb2.ForwardRequest | None
+    """What goes on to the next stage; None when the head has yet to build it."""
+
+
+class Formation:
+    """Runs until `end`, which anything may call any number of times."""
+
+    def __init__(
+        self,
+        membership: Membership,
+        backend: StageBackend,
+        compute: Compute,
+        *,
+        connect: Callable[[str], grpc.aio.Channel],
+        on_sampled: Callable[[Formation, int, Sequence[Sampled]], None],
+        on_end: Callable[[Formation, tuple[str, ...]], None],
+    ) -> None:
+        self.membership = membership
+        self.steps = 0
+        self.alive = True
+        self._backend = backend
+        self._compute = compute
+        self._on_sampled = on_sampled
+        self._on_end = on_end
+        self._inbox: asyncio.Queue[_Work] = asyncio.Queue(QUEUE_LIMIT)
+        self._answers: asyncio.Queue[engine_pb2.ForwardResponse | None] = asyncio.Queue(QUEUE_LIMIT)
+        self._stands = asyncio.Event()
+        self._attached = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._downstream: Downstream | None = None
+        if not membership.is_last:
+            following = membership.members[membership.stage_index + 1]
+            self._downstream = Downstream(following.address, self.id, connect)
+
+    @property
+    def id(self) -> str:
+        return self.membership.formation_id
+
+    def start(self) -> None:
+        """Begins to work, and to connect the stages behind this one."""
+        self._spawn(self._begin())
+
+    async def stand(self) -> None:
+        """Returns when this stage and all behind it stand; raises Unavailable if it ended."""
+        await self._stands.wait()
+        if not self.alive:
+            raise Unavailable("the formation ended before it stood", field="formation_id")
+
+    def submit(
+        self, step: int, batch: Batch, token_ids: Sequence[int], traceparents: Sequence[str]
+    ) -> None:
+        """The head's next step; the answer comes through `on_sampled`."""
+        self._inbox.put_nowait(_Work(step, batch, token_ids, traceparents, None))
+
+    async def serve(
+        self, requests: AsyncIterator[engine_pb2.ForwardRequest]
+    ) -> AsyncGenerator[engine_pb2.ForwardResponse, None]:
+        """The stream from the stage before, behind its first message."""
+        if self._attached or self.membership.is_head:
+            raise AlreadyExists("the formation has its upstream", field="formation_id")
+        self._attached = True
+        try:
+            await self.stand()
+            yield engine_pb2.ForwardResponse(formation_id=self.id)
+            self._spawn(self._read_upstream(requests))
+            while (answer := await self._answers.get()) is not None and self.alive:
+                yield answer
+            raise StaleEpoch("the formation was dissolved", field="formation_id")
+        finally:
+            self.upstream_gone()
+
+    def upstream_gone(self) -> None:
+        """The stream from the stage before broke; if the formation lives, that stage is lost."""
+        if self._attached:
+            self.end(self.membership.members[self.membership.stage_index - 1].node_id)
+
+    def end(self, *lost_node_ids: str) -> None:
+        """Nothing more is accepted, computed or sent; neighbours are told."""
+        if not self.alive:
+            return
+        self.alive = False
+        self._stands.set()
+        if not self._answers.full():
+            self._answers.put_nowait(None)
+        current = asyncio.current_task()
+        for task in self._tasks:
+            if task is not current:
+                task.cancel()
+        if self._downstream is not None:
+            self._tasks.append(asyncio.create_task(self._downstream.close()))
+        self._on_end(self, lost_node_ids)
+
+    async def closed(self) -> None:
+        """Ends, and waits for the farewell to the next stage."""
+        self.end()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _spawn(self, coroutine: Coroutine[object, object, None]) -> None:
+        self._tasks.append(asyncio.create_task(self._watched(coroutine)))
+
+    async def _watched(self, coroutine: Coroutine[object, object, None]) -> None:
+        """A fault of any part is the end of the whole."""
+        try:
+            await coroutine
+        except Unavailable as error:
+            members, index = self.membership.members, self.membership.stage_index
+            _log.warning("next stage lost", extra={"formation_id": self.id, "why": error.message})
+            self.end(members[index + 1].node_id)
+        except ShuntError as error:
+            _log.warning("formation ends", extra={"formation_id": self.id, "why": error.message})
+            self.end()
+        except Exception:
+            _log.exception("formation ends", extra={"formation_id": self.id})
+            self.end()
+
+    async def _begin(self) -> None:
+        await self._compute.run(self._backend.reset)
+        self._spawn(self._work())
+        if self._downstream is not None:
+            await self._downstream.stand()
+            self._spawn(self._read_downstream(self._downstream))
+        self._stands.set()
+
+    async def _work(self) -> None:
+        while True:
+            work = await self._inbox.get()
+            spans = self._begin_spans(work)
+            try:
+                computing = self._compute.run(self._forward, work.batch, work.rows)
+                message = work.message
+                if message is None and self._downstream is not None:
+                    message = wire.batch_to(self.id, work.step, work.batch, work.traceparents)
+                output = await computing
+            finally:
+                for span in spans:
+                    span.end()
+            self.steps += 1
+            if isinstance(output, Hidden):
+                assert message is not None
+                assert self._downstream is not None
+                wire.put_hidden(message, output)
+                await self._downstream.send(message)
+            elif self.membership.is_head:
+                self._on_sampled(self, work.step, output)
+            else:
+                await self._answers.put(wire.sampled_to(self.id, work.step, output))
+
+    def _forward(self, batch: Batch, rows: Sequence[int] | Hidden) -> Hidden | tuple[Sampled, ...]:
+        """In the compute thread: what waited there when the formation ended must not run."""
+        if not self.alive:
+            raise StaleEpoch("the formation was dissolved")
+        return self._backend.forward(batch, rows)
+
+    async def _read_upstream(self, requests: AsyncIterator[engine_pb2.ForwardRequest]) -> None:
+        async for message in requests:
+            self._check(message.formation_id)
+            batch, hidden = wire.batch_from(message)
+            work = _Work(message.step, batch, hidden, tuple(message.traceparents), message)
+            await self._inbox.put(work)
+        await asyncio.sleep(CANCELLATION_S)
+        self.end()
+
+    async def _read_downstream(self, downstream: Downstream) -> None:
+        async for message in downstream.responses():
+            self._check(message.formation_id)
+            if self.membership.is_head:
+                self._on_sampled(self, message.step, wire.sampled_from(message))
+            else:
+                await self._answers.put(message)
+
+    def _check(self, formation_id: str) -> None:
+        if formation_id != self.id:
+            raise StaleEpoch("a message of another formation", field="formation_id")
+
+    def _begin_spans(self, work: _Work) -> list[Span]:
+        layers = self.membership.members[self.membership.stage_index].layers
+        return [
+            telemetry.tracer.start_span(
+                "engine.stage",
+                context=telemetry.parent_of(parent),
+                attributes={
+                    "shunt.stage": self.membership.stage_index,
+                    "shunt.layers": f"[{layers.start}, {layers.end})",
+                    "shunt.rows": work.batch.rows,
+                },
+            )
+            for parent in work.traceparents
+        ]

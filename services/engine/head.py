@@ -1,0 +1,245 @@
+"""The head of a pipeline at work: its core, its scheduler and the chain of stages, tied together.
+
+One thread, no locks: whatever happens (a call, a step that came back, an answer of the journal)
+becomes a call of the core, its actions are carried out, and then every step that may start does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from services.common.errors import ResourceExhausted
+from services.common.exchange import (
+    Checkpoint,
+    CheckpointResult,
+    Closed,
+    Frame,
+    GenerateCall,
+)
+from services.common.generation import CancelReason
+from services.engine.actions import (
+    Action,
+    DropSequence,
+    StartSequence,
+    StopSequence,
+    Wake,
+    WakeCheckpoints,
+)
+from services.engine.backend import Sampled
+from services.engine.counters import Counters
+from services.engine.formation import Formation
+from services.engine.generations import Generations
+from services.engine.pace import Pace
+from services.engine.scheduler import Scheduler
+from services.engine.tracing import StepTraces
+from services.engine.validation import Bounds
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderLimits:
+    """Limits of the streams to readers."""
+
+    max_readers: int = 2048
+    stall_s: float = 60.0
+    """A reader that does not take a frame for this long is cut off."""
+
+
+@dataclass(slots=True, eq=False)
+class _Reader:
+    task: asyncio.Task[object] | None
+    last_s: float
+    due: asyncio.Event = field(default_factory=asyncio.Event)
+    sending_since_s: float | None = None
+
+
+@dataclass(slots=True)
+class _Lead:
+    """What exists while this process heads a formation."""
+
+    formation: Formation
+    scheduler: Scheduler
+    bounds: Bounds
+    pace: Pace
+
+
+class Head:
+    """Serves readers, feeds the stages, and keeps what the journal has yet to be told."""
+
+    def __init__(
+        self,
+        generations: Generations,
+        limits: ReaderLimits,
+        counters: Counters,
+        clock: Callable[[], float],
+    ) -> None:
+        self.checkpoints_due = asyncio.Event()
+        self._core = generations
+        self._limits = limits
+        self._counters = counters
+        self._clock = clock
+        self._lead: _Lead | None = None
+        self._readers: dict[int, _Reader] = {}
+        self._reader_ids = itertools.count(1)
+        self._traces = StepTraces()
+        self._changed = asyncio.Event()
+
+    @property
+    def reader_count(self) -> int:
+        return len(self._readers)
+
+    @property
+    def open_generations(self) -> int:
+        return self._core.open_generations
+
+    @property
+    def formation_id(self) -> str:
+        """The formation this process heads; empty when none."""
+        return self._lead.formation.id if self._lead else ""
+
+    @property
+    def scheduler(self) -> Scheduler | None:
+        """The running batch; None while this process heads nothing."""
+        return self._lead.scheduler if self._lead else None
+
+    # Formations
+
+    def form(
+        self,
+        formation: Formation,
+        scheduler: Scheduler,
+        bounds: Bounds,
+        pace: Pace,
+        numerics_class: str,
+    ) -> None:
+        """Heads a formation that stands."""
+        self._lead = _Lead(formation, scheduler, bounds, pace)
+        self._carry_out(self._core.form(formation.id, numerics_class, self._clock()))
+
+    def dissolve(self, formation_id: str) -> None:
+        """Seals what is known and tells every reader; nothing in flight counts any more."""
+        if self._lead is None or self._lead.formation.id != formation_id:
+            return
+        actions = self._core.dissolve(formation_id, self._clock())
+        self._lead = None
+        self._traces.drop()
+        self._carry_out(actions)
+
+    async def drain(self, formation_id: str) -> int:
+        """Seals every generation of the formation and waits until the journal and the readers have
+        everything; returns how many. Raises FailedPrecondition for another formation."""
+        self._carry_out(self._core.drain(formation_id, self._clock()))
+        while (sealed := self._core.drained(formation_id, self._clock())) is None:
+            self._changed.clear()
+            await self._changed.wait()
+        return sealed
+
+    # Readers
+
+    async def read(self, call: GenerateCall) -> AsyncGenerator[Frame, None]:
+        """Runs a generation or attaches to it; the frames of its one reader. However this ends,
+        the reader is detached and the generation goes on."""
+        if len(self._readers) >= self._limits.max_readers:
+            raise ResourceExhausted("too many readers", field="generation_id")
+        if self._lead is not None:
+            self._lead.bounds.check(call)
+        reader_id = next(self._reader_ids)
+        reader = _Reader(asyncio.current_task(), self._clock())
+        self._readers[reader_id] = reader
+        try:
+            self._traces.follow(call.request.generation_id)
+            self._carry_out(self._core.generate(reader_id, call, self._clock()))
+            while True:
+                frame = self._core.next_frame(reader_id, self._clock())
+                if frame is None:
+                    reader.due.clear()
+                    await reader.due.wait()
+                    continue
+                reader.last_s = reader.sending_since_s = self._clock()
+                yield frame
+                reader.sending_since_s = None
+                if isinstance(frame, Closed):
+                    return
+        finally:
+            del self._readers[reader_id]
+            self._traces.forget(call.request.generation_id)
+            self._core.detach(reader_id, self._clock())
+            self._changed.set()
+
+    def cancel(self, generation_id: str, choice: int | None, reason: CancelReason) -> None:
+        """Ends a generation or one choice of it."""
+        self._carry_out(self._core.cancel(generation_id, choice, reason, self._clock()))
+
+    # Journal
+
+    def take_checkpoints(self) -> tuple[Checkpoint, ...]:
+        return self._core.take_checkpoints(self._clock())
+
+    def checkpoint_results(self, results: Iterable[CheckpointResult]) -> None:
+        self._carry_out(self._core.checkpoint_results(results, self._clock()))
+
+    def checkpoint_stream_opened(self) -> None:
+        self._core.checkpoint_stream_opened()
+        self.checkpoints_due.set()
+
+    # Steps
+
+    def sampled(self, formation: Formation, step: int, tokens: Sequence[Sampled]) -> None:
+        """A step came back."""
+        lead, now_s = self._lead, self._clock()
+        if lead is None or lead.formation is not formation:
+            return
+        lead.pace.came_back(step, now_s)
+        self._traces.came_back(step)
+        result = lead.scheduler.complete(step, tokens)
+        self._counters.came_back(len(result.tokens))
+        actions = self._core.stepped(step, result.tokens, now_s)
+        for key in result.stopped:
+            actions += self._core.sequence_stopped(key, now_s)
+        self._carry_out(actions)
+
+    def tick(self) -> bool:
+        """Time has passed: call it every half frame interval. False when a step is overdue."""
+        now_s = self._clock()
+        self._carry_out(self._core.tick(now_s))
+        for reader in list(self._readers.values()):
+            if reader.sending_since_s is None:
+                if now_s - reader.last_s >= self._core.settings.frame_interval_s:
+                    reader.due.set()
+            elif now_s - reader.sending_since_s > self._limits.stall_s and reader.task:
+                reader.task.cancel()
+        self._changed.set()
+        return self._lead is None or not self._lead.pace.overdue(now_s)
+
+    def _carry_out(self, actions: Iterable[Action]) -> None:
+        waiting = list(actions)
+        for action in waiting:  # which grows while it is walked
+            if isinstance(action, Wake):
+                if (reader := self._readers.get(action.reader_id)) is not None:
+                    reader.due.set()
+            elif isinstance(action, WakeCheckpoints):
+                self.checkpoints_due.set()
+            elif isinstance(action, StopSequence):
+                if self._lead is None or self._lead.scheduler.stop(action.key):
+                    waiting += self._core.sequence_stopped(action.key, self._clock())
+            elif self._lead is not None:
+                if isinstance(action, StartSequence):
+                    self._lead.scheduler.start(action.key, action.request, action.output_ids)
+                elif isinstance(action, DropSequence):
+                    self._lead.scheduler.drop(action.key)
+        self._changed.set()
+        self._advance()
+
+    def _advance(self) -> None:
+        lead = self._lead
+        if lead is None:
+            return
+        while (step := lead.scheduler.next_step()) is not None:
+            traceparents = self._traces.departed(step)
+            lead.pace.departed(step.number, len(step.token_ids), self._clock())
+            self._counters.departed(step)
+            lead.formation.submit(step.number, step.batch, step.token_ids, traceparents)
+        for key, phase in lead.scheduler.take_phases().items():
+            self._core.sequence_phase(key, phase)

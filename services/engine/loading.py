@@ -1,0 +1,110 @@
+"""Which layers the process holds, and how it comes to hold others."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from services.common.errors import Aborted, InvalidArgument
+from services.common.generation import LayerRange, ModelRef
+from services.engine.backend import StageBackend
+from services.engine.compute import Compute
+
+_log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Bytes in memory so far, bytes in all; called from any thread."""
+
+
+class StageLoader(Protocol):
+    """Makes a backend from stored weights; blocking, run in a thread of its own."""
+
+    def load(self, model: ModelRef, layers: LayerRange, progress: Progress) -> StageBackend:
+        """Raises NotFound, InvalidArgument, DataLoss or Unavailable."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A stage in memory."""
+
+    model: ModelRef
+    layers: LayerRange
+    backend: StageBackend
+
+
+@dataclass(slots=True)
+class _Loading:
+    model: ModelRef
+    layers: LayerRange
+    task: asyncio.Task[Loaded]
+    so_far: tuple[int, int] = (0, 0)
+
+
+class Weights:
+    """At most one stage in memory. A load goes on when its caller is gone; asked for again, it is
+    the same load."""
+
+    def __init__(self, loader: StageLoader, compute: Compute, *, report_s: float = 0.5) -> None:
+        self._loader = loader
+        self._compute = compute
+        self._report_s = report_s
+        self._loading: _Loading | None = None
+        self.held: Loaded | None = None
+
+    async def load(
+        self, model: ModelRef, layers: LayerRange, tp_degree: int
+    ) -> AsyncIterator[tuple[int, int]]:
+        """Progress until `held` is what was asked for. Raises Aborted when another load runs."""
+        if tp_degree != 1:
+            raise InvalidArgument("this engine runs a stage on one rank only", field="tp_degree")
+        if self.held is not None and (self.held.model, self.held.layers) == (model, layers):
+            return
+        loading = self._loading
+        if loading is None:
+            loading = self._begin(model, layers)
+        elif (loading.model, loading.layers) != (model, layers):
+            raise Aborted("another load is running", field="layers")
+        while not loading.task.done():
+            yield loading.so_far
+            await asyncio.wait((loading.task,), timeout=self._report_s)
+        loading.task.result()
+
+    def _begin(self, model: ModelRef, layers: LayerRange) -> _Loading:
+        task = asyncio.create_task(self._run(model, layers))
+        task.add_done_callback(_note_failure)
+        self._loading = _Loading(model, layers, task)
+        return self._loading
+
+    async def _run(self, model: ModelRef, layers: LayerRange) -> Loaded:
+        def progress(done_bytes: int, total_bytes: int) -> None:
+            if self._loading is not None:
+                self._loading.so_far = (done_bytes, total_bytes)
+
+        # Before the new weights come: memory may not suffice for both.
+        await self.close()
+        try:
+            backend = await asyncio.to_thread(self._loader.load, model, layers, progress)
+        finally:
+            self._loading = None
+        self.held = Loaded(model, layers, backend)
+        _log.info(
+            "stage loaded",
+            extra={"layers": f"[{layers.start}, {layers.end})", "model": model.model_id},
+        )
+        return self.held
+
+    async def close(self) -> None:
+        """Lets go of what is held, behind whatever still computes with it."""
+        if self.held is not None:
+            backend, self.held = self.held.backend, None
+            await self._compute.run(backend.close)
+
+
+def _note_failure(task: asyncio.Task[Loaded]) -> None:
+    """The caller may be gone by now."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.warning("load failed", extra={"why": type(error).__name__})

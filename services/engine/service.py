@@ -1,0 +1,164 @@
+"""The gRPC edge of an engine: parse, ask the engine or its head, build the reply."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from itertools import pairwise
+from typing import Any
+
+import grpc
+from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
+
+from services.common import wire as common_wire
+from services.common.errors import FailedPrecondition, InvalidArgument
+from services.engine import wire
+from services.engine.engine import Engine
+from services.engine.formation import Member, Membership
+
+MAX_STAGES = 256
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class EngineService(engine_pb2_grpc.EngineServiceServicer):
+    """EngineService."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def Generate(
+        self, request: engine_pb2.GenerateRequest, context: Context
+    ) -> AsyncIterator[engine_pb2.GenerateResponse]:
+        async with aclosing(self._engine.head.read(wire.call_from(request))) as frames:
+            async for frame in frames:
+                yield wire.frame_to(frame)
+
+    async def Cancel(
+        self, request: engine_pb2.CancelRequest, context: Context
+    ) -> engine_pb2.CancelResponse:
+        self._engine.head.cancel(
+            common_wire.generation_id_from(request.generation_id),
+            request.choice if request.HasField("choice") else None,
+            common_wire.cancel_reason_from(request.reason),
+        )
+        return engine_pb2.CancelResponse()
+
+    async def Load(
+        self, request: engine_pb2.LoadRequest, context: Context
+    ) -> AsyncIterator[engine_pb2.LoadResponse]:
+        model = common_wire.model_from(request.model)
+        layers = common_wire.layers_from(request.layers)
+        loaded_bytes = total_bytes = 0
+        async for loaded_bytes, total_bytes in self._engine.load(model, layers, request.tp_degree):
+            yield engine_pb2.LoadResponse(loaded_bytes=loaded_bytes, total_bytes=total_bytes)
+        held = self._engine.weights.held
+        if held is None:
+            raise FailedPrecondition("the weights were let go of again", field="layers")
+        size_bytes = sum(tensor.size_bytes for tensor in held.backend.resident_tensors())
+        yield engine_pb2.LoadResponse(
+            loaded_bytes=size_bytes,
+            total_bytes=size_bytes,
+            done=True,
+            kv_blocks=held.backend.facts.kv_blocks,
+            numerics_class=held.backend.facts.numerics_class,
+        )
+
+    async def Form(
+        self, request: engine_pb2.FormRequest, context: Context
+    ) -> engine_pb2.FormResponse:
+        await self._engine.form(_membership_from(request))
+        return engine_pb2.FormResponse()
+
+    async def Dissolve(
+        self, request: engine_pb2.DissolveRequest, context: Context
+    ) -> engine_pb2.DissolveResponse:
+        self._engine.dissolve(request.formation_id)
+        return engine_pb2.DissolveResponse()
+
+    async def Drain(
+        self, request: engine_pb2.DrainRequest, context: Context
+    ) -> engine_pb2.DrainResponse:
+        self._engine.member_of(request.formation_id)
+        sealed = await self._engine.head.drain(request.formation_id)
+        return engine_pb2.DrainResponse(sealed_generations=sealed)
+
+    async def Describe(
+        self, request: engine_pb2.DescribeRequest, context: Context
+    ) -> engine_pb2.DescribeResponse:
+        engine = self._engine
+        reply = engine_pb2.DescribeResponse(
+            node_id=engine.node_id, incarnation=engine.incarnation, stats=_stats_of(engine)
+        )
+        if engine.formation is not None:
+            reply.formation_id = engine.formation.id
+            reply.stage_index = engine.formation.membership.stage_index
+        held = engine.weights.held
+        if held is not None:
+            reply.model.CopyFrom(common_wire.model_to(held.model))
+            reply.layers.CopyFrom(common_wire.layers_to(held.layers))
+            reply.tensors.extend(
+                engine_pb2.ResidentTensor(name=tensor.name, size_bytes=tensor.size_bytes)
+                for tensor in held.backend.resident_tensors()
+            )
+            reply.packed_bytes = held.backend.packed_bytes
+            reply.kv_blocks = held.backend.facts.kv_blocks
+            reply.numerics_class = held.backend.facts.numerics_class
+        return reply
+
+    async def Forward(
+        self, request_iterator: AsyncIterator[engine_pb2.ForwardRequest], context: Context
+    ) -> AsyncIterator[engine_pb2.ForwardResponse]:
+        first = await anext(aiter(request_iterator), None)
+        if first is None:
+            raise InvalidArgument("the stream must begin with a message", field="formation_id")
+        formation = self._engine.member_of(first.formation_id)
+        if first.step or first.steps:
+            raise InvalidArgument("the first message carries no step", field="step")
+        async with aclosing(formation.serve(request_iterator)) as answers:
+            async for answer in answers:
+                yield answer
+
+
+def _membership_from(request: engine_pb2.FormRequest) -> Membership:
+    """Raises InvalidArgument and names the field."""
+    if not request.formation_id:
+        raise InvalidArgument("the formation must be named", field="formation_id")
+    if not 1 <= len(request.members) <= MAX_STAGES:
+        raise InvalidArgument(f"a formation has 1 to {MAX_STAGES} members", field="members")
+    if request.stage_index >= len(request.members):
+        raise InvalidArgument("stage_index names no member", field="stage_index")
+    members = tuple(
+        Member(
+            member.node_id,
+            member.incarnation,
+            member.address,
+            common_wire.layers_from(member.layers),
+        )
+        for member in request.members
+    )
+    for before, after in pairwise(members):
+        if before.layers.end != after.layers.start:
+            raise InvalidArgument("each stage begins where the last one ended", field="members")
+    return Membership(
+        request.formation_id,
+        request.pipeline_id,
+        common_wire.model_from(request.model),
+        members,
+        request.stage_index,
+        request.kv_blocks,
+    )
+
+
+def _stats_of(engine: Engine) -> engine_pb2.EngineStats:
+    counters, scheduler = engine.counters, engine.head.scheduler
+    return engine_pb2.EngineStats(
+        steps=counters.steps,
+        sampled_tokens=counters.sampled_tokens,
+        decoded_sequences=counters.decoded_sequences,
+        decode_steps=counters.decode_steps,
+        replayed_tokens=counters.replayed_tokens,
+        running=scheduler.running if scheduler else 0,
+        queued=scheduler.queued if scheduler else 0,
+        used_kv_blocks=scheduler.used_blocks if scheduler else 0,
+    )

@@ -1,0 +1,54 @@
+"""Settings of an engine process: SHUNT_ENGINE_* in the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from services.common.settings import ServiceSettings
+
+
+class EngineSettings(ServiceSettings):
+    """One stage worker."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SHUNT_ENGINE_", frozen=True, extra="ignore", env_nested_delimiter="__"
+    )
+
+    node_id: str = Field(min_length=1, max_length=128)
+    controller: str = ""
+    """host:port of the controller; empty serves without one, for tests and benchmarks."""
+    advertise_host: str = ""
+    """Host that others reach this process by; empty: `host`."""
+    store: str = Field(default="", description="URI of the tensor store")
+    relative_speed: float = Field(default=1.0, gt=0)
+    memory_bytes: int = Field(default=4 << 30, ge=1 << 20)
+    """Memory for weights and KV cache."""
+    device: str = "cpu"
+    device_type: str = "cpu"
+    """Name in the placement catalogue."""
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    threads: int = Field(default=1, ge=1, le=256)
+    kernel_cache: Path | None = None
+
+    kv_positions: int = Field(default=8 * 2048 + 4096, ge=16)
+    """Positions the KV cache is made for, if memory allows."""
+    token_budget: int = Field(default=256, ge=16, le=65536)
+    max_sequences: int = Field(default=64, ge=1, le=1024)
+    min_overlap_sequences: int = Field(default=8, ge=1)
+    min_overlap_rows: int = Field(default=128, ge=1)
+    max_readers: int = Field(default=2048, ge=1)
+    reader_stall_s: float = Field(default=60.0, gt=0)
+    detach_s: float = Field(default=10.0, gt=0)
+    progress_s: float = Field(default=2.0, gt=0)
+    """A step may take this much longer than expected before its formation counts as stuck."""
+    form_s: float = Field(default=8.0, gt=0)
+    probe_s: float = Field(default=0.5, gt=0)
+    checkpoint_interval_s: float = Field(default=0.05, gt=0, le=0.1)
+    frame_interval_s: float = Field(default=0.1, gt=0, le=1.0)
+    controller_timeout_s: float = Field(default=2.0, gt=0)
+    orphan_s: float = Field(default=120.0, gt=0)
+    """Without a controller and without a reader for this long the process ends itself."""
