@@ -142,7 +142,9 @@ class ControllerLink:
             self._engine.head.checkpoint_stream_opened()
             sender = asyncio.create_task(self._send_checkpoints(call))
             try:
-                async for message in call:
+                while isinstance(
+                    message := await call.read(), controller_pb2.StreamCheckpointsResponse
+                ):
                     self.last_heard_s = self._clock()
                     results = [wire.result_from(result) for result in message.results]
                     self._engine.head.checkpoint_results(results)

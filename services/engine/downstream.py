@@ -69,7 +69,7 @@ class Downstream:
         when it left the formation; never just ends."""
         assert self._call is not None
         try:
-            async for message in self._call:
+            while isinstance(message := await self._call.read(), engine_pb2.ForwardResponse):
                 yield message
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error

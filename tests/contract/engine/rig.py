@@ -1,0 +1,204 @@
+"""Engines over real gRPC, and readers of what they stream."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+from shuntserve.common.v1 import common_pb2
+from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
+
+from services.common import channels, wire
+from services.common.generation import GenerationRequest, Sampling
+from services.common.server import Server
+from services.engine.assembly import assemble
+from services.engine.engine import Engine
+from services.engine.service import EngineService
+from services.engine.settings import EngineSettings
+from tests.contract.engine.tiny import LAYERS, MODEL, TinyLoader
+
+ROOT = Path(__file__).parents[3]
+DEADLINE_S = 20.0
+
+
+@dataclass
+class Worker:
+    """An engine behind real gRPC; `engine` is None when it is a process of its own."""
+
+    node_id: str
+    incarnation: str
+    address: str
+    stub: engine_pb2_grpc.EngineServiceAsyncStub
+    engine: Engine | None = None
+    loader: TinyLoader | None = None
+    process: asyncio.subprocess.Process | None = None
+
+
+@dataclass
+class Rig:
+    """Starts workers and makes pipelines of them, as the controller would."""
+
+    stack: AsyncExitStack
+    names: itertools.count[int] = field(default_factory=itertools.count)
+
+    async def worker(self, *, step_s: float = 0.0, kv_blocks: int = 128, **settings: Any) -> Worker:
+        node_id = f"n{next(self.names)}"
+        chosen = EngineSettings(node_id=node_id, shutdown_grace_s=0, **settings)
+        loader = TinyLoader(step_s, kv_blocks)
+        engine = assemble(chosen, loader)
+        server = Server(chosen, ["shuntserve.engine.v1.EngineService"])
+        engine_pb2_grpc.add_EngineServiceServicer_to_server(
+            EngineService(engine), server.grpc_server
+        )
+        port = await server.start()
+        running = asyncio.create_task(engine.run())
+
+        async def close() -> None:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            await engine.close()
+            await server.stop()
+
+        self.stack.push_async_callback(close)
+        stub = await self.stub(f"127.0.0.1:{port}")
+        return Worker(node_id, engine.incarnation, f"127.0.0.1:{port}", stub, engine, loader)
+
+    async def process(self, *, step_s: float = 0.0) -> Worker:
+        node_id = f"n{next(self.names)}"
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "tests.contract.engine.stage_process",
+            node_id,
+            str(step_s),
+            stdout=asyncio.subprocess.PIPE,
+            cwd=ROOT,
+            env={"PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}", "PATH": "/usr/bin:/bin"},
+        )
+
+        async def close() -> None:
+            if process.returncode is None:
+                process.kill()
+            await process.communicate()
+
+        self.stack.push_async_callback(close)
+        assert process.stdout is not None
+        port, incarnation = (await process.stdout.readline()).decode().split()
+        address = f"127.0.0.1:{port}"
+        return Worker(node_id, incarnation, address, await self.stub(address), process=process)
+
+    async def stub(self, address: str) -> engine_pb2_grpc.EngineServiceAsyncStub:
+        channel = await self.stack.enter_async_context(channels.open_channel(address))
+        return engine_pb2_grpc.EngineServiceStub(channel)
+
+    async def load(self, worker: Worker, start: int, end: int) -> engine_pb2.LoadResponse:
+        request = engine_pb2.LoadRequest(
+            model=wire.model_to(MODEL),
+            layers=common_pb2.LayerRange(start=start, end=end),
+            tp_degree=1,
+        )
+        messages = [m async for m in worker.stub.Load(request, timeout=DEADLINE_S)]
+        assert messages[-1].done
+        return messages[-1]
+
+    async def form(
+        self, workers: Sequence[Worker], cuts: Sequence[int], formation_id: str, blocks: int = 64
+    ) -> None:
+        """Loads and joins; cuts are the layer boundaries between stages."""
+        ranges = list(itertools.pairwise([0, *cuts, LAYERS]))
+        for worker, (start, end) in zip(workers, ranges, strict=True):
+            await self.load(worker, start, end)
+        members = [
+            engine_pb2.Member(
+                node_id=worker.node_id,
+                incarnation=worker.incarnation,
+                address=worker.address,
+                layers=common_pb2.LayerRange(start=start, end=end),
+            )
+            for worker, (start, end) in zip(workers, ranges, strict=True)
+        ]
+        for index in reversed(range(len(workers))):
+            request = engine_pb2.FormRequest(
+                formation_id=formation_id,
+                pipeline_id="p",
+                model=wire.model_to(MODEL),
+                members=members,
+                stage_index=index,
+                kv_blocks=blocks,
+            )
+            await workers[index].stub.Form(request, timeout=DEADLINE_S)
+
+
+@dataclass
+class Stream:
+    """One reader's view of a generation at a head."""
+
+    call: grpc.aio.UnaryStreamCall[engine_pb2.GenerateRequest, engine_pb2.GenerateResponse]
+    ids: dict[int, list[int]] = field(default_factory=dict)
+    frames: list[engine_pb2.GenerateResponse] = field(default_factory=list)
+    finishes: dict[int, int] = field(default_factory=dict)
+
+    async def until(self, done: Callable[[Stream], bool]) -> Stream:
+        """Reads frames until the condition holds or the stream closes."""
+        async with asyncio.timeout(DEADLINE_S):
+            while not done(self) and not self.closed:
+                frame = await self.call.read()
+                assert isinstance(frame, engine_pb2.GenerateResponse), "closed without a reason"
+                self.frames.append(frame)
+                for run in frame.tokens.runs:
+                    ids = self.ids.setdefault(run.choice, [])
+                    ids.extend(run.ids)
+                    if run.finish_reason:
+                        self.finishes[run.choice] = run.finish_reason
+        return self
+
+    @property
+    def closed(self) -> int:
+        """The reason the head closed it; 0 while it is open."""
+        last = self.frames[-1] if self.frames else engine_pb2.GenerateResponse()
+        return last.closed.reason if last.HasField("closed") else 0
+
+    async def end(self) -> Stream:
+        return await self.until(lambda _: False)
+
+
+def request(name: str, prompt: Sequence[int], max_tokens: int, **more: Any) -> GenerationRequest:
+    choices = more.pop("choices", 1)
+    return GenerationRequest(
+        name, MODEL, tuple(prompt), Sampling(max_tokens, temperature=0.0, **more), choices
+    )
+
+
+def generate(
+    worker: Worker,
+    asked: GenerationRequest,
+    formation_id: str,
+    *,
+    epoch: int = 1,
+    held: Sequence[int] = (),
+    start: int = 0,
+    metadata: tuple[tuple[str, str], ...] = (),
+) -> Stream:
+    message = engine_pb2.GenerateRequest(
+        request=wire.request_to(asked), epoch=epoch, formation_id=formation_id
+    )
+    if held:
+        message.held.append(common_pb2.TokenRun(choice=0, start=0, ids=held))
+    if start:
+        getattr(message, "from").append(common_pb2.ChoiceLength(choice=0, length=start))
+    return Stream(worker.stub.Generate(message, timeout=DEADLINE_S, metadata=metadata))
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            if await condition():
+                return
+            await asyncio.sleep(0.01)
