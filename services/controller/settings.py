@@ -36,6 +36,8 @@ class ControllerSettings(ServiceSettings):
 
     model_id: str = Field(default="smollm2-135m-instruct", min_length=1, max_length=256)
     tensorstore_address: str = "127.0.0.1:7004"
+    store: str = ""
+    """URI of the tensor store for local engines; empty: grpc:// at its address."""
     placement_address: str = "127.0.0.1:7003"
     planner: Literal["proportional", "shuntserve", "exact", "alpaserve", "vllm"] = "proportional"
     pipelines: int = Field(default=2, ge=1, le=1000)

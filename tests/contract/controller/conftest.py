@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -83,7 +84,7 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
             try:
                 async with channels.open_channel(self.controller()) as channel:
                     await self._talk(controller_pb2_grpc.ControllerServiceStub(channel))
-            except grpc.RpcError:
+            except (grpc.RpcError, asyncio.InvalidStateError):
                 await asyncio.sleep(0.05)
 
     async def _talk(self, stub: Any) -> None:
@@ -336,3 +337,5 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         await world.stop()
         await world.provider.end()
         await server.stop(0)
+        del server
+        gc.collect()  # a gRPC server that outlives its loop complains

@@ -1,10 +1,32 @@
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+import grpc
+import pytest
 from shuntserve.controller.v1 import controller_pb2 as pb
+from shuntserve.controller.v1 import controller_pb2_grpc
+
+from services.common import channels
+from services.controller.provider import NodeNotice, NodeSpec
 
 World = Any
+CALL_S = 20.0
+
+
+async def _until(world: World, holds: Any) -> Any:
+    """The first status that holds."""
+    async with asyncio.timeout(CALL_S):
+        while True:
+            status = await world.status()
+            if holds(status):
+                return status
+            await asyncio.sleep(0.01)
+
+
+async def _kinds(world: World) -> list[str]:
+    return [event.kind for event in await world.events()]
 
 
 async def test_nodes_become_two_pipelines_of_uneven_stages(world: World) -> None:
@@ -19,3 +41,327 @@ async def test_nodes_become_two_pipelines_of_uneven_stages(world: World) -> None
     heads = {world.head(route).spec.node_id for route in routes}
     assert heads == {p.stages[0].node_id for p in status.pipelines}
     assert all(route.max_positions == 64 * 16 for route in routes)
+
+
+async def test_the_head_is_formed_when_the_other_stages_stand(world: World) -> None:
+    order: list[str] = []
+
+    def note(engine: Any) -> None:
+        form = engine.Form
+
+        async def noted(request: Any, context: Any) -> Any:
+            order.append(f"{request.formation_id}/{request.stage_index}")
+            return await form(request, context)
+
+        engine.Form = noted
+
+    world.provider.prepare = note
+    await world.start()
+    routes = await world.routes(2)
+    for route in routes:
+        mine = [entry for entry in order if entry.startswith(route.formation_id)]
+        assert [entry[-1] for entry in mine] == ["1", "0"]
+
+
+async def test_a_killed_node_is_replaced_by_a_new_one(world: World) -> None:
+    await world.start()
+    before = await world.routes(2)
+    victim = world.head(before[0]).spec.node_id
+    await world.provider.kill(victim)
+    await world.routes(1)
+    after = await world.routes(2)
+    assert {route.formation_id for route in after} != {route.formation_id for route in before}
+    status = await world.status()
+    assert victim not in {s.node_id for p in status.pipelines for s in p.stages}
+    assert len(world.provider.launched) == len(set(world.provider.launched)) == 5
+    survivor = next(p for p in status.pipelines if p.pipeline_id == before[0].pipeline_id)
+    loads = [c for c in world.provider.engines[survivor.stages[1].node_id].calls if c[0] == "load"]
+    assert len(loads) == 1
+
+
+async def test_the_members_left_are_told_to_dissolve(world: World) -> None:
+    await world.start()
+    before = await world.routes(2)
+    status = await world.status()
+    pipeline = next(p for p in status.pipelines if p.pipeline_id == before[0].pipeline_id)
+    await world.provider.kill(pipeline.stages[1].node_id)
+    await world.routes(1)
+    await world.routes(2)
+    head = world.head(before[0])
+    calls = [name for name, _ in head.calls]
+    assert calls == ["load", "form", "dissolve", "form"]
+
+
+async def test_a_node_nobody_heard_the_end_of_is_lost_when_it_refuses(world: World) -> None:
+    await world.start(node_lost_s=600.0)
+    routes = await world.routes(2)
+    victim = world.head(routes[0]).spec.node_id
+    await world.provider.kill(victim, told=False)
+    event = await world.until_event("node_lost", node_id=victim)
+    assert event.attributes["cause"] == "connection refused"
+    await world.routes(2)
+
+
+async def test_a_silent_node_is_lost(world: World) -> None:
+    await world.start(node_lost_s=0.4, restart_grace_s=0.1)
+    routes = await world.routes(2)
+    victim = world.head(routes[0])
+    victim.beating.clear()
+    event = await world.until_event("node_lost", node_id=victim.spec.node_id)
+    assert event.attributes["cause"] == "silence"
+    await world.until_event("pipeline_lost", pipeline_id=routes[0].pipeline_id)
+
+
+async def test_a_notice_moves_the_stage_before_the_node_goes(world: World) -> None:
+    await world.start()
+    routes = await world.routes(2)
+    victim = world.head(routes[0]).spec.node_id
+    notice = pb.ReportInterruptionRequest(node_id=victim, notice_s=600.0)
+    reply = await world.stub.ReportInterruption(notice, timeout=CALL_S)
+    again = await world.stub.ReportInterruption(notice, timeout=CALL_S)
+    assert again.event_number == reply.event_number
+    await _until(world, lambda s: victim not in {m.node_id for p in s.pipelines for m in p.stages})
+    await world.routes(2)
+    await _until(world, lambda s: victim not in world.provider.engines)
+    kinds = await _kinds(world)
+    order = ["interruption_noticed", "stage_loaded", "handover_started", "handover_finished"]
+    places = [max(i for i, kind in enumerate(kinds) if kind == name) for name in order]
+    assert places == sorted(places)
+    assert "pipeline_lost" not in kinds
+    events = await world.events()
+    assert events[reply.event_number - 1].kind == "interruption_noticed"
+
+
+async def test_a_noticed_node_is_taken_at_the_deadline_ready_or_not(world: World) -> None:
+    await world.start()
+    routes = await world.routes(2)
+    victim = world.head(routes[0]).spec.node_id
+    world.provider.prepare = lambda engine: setattr(engine, "hold_load", asyncio.Event())
+    await world.stub.ReportInterruption(
+        pb.ReportInterruptionRequest(node_id=victim, notice_s=0.3), timeout=CALL_S
+    )
+    await world.until_event("node_lost", node_id=victim)
+    for engine in world.provider.engines.values():
+        if engine.hold_load is not None:
+            engine.hold_load.set()
+    await world.routes(2)
+
+
+async def test_a_notice_of_the_provider_drains_too(world: World) -> None:
+    await world.start()
+    routes = await world.routes(2)
+    victim = world.head(routes[0]).spec.node_id
+    await world.provider.say(NodeNotice("unknown", 1.0))
+    await world.provider.say(NodeNotice(victim, 600.0))
+    await world.until_event("interruption_noticed", node_id=victim)
+    await world.until_event("handover_finished", pipeline_id=routes[0].pipeline_id)
+
+
+async def test_an_order_to_kill_ends_the_process_now(world: World) -> None:
+    await world.start()
+    routes = await world.routes(2)
+    victim = world.head(routes[0]).spec.node_id
+    await world.stub.ReportInterruption(
+        pb.ReportInterruptionRequest(node_id=victim, kill=True), timeout=CALL_S
+    )
+    await world.until_event("node_lost", node_id=victim)
+    await world.routes(2)
+
+
+async def test_what_fails_is_tried_again(world: World) -> None:
+    world.placement.fails = 1
+    world.placement.bad = True
+    world.provider.prepare = lambda engine: (
+        setattr(engine, "load_fails", 1) or setattr(engine, "form_fails", 1)
+    )
+    await world.start()
+    await world.routes(2)
+    kinds = await _kinds(world)
+    assert kinds.count("plan_failed") == 2
+    assert kinds.count("load_failed") == 4
+    assert len(world.placement.requests) == 3
+
+
+async def test_a_launch_that_finds_no_capacity_is_tried_again(world: World) -> None:
+    await world.start()
+    routes = await world.routes(2)
+    world.provider.fails = 2
+    await world.provider.kill(world.head(routes[0]).spec.node_id)
+    await world.routes(1)
+    await world.routes(2)
+    assert len(world.provider.launched) == 5
+
+
+async def test_an_unknown_node_must_register_before_it_beats(world: World) -> None:
+    await world.start()
+    call = world.stub.Heartbeat(timeout=CALL_S)
+    await call.write(pb.HeartbeatRequest(node_id="stranger", incarnation="x"))
+    assert (await call.read()).register_again
+    call.cancel()
+
+
+async def test_an_older_incarnation_is_aborted(world: World) -> None:
+    await world.start()
+    routes = await world.routes(2)
+    engine = world.head(routes[0])
+    newer = engine.facts()
+    newer.incarnation = "newer"
+    await world.stub.Register(newer, timeout=CALL_S)
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await world.stub.Register(engine.facts(), timeout=CALL_S)
+    assert failed.value.code() is grpc.StatusCode.ABORTED
+
+
+async def test_routers_that_watch_are_named(world: World) -> None:
+    await world.start()
+    call = world.stub.WatchRoutes(pb.WatchRoutesRequest(router_id="r1"), timeout=CALL_S)
+    first = await call.read()
+    assert list((await world.status()).router_ids) == ["r1"]
+    second = await call.read()
+    assert second.version > first.version
+    call.cancel()
+    await _until(world, lambda s: not s.router_ids)
+
+
+async def test_a_restarted_controller_finds_the_mesh_as_it_was(world: World) -> None:
+    await world.start()
+    before = await world.routes(2)
+    await world.stop()
+    await world.start()
+    after = await world.routes(2)
+    assert {r.formation_id for r in after} == {r.formation_id for r in before}
+    assert len(world.provider.launched) == 4
+    kinds = await _kinds(world)
+    assert "node_lost" not in kinds
+    assert "pipeline_lost" not in kinds
+    assert kinds.count("pipeline_ready") == 2
+
+
+async def test_a_node_that_died_while_nobody_watched_is_replaced_at_once(world: World) -> None:
+    await world.start(restart_grace_s=600.0)
+    before = await world.routes(2)
+    victim = world.head(before[0]).spec.node_id
+    await world.stop()
+    await world.provider.kill(victim, told=False)
+    await world.start()
+    await world.until_event("node_lost", node_id=victim)
+    await world.routes(2)
+
+
+async def test_nodes_end_with_the_controller_when_it_is_told_so(world: World) -> None:
+    await world.start(end_nodes_on_stop=True)
+    await world.routes(2)
+    await world.stop()
+    assert world.provider.engines == {}
+
+
+async def test_nodes_of_their_own_form_pipelines_without_a_launch(world: World) -> None:
+    await world.start(provider="external", expected_nodes=4)
+    for number in range(4):
+        await world.provider.launch(NodeSpec(f"own-{number}", 1 << 30, 3.0 - number % 2))
+    await world.routes(2)
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await world.stub.ReportInterruption(
+            pb.ReportInterruptionRequest(node_id="own-0", kill=True), timeout=CALL_S
+        )
+    assert failed.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    await world.provider.kill("own-0")
+    await world.routes(1)
+    await world.provider.launch(NodeSpec("own-4", 1 << 30, 3.0))
+    await world.routes(2)
+
+
+async def test_the_event_log_goes_on_over_a_restart(world: World) -> None:
+    await world.start()
+    await world.routes(2)
+    numbers = [event.number for event in await world.events()]
+    assert numbers == list(range(1, len(numbers) + 1))
+    await world.stop()
+    await world.start()
+    routes = await world.routes(2)
+    await world.provider.kill(world.head(routes[0]).spec.node_id)
+    await world.until_event("node_lost")
+    later = await world.events()
+    assert [event.number for event in later] == list(range(1, len(later) + 1))
+    assert len(later) > len(numbers)
+    call = world.stub.WatchEvents(
+        pb.WatchEventsRequest(from_number=3, no_wait=True), timeout=CALL_S
+    )
+    assert (await call.read()).number == 3
+    call.cancel()
+
+
+@pytest.mark.parametrize(
+    ("method", "request_"),
+    [
+        ("Register", pb.RegisterRequest(node_id="n", incarnation="i", address="nowhere")),
+        ("Register", pb.RegisterRequest(node_id="", incarnation="i", address="h:1")),
+        ("Register", pb.RegisterRequest(node_id="n" * 1000, incarnation="i", address="h:1")),
+        ("Register", pb.RegisterRequest(node_id="n", incarnation="i", address="h:1")),
+        (
+            "Register",
+            pb.RegisterRequest(
+                node_id="n",
+                incarnation="i",
+                address="h:1",
+                memory_bytes=1,
+                relative_speed=float("nan"),
+            ),
+        ),
+        ("ReportInterruption", pb.ReportInterruptionRequest(node_id="n", notice_s=float("inf"))),
+        ("ReportInterruption", pb.ReportInterruptionRequest(node_id="n", notice_s=-1)),
+        ("ReportInterruption", pb.ReportInterruptionRequest(node_id="n", notice_s=1, kill=True)),
+        ("Cancel", pb.CancelRequest(generation_id="g")),
+        ("Cancel", pb.CancelRequest(generation_id="g", choice=500, reason=1)),
+        ("Cancel", pb.CancelRequest(generation_id="../x", reason=1)),
+        ("GetGeneration", pb.GetGenerationRequest(generation_id="a\nb")),
+        ("Resume", pb.ResumeRequest(generation_id="")),
+    ],
+)
+async def test_bad_input_is_told_which_field(world: World, method: str, request_: Any) -> None:
+    await world.start()
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await getattr(world.stub, method)(request_, timeout=CALL_S)
+    assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert len(failed.value.details()) <= 400
+    assert b"field" in dict(failed.value.trailing_metadata())["grpc-status-details-bin"]
+
+
+async def test_an_unknown_node_cannot_be_interrupted(world: World) -> None:
+    await world.start()
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await world.stub.ReportInterruption(
+            pb.ReportInterruptionRequest(node_id="nobody", kill=True), timeout=CALL_S
+        )
+    assert failed.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_bytes_that_are_no_message_end_in_a_status(world: World) -> None:
+    await world.start()
+    async with channels.open_channel(world.address) as channel:
+        for body in (b"\xff" * 7, b"\x0a\xff\xff\xff\xff\x0f", b"\x0b" * 1000):
+            call = channel.unary_unary(
+                "/shuntserve.controller.v1.ControllerService/Resume",
+                request_serializer=lambda raw: raw,
+                response_deserializer=lambda raw: raw,
+            )
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await call(body, timeout=CALL_S)
+            assert failed.value.code() in {
+                grpc.StatusCode.INTERNAL,
+                grpc.StatusCode.UNKNOWN,
+                grpc.StatusCode.INVALID_ARGUMENT,
+            }
+    await world.status()
+
+
+async def test_a_message_over_the_limit_is_refused(world: World) -> None:
+    await world.start(max_message_bytes=1 << 20)
+    async with channels.open_channel(world.address) as channel:
+        stub = controller_pb2_grpc.ControllerServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await stub.GetGeneration(
+                pb.GetGenerationRequest(generation_id="x" * (2 << 20)), timeout=CALL_S
+            )
+        assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    await world.status()

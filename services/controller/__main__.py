@@ -1,0 +1,110 @@
+"""`python -m services.controller`: reads the settings, serves until a signal."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import uvloop
+
+from services.common import logs, settings, telemetry
+from services.common.errors import ShuntError
+from services.common.server import until_signal
+from services.controller.controller import FACTS, Controller
+from services.controller.journal_sqlite import SqliteJournal
+from services.controller.model_facts import ModelFacts
+from services.controller.model_store import describe
+from services.controller.provider import ExternalProvider, NodeSpec, Provider
+from services.controller.provider_local import LocalProvider
+from services.controller.settings import ControllerSettings
+
+
+def make_provider(chosen: ControllerSettings, address: Callable[[], str]) -> Provider:
+    """The provider the settings name; `address` tells engines where the controller is."""
+    if chosen.provider == "external":
+        return ExternalProvider()
+
+    def environment(spec: NodeSpec) -> dict[str, str]:
+        return {
+            "SHUNT_ENGINE_CONTROLLER": address(),
+            "SHUNT_ENGINE_STORE": chosen.store or f"grpc://{chosen.tensorstore_address}",
+            "SHUNT_ENGINE_MEMORY_BYTES": str(spec.memory_bytes),
+            "SHUNT_ENGINE_RELATIVE_SPEED": str(spec.relative_speed),
+            "SHUNT_ENGINE_DEVICE_TYPE": spec.device_type,
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
+
+    return LocalProvider(environment=environment, log_dir=chosen.data_dir / "engines")
+
+
+async def serve(chosen: ControllerSettings) -> None:
+    journal = SqliteJournal(
+        chosen.data_dir / "journal.db",
+        commit_interval_s=chosen.commit_interval_s,
+        pending_limit=chosen.journal_pending_limit,
+        events_kept=chosen.events_kept,
+        sync_always=chosen.sync_always,
+    )
+    try:
+        recovered = await journal.recover()
+        known = recovered.saved.get(FACTS)
+        facts = await describe(
+            chosen.tensorstore_address,
+            chosen.model_id,
+            known=None if known is None else ModelFacts.from_json(known),
+            timeout_s=chosen.describe_timeout_s,
+            tls=chosen.tls,
+        )
+
+        def address() -> str:
+            return chosen.advertise_address or f"{chosen.host}:{controller.port}"
+
+        controller = Controller(
+            chosen,
+            facts,
+            journal=journal,
+            recovered=recovered,
+            provider=make_provider(chosen, address),
+        )
+        async with controller.serving() as port:
+            print(f"controller: grpc on {chosen.host}:{port}", flush=True)
+            await until_signal()
+    finally:
+        await journal.close()
+        telemetry.shutdown()
+
+
+def lock(data_dir: Path) -> IO[str]:
+    """Keeps a second controller away from the directory; exits 2 when there is one."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    file = (data_dir / "controller.lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        print(f"another controller uses {data_dir}", file=sys.stderr)
+        sys.exit(2)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def main() -> None:
+    chosen = settings.read(ControllerSettings)
+    logs.configure("controller", chosen.log_level)
+    telemetry.configure(
+        "controller", "controller-0", metrics_host=chosen.host, metrics_port=chosen.metrics_port
+    )
+    with lock(chosen.data_dir):
+        try:
+            uvloop.run(serve(chosen))
+        except ShuntError as error:
+            print(f"controller: {error.message}", file=sys.stderr)
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+from shuntserve.common.v1 import common_pb2
+from shuntserve.controller.v1 import controller_pb2 as pb
+
+World = Any
+CALL_S = 20.0
+
+
+def _request(name: str = "g", **more: Any) -> common_pb2.GenerationRequest:
+    sampling = common_pb2.Sampling(top_p=1.0, repetition_penalty=1.0, max_tokens=1000)
+    return common_pb2.GenerationRequest(
+        generation_id=name,
+        model=common_pb2.ModelRef(model_id="tiny", digest="ab" * 32),
+        prompt_ids=[1, 2, 3],
+        choices=1,
+        sampling=sampling,
+        kind=common_pb2.GENERATION_KIND_CHAT,
+        **more,
+    )
+
+
+def _run(start: int, *ids: int, choice: int = 0) -> common_pb2.TokenRun:
+    return common_pb2.TokenRun(choice=choice, start=start, ids=ids)
+
+
+def _checkpoint(route: Any, *runs: Any, epoch: int = 1, **more: Any) -> pb.Checkpoint:
+    return pb.Checkpoint(
+        generation_id=more.pop("generation_id", "g"),
+        epoch=epoch,
+        incarnation=more.pop("incarnation", route.incarnation),
+        formation_id=route.formation_id,
+        runs=runs,
+        **more,
+    )
+
+
+class Head:
+    """One checkpoint stream."""
+
+    def __init__(self, world: World) -> None:
+        self.call = world.stub.StreamCheckpoints(timeout=CALL_S)
+        self.sequence = 0
+
+    async def say(self, *checkpoints: Any) -> list[Any]:
+        self.sequence += 1
+        await self.call.write(
+            pb.StreamCheckpointsRequest(sequence=self.sequence, checkpoints=checkpoints)
+        )
+        answer = await self.call.read()
+        assert answer is not grpc.aio.EOF, await self.call.code()
+        assert answer.sequence == self.sequence
+        return list(answer.results)
+
+    def close(self) -> None:
+        self.call.cancel()
+
+
+@pytest.fixture
+async def route(world: World) -> Any:
+    await world.start()
+    return (await world.routes(2))[0]
+
+
+async def _held(world: World, name: str = "g") -> Any:
+    return await world.stub.GetGeneration(
+        pb.GetGenerationRequest(generation_id=name), timeout=CALL_S
+    )
+
+
+async def _resume(world: World, last_epoch: int, *held: Any, **more: Any) -> Any:
+    more.setdefault("request", _request())
+    return await world.stub.Resume(
+        pb.ResumeRequest(generation_id="g", last_epoch=last_epoch, held=held, **more),
+        timeout=CALL_S,
+    )
+
+
+async def test_what_was_acknowledged_is_there_after_a_restart(world: World, route: Any) -> None:
+    head = Head(world)
+    await head.say(_checkpoint(route, request=_request()))
+    results = await head.say(_checkpoint(route, _run(0, 5, 6)), _checkpoint(route, _run(2, 7)))
+    assert [r.lengths[0].length for r in results] == [2, 3]
+    head.close()
+    await world.stop()
+    await world.start()
+    await world.routes(2)
+    held = await _held(world)
+    assert list(held.runs[0].ids) == [5, 6, 7]
+    assert (held.epoch, held.state) == (1, pb.GENERATION_STATE_OPEN)
+    assert held.head.incarnation == route.incarnation
+    assert held.request.prompt_ids == [1, 2, 3]
+    head = Head(world)
+    (again,) = await head.say(_checkpoint(route, _run(2, 7, 8)))
+    assert (again.refusal, again.lengths[0].length) == (0, 4)
+    head.close()
+
+
+async def test_a_gap_is_answered_with_the_length_held(world: World, route: Any) -> None:
+    head = Head(world)
+    await head.say(_checkpoint(route, _run(0, 5), request=_request()))
+    (gap,) = await head.say(_checkpoint(route, _run(9, 9)))
+    assert (gap.refusal, gap.lengths[0].length) == (0, 1)
+    (same,) = await head.say(_checkpoint(route, _run(0, 5)))
+    assert same.lengths[0].length == 1
+    head.close()
+
+
+async def test_other_ids_another_head_and_an_old_epoch_are_refused(
+    world: World, route: Any
+) -> None:
+    head = Head(world)
+    await head.say(_checkpoint(route, _run(0, 5), request=_request()))
+    results = await head.say(
+        _checkpoint(route, _run(0, 6)),
+        _checkpoint(route, _run(1, 6), incarnation="another"),
+        _checkpoint(route, _run(1, 6), epoch=2),
+    )
+    assert [r.refusal for r in results] == [
+        pb.CHECKPOINT_REFUSAL_DIVERGED,
+        pb.CHECKPOINT_REFUSAL_STALE_EPOCH,
+        pb.CHECKPOINT_REFUSAL_STALE_EPOCH,
+    ]
+    assert list((await _held(world)).runs[0].ids) == [5]
+    head.close()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"runs": [_run(1, 1000)]},
+        {"epoch": 0},
+        {"incarnation": ""},
+        {"generation_id": "../x"},
+        {"request": _request("other")},
+        {"request": common_pb2.GenerationRequest(generation_id="g")},
+        {"runs": [_run(0, 1)] * 400},
+        {"runs": [_run(0, 1, choice=9)]},
+    ],
+)
+async def test_an_impossible_checkpoint_ends_the_stream_and_changes_nothing(
+    world: World, route: Any, bad: dict[str, Any]
+) -> None:
+    head = Head(world)
+    await head.say(_checkpoint(route, _run(0, 5), request=_request()))
+    runs = bad.pop("runs", [])
+    await head.call.write(
+        pb.StreamCheckpointsRequest(
+            sequence=2, checkpoints=[_checkpoint(route, *runs, **{"epoch": 1, **bad})]
+        )
+    )
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        while await head.call.read() is not grpc.aio.EOF:
+            continue
+        raise AssertionError("the stream ended well")
+    assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert list((await _held(world)).runs[0].ids) == [5]
+    other = Head(world)
+    (result,) = await other.say(_checkpoint(route, _run(1, 6)))
+    assert result.lengths[0].length == 2
+    other.close()
+
+
+async def test_the_same_question_gets_the_same_epoch(world: World, route: Any) -> None:
+    head = Head(world)
+    await head.say(_checkpoint(route, _run(0, 5, 6), request=_request()))
+    first = await _resume(world, 1, _run(0, 5, 6, 7))
+    again = await _resume(world, 1, _run(0, 5, 6, 7))
+    assert first == again
+    assert first.epoch == 2
+    assert list(first.base[0].ids) == [5, 6, 7]
+    assert first.head.incarnation != route.incarnation
+    (late,) = await head.say(_checkpoint(route, _run(2, 7)))
+    assert late.refusal == pb.CHECKPOINT_REFUSAL_STALE_EPOCH
+    head.close()
+
+
+async def test_a_grant_outlives_the_controller(world: World, route: Any) -> None:
+    first = await _resume(world, 1, _run(0, 5, 6, 7))
+    await world.stop()
+    await world.start()
+    await world.routes(2)
+    assert await _resume(world, 1, _run(0, 5, 6, 7)) == first
+
+
+async def test_a_reader_that_differs_gets_data_loss(world: World, route: Any) -> None:
+    head = Head(world)
+    await head.say(_checkpoint(route, _run(0, 5, 6), request=_request()))
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await _resume(world, 1, _run(0, 5, 9))
+    assert failed.value.code() is grpc.StatusCode.DATA_LOSS
+    head.close()
+
+
+async def test_a_resume_waits_for_a_pipeline(world: World) -> None:
+    gates: list[asyncio.Event] = []
+
+    def hold(engine: Any) -> None:
+        engine.hold_load = asyncio.Event()
+        gates.append(engine.hold_load)
+
+    world.provider.prepare = hold
+    await world.start(resume_wait_s=0.2)
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await _resume(world, 0)
+    assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+    await world.stop()
+    await world.start(resume_wait_s=CALL_S)
+    asked = asyncio.create_task(_resume(world, 0))
+    for gate in gates:
+        gate.set()
+    assert (await asked).epoch == 1
+
+
+async def test_an_unknown_generation_without_a_request_is_not_found(
+    world: World, route: Any
+) -> None:
+    for call in (
+        world.stub.Resume(pb.ResumeRequest(generation_id="x"), timeout=CALL_S),
+        world.stub.GetGeneration(pb.GetGenerationRequest(generation_id="x"), timeout=CALL_S),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await call
+        assert failed.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_cancel_is_kept_and_reaches_the_head(world: World, route: Any) -> None:
+    head = Head(world)
+    await head.say(_checkpoint(route, _run(0, 5), request=_request()))
+    cancel = pb.CancelRequest(generation_id="g", reason=common_pb2.CANCEL_REASON_CLIENT)
+    await world.stub.Cancel(cancel, timeout=CALL_S)
+    await world.stub.Cancel(cancel, timeout=CALL_S)
+    async with asyncio.timeout(CALL_S):
+        while ("cancel", "g") not in world.head(route).calls:
+            await asyncio.sleep(0.01)
+    (late,) = await head.say(_checkpoint(route, _run(1, 6)))
+    assert late.refusal == pb.CHECKPOINT_REFUSAL_ENDED
+    head.close()
+    await world.stop()
+    await world.start()
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await _resume(world, 1)
+    assert failed.value.code() is grpc.StatusCode.CANCELLED
+    assert (await _held(world)).state == pb.GENERATION_STATE_CANCELLED
+
+
+async def test_a_cancel_before_anything_is_known_holds(world: World, route: Any) -> None:
+    await world.stub.Cancel(
+        pb.CancelRequest(generation_id="g", reason=common_pb2.CANCEL_REASON_CLIENT),
+        timeout=CALL_S,
+    )
+    head = Head(world)
+    (result,) = await head.say(_checkpoint(route, request=_request()))
+    assert result.refusal == pb.CHECKPOINT_REFUSAL_ENDED
+    head.close()
+
+
+async def test_a_stop_needs_no_more_than_its_length(world: World, route: Any) -> None:
+    head = Head(world)
+    await head.say(_checkpoint(route, _run(0, 5, 6, 7), request=_request()))
+    await world.stub.Cancel(
+        pb.CancelRequest(
+            generation_id="g", choice=0, reason=common_pb2.CANCEL_REASON_STOP, length=2
+        ),
+        timeout=CALL_S,
+    )
+    assert (await _held(world)).state == pb.GENERATION_STATE_FINISHED
+    assert (await _resume(world, 1)).finished
+    head.close()
+
+
+async def test_the_status_shows_open_generations(world: World, route: Any) -> None:
+    head = Head(world)
+    await head.say(_checkpoint(route, _run(0, 5, 6), request=_request()))
+    (line,) = (await world.status()).generations
+    assert (line.generation_id, line.epoch, line.journaled_tokens) == ("g", 1, 2)
+    assert line.pipeline_id == route.pipeline_id
+    head.close()
+
+
+async def test_a_full_disk_is_told_and_nothing_is_lost(world: World, route: Any) -> None:
+    head = Head(world)
+    await head.say(_checkpoint(route, _run(0, 5), request=_request()))
+    connection = world.journal._writer._connection
+    pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    connection.execute(f"PRAGMA max_page_count={pages}")
+    position = 1
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        for _ in range(1000):
+            await head.call.write(
+                pb.StreamCheckpointsRequest(
+                    checkpoints=[_checkpoint(route, _run(position, *(9,) * 90))]
+                )
+            )
+            answer = await head.call.read()
+            position = answer.results[0].lengths[0].length
+    assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    connection.execute("PRAGMA max_page_count=1000000")
+    async with asyncio.timeout(CALL_S):
+        while True:
+            try:
+                held = await _held(world)
+                break
+            except grpc.aio.AioRpcError as error:
+                assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                await asyncio.sleep(0.05)
+    assert len(held.runs[0].ids) == position
+    head = Head(world)
+    (result,) = await head.say(_checkpoint(route, _run(position, 1)))
+    assert result.lengths[0].length == position + 1
+    head.close()
+
+
+async def test_many_broken_streams_leave_the_controller_well(world: World, route: Any) -> None:
+    for _ in range(300):
+        Head(world).close()
+    head = Head(world)
+    await head.say(_checkpoint(route, request=_request()))
+    head.close()
