@@ -421,7 +421,7 @@ class Cluster:
             self._routes = routes
             self._route_version += 1
             actions.append(RoutesChanged(self._route_version))
-        snapshot = self._state.to_snapshot()
+        snapshot = self._state.to_snapshot() if actions else self._snapshot
         if snapshot != self._snapshot:
             self._snapshot = snapshot
             actions.insert(0, PersistCluster(snapshot))

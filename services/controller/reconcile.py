@@ -1,6 +1,7 @@
 """What the cluster lacks, and the next step towards it: nodes for stages, loads, formations.
 
-Idempotent: it looks at the state alone and may be asked after every event.
+Idempotent: it looks at the state alone and may be asked after every event. What changes the state
+of record answers with at least one action.
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ class Reconciler:
             return actions
         if node.facts is None:
             loaded = self._idle(state, stage, loaded=True)
-            stage.node_id = loaded.node_id if loaded is not None else stage.node_id
+            if loaded is not None:
+                stage.node_id = loaded.node_id
+                return [LogEvent("stage_taken", loaded.node_id, pipeline.pipeline_id)]
         elif node.deadline_s is not None and not stage.spare_id:
             stage.spare_id, actions = self._find(state, pipeline, stage, now_s)
             return actions
@@ -82,7 +85,7 @@ class Reconciler:
     ) -> tuple[str, list[Action]]:
         idle = self._idle(state, stage, loaded=True) or self._idle(state, stage, loaded=False)
         if idle is not None:
-            return idle.node_id, []
+            return idle.node_id, [LogEvent("stage_taken", idle.node_id, pipeline.pipeline_id)]
         if not self._settings.can_launch or now_s < pipeline.retry_at_s:
             return "", []
         node = state.launch(stage.shape, now_s)

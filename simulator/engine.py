@@ -1,0 +1,339 @@
+"""A simulated engine: the production head core over a model of stages, steps and batches."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from services.common.errors import NotFound, ShuntError, Unavailable
+from services.common.exchange import Checkpoint, CheckpointResult, Closed, GenerateCall, Phase
+from services.common.generation import CancelReason, GenerationRequest, LayerRange
+from services.controller.actions import Beat, FormPipeline, Member, NodeFacts, NodeShape
+from services.engine.actions import (
+    Action,
+    DropSequence,
+    NewToken,
+    SequenceKey,
+    StartSequence,
+    StopSequence,
+    Wake,
+    WakeCheckpoints,
+)
+from services.engine.generations import Generations
+from simulator.network import Process, Reply, Stream
+
+if TYPE_CHECKING:
+    from simulator.world import World
+
+MAX_BATCH = 2
+STEP_S = 0.03
+TICK_S = 0.1
+
+
+def token_of(request: GenerationRequest, choice: int, ids: Iterable[int], salt: int) -> int:
+    """A token that depends on every id before it; `salt` makes an engine inexact."""
+    state = zlib.crc32(repr((request.prompt_ids, request.sampling.seed, choice, salt)).encode())
+    for token in ids:
+        state = zlib.crc32(token.to_bytes(4, "little"), state)
+    eos = request.sampling.eos_token_ids
+    return eos[0] if state % 61 == 0 else 100 + state % 50
+
+
+@dataclass(slots=True)
+class Running:
+    """A sequence in the scheduler."""
+
+    key: SequenceKey
+    request: GenerationRequest
+    ids: list[int]
+    prefill_steps: int
+    in_flight: bool = False
+    stopping: bool = False
+
+
+@dataclass(slots=True)
+class Place:
+    """A stage of a formation."""
+
+    formation_id: str
+    members: tuple[Member, ...]
+    index: int
+    step: int = 0
+    stepping: bool = False
+    sequences: dict[SequenceKey, Running] = field(default_factory=dict)
+
+
+class Engine(Process):
+    """One node's process."""
+
+    def __init__(self, world: World, node_id: str, shape: NodeShape) -> None:
+        super().__init__(f"{node_id}/{world.draw_id()}", world.clock)
+        self.world = world
+        self.node_id = node_id
+        self.facts = NodeFacts(node_id, self.name, self.name, 1, shape)
+        self.core = Generations(self.name, world.settings.head)
+        self.place: Place | None = None
+        self.layers: LayerRange | None = None
+        self.sampled = 0
+        self._readers: dict[int, Stream] = {}
+        self._reader_count = 0
+        self._journal: Stream | None = None
+        self._draining: list[tuple[str, Reply]] = []
+        self._register()
+        self.every(world.settings.cluster.heartbeat_interval_s, self._beat)
+        self.every(TICK_S, self._tick)
+        self.every(TICK_S / 2, self._pump_all)
+
+    # The controller
+
+    def _register(self) -> None:
+        controller = self.world.controller
+        self.call(controller, controller.register, (self.facts,), self._registered)
+
+    def _registered(self, result: Any) -> None:
+        if isinstance(result, ShuntError):
+            self.after(0.2, self._register)
+
+    def _beat(self) -> None:
+        place = self.place
+        beat = Beat(
+            self.node_id,
+            self.name,
+            place.formation_id if place is not None else "",
+            place.step if place is not None else 0,
+            self.core.open_generations,
+            self.sampled,
+        )
+        controller = self.world.controller
+        self.call(controller, controller.heartbeat, (beat,), self._beaten)
+        if self._journal is None:
+            self._open_journal()
+
+    def _beaten(self, result: Any) -> None:
+        if isinstance(result, NotFound):
+            self._register()
+
+    def call(
+        self, server: Process, serve: Callable[..., None], args: tuple[Any, ...], answer: Reply
+    ) -> None:
+        """A call with a deadline of a second."""
+        self.world.network.call(self, server, serve, args, answer)
+
+    def _open_journal(self) -> None:
+        controller = self.world.controller
+        self._journal = stream = self.world.stream(self, controller, controller.journal, self.name)
+        stream.on_message[self] = self._journaled
+        stream.on_end[self] = self._journal_ended
+        self.core.checkpoint_stream_opened()
+
+    def _journal_ended(self, error: ShuntError | None) -> None:
+        self._journal = None
+
+    def _journaled(self, results: tuple[CheckpointResult, ...]) -> None:
+        self.act(self.core.checkpoint_results(results, self.clock.now_s))
+
+    def _checkpoint(self) -> None:
+        if self._journal is None:
+            return
+        checkpoints: tuple[Checkpoint, ...] = self.core.take_checkpoints(self.clock.now_s)
+        if checkpoints:
+            self._journal.send(self, checkpoints)
+
+    # Stages
+
+    def load(self, reply: Reply, layers: LayerRange) -> None:
+        """Takes its time."""
+
+        def loaded() -> None:
+            self.layers = layers
+            reply(64)
+
+        self.after(self.world.load_s(), loaded)
+
+    def form(self, reply: Reply, form: FormPipeline, index: int) -> None:
+        """Joins a formation; the head checks that the others have."""
+        if self.place is not None and self.place.formation_id == form.formation_id:
+            reply(None)
+            return
+        if self.layers != form.members[index].layers:
+            reply(Unavailable("not loaded"))
+            return
+        self._leave()
+        self.place = Place(form.formation_id, form.members, index)
+        if index == 0:
+            self.act(self.core.form(form.formation_id, "sim", self.clock.now_s))
+        reply(None)
+
+    def dissolve(self, reply: Reply, formation_id: str) -> None:
+        """Leaves a formation."""
+        if self.place is not None and self.place.formation_id == formation_id:
+            self._leave()
+        reply(None)
+
+    def link_lost(self, formation_id: str) -> None:
+        """A neighbour's connection closed."""
+        self.dissolve(lambda _: None, formation_id)
+
+    def _leave(self) -> None:
+        place = self.place
+        if place is None:
+            return
+        self.place = None
+        self.act(self.core.dissolve(place.formation_id, self.clock.now_s))
+        for peer in self.world.engines_of(place.members):
+            peer.after(self.world.network.latency_s(), peer.link_lost, place.formation_id)
+
+    def kill(self) -> None:
+        super().kill()
+        if self.place is not None:
+            for peer in self.world.engines_of(self.place.members):
+                peer.after(0.001, peer.link_lost, self.place.formation_id)
+
+    def drain(self, reply: Reply, formation_id: str) -> None:
+        """Seals, and answers when the journal has."""
+        try:
+            actions = self.core.drain(formation_id, self.clock.now_s)
+        except ShuntError as error:
+            reply(error)
+            return
+        self._draining.append((formation_id, reply))
+        self.act(actions)
+
+    # Readers
+
+    def generate(self, stream: Stream, call: GenerateCall) -> None:
+        """The stream's other end is a router."""
+        self._reader_count += 1
+        reader = self._reader_count
+        try:
+            actions = self.core.generate(reader, call, self.clock.now_s)
+        except ShuntError as error:
+            stream.close(self, error)
+            return
+        self._readers[reader] = stream
+        stream.on_end[self] = lambda _: self._gone(reader)
+        self.act(actions)
+
+    def _gone(self, reader: int) -> None:
+        self._readers.pop(reader, None)
+        self.core.detach(reader, self.clock.now_s)
+
+    def cancel(self, reply: Reply, name: str, choice: int | None, reason: CancelReason) -> None:
+        """Ends a generation or a choice."""
+        self.act(self.core.cancel(name, choice, reason, self.clock.now_s))
+        reply(None)
+
+    def _pump(self, reader: int) -> None:
+        stream = self._readers.get(reader)
+        while stream is not None:
+            frame = self.core.next_frame(reader, self.clock.now_s)
+            if frame is None:
+                return
+            stream.send(self, frame)
+            if isinstance(frame, Closed):
+                stream.close(self)
+                del self._readers[reader]
+                return
+
+    def _pump_all(self) -> None:
+        for reader in list(self._readers):
+            self._pump(reader)
+        self._checkpoint()
+
+    def _tick(self) -> None:
+        self.act(self.core.tick(self.clock.now_s))
+        for formation_id, reply in list(self._draining):
+            sealed = self.core.drained(formation_id, self.clock.now_s)
+            if sealed is not None:
+                self._draining.remove((formation_id, reply))
+                reply(sealed)
+
+    # Steps
+
+    def act(self, actions: list[Action]) -> None:
+        """Does what the core asks."""
+        for action in actions:
+            if isinstance(action, StartSequence):
+                if self.place is not None:
+                    steps = 2 + len(action.output_ids) // 8
+                    self.place.sequences[action.key] = Running(
+                        action.key, action.request, list(action.output_ids), steps
+                    )
+                    self._step()
+            elif isinstance(action, StopSequence):
+                self._stop(action.key)
+            elif isinstance(action, DropSequence):
+                continue  # the place is gone, and its sequences with it
+            elif isinstance(action, Wake):
+                self._pump(action.reader_id)
+            elif isinstance(action, WakeCheckpoints):
+                self._checkpoint()
+
+    def _stop(self, key: SequenceKey) -> None:
+        sequence = self.place.sequences.get(key) if self.place is not None else None
+        if sequence is not None and sequence.in_flight:
+            sequence.stopping = True
+            return
+        if self.place is not None:
+            self.place.sequences.pop(key, None)
+        self.after(0.0, self._stopped, key)
+
+    def _stopped(self, key: SequenceKey) -> None:
+        self.act(self.core.sequence_stopped(key, self.clock.now_s))
+
+    def _step(self) -> None:
+        place = self.place
+        if place is None or place.stepping:
+            return
+        batch = [s for s in place.sequences.values() if not s.stopping][:MAX_BATCH]
+        if not batch:
+            return
+        place.stepping = True
+        for sequence in batch:
+            sequence.in_flight = True
+            phase = Phase.PREFILL if sequence.prefill_steps else Phase.DECODE
+            self.core.sequence_phase(sequence.key, phase)
+        self.after(STEP_S, self._stepped, place, batch)
+
+    def _stepped(self, place: Place, batch: list[Running]) -> None:
+        if place is not self.place:
+            return
+        members = self.world.engines_of(place.members)
+        if any(peer.frozen for peer in members):
+            self.after(STEP_S, self._stepped, place, batch)
+            return
+        if not all(self._carried_by(place, peer) for peer in members):
+            self._leave()
+            return
+        place.step += 1
+        place.stepping = False
+        tokens = []
+        for sequence in batch:
+            sequence.in_flight = False
+            if sequence.prefill_steps:
+                sequence.prefill_steps -= 1
+            else:
+                tokens.append(self._sample(sequence))
+        self.act(self.core.stepped(place.step, tokens, self.clock.now_s))
+        for sequence in batch:
+            if sequence.stopping:
+                place.sequences.pop(sequence.key, None)
+                self._stopped(sequence.key)
+        self._step()
+
+    def _carried_by(self, place: Place, peer: Engine) -> bool:
+        if not peer.alive or not self.world.network.reaches(self, peer):
+            return False
+        return peer.place is not None and peer.place.formation_id == place.formation_id
+
+    def _sample(self, sequence: Running) -> NewToken:
+        key = sequence.key
+        salt = key.epoch if not self.world.exact else 0
+        token = token_of(sequence.request, key.choice, sequence.ids, salt)
+        position = len(sequence.ids)
+        sequence.ids.append(token)
+        self.sampled += 1
+        self.world.monitor.sampled(key, position, token)
+        return NewToken(key, position, token)

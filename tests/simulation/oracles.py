@@ -1,0 +1,295 @@
+"""The invariants of a generation, checked while a schedule runs and when it rests.
+
+Numbers are those of the design's list of invariants.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from services.common.errors import (
+    Cancelled,
+    Diverged,
+    FailedPrecondition,
+    NotFound,
+    Superseded,
+    Unavailable,
+)
+from services.common.exchange import Checkpoint, Frame, Grant, ResumeQuestion
+from services.common.generation import FinishReason, GenerationRequest, finish_at
+from services.controller.actions import LogEvent
+from services.controller.ledger import Ledger, LedgerEvent, Outcome
+from services.controller.records import Appended, Bound, Ended, Forgotten, Granted, Record
+from services.engine.actions import SequenceKey
+from services.engine.held import Life
+from simulator.engine import token_of
+from simulator.router import Client, Following
+from simulator.world import World
+
+
+class Violation(AssertionError):
+    """An invariant does not hold."""
+
+
+@dataclass(slots=True)
+class Durable:
+    """What the store has of a generation."""
+
+    epoch: int
+    ids: defaultdict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+
+
+def reference(request: GenerationRequest, choice: int) -> tuple[list[int], FinishReason, int]:
+    """Text, finish and length of ids of an exact engine that nobody disturbs."""
+    stops = {int(text) for text in request.stop_strings}
+    ids: list[int] = []
+    while True:
+        token = token_of(request, choice, ids, 0)
+        ids.append(token)
+        if token in stops:
+            return ids[:-1], FinishReason.STOP, len(ids)
+        reason = finish_at(request, len(ids) - 1, token)
+        if reason is not None:
+            return ids, reason, len(ids)
+
+
+class Oracle:
+    """Watches one world."""
+
+    def __init__(self, *, exact: bool) -> None:
+        self.exact = exact
+        self.world: World | None = None
+        self.trace: list[str] = []
+        self.events: list[tuple[float, str, str]] = []
+        """Time, kind and pipeline of the cluster's events."""
+        self.grants: Counter[str] = Counter()
+        self.planned: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+        self._samples: dict[tuple[str, int, int, int], int] = {}
+        self._sampled_to: dict[tuple[str, int, int], int] = {}
+        self._durable: dict[str, Durable] = {}
+        self._tombstones: set[str] = set()
+        self._owners: dict[tuple[str, int], tuple[str, str]] = {}
+        self._shown: dict[tuple[str, int], int] = {}
+
+    def fail(self, number: int, message: str) -> None:
+        """Raises Violation."""
+        raise Violation(f"invariant {number}: {message}")
+
+    def note(self, *words: object) -> None:
+        """A line of the trace, by which two runs of a seed are compared."""
+        now_s = self.world.clock.now_s if self.world is not None else 0.0
+        self.trace.append(f"{now_s:.6f} {' '.join(map(str, words))}")
+
+    # The journal
+
+    def durable(self, ledger: Ledger, records: Sequence[Record]) -> None:
+        """Records reached the store."""
+        for record in records:
+            name = record.generation_id
+            self.note("durable", record)
+            if isinstance(record, Forgotten):
+                self._durable.pop(name, None)
+                self._tombstones.discard(name)
+                continue
+            if isinstance(record, Bound):
+                if name in self._durable:
+                    self.fail(3, f"{name} is bound twice")
+                self._durable[name] = Durable(1)
+                continue
+            if name in self._tombstones:
+                self.fail(4, f"{record} behind the end of {name}")
+            if isinstance(record, Ended) and record.choice is None:
+                self._tombstones.add(name)
+            if isinstance(record, Granted):
+                held = self._durable.setdefault(name, Durable(0))
+                if record.epoch <= held.epoch:
+                    self.fail(3, f"{name}: epoch {record.epoch} behind {held.epoch}")
+                held.epoch = record.epoch
+                for span in record.spans:
+                    self._append(name, span.choice, span.start, span.ids)
+            if isinstance(record, Appended):
+                self._append(name, record.span.choice, record.span.start, record.span.ids)
+
+    def _append(self, name: str, choice: int, start: int, ids: Sequence[int]) -> None:
+        held = self._durable[name].ids[choice]
+        if start != len(held):
+            self.fail(3, f"{name}: an append at {start} of a journal of {len(held)}")
+        held += ids
+
+    def before(self, ledger: Ledger, checkpoint: Checkpoint) -> Any:
+        """State before a checkpoint, for comparison behind it."""
+        entry = ledger._entries.get(checkpoint.generation_id)
+        ended = checkpoint.generation_id in ledger._tombstones
+        return None if entry is None else (entry.epoch, entry.sealed, entry.lengths), ended
+
+    def checkpoint(
+        self, ledger: Ledger, checkpoint: Checkpoint, outcome: Outcome[Any], before: Any
+    ) -> None:
+        """The ledger answered a checkpoint."""
+        if outcome.reply.refusal is not None:
+            return
+        known, ended = before
+        name, epoch = checkpoint.generation_id, checkpoint.epoch
+        if ended:
+            self.fail(4, f"{name} accepted behind its end")
+        if known is not None and known[0] != epoch:
+            self.fail(4, f"{name}: epoch {epoch} accepted while {known[0]} holds")
+        owner = (checkpoint.incarnation, checkpoint.formation_id)
+        if self._owners.setdefault((name, epoch), owner) != owner:
+            self.fail(2, f"{name}: epoch {epoch} has two heads")
+        for record in outcome.records:
+            if isinstance(record, Appended):
+                span = record.span
+                for position, token in enumerate(span.ids, span.start):
+                    sampled = self._samples.get((name, epoch, span.choice, position))
+                    if sampled != token:
+                        self.fail(4, f"{name}: {token} was never sampled in epoch {epoch}")
+        again = ledger.checkpoint(checkpoint, "", self._now_s)
+        if again.records or again.reply.lengths != outcome.reply.lengths:
+            self.fail(7, f"{name}: a doubled checkpoint changes the journal")
+
+    @property
+    def _now_s(self) -> float:
+        return self.world.clock.now_s if self.world is not None else 0.0
+
+    def granted(self, ledger: Ledger, question: ResumeQuestion, outcome: Outcome[Grant]) -> None:
+        """The ledger answered a Resume."""
+        name, grant = question.generation_id, outcome.reply
+        base = {span.choice: span.ids for span in grant.base}
+        self.note("granted", name, grant.epoch, grant.head and grant.head.formation_id)
+        record = next((r for r in outcome.records if isinstance(r, Granted)), None)
+        if record is None:
+            return
+        durable = self._durable.get(name, Durable(0))
+        presented = {span.choice: span.ids for span in question.held}
+        for ids in (durable.ids, presented):
+            for choice, held in ids.items():
+                if tuple(base.get(choice, ())[: len(held)]) != tuple(held):
+                    self.fail(3, f"{name}: the base leaves out what was acknowledged or presented")
+        if grant.head is None:
+            return
+        again = ledger.resume(
+            question, self.world.controller.cluster.heads() if self.world else (), self._now_s
+        )
+        if again is None or again.records or again.reply != grant:
+            self.fail(7, f"{name}: the same question gets another answer")
+        self.grants[name] += record.epoch > 1
+        if outcome.events[0].attributes["planned"] == "true":
+            self.planned[name] += 1
+            for choice in range(question.request.choices if question.request else 0):
+                end = self._sampled_to.get((name, record.epoch - 1, choice), 0)
+                finished = any(s.choice == choice and s.finish_reason for s in grant.base)
+                if end > len(base.get(choice, ())) and not finished:
+                    self.fail(10, f"{name}: a planned move samples {end} again")
+
+    def ledger_event(self, event: LedgerEvent) -> None:
+        """Of the event log."""
+        self.note(event.kind, event.generation_id, event.pipeline_id)
+
+    def cluster_event(self, event: LogEvent) -> None:
+        """Of the event log."""
+        self.note(event.kind, event.node_id, event.pipeline_id)
+        self.events.append((self._now_s, event.kind, event.pipeline_id))
+
+    # Heads and readers
+
+    def sampled(self, key: SequenceKey, position: int, token: int) -> None:
+        """A last stage drew a token."""
+        name, epoch, choice = key.generation_id, key.epoch, key.choice
+        self._samples[name, epoch, choice, position] = token
+        self._sampled_to[name, epoch, choice] = position + 1
+        self.note("sampled", name, epoch, choice, position, token)
+
+    def frame(self, following: Following, stream: int, frame: Frame) -> None:
+        """A head told a reader something."""
+
+    def shown(self, client: Client) -> None:
+        """A client got text."""
+        if self.exact:
+            for choice, ids in enumerate(client.ids):
+                text = reference(client.request, choice)[0]
+                if text[: len(ids)] != ids:
+                    self.fail(1, f"{client.name}: {ids} is no prefix of {text}")
+
+    def client_ended(self, client: Client) -> None:
+        """A client got its end."""
+        name = client.request.generation_id
+        self.note("ended", client.name, type(client.error).__name__, client.finish)
+        if client.ends != 1:
+            self.fail(5, f"{client.name} ended {client.ends} times")
+        if client.error is not None:
+            self._error(client)
+            return
+        if len(client.finish) != client.request.choices or None in client.finish:
+            self.fail(5, f"{client.name} ended with {client.finish}")
+        if name in self._tombstones:
+            self.fail(4, f"{client.name} finished behind its cancel")
+        if self.exact:
+            for choice, ids in enumerate(client.ids):
+                text, finish, _ = reference(client.request, choice)
+                if (ids, client.finish[choice]) != (text, finish):
+                    self.fail(6, f"{client.name}: {ids} {client.finish} is not {text} {finish}")
+
+    def _error(self, client: Client) -> None:
+        error = client.error
+        self.errors[type(error).__name__] += 1
+        left_router = client.rejoins > 0
+        allowed: tuple[type[Exception], ...] = (Unavailable,)
+        if client.cancelled:
+            allowed += (Cancelled,)
+        if left_router:
+            allowed += (NotFound, Superseded)
+        if not self.exact:
+            allowed += (Diverged, FailedPrecondition)
+        if not isinstance(error, allowed):
+            self.fail(5, f"{client.name} ended with {error!r}")
+
+    # At rest
+
+    def check_ended(self) -> None:
+        """Every client has its end, within bounded time of the last fault."""
+        for client in self.world.clients if self.world else ():
+            if not client.ended:
+                self.fail(5, f"{client.name} has no end")
+
+    def check_one_sequence(self) -> None:
+        """Text that was shown is a prefix of what the journal holds, unless the reader was told of
+        an error, or left with ids that only its router held."""
+        for client in self.world.clients if self.world else ():
+            durable = self._durable.get(client.request.generation_id)
+            if client.error is not None or durable is None:
+                continue
+            for choice, ids in enumerate(client.ids):
+                held = durable.ids[choice]
+                if held[: len(ids)] != ids[: len(held)]:
+                    self.fail(1, f"{client.name}: {ids} but the journal has {held}")
+
+    def check_moves(self, faults: int) -> None:
+        """Nothing moves but for a fault, a plan, or a client that was away."""
+        for client in self.world.clients if self.world else ():
+            name = client.request.generation_id
+            if self.grants[name] > faults + self.planned[name] + client.rejoins:
+                self.fail(9, f"{name}: {self.grants[name]} grants for {faults} faults")
+
+    def check_rest(self) -> None:
+        """Nothing is left over."""
+        world = self.world
+        if world is None:
+            return
+        for engine in world.engines:
+            left = [n for n, h in engine.core._held.items() if h.life is not Life.FINISHED]
+            if left or engine.core._readers or engine.core.open_generations:
+                self.fail(8, f"{engine.name} still holds {left} {engine.core._readers}")
+            if engine.place is not None and engine.place.sequences:
+                self.fail(8, f"{engine.name} still runs {list(engine.place.sequences)}")
+        for router in world.routers:
+            if router.followings or any(s.client is not router for s in router.streams):
+                self.fail(8, f"{router.name} still follows {router.followings}")
+        ledger = world.controller.ledger
+        ledger.tick(world.clock.now_s + 1e6)
+        if ledger._entries or ledger._tombstones or ledger._running:
+            self.fail(8, "the journal forgets nothing")
