@@ -1,0 +1,156 @@
+"""`shunt`: the command line of the mesh and of its services."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from rich.console import Console
+
+from services.cli.layout import MODEL, MeshOptions
+from services.cli.mesh_directory import MeshDirectory, MeshError
+
+T = TypeVar("T")
+
+MOUNTED = {
+    "model": ("services.tensorstore.cli", "Import and look after stored models."),
+    "plan": ("services.placement.cli", "Plan placements and estimate them."),
+    "engine": ("services.engine.cli", "One stage of a pipeline."),
+    "controller": ("services.controller.cli", "The event log and the journal."),
+    "router": ("services.router.cli", "One router."),
+}
+"""The services' own commands; a module is imported only when its name is called."""
+
+DataDir = Annotated[Path, typer.Option("--data-dir", help="One mesh a data directory.")]
+DEFAULT_DATA_DIR = Path(".shunt")
+
+console = Console()
+app = typer.Typer(
+    help="Serves large language models on spot instances.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def told(action: Callable[[], T]) -> T:
+    """Runs an action; an error the person can mend becomes a line and exit status 1."""
+    try:
+        return action()
+    except MeshError as error:
+        Console(stderr=True).print(
+            f"shunt: {error}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def up(
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    detach: Annotated[bool, typer.Option("--detach", help="Return when it is ready.")] = False,
+    routers: Annotated[int, typer.Option(min=1, max=64, help="How many routers.")] = 1,
+    http_port: Annotated[int, typer.Option(help="HTTP port of the first router.")] = 8080,
+    grpc_port: Annotated[int, typer.Option(help="gRPC port of the first router.")] = 50051,
+    model: Annotated[str, typer.Option(help="The model to serve.")] = MODEL,
+) -> None:
+    """Starts a mesh of local processes; without --detach, Ctrl-C stops it."""
+    from services.cli.up import run_detached, run_in_foreground
+
+    options = MeshOptions(routers, http_port, grpc_port, model)
+    start = run_detached if detach else run_in_foreground
+    told(lambda: start(MeshDirectory(data_dir), options, console))
+
+
+@app.command()
+def down(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """Stops the mesh, engines too."""
+    from services.cli.down import take_down
+
+    directory = MeshDirectory(data_dir)
+    ended = told(lambda: take_down(directory))
+    console.print("stopped" if ended else f"no mesh runs in {directory.path}", soft_wrap=True)
+
+
+@app.command()
+def status(
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Shows services, nodes, pipelines and generations."""
+    from services.cli.mesh_status import mesh_status
+    from services.cli.status_table import status_table
+
+    state = told(MeshDirectory(data_dir).running)
+    found = asyncio.run(mesh_status(state))
+    if as_json:
+        print(json.dumps(found))
+    else:
+        console.print(status_table(found))
+
+
+@app.command()
+def chat(
+    question: Annotated[str, typer.Argument(help="Ask only this.")] = "",
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512,
+) -> None:
+    """Talks with the model."""
+    from services.cli.chat import answer, converse
+
+    state = told(MeshDirectory(data_dir).running)
+    routers = [s.grpc for s in state.services if s.http is not None and s.grpc is not None]
+    if question:
+        turns = [("user", question)]
+        told(lambda: asyncio.run(answer(console, routers, state.model, turns, max_tokens)))
+    else:
+        told(lambda: asyncio.run(converse(console, routers, state.model, max_tokens)))
+
+
+@app.command()
+def interrupt(
+    node: Annotated[str, typer.Argument(help="The node, as `shunt status` names it.")],
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    notice: Annotated[float, typer.Option(min=0, help="Seconds until it is taken away.")] = 120.0,
+    kill: Annotated[bool, typer.Option("--kill", help="End its process now.")] = False,
+) -> None:
+    """Takes a node away: with notice, as a cloud does, or at once."""
+    from services.cli.interrupt import interrupt as report
+
+    directory = MeshDirectory(data_dir)
+    number = told(lambda: asyncio.run(report(directory, node, notice, kill)))
+    what = "is killed" if kill else f"will be taken away in {notice:g} s"
+    console.print(f"{node} {what} (event {number})", highlight=False)
+
+
+@app.command()
+def demo(
+    data_dir: Annotated[Path, typer.Option("--data-dir")] = DEFAULT_DATA_DIR / "demo",
+) -> None:
+    """Kills a node in mid-answer, then takes one away with notice; compares the texts."""
+    from services.cli.demo import run_demo
+
+    if not told(lambda: run_demo(MeshDirectory(data_dir), console)):
+        raise typer.Exit(1)
+
+
+def mount(arguments: Sequence[str]) -> None:
+    """Adds the services' commands; only the one that is called is imported."""
+    called = arguments[0] if arguments else ""
+    for name, (module, help_text) in MOUNTED.items():
+        commands = importlib.import_module(module).app if name == called else typer.Typer()
+        app.add_typer(commands, name=name, help=help_text)
+
+
+def main() -> None:
+    mount(sys.argv[1:])
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""`shunt chat`: talks with the model; one question, or a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from shuntserve.router.v1 import router_pb2
+
+from services.cli.conversation import stream
+
+
+async def answer(
+    console: Console, routers: Sequence[str], model: str, turns: list[tuple[str, str]], tokens: int
+) -> str:
+    """Prints the answer to the turns so far as it comes, and returns it."""
+    messages = [router_pb2.ChatMessage(role=role, content=text) for role, text in turns]
+    request = router_pb2.GenerateRequest(
+        model=model,
+        chat=router_pb2.Chat(messages=messages),
+        sampling=router_pb2.SamplingOptions(temperature=0.0, max_tokens=tokens),
+    )
+    text = ""
+    async for event in stream(routers, request):
+        for delta in event.deltas:
+            text += delta.text
+            console.print(delta.text, end="", markup=False, highlight=False, soft_wrap=True)
+    console.print()
+    return text
+
+
+async def converse(console: Console, routers: Sequence[str], model: str, tokens: int) -> None:
+    """Asks until the input ends."""
+    turns: list[tuple[str, str]] = []
+    console.print(f"Talking with {model}; Ctrl-D ends.", highlight=False)
+    while True:
+        try:
+            question = console.input("[bold]> [/]").strip()
+        except (EOFError, KeyboardInterrupt):
+            console.print()
+            return
+        if question:
+            turns.append(("user", question))
+            turns.append(("assistant", await answer(console, routers, model, turns, tokens)))

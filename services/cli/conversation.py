@@ -1,0 +1,53 @@
+"""Streams answers from routers over gRPC; a router that dies is replaced by the next."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+
+import grpc
+from shuntserve.router.v1 import router_pb2, router_pb2_grpc
+
+from services.cli.mesh_directory import MeshError
+from services.common import channels
+
+STREAM_TIMEOUT_S = 600.0
+RECONNECT_S = 30.0
+PAUSE_S = 0.2
+_BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN)
+
+
+async def stream(
+    routers: Sequence[str], request: router_pb2.GenerateRequest
+) -> AsyncIterator[router_pb2.GenerateResponse]:
+    """The events of one generation, from whichever router serves it.
+
+    Raises MeshError for an answer that is an error, or when no router answers for RECONNECT_S.
+    """
+    generation_id, last_event_id, turn = "", "", 0
+    deadline = time.monotonic() + RECONNECT_S
+    while True:
+        async with channels.open_channel(routers[turn % len(routers)]) as channel:
+            stub = router_pb2_grpc.RouterServiceStub(channel)
+            try:
+                if generation_id:
+                    again = router_pb2.ResumeRequest(
+                        generation_id=generation_id, last_event_id=last_event_id
+                    )
+                    resumed = stub.Resume(again, timeout=STREAM_TIMEOUT_S)
+                    async for answer in resumed:
+                        last_event_id = answer.event.event_id
+                        deadline = time.monotonic() + RECONNECT_S
+                        yield answer.event
+                else:
+                    async for event in stub.Generate(request, timeout=STREAM_TIMEOUT_S):
+                        generation_id, last_event_id = event.generation_id, event.event_id
+                        deadline = time.monotonic() + RECONNECT_S
+                        yield event
+                return
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in _BROKEN or time.monotonic() > deadline:
+                    raise MeshError(error.details() or error.code().name) from None
+        turn += 1
+        await asyncio.sleep(PAUSE_S)

@@ -1,0 +1,95 @@
+"""Which services a local mesh has, with their commands, settings and addresses."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from services.cli.mesh_directory import MeshDirectory
+from services.cli.ports import HOST, free_ports
+
+MODEL = "smollm2-135m-instruct"
+NODE_SPEEDS = "3:2,3:2"
+PIPELINES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class MeshOptions:
+    """What `shunt up` was asked for."""
+
+    routers: int = 1
+    http_port: int = 8080
+    grpc_port: int = 50051
+    model: str = MODEL
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSpec:
+    """One process to keep running."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    grpc: str
+    http: str | None = None
+    after: tuple[str, ...] = ()
+    """Services that must have served once before its first start."""
+
+
+def local_mesh(directory: MeshDirectory, options: MeshOptions) -> list[ServiceSpec]:
+    """The services in the order they start; the controller launches the engines."""
+    ports = free_ports(3)
+    tensorstore, placement, controller = (f"{HOST}:{port}" for port in ports)
+    specs = [
+        _service("tensorstore", ports[0], {"STORE": str(directory.store)}),
+        _service("placement", ports[1], {}),
+        _service(
+            "controller",
+            ports[2],
+            {
+                "DATA_DIR": str(directory.controller),
+                "MODEL_ID": options.model,
+                "TENSORSTORE_ADDRESS": tensorstore,
+                "PLACEMENT_ADDRESS": placement,
+                "NODE_SPEEDS": NODE_SPEEDS,
+                "PIPELINES": str(PIPELINES),
+            },
+            after=("tensorstore", "placement"),
+        ),
+    ]
+    for index in range(options.routers):
+        http_port = options.http_port + index
+        settings = {
+            "ROUTER_ID": f"router-{index}",
+            "HTTP_PORT": str(http_port),
+            "CONTROLLER_ADDRESS": controller,
+            "TENSORSTORE_ADDRESS": tensorstore,
+        }
+        specs.append(
+            _service(
+                "router",
+                options.grpc_port + index,
+                settings,
+                name=f"router-{index}",
+                http=f"http://{HOST}:{http_port}",
+                after=("tensorstore",),
+            )
+        )
+    return specs
+
+
+def _service(
+    service: str,
+    port: int,
+    settings: Mapping[str, str],
+    *,
+    name: str | None = None,
+    http: str | None = None,
+    after: tuple[str, ...] = (),
+) -> ServiceSpec:
+    prefix = f"SHUNT_{service.upper()}_"
+    environment = {f"{prefix}{key}": value for key, value in settings.items()}
+    environment |= {f"{prefix}HOST": HOST, f"{prefix}GRPC_PORT": str(port)}
+    command = (sys.executable, "-m", f"services.{service}")
+    return ServiceSpec(name or service, command, environment, f"{HOST}:{port}", http, after)

@@ -1,0 +1,119 @@
+"""The data directory of a local mesh: its lock, its state file, its logs.
+
+    mesh.lock     held by the supervisor for as long as it lives
+    mesh.json     the services with their pids and addresses, replaced whole at every change
+    logs/         a file a service
+    store/        imported models
+    controller/   the journal and the engines' logs
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+Phase = Literal["starting", "ready", "failed", "stopping"]
+
+
+class MeshError(Exception):
+    """Something the person at the terminal can mend; its text says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRecord:
+    """One service process; addresses as clients write them, None when it has none."""
+
+    name: str
+    pid: int
+    grpc: str | None
+    http: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class MeshState:
+    """What mesh.json holds."""
+
+    mesh_id: str
+    supervisor_pid: int
+    model: str
+    phase: Phase
+    message: str
+    services: tuple[ServiceRecord, ...]
+
+    def service(self, name: str) -> ServiceRecord:
+        """Raises MeshError when the mesh has no such service."""
+        for service in self.services:
+            if service.name == name:
+                return service
+        raise MeshError(f"the mesh has no service {name}")
+
+
+class MeshDirectory:
+    """One mesh lives in it at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.logs = self.path / "logs"
+        self.store = self.path / "store"
+        self.controller = self.path / "controller"
+        self._state_path = self.path / "mesh.json"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other meshes away; raises MeshError when one is here."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / "mesh.lock").open("w")
+        except OSError as error:
+            raise MeshError(f"{self.path} cannot be used: {error.strerror}") from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise MeshError(
+                    f"a mesh already runs in {self.path}; `shunt down` ends it, "
+                    "--data-dir chooses another directory"
+                ) from None
+            yield
+
+    def read(self) -> MeshState | None:
+        """The state, None when no mesh was ever here or it was taken down."""
+        try:
+            text = self._state_path.read_text()
+        except OSError:
+            return None
+        try:
+            fields = json.loads(text)
+            services = tuple(ServiceRecord(**service) for service in fields.pop("services"))
+            return MeshState(services=services, **fields)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise MeshError(f"{self._state_path} is not a state file of this version") from None
+
+    def running(self) -> MeshState:
+        """The state; raises MeshError when there is none."""
+        state = self.read()
+        if state is None:
+            raise MeshError(f"no mesh runs in {self.path}; `shunt up` starts one")
+        return state
+
+    def write(self, state: MeshState) -> None:
+        partial = self._state_path.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(asdict(state), indent=1))
+        partial.replace(self._state_path)
+
+    def remove_state(self) -> None:
+        self._state_path.unlink(missing_ok=True)
+
+    def log_tail(self, name: str, lines: int = 5) -> str:
+        """The end of a service's log."""
+        try:
+            text = (self.logs / f"{name}.log").read_text(errors="replace")
+        except OSError:
+            return ""
+        return "\n".join(text.splitlines()[-lines:])

@@ -1,0 +1,98 @@
+"""The state of a mesh: from its directory, its services' health and the controller."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
+
+from services.cli.mesh_directory import MeshState, ServiceRecord
+from services.common import channels, health
+
+TIMEOUT_S = 3.0
+
+
+async def controller_status(address: str) -> controller_pb2.GetStatusResponse | None:
+    """What the controller says; None while it is away."""
+    async with channels.open_channel(address) as channel:
+        stub = controller_pb2_grpc.ControllerServiceStub(channel)
+        try:
+            return await stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=TIMEOUT_S)
+        except grpc.aio.AioRpcError:
+            return None
+
+
+def ready_pipelines(status: controller_pb2.GetStatusResponse) -> int:
+    """Pipelines that take requests."""
+    ready = controller_pb2.PIPELINE_STATE_READY
+    return sum(pipeline.state == ready for pipeline in status.pipelines)
+
+
+async def mesh_status(state: MeshState) -> dict[str, Any]:
+    """The JSON of `shunt status --json`; without the controller, its lists are empty."""
+    controller = next((s for s in state.services if s.name == "controller"), None)
+    address = controller.grpc if controller is not None and controller.pid else None
+    answers = await asyncio.gather(*(_service(service) for service in state.services))
+    status = await controller_status(address) if address else None
+    if status is None:
+        status = controller_pb2.GetStatusResponse()
+    return {
+        "services": answers,
+        "nodes": [_node(node) for node in status.nodes],
+        "pipelines": [_pipeline(pipeline) for pipeline in status.pipelines],
+        "generations": [
+            {
+                "id": generation.generation_id,
+                "epoch": generation.epoch,
+                "pipeline": generation.pipeline_id or None,
+                "journaled": generation.journaled_tokens,
+                "reader": generation.reader,
+            }
+            for generation in status.generations
+        ],
+    }
+
+
+async def _service(service: ServiceRecord) -> dict[str, Any]:
+    if not service.pid or service.grpc is None:
+        state = "down"
+    else:
+        state = "ready" if await health.is_serving(service.grpc) else "starting"
+    return {
+        "name": service.name,
+        "pid": service.pid or None,
+        "http": service.http,
+        "grpc": service.grpc,
+        "state": state,
+    }
+
+
+def _node(node: controller_pb2.NodeStatus) -> dict[str, Any]:
+    name = controller_pb2.NodeState.Name(node.state)
+    return {
+        "id": node.node_id,
+        "pid": node.pid or None,
+        "incarnation": node.incarnation or None,
+        "state": name.removeprefix("NODE_STATE_").lower(),
+        "pipeline": node.pipeline_id or None,
+        "stage": node.stage_index if node.HasField("stage_index") else None,
+    }
+
+
+def _pipeline(pipeline: controller_pb2.PipelineStatus) -> dict[str, Any]:
+    name = controller_pb2.PipelineState.Name(pipeline.state)
+    return {
+        "id": pipeline.pipeline_id,
+        "state": name.removeprefix("PIPELINE_STATE_").lower(),
+        "formation": pipeline.formation_id or None,
+        "stages": [
+            {
+                "node": stage.node_id or None,
+                "layers": [stage.layers.start, stage.layers.end],
+                "tp": stage.tp_degree,
+            }
+            for stage in pipeline.stages
+        ],
+    }

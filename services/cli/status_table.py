@@ -1,0 +1,72 @@
+"""What `shunt status` and `shunt up` show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+_COLOURS = {
+    "ready": "green",
+    "idle": "cyan",
+    "starting": "yellow",
+    "loading": "yellow",
+    "draining": "magenta",
+    "lost": "red",
+    "down": "red",
+}
+
+
+def status_table(status: dict[str, Any]) -> Group:
+    """Tables of the services, the pipelines with their nodes, and the generations."""
+    return Group(_services(status), _pipelines(status), _generations(status))
+
+
+def _coloured(state: str) -> str:
+    return f"[{_COLOURS.get(state, 'white')}]{state}[/]"
+
+
+def _services(status: dict[str, Any]) -> Table:
+    table = Table("service", "state", "pid", "gRPC", "HTTP")
+    for service in status["services"]:
+        table.add_row(
+            service["name"],
+            _coloured(service["state"]),
+            str(service["pid"] or ""),
+            service["grpc"] or "",
+            service["http"] or "",
+        )
+    return table
+
+
+def _pipelines(status: dict[str, Any]) -> Table:
+    table = Table("pipeline", "state", "stage", "layers", "node", "node state", "pid")
+    nodes = {node["id"]: node for node in status["nodes"]}
+    placed = set()
+    for pipeline in status["pipelines"]:
+        for index, stage in enumerate(pipeline["stages"]):
+            node = nodes.get(stage["node"], {})
+            placed.add(stage["node"])
+            first, last = stage["layers"]
+            table.add_row(
+                pipeline["id"] if index == 0 else "",
+                _coloured(pipeline["state"]) if index == 0 else "",
+                str(index),
+                f"{first}-{last - 1}",
+                stage["node"] or "",
+                _coloured(node.get("state", "")),
+                str(node.get("pid") or ""),
+            )
+    for node in status["nodes"]:
+        if node["id"] not in placed and node["state"] != "lost":
+            cells = ("", "", "", "", node["id"], _coloured(node["state"]), str(node["pid"] or ""))
+            table.add_row(*cells)
+    return table
+
+
+def _generations(status: dict[str, Any]) -> str:
+    generations = status["generations"]
+    read = sum(generation["reader"] for generation in generations)
+    tokens = sum(generation["journaled"] for generation in generations)
+    return f"{len(generations)} generations, {read} with a reader, {tokens} tokens journaled"

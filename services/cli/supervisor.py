@@ -1,0 +1,165 @@
+"""Keeps the services of a local mesh running: starts them, restarts what dies, stops them all."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from services.cli import processes
+from services.cli.layout import PIPELINES, ServiceSpec
+from services.cli.mesh_directory import MeshDirectory, MeshError, MeshState, Phase, ServiceRecord
+from services.cli.mesh_status import controller_status, ready_pipelines
+from services.common import health
+
+READY_TIMEOUT_S = 240.0
+STABLE_S = 10.0
+FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 5.0
+EARLY_DEATHS = 4
+STOP_GRACE_S = 4.0
+POLL_S = 0.2
+BAD_SETTING = 2
+"""Exit status of a service with a setting it cannot use: starting it again is of no use."""
+
+
+@dataclass
+class _Running:
+    spec: ServiceSpec
+    pid: int = 0
+    deaths: int = 0
+    last_exit: int = 0
+
+
+class Supervisor:
+    """One mesh. `tell` gets every new state."""
+
+    def __init__(
+        self,
+        directory: MeshDirectory,
+        specs: Sequence[ServiceSpec],
+        model: str,
+        tell: Callable[[MeshState], None],
+    ) -> None:
+        self._directory = directory
+        self._tell = tell
+        self._services = [_Running(spec) for spec in specs]
+        self._stopping = False
+        self._state = MeshState(
+            mesh_id=os.urandom(8).hex(),
+            supervisor_pid=os.getpid(),
+            model=model,
+            phase="starting",
+            message="starting the services",
+            services=(),
+        )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serves until `stop` is set; raises MeshError when the mesh does not come up."""
+        self._directory.logs.mkdir(parents=True, exist_ok=True)
+        self._save("starting", "starting the services")
+        keepers = [asyncio.create_task(self._keep(service)) for service in self._services]
+        stopped = asyncio.create_task(stop.wait())
+        ready = asyncio.create_task(self._until_ready())
+        try:
+            await asyncio.wait([stopped, ready], return_when=asyncio.FIRST_COMPLETED)
+            if not stopped.done():
+                await ready
+                self._save("ready", "ready")
+                await stopped
+        except MeshError as error:
+            self._save("failed", str(error))
+            raise
+        finally:
+            self._stopping = True
+            for task in (stopped, ready, *keepers):
+                task.cancel()
+            await asyncio.gather(stopped, ready, *keepers, return_exceptions=True)
+            if self._state.phase != "failed":
+                self._save("stopping", "stopping")
+            await asyncio.to_thread(self.end_all)
+
+    def end_all(self) -> None:
+        """Ends every process of the mesh, engines too; first those that would start others."""
+        first = (s.pid for s in self._services if s.spec.name.startswith(("router", "controller")))
+        opened = (processes.open_own(pid, self._state.mesh_id) for pid in first if pid)
+        processes.end([process for process in opened if process is not None], STOP_GRACE_S)
+        processes.end(processes.own_processes(self._state.mesh_id), STOP_GRACE_S)
+
+    async def _keep(self, service: _Running) -> None:
+        await self._until_serving(service.spec.after)
+        pause_s = FIRST_PAUSE_S
+        while not self._stopping:
+            started = time.monotonic()
+            process = await self._start(service.spec)
+            service.pid = process.pid
+            self._save(self._state.phase, self._state.message)
+            service.last_exit = await process.wait()
+            service.pid = 0
+            service.deaths += 1
+            self._save(self._state.phase, self._state.message)
+            pause_s = FIRST_PAUSE_S if time.monotonic() - started > STABLE_S else pause_s
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def _until_serving(self, names: Sequence[str]) -> None:
+        for other in (s for s in self._services if s.spec.name in names):
+            while not (other.pid and await health.is_serving(other.spec.grpc)):
+                await asyncio.sleep(POLL_S)
+
+    async def _start(self, spec: ServiceSpec) -> asyncio.subprocess.Process:
+        environment = {
+            **os.environ,
+            **spec.environment,
+            processes.MESH_ID_VARIABLE: self._state.mesh_id,
+        }
+        with (self._directory.logs / f"{spec.name}.log").open("ab") as log:
+            return await asyncio.create_subprocess_exec(
+                *spec.command,
+                env=environment,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    async def _until_ready(self) -> None:
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while (message := await self._what_is_missing()) is not None:
+            self._save("starting", message)
+            for service in self._services:
+                if service.last_exit == BAD_SETTING or service.deaths >= EARLY_DEATHS:
+                    name = service.spec.name
+                    raise MeshError(f"{name} does not start:\n{self._directory.log_tail(name)}")
+            if time.monotonic() > deadline:
+                raise MeshError(f"not ready after {READY_TIMEOUT_S:.0f} s: {message}")
+            await asyncio.sleep(POLL_S)
+
+    async def _what_is_missing(self) -> str | None:
+        """What the mesh waits for, None when it is ready."""
+        for service in self._services:
+            if not service.pid or not await health.is_serving(service.spec.grpc):
+                return f"waiting for {service.spec.name}"
+        controller = next(s for s in self._services if s.spec.name == "controller")
+        status = await controller_status(controller.spec.grpc)
+        ready = 0 if status is None else ready_pipelines(status)
+        if ready < PIPELINES:
+            nodes = 0 if status is None else len(status.nodes)
+            return f"waiting for pipelines: {ready} of {PIPELINES} ready, {nodes} engines"
+        for service in self._services:
+            url = service.spec.http
+            if url and not await asyncio.to_thread(health.answers, f"{url}/readyz"):
+                return f"waiting for {service.spec.name} to see the pipelines"
+        return None
+
+    def _save(self, phase: Phase, message: str) -> None:
+        records = tuple(
+            ServiceRecord(s.spec.name, s.pid, s.spec.grpc, s.spec.http) for s in self._services
+        )
+        state = replace(self._state, phase=phase, message=message, services=records)
+        if state != self._state:
+            self._state = state
+            self._directory.write(state)
+            self._tell(state)

@@ -1,0 +1,144 @@
+"""`shunt up`: imports the model when it is missing, then supervises a mesh, here or detached."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from rich.console import Console
+from rich.live import Live
+
+from services.cli import model, ports, processes
+from services.cli.layout import MeshOptions, local_mesh
+from services.cli.mesh_directory import MeshDirectory, MeshError, MeshState
+from services.cli.mesh_status import mesh_status
+from services.cli.status_table import status_table
+from services.cli.supervisor import READY_TIMEOUT_S, Supervisor
+
+START_TIMEOUT_S = READY_TIMEOUT_S + 30.0
+REFRESH_S = 1.0
+
+
+def prepare(directory: MeshDirectory, options: MeshOptions, console: Console) -> None:
+    """Everything that can be refused at once; raises MeshError."""
+    if options.routers < 1:
+        raise MeshError("--routers must be at least 1")
+    if abs(options.http_port - options.grpc_port) < options.routers:
+        raise MeshError("--http-port and --grpc-port overlap: each router takes one port of both")
+    with directory.locked():
+        end_leftovers(directory)
+        ports.check_free(options.http_port, options.routers, "--http-port")
+        ports.check_free(options.grpc_port, options.routers, "--grpc-port")
+        model.import_if_missing(directory, options.model, console)
+
+
+def end_leftovers(directory: MeshDirectory) -> None:
+    """Ends what a supervisor that was killed left behind; call with the lock held."""
+    state = directory.read()
+    if state is not None:
+        processes.end(processes.own_processes(state.mesh_id), grace_s=2.0)
+        directory.remove_state()
+
+
+def run_in_foreground(directory: MeshDirectory, options: MeshOptions, console: Console) -> None:
+    """Serves until SIGINT or SIGTERM."""
+    prepare(directory, options, console)
+    with directory.locked():
+        asyncio.run(_supervise(directory, options, console))
+        directory.remove_state()
+
+
+async def _supervise(directory: MeshDirectory, options: MeshOptions, console: Console) -> None:
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    states: asyncio.Queue[MeshState] = asyncio.Queue()
+    specs = local_mesh(directory, options)
+    supervisor = Supervisor(directory, specs, options.model, states.put_nowait)
+    run = asyncio.create_task(supervisor.run(stop))
+    show = asyncio.create_task(_show(states, console))
+    try:
+        await run
+    finally:
+        show.cancel()
+        await asyncio.gather(show, return_exceptions=True)
+    console.print("stopped")
+
+
+async def _show(states: asyncio.Queue[MeshState], console: Console) -> None:
+    with console.status("starting") as spinner:
+        while (state := await states.get()).phase == "starting":
+            spinner.update(state.message)
+    if state.phase != "ready":
+        return
+    console.print(where_it_listens(state), highlight=False, soft_wrap=True)
+    console.print("Ctrl-C stops everything.")
+    if not console.is_terminal:
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            while not states.empty():
+                state = states.get_nowait()
+            live.update(status_table(await mesh_status(state)), refresh=True)
+            await asyncio.sleep(REFRESH_S)
+
+
+def run_detached(directory: MeshDirectory, options: MeshOptions, console: Console) -> None:
+    """Starts a supervisor of its own session and returns when the mesh is ready."""
+    prepare(directory, options, console)
+    command = [
+        *(sys.executable, "-m", "services.cli", "up", "--data-dir", str(directory.path)),
+        *("--routers", str(options.routers), "--model", options.model),
+        *("--http-port", str(options.http_port), "--grpc-port", str(options.grpc_port)),
+    ]
+    directory.logs.mkdir(parents=True, exist_ok=True)
+    with (directory.logs / "supervisor.log").open("wb") as log:
+        supervisor = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+    state = _await_ready(directory, supervisor, console)
+    console.print(where_it_listens(state), highlight=False, soft_wrap=True)
+
+
+def _await_ready(
+    directory: MeshDirectory, supervisor: subprocess.Popen[bytes], console: Console
+) -> MeshState:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    with console.status("starting") as spinner:
+        while True:
+            state = directory.read()
+            if state is not None and state.supervisor_pid == supervisor.pid:
+                if state.phase == "ready":
+                    return state
+                spinner.update(state.message)
+            if supervisor.poll() is not None:
+                raise MeshError(directory.log_tail("supervisor", 12) or "the mesh did not start")
+            if time.monotonic() > deadline:
+                supervisor.terminate()
+                raise MeshError(f"the mesh is not ready after {START_TIMEOUT_S:.0f} s")
+            time.sleep(0.1)
+
+
+def where_it_listens(state: MeshState) -> str:
+    """Addresses, and a curl line that works."""
+    routers = [service for service in state.services if service.http is not None]
+    lines = [f"{r.name}: HTTP {r.http}, gRPC {r.grpc}" for r in routers]
+    body = (
+        f'{{"model":"{state.model}","messages":'
+        '[{"role":"user","content":"What is the capital of France?"}]}'
+    )
+    lines.append("Try:")
+    lines.append(
+        f"  curl {routers[0].http}/v1/chat/completions "
+        f"-H 'Content-Type: application/json' -d '{body}'"
+    )
+    return "\n".join(lines)
