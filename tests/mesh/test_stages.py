@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from shuntserve.controller.v1 import controller_pb2
@@ -43,7 +44,7 @@ async def test_a_stage_holds_its_layers_and_no_others(ready: meshes.Mesh, contro
 def _mapped_weight_bytes(pid: int) -> int:
     """Resident bytes of the store's files in a process."""
     resident, in_store = 0, False
-    with open(f"/proc/{pid}/smaps") as smaps:
+    with Path(f"/proc/{pid}/smaps").open() as smaps:
         for line in smaps:
             if re.match(r"^[0-9a-f]+-[0-9a-f]+ ", line):
                 in_store = "/chunks/" in line
