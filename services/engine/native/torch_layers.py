@@ -36,7 +36,7 @@ class Linear:
         self._pieces: list[tuple[slice, Any]] = []
         self._by_row = False
         self.packed_bytes = weight.numel() * weight.element_size()
-        self._weight: Tensor | None = weight.clone()
+        self._weight: Tensor | None = weight.clone(memory_format=torch.contiguous_format)
         if weight.device.type != "cpu":
             return
         key = (*weight.shape, weight.dtype, torch.get_num_threads())

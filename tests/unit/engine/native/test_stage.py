@@ -176,6 +176,16 @@ def test_a_stage_refers_to_nothing_it_was_loaded_from(model, pipeline):
     assert whole.generate(PROMPTS[3], 8) == reference
 
 
+def test_matrices_that_lie_transposed_give_the_same_ids(tiny_model, llama, pipeline, way):
+    model = tiny_model(llama)
+    reference = pipeline([model.stage(**way)]).generate(PROMPTS[3], 8)
+    model.tensors = {
+        name: tensor.T.contiguous().T if tensor.ndim == 2 else tensor
+        for name, tensor in model.tensors.items()
+    }
+    assert pipeline([model.stage(**way)]).generate(PROMPTS[3], 8) == reference
+
+
 def test_a_closed_stage_holds_nothing_and_refuses_batches(model, pipeline):
     stage = model.stage()
     stage.close()
