@@ -1,8 +1,8 @@
 """Upper bounds on the rate of many pipelines at once, by filling stages to a common time.
 
-For a threshold Z each stage holds the layers whose time wX x prefill + wY x decode stays within Z;
-the least Z that holds every layer bounds wX x X + wY x Y from below. So do the least X and the
-least Y alone. Integer layers and memory are respected, so the bound is tight where stages are alike.
+For a threshold Z each stage holds the layers whose time wX x prefill + wY x decode stays within
+Z; the least Z that holds every layer bounds wX x X + wY x Y from below. So do the least X and the
+least Y alone. Layers are whole and fit in memory, so the bound is tight where stages are alike.
 """
 
 from __future__ import annotations
@@ -77,9 +77,7 @@ def terms(
     return Terms(prefill, decode, prefill_fixed, decode_fixed, most)
 
 
-def thresholds(
-    slope: Array, fixed: Array, most: Ints, needed: Array | int
-) -> tuple[Array, Array]:
+def thresholds(slope: Array, fixed: Array, most: Ints, needed: Array | int) -> tuple[Array, Array]:
     """Least Z, from below and above, with sum(min(most, floor((Z - fixed)/slope))) >= needed.
 
     Every stage holds a layer at least. Arrays are [..., stages, batches]; the answers are

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class Columns:
         ).max(axis=1)
 
     def bounds(self, rows: Ints) -> Array:
-        """Near upper bounds [rows] over all orders: a coarse grid, refined around its best batch."""
+        """Near upper bounds [rows] over all orders: a coarse grid, finer around its best batch."""
         return self._over_tails(rows, self._near)
 
     def sure_bounds(self, rows: Ints, *, dense: bool) -> Array:
@@ -143,9 +143,7 @@ class Columns:
         best: Candidate | None = None
         for i in np.argsort(-ceilings.max(axis=1), kind="stable"):
             reached = best.split.rate_rps if best else floor_rps
-            split = best_split(
-                table, tuple(int(o) for o in rows[i]), reached, self._tolerance
-            )
+            split = best_split(table, tuple(int(o) for o in rows[i]), reached, self._tolerance)
             if split is not None:
                 best = Candidate(tuple(int(o) for o in rows[i]), split)
         return best
@@ -164,8 +162,7 @@ class Columns:
         network = self._network
         kept: dict[object, Members] = {}
         for order in set(permutations(members)):
-            pairs = zip(order, order[1:], strict=False)
-            hops = sorted((a, min(network[a], network[b])) for a, b in pairs)
+            hops = sorted((a, min(network[a], network[b])) for a, b in pairwise(order))
             kept.setdefault((order[0], order[-1], tuple(hops)), order)
         return set(kept.values())
 

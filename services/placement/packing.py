@@ -1,8 +1,9 @@
-"""The best multiset of candidate pipelines that the inventory allows."""
+"""The best multiset of candidate pipelines that an inventory and further limits allow."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -10,14 +11,23 @@ from services.placement.rates import Ints
 from services.placement.roofline import Array
 
 DP_CELLS = 1.5e7
+MIP_GAP = 1e-4
 
 
 @dataclass(frozen=True)
-class Packing:
-    """How often each candidate is used, and the value of all."""
+class Limits:
+    """Linear limits beside the inventory: rows [limits, candidates], each at most its bound."""
 
-    uses: Ints  # [candidates]
-    value: float
+    rows: Array
+    bounds: Array
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A share of the time in which only some candidates serve."""
+
+    share: float
+    serves: Array  # bool [candidates]
 
 
 def pack(
@@ -26,21 +36,64 @@ def pack(
     counts: Ints,
     *,
     time_limit_s: float,
-    extra: Array | None = None,
-    limit: float = 0.0,
-) -> Packing:
-    """Maximises uses x value with uses x usage <= counts (and uses x extra <= limit).
+    limits: Limits | None = None,
+) -> Ints:
+    """Uses [candidates] that maximise uses x value with uses x usage <= counts and the limits.
 
-    `usage` is [candidates, classes]. Small inventories by a dynamic programme, which is exact;
-    others by HiGHS until the time limit.
+    `usage` is [candidates, classes]. Small inventories without further limits by a dynamic
+    programme, which is exact; others by HiGHS until the time limit.
     """
     states = float(np.prod(counts + 1.0))
-    if extra is None and states * len(usage) <= DP_CELLS:
+    if limits is None and states * len(usage) <= DP_CELLS:
         return _dynamic(usage, value, counts)
-    return _mixed_integer(usage, value, counts, time_limit_s, extra, limit)
+    rows, bounds = usage.T.astype(float), counts.astype(float)
+    if limits is not None:
+        rows, bounds = np.vstack([rows, limits.rows]), np.append(bounds, limits.bounds)
+    return _integers(value, rows, bounds, _most_uses(usage, counts), time_limit_s)
 
 
-def _dynamic(usage: Ints, value: Array, counts: Ints) -> Packing:
+def pack_scenarios(
+    usage: Ints,
+    value: Array,
+    cost: Array,
+    counts: Ints,
+    scenarios: list[Scenario],
+    rate: float,
+    *,
+    time_limit_s: float,
+) -> Ints:
+    """Uses that maximise sum(share x min(rate, what serves)) - uses x cost; rate 0 caps nothing.
+
+    Each scenario adds a variable for what is carried in it.
+    """
+    n, s = len(usage), len(scenarios)
+    rows = np.zeros((len(counts) + s, n + s))
+    rows[: len(counts), :n] = usage.T
+    for i, scenario in enumerate(scenarios):
+        rows[len(counts) + i, :n] = -value * scenario.serves
+        rows[len(counts) + i, n + i] = 1.0
+    bounds = np.append(counts.astype(float), np.zeros(s))
+    objective = np.append(-cost, [scenario.share for scenario in scenarios])
+    top = float((_most_uses(usage, counts) * value).sum())
+    most = np.append(_most_uses(usage, counts), np.full(s, rate or top))
+    return _integers(objective, rows, bounds, most, time_limit_s, integers=n)[:n]
+
+
+def class_prices(usage: Ints, value: Array, counts: Ints) -> Array:
+    """What one more node of each class is worth to the linear relaxation; [classes]."""
+    solver = _solver(
+        value, usage.T.astype(float), counts.astype(float), _most_uses(usage, counts), 0, 10.0
+    )
+    return np.abs(np.asarray(solver.getSolution().row_dual))
+
+
+def _most_uses(usage: Ints, counts: Ints) -> Array:
+    room = np.where(usage > 0, counts // np.maximum(usage, 1), counts.max())
+    most: Array = room.min(axis=1).astype(float)
+    return most
+
+
+def _dynamic(usage: Ints, value: Array, counts: Ints) -> Ints:
     shape = tuple(int(n) + 1 for n in counts)
     best = np.zeros(shape)
     choice = np.full(shape, -1, dtype=np.int64)
@@ -49,74 +102,68 @@ def _dynamic(usage: Ints, value: Array, counts: Ints) -> Packing:
         if value[c] <= 0 or np.any(u > counts):
             continue
         into = tuple(slice(int(n), None) for n in u)
-        most = min(int(counts[k] // u[k]) for k in range(len(u)) if u[k])
-        for _ in range(most):
-            source = best[tuple(slice(0, shape[k] - int(u[k])) for k in range(len(u)))]
-            better = source + value[c] > best[into] + 1e-12
+        source_at = tuple(slice(0, n - int(m)) for n, m in zip(shape, u, strict=True))
+        for _ in range(int((counts[u > 0] // u[u > 0]).min())):
+            source = best[source_at] + value[c]
+            better = source > best[into] + 1e-12
             if not better.any():
                 break
-            best[into] = np.where(better, source + value[c], best[into])
+            best[into] = np.where(better, source, best[into])
             choice[into] = np.where(better, c, choice[into])
     uses = np.zeros(len(usage), dtype=np.int64)
     state = tuple(int(n) for n in counts)
     while (c := int(choice[state])) >= 0:
         uses[c] += 1
         state = tuple(s - int(n) for s, n in zip(state, usage[c], strict=True))
-    return Packing(uses, float(uses @ value))
+    return uses
 
 
-def _highs(
-    usage: Ints, value: Array, counts: Ints, extra: Array | None, limit: float
-) -> tuple[object, object]:
+def _integers(
+    value: Array,
+    rows: Array,
+    bounds: Array,
+    most: Array,
+    time_limit_s: float,
+    integers: int | None = None,
+) -> Ints:
+    whole = len(value) if integers is None else integers
+    solver = _solver(value, rows, bounds, most, whole, time_limit_s)
+    found = np.asarray(solver.getSolution().col_value)
+    if not len(found):
+        return np.zeros(len(value), dtype=np.int64)
+    uses = np.rint(found).astype(np.int64)
+    if np.any(rows[:, :whole] @ uses[:whole] > bounds + 1e-6) and whole == len(value):
+        return np.zeros(len(value), dtype=np.int64)
+    return uses
+
+
+def _solver(
+    value: Array, rows: Array, bounds: Array, most: Array, integers: int, time_limit_s: float
+) -> Any:
+    """HiGHS after it maximised value x with rows x <= bounds and 0 <= x <= most."""
     import highspy
 
     solver = highspy.Highs()
     solver.silent()
     solver.setOptionValue("threads", 1)
-    rows = usage.T.astype(float) if extra is None else np.vstack([usage.T, extra])
-    upper = counts.astype(float) if extra is None else np.append(counts, limit)
+    solver.setOptionValue("time_limit", max(0.05, time_limit_s))
+    solver.setOptionValue("mip_rel_gap", MIP_GAP)
     lp = highspy.HighsLp()
-    lp.num_col_, lp.num_row_ = len(usage), len(rows)
+    lp.num_col_, lp.num_row_ = len(value), len(rows)
     lp.sense_ = highspy.ObjSense.kMaximize
     lp.col_cost_ = value
-    lp.col_lower_ = np.zeros(len(usage))
-    lp.col_upper_ = np.where(usage > 0, counts // np.maximum(usage, 1), counts.max()).min(axis=1)
-    lp.row_lower_ = np.full(len(rows), -highspy.kHighsInf)
-    lp.row_upper_ = upper
-    place = np.nonzero(rows.T)
+    lp.col_lower_, lp.col_upper_ = np.zeros(len(value)), most
+    lp.row_lower_, lp.row_upper_ = np.full(len(rows), -highspy.kHighsInf), bounds
+    columns, places = np.nonzero(rows.T)
     lp.a_matrix_.format_ = highspy.MatrixFormat.kColwise
-    lp.a_matrix_.start_ = np.searchsorted(place[0], np.arange(len(usage) + 1))
-    lp.a_matrix_.index_ = place[1]
-    lp.a_matrix_.value_ = rows.T[place]
-    return solver, lp
-
-
-def class_prices(usage: Ints, value: Array, counts: Ints) -> Array:
-    """What one more node of each class is worth to the linear relaxation; [classes]."""
-    solver, lp = _highs(usage, value, counts, None, 0.0)
-    solver.passModel(lp)  # type: ignore[attr-defined]
-    solver.run()  # type: ignore[attr-defined]
-    return np.abs(np.asarray(solver.getSolution().row_dual))  # type: ignore[attr-defined]
-
-
-def _mixed_integer(
-    usage: Ints,
-    value: Array,
-    counts: Ints,
-    time_limit_s: float,
-    extra: Array | None,
-    limit: float,
-) -> Packing:
-    import highspy
-
-    solver, lp = _highs(usage, value, counts, extra, limit)
-    lp.integrality_ = [highspy.HighsVarType.kInteger] * len(usage)  # type: ignore[attr-defined]
-    solver.setOptionValue("time_limit", max(0.05, time_limit_s))  # type: ignore[attr-defined]
-    solver.setOptionValue("mip_rel_gap", 1e-4)  # type: ignore[attr-defined]
-    solver.passModel(lp)  # type: ignore[attr-defined]
-    solver.run()  # type: ignore[attr-defined]
-    found = np.asarray(solver.getSolution().col_value)  # type: ignore[attr-defined]
-    if not len(found):
-        return Packing(np.zeros(len(usage), dtype=np.int64), 0.0)
-    uses = np.rint(found).astype(np.int64)
-    return Packing(uses, float(uses @ value))
+    lp.a_matrix_.start_ = np.searchsorted(columns, np.arange(len(value) + 1))
+    lp.a_matrix_.index_ = places
+    lp.a_matrix_.value_ = rows.T[columns, places]
+    if integers:
+        kinds = highspy.HighsVarType
+        lp.integrality_ = [kinds.kInteger] * integers + [kinds.kContinuous] * (
+            len(value) - integers
+        )
+    solver.passModel(lp)
+    solver.run()
+    return solver

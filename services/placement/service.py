@@ -21,8 +21,8 @@ from services.placement.costs import Costs
 from services.placement.estimator import estimate_plan
 from services.placement.problem import Budget, Problem
 from services.placement.registry import planner
-from services.placement.stopwatch import Stopwatch
 from services.placement.settings import PlacementSettings
+from services.placement.stopwatch import Stopwatch
 
 _log = logging.getLogger(__name__)
 Reply = TypeVar("Reply")

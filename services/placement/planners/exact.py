@@ -39,8 +39,8 @@ def plan(problem: Problem, budget: Budget) -> Solution:
     reached = np.zeros(len(members))
     complete = False
     while not budget.expired():
-        packing = pack(usage, bound, ground.counts, time_limit_s=budget.remaining_s())
-        used = np.flatnonzero(packing.uses > 0)
+        uses = pack(usage, bound, ground.counts, time_limit_s=budget.remaining_s())
+        used = np.flatnonzero(uses > 0)
         open_ = used[known[used] < SOLVED]
         if not len(open_):
             complete = True
@@ -55,7 +55,7 @@ def plan(problem: Problem, budget: Budget) -> Solution:
             reached[i] = candidate.split.rate_rps if candidate else 0.0
             bound[i] = max(reached[i], float(ground.columns.small_batch_bounds(row)[0]))
             known[i] = SOLVED
-    upper = pack(usage, bound, ground.counts, time_limit_s=10.0).value
+    upper = float(pack(usage, bound, ground.counts, time_limit_s=10.0) @ bound)
     chosen = _chosen(ground, members, usage, reached)
     if not chosen:
         raise nothing_fits(problem)
@@ -98,9 +98,9 @@ def _chosen(
 ) -> list[Candidate]:
     if not np.any(reached > 0):
         return []
-    packing = pack(usage, reached, ground.counts, time_limit_s=10.0)
-    chosen = []
-    for i in np.flatnonzero(packing.uses > 0):
+    uses = pack(usage, reached, ground.counts, time_limit_s=10.0)
+    chosen: list[Candidate] = []
+    for i in np.flatnonzero(uses > 0):
         candidate = ground.columns.solve(members[i])
-        chosen.extend([candidate] * int(packing.uses[i]) if candidate else [])
+        chosen.extend([candidate] * int(uses[i]) if candidate else [])
     return chosen

@@ -1,34 +1,42 @@
-"""Beam search over pipelines, an exact packing of the best, then moves between pipelines.
+"""Beam search over pipelines, a packing of the best, exact splits of what the packing uses.
 
-Candidates enter the packing with their upper bound; those that a packing uses are solved exactly
-and take their true rate, until a packing consists of solved ones alone.
+Candidates enter the packing with their upper bound; those that a packing uses are solved and take
+their true rate, until a packing consists of solved ones alone. Then moves between pipelines: two
+or three of them, with the nodes left over, are planned anew by themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from services.placement.beam import Pool, class_values, search
+from services.common.errors import FailedPrecondition
+from services.placement.beam import class_values, search
+from services.placement.choice import Choose, chooser
 from services.placement.columns import Candidate, Members
 from services.placement.field import Field, field
-from services.placement.packing import class_prices, pack
-from services.placement.problem import Budget, Problem, Solution, nothing_fits
-from services.placement.rates import Ints
+from services.placement.problem import (
+    Budget,
+    Objective,
+    ObjectiveKind,
+    Problem,
+    Solution,
+    nothing_fits,
+)
 from services.placement.roofline import Array
+from services.placement.score import score, violation
 
 WIDTH = 240
 ROUNDS = 40
+DROPS = 20
 
 
 @dataclass
 class State:
     """Candidates with what is known of each: a bound, or the rate of its best split."""
 
-    members: list[Members]
-    usage: Ints
+    members: tuple[Members, ...]
     value: Array
     solved: np.ndarray  # bool [candidates]
 
@@ -39,47 +47,61 @@ def plan(problem: Problem, budget: Budget) -> Solution:
     if problem.objective.uniform_tp:
         kinds = {node.kind for node in problem.nodes}
         degrees = sorted({n for kind in kinds for n in problem.costs.degrees(kind)})
-    best: tuple[float, Field, list[Candidate]] | None = None
-    for tp in degrees:
-        try:
-            ground = field(problem, tp)
-        except Exception:
-            raise
-        chosen = throughput(ground, budget)
-        rate = sum(c.split.rate_rps for c in chosen)
-        if chosen and (best is None or rate > best[0]):
-            best = rate, ground, chosen
-    if best is None:
+    found = [s for tp in degrees if (s := _plan_at(problem, tp, budget))]
+    if not found:
         raise nothing_fits(problem)
-    pipelines = best[1].build(best[2])
-    return Solution(pipelines, complete=not budget.expired())
+    return max(found, key=lambda solution: score(problem, solution.pipelines))
 
 
-def throughput(ground: Field, budget: Budget) -> list[Candidate]:
-    """Candidates with the highest rate together that the inventory allows."""
-    values = class_values(ground)
+def _plan_at(problem: Problem, tp: int, budget: Budget) -> Solution | None:
+    ground = field(problem, tp, by_price=_minds_price(problem.objective))
+    if not ground.options:
+        return None
+    values = _values(ground)
     pool = search(ground, values, WIDTH, budget)
     if not pool.members:
-        return []
-    state = _state(ground, pool)
-    _settle(ground, state, budget)
-    return _best_solved(ground, state, budget)
+        return None
+    state = State(pool.members, pool.bound.copy(), np.zeros(len(pool.members), dtype=bool))
+    choose = chooser(ground, pool.members, budget)
+    reason = ""
+    for _ in range(DROPS):
+        _settle(ground, state, choose, budget)
+        chosen = _best_solved(ground, state, choose)
+        if not chosen:
+            break
+        pipelines = ground.build([candidate for _, candidate in chosen])
+        reason, culprit = violation(problem, pipelines)
+        if culprit is None:
+            reasons = (f"{len(pool.members)} candidates, {int(state.solved.sum())} solved",)
+            return Solution(pipelines, complete=not budget.expired(), reasons=reasons)
+        state.value[chosen[culprit][0]] = 0.0
+        state.solved[chosen[culprit][0]] = True
+    if reason:
+        raise FailedPrecondition(f"no plan found meets the targets: {reason}", field="objective")
+    return None
 
 
-def _state(ground: Field, pool: Pool) -> State:
-    members = list(pool.members)
-    return State(
-        members, ground.usage(members), pool.bound.copy(), np.zeros(len(members), dtype=bool)
+def _minds_price(objective: Objective) -> bool:
+    return (
+        objective.kind is not ObjectiveKind.THROUGHPUT
+        or objective.budget_per_hour > 0
+        or objective.min_on_demand_share > 0
     )
 
 
-def _settle(ground: Field, state: State, budget: Budget) -> None:
-    """Solves what the packing uses until it uses nothing unsolved."""
+def _values(ground: Field) -> Array:
+    """What competing states pay for their nodes: their worth, or their price."""
+    if ground.problem.objective.kind is ObjectiveKind.THROUGHPUT:
+        return class_values(ground)
+    prices = np.array([kind.price_per_hour for kind in ground.stock.kinds])
+    return np.maximum(prices, 1e-6)
+
+
+def _settle(ground: Field, state: State, choose: Choose, budget: Budget) -> None:
+    """Solves what the choice uses until it uses nothing unsolved."""
     for _ in range(ROUNDS):
-        packing = pack(
-            state.usage, state.value, ground.counts, time_limit_s=min(1.0, budget.remaining_s())
-        )
-        open_ = np.flatnonzero((packing.uses > 0) & ~state.solved)
+        uses = choose(state.value)
+        open_ = np.flatnonzero((uses > 0) & ~state.solved)
         for i in open_:
             candidate = ground.columns.solve(state.members[i])
             state.value[i] = candidate.split.rate_rps if candidate else 0.0
@@ -88,17 +110,11 @@ def _settle(ground: Field, state: State, budget: Budget) -> None:
             break
 
 
-def _best_solved(ground: Field, state: State, budget: Budget) -> list[Candidate]:
-    known = np.flatnonzero(state.solved)
-    packing = pack(
-        state.usage[known],
-        state.value[known],
-        ground.counts,
-        time_limit_s=max(0.2, budget.remaining_s()),
-    )
-    chosen: list[Candidate] = []
-    for i, uses in zip(known, packing.uses, strict=True):
+def _best_solved(ground: Field, state: State, choose: Choose) -> list[tuple[int, Candidate]]:
+    """What is chosen when only solved candidates count; each with its index."""
+    uses = choose(np.where(state.solved, state.value, 0.0))
+    chosen: list[tuple[int, Candidate]] = []
+    for i in np.flatnonzero((uses > 0) & state.solved & (state.value > 0)):
         candidate = ground.columns.solve(state.members[i])
-        if uses and candidate:
-            chosen.extend([candidate] * int(uses))
+        chosen.extend([(int(i), candidate)] * int(uses[i]) if candidate else [])
     return chosen
