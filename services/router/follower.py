@@ -118,6 +118,8 @@ class Follower:
         self._trouble_s: float | None = None
         """When the present trouble began."""
         self._attached_again = False
+        self._in_vain = False
+        """The last grant has brought no step yet."""
         self._step = -1
         self._frame_s = 0.0
         self._step_s = 0.0
@@ -238,8 +240,16 @@ class Follower:
     # The controller
 
     def _resume(self, now_s: float) -> list[Action]:
+        """At once, but for grants in vain: those wait longer each time."""
         self._troubled(now_s)
+        if self._in_vain:
+            self._back_off(now_s)
+            return self._close()
         return [*self._close(), *self._ask(now_s)]
+
+    def _back_off(self, now_s: float) -> None:
+        self._ask_at_s = now_s + self._retry_s
+        self._retry_s = min(2 * self._retry_s, self.settings.max_retry_s)
 
     def _ask(self, now_s: float) -> list[Action]:
         self._question += 1
@@ -258,7 +268,7 @@ class Follower:
         if number != self._question or not self._asking:
             return []
         self._asking = False
-        self._retry_s = self.settings.retry_s
+        self._in_vain = True
         self.moves += grant.epoch > self.epoch
         self.epoch = grant.epoch
         self._base = grant.base
@@ -278,8 +288,7 @@ class Follower:
         self._asking = False
         if isinstance(error, (*_FOR_GOOD, Cancelled)):
             return self._end(error)
-        self._ask_at_s = now_s + self._retry_s
-        self._retry_s = min(2 * self._retry_s, self.settings.max_retry_s)
+        self._back_off(now_s)
         return []
 
     # Time
@@ -303,6 +312,8 @@ class Follower:
     def _at_ease(self) -> None:
         self._trouble_s = None
         self._attached_again = False
+        self._in_vain = False
+        self._retry_s = self.settings.retry_s
 
     # Ids
 

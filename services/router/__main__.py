@@ -1,0 +1,121 @@
+"""Wires a router together: `python -m services.router`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+
+import uvicorn
+import uvloop
+from shuntserve.router.v1 import router_pb2_grpc
+
+from services.common import channels, logs, server, telemetry
+from services.common.settings import read
+from services.router.catalogue import Catalogue
+from services.router.controller import Controller
+from services.router.gateway import Gateway
+from services.router.heads import Heads
+from services.router.http_protocol import limited
+from services.router.model_files import TensorStore
+from services.router.router import Router
+from services.router.service import RouterService
+from services.router.settings import RouterSettings
+
+NAME = "shuntserve.router.v1.RouterService"
+_log = logging.getLogger(__name__)
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn without its own signal handling: the process has one."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def http_server(router: Router, settings: RouterSettings) -> HttpServer:
+    """The gateway's server; hand it a bound socket."""
+    return HttpServer(
+        uvicorn.Config(
+            Gateway(router, settings).application(),
+            loop="none",
+            http=limited(settings),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=settings.keep_alive_s,
+            timeout_graceful_shutdown=int(settings.shutdown_grace_s) or 1,
+        )
+    )
+
+
+def listen(settings: RouterSettings) -> socket.socket:
+    """The gateway's socket; raises OSError when the port is taken."""
+    listening = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind((settings.host, settings.http_port))
+    listening.listen(2048)
+    listening.setblocking(False)
+    return listening
+
+
+async def serve(settings: RouterSettings) -> None:
+    """Runs until a signal comes."""
+    controller_channel = channels.open_channel(settings.controller_address, tls=settings.tls)
+    store_channel = channels.open_channel(settings.tensorstore_address, tls=settings.tls)
+    controller = Controller(
+        controller_channel, settings.control_timeout_s, settings.stream_timeout_s
+    )
+    store = TensorStore(store_channel, settings.resume_timeout_s, settings.max_model_file_bytes)
+    heads = Heads(settings.stream_timeout_s, settings.control_timeout_s, settings.tls)
+    router = Router(settings, controller, heads, Catalogue(store.files, time.time))
+    grpc_server = server.Server(settings, [NAME])
+    router_pb2_grpc.add_RouterServiceServicer_to_server(
+        RouterService(router), grpc_server.grpc_server
+    )
+    http = http_server(router, settings)
+    listening = listen(settings)
+    await grpc_server.start()
+    await grpc_server.set_ready(True)
+    _log.info("listening", extra={"http": listening.getsockname()[1], "grpc": grpc_server.port})
+    serving = asyncio.create_task(http.serve([listening]))
+    running = asyncio.create_task(router.run())
+    signalled = asyncio.create_task(server.until_signal())
+    await asyncio.wait((serving, running, signalled), return_when=asyncio.FIRST_COMPLETED)
+    await grpc_server.set_ready(False)
+    await router.close()
+    http.should_exit = True
+    await asyncio.gather(grpc_server.stop(), serving)
+    signalled.cancel()
+    running.cancel()
+    await asyncio.gather(signalled, running, return_exceptions=True)
+    await controller_channel.close()
+    await store_channel.close()
+
+
+def main() -> None:
+    """Reads settings, logs and traces, and serves."""
+    settings = read(RouterSettings)
+    logs.configure("router", settings.log_level)
+    telemetry.configure(
+        "router",
+        f"{settings.router_id}-{secrets.token_hex(4)}",
+        metrics_host=settings.host,
+        metrics_port=settings.metrics_port,
+    )
+    try:
+        uvloop.run(serve(settings))
+    finally:
+        telemetry.shutdown()
+
+
+if __name__ == "__main__":
+    main()

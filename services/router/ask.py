@@ -1,0 +1,212 @@
+"""What a client asked for, whichever door it came through, and how it becomes a request.
+
+An edge checks types and fills an `Ask`; ranges are checked here, once for both doors. `resolve`
+leaves nothing open: from there on the request is data.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from services.common.errors import InvalidArgument
+from services.common.generation import GenerationKind, GenerationRequest, ModelRef, Sampling
+from services.router.chat import Message
+
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARS = 1024
+MAX_STOP_IDS = 128
+MAX_BIASES = 1024
+MAX_TOP_LOGPROBS = 20
+MAX_MESSAGES = 4096
+MAX_MODEL_CHARS = 256
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request as it was made; None is left to the model's default."""
+
+    model: str
+    kind: GenerationKind
+    prompt: tuple[Message, ...] | str | tuple[int, ...]
+    """A conversation, a text, or ids."""
+    choices: int = 1
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+    top_logprobs: int | None = None
+    max_tokens: int | None = None
+    most_tokens: int | None = None
+    """Bound of max_tokens where the client set none; None: what the context holds."""
+    min_tokens: int = 0
+    stop_strings: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    seed: int | None = None
+    include_usage: bool = True
+    generation_id: str = ""
+    """Drawn when empty."""
+
+    def check(self, max_choices: int) -> None:
+        """Raises InvalidArgument for what no model could do."""
+        if not self.model or len(self.model) > MAX_MODEL_CHARS:
+            raise InvalidArgument(
+                f"a model's name has 1 to {MAX_MODEL_CHARS} characters", field="model"
+            )
+        _between("choices", self.choices, 1, max_choices)
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            if value is not None:
+                _between(name, value, low, high)
+        if self.top_p == 0 or self.repetition_penalty == 0:
+            name = "top_p" if self.top_p == 0 else "repetition_penalty"
+            raise InvalidArgument(f"{name} must be over 0", field=name)
+        if self.min_p == 1:
+            raise InvalidArgument("min_p must be under 1", field="min_p")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidArgument("min_tokens is over max_tokens", field="min_tokens")
+        _at_most("stop_strings", self.stop_strings, MAX_STOP_STRINGS)
+        if any(not 1 <= len(text) <= MAX_STOP_CHARS for text in self.stop_strings):
+            raise InvalidArgument(
+                f"a stop string has 1 to {MAX_STOP_CHARS} characters", field="stop_strings"
+            )
+        _at_most("stop_token_ids", self.stop_token_ids, MAX_STOP_IDS)
+        _at_most("logit_bias", self.logit_bias, MAX_BIASES)
+        for bias in self.logit_bias.values():
+            _between("logit_bias", bias, -100.0, 100.0)
+        if not self.prompt:
+            raise InvalidArgument("the prompt is empty", field=self._prompt_field)
+        if self._prompt_field == "messages":
+            _at_most("messages", self.prompt, MAX_MESSAGES)
+
+    @property
+    def _prompt_field(self) -> str:
+        return "messages" if self.kind is GenerationKind.CHAT else "prompt"
+
+    def resolve(self, model: ModelFacts, prompt_ids: list[int], drawn: Drawn) -> GenerationRequest:
+        """The request with nothing left open. Raises InvalidArgument when it does not fit the
+        model."""
+        room = model.max_positions - len(prompt_ids)
+        if not prompt_ids:
+            raise InvalidArgument("the prompt has no tokens", field=self._prompt_field)
+        if room < 1:
+            raise InvalidArgument(
+                f"the prompt has {len(prompt_ids)} tokens; prompt and output together may have "
+                f"{model.max_positions}",
+                field=self._prompt_field,
+            )
+        if self.max_tokens is not None and self.max_tokens > room:
+            raise InvalidArgument(
+                f"max_tokens {self.max_tokens} and a prompt of {len(prompt_ids)} tokens are over "
+                f"the {model.max_positions} positions there are",
+                field="max_tokens",
+            )
+        if self.min_tokens > room:
+            raise InvalidArgument(f"min_tokens is over {room}", field="min_tokens")
+        _in_vocabulary("stop_token_ids", self.stop_token_ids, model.vocabulary_size)
+        _in_vocabulary("logit_bias", self.logit_bias, model.vocabulary_size)
+        if not isinstance(self.prompt, str) and self.kind is not GenerationKind.CHAT:
+            _in_vocabulary("prompt", prompt_ids, model.vocabulary_size)
+        max_tokens = min(room, self.most_tokens or room)
+        return GenerationRequest(
+            generation_id=self.generation_id or drawn.generation_id,
+            model=model.ref,
+            prompt_ids=tuple(prompt_ids),
+            sampling=self._sampling(model, self.max_tokens or max_tokens, drawn.seed),
+            choices=self.choices,
+            stop_strings=self.stop_strings,
+            kind=self.kind,
+            created_unix_s=drawn.created_unix_s,
+            include_usage=self.include_usage,
+        )
+
+    def _sampling(self, model: ModelFacts, max_tokens: int, seed: int) -> Sampling:
+        def chosen(name: str, neutral: float) -> float:
+            value = getattr(self, name)
+            return _single(model.defaults.get(name, neutral) if value is None else value)
+
+        top_k = int(model.defaults.get("top_k", 0)) if self.top_k is None else self.top_k
+        return Sampling(
+            max_tokens=max_tokens,
+            temperature=chosen("temperature", 1.0),
+            top_k=max(top_k, 0),
+            top_p=chosen("top_p", 1.0),
+            min_p=chosen("min_p", 0.0),
+            presence_penalty=chosen("presence_penalty", 0.0),
+            frequency_penalty=chosen("frequency_penalty", 0.0),
+            repetition_penalty=chosen("repetition_penalty", 1.0),
+            logit_bias=MappingProxyType({i: _single(b) for i, b in self.logit_bias.items()}),
+            top_logprobs=self.top_logprobs,
+            min_tokens=self.min_tokens,
+            stop_token_ids=self.stop_token_ids,
+            ignore_eos=self.ignore_eos,
+            eos_token_ids=model.eos_token_ids,
+            seed=(seed if self.seed is None else self.seed) % (1 << 64),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What of a model decides a request."""
+
+    ref: ModelRef
+    max_positions: int
+    vocabulary_size: int
+    eos_token_ids: tuple[int, ...]
+    defaults: Mapping[str, float]
+    """Sampling values the model comes with, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What chance and the clock add to a request."""
+
+    generation_id: str
+    seed: int
+    created_unix_s: int
+
+
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("temperature", 0.0, 2.0),
+    ("top_k", -1, (1 << 31) - 1),
+    ("top_p", 0.0, 1.0),
+    ("min_p", 0.0, 1.0),
+    ("presence_penalty", -2.0, 2.0),
+    ("frequency_penalty", -2.0, 2.0),
+    ("repetition_penalty", 0.0, 2.0),
+    ("top_logprobs", 0, MAX_TOP_LOGPROBS),
+    ("max_tokens", 1, (1 << 31) - 1),
+    ("min_tokens", 0, (1 << 31) - 1),
+    ("seed", -(1 << 63), (1 << 64) - 1),
+)
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise InvalidArgument(f"{name} must lie in [{low:g}, {high:g}]", field=name)
+
+
+def _at_most(name: str, values: Any, most: int) -> None:
+    if len(values) > most:
+        raise InvalidArgument(f"{name} has {len(values)} entries, at most {most}", field=name)
+
+
+def _in_vocabulary(name: str, ids: Iterable[int], size: int) -> None:
+    for token_id in ids:
+        if not 0 <= token_id < size:
+            raise InvalidArgument(f"{name}: {token_id} is no id of {size}", field=name)
+
+
+def _single(value: float) -> float:
+    """As the wire will carry it, so that every holder has the same number."""
+    rounded: float = struct.unpack("<f", struct.pack("<f", value))[0]
+    return rounded

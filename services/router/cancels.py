@@ -1,0 +1,85 @@
+"""Cancels on their way: to the controller until it takes them, to the head once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+from services.common import channels
+from services.common.errors import DeadlineExceeded, ShuntError, Unavailable
+from services.router.actions import SendCancel
+from services.router.controller import Controller
+from services.router.heads import Heads
+
+_log = logging.getLogger(__name__)
+MAX_WAITING = 4096
+RETRY_S = 0.2
+RETRY_MAX_S = 5.0
+
+
+class Cancels:
+    """Outlives the sessions that ask; gives one up after `recover_s`."""
+
+    def __init__(self, controller: Controller, heads: Heads, recover_s: float) -> None:
+        self._controller = controller
+        self._heads = heads
+        self._recover_s = recover_s
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def send(self, cancel: SendCancel, context: contextvars.Context) -> None:
+        """Starts one; one too many is dropped, for an unread generation parks by itself."""
+        if len(self._tasks) >= MAX_WAITING:
+            _log.warning("too many cancels wait", extra={"generation_id": cancel.generation_id})
+            return
+        self._start(self._tell_controller(cancel), context)
+        if cancel.head is not None:
+            self.tell_head(cancel, context)
+
+    def tell_head(self, cancel: SendCancel, context: contextvars.Context) -> None:
+        """Only the head, for a cancel that the controller has taken."""
+        self._start(self._tell_head(cancel), context)
+
+    def _start(self, work: Coroutine[Any, Any, None], context: contextvars.Context) -> None:
+        task = asyncio.get_running_loop().create_task(work, context=context.copy())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _tell_controller(self, cancel: SendCancel) -> None:
+        channels.hand_on_deadline(None)  # the client's deadline does not end this
+        pause_s = RETRY_S
+        try:
+            async with asyncio.timeout(self._recover_s):
+                while not await self._told(cancel):
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, RETRY_MAX_S)
+        except TimeoutError:
+            _log.warning("a cancel was given up", extra={"generation_id": cancel.generation_id})
+
+    async def _told(self, cancel: SendCancel) -> bool:
+        try:
+            await self._controller.cancel(
+                cancel.generation_id, cancel.reason, cancel.choice, cancel.length
+            )
+        except (Unavailable, DeadlineExceeded):
+            return False
+        except ShuntError as error:
+            _log.warning("a cancel was refused", extra={"reason": error.message})
+        return True
+
+    async def _tell_head(self, cancel: SendCancel) -> None:
+        assert cancel.head is not None
+        try:
+            await self._heads.cancel(
+                cancel.head, cancel.generation_id, cancel.choice, cancel.reason
+            )
+        except ShuntError as error:
+            _log.info("a head was not told", extra={"reason": error.message})
+
+    async def close(self) -> None:
+        """Gives up what still waits."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

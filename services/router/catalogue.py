@@ -1,0 +1,88 @@
+"""The models this router has heard of, loaded once each."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+from services.common.errors import NotFound, ShuntError
+from services.common.exchange import Route
+from services.common.generation import ModelRef
+from services.router.model import Model
+from services.router.model_files import ModelFiles
+
+_log = logging.getLogger(__name__)
+MAX_MODELS = 64
+
+
+class Catalogue:
+    """Knows which version a name stands for, and when it was seen first."""
+
+    def __init__(
+        self, fetch: Callable[[ModelRef], Awaitable[ModelFiles]], clock: Callable[[], float]
+    ) -> None:
+        self._fetch = fetch
+        self._clock = clock
+        self._models: dict[str, Model] = {}
+        self._loads: dict[str, asyncio.Task[Model]] = {}
+        self._current: dict[str, ModelRef] = {}
+        self._positions: dict[str, int] = {}
+        self.first_seen: dict[str, int] = {}
+        """Wall-clock seconds, by name."""
+        self.heard = asyncio.Event()
+        """Routes have come at least once."""
+
+    def update(self, routes: Sequence[Route]) -> None:
+        """Takes the names from the routes; a name that has no route now is still known."""
+        for route in routes:
+            name = route.model.model_id
+            if len(self._current) >= MAX_MODELS and name not in self._current:
+                continue
+            self._current[name] = route.model
+            self.first_seen.setdefault(name, int(self._clock()))
+        for name in {route.model.model_id for route in routes}:
+            held = [r.max_positions for r in routes if r.model.model_id == name]
+            self._positions[name] = min((n for n in held if n > 0), default=0)
+        self.heard.set()
+
+    def current(self, name: str) -> ModelRef:
+        """The version a name stands for. Raises NotFound."""
+        ref = self._current.get(name)
+        if ref is None:
+            raise NotFound("no model of that name is served here", field="model")
+        return ref
+
+    def max_positions(self, name: str, model: Model) -> int:
+        """Positions that model and every pipeline can hold."""
+        return min(model.facts.max_positions, self._positions.get(name) or 1 << 62)
+
+    async def load(self, ref: ModelRef) -> Model:
+        """The model, fetched when it is not here yet. Raises what fetching raises; the next caller
+        tries again."""
+        model = self._models.get(ref.digest)
+        if model is not None:
+            return model
+        task = self._loads.get(ref.digest)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._load(ref))
+            self._loads[ref.digest] = task
+            task.add_done_callback(lambda _: self._loads.pop(ref.digest, None))
+        return await asyncio.shield(task)
+
+    async def _load(self, ref: ModelRef) -> Model:
+        files = await self._fetch(ref)
+        model = await asyncio.to_thread(Model, files)
+        if len(self._models) >= MAX_MODELS:
+            self._models.pop(next(iter(self._models)))
+        self._models[ref.digest] = model
+        _log.info("model loaded", extra={"model": ref.model_id, "digest": ref.digest[:12]})
+        return model
+
+    async def preload(self) -> None:
+        """Loads what is current and not here yet; failures are left to the next request."""
+        for ref in list(self._current.values()):
+            try:
+                await self.load(ref)
+            except ShuntError as error:
+                _log.warning("model not loaded", extra={"reason": error.message})

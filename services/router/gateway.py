@@ -1,0 +1,298 @@
+"""The HTTP door: OpenAI's completion APIs, resuming and cancelling, health and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+from opentelemetry.trace import SpanKind
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from services.common import telemetry
+from services.common.errors import ShuntError
+from services.common.generation import GenerationKind
+from services.router import metrics
+from services.router.http_errors import HttpError, body_of
+from services.router.http_exchange import Exchange
+from services.router.json_body import parse_object
+from services.router.openai_answers import DONE, Answers
+from services.router.openai_requests import OpenAiRequest, parse_chat, parse_completion
+from services.router.router import Router
+from services.router.session import Session
+from services.router.settings import RouterSettings
+
+_log = logging.getLogger(__name__)
+LARGE_BODY_BYTES = 256 << 10
+MAX_EVENT_ID_CHARS = 4096
+COMMENT = b": waiting\n\n"
+Handler = Callable[[Exchange], Awaitable[None]]
+Parser = Callable[[dict[str, Any]], OpenAiRequest]
+
+
+class Gateway:
+    """Builds the ASGI application."""
+
+    def __init__(self, router: Router, settings: RouterSettings) -> None:
+        self._router = router
+        self._settings = settings
+        self._large = asyncio.Semaphore(2)
+
+    def application(self) -> Starlette:
+        """The routes; every answer, an error too, is in OpenAI's shape."""
+
+        def route(path: str, handler: Handler, method: str) -> Route:
+            endpoint = _Endpoint(path, handler, self._settings)
+            return Route(path, endpoint, methods=[method])
+
+        application = Starlette(
+            routes=[
+                route("/v1/chat/completions", self._chat, "POST"),
+                route("/v1/completions", self._completion, "POST"),
+                route("/v1/models", self._models, "GET"),
+                route("/v1/models/{model:path}", self._model, "GET"),
+                route("/v1/generations/{id}/stream", self._resume, "GET"),
+                route("/v1/generations/{id}/cancel", self._cancel, "POST"),
+                route("/v1/generations/{id}", self._cancel, "DELETE"),
+                Route("/healthz", _healthz),
+                Route("/readyz", self._readyz),
+                Route("/metrics", _metrics),
+            ],
+            exception_handlers={HTTPException: _refused},
+        )
+        application.router.redirect_slashes = False
+        return application
+
+    async def _chat(self, exchange: Exchange) -> None:
+        await self._complete(exchange, parse_chat)
+
+    async def _completion(self, exchange: Exchange) -> None:
+        await self._complete(exchange, parse_completion)
+
+    async def _complete(self, exchange: Exchange, parse: Parser) -> None:
+        began_s = time.monotonic()
+        body = await exchange.body()
+        if len(body) > LARGE_BODY_BYTES:
+            async with self._large:
+                request = await asyncio.to_thread(lambda: parse(parse_object(body)))
+        else:
+            request = parse(parse_object(body))
+        session = await self._router.generate(request.ask)
+        with _attached(session, exchange):
+            if request.stream:
+                await self._stream(exchange, session, began_s, role=True)
+            else:
+                await self._whole(exchange, session, began_s)
+
+    async def _resume(self, exchange: Exchange) -> None:
+        after = exchange.header("last-event-id")
+        if len(after) > MAX_EVENT_ID_CHARS:
+            raise HttpError(400, "invalid_argument", "the event id is too long")
+        session = await self._router.resume(exchange.scope["path_params"]["id"], after or None)
+        with _attached(session, exchange):
+            await self._stream(exchange, session, time.monotonic(), role=not after)
+
+    async def _cancel(self, exchange: Exchange) -> None:
+        generation_id = exchange.scope["path_params"]["id"]
+        await self._router.cancel(generation_id)
+        exchange.headers["x-generation-id"] = generation_id
+        await exchange.answer(200, json.dumps({"id": generation_id, "cancelled": True}).encode())
+
+    async def _stream(
+        self, exchange: Exchange, session: Session, began_s: float, *, role: bool
+    ) -> None:
+        """Server-sent events until the end, or until the client has gone."""
+        transcript = session.transcript
+        answers = Answers(transcript.request, transcript.vocabulary)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.first_event_s):
+                while not session.ended and transcript.waiting_bytes == 0:
+                    await _next(session)
+        if session.error is not None and not transcript.waiting_bytes:
+            raise session.error
+        first = b""
+        if role and transcript.request.kind is GenerationKind.CHAT:
+            first = answers.role(transcript.event_id())
+        await exchange.begin(200, _STREAM_HEADERS)
+        async with _watched(exchange, session):
+            session.wake.set()
+            told = False
+            while not exchange.disconnected:
+                await _next(session)
+                ended = session.ended
+                event = transcript.take()
+                data = first + (answers.event(event) if event else b"")
+                first = b""
+                if ended:
+                    data += _ending(session, answers)
+                if event and not told:
+                    told = True
+                    metrics.FIRST_TOKEN_S.observe(time.monotonic() - began_s)
+                if not data and not session.comment_due:
+                    continue
+                session.writing = True
+                await exchange.write(data or COMMENT, more=not ended)
+                session.written()
+                if ended:
+                    return
+
+    async def _whole(self, exchange: Exchange, session: Session, began_s: float) -> None:
+        """One answer when everything is there."""
+        async with _watched(exchange, session):
+            told = False
+            while not (session.ended or exchange.disconnected):
+                await _next(session)
+                if not told and session.transcript.waiting_bytes:
+                    told = True
+                    metrics.FIRST_TOKEN_S.observe(time.monotonic() - began_s)
+            if not session.ended:
+                return
+            if session.error is not None:
+                raise session.error
+            transcript = session.transcript
+            answers = Answers(transcript.request, transcript.vocabulary)
+            event = transcript.take()
+            deltas = event.deltas if event else ()
+            await exchange.answer(200, answers.whole(deltas, transcript.usage))
+
+    async def _models(self, exchange: Exchange) -> None:
+        models = [self._described(route.model.model_id) for route in self._router.served()]
+        await exchange.answer(200, json.dumps({"object": "list", "data": models}).encode())
+
+    async def _model(self, exchange: Exchange) -> None:
+        name = exchange.scope["path_params"]["model"]
+        self._router.catalogue.current(name)
+        await exchange.answer(200, json.dumps(self._described(name)).encode())
+
+    def _described(self, name: str) -> dict[str, Any]:
+        created = self._router.catalogue.first_seen.get(name, 0)
+        return {"id": name, "object": "model", "created": created, "owned_by": "shuntserve"}
+
+    async def _readyz(self, request: Request) -> Response:
+        if self._router.ready:
+            return Response(b'{"ready":true}', media_type="application/json")
+        return Response(
+            b'{"ready":false}', 503, media_type="application/json", headers={"retry-after": "1"}
+        )
+
+
+_STREAM_HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",
+}
+
+
+async def _next(session: Session) -> None:
+    await session.wake.wait()
+    session.wake.clear()
+
+
+def _ending(session: Session, answers: Answers) -> bytes:
+    transcript = session.transcript
+    if session.error is not None:
+        return b"data: " + body_of(session.error) + b"\n\n"
+    usage = b""
+    if transcript.request.include_usage and not transcript.told_end:
+        usage = answers.usage(transcript.end_id(), transcript.usage)
+    return usage + DONE
+
+
+@contextlib.contextmanager
+def _attached(session: Session, exchange: Exchange) -> Iterator[None]:
+    """Every answer about a generation names it; leaving detaches the reader."""
+    exchange.headers["x-generation-id"] = session.generation_id
+    try:
+        yield
+    finally:
+        if session.error is not None:
+            metrics.FAILED.labels(type(session.error).__name__).inc()
+        session.close()
+
+
+@contextlib.asynccontextmanager
+async def _watched(exchange: Exchange, session: Session) -> Any:
+    """Wakes the session's reader when the client has gone."""
+
+    async def watch() -> None:
+        await exchange.until_disconnected()
+        session.wake.set()
+
+    task = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+class _Endpoint:
+    """Wraps a handler in a span, its errors and its metrics."""
+
+    def __init__(self, path: str, handler: Handler, settings: RouterSettings) -> None:
+        self._path = path
+        self._handler = handler
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send, self._settings)
+        method = scope["method"]
+        with telemetry.span(
+            f"{method} {self._path}",
+            kind=SpanKind.SERVER,
+            parent=telemetry.parent_of(exchange.header("traceparent")),
+            attributes={"http.request.method": method, "http.route": self._path},
+        ) as span:
+            await self._serve(exchange)
+            span.set_attribute("http.response.status_code", exchange.status)
+            generation_id = exchange.headers.get("x-generation-id")
+            if generation_id:
+                span.set_attribute("shunt.generation_id", generation_id)
+        metrics.REQUESTS.labels(self._path, str(exchange.status)).inc()
+
+    async def _serve(self, exchange: Exchange) -> None:
+        try:
+            await self._handler(exchange)
+        except ShuntError as error:
+            await self._fail(exchange, error)
+        except Exception:
+            _log.exception("a request failed")
+            failure = HttpError(500, "internal_error", "the router failed")
+            await self._fail(exchange, failure)
+
+    async def _fail(self, exchange: Exchange, error: ShuntError) -> None:
+        if exchange.disconnected:
+            return
+        if exchange.status == 0:
+            await exchange.fail(error)
+        else:
+            await exchange.write(b"data: " + body_of(error) + b"\n\n", more=False)
+
+
+async def _refused(_request: Request, error: Exception) -> Response:
+    """What no route takes."""
+    assert isinstance(error, HTTPException)
+    codes = {404: "not_found", 405: "method_not_allowed"}
+    refusal = HttpError(error.status_code, codes.get(error.status_code, "refused"), error.detail)
+    return Response(
+        body_of(refusal), error.status_code, headers=error.headers, media_type="application/json"
+    )
+
+
+async def _healthz(_request: Request) -> Response:
+    return Response(b'{"alive":true}', media_type="application/json")
+
+
+async def _metrics(_request: Request) -> Response:
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

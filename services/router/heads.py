@@ -1,0 +1,114 @@
+"""Pipelines' heads as a router sees them: one channel an address, made anew when it broke."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
+
+from services.common import channels, telemetry, wire
+from services.common.errors import Unavailable
+from services.common.exchange import Frame, GenerateCall, Route
+from services.common.generation import CancelReason
+from services.common.settings import TlsSettings
+from services.common.statuses import from_rpc_error
+from services.router.messages import frame_from, generate_call_to
+
+MAX_CHANNELS = 256
+
+
+@dataclass(slots=True)
+class _Line:
+    """A channel and the calls on it."""
+
+    channel: grpc.aio.Channel
+    users: int = 0
+    forgotten: bool = False
+
+
+class Heads:
+    """Opens streams to heads; at most `MAX_CHANNELS` channels are kept, the last used first."""
+
+    def __init__(self, stream_timeout_s: float, call_timeout_s: float, tls: TlsSettings) -> None:
+        self._stream_timeout_s = stream_timeout_s
+        self._call_timeout_s = call_timeout_s
+        self._tls = tls
+        self._lines: dict[str, _Line] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def frames(self, route: Route, call: GenerateCall) -> AsyncGenerator[Frame]:
+        """A stream's frames up to its end; raises what broke it. Closing detaches the reader."""
+        choices, line = call.request.choices, self._line(route.address)
+        stub = engine_pb2_grpc.EngineServiceStub(line.channel)
+        stream: Any = stub.Generate(
+            generate_call_to(call),
+            timeout=channels.timeout(self._stream_timeout_s),
+            metadata=telemetry.metadata(),
+        )
+        line.users += 1
+        try:
+            while (message := await stream.read()) is not grpc.aio.EOF:
+                yield frame_from(message, choices)
+        except grpc.RpcError as error:
+            failure = from_rpc_error(error)
+            if isinstance(failure, Unavailable):
+                self._forget(route.address, line)
+            raise failure from error
+        finally:
+            stream.cancel()
+            self._release(line)
+
+    async def cancel(
+        self, route: Route, generation_id: str, choice: int | None, reason: CancelReason
+    ) -> None:
+        """Tells a head once; what it misses it learns from the controller."""
+        line = self._line(route.address)
+        line.users += 1
+        stub = engine_pb2_grpc.EngineServiceStub(line.channel)
+        request = engine_pb2.CancelRequest(
+            generation_id=generation_id, choice=choice, reason=wire.cancel_reason_to(reason)
+        )
+        try:
+            await stub.Cancel(request, timeout=self._call_timeout_s, metadata=telemetry.metadata())
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            self._release(line)
+
+    def _line(self, address: str) -> _Line:
+        line = self._lines.pop(address, None)
+        if line is None:
+            line = _Line(channels.open_channel(address, tls=self._tls))
+        self._lines[address] = line
+        if len(self._lines) > MAX_CHANNELS:
+            oldest = next(iter(self._lines))
+            self._forget(oldest, self._lines[oldest])
+        return line
+
+    def _forget(self, address: str, line: _Line) -> None:
+        """The next call makes a new channel; streams on the old one are left alone."""
+        if self._lines.get(address) is line:
+            del self._lines[address]
+        line.forgotten = True
+        self._close_unused(line)
+
+    def _release(self, line: _Line) -> None:
+        line.users -= 1
+        self._close_unused(line)
+
+    def _close_unused(self, line: _Line) -> None:
+        if line.forgotten and line.users == 0:
+            task = asyncio.get_running_loop().create_task(line.channel.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """Closes every channel, and with it every stream."""
+        for address, line in list(self._lines.items()):
+            line.users = 0
+            self._forget(address, line)
+        await asyncio.gather(*self._closing)

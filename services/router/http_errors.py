@@ -1,0 +1,70 @@
+"""Domain errors as HTTP answers in OpenAI's shape; the one table between them."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from services.common import errors
+from services.router.router import Expired
+
+
+class HttpError(errors.ShuntError):
+    """A refusal that only HTTP knows."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+_STATUSES: dict[type[errors.ShuntError], int] = {
+    errors.InvalidArgument: 400,
+    errors.NotFound: 404,
+    errors.AlreadyExists: 409,
+    errors.FailedPrecondition: 409,
+    errors.OutOfRange: 409,
+    errors.PermissionDenied: 403,
+    errors.Unauthenticated: 401,
+    errors.ResourceExhausted: 429,
+    errors.Unavailable: 503,
+    errors.DeadlineExceeded: 503,
+    errors.Cancelled: 409,
+    errors.Aborted: 409,
+    Expired: 410,
+}
+_PARAMS = {"choices": "n", "stop_strings": "stop"}
+"""Fields that HTTP clients know by another name."""
+
+
+def status_of(error: errors.ShuntError) -> int:
+    """The status of an error; 500 for what is nobody's fault but ours."""
+    if isinstance(error, HttpError):
+        return error.status
+    return next((_STATUSES[kind] for kind in type(error).__mro__ if kind in _STATUSES), 500)
+
+
+def body_of(error: errors.ShuntError) -> bytes:
+    """{"error": {"message", "type", "param", "code"}}."""
+    status = status_of(error)
+    if isinstance(error, HttpError):
+        code = error.code
+    elif isinstance(error, errors.NotFound) and error.field == "model":
+        code = "model_not_found"
+    else:
+        code = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(error).__name__).lower()
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    body = {
+        "message": error.message,
+        "type": "rate_limit_error" if status == 429 else kind,
+        "param": _PARAMS.get(error.field, error.field) or None,
+        "code": code,
+    }
+    return json.dumps({"error": body}, ensure_ascii=False).encode()
+
+
+def retry_after_s(error: errors.ShuntError) -> int | None:
+    """Whole seconds after which asking again may help."""
+    if isinstance(error, errors.Unavailable):
+        return max(1, round(error.retry_after_s))
+    return 1 if status_of(error) in (429, 503) else None

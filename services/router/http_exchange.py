@@ -1,0 +1,124 @@
+"""One HTTP request and its answer over ASGI, with limits on size and time in both directions."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.types import Message, Receive, Scope, Send
+
+from services.common.errors import ShuntError
+from services.router.http_errors import HttpError, body_of, retry_after_s, status_of
+from services.router.http_protocol import abort_of
+from services.router.settings import RouterSettings
+
+DRAIN_BODIES = 4
+"""A body that is too large is read this many times over its limit, so that its sender hears why."""
+
+
+class Exchange:
+    """Reads the request's body once, then writes one answer."""
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, settings: RouterSettings
+    ) -> None:
+        self.scope = scope
+        self.settings = settings
+        self.disconnected = False
+        self.status = 0
+        """0 until the answer has begun."""
+        self.headers: dict[str, str] = {}
+        """Sent with the answer, whichever it will be."""
+        self._receive = receive
+        self._send = send
+        self._request_headers = [
+            (name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]
+        ]
+
+    def header(self, name: str) -> str:
+        """A request header; empty when it is absent."""
+        return next((v for n, v in self._request_headers if n == name), "")
+
+    async def body(self) -> bytes:
+        """The whole JSON body. Raises HttpError 408, 413 and 415."""
+        media_type = self.header("content-type").partition(";")[0].strip().lower()
+        if media_type != "application/json":
+            raise HttpError(415, "unsupported_media_type", "content-type must be application/json")
+        if self.header("content-encoding").lower() not in ("", "identity"):
+            raise HttpError(415, "unsupported_encoding", "content-encoding is not supported")
+        try:
+            async with asyncio.timeout(self.settings.body_timeout_s):
+                return await self._read()
+        except TimeoutError:
+            self.headers["connection"] = "close"
+            raise HttpError(408, "request_timeout", "the body took too long") from None
+
+    async def _read(self) -> bytes:
+        limit, data, size = self.settings.max_body_bytes, bytearray(), 0
+        more = True
+        while more and size <= DRAIN_BODIES * limit:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.disconnected = True
+                raise HttpError(400, "disconnected", "the body did not come")
+            size += len(message.get("body", b""))
+            if size <= limit:
+                data += message.get("body", b"")
+            else:
+                data.clear()
+            more = message.get("more_body", False)
+        if size > limit:
+            self.headers["connection"] = "close"
+            raise HttpError(413, "body_too_large", f"the body has over {limit} bytes")
+        return bytes(data)
+
+    async def until_disconnected(self) -> None:
+        """Returns when the client has gone, or has its whole answer."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.disconnected = True
+
+    async def answer(self, status: int, body: bytes, media_type: str = "application/json") -> None:
+        """A whole answer."""
+        await self.begin(status, {"content-type": media_type, "content-length": str(len(body))})
+        await self.write(body, more=False)
+
+    async def fail(self, error: ShuntError) -> None:
+        """An error as the whole answer."""
+        retry = retry_after_s(error)
+        if retry is not None:
+            self.headers["retry-after"] = str(retry)
+        await self.answer(status_of(error), body_of(error))
+
+    async def begin(self, status: int, headers: Mapping[str, str]) -> None:
+        """Status line and headers."""
+        self.status = status
+        pairs = {**headers, **self.headers}
+        message = {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [(n.encode("latin-1"), v.encode("latin-1")) for n, v in pairs.items()],
+        }
+        await self._within(message)
+
+    async def write(self, data: bytes, *, more: bool = True) -> None:
+        """A part of the body; waits while the client does not read. A client that takes nothing
+        for `write_timeout_s` is cut off, and counts as disconnected."""
+        await self._within({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def _within(self, message: Message) -> None:
+        try:
+            async with asyncio.timeout(self.settings.write_timeout_s):
+                await self._send(message)
+        except TimeoutError:
+            self.disconnected = True
+            abort: Any = abort_of(self.scope)
+            if abort is not None:
+                abort()
+
+
+def now_s() -> float:
+    """The clock of waiting times."""
+    return time.monotonic()

@@ -1,0 +1,108 @@
+"""uvicorn's HTTP/1.1 protocol with the limits it lacks: header bytes, header time, connections."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from services.router.http_errors import HttpError, body_of, retry_after_s, status_of
+from services.router.settings import RouterSettings
+
+_REASONS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
+ABORT = "shunt.abort"
+LINGER_S = 1.0
+
+
+def limited(settings: RouterSettings) -> type[HttpToolsProtocol]:
+    """The protocol class for one router's limits."""
+
+    class LimitedProtocol(HttpToolsProtocol):
+        _header_bytes = 0
+        _in_headers = True
+        _header_timer: asyncio.TimerHandle | None = None
+        _refusal: HttpError | None = None
+        _refused = False
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._begin_headers()
+            if len(self.connections) > settings.max_connections:
+                self._refuse(HttpError(503, "overloaded", "too many connections"))
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._end_headers()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            if self._refused or self.transport.is_closing():
+                return
+            if self._in_headers:
+                self._header_bytes += len(data)
+            super().data_received(data)
+            if self._in_headers and self._header_bytes > settings.max_header_bytes:
+                self._refuse(_too_large(f"headers have over {settings.max_header_bytes} bytes"))
+
+        def on_message_begin(self) -> None:
+            if not self._in_headers:
+                self._begin_headers()
+            super().on_message_begin()
+            self.scope["extensions"] = {ABORT: {"call": self.transport.abort}}
+
+        def on_headers_complete(self) -> None:
+            self._end_headers()
+            size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            if len(self.headers) > settings.max_headers:
+                self._refusal = _too_large(f"over {settings.max_headers} headers")
+            elif size > settings.max_header_bytes:
+                self._refusal = _too_large(f"headers have over {settings.max_header_bytes} bytes")
+            if self._refusal is not None:
+                raise ValueError("refused")  # the parser stops, send_400_response answers
+            super().on_headers_complete()
+
+        def send_400_response(self, msg: str) -> None:
+            self._refuse(self._refusal or HttpError(400, "bad_request", msg))
+
+        def _begin_headers(self) -> None:
+            self._in_headers, self._header_bytes = True, 0
+            self._header_timer = self.loop.call_later(settings.header_timeout_s, self._late)
+
+        def _end_headers(self) -> None:
+            self._in_headers = False
+            if self._header_timer is not None:
+                self._header_timer.cancel()
+                self._header_timer = None
+
+        def _late(self) -> None:
+            self._refuse(HttpError(408, "request_timeout", "the request's headers took too long"))
+
+        def _refuse(self, error: HttpError) -> None:
+            if self._refused or self.transport.is_closing():
+                return
+            self._refused = True
+            self._end_headers()
+            status, body = status_of(error), body_of(error)
+            retry = retry_after_s(error)
+            lines = [
+                f"HTTP/1.1 {status} {_REASONS.get(status, 'Refused')}",
+                "content-type: application/json",
+                f"content-length: {len(body)}",
+                *([] if retry is None else [f"retry-after: {retry}"]),
+                "connection: close",
+            ]
+            self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
+            self.transport.write_eof()
+            # Closing with bytes unread would reset the connection before the answer is read.
+            self.loop.call_later(LINGER_S, self.transport.close)
+
+    return LimitedProtocol
+
+
+def abort_of(scope: Any) -> Any:
+    """Cuts a request's connection without waiting for what the client has not read."""
+    return scope.get("extensions", {}).get(ABORT, {}).get("call")
+
+
+def _too_large(message: str) -> HttpError:
+    return HttpError(431, "headers_too_large", message)

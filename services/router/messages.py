@@ -1,0 +1,120 @@
+"""What a router says to heads and the controller, as messages and back."""
+
+from __future__ import annotations
+
+from shuntserve.controller.v1 import controller_pb2
+from shuntserve.engine.v1 import engine_pb2
+
+from services.common import wire
+from services.common.errors import InvalidArgument
+from services.common.exchange import (
+    Accepted,
+    Closed,
+    CloseReason,
+    Frame,
+    GenerateCall,
+    GenerationState,
+    GenerationView,
+    Grant,
+    Phase,
+    Progress,
+    ResumeQuestion,
+    Route,
+    Tokens,
+)
+
+_PHASES: dict[int, Phase] = {
+    engine_pb2.PHASE_QUEUED: Phase.QUEUED,
+    engine_pb2.PHASE_PREFILL: Phase.PREFILL,
+    engine_pb2.PHASE_DECODE: Phase.DECODE,
+}
+_CLOSE_REASONS: dict[int, CloseReason] = {
+    engine_pb2.CLOSE_REASON_FINISHED: CloseReason.FINISHED,
+    engine_pb2.CLOSE_REASON_MOVED: CloseReason.MOVED,
+    engine_pb2.CLOSE_REASON_SUPERSEDED: CloseReason.SUPERSEDED,
+    engine_pb2.CLOSE_REASON_CANCELLED: CloseReason.CANCELLED,
+    engine_pb2.CLOSE_REASON_DIVERGED: CloseReason.DIVERGED,
+    engine_pb2.CLOSE_REASON_DISSOLVED: CloseReason.DISSOLVED,
+    engine_pb2.CLOSE_REASON_FENCED: CloseReason.FENCED,
+}
+_STATES: dict[int, GenerationState] = {
+    controller_pb2.GENERATION_STATE_OPEN: GenerationState.OPEN,
+    controller_pb2.GENERATION_STATE_FINISHED: GenerationState.FINISHED,
+    controller_pb2.GENERATION_STATE_CANCELLED: GenerationState.CANCELLED,
+}
+
+
+def generate_call_to(call: GenerateCall) -> engine_pb2.GenerateRequest:
+    return engine_pb2.GenerateRequest(
+        request=wire.request_to(call.request),
+        epoch=call.epoch,
+        formation_id=call.formation_id,
+        held=wire.spans_to(call.held),
+        **{"from": wire.lengths_to(call.from_lengths)},
+    )
+
+
+def frame_from(message: engine_pb2.GenerateResponse, choices: int) -> Frame:
+    """Raises InvalidArgument for a frame that is none."""
+    kind = message.WhichOneof("frame")
+    if kind == "tokens":
+        return Tokens(wire.spans_from(message.tokens.runs), message.tokens.step)
+    if kind == "progress":
+        phase = _PHASES.get(message.progress.phase)
+        if phase is None:
+            raise InvalidArgument("phase has no known value", field="phase")
+        return Progress(message.progress.step, phase)
+    if kind == "accepted":
+        accepted = message.accepted
+        return Accepted(
+            accepted.formation_id,
+            accepted.incarnation,
+            accepted.numerics_class,
+            wire.lengths_from(accepted.lengths, choices),
+        )
+    if kind == "closed":
+        reason = _CLOSE_REASONS.get(message.closed.reason)
+        if reason is None:
+            raise InvalidArgument("reason has no known value", field="reason")
+        return Closed(reason, wire.lengths_from(message.closed.lengths, choices))
+    raise InvalidArgument("a frame without content", field="frame")
+
+
+def question_to(question: ResumeQuestion) -> controller_pb2.ResumeRequest:
+    return controller_pb2.ResumeRequest(
+        generation_id=question.generation_id,
+        last_epoch=question.last_epoch,
+        request=None if question.request is None else wire.request_to(question.request),
+        held=wire.spans_to(question.held),
+    )
+
+
+def grant_from(message: controller_pb2.ResumeResponse) -> Grant:
+    head = None if message.finished else route_from(message.head)
+    return Grant(message.epoch, head, wire.spans_from(message.base))
+
+
+def route_from(message: controller_pb2.Route) -> Route:
+    return Route(
+        pipeline_id=message.pipeline_id,
+        formation_id=message.formation_id,
+        incarnation=message.incarnation,
+        address=message.address,
+        throughput_tokens_per_s=message.throughput_tokens_per_s,
+        model=wire.model_from(message.model),
+        max_positions=message.max_positions,
+    )
+
+
+def view_from(message: controller_pb2.GetGenerationResponse) -> GenerationView:
+    """Raises InvalidArgument for a state that is none."""
+    state = _STATES.get(message.state)
+    if state is None:
+        raise InvalidArgument("state has no known value", field="state")
+    return GenerationView(
+        request=wire.request_from(message.request),
+        spans=wire.spans_from(message.runs),
+        epoch=message.epoch,
+        head=route_from(message.head) if message.HasField("head") else None,
+        state=state,
+    )

@@ -1,0 +1,17 @@
+"""What a router counts."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+REQUESTS = Counter("shunt_router_requests", "HTTP answers", ["route", "status"])
+STREAMS = Gauge("shunt_router_streams", "Generations followed now")
+TOKENS = Counter("shunt_router_tokens", "Tokens received for readers")
+RESUMES = Counter("shunt_router_resumes", "Questions for the next epoch")
+MOVES = Counter("shunt_router_moves", "Epochs granted to generations that ended here")
+FAILED = Counter("shunt_router_failed", "Generations that ended in an error", ["kind"])
+FIRST_TOKEN_S = Histogram(
+    "shunt_router_first_token_seconds",
+    "From a request to its first token",
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)

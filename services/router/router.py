@@ -1,0 +1,265 @@
+"""What both doors share: admission, balancing, and finding a generation again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import re
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from services.common import wire
+from services.common.errors import (
+    DeadlineExceeded,
+    NotFound,
+    OutOfRange,
+    ResourceExhausted,
+    ShuntError,
+    Unavailable,
+)
+from services.common.exchange import GenerationView, Route
+from services.common.generation import CancelReason, GenerationRequest
+from services.router import metrics
+from services.router.actions import SendCancel
+from services.router.ask import Ask, Drawn, ModelFacts
+from services.router.balancer import Balancer
+from services.router.cancels import Cancels
+from services.router.catalogue import Catalogue
+from services.router.controller import Controller
+from services.router.follower import Follower, FollowerSettings
+from services.router.heads import Heads
+from services.router.model import Model
+from services.router.session import Session
+from services.router.settings import RouterSettings
+from services.router.transcript import Position, Transcript
+
+TICK_S = 0.05
+LONG_PROMPT_CHARS = 16_384
+_DRAWN_ID = re.compile(r"g([0-9a-f]{8})[0-9a-f]{24}")
+_YOUNG_S = 5.0
+
+
+class Expired(OutOfRange):
+    """The journal has let this generation go."""
+
+
+class Router:
+    """Starts sessions and keeps their clock."""
+
+    def __init__(
+        self, settings: RouterSettings, controller: Controller, heads: Heads, catalogue: Catalogue
+    ) -> None:
+        self.settings = settings
+        self.catalogue = catalogue
+        self._controller = controller
+        self._heads = heads
+        self._balancer = Balancer()
+        self._cancels = Cancels(controller, heads, settings.recover_s)
+        self._sessions: set[Session] = set()
+        self._starting = 0
+        self._routes_changed = asyncio.Event()
+        self.stopping = False
+
+    async def run(self) -> None:
+        """Follows the routes and ticks the sessions, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._tick())
+            tasks.create_task(self._preload())
+            tasks.create_task(
+                self._controller.watch_routes(self.settings.router_id, self.update_routes)
+            )
+
+    def update_routes(self, routes: Sequence[Route]) -> None:
+        """Replaces the routes."""
+        self._balancer.update(routes)
+        self.catalogue.update(routes)
+        self._routes_changed.set()
+        self._routes_changed = asyncio.Event()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            now_s = time.monotonic()
+            for session in list(self._sessions):
+                session.tick(now_s, self.settings.comment_s)
+
+    async def _preload(self) -> None:
+        while True:
+            changed = self._routes_changed
+            await self.catalogue.preload()
+            await changed.wait()
+
+    @property
+    def ready(self) -> bool:
+        """Some pipeline takes requests."""
+        return not self.stopping and bool(self._balancer.models())
+
+    def served(self) -> list[Route]:
+        """One route for each model that is served."""
+        return self._balancer.models()
+
+    async def generate(self, ask: Ask) -> Session:
+        """Starts a generation. Raises InvalidArgument, NotFound, ResourceExhausted, Unavailable."""
+        ask.check(self.settings.max_choices)
+        with self._admitted():
+            model = await self._model(ask.model)
+            created_unix_s = int(time.time())
+            if isinstance(ask.prompt, str) and len(ask.prompt) > LONG_PROMPT_CHARS:
+                prompt_ids = await asyncio.to_thread(model.prompt_ids, ask, created_unix_s)
+            else:
+                prompt_ids = model.prompt_ids(ask, created_unix_s)
+            generation_id = f"g{created_unix_s:08x}{secrets.token_hex(12)}"
+            drawn = Drawn(generation_id, secrets.randbits(63), created_unix_s)
+            request = ask.resolve(self._facts(ask.model, model), prompt_ids, drawn)
+            route = await self._route(request.model.model_id)
+            session = self._session(request, model, None)
+        session.begin(route)
+        return session
+
+    async def resume(self, generation_id: str, after: str | None) -> Session:
+        """Goes on behind an event, or from the start; returns once the reader's position is
+        reached.
+
+        Raises InvalidArgument for a name or an event that cannot be, NotFound, Expired,
+        OutOfRange and FailedPrecondition for an event that does not belong, Unavailable.
+        """
+        wire.generation_id_from(generation_id)
+        position = Position.parse(after) if after else None
+        with self._admitted():
+            view = await self._view(generation_id)
+            if position is not None and after:
+                position = Position.parse(after, view.request.choices)
+            model = await self._load(view.request)
+            session = self._session(view.request, model, position)
+        try:
+            session.rejoin(view)
+            while not (session.transcript.caught_up or session.ended):
+                await session.wake.wait()
+                session.wake.clear()
+        except BaseException:
+            session.close()
+            raise
+        session.wake.set()
+        if session.error is not None and not session.transcript.caught_up:
+            session.close()
+            raise session.error
+        return session
+
+    async def cancel(self, generation_id: str) -> None:
+        """Ends a generation for good; taken when this returns. Raises Unavailable."""
+        wire.generation_id_from(generation_id)
+        await self._controller.cancel(generation_id, CancelReason.CLIENT)
+        sessions = [s for s in self._sessions if s.generation_id == generation_id]
+        for session in sessions:
+            session.cancel()
+        if sessions:
+            return
+        try:
+            view = await self._controller.generation(generation_id)
+        except ShuntError:
+            return  # its head learns from the controller
+        if view.head is not None:
+            cancel = SendCancel(generation_id, None, CancelReason.CLIENT, None, view.head)
+            self._cancels.tell_head(cancel, contextvars.copy_context())
+
+    async def close(self) -> None:
+        """Lets every reader go; each can resume at another router."""
+        self.stopping = True
+        for session in list(self._sessions):
+            session.fail(Unavailable("this router stops; resume at another one"))
+        await self._cancels.close()
+        await self._heads.close()
+
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
+        """Counts a request that has no session yet."""
+        if self.stopping:
+            raise Unavailable("this router stops; ask another one")
+        if len(self._sessions) + self._starting >= self.settings.max_streams:
+            raise ResourceExhausted(f"{self.settings.max_streams} generations are followed already")
+        self._starting += 1
+        try:
+            yield
+        finally:
+            self._starting -= 1
+
+    async def _model(self, name: str) -> Model:
+        try:
+            async with asyncio.timeout(self.settings.route_wait_s):
+                await self.catalogue.heard.wait()
+                return await self.catalogue.load(self.catalogue.current(name))
+        except TimeoutError:
+            raise Unavailable("no controller has told this router of pipelines yet") from None
+
+    def _facts(self, name: str, model: Model) -> ModelFacts:
+        positions = self.catalogue.max_positions(name, model)
+        return replace(model.facts, max_positions=positions)
+
+    async def _load(self, request: GenerationRequest) -> Model:
+        try:
+            return await self.catalogue.load(request.model)
+        except NotFound as error:
+            raise Unavailable("the generation's model is not to be had here") from error
+
+    async def _route(self, model_id: str) -> Route:
+        """A pipeline for a new generation, waited for if there is none."""
+        deadline_s = time.monotonic() + self.settings.route_wait_s
+        while (route := self._balancer.pick(model_id)) is None:
+            changed, left_s = self._routes_changed, deadline_s - time.monotonic()
+            try:
+                await asyncio.wait_for(changed.wait(), max(left_s, 0))
+            except TimeoutError:
+                raise Unavailable("no pipeline is ready", retry_after_s=5.0) from None
+        return route
+
+    async def _view(self, generation_id: str) -> GenerationView:
+        """What the journal holds; waits a little for one just begun, and for the controller."""
+        drawn = _DRAWN_ID.fullmatch(generation_id)
+        age_s = time.time() - int(drawn[1], 16) if drawn else None
+        deadline_s = time.monotonic() + self.settings.resume_timeout_s
+        young_until_s = time.monotonic() + (1.0 if age_s is not None and age_s < _YOUNG_S else 0.0)
+        while True:
+            try:
+                return await self._controller.generation(generation_id)
+            except NotFound:
+                if age_s is not None and age_s > self.settings.generation_retention_s:
+                    raise Expired("the generation is no longer kept", field="id") from None
+                if time.monotonic() >= young_until_s:
+                    raise
+            except (Unavailable, DeadlineExceeded):
+                if time.monotonic() >= deadline_s:
+                    raise
+            await asyncio.sleep(0.1)
+
+    def _session(self, request: GenerationRequest, model: Model, after: Position | None) -> Session:
+        settings = self.settings
+        follower = Follower(
+            request,
+            FollowerSettings(
+                silence_s=settings.silence_s,
+                progress_s=settings.progress_s,
+                recover_s=settings.recover_s,
+                resume_timeout_s=settings.resume_timeout_s,
+            ),
+        )
+        session = Session(
+            follower,
+            Transcript(request, follower.runs, model.vocabulary, after),
+            heads=self._heads,
+            controller=self._controller,
+            balancer=self._balancer,
+            cancels=self._cancels,
+            clock=time.monotonic,
+            max_unread_bytes=settings.max_unread_bytes,
+            closed=self._closed,
+        )
+        self._sessions.add(session)
+        metrics.STREAMS.set(len(self._sessions))
+        return session
+
+    def _closed(self, session: Session) -> None:
+        self._sessions.discard(session)
+        metrics.STREAMS.set(len(self._sessions))

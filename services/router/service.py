@@ -1,0 +1,175 @@
+"""The gRPC door: the same generations as over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from shuntserve.router.v1 import router_pb2, router_pb2_grpc
+
+from services.common import wire
+from services.common.errors import InvalidArgument
+from services.common.generation import GenerationKind
+from services.router.ask import ROLES, Ask
+from services.router.catalogue import Catalogue
+from services.router.chat import Message
+from services.router.router import Router
+from services.router.session import Session
+from services.router.transcript import Event
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class RouterService(router_pb2_grpc.RouterServiceServicer):
+    """Parses, calls the router, builds replies."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    async def Generate(
+        self, request: router_pb2.GenerateRequest, context: Context
+    ) -> AsyncIterator[router_pb2.GenerateResponse]:
+        session = await self._router.generate(ask_from(request))
+        _close_with(context, session)
+        async for event in _events(session):
+            yield event
+
+    async def Resume(
+        self, request: router_pb2.ResumeRequest, context: Context
+    ) -> AsyncIterator[router_pb2.ResumeResponse]:
+        session = await self._router.resume(request.generation_id, request.last_event_id or None)
+        _close_with(context, session)
+        async for event in _events(session):
+            yield router_pb2.ResumeResponse(event=event)
+
+    async def Cancel(
+        self, request: router_pb2.CancelRequest, context: Context
+    ) -> router_pb2.CancelResponse:
+        await self._router.cancel(request.generation_id)
+        return router_pb2.CancelResponse()
+
+    async def ListModels(
+        self, request: router_pb2.ListModelsRequest, context: Context
+    ) -> router_pb2.ListModelsResponse:
+        catalogue: Catalogue = self._router.catalogue
+        return router_pb2.ListModelsResponse(
+            models=[
+                router_pb2.Model(
+                    model_id=route.model.model_id,
+                    digest=route.model.digest,
+                    max_positions=route.max_positions,
+                    created_unix_s=catalogue.first_seen.get(route.model.model_id, 0),
+                )
+                for route in self._router.served()
+            ]
+        )
+
+
+def _close_with(context: Context, session: Session) -> None:
+    """A call that ends while its generator waits in vain is closed all the same."""
+    callback: Any = lambda _: session.close()  # noqa: E731 (the stubs want a class)
+    context.add_done_callback(callback)
+
+
+async def _events(session: Session) -> AsyncIterator[router_pb2.GenerateResponse]:
+    """Events up to the end; the last one carries usage. Raises what the generation ended with."""
+    transcript = session.transcript
+    try:
+        ended = False
+        while not ended:
+            await session.wake.wait()
+            session.wake.clear()
+            ended = session.ended
+            event = transcript.take()
+            last = ended and session.error is None and not transcript.told_end
+            if event is not None or last:
+                session.writing = True
+                yield _response(session, event, last)
+                session.written()
+        if session.error is not None:
+            raise session.error
+    finally:
+        session.close()
+
+
+def _response(session: Session, event: Event | None, last: bool) -> router_pb2.GenerateResponse:
+    transcript = session.transcript
+    usage = None
+    if last:
+        counted = transcript.usage
+        usage = router_pb2.Usage(
+            prompt_tokens=counted.prompt_tokens, completion_tokens=counted.completion_tokens
+        )
+    return router_pb2.GenerateResponse(
+        generation_id=session.generation_id,
+        event_id=transcript.end_id() if last else transcript.event_id(),
+        deltas=[
+            router_pb2.Delta(
+                choice=delta.choice,
+                text=delta.text,
+                token_ids=delta.ids,
+                logprobs=[wire.logprob_to(logprob) for logprob in delta.logprobs],
+                finish_reason=wire.finish_to(delta.finish),
+            )
+            for delta in (event.deltas if event else ())
+        ],
+        usage=usage,
+    )
+
+
+def ask_from(request: router_pb2.GenerateRequest) -> Ask:
+    """Raises InvalidArgument and names the field."""
+    kind = request.WhichOneof("prompt")
+    prompt: tuple[Message, ...] | str | tuple[int, ...]
+    if kind == "chat":
+        prompt = tuple(_turn(message) for message in request.chat.messages)
+    elif kind == "text":
+        prompt = _text(request.text, "text")
+    elif kind == "token_ids":
+        prompt = tuple(request.token_ids.ids)
+    else:
+        raise InvalidArgument("there is no prompt", field="prompt")
+    sampling = request.sampling
+
+    present = {field.name for field, _ in sampling.ListFields()}
+
+    def given(name: str) -> Any:
+        return getattr(sampling, name) if name in present else None
+
+    return Ask(
+        model=request.model,
+        kind=GenerationKind.CHAT if kind == "chat" else GenerationKind.COMPLETION,
+        prompt=prompt,
+        choices=request.choices or 1,
+        temperature=given("temperature"),
+        top_k=given("top_k"),
+        top_p=given("top_p"),
+        min_p=given("min_p"),
+        presence_penalty=given("presence_penalty"),
+        frequency_penalty=given("frequency_penalty"),
+        repetition_penalty=given("repetition_penalty"),
+        logit_bias=dict(sampling.logit_bias),
+        top_logprobs=given("top_logprobs"),
+        max_tokens=given("max_tokens"),
+        min_tokens=sampling.min_tokens,
+        stop_strings=tuple(_text(text, "stop_strings") for text in request.stop_strings),
+        stop_token_ids=tuple(sampling.stop_token_ids),
+        ignore_eos=sampling.ignore_eos,
+        seed=given("seed"),
+        generation_id=(
+            wire.generation_id_from(request.generation_id) if request.generation_id else ""
+        ),
+    )
+
+
+def _turn(message: router_pb2.ChatMessage) -> Message:
+    if message.role not in ROLES:
+        raise InvalidArgument(f"a role is one of {', '.join(ROLES)}", field="chat.messages.role")
+    return Message(message.role, _text(message.content, "chat.messages.content"))
+
+
+def _text(text: str, field: str) -> str:
+    if "\0" in text:
+        raise InvalidArgument(f"{field} holds a NUL character", field=field)
+    return text

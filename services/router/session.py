@@ -1,0 +1,209 @@
+"""One reader of one generation: performs what the follower asks and keeps the transcript."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from services.common.errors import DataLoss, ResourceExhausted, ShuntError, Unavailable
+from services.common.exchange import Closed, GenerationView, Route
+from services.router import metrics
+from services.router.actions import (
+    Action,
+    AskResume,
+    CloseStream,
+    Deliver,
+    End,
+    OpenStream,
+    SendCancel,
+)
+from services.router.balancer import Balancer
+from services.router.cancels import Cancels
+from services.router.controller import Controller
+from services.router.follower import Follower
+from services.router.heads import Heads
+from services.router.transcript import Transcript
+
+_log = logging.getLogger(__name__)
+
+
+class Session:
+    """Made within the request's trace context; every call it makes belongs to that trace.
+
+    Wait for `wake`, then take events from the transcript. `close` may be called at any time, from
+    anywhere, and again.
+    """
+
+    def __init__(
+        self,
+        follower: Follower,
+        transcript: Transcript,
+        *,
+        heads: Heads,
+        controller: Controller,
+        balancer: Balancer,
+        cancels: Cancels,
+        clock: Callable[[], float],
+        max_unread_bytes: int,
+        closed: Callable[[Session], None],
+    ) -> None:
+        self.transcript = transcript
+        self.ended = False
+        self.error: ShuntError | None = None
+        """Set with `ended`, when it did not end well."""
+        self.wake = asyncio.Event()
+        self._told_s = clock()
+        self.comment_due = False
+        """The reader has heard nothing for long."""
+        self.writing = False
+        """Its edge waits for the client to read."""
+        self._max_unread_bytes = max_unread_bytes
+        self._follower = follower
+        self._heads = heads
+        self._controller = controller
+        self._balancer = balancer
+        self._cancels = cancels
+        self._clock = clock
+        self._on_close = closed
+        self._context = contextvars.copy_context()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._pumps: dict[int, asyncio.Task[None]] = {}
+        self._closed = False
+
+    @property
+    def generation_id(self) -> str:
+        return self._follower.request.generation_id
+
+    @property
+    def moves(self) -> int:
+        """Epochs granted since it began."""
+        return self._follower.moves
+
+    def begin(self, route: Route) -> None:
+        """A new generation, on this head."""
+        self._apply(self._follower.begin(route, self._clock()))
+
+    def rejoin(self, view: GenerationView) -> None:
+        """A generation that another reader began."""
+        self._apply(self._deliver(Deliver(())))
+        self._apply(self._follower.rejoin(view, self._clock()))
+
+    def tick(self, now_s: float, comment_s: float) -> None:
+        """Lets the follower see the time; wakes a reader that has waited for long."""
+        self._apply(self._follower.tick(now_s))
+        if now_s - self._told_s >= comment_s and not self.comment_due:
+            self.comment_due = True
+            self.wake.set()
+
+    def written(self) -> None:
+        """The edge has written something, and the client's side has taken it."""
+        self.writing = self.comment_due = False
+        self._told_s = self._clock()
+
+    def cancel(self) -> None:
+        """The client gives the generation up."""
+        self._apply(self._follower.cancel())
+
+    def fail(self, error: ShuntError) -> None:
+        """Ends this reader; the generation stays resumable."""
+        if not self.ended:
+            self._apply([*self._follower.detach(), End(error)])
+
+    def close(self) -> None:
+        """The reader is gone; the generation goes on, and parks when nobody comes back."""
+        if self._closed:
+            return
+        self._closed = True
+        self._apply(self._follower.detach())
+        for task in self._tasks:
+            task.cancel()
+        self._on_close(self)
+
+    def _apply(self, actions: Sequence[Action]) -> None:
+        waiting = list(actions)
+        while waiting:
+            action = waiting.pop(0)
+            if isinstance(action, Deliver):
+                waiting = [*self._deliver(action), *waiting]
+            elif self.ended and isinstance(action, (OpenStream, AskResume)):
+                continue
+            elif isinstance(action, OpenStream):
+                self._pumps[action.stream] = self._spawn(self._pump(action))
+            elif isinstance(action, CloseStream):
+                task = self._pumps.pop(action.stream, None)
+                if task is not None and task is not asyncio.current_task():
+                    task.cancel()
+            elif isinstance(action, AskResume):
+                self._spawn(self._ask(action))
+            elif isinstance(action, SendCancel):
+                self._cancels.send(action, self._context)
+            else:
+                self._end(action)
+
+    def _deliver(self, action: Deliver) -> list[Action]:
+        metrics.TOKENS.inc(sum(len(span.ids) for span in action.spans))
+        try:
+            stopped = self.transcript.advance()
+        except ShuntError as error:
+            return [*self._follower.detach(), End(error)]
+        self.wake.set()
+        if self.writing and self.transcript.waiting_bytes > self._max_unread_bytes:
+            slow = ResourceExhausted("the client reads too slowly; it can resume")
+            return [*self._follower.detach(), End(slow)]
+        return [a for choice, length in stopped for a in self._follower.stopped(choice, length)]
+
+    def _end(self, action: End) -> None:
+        if self.ended:
+            return
+        self.ended, self.error = True, action.error
+        if self.error is None and not (self.transcript.finished and self.transcript.caught_up):
+            self.error = DataLoss("the generation ended before its text did")
+        metrics.MOVES.inc(self._follower.moves)
+        self.wake.set()
+
+    async def _pump(self, action: OpenStream) -> None:
+        """Hands one stream's frames to the follower until the stream ends."""
+        follower, formation_id = self._follower, action.route.formation_id
+        self._balancer.began(formation_id)
+        error: ShuntError = Unavailable("the head closed the stream without a word")
+        try:
+            async with aclosing(self._heads.frames(action.route, action.call)) as frames:
+                async for frame in frames:
+                    self._apply(follower.frame(action.stream, frame, self._clock()))
+                    if isinstance(frame, Closed) or action.stream not in self._pumps:
+                        return
+        except ShuntError as failure:
+            error = failure
+        finally:
+            self._balancer.ended(formation_id)
+            self._pumps.pop(action.stream, None)
+        self._apply(follower.broken(action.stream, error, self._clock()))
+
+    async def _ask(self, action: AskResume) -> None:
+        metrics.RESUMES.inc()
+        try:
+            grant = await self._controller.resume(action.question, action.timeout_s)
+        except ShuntError as error:
+            self._apply(self._follower.not_granted(action.number, error, self._clock()))
+        else:
+            _log.info(
+                "epoch granted",
+                extra={"generation_id": self.generation_id, "epoch": grant.epoch},
+            )
+            self._apply(self._follower.granted(action.number, grant, self._clock()))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work, context=self._context.copy())
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("a session failed", exc_info=task.exception())
+            self.fail(Unavailable("this router failed; resume at another one"))

@@ -1,0 +1,57 @@
+"""Settings of the router, from SHUNT_ROUTER_*."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from services.common.settings import ServiceSettings
+
+
+class RouterSettings(ServiceSettings):
+    """Addresses, limits and timings; every limit has a name here."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SHUNT_ROUTER_", frozen=True, extra="ignore", env_nested_delimiter="__"
+    )
+
+    router_id: str = Field(default="router-0", min_length=1, max_length=64)
+    http_port: int = Field(default=8080, ge=0, le=65535)
+    grpc_port: int = Field(default=50051, ge=0, le=65535)
+    controller_address: str = "127.0.0.1:50052"
+    tensorstore_address: str = "127.0.0.1:50053"
+
+    max_streams: int = Field(default=1024, ge=1)
+    """Generations followed at a time; one more is answered 429."""
+    max_connections: int = Field(default=4096, ge=1)
+    max_body_bytes: int = Field(default=16 << 20, ge=1024)
+    max_header_bytes: int = Field(default=32 << 10, ge=1024)
+    max_headers: int = Field(default=100, ge=10)
+    max_unread_bytes: int = Field(default=128 << 10, ge=4096)
+    """Rendered bytes that wait for a client that does not read; beyond, it is let go."""
+    max_choices: int = Field(default=16, ge=1, le=128)
+
+    header_timeout_s: float = Field(default=10.0, gt=0)
+    body_timeout_s: float = Field(default=20.0, gt=0)
+    write_timeout_s: float = Field(default=30.0, gt=0)
+    """A client that takes nothing for this long is disconnected."""
+    keep_alive_s: int = Field(default=75, ge=1)
+    comment_s: float = Field(default=5.0, gt=0)
+    """Silence after which a waiting client gets a comment."""
+    route_wait_s: float = Field(default=30.0, ge=0)
+    """A new request waits this long for a pipeline; then 503."""
+    first_event_s: float = Field(default=1.0, ge=0)
+    """Wait for the first token before a stream's status line is sent, so that an early error still
+    is a status."""
+
+    silence_s: float = Field(default=0.5, gt=0)
+    progress_s: float = Field(default=2.0, gt=0)
+    recover_s: float = Field(default=60.0, gt=0)
+    resume_timeout_s: float = Field(default=10.0, gt=0)
+    control_timeout_s: float = Field(default=5.0, gt=0)
+    """Deadline of the other unary calls."""
+    stream_timeout_s: float = Field(default=3600.0, gt=0)
+    """Deadline of one stream to a head or of one watch; both are opened again."""
+    generation_retention_s: float = Field(default=600.0, gt=0)
+    """How long the journal keeps what has ended; an older id is answered 410."""
+    max_model_file_bytes: int = Field(default=64 << 20, ge=1 << 10)
