@@ -22,39 +22,43 @@ class StoredObject:
     modified_s: float  # seconds since 1970
 
 
-class Backend(Protocol):
-    """Content-addressed objects, and names that point at manifests.
+class Reader(Protocol):
+    """What is needed to load a model.
 
     Every method raises Unavailable when the place cannot be reached and DataLoss when it answers
     with something other than what was stored.
     """
 
-    @property
-    def uri(self) -> str: ...
-
     def size(self, digest: str) -> int | None:
         """Bytes of an object, None without it."""
-
-    def put(self, digest: str, source: Path) -> None:
-        """Stores a file's bytes; the file may be moved away. A present object is left alone."""
 
     def read(self, digest: str, start: int, into: memoryview) -> None:
         """Fills the buffer from an object; raises NotFound without it."""
 
+    def resolve(self, name: str) -> str | None:
+        """Digest of the manifest that a model's name points at."""
+
+    def names(self) -> list[str]: ...
+
+
+class Backend(Reader, Protocol):
+    """Content-addressed objects, and names that point at manifests."""
+
+    @property
+    def uri(self) -> str: ...
+
+    def put(self, digest: str, source: Path) -> None:
+        """Stores a file's bytes; the file may be moved away. A present object is left alone."""
+
     def delete(self, digest: str) -> None: ...
 
     def objects(self) -> Iterator[StoredObject]: ...
-
-    def resolve(self, name: str) -> str | None:
-        """Digest of the manifest that a model's name points at."""
 
     def publish(self, name: str, digest: str) -> None:
         """Points the name at the manifest, in one step."""
 
     def withdraw(self, name: str) -> bool:
         """Forgets a name; False without it."""
-
-    def names(self) -> list[str]: ...
 
     def scratch(self) -> Path:
         """A directory for files on their way in."""
@@ -65,7 +69,7 @@ def digest_of(data: bytes | bytearray | memoryview) -> str:
     return blake3(data).hexdigest()
 
 
-def read_whole(backend: Backend, digest: str, size_bytes: int) -> bytes:
+def read_whole(backend: Reader, digest: str, size_bytes: int) -> bytes:
     """An object's bytes, verified; for manifests and files, not for weights."""
     data = bytearray(size_bytes)
     backend.read(digest, 0, memoryview(data))
@@ -74,7 +78,7 @@ def read_whole(backend: Backend, digest: str, size_bytes: int) -> bytes:
     return bytes(data)
 
 
-def read_manifest(backend: Backend, digest: str) -> tuple[bytes, Manifest]:
+def read_manifest(backend: Reader, digest: str) -> tuple[bytes, Manifest]:
     """A manifest and its bytes; raises NotFound or DataLoss."""
     size = backend.size(digest)
     if size is None:
@@ -85,7 +89,7 @@ def read_manifest(backend: Backend, digest: str) -> tuple[bytes, Manifest]:
     return data, parse(data)
 
 
-def find_manifest(backend: Backend, name: str) -> str:
+def find_manifest(backend: Reader, name: str) -> str:
     """Digest of a model's manifest; raises NotFound, naming what there is."""
     digest = backend.resolve(name)
     if digest is None:

@@ -22,18 +22,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import torch
 
-from services.common.errors import DataLoss, InvalidArgument
-from services.tensorstore.backend import Backend, find_manifest, read_manifest, read_whole
-from services.tensorstore.directory import DirectoryBackend
+from services.common.errors import DataLoss
+from services.tensorstore.backend import Reader, find_manifest, read_manifest, read_whole
+from services.tensorstore.cache import ChunkCache
 from services.tensorstore.dtypes import TORCH_NAMES
 from services.tensorstore.manifest import Manifest
 from services.tensorstore.names import check_model_name
-from services.tensorstore.residence import LocalResidence, Progress, Residence
-from services.tensorstore.slices import TensorSlice, select, tiles_of
+from services.tensorstore.places import DEFAULT_CACHE_BYTES, open_backend, open_residence
+from services.tensorstore.residence import Progress, Residence
+from services.tensorstore.slices import Selection, TensorSlice
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
@@ -78,7 +78,7 @@ class Model:
     """One whole version of a stored model."""
 
     def __init__(
-        self, name: str, digest: str, manifest: Manifest, backend: Backend, residence: Residence
+        self, name: str, digest: str, manifest: Manifest, backend: Reader, residence: Residence
     ) -> None:
         self.name = name
         self.digest = digest
@@ -118,25 +118,41 @@ class Model:
         have, DataLoss for damaged weights. Leaving the context releases the pages; tensors that
         are still referenced stay valid.
         """
-        wanted = select(self.manifest, layers.start, layers.end, tp_degree, rank)
-        ranges = tiles_of(self.manifest, wanted)
-        paths = self._residence.ensure(self.digest, self.manifest, ranges, progress)
-        maps = {
-            needed.chunk: _map(path, self.manifest.chunks[needed.chunk].size_bytes)
-            for needed, path in zip(ranges, paths, strict=True)
+        wanted = self._select(layers, tp_degree, rank)
+        with self._residence.hold(wanted, progress) as paths:
+            maps = {
+                needed.chunk: _map(path, self.manifest.chunks[needed.chunk].size_bytes)
+                for needed, path in zip(wanted.ranges, paths, strict=True)
+            }
+        tensors = {
+            piece.tensor.name: _view(maps[piece.tensor.chunk], piece) for piece in wanted.pieces
         }
-        tensors = {piece.tensor.name: _view(maps[piece.tensor.chunk], piece) for piece in wanted}
         stage = Stage(tensors, list(maps.values()))
         try:
             yield stage
         finally:
             stage.release()
 
+    def prefetch(
+        self,
+        layers: Layers,
+        tp_degree: int = 1,
+        rank: int = 0,
+        *,
+        progress: Progress | None = None,
+    ) -> None:
+        """Brings a slice to this node, so that a later `stage` has nothing left to fetch."""
+        with self._residence.hold(self._select(layers, tp_degree, rank), progress):
+            return
+
+    def _select(self, layers: Layers, tp_degree: int, rank: int) -> Selection:
+        return Selection.of(self.digest, self.manifest, layers.start, layers.end, tp_degree, rank)
+
 
 class Store:
     """A place that holds models."""
 
-    def __init__(self, backend: Backend, residence: Residence) -> None:
+    def __init__(self, backend: Reader, residence: Residence) -> None:
         self.backend = backend
         self._residence = residence
 
@@ -152,20 +168,27 @@ class Store:
         return Model(name, digest, manifest, self.backend, self._residence)
 
 
-def open_store(uri: str) -> Store:
-    """A store by URI; raises InvalidArgument for a scheme it does not know."""
-    root = local_path(uri)
-    if root is None:
-        raise InvalidArgument("the store's URI must be a path or file://", field="store")
-    return Store(DirectoryBackend(root), LocalResidence(root))
+def open_store(
+    uri: str,
+    *,
+    endpoint_url: str | None = None,
+    cache_directory: Path | None = None,
+    cache_bytes: int = DEFAULT_CACHE_BYTES,
+) -> Store:
+    """A store by URI; raises InvalidArgument for a scheme it does not know.
 
+    Of a directory (path or file://) the files themselves are mapped, from grpc:// the files of
+    the node's service; a cache directory makes this process keep chunks of its own instead.
+    """
+    if uri.startswith("grpc://"):
+        from services.tensorstore.remote import RemoteReader, RemoteResidence
 
-def local_path(uri: str) -> Path | None:
-    """The directory a URI names, None for another scheme."""
-    parts = urlsplit(uri)
-    if parts.scheme == "":
-        return Path(uri)
-    return Path(parts.path) if parts.scheme == "file" and parts.netloc == "" else None
+        remote = RemoteReader(uri.removeprefix("grpc://"))
+        if cache_directory is None:
+            return Store(remote, RemoteResidence(remote))
+        return Store(remote, ChunkCache(cache_directory, cache_bytes, [remote]))
+    backend = open_backend(uri, endpoint_url)
+    return Store(backend, open_residence(backend, cache_directory, cache_bytes))
 
 
 def _map(path: Path, size_bytes: int) -> torch.Tensor:

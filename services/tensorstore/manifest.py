@@ -10,7 +10,7 @@ import base64
 import json
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +53,10 @@ class Chunk:
     def tile_bytes(self, tile: int) -> tuple[int, int]:
         """The half-open byte range of one tile."""
         return (self.ends[tile - 1] if tile else 0), self.ends[tile]
+
+    def span(self, tiles: Iterable[int]) -> int:
+        """How many bytes these tiles hold together."""
+        return sum(stop - start for start, stop in map(self.tile_bytes, tiles))
 
     def tile_digest(self, tile: int) -> bytes:
         return self.tile_digests[tile * 32 : tile * 32 + 32]

@@ -9,8 +9,9 @@ residence; anything else fills one from elsewhere.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -18,8 +19,8 @@ from blake3 import blake3
 
 from services.common.errors import DataLoss, NotFound
 from services.tensorstore.directory import read_from, translate
-from services.tensorstore.manifest import Chunk, Manifest
-from services.tensorstore.slices import Range
+from services.tensorstore.manifest import Chunk
+from services.tensorstore.slices import Selection
 
 VERIFY_THREADS = 4
 Progress = Callable[[int, int], None]
@@ -28,11 +29,12 @@ Progress = Callable[[int, int], None]
 class Residence(Protocol):
     """Files that engines may map."""
 
-    def ensure(
-        self, digest: str, manifest: Manifest, ranges: Sequence[Range], progress: Progress | None
-    ) -> list[Path]:
-        """Makes the tiles present and verified; the file of each range's chunk, in order.
+    def hold(
+        self, selection: Selection, progress: Progress | None
+    ) -> AbstractContextManager[list[Path]]:
+        """Makes the tiles present and verified; the file of each of its chunks, in order.
 
+        The files stay while the context lasts, and their bytes as long as they are mapped.
         Raises DataLoss, naming the chunk, for bytes that are not what the manifest says.
         """
 
@@ -43,27 +45,26 @@ class LocalResidence:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def ensure(
-        self, digest: str, manifest: Manifest, ranges: Sequence[Range], progress: Progress | None
-    ) -> list[Path]:
-        log = VerifiedLog(self._root / "verified" / digest)
+    @contextmanager
+    def hold(self, selection: Selection, progress: Progress | None) -> Iterator[list[Path]]:
+        log = VerifiedLog(self._root / "verified" / selection.digest)
         paths: list[Path] = []
         doubtful: list[tuple[Path, Chunk, int]] = []
-        states: dict[str, tuple[FileState, int]] = {}
-        for wanted in ranges:
-            chunk = manifest.chunks[wanted.chunk]
+        states: dict[int, tuple[FileState, int]] = {}
+        for wanted in selection.ranges:
+            chunk = selection.manifest.chunks[wanted.chunk]
             path = self._root / "objects" / chunk.digest[:2] / chunk.digest
             state = state_of(path, chunk)
-            good = log.good(chunk.digest, state)
+            good = log.good(wanted.chunk, state)
             mask = mask_of(wanted.tiles)
             if mask & ~good:
-                states[chunk.digest] = (state, good | mask)
+                states[wanted.chunk] = (state, good | mask)
                 doubtful += [(path, chunk, tile) for tile in wanted.tiles if not good >> tile & 1]
             paths.append(path)
         if doubtful:
             verify_tiles(doubtful, progress)
             log.record(states)
-        return paths
+        yield paths
 
 
 FileState = tuple[int, int, int]  # inode, bytes, time of change in ns
@@ -96,11 +97,12 @@ def mask_of(tiles: Sequence[int]) -> int:
 
 
 class VerifiedLog:
-    """Lines `chunk inode bytes changed_ns tiles`, appended whole; a torn last line is ignored."""
+    """Lines `chunk inode bytes changed_ns tiles`, the chunk by its place in the manifest; appended
+    whole, so that a torn last line can be told and ignored."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._good: dict[tuple[str, FileState], int] = {}
+        self._good: dict[tuple[int, FileState], int] = {}
         try:
             lines = path.read_text("ascii").split("\n")
         except (OSError, UnicodeDecodeError):
@@ -108,16 +110,16 @@ class VerifiedLog:
         for line in lines[:-1]:
             try:
                 chunk, inode, size, changed, tiles = line.split(" ")
-                key = (chunk, (int(inode), int(size), int(changed)))
+                key = (int(chunk), (int(inode), int(size), int(changed)))
                 self._good[key] = self._good.get(key, 0) | int(tiles, 16)
             except ValueError:
                 continue
 
-    def good(self, chunk: str, state: FileState) -> int:
+    def good(self, chunk: int, state: FileState) -> int:
         """The tiles found good in this state of the file, a bit each."""
         return self._good.get((chunk, state), 0)
 
-    def record(self, states: dict[str, tuple[FileState, int]]) -> None:
+    def record(self, states: dict[int, tuple[FileState, int]]) -> None:
         """Remembers tiles; a residence that cannot be written to is verified at every load."""
         lines = []
         for chunk, (state, mask) in states.items():

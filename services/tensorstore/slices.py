@@ -31,16 +31,33 @@ class Range:
     chunk: int
     tiles: tuple[int, ...]
 
+
+@dataclass(frozen=True)
+class Selection:
+    """One rank's part of a range of layers of one version of a model."""
+
+    digest: str
+    manifest: Manifest
+    start: int
+    end: int
+    degree: int
+    rank: int
+    pieces: Sequence[TensorSlice]
+    ranges: Sequence[Range]
+
+    @classmethod
+    def of(
+        cls, digest: str, manifest: Manifest, start: int, end: int, degree: int = 1, rank: int = 0
+    ) -> Selection:
+        """Raises InvalidArgument for a range or degree that the model does not have."""
+        pieces = select(manifest, start, end, degree, rank)
+        ranges = tiles_of(manifest, pieces)
+        return cls(digest, manifest, start, end, degree, rank, pieces, ranges)
+
     @property
-    def contiguous(self) -> list[tuple[int, int]]:
-        """Runs [first, last) of neighbouring tiles."""
-        runs: list[tuple[int, int]] = []
-        for tile in self.tiles:
-            if runs and runs[-1][1] == tile:
-                runs[-1] = (runs[-1][0], tile + 1)
-            else:
-                runs.append((tile, tile + 1))
-        return runs
+    def size_bytes(self) -> int:
+        """Bytes to fetch for it."""
+        return sum(self.manifest.chunks[r.chunk].span(r.tiles) for r in self.ranges)
 
 
 def check_layers(manifest: Manifest, start: int, end: int) -> None:
@@ -97,14 +114,3 @@ def tiles_of(manifest: Manifest, wanted: Iterable[TensorSlice]) -> Sequence[Rang
         over = chunk.tiles_over(piece.start, piece.stop)
         found.setdefault(piece.tensor.chunk, set()).update(over)
     return [Range(index, tuple(sorted(tiles))) for index, tiles in sorted(found.items())]
-
-
-def ranges_bytes(manifest: Manifest, ranges: Iterable[Range]) -> int:
-    """How many bytes the tiles hold together."""
-    total = 0
-    for wanted in ranges:
-        chunk = manifest.chunks[wanted.chunk]
-        for tile in wanted.tiles:
-            start, stop = chunk.tile_bytes(tile)
-            total += stop - start
-    return total

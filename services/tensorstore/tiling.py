@@ -86,16 +86,15 @@ class Tiling:
 
     def check_degree(self, degree: int, rank: int = 0) -> None:
         """Raises InvalidArgument unless every tensor divides by the degree and the rank exists."""
-        if not 1 <= degree <= max(self.heads, 1):
+        if not 1 <= degree <= self.heads:
             raise InvalidArgument(
                 f"TP degree {degree} is not between 1 and the model's {self.heads} attention heads",
                 field="tp_degree",
             )
-        for kind in (HEADS, INTERMEDIATE, VOCABULARY):
+        for kind, words in _DIVIDED.items():
             if self.units(kind) % degree:
                 raise InvalidArgument(
-                    f"TP degree {degree} does not divide the model's {_WORDS[kind]}:"
-                    f" {self.units(kind)}" + ("" if kind != HEADS else " heads"),
+                    f"TP degree {degree} does not divide the model's {self.units(kind)} {words}",
                     field="tp_degree",
                 )
         if self.kv_heads % degree and degree % self.kv_heads:
@@ -136,7 +135,11 @@ class Tiling:
         return tuple(sorted(found))
 
 
-_WORDS = {HEADS: "attention", INTERMEDIATE: "intermediate size", VOCABULARY: "vocabulary size"}
+_DIVIDED = {
+    HEADS: "attention heads",
+    INTERMEDIATE: "feed-forward rows (intermediate_size)",
+    VOCABULARY: "rows of vocabulary",
+}
 
 
 def place(name: str, layers: int) -> Placement:

@@ -1,0 +1,73 @@
+"""`python -m services.tensorstore`: reads the settings, serves until a signal."""
+
+from __future__ import annotations
+
+import uvloop
+from prometheus_client import Counter
+from shuntserve.tensorstore.v1 import tensorstore_pb2, tensorstore_pb2_grpc
+
+from services.common import logs, settings, telemetry
+from services.common.server import Server, until_signal
+from services.tensorstore.link_share import LinkShare
+from services.tensorstore.node import CachePlan, Node, build
+from services.tensorstore.places import open_backend
+from services.tensorstore.remote import RemoteReader
+from services.tensorstore.service import TensorStoreServicer
+from services.tensorstore.settings import TensorStoreSettings
+
+SERVICE = tensorstore_pb2.DESCRIPTOR.services_by_name["TensorStoreService"].full_name
+_FETCHED = Counter("shunt_tensorstore_fetched_bytes", "Weights fetched, by source", ["source"])
+
+
+def build_node(chosen: TensorStoreSettings) -> Node:
+    """The node's store that the settings ask for."""
+    peers = [
+        RemoteReader(address, cached_only=True, timeout_s=chosen.peer_timeout_s)
+        for address in chosen.peers
+    ]
+    names = [*chosen.peers, "store"]
+    return build(
+        open_backend(chosen.store, chosen.endpoint_url),
+        CachePlan(
+            directory=chosen.cache_directory,
+            limit_bytes=chosen.cache_bytes,
+            memory_directory=chosen.memory_directory,
+            memory_limit_bytes=chosen.memory_bytes,
+        ),
+        peers,
+        chosen.import_directory,
+        lambda source, size_bytes: _FETCHED.labels(names[source]).inc(size_bytes),
+    )
+
+
+async def serve(chosen: TensorStoreSettings) -> None:
+    server = Server(chosen, [SERVICE])
+    share = LinkShare(chosen.link_bytes_per_s * chosen.peer_share)
+    servicer = TensorStoreServicer(
+        build_node(chosen), share, max_steps=chosen.max_steps, hold_s=chosen.hold_s
+    )
+    tensorstore_pb2_grpc.add_TensorStoreServiceServicer_to_server(servicer, server.grpc_server)
+    await server.start()
+    await server.set_ready(True)
+    print(f"tensorstore: grpc on {chosen.host}:{server.port}", flush=True)
+    try:
+        await until_signal()
+    finally:
+        await server.stop()
+        telemetry.shutdown()
+
+
+def main() -> None:
+    chosen = settings.read(TensorStoreSettings)
+    logs.configure("tensorstore", chosen.log_level)
+    telemetry.configure(
+        "tensorstore",
+        "tensorstore-0",
+        metrics_host=chosen.host,
+        metrics_port=chosen.metrics_port,
+    )
+    uvloop.run(serve(chosen))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,322 @@
+"""`shunt model`: import, list, show, export, verify, prefetch, push, pull, gc, delete."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+
+from services.common.errors import InvalidArgument, ShuntError
+from services.common.generation import LayerRange
+
+app = typer.Typer(help="Stored models and their weights.", no_args_is_help=True)
+_errors = Console(stderr=True)
+
+DEFAULT_STORE = ".shunt/store"
+
+StoreOption = Annotated[
+    str,
+    typer.Option("--store", envvar="SHUNT_TENSORSTORE_STORE", help="Path, file://… or s3://…"),
+]
+EndpointOption = Annotated[
+    str | None,
+    typer.Option("--endpoint-url", envvar="SHUNT_TENSORSTORE_ENDPOINT_URL", help="S3 endpoint."),
+]
+CacheOption = Annotated[
+    Path | None, typer.Option("--cache-dir", help="Where chunks of a remote store are kept.")
+]
+NameArgument = Annotated[str, typer.Argument(help="The model's name.")]
+LayersOption = Annotated[str, typer.Option("--layers", help="A:B, half-open; all by default.")]
+RankOption = Annotated[str, typer.Option("--tp-rank", help="R/N: rank R, from 0, of N.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document.")]
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        Path | None,
+        typer.Argument(help="A Hugging Face directory or GGUF file; by default SmolLM2's package."),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="The model's name.")] = None,
+    store: StoreOption = DEFAULT_STORE,
+    endpoint_url: EndpointOption = None,
+) -> None:
+    """Stores a checkpoint; an import that was interrupted goes on where it stopped."""
+    from services.tensorstore.importer import import_checkpoint
+    from services.tensorstore.places import open_backend
+    from services.tensorstore.sources import DEFAULT_MODEL, default_source, open_source
+
+    with _reported():
+        if source is not None and name is None:
+            raise InvalidArgument("--name is needed for a source of your own", field="name")
+        checkpoint = open_source(source or default_source())
+        try:
+            with _bar(f"import {name or DEFAULT_MODEL}") as progress:
+                done = import_checkpoint(
+                    checkpoint, open_backend(store, endpoint_url), name or DEFAULT_MODEL, progress
+                )
+        finally:
+            checkpoint.close()
+    print(
+        f"{name or DEFAULT_MODEL} {done.digest} stored {done.stored_bytes} bytes,"
+        f" {done.kept_bytes} were there"
+    )
+
+
+@app.command("list")
+def list_(
+    json_: JsonOption = False,
+    store: StoreOption = DEFAULT_STORE,
+    endpoint_url: EndpointOption = None,
+) -> None:
+    """Lists the models."""
+    with _reported():
+        models = [_summary(store, endpoint_url, name) for name in _names(store, endpoint_url)]
+    if json_:
+        print(json.dumps(models))
+        return
+    table = Table("name", "layers", "MB", "TP degrees", "digest", box=None)
+    for model in models:
+        degrees = ", ".join(map(str, model["tp_degrees"]))
+        size = f"{model['size_bytes'] / 1e6:.1f}"
+        table.add_row(model["name"], str(model["layers"]), size, degrees, model["digest"])
+    Console().print(table)
+
+
+@app.command()
+def show(
+    name: NameArgument,
+    json_: JsonOption = False,
+    store: StoreOption = DEFAULT_STORE,
+    endpoint_url: EndpointOption = None,
+) -> None:
+    """Shows what a model is made of."""
+    with _reported():
+        found = _summary(store, endpoint_url, name, whole=True)
+    if json_:
+        print(json.dumps(found))
+        return
+    table = Table(show_header=False, box=None)
+    for key, value in found.items():
+        text = json.dumps(value) if isinstance(value, dict | list) else str(value)
+        table.add_row(key, text)
+    Console().print(table)
+
+
+@app.command()
+def export(
+    name: NameArgument,
+    out: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
+    layers: LayersOption = "",
+    tp_rank: RankOption = "0/1",
+    store: StoreOption = DEFAULT_STORE,
+    endpoint_url: EndpointOption = None,
+    cache_dir: CacheOption = None,
+) -> None:
+    """Writes any slice as safetensors, under the original names."""
+    from services.tensorstore.client import open_store
+    from services.tensorstore.export import export as export_slice
+
+    with _reported():
+        opened = open_store(store, endpoint_url=endpoint_url, cache_directory=cache_dir)
+        model = opened.model(name)
+        rank, degree = _rank(tp_rank)
+        with _bar(f"export {name}") as progress:
+            size = export_slice(model, out, _layers(layers, model.layers), degree, rank, progress)
+    print(f"{out} {size} bytes")
+
+
+@app.command()
+def verify(
+    name: NameArgument,
+    store: StoreOption = DEFAULT_STORE,
+    endpoint_url: EndpointOption = None,
+) -> None:
+    """Reads every byte again; exits 1 and names what is damaged."""
+    from services.tensorstore import upkeep
+    from services.tensorstore.backend import find_manifest
+    from services.tensorstore.places import open_backend
+
+    with _reported():
+        backend = open_backend(store, endpoint_url)
+        digest = find_manifest(backend, name)
+        with _bar(f"verify {name}") as progress:
+            damaged = upkeep.verify(backend, digest, progress)
+    for found in damaged:
+        print(f"damaged: {found}")
+    if damaged:
+        raise typer.Exit(1)
+    print(f"{name} {digest} is whole")
+
+
+@app.command()
+def prefetch(
+    name: NameArgument,
+    layers: LayersOption = "",
+    tp_rank: RankOption = "0/1",
+    store: StoreOption = DEFAULT_STORE,
+    endpoint_url: EndpointOption = None,
+    cache_dir: CacheOption = None,
+) -> None:
+    """Brings a slice to this node's cache (or, at grpc://host:port, to that of a service)."""
+    from services.tensorstore.client import open_store
+
+    with _reported():
+        opened = open_store(store, endpoint_url=endpoint_url, cache_directory=cache_dir)
+        model = opened.model(name)
+        rank, degree = _rank(tp_rank)
+        with _bar(f"prefetch {name}") as progress:
+            model.prefetch(_layers(layers, model.layers), degree, rank, progress=progress)
+    print(f"{name} {model.digest} is here")
+
+
+@app.command()
+def push(
+    name: NameArgument,
+    target: Annotated[str, typer.Argument(help="URI of the store to copy to.")],
+    store: StoreOption = DEFAULT_STORE,
+    endpoint_url: EndpointOption = None,
+) -> None:
+    """Copies a model to another store; what is there already is not sent."""
+    _copy(name, store, target, endpoint_url)
+
+
+@app.command()
+def pull(
+    name: NameArgument,
+    source: Annotated[str, typer.Argument(help="URI of the store to copy from.")],
+    store: StoreOption = DEFAULT_STORE,
+    endpoint_url: EndpointOption = None,
+) -> None:
+    """Copies a model from another store."""
+    _copy(name, source, store, endpoint_url)
+
+
+@app.command()
+def delete(
+    name: NameArgument, store: StoreOption = DEFAULT_STORE, endpoint_url: EndpointOption = None
+) -> None:
+    """Forgets a name; `gc` frees the space."""
+    from services.tensorstore.places import open_backend
+
+    with _reported():
+        existed = open_backend(store, endpoint_url).withdraw(name)
+    print(f"{name} is gone" if existed else f"{name} was not there")
+
+
+@app.command()
+def gc(
+    grace_s: Annotated[
+        float, typer.Option("--grace-s", help="Objects younger than this stay.", min=0)
+    ] = 3600.0,
+    store: StoreOption = DEFAULT_STORE,
+    endpoint_url: EndpointOption = None,
+) -> None:
+    """Deletes the objects that no model's name leads to."""
+    from services.tensorstore import upkeep
+    from services.tensorstore.places import open_backend
+
+    with _reported():
+        done = upkeep.collect(open_backend(store, endpoint_url), time.time(), grace_s)
+    print(f"{done.objects} objects, {done.size_bytes} bytes deleted")
+
+
+def _copy(name: str, source: str, target: str, endpoint_url: str | None) -> None:
+    from services.tensorstore import upkeep
+    from services.tensorstore.places import open_backend
+
+    with _reported():
+        one, other = open_backend(source, endpoint_url), open_backend(target, endpoint_url)
+        with _bar(f"copy {name}") as progress:
+            digest, copied = upkeep.copy(one, other, name, progress)
+    print(f"{name} {digest} copied {copied} bytes")
+
+
+def _names(store: str, endpoint_url: str | None) -> list[str]:
+    from services.tensorstore.places import open_reader
+
+    return open_reader(store, endpoint_url).names()
+
+
+def _summary(
+    store: str, endpoint_url: str | None, name: str, *, whole: bool = False
+) -> dict[str, Any]:
+    from services.tensorstore.backend import find_manifest, read_manifest
+    from services.tensorstore.names import check_model_name
+    from services.tensorstore.places import open_reader
+
+    reader = open_reader(store, endpoint_url)
+    digest = find_manifest(reader, check_model_name(name))
+    _, manifest = read_manifest(reader, digest)
+    found: dict[str, Any] = {
+        "name": name,
+        "digest": digest,
+        "layers": manifest.tiling.layers,
+        "size_bytes": manifest.size_bytes,
+        "tp_degrees": list(manifest.tiling.degrees()),
+    }
+    if whole:
+        found |= {
+            "tied": manifest.tied,
+            "tensors": len(manifest.tensors),
+            "chunks": len(manifest.chunks),
+            "tiles": sum(len(chunk.ends) for chunk in manifest.chunks),
+            "files": {key: file.size_bytes for key, file in manifest.files.items()},
+            "config": dict(manifest.config),
+        }
+    return found
+
+
+def _layers(text: str, layers: int) -> LayerRange:
+    if not text:
+        return LayerRange(0, layers)
+    start, _, end = text.partition(":")
+    if not (start.isdecimal() and end.isdecimal() and len(text) < 20):
+        raise InvalidArgument("--layers must be A:B", field="layers")
+    return LayerRange(int(start), int(end))
+
+
+def _rank(text: str) -> tuple[int, int]:
+    rank, _, degree = text.partition("/")
+    if not (rank.isdecimal() and degree.isdecimal() and len(text) < 20):
+        raise InvalidArgument("--tp-rank must be R/N", field="tp_rank")
+    return int(rank), int(degree)
+
+
+class _Bar:
+    def __init__(self, bar: Progress, task: Any) -> None:
+        self._bar = bar
+        self._task = task
+
+    def __call__(self, done_bytes: int, total_bytes: int) -> None:
+        self._bar.update(self._task, completed=done_bytes, total=total_bytes)
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[_Bar]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
+    with Progress(*columns, console=_errors, transient=not sys.stderr.isatty()) as bar:
+        yield _Bar(bar, bar.add_task(title, total=None))
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    try:
+        yield
+    except ShuntError as error:
+        _errors.print(f"error: {error.message}", style="red", markup=False, highlight=False)
+        raise typer.Exit(1) from None

@@ -1,0 +1,138 @@
+"""One node's store: where models are kept, and the caches in front of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from services.common.errors import DataLoss, InvalidArgument, NotFound, PermissionDenied
+from services.tensorstore.backend import Backend, find_manifest, read_manifest
+from services.tensorstore.cache import ChunkCache, Source, Tally
+from services.tensorstore.directory import DirectoryBackend, read_from, translate
+from services.tensorstore.importer import Imported, import_checkpoint
+from services.tensorstore.manifest import Manifest
+from services.tensorstore.names import check_digest, check_file_name, check_model_name
+from services.tensorstore.places import default_cache_directory
+from services.tensorstore.residence import LocalResidence, Progress, Residence
+from services.tensorstore.slices import Selection
+from services.tensorstore.sources import open_source
+from services.tensorstore.tiers import TieredResidence
+
+MANIFESTS_KEPT = 32
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """Where caches lie and how much they may hold."""
+
+    directory: Path | None = None
+    limit_bytes: int = 1 << 30
+    memory_directory: Path | None = None
+    memory_limit_bytes: int = 1 << 30
+
+
+@dataclass
+class Node:
+    """What a store service does, without the wire."""
+
+    backend: Backend
+    residence: Residence
+    held: Sequence[Path]  # roots of the files this node holds, nearest first
+    import_directory: Path | None = None
+    _manifests: dict[str, tuple[bytes, Manifest]] = field(default_factory=dict)
+
+    def names(self) -> list[str]:
+        return self.backend.names()
+
+    def manifest(self, name: str, digest: str = "") -> tuple[str, bytes, Manifest]:
+        """Digest, bytes and contents of a model's manifest, by digest or else by name."""
+        if not digest:
+            digest = find_manifest(self.backend, check_model_name(name))
+        check_digest(digest)
+        found = self._manifests.get(digest)
+        if found is None:
+            found = read_manifest(self.backend, digest)
+            while len(self._manifests) >= MANIFESTS_KEPT:
+                self._manifests.pop(next(iter(self._manifests)))
+            self._manifests[digest] = found
+        return digest, *found
+
+    def select(
+        self, name: str, digest: str, start: int, end: int, degree: int, rank: int
+    ) -> Selection:
+        """A slice of a model; raises InvalidArgument for one it does not have."""
+        digest, _, manifest = self.manifest(name, digest)
+        return Selection.of(digest, manifest, start, end, degree, rank)
+
+    def import_source(self, source: str, name: str, progress: Progress) -> Imported:
+        """Imports what lies directly in the import directory; nothing else is ever opened."""
+        if self.import_directory is None:
+            raise PermissionDenied("this store has no import directory", field="source")
+        path = self.import_directory / check_file_name(source)
+        if path.is_symlink():
+            raise InvalidArgument("the source must not be a link", field="source")
+        checkpoint = open_source(path)
+        try:
+            return import_checkpoint(checkpoint, self.backend, name, progress)
+        finally:
+            checkpoint.close()
+
+    def read(self, digest: str, start: int, into: memoryview, *, cached_only: bool) -> None:
+        """Fills the buffer from an object; raises NotFound when there is none."""
+        check_digest(digest)
+        for root in self.held:
+            if read_held(root / "objects" / digest[:2] / digest, digest, start, into):
+                return
+        if cached_only:
+            raise NotFound(f"object {digest} is not on this node", field="digest")
+        self.backend.read(digest, start, into)
+
+    def delete(self, name: str) -> bool:
+        return self.backend.withdraw(check_model_name(name))
+
+
+def read_held(path: Path, digest: str, start: int, into: memoryview) -> bool:
+    """Fills the buffer from a file that may have holes; False if it touches one."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise translate(error) from None
+    try:
+        try:
+            hole = os.lseek(descriptor, start, os.SEEK_HOLE)
+        except OSError:  # past the end
+            return False
+        if hole < start + len(into):
+            return False
+        read_from(descriptor, digest, start, into)
+        return True
+    except DataLoss:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def build(
+    backend: Backend,
+    plan: CachePlan,
+    peers: Sequence[Source] = (),
+    import_directory: Path | None = None,
+    tally: Tally | None = None,
+) -> Node:
+    """A node's store with the caches that the plan asks for."""
+    disk: Residence
+    if isinstance(backend, DirectoryBackend) and plan.directory is None:
+        disk, root = LocalResidence(backend.root), backend.root
+    else:
+        root = plan.directory or default_cache_directory()
+        disk = ChunkCache(root, plan.limit_bytes, [*peers, backend], tally)
+    if plan.memory_directory is None:
+        return Node(backend, disk, [root], import_directory)
+    below = DirectoryBackend(root)
+    memory = ChunkCache(plan.memory_directory, plan.memory_limit_bytes, [below])
+    held = [plan.memory_directory, root]
+    return Node(backend, TieredResidence(disk, memory), held, import_directory)

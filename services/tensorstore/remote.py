@@ -1,0 +1,140 @@
+"""A tensor store service as seen by engines and by the stores of other nodes.
+
+The calls are synchronous: they run in the threads that fill caches, and in processes whose event
+loop is somebody else's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+from shuntserve.common.v1 import common_pb2
+from shuntserve.tensorstore.v1 import tensorstore_pb2 as pb
+from shuntserve.tensorstore.v1 import tensorstore_pb2_grpc as rpc
+
+from services.common.errors import DataLoss, NotFound, Unavailable
+from services.common.statuses import from_rpc_error
+from services.tensorstore.backend import digest_of
+from services.tensorstore.manifest import MANIFEST_LIMIT_BYTES
+from services.tensorstore.residence import Progress
+from services.tensorstore.slices import Selection
+
+CALL_TIMEOUT_S = 10.0
+READ_TIMEOUT_S = 60.0
+OPEN_TIMEOUT_S = 3600.0
+_OPTIONS = [
+    ("grpc.max_receive_message_length", MANIFEST_LIMIT_BYTES + (1 << 20)),
+    ("grpc.enable_retries", 0),
+]
+
+
+class RemoteReader:
+    """Reads objects of a store through its service; safe to use from several threads."""
+
+    def __init__(
+        self, address: str, *, cached_only: bool = False, timeout_s: float = READ_TIMEOUT_S
+    ) -> None:
+        """With `cached_only` the other node fetches nothing: it sends what it holds."""
+        self._address = address
+        self._timeout_s = timeout_s
+        self._cached_only = cached_only
+        self.channel = grpc.insecure_channel(address, options=_OPTIONS)
+        self._stub: Any = rpc.TensorStoreServiceStub(self.channel)
+
+    def names(self) -> list[str]:
+        answer = self._call(self._stub.List, pb.ListRequest())
+        return sorted(model.model.model_id for model in answer.models)
+
+    def resolve(self, name: str) -> str | None:
+        reference = common_pb2.ModelRef(model_id=name)
+        try:
+            answer = self._call(self._stub.Describe, pb.DescribeRequest(model=reference))
+        except NotFound:
+            return None
+        return str(answer.summary.model.digest)
+
+    def size(self, digest: str) -> int | None:
+        """Only manifests are ever asked for their size."""
+        reference = common_pb2.ModelRef(digest=digest)
+        try:
+            answer = self._call(self._stub.Describe, pb.DescribeRequest(model=reference))
+        except NotFound:
+            return None
+        if digest_of(answer.manifest) != digest:
+            raise DataLoss(f"manifest {digest} is damaged", field="digest")
+        return len(answer.manifest)
+
+    def read(self, digest: str, start: int, into: memoryview) -> None:
+        request = pb.ReadRequest(
+            digest=digest, start=start, length=len(into), cached_only=self._cached_only
+        )
+        call = self._stub.Read(request, timeout=self._timeout_s)
+        done = 0
+        try:
+            for answer in call:
+                data = answer.data
+                if done + len(data) > len(into):
+                    raise DataLoss(f"object {digest}: more was sent than asked for")
+                into[done : done + len(data)] = data
+                done += len(data)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
+        finally:
+            call.cancel()
+        if done != len(into):
+            raise DataLoss(f"object {digest} broke off at {start + done}", field="digest")
+
+    def close(self) -> None:
+        self.channel.close()
+
+    def open(self, selection: Selection) -> Any:
+        """The call that brings a slice to the node and holds it there while it lasts."""
+        wanted = pb.Slice(
+            model=common_pb2.ModelRef(digest=selection.digest),
+            layers=common_pb2.LayerRange(start=selection.start, end=selection.end),
+            tp_degree=selection.degree,
+            tp_rank=selection.rank,
+        )
+        return self._stub.Open(pb.OpenRequest(slice=wanted), timeout=OPEN_TIMEOUT_S)
+
+    def _call(self, method: Any, request: Any) -> Any:
+        try:
+            return method(request, timeout=CALL_TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
+
+
+class RemoteResidence:
+    """The files of the service's node, for engines on the same one."""
+
+    def __init__(self, reader: RemoteReader) -> None:
+        self._reader = reader
+
+    @contextmanager
+    def hold(self, selection: Selection, progress: Progress | None) -> Iterator[list[Path]]:
+        call = self._reader.open(selection)
+        try:
+            yield _opened(call, selection, progress)
+        finally:
+            call.cancel()
+
+
+def _opened(call: Any, selection: Selection, progress: Progress | None) -> list[Path]:
+    try:
+        for answer in call:
+            if answer.HasField("progress"):
+                if progress is not None:
+                    progress(answer.progress.done_bytes, answer.progress.total_bytes)
+                continue
+            paths = [Path(path) for path in answer.opened.paths]
+            names = [selection.manifest.chunks[wanted.chunk].digest for wanted in selection.ranges]
+            if answer.opened.digest != selection.digest or [p.name for p in paths] != names:
+                raise DataLoss("the store opened something else", field="slice")
+            return paths
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from None
+    raise Unavailable("the store ended the call", field="slice")

@@ -1,0 +1,146 @@
+"""What operators do to a store: verify a model, collect garbage, copy a model elsewhere."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+from blake3 import blake3
+
+from services.common.errors import DataLoss, NotFound
+from services.tensorstore.backend import Backend, find_manifest, read_manifest
+from services.tensorstore.directory import translate
+from services.tensorstore.manifest import Chunk, Manifest
+from services.tensorstore.residence import Progress
+
+READ_BYTES = 8 << 20
+THREADS = 8
+GRACE_S = 3600.0
+
+
+def verify(backend: Backend, digest: str, progress: Progress | None = None) -> list[str]:
+    """Reads every object of a model again; the digests of those damaged or missing.
+
+    Raises DataLoss or NotFound if the manifest itself is damaged or missing.
+    """
+    _, manifest = read_manifest(backend, digest)
+    sizes = manifest.objects()
+    tiles = {chunk.digest: chunk for chunk in manifest.chunks}
+    total_bytes, done_bytes, damaged = sum(sizes.values()), 0, []
+    check = partial(_is_whole, backend)
+    with ThreadPoolExecutor(THREADS, "verify") as pool:
+        whole = pool.map(check, sizes, sizes.values(), map(tiles.get, sizes))
+        for (found, size_bytes), good in zip(sizes.items(), whole, strict=True):
+            done_bytes += size_bytes
+            if not good:
+                damaged.append(found)
+            if progress is not None:
+                progress(done_bytes, total_bytes)
+    return damaged
+
+
+def _is_whole(backend: Backend, digest: str, size_bytes: int, chunk: Chunk | None) -> bool:
+    """The object's own digest covers all its tiles; the tiles' digests are checked as well, for
+    they are what a node relies on."""
+    whole, tile_hash, tile = blake3(), blake3(), 0
+    buffer = memoryview(bytearray(min(READ_BYTES, size_bytes)))
+    try:
+        if backend.size(digest) != size_bytes:
+            return False
+        for start in range(0, size_bytes, READ_BYTES):
+            view = buffer[: min(READ_BYTES, size_bytes - start)]
+            backend.read(digest, start, view)
+            whole.update(view)
+            at = start
+            while chunk is not None and at < start + len(view):
+                stop = min(chunk.ends[tile], start + len(view))
+                tile_hash.update(view[at - start : stop - start])
+                at = stop
+                if at == chunk.ends[tile]:
+                    if tile_hash.digest() != chunk.tile_digest(tile):
+                        return False
+                    tile_hash, tile = blake3(), tile + 1
+    except (DataLoss, NotFound):
+        return False
+    return whole.hexdigest() == digest
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a collection of garbage did."""
+
+    objects: int
+    size_bytes: int
+
+
+def collect(backend: Backend, now_s: float, grace_s: float = GRACE_S) -> Collected:
+    """Deletes the objects that no name leads to.
+
+    Whatever is younger than the grace stays: an import writes its objects before the name.
+    Raises DataLoss, deleting nothing, when a manifest cannot be read.
+    """
+    used: set[str] = set()
+    for name in backend.names():
+        digest = find_manifest(backend, name)
+        used.add(digest)
+        used.update(read_manifest(backend, digest)[1].objects())
+    objects = size_bytes = 0
+    for found in list(backend.objects()):
+        if found.digest not in used and now_s - found.modified_s >= grace_s:
+            backend.delete(found.digest)
+            objects += 1
+            size_bytes += found.size_bytes
+    return Collected(objects, size_bytes)
+
+
+def copy(
+    source: Backend, target: Backend, name: str, progress: Progress | None = None
+) -> tuple[str, int]:
+    """Copies a model from store to store; its digest and the bytes that were not there yet.
+
+    Every object is verified on its way; the name appears last.
+    """
+    digest = find_manifest(source, name)
+    data, manifest = read_manifest(source, digest)
+    total_bytes = sum(manifest.objects().values())
+    done_bytes = copied_bytes = 0
+    for size_bytes, copied in _copied(source, target, manifest):
+        done_bytes += size_bytes
+        copied_bytes += size_bytes * copied
+        if progress is not None:
+            progress(done_bytes, total_bytes)
+    _copy_object(source, target, digest, len(data))
+    target.publish(name, digest)
+    return digest, copied_bytes
+
+
+def _copied(source: Backend, target: Backend, manifest: Manifest) -> Iterator[tuple[int, bool]]:
+    sizes = manifest.objects()
+    with ThreadPoolExecutor(THREADS // 2, "copy") as pool:
+        copied = pool.map(partial(_copy_object, source, target), sizes, sizes.values())
+        yield from zip(sizes.values(), copied, strict=True)
+
+
+def _copy_object(source: Backend, target: Backend, digest: str, size_bytes: int) -> bool:
+    if target.size(digest) == size_bytes:
+        return False
+    path, whole = target.scratch() / uuid.uuid4().hex, blake3()
+    buffer = memoryview(bytearray(min(READ_BYTES, size_bytes)))
+    try:
+        with path.open("wb") as file:
+            for start in range(0, size_bytes, READ_BYTES):
+                view = buffer[: min(READ_BYTES, size_bytes - start)]
+                source.read(digest, start, view)
+                whole.update(view)
+                file.write(view)
+        if whole.hexdigest() != digest:
+            raise DataLoss(f"object {digest} is damaged", field="digest")
+        target.put(digest, path)
+    except OSError as error:
+        raise translate(error) from None
+    finally:
+        path.unlink(missing_ok=True)
+    return True
