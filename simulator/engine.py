@@ -96,8 +96,8 @@ class Engine(Process):
         if isinstance(result, ShuntError):
             self.after(0.2, self._register)
 
-    def _beat(self) -> None:
-        place = self.place
+    def _beat(self, left: Place | None = None) -> None:
+        place = self.place if left is None else left
         beat = Beat(
             self.node_id,
             self.name,
@@ -105,6 +105,7 @@ class Engine(Process):
             place.step if place is not None else 0,
             self.core.open_generations,
             self.sampled,
+            () if left is None else ("some",),
         )
         controller = self.world.controller
         self.call(controller, controller.heartbeat, (beat,), self._beaten)
@@ -174,7 +175,10 @@ class Engine(Process):
 
     def link_lost(self, formation_id: str) -> None:
         """A neighbour's connection closed."""
-        self.dissolve(lambda _: None, formation_id)
+        place = self.place
+        if place is not None and place.formation_id == formation_id:
+            self._leave()
+            self._beat(place)
 
     def _leave(self) -> None:
         place = self.place
@@ -306,6 +310,7 @@ class Engine(Process):
             return
         if not all(self._carried_by(place, peer) for peer in members):
             self._leave()
+            self._beat(place)
             return
         place.step += 1
         place.stepping = False

@@ -60,7 +60,8 @@ class Beat:
     load: int = 0
     sampled_tokens: int = 0
     lost_node_ids: tuple[str, ...] = ()
-    """Members of its formation it can no longer reach."""
+    """Members it cannot reach: with the id of the formation that this ended, at once, in the
+    first beat behind it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,8 @@ class LedgerSettings:
     parked_retention_s: float = 3600.0
     """An open one that nobody touches is kept this long."""
     same_head_after_s: float = 1.0
-    """A reader that complains of the only head there is gets it again after this long."""
+    """A formation that a reader complained of is granted to it again only after this long: by then
+    the cluster knows whether it lives."""
     max_generations: int = 100_000
 
 
@@ -145,7 +146,7 @@ class Ledger:
         elif isinstance(record, Appended):
             entry.append((record.span,))
         elif isinstance(record, Sealed):
-            entry.sealed = True
+            entry.sealed_s = now_s
         elif record.choice is not None:
             choice = entry.choice(record.choice)
             if record.reason is CancelReason.CLIENT:
@@ -258,21 +259,18 @@ class Ledger:
             return Outcome(Grant(entry.epoch, None, entry.spans()))
         if entry.finished_with(question.held):
             return self._grant(entry, question, None, now_s)
+        patience_s = self.settings.same_head_after_s
         holder = next((h for h in heads if h.route.formation_id == entry.formation_id), None)
-        complains = question.last_epoch >= entry.epoch
-        if holder is not None and not entry.sealed:
-            if not complains and holder.takes_new:
-                base = entry.spans(entry.base_lengths)
-                return Outcome(Grant(entry.epoch, holder.route, base))
-            if entry.asked_s is None:
-                entry.asked_s = now_s
-            patient = now_s - entry.asked_s < self.settings.same_head_after_s
-            if not holder.takes_new and patient:
-                return None  # its seal is on the way: no position shall be sampled twice
-            others = [h for h in heads if h is not holder]
-            head = self._best(entry, others) or (None if patient else self._best(entry, heads))
-        else:
-            head = self._best(entry, heads)
+        if question.last_epoch >= entry.epoch:
+            entry.complain((now_s if entry.sealed_s is None else entry.sealed_s) + patience_s)
+        elif holder is not None and holder.takes_new and not entry.sealed:
+            base = entry.spans(entry.base_lengths)
+            return Outcome(Grant(entry.epoch, holder.route, base))
+        avoided = {name for name, until_s in entry.avoid.items() if now_s < until_s}
+        seals = holder is not None and not holder.takes_new and not entry.sealed
+        if seals and (question.last_epoch < entry.epoch or entry.formation_id in avoided):
+            return None  # its seal is on the way: no position shall be sampled twice
+        head = self._best(entry, [h for h in heads if h.route.formation_id not in avoided])
         return None if head is None else self._grant(entry, question, head, now_s)
 
     def _best(self, entry: Entry, heads: Sequence[Head]) -> Route | None:
@@ -291,6 +289,7 @@ class Ledger:
     ) -> Outcome[Grant]:
         name = question.generation_id
         planned, before = entry.sealed, entry.pipeline_id
+        entry.avoid = {name: until_s for name, until_s in entry.avoid.items() if now_s < until_s}
         record = Granted(
             name,
             max(entry.epoch, question.last_epoch) + 1,
