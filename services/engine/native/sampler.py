@@ -23,6 +23,11 @@ Ids = NDArray[np.int64]
 FIRST_CUT = 1e-3
 """Probability relative to the best, above which a nucleus is looked for first."""
 
+NEAR = np.float32(12)
+"""Logits this far below the best are looked at only when too few lie closer."""
+RUN = 256
+"""Weights summed at once before a draw looks at single ones."""
+
 
 def uniform(seed: int, choice: int, position: int) -> float:
     """The number in [0, 1) that decides one token: 53 bits of keyed BLAKE2b over the counter."""
@@ -106,11 +111,14 @@ def adjust(logits: Logits, state: SlotState) -> Logits:
 
 def best(logits: Logits, count: int) -> Ids:
     """The `count` best ids, logit down, id up."""
-    if count >= len(logits):
-        return np.argsort(-logits, kind="stable")
-    threshold = np.partition(logits, len(logits) - count)[len(logits) - count]
-    ids = np.flatnonzero(logits >= threshold)
-    return ids[np.argsort(-logits[ids], kind="stable")][:count]
+    ids = np.flatnonzero(logits >= logits.max() - NEAR)
+    if len(ids) < count:
+        ids = np.arange(len(logits))
+    values = logits[ids]
+    if count < len(ids):
+        kept = values >= np.partition(values, len(ids) - count)[len(ids) - count]
+        ids, values = ids[kept], values[kept]
+    return ids[np.argsort(-values, kind="stable")][:count]
 
 
 def _nucleus(weights: NDArray[np.float32], top_p: float) -> Ids:
@@ -140,11 +148,23 @@ def draw(logits: Logits, sampling: Sampling, u: float) -> int:
         kept = _nucleus(weights, sampling.top_p)
         weights = weights[kept]
         ids = kept if ids is None else ids[kept]
-    sums = np.cumsum(weights, dtype=np.float64)
-    index = int(np.searchsorted(sums, u * sums[-1], side="right"))
-    if index == len(sums) or weights[index] == 0:  # u * sums[-1] rounded up to a sum
-        index = int(np.flatnonzero(weights)[-1])
+    index = _pick(weights, u)
     return index if ids is None else int(ids[index])
+
+
+def _pick(weights: NDArray[np.float32], u: float) -> int:
+    """The first index at which the running sum exceeds u of the whole; blocks first, for speed."""
+    starts = np.arange(0, len(weights), RUN)
+    sums = np.cumsum(np.add.reduceat(weights, starts, dtype=np.float64))
+    aim = u * sums[-1]
+    block = min(int(np.searchsorted(sums, aim, side="right")), len(sums) - 1)
+    before = sums[block - 1] if block else 0.0
+    part = weights[block * RUN : (block + 1) * RUN]
+    inside = np.cumsum(part, dtype=np.float64)
+    index = block * RUN + int(np.searchsorted(inside, aim - before, side="right"))
+    if index < len(weights) and weights[index] > 0:
+        return index
+    return int(np.flatnonzero(weights)[-1])  # rounding led past the last candidate
 
 
 def logprob_of(logits: Logits, token_id: int, alternatives: int) -> TokenLogprob:
