@@ -1,10 +1,10 @@
 """The data directory of a local mesh: its lock, its state file, its logs.
 
-    mesh.lock     held by the supervisor for as long as it lives
-    mesh.json     the services with their pids and addresses, replaced whole at every change
-    logs/         a file a service
-    store/        imported models
-    controller/   the journal and the engines' logs
+mesh.lock     held by the supervisor for as long as it lives
+mesh.json     the services with their pids and addresses, replaced whole at every change
+logs/         a file a service
+store/        imported models
+controller/   the journal and the engines' logs
 """
 
 from __future__ import annotations

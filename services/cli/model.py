@@ -7,6 +7,7 @@ import sys
 
 from rich.console import Console
 
+from services.cli.layout import MODEL
 from services.cli.mesh_directory import MeshDirectory, MeshError
 from services.tensorstore.directory import DirectoryBackend
 
@@ -16,8 +17,13 @@ def import_if_missing(directory: MeshDirectory, name: str, console: Console) -> 
     directory.store.mkdir(parents=True, exist_ok=True)
     if name in DirectoryBackend(directory.store).names():
         return
+    if name != MODEL:
+        raise MeshError(
+            f"model {name} is not stored; `shunt model import SOURCE --name {name} "
+            f"--store {directory.store}` brings it there"
+        )
     console.print(f"importing {name}")
-    command = [sys.executable, "-m", "services.cli", "model", "import", name]
+    command = [sys.executable, "-m", "services.cli", "model", "import"]
     result = subprocess.run([*command, "--store", str(directory.store)], check=False)
     if result.returncode != 0:
         raise MeshError(f"{name} could not be imported; the reason stands above")

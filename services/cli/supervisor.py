@@ -106,7 +106,9 @@ class Supervisor:
 
     async def _until_serving(self, names: Sequence[str]) -> None:
         for other in (s for s in self._services if s.spec.name in names):
-            while not (other.pid and await health.is_serving(other.spec.grpc)):
+            while True:
+                if other.pid and await health.is_serving(other.spec.grpc):
+                    break
                 await asyncio.sleep(POLL_S)
 
     async def _start(self, spec: ServiceSpec) -> asyncio.subprocess.Process:

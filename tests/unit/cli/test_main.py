@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+QUICK = """
+import sys
+sys.argv = ["shunt", *{arguments!r}]
+from services.cli import __main__ as cli
+cli.mount(sys.argv[1:])
+try:
+    cli.app()
+except SystemExit as status:
+    code = status.code
+heavy = {{"torch", "scipy", "transformers", "tokenizers", "boto3"}} & set(sys.modules)
+print("HEAVY", sorted(heavy), "CODE", code)
+"""
+
+
+def _run(*arguments: str) -> str:
+    code = QUICK.format(arguments=arguments)
+    result = subprocess.run(
+        (sys.executable, "-c", code), capture_output=True, text=True, timeout=60, check=False
+    )
+    return result.stdout + result.stderr
+
+
+def test_the_help_names_every_command_and_imports_nothing_heavy() -> None:
+    told = _run("--help")
+    assert "HEAVY []" in told
+    for command in ("up", "down", "status", "chat", "interrupt", "demo", "model", "plan"):
+        assert f" {command} " in told
+
+
+@pytest.mark.parametrize("command", ["status", "chat"])
+def test_without_a_mesh_a_command_says_so_and_fails(command: str, tmp_path: Path) -> None:
+    told = _run(command, "--data-dir", str(tmp_path))
+    assert "no mesh runs" in told
+    assert "HEAVY [] CODE 1" in told
+
+
+def test_taking_down_nothing_is_no_error(tmp_path: Path) -> None:
+    told = _run("down", "--data-dir", str(tmp_path))
+    assert "no mesh runs" in told
+    assert "CODE 0" in told
+
+
+def test_ports_of_http_and_grpc_may_not_overlap(tmp_path: Path) -> None:
+    arguments = ("--http-port", "9000", "--grpc-port", "9001", "--routers", "2")
+    told = _run("up", "--data-dir", str(tmp_path), *arguments)
+    assert "overlap" in told
+    assert "CODE 1" in told
+
+
+def test_a_services_own_commands_are_mounted() -> None:
+    assert "import" in _run("model", "--help")

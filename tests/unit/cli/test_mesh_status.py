@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from shuntserve.common.v1 import common_pb2
+from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
+
+from services.cli.mesh_directory import MeshState, ServiceRecord
+from services.cli.mesh_status import mesh_status
+from services.cli.ports import free_ports
+
+STATUS = controller_pb2.GetStatusResponse(
+    nodes=[
+        controller_pb2.NodeStatus(
+            node_id="n0",
+            pid=12,
+            incarnation="i0",
+            state=controller_pb2.NODE_STATE_READY,
+            pipeline_id="p0",
+            stage_index=0,
+        ),
+        controller_pb2.NodeStatus(node_id="n1", state=controller_pb2.NODE_STATE_STARTING),
+    ],
+    pipelines=[
+        controller_pb2.PipelineStatus(
+            pipeline_id="p0",
+            state=controller_pb2.PIPELINE_STATE_DRAINING,
+            formation_id="f0",
+            stages=[
+                controller_pb2.StageStatus(
+                    node_id="n0", layers=common_pb2.LayerRange(start=0, end=18), tp_degree=1
+                )
+            ],
+        )
+    ],
+    generations=[
+        controller_pb2.GenerationStatus(
+            generation_id="g0", epoch=2, pipeline_id="p0", journaled_tokens=9, reader=True
+        )
+    ],
+)
+
+
+class _Controller(controller_pb2_grpc.ControllerServiceServicer):
+    async def GetStatus(self, request: Any, context: Any) -> controller_pb2.GetStatusResponse:
+        return STATUS
+
+
+@pytest.fixture
+async def address() -> AsyncIterator[str]:
+    server = grpc.aio.server()
+    controller_pb2_grpc.add_ControllerServiceServicer_to_server(_Controller(), server)
+    health = health_aio.HealthServicer()
+    await health.set("", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield f"127.0.0.1:{port}"
+    await server.stop(None)
+
+
+def _state(*services: ServiceRecord) -> MeshState:
+    return MeshState("abc", 1, "m", "ready", "ready", services)
+
+
+async def test_the_status_has_the_documented_shape(address: str) -> None:
+    router = ServiceRecord("router-0", 0, f"127.0.0.1:{free_ports(1)[0]}", "http://127.0.0.1:8080")
+    status = await mesh_status(_state(ServiceRecord("controller", 5, address, None), router))
+    assert status == {
+        "services": [
+            {
+                "name": "controller",
+                "pid": 5,
+                "http": None,
+                "grpc": address,
+                "state": "ready",
+            },
+            {
+                "name": "router-0",
+                "pid": None,
+                "http": "http://127.0.0.1:8080",
+                "grpc": router.grpc,
+                "state": "down",
+            },
+        ],
+        "nodes": [
+            {
+                "id": "n0",
+                "pid": 12,
+                "incarnation": "i0",
+                "state": "ready",
+                "pipeline": "p0",
+                "stage": 0,
+            },
+            {
+                "id": "n1",
+                "pid": None,
+                "incarnation": None,
+                "state": "starting",
+                "pipeline": None,
+                "stage": None,
+            },
+        ],
+        "pipelines": [
+            {
+                "id": "p0",
+                "state": "draining",
+                "formation": "f0",
+                "stages": [{"node": "n0", "layers": [0, 18], "tp": 1}],
+            }
+        ],
+        "generations": [{"id": "g0", "epoch": 2, "pipeline": "p0", "journaled": 9, "reader": True}],
+    }
+
+
+async def test_without_its_controller_a_mesh_still_has_a_status() -> None:
+    nobody = f"127.0.0.1:{free_ports(1)[0]}"
+    status = await mesh_status(_state(ServiceRecord("controller", 5, nobody, None)))
+    assert status["services"][0]["state"] == "starting"
+    assert status["nodes"] == status["pipelines"] == status["generations"] == []

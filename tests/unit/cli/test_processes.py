@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from services.cli import processes
+
+STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    "print('set', flush=True); time.sleep(600)"
+)
+
+
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[str]]]:
+    children: list[subprocess.Popen[str]] = []
+    yield children
+    for child in children:
+        child.kill()
+        child.communicate()
+
+
+def _start(started: list[subprocess.Popen[str]], mesh_id: str, code: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, processes.MESH_ID_VARIABLE: mesh_id}
+    child = subprocess.Popen(
+        (sys.executable, "-c", code), env=environment, stdout=subprocess.PIPE, text=True
+    )
+    started.append(child)
+    assert child.stdout is not None
+    child.stdout.readline()
+    return child
+
+
+WAIT = "import time; print('set', flush=True); time.sleep(600)"
+
+
+def test_only_processes_of_the_mesh_are_found(started: list[subprocess.Popen[str]]) -> None:
+    mine = _start(started, "mine", WAIT)
+    other = _start(started, "mine-too", WAIT)
+    found = processes.own_processes("mine")
+    assert [process.pid for process in found] == [mine.pid]
+    assert processes.is_own(mine.pid, "mine")
+    assert not processes.is_own(other.pid, "mine")
+    assert processes.open_own(other.pid, "mine") is None
+    processes.end(found, grace_s=5)
+    assert mine.wait(5) == -signal.SIGTERM
+    assert other.poll() is None
+
+
+def test_a_process_that_will_not_stop_is_killed(started: list[subprocess.Popen[str]]) -> None:
+    child = _start(started, "mine", STUBBORN)
+    processes.end(processes.own_processes("mine"), grace_s=0.2)
+    assert child.wait(5) == -signal.SIGKILL
+
+
+def test_a_frozen_process_is_killed(started: list[subprocess.Popen[str]]) -> None:
+    child = _start(started, "mine", WAIT)
+    child.send_signal(signal.SIGSTOP)
+    processes.end(processes.own_processes("mine"), grace_s=0.2)
+    assert child.wait(5) in (-signal.SIGKILL, -signal.SIGTERM)
+
+
+def test_a_pid_nobody_has_is_not_ours() -> None:
+    assert processes.open_own(2**22 + 1, "mine") is None
+    assert not processes.is_own(0, "mine")

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from services.cli import processes
+from services.cli.layout import ServiceSpec
+from services.cli.mesh_directory import MeshDirectory, MeshError, MeshState
+from services.cli.ports import free_ports
+from services.cli.supervisor import Supervisor
+
+
+def _spec(name: str, code: str) -> ServiceSpec:
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    return ServiceSpec(name, (sys.executable, "-c", code), {"TOLD": "this"}, address)
+
+
+WAITS = "import os, time; assert os.environ['TOLD'] == 'this'; time.sleep(600)"
+
+
+class _Watched:
+    """A supervisor and the states it told."""
+
+    def __init__(self, directory: Path, *specs: ServiceSpec) -> None:
+        self.directory = MeshDirectory(directory)
+        self.states: list[MeshState] = []
+        self._changed = asyncio.Event()
+        self.stop = asyncio.Event()
+        self._supervisor = Supervisor(self.directory, specs, "m", self._tell)
+
+    async def run(self) -> None:
+        await self._supervisor.run(self.stop)
+
+    def _tell(self, state: MeshState) -> None:
+        self.states.append(state)
+        self._changed.set()
+
+    async def until(self, condition: Callable[[MeshState], bool]) -> MeshState:
+        async with asyncio.timeout(20):
+            while not (self.states and condition(self.states[-1])):
+                self._changed.clear()
+                await self._changed.wait()
+        return self.states[-1]
+
+
+async def test_a_service_that_dies_is_started_again(tmp_path: Path) -> None:
+    watched = _Watched(tmp_path, _spec("router-0", WAITS))
+    task = asyncio.create_task(watched.run())
+    first = (await watched.until(lambda s: bool(s.services) and s.services[0].pid > 0)).services[0]
+    os.kill(first.pid, signal.SIGKILL)
+    await watched.until(lambda s: s.services[0].pid not in (0, first.pid))
+    state = watched.directory.running()
+    assert state.services == watched.states[-1].services
+    watched.stop.set()
+    await task
+    assert not processes.own_processes(state.mesh_id)
+
+
+async def test_a_stop_ends_orphans_too(tmp_path: Path) -> None:
+    leaves_a_child = (
+        "import subprocess, sys, time; "
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], "
+        "start_new_session=True); time.sleep(600)"
+    )
+    watched = _Watched(tmp_path, _spec("controller", leaves_a_child))
+    task = asyncio.create_task(watched.run())
+    state = await watched.until(lambda s: bool(s.services) and s.services[0].pid > 0)
+    async with asyncio.timeout(20):
+        while True:
+            found = processes.own_processes(state.mesh_id)
+            for process in found:
+                process.close()
+            if len(found) == 2:
+                break
+            await asyncio.sleep(0.02)
+    watched.stop.set()
+    await task
+    assert not processes.own_processes(state.mesh_id)
+
+
+async def test_a_bad_setting_ends_the_start_with_the_services_own_words(tmp_path: Path) -> None:
+    code = "import sys; print('bad setting SHUNT_X'); sys.exit(2)"
+    watched = _Watched(tmp_path, _spec("controller", code))
+    with pytest.raises(MeshError, match=r"controller does not start:\nbad setting SHUNT_X"):
+        await watched.run()
+    assert watched.directory.running().phase == "failed"
