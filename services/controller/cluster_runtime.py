@@ -105,9 +105,7 @@ class ClusterRuntime:
                 while True:
                     self._submit(self.cluster.tick(self._clock()))
                     self._submit([PersistCluster(self._unsaved)] if self._unsaved else [])
-                    metrics.show_cluster(
-                        self.cluster.nodes_view(), self.cluster.pipelines_view()
-                    )
+                    metrics.show_cluster(self.cluster.nodes_view(), self.cluster.pipelines_view())
                     await asyncio.sleep(self._settings.tick_s)
         finally:
             await self._engines.close()
@@ -158,11 +156,15 @@ class ClusterRuntime:
         self.closing = True
         self.routes_changed.fire()
 
+    async def settle(self) -> None:
+        """Waits until what was asked for so far is begun and its snapshot durable."""
+        done = asyncio.get_running_loop().create_future()
+        self._queue.put_nowait(((), done))
+        await done
+
     async def end_nodes(self) -> None:
         """Ends every node the provider launched."""
-        ends = [
-            self._terminate(TerminateNode(node.node_id)) for node in self.cluster.nodes_view()
-        ]
+        ends = [self._terminate(TerminateNode(node.node_id)) for node in self.cluster.nodes_view()]
         await asyncio.gather(*ends)
 
     def _node(self, node_id: str) -> NodeView | None:
@@ -282,9 +284,7 @@ class ClusterRuntime:
 
     async def _launch(self, action: LaunchNode) -> None:
         shape = action.shape
-        spec = NodeSpec(
-            action.node_id, shape.memory_bytes, shape.relative_speed, shape.device_type
-        )
+        spec = NodeSpec(action.node_id, shape.memory_bytes, shape.relative_speed, shape.device_type)
         try:
             handle = await self._provider.launch(spec)
         except ShuntError as error:
@@ -344,9 +344,7 @@ class ClusterRuntime:
         try:
             await self._engines.dissolve(formation_id, member)
         except ShuntError as error:
-            _log.info(
-                "member not told", extra={"node_id": member.node_id, "why": error.message}
-            )
+            _log.info("member not told", extra={"node_id": member.node_id, "why": error.message})
         finally:
             if self._dissolving.get(member.incarnation) is asyncio.current_task():
                 del self._dissolving[member.incarnation]

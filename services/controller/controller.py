@@ -133,6 +133,7 @@ class Controller:
                 self._runtime.close()
                 self.events.close()
                 await self._server.stop()
+                await self._runtime.settle()
                 for task in work:
                     task.cancel()
 

@@ -48,6 +48,7 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         self.form_fails = 0
         self.hold_load: asyncio.Event | None = None
         self.on_drain: Callable[[], Any] | None = None
+        self.cancelled = asyncio.Event()
         self.beating = asyncio.Event()
         self.beating.set()
         self.interval_s = 0.0
@@ -142,6 +143,7 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
 
     async def Cancel(self, request: Any, context: Any) -> Any:
         self.calls.append(("cancel", request.generation_id))
+        self.cancelled.set()
         return engine_pb2.CancelResponse()
 
 
@@ -285,6 +287,8 @@ class World:
         self.port = await self._stack.enter_async_context(controller.serving())
         self.address = f"127.0.0.1:{self.port}"
         channel = await self._stack.enter_async_context(channels.open_channel(self.address))
+        async with asyncio.timeout(CALL_S):
+            await channel.channel_ready()
         self.stub = controller_pb2_grpc.ControllerServiceStub(channel)
 
     async def stop(self) -> None:
