@@ -14,20 +14,22 @@ from services.placement.catalogue import DATA, Catalogue, Gpu, Name, Positive, R
 Share = Annotated[float, Field(gt=0, le=1.5, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, lt=1e6, allow_inf_nan=False)]
 
+LOW_POWER_WATTS = 100.0
+
 
 class Efficiency(Row):
     """One GPU type.
 
     `mfu` and `mbu` are the shares of peak arithmetic and peak bandwidth that matrix products reach;
-    `attention_mbu` that of reading the KV cache; `launch_us` is spent on each operation;
-    `ramp_tokens` is the batch at which half of `mfu` is reached, on one device.
+    `attention_mbu` that of reading the KV cache; `launch_us` is spent on each operation; matrix
+    products compute whole tiles of `tile_tokens` rows.
     """
 
     mfu: Share = 1.0
     mbu: Share = 1.0
     attention_mbu: Share | None = None
     launch_us: NotNegative = 0.0
-    ramp_tokens: NotNegative = 0.0
+    tile_tokens: int = Field(default=0, ge=0, le=4096)
     reserve_tokens: int | None = Field(default=None, ge=0, le=1 << 20)
     source: str = ""
 
@@ -49,7 +51,8 @@ class Network(Row):
 
 
 class Calibration(Row):
-    """A whole set; `default` serves the GPU types that `gpus` does not name."""
+    """A whole set. GPU types that `gpus` does not name get `low_power` if they draw little (such
+    cards do not hold their clock under load), else `default`."""
 
     name: Name
     memory_utilisation: Annotated[float, Field(gt=0, le=1)]
@@ -60,10 +63,15 @@ class Calibration(Row):
     network: Network
     links: dict[str, LinkRate] = Field(default_factory=dict)
     default: Efficiency
+    low_power: Efficiency | None = None
     gpus: dict[str, Efficiency]
 
     def efficiency(self, gpu: Gpu) -> Efficiency:
-        return self.gpus.get(gpu.name, self.default)
+        if gpu.name in self.gpus:
+            return self.gpus[gpu.name]
+        if self.low_power is not None and gpu.tdp_watts <= LOW_POWER_WATTS:
+            return self.low_power
+        return self.default
 
     def all_reduce(self, catalogue: Catalogue, gpu: Gpu, n: int) -> tuple[float, float]:
         """Bus bandwidth in bytes/s and latency in seconds among n devices."""

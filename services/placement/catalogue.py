@@ -34,6 +34,7 @@ class Gpu(Row):
     bandwidth_gb_per_s: Positive
     fp16_tflops: Positive
     link: Name
+    tdp_watts: Positive = 300.0
     source: str = ""
 
 

@@ -34,7 +34,7 @@ def layer_times(
             field="tp",
         )
     kind = described(catalogue, device_type=gpu, device_count=tp)
-    rates = device(model, kind, tp, calibration, catalogue)
+    rates = device(model, kind, tp, calibration, catalogue, exact_tiles=True)
     times = []
     for count in tokens:
         if prefill:

@@ -48,11 +48,20 @@ class Device:
     all_reduce_bytes_per_s: float
     all_reduce_latency_s: float
     launch_s: float
-    ramp_tokens: float
+    tile_tokens: int
+    exact_tiles: bool
 
     def product(self, name: str, rows: Number, k: float, n: float) -> Operation:
-        """A matrix product [rows, k] x [k, n] with weights read once."""
-        flops = 2.0 * (np.asarray(rows) + self.ramp_tokens) * k * n
+        """A matrix product [rows, k] x [k, n] with weights read once, in whole tiles of rows.
+
+        A running batch varies, so unless `exact_tiles` the mean of the rounding is taken.
+        """
+        computed = np.asarray(rows, dtype=float)
+        if self.tile_tokens and self.exact_tiles:
+            computed = np.ceil(computed / self.tile_tokens) * self.tile_tokens
+        else:
+            computed = computed + self.tile_tokens / 2
+        flops = 2.0 * computed * k * n
         traffic = ELEMENT_BYTES * (k * n + np.asarray(rows) * (k + n))
         return Operation(
             name, flops / self.flops_per_s, traffic / self.bytes_per_s, 0.0, self.launch_s
@@ -119,7 +128,13 @@ class Device:
 
 
 def device(
-    model: ModelShape, kind: NodeClass, tp: int, calibration: Calibration, catalogue: Catalogue
+    model: ModelShape,
+    kind: NodeClass,
+    tp: int,
+    calibration: Calibration,
+    catalogue: Catalogue,
+    *,
+    exact_tiles: bool = False,
 ) -> Device:
     """The rates of `tp` devices of a class."""
     efficiency = calibration.efficiency(kind.gpu)
@@ -134,7 +149,8 @@ def device(
         all_reduce_bytes_per_s=bus,
         all_reduce_latency_s=latency_s,
         launch_s=efficiency.launch_us * 1e-6,
-        ramp_tokens=efficiency.ramp_tokens,
+        tile_tokens=efficiency.tile_tokens,
+        exact_tiles=exact_tiles,
     )
 
 
