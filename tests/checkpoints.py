@@ -1,0 +1,126 @@
+"""Small random checkpoints for the tests of the tensor store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+DTYPES = (
+    torch.bfloat16,
+    torch.float16,
+    torch.float32,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.int8,
+)
+
+
+def make_config(**changes: Any) -> dict[str, Any]:
+    """A tiny Llama whose heads divide by 1, 2, 4 and 8."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 4,
+        "vocab_size": 64,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": False,
+    } | changes
+
+
+def make_tensors(
+    config: Mapping[str, Any], dtype: torch.dtype = torch.bfloat16, seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """Random bits under Hugging Face's names."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden, rows = config["hidden_size"], config["intermediate_size"]
+    query = config["num_attention_heads"] * config["head_dim"]
+    keys = config["num_key_value_heads"] * config["head_dim"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (config["vocab_size"], hidden)
+    }
+    for layer in range(config["num_hidden_layers"]):
+        parts: dict[str, tuple[int, ...]] = {
+            "input_layernorm": (hidden,),
+            "self_attn.q_proj": (query, hidden),
+            "self_attn.k_proj": (keys, hidden),
+            "self_attn.v_proj": (keys, hidden),
+            "self_attn.o_proj": (hidden, query),
+            "post_attention_layernorm": (hidden,),
+            "mlp.gate_proj": (rows, hidden),
+            "mlp.up_proj": (rows, hidden),
+            "mlp.down_proj": (hidden, rows),
+        }
+        if config["model_type"] == "qwen3":
+            parts["self_attn.q_norm"] = (config["head_dim"],)
+            parts["self_attn.k_norm"] = (config["head_dim"],)
+        for part, shape in parts.items():
+            shapes[f"model.layers.{layer}.{part}.weight"] = shape
+    shapes["model.norm.weight"] = (hidden,)
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (config["vocab_size"], hidden)
+    return {name: _random(shape, dtype, generator) for name, shape in shapes.items()}
+
+
+def _random(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    rows = (*shape[:-1], shape[-1] * dtype.itemsize)
+    bits = torch.randint(0, 256, rows, dtype=torch.uint8, generator=generator)
+    return bits.view(dtype)
+
+
+def write_checkpoint(
+    directory: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], shards: int = 1
+) -> Path:
+    """A Hugging Face directory, of one file or of several with an index."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "tokenizer.json").write_text('{"version": "1.0"}')
+    names = list(tensors)
+    weight_map = {}
+    for shard in range(shards):
+        mine = names[shard::shards]
+        file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
+        save_file({name: tensors[name] for name in mine}, directory / file)
+        weight_map.update(dict.fromkeys(mine, file))
+    if shards > 1:
+        index = {"metadata": {}, "weight_map": weight_map}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    return directory
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor's bytes, for comparisons that NaN must not spoil."""
+    return tensor.contiguous().view(-1).view(torch.uint8)
+
+
+_ROWS = {"q_proj": 0, "gate_proj": 0, "up_proj": 0, "embed_tokens": 0, "lm_head": 0}
+_COLUMNS = {"o_proj": 1, "down_proj": 1}
+
+
+def expected_slice(
+    config: Mapping[str, Any], name: str, tensor: torch.Tensor, degree: int, rank: int
+) -> torch.Tensor:
+    """A rank's part of an original tensor, worked out by hand."""
+    part = name.split(".")[-2]
+    if part in ("k_proj", "v_proj"):
+        heads = config["num_key_value_heads"]
+        by_head = tensor.view(heads, -1, *tensor.shape[1:])
+        mine = (
+            by_head[rank * heads // degree : (rank + 1) * heads // degree]
+            if heads >= degree
+            else by_head[rank // (degree // heads)][None]
+        )
+        return mine.reshape(-1, *tensor.shape[1:])
+    axis = {**_ROWS, **_COLUMNS}.get(part)
+    return tensor if axis is None else tensor.chunk(degree, axis)[rank]
