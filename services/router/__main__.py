@@ -8,7 +8,8 @@ import logging
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 
 import uvicorn
 import uvloop
@@ -67,8 +68,20 @@ def listen(settings: RouterSettings) -> socket.socket:
     return listening
 
 
-async def serve(settings: RouterSettings) -> None:
-    """Runs until a signal comes."""
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A router that serves."""
+
+    router: Router
+    http_port: int
+    grpc_port: int
+    work: tuple[asyncio.Task[None], ...]
+    """None of these ends before the router does."""
+
+
+@contextlib.asynccontextmanager
+async def running(settings: RouterSettings) -> AsyncIterator[Running]:
+    """Serves inside the block; leaving it lets every reader go. Raises OSError for a taken port."""
     controller_channel = channels.open_channel(settings.controller_address, tls=settings.tls)
     store_channel = channels.open_channel(settings.tensorstore_address, tls=settings.tls)
     controller = Controller(
@@ -81,24 +94,34 @@ async def serve(settings: RouterSettings) -> None:
     router_pb2_grpc.add_RouterServiceServicer_to_server(
         RouterService(router), grpc_server.grpc_server
     )
-    http = http_server(router, settings)
-    listening = listen(settings)
-    await grpc_server.start()
-    await grpc_server.set_ready(True)
-    _log.info("listening", extra={"http": listening.getsockname()[1], "grpc": grpc_server.port})
+    http, listening = http_server(router, settings), listen(settings)
+    grpc_port = await grpc_server.start()
     serving = asyncio.create_task(http.serve([listening]))
-    running = asyncio.create_task(router.run())
-    signalled = asyncio.create_task(server.until_signal())
-    await asyncio.wait((serving, running, signalled), return_when=asyncio.FIRST_COMPLETED)
-    await grpc_server.set_ready(False)
-    await router.close()
-    http.should_exit = True
-    await asyncio.gather(grpc_server.stop(), serving)
-    signalled.cancel()
-    running.cancel()
-    await asyncio.gather(signalled, running, return_exceptions=True)
-    await controller_channel.close()
-    await store_channel.close()
+    work = asyncio.create_task(router.run())
+    await grpc_server.set_ready(True)
+    try:
+        yield Running(router, listening.getsockname()[1], grpc_port, (serving, work))
+    finally:
+        await grpc_server.set_ready(False)
+        await router.close()
+        http.should_exit = True
+        await asyncio.gather(grpc_server.stop(), serving)
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        await controller_channel.close()
+        await store_channel.close()
+
+
+async def serve(settings: RouterSettings) -> None:
+    """Runs until a signal comes, or until something that must not end has ended."""
+    async with running(settings) as router:
+        _log.info("listening", extra={"http": router.http_port, "grpc": router.grpc_port})
+        signalled = asyncio.create_task(server.until_signal())
+        await asyncio.wait((*router.work, signalled), return_when=asyncio.FIRST_COMPLETED)
+        signalled.cancel()
+        for task in router.work:
+            if task.done():
+                task.result()
 
 
 def main() -> None:

@@ -1,0 +1,453 @@
+"""Stand-ins for heads, controller and tensor store, so that a router can be tried alone.
+
+Tokens are a fixed function of (request, choice, position), so every stream can be compared; the
+heads' pace, silence and deaths are the test's to decide. No model and no torch is needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
+from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
+from shuntserve.tensorstore.v1 import tensorstore_pb2, tensorstore_pb2_grpc
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from services.common import channels, wire
+from services.common.errors import NotFound, ShuntError, StaleEpoch
+from services.common.generation import (
+    FinishReason,
+    GenerationRequest,
+    ModelRef,
+    TokenLogprob,
+    TokenSpan,
+    finish_of,
+)
+from services.common.statuses import abort_with
+from services.common.telemetry import parent_of
+from services.router.__main__ import Running, running
+from services.router.settings import RouterSettings
+
+MODEL = ModelRef("tiny", "ab" * 32)
+MAX_POSITIONS = 2048
+HEARTBEAT_S = 0.05
+REPLY = (
+    "The capital of France is Paris. Über den Wolken: 東京 🚀🇫🇷 naïve café, and then some more "
+    "words so that a stream has something to carry from one head to the next."
+)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """A byte-level BPE so small that most characters beyond ASCII are cut into several ids."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[],
+    )
+    tokenizer.train_from_iterator(["the capital of France is Paris and more words"] * 3, trainer)
+    tokenizer.add_special_tokens(
+        [AddedToken(text, special=True) for text in ("<|im_start|>", "<|im_end|>", "<|endoftext|>")]
+    )
+    return tokenizer
+
+
+def model_files(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """The files of a model that has this tokenizer."""
+    end = tokenizer.token_to_id("<|im_end|>")
+    return {
+        "tokenizer.json": tokenizer.to_str().encode(),
+        "tokenizer_config.json": json.dumps(
+            {"chat_template": CHAT_TEMPLATE, "eos_token": "<|im_end|>"}
+        ).encode(),
+        "generation_config.json": json.dumps({"eos_token_id": end}).encode(),
+    }
+
+
+@dataclass
+class Journaled:
+    """What the fake controller holds of one generation."""
+
+    request: GenerationRequest
+    epoch: int
+    head: int
+    ids: list[list[int]]
+    cancelled: bool = False
+    stops: dict[int, int] = field(default_factory=dict)
+
+
+class FakeMesh:
+    """The state that all stand-ins share, and the knobs a test turns."""
+
+    def __init__(self, heads: int) -> None:
+        self.tokenizer = tiny_tokenizer()
+        self.eos = self.tokenizer.token_to_id("<|im_end|>")
+        self.replies = [REPLY]
+        self.limit = 1 << 30
+        """No position at or behind this is sampled."""
+        self.burst = 1
+        """Tokens of a choice in a frame."""
+        self.token_s = 0.0
+        self.journal_lag = 0
+        """The newest ids of a choice that the journal does not hold."""
+        self.refusal: ShuntError | None = None
+        """What heads answer to a new call."""
+        self.journal: dict[str, Journaled] = {}
+        self.alive = [True] * heads
+        self.silent = [False] * heads
+        self.addresses = [""] * heads
+        self.calls: list[tuple[int, engine_pb2.GenerateRequest]] = []
+        """Every Generate call: the head and its message."""
+        self.cancels: list[tuple[str, Any]] = []
+        """Every Cancel call: head or controller, and its message."""
+        self.traceparents: list[tuple[str, str]] = []
+        self.sampled = 0
+        self.readers = 0
+        """Streams open at heads."""
+        self.controller_away = False
+        self.version = 1
+        self.routes_changed = asyncio.Event()
+        self._servers: list[grpc.aio.Server] = []
+
+    def ids_of(self, text: str) -> list[int]:
+        """The ids of a text."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def token(self, request: GenerationRequest, choice: int, position: int) -> int:
+        """What a model would say: the reply, shifted for sampled requests, then its end."""
+        reply = self.ids_of(self.replies[choice % len(self.replies)])
+        shift = request.sampling.seed % 7 if request.sampling.temperature else 0
+        ids = [*reply[shift:], self.eos]
+        return ids[position % len(ids)]
+
+    def expected(self, request: GenerationRequest, choice: int) -> list[int]:
+        """All ids of one choice."""
+        ids = [self.token(request, choice, k) for k in range(request.sampling.max_tokens)]
+        end = finish_of(request, ids)
+        return ids[: end[0]] if end else ids
+
+    def route(self, head: int) -> controller_pb2.Route:
+        return controller_pb2.Route(
+            pipeline_id=f"p{head}",
+            formation_id=f"f{head}",
+            incarnation=f"i{head}",
+            address=self.addresses[head],
+            throughput_tokens_per_s=100.0 + head,
+            model=wire.model_to(MODEL),
+            max_positions=MAX_POSITIONS,
+        )
+
+    def routes(self) -> list[controller_pb2.Route]:
+        return [self.route(i) for i, alive in enumerate(self.alive) if alive]
+
+    def change_routes(self) -> None:
+        """Tells the routers that routes are no longer what they were."""
+        self.version += 1
+        self.routes_changed.set()
+        self.routes_changed = asyncio.Event()
+
+    async def kill(self, head: int) -> None:
+        """Ends a head without a word."""
+        self.alive[head] = False
+        await self._servers[head].stop(0)
+        self.change_routes()
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[FakeMesh]:
+        servers = []
+        for index in range(len(self.alive)):
+            server, self.addresses[index] = _server()
+            engine_pb2_grpc.add_EngineServiceServicer_to_server(_Head(self, index), server)
+            servers.append(server)
+        self._servers = list(servers)
+        controller, self.controller_address = _server()
+        controller_pb2_grpc.add_ControllerServiceServicer_to_server(_Controller(self), controller)
+        store, self.store_address = _server()
+        tensorstore_pb2_grpc.add_TensorStoreServiceServicer_to_server(_Store(self), store)
+        servers += [controller, store]
+        for server in servers:
+            await server.start()
+        try:
+            yield self
+        finally:
+            await asyncio.gather(*(server.stop(0) for server in servers))
+
+    @asynccontextmanager
+    async def router(self, **settings: Any) -> AsyncIterator[Running]:
+        """A router of this mesh that has heard of its pipelines."""
+        chosen: dict[str, Any] = {
+            "http_port": 0,
+            "grpc_port": 0,
+            "shutdown_grace_s": 0.2,
+            "controller_address": self.controller_address,
+            "tensorstore_address": self.store_address,
+            **settings,
+        }
+        async with running(RouterSettings(**chosen)) as router:
+            await router.router.catalogue.heard.wait()
+            yield router
+
+
+def _server() -> tuple[grpc.aio.Server, str]:
+    server = grpc.aio.server(options=channels.options(64 << 20))
+    port = server.add_insecure_port("127.0.0.1:0")
+    return server, f"127.0.0.1:{port}"
+
+
+class _Head(engine_pb2_grpc.EngineServiceServicer):
+    def __init__(self, mesh: FakeMesh, index: int) -> None:
+        self._mesh = mesh
+        self._index = index
+        self._readers: dict[str, object] = {}
+
+    async def Generate(self, message: Any, context: Any) -> AsyncIterator[Any]:
+        mesh, index = self._mesh, self._index
+        mesh.calls.append((index, message))
+        mesh.traceparents.append(("head", _traceparent(context)))
+        mesh.readers += 1
+        try:
+            async for frame in self._frames(message):
+                yield frame
+        except ShuntError as error:
+            await abort_with(context, error)
+        finally:
+            mesh.readers -= 1
+
+    async def _frames(self, message: Any) -> AsyncIterator[Any]:
+        mesh, index = self._mesh, self._index
+        if mesh.refusal is not None:
+            raise mesh.refusal
+        request = wire.request_from(message.request)
+        entry = self._admit(request, message)
+        me = self._readers[request.generation_id] = object()
+        lengths = wire.lengths_from(getattr(message, "from"), request.choices)
+        sent = list(lengths)
+        yield engine_pb2.GenerateResponse(
+            accepted=engine_pb2.Accepted(
+                formation_id=f"f{index}",
+                incarnation=f"i{index}",
+                numerics_class="fake",
+                lengths=wire.lengths_to([len(ids) for ids in entry.ids]),
+            )
+        )
+        step = 0
+        while True:
+            if self._readers.get(request.generation_id) is not me:
+                yield _closed(engine_pb2.CLOSE_REASON_SUPERSEDED, entry)
+                return
+            if entry.cancelled:
+                yield _closed(engine_pb2.CLOSE_REASON_CANCELLED, entry)
+                return
+            if entry.epoch != message.epoch:
+                yield _closed(engine_pb2.CLOSE_REASON_FENCED, entry)
+                return
+            step += 1
+            spans = [] if mesh.silent[index] else self._sample(request, entry, sent)
+            if spans:
+                yield engine_pb2.GenerateResponse(
+                    tokens=engine_pb2.Tokens(runs=wire.spans_to(spans), step=step)
+                )
+                await asyncio.sleep(mesh.token_s)
+            elif all(self._finish(request, entry, choice) for choice in range(request.choices)):
+                yield _closed(engine_pb2.CLOSE_REASON_FINISHED, entry)
+                return
+            else:
+                await asyncio.sleep(HEARTBEAT_S)
+                if not mesh.silent[index]:
+                    phase = engine_pb2.PHASE_DECODE
+                    yield engine_pb2.GenerateResponse(
+                        progress=engine_pb2.Progress(step=step, phase=phase)
+                    )
+
+    def _admit(self, request: GenerationRequest, message: Any) -> Journaled:
+        mesh = self._mesh
+        entry = mesh.journal.get(request.generation_id)
+        if entry is None:
+            ids: list[list[int]] = [[] for _ in range(request.choices)]
+            entry = Journaled(request, message.epoch, self._index, ids)
+            mesh.journal[request.generation_id] = entry
+        if message.epoch != entry.epoch or entry.head != self._index:
+            raise StaleEpoch("another epoch", field="epoch")
+        for run in message.held:
+            held = entry.ids[run.choice]
+            held[:] = [*run.ids, *held[len(run.ids) :]]
+        return entry
+
+    def _sample(
+        self, request: GenerationRequest, entry: Journaled, sent: list[int]
+    ) -> list[TokenSpan]:
+        mesh, spans = self._mesh, []
+        for choice, ids in enumerate(entry.ids):
+            for _ in range(mesh.burst):
+                if len(ids) >= mesh.limit or self._finish(request, entry, choice):
+                    break
+                ids.append(mesh.token(request, choice, len(ids)))
+                mesh.sampled += 1
+            if sent[choice] < len(ids):
+                start, sent[choice] = sent[choice], len(ids)
+                finish = self._finish(request, entry, choice)
+                logprobs = _logprobs(request, ids, start)
+                spans.append(TokenSpan(choice, start, tuple(ids[start:]), logprobs, finish))
+        return spans
+
+    def _finish(
+        self, request: GenerationRequest, entry: Journaled, choice: int
+    ) -> FinishReason | None:
+        if choice in entry.stops:
+            return FinishReason.STOP
+        end = finish_of(request, entry.ids[choice])
+        return end[1] if end else None
+
+    async def Cancel(self, message: Any, context: Any) -> Any:
+        self._mesh.cancels.append(("head", message))
+        _end(self._mesh, message)
+        return engine_pb2.CancelResponse()
+
+
+def _logprobs(
+    request: GenerationRequest, ids: Sequence[int], start: int
+) -> tuple[TokenLogprob, ...]:
+    top = request.sampling.top_logprobs
+    if top is None:
+        return ()
+    return tuple(
+        TokenLogprob(-0.5, tuple(((token + i) % 256, -0.5 - i) for i in range(top)))
+        for token in ids[start:]
+    )
+
+
+def _end(mesh: FakeMesh, message: Any) -> None:
+    entry = mesh.journal.get(message.generation_id)
+    if entry is None:
+        return
+    if message.HasField("choice"):
+        entry.stops[message.choice] = len(entry.ids[message.choice])
+    else:
+        entry.cancelled = True
+
+
+def _closed(reason: engine_pb2.CloseReason.ValueType, entry: Journaled) -> Any:
+    lengths = wire.lengths_to([len(ids) for ids in entry.ids])
+    return engine_pb2.GenerateResponse(closed=engine_pb2.Closed(reason=reason, lengths=lengths))
+
+
+def _traceparent(context: Any) -> str:
+    value = str(dict(context.invocation_metadata() or ()).get("traceparent", ""))
+    return value if parent_of(value) is not None else ""
+
+
+class _Controller(controller_pb2_grpc.ControllerServiceServicer):
+    def __init__(self, mesh: FakeMesh) -> None:
+        self._mesh = mesh
+
+    async def WatchRoutes(self, message: Any, context: Any) -> AsyncIterator[Any]:
+        mesh = self._mesh
+        while True:
+            changed = mesh.routes_changed
+            yield controller_pb2.WatchRoutesResponse(version=mesh.version, routes=mesh.routes())
+            await changed.wait()
+
+    async def Resume(self, message: Any, context: Any) -> Any:
+        mesh = self._mesh
+        mesh.traceparents.append(("controller", _traceparent(context)))
+        alive = [index for index, alive in enumerate(mesh.alive) if alive]
+        if mesh.controller_away or not alive:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "no pipeline")
+        request = wire.request_from(message.request)
+        entry = mesh.journal.get(message.generation_id)
+        if entry is None:
+            ids: list[list[int]] = [[] for _ in range(request.choices)]
+            entry = mesh.journal[message.generation_id] = Journaled(request, 0, 0, ids)
+        if entry.cancelled:
+            await context.abort(grpc.StatusCode.CANCELLED, "cancelled")
+        kept = [ids[: max(0, len(ids) - mesh.journal_lag)] for ids in entry.ids]
+        for run in message.held:
+            kept[run.choice] = max(kept[run.choice], list(run.ids), key=len)
+        entry.epoch = max(entry.epoch, message.last_epoch) + 1
+        entry.head, entry.ids = alive[entry.epoch % len(alive)], kept
+        return controller_pb2.ResumeResponse(
+            epoch=entry.epoch,
+            head=mesh.route(entry.head),
+            base=self._runs(entry),
+            finished=False,
+        )
+
+    def _runs(self, entry: Journaled) -> list[Any]:
+        return wire.spans_to(
+            TokenSpan(choice, 0, tuple(ids), _logprobs(entry.request, ids, 0))
+            for choice, ids in enumerate(entry.ids)
+            if ids
+        )
+
+    async def Cancel(self, message: Any, context: Any) -> Any:
+        if self._mesh.controller_away:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+        self._mesh.cancels.append(("controller", message))
+        _end(self._mesh, message)
+        return controller_pb2.CancelResponse()
+
+    async def GetGeneration(self, message: Any, context: Any) -> Any:
+        mesh = self._mesh
+        entry = mesh.journal.get(message.generation_id)
+        if entry is None:
+            await abort_with(context, NotFound("unknown", field="generation_id"))
+            raise AssertionError
+        kept = [ids[: max(0, len(ids) - mesh.journal_lag)] for ids in entry.ids]
+        journaled = Journaled(entry.request, entry.epoch, entry.head, kept)
+        done = all(
+            finish_of(entry.request, ids) or choice in entry.stops
+            for choice, ids in enumerate(kept)
+        )
+        state = controller_pb2.GENERATION_STATE_OPEN
+        if done:
+            state = controller_pb2.GENERATION_STATE_FINISHED
+        if entry.cancelled:
+            state = controller_pb2.GENERATION_STATE_CANCELLED
+        return controller_pb2.GetGenerationResponse(
+            request=wire.request_to(entry.request),
+            runs=self._runs(journaled),
+            epoch=entry.epoch,
+            head=mesh.route(entry.head) if mesh.alive[entry.head] and not done else None,
+            state=state,
+        )
+
+
+class _Store(tensorstore_pb2_grpc.TensorStoreServiceServicer):
+    def __init__(self, mesh: FakeMesh) -> None:
+        files = model_files(mesh.tokenizer)
+        self._objects = {hashlib.sha256(data).hexdigest(): data for data in files.values()}
+        self._manifest = json.dumps(
+            {
+                "config": {
+                    "max_position_embeddings": MAX_POSITIONS,
+                    "vocab_size": mesh.tokenizer.get_vocab_size(),
+                },
+                "files": {
+                    name: {"digest": hashlib.sha256(data).hexdigest(), "size": len(data)}
+                    for name, data in files.items()
+                },
+            }
+        ).encode()
+
+    async def Describe(self, message: Any, context: Any) -> Any:
+        return tensorstore_pb2.DescribeResponse(manifest=self._manifest)
+
+    async def Read(self, message: Any, context: Any) -> AsyncIterator[Any]:
+        data = self._objects[message.digest][message.start : message.start + message.length]
+        for start in range(0, len(data), 1 << 20):
+            yield tensorstore_pb2.ReadResponse(data=data[start : start + (1 << 20)])
