@@ -84,9 +84,17 @@ class Controller(Process):
         """A node is there."""
         self._answer(reply, lambda: self.cluster.register(facts, self.clock.now_s))
 
-    def heartbeat(self, reply: Reply, beat: Beat) -> None:
-        """A node lives."""
-        self._answer(reply, lambda: self.cluster.heartbeat(beat, self.clock.now_s))
+    def beats(self, stream: Stream, incarnation: str) -> None:
+        """A node's signs of life; what is answered asks it to register again."""
+
+        def answer(result: Any) -> None:
+            if isinstance(result, ShuntError):
+                stream.send(self, result)
+
+        def beat(message: Beat) -> None:
+            self._answer(answer, lambda: self.cluster.heartbeat(message, self.clock.now_s))
+
+        stream.on_message[self] = beat
 
     def _answer(self, reply: Reply, ask: Callable[[], list[cluster_actions.Action]]) -> None:
         try:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from services.common.errors import NotFound, ShuntError, Unavailable
+from services.common.errors import ShuntError, Unavailable
 from services.common.exchange import Checkpoint, CheckpointResult, Closed, GenerateCall, Phase
 from services.common.generation import CancelReason, GenerationRequest, LayerRange
 from services.controller.actions import Beat, FormPipeline, Member, NodeFacts, NodeShape
@@ -80,6 +80,8 @@ class Engine(Process):
         self._readers: dict[int, Stream] = {}
         self._reader_count = 0
         self._journal: Stream | None = None
+        self._beats: Stream | None = None
+        self._lost_node_ids: tuple[str, ...] = ()
         self._draining: list[tuple[str, Reply]] = []
         self._register()
         self.every(world.settings.cluster.heartbeat_interval_s, self._beat)
@@ -95,9 +97,21 @@ class Engine(Process):
     def _registered(self, result: Any) -> None:
         if isinstance(result, ShuntError):
             self.after(0.2, self._register)
+        elif self._beats is None:
+            controller = self.world.controller
+            self._beats = stream = self.world.stream(self, controller, controller.beats, self.name)
+            stream.on_message[self] = self._beaten
+            stream.on_end[self] = self._beats_ended
+            self._beat()
 
-    def _beat(self, left: Place | None = None) -> None:
-        place = self.place if left is None else left
+    def _beats_ended(self, error: ShuntError | None) -> None:
+        self._beats = None
+        self.after(0.1, self._register)
+
+    def _beat(self) -> None:
+        if self._beats is None:
+            return
+        place = self.place
         beat = Beat(
             self.node_id,
             self.name,
@@ -105,16 +119,14 @@ class Engine(Process):
             place.step if place is not None else 0,
             self.core.open_generations,
             self.sampled,
-            () if left is None else ("some",),
+            self._lost_node_ids,
         )
-        controller = self.world.controller
-        self.call(controller, controller.heartbeat, (beat,), self._beaten)
+        self._beats.send(self, beat)
         if self._journal is None:
             self._open_journal()
 
-    def _beaten(self, result: Any) -> None:
-        if isinstance(result, NotFound):
-            self._register()
+    def _beaten(self, error: ShuntError) -> None:
+        self._register()
 
     def call(
         self, server: Process, serve: Callable[..., None], args: tuple[Any, ...], answer: Reply
@@ -162,6 +174,7 @@ class Engine(Process):
             reply(Unavailable("not loaded"))
             return
         self._leave()
+        self._lost_node_ids = ()
         self.place = Place(form.formation_id, form.members, index)
         if index == 0:
             self.act(self.core.form(form.formation_id, "sim", self.clock.now_s))
@@ -173,12 +186,13 @@ class Engine(Process):
             self._leave()
         reply(None)
 
-    def link_lost(self, formation_id: str) -> None:
+    def link_lost(self, formation_id: str, node_id: str) -> None:
         """A neighbour's connection closed."""
         place = self.place
         if place is not None and place.formation_id == formation_id:
+            self._lost_node_ids = (node_id,)
             self._leave()
-            self._beat(place)
+            self._beat()
 
     def _leave(self) -> None:
         place = self.place
@@ -187,13 +201,14 @@ class Engine(Process):
         self.place = None
         self.act(self.core.dissolve(place.formation_id, self.clock.now_s))
         for peer in self.world.engines_of(place.members):
-            peer.after(self.world.network.latency_s(), peer.link_lost, place.formation_id)
+            late_s = self.world.network.latency_s()
+            peer.after(late_s, peer.link_lost, place.formation_id, self.node_id)
 
     def kill(self) -> None:
         super().kill()
         if self.place is not None:
             for peer in self.world.engines_of(self.place.members):
-                peer.after(0.001, peer.link_lost, self.place.formation_id)
+                peer.after(0.001, peer.link_lost, self.place.formation_id, self.node_id)
 
     def drain(self, reply: Reply, formation_id: str) -> None:
         """Seals, and answers when the journal has."""
@@ -309,8 +324,8 @@ class Engine(Process):
             self.after(STEP_S, self._stepped, place, batch)
             return
         if not all(self._carried_by(place, peer) for peer in members):
-            self._leave()
-            self._beat(place)
+            lost = next(peer for peer in members if not self._carried_by(place, peer))
+            self.link_lost(place.formation_id, lost.node_id)
             return
         place.step += 1
         place.stepping = False

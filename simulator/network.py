@@ -171,12 +171,17 @@ class Stream:
         self.on_message: dict[Process, Callable[[Any], None]] = {}
         self.on_end: dict[Process, Callable[[ShuntError | None], None]] = {}
         self._last_s = {client: 0.0, server: 0.0}
+        self._broken = False
         client.streams.append(self)
         server.streams.append(self)
         if server.alive:
-            self._push(server, accept, self, first)
+            self._push(server, self._accept, accept, first)
         else:
             self._push(client, self._end, client, Unavailable("connection refused"))
+
+    def _accept(self, accept: Callable[[Stream, Any], None], first: Any) -> None:
+        if not self._broken:
+            accept(self, first)
 
     def send(self, sender: Process, message: Any) -> None:
         """To the other end; nothing once the stream has ended."""
@@ -185,7 +190,7 @@ class Stream:
             self._push(receiver, self._hand, receiver, message)
 
     def _hand(self, receiver: Process, message: Any) -> None:
-        if receiver in self.on_message:
+        if receiver in self.on_message and not self._broken:
             self.on_message[receiver](message)
 
     def _push(self, receiver: Process, act: Callable[..., None], *args: Any) -> None:
@@ -212,7 +217,8 @@ class Stream:
                 self._push(end, self._end, end, Unavailable("connection lost"))
 
     def break_line(self) -> None:
-        """Both ends hear of it."""
+        """Both ends hear of it; what was under way is lost."""
+        self._broken = True
         for end in (self.client, self.server):
             self._push(end, self._end, end, Unavailable("connection lost"))
 

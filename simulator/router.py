@@ -285,7 +285,7 @@ class Client(Process):
 
     def hang_up(self) -> None:
         """Closes its line, and comes back."""
-        if self._stream is not None and not self.ended:
+        if self._stream in self.streams:
             self._stream.close(self)
             self._line_ended(None)
 

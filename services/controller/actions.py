@@ -60,8 +60,7 @@ class Beat:
     load: int = 0
     sampled_tokens: int = 0
     lost_node_ids: tuple[str, ...] = ()
-    """Members it cannot reach: with the id of the formation that this ended, at once, in the
-    first beat behind it."""
+    """Members of its formation, or of the last one while it is in none, that it cannot reach."""
 
 
 @dataclass(frozen=True, slots=True)

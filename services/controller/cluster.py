@@ -126,7 +126,8 @@ class Cluster:
                 continue
             strange = beat.formation_id != formation.formation_id
             node.strange_beats = node.strange_beats + 1 if strange else 0
-            broken = not strange and bool(beat.lost_node_ids)
+            members = {member.node_id for member in formation.members}
+            broken = not members.isdisjoint(beat.lost_node_ids)
             if node.strange_beats >= _STRANGE_BEATS or broken:
                 actions += self._dissolve(pipeline, "member_left", now_s)
             elif formation.members[0].incarnation == beat.incarnation:

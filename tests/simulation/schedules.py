@@ -22,7 +22,16 @@ from simulator.router import Client, Following, Router
 from simulator.world import MODEL, World, WorldSettings
 
 PHASES = ("queued", "prefill", "decode", "sealing", "granting", "attaching", "finished")
+EARLY = ("queued", "prefill", "attaching")
+"""Phases of every generation's first moments."""
+CAUSES = {
+    "sealing": ("notice", "notice", "hang_up"),
+    "granting": ("notice", "kill_head", "kill_stage", "line_break"),
+    "attaching": ("notice", "kill_stage", "line_break"),
+}
+"""What brings a generation to a phase that it would not see by itself."""
 MESSAGE_FAULTS = ("lost", "late", "doubled", "half_done")
+CALM = Weather()
 FAULTS_CEASE_S = 7.0
 END_S = 60.0
 
@@ -67,18 +76,16 @@ class Schedule:
     def _plan(self) -> list[Planned]:
         random = self.random
         planned = []
-        for _ in range(random.choice((0, 1, 1, 2, 2, 3, 4))):
+        for _ in range(random.choice((0, 1, 1, 2, 2, 3))):
             phase = random.choice(PHASES)
-            start_s = 1.3 + 1.5 * random.random()
             client = random.randrange(self._arrivals)
-            if phase in ("sealing", "granting", "attaching"):
-                causes = (
-                    ("notice",) if phase == "sealing" else ("notice", "kill_head", "line_break")
-                )
-                cause = random.choice(causes)
-                planned.append(Planned(cause, "", client, start_s, start_s))
+            start_s = 1.0 if phase in EARLY else 1.2 + 1.5 * random.random()
+            if phase in CAUSES:
+                cause_s = 1.2 + random.random()
+                cause = random.choice(CAUSES[phase])
+                planned.append(Planned(cause, "", client, cause_s, cause_s))
             fault = random.choice(sorted(FAULTS))
-            planned.append(Planned(fault, phase, client, start_s, FAULTS_CEASE_S - 1.0))
+            planned.append(Planned(fault, phase, client, start_s, FAULTS_CEASE_S - 2.0))
         return planned
 
     def _arrive(self, number: int) -> None:
@@ -147,7 +154,8 @@ class Schedule:
         if now_s >= FAULTS_CEASE_S:
             self._cease()
         else:
-            world.clock.after(0.004, self._watch)
+            busy = self._planned or world.network.weather != CALM
+            world.clock.after(0.002 if busy else 0.05, self._watch)
 
     def _count_messages(self) -> None:
         network = self.world.network
@@ -167,7 +175,7 @@ class Schedule:
 
     def _cease(self) -> None:
         world = self.world
-        world.network.weather = Weather()
+        world.network.weather = CALM
         world.network.cut.clear()
         for process in (*world.engines, *world.routers, world.controller):
             if process.frozen:
