@@ -214,11 +214,11 @@ class Head:
         return self._lead is None or not self._lead.pace.overdue(now_s)
 
     def _carry_out(self, actions: Iterable[Action]) -> None:
-        waiting = list(actions)
+        waiting, due = list(actions), []
         for action in waiting:  # which grows while it is walked
             if isinstance(action, Wake):
                 if (reader := self._readers.get(action.reader_id)) is not None:
-                    reader.due.set()
+                    due.append(reader.due)
             elif isinstance(action, WakeCheckpoints):
                 self.checkpoints_due.set()
             elif isinstance(action, StopSequence):
@@ -229,8 +229,10 @@ class Head:
                     self._lead.scheduler.start(action.key, action.request, action.output_ids)
                 elif isinstance(action, DropSequence):
                     self._lead.scheduler.drop(action.key)
-        self._changed.set()
+        # The next step goes out first: it computes while readers are served.
         self._advance()
+        for event in (self._changed, *due):
+            event.set()
 
     def _advance(self) -> None:
         lead = self._lead
