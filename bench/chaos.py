@@ -100,44 +100,38 @@ class Killer:
     async def status(self) -> Any:
         return await self._stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=5)
 
-    async def kill_one(self, kind: str, *, within_s: float = 30.0, other_than: str = "") -> Kill:
-        """Ends one process of a ready pipeline that carries a running stream."""
+    async def kill(self, kind: str, count: int = 1, *, within_s: float = 30.0) -> None:
+        """Ends a process in each of `count` ready pipelines that carry a running stream."""
         deadline = time.monotonic() + within_s
-        while time.monotonic() < deadline:
-            status = await self.status()
-            victim = self._victim(status, other_than)
-            if victim is not None:
-                os.kill(victim[0], signal.SIGKILL)
-                kill = victim[1]
-                kill.kind, kill.at_s = kind, time.monotonic()
-                self.kills.append(kill)
-                return kill
+        while True:
+            victims = self._victims(await self.status())
+            if len(victims) >= count:
+                break
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no {count} pipelines with a running stream were found")
             await asyncio.sleep(0.02)
-        raise TimeoutError("no pipeline with a running stream was found to kill")
+        for pid, kill in self._random.sample(victims, count):
+            os.kill(pid, signal.SIGKILL)
+            kill.kind, kill.at_s = kind, time.monotonic()
+            self.kills.append(kill)
 
-    def _victim(self, status: Any, other_than: str) -> tuple[int, Kill] | None:
+    def _victims(self, status: Any) -> list[tuple[int, Kill]]:
         running = self._load.by_generation()
         carried: dict[str, list[meshes.StreamRecord]] = {}
         for generation in status.generations:
             if generation.generation_id in running:
                 record = running[generation.generation_id]
                 carried.setdefault(generation.pipeline_id, []).append(record)
-        ready = [
-            p.pipeline_id
-            for p in status.pipelines
-            if p.state == controller_pb2.PIPELINE_STATE_READY and p.pipeline_id != other_than
-        ]
-        choices = sorted(p for p in ready if carried.get(p))
-        if not choices:
-            return None
-        pipeline = self._random.choice(choices)
-        nodes = [n for n in status.nodes if n.pipeline_id == pipeline and n.pid]
-        nodes = [n for n in nodes if n.state == controller_pb2.NODE_STATE_READY]
-        if not nodes:
-            return None
-        node = self._random.choice(sorted(nodes, key=lambda n: n.node_id))
-        kill = Kill("", 0.0, node.node_id, node.stage_index, pipeline, carried[pipeline])
-        return node.pid, kill
+        victims = []
+        for pipeline in status.pipelines:
+            name = pipeline.pipeline_id
+            if pipeline.state != controller_pb2.PIPELINE_STATE_READY or not carried.get(name):
+                continue
+            nodes = [n for n in status.nodes if n.pipeline_id == name and n.pid]
+            node = self._random.choice(sorted(nodes, key=lambda n: n.node_id))
+            kill = Kill("", 0.0, node.node_id, node.stage_index, name, carried[name])
+            victims.append((node.pid, kill))
+        return victims
 
     async def until_ready(self, count: int, timeout_s: float = 90.0) -> None:
         """Waits for ready pipelines and notes when each killed one served again."""
@@ -198,15 +192,14 @@ async def _schedule(
         for kind in schedule:
             await killer.until_ready(2)
             await asyncio.sleep(randomness.uniform(0.3, 1.5))
-            first = await killer.kill_one("single" if kind == "solo" else kind)
-            progress.advance(task)
             if kind == "pair":
-                await killer.kill_one("pair", within_s=0.9, other_than=first.pipeline)
-                progress.advance(task)
-            elif kind == "solo":
+                await killer.kill("pair", 2)
+            else:
+                await killer.kill("single")
+            if kind == "solo":
                 await asyncio.sleep(randomness.uniform(0.8, 1.6))
-                await killer.kill_one("solo", within_s=20.0, other_than=first.pipeline)
-                progress.advance(task)
+                await killer.kill("solo")
+            progress.update(task, completed=len(killer.kills))
         await killer.until_ready(2)
         await asyncio.sleep(1.0)
 

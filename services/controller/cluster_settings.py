@@ -21,7 +21,7 @@ class ClusterSettings:
     can_launch: bool = True
     """The provider starts nodes; else a replacement must register by itself."""
     heartbeat_interval_s: float = 0.25
-    node_lost_s: float = 1.0
+    node_lost_s: float = 3.0
     """A node silent for this long is lost."""
     restart_grace_s: float = 3.0
     """Nobody counts as dead for this long after a restart, but for what the edge knows."""

@@ -54,7 +54,7 @@ class ControllerSettings(ServiceSettings):
     """SIGTERM ends the local nodes too; otherwise they serve on and are adopted at the start."""
 
     heartbeat_interval_s: float = Field(default=0.25, gt=0, le=60)
-    node_lost_s: float = Field(default=1.0, gt=0, le=600)
+    node_lost_s: float = Field(default=3.0, gt=0, le=600)
     restart_grace_s: float = Field(default=3.0, gt=0, le=600)
     settle_s: float = Field(default=10.0, gt=0, le=600)
     launch_timeout_s: float = Field(default=60.0, gt=0, le=3600)
