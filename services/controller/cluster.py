@@ -342,7 +342,7 @@ class Cluster:
                 if now_s - node.since_s >= settings.launch_timeout_s:
                     actions += self._lose(node, "launch timed out", now_s)
                     actions.append(TerminateNode(node.node_id, kill=True))
-            elif now_s >= self._grace_until_s and now_s - node.heard_s >= settings.node_lost_s:
+            elif now_s >= self._grace_until_s and now_s - node.heard_s >= self._silence_s(node):
                 actions += self._lose(node, "silence", now_s)
             elif node.deadline_s is not None and now_s >= node.deadline_s:
                 actions += self._undrain(node)
@@ -352,6 +352,10 @@ class Cluster:
             if waited and pipeline.is_ready:
                 actions += self._hand_over(pipeline, 0, now_s)
         return self._advance(actions, now_s)
+
+    def _silence_s(self, node: Node) -> float:
+        settings = self.settings
+        return settings.empty_node_lost_s if node.layers is None else settings.node_lost_s
 
     def _undrain(self, node: Node) -> list[Action]:
         """The deadline passed and nothing happened."""

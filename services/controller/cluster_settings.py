@@ -23,6 +23,8 @@ class ClusterSettings:
     heartbeat_interval_s: float = 0.25
     node_lost_s: float = 3.0
     """A node silent for this long is lost."""
+    empty_node_lost_s: float = 15.0
+    """The same for one that holds no stage: it imports and loads, and may hardly find time."""
     restart_grace_s: float = 3.0
     """Nobody counts as dead for this long after a restart, but for what the edge knows."""
     settle_s: float = 10.0

@@ -112,6 +112,7 @@ class ControllerSettings(ServiceSettings):
             can_launch=self.provider == "local",
             heartbeat_interval_s=self.heartbeat_interval_s,
             node_lost_s=self.node_lost_s,
+            empty_node_lost_s=self.empty_node_lost_s,
             restart_grace_s=self.restart_grace_s,
             settle_s=self.settle_s,
             launch_timeout_s=self.launch_timeout_s,
