@@ -2,8 +2,8 @@
 
 `python -m bench.chaos --kills 100 --solo 20 --pairs 10` starts a mesh of its own, keeps eight
 streams running, and sends SIGKILL to engine processes: of a random pipeline while both are ready
-(single), of the last ready pipeline while the other one is being replaced (solo), and of both
-within a second (pair). A kill counts only if a running stream's generation is on its pipeline.
+(single), of the last ready pipeline (solo) soon after a kill on the other one (prelude), and of
+both within a second (pair). A kill counts only if a running stream's generation is on its pipeline.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from services.common import channels
 STREAMS = 8
 GAP_WINDOW_S = 20.0
 LEAST_PROGRESS = 3
+KINDS = ("single", "prelude", "solo", "pair")
 
 
 @dataclass
@@ -195,7 +196,7 @@ async def _schedule(
             if kind == "pair":
                 await killer.kill("pair", 2)
             else:
-                await killer.kill("single")
+                await killer.kill("prelude" if kind == "solo" else "single")
             if kind == "solo":
                 await asyncio.sleep(randomness.uniform(0.8, 1.6))
                 await killer.kill("solo")
@@ -212,15 +213,13 @@ def _report(killer: Killer, load: Load) -> dict[str, Any]:
             if kill.kind == kind
             for record in kill.affected
         ]
-        for kind in ("single", "solo", "pair")
+        for kind in KINDS
     }
     again = [k.ready_again_s for k in killer.kills if k.ready_again_s is not None]
     count = len(killer.kills)
     return {
         "kills": count,
-        "kills_by_kind": {
-            kind: sum(k.kind == kind for k in killer.kills) for kind in ("single", "solo", "pair")
-        },
+        "kills_by_kind": {kind: sum(k.kind == kind for k in killer.kills) for kind in KINDS},
         "kills_of_heads": sum(k.stage == 0 for k in killer.kills),
         "requests": load.requests,
         "failed": len(load.failed),

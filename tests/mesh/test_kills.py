@@ -9,5 +9,5 @@ async def test_no_reader_notices_killed_engines(ready: meshes.Mesh) -> None:
     assert report["failures"] == []
     assert report["differences"] == []
     assert report["kills"] == 8
-    assert report["kills_by_kind"] == {"single": 4, "solo": 2, "pair": 2}
+    assert report["kills_by_kind"] == {"single": 2, "prelude": 2, "solo": 2, "pair": 2}
     assert report["requests"] > 8
