@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Encoder
+from tokenizers import decoders, models
+
+from bench.fake_mesh import tiny_tokenizer
+from services.common.generation import FinishReason, GenerationRequest
+from services.router.text import ChoiceText, StopString
+from services.router.tokenizer import Tokenizer
+
+ENCODER = tiny_tokenizer()
+VOCABULARY = Tokenizer(ENCODER.to_str().encode()).vocabulary
+Make = Callable[..., GenerationRequest]
+TEXTS = st.text(st.sampled_from("aé東🚀 \n") | st.characters(exclude_categories=("Cs",)))
+
+
+def _ids(text: str) -> list[int]:
+    ids: list[int] = ENCODER.encode(text, add_special_tokens=False).ids
+    return ids
+
+
+def _shown(request: GenerationRequest, ids: list[int]) -> list[str]:
+    """E(0), E(1), … E(len(ids))."""
+    text = ChoiceText(request, VOCABULARY)
+    shown = [""]
+    for token_id in ids:
+        shown.append(shown[-1] + text.feed([token_id]))
+    return shown
+
+
+@given(st.lists(st.integers(0, 302), min_size=1, max_size=60))
+def test_increments_of_any_ids_concatenate_to_the_full_decode(
+    make_request: Make, ids: list[int]
+) -> None:
+    request = make_request(max_tokens=len(ids), ignore_eos=True)
+    assert _shown(request, ids)[-1] == ENCODER.decode(ids, skip_special_tokens=True)
+
+
+@given(TEXTS)
+def test_no_character_is_shown_before_it_is_whole(make_request: Make, text: str) -> None:
+    shown = _shown(make_request(), _ids(text))
+    assert all(text.startswith(part) for part in shown)
+    assert shown[-1] == text
+
+
+def test_a_multi_byte_character_is_held_back_until_its_last_byte(make_request: Make) -> None:
+    ids = _ids("🚀")
+    assert len(ids) == 4
+    assert _shown(make_request(), ids) == ["", "", "", "", "🚀"]
+
+
+def test_a_text_that_ends_inside_a_character_ends_in_a_replacement(make_request: Make) -> None:
+    ids = _ids("a🚀")[:-1]
+    assert _shown(make_request(max_tokens=len(ids)), ids)[-1] == "a\ufffd"
+
+
+def _reference(text: str, stops: tuple[str, ...]) -> str:
+    """The text before the first stop string to end; the longest of those that end together."""
+    ends = [(text.find(s) + len(s), -len(s)) for s in stops if s in text]
+    if not ends:
+        return text
+    end, length = min(ends)
+    return text[: end + length]
+
+
+@given(
+    st.text("ab", max_size=40),
+    st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=3).map(tuple),
+)
+def test_a_text_ends_before_the_first_stop_string(
+    make_request: Make, text: str, stops: tuple[str, ...]
+) -> None:
+    ids = _ids(text)
+    request = make_request(stop_strings=stops, max_tokens=len(ids) or 1)
+    shown = _shown(request, ids)
+    expected = _reference(text, stops)
+    assert shown[-1] == expected
+    assert all(expected.startswith(part) for part in shown)
+
+
+@given(
+    st.text("ab京", max_size=30),
+    st.lists(st.text("ab京", min_size=1, max_size=4), max_size=3).map(tuple),
+    st.data(),
+)
+def test_text_is_the_same_however_ids_are_cut(
+    make_request: Make, text: str, stops: tuple[str, ...], data: st.DataObject
+) -> None:
+    ids = _ids(text)
+    request = make_request(stop_strings=stops)
+    shown = _shown(request, ids)
+    cut = data.draw(st.integers(0, len(ids)))
+    whole = ChoiceText(request, VOCABULARY)
+    assert whole.feed(ids[:cut]) == shown[cut]
+    assert shown[cut] + whole.feed(ids[cut:]) == shown[-1]
+
+
+@pytest.mark.parametrize("stop", ["Paris. Über", "東京", "🚀🇫🇷"])
+def test_a_stop_string_cut_at_every_position_is_never_shown(make_request: Make, stop: str) -> None:
+    reply = "The capital is Paris. Über 東京 🚀🇫🇷 and more"
+    ids = _ids(reply)
+    request = make_request(stop_strings=(stop,))
+    before = reply[: reply.index(stop)]
+    for cut in range(len(ids) + 1):
+        text = ChoiceText(request, VOCABULARY)
+        first = text.feed(ids[:cut])
+        assert before.startswith(first)
+        assert first + text.feed(ids[cut:]) == before
+        assert text.finish is FinishReason.STOP
+        assert text.stopped_by_text
+
+
+def test_tokens_behind_a_stop_string_count_for_nothing(make_request: Make) -> None:
+    ids = _ids("one stop two")
+    text = ChoiceText(make_request(stop_strings=("stop",)), VOCABULARY)
+    text.feed(ids)
+    assert text.count == len(_ids("one stop"))
+
+
+def test_a_beginning_of_a_stop_string_is_shown_once_the_text_ends(make_request: Make) -> None:
+    ids = [*_ids("abc st"), 301]
+    shown = _shown(make_request(stop_strings=("stop",)), ids)
+    assert shown[-2] == "abc "
+    assert shown[-1] == "abc st"
+
+
+def test_a_stop_string_within_min_tokens_does_not_stop(make_request: Make) -> None:
+    ids = _ids("a.b.c")
+    text = ChoiceText(make_request(stop_strings=(".",), min_tokens=3), VOCABULARY)
+    assert text.feed(ids) == "a.b"
+
+
+def test_the_end_of_sequence_shows_nothing_and_counts(make_request: Make) -> None:
+    text = ChoiceText(make_request(), VOCABULARY)
+    assert text.feed([*_ids("hi"), 301, *_ids("more")]) == "hi"
+    assert (text.finish, text.count) == (FinishReason.STOP, len(_ids("hi")) + 1)
+    assert not text.stopped_by_text
+
+
+def test_a_stop_string_with_the_last_token_is_a_stop_and_not_a_length(make_request: Make) -> None:
+    ids = _ids("ab.")
+    text = ChoiceText(make_request(stop_strings=(".",), max_tokens=len(ids)), VOCABULARY)
+    assert text.feed(ids) == "ab"
+    assert text.finish is FinishReason.STOP
+
+
+@given(st.text("ab", min_size=1, max_size=6), st.text("ab", max_size=40))
+def test_a_stop_string_finds_every_end_and_holds_what_it_must(stop: str, text: str) -> None:
+    machine = StopString(stop)
+    for index, character in enumerate(text):
+        known = text[: index + 1]
+        assert machine.step(character) == known.endswith(stop)
+        held = max(k for k in range(len(stop)) if known.endswith(stop[:k]))
+        assert machine.held == held
+
+
+@given(TEXTS)
+def test_byte_fallback_vocabularies_decode_like_their_library(make_request: Make, text: str) -> None:
+    pieces = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"\u2581": 256, "\u2581a": 257}
+    encoder = Encoder(models.BPE(pieces, [], byte_fallback=True))
+    encoder.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    vocabulary = Tokenizer(encoder.to_str().encode()).vocabulary
+    ids = [256 if byte == 0x20 else byte for byte in text.encode()]
+    shown = ChoiceText(make_request(max_tokens=len(ids) or 1), vocabulary).feed(ids)
+    assert shown == encoder.decode(ids)
