@@ -55,6 +55,7 @@ class ControllerSettings(ServiceSettings):
 
     heartbeat_interval_s: float = Field(default=0.25, gt=0, le=60)
     node_lost_s: float = Field(default=3.0, gt=0, le=600)
+    empty_node_lost_s: float = Field(default=15.0, gt=0, le=600)
     restart_grace_s: float = Field(default=3.0, gt=0, le=600)
     settle_s: float = Field(default=10.0, gt=0, le=600)
     launch_timeout_s: float = Field(default=60.0, gt=0, le=3600)
