@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 
 import grpc
@@ -10,6 +11,8 @@ from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 
 from services.common.errors import StaleEpoch, Unavailable
 from services.common.statuses import from_rpc_error
+
+_log = logging.getLogger(__name__)
 
 RETRY_S = 0.05
 FAREWELL_S = 1.0
@@ -58,7 +61,8 @@ class Downstream:
         """Waits for flow control; raises like `responses`."""
         assert self._call is not None
         try:
-            await self._call.write(message)
+            # A cancelled write cancels the call: the next stage would take this one for dead.
+            await asyncio.shield(self._call.write(message))
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
         except asyncio.InvalidStateError:
@@ -75,16 +79,16 @@ class Downstream:
             raise from_rpc_error(error) from error
         raise StaleEpoch("the next stage ended the stream")
 
-    async def close(self) -> None:
-        """Says farewell, so that the next stage does not take this one for lost."""
+    async def farewell(self, reading: asyncio.Task[None] | None) -> None:
+        """Ends the call so that the next stage does not take this one for lost; `reading` is the
+        task that reads `responses`, which ends with them."""
         try:
-            if self._call is not None and not self._call.done():
+            if self._call is not None and reading is not None:
                 async with asyncio.timeout(FAREWELL_S):
-                    await self._call.done_writing()
-                    await self._call.wait_for_connection()
-                    await self._call.read()
+                    await asyncio.shield(self._call.done_writing())
+                    await asyncio.wait((reading,))
         except (TimeoutError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            pass  # It is gone, which is what was wanted.
+            _log.debug("no farewell", extra={"address": self._address})
         finally:
             if self._call is not None:
                 self._call.cancel()

@@ -97,6 +97,7 @@ class Formation:
         self._stands = asyncio.Event()
         self._attached = False
         self._tasks: list[asyncio.Task[None]] = []
+        self._reading: asyncio.Task[None] | None = None
         self._downstream: Downstream | None = None
         if not membership.is_last:
             following = membership.members[membership.stage_index + 1]
@@ -154,10 +155,11 @@ class Formation:
             self._answers.put_nowait(None)
         current = asyncio.current_task()
         for task in self._tasks:
-            if task is not current:
+            if task not in (current, self._reading):
                 task.cancel()
         if self._downstream is not None:
-            self._tasks.append(asyncio.create_task(self._downstream.close()))
+            farewell = self._downstream.farewell(self._reading)
+            self._tasks.append(asyncio.create_task(farewell))
         self._on_end(self, lost_node_ids)
 
     async def closed(self) -> None:
@@ -165,8 +167,10 @@ class Formation:
         self.end()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _spawn(self, coroutine: Coroutine[object, object, None]) -> None:
-        self._tasks.append(asyncio.create_task(self._watched(coroutine)))
+    def _spawn(self, coroutine: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._watched(coroutine))
+        self._tasks.append(task)
+        return task
 
     async def _watched(self, coroutine: Coroutine[object, object, None]) -> None:
         """A fault of any part is the end of the whole."""
@@ -174,21 +178,25 @@ class Formation:
             await coroutine
         except Unavailable as error:
             members, index = self.membership.members, self.membership.stage_index
-            _log.warning("next stage lost", extra={"formation_id": self.id, "why": error.message})
+            self._log_end("next stage lost", error)
             self.end(members[index + 1].node_id)
         except ShuntError as error:
-            _log.warning("formation ends", extra={"formation_id": self.id, "why": error.message})
+            self._log_end("formation ends", error)
             self.end()
         except Exception:
             _log.exception("formation ends", extra={"formation_id": self.id})
             self.end()
+
+    def _log_end(self, what: str, error: ShuntError) -> None:
+        if self.alive:
+            _log.warning(what, extra={"formation_id": self.id, "why": error.message})
 
     async def _begin(self) -> None:
         await self._compute.run(self._backend.reset)
         self._spawn(self._work())
         if self._downstream is not None:
             await self._downstream.stand()
-            self._spawn(self._read_downstream(self._downstream))
+            self._reading = self._spawn(self._read_downstream(self._downstream))
         self._stands.set()
 
     async def _work(self) -> None:
@@ -233,6 +241,8 @@ class Formation:
     async def _read_downstream(self, downstream: Downstream) -> None:
         async for message in downstream.responses():
             self._check(message.formation_id)
+            if not self.alive:
+                continue
             if self.membership.is_head:
                 self._on_sampled(self, message.step, wire.sampled_from(message))
             else:

@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import grpc
+import pytest
+from shuntserve.common.v1 import common_pb2
+from shuntserve.engine.v1 import engine_pb2
+
+from services.common.errors import FailedPrecondition, InvalidArgument, StaleEpoch
+from services.common.statuses import from_rpc_error
+from tests.contract.engine.rig import Rig, Stream, Worker, generate, request, until
+from tests.contract.engine.tiny import expected_ids
+
+PROMPT = [5, 6, 7, 8, 9]
+
+
+async def _left(worker: Worker) -> None:
+    async def gone() -> bool:
+        answer = await worker.stub.Describe(engine_pb2.DescribeRequest(), timeout=5)
+        return not answer.formation_id and not answer.stats.used_kv_blocks
+
+    await until(gone)
+
+
+async def _running(worker: Worker, formation_id: str, count: int = 3) -> list[Stream]:
+    streams = [
+        generate(worker, request(f"g{formation_id}{i}", [i, *PROMPT], 400), formation_id)
+        for i in range(count)
+    ]
+    for stream in streams:
+        await stream.until(lambda s: len(s.ids.get(0, [])) >= 5)
+    return streams
+
+
+async def _dissolved(streams: list[Stream]) -> None:
+    for i, stream in enumerate(streams):
+        await stream.end()
+        assert stream.closed == engine_pb2.CLOSE_REASON_DISSOLVED
+        ids = stream.ids[0]
+        assert ids == expected_ids([i, *PROMPT], 400)[: len(ids)]
+        assert stream.frames[-1].closed.lengths[0].length == len(ids)
+
+
+@pytest.mark.parametrize("victim", [1, 2])
+async def test_a_killed_stage_dissolves_the_formation_and_is_named(rig: Rig, victim: int) -> None:
+    head, survivor = await rig.worker(), await rig.worker(step_s=0.005)
+    killed = await rig.process()
+    workers = [head, killed, survivor] if victim == 1 else [head, survivor, killed]
+    await rig.form(workers, [2, 4], "f1")
+    streams = await _running(head, "f1")
+    assert killed.process is not None
+    killed.process.kill()
+    await _dissolved(streams)
+    await _left(head)
+    await _left(survivor)
+    assert head.engine is not None
+    assert survivor.engine is not None
+    told = {*head.engine.lost_node_ids, *survivor.engine.lost_node_ids}
+    assert told == {killed.node_id}
+
+
+async def test_survivors_serve_again_with_the_weights_they_hold(rig: Rig) -> None:
+    head, killed, spare = await rig.worker(), await rig.process(step_s=0.005), await rig.worker()
+    await rig.form([head, killed], [2], "f1")
+    streams = await _running(head, "f1")
+    assert killed.process is not None
+    killed.process.kill()
+    await _dissolved(streams)
+    await rig.form([head, spare], [2], "f2")
+    assert head.loader is not None
+    assert len(head.loader.backends) == 1
+    for i, stream in enumerate(streams):
+        held = stream.ids[0]
+        again = request(f"gf1{i}", [i, *PROMPT], 400)
+        resumed = generate(head, again, "f2", epoch=2, held=held, start=len(held))
+        await resumed.end()
+        assert held + resumed.ids[0] == expected_ids([i, *PROMPT], 400)
+
+
+async def test_a_stopped_stage_is_noticed_and_nothing_it_says_later_counts(rig: Rig) -> None:
+    head, frozen = await rig.worker(progress_s=0.3), await rig.process(step_s=0.005)
+    spare = await rig.worker()
+    await rig.form([head, frozen], [2], "f1")
+    streams = await _running(head, "f1")
+    assert frozen.process is not None
+    os.kill(frozen.process.pid, signal.SIGSTOP)
+    try:
+        await _dissolved(streams)
+        await _left(head)
+        assert head.engine is not None
+        assert head.engine.lost_node_ids == (frozen.node_id,)
+        await rig.form([head, spare], [2], "f2")
+    finally:
+        os.kill(frozen.process.pid, signal.SIGCONT)
+    stream = await generate(head, request("after", PROMPT, 200), "f2").end()
+    assert stream.ids[0] == expected_ids(PROMPT, 200)
+    await _left(frozen)
+
+
+async def test_a_lost_head_leaves_its_stages_free(rig: Rig) -> None:
+    head, second, third = await rig.process(), await rig.worker(), await rig.worker()
+    await rig.form([head, second, third], [2, 4], "f1")
+    await generate(head, request("g", PROMPT, 5), "f1").end()
+    assert head.process is not None
+    head.process.kill()
+    await _left(second)
+    await _left(third)
+    assert second.engine is not None
+    assert third.engine is not None
+    assert second.engine.lost_node_ids == (head.node_id,)
+    assert third.engine.lost_node_ids == ()
+
+
+async def test_dissolve_reaches_every_member_and_blames_nobody(rig: Rig) -> None:
+    workers = [await rig.worker(step_s=0.005), await rig.worker(), await rig.worker()]
+    for number, first in enumerate(workers):
+        formation_id = f"f{number}"
+        await rig.form(workers, [2, 4], formation_id)
+        streams = await _running(workers[0], formation_id)
+        for _ in range(2):
+            dissolve = engine_pb2.DissolveRequest(formation_id=formation_id)
+            await first.stub.Dissolve(dissolve, timeout=5)
+        await _dissolved(streams)
+        for worker in workers:
+            await _left(worker)
+            assert worker.engine is not None
+            assert worker.engine.lost_node_ids == ()
+        await workers[0].stub.Dissolve(engine_pb2.DissolveRequest(formation_id="f9"), timeout=5)
+
+
+async def test_a_new_formation_ends_the_one_before(rig: Rig) -> None:
+    workers = [await rig.worker(step_s=0.005), await rig.worker()]
+    await rig.form(workers, [2], "f1")
+    streams = await _running(workers[0], "f1")
+    await rig.form(workers, [2], "f2")
+    await _dissolved(streams)
+    stream = await generate(workers[0], request("g", PROMPT, 50), "f2").end()
+    assert stream.ids[0] == expected_ids(PROMPT, 50)
+
+
+async def test_a_fault_of_the_arithmetic_ends_the_formation_not_the_process(rig: Rig) -> None:
+    workers = [await rig.worker(), await rig.worker(step_s=0.005)]
+    await rig.form(workers, [2], "f1")
+    streams = await _running(workers[0], "f1")
+    assert workers[1].loader is not None
+    workers[1].loader.backends[-1].slots.clear()
+    await _dissolved(streams)
+    await rig.form(workers, [2], "f2")
+    stream = await generate(workers[0], request("g", PROMPT, 50), "f2").end()
+    assert stream.ids[0] == expected_ids(PROMPT, 50)
+
+
+async def test_members_that_do_not_stand_are_no_formation(rig: Rig) -> None:
+    head, other = await rig.worker(form_s=0.3), await rig.worker()
+    await rig.load(head, 0, 2)
+    await rig.load(other, 2, 6)
+    members = [
+        engine_pb2.Member(
+            node_id=worker.node_id,
+            incarnation=worker.incarnation,
+            address=worker.address,
+            layers=common_pb2.LayerRange(start=start, end=end),
+        )
+        for worker, start, end in ((head, 0, 2), (other, 2, 6))
+    ]
+    form = engine_pb2.FormRequest(
+        formation_id="f1",
+        model=common_pb2.ModelRef(model_id="tiny", digest="d1"),
+        members=members,
+        kv_blocks=8,
+    )
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await head.stub.Form(form, timeout=5)
+    assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+    await _left(head)
+
+
+async def test_a_form_for_another_process_other_layers_or_other_weights_is_refused(
+    rig: Rig,
+) -> None:
+    worker = await rig.worker()
+    form = engine_pb2.FormRequest(
+        formation_id="f1",
+        model=common_pb2.ModelRef(model_id="tiny", digest="d1"),
+        members=[
+            engine_pb2.Member(
+                node_id=worker.node_id,
+                incarnation=worker.incarnation,
+                address=worker.address,
+                layers=common_pb2.LayerRange(start=0, end=6),
+            )
+        ],
+        kv_blocks=8,
+    )
+
+    async def refusal(message: engine_pb2.FormRequest) -> Exception:
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await worker.stub.Form(message, timeout=5)
+        return from_rpc_error(failed.value)
+
+    assert isinstance(await refusal(form), FailedPrecondition)
+    await rig.load(worker, 0, 6)
+    for change, kind in (
+        ({"members": {"incarnation": "another"}}, StaleEpoch),
+        ({"members": {"layers": common_pb2.LayerRange(start=0, end=5)}}, FailedPrecondition),
+        ({"model": common_pb2.ModelRef(model_id="tiny", digest="d2")}, FailedPrecondition),
+        ({"kv_blocks": 129}, InvalidArgument),
+        ({"kv_blocks": 0}, InvalidArgument),
+        ({"stage_index": 1}, InvalidArgument),
+        ({"formation_id": ""}, InvalidArgument),
+    ):
+        wrong = engine_pb2.FormRequest()
+        wrong.CopyFrom(form)
+        for name, value in change.items():
+            if name == "members":
+                for inner, inner_value in value.items():
+                    if inner == "layers":
+                        wrong.members[0].layers.CopyFrom(inner_value)
+                    else:
+                        setattr(wrong.members[0], inner, inner_value)
+            elif name == "model":
+                wrong.model.CopyFrom(value)
+            else:
+                setattr(wrong, name, value)
+        assert isinstance(await refusal(wrong), kind), change
+    await worker.stub.Form(form, timeout=5)
+
+
+async def test_loads_are_joined_refused_and_repeated(rig: Rig) -> None:
+    worker = await rig.worker()
+    assert worker.loader is not None
+    loader = worker.loader
+    loader.gate.set()
+    first = asyncio.create_task(rig.load(worker, 0, 3))
+    request_ = engine_pb2.LoadRequest(
+        model=common_pb2.ModelRef(model_id="tiny", digest="d1"),
+        layers=common_pb2.LayerRange(start=0, end=3),
+        tp_degree=1,
+    )
+    joined = worker.stub.Load(request_, timeout=10)
+    progress = await joined.read()
+    assert isinstance(progress, engine_pb2.LoadResponse)
+    assert not progress.done
+    request_.layers.end = 4
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await worker.stub.Load(request_, timeout=5).read()
+    assert failed.value.code() is grpc.StatusCode.ABORTED
+    joined.cancel()
+    loader.gate.clear()
+    assert (await first).kv_blocks == 128
+    await rig.load(worker, 0, 3)
+    assert len(loader.backends) == 1
+    await rig.load(worker, 0, 4)
+    assert [b.closed for b in loader.backends] == [True, False]
+    for change in ({"tp_degree": 2}, {"end": 7}, {"end": 0}):
+        wrong = engine_pb2.LoadRequest()
+        wrong.CopyFrom(request_)
+        wrong.tp_degree = change.get("tp_degree", 1)
+        wrong.layers.end = change.get("end", 4)
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            async for _ in worker.stub.Load(wrong, timeout=5):
+                pass
+        assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    await rig.load(worker, 0, 6)
+    description = await worker.stub.Describe(engine_pb2.DescribeRequest(), timeout=5)
+    assert [t.name for t in description.tensors] == [f"model.layers.{i}.w" for i in range(6)]
+    assert (description.layers.start, description.layers.end) == (0, 6)
+    await rig.form([worker], [], "f1")
+    request_.layers.end = 3
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await worker.stub.Load(request_, timeout=5).read()
+    assert failed.value.code() is grpc.StatusCode.FAILED_PRECONDITION
