@@ -1,0 +1,61 @@
+"""Names that could leave the store are refused everywhere."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.common.errors import InvalidArgument
+from services.tensorstore.directory import DirectoryBackend
+from services.tensorstore.names import check_digest, check_file_name, check_model_name
+
+BAD = [
+    "",
+    ".",
+    "..",
+    "../x",
+    "a/b",
+    "/etc/passwd",
+    "a\0b",
+    "a\nb",
+    "-x",
+    ".x",
+    "a..b",
+    "é",
+    "x" * 129,
+]
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_name_is_refused(tmp_path, name: str) -> None:
+    backend = DirectoryBackend(tmp_path)
+    for call in (
+        check_model_name,
+        check_file_name,
+        backend.resolve,
+        backend.withdraw,
+        lambda name: backend.publish(name, "0" * 64),
+    ):
+        with pytest.raises(InvalidArgument):
+            call(name)
+    assert list(tmp_path.rglob("*")) == []
+
+
+@given(st.text(max_size=200))
+def test_what_is_accepted_is_one_path_component(name: str) -> None:
+    try:
+        check_model_name(name)
+    except InvalidArgument:
+        return
+    assert "/" not in name
+    assert not name.startswith(".")
+    assert name.isascii()
+
+
+@pytest.mark.parametrize("digest", ["", "0" * 63, "G" * 64, "A" * 64, "../" + "0" * 61, "0" * 65])
+def test_a_bad_digest_is_refused(tmp_path, digest: str) -> None:
+    backend = DirectoryBackend(tmp_path)
+    for call in (check_digest, backend.size, backend.delete):
+        with pytest.raises(InvalidArgument):
+            call(digest)
