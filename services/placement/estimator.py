@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from services.common.errors import FailedPrecondition, InvalidArgument
-from services.placement import queueing
+from services.placement import queueing, transport
 from services.placement.cluster import Phase, Pipeline, Stage
 from services.placement.costs import Costs, StageCost
 from services.placement.roofline import Operation
@@ -259,16 +259,31 @@ def estimate_plan(
 ) -> tuple[PlanEstimate, list[PipelineEstimate]]:
     """All pipelines at the workload's arrival rate, shared in proportion to throughput."""
     idle = [estimate_pipeline(costs, pipeline) for pipeline in pipelines]
+    split = any(pipeline.phase is not Phase.BOTH for pipeline in pipelines)
     total = sum(e.throughput_rps for e in idle)
+    if split:
+        total = transport.carried_rps(costs, pipelines, [e.throughput_rps for e in idle])
     rate = costs.workload.arrival_rate_rps
+    shares = _shares(pipelines, [e.throughput_rps for e in idle])
     each = (
         [
-            estimate_pipeline(costs, pipeline, rate * e.throughput_rps / total)
-            for pipeline, e in zip(pipelines, idle, strict=True)
+            estimate_pipeline(costs, pipeline, rate * share)
+            for pipeline, share in zip(pipelines, shares, strict=True)
         ]
         if rate > 0
         else idle
     )
-    shares = [e.throughput_rps / total for e in each]
     load = queueing.mean([e.load for e in each], shares)
     return PlanEstimate(total, sum(e.cost_per_hour for e in each), load), each
+
+
+def _shares(pipelines: Sequence[Pipeline], rates: Sequence[float]) -> list[float]:
+    """Share of all requests that pass each pipeline; split phases pass two."""
+    sides = [(Phase.BOTH, Phase.PREFILL), (Phase.BOTH, Phase.DECODE)]
+    sums = [
+        sum(r for r, p in zip(rates, pipelines, strict=True) if p.phase in side) for side in sides
+    ]
+    return [
+        rate / (sums[0] if pipeline.phase is not Phase.DECODE else sums[1])
+        for pipeline, rate in zip(pipelines, rates, strict=True)
+    ]

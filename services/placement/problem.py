@@ -49,6 +49,7 @@ class Objective:
     uniform_tp: bool = False
     min_on_demand_share: float = 0.0
     recovery_s: float = 120.0
+    allow_phase_split: bool = False
 
     def __post_init__(self) -> None:
         for name in ("budget_per_hour", "ttft_target_s", "tpot_target_s", "recovery_s"):

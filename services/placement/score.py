@@ -9,6 +9,7 @@ from services.placement.cluster import Pipeline
 from services.placement.estimator import estimate_pipeline, estimate_plan
 from services.placement.problem import ObjectiveKind, Problem
 from services.placement.risk import down_shares, goodput_rps
+from services.placement.transport import carried_rps
 
 
 def score(problem: Problem, pipelines: Sequence[Pipeline]) -> float:
@@ -16,13 +17,14 @@ def score(problem: Problem, pipelines: Sequence[Pipeline]) -> float:
     if not pipelines:
         return -math.inf
     estimates = [estimate_pipeline(problem.costs, p) for p in pipelines]
-    rate = sum(e.throughput_rps for e in estimates)
+    rates = [e.throughput_rps for e in estimates]
+    rate = carried_rps(problem.costs, pipelines, rates)
     cost = sum(e.cost_per_hour for e in estimates)
     kind, arriving = problem.objective.kind, problem.costs.workload.arrival_rate_rps
     if kind is ObjectiveKind.THROUGHPUT:
         return rate
     if kind is ObjectiveKind.GOODPUT_PER_COST:
-        rate = goodput(problem, pipelines, [e.throughput_rps for e in estimates])
+        rate = goodput(problem, pipelines, rates)
     elif arriving:
         rate = min(rate, arriving)
     return rate / cost if cost > 0 else math.inf
