@@ -110,12 +110,12 @@ class Controller(Process):
         stream.on_message[self] = lambda message: self._checkpoints(stream, message)
 
     def _checkpoints(self, stream: Stream, checkpoints: tuple[Checkpoint, ...]) -> None:
-        for checkpoint in self.world.doubled(checkpoints):
+        for checkpoint in checkpoints:
             pipeline = self.cluster.pipeline_of(checkpoint.formation_id)
             before = self.world.monitor.before(self.ledger, checkpoint)
             outcome = self.ledger.checkpoint(checkpoint, pipeline, self.clock.now_s)
             self.world.monitor.checkpoint(self.ledger, checkpoint, outcome, before)
-            self._commit(outcome, lambda result: stream.send(self, (result,)))
+            self._commit(outcome, lambda result: stream.post(self, (result,)))
 
     def resume(self, reply: Reply, question: ResumeQuestion, until_s: float) -> None:
         """Waits while there is no head to grant to."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 MAX_BATCH = 2
 STEP_S = 0.03
+ADMIT_S = 0.02
 TICK_S = 0.1
 
 
@@ -152,7 +153,7 @@ class Engine(Process):
             return
         checkpoints: tuple[Checkpoint, ...] = self.core.take_checkpoints(self.clock.now_s)
         if checkpoints:
-            self._journal.send(self, checkpoints)
+            self._journal.post(self, checkpoints)
 
     # Stages
 
@@ -280,7 +281,7 @@ class Engine(Process):
                     self.place.sequences[action.key] = Running(
                         action.key, action.request, list(action.output_ids), steps
                     )
-                    self._step()
+                    self.after(ADMIT_S, self._step)
             elif isinstance(action, StopSequence):
                 self._stop(action.key)
             elif isinstance(action, DropSequence):

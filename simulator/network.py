@@ -15,17 +15,26 @@ from services.common.errors import DeadlineExceeded, ShuntError, Unavailable
 from simulator.clock import Clock
 
 Reply = Callable[[Any], None]
+CONNECT_S = (0.004, 0.016)
 
 
 @dataclass(slots=True)
-class Weather:
-    """Chances for a message of a call."""
+class Trouble:
+    """How many of the next messages go astray, and how."""
 
-    lost: float = 0.0
-    late: float = 0.0
-    doubled: float = 0.0
-    late_s: float = 1.0
-    """Most that a late one is late by."""
+    lost: int = 0
+    late: int = 0
+    doubled: int = 0
+    half_done: int = 0
+    """Replies that are lost: the call took effect."""
+
+    def strikes(self, kind: str, random: Random) -> bool:
+        """Whether this message is one of them."""
+        left = getattr(self, kind)
+        if not left or random.random() < 0.5:
+            return False
+        setattr(self, kind, left - 1)
+        return True
 
 
 class Process:
@@ -83,10 +92,11 @@ class Network:
     def __init__(self, clock: Clock, random: Random) -> None:
         self.clock = clock
         self.random = random
-        self.weather = Weather()
+        self.trouble = Trouble()
         self.cut: set[frozenset[str]] = set()
         """Pairs of processes that do not reach each other."""
-        self.lost = self.late = self.doubled = self.half_done = 0
+        self.struck: Callable[[str], None] = lambda kind: None
+        """Told of every message that goes astray."""
 
     def latency_s(self) -> float:
         """Of one message on a good day."""
@@ -107,7 +117,6 @@ class Network:
     ) -> None:
         """Runs `serve(reply, *args)` at the server; `answer` gets the reply or an error, once."""
         answered = False
-        served = False
 
         def once(result: Any) -> None:
             nonlocal answered
@@ -115,43 +124,38 @@ class Network:
                 answered = True
                 answer(result)
 
-        def time_out() -> None:
-            self.half_done += served and not answered
-            once(DeadlineExceeded("no answer in time"))
-
         def reply(result: Any) -> None:
             if server is not None and server.alive and self.reaches(caller, server):
-                self._deliver(caller, once, result)
+                if self._strikes("half_done"):
+                    return
+                for delay_s in self.fates():
+                    caller.after(delay_s, once, result)
 
         def arrive() -> None:
-            nonlocal served
             if server is None or not server.alive:
                 caller.after(self.latency_s(), once, Unavailable("connection refused"))
             elif self.reaches(caller, server):
-                served = True
                 server.run(serve, reply, *args)
 
-        self._deliver(None, arrive)
-        caller.after(timeout_s, time_out)
+        for delay_s in self.fates():
+            self.clock.after(delay_s, arrive)
+        caller.after(timeout_s, once, DeadlineExceeded("no answer in time"))
 
-    def _deliver(self, receiver: Process | None, act: Callable[..., None], *args: Any) -> None:
-        weather, random = self.weather, self.random
-        if random.random() < weather.lost:
-            self.lost += 1
-            return
-        copies = 1
-        if random.random() < weather.doubled:
-            self.doubled += 1
-            copies = 2
-        for _ in range(copies):
-            delay_s = self.latency_s()
-            if random.random() < weather.late:
-                self.late += 1
-                delay_s += weather.late_s * random.random()
-            if receiver is None:
-                self.clock.after(delay_s, act, *args)
-            else:
-                receiver.after(delay_s, act, *args)
+    def fates(self, *, reply: bool = False) -> list[float]:
+        """When each copy of a message arrives, from now."""
+        if self._strikes("lost") or (reply and self._strikes("half_done")):
+            return []
+        copies = 2 if self._strikes("doubled") else 1
+        return [
+            self.latency_s() + (self.random.random() if self._strikes("late") else 0.0)
+            for _ in range(copies)
+        ]
+
+    def _strikes(self, kind: str) -> bool:
+        strikes = self.trouble.strikes(kind, self.random)
+        if strikes:
+            self.struck(kind)
+        return strikes
 
 
 class Stream:
@@ -175,12 +179,12 @@ class Stream:
         client.streams.append(self)
         server.streams.append(self)
         if server.alive:
-            self._push(server, self._accept, accept, first)
+            server.after(network.random.uniform(*CONNECT_S), self._accept, accept, first)
         else:
             self._push(client, self._end, client, Unavailable("connection refused"))
 
     def _accept(self, accept: Callable[[Stream, Any], None], first: Any) -> None:
-        if not self._broken:
+        if not self._broken and self.network.reaches(self.client, self.server):
             accept(self, first)
 
     def send(self, sender: Process, message: Any) -> None:
@@ -188,6 +192,13 @@ class Stream:
         receiver = self.server if sender is self.client else self.client
         if self in sender.streams:
             self._push(receiver, self._hand, receiver, message)
+
+    def post(self, sender: Process, message: Any) -> None:
+        """As send, but like the messages of calls it may be lost, late or doubled."""
+        receiver = self.server if sender is self.client else self.client
+        if self in sender.streams and self.network.reaches(self.client, self.server):
+            for delay_s in self.network.fates(reply=sender is self.server):
+                receiver.after(delay_s, self._hand, receiver, message)
 
     def _hand(self, receiver: Process, message: Any) -> None:
         if receiver in self.on_message and not self._broken:

@@ -11,7 +11,7 @@ from services.common.errors import (
     Unavailable,
 )
 from services.common.exchange import Closed, Frame, GenerationView, Route
-from services.common.generation import FinishReason, GenerationRequest, TokenSpan
+from services.common.generation import CancelReason, FinishReason, GenerationRequest, TokenSpan
 from services.common.token_run import event_id, matches_event_id, parse_event_id
 from services.router.actions import (
     Action,
@@ -197,9 +197,11 @@ class Router(Process):
 
     def cancel(self, reply: Any, name: str) -> None:
         """The client gives up."""
-        for following in list(self.followings):
-            if following.follower.request.generation_id == name:
-                following.act(following.follower.cancel())
+        mine = [f for f in self.followings if f.follower.request.generation_id == name]
+        for following in mine:
+            following.act(following.follower.cancel())
+        if not mine:
+            self.send_cancel(SendCancel(name, None, CancelReason.CLIENT, None, None))
         reply(None)
 
     def ask(self, following: Following, ask: AskResume) -> None:
@@ -235,8 +237,14 @@ class Router(Process):
 class Client(Process):
     """Asks, reads, comes back when its line or its router breaks."""
 
-    def __init__(self, world: World, request: GenerationRequest) -> None:
+    def __init__(
+        self, world: World, request: GenerationRequest, first: Client | None = None
+    ) -> None:
+        """`first`: the client that asked; this one reads the same generation from the start."""
         super().__init__(f"client/{request.generation_id}", world.clock)
+        self.first = first
+        self.last_head = ""
+        """Incarnation of the head its reader followed last."""
         self.world = world
         self.request = request
         self.ids: list[list[int]] = [[] for _ in range(request.choices)]
@@ -250,7 +258,7 @@ class Client(Process):
         self.rejoins = 0
         self._seen = ""
         self._stream: Stream | None = None
-        self._connect(new=True)
+        self._connect(new=first is None)
 
     @property
     def ended(self) -> bool:
@@ -292,7 +300,7 @@ class Client(Process):
     def cancel(self) -> None:
         """Gives up."""
         stream = self._stream
-        if stream is not None and stream.server.alive and not self.ended:
+        if stream is not None and stream.server.alive:
             self.cancelled = True
             router = stream.server
             args = (self.request.generation_id,)

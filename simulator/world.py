@@ -101,11 +101,6 @@ class World:
         self._ids += 1
         return f"x{self._ids}"
 
-    def doubled(self, messages: Iterable[Any]) -> list[Any]:
-        """Each once, or twice in a row when messages are doubled."""
-        chance = self.network.weather.doubled
-        return [m for m in messages for _ in range(1 + (self.random.random() < chance))]
-
     def stream(
         self, client: Process, server: Process, accept: Callable[[Stream, Any], None], first: Any
     ) -> Stream:

@@ -19,7 +19,7 @@ from services.common.errors import (
     Unavailable,
 )
 from services.common.exchange import Checkpoint, Frame, Grant, ResumeQuestion
-from services.common.generation import FinishReason, GenerationRequest, finish_at
+from services.common.generation import FinishReason, GenerationRequest
 from services.controller.actions import LogEvent
 from services.controller.ledger import Ledger, LedgerEvent, Outcome
 from services.controller.records import Appended, Bound, Ended, Forgotten, Granted, Record
@@ -51,9 +51,10 @@ def reference(request: GenerationRequest, choice: int) -> tuple[list[int], Finis
         ids.append(token)
         if token in stops:
             return ids[:-1], FinishReason.STOP, len(ids)
-        reason = finish_at(request, len(ids) - 1, token)
-        if reason is not None:
-            return ids, reason, len(ids)
+        if token in request.sampling.eos_token_ids and not request.sampling.ignore_eos:
+            return ids, FinishReason.STOP, len(ids)
+        if len(ids) == request.sampling.max_tokens:
+            return ids, FinishReason.LENGTH, len(ids)
 
 
 class Oracle:
@@ -73,7 +74,7 @@ class Oracle:
         self._durable: dict[str, Durable] = {}
         self._tombstones: set[str] = set()
         self._owners: dict[tuple[str, int], tuple[str, str]] = {}
-        self._shown: dict[tuple[str, int], int] = {}
+        self._bases: dict[tuple[str, int], dict[int, int]] = {}
 
     def fail(self, number: int, message: str) -> None:
         """Raises Violation."""
@@ -164,6 +165,7 @@ class Oracle:
         record = next((r for r in outcome.records if isinstance(r, Granted)), None)
         if record is None:
             return
+        self._bases[name, grant.epoch] = {choice: len(ids) for choice, ids in base.items()}
         durable = self._durable.get(name, Durable(0))
         presented = {span.choice: span.ids for span in question.held}
         for ids in (durable.ids, presented):
@@ -200,12 +202,19 @@ class Oracle:
     def sampled(self, key: SequenceKey, position: int, token: int) -> None:
         """A last stage drew a token."""
         name, epoch, choice = key.generation_id, key.epoch, key.choice
+        base = self._bases.get((name, epoch), {})
+        if position < base.get(choice, 0):
+            self.fail(10, f"{name}: epoch {epoch} samples {position} below its base {base}")
         self._samples[name, epoch, choice, position] = token
         self._sampled_to[name, epoch, choice] = position + 1
         self.note("sampled", name, epoch, choice, position, token)
 
     def frame(self, following: Following, stream: int, frame: Frame) -> None:
         """A head told a reader something."""
+        route = following.follower.route
+        for client in self.world.clients if self.world is not None else ():
+            if client.request.generation_id == following.follower.request.generation_id:
+                client.last_head = route.incarnation if route is not None else ""
 
     def shown(self, client: Client) -> None:
         """A client got text."""
@@ -217,7 +226,6 @@ class Oracle:
 
     def client_ended(self, client: Client) -> None:
         """A client got its end."""
-        name = client.request.generation_id
         self.note("ended", client.name, type(client.error).__name__, client.finish)
         if client.ends != 1:
             self.fail(5, f"{client.name} ended {client.ends} times")
@@ -226,8 +234,10 @@ class Oracle:
             return
         if len(client.finish) != client.request.choices or None in client.finish:
             self.fail(5, f"{client.name} ended with {client.finish}")
-        if name in self._tombstones:
-            self.fail(4, f"{client.name} finished behind its cancel")
+        if client.first is not None and client.first.error is None and client.first.ended:
+            same = (client.ids, client.finish) == (client.first.ids, client.first.finish)
+            if not same:
+                self.fail(6, f"{client.name}: another router gives {client.ids} {client.finish}")
         if self.exact:
             for choice, ids in enumerate(client.ids):
                 text, finish, _ = reference(client.request, choice)
@@ -237,9 +247,9 @@ class Oracle:
     def _error(self, client: Client) -> None:
         error = client.error
         self.errors[type(error).__name__] += 1
-        left_router = client.rejoins > 0
+        left_router = client.rejoins > 0 or client.first is not None
         allowed: tuple[type[Exception], ...] = (Unavailable,)
-        if client.cancelled:
+        if client.cancelled or (client.first is not None and client.first.cancelled):
             allowed += (Cancelled,)
         if left_router:
             allowed += (NotFound, Superseded)

@@ -17,7 +17,7 @@ from oracles import Oracle
 from services.common.generation import GenerationRequest, Sampling
 from services.engine.held import Life
 from simulator.engine import Engine
-from simulator.network import Weather
+from simulator.network import Trouble
 from simulator.router import Client, Following, Router
 from simulator.world import MODEL, World, WorldSettings
 
@@ -30,8 +30,19 @@ CAUSES = {
     "attaching": ("notice", "kill_stage", "line_break"),
 }
 """What brings a generation to a phase that it would not see by itself."""
+ROWS = (
+    "kill",
+    "stop",
+    "notice",
+    "restart",
+    "break",
+    "client",
+    "lost",
+    "late",
+    "doubled",
+    "half_done",
+)
 MESSAGE_FAULTS = ("lost", "late", "doubled", "half_done")
-CALM = Weather()
 FAULTS_CEASE_S = 7.0
 END_S = 60.0
 
@@ -65,9 +76,12 @@ class Schedule:
             settings = replace(settings, cluster=cluster)
         self.world = World(random, settings, self.oracle, exact=self.exact)
         self.oracle.world = self.world
+        self.world.network.struck = self._struck
         self.hits: Counter[tuple[str, str]] = Counter()
         self.disruptions = 0
         self._arrivals = random.choice((1, 2, 2, 3, 4))
+        self._long: set[int] = set()
+        """Clients whose generations must last until a fault finds its phase."""
         self._planned = self._plan()
         for number in range(self._arrivals):
             self.world.clock.after(1.0 + random.random(), self._arrive, number)
@@ -78,13 +92,16 @@ class Schedule:
         planned = []
         for _ in range(random.choice((0, 1, 1, 2, 2, 3))):
             phase = random.choice(PHASES)
+            row = random.choice(ROWS)
             client = random.randrange(self._arrivals)
             start_s = 1.0 if phase in EARLY else 1.2 + 1.5 * random.random()
             if phase in CAUSES:
                 cause_s = 1.2 + random.random()
                 cause = random.choice(CAUSES[phase])
                 planned.append(Planned(cause, "", client, cause_s, cause_s))
-            fault = random.choice(sorted(FAULTS))
+            if phase in CAUSES or row in MESSAGE_FAULTS:
+                self._long.add(client)
+            fault = random.choice([name for name, (of, _) in FAULTS.items() if of == row])
             planned.append(Planned(fault, phase, client, start_s, FAULTS_CEASE_S - 2.0))
         return planned
 
@@ -95,13 +112,13 @@ class Schedule:
             MODEL,
             tuple(random.randrange(1000) for _ in range(3)),
             Sampling(
-                max_tokens=random.choice((4, 40, 80)),
+                max_tokens=100 if number in self._long else random.choice((4, 40, 80)),
                 seed=random.randrange(1000),
                 eos_token_ids=(2,),
-                ignore_eos=random.random() < 0.2,
+                ignore_eos=number in self._long or random.random() < 0.2,
             ),
             choices=random.choice((1, 1, 1, 2)),
-            stop_strings=("107",) if random.random() < 0.3 else (),
+            stop_strings=("107",) if random.random() < 0.3 and number not in self._long else (),
         )
         self.world.clients.append(Client(self.world, request))
 
@@ -118,10 +135,7 @@ class Schedule:
 
     def head(self, client: Client) -> Engine | None:
         """The head a client's reader follows, or followed last."""
-        following = self.following(client)
-        if following is None or following.follower.route is None:
-            return None
-        return self.world.engine(following.follower.route.incarnation)
+        return self.world.engine(client.last_head) if client.last_head else None
 
     def phase(self, client: Client) -> str:
         """Where a client's generation stands; '' in between."""
@@ -150,20 +164,15 @@ class Schedule:
             if self.phase(client) == planned.phase or now_s >= planned.by_s:
                 self._planned.remove(planned)
                 self._inject(planned.fault, client)
-        self._count_messages()
         if now_s >= FAULTS_CEASE_S:
             self._cease()
         else:
-            busy = self._planned or world.network.weather != CALM
-            world.clock.after(0.002 if busy else 0.05, self._watch)
+            world.clock.after(0.002 if self._planned else 0.05, self._watch)
 
-    def _count_messages(self) -> None:
-        network = self.world.network
-        for fault in MESSAGE_FAULTS:
-            if getattr(network, fault):
-                setattr(network, fault, 0)
-                for client in self.world.clients:
-                    self.hits[fault, self.phase(client)] += 1
+    def _struck(self, kind: str) -> None:
+        """A message went astray."""
+        for client in self.world.clients:
+            self.hits[kind, self.phase(client)] += 1
 
     def _inject(self, fault: str, client: Client) -> None:
         row = FAULTS[fault][0]
@@ -175,7 +184,7 @@ class Schedule:
 
     def _cease(self) -> None:
         world = self.world
-        world.network.weather = CALM
+        world.network.trouble = Trouble()
         world.network.cut.clear()
         for process in (*world.engines, *world.routers, world.controller):
             if process.frozen:
@@ -281,9 +290,9 @@ class Schedule:
 
     def cut(self, client: Client, controller: bool) -> bool:
         following, head = self.following(client), self.head(client)
-        if following is None or head is None:
+        if head is None or (following is None and not controller):
             return False
-        other = self.world.controller if controller else following.router
+        other = following.router if following and not controller else self.world.controller
         pair = frozenset((head.name, other.name))
         self.world.network.cut.add(pair)
         self.world.clock.after(0.3 + 2.0 * self.random.random(), self._mend, pair)
@@ -298,7 +307,9 @@ class Schedule:
 
     def hang_up(self, client: Client) -> bool:
         if client.ended:
-            return False
+            reader = Client(self.world, client.request, client.first or client)
+            self.world.clients.append(reader)
+            return True
         client.away_s = self.random.choice((0.01, 0.3, 3.0))
         client.hang_up()
         return True
@@ -307,10 +318,8 @@ class Schedule:
         client.cancel()
         return client.cancelled
 
-    def weather(self, client: Client, fault: str) -> bool:
-        chance = 0.05 if fault in ("lost", "half_done") else 0.2
-        name = "lost" if fault == "half_done" else fault
-        self.world.network.weather = replace(self.world.network.weather, **{name: chance})
+    def trouble(self, client: Client, kind: str) -> bool:
+        setattr(self.world.network.trouble, kind, self.random.choice((1, 2, 5)))
         return False
 
     # The whole
@@ -320,12 +329,11 @@ class Schedule:
         world, oracle = self.world, self.oracle
 
         def done() -> bool:
-            arrived = len(world.clients) == self._arrivals
+            arrived = len(world.clients) >= self._arrivals
             return arrived and not self._planned and all(client.ended for client in world.clients)
 
         world.clock.run(END_S, done)
         self._planned.clear()
-        self._count_messages()
         self._cease()
         oracle.check_ended()
         world.clock.run(world.clock.now_s + 9.0)
@@ -353,33 +361,39 @@ FAULTS: dict[str, tuple[str, Callable[[Schedule, Client], bool]]] = {
     "hang_up": ("client", Schedule.hang_up),
     "cancel": ("client", Schedule.cancel),
     **{
-        fault: (fault, lambda s, c, fault=fault: s.weather(c, fault))  # type: ignore[misc]
+        fault: (fault, lambda s, c, fault=fault: s.trouble(c, fault))  # type: ignore[misc]
         for fault in MESSAGE_FAULTS
     },
 }
 
 
-def main(first: int, count: int) -> int:
-    """Runs seeds; returns the number of violations."""
+def main(first: int, count: int, patience: int) -> int:
+    """Runs seeds until `patience` of them broke an invariant; returns how many did."""
     hits: Counter[tuple[str, str]] = Counter()
-    bad = 0
-    kinds: Counter[str] = Counter()
+    broken = 0
     for seed in range(first, first + count):
         schedule = Schedule(seed)
         try:
             schedule.run()
         except Exception as error:
-            bad += 1
+            broken += 1
             where = traceback.extract_tb(error.__traceback__)[-1]
-            kinds[f"{type(error).__name__} {str(error)[:60]} {where.name}:{where.lineno}"] += 1
-            if bad <= 20:
-                print(seed, type(error).__name__, error, where.filename[-30:], where.lineno)
+            print(f"seed {seed}: {type(error).__name__}: {error} ({where.name})")
         hits += schedule.hits
-    for fault in sorted({fault for fault, _ in hits}):
-        print(f"{fault:10}", *(f"{phase}={hits[fault, phase]:5}" for phase in PHASES))
-    print(count, "schedules", bad, "violations")
-    return bad
+        if broken == patience:
+            break
+    print(table(hits))
+    return broken
+
+
+def table(hits: Counter[tuple[str, str]]) -> str:
+    """Fault × phase: how often each fault struck a generation in each phase."""
+    lines = [f"{'':10}" + "".join(f"{phase:>11}" for phase in PHASES)]
+    for row in ROWS:
+        lines.append(f"{row:10}" + "".join(f"{hits[row, phase]:11}" for phase in PHASES))
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), int(sys.argv[2])) > 0)
+    first, count, patience = map(int, sys.argv[1:])
+    sys.exit(main(first, count, patience) > 0)

@@ -1,0 +1,144 @@
+"""Mistakes known from other systems, as patches to the cores; the simulation must catch each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+HEAD = "services/engine/generations.py"
+HELD = "services/engine/held.py"
+LEDGER = "services/controller/ledger.py"
+CLUSTER = "services/controller/cluster.py"
+FOLLOWER = "services/router/follower.py"
+TOKEN_RUN = "services/common/token_run.py"
+GENERATION = "services/common/generation.py"
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """Text that stands once in a core, and what a tired hand might write instead."""
+
+    name: str
+    path: str
+    right: str
+    wrong: str
+
+
+MISTAKES = (
+    Mistake(
+        "no fence",
+        LEDGER,
+        "if (checkpoint.epoch, checkpoint.incarnation) != (entry.epoch, entry.incarnation):",
+        "if checkpoint.epoch > entry.epoch:",
+    ),
+    Mistake(
+        "an epoch belongs to whoever writes",
+        LEDGER,
+        "if (checkpoint.epoch, checkpoint.incarnation) != (entry.epoch, entry.incarnation):",
+        "if checkpoint.epoch != entry.epoch:",
+    ),
+    Mistake(
+        "ids are trusted, not compared",
+        TOKEN_RUN,
+        "for position in range(start, min(start + len(ids), len(held))):",
+        "for position in range(start, start):",
+    ),
+    Mistake("a gap is closed up", TOKEN_RUN, "return start <= len(held)", "return True"),
+    Mistake(
+        "the base leaves out what the reader has",
+        LEDGER,
+        "            entry.fresh(question.held),",
+        "            (),",
+    ),
+    Mistake(
+        "the base is what the reader has",
+        LEDGER,
+        "return Outcome(Grant(entry.epoch, head, entry.spans()), records, True, (event,))",
+        "return Outcome(Grant(entry.epoch, head, question.held), records, True, (event,))",
+    ),
+    Mistake(
+        "epochs follow the reader",
+        LEDGER,
+        "max(entry.epoch, question.last_epoch) + 1,",
+        "question.last_epoch + 1,",
+    ),
+    Mistake(
+        "every question gets a new epoch",
+        LEDGER,
+        "elif holder is not None and holder.takes_new and not entry.sealed:",
+        "elif False:",
+    ),
+    Mistake(
+        "a cancelled generation goes on",
+        LEDGER,
+        "            return _refused(checkpoint, CheckpointRefusal.ENDED, None)",
+        "            pass",
+    ),
+    Mistake(
+        "grants are not read back after a restart",
+        LEDGER,
+        "            entry.give_to(record, record.epoch)",
+        "            entry.give_to(record, max(entry.epoch, 1))",
+    ),
+    Mistake(
+        "sealed with a step in flight",
+        HEAD,
+        "if held.life is not Life.SEALING or held.in_batch:",
+        "if held.life is not Life.SEALING:",
+    ),
+    Mistake(
+        "a resumed sequence starts over",
+        HEAD,
+        "ids = tuple(choice.run.ids)",
+        "ids = ()",
+    ),
+    Mistake(
+        "a refused head goes on",
+        HEAD,
+        "            actions += self._give_up(held, _CLOSE_REASONS[result.refusal], now_s)",
+        "            held.resend()",
+    ),
+    Mistake(
+        "nobody parks what nobody reads",
+        HEAD,
+        "if now_s - held.unread_since_s >= settings.detach_s:",
+        "if now_s - held.unread_since_s >= 1e9:",
+    ),
+    Mistake(
+        "what is sent counts as answered",
+        HELD,
+        "        self._in_flight = (self.lengths, ends, sealed)",
+        "        self._in_flight = (self.lengths, ends, sealed)\n"
+        "        self._journaled = list(self.lengths)",
+    ),
+    Mistake(
+        "one token too many is told",
+        HELD,
+        "self.sent[index] = len(choice.run)",
+        "self.sent[index] = len(choice.run) + 1",
+    ),
+    Mistake(
+        "old streams are listened to",
+        FOLLOWER,
+        "        if stream != self._stream or not self._open:\n            return []\n"
+        "        self._frame_s",
+        "        self._frame_s",
+    ),
+    Mistake(
+        "max_tokens off by one",
+        GENERATION,
+        "if position + 1 >= sampling.max_tokens:",
+        "if position >= sampling.max_tokens:",
+    ),
+    Mistake(
+        "a drained head is used again",
+        CLUSTER,
+        "        formation.state = FormationState.HANDING_OVER\n",
+        "",
+    ),
+    Mistake(
+        "a lost member leaves its formation standing",
+        CLUSTER,
+        "                    actions += self._dissolve(pipeline, cause, now_s)",
+        "                    pass",
+    ),
+)
