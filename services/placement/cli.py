@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,14 +13,15 @@ from rich.console import Console
 from services.common.errors import FailedPrecondition, InvalidArgument, NotFound, ShuntError
 from services.placement.calibration import load_calibration
 from services.placement.catalogue import Catalogue, load_catalogue
-from services.placement.cluster import Node, Workload
+from services.placement.cluster import Workload
 from services.placement.clusterfile import parse_pipeline, read_cluster
 from services.placement.costs import Costs
 from services.placement.estimator import estimate_pipeline, estimate_plan
 from services.placement.layers import layer_times
 from services.placement.model import load_model
 from services.placement.problem import Objective, ObjectiveKind, Problem
-from services.placement.registry import DEFAULT_PLANNER, planner
+from services.placement.registry import DEFAULT_PLANNER, NAMES, planner
+from services.placement.replan import Change, replan
 from services.placement.report import pipeline_data, pipeline_table, pipeline_title, plan_data
 from services.placement.stopwatch import Stopwatch
 
@@ -41,7 +42,7 @@ CatalogueOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-class PhaseName(str, Enum):
+class PhaseName(StrEnum):
     prefill = "prefill"
     decode = "decode"
 
@@ -53,9 +54,7 @@ def fail(error: ShuntError) -> typer.Exit:
     return typer.Exit(2 if isinstance(error, InvalidArgument | NotFound) else 1)
 
 
-def costs_of(
-    model: str, workload: Workload, calibration: str, catalogue: Catalogue
-) -> Costs:
+def costs_of(model: str, workload: Workload, calibration: str, catalogue: Catalogue) -> Costs:
     return Costs(load_model(model), workload, load_calibration(calibration), catalogue)
 
 
@@ -154,6 +153,7 @@ def solve(
     uniform_tp: Annotated[bool, typer.Option("--uniform-tp")] = False,
     on_demand_share: Annotated[float, typer.Option(help="Least share of cost not on spot.")] = 0.0,
     recovery_s: Annotated[float, typer.Option(help="Seconds a lost pool stays away.")] = 120.0,
+    phase_split: Annotated[bool, typer.Option(help="Pipelines may do one phase only.")] = False,
     seed: Annotated[int, typer.Option()] = 0,
     time_limit_s: Annotated[float, typer.Option(min=0.01, max=3600)] = 60.0,
     catalogue: CatalogueOption = None,
@@ -173,13 +173,21 @@ def solve(
             uniform_tp=uniform_tp,
             min_on_demand_share=on_demand_share,
             recovery_s=recovery_s,
+            allow_phase_split=phase_split,
         )
         workload = Workload(input_tokens, output_tokens, rate)
         if server:
             from services.placement.client import solve_on
 
             data = solve_on(
-                server, model, nodes, workload, wanted, planner_name, calibration, seed,
+                server,
+                model,
+                nodes,
+                workload,
+                wanted,
+                planner_name,
+                calibration,
+                seed,
                 time_limit_s,
             )
         else:
@@ -209,9 +217,167 @@ def solved(problem: Problem, name: str, time_limit_s: float) -> dict[str, Any]:
     solution = planner(name)(problem, watch)
     elapsed_s = watch.elapsed_s()
     total, each = estimate_plan(problem.costs, solution.pipelines)
-    return plan_data(
-        name, solution.pipelines, total, each, elapsed_s, solution.upper_bound_rps
+    return plan_data(name, solution.pipelines, total, each, elapsed_s, solution.upper_bound_rps)
+
+
+@app.command()
+def compare(
+    cluster: ClusterOption,
+    model: Annotated[list[str], typer.Option("--model")] = ["llama-3.1-70b", "qwen3-32b"],  # noqa: B006
+    input_tokens: InputOption = 763,
+    output_tokens: OutputOption = 232,
+    planners: Annotated[str, typer.Option(help="Comma-separated; all by default.")] = "",
+    calibration: CalibrationOption = "measured",
+    phase_split: Annotated[bool, typer.Option(help="Pipelines may do one phase only.")] = False,
+    time_limit_s: Annotated[float, typer.Option(min=0.01, max=3600)] = 60.0,
+    catalogue: CatalogueOption = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture of the first model.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Every planner on one cluster, judged by one estimator."""
+    from services.placement.comparison import compare_planners, comparison_table
+
+    try:
+        known = load_catalogue(catalogue)
+        nodes = read_cluster(cluster, known)
+        names = [name for name in planners.split(",") if name] or list(NAMES)
+        results = []
+        for one in model:
+            costs = costs_of(one, Workload(input_tokens, output_tokens), calibration, known)
+            problem = Problem(costs, nodes, Objective(allow_phase_split=phase_split))
+            results.append(compare_planners(one, problem, names, solved, time_limit_s))
+        if plot is not None and results[0]["planners"]:
+            from services.placement.plot import draw
+
+            plans = [row["plan"] for row in results[0]["planners"] if row["plan"]]
+            draw(plans[0], plot, plans[1:])
+    except ShuntError as error:
+        raise fail(error) from error
+    if json_:
+        show(results)
+        return
+    for result in results:
+        console.print(comparison_table(result))
+
+
+@app.command(name="what-if")
+def what_if(
+    model: ModelOption,
+    cluster: ClusterOption,
+    lose: Annotated[str, typer.Option(help="type[:count],... taken away.")] = "",
+    gain: Annotated[str, typer.Option(help="type[:count],... that come back.")] = "",
+    input_tokens: InputOption = 763,
+    output_tokens: OutputOption = 232,
+    notice_s: Annotated[float, typer.Option(help="Seconds until the lost are gone.")] = 0.0,
+    horizon_s: Annotated[float, typer.Option(help="How long the new plan lasts.")] = 600.0,
+    generations: Annotated[int, typer.Option(help="In flight on each pipeline.")] = 0,
+    improve: Annotated[bool, typer.Option(help="Plan the whole cluster anew too.")] = False,
+    calibration: CalibrationOption = "measured",
+    catalogue: CatalogueOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """The plan after nodes are lost or gained, and what it moves."""
+    from services.placement.whatif import change_cluster, moved_data
+
+    try:
+        known = load_catalogue(catalogue)
+        nodes = read_cluster(cluster, known)
+        workload = Workload(input_tokens, output_tokens)
+        costs = costs_of(model, workload, calibration, known)
+        search = planner(DEFAULT_PLANNER)
+        watch = Stopwatch(60.0)
+        running = search(Problem(costs, nodes), watch).pipelines
+        after = change_cluster(known, nodes, running, lose, gain)
+        change = Change(
+            running=running,
+            resident={},
+            horizon_s=horizon_s,
+            notice_s=notice_s,
+            generations=tuple(generations for _ in running),
+            tokens_per_generation=workload.total_tokens,
+            improve=improve,
+        )
+        began_s = watch.elapsed_s()
+        found = replan(Problem(costs, after), change, search, watch)
+        data = moved_data(costs, running, found, watch.elapsed_s() - began_s)
+    except ShuntError as error:
+        raise fail(error) from error
+    if json_:
+        show(data)
+        return
+    for one in data["pipelines"]:
+        console.print(pipeline_table(pipeline_title(one), one))
+    console.print(
+        f"{data['throughput_before_rps']:.3f} -> {data['throughput_rps']:.3f} req/s; serves again "
+        f"in {data['time_to_serve_s']:.1f} s; planned in {data['solve_time_s'] * 1e3:.0f} ms"
     )
+    for move in data["node_moves"]:
+        console.print(f"  {move['node']}: load {move['load_bytes'] / 1e9:.2f} GB")
+
+
+@app.command()
+def calibrate(
+    measurements: Annotated[
+        Path, typer.Argument(help="CSV: gpu, tp, phase, tokens, context, time_ms of one layer.")
+    ],
+    model: ModelOption,
+    out: Annotated[Path, typer.Option(help="The calibration file to write.")],
+    calibration: CalibrationOption = "measured",
+    catalogue: CatalogueOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Fit the efficiencies to measurements of your own, GPU type by GPU type."""
+    from services.placement.fitting import calibrated, read_measurements, write_calibration
+
+    try:
+        measured = read_measurements(measurements)
+        fitted, rows = calibrated(
+            load_model(model), measured, load_calibration(calibration), load_catalogue(catalogue)
+        )
+        write_calibration(fitted, out)
+    except ShuntError as error:
+        raise fail(error) from error
+    if json_:
+        show(rows)
+        return
+    for row in rows:
+        console.print(
+            f"{row['gpu']:>8} {row['phase']:>8}: error {row['mape'] * 100:.1f} % of "
+            f"{row['count']} measurements"
+        )
+
+
+@app.command()
+def prices(
+    instance_types: Annotated[str, typer.Option("--types", help="Comma-separated.")],
+    region: Annotated[str, typer.Option()] = "us-east-1",
+    json_: JsonOption = False,
+) -> None:
+    """Spot prices of EC2 now, as rows of a cluster file."""
+    from datetime import UTC, datetime
+
+    import boto3
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    from services.placement.prices import spot_prices
+
+    try:
+        client = boto3.client("ec2", region_name=region)
+        found = spot_prices(client, instance_types.split(","), datetime.now(UTC))
+    except (BotoCoreError, ClientError) as error:
+        raise fail(FailedPrecondition(f"EC2 does not answer: {error}", field="region")) from error
+    rows = [
+        {"type": p.instance_type, "pool": p.pool, "price_per_hour": p.price_per_hour, "spot": True}
+        for p in found
+    ]
+    if json_:
+        show(rows)
+        return
+    for row in rows:
+        typer.echo(
+            f"  - {{type: {row['type']}, count: 1, price_per_hour: {row['price_per_hour']}, "
+            f"pool: {row['pool']}, spot: true}}"
+        )
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 
 from services.common.errors import InvalidArgument
 from services.placement.calibration import Calibration, Efficiency
@@ -55,7 +57,9 @@ def read_measurements(path: Path) -> list[Measurement]:
                 float(row["time_ms"]),
             )
         except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise InvalidArgument(f"line {number} is not a measurement", field="measurements") from error
+            raise InvalidArgument(
+                f"line {number} is not a measurement", field="measurements"
+            ) from error
         if not (one.tokens > 0 and 0 < one.time_ms < 1e9):
             raise InvalidArgument(f"line {number} is out of range", field="measurements")
         found.append(one)
@@ -102,9 +106,7 @@ def fit(
     names = {one.gpu for one in measured}
     best: tuple[float, Efficiency] | None = None
     for tile in TILES:
-        start = Efficiency(
-            mfu=0.6, mbu=0.8, attention_mbu=0.6, launch_us=5.0, tile_tokens=tile
-        )
+        start = Efficiency(mfu=0.6, mbu=0.8, attention_mbu=0.6, launch_us=5.0, tile_tokens=tile)
 
         def loss(trial: Efficiency) -> float:
             trials = calibration.model_copy(
@@ -124,9 +126,16 @@ def fit(
     return best[1]
 
 
-def _descend(loss, found: tuple[float, Efficiency], step: float) -> tuple[float, Efficiency]:  # type: ignore[no-untyped-def]
+def _descend(
+    loss: Callable[[Efficiency], float], found: tuple[float, Efficiency], step: float
+) -> tuple[float, Efficiency]:
     """Moves one parameter at a time by `step` until nothing gets better."""
-    limits = {"mfu": (0.02, 1.2), "mbu": (0.05, 1.2), "attention_mbu": (0.05, 1.2), "launch_us": (0.1, 500.0)}
+    limits = {
+        "mfu": (0.02, 1.2),
+        "mbu": (0.05, 1.2),
+        "attention_mbu": (0.05, 1.2),
+        "launch_us": (0.1, 500.0),
+    }
     moved = True
     while moved:
         moved = False
@@ -138,3 +147,44 @@ def _descend(loss, found: tuple[float, Efficiency], step: float) -> tuple[float,
                 if got < found[0] - 1e-6:
                     found, moved = (got, trial), True
     return found
+
+
+def calibrated(
+    model: ModelShape,
+    measured: Sequence[Measurement],
+    calibration: Calibration,
+    catalogue: Catalogue,
+) -> tuple[Calibration, list[dict[str, Any]]]:
+    """A calibration with each measured GPU type fitted, and the error by type and phase."""
+    fitted = calibration.model_copy(update={"name": "fitted"})
+    for gpu in sorted({one.gpu for one in measured}):
+        own = [one for one in measured if one.gpu == gpu]
+        alone = [one for one in own if one.tp == 1] or own
+        found = fit(model, alone, calibration, catalogue)
+        found = found.model_copy(
+            update={
+                "reserve_tokens": calibration.efficiency(catalogue.gpu(gpu)).reserve_tokens,
+                "source": f"{len(alone)} measurements",
+            }
+        )
+        fitted = fitted.model_copy(update={"gpus": {**fitted.gpus, gpu: found}})
+    missed = np.abs(errors(model, measured, fitted, catalogue))
+    rows = []
+    for gpu in sorted({one.gpu for one in measured}):
+        for phase in ("prefill", "decode"):
+            at = [
+                i
+                for i, one in enumerate(measured)
+                if one.gpu == gpu and one.prefill == (phase == "prefill")
+            ]
+            if at:
+                mape = float(missed[at].mean())
+                rows.append({"gpu": gpu, "phase": phase, "count": len(at), "mape": mape})
+    return fitted, rows
+
+
+def write_calibration(calibration: Calibration, path: Path) -> None:
+    """A file that `--calibration` takes."""
+    if path.suffix not in (".yaml", ".yml"):
+        raise InvalidArgument("a calibration file ends in .yaml", field="out")
+    path.write_text(yaml.safe_dump(calibration.model_dump(exclude_none=True), sort_keys=False))

@@ -91,3 +91,31 @@ def pipeline_title(data: dict[str, Any]) -> str:
         f"batch {data['max_batch']}, {data['kv_blocks']} KV blocks; batch "
         f"{data['batch_latency_s']:.2f} s, one request {data['single_request_latency_s']:.2f} s"
     )
+
+
+def explanation_tables(data: dict[str, Any]) -> list[Table]:
+    """Operations and alternatives of each stage of a pipeline's data."""
+    tables = []
+    for stage, opened in zip(data["stages"], data["explanation"], strict=True):
+        slow = ", ".join(opened["bottleneck_of"])
+        title = f"{stage['instance_type']}: bound by {opened['bound_by']}" + (
+            f"; the pipeline's {slow} bottleneck" if slow else ""
+        )
+        table = Table(title=title, title_justify="left")
+        for name in ("operation", "prefill s", "by", "decode ms", "by "):
+            table.add_column(name)
+        for op in opened["operations"]:
+            table.add_row(
+                op["name"],
+                f"{op['prefill_s']:.4f}",
+                op["prefill_bound_by"],
+                f"{op['decode_s'] * 1e3:.3f}",
+                op["decode_bound_by"],
+            )
+        for one in opened["alternatives"]:
+            rate = f"{one['throughput_rps']:.3f} req/s" if one["throughput_rps"] else "no room"
+            table.add_row(
+                one["change"], f"{one['prefill_s']:.4f}", "", f"{one['decode_s'] * 1e3:.3f}", rate
+            )
+        tables.append(table)
+    return tables

@@ -14,18 +14,23 @@ from shuntserve.placement.v1 import placement_pb2 as pb
 from shuntserve.placement.v1 import placement_pb2_grpc
 
 from services.common.errors import DeadlineExceeded, InvalidArgument
-from services.placement import wire
+from services.placement import wire, wire_replan
 from services.placement.calibration import load_calibration
 from services.placement.catalogue import Catalogue
+from services.placement.cluster import Pipeline
 from services.placement.costs import Costs
 from services.placement.estimator import estimate_plan
+from services.placement.explain import explain_pipeline
 from services.placement.problem import Budget, Problem
 from services.placement.registry import planner
+from services.placement.replan import replan
+from services.placement.score import goodput
 from services.placement.settings import PlacementSettings
 from services.placement.stopwatch import Stopwatch
 
 _log = logging.getLogger(__name__)
 Reply = TypeVar("Reply")
+Request = pb.PlanRequest | pb.EstimateRequest | pb.ReplanRequest | pb.ExplainRequest
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -45,6 +50,12 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
     async def Estimate(self, request: pb.EstimateRequest, context: Context) -> pb.EstimateResponse:
         return await self._search(context, lambda _: self._estimate(request))
 
+    async def Replan(self, request: pb.ReplanRequest, context: Context) -> pb.ReplanResponse:
+        return await self._search(context, lambda budget: self._replan(request, budget))
+
+    async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:
+        return await self._search(context, lambda _: self._explain(request))
+
     async def _search(self, context: Context, work: Callable[[Budget], Reply]) -> Reply:
         """Runs `work` in a thread; it is told to stop before the deadline and on cancellation."""
         limit_s = self._settings.max_search_s
@@ -60,7 +71,7 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
         finally:
             budget.cancel()
 
-    def _costs(self, request: pb.PlanRequest | pb.EstimateRequest) -> Costs:
+    def _costs(self, request: Request) -> Costs:
         return Costs(
             wire.model_from(request.model),
             wire.workload_from(request.workload),
@@ -81,11 +92,12 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
         name = wire.planner_from(request.planner)
         solution = planner(name)(problem, budget)
         total, each = estimate_plan(costs, solution.pipelines)
+        expected = goodput(problem, solution.pipelines, [e.throughput_rps for e in each])
         return pb.PlanResponse(
             planner=wire.planner_number(name),
             pipelines=[wire.pipeline_message(p) for p in solution.pipelines],
             pipeline_estimates=[wire.pipeline_estimate_message(e) for e in each],
-            estimate=wire.plan_estimate_message(total, total.throughput_rps),
+            estimate=wire.plan_estimate_message(total, expected),
             upper_bound_rps=solution.upper_bound_rps,
             solve_time_s=time.monotonic() - begin,
             complete=solution.complete,
@@ -93,13 +105,64 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
         )
 
     def _estimate(self, request: pb.EstimateRequest) -> pb.EstimateResponse:
-        costs = self._costs(request)
+        problem, pipelines = self._given(request)
+        total, each = estimate_plan(problem.costs, pipelines)
+        expected = goodput(problem, pipelines, [e.throughput_rps for e in each])
+        return pb.EstimateResponse(
+            pipeline_estimates=[wire.pipeline_estimate_message(e) for e in each],
+            estimate=wire.plan_estimate_message(total, expected),
+        )
+
+    def _explain(self, request: pb.ExplainRequest) -> pb.ExplainResponse:
+        problem, pipelines = self._given(request)
+        explained = [explain_pipeline(problem.costs, pipeline) for pipeline in pipelines]
+        return pb.ExplainResponse(
+            pipelines=[wire_replan.explanation_message(one) for one in explained]
+        )
+
+    def _given(
+        self, request: pb.EstimateRequest | pb.ExplainRequest
+    ) -> tuple[Problem, tuple[Pipeline, ...]]:
         nodes = wire.nodes_from(self._catalogue, request.nodes)
         pipelines = wire.pipelines_from(nodes, request.pipelines)
         if not pipelines:
             raise InvalidArgument("at least one pipeline is needed", field="pipelines")
-        total, each = estimate_plan(costs, pipelines)
-        return pb.EstimateResponse(
-            pipeline_estimates=[wire.pipeline_estimate_message(e) for e in each],
-            estimate=wire.plan_estimate_message(total, total.throughput_rps),
+        return Problem(self._costs(request), nodes), pipelines
+
+    def _replan(self, request: pb.ReplanRequest, budget: Budget) -> pb.ReplanResponse:
+        begin = time.monotonic()
+        costs = self._costs(request)
+        problem = Problem(
+            costs=costs,
+            nodes=wire.nodes_from(self._catalogue, request.nodes),
+            objective=wire.objective_from(request.objective),
         )
+        change = wire_replan.change_from(request, problem.nodes)
+        name = wire.planner_from(request.planner)
+        found = replan(problem, change, planner(name), budget)
+        total, each = estimate_plan(costs, found.pipelines)
+        running = self._total(problem, found.left)
+        expected = goodput(problem, found.pipelines, [e.throughput_rps for e in each])
+        return pb.ReplanResponse(
+            pipelines=[wire.pipeline_message(p) for p in found.pipelines],
+            pipeline_estimates=[wire.pipeline_estimate_message(e) for e in each],
+            estimate=wire.plan_estimate_message(total, expected),
+            running_estimate=running,
+            change=found.change,
+            node_moves=[wire_replan.node_move_message(move) for move in found.node_moves],
+            generation_moves=[
+                wire_replan.generation_move_message(move) for move in found.generation_moves
+            ],
+            time_to_serve_s=found.time_to_serve_s,
+            gained_requests=found.gained_requests,
+            lost_requests=found.lost_requests,
+            reasons=found.reasons,
+            solve_time_s=time.monotonic() - begin,
+        )
+
+    def _total(self, problem: Problem, pipelines: tuple[Pipeline, ...]) -> pb.PlanEstimate:
+        if not pipelines:
+            return pb.PlanEstimate()
+        total, each = estimate_plan(problem.costs, pipelines)
+        expected = goodput(problem, pipelines, [e.throughput_rps for e in each])
+        return wire.plan_estimate_message(total, expected)

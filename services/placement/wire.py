@@ -68,6 +68,7 @@ def objective_from(message: pb.Objective) -> Objective:
         uniform_tp=message.uniform_tp,
         min_on_demand_share=message.min_on_demand_share,
         recovery_s=message.recovery_s or Objective().recovery_s,
+        allow_phase_split=message.allow_phase_split,
     )
 
 
@@ -123,10 +124,14 @@ def pipelines_from(
             node = by_id[stage.node_id]
             tp = stage.tp_degree or node.kind.gpu_count
             stages.append(Stage(node, stage.layers.start, stage.layers.end, tp))
-        if message.phase not in _PHASES:
-            raise InvalidArgument("unknown phase", field="phase")
-        pipelines.append(Pipeline(tuple(stages), _PHASES[message.phase]))
+        pipelines.append(Pipeline(tuple(stages), phase_from(message.phase)))
     return tuple(pipelines)
+
+
+def phase_from(number: int) -> Phase:
+    if number not in _PHASES:
+        raise InvalidArgument("unknown phase", field="phase")
+    return _PHASES[pb.Phase.ValueType(number)]
 
 
 def pipeline_message(pipeline: Pipeline) -> pb.Pipeline:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from services.common.errors import FailedPrecondition
 from services.placement.cluster import Pipeline, Stage
 from services.placement.columns import Candidate
 from services.placement.costs import StageCost
@@ -17,7 +18,6 @@ from services.placement.planners.groups import Groups, groups
 from services.placement.problem import Budget, Problem, Solution, nothing_fits
 from services.placement.roofline import Array
 from services.placement.splits import Split
-from services.common.errors import FailedPrecondition
 
 
 def plan(problem: Problem, budget: Budget) -> Solution:
@@ -41,15 +41,11 @@ def plan(problem: Problem, budget: Budget) -> Solution:
 
 def _pipeline(problem: Problem, known: Groups, kind: int, stages: int) -> Candidate | None:
     ours = known.candidate([kind] * stages)
-    members = known.members([kind] * stages)
-    if members is None:
+    option, total = known.fastest(kind), problem.costs.model.layers
+    if option is None or stages > total:
         return ours
-    total = problem.costs.model.layers
-    if stages > total:
-        return ours
-    cost = known.ground.options[members[0]].cost
-    layers = stage_layers(*_latencies(cost), stages, total)
-    theirs = _with_layers(problem, known.ground, members, layers)
+    layers = stage_layers(*_latencies(known.ground.options[option].cost), stages, total)
+    theirs = _with_layers(problem, known.ground, (option,) * stages, layers)
     if ours and theirs and theirs.split.rate_rps > ours.split.rate_rps:
         return theirs
     return ours or theirs
@@ -63,9 +59,7 @@ def _latencies(cost: StageCost) -> tuple[float, float, float]:
     return one, embedding, float(cost.head_s(1.0)) * (1 + out)
 
 
-def stage_layers(
-    each: float, embedding: float, head: float, stages: int, total: int
-) -> list[int]:
+def stage_layers(each: float, embedding: float, head: float, stages: int, total: int) -> list[int]:
     """Layers of each stage by F(s, k), for seconds of a layer, the embedding and the lm_head."""
     best: Array = np.full((stages + 1, total + 1), np.inf)
     cut = np.zeros((stages + 1, total + 1), dtype=np.int64)
@@ -90,9 +84,7 @@ def _with_layers(
     option = ground.options[members[0]]
     nodes = ground.stock.nodes[option.kind][: len(members)]
     starts = np.concatenate([[0], np.cumsum(layers)]).tolist()
-    stages = tuple(
-        Stage(node, starts[i], starts[i + 1], option.tp) for i, node in enumerate(nodes)
-    )
+    stages = tuple(Stage(node, starts[i], starts[i + 1], option.tp) for i, node in enumerate(nodes))
     try:
         estimate = estimate_pipeline(problem.costs, Pipeline(stages))
     except FailedPrecondition:

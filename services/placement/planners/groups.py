@@ -3,49 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import islice, product
+
+import numpy as np
 
 from services.placement.cluster import Node, Phase
-from services.placement.columns import Candidate, Members
+from services.placement.columns import Candidate
 from services.placement.field import Field, field
 from services.placement.problem import Problem
 
+MAX_CHOICES = 16
 
-@dataclass(frozen=True)
+
 class Groups:
-    """Rates of groups of nodes, each at its class's best TP degree, computed once a multiset."""
+    """Rates of groups of nodes, nodes of one class at one TP degree, computed once a group."""
 
-    ground: Field
-    option_of: tuple[int, ...]  # by class; -1 when the class can hold nothing
+    def __init__(self, ground: Field) -> None:
+        self.ground = ground
+        self._options = [
+            [o for o, option in enumerate(ground.options) if option.kind == kind]
+            for kind in range(len(ground.stock.kinds))
+        ]
+        self._known: dict[tuple[int, ...], Candidate | None] = {}
 
-    def members(self, kinds: Sequence[int]) -> Members | None:
-        chosen = sorted(self.option_of[kind] for kind in kinds)
-        if not chosen or chosen[0] < 0 or len(chosen) > self.ground.columns.tables.longest:
-            return None
-        return tuple(chosen)
+    def fastest(self, kind: int) -> int | None:
+        """The option of a class that decodes one sequence soonest; None when it holds nothing."""
+        mine = self._options[kind]
+        options = self.ground.options
+        return min(mine, key=lambda o: float(options[o].cost.decode_layer_s(1.0)), default=None)
 
     def candidate(self, kinds: Sequence[int]) -> Candidate | None:
-        members = self.members(kinds)
-        return None if members is None else self.ground.columns.solve(members)
+        """The group's best pipeline; None when the model does not fit (early rejection)."""
+        key = tuple(sorted(kinds))
+        if key not in self._known:
+            self._known[key] = self._solve(key)
+        return self._known[key]
 
     def rate(self, kinds: Sequence[int]) -> float:
-        """Requests a second of a group; 0 when the model does not fit (early rejection)."""
+        """Requests a second of a group; 0 when the model does not fit."""
         candidate = self.candidate(kinds)
         return candidate.split.rate_rps if candidate else 0.0
 
+    def _solve(self, kinds: tuple[int, ...]) -> Candidate | None:
+        if not kinds or len(kinds) > self.ground.columns.tables.longest:
+            return None
+        distinct = sorted(set(kinds))
+        choices = islice(product(*(self._options[kind] for kind in distinct)), MAX_CHOICES)
+        rows = [sorted(choice[distinct.index(kind)] for kind in kinds) for choice in choices]
+        if not rows:
+            return None
+        bounds = self.ground.columns.bounds(np.asarray(rows))
+        best: Candidate | None = None
+        for i in np.argsort(-bounds, kind="stable"):
+            if bounds[i] <= (best.split.rate_rps if best else 0.0):
+                break
+            found = self.ground.columns.solve(tuple(rows[i]))
+            if found and (best is None or found.split.rate_rps > best.split.rate_rps):
+                best = found
+        return best
+
 
 def groups(problem: Problem, phase: Phase = Phase.BOTH) -> Groups:
-    ground = field(problem, phase=phase, tolerance=1e-3)
-    best: list[int] = []
-    for kind in range(len(ground.stock.kinds)):
-        mine = [o for o, option in enumerate(ground.options) if option.kind == kind]
-        best.append(max(mine, key=lambda o: _worth(ground, o)) if mine else -1)
-    return Groups(ground, tuple(best))
-
-
-def _worth(ground: Field, option: int) -> float:
-    """Speed of one sequence's decode: more devices, unless their links eat it."""
-    return -float(ground.options[option].cost.decode_layer_s(1.0))
+    return Groups(field(problem, phase=phase, tolerance=1e-3))
 
 
 def kinds_of(ground: Field) -> list[int]:

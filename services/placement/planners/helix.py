@@ -18,7 +18,7 @@ from services.placement.cluster import Node, Pipeline, Stage
 from services.placement.costs import StageCost
 from services.placement.estimator import estimate_pipeline
 from services.placement.planners import alpaserve
-from services.placement.planners.groups import groups, nodes_of
+from services.placement.planners.groups import groups, kinds_of, nodes_of
 from services.placement.problem import Budget, Problem, Solution, nothing_fits
 from services.placement.roofline import Array
 from services.placement.score import score
@@ -47,13 +47,10 @@ def plan(problem: Problem, budget: Budget) -> Solution:
         )
     known = groups(problem)
     sites = []
-    for node, kind in zip(
-        nodes_of(known.ground),
-        [k for k, group in enumerate(known.ground.stock.nodes) for _ in group],
-        strict=True,
-    ):
-        if known.option_of[kind] >= 0:
-            cost = known.ground.options[known.option_of[kind]].cost
+    for node, kind in zip(nodes_of(known.ground), kinds_of(known.ground), strict=True):
+        option = known.fastest(kind)
+        if option is not None:
+            cost = known.ground.options[option].cost
             if sizes := _sizes(cost):
                 sites.append(Site(node, cost, sizes))
     ranges, flow, proven = _solve(sites, problem.costs.model.layers, budget)
@@ -158,9 +155,7 @@ def _link_rate(one: StageCost, other: StageCost) -> float:
     return rate / (one.workload.total_tokens * one.model.hidden * 2)
 
 
-def _chains(
-    problem: Problem, sites: list[Site], ranges: list[Range | None]
-) -> list[Pipeline]:
+def _chains(problem: Problem, sites: list[Site], ranges: list[Range | None]) -> list[Pipeline]:
     """Disjoint chains of nodes whose ranges follow each other, the fewest overlaps first."""
     free = {i for i, one in enumerate(ranges) if one is not None}
     pipelines: list[Pipeline] = []

@@ -42,12 +42,8 @@ def _power(node: Node) -> float:
     return node.kind.gpu.fp16_tflops * node.kind.gpu_count * node.kind.speed
 
 
-def _even(
-    problem: Problem, nodes: Sequence[Node], stages: int, tp: int
-) -> tuple[Pipeline, ...]:
-    made = [
-        even_pipeline(problem, nodes[i : i + stages], tp) for i in range(0, len(nodes), stages)
-    ]
+def _even(problem: Problem, nodes: Sequence[Node], stages: int, tp: int) -> tuple[Pipeline, ...]:
+    made = [even_pipeline(problem, nodes[i : i + stages], tp) for i in range(0, len(nodes), stages)]
     return tuple(p for p in made if p) if all(made) else ()
 
 

@@ -1,0 +1,112 @@
+"""Messages of Replan and Explain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from shuntserve.common.v1 import common_pb2
+from shuntserve.placement.v1 import placement_pb2 as pb
+
+from services.common.errors import InvalidArgument
+from services.placement import wire
+from services.placement.cluster import Node, Pipeline, Stage
+from services.placement.explain import PipelineExplanation, StageExplanation
+from services.placement.moves import GenerationMove, Handover, Held, NodeMove
+from services.placement.replan import Change
+
+_HANDOVER_OF = {
+    Handover.REPLAY: pb.HANDOVER_REPLAY,
+    Handover.TRANSFER: pb.HANDOVER_TRANSFER,
+}
+
+
+def change_from(request: pb.ReplanRequest, nodes: Sequence[Node]) -> Change:
+    """The running plan may name nodes that are gone: any class stands in for theirs."""
+    known = {node.node_id: node for node in nodes}
+    return Change(
+        running=tuple(_running(message, known, nodes) for message in request.running),
+        resident=_resident(request, known),
+        horizon_s=request.horizon_s or 600.0,
+        notice_s=request.notice_s,
+        load_bytes_per_s=request.load_bytes_per_s or 1e9,
+        generations=tuple(request.generations),
+        tokens_per_generation=request.tokens_per_generation,
+        improve=request.improve,
+    )
+
+
+def _running(message: pb.Pipeline, known: dict[str, Node], nodes: Sequence[Node]) -> Pipeline:
+    if not message.stages:
+        raise InvalidArgument("a running pipeline needs stages", field="running")
+    stages = []
+    for stage in message.stages:
+        node = known.get(stage.node_id) or Node(stage.node_id, nodes[0].kind)
+        tp = stage.tp_degree or node.kind.gpu_count
+        stages.append(Stage(node, stage.layers.start, stage.layers.end, tp))
+    return Pipeline(tuple(stages), wire.phase_from(message.phase))
+
+
+def _resident(request: pb.ReplanRequest, known: dict[str, Node]) -> dict[str, tuple[Held, ...]]:
+    held: dict[str, tuple[Held, ...]] = {}
+    for one in request.resident:
+        if one.node_id not in known:
+            raise InvalidArgument(f"no node {one.node_id[:64]!r}", field="resident")
+        tp = one.tp_degree or known[one.node_id].kind.gpu_count
+        more = Held(one.layers.start, one.layers.end, tp)
+        held[one.node_id] = (*held.get(one.node_id, ()), more)
+    return held
+
+
+def node_move_message(move: NodeMove) -> pb.NodeMove:
+    return pb.NodeMove(
+        node_id=move.stage.node.node_id,
+        layers=common_pb2.LayerRange(start=move.stage.start, end=move.stage.end),
+        load_bytes=move.load_bytes,
+        resident_bytes=move.resident_bytes,
+        load_s=move.load_s,
+    )
+
+
+def generation_move_message(move: GenerationMove) -> pb.GenerationMove:
+    return pb.GenerationMove(
+        running_pipeline=move.running_pipeline,
+        handover=_HANDOVER_OF[move.handover],
+        kv_bytes=move.kv_bytes,
+        replay_tokens=move.replay_tokens,
+        handover_s=move.handover_s,
+    )
+
+
+def explanation_message(explained: PipelineExplanation) -> pb.PipelineExplanation:
+    return pb.PipelineExplanation(
+        stages=[_stage_message(stage) for stage in explained.stages],
+        estimate=wire.pipeline_estimate_message(explained.estimate),
+    )
+
+
+def _stage_message(stage: StageExplanation) -> pb.StageExplanation:
+    return pb.StageExplanation(
+        operations=[
+            pb.OperationTime(
+                name=op.name,
+                prefill_s=op.prefill_s,
+                decode_s=op.decode_s,
+                prefill_bound=wire.BOUND_OF[op.prefill_bound],
+                decode_bound=wire.BOUND_OF[op.decode_bound],
+            )
+            for op in stage.operations
+        ],
+        bound_by=wire.BOUND_OF[stage.bound_by],
+        prefill_bottleneck=stage.prefill_bottleneck,
+        decode_bottleneck=stage.decode_bottleneck,
+        memory_bottleneck=stage.memory_bottleneck,
+        alternatives=[
+            pb.Alternative(
+                change=one.change,
+                throughput_rps=one.throughput_rps,
+                prefill_s=one.prefill_s,
+                decode_s=one.decode_s,
+            )
+            for one in stage.alternatives
+        ],
+    )
