@@ -28,6 +28,8 @@ from services.router.service import RouterService
 from services.router.settings import RouterSettings
 
 NAME = "shuntserve.router.v1.RouterService"
+SEND_BUFFER_BYTES = 64 << 10
+"""What the kernel keeps for a client that does not read; it would grow to megabytes by itself."""
 _log = logging.getLogger(__name__)
 
 
@@ -62,6 +64,7 @@ def listen(settings: RouterSettings) -> socket.socket:
     """The gateway's socket; raises OSError when the port is taken."""
     listening = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     listening.bind((settings.host, settings.http_port))
     listening.listen(2048)
     listening.setblocking(False)

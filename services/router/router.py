@@ -97,6 +97,11 @@ class Router:
         """Some pipeline takes requests."""
         return not self.stopping and bool(self._balancer.models())
 
+    @property
+    def streams(self) -> int:
+        """Generations followed now."""
+        return len(self._sessions)
+
     def served(self) -> list[Route]:
         """One route for each model that is served."""
         return self._balancer.models()

@@ -160,7 +160,9 @@ def test_a_stop_string_finds_every_end_and_holds_what_it_must(stop: str, text: s
 
 
 @given(TEXTS)
-def test_byte_fallback_vocabularies_decode_like_their_library(make_request: Make, text: str) -> None:
+def test_byte_fallback_vocabularies_decode_like_their_library(
+    make_request: Make, text: str
+) -> None:
     pieces = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"\u2581": 256, "\u2581a": 257}
     encoder = Encoder(models.BPE(pieces, [], byte_fallback=True))
     encoder.decoder = decoders.Sequence(

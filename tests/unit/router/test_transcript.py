@@ -119,9 +119,7 @@ def test_a_reader_that_had_usage_is_told_nothing_again(make_request: Make) -> No
     first = Transcript(make_request(), [TokenRun(ids)], VOCABULARY)
     first.advance()
     first.take()
-    again = Transcript(
-        make_request(), [TokenRun(ids)], VOCABULARY, Position.parse(first.end_id())
-    )
+    again = Transcript(make_request(), [TokenRun(ids)], VOCABULARY, Position.parse(first.end_id()))
     again.advance()
     assert again.take() is None
     assert again.told_end
