@@ -31,7 +31,6 @@ from bench import mesh as meshes
 from services.common import channels
 
 STREAMS = 8
-GAP_WINDOW_S = 20.0
 LEAST_PROGRESS = 3
 KINDS = ("single", "prelude", "solo", "pair")
 
@@ -49,6 +48,20 @@ class Kill:
     ready_again_s: float | None = None
 
 
+@dataclass(frozen=True)
+class Move:
+    """One stream's way from one head to the next."""
+
+    planned: bool
+    kind: str
+    """The kill's; empty when no kill caused it."""
+    detection_s: float
+    """From the kill to the grant."""
+    replay_s: float
+    """From the grant to the first new token."""
+    gap_s: float
+
+
 @dataclass
 class Load:
     """Streams that never stop: each worker asks again as soon as it was answered."""
@@ -57,6 +70,7 @@ class Load:
     bodies: Sequence[dict[str, Any]]
     expected: Sequence[meshes.StreamRecord]
     live: dict[int, meshes.StreamRecord] = field(default_factory=dict)
+    told: dict[str, meshes.StreamRecord] = field(default_factory=dict)
     requests: int = 0
     failed: list[str] = field(default_factory=list)
     different: list[str] = field(default_factory=list)
@@ -70,6 +84,7 @@ class Load:
             url = self.mesh.url(turn % self.mesh.routers)
             await meshes.stream_chat(client, url, self.bodies[which], record)
             self.requests += 1
+            self.told[record.generation_id] = record
             turn += 3
             expected = self.expected[which]
             if not record.complete:
@@ -97,6 +112,8 @@ class Killer:
     def __init__(self, stub: Any, load: Load, randomness: random.Random) -> None:
         self._stub, self._load, self._random = stub, load, randomness
         self.kills: list[Kill] = []
+        self.drains = 0
+        self._offset_s = time.time() - time.monotonic()
 
     async def status(self) -> Any:
         return await self._stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=5)
@@ -134,6 +151,48 @@ class Killer:
             victims.append((node.pid, kill))
         return victims
 
+    async def drain(self) -> None:
+        """Interrupts a node of a pipeline that carries a stream, with notice, and waits."""
+        victims = self._victims(await self.status())
+        if not victims:
+            return
+        _, chosen = self._random.choice(victims)
+        request = controller_pb2.ReportInterruptionRequest(node_id=chosen.node, notice_s=20)
+        answer = await self._stub.ReportInterruption(request, timeout=5)
+        events = self._stub.WatchEvents(
+            controller_pb2.WatchEventsRequest(from_number=answer.event_number), timeout=60
+        )
+        async for event in events:
+            if event.kind == "node_lost" and event.node_id == chosen.node:
+                break
+        events.cancel()
+        self.drains += 1
+
+    async def moves(self) -> list[Move]:
+        """Every hand-over of a stream, as the event log and its reader saw it."""
+        request = controller_pb2.WatchEventsRequest(no_wait=True)
+        found = []
+        async for event in self._stub.WatchEvents(request, timeout=30):
+            record = self._load.told.get(event.generation_id)
+            if event.kind != "generation_granted" or record is None:
+                continue
+            at_s = event.time_unix_s - self._offset_s
+            before = [a for a in record.arrivals_s if a <= at_s]
+            after = [a for a in record.arrivals_s if a > at_s]
+            if not before or not after:
+                continue
+            causes = [k for k in self.kills if k.at_s <= at_s and record in k.affected]
+            found.append(
+                Move(
+                    planned=event.attributes["planned"] == "true",
+                    kind=causes[-1].kind if causes else "",
+                    detection_s=at_s - causes[-1].at_s if causes else 0.0,
+                    replay_s=after[0] - at_s,
+                    gap_s=after[0] - before[-1],
+                )
+            )
+        return found
+
     async def until_ready(self, count: int, timeout_s: float = 90.0) -> None:
         """Waits for ready pipelines and notes when each killed one served again."""
         deadline = time.monotonic() + timeout_s
@@ -157,7 +216,14 @@ class Killer:
 
 
 async def run(
-    mesh: meshes.Mesh, *, kills: int, solo: int, pairs: int, seed: int, max_tokens: int
+    mesh: meshes.Mesh,
+    *,
+    kills: int,
+    solo: int,
+    pairs: int,
+    seed: int,
+    max_tokens: int,
+    drains: int = 0,
 ) -> dict[str, Any]:
     """Runs the whole schedule on a mesh that is up; returns the report."""
     randomness = random.Random(seed)
@@ -173,26 +239,29 @@ async def run(
             killer = Killer(controller_pb2_grpc.ControllerServiceStub(channel), load, randomness)
             workers = [asyncio.create_task(load.worker(client, i)) for i in range(STREAMS)]
             try:
-                await _schedule(killer, randomness, kills=kills, solo=solo, pairs=pairs)
+                await _schedule(killer, randomness, kills, solo, pairs, drains)
             finally:
                 load.stopping = True
                 await asyncio.gather(*workers)
-            return _report(killer, load)
+            return _report(killer, load, await killer.moves())
 
 
 async def _schedule(
-    killer: Killer, randomness: random.Random, *, kills: int, solo: int, pairs: int
+    killer: Killer, randomness: random.Random, kills: int, solo: int, pairs: int, drains: int
 ) -> None:
     singles = kills - 2 * solo - 2 * pairs
     if singles < 0:
         raise ValueError("kills must be at least twice solo plus pairs: each takes two")
-    schedule = ["solo"] * solo + ["pair"] * pairs + ["single"] * singles
+    schedule = ["solo"] * solo + ["pair"] * pairs + ["single"] * singles + ["drain"] * drains
     randomness.shuffle(schedule)
     with Progress(disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("kills", total=kills)
         for kind in schedule:
             await killer.until_ready(2)
             await asyncio.sleep(randomness.uniform(0.3, 1.5))
+            if kind == "drain":
+                await killer.drain()
+                continue
             if kind == "pair":
                 await killer.kill("pair", 2)
             else:
@@ -205,40 +274,43 @@ async def _schedule(
         await asyncio.sleep(1.0)
 
 
-def _report(killer: Killer, load: Load) -> dict[str, Any]:
-    gaps = {
-        kind: [
-            record.longest_gap_s(kill.at_s, kill.at_s + GAP_WINDOW_S)
-            for kill in killer.kills
-            if kill.kind == kind
-            for record in kill.affected
-        ]
-        for kind in KINDS
-    }
+def _report(killer: Killer, load: Load, moves: Sequence[Move]) -> dict[str, Any]:
     again = [k.ready_again_s for k in killer.kills if k.ready_again_s is not None]
     count = len(killer.kills)
+    single = [m for m in moves if m.kind == "single"]
+    planned = [m for m in moves if m.planned and not m.kind]
     return {
         "kills": count,
-        "kills_by_kind": {kind: sum(k.kind == kind for k in killer.kills) for kind in KINDS},
+        "kills_by_kind": {k: sum(kill.kind == k for kill in killer.kills) for k in KINDS},
         "kills_of_heads": sum(k.stage == 0 for k in killer.kills),
+        "drains": killer.drains,
         "requests": load.requests,
         "failed": len(load.failed),
         "failures": load.failed[:20],
         "different": len(load.different),
         "differences": load.different[:20],
         "rate_bound_95": 3 / max(1, count),
-        "longest_gap_s": {
-            kind: {
-                "streams": len(values),
-                "p50": statistics.median(values) if values else None,
-                "max": max(values, default=None),
-            }
-            for kind, values in gaps.items()
-        },
-        "serves_again_s": {
-            "p50": statistics.median(again) if again else None,
-            "max": max(again, default=None),
-        },
+        "moves": len(moves),
+        "single_kill": _summary(single),
+        "drain": _summary(planned),
+        "serves_again_s": _spread(again),
+    }
+
+
+def _summary(moves: Sequence[Move]) -> dict[str, Any]:
+    return {
+        "streams": len(moves),
+        "detection_s": _spread([m.detection_s for m in moves]),
+        "replay_s": _spread([m.replay_s for m in moves]),
+        "gap_s": _spread([m.gap_s for m in moves]),
+        "gap_less_replay_s": _spread([m.gap_s - m.replay_s for m in moves]),
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float | None]:
+    return {
+        "p50": round(statistics.median(values), 4) if values else None,
+        "max": round(max(values), 4) if values else None,
     }
 
 
@@ -252,6 +324,7 @@ async def _main(arguments: argparse.Namespace) -> int:
                 pairs=arguments.pairs,
                 seed=arguments.seed,
                 max_tokens=arguments.max_tokens,
+                drains=arguments.drains,
             )
     text = json.dumps(report, indent=2)
     print(text)
@@ -266,6 +339,7 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--solo", type=int, default=20)
     parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--drains", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--max-tokens", type=int, default=160)
     parser.add_argument("--out", type=Path)

@@ -11,6 +11,9 @@ from bench import mesh as meshes
 from services.common import channels
 
 
+TOKENS = 900
+
+
 async def _events(controller: Any) -> list[controller_pb2.WatchEventsResponse]:
     request = controller_pb2.WatchEventsRequest(no_wait=True)
     return [event async for event in controller.WatchEvents(request, timeout=10)]
@@ -35,7 +38,7 @@ async def _sampled(controller: Any) -> dict[str, int]:
 async def test_a_drain_moves_streams_without_sampling_a_position_twice(
     ready: meshes.Mesh, client: httpx.AsyncClient, controller: Any
 ) -> None:
-    bodies = [body | {"ignore_eos": True} for body in meshes.request_bodies(600)[:4]]
+    bodies = [body | {"ignore_eos": True} for body in meshes.request_bodies(TOKENS)[:4]]
     expected = await meshes.undisturbed(client, ready.url(), bodies)
     before_events = len(await _events(controller))
     before = await _sampled(controller)
@@ -72,6 +75,6 @@ async def test_a_drain_moves_streams_without_sampling_a_position_twice(
     assert sealed_ids <= {r.generation_id for r in moving}
     after = await _sampled(controller)
     sampled = sum(count - before.get(name, 0) for name, count in after.items())
-    assert sampled == 600 * len(bodies), "some position was sampled twice, or never"
+    assert sampled == TOKENS * len(bodies), "some position was sampled twice, or never"
     print("longest gap", max(r.longest_gap_s() for r in moving))
     await ready.until_ready(2)
