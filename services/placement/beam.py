@@ -38,7 +38,8 @@ def class_values(field: Field) -> Array:
         for length in (n for n in lengths if n <= longest):
             guide = field.columns.guides(np.full((1, length), o))[0] / length
             values[option.kind] = max(values[option.kind], float(guide))
-    return np.maximum(values, values.max() * 1e-3 + 1e-12)
+    floor: Array = np.maximum(values, values.max() * 1e-3 + 1e-12)
+    return floor
 
 
 def search(field: Field, values: Array, width: int, budget: Budget) -> Pool:

@@ -41,14 +41,16 @@ class Columns:
 
     def _coarse(self) -> Ints:
         count = len(self.tables.batches)
-        return np.unique(np.geomspace(1, count, COARSE).astype(np.int64)) - 1
+        grid: Ints = np.unique(np.geomspace(1, count, COARSE).astype(np.int64)) - 1
+        return grid
 
     def guides(self, rows: Ints) -> Array:
         """Guides [rows] for unfinished pipelines, coarse in the batch."""
         table, at = self.tables.of(rows.shape[1]), self._coarse()[None, :]
-        return self._chunked(
+        rates = self._chunked(
             rows, at.shape[1], lambda part: partial_rates(table, part, _spread(at, part))
-        ).max(axis=1)
+        )
+        return _most(rates)
 
     def bounds(self, rows: Ints) -> Array:
         """Near upper bounds [rows] over all orders: a coarse grid, finer around its best batch."""
@@ -63,7 +65,7 @@ class Columns:
         few = np.flatnonzero(self.tables.batches < rows.shape[1])[None, :]
         if not few.size:
             return np.zeros(len(rows))
-        return self._over_tails(rows, lambda moved: self._ceilings(moved, few).max(axis=1))
+        return self._over_tails(rows, lambda moved: _most(self._ceilings(moved, few)))
 
     def _over_tails(self, rows: Ints, bound: Callable[[Ints], Array]) -> Array:
         """The best over every choice of the last stage; rows are ascending."""
@@ -86,15 +88,15 @@ class Columns:
         high = coarse[np.minimum(best + 1, len(coarse) - 1)]
         steps = np.linspace(0, 1, COARSE)
         fine = np.rint(low[:, None] + (high - low)[:, None] * steps).astype(np.int64)
-        return np.maximum(rough.max(axis=1), self._ceilings(rows, fine).max(axis=1))
+        return np.maximum(_most(rough), _most(self._ceilings(rows, fine)))
 
     def _dense(self, rows: Ints) -> Array:
-        return self._ceilings(rows, np.arange(len(self.tables.batches))[None, :]).max(axis=1)
+        return _most(self._ceilings(rows, np.arange(len(self.tables.batches))[None, :]))
 
     def _blocks(self, rows: Ints) -> Array:
         ends = self._coarse()
         starts = np.concatenate([[0], ends[:-1] + 1])
-        return self._ceilings(rows, ends[None, :], starts[None, :]).max(axis=1)
+        return _most(self._ceilings(rows, ends[None, :], starts[None, :]))
 
     def _ceilings(self, rows: Ints, at: Ints, room_at: Ints | None = None) -> Array:
         table = self.tables.of(rows.shape[1])
@@ -165,6 +167,11 @@ class Columns:
             hops = sorted((a, min(network[a], network[b])) for a, b in pairwise(order))
             kept.setdefault((order[0], order[-1], tuple(hops)), order)
         return set(kept.values())
+
+
+def _most(values: Array) -> Array:
+    best: Array = values.max(axis=1)
+    return best
 
 
 def _spread(at: Ints, rows: Ints) -> Ints:

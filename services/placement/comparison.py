@@ -22,8 +22,10 @@ def compare_planners(
 ) -> dict[str, Any]:
     """Each planner's plan and our rate over it; a planner that finds none says why."""
     ordered = [DEFAULT_PLANNER, *(name for name in names if name != DEFAULT_PLANNER)]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in ordered:
+        plan: dict[str, Any] | None
+        error: str | None
         try:
             plan, error = solve(problem, name, time_limit_s), None
         except ShuntError as failed:

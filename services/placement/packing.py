@@ -128,7 +128,7 @@ def _integers(
     found = np.asarray(solver.getSolution().col_value)
     if not len(found):
         return np.zeros(len(value), dtype=np.int64)
-    uses = np.rint(found).astype(np.int64)
+    uses: Ints = np.rint(found).astype(np.int64)
     if np.any(rows[:, :whole] @ uses[:whole] > bounds + 1e-6) and whole == len(value):
         return np.zeros(len(value), dtype=np.int64)
     return uses
@@ -140,7 +140,7 @@ def _solver(
     """HiGHS after it maximised value x with rows x <= bounds and 0 <= x <= most."""
     import highspy
 
-    solver = highspy.Highs()
+    solver: Any = highspy.Highs()  # type: ignore[no-untyped-call]
     solver.silent()
     solver.setOptionValue("threads", 1)
     solver.setOptionValue("time_limit", max(0.05, time_limit_s))

@@ -94,7 +94,7 @@ def _solve(
     """Ranges by node, the flow, and whether it is proven greatest."""
     import highspy
 
-    solver = highspy.Highs()
+    solver: Any = highspy.Highs()  # type: ignore[no-untyped-call]
     solver.silent()
     solver.setOptionValue("threads", 1)
     solver.setOptionValue("time_limit", max(0.1, min(SOLVE_S, budget.remaining_s())))

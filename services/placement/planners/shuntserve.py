@@ -94,7 +94,8 @@ def _values(ground: Field) -> Array:
     if ground.problem.objective.kind is ObjectiveKind.THROUGHPUT:
         return class_values(ground)
     prices = np.array([kind.price_per_hour for kind in ground.stock.kinds])
-    return np.maximum(prices, 1e-6)
+    floor: Array = np.maximum(prices, 1e-6)
+    return floor
 
 
 def _settle(ground: Field, state: State, choose: Choose, budget: Budget) -> None:
