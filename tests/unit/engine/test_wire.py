@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import pytest
+from shuntserve.controller.v1 import controller_pb2
+from shuntserve.engine.v1 import engine_pb2
+
+from services.common import wire as common_wire
+from services.common.errors import InvalidArgument
+from services.common.exchange import (
+    Accepted,
+    Checkpoint,
+    CheckpointRefusal,
+    Closed,
+    CloseReason,
+    Phase,
+    Progress,
+    Tokens,
+)
+from services.common.generation import (
+    GenerationRequest,
+    ModelRef,
+    Sampling,
+    TokenLogprob,
+    TokenSpan,
+)
+from services.engine import wire
+from services.engine.backend import Batch, Hidden, Sampled, SequenceOpen, SequenceStep
+
+SAMPLING = Sampling(
+    9,
+    temperature=0.5,
+    top_k=7,
+    top_p=0.75,
+    min_p=0.25,
+    presence_penalty=0.5,
+    frequency_penalty=-0.5,
+    repetition_penalty=1.5,
+    logit_bias={3: -2.0},
+    top_logprobs=2,
+    min_tokens=1,
+    stop_token_ids=(4,),
+    ignore_eos=True,
+    eos_token_ids=(2,),
+    seed=2**63,
+)
+BATCH = Batch(
+    (SequenceStep(0, 5, 1, (7, 3), True), SequenceStep(2, 0, 2, (4,), False)),
+    (SequenceOpen(2, SAMPLING, 1, (5, 6), (8,)),),
+    (9, 11),
+)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_a_batch_crosses_with_every_sampling_field(dtype: str) -> None:
+    message = wire.batch_to("f", 12, BATCH, ["00-a"])
+    hidden = Hidden(dtype, 3, b"abcdef")  # type: ignore[arg-type]
+    wire.put_hidden(message, hidden)
+    arrived = engine_pb2.ForwardRequest.FromString(message.SerializeToString())
+    assert wire.batch_from(arrived) == (BATCH, hidden)
+    assert (arrived.formation_id, arrived.step, list(arrived.traceparents)) == ("f", 12, ["00-a"])
+
+
+def test_a_batch_without_an_element_type_is_refused() -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        wire.batch_from(wire.batch_to("f", 1, BATCH, []))
+    assert refused.value.field == "dtype"
+
+
+def test_sampled_tokens_cross() -> None:
+    tokens = (Sampled(1, 4, 77), Sampled(2, 0, 5, TokenLogprob(-0.5, ((5, -0.5), (6, -1.5)))))
+    message = wire.sampled_to("f", 3, tokens)
+    arrived = engine_pb2.ForwardResponse.FromString(message.SerializeToString())
+    assert wire.sampled_from(arrived) == tokens
+    assert (arrived.formation_id, arrived.step) == ("f", 3)
+
+
+def test_a_call_is_read_whole() -> None:
+    asked = GenerationRequest("g", ModelRef("m", "d"), (1, 2), SAMPLING, choices=2)
+    message = engine_pb2.GenerateRequest(
+        request=common_wire.request_to(asked), epoch=3, formation_id="f"
+    )
+    message.held.append(common_wire.span_to(TokenSpan(1, 0, (5, 6))))
+    getattr(message, "from").extend(common_wire.lengths_to((0, 2)))
+    call = wire.call_from(message)
+    assert (call.request, call.epoch, call.formation_id) == (asked, 3, "f")
+    assert call.held == (TokenSpan(1, 0, (5, 6)),)
+    assert call.from_lengths == (0, 2)
+    for field, value in (("epoch", 0), ("formation_id", "")):
+        broken = engine_pb2.GenerateRequest()
+        broken.CopyFrom(message)
+        setattr(broken, field, value)
+        with pytest.raises(InvalidArgument) as refused:
+            wire.call_from(broken)
+        assert refused.value.field == field
+
+
+def test_every_frame_has_its_message() -> None:
+    accepted = wire.frame_to(Accepted("f", "i", "c", (1, 2))).accepted
+    assert (accepted.formation_id, accepted.incarnation) == ("f", "i")
+    assert accepted.numerics_class == "c"
+    assert [(n.choice, n.length) for n in accepted.lengths] == [(0, 1), (1, 2)]
+    tokens = wire.frame_to(Tokens((TokenSpan(1, 4, (8, 9)),), 6)).tokens
+    assert (tokens.step, list(tokens.runs[0].ids), tokens.runs[0].start) == (6, [8, 9], 4)
+    for phase in Phase:
+        progress = wire.frame_to(Progress(5, phase)).progress
+        assert engine_pb2.Phase.Name(progress.phase) == f"PHASE_{phase.name}"
+    for reason in CloseReason:
+        closed = wire.frame_to(Closed(reason, (3,))).closed
+        assert engine_pb2.CloseReason.Name(closed.reason) == f"CLOSE_REASON_{reason.name}"
+        assert closed.lengths[0].length == 3
+
+
+def test_checkpoints_and_their_results_cross() -> None:
+    asked = GenerationRequest("g", ModelRef("m", "d"), (1,), SAMPLING)
+    message = wire.checkpoint_to(
+        Checkpoint("g", 2, "i", "f", asked, (TokenSpan(0, 3, (4,)),), sealed=True)
+    )
+    assert (message.generation_id, message.epoch, message.incarnation) == ("g", 2, "i")
+    assert (message.formation_id, message.sealed) == ("f", True)
+    assert common_wire.request_from(message.request) == asked
+    assert not wire.checkpoint_to(Checkpoint("g", 2, "i", "f", None, ())).HasField("request")
+    for refusal in (None, *CheckpointRefusal):
+        name = "UNSPECIFIED" if refusal is None else refusal.name
+        number = controller_pb2.CheckpointRefusal.Value(f"CHECKPOINT_REFUSAL_{name}")
+        answer = controller_pb2.CheckpointResult(generation_id="g", epoch=2, refusal=number)
+        answer.lengths.extend(common_wire.lengths_to((3, 0)))
+        result = wire.result_from(answer)
+        assert (result.generation_id, result.epoch, result.lengths) == ("g", 2, (3, 0))
+        assert result.refusal is refusal
