@@ -10,7 +10,6 @@ from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 from bench import mesh as meshes
 from services.common import channels
 
-
 TOKENS = 900
 
 
