@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -33,11 +34,10 @@ ADMIT_S = 0.02
 TICK_S = 0.1
 
 
-def token_of(request: GenerationRequest, choice: int, ids: Iterable[int], salt: int) -> int:
-    """A token that depends on every id before it; `salt` makes an engine inexact."""
+def token_of(request: GenerationRequest, choice: int, ids: Iterable[int], salt: str) -> int:
+    """A token that depends on every id before it; a `salt` makes an engine inexact."""
     state = zlib.crc32(repr((request.prompt_ids, request.sampling.seed, choice, salt)).encode())
-    for token in ids:
-        state = zlib.crc32(token.to_bytes(4, "little"), state)
+    state = zlib.crc32(array("I", ids).tobytes(), state)
     eos = request.sampling.eos_token_ids
     return eos[0] if state % 61 == 0 else 100 + state % 50
 
@@ -351,7 +351,7 @@ class Engine(Process):
 
     def _sample(self, sequence: Running) -> NewToken:
         key = sequence.key
-        salt = key.epoch if not self.world.exact else 0
+        salt = "" if self.world.exact else f"{key.epoch} {self.name}"
         token = token_of(sequence.request, key.choice, sequence.ids, salt)
         position = len(sequence.ids)
         sequence.ids.append(token)

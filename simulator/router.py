@@ -253,6 +253,8 @@ class Client(Process):
         self.ends = 0
         """Ends it was told of; one is right."""
         self.cancelled = False
+        self.left_s: float | None = None
+        """When it left for good."""
         self.away_s = 0.2
         """How long it stays away when its line breaks."""
         self.rejoins = 0
@@ -272,8 +274,8 @@ class Client(Process):
             return
         asked = self.request if new else (self.request.generation_id, self._seen)
         accept = router.generate if new else router.rejoin
+        self.rejoins += self._stream is not None
         self._stream = stream = self.world.stream(self, router, accept, asked)
-        self.rejoins += not new
         stream.on_message[self] = self._message
         stream.on_end[self] = self._line_ended
 
@@ -289,7 +291,8 @@ class Client(Process):
 
     def _line_ended(self, error: ShuntError | None) -> None:
         if not self.ended:
-            self.after(self.away_s, self._connect, False)
+            new = not self._seen and self.first is None
+            self.after(self.away_s, self._connect, new)
 
     def hang_up(self) -> None:
         """Closes its line, and comes back."""
@@ -297,11 +300,16 @@ class Client(Process):
             self._stream.close(self)
             self._line_ended(None)
 
+    def leave(self) -> None:
+        """Closes its line, and never comes back."""
+        if self._stream in self.streams:
+            self.left_s = self.clock.now_s
+            self._stream.close(self)
+
     def cancel(self) -> None:
-        """Gives up."""
-        stream = self._stream
-        if stream is not None and stream.server.alive:
+        """Gives up, at any router."""
+        router = self.world.any_router()
+        if router is not None:
             self.cancelled = True
-            router = stream.server
             args = (self.request.generation_id,)
-            self.world.network.call(self, router, router.cancel, args, lambda _: None)  # type: ignore[attr-defined]
+            self.world.network.call(self, router, router.cancel, args, lambda _: None)

@@ -42,19 +42,19 @@ class Durable:
     ids: defaultdict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
 
 
-def reference(request: GenerationRequest, choice: int) -> tuple[list[int], FinishReason, int]:
-    """Text, finish and length of ids of an exact engine that nobody disturbs."""
+def reference(request: GenerationRequest, choice: int) -> tuple[list[int], FinishReason]:
+    """Text and finish of an exact engine that nobody disturbs."""
     stops = {int(text) for text in request.stop_strings}
     ids: list[int] = []
     while True:
-        token = token_of(request, choice, ids, 0)
+        token = token_of(request, choice, ids, "")
         ids.append(token)
         if token in stops:
-            return ids[:-1], FinishReason.STOP, len(ids)
+            return ids[:-1], FinishReason.STOP
         if token in request.sampling.eos_token_ids and not request.sampling.ignore_eos:
-            return ids, FinishReason.STOP, len(ids)
+            return ids, FinishReason.STOP
         if len(ids) == request.sampling.max_tokens:
-            return ids, FinishReason.LENGTH, len(ids)
+            return ids, FinishReason.LENGTH
 
 
 class Oracle:
@@ -74,6 +74,7 @@ class Oracle:
         self._durable: dict[str, Durable] = {}
         self._tombstones: set[str] = set()
         self._owners: dict[tuple[str, int], tuple[str, str]] = {}
+        self._references: dict[tuple[str, int], tuple[list[int], FinishReason]] = {}
         self._bases: dict[tuple[str, int], dict[int, int]] = {}
 
     def fail(self, number: int, message: str) -> None:
@@ -205,6 +206,10 @@ class Oracle:
         base = self._bases.get((name, epoch), {})
         if position < base.get(choice, 0):
             self.fail(10, f"{name}: epoch {epoch} samples {position} below its base {base}")
+        clients = self.world.clients if self.world is not None else []
+        mine = [c for c in clients if c.request.generation_id == name]
+        if mine and all(c.left_s is not None and self._now_s - c.left_s > 5.0 for c in mine):
+            self.fail(8, f"{name} runs though nobody reads it")
         self._samples[name, epoch, choice, position] = token
         self._sampled_to[name, epoch, choice] = position + 1
         self.note("sampled", name, epoch, choice, position, token)
@@ -216,11 +221,17 @@ class Oracle:
             if client.request.generation_id == following.follower.request.generation_id:
                 client.last_head = route.incarnation if route is not None else ""
 
+    def _reference(self, request: GenerationRequest, choice: int) -> tuple[list[int], FinishReason]:
+        key = request.generation_id, choice
+        if key not in self._references:
+            self._references[key] = reference(request, choice)
+        return self._references[key]
+
     def shown(self, client: Client) -> None:
         """A client got text."""
         if self.exact:
             for choice, ids in enumerate(client.ids):
-                text = reference(client.request, choice)[0]
+                text = self._reference(client.request, choice)[0]
                 if text[: len(ids)] != ids:
                     self.fail(1, f"{client.name}: {ids} is no prefix of {text}")
 
@@ -240,20 +251,22 @@ class Oracle:
                 self.fail(6, f"{client.name}: another router gives {client.ids} {client.finish}")
         if self.exact:
             for choice, ids in enumerate(client.ids):
-                text, finish, _ = reference(client.request, choice)
+                text, finish = self._reference(client.request, choice)
                 if (ids, client.finish[choice]) != (text, finish):
                     self.fail(6, f"{client.name}: {ids} {client.finish} is not {text} {finish}")
 
     def _error(self, client: Client) -> None:
         error = client.error
         self.errors[type(error).__name__] += 1
-        left_router = client.rejoins > 0 or client.first is not None
+        clients = self.world.clients if self.world is not None else []
+        mine = [c for c in clients if c.request.generation_id == client.request.generation_id]
+        left_router = client.rejoins > 0 or len(mine) > 1
         allowed: tuple[type[Exception], ...] = (Unavailable,)
         if client.cancelled or (client.first is not None and client.first.cancelled):
             allowed += (Cancelled,)
         if left_router:
             allowed += (NotFound, Superseded)
-        if not self.exact:
+        if left_router and not self.exact:
             allowed += (Diverged, FailedPrecondition)
         if not isinstance(error, allowed):
             self.fail(5, f"{client.name} ended with {error!r}")
@@ -263,7 +276,7 @@ class Oracle:
     def check_ended(self) -> None:
         """Every client has its end, within bounded time of the last fault."""
         for client in self.world.clients if self.world else ():
-            if not client.ended:
+            if not client.ended and client.left_s is None:
                 self.fail(5, f"{client.name} has no end")
 
     def check_one_sequence(self) -> None:
@@ -291,6 +304,8 @@ class Oracle:
         if world is None:
             return
         for engine in world.engines:
+            if engine.frozen:
+                continue
             left = [n for n, h in engine.core._held.items() if h.life is not Life.FINISHED]
             if left or engine.core._readers or engine.core.open_generations:
                 self.fail(8, f"{engine.name} still holds {left} {engine.core._readers}")

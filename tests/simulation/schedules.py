@@ -22,12 +22,14 @@ from simulator.router import Client, Following, Router
 from simulator.world import MODEL, World, WorldSettings
 
 PHASES = ("queued", "prefill", "decode", "sealing", "granting", "attaching", "finished")
+RARE = ("queued", "sealing", "granting")
+"""Phases that faults are steered at twice as often: they pass in no time."""
 EARLY = ("queued", "prefill", "attaching")
 """Phases of every generation's first moments."""
 CAUSES = {
-    "sealing": ("notice", "notice", "hang_up"),
-    "granting": ("notice", "kill_head", "kill_stage", "line_break"),
-    "attaching": ("notice", "kill_stage", "line_break"),
+    "sealing": ("long_notice", "long_notice", "absence"),
+    "granting": ("long_notice", "kill_head", "kill_stage", "line_break"),
+    "attaching": ("long_notice", "kill_stage", "line_break"),
 }
 """What brings a generation to a phase that it would not see by itself."""
 ROWS = (
@@ -82,6 +84,7 @@ class Schedule:
         self._arrivals = random.choice((1, 2, 2, 3, 4))
         self._long: set[int] = set()
         """Clients whose generations must last until a fault finds its phase."""
+        self._arrived: dict[int, Client] = {}
         self._planned = self._plan()
         for number in range(self._arrivals):
             self.world.clock.after(1.0 + random.random(), self._arrive, number)
@@ -90,8 +93,8 @@ class Schedule:
     def _plan(self) -> list[Planned]:
         random = self.random
         planned = []
-        for _ in range(random.choice((0, 1, 1, 2, 2, 3))):
-            phase = random.choice(PHASES)
+        for _ in range(random.choice((0, 1, 2, 2, 3, 4))):
+            phase = random.choice(PHASES + RARE)
             row = random.choice(ROWS)
             client = random.randrange(self._arrivals)
             start_s = 1.0 if phase in EARLY else 1.2 + 1.5 * random.random()
@@ -112,7 +115,7 @@ class Schedule:
             MODEL,
             tuple(random.randrange(1000) for _ in range(3)),
             Sampling(
-                max_tokens=100 if number in self._long else random.choice((4, 40, 80)),
+                max_tokens=150 if number in self._long else random.choice((4, 40, 80)),
                 seed=random.randrange(1000),
                 eos_token_ids=(2,),
                 ignore_eos=number in self._long or random.random() < 0.2,
@@ -120,7 +123,8 @@ class Schedule:
             choices=random.choice((1, 1, 1, 2)),
             stop_strings=("107",) if random.random() < 0.3 and number not in self._long else (),
         )
-        self.world.clients.append(Client(self.world, request))
+        self._arrived[number] = client = Client(self.world, request)
+        self.world.clients.append(client)
 
     # Phases
 
@@ -158,9 +162,9 @@ class Schedule:
     def _watch(self) -> None:
         now_s, world = self.world.clock.now_s, self.world
         for planned in list(self._planned):
-            if now_s < planned.not_before_s or len(world.clients) <= planned.client:
+            client = self._arrived.get(planned.client)
+            if now_s < planned.not_before_s or client is None:
                 continue
-            client = world.clients[planned.client]
             if self.phase(client) == planned.phase or now_s >= planned.by_s:
                 self._planned.remove(planned)
                 self._inject(planned.fault, client)
@@ -186,9 +190,8 @@ class Schedule:
         world = self.world
         world.network.trouble = Trouble()
         world.network.cut.clear()
-        for process in (*world.engines, *world.routers, world.controller):
-            if process.frozen:
-                process.thaw()
+        if world.controller.frozen:
+            world.controller.thaw()
         if not world.controller.alive:
             world.crash_controller(0.0)
 
@@ -216,7 +219,8 @@ class Schedule:
         if victim is None or victim.frozen:
             return False
         victim.freeze()
-        self.world.clock.after(0.2 + 3.0 * self.random.random(), victim.thaw)
+        if self.random.random() < 0.7:
+            self.world.clock.after(0.2 + 3.0 * self.random.random(), victim.thaw)
         return True
 
     def freeze_controller(self, client: Client) -> bool:
@@ -225,12 +229,11 @@ class Schedule:
         self.world.clock.after(0.2 + 2.0 * self.random.random(), controller.thaw)
         return True
 
-    def notice(self, client: Client) -> bool:
+    def notice(self, client: Client, notice_s: float) -> bool:
         victim = self._victim(client, self.random.random() < 0.5)
         controller = self.world.controller
         if victim is None or not controller.alive or controller.frozen:
             return False
-        notice_s = self.random.choice((0.3, 1.5, 4.0))
         now_s = self.world.clock.now_s
         node = controller.cluster._state.nodes.get(victim.node_id)
         if node is None or node.lost:
@@ -305,16 +308,22 @@ class Schedule:
                 if {stream.client.name, stream.server.name} == pair:
                     stream.break_line()
 
-    def hang_up(self, client: Client) -> bool:
+    def hang_up(self, client: Client, away_s: float) -> bool:
         if client.ended:
             reader = Client(self.world, client.request, client.first or client)
             self.world.clients.append(reader)
             return True
-        client.away_s = self.random.choice((0.01, 0.3, 3.0))
+        client.away_s = away_s
         client.hang_up()
         return True
 
+    def leave(self, client: Client) -> bool:
+        client.leave()
+        return client.left_s is not None
+
     def cancel(self, client: Client) -> bool:
+        if self.random.random() < 0.5:
+            self.hang_up(client, 0.3)
         client.cancel()
         return client.cancelled
 
@@ -330,7 +339,8 @@ class Schedule:
 
         def done() -> bool:
             arrived = len(world.clients) >= self._arrivals
-            return arrived and not self._planned and all(client.ended for client in world.clients)
+            ended = all(c.ended or c.left_s is not None for c in world.clients)
+            return arrived and not self._planned and ended
 
         world.clock.run(END_S, done)
         self._planned.clear()
@@ -350,7 +360,8 @@ FAULTS: dict[str, tuple[str, Callable[[Schedule, Client], bool]]] = {
     "freeze_head": ("stop", lambda s, c: s.freeze(c, False)),
     "freeze_stage": ("stop", lambda s, c: s.freeze(c, True)),
     "freeze_controller": ("stop", Schedule.freeze_controller),
-    "notice": ("notice", Schedule.notice),
+    "notice": ("notice", lambda s, c: s.notice(c, s.random.choice((0.3, 1.5, 4.0)))),
+    "long_notice": ("notice", lambda s, c: s.notice(c, 4.0)),
     "restart_node": ("restart", lambda s, c: s.kill(c, False, restart=True)),
     "crash_controller": ("restart", Schedule.crash_controller),
     "crash_router": ("restart", Schedule.crash_router),
@@ -358,7 +369,9 @@ FAULTS: dict[str, tuple[str, Callable[[Schedule, Client], bool]]] = {
     "journal_break": ("break", Schedule.journal_break),
     "cut_router": ("break", lambda s, c: s.cut(c, False)),
     "cut_controller": ("break", lambda s, c: s.cut(c, True)),
-    "hang_up": ("client", Schedule.hang_up),
+    "hang_up": ("client", lambda s, c: s.hang_up(c, s.random.choice((0.01, 0.3, 3.0)))),
+    "absence": ("client", lambda s, c: s.hang_up(c, 3.0)),
+    "leave": ("client", Schedule.leave),
     "cancel": ("client", Schedule.cancel),
     **{
         fault: (fault, lambda s, c, fault=fault: s.trouble(c, fault))  # type: ignore[misc]
