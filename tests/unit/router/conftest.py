@@ -5,25 +5,10 @@ from typing import Any
 
 import pytest
 
-from bench.fake_mesh import MODEL, model_files, tiny_tokenizer
+from bench.fake_mesh import MODEL, tiny_tokenizer
 from services.common.generation import GenerationRequest, Sampling
-from services.router.model import Model
-from services.router.model_files import ModelFiles
-from services.router.tokenizer import Tokenizer
 
-CONFIG = {"max_position_embeddings": 2048, "vocab_size": 303}
-EOS = 301
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> Tokenizer:
-    return Tokenizer(tiny_tokenizer().to_str().encode())
-
-
-@pytest.fixture(scope="session")
-def model() -> Model:
-    files = model_files(tiny_tokenizer())
-    return Model(ModelFiles(MODEL, CONFIG, files))
+EOS = tiny_tokenizer().token_to_id("<|im_end|>")
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from services.router.text import ChoiceText, StopString
 from services.router.tokenizer import Tokenizer
 
 ENCODER = tiny_tokenizer()
+EOS = ENCODER.token_to_id("<|im_end|>")
 VOCABULARY = Tokenizer(ENCODER.to_str().encode()).vocabulary
 Make = Callable[..., GenerationRequest]
 TEXTS = st.text(st.sampled_from("aé東🚀 \n") | st.characters(exclude_categories=("Cs",)))
@@ -33,7 +34,7 @@ def _shown(request: GenerationRequest, ids: list[int]) -> list[str]:
     return shown
 
 
-@given(st.lists(st.integers(0, 302), min_size=1, max_size=60))
+@given(st.lists(st.integers(0, EOS + 1), min_size=1, max_size=60))
 def test_increments_of_any_ids_concatenate_to_the_full_decode(
     make_request: Make, ids: list[int]
 ) -> None:
@@ -123,7 +124,7 @@ def test_tokens_behind_a_stop_string_count_for_nothing(make_request: Make) -> No
 
 
 def test_a_beginning_of_a_stop_string_is_shown_once_the_text_ends(make_request: Make) -> None:
-    ids = [*_ids("abc st"), 301]
+    ids = [*_ids("abc st"), EOS]
     shown = _shown(make_request(stop_strings=("stop",)), ids)
     assert shown[-2] == "abc "
     assert shown[-1] == "abc st"
@@ -137,7 +138,7 @@ def test_a_stop_string_within_min_tokens_does_not_stop(make_request: Make) -> No
 
 def test_the_end_of_sequence_shows_nothing_and_counts(make_request: Make) -> None:
     text = ChoiceText(make_request(), VOCABULARY)
-    assert text.feed([*_ids("hi"), 301, *_ids("more")]) == "hi"
+    assert text.feed([*_ids("hi"), EOS, *_ids("more")]) == "hi"
     assert (text.finish, text.count) == (FinishReason.STOP, len(_ids("hi")) + 1)
     assert not text.stopped_by_text
 

@@ -14,6 +14,7 @@ from services.router.tokenizer import Tokenizer
 from services.router.transcript import Event, Position, Transcript
 
 ENCODER = tiny_tokenizer()
+EOS = ENCODER.token_to_id("<|im_end|>")
 VOCABULARY = Tokenizer(ENCODER.to_str().encode()).vocabulary
 REPLY = "Über den Wolken. 東京 🚀 stop it"
 Make = Callable[..., GenerationRequest]
@@ -50,7 +51,7 @@ def _text(events: list[Event], choice: int) -> str:
 def test_a_reader_resumed_at_any_event_gets_exactly_the_rest(
     make_request: Make, pieces: list[int], data: st.DataObject
 ) -> None:
-    ids = [[*_ids(REPLY), 301], [*_ids("short 🚀"), 301]]
+    ids = [[*_ids(REPLY), EOS], [*_ids("short 🚀"), EOS]]
     request = make_request(choices=2, stop_strings=("stop",))
     events = _tell(request, ids, pieces)
     cut = data.draw(st.integers(0, len(events) - 1))
@@ -73,7 +74,7 @@ def test_a_choice_that_a_stop_string_ends_is_reported_once(make_request: Make) -
 
 
 def test_usage_counts_prompt_and_all_choices_up_to_their_ends(make_request: Make) -> None:
-    runs = [TokenRun([*_ids("hi"), 301, 5, 6]), TokenRun([*_ids("you"), 301])]
+    runs = [TokenRun([*_ids("hi"), EOS, 5, 6]), TokenRun([*_ids("you"), EOS])]
     transcript = Transcript(make_request(choices=2), runs, VOCABULARY)
     transcript.advance()
     usage = transcript.usage
@@ -90,7 +91,7 @@ def test_an_event_of_other_ids_is_refused(make_request: Make) -> None:
 
 
 def test_an_event_behind_the_end_is_refused(make_request: Make) -> None:
-    ids = [*_ids("hi"), 301]
+    ids = [*_ids("hi"), EOS]
     after = Position.parse(f"{len(ids) + 1}-00000000")
     transcript = Transcript(make_request(), [TokenRun(ids)], VOCABULARY, after)
     with pytest.raises(OutOfRange):
@@ -115,7 +116,7 @@ def test_an_event_ahead_of_what_is_held_is_waited_for(make_request: Make) -> Non
 
 
 def test_a_reader_that_had_usage_is_told_nothing_again(make_request: Make) -> None:
-    ids = [*_ids("hi"), 301]
+    ids = [*_ids("hi"), EOS]
     first = Transcript(make_request(), [TokenRun(ids)], VOCABULARY)
     first.advance()
     first.take()

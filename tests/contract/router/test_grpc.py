@@ -1,0 +1,221 @@
+"""The gRPC door."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from shuntserve.common.v1 import common_pb2
+from shuntserve.router.v1 import router_pb2, router_pb2_grpc
+
+from bench.fake_mesh import MAX_POSITIONS, MODEL, REPLY, FakeMesh
+from services.common import channels
+from services.common.errors import Cancelled, InvalidArgument, NotFound, OutOfRange
+from services.common.statuses import from_rpc_error
+from services.router.__main__ import Running
+
+
+@pytest.fixture
+async def stub(router: Running) -> AsyncIterator[router_pb2_grpc.RouterServiceStub]:
+    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
+        yield router_pb2_grpc.RouterServiceStub(channel)
+
+
+def _request(**more: Any) -> router_pb2.GenerateRequest:
+    sampling = router_pb2.SamplingOptions(temperature=0.0, **more.pop("sampling", {}))
+    chat = router_pb2.Chat(messages=[router_pb2.ChatMessage(role="user", content="hi")])
+    prompt = {} if more.keys() & {"text", "token_ids", "chat"} else {"chat": chat}
+    return router_pb2.GenerateRequest(model="tiny", sampling=sampling, **prompt, **more)
+
+
+async def _events(call: Any) -> list[router_pb2.GenerateResponse]:
+    try:
+        return [event async for event in call]
+    finally:
+        call.cancel()
+
+
+def _text(events: list[router_pb2.GenerateResponse], choice: int = 0) -> str:
+    return "".join(d.text for e in events for d in e.deltas if d.choice == choice)
+
+
+async def test_a_generation_streams_text_ids_and_usage(
+    stub: router_pb2_grpc.RouterServiceStub, mesh: FakeMesh
+) -> None:
+    events = await _events(stub.Generate(_request(), timeout=20))
+    assert _text(events) == REPLY
+    ids = [i for e in events for d in e.deltas for i in d.token_ids]
+    assert ids == [*mesh.ids_of(REPLY), mesh.eos]
+    assert [e.HasField("usage") for e in events] == [False] * (len(events) - 1) + [True]
+    assert events[-1].usage.completion_tokens == len(ids)
+    finishes = [d.finish_reason for e in events for d in e.deltas if d.finish_reason]
+    assert finishes == [common_pb2.FINISH_REASON_STOP]
+    assert len({e.generation_id for e in events}) == 1
+
+
+async def test_a_stream_resumes_behind_any_event(stub: router_pb2_grpc.RouterServiceStub) -> None:
+    events = await _events(stub.Generate(_request(), timeout=20))
+    for cut in range(0, len(events), 11):
+        again = router_pb2.ResumeRequest(
+            generation_id=events[0].generation_id, last_event_id=events[cut].event_id
+        )
+        rest = [answer.event async for answer in stub.Resume(again, timeout=20)]
+        assert _text(events[: cut + 1]) + _text(rest) == REPLY
+        assert sum(e.HasField("usage") for e in rest) == 1
+
+
+async def test_a_finished_stream_has_nothing_more_to_say(
+    stub: router_pb2_grpc.RouterServiceStub,
+) -> None:
+    events = await _events(stub.Generate(_request(), timeout=20))
+    again = router_pb2.ResumeRequest(
+        generation_id=events[0].generation_id, last_event_id=events[-1].event_id
+    )
+    assert [answer async for answer in stub.Resume(again, timeout=20)] == []
+
+
+async def test_text_ids_choices_logprobs_and_names_are_taken(
+    stub: router_pb2_grpc.RouterServiceStub, mesh: FakeMesh
+) -> None:
+    await _events(stub.Generate(_request(text="Once", sampling={"max_tokens": 2}), timeout=20))
+    assert list(mesh.calls[0][1].request.prompt_ids) == mesh.ids_of("Once")
+    request = _request(
+        token_ids=router_pb2.PromptIds(ids=[5, 6, 7]),
+        choices=2,
+        generation_id="mine-1",
+        stop_strings=["France"],
+        sampling={"max_tokens": 9, "top_logprobs": 2, "seed": 1 << 63},
+    )
+    events = await _events(stub.Generate(request, timeout=20))
+    sent = mesh.calls[1][1].request
+    assert (list(sent.prompt_ids), sent.generation_id, sent.choices) == ([5, 6, 7], "mine-1", 2)
+    assert sent.sampling.seed == 1 << 63
+    assert _text(events, 1) == "The capital of "
+    deltas = [d for e in events for d in e.deltas]
+    assert all(len(d.logprobs) == len(d.token_ids) for d in deltas)
+    assert all(len(entry.top) == 2 for d in deltas for entry in d.logprobs)
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ({"sampling": {"top_p": 1.5}}, "top_p"),
+        ({"sampling": {"max_tokens": MAX_POSITIONS}}, "max_tokens"),
+        ({"sampling": {"top_logprobs": 1000}}, "top_logprobs"),
+        ({"sampling": {"min_p": float("nan")}}, "min_p"),
+        ({"sampling": {"logit_bias": {1: float("inf")}}}, "logit_bias"),
+        ({"sampling": {"logit_bias": {999: 1.0}}}, "logit_bias"),
+        ({"choices": 1000}, "choices"),
+        ({"stop_strings": [""]}, "stop_strings"),
+        ({"generation_id": "../x"}, "generation_id"),
+        ({"text": ""}, "prompt"),
+        ({"text": "a\0b"}, "text"),
+        ({"token_ids": router_pb2.PromptIds(ids=[1, 303])}, "prompt"),
+        ({"chat": router_pb2.Chat()}, "messages"),
+        (
+            {"chat": router_pb2.Chat(messages=[router_pb2.ChatMessage(role="tool", content="x")])},
+            "chat.messages.role",
+        ),
+    ],
+)
+async def test_a_bad_request_names_its_field(
+    stub: router_pb2_grpc.RouterServiceStub, more: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await _events(stub.Generate(_request(**more), timeout=20))
+    error = from_rpc_error(failed.value)
+    assert isinstance(error, InvalidArgument)
+    assert error.field == field
+
+
+async def test_an_unknown_model_or_generation_is_not_found(
+    stub: router_pb2_grpc.RouterServiceStub,
+) -> None:
+    unknown = _request()
+    unknown.model = "huge"
+    for call in (
+        stub.Generate(unknown, timeout=20),
+        stub.Resume(router_pb2.ResumeRequest(generation_id="nobody"), timeout=20),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await _events(call)
+        assert isinstance(from_rpc_error(failed.value), NotFound)
+
+
+async def test_an_event_behind_the_end_is_out_of_range(
+    stub: router_pb2_grpc.RouterServiceStub,
+) -> None:
+    events = await _events(stub.Generate(_request(), timeout=20))
+    again = router_pb2.ResumeRequest(
+        generation_id=events[0].generation_id, last_event_id="5000-00000000"
+    )
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await _events(stub.Resume(again, timeout=20))
+    assert isinstance(from_rpc_error(failed.value), OutOfRange)
+
+
+async def test_a_cancelled_stream_ends_cancelled(
+    stub: router_pb2_grpc.RouterServiceStub, mesh: FakeMesh
+) -> None:
+    mesh.limit = 5
+    call = stub.Generate(_request(), timeout=20)
+    first = await call.read()
+    await stub.Cancel(router_pb2.CancelRequest(generation_id=first.generation_id), timeout=20)
+
+    async def rest() -> None:
+        while await call.read() is not grpc.aio.EOF:
+            pass
+
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await rest()
+    assert isinstance(from_rpc_error(failed.value), Cancelled)
+
+
+async def test_a_caller_that_leaves_detaches(
+    stub: router_pb2_grpc.RouterServiceStub, mesh: FakeMesh, router: Running
+) -> None:
+    mesh.limit = 5
+    call = stub.Generate(_request(), timeout=20)
+    await call.read()
+    call.cancel()
+    async with asyncio.timeout(10):
+        while mesh.readers or router.router.streams:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert mesh.cancels == []
+
+
+async def test_models_are_listed(stub: router_pb2_grpc.RouterServiceStub) -> None:
+    listed = await stub.ListModels(router_pb2.ListModelsRequest(), timeout=20)
+    assert [(m.model_id, m.digest, m.max_positions) for m in listed.models] == [
+        (MODEL.model_id, MODEL.digest, MAX_POSITIONS)
+    ]
+    assert listed.models[0].created_unix_s > 0
+
+
+async def test_a_message_over_the_limit_is_refused(mesh: FakeMesh) -> None:
+    async with (
+        mesh.router(max_message_bytes=1 << 20) as router,
+        channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel,
+    ):
+        stub = router_pb2_grpc.RouterServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await _events(stub.Generate(_request(text="x" * (2 << 20)), timeout=20))
+        assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert _text(await _events(stub.Generate(_request(), timeout=20))) == REPLY
+
+
+async def test_a_thousand_resets_do_no_harm(
+    stub: router_pb2_grpc.RouterServiceStub, router: Running
+) -> None:
+    for _ in range(50):
+        calls = [stub.Generate(_request(), timeout=20) for _ in range(20)]
+        await asyncio.sleep(0)
+        for call in calls:
+            call.cancel()
+    assert _text(await _events(stub.Generate(_request(), timeout=20))) == REPLY
+    async with asyncio.timeout(10):
+        while router.router.streams:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)

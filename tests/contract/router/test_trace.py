@@ -1,0 +1,74 @@
+"""One request is one trace, and no text is in it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import Any
+
+import httpx
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from bench.fake_mesh import REPLY, FakeMesh
+from services.common import telemetry
+
+
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(telemetry, "tracer", provider.get_tracer("test"))
+    return exporter
+
+
+async def test_a_request_over_a_kill_is_one_trace_of_the_callers(
+    spans: InMemorySpanExporter, mesh: FakeMesh, http: httpx.AsyncClient, ask: Any
+) -> None:
+    mesh.limit = 10
+
+    async def kill() -> None:
+        async with asyncio.timeout(10):
+            while mesh.sampled < 10:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await mesh.kill(mesh.calls[0][0])
+        mesh.limit = 1 << 30
+
+    killer = asyncio.create_task(kill())
+    trace_id, span_id = secrets.token_hex(16), secrets.token_hex(8)
+    told = await ask(http, headers={"traceparent": f"00-{trace_id}-{span_id}-01"}, stop=" and then")
+    await killer
+    assert told.text() == REPLY[: REPLY.index(" and then")]
+    served = next(s for s in spans.get_finished_spans() if s.name.startswith("POST"))
+    assert served.context is not None
+    assert f"{served.context.trace_id:032x}" == trace_id
+    assert served.parent is not None
+    assert f"{served.parent.span_id:016x}" == span_id
+    heard = [who for who, traceparent in mesh.traceparents if traceparent[3:35] == trace_id]
+    assert heard.count("head") >= 2
+    assert "controller" in heard
+    attributes = " ".join(str(v) for s in spans.get_finished_spans() for v in s.attributes.values())
+    assert "capital" not in attributes
+    assert told.generation_id in attributes
+
+
+async def test_two_requests_are_two_traces(
+    spans: InMemorySpanExporter, mesh: FakeMesh, http: httpx.AsyncClient, ask: Any
+) -> None:
+    await asyncio.gather(ask(http), ask(http))
+    traces = {traceparent[3:35] for _, traceparent in mesh.traceparents}
+    assert len(traces) == 2
+
+
+async def test_no_text_is_logged(
+    http: httpx.AsyncClient, ask: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    secret = "a phrase that nobody else would use"
+    await ask(http, messages=[{"role": "user", "content": secret}])
+    await http.post("/v1/chat/completions", json={"model": "tiny", "messages": secret})
+    logged = " ".join(f"{record.getMessage()} {vars(record)}" for record in caplog.records)
+    assert secret not in logged
+    assert REPLY[:20] not in logged

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.fake_mesh import CHAT_TEMPLATE, tiny_tokenizer
+from services.common.errors import FailedPrecondition, InvalidArgument
+from services.router.chat import ChatTemplate, Message
+from services.router.tokenizer import Tokenizer
+
+SPECIALS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+ENCODER = tiny_tokenizer()
+TOKENIZER = Tokenizer(ENCODER.to_str().encode())
+PIECES = [*SPECIALS, "<", "<|", "<|im_", "start|>", "|>", "hi", " ", "\n", "\ufdd0", "東"]
+CONTENTS = st.lists(st.sampled_from(PIECES), min_size=1, max_size=8).map("".join)
+
+
+def _ids(template: ChatTemplate, messages: list[Message]) -> list[int]:
+    rendered = template.render(messages, 0)
+    return TOKENIZER.encode_rendered(rendered.text, rendered.mark)
+
+
+@given(st.lists(CONTENTS, min_size=1, max_size=3))
+def test_no_content_becomes_a_special_token_and_none_is_changed(contents: list[str]) -> None:
+    template = ChatTemplate(CHAT_TEMPLATE, SPECIALS, {})
+    ids = _ids(template, [Message("user", content) for content in contents])
+    special = {ENCODER.token_to_id(text) for text in SPECIALS}
+    assert sum(token in special for token in ids) == 2 * len(contents) + 1
+    turns = "".join(f"<|im_start|>user\n{content}<|im_end|>\n" for content in contents)
+    decoded = ENCODER.decode(ids, skip_special_tokens=False)
+    assert decoded == turns + "<|im_start|>assistant\n"
+
+
+@given(CONTENTS)
+def test_a_template_that_strips_content_lets_no_special_token_through(content: str) -> None:
+    source = "{{ message.content | trim }}|im_end|>"
+    loop = "{% for message in messages %}" + source + "{% endfor %}"
+    ids = _ids(ChatTemplate(loop, SPECIALS, {}), [Message("user", content)])
+    assert not {ENCODER.token_to_id(text) for text in SPECIALS} & set(ids)
+
+
+def test_variables_and_dates_reach_a_template() -> None:
+    source = "{{ bos_token }}{{ strftime_now('%Y') }}{{ messages | tojson }}"
+    rendered = ChatTemplate(source, (), {"bos_token": "<s>"}).render([Message("user", "é")], 0)
+    assert rendered.text == '<s>1970[{"role": "user", "content": "é"}]'
+
+
+def test_what_a_template_refuses_is_the_callers_error() -> None:
+    template = ChatTemplate("{{ raise_exception('roles must alternate') }}", (), {})
+    with pytest.raises(InvalidArgument) as refused:
+        template.render([Message("user", "x")], 0)
+    assert "roles must alternate" in refused.value.message
+    assert refused.value.field == "messages"
+
+
+ATTACKS = [
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "{% for i in range(99999) %}{% for j in messages * 100000 %}{% endfor %}{% endfor %}",
+    "{{ 'x' * 100000000000 }}",
+    "{{ 9 ** 9 ** 9 }}",
+    "{{ '%1000000000d' % 1 }}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{{ messages.append(1) }}",
+    "{{ cycler.__init__.__globals__ }}",
+    "{{ nothing.at.all }}",
+    "{% for i in range(50000) %}{{ 'y' * 1000 }}{% endfor %}",
+]
+
+
+@pytest.mark.parametrize("source", ATTACKS)
+def test_a_hostile_template_ends_in_a_typed_error(source: str) -> None:
+    template = ChatTemplate(source, (), {})
+    with pytest.raises(InvalidArgument):
+        template.render([Message("user", "x")], 0)
+
+
+def test_a_template_sees_nothing_behind_its_values() -> None:
+    source = "[{{ messages.__class__ }}{{ messages[0].__init__ }}]"
+    assert ChatTemplate(source, (), {}).render([Message("user", "x")], 0).text == "[]"
+
+
+def test_a_template_that_takes_too_long_is_stopped() -> None:
+    ticks = iter(range(1000))
+    source = "{% for i in range(100) %}a{{ i }}{% endfor %}"
+    template = ChatTemplate(source, (), {}, clock=lambda: float(next(ticks)))
+    with pytest.raises(InvalidArgument):
+        template.render([Message("user", "x")], 0)
+
+
+@pytest.mark.parametrize("source", ["{% for %}", "{{ x", "x" * (300 << 10)])
+def test_a_template_that_is_none_is_refused_when_it_loads(source: str) -> None:
+    with pytest.raises(FailedPrecondition):
+        ChatTemplate(source, (), {})
+
+
+def test_content_with_every_mark_there_is_is_refused() -> None:
+    content = "".join(chr(code) for code in range(0xFDD0, 0xFDF0))
+    with pytest.raises(InvalidArgument):
+        ChatTemplate(CHAT_TEMPLATE, SPECIALS, {}).render([Message("user", content)], 0)

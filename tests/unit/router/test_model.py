@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bench.fake_mesh import CHAT_TEMPLATE, MODEL, model_files, tiny_tokenizer
+from services.common.errors import FailedPrecondition, InvalidArgument
+from services.common.generation import GenerationKind
+from services.router.ask import Ask, Drawn
+from services.router.chat import Message
+from services.router.model import Model
+from services.router.model_files import ModelFiles
+
+CONFIG = {"max_position_embeddings": 64, "vocab_size": 303}
+START, END = (tiny_tokenizer().token_to_id(text) for text in ("<|im_start|>", "<|im_end|>"))
+DRAWN = Drawn("g1", 77, 1234)
+
+
+def _model(**files: object) -> Model:
+    contents = model_files(tiny_tokenizer())
+    for name, value in files.items():
+        key = name.replace("_json", ".json")
+        if value is None:
+            contents.pop(key)
+        else:
+            contents[key] = json.dumps(value).encode()
+    return Model(ModelFiles(MODEL, CONFIG, contents))
+
+
+def _ask(**more: object) -> Ask:
+    values = {"kind": GenerationKind.COMPLETION, "prompt": (1, 2, 3), **more}
+    return Ask(model="tiny", **values)  # type: ignore[arg-type]
+
+
+def test_what_is_absent_takes_the_models_default() -> None:
+    model = _model(generation_config_json={"eos_token_id": [5, 6], "temperature": 0.5, "top_k": 20})
+    request = _ask().resolve(model.facts, [1, 2, 3], DRAWN)
+    sampling = request.sampling
+    assert (sampling.temperature, sampling.top_k, sampling.top_p) == (0.5, 20, 1.0)
+    assert (sampling.eos_token_ids, sampling.seed, sampling.max_tokens) == ((5, 6), 77, 61)
+    assert (request.generation_id, request.created_unix_s) == ("g1", 1234)
+    chosen = _ask(temperature=0.0, top_k=-1, seed=-1).resolve(model.facts, [1], DRAWN).sampling
+    assert (chosen.temperature, chosen.top_k, chosen.seed) == (0.0, 0, (1 << 64) - 1)
+
+
+def test_values_are_rounded_as_the_wire_will_carry_them() -> None:
+    sampling = _ask(temperature=0.9).resolve(_model().facts, [1], DRAWN).sampling
+    assert sampling.temperature == pytest.approx(0.9)
+    assert sampling.temperature != 0.9
+
+
+def test_prompt_and_output_fit_the_context_together() -> None:
+    facts = _model().facts
+    assert _ask(max_tokens=61).resolve(facts, [1, 2, 3], DRAWN).sampling.max_tokens == 61
+    assert _ask(most_tokens=16).resolve(facts, [1] * 60, DRAWN).sampling.max_tokens == 4
+    with pytest.raises(InvalidArgument) as refused:
+        _ask(max_tokens=62).resolve(facts, [1, 2, 3], DRAWN)
+    assert refused.value.field == "max_tokens"
+    with pytest.raises(InvalidArgument):
+        _ask().resolve(facts, [1] * 64, DRAWN)
+    with pytest.raises(InvalidArgument):
+        _ask().resolve(facts, [], DRAWN)
+
+
+def test_a_model_names_its_end_one_way_or_another() -> None:
+    assert _model(generation_config_json=None).facts.eos_token_ids == (END,)
+    assert _model(generation_config_json={"eos_token_id": 7}).facts.eos_token_ids == (7,)
+    with pytest.raises(FailedPrecondition):
+        _model(generation_config_json=None, tokenizer_config_json={})
+
+
+def test_a_model_without_a_template_takes_no_chat() -> None:
+    model = _model(tokenizer_config_json={"eos_token": "<|im_end|>"})
+    ask = _ask(kind=GenerationKind.CHAT, prompt=(Message("user", "x"),))
+    with pytest.raises(InvalidArgument):
+        model.prompt_ids(ask, 0)
+
+
+def test_one_of_several_templates_is_the_default() -> None:
+    named = [{"name": "tool", "template": "x"}, {"name": "default", "template": CHAT_TEMPLATE}]
+    model = _model(tokenizer_config_json={"chat_template": named, "eos_token": "<|im_end|>"})
+    ask = _ask(kind=GenerationKind.CHAT, prompt=(Message("user", "x"),))
+    assert model.prompt_ids(ask, 0)[0] == START
+
+
+def test_a_text_prompt_may_hold_special_tokens() -> None:
+    assert START in _model().prompt_ids(_ask(prompt="<|im_start|>user"), 0)
+
+
+@pytest.mark.parametrize(
+    "files", [{"tokenizer_json": None}, {"tokenizer_json": {}}, {"tokenizer_config_json": []}]
+)
+def test_files_that_cannot_be_used_are_refused(files: dict[str, object]) -> None:
+    with pytest.raises(FailedPrecondition):
+        _model(**files)
