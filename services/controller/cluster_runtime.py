@@ -105,7 +105,6 @@ class ClusterRuntime:
                 while True:
                     self._submit(self.cluster.tick(self._clock()))
                     self._submit([PersistCluster(self._unsaved)] if self._unsaved else [])
-                    metrics.show_cluster(self.cluster.nodes_view(), self.cluster.pipelines_view())
                     await asyncio.sleep(self._settings.tick_s)
         finally:
             await self._engines.close()

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 SERVICE = controller_pb2.DESCRIPTOR.services_by_name["ControllerService"].full_name
 FACTS = "model"
-LEDGER_TICK_S = 1.0
+HOUSEKEEPING_S = 1.0
 
 
 class Controller:
@@ -123,7 +123,7 @@ class Controller:
             self.port = await self._server.start()
             work = [
                 tasks.create_task(self._runtime.run(self._saved)),
-                tasks.create_task(self._tick()),
+                tasks.create_task(self._keep_house()),
             ]
             try:
                 await self._runtime.started.wait()
@@ -137,14 +137,16 @@ class Controller:
                 for task in work:
                     task.cancel()
 
-    async def _tick(self) -> None:
+    async def _keep_house(self) -> None:
         while True:
             try:
                 await self._generations.tick()
             except ShuntError as error:
                 _log.error("nothing was forgotten", extra={"why": error.message})
+            cluster = self._runtime.cluster
+            metrics.show_cluster(cluster.nodes_view(), cluster.pipelines_view())
             metrics.OPEN.set(len(self._generations.open_generations()))
-            await asyncio.sleep(LEDGER_TICK_S)
+            await asyncio.sleep(HOUSEKEEPING_S)
 
     async def _end_nodes(self) -> None:
         if self._settings.end_nodes_on_stop:

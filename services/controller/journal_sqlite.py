@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -121,31 +121,23 @@ class SqliteJournal:
     async def close(self) -> None:
         await asyncio.to_thread(self._writer.close)
 
-    def _statements(self, item: Item) -> Iterator[Statement]:
+    def _statements(self, item: Item) -> Sequence[Statement]:
+        if isinstance(item, Appended):  # by far the most
+            return ((_INSERT, _row(item)),)
         if isinstance(item, LoggedEvent):
             attributes = json.dumps(dict(item.attributes))
-            yield (
-                _EVENT,
-                (
-                    item.number,
-                    item.time_unix_s,
-                    item.kind,
-                    item.node_id,
-                    item.pipeline_id,
-                    item.generation_id,
-                    attributes,
-                ),
+            where = (item.node_id, item.pipeline_id, item.generation_id, attributes)
+            return (
+                (_EVENT, (item.number, item.time_unix_s, item.kind, *where)),
+                (_DROP_EVENTS, (item.number - self._events_kept,)),
             )
-            yield _DROP_EVENTS, (item.number - self._events_kept,)
-        elif isinstance(item, Saved):
+        if isinstance(item, Saved):
             if item.value is None:
-                yield _UNSAVE, (item.key,)
-            else:
-                yield _SAVE, (item.key, item.value)
-        elif isinstance(item, Forgotten):
-            yield _FORGET, (item.generation_id,)
-        else:
-            yield _INSERT, _row(item)
+                return ((_UNSAVE, (item.key,)),)
+            return ((_SAVE, (item.key, item.value)),)
+        if isinstance(item, Forgotten):
+            return ((_FORGET, (item.generation_id,)),)
+        return ((_INSERT, _row(item)),)
 
 
 def _prepare(connection: sqlite3.Connection) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 from shuntserve.common.v1 import common_pb2
 from shuntserve.controller.v1 import controller_pb2 as pb
@@ -63,11 +64,15 @@ _PIPELINE_STATES = {
 }
 
 
+@lru_cache(maxsize=4096)
 def name_from(text: str, field: str) -> str:
     """An id a process drew or was given; raises InvalidArgument for an empty or a long one."""
     if not 1 <= len(text) <= MAX_NAME_CHARS or not text.isprintable():
         raise InvalidArgument(f"{field} has 1 to {MAX_NAME_CHARS} characters", field=field)
     return text
+
+
+generation_id_from = lru_cache(maxsize=4096)(wire.generation_id_from)
 
 
 def facts_from(message: pb.RegisterRequest) -> NodeFacts:
@@ -126,7 +131,7 @@ def spans_from(messages: Sequence[common_pb2.TokenRun], vocab_size: int) -> tupl
 
 def checkpoint_from(message: pb.Checkpoint, vocab_size: int) -> Checkpoint:
     """Raises InvalidArgument, naming the field."""
-    generation_id = wire.generation_id_from(message.generation_id)
+    generation_id = generation_id_from(message.generation_id)
     if message.epoch == 0:
         raise InvalidArgument("epochs count from 1", field="epoch")
     request = None
@@ -147,7 +152,7 @@ def checkpoint_from(message: pb.Checkpoint, vocab_size: int) -> Checkpoint:
 
 def question_from(message: pb.ResumeRequest, vocab_size: int) -> ResumeQuestion:
     """Raises InvalidArgument, naming the field."""
-    generation_id = wire.generation_id_from(message.generation_id)
+    generation_id = generation_id_from(message.generation_id)
     held = spans_from(message.held, vocab_size)
     choices = [span.choice for span in held]
     if any(span.start for span in held) or len(set(choices)) != len(choices):

@@ -68,6 +68,7 @@ class SqliteWriter:
         self._loop = asyncio.get_running_loop()
         self._queue: queue.Queue[_Write | _Marker] = queue.Queue(pending_limit)
         self._failed: ShuntError | None = None
+        self._synced: bool | None = None
         self._thread = threading.Thread(target=self._run, name="journal-writer", daemon=True)
         self._thread.start()
 
@@ -121,7 +122,9 @@ class SqliteWriter:
     def _commit(self, group: Sequence[_Write]) -> ShuntError | None:
         sync = any(write.sync for write in group)
         try:
-            self._connection.execute(f"PRAGMA synchronous={'FULL' if sync else 'NORMAL'}")
+            if sync is not self._synced:
+                self._connection.execute(f"PRAGMA synchronous={'FULL' if sync else 'NORMAL'}")
+                self._synced = sync
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 for write in group:

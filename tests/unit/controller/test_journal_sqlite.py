@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import signal
 import sqlite3
@@ -110,7 +111,10 @@ def _write_until_killed(path: Path, kill_after: int) -> int:
     """Kills a writing process in mid-write; returns the last number it got an answer for."""
     acknowledged = -1
     with subprocess.Popen(
-        [sys.executable, "-c", SOURCE, str(path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", SOURCE, str(path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -225,6 +229,7 @@ async def test_a_full_disk_is_an_explicit_error_and_leaves_a_prefix(tmp_path: Pa
         capture_output=True,
         text=True,
         check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert "ResourceExhausted: the journal cannot be written" in done.stderr
     acknowledged = int(done.stdout.split()[-1])
