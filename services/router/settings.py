@@ -45,7 +45,7 @@ class RouterSettings(ServiceSettings):
     is a status."""
 
     silence_s: float = Field(default=0.5, gt=0)
-    progress_s: float = Field(default=2.0, gt=0)
+    progress_s: float = Field(default=5.0, gt=0)
     recover_s: float = Field(default=60.0, gt=0)
     resume_timeout_s: float = Field(default=10.0, gt=0)
     control_timeout_s: float = Field(default=5.0, gt=0)
