@@ -54,7 +54,7 @@ class S3Backend:
         self._bucket = parts.netloc
         self._prefix = parts.path.strip("/")
         self._etags: dict[str, tuple[str, int]] = {}
-        self._client: Any = boto3.client(
+        self._client: Any = boto3.session.Session().client(
             "s3",
             endpoint_url=endpoint_url,
             config=Config(

