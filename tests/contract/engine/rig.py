@@ -16,10 +16,11 @@ from shuntserve.common.v1 import common_pb2
 from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 
 from services.common import channels, wire
-from services.common.generation import GenerationRequest, Sampling
+from services.common.generation import GenerationRequest, ModelRef, Sampling
 from services.common.server import Server
 from services.engine.assembly import assemble
 from services.engine.engine import Engine
+from services.engine.loading import StageLoader
 from services.engine.service import EngineService
 from services.engine.settings import EngineSettings
 from tests.contract.engine.tiny import LAYERS, MODEL, TinyLoader
@@ -46,13 +47,22 @@ class Rig:
     """Starts workers and makes pipelines of them, as the controller would."""
 
     stack: AsyncExitStack
+    model: ModelRef = MODEL
+    layer_count: int = LAYERS
     names: itertools.count[int] = field(default_factory=itertools.count)
 
-    async def worker(self, *, step_s: float = 0.0, kv_blocks: int = 128, **settings: Any) -> Worker:
+    async def worker(
+        self,
+        *,
+        step_s: float = 0.0,
+        kv_blocks: int = 128,
+        loader: StageLoader | None = None,
+        **settings: Any,
+    ) -> Worker:
         node_id = f"n{next(self.names)}"
         chosen = EngineSettings(node_id=node_id, shutdown_grace_s=0, **settings)
-        loader = TinyLoader(step_s, kv_blocks)
-        engine = assemble(chosen, loader)
+        tiny = TinyLoader(step_s, kv_blocks)
+        engine = assemble(chosen, loader or tiny)
         server = Server(chosen, ["shuntserve.engine.v1.EngineService"])
         engine_pb2_grpc.add_EngineServiceServicer_to_server(
             EngineService(engine), server.grpc_server
@@ -68,7 +78,7 @@ class Rig:
 
         self.stack.push_async_callback(close)
         stub = await self.stub(f"127.0.0.1:{port}")
-        return Worker(node_id, engine.incarnation, f"127.0.0.1:{port}", stub, engine, loader)
+        return Worker(node_id, engine.incarnation, f"127.0.0.1:{port}", stub, engine, tiny)
 
     async def process(self, *, step_s: float = 0.0) -> Worker:
         node_id = f"n{next(self.names)}"
@@ -100,7 +110,7 @@ class Rig:
 
     async def load(self, worker: Worker, start: int, end: int) -> engine_pb2.LoadResponse:
         request = engine_pb2.LoadRequest(
-            model=wire.model_to(MODEL),
+            model=wire.model_to(self.model),
             layers=common_pb2.LayerRange(start=start, end=end),
             tp_degree=1,
         )
@@ -112,7 +122,7 @@ class Rig:
         self, workers: Sequence[Worker], cuts: Sequence[int], formation_id: str, blocks: int = 64
     ) -> None:
         """Loads and joins; cuts are the layer boundaries between stages."""
-        ranges = list(itertools.pairwise([0, *cuts, LAYERS]))
+        ranges = list(itertools.pairwise([0, *cuts, self.layer_count]))
         for worker, (start, end) in zip(workers, ranges, strict=True):
             await self.load(worker, start, end)
         members = [
@@ -128,7 +138,7 @@ class Rig:
             request = engine_pb2.FormRequest(
                 formation_id=formation_id,
                 pipeline_id="p",
-                model=wire.model_to(MODEL),
+                model=wire.model_to(self.model),
                 members=members,
                 stage_index=index,
                 kv_blocks=blocks,

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from shuntserve.engine.v1 import engine_pb2
+from tokenizers import Tokenizer
+
+from services.common.generation import GenerationRequest, ModelRef, Sampling
+from services.engine.native_loader import NativeLoader, NativeOptions
+from services.tensorstore.client import open_store
+from services.tensorstore.directory import DirectoryBackend
+from services.tensorstore.importer import import_checkpoint
+from services.tensorstore.sources import DEFAULT_MODEL, default_source, open_source
+from tests.contract.engine.rig import Rig, Worker, generate
+
+QUESTION = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("store")
+    checkpoint = open_source(default_source())
+    try:
+        import_checkpoint(checkpoint, DirectoryBackend(path), DEFAULT_MODEL)
+    finally:
+        checkpoint.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(store: Path) -> Tokenizer:
+    files = open_store(str(store)).model(DEFAULT_MODEL).tokenizer_files()
+    return Tokenizer.from_str(files["tokenizer.json"].decode())
+
+
+@pytest.fixture
+def model(store: Path) -> ModelRef:
+    return ModelRef(DEFAULT_MODEL, open_store(str(store)).model(DEFAULT_MODEL).digest)
+
+
+def _requests(tokenizer: Tokenizer, model: ModelRef, layout: str) -> list[GenerationRequest]:
+    questions = [
+        "What is the capital of France?",
+        "Name three rivers.",
+        "Tell me about the sea, at length.",
+        "Who are you?",
+    ]
+    return [
+        GenerationRequest(
+            f"{layout}-{i}",
+            model,
+            tuple(tokenizer.encode(QUESTION.format(question)).ids),
+            Sampling(40, temperature=0.8 * (i % 2), seed=i, eos_token_ids=(2,), top_logprobs=2),
+        )
+        for i, question in enumerate(questions)
+    ]
+
+
+async def _texts(head: Worker, requests: list[GenerationRequest]) -> list[list[int]]:
+    streams = await asyncio.gather(*(generate(head, r, "f").end() for r in requests))
+    assert all(s.closed == engine_pb2.CLOSE_REASON_FINISHED for s in streams)
+    return [stream.ids[0] for stream in streams]
+
+
+async def test_a_real_model_says_the_same_in_every_layout_alone_and_replayed(
+    store: Path, tokenizer: Tokenizer, model: ModelRef
+) -> None:
+    options = NativeOptions(str(store), 1 << 30, 4096, "bf16", "cpu", 1, None)
+    said: list[list[list[int]]] = []
+    for cuts in ([], [18], [9, 20]):
+        async with AsyncExitStack() as stack:
+            rig = Rig(stack, model, layer_count=30)
+            loaders = [NativeLoader(options) for _ in range(len(cuts) + 1)]
+            workers = [await rig.worker(loader=loader, progress_s=30.0) for loader in loaders]
+            await rig.form(workers, cuts, "f")
+            requests = _requests(tokenizer, model, f"cut{len(cuts)}")
+            said.append(await _texts(workers[0], requests))
+            for worker, start, end in zip(workers, [0, *cuts], [*cuts, 30], strict=True):
+                description = await worker.stub.Describe(engine_pb2.DescribeRequest(), timeout=5)
+                layers = {
+                    int(tensor.name.split(".")[2])
+                    for tensor in description.tensors
+                    if tensor.name.startswith("model.layers.")
+                }
+                assert layers == set(range(start, end))
+                assert description.numerics_class.startswith("exact-")
+            if cuts == [18]:
+                for cut in (1, 17):
+                    for i, ids in enumerate(said[0]):
+                        alone = generate(
+                            workers[0], requests[i], "f", epoch=cut + 1, held=ids[:cut], start=cut
+                        )
+                        assert ids[:cut] + (await alone.end()).ids.get(0, []) == ids
+    assert said[0] == said[1] == said[2]
+    assert "Paris" in tokenizer.decode(said[0][0])
