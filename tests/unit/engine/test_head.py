@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from services.common.errors import ResourceExhausted
+from services.common.exchange import Closed, CloseReason, Frame, GenerateCall, Phase, Progress
+from services.common.generation import (
+    CancelReason,
+    GenerationRequest,
+    ModelRef,
+    Sampling,
+    TokenSpan,
+)
+from services.engine.backend import Batch, Sampled
+from services.engine.counters import Counters
+from services.engine.generations import Generations, HeadSettings
+from services.engine.head import Head, ReaderLimits
+from services.engine.pace import Pace
+from services.engine.scheduler import Scheduler, SchedulerSettings
+from services.engine.validation import Bounds
+
+MODEL = ModelRef("m", "d")
+
+
+@dataclass
+class Stages:
+    """Stands in for a formation: takes steps and answers when told to."""
+
+    head: Head
+    id: str = "f"
+    steps: list[tuple[int, Batch]] = field(default_factory=list)
+    slots: dict[int, int] = field(default_factory=dict)
+
+    def submit(
+        self, step: int, batch: Batch, token_ids: Sequence[int], traceparents: Sequence[str]
+    ) -> None:
+        for opened in batch.opens:
+            self.slots[opened.slot] = len(opened.output_ids)
+        self.steps.append((step, batch))
+
+    def answer(self) -> None:
+        step, batch = self.steps.pop(0)
+        sampled = []
+        for entry in batch.steps:
+            if entry.sample:
+                position = self.slots[entry.slot]
+                sampled.append(Sampled(entry.slot, position, position))
+                self.slots[entry.slot] += 1
+        self.head.sampled(self, step, sampled)  # type: ignore[arg-type]
+
+
+@dataclass
+class Rig:
+    head: Head
+    stages: Stages
+    scheduler: Scheduler
+    now_s: float = 100.0
+
+    def clock(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+async def rig() -> Rig:
+    rig: Rig
+
+    def clock() -> float:
+        return rig.now_s
+
+    head = Head(
+        Generations("i", HeadSettings()),
+        ReaderLimits(max_readers=2, stall_s=60.0),
+        Counters(),
+        clock,
+    )
+    scheduler = Scheduler(SchedulerSettings(), 64, 2)
+    rig = Rig(head, Stages(head), scheduler)
+    head.form(
+        rig.stages,  # type: ignore[arg-type]
+        scheduler,
+        Bounds(MODEL, 1000, 512),
+        Pace(1.0, row_s=0.0),
+        "exact",
+    )
+    return rig
+
+
+def call(name: str = "g", max_tokens: int = 20, **more: Any) -> GenerateCall:
+    request = GenerationRequest(name, MODEL, (1, 2, 3), Sampling(max_tokens))
+    return GenerateCall(request, 1, "f", **more)
+
+
+async def _next(frames: AsyncIterator[Frame]) -> Frame:
+    return await asyncio.wait_for(anext(frames), 5)
+
+
+async def test_tokens_of_a_step_reach_their_reader(rig: Rig) -> None:
+    frames = rig.head.read(call(max_tokens=2))
+    await _next(frames)
+    rig.stages.answer()
+    first: Any = await _next(frames)
+    assert first.spans == (TokenSpan(0, 0, (0,)),)
+    rig.stages.answer()
+    await _next(frames)
+    closed = await _next(frames)
+    assert isinstance(closed, Closed)
+    assert closed.reason is CloseReason.FINISHED
+    with pytest.raises(StopAsyncIteration):
+        await _next(frames)
+    assert rig.head.reader_count == 0
+    assert rig.scheduler.used_blocks == 0
+
+
+async def test_the_next_step_departs_before_readers_are_woken(rig: Rig) -> None:
+    frames = rig.head.read(call())
+    await _next(frames)
+    waiting = asyncio.ensure_future(anext(frames))
+    await asyncio.sleep(0)
+    rig.stages.answer()
+    assert len(rig.stages.steps) == 1
+    assert not waiting.done()
+    await waiting
+    await frames.aclose()
+
+
+async def test_a_silent_head_still_sends_signs_of_life(rig: Rig) -> None:
+    frames = rig.head.read(call())
+    await _next(frames)
+    waiting = asyncio.ensure_future(anext(frames))
+    await asyncio.sleep(0)
+    rig.now_s += 0.05
+    rig.head.tick()
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    rig.now_s += 0.06
+    rig.head.tick()
+    assert await asyncio.wait_for(waiting, 5) == Progress(0, Phase.PREFILL)
+    await frames.aclose()
+
+
+async def test_a_reader_that_takes_nothing_is_cut_off(rig: Rig) -> None:
+    async def read_one_and_hang() -> None:
+        async for _ in rig.head.read(call()):
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(read_one_and_hang())
+    await asyncio.sleep(0)
+    rig.now_s += 59
+    rig.head.tick()
+    await asyncio.sleep(0)
+    assert not task.done()
+    rig.now_s += 2
+    rig.head.tick()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 5)
+
+
+async def test_too_many_readers_are_refused(rig: Rig) -> None:
+    open_ones = [rig.head.read(call(name)) for name in ("a", "b")]
+    for frames in open_ones:
+        await _next(frames)
+    with pytest.raises(ResourceExhausted):
+        await _next(rig.head.read(call("c")))
+    for frames in open_ones:
+        await frames.aclose()
+    assert rig.head.reader_count == 0
+
+
+async def test_a_step_that_comes_back_after_the_end_counts_for_nothing(rig: Rig) -> None:
+    frames = rig.head.read(call())
+    await _next(frames)
+    rig.head.dissolve("another")
+    assert rig.head.formation_id == "f"
+    rig.head.dissolve("f")
+    closed = await _next(frames)
+    assert isinstance(closed, Closed)
+    assert (closed.reason, closed.lengths) == (CloseReason.DISSOLVED, (0,))
+    rig.stages.answer()
+    assert rig.head.formation_id == ""
+    assert rig.head.scheduler is None
+
+
+async def test_a_drain_takes_the_token_in_flight_and_nothing_more(rig: Rig) -> None:
+    frames = rig.head.read(call())
+    await _next(frames)
+    rig.stages.answer()
+    await _next(frames)
+    draining = asyncio.create_task(rig.head.drain("f"))
+    await asyncio.sleep(0)
+    rig.stages.answer()
+    assert not rig.stages.steps
+    last: Any = await _next(frames)
+    assert last.spans == (TokenSpan(0, 1, (1,)),)
+    closed = await _next(frames)
+    assert isinstance(closed, Closed)
+    assert (closed.reason, closed.lengths) == (CloseReason.MOVED, (2,))
+    assert not draining.done()
+    (checkpoint,) = rig.head.take_checkpoints()
+    assert checkpoint.sealed
+    assert checkpoint.spans[0].end == 2
+    draining.cancel()
+
+
+async def test_a_cancelled_generation_leaves_the_batch(rig: Rig) -> None:
+    frames = rig.head.read(call())
+    await _next(frames)
+    rig.head.cancel("g", None, CancelReason.CLIENT)
+    closed = await _next(frames)
+    assert isinstance(closed, Closed)
+    assert closed.reason is CloseReason.CANCELLED
+    rig.stages.answer()
+    assert rig.scheduler.used_blocks == rig.scheduler.running == 0
+
+
+async def test_an_overdue_step_is_told(rig: Rig) -> None:
+    frames = rig.head.read(call())
+    await _next(frames)
+    for _ in range(9):
+        rig.now_s += 0.1
+        assert rig.head.tick()
+    for _ in range(3):
+        rig.now_s += 0.1
+        overdue = not rig.head.tick()
+    assert overdue
+    await frames.aclose()
