@@ -1,0 +1,215 @@
+"""What a router costs: the same pipelines driven through it and at their head engines.
+
+`python -m bench.router` starts a mesh of its own (or measures one that runs, with --data-dir) and
+prints JSON: tokens/s of eight streams through router and controller over tokens/s at the heads, as
+the median ratio of interleaved pairs, and the time to first token that the router adds, as the
+difference of medians over interleaved single requests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import secrets
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
+from shuntserve.engine.v1 import engine_pb2_grpc
+
+from bench import mesh as meshes
+from services.common import channels
+from services.common.exchange import GenerateCall, Route
+from services.common.generation import GenerationKind
+from services.router.ask import Ask, Drawn
+from services.router.chat import Message
+from services.router.messages import generate_call_to, route_from
+from services.router.model import Model
+from services.router.model_files import TensorStore
+
+STREAMS = 8
+TIMEOUT_S = 120.0
+PROMPT = "Write a short letter about the sea."
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Both ways to the same pipelines."""
+
+    http: tuple[str, int]
+    routes: list[Route]
+    heads: dict[str, Any]
+    """Stubs by address."""
+    model: Model
+
+    async def through_router(self, max_tokens: int) -> float:
+        """Seconds to the first token; reads the whole stream."""
+        body = json.dumps(
+            {
+                "model": self.routes[0].model.model_id,
+                "messages": [{"role": "user", "content": PROMPT}],
+                "max_tokens": max_tokens,
+                "temperature": 0,
+                "ignore_eos": True,
+                "stream": True,
+            }
+        ).encode()
+        head = (
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        began_s = time.perf_counter()
+        reader, writer = await asyncio.open_connection(*self.http)
+        writer.write(head.encode() + body)
+        first_s, tail = 0.0, b""
+        while data := await reader.read(65536):
+            tail = (tail + data)[-65536:]
+            if not first_s and b'"delta":{"content"' in tail:
+                first_s = time.perf_counter() - began_s
+        writer.close()
+        if b"data: [DONE]" not in tail or not first_s:
+            raise RuntimeError(f"a stream did not end: {tail[-300:]!r}")
+        return first_s
+
+    async def at_head(self, max_tokens: int, index: int) -> float:
+        """The same request at a head itself."""
+        route = self.routes[index % len(self.routes)]
+        ask = Ask(
+            model=route.model.model_id,
+            kind=GenerationKind.CHAT,
+            prompt=(Message("user", PROMPT),),
+            temperature=0.0,
+            max_tokens=max_tokens,
+            ignore_eos=True,
+        )
+        drawn = Drawn(f"bench-{secrets.token_hex(8)}", 1, int(time.time()))
+        request = ask.resolve(self.model.facts, self.model.prompt_ids(ask, 0), drawn)
+        message = generate_call_to(GenerateCall(request, 1, route.formation_id))
+        began_s = time.perf_counter()
+        call = self.heads[route.address].Generate(message, timeout=TIMEOUT_S)
+        first_s, tokens = 0.0, 0
+        try:
+            while (frame := await call.read()) is not grpc.aio.EOF:
+                for run in frame.tokens.runs:
+                    tokens += len(run.ids)
+                if tokens and not first_s:
+                    first_s = time.perf_counter() - began_s
+        finally:
+            call.cancel()
+        if tokens != max_tokens:
+            raise RuntimeError(f"{tokens} tokens came, not {max_tokens}")
+        return first_s
+
+    async def rate(self, *, router: bool, max_tokens: int) -> float:
+        """Tokens per second of eight streams together."""
+        began_s = time.perf_counter()
+        await asyncio.gather(
+            *(
+                self.through_router(max_tokens) if router else self.at_head(max_tokens, index)
+                for index in range(STREAMS)
+            )
+        )
+        return STREAMS * max_tokens / (time.perf_counter() - began_s)
+
+
+@asynccontextmanager
+async def opened(mesh: meshes.Mesh) -> AsyncIterator[Bench]:
+    """Finds the mesh's pipelines and opens channels to their heads."""
+    services = {s["name"]: s for s in (await mesh.status())["services"]}
+    async with (
+        channels.open_channel(services["controller"]["grpc"]) as controller,
+        channels.open_channel(services["tensorstore"]["grpc"]) as store,
+    ):
+        watch = controller_pb2_grpc.ControllerServiceStub(controller).WatchRoutes(
+            controller_pb2.WatchRoutesRequest(router_id="bench"), timeout=TIMEOUT_S
+        )
+        routes = [route_from(route) for route in (await watch.read()).routes]
+        watch.cancel()
+        files = await TensorStore(store, TIMEOUT_S, 1 << 30).files(routes[0].model)
+        opened = {route.address: channels.open_channel(route.address) for route in routes}
+        try:
+            yield Bench(
+                ("127.0.0.1", mesh.http_port),
+                routes,
+                {a: engine_pb2_grpc.EngineServiceStub(c) for a, c in opened.items()},
+                Model(files),
+            )
+        finally:
+            for channel in opened.values():
+                await channel.close()
+
+
+async def run(mesh: meshes.Mesh, *, pairs: int, requests: int, max_tokens: int) -> dict[str, Any]:
+    """The report."""
+    async with opened(mesh) as bench:
+        await bench.rate(router=True, max_tokens=16)
+        await bench.rate(router=False, max_tokens=16)
+        through: list[float] = []
+        direct: list[float] = []
+        for pair in range(pairs):
+            for router in (True, False) if pair % 2 else (False, True):
+                rate = await bench.rate(router=router, max_tokens=max_tokens)
+                (through if router else direct).append(rate)
+        ratios = [a / b for a, b in zip(through, direct, strict=True)]
+        first: dict[bool, list[float]] = {True: [], False: []}
+        for request in range(requests):
+            for router in (True, False) if request % 2 else (False, True):
+                seconds = bench.through_router(2) if router else bench.at_head(2, request)
+                first[router].append(await seconds)
+        added_s = statistics.median(first[True]) - statistics.median(first[False])
+        return {
+            "streams": STREAMS,
+            "pairs": pairs,
+            "ratio": _spread(ratios),
+            "tokens_per_s": {"router": _spread(through), "heads": _spread(direct)},
+            "requests": requests,
+            "first_token_added_ms": round(added_s * 1000, 2),
+            "first_token_ms": {
+                "router": _spread([s * 1000 for s in first[True]]),
+                "heads": _spread([s * 1000 for s in first[False]]),
+            },
+        }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {
+        "median": round(statistics.median(values), 3),
+        "min": round(min(values), 3),
+        "max": round(max(values), 3),
+    }
+
+
+async def _main(arguments: argparse.Namespace) -> None:
+    options = {"pairs": arguments.pairs, "requests": arguments.requests}
+    if arguments.data_dir:
+        mesh = meshes.Mesh(arguments.data_dir, arguments.http_port, 0, 1)
+        report = await run(mesh, max_tokens=arguments.max_tokens, **options)
+    else:
+        with tempfile.TemporaryDirectory(prefix="shunt-router-") as data_dir:
+            async with meshes.running(Path(data_dir)) as mesh:
+                report = await run(mesh, max_tokens=arguments.max_tokens, **options)
+    text = json.dumps(report, indent=2)
+    print(text)
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--max-tokens", type=int, default=96)
+    parser.add_argument("--data-dir", type=Path, help="a mesh that runs; else one is started")
+    parser.add_argument("--http-port", type=int, default=8080)
+    parser.add_argument("--out", type=Path)
+    sys.exit(asyncio.run(_main(parser.parse_args())))
