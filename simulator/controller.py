@@ -25,7 +25,8 @@ from services.controller.actions import (
     TerminateNode,
 )
 from services.controller.cluster import Cluster
-from services.controller.ledger import Ledger, Outcome
+from services.controller.ledger import Ledger
+from services.controller.outcomes import Outcome
 from services.controller.records import Record
 from simulator.network import Process, Reply, Stream
 

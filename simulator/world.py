@@ -11,7 +11,8 @@ from services.common.exchange import Checkpoint, Frame, ResumeQuestion, Route
 from services.common.generation import ModelRef
 from services.controller.actions import LaunchNode, LogEvent, Member, NodeShape
 from services.controller.cluster_settings import ClusterSettings
-from services.controller.ledger import Ledger, LedgerEvent, LedgerSettings, Outcome
+from services.controller.ledger import Ledger
+from services.controller.outcomes import LedgerEvent, LedgerSettings, Outcome
 from services.controller.records import Record
 from services.engine.actions import SequenceKey
 from services.engine.generations import HeadSettings

@@ -144,6 +144,8 @@ class ResumeQuestion:
     """Lets a generation the journal never saw go on."""
     held: tuple[TokenSpan, ...]
     """The reader's ids: a span from position 0 for each choice that has any."""
+    left_formation_id: str = ""
+    """The formation it leaves because it does not serve; empty when it leaves none."""
 
 
 @dataclass(frozen=True, slots=True)

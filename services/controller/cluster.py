@@ -32,7 +32,6 @@ from services.controller.actions import (
     TerminateNode,
 )
 from services.controller.cluster_settings import ClusterSettings
-from services.controller.ledger import Head
 from services.controller.membership import (
     FormationState,
     Membership,
@@ -40,7 +39,9 @@ from services.controller.membership import (
     Pipeline,
     Stage,
 )
+from services.controller.outcomes import Head
 from services.controller.reconcile import Reconciler
+from services.controller.routes import heads_of, routes_of
 
 _STRANGE_BEATS = 2
 """One beat may have been on its way while the formation changed."""
@@ -380,15 +381,7 @@ class Cluster:
 
     def heads(self) -> tuple[Head, ...]:
         """Every living formation's head, for the ledger."""
-        heads = []
-        for pipeline in self._state.pipelines:
-            formation, route = pipeline.formation, self._route(pipeline)
-            if formation is not None and route is not None:
-                beat = self._state.nodes[formation.members[0].node_id].beat
-                confirmed = self._state.confirmed(formation)
-                load = beat.load if beat is not None else 0
-                heads.append(Head(route, pipeline.is_ready and confirmed, load))
-        return tuple(heads)
+        return heads_of(self._state, self.settings)
 
     def pipeline_of(self, formation_id: str) -> str:
         """The pipeline a formation serves; '' when it is not known."""
@@ -403,25 +396,9 @@ class Cluster:
         """For the status."""
         return self._state.pipeline_views()
 
-    def _route(self, pipeline: Pipeline) -> Route | None:
-        formation = pipeline.formation
-        if formation is None or formation.state is FormationState.FORMING:
-            return None
-        head, settings = formation.members[0], self.settings
-        return Route(
-            pipeline.pipeline_id,
-            formation.formation_id,
-            head.incarnation,
-            head.address,
-            pipeline.throughput_tokens_per_s,
-            settings.model,
-            min(settings.max_positions, formation.kv_blocks * settings.block_positions),
-        )
-
     def _advance(self, actions: list[Action], now_s: float) -> list[Action]:
         actions = [*actions, *self._reconciler.advance(self._state, now_s)]
-        ready = (self._route(p) for p in self._state.pipelines if p.is_ready)
-        routes = tuple(route for route in ready if route is not None)
+        routes = routes_of(self._state, self.settings)
         if routes != self._routes:
             self._routes = routes
             self._route_version += 1

@@ -40,11 +40,9 @@ class Entry:
         self.choices = [JournalChoice() for _ in range(request.choices)]
         self.base_lengths: tuple[int, ...] = (0,) * request.choices
         """Ids before this epoch, by choice."""
-        self.sealed_s: float | None = None
-        """When the epoch's head said its last word."""
+        self.sealed = False
+        """The epoch's head has said its last word."""
         self.touched_s = now_s
-        self.avoid: dict[str, float] = {}
-        """Formations that readers complained of, and until when they are not granted again."""
 
     def give_to(self, record: Bound | Granted, epoch: int) -> None:
         """The epoch belongs to this head from now on, with the ids there are as its base."""
@@ -53,17 +51,7 @@ class Entry:
         self.formation_id = record.formation_id
         self.pipeline_id = record.pipeline_id
         self.base_lengths = self.lengths
-        self.sealed_s = None
-
-    @property
-    def sealed(self) -> bool:
-        """The epoch's head has said its last word."""
-        return self.sealed_s is not None
-
-    def complain(self, until_s: float) -> None:
-        """The epoch's head does not serve its reader."""
-        if self.formation_id:
-            self.avoid.setdefault(self.formation_id, until_s)
+        self.sealed = False
 
     @property
     def finished(self) -> bool:

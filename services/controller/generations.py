@@ -19,14 +19,8 @@ from services.common.generation import CancelReason
 from services.controller import metrics
 from services.controller.event_log import EventLog
 from services.controller.journal import Journal
-from services.controller.ledger import (
-    Head,
-    Ledger,
-    LedgerEvent,
-    LedgerSettings,
-    OpenGeneration,
-    Outcome,
-)
+from services.controller.ledger import Ledger
+from services.controller.outcomes import Head, LedgerEvent, LedgerSettings, OpenGeneration, Outcome
 from services.controller.records import Record
 from services.controller.signal import Signal
 

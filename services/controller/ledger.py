@@ -9,8 +9,6 @@ loses nothing that anybody was told.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
 
 from services.common.errors import (
     AlreadyExists,
@@ -31,6 +29,13 @@ from services.common.exchange import (
 )
 from services.common.generation import CancelReason, FinishReason
 from services.controller.entry import Entry
+from services.controller.outcomes import (
+    Head,
+    LedgerEvent,
+    LedgerSettings,
+    OpenGeneration,
+    Outcome,
+)
 from services.controller.records import (
     Appended,
     Bound,
@@ -40,65 +45,6 @@ from services.controller.records import (
     Record,
     Sealed,
 )
-
-Reply = TypeVar("Reply")
-
-
-@dataclass(frozen=True, slots=True)
-class LedgerEvent:
-    """An entry for the event log."""
-
-    kind: str
-    """generation_bound, _granted, _sealed, _finished, _cancelled, or checkpoint_refused."""
-    generation_id: str
-    pipeline_id: str = ""
-    attributes: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome(Generic[Reply]):
-    """A reply and what must be durable before it is given."""
-
-    reply: Reply
-    records: tuple[Record, ...] = ()
-    fsync: bool = False
-    events: tuple[LedgerEvent, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """A formation that runs generations now, as the cluster knows it."""
-
-    route: Route
-    takes_new: bool
-    """False while its generations are being handed over."""
-    load: int = 0
-    """Generations queued or running."""
-
-
-@dataclass(frozen=True, slots=True)
-class LedgerSettings:
-    """Limits and timings of the ledger, in seconds."""
-
-    retention_s: float = 600.0
-    """An ended generation is kept this long."""
-    parked_retention_s: float = 3600.0
-    """An open one that nobody touches is kept this long."""
-    same_head_after_s: float = 1.0
-    """A formation that a reader complained of is granted to it again only after this long: by then
-    the cluster knows whether it lives."""
-    max_generations: int = 100_000
-
-
-@dataclass(frozen=True, slots=True)
-class OpenGeneration:
-    """A line of the status."""
-
-    generation_id: str
-    epoch: int
-    pipeline_id: str
-    journaled_tokens: int
-    reader: bool
 
 
 class Ledger:
@@ -111,8 +57,12 @@ class Ledger:
         self._entries: dict[str, Entry] = {}
         self._tombstones: dict[str, float] = {}
         """Cancelled generations, known or not, and when."""
+        self._complaints: dict[tuple[str, int], tuple[str, float]] = {}
+        """By generation and epoch: the formation its reader left, and when."""
         self._running: dict[str, set[str]] = {}
         """Generations by the formation that runs them."""
+        self._ended: dict[str, None] = {}
+        """Finished and cancelled generations, the oldest end first."""
 
     @classmethod
     def recover(cls, settings: LedgerSettings, records: Iterable[Record], now_s: float) -> Ledger:
@@ -127,6 +77,7 @@ class Ledger:
         name = record.generation_id
         if isinstance(record, Forgotten):
             self._tombstones.pop(name, None)
+            self._ended.pop(name, None)
             self._place(name, self._entries.pop(name, None), False)
             return
         entry = self._entries.get(name)
@@ -134,6 +85,7 @@ class Ledger:
             self._entries[name] = entry = Entry(record.request, 0, now_s)
         if isinstance(record, Ended) and record.choice is None:
             self._tombstones[name] = now_s
+            self._ended.setdefault(name)
         if entry is None:
             return
         entry.touched_s = now_s
@@ -146,7 +98,7 @@ class Ledger:
         elif isinstance(record, Appended):
             entry.append((record.span,))
         elif isinstance(record, Sealed):
-            entry.sealed_s = now_s
+            entry.sealed = True
         elif record.choice is not None:
             choice = entry.choice(record.choice)
             if record.reason is CancelReason.CLIENT:
@@ -155,6 +107,8 @@ class Ledger:
                 choice.stop_length = record.length
         open_here = not entry.sealed and not entry.finished and name not in self._tombstones
         self._place(name, entry, open_here)
+        if entry.finished:
+            self._ended.setdefault(name)
 
     def _place(self, name: str, entry: Entry | None, runs: bool) -> None:
         if entry is None:
@@ -259,19 +213,26 @@ class Ledger:
             return Outcome(Grant(entry.epoch, None, entry.spans()))
         if entry.finished_with(question.held):
             return self._grant(entry, question, None, now_s)
-        patience_s = self.settings.same_head_after_s
+        suspects = self._suspects_with(question, now_s)
         holder = next((h for h in heads if h.route.formation_id == entry.formation_id), None)
-        if question.last_epoch >= entry.epoch:
-            entry.complain((now_s if entry.sealed_s is None else entry.sealed_s) + patience_s)
-        elif holder is not None and holder.takes_new and not entry.sealed:
-            base = entry.spans(entry.base_lengths)
-            return Outcome(Grant(entry.epoch, holder.route, base))
-        avoided = {name for name, until_s in entry.avoid.items() if now_s < until_s}
-        seals = holder is not None and not holder.takes_new and not entry.sealed
-        if seals and (question.last_epoch < entry.epoch or entry.formation_id in avoided):
-            return None  # its seal is on the way: no position shall be sampled twice
-        head = self._best(entry, [h for h in heads if h.route.formation_id not in avoided])
+        if holder is not None and not entry.sealed:
+            superseded = question.last_epoch < entry.epoch
+            if superseded and holder.takes_new:
+                base = entry.spans(entry.base_lengths)
+                return Outcome(Grant(entry.epoch, holder.route, base))
+            if not holder.takes_new and (superseded or entry.formation_id in suspects):
+                return None  # its seal is on the way: no position shall be sampled twice
+        head = self._best(entry, [h for h in heads if h.route.formation_id not in suspects])
         return None if head is None else self._grant(entry, question, head, now_s)
+
+    def _suspects_with(self, question: ResumeQuestion, now_s: float) -> set[str]:
+        """Formations that readers left of late because they do not serve. The same question asked
+        again is one complaint."""
+        if question.left_formation_id:
+            key = question.generation_id, question.last_epoch
+            self._complaints.setdefault(key, (question.left_formation_id, now_s))
+        patience_s = self.settings.same_head_after_s
+        return {left for left, since_s in self._complaints.values() if now_s - since_s < patience_s}
 
     def _best(self, entry: Entry, heads: Sequence[Head]) -> Route | None:
         takers = [h.route for h in heads if h.takes_new and h.route.model == entry.request.model]
@@ -288,8 +249,7 @@ class Ledger:
         self, entry: Entry, question: ResumeQuestion, head: Route | None, now_s: float
     ) -> Outcome[Grant]:
         name = question.generation_id
-        planned, before = entry.sealed, entry.pipeline_id
-        entry.avoid = {name: until_s for name, until_s in entry.avoid.items() if now_s < until_s}
+        planned, before = entry.sealed and not question.left_formation_id, entry.pipeline_id
         record = Granted(
             name,
             max(entry.epoch, question.last_epoch) + 1,
@@ -362,16 +322,28 @@ class Ledger:
     def tick(self, now_s: float) -> Outcome[None]:
         """Forgets what was kept long enough; call it every second or so."""
         settings = self.settings
+        surplus = len(self._ended) - settings.max_ended
         old = [
             name
-            for name, cancelled_s in self._tombstones.items()
-            if now_s - cancelled_s >= settings.retention_s
+            for number, name in enumerate(self._ended)
+            if number < surplus or now_s - self._last_s(name) >= settings.retention_s
         ]
-        for name, entry in self._entries.items():
-            kept_s = settings.retention_s if entry.finished else settings.parked_retention_s
-            if name not in self._tombstones and now_s - entry.touched_s >= kept_s:
-                old.append(name)
+        old += [
+            name
+            for name, entry in self._entries.items()
+            if name not in self._ended and now_s - entry.touched_s >= settings.parked_retention_s
+        ]
+        self._complaints = {
+            question: complaint
+            for question, complaint in self._complaints.items()
+            if now_s - complaint[1] < settings.retention_s
+        }
         return Outcome(None, self._commit([Forgotten(name) for name in old], now_s))
+
+    def _last_s(self, name: str) -> float:
+        """When an ended generation was cancelled, or last asked for."""
+        cancelled_s = self._tombstones.get(name)
+        return self._entries[name].touched_s if cancelled_s is None else cancelled_s
 
     def open_generations(self) -> list[OpenGeneration]:
         """Generations that have not ended."""
@@ -380,7 +352,7 @@ class Ledger:
                 name, entry.epoch, entry.pipeline_id, sum(entry.lengths), not entry.sealed
             )
             for name, entry in self._entries.items()
-            if name not in self._tombstones and not entry.finished
+            if name not in self._ended
         ]
 
 

@@ -32,7 +32,7 @@ from services.controller.actions import (
     PipelineView,
 )
 from services.controller.journal import LoggedEvent
-from services.controller.ledger import OpenGeneration
+from services.controller.outcomes import OpenGeneration
 
 MAX_NAME_CHARS = 128
 MAX_RUNS = 2 * wire.MAX_CHOICES
@@ -164,7 +164,9 @@ def question_from(message: pb.ResumeRequest, vocab_size: int) -> ResumeQuestion:
             raise InvalidArgument("the request has another id", field="request")
         if any(choice >= request.choices for choice in choices):
             raise InvalidArgument(f"choices lie below {request.choices}", field="held")
-    return ResumeQuestion(generation_id, message.last_epoch, request, held)
+    return ResumeQuestion(
+        generation_id, message.last_epoch, request, held, message.left_formation_id
+    )
 
 
 def result_to(result: CheckpointResult) -> pb.CheckpointResult:

@@ -14,8 +14,8 @@ from services.controller.actions import NodeShape
 from services.controller.cluster_runtime import RuntimeSettings
 from services.controller.cluster_settings import ClusterSettings
 from services.controller.engines import EngineTimeouts
-from services.controller.ledger import LedgerSettings
 from services.controller.model_facts import ModelFacts
+from services.controller.outcomes import LedgerSettings
 from services.controller.service import ServiceLimits
 
 _SPEEDS = re.compile(r"\d+(\.\d+)?([:,]\d+(\.\d+)?)*")
@@ -77,7 +77,8 @@ class ControllerSettings(ServiceSettings):
     same_head_after_s: float = Field(default=1.0, ge=0, le=600)
     retention_s: float = Field(default=600.0, gt=0)
     parked_retention_s: float = Field(default=3600.0, gt=0)
-    max_generations: int = Field(default=20_000, ge=1)
+    max_generations: int = Field(default=100_000, ge=1)
+    max_ended_generations: int = Field(default=10_000, ge=0)
     checkpoints_in_flight: int = Field(default=64, ge=1, le=10_000)
 
     commit_interval_s: float = Field(default=0.01, ge=0, le=0.02)
@@ -128,6 +129,7 @@ class ControllerSettings(ServiceSettings):
             parked_retention_s=self.parked_retention_s,
             same_head_after_s=self.same_head_after_s,
             max_generations=self.max_generations,
+            max_ended=self.max_ended_generations,
         )
 
     @property

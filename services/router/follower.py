@@ -118,6 +118,8 @@ class Follower:
         self._trouble_s: float | None = None
         """When the present trouble began."""
         self._attached_again = False
+        self._left = ""
+        """The formation it leaves because it does not serve."""
         self._in_vain = False
         """The last grant has brought no step yet."""
         self._step = -1
@@ -201,7 +203,7 @@ class Follower:
             return self._end(Superseded("a newer reader took the generation over"))
         if reason is CloseReason.DIVERGED:
             return self._end(Diverged(max(frame.lengths, default=0), 0, 0))
-        return self._resume(now_s)
+        return self._resume(now_s, served=reason is CloseReason.MOVED)
 
     def broken(self, stream: int, error: ShuntError, now_s: float) -> list[Action]:
         """The stream ended without a Closed frame."""
@@ -239,9 +241,10 @@ class Follower:
 
     # The controller
 
-    def _resume(self, now_s: float) -> list[Action]:
+    def _resume(self, now_s: float, *, served: bool = False) -> list[Action]:
         """At once, but for grants in vain: those wait longer each time."""
         self._troubled(now_s)
+        self._left = self.route.formation_id if self.route is not None and not served else ""
         if self._in_vain:
             self._back_off(now_s)
             return self._close()
@@ -260,7 +263,9 @@ class Follower:
             for index, run in enumerate(self.runs)
             if len(run) or self._finish[index] is not None
         )
-        question = ResumeQuestion(self.request.generation_id, self.epoch, self.request, held)
+        question = ResumeQuestion(
+            self.request.generation_id, self.epoch, self.request, held, self._left
+        )
         return [AskResume(self._question, question, self.settings.resume_timeout_s)]
 
     def granted(self, number: int, grant: Grant, now_s: float) -> list[Action]:

@@ -86,6 +86,7 @@ def question_to(question: ResumeQuestion) -> controller_pb2.ResumeRequest:
         last_epoch=question.last_epoch,
         request=None if question.request is None else wire.request_to(question.request),
         held=wire.spans_to(question.held),
+        left_formation_id=question.left_formation_id,
     )
 
 

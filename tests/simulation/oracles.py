@@ -21,7 +21,8 @@ from services.common.errors import (
 from services.common.exchange import Checkpoint, Frame, Grant, ResumeQuestion
 from services.common.generation import FinishReason, GenerationRequest
 from services.controller.actions import LogEvent
-from services.controller.ledger import Ledger, LedgerEvent, Outcome
+from services.controller.ledger import Ledger
+from services.controller.outcomes import LedgerEvent, Outcome
 from services.controller.records import Appended, Bound, Ended, Forgotten, Granted, Record
 from services.engine.actions import SequenceKey
 from services.engine.held import Life

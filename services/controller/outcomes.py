@@ -1,0 +1,70 @@
+"""What goes into the ledger and what comes out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from services.common.exchange import Route
+from services.controller.records import Record
+
+Reply = TypeVar("Reply")
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEvent:
+    """An entry for the event log."""
+
+    kind: str
+    """generation_bound, _granted, _sealed, _finished, _cancelled, or checkpoint_refused."""
+    generation_id: str
+    pipeline_id: str = ""
+    attributes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[Reply]):
+    """A reply and what must be durable before it is given."""
+
+    reply: Reply
+    records: tuple[Record, ...] = ()
+    fsync: bool = False
+    events: tuple[LedgerEvent, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A formation that runs generations now, as the cluster knows it."""
+
+    route: Route
+    takes_new: bool
+    """False while its generations are being handed over."""
+    load: int = 0
+    """Generations queued or running."""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerSettings:
+    """Limits and timings of the ledger, in seconds."""
+
+    retention_s: float = 600.0
+    """An ended generation is kept this long."""
+    parked_retention_s: float = 3600.0
+    """An open one that nobody touches is kept this long."""
+    same_head_after_s: float = 1.0
+    """A formation that a reader left because it does not serve is granted again only after this
+    long: by then the cluster knows better."""
+    max_generations: int = 100_000
+    max_ended: int = 10_000
+    """Ended generations kept; the oldest end makes room."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenGeneration:
+    """A line of the status."""
+
+    generation_id: str
+    epoch: int
+    pipeline_id: str
+    journaled_tokens: int
+    reader: bool

@@ -1,0 +1,43 @@
+"""Which pipelines take requests, as routers and the ledger see it."""
+
+from __future__ import annotations
+
+from services.common.exchange import Route
+from services.controller.cluster_settings import ClusterSettings
+from services.controller.membership import FormationState, Membership, Pipeline
+from services.controller.outcomes import Head
+
+
+def routes_of(state: Membership, settings: ClusterSettings) -> tuple[Route, ...]:
+    """Pipelines that take new requests."""
+    ready = (_route(pipeline, settings) for pipeline in state.pipelines if pipeline.is_ready)
+    return tuple(route for route in ready if route is not None)
+
+
+def heads_of(state: Membership, settings: ClusterSettings) -> tuple[Head, ...]:
+    """Every living formation's head; after a restart none is granted anything before it was heard
+    from."""
+    heads = []
+    for pipeline in state.pipelines:
+        formation, route = pipeline.formation, _route(pipeline, settings)
+        if formation is not None and route is not None:
+            beat = state.nodes[formation.members[0].node_id].beat
+            takes_new = pipeline.is_ready and state.confirmed(formation)
+            heads.append(Head(route, takes_new, beat.load if beat is not None else 0))
+    return tuple(heads)
+
+
+def _route(pipeline: Pipeline, settings: ClusterSettings) -> Route | None:
+    formation = pipeline.formation
+    if formation is None or formation.state is FormationState.FORMING:
+        return None
+    head = formation.members[0]
+    return Route(
+        pipeline.pipeline_id,
+        formation.formation_id,
+        head.incarnation,
+        head.address,
+        pipeline.throughput_tokens_per_s,
+        settings.model,
+        min(settings.max_positions, formation.kv_blocks * settings.block_positions),
+    )
