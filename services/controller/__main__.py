@@ -79,14 +79,14 @@ async def serve(chosen: ControllerSettings) -> None:
 
 
 def lock(data_dir: Path) -> IO[str]:
-    """Keeps a second controller away from the directory; exits 2 when there is one."""
+    """Keeps a second controller away from the directory; exits 1 when there is one."""
     data_dir.mkdir(parents=True, exist_ok=True)
     file = (data_dir / "controller.lock").open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         print(f"another controller uses {data_dir}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(1)
     file.write(str(os.getpid()))
     file.flush()
     return file

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import grpc
+import pytest
+from shuntserve.common.v1 import common_pb2
+from shuntserve.tensorstore.v1 import tensorstore_pb2, tensorstore_pb2_grpc
+
+from services.common import channels
+from services.common.errors import DataLoss
+from services.controller import model_store
+from services.controller.model_facts import ModelFacts
+from services.controller.model_store import describe
+
+CONFIG = {"vocab_size": 100, "max_position_embeddings": 512, "num_hidden_layers": 6}
+FACTS = ModelFacts("tiny", "ab", 6, 100, 512, json.dumps(CONFIG))
+
+
+class _Store(tensorstore_pb2_grpc.TensorStoreServiceServicer):
+    def __init__(self) -> None:
+        self.fails = 0
+        self.manifest = json.dumps({"config": CONFIG}).encode()
+
+    async def Describe(self, request: Any, context: Any) -> Any:
+        if self.fails:
+            self.fails -= 1
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such model")
+        return tensorstore_pb2.DescribeResponse(
+            summary=tensorstore_pb2.ModelSummary(
+                model=common_pb2.ModelRef(model_id=request.model.model_id, digest="ab"), layers=6
+            ),
+            manifest=self.manifest,
+        )
+
+
+@pytest.fixture
+async def store(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[_Store, str]]:
+    monkeypatch.setattr(model_store, "RETRY_S", 0.01)
+    servicer, server = _Store(), grpc.aio.server(options=channels.options(1 << 20))
+    tensorstore_pb2_grpc.add_TensorStoreServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield servicer, f"127.0.0.1:{port}"
+    await server.stop(0)
+
+
+async def test_the_store_tells_what_the_model_is(store: tuple[_Store, str]) -> None:
+    assert await describe(store[1], "tiny", known=None, timeout_s=20) == FACTS
+
+
+async def test_a_model_that_is_not_imported_yet_is_waited_for(store: tuple[_Store, str]) -> None:
+    store[0].fails = 3
+    assert await describe(store[1], "tiny", known=None, timeout_s=20) == FACTS
+    assert store[0].fails == 0
+
+
+async def test_without_a_store_the_journaled_facts_stand() -> None:
+    known = replace(FACTS, digest="old")
+    assert await describe("127.0.0.1:1", "tiny", known=known, timeout_s=0.01) == known
+
+
+async def test_the_facts_of_another_model_do_not_stand(store: tuple[_Store, str]) -> None:
+    known = replace(FACTS, model_id="other")
+    store[0].fails = 2
+    assert await describe(store[1], "tiny", known=known, timeout_s=0.01) == FACTS
+
+
+@pytest.mark.parametrize("manifest", [b"", b"[]", b"{}", b'{"config": {"vocab_size": "x"}}'])
+async def test_a_manifest_without_the_facts_is_data_loss(
+    store: tuple[_Store, str], manifest: bytes
+) -> None:
+    store[0].manifest = manifest
+    with pytest.raises(DataLoss):
+        await describe(store[1], "tiny", known=None, timeout_s=20)
+
+
+def test_facts_come_back_from_the_journal() -> None:
+    assert ModelFacts.from_json(FACTS.to_json()) == FACTS
+    with pytest.raises(DataLoss):
+        ModelFacts.from_json("{}")

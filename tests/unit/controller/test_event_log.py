@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from typing import Any
+
+from services.common.errors import ResourceExhausted
+from services.controller.event_log import EventLog
+from services.controller.journal import LoggedEvent
+
+
+class _Journal:
+    def __init__(self) -> None:
+        self.written: list[Any] = []
+        self.full = False
+        self.breaks = False
+
+    def write(self, items: Sequence[Any], *, fsync: bool = False) -> Awaitable[None]:
+        if self.full:
+            raise ResourceExhausted("too much waits")
+        self.written += items
+        return self._settle()
+
+    async def _settle(self) -> None:
+        if self.breaks:
+            raise ResourceExhausted("disk full")
+
+
+def _log(journal: _Journal, kept: int = 10) -> EventLog:
+    return EventLog(journal, lambda: 12.5, kept)  # type: ignore[arg-type]
+
+
+async def _all(log: EventLog, from_number: int = 0) -> list[int]:
+    return [event.number async for event in log.follow(from_number, wait=False)]
+
+
+async def test_events_are_numbered_and_journaled() -> None:
+    journal = _Journal()
+    log = _log(journal)
+    first = log.add("node_lost", node_id="n", attributes={"cause": "silence"})
+    log.add("node_lost", node_id="m")
+    assert first == LoggedEvent(1, 12.5, "node_lost", "n", "", "", {"cause": "silence"})
+    assert journal.written[0] == first
+    assert await _all(log) == [1, 2]
+    assert await _all(log, 2) == [2]
+    assert await _all(log, 3) == []
+
+
+async def test_numbers_go_on_behind_what_was_recovered() -> None:
+    log = _log(_Journal())
+    log.recover([LoggedEvent(7, 0.0, "a"), LoggedEvent(8, 0.0, "b")])
+    assert log.add("c").number == 9
+    assert await _all(log) == [7, 8, 9]
+
+
+async def test_only_the_newest_are_kept() -> None:
+    log = _log(_Journal(), kept=2)
+    for _ in range(5):
+        log.add("a")
+    assert await _all(log) == [4, 5]
+
+
+async def test_a_follower_gets_what_comes_later_and_ends_with_the_log() -> None:
+    log = _log(_Journal())
+    got: list[int] = []
+
+    async def follow() -> None:
+        async for event in log.follow(0, wait=True):
+            got.append(event.number)
+
+    following = asyncio.create_task(follow())
+    for _ in range(3):
+        log.add("a")
+        await asyncio.sleep(0)
+    log.close()
+    await asyncio.wait_for(following, 20)
+    assert got == [1, 2, 3]
+
+
+async def test_the_newest_of_a_kind_is_found() -> None:
+    log = _log(_Journal())
+    for node_id in ("n", "m", "n"):
+        log.add("noticed", node_id=node_id)
+    newest = log.newest("noticed", "n")
+    assert newest is not None
+    assert newest.number == 3
+    assert log.newest("noticed", "x") is None
+
+
+async def test_a_journal_that_fails_loses_the_event_only() -> None:
+    journal = _Journal()
+    log = _log(journal)
+    journal.full = True
+    log.add("a")
+    journal.full, journal.breaks = False, True
+    log.add("b")
+    await asyncio.sleep(0)
+    assert await _all(log) == [1, 2]
