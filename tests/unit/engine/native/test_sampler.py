@@ -169,6 +169,26 @@ def test_a_sequence_taken_up_at_any_cut_draws_the_same_ids(rows, cut, prompt, ch
     assert [sample(row, resumed)[0] for row in rows[cut:]] == ids[cut:]
 
 
+def test_every_position_and_choice_draws_with_its_own_number():
+    logits = np.zeros(VOCAB, dtype=np.float32)
+    sampling = Sampling(max_tokens=9, seed=3)
+    for choice in (0, 1):
+        state = open_slot(sampling, choice, (1, 2, 3), ())
+        ids = [sample(logits, state)[0] for _ in range(20)]
+        assert ids == [draw(logits, sampling, uniform(3, choice, p)) for p in range(20)]
+        assert len(set(ids)) > 5
+
+
+def test_a_draw_from_a_large_vocabulary_is_the_inverse_of_the_running_sum():
+    logits = np.random.default_rng(2).normal(0, 2, 5000).astype(np.float32)
+    sums = np.cumsum(np.exp(logits.astype(np.float64)))
+    for position in range(300):
+        u = uniform(5, 0, position)
+        chosen = draw(logits, Sampling(1), u)
+        low = sums[chosen - 1] / sums[-1] if chosen else 0.0
+        assert low - TOLERANCE <= u <= sums[chosen] / sums[-1] + TOLERANCE
+
+
 def test_the_random_number_is_pinned_for_ever():
     assert uniform(0, 0, 0) == 0.2450726058450119
     assert uniform(2**64 - 1, 3, 1000) == 0.9573264951710077

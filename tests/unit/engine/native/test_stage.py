@@ -93,87 +93,55 @@ def test_a_batch_gives_every_sequence_the_ids_it_has_alone(model, pipeline, way)
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_hidden_states_are_equal_bit_for_bit_for_any_chunks_and_neighbours(
-    tiny_model, llama, pipeline, data
+    model, pipeline, way, data
 ):
-    model = tiny_model(llama)
-    whole = pipeline([model.stage(range(0, 3))])
-    ids = PROMPTS[6]
+    whole = pipeline([model.stage(range(0, 2), **way)])
+    stage, ids = whole.stages[0], PROMPTS[6]
+    row_bytes = 96 * (2 if way["dtype"] == "bf16" else 4)
 
     def hidden(sizes, neighbours):
-        stage, start, found = whole.stages[0], 0, []
+        start, found = 0, []
         for size in sizes:
-            steps = [whole.step(0, start, size)]
+            steps = [whole.step(0, start, size, sample=False)]
             rows = ids[start : start + size]
             for slot, count in enumerate(neighbours, 1):
-                steps.append(whole.step(slot, 0, count))
+                steps.append(whole.step(slot, 0, count, sample=False))
                 rows = rows + ids[:count]
             opens = [whole.open(slot, ids) for slot in range(len(steps))] if not start else []
-            steps = [replace(step, sample=False) for step in steps]
-            result = stage.forward(Batch(steps, opens), rows)
-            found.append(result.data[: size * 96 * 2])
+            found.append(stage.forward(Batch(steps, opens), rows).data[: size * row_bytes])
             start += size
         stage.reset()
         return b"".join(found)
 
-    sizes = data.draw(st.lists(st.integers(1, 20), min_size=1, max_size=6))
-    while sum(sizes) > len(ids):
+    sizes = data.draw(st.lists(st.integers(1, 20), max_size=6))
+    while sum(sizes) >= len(ids):
         sizes.pop()
     sizes.append(len(ids) - sum(sizes))
     neighbours = data.draw(st.lists(st.integers(1, 40), max_size=5))
-    assert hidden([s for s in sizes if s], neighbours) == hidden([len(ids)], [])
+    assert hidden(sizes, neighbours) == hidden([len(ids)], [])
+    stage.close()
 
 
 def test_a_block_taken_over_from_a_broken_sequence_does_not_taint_the_next(
     tiny_model, llama, pipeline
 ):
-    model = tiny_model(llama)
-    stage = model.stage(range(3, 5))
+    stage = tiny_model(llama).stage(range(3, 5))
     whole = pipeline([stage])
-    rows = torch.randn(20, 96).bfloat16()
-    clean = Hidden("bf16", 20, rows.view(torch.uint8).numpy().tobytes())
-    broken = Hidden(
-        "bf16",
-        20,
-        torch.full((20, 96), float("nan")).bfloat16().view(torch.uint8).numpy().tobytes(),
-    )
-    sampled = []
-    for hidden in (clean, broken, clean):
-        opened = whole.open(0, range(20), top_logprobs=5)
-        sampled.append(stage.forward(Batch([whole.step(0, 0, 20)], [opened], [0]), hidden))
-    assert sampled[0] == sampled[2]
 
+    def run(rows):
+        data = rows.bfloat16().view(torch.uint8).numpy().tobytes()
+        opened = whole.open(0, range(len(rows)), top_logprobs=5)
+        batch = Batch([whole.step(0, 0, len(rows))], [opened], [0])
+        return stage.forward(batch, Hidden("bf16", len(rows), data))
 
-def test_a_stage_holds_no_tensor_outside_its_range(model):
-    stage = model.stage(range(2, 4))
-    names = {tensor.name for tensor in stage.resident_tensors()}
-    assert names
-    assert {name.split(".")[2] for name in names} == {"2", "3"}
-    expected = sum(model.tensors[name].numel() * 2 for name in names)
-    assert sum(tensor.size_bytes for tensor in stage.resident_tensors()) == expected
-    norms = sum(model.tensors[name].numel() * 2 for name in names if "norm" in name)
-    assert expected - norms <= stage.packed_bytes <= 1.1 * expected
-
-
-def test_the_ends_of_a_model_hold_embedding_norm_and_head(model):
-    def ends(layers):
-        tensors = model.stage(layers).resident_tensors()
-        return {t.name for t in tensors if "layers" not in t.name}
-
-    head = "model.embed_tokens.weight" if model.config.tied_embeddings else "lm_head.weight"
-    assert ends(range(0, 2)) == {"model.embed_tokens.weight"}
-    assert ends(range(2, 5)) == {"model.norm.weight", head}
-
-
-def test_a_stage_refers_to_nothing_it_was_loaded_from(model, pipeline):
-    whole = pipeline([model.stage()])
-    reference = whole.generate(PROMPTS[3], 8)
-    for tensor in model.tensors.values():
-        tensor.zero_()
-    assert whole.generate(PROMPTS[3], 8) == reference
+    clean = torch.randn(20, 96)
+    before = run(clean)
+    run(torch.full((32, 96), float("nan")))  # all of the block whose first rows come next
+    assert run(clean) == before
 
 
 def test_matrices_that_lie_transposed_give_the_same_ids(tiny_model, llama, pipeline, way):
