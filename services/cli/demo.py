@@ -24,7 +24,7 @@ from services.cli.up import run_detached
 from services.common import channels
 
 QUESTION = "Explain to a child, step by step, how rain comes about."
-MAX_TOKENS = 1500
+MAX_TOKENS = 1000
 DISTURB_AFTER = 200
 SEED, TEMPERATURE = 7, 0.8
 SHOWN_CHARS = 500

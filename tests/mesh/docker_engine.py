@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 import urllib.error
 import urllib.request
@@ -123,15 +122,6 @@ def _make_base_image(directory: Path, docker_host: str) -> None:
         partial.rename(archive)
     change = "ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt"
     _run("docker", "import", "-c", change, str(archive), BASE_IMAGE, env=env)
-
-
-def link_compose_plugin(config: Path) -> None:
-    """Makes `docker compose` known to a docker command that has no such plugin."""
-    binary = Path(sysconfig.get_path("purelib")) / "compose" / "docker-compose"
-    link = config / "cli-plugins" / "docker-compose"
-    link.parent.mkdir(parents=True, exist_ok=True)
-    if binary.exists() and not link.is_symlink():
-        link.symlink_to(binary)
 
 
 def up(directory: Path) -> str:
