@@ -18,7 +18,6 @@ from services.placement.rates import Ints
 from services.placement.roofline import Array
 
 PATIENCE = 4
-KEEP = 2500
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,7 @@ class Pool:
 
     members: tuple[Members, ...]
     bound: Array
+    whole: bool  # nothing was left out
 
 
 def class_values(field: Field) -> Array:
@@ -42,19 +42,21 @@ def class_values(field: Field) -> Array:
     return floor
 
 
-def search(field: Field, values: Array, width: int, budget: Budget) -> Pool:
-    """Multisets worth building, by growing them a stage at a time."""
+def search(field: Field, values: Array, width: int, keep: int, budget: Budget) -> Pool:
+    """Up to `keep` multisets worth building, by growing the best `width` a stage at a time."""
     columns, counts = field.columns, field.counts
     kinds = np.array([option.kind for option in field.options])
     worth = values[kinds]
     level = np.arange(len(field.options))[:, None]
     found: list[tuple[Ints, Array]] = []
-    best_density, barren = 0.0, 0
+    best_density, barren, whole = 0.0, 0, True
     for length in range(1, columns.tables.longest + 1):
         if length > 1:
             level = _grow(level, kinds, counts)
         if not len(level) or budget.expired():
+            whole = whole and not len(level)
             break
+        whole = whole and len(level) <= width
         guide = columns.guides(level) / worth[level].sum(axis=1)
         kept = np.argsort(-guide, kind="stable")[:width]
         level, guide = level[kept], guide[kept]
@@ -68,9 +70,9 @@ def search(field: Field, values: Array, width: int, budget: Budget) -> Pool:
         if barren >= PATIENCE and len(level) == width:
             break
     if not found:
-        return Pool((), np.zeros(0))
+        return Pool((), np.zeros(0), whole)
     ranked = np.sort(np.concatenate([density for _, density in found]))[::-1]
-    least = ranked[min(KEEP, len(ranked)) - 1]
+    least = ranked[min(keep, len(ranked)) - 1]
     members: list[Members] = []
     bounds: list[Array] = []
     for rows, density in found:
@@ -78,7 +80,15 @@ def search(field: Field, values: Array, width: int, budget: Budget) -> Pool:
         if len(kept_rows):
             members.extend(tuple(int(o) for o in row) for row in kept_rows)
             bounds.append(columns.bounds(kept_rows))
-    return Pool(tuple(members), np.concatenate(bounds))
+    return Pool(tuple(members), np.concatenate(bounds), whole and len(ranked) <= keep)
+
+
+def joined(one: Pool, other: Pool) -> Pool:
+    """Both pools, each multiset once."""
+    known = set(one.members)
+    fresh = [i for i, members in enumerate(other.members) if members not in known]
+    members = (*one.members, *(other.members[i] for i in fresh))
+    return Pool(members, np.concatenate([one.bound, other.bound[fresh]]), one.whole)
 
 
 def _holds(columns: Columns, rows: Ints) -> Array:

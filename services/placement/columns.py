@@ -14,6 +14,7 @@ from services.placement.roofline import Array
 from services.placement.splits import Split, best_split
 
 COARSE = 20
+FINE = 12
 SHORT = 5
 CHUNK_ELEMENTS = 1 << 21
 Members = tuple[int, ...]  # options, ascending
@@ -53,8 +54,11 @@ class Columns:
         return _most(rates)
 
     def bounds(self, rows: Ints) -> Array:
-        """Near upper bounds [rows] over all orders: a coarse grid, finer around its best batch."""
-        return self._over_tails(rows, self._near)
+        """Near upper bounds [rows]: the slowest network last, where it hops to no one; a coarse
+        grid of batches, finer around the best."""
+        network = np.asarray(self._network)
+        order = np.argsort(-network[rows], axis=1, kind="stable")
+        return self._near(np.take_along_axis(rows, order, axis=1))
 
     def sure_bounds(self, rows: Ints, *, dense: bool) -> Array:
         """True upper bounds [rows] over all orders and batches; closer when `dense`."""
@@ -81,12 +85,13 @@ class Columns:
         return out
 
     def _near(self, rows: Ints) -> Array:
-        coarse = self._coarse()
+        coarse = self._coarse()[:: 2 if len(self._coarse()) > FINE else 1]
+        coarse = np.union1d(coarse, [len(self.tables.batches) - 1])
         rough = self._ceilings(rows, coarse[None, :])
         best = rough.argmax(axis=1)
         low = coarse[np.maximum(best - 1, 0)]
         high = coarse[np.minimum(best + 1, len(coarse) - 1)]
-        steps = np.linspace(0, 1, COARSE)
+        steps = np.linspace(0, 1, FINE)
         fine = np.rint(low[:, None] + (high - low)[:, None] * steps).astype(np.int64)
         return np.maximum(_most(rough), _most(self._ceilings(rows, fine)))
 

@@ -79,6 +79,13 @@ def pack_scenarios(
     return _integers(objective, rows, bounds, most, time_limit_s, integers=n)[:n]
 
 
+def class_prices(usage: Ints, value: Array, counts: Ints) -> Array:
+    """What one more node of each class is worth to the linear relaxation; [classes]."""
+    rows, bounds = usage.T.astype(float), counts.astype(float)
+    solver = _solver(value, rows, bounds, _most_uses(usage, counts), 0, 10.0)
+    return np.abs(np.asarray(solver.getSolution().row_dual))
+
+
 def maximise(value: Array, rows: Array, bounds: Array, most: Array) -> Array:
     """The x in [0, most] with the greatest value x and rows x <= bounds."""
     return np.asarray(_solver(value, rows, bounds, most, 0, 10.0).getSolution().col_value)

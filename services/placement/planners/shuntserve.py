@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from services.common.errors import FailedPrecondition
-from services.placement.beam import class_values, search
+from services.placement.beam import Pool, class_values, joined, search
 from services.placement.choice import Choose, chooser
 from services.placement.columns import Candidate, Members
 from services.placement.field import Field, field
+from services.placement.packing import class_prices
 from services.placement.problem import (
     Budget,
     Objective,
@@ -27,7 +28,10 @@ from services.placement.problem import (
 from services.placement.roofline import Array
 from services.placement.score import score, violation
 
-WIDTH = 240
+SMALL_NODES = 32
+SMALL = (200, 1000)  # beam width, candidates kept
+LARGE = (400, 2000)
+PRICE_ROUNDS = 2
 ROUNDS = 40
 DROPS = 20
 
@@ -57,8 +61,7 @@ def _plan_at(problem: Problem, tp: int, budget: Budget) -> Solution | None:
     ground = field(problem, tp, by_price=_minds_price(problem.objective))
     if not ground.options:
         return None
-    values = _values(ground)
-    pool = search(ground, values, WIDTH, budget)
+    pool = _pool(ground, budget)
     if not pool.members:
         return None
     state = State(pool.members, pool.bound.copy(), np.zeros(len(pool.members), dtype=bool))
@@ -79,6 +82,22 @@ def _plan_at(problem: Problem, tp: int, budget: Budget) -> Solution | None:
     if reason:
         raise FailedPrecondition(f"no plan found meets the targets: {reason}", field="objective")
     return None
+
+
+def _pool(ground: Field, budget: Budget) -> Pool:
+    """Candidates; where there are more, the search goes on at the prices their packing puts on nodes."""
+    small = len(ground.problem.nodes) <= SMALL_NODES
+    width, keep = SMALL if small else LARGE
+    pool = search(ground, _values(ground), width, keep, budget)
+    if pool.whole or ground.problem.objective.kind is not ObjectiveKind.THROUGHPUT:
+        return pool
+    for _ in range(1 if small else PRICE_ROUNDS):
+        if budget.expired() or not pool.members:
+            break
+        prices = class_prices(ground.usage(pool.members), pool.bound, ground.counts)
+        prices = np.maximum(prices, max(float(prices.max()) * 1e-3, 1e-12))
+        pool = joined(pool, search(ground, prices, width, keep, budget))
+    return pool
 
 
 def _minds_price(objective: Objective) -> bool:
