@@ -122,9 +122,20 @@ class Rig:
         self, workers: Sequence[Worker], cuts: Sequence[int], formation_id: str, blocks: int = 64
     ) -> None:
         """Loads and joins; cuts are the layer boundaries between stages."""
-        ranges = list(itertools.pairwise([0, *cuts, self.layer_count]))
-        for worker, (start, end) in zip(workers, ranges, strict=True):
+        for worker, (start, end) in zip(workers, self._ranges(cuts), strict=True):
             await self.load(worker, start, end)
+        for index in reversed(range(len(workers))):
+            request = self.form_request(workers, cuts, formation_id, index, blocks)
+            await workers[index].stub.Form(request, timeout=DEADLINE_S)
+
+    def form_request(
+        self,
+        workers: Sequence[Worker],
+        cuts: Sequence[int],
+        formation_id: str,
+        stage_index: int,
+        blocks: int = 64,
+    ) -> engine_pb2.FormRequest:
         members = [
             engine_pb2.Member(
                 node_id=worker.node_id,
@@ -132,18 +143,19 @@ class Rig:
                 address=worker.address,
                 layers=common_pb2.LayerRange(start=start, end=end),
             )
-            for worker, (start, end) in zip(workers, ranges, strict=True)
+            for worker, (start, end) in zip(workers, self._ranges(cuts), strict=True)
         ]
-        for index in reversed(range(len(workers))):
-            request = engine_pb2.FormRequest(
-                formation_id=formation_id,
-                pipeline_id="p",
-                model=wire.model_to(self.model),
-                members=members,
-                stage_index=index,
-                kv_blocks=blocks,
-            )
-            await workers[index].stub.Form(request, timeout=DEADLINE_S)
+        return engine_pb2.FormRequest(
+            formation_id=formation_id,
+            pipeline_id="p",
+            model=wire.model_to(self.model),
+            members=members,
+            stage_index=stage_index,
+            kv_blocks=blocks,
+        )
+
+    def _ranges(self, cuts: Sequence[int]) -> list[tuple[int, int]]:
+        return list(itertools.pairwise([0, *cuts, self.layer_count]))
 
 
 @dataclass

@@ -81,7 +81,7 @@ async def test_survivors_serve_again_with_the_weights_they_hold(rig: Rig) -> Non
 
 
 async def test_a_stopped_stage_is_noticed_and_nothing_it_says_later_counts(rig: Rig) -> None:
-    head, frozen = await rig.worker(progress_s=0.3), await rig.process(step_s=0.005)
+    head, frozen = await rig.worker(progress_s=1.0), await rig.process(step_s=0.005)
     spare = await rig.worker()
     await rig.form([head, frozen], [2], "f1")
     streams = await _running(head, "f1")
@@ -157,21 +157,7 @@ async def test_members_that_do_not_stand_are_no_formation(rig: Rig) -> None:
     head, other = await rig.worker(form_s=0.3), await rig.worker()
     await rig.load(head, 0, 2)
     await rig.load(other, 2, 6)
-    members = [
-        engine_pb2.Member(
-            node_id=worker.node_id,
-            incarnation=worker.incarnation,
-            address=worker.address,
-            layers=common_pb2.LayerRange(start=start, end=end),
-        )
-        for worker, start, end in ((head, 0, 2), (other, 2, 6))
-    ]
-    form = engine_pb2.FormRequest(
-        formation_id="f1",
-        model=common_pb2.ModelRef(model_id="tiny", digest="d1"),
-        members=members,
-        kv_blocks=8,
-    )
+    form = rig.form_request([head, other], [2], "f1", 0, blocks=8)
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await head.stub.Form(form, timeout=5)
     assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -182,19 +168,7 @@ async def test_a_form_for_another_process_other_layers_or_other_weights_is_refus
     rig: Rig,
 ) -> None:
     worker = await rig.worker()
-    form = engine_pb2.FormRequest(
-        formation_id="f1",
-        model=common_pb2.ModelRef(model_id="tiny", digest="d1"),
-        members=[
-            engine_pb2.Member(
-                node_id=worker.node_id,
-                incarnation=worker.incarnation,
-                address=worker.address,
-                layers=common_pb2.LayerRange(start=0, end=6),
-            )
-        ],
-        kv_blocks=8,
-    )
+    form = rig.form_request([worker], [], "f1", 0, blocks=8)
 
     async def refusal(message: engine_pb2.FormRequest) -> Exception:
         with pytest.raises(grpc.aio.AioRpcError) as failed:

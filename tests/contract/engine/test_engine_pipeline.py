@@ -196,3 +196,18 @@ async def test_a_batch_of_another_formation_is_refused(rig: Rig) -> None:
     assert isinstance(from_rpc_error(failed.value), AlreadyExists)
     stream = await generate(workers[0], request("g", PROMPT, 9), "f1").end()
     assert stream.ids[0] == expected_ids(PROMPT, 9)
+
+
+async def test_a_step_that_names_another_formation_ends_the_stream(rig: Rig) -> None:
+    absent, stage = await rig.worker(), await rig.worker()
+    await rig.load(stage, 3, 6)
+    await stage.stub.Form(rig.form_request([absent, stage], [3], "f1", 1), timeout=5)
+    call = stage.stub.Forward(timeout=5)
+    await call.write(engine_pb2.ForwardRequest(formation_id="f1"))
+    assert isinstance(await call.read(), engine_pb2.ForwardResponse)
+    await call.write(engine_pb2.ForwardRequest(formation_id="f0", step=1))
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await call.read()
+    assert isinstance(from_rpc_error(failed.value), StaleEpoch)
+    description = await stage.stub.Describe(engine_pb2.DescribeRequest(), timeout=5)
+    assert description.formation_id == ""

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -183,6 +183,33 @@ async def test_a_step_that_comes_back_after_the_end_counts_for_nothing(rig: Rig)
     rig.stages.answer()
     assert rig.head.formation_id == ""
     assert rig.head.scheduler is None
+
+
+async def test_a_step_of_an_old_formation_is_not_taken_for_one_of_the_new(rig: Rig) -> None:
+    frames = rig.head.read(call())
+    await _next(frames)
+    rig.head.dissolve("f")
+    await frames.aclose()
+    stages = Stages(rig.head, "f2")
+    rig.head.form(
+        stages,  # type: ignore[arg-type]
+        Scheduler(SchedulerSettings(), 64, 2),
+        Bounds(MODEL, 1000, 512),
+        Pace(1.0),
+        "exact",
+    )
+    again = replace(call(), epoch=2, formation_id="f2")
+    frames = rig.head.read(again)
+    await _next(frames)
+    assert rig.stages.steps[0][0] == stages.steps[0][0]
+    rig.stages.answer()
+    waiting = asyncio.ensure_future(anext(frames))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    stages.answer()
+    tokens: Any = await waiting
+    assert tokens.spans == (TokenSpan(0, 0, (0,)),)
+    await frames.aclose()
 
 
 async def test_a_drain_takes_the_token_in_flight_and_nothing_more(rig: Rig) -> None:
