@@ -204,6 +204,7 @@ async def test_a_resume_waits_for_a_pipeline(world: World) -> None:
 
     world.provider.prepare = hold
     await world.start(resume_wait_s=0.2)
+    await world.until_event("plan_ready")
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await _resume(world, 0)
     assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
