@@ -122,7 +122,8 @@ class Follower:
         """The formation it leaves because it does not serve."""
         self._in_vain = False
         """The last grant has brought no step yet."""
-        self._step = -1
+        self._step: int | None = None
+        """The last step its head told; a first one says nothing about progress."""
         self._frame_s = 0.0
         self._step_s = 0.0
 
@@ -187,15 +188,17 @@ class Follower:
             return []
         if isinstance(frame, Closed):
             return self._closed(frame, now_s)
-        if frame.step > self._step:
-            self._step = frame.step
-            self._step_s = now_s
-            self._at_ease()
+        if self._step is not None and frame.step > self._step:
+            self._at_ease(now_s)
+        self._step = frame.step
         if isinstance(frame, Progress):
             return []
         if any(span.start > self._verified[span.choice] for span in frame.spans):
             return self._suspect(now_s)
-        return self._merge(frame.spans)
+        actions = self._merge(frame.spans)
+        if actions:
+            self._at_ease(now_s)
+        return actions
 
     def _closed(self, frame: Closed, now_s: float) -> list[Action]:
         reason = frame.reason
@@ -225,10 +228,11 @@ class Follower:
         return [*self._close(), *self._attach(self.route, now_s)]
 
     def _attach(self, route: Route, now_s: float) -> list[Action]:
+        if self.route is None or self.route.formation_id != route.formation_id:
+            self._step = None
         self.route = route
         self._stream += 1
         self._open = True
-        self._step = -1
         self._frame_s = self._step_s = now_s
         call = GenerateCall(
             self.request,
@@ -314,7 +318,8 @@ class Follower:
     def _troubled(self, now_s: float) -> None:
         self._trouble_s = now_s if self._trouble_s is None else self._trouble_s
 
-    def _at_ease(self) -> None:
+    def _at_ease(self, now_s: float) -> None:
+        self._step_s = now_s
         self._trouble_s = None
         self._attached_again = False
         self._in_vain = False

@@ -1,0 +1,49 @@
+from collections import Counter
+
+from services.common.exchange import Route
+from services.common.generation import ModelRef
+from services.router.balancer import Balancer
+
+
+def route(name: str, throughput: float, model: str = "m") -> Route:
+    return Route(name, f"f-{name}", "i", "h:1", throughput, ModelRef(model, "d"), 100)
+
+
+def test_shares_follow_throughput_when_load_is_even() -> None:
+    balancer = Balancer()
+    balancer.update([route("a", 3.0), route("b", 1.0)])
+    picked = Counter()
+    for _ in range(40):
+        chosen = balancer.pick("m")
+        assert chosen is not None
+        picked[chosen.pipeline_id] += 1
+    assert picked == {"a": 30, "b": 10}
+
+
+def test_turns_are_spread_not_bunched() -> None:
+    balancer = Balancer()
+    balancer.update([route("a", 2.0), route("b", 1.0)])
+    order = "".join(balancer.pick("m").pipeline_id for _ in range(6))  # type: ignore[union-attr]
+    assert "aaa" not in order
+    assert "bb" not in order
+
+
+def test_what_runs_long_gets_fewer_new_ones() -> None:
+    balancer = Balancer()
+    balancer.update([route("a", 1.0), route("b", 1.0)])
+    for _ in range(8):
+        balancer.began("f-a")
+    picked = Counter(balancer.pick("m").pipeline_id for _ in range(20))  # type: ignore[union-attr]
+    assert picked["b"] > 2 * picked["a"]
+    for _ in range(9):
+        balancer.ended("f-a")
+    picked = Counter(balancer.pick("m").pipeline_id for _ in range(20))  # type: ignore[union-attr]
+    assert abs(picked["a"] - picked["b"]) <= 2
+
+
+def test_only_pipelines_of_the_model_are_picked() -> None:
+    balancer = Balancer()
+    assert balancer.pick("m") is None
+    balancer.update([route("a", 1.0, "other"), route("b", 0.0)])
+    assert balancer.pick("m").pipeline_id == "b"  # type: ignore[union-attr]
+    assert {r.model.model_id for r in balancer.models()} == {"m", "other"}
