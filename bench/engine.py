@@ -45,7 +45,7 @@ def read_weights() -> tuple[dict[str, Any], dict[str, Tensor]]:
         tensors = {}
         for name, tensor in source.tensors.items():
             data = torch.empty(tensor.shape, dtype=torch.bfloat16)
-            buffer = memoryview(data.view(torch.uint8).numpy().reshape(-1))
+            buffer = memoryview(data.view(torch.uint8).view(-1).numpy())  # type: ignore[arg-type]
             source.read_rows(name, 0, tensor.shape[0], buffer)
             tensors[name] = data
         return dict(source.config), tensors
@@ -98,7 +98,8 @@ class Transformers:
 
     def __init__(self, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         fields = {k: v for k, v in config.items() if k not in ("architectures", "torch_dtype")}
-        self.model = LlamaForCausalLM(LlamaConfig(**fields)).to(torch.bfloat16).eval()
+        model: Any = LlamaForCausalLM(LlamaConfig(**fields))
+        self.model = model.bfloat16().eval()
         self.model.load_state_dict(tensors, strict=False)
 
     @torch.inference_mode()

@@ -120,7 +120,7 @@ class TorchLayers:
     ) -> None:
         self._config, self._dtype, self._device = config, dtype, torch.device(device)
         kind = "bf16" if dtype == torch.bfloat16 else "fp32"
-        cpu = self._device.type == "cpu"
+        self.by_row = cpu = self._device.type == "cpu"
         where = torch.backends.cpu.get_cpu_capability() if cpu else torch.cuda.get_device_name()
         where = "".join(c for c in where.lower() if c.isalnum())
         threads = f"-{torch.get_num_threads()}t" if cpu else ""
@@ -193,7 +193,7 @@ class TorchLayers:
         group = config.heads // config.kv_heads
         queries = q[span.first : span.first + span.count]
         queries = queries.view(span.count, config.kv_heads, group, -1)
-        if self._device.type != "cpu":
+        if not self.by_row:
             past = torch.arange(end, device=self._device)
             rows = past[span.start :, None].repeat_interleave(group, 0)
             folded = queries.transpose(0, 1).reshape(config.kv_heads, -1, config.head_dim)
