@@ -48,7 +48,7 @@ async def serve(chosen: EngineSettings) -> None:
     engine_pb2_grpc.add_EngineServiceServicer_to_server(EngineService(engine), server.grpc_server)
     port = await server.start()
     await server.set_ready(True)
-    address = f"{chosen.advertise_host or chosen.host}:{port}"
+    address = f"{chosen.reachable_host}:{port}"
     print(f"engine {chosen.node_id}: grpc on {address}", flush=True)
     background: list[asyncio.Task[Any]] = [asyncio.create_task(engine.run())]
     try:

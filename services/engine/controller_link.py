@@ -64,22 +64,25 @@ class ControllerLink:
             group.create_task(self._again(self._journal))
 
     async def _again(self, attempt: Callable[[], Awaitable[None]]) -> None:
-        retry_s = FIRST_RETRY_S
+        failures = 0
         while True:
-            began_s = self._clock()
+            began_s, why = self._clock(), "the controller ended the stream"
             try:
                 await attempt()
             except grpc.aio.AioRpcError as error:
                 known = from_rpc_error(error)
                 if isinstance(known, Aborted):
                     raise known from error
-                _log.info("controller away", extra={"why": known.message})
+                why = known.message
             except asyncio.InvalidStateError:
-                _log.info("controller ended the stream")
+                why = "the stream had ended"
             except TimeoutError:
-                _log.info("controller silent")
-            retry_s = FIRST_RETRY_S if self._clock() - began_s > LAST_RETRY_S else retry_s * 2
-            await asyncio.sleep(min(retry_s, LAST_RETRY_S))
+                why = "no answer"
+            lived = self._clock() - began_s > self._timeout_s + LAST_RETRY_S
+            failures = 1 if lived else failures + 1
+            if failures == 1:
+                _log.info("controller away", extra={"why": why})
+            await asyncio.sleep(min(FIRST_RETRY_S * 2 ** min(failures - 1, 8), LAST_RETRY_S))
 
     # Signs of life
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.common.settings import ServiceSettings
+
+WILDCARDS = ("0.0.0.0", "::", "[::]")
 
 
 class EngineSettings(ServiceSettings):
@@ -22,7 +25,7 @@ class EngineSettings(ServiceSettings):
     controller: str = ""
     """host:port of the controller; empty serves without one, for tests and benchmarks."""
     advertise_host: str = ""
-    """Host that others reach this process by; empty: `host`."""
+    """Host that others reach this process by; empty: `host`, or the machine's name for any."""
     store: str = Field(default="", description="URI of the tensor store")
     relative_speed: float = Field(default=1.0, gt=0)
     memory_bytes: int = Field(default=4 << 30, ge=1 << 20)
@@ -52,3 +55,16 @@ class EngineSettings(ServiceSettings):
     controller_timeout_s: float = Field(default=2.0, gt=0)
     orphan_s: float = Field(default=120.0, gt=0)
     """Without a controller and without a reader for this long the process ends itself."""
+
+    @model_validator(mode="after")
+    def _prompts_always_advance(self) -> Self:
+        if self.token_budget <= self.max_sequences:
+            raise ValueError("token_budget must exceed max_sequences, or prompts would starve")
+        return self
+
+    @property
+    def reachable_host(self) -> str:
+        """The host part of the address that this process registers."""
+        if self.advertise_host:
+            return self.advertise_host
+        return socket.gethostname() if self.host in WILDCARDS else self.host

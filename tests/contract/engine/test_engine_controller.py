@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -10,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import pytest
 from shuntserve.common.v1 import common_pb2
 from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
@@ -285,6 +287,13 @@ async def _process(**settings: str) -> asyncio.subprocess.Process:
     )
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 async def test_a_process_nobody_wants_ends_itself() -> None:
     process = await _process(node_id="n", controller="127.0.0.1:1", orphan_s="0.5")
     _, errors = await asyncio.wait_for(process.communicate(), 60)
@@ -294,8 +303,16 @@ async def test_a_process_nobody_wants_ends_itself() -> None:
 
 async def test_a_process_registers_serves_and_ends_on_a_signal(journal: Journal) -> None:
     async with serving(journal) as port:
-        process = await _process(node_id="n7", controller=f"127.0.0.1:{port}")
+        metrics_port = _free_port()
+        process = await _process(
+            node_id="n7", controller=f"127.0.0.1:{port}", metrics_port=str(metrics_port)
+        )
         await _eventually(lambda: journal.beats)
+        url = f"http://127.0.0.1:{metrics_port}/metrics"
+        metrics = (await asyncio.to_thread(httpx.get, url)).text
+        for name in ("running", "queued", "steps_total", "sampled_tokens_total", "used_kv_blocks"):
+            assert f"shunt_engine_{name} 0.0" in metrics
+        assert "shunt_engine_decode_batch_bucket" in metrics
         assert journal.registered[0].node_id == "n7"
         assert journal.registered[0].pid == process.pid
         os.kill(process.pid, signal.SIGTERM)

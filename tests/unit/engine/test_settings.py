@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import socket
+
+import pytest
+from pydantic import ValidationError
+
+from services.engine.settings import EngineSettings
+
+
+def test_a_node_needs_a_name() -> None:
+    with pytest.raises(ValidationError, match="node_id"):
+        EngineSettings(node_id="")
+
+
+def test_a_batch_of_decodes_alone_must_leave_room_for_prompts() -> None:
+    with pytest.raises(ValidationError, match="starve"):
+        EngineSettings(node_id="n", token_budget=64, max_sequences=64)
+
+
+@pytest.mark.parametrize(
+    ("host", "advertised", "reachable"),
+    [
+        ("127.0.0.1", "", "127.0.0.1"),
+        ("0.0.0.0", "engine-1", "engine-1"),
+        ("0.0.0.0", "", socket.gethostname()),
+    ],
+)
+def test_others_are_told_an_address_they_can_reach(
+    host: str, advertised: str, reachable: str
+) -> None:
+    settings = EngineSettings(node_id="n", host=host, advertise_host=advertised)
+    assert settings.reachable_host == reachable
