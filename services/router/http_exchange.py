@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -117,8 +116,4 @@ class Exchange:
             abort: Any = abort_of(self.scope)
             if abort is not None:
                 abort()
-
-
-def now_s() -> float:
-    """The clock of waiting times."""
-    return time.monotonic()
+                await asyncio.sleep(0)  # the server notices before it judges the answer

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -13,6 +15,7 @@ from services.router.settings import RouterSettings
 _REASONS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
 ABORT = "shunt.abort"
 LINGER_S = 1.0
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, for no time
 
 
 def limited(settings: RouterSettings) -> type[HttpToolsProtocol]:
@@ -48,7 +51,7 @@ def limited(settings: RouterSettings) -> type[HttpToolsProtocol]:
             if not self._in_headers:
                 self._begin_headers()
             super().on_message_begin()
-            self.scope["extensions"] = {ABORT: {"call": self.transport.abort}}
+            self.scope["extensions"] = {ABORT: {"call": self._cut}}
 
         def on_headers_complete(self) -> None:
             self._end_headers()
@@ -63,6 +66,12 @@ def limited(settings: RouterSettings) -> type[HttpToolsProtocol]:
 
         def send_400_response(self, msg: str) -> None:
             self._refuse(self._refusal or HttpError(400, "bad_request", msg))
+
+        def _cut(self) -> None:
+            """Ends the connection at once: the kernel keeps nothing for a client that is deaf."""
+            connection = self.transport.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self.transport.abort()
 
         def _begin_headers(self) -> None:
             self._in_headers, self._header_bytes = True, 0

@@ -107,6 +107,11 @@ async def _until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.02)
 
 
+def _drain(connection: socket.socket) -> None:
+    while connection.recv(65536):
+        pass
+
+
 async def test_a_client_that_never_reads_is_cut_off(mesh: FakeMesh) -> None:
     mesh.replies = ["x" * 20]
     body = json.dumps(_chat(stream=True, ignore_eos=True, n=16, temperature=0)).encode()
@@ -122,6 +127,8 @@ async def test_a_client_that_never_reads_is_cut_off(mesh: FakeMesh) -> None:
             await _until(lambda: mesh.readers == 1)
             await _until(lambda: mesh.readers == 0)
             streams = router.router.streams
+            with pytest.raises(ConnectionResetError):
+                await asyncio.to_thread(_drain, deaf)
     entry = next(iter(mesh.journal.values()))
     assert len(entry.ids[0]) < entry.request.sampling.max_tokens
     assert streams == 0

@@ -145,6 +145,17 @@ async def test_everything_is_told_again_to_who_has_no_event(
     assert (again.text(), again.roles, again.usages) == (first.text(), 1, first.usages)
 
 
+async def test_who_had_usage_gets_only_the_end(
+    http: httpx.AsyncClient, ask: Any, resume: Any
+) -> None:
+    first = await ask(http)
+    assert first.ids[-1].endswith(".end")
+    again = await resume(http, first.generation_id, first.ids[-1])
+    assert (again.events, again.done) == ([], 1)
+    before = await resume(http, first.generation_id, first.ids[-2])
+    assert (before.text(), before.finishes(), len(before.usages)) == ("", [], 1)
+
+
 async def test_an_event_ahead_of_the_journal_is_waited_for(
     mesh: FakeMesh, http: httpx.AsyncClient, ask: Any, resume: Any
 ) -> None:

@@ -54,6 +54,25 @@ async def test_a_request_over_a_kill_is_one_trace_of_the_callers(
     assert told.generation_id in attributes
 
 
+async def test_a_recovery_begun_by_silence_belongs_to_the_trace(
+    spans: InMemorySpanExporter, mesh: FakeMesh, http: httpx.AsyncClient, ask: Any
+) -> None:
+    mesh.silent[0] = mesh.silent[1] = True
+
+    async def wake() -> None:
+        async with asyncio.timeout(10):
+            while "controller" not in [who for who, _ in mesh.traceparents]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        mesh.silent[:] = [False, False]
+
+    waker = asyncio.create_task(wake())
+    told = await ask(http)
+    await waker
+    assert told.text() == REPLY
+    assert len({traceparent[3:35] for _, traceparent in mesh.traceparents}) == 1
+    assert all(traceparent for _, traceparent in mesh.traceparents)
+
+
 async def test_two_requests_are_two_traces(
     spans: InMemorySpanExporter, mesh: FakeMesh, http: httpx.AsyncClient, ask: Any
 ) -> None:

@@ -132,7 +132,7 @@ def test_a_beginning_of_a_stop_string_is_shown_once_the_text_ends(make_request: 
 
 def test_a_stop_string_within_min_tokens_does_not_stop(make_request: Make) -> None:
     ids = _ids("a.b.c")
-    text = ChoiceText(make_request(stop_strings=(".",), min_tokens=3), VOCABULARY)
+    text = ChoiceText(make_request(stop_strings=(".",), min_tokens=2), VOCABULARY)
     assert text.feed(ids) == "a.b"
 
 
