@@ -11,7 +11,8 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 RELEASE := $(shell git describe --tags --abbrev=0 --match 'v*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo test check bench bench-chaos proto up down clean
+.PHONY: help install run demo test check docs bench bench-chaos bench-tensorstore bench-placement \
+  proto up down clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,11 +59,20 @@ check: $(INSTALLED) ## Formats, lints, types, protos, import contracts
 proto: $(INSTALLED) ## Generates gen/ anew from protos/
 	$(BIN)/python hatch_build.py
 
-bench: $(INSTALLED) ## Measures; JSON lands in bench/out
+bench: $(INSTALLED) ## Measures engine, router and the stall of a kill; JSON lands in bench/out
 	$(BIN)/python -m bench
 
 bench-chaos: $(INSTALLED) ## Kills 100 engine processes under load
 	$(BIN)/python -m bench.chaos --out bench/out/chaos.json
+
+bench-tensorstore: $(INSTALLED) ## Measures how fast weights are stored, read and verified
+	$(BIN)/python -m bench.tensorstore
+
+bench-placement: $(INSTALLED) ## Measures the estimator and the planners
+	$(BIN)/python -m bench.placement
+
+docs: $(INSTALLED) ## Writes the lists of modules in ARCHITECTURE.md anew
+	$(BIN)/python docs/modules.py
 
 clean: down ## Removes what make and the services made here
 	rm -rf $(VENV) gen build dist .shunt bench/out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -13,7 +13,7 @@ from typing import Annotated, TypeVar
 import typer
 from rich.console import Console
 
-from services.cli.layout import MODEL, MeshOptions
+from services.cli.layout import MODEL, NODE_SPEEDS, MeshOptions
 from services.cli.mesh_directory import MeshDirectory, MeshError
 
 T = TypeVar("T")
@@ -58,11 +58,14 @@ def up(
     http_port: Annotated[int, typer.Option(help="HTTP port of the first router.")] = 8080,
     grpc_port: Annotated[int, typer.Option(help="gRPC port of the first router.")] = 50051,
     model: Annotated[str, typer.Option(help="The model to serve.")] = MODEL,
+    node_speeds: Annotated[
+        str, typer.Option(help="Speeds of the local nodes: 3:2,3:2 is two pipelines of two stages.")
+    ] = NODE_SPEEDS,
 ) -> None:
     """Starts a mesh of local processes; without --detach, Ctrl-C stops it."""
     from services.cli.up import run_detached, run_in_foreground
 
-    options = MeshOptions(routers, http_port, grpc_port, model)
+    options = MeshOptions(routers, http_port, grpc_port, model, node_speeds)
     start = run_detached if detach else run_in_foreground
     told(lambda: start(MeshDirectory(data_dir), options, console))
 

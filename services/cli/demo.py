@@ -15,7 +15,7 @@ from shuntserve.router.v1 import router_pb2
 from services.cli.conversation import stream
 from services.cli.down import take_down
 from services.cli.interrupt import interrupt
-from services.cli.layout import PIPELINES, MeshOptions
+from services.cli.layout import MeshOptions
 from services.cli.mesh_directory import MeshDirectory, MeshError, MeshState
 from services.cli.mesh_status import controller_status, ready_pipelines
 from services.cli.ports import free_ports
@@ -57,17 +57,17 @@ Event = controller_pb2.WatchEventsResponse
 def run_demo(directory: MeshDirectory, console: Console) -> bool:
     """Whether both disturbed texts equal the undisturbed one."""
     http_port, grpc_port = free_ports(2)
-    options = MeshOptions(1, http_port, grpc_port)
+    options = MeshOptions(http_port=http_port, grpc_port=grpc_port)
     try:
         run_detached(directory, options, console)
-        return asyncio.run(_Demo(directory, console).run())
+        return asyncio.run(_Demo(directory, options.pipelines, console).run())
     finally:
         take_down(directory)
 
 
 class _Demo:
-    def __init__(self, directory: MeshDirectory, console: Console) -> None:
-        self._directory, self._console = directory, console
+    def __init__(self, directory: MeshDirectory, pipelines: int, console: Console) -> None:
+        self._directory, self._pipelines, self._console = directory, pipelines, console
         self._state: MeshState = directory.running()
         self._controller = self._state.service("controller").grpc or ""
 
@@ -194,7 +194,7 @@ class _Demo:
         with self._console.status("the lost node is being replaced"):
             while time.monotonic() < deadline:
                 status = await controller_status(self._controller)
-                if status is not None and ready_pipelines(status) >= PIPELINES:
+                if status is not None and ready_pipelines(status) >= self._pipelines:
                     return
                 await asyncio.sleep(0.2)
         raise MeshError(f"the lost node was not replaced within {READY_TIMEOUT_S:.0f} s")

@@ -11,7 +11,7 @@ from services.cli.ports import HOST, free_ports
 
 MODEL = "smollm2-135m-instruct"
 NODE_SPEEDS = "3:2,3:2"
-PIPELINES = 2
+"""Declared speeds of the local nodes: stages split by colons, pipelines by commas."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,11 @@ class MeshOptions:
     http_port: int = 8080
     grpc_port: int = 50051
     model: str = MODEL
+    node_speeds: str = NODE_SPEEDS
+
+    @property
+    def pipelines(self) -> int:
+        return len(self.node_speeds.split(","))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +57,8 @@ def local_mesh(directory: MeshDirectory, options: MeshOptions) -> list[ServiceSp
                 "MODEL_ID": options.model,
                 "TENSORSTORE_ADDRESS": tensorstore,
                 "PLACEMENT_ADDRESS": placement,
-                "NODE_SPEEDS": NODE_SPEEDS,
-                "PIPELINES": str(PIPELINES),
+                "NODE_SPEEDS": options.node_speeds,
+                "PIPELINES": str(options.pipelines),
             },
             after=("tensorstore", "placement"),
         ),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from services.cli import processes
-from services.cli.layout import PIPELINES, ServiceSpec
+from services.cli.layout import MeshOptions, ServiceSpec
 from services.cli.mesh_directory import MeshDirectory, MeshError, MeshState, Phase, ServiceRecord
 from services.cli.mesh_status import controller_status, ready_pipelines
 from services.common import health
@@ -40,17 +40,18 @@ class Supervisor:
         self,
         directory: MeshDirectory,
         specs: Sequence[ServiceSpec],
-        model: str,
+        options: MeshOptions,
         tell: Callable[[MeshState], None],
     ) -> None:
         self._directory = directory
+        self._pipelines = options.pipelines
         self._tell = tell
         self._services = [_Running(spec) for spec in specs]
         self._stopping = False
         self._state = MeshState(
             mesh_id=os.urandom(8).hex(),
             supervisor_pid=os.getpid(),
-            model=model,
+            model=options.model,
             phase="starting",
             message="starting the services",
             services=(),
@@ -147,9 +148,9 @@ class Supervisor:
         controller = next(s for s in self._services if s.spec.name == "controller")
         status = await controller_status(controller.spec.grpc)
         ready = 0 if status is None else ready_pipelines(status)
-        if ready < PIPELINES:
+        if ready < self._pipelines:
             nodes = 0 if status is None else len(status.nodes)
-            return f"waiting for pipelines: {ready} of {PIPELINES} ready, {nodes} engines"
+            return f"waiting for pipelines: {ready} of {self._pipelines} ready, {nodes} engines"
         for service in self._services:
             url = service.spec.http
             if url and not await asyncio.to_thread(health.answers, f"{url}/readyz"):

@@ -58,7 +58,7 @@ async def _supervise(directory: MeshDirectory, options: MeshOptions, console: Co
         loop.add_signal_handler(number, stop.set)
     states: asyncio.Queue[MeshState] = asyncio.Queue()
     specs = local_mesh(directory, options)
-    supervisor = Supervisor(directory, specs, options.model, states.put_nowait)
+    supervisor = Supervisor(directory, specs, options, states.put_nowait)
     run = asyncio.create_task(supervisor.run(stop))
     show = asyncio.create_task(_show(states, console))
     try:
@@ -93,6 +93,7 @@ def run_detached(directory: MeshDirectory, options: MeshOptions, console: Consol
     command = [
         *(sys.executable, "-m", "services.cli", "up", "--data-dir", str(directory.path)),
         *("--routers", str(options.routers), "--model", options.model),
+        *("--node-speeds", options.node_speeds),
         *("--http-port", str(options.http_port), "--grpc-port", str(options.grpc_port)),
     ]
     directory.logs.mkdir(parents=True, exist_ok=True)

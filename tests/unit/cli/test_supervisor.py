@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from services.cli import processes
-from services.cli.layout import ServiceSpec
+from services.cli.layout import MeshOptions, ServiceSpec
 from services.cli.mesh_directory import MeshDirectory, MeshError, MeshState
 from services.cli.ports import free_ports
 from services.cli.supervisor import Supervisor
@@ -32,7 +32,7 @@ class _Watched:
         self.states: list[MeshState] = []
         self._changed = asyncio.Event()
         self.stop = asyncio.Event()
-        self._supervisor = Supervisor(self.directory, specs, "m", self._tell)
+        self._supervisor = Supervisor(self.directory, specs, MeshOptions(), self._tell)
 
     async def run(self) -> None:
         await self._supervisor.run(self.stop)
