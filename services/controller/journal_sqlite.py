@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.message import DecodeError
+from shuntserve.common.v1 import common_pb2
 from shuntserve.controller.v1 import controller_pb2
 
 from services.common import wire
@@ -62,6 +64,18 @@ _SELECT = (
     "SELECT generation_id, kind, epoch, incarnation, formation_id, pipeline_id,"
     " choice, reason, length, body FROM records ORDER BY number"
 )
+_OF_EPOCH = (
+    "generation_id = ?1 AND kind = 'Appended' AND number > (SELECT max(number) FROM records"
+    " WHERE generation_id = ?1 AND kind IN ('Bound', 'Granted'))"
+)
+_JOIN = (
+    "INSERT INTO records(generation_id, kind, body) SELECT ?1, 'Appended', join_bodies(body)"
+    f" FROM records WHERE {_OF_EPOCH} GROUP BY generation_id HAVING count(*) > 1"
+)
+_DROP_JOINED = (
+    f"DELETE FROM records WHERE {_OF_EPOCH} AND number <"
+    " (SELECT max(number) FROM records WHERE generation_id = ?1 AND kind = 'Appended')"
+)
 _FORGET = "DELETE FROM records WHERE generation_id = ?"
 _EVENTS = "SELECT * FROM events ORDER BY number"
 _EVENT = "INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -88,6 +102,8 @@ class SqliteJournal:
         self._sync_always = sync_always
         try:
             connection = open_connection(path)
+            aggregate: Any = _JoinBodies  # the stubs know sums of integers only
+            connection.create_aggregate("join_bodies", 1, aggregate)
             _prepare(connection)
         except sqlite3.Error as error:
             raise domain_error(error) from error
@@ -124,6 +140,9 @@ class SqliteJournal:
     def _statements(self, item: Item) -> Sequence[Statement]:
         if isinstance(item, Appended):  # by far the most
             return ((_INSERT, _row(item)),)
+        if isinstance(item, (Sealed, Granted)):
+            name = (item.generation_id,)
+            return ((_JOIN, name), (_DROP_JOINED, name), (_INSERT, _row(item)))
         if isinstance(item, LoggedEvent):
             attributes = json.dumps(dict(item.attributes))
             where = (item.node_id, item.pipeline_id, item.generation_id, attributes)
@@ -155,7 +174,9 @@ def _read(path: Path) -> Recovered:
     with closing(open_connection(path)) as connection:
         connection.execute("BEGIN")
         return Recovered(
-            records=tuple(_record(row) for row in connection.execute(_SELECT)),
+            records=tuple(
+                record for row in connection.execute(_SELECT) for record in _records(row)
+            ),
             events=tuple(
                 LoggedEvent(number, time_s, kind, node, pipeline, generation, json.loads(more))
                 for number, time_s, kind, node, pipeline, generation, more in connection.execute(
@@ -193,20 +214,49 @@ def _row(record: Record) -> tuple[object, ...]:
             raise TypeError("a forgotten generation has no row")
 
 
-def _record(row: tuple[str, str, int, str, str, str, int | None, str, int | None, bytes]) -> Record:
+def _records(
+    row: tuple[str, str, int, str, str, str, int | None, str, int | None, bytes],
+) -> Iterator[Record]:
     generation_id, kind, epoch, incarnation, formation_id, pipeline_id = row[:6]
     choice, reason, length, body = row[6:]
     if kind == "Sealed":
-        return Sealed(generation_id, epoch)
-    if kind == "Ended":
-        return Ended(generation_id, choice, CancelReason(reason), length)
-    message = controller_pb2.Checkpoint.FromString(body)
-    if kind == "Appended":
-        return Appended(generation_id, wire.span_from(message.runs[0]))
-    if kind == "Bound":
-        request = wire.request_from(message.request)
-        return Bound(generation_id, incarnation, formation_id, pipeline_id, request)
-    if kind == "Granted":
-        request, spans = wire.request_from(message.request), wire.spans_from(message.runs)
-        return Granted(generation_id, epoch, incarnation, formation_id, pipeline_id, request, spans)
-    raise InvalidArgument(f"unknown kind of record {kind}")
+        yield Sealed(generation_id, epoch)
+    elif kind == "Ended":
+        yield Ended(generation_id, choice, CancelReason(reason), length)
+    else:
+        message = controller_pb2.Checkpoint.FromString(body)
+        spans = wire.spans_from(message.runs)
+        head = (incarnation, formation_id, pipeline_id)
+        if kind == "Appended":
+            for span in spans:
+                yield Appended(generation_id, span)
+        elif kind == "Bound":
+            yield Bound(generation_id, *head, wire.request_from(message.request))
+        elif kind == "Granted":
+            yield Granted(generation_id, epoch, *head, wire.request_from(message.request), spans)
+        else:
+            raise InvalidArgument(f"unknown kind of record {kind}")
+
+
+def _place(run: common_pb2.TokenRun) -> tuple[int, int, int]:
+    return run.choice, run.start, run.finish_reason
+
+
+class _JoinBodies:
+    """Makes one body of an epoch's many, a run a choice: a long generation is read back fast."""
+
+    def __init__(self) -> None:
+        self._runs: list[common_pb2.TokenRun] = []
+
+    def step(self, body: Any, /) -> None:
+        self._runs += controller_pb2.Checkpoint.FromString(body).runs
+
+    def finalize(self) -> bytes:
+        joined: dict[int, common_pb2.TokenRun] = {}
+        for run in sorted(self._runs, key=_place):
+            whole = joined.setdefault(run.choice, run)
+            if whole is not run:
+                whole.ids.extend(run.ids)
+                whole.logprobs.extend(run.logprobs)
+                whole.finish_reason = run.finish_reason
+        return controller_pb2.Checkpoint(runs=joined.values()).SerializeToString()

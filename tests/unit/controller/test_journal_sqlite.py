@@ -7,8 +7,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,69 @@ async def test_every_record_comes_back_as_it_was(tmp_path: Path) -> None:
     async with _open(tmp_path / "j") as journal:
         await journal.write(RECORDS, fsync=True)
     assert (await _recovered(tmp_path / "j")).records == RECORDS
+
+
+async def test_an_epoch_that_is_over_is_kept_as_one_record_a_choice(tmp_path: Path) -> None:
+    def part(choice: int, start: int, end: int, reason: FinishReason | None = None) -> Appended:
+        ids = tuple(range(start, end))
+        return Appended("g", TokenSpan(choice, start, ids, tuple(map(TokenLogprob, ids)), reason))
+
+    stop = FinishReason.STOP
+    grant = Granted("g", 2, "i2", "f2", "p2", REQUEST, (TokenSpan(0, 4, (4,)),))
+    written: list[Record] = [
+        RECORDS[0],
+        part(0, 0, 2),
+        part(1, 0, 1),
+        part(0, 2, 4),
+        grant,
+        part(0, 5, 6),
+        part(1, 1, 2, stop),
+        part(0, 6, 6, stop),
+        Sealed("g", 2),
+    ]
+    async with _open(tmp_path / "j") as journal:
+        await journal.write((Bound("other", "i", "f", "p", replace(REQUEST)),))
+        await journal.write((Appended("other", TokenSpan(0, 0, (9,))),))
+        for record in written:
+            await journal.write((record,))
+        records = (await journal.recover()).records
+    assert [record for record in records if record.generation_id == "g"] == [
+        RECORDS[0],
+        part(0, 0, 4),
+        part(1, 0, 1),
+        grant,
+        part(0, 5, 6, stop),
+        part(1, 1, 2, stop),
+        Sealed("g", 2),
+    ]
+    assert Appended("other", TokenSpan(0, 0, (9,))) in records
+
+
+async def test_a_log_cut_while_epochs_end_still_holds_a_prefix(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    written: list[Record] = [RECORDS[0]]
+    for epoch in range(2, 8):
+        spans = [TokenSpan(0, 10 * epoch + n, (n,) * 300) for n in range(5)]
+        written += [Appended("g", span) for span in spans]
+        written += [Sealed("g", epoch), Granted("g", epoch, "i", "f", "p", REQUEST, ())]
+    async with _open(path) as journal:
+        for record in written:
+            await journal.write((record,))
+        log, base = path.with_name("j-wal").read_bytes(), path.read_bytes()
+    for number, cut in enumerate(range(0, len(log) + 1, FRAME_BYTES // 2)):
+        copy = tmp_path / f"copy{number}"
+        copy.write_bytes(base)
+        copy.with_name(f"{copy.name}-wal").write_bytes(log[:cut])
+        records = (await _recovered(copy)).records
+        assert _flat(records) in {_flat(written[:end]) for end in range(len(written) + 1)}
+
+
+def _flat(records: Sequence[Record]) -> tuple[object, ...]:
+    """The same for records that say the same."""
+    flat: list[object] = []
+    for record in records:
+        flat += record.span.ids if isinstance(record, Appended) else [type(record).__name__]
+    return tuple(flat)
 
 
 async def test_a_forgotten_generation_leaves_nothing(tmp_path: Path) -> None:
