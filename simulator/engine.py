@@ -78,6 +78,8 @@ class Engine(Process):
         self.place: Place | None = None
         self.layers: LayerRange | None = None
         self.sampled = 0
+        self.wedged = False
+        """It lives, but no step comes out of it."""
         self._readers: dict[int, Stream] = {}
         self._reader_count = 0
         self._journal: Stream | None = None
@@ -321,7 +323,7 @@ class Engine(Process):
         if place is not self.place:
             return
         members = self.world.engines_of(place.members)
-        if any(peer.frozen for peer in members):
+        if any(peer.frozen or peer.wedged for peer in members):
             self.after(STEP_S, self._stepped, place, batch)
             return
         if not all(self._carried_by(place, peer) for peer in members):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 HEAD = "services/engine/generations.py"
 HELD = "services/engine/held.py"
 LEDGER = "services/controller/ledger.py"
-CLUSTER = "services/controller/cluster.py"
 FOLLOWER = "services/router/follower.py"
 TOKEN_RUN = "services/common/token_run.py"
 GENERATION = "services/common/generation.py"
@@ -31,18 +30,11 @@ MISTAKES = (
         "if checkpoint.epoch > entry.epoch:",
     ),
     Mistake(
-        "an epoch belongs to whoever writes",
-        LEDGER,
-        "if (checkpoint.epoch, checkpoint.incarnation) != (entry.epoch, entry.incarnation):",
-        "if checkpoint.epoch != entry.epoch:",
-    ),
-    Mistake(
         "ids are trusted, not compared",
         TOKEN_RUN,
         "for position in range(start, min(start + len(ids), len(held))):",
         "for position in range(start, start):",
     ),
-    Mistake("a gap is closed up", TOKEN_RUN, "return start <= len(held)", "return True"),
     Mistake(
         "the base leaves out what the reader has",
         LEDGER,
@@ -104,41 +96,27 @@ MISTAKES = (
         "if now_s - held.unread_since_s >= 1e9:",
     ),
     Mistake(
-        "what is sent counts as answered",
-        HELD,
-        "        self._in_flight = (self.lengths, ends, sealed)",
-        "        self._in_flight = (self.lengths, ends, sealed)\n"
-        "        self._journaled = list(self.lengths)",
-    ),
-    Mistake(
-        "one token too many is told",
-        HELD,
-        "self.sent[index] = len(choice.run)",
-        "self.sent[index] = len(choice.run) + 1",
-    ),
-    Mistake(
-        "old streams are listened to",
-        FOLLOWER,
-        "        if stream != self._stream or not self._open:\n            return []\n"
-        "        self._frame_s",
-        "        self._frame_s",
-    ),
-    Mistake(
         "max_tokens off by one",
         GENERATION,
         "if position + 1 >= sampling.max_tokens:",
         "if position >= sampling.max_tokens:",
     ),
     Mistake(
-        "a drained head is used again",
-        CLUSTER,
-        "        formation.state = FormationState.HANDING_OVER\n",
-        "",
+        "the reader asks without its ids",
+        FOLLOWER,
+        "            self.request.generation_id, self.epoch, self.request, held, self._left",
+        "            self.request.generation_id, self.epoch, self.request, (), self._left",
     ),
     Mistake(
-        "a lost member leaves its formation standing",
-        CLUSTER,
-        "                    actions += self._dissolve(pipeline, cause, now_s)",
-        "                    pass",
+        "silence is not noticed",
+        FOLLOWER,
+        "silent = now_s - self._frame_s >= settings.silence_s",
+        "silent = False",
+    ),
+    Mistake(
+        "cancels are forgotten at a restart",
+        LEDGER,
+        "records = self._commit([Ended(generation_id, None, reason, None)], now_s)",
+        "records = self._commit([Ended(generation_id, None, reason, None)], now_s)[:0]",
     ),
 )

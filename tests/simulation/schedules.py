@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from oracles import Oracle
+from strangers import Stranger
 
 from services.common.generation import GenerationRequest, Sampling
 from services.engine.held import Life
@@ -22,7 +23,7 @@ from simulator.router import Client, Following, Router
 from simulator.world import MODEL, World, WorldSettings
 
 PHASES = ("queued", "prefill", "decode", "sealing", "granting", "attaching", "finished")
-RARE = ("queued", "sealing", "granting")
+RARE = ("queued", "sealing", "granting", "attaching", "finished")
 """Phases that faults are steered at twice as often: they pass in no time."""
 EARLY = ("queued", "prefill", "attaching")
 """Phases of every generation's first moments."""
@@ -89,6 +90,8 @@ class Schedule:
         for number in range(self._arrivals):
             self.world.clock.after(1.0 + random.random(), self._arrive, number)
         self.world.clock.after(1.0, self._watch)
+        self._stranger = Stranger(self.world, random, self.oracle.fail)
+        self.world.clock.after(0.2, self._strange)
 
     def _plan(self) -> list[Planned]:
         random = self.random
@@ -104,7 +107,10 @@ class Schedule:
                 planned.append(Planned(cause, "", client, cause_s, cause_s))
             if phase in CAUSES or row in MESSAGE_FAULTS:
                 self._long.add(client)
-            fault = random.choice([name for name, (of, _) in FAULTS.items() if of == row])
+            faults = [name for name, (of, _) in FAULTS.items() if of == row]
+            if row == "break" and phase == "finished":
+                faults = ["journal_break", "cut_controller"]
+            fault = random.choice(faults)
             planned.append(Planned(fault, phase, client, start_s, FAULTS_CEASE_S - 2.0))
         return planned
 
@@ -125,6 +131,11 @@ class Schedule:
         )
         self._arrived[number] = client = Client(self.world, request)
         self.world.clients.append(client)
+
+    def _strange(self) -> None:
+        self._stranger.turn()
+        if self.world.clock.now_s < FAULTS_CEASE_S:
+            self.world.clock.after(0.3 + 0.3 * self.random.random(), self._strange)
 
     # Phases
 
@@ -222,6 +233,17 @@ class Schedule:
         if self.random.random() < 0.7:
             self.world.clock.after(0.2 + 3.0 * self.random.random(), victim.thaw)
         return True
+
+    def wedge(self, client: Client) -> bool:
+        victim = self._victim(client, self.random.random() < 0.5)
+        if victim is None:
+            return False
+        victim.wedged = True
+        self.world.clock.after(0.5 + 4.0 * self.random.random(), self._unwedge, victim)
+        return True
+
+    def _unwedge(self, victim: Engine) -> None:
+        victim.wedged = False
 
     def freeze_controller(self, client: Client) -> bool:
         controller = self.world.controller
@@ -359,6 +381,7 @@ FAULTS: dict[str, tuple[str, Callable[[Schedule, Client], bool]]] = {
     "order_kill": ("kill", Schedule.order_kill),
     "freeze_head": ("stop", lambda s, c: s.freeze(c, False)),
     "freeze_stage": ("stop", lambda s, c: s.freeze(c, True)),
+    "wedge": ("stop", Schedule.wedge),
     "freeze_controller": ("stop", Schedule.freeze_controller),
     "notice": ("notice", lambda s, c: s.notice(c, s.random.choice((0.3, 1.5, 4.0)))),
     "long_notice": ("notice", lambda s, c: s.notice(c, 4.0)),

@@ -1,0 +1,160 @@
+"""Callers who say what is wrong, late or none of their business: it must change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from random import Random
+
+from services.common.errors import NotFound, ShuntError
+from services.common.exchange import Checkpoint, GenerateCall, Phase, ResumeQuestion
+from services.common.generation import (
+    CancelReason,
+    GenerationRequest,
+    LayerRange,
+    ModelRef,
+    TokenLogprob,
+    TokenSpan,
+)
+from services.common.token_run import TokenRun, parse_event_id
+from services.controller.actions import Beat
+from services.engine.actions import NewToken, SequenceKey
+from simulator.engine import Engine
+from simulator.world import World
+
+GARBLED = (TokenSpan(7, 0, (1,)),)
+NOBODY = SequenceKey("nobody", 1, 0)
+
+
+class Stranger:
+    """Tries something at every turn; `fail` is told when it had an effect."""
+
+    def __init__(self, world: World, random: Random, fail: Callable[[int, str], None]) -> None:
+        self.world = world
+        self.random = random
+        self.fail = fail
+
+    def turn(self) -> None:
+        """One of everything, and a look at the status."""
+        world = self.world
+        controller = world.controller
+        if controller.alive and not controller.frozen:
+            self._journal()
+            self._cluster()
+            self._look()
+        heads = [e for e in world.engines if e.core._held and not e.frozen]
+        if heads:
+            self._head(self.random.choice(heads))
+        self._refused(parse_event_id, "1;2")
+        self._refused(TokenRun().append, -1, (1,))
+        self._refused(TokenRun().append, 0, (1,), (TokenLogprob(0.0), TokenLogprob(0.0)))
+
+    def _refused(self, ask: Callable[..., object], *args: object) -> None:
+        try:
+            ask(*args)
+        except ShuntError:
+            return
+        self.fail(4, "a stranger was served")
+
+    def _journal(self) -> None:
+        ledger, now_s = self.world.controller.ledger, self.world.clock.now_s
+        for name, entry in list(ledger._entries.items())[:2]:
+            other = replace(entry.request, model=ModelRef("model", "d2"))
+            good = Checkpoint(
+                name, entry.epoch, entry.incarnation, entry.formation_id, entry.request, ()
+            )
+            bad = [
+                replace(good, formation_id="elsewhere"),
+                replace(good, request=other),
+                replace(good, epoch=entry.epoch + 1),
+                replace(good, incarnation="somebody"),
+                replace(good, spans=(TokenSpan(0, 10_000, (5,)),)),
+                replace(good, spans=(TokenSpan(0, 0, (9, 9)),)) if entry.lengths[0] else good,
+            ]
+            before = entry.lengths, entry.epoch, entry.sealed
+            for checkpoint in bad:
+                outcome = ledger.checkpoint(checkpoint, "", now_s)
+                if outcome.records:
+                    self.fail(4, f"{checkpoint} was taken")
+            self._refused(ledger.resume, self._question(name, other), (), now_s)
+            self._refused(ledger.resume, self._question(name, None, GARBLED), (), now_s)
+            if entry.lengths[0]:
+                wrong = (TokenSpan(0, 0, (9,)),)
+                self._refused(ledger.resume, self._question(name, None, wrong), (), now_s)
+            if (entry.lengths, entry.epoch, entry.sealed) != before:
+                self.fail(4, f"a stranger changed {name}")
+        unknown = Checkpoint("nobody", 1, "somebody", "elsewhere", None, ())
+        if ledger.checkpoint(unknown, "", now_s).reply.refusal is None:
+            self.fail(4, "a generation without a request was bound")
+        self._refused(ledger.resume, self._question("nobody", None), (), now_s)
+        self._refused(ledger.view, "nobody", (), now_s)
+        ledger.cancel("nobody", 0, CancelReason.STOP, 1, now_s)
+
+    def _question(
+        self, name: str, request: GenerationRequest | None, held: tuple[TokenSpan, ...] = ()
+    ) -> ResumeQuestion:
+        return ResumeQuestion(name, 0, request, held)
+
+    def _cluster(self) -> None:
+        cluster, now_s = self.world.controller.cluster, self.world.clock.now_s
+        layers = LayerRange(0, 1)
+        actions = [
+            *cluster.node_gone("nobody", "", "rumour", now_s),
+            *cluster.node_gone("node-1", "somebody", "rumour", now_s),
+            *cluster.load_done("nobody", "", layers, 1, now_s),
+            *cluster.load_done("node-1", "somebody", layers, 1, now_s),
+            *cluster.load_failed("nobody", "", "rumour", now_s),
+            *cluster.formed("elsewhere", now_s),
+            *cluster.form_failed("elsewhere", "rumour", now_s),
+            *cluster.drained("elsewhere", 1, now_s),
+        ]
+        if actions:
+            self.fail(4, f"a stranger moved the cluster: {actions}")
+        self._refused(cluster.interrupt, "nobody", 1.0, False, now_s)
+        try:
+            cluster.heartbeat(Beat("nobody", "somebody", ""), now_s)
+        except NotFound:
+            return
+        self.fail(4, "a stranger's heart was heard")
+
+    def _look(self) -> None:
+        controller = self.world.controller
+        nodes = {view.node_id for view in controller.cluster.nodes_view()}
+        for pipeline in controller.cluster.pipelines_view():
+            if any(stage.node_id and stage.node_id not in nodes for stage in pipeline.stages):
+                self.fail(8, f"{pipeline.pipeline_id} has stages that are no nodes")
+        for line in controller.ledger.open_generations():
+            controller.ledger.head_of(line.generation_id)
+        for router in self.world.routers:
+            router.balancer.models()
+
+    def _head(self, engine: Engine) -> None:
+        core, now_s = engine.core, self.world.clock.now_s
+        name, held = next(iter(core._held.items()))
+        good = GenerateCall(held.request, held.epoch, held.formation_id)
+        before = held.lengths, held.reader, held.life
+        bad = [
+            replace(good, formation_id="elsewhere"),
+            replace(good, epoch=held.epoch - 1),
+            replace(good, request=replace(held.request, prompt_ids=(1,))),
+            replace(good, held=GARBLED),
+            replace(good, request=replace(held.request, generation_id="x"), formation_id="y"),
+        ]
+        if core._formation_id and core._drain_began_s is None:
+            gap = (TokenSpan(0, 5, (1,)),)
+            new = replace(held.request, generation_id="x")
+            bad.append(GenerateCall(new, 2, core._formation_id, gap))
+        for call in bad:
+            self._refused(core.generate, -1, call, now_s)
+        self._refused(core.drain, "elsewhere", now_s)
+        actions = [
+            *core.dissolve("elsewhere", now_s),
+            *core.cancel("nobody", 0, CancelReason.STOP, now_s),
+            *core.stepped(core.step, [NewToken(NOBODY, 0, 1)], now_s),
+            *core.sequence_stopped(NOBODY, now_s),
+        ]
+        core.sequence_phase(NOBODY, Phase.DECODE)
+        core.detach(-1, now_s)
+        silent = core.next_frame(-1, now_s) is None
+        if actions or not silent or (held.lengths, held.reader, held.life) != before:
+            self.fail(4, f"a stranger changed {name} at its head")
