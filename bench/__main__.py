@@ -1,4 +1,4 @@
-"""`python -m bench`: the mesh's own figures, a JSON file each and all of them in bench/out/mesh.json.
+"""`python -m bench`: the mesh's own figures, a file each and together in bench/out/mesh.json.
 
 The engine over transformers, the router over its head engines, and the stall of a killed stream.
 Weights and placement have benchmarks of their own: `bench.tensorstore`, `bench.placement`.

@@ -22,8 +22,8 @@ MOUNTED = {
     "model": ("services.tensorstore.cli", "Import and look after stored models."),
     "plan": ("services.placement.cli", "Plan placements and estimate them."),
     "engine": ("services.engine.cli", "One stage of a pipeline."),
-    "controller": ("services.controller.cli", "The event log and the journal."),
-    "router": ("services.router.cli", "One router."),
+    "controller": ("services.controller.cli", "The controller in the foreground."),
+    "router": ("services.router.cli", "Ask one router for its models."),
 }
 """The services' own commands; a module is imported only when its name is called."""
 
