@@ -60,6 +60,12 @@ def _reap(handle: str) -> None:
     os.waitpid(_pid(handle), 0)
 
 
+def _await_environment(handle: str) -> None:
+    """A process that has just been started shows no environment for a moment."""
+    while not Path(f"/proc/{_pid(handle)}/environ").read_bytes():
+        os.sched_yield()
+
+
 async def _forget_by_crash(provider: LocalProvider) -> None:
     """What is left of a controller that was killed: nothing watches, nothing was said."""
     await provider.close()
@@ -124,6 +130,7 @@ async def test_a_node_whose_handle_was_never_journaled_is_recognised(tmp_path: P
     async with _provider(tmp_path) as make:
         before = make()
         handle = await before.launch(SPEC)
+        _await_environment(handle)
         await _forget_by_crash(before)
         after = make()
         assert await after.recognise("n-2", _pid(handle)) == ""
