@@ -136,6 +136,8 @@ def _nucleus(weights: NDArray[np.float32], top_p: float) -> Ids:
 
 def draw(logits: Logits, sampling: Sampling, u: float) -> int:
     """The id that `u` in [0, 1) points at; skips every filter that was not asked for."""
+    if not np.isfinite(logits.max()):  # every id masked, or parameters that overflow
+        return int(logits.argmax())
     ids: Ids | None = None
     if 0 < sampling.top_k < len(logits):
         ids = best(logits, sampling.top_k)

@@ -234,3 +234,22 @@ def test_settings_that_crossed_a_wire_as_fp32_draw_the_same():
     )
     numbers = [uniform(1, 0, p) for p in range(200)]
     assert [draw(logits, wide, u) for u in numbers] == [draw(logits, narrow, u) for u in numbers]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(9, min_tokens=5, stop_token_ids=tuple(range(VOCAB)), min_p=0.5),
+        Sampling(9, repetition_penalty=1e-45, top_p=0.5),
+        Sampling(9, temperature=1e-38, logit_bias={3: 3.4e38}, repetition_penalty=1e-38),
+        Sampling(9, temperature=0.0, min_tokens=5, stop_token_ids=tuple(range(VOCAB))),
+    ],
+)
+def test_no_parameters_keep_a_row_from_yielding_an_id(sampling):
+    """An exception here would end the batch for every other sequence in it."""
+    logits = np.linspace(-3, 3, VOCAB, dtype=np.float32)
+    first = sample(logits, open_slot(sampling, 0, [1, 2, VOCAB - 1], [4]))
+    again = sample(logits, open_slot(sampling, 0, [1, 2, VOCAB - 1], [4]))
+    assert 0 <= first[0] < VOCAB
+    assert first == again
