@@ -27,15 +27,15 @@ PAPER = {"g5.12xlarge": 2, "g6.12xlarge": 3, "g6e.xlarge": 4}
 PAPER_PRICES = {"g5.12xlarge": 2.29, "g6.12xlarge": 1.94, "g6e.xlarge": 0.70}
 
 
-def cluster(counts: Mapping[str, int], prices: Mapping[str, float] | None = None) -> tuple[Node, ...]:
+def cluster(
+    counts: Mapping[str, int], prices: Mapping[str, float] | None = None
+) -> tuple[Node, ...]:
     """Nodes by type, named by type and number."""
     catalogue = load_catalogue()
     return tuple(
         Node(
             f"{name}-{i}",
-            described(
-                catalogue, instance_type=name, price_per_hour=(prices or {}).get(name, 0.0)
-            ),
+            described(catalogue, instance_type=name, price_per_hour=(prices or {}).get(name, 0.0)),
         )
         for name, count in counts.items()
         for i in range(count)

@@ -18,6 +18,7 @@ from services.placement.rates import Ints
 from services.placement.roofline import Array
 
 PATIENCE = 4
+FEW = 400
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def search(field: Field, values: Array, width: int, keep: int, budget: Budget) -
         kept_rows = rows[density >= least]
         if len(kept_rows):
             members.extend(tuple(int(o) for o in row) for row in kept_rows)
-            bounds.append(columns.bounds(kept_rows))
+            bounds.append(columns.bounds(kept_rows, every_tail=len(ranked) <= FEW))
     return Pool(tuple(members), np.concatenate(bounds), whole and len(ranked) <= keep)
 
 

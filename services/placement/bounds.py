@@ -102,6 +102,24 @@ def least_threshold(slope: Array, fixed: Array, most: Ints, needed: Array | int)
     return thresholds(slope, fixed, most, needed)[0]
 
 
+def least_sums(slope: Array, fixed: Array, most: Ints, needed: int) -> tuple[Array, Ints]:
+    """Least sum of the stages' times, and the layers that reach it: cheap layers first.
+
+    Arrays are [..., stages, batches]; the sum is infinite where the layers do not fit.
+    """
+    order = np.argsort(slope, axis=-2, kind="stable")
+    cheap = np.take_along_axis(slope, order, axis=-2)
+    room = np.take_along_axis(most, order, axis=-2) - 1
+    before = np.cumsum(room, axis=-2) - room
+    left = needed - slope.shape[-2]
+    taken = np.clip(left - before, 0, np.maximum(room, 0))
+    total = (fixed + slope).sum(axis=-2) + (taken * cheap).sum(axis=-2)
+    fits = (most.min(axis=-2) >= 1) & (most.sum(axis=-2) >= needed) & (left >= 0)
+    layers = np.empty_like(most)
+    np.put_along_axis(layers, order, taken + 1, axis=-2)
+    return np.where(fits, total, np.inf), layers
+
+
 @dataclass(frozen=True)
 class Ceilings:
     """Upper bounds on requests a second, and the least X and Y they come from."""
@@ -120,8 +138,14 @@ def ceilings(table: RateTable, t: Terms, at: Ints) -> Ceilings:
     )
     x = least_threshold(t.prefill, t.prefill_fixed, t.most, needed) if wx else np.zeros_like(z)
     y = least_threshold(t.decode, t.decode_fixed, t.most, needed) if wy else np.zeros_like(z)
-    bound = np.maximum(z, wx * x + wy * y)
-    return Ceilings(table.microbatch[at] / bound, x, y)
+    rate = table.microbatch[at] / np.maximum(z, wx * x + wy * y)
+    if np.any(table.batches[at] < table.stages):
+        # Fewer sequences than stages: the fill of the pipeline counts, the sum of its stages.
+        slope, fixed = wx * t.prefill + wy * t.decode, wx * t.prefill_fixed + wy * t.decode_fixed
+        few = table.batches[at]
+        summed = few / least_sums(slope, fixed, t.most, needed)[0]
+        rate = np.where(few < table.stages, np.minimum(rate, summed), rate)
+    return Ceilings(rate, x, y)
 
 
 def rate_bounds(table: RateTable, t: Terms, at: Ints, *, close: bool) -> Array:

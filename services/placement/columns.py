@@ -15,7 +15,7 @@ from services.placement.splits import Split, best_split
 
 COARSE = 20
 FINE = 12
-SHORT = 5
+SHORT = 6
 CHUNK_ELEMENTS = 1 << 21
 Members = tuple[int, ...]  # options, ascending
 
@@ -53,9 +53,13 @@ class Columns:
         )
         return _most(rates)
 
-    def bounds(self, rows: Ints) -> Array:
-        """Near upper bounds [rows]: the slowest network last, where it hops to no one; a coarse
-        grid of batches, finer around the best."""
+    def bounds(self, rows: Ints, *, every_tail: bool) -> Array:
+        """Near upper bounds [rows]: a coarse grid of batches, finer around the best.
+
+        Unless `every_tail` is tried the slowest network is last, where it hops to no one.
+        """
+        if every_tail:
+            return self._over_tails(rows, self._near)
         network = np.asarray(self._network)
         order = np.argsort(-network[rows], axis=1, kind="stable")
         return self._near(np.take_along_axis(rows, order, axis=1))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.placement.bounds import Terms, ceilings, terms, thresholds
+from services.placement.bounds import Terms, ceilings, least_sums, terms, thresholds
 from services.placement.rates import Ints, RateTable
 from services.placement.roofline import Array
 
@@ -130,6 +130,15 @@ class _Search:
         """Every X that a stage can reach at this batch."""
         wx, wy = self._table.weights
         t, b = self._t.at(0, j), float(self._table.microbatch[j])
+        if self._table.batches[j] < self._table.stages:
+            slope, fixed = (
+                wx * t.prefill + wy * t.decode,
+                wx * t.prefill_fixed + wy * t.decode_fixed,
+            )
+            room = t.most[:, None]
+            summed = least_sums(slope[:, None], fixed[:, None], room, self._table.layers)
+            if np.isfinite(summed[0][0]):
+                self._take(j, summed[1][:, 0])
         least_x, least_y = float(self._least_x[j]), float(self._least_y[j])
         if not (np.isfinite(least_x) and np.isfinite(least_y)):
             return

@@ -52,7 +52,7 @@ class Groups:
         rows = [sorted(choice[distinct.index(kind)] for kind in kinds) for choice in choices]
         if not rows:
             return None
-        bounds = self.ground.columns.bounds(np.asarray(rows))
+        bounds = self.ground.columns.bounds(np.asarray(rows), every_tail=True)
         best: Candidate | None = None
         for i in np.argsort(-bounds, kind="stable"):
             if bounds[i] <= (best.split.rate_rps if best else 0.0):

@@ -25,7 +25,7 @@ from services.placement.score import score
 
 SIZES = 10
 MAX_NODES = 24
-SOLVE_S = 10.0
+SOLVE_S = 5.0
 Range = tuple[int, int]
 
 

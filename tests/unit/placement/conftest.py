@@ -24,9 +24,7 @@ def make_costs() -> MakeCosts:
         workload: Workload | None = None,
     ) -> Costs:
         shape = load_model(model) if isinstance(model, str) else model
-        return Costs(
-            shape, workload or Workload(), load_calibration(calibration), load_catalogue()
-        )
+        return Costs(shape, workload or Workload(), load_calibration(calibration), load_catalogue())
 
     return make
 

@@ -95,7 +95,9 @@ def test_split_phases_carry_what_the_slower_side_and_the_network_carry(make_cost
     costs = make_costs()
     whole = parse_pipeline("g6.12xlarge:40,g6.12xlarge:40", load_catalogue())
     prefill = with_phase(whole, Phase.PREFILL)
-    decode = with_phase(parse_pipeline("g5.12xlarge:40,g5.12xlarge:40", load_catalogue()), Phase.DECODE)
+    decode = with_phase(
+        parse_pipeline("g5.12xlarge:40,g5.12xlarge:40", load_catalogue()), Phase.DECODE
+    )
     total, each = estimate_plan(costs, [prefill, decode])
     assert total.throughput_rps <= min(e.throughput_rps for e in each) + 1e-9
     assert total.throughput_rps > 0

@@ -1,0 +1,116 @@
+"""Objectives and limits change the plan as they say."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.common.errors import FailedPrecondition
+from services.placement.catalogue import load_catalogue
+from services.placement.cluster import Node, Workload, described
+from services.placement.estimator import estimate_plan
+from services.placement.planners import shuntserve
+from services.placement.problem import Objective, ObjectiveKind, Problem, Unlimited
+from services.placement.risk import down_shares, goodput_rps, outages
+from services.placement.score import score
+
+
+def nodes_in(pools: dict[str, float], count: int, spot: bool = True) -> tuple[Node, ...]:
+    """g6e.12xlarge nodes by pool, with its interruptions an hour."""
+    return tuple(
+        Node(
+            f"{pool}-{i}",
+            described(
+                load_catalogue(),
+                instance_type="g6e.12xlarge",
+                pool=pool,
+                spot=spot,
+                interruptions_per_hour=rate,
+            ),
+        )
+        for pool, rate in pools.items()
+        for i in range(count)
+    )
+
+
+def planned(problem: Problem):
+    pipelines = shuntserve.plan(problem, Unlimited()).pipelines
+    return pipelines, estimate_plan(problem.costs, pipelines)[0]
+
+
+def test_throughput_per_cost_beats_the_ratio_of_most_throughput(make_costs, paper_cluster):
+    costs = make_costs()
+    cheap = Problem(costs, paper_cluster, Objective(ObjectiveKind.THROUGHPUT_PER_COST))
+    most, _ = planned(Problem(costs, paper_cluster))
+    best, _ = planned(cheap)
+    assert score(cheap, best) > score(cheap, most)
+
+
+def test_a_budget_is_kept(make_costs, paper_cluster):
+    for budget in (5.0, 8.0, 11.0):
+        _, total = planned(Problem(make_costs(), paper_cluster, Objective(budget_per_hour=budget)))
+        assert total.cost_per_hour <= budget
+
+
+def test_a_rate_is_carried_at_the_least_cost(make_costs, paper_cluster):
+    costs = make_costs(workload=Workload(763, 232, 3.0))
+    problem = Problem(costs, paper_cluster, Objective(ObjectiveKind.THROUGHPUT_PER_COST))
+    _, total = planned(problem)
+    _, most = planned(Problem(make_costs(), paper_cluster))
+    assert total.throughput_rps >= 3.0
+    assert total.cost_per_hour < most.cost_per_hour
+
+
+def test_the_on_demand_share_is_kept(make_costs):
+    firm = nodes_in({"firm": 0.0}, 2, spot=False)
+    shaky = nodes_in({"shaky": 1.0}, 4)
+    objective = Objective(min_on_demand_share=0.5)
+    pipelines, total = planned(Problem(make_costs(), (*firm, *shaky), objective))
+    paid = sum(
+        s.node.kind.price_per_hour for p in pipelines for s in p.stages if not s.node.kind.spot
+    )
+    assert paid >= 0.5 * total.cost_per_hour - 1e-9
+
+
+def test_a_latency_target_is_kept_or_refused(make_costs, paper_cluster):
+    costs = make_costs(workload=Workload(763, 232, 1.0))
+    easy = Problem(costs, paper_cluster, Objective(tpot_target_s=1.0, ttft_target_s=30.0))
+    _, total = planned(easy)
+    assert total.load.tpot_s <= 1.0
+    with pytest.raises(FailedPrecondition, match="TPOT"):
+        planned(Problem(costs, paper_cluster, Objective(tpot_target_s=0.001)))
+
+
+def test_a_plan_spreads_over_pools_when_that_pays(make_costs):
+    costs = make_costs("qwen3-32b", workload=Workload(763, 232, 6.0))
+    objective = Objective(ObjectiveKind.GOODPUT_PER_COST, recovery_s=1800.0)
+    cluster = nodes_in({"a": 1.0, "b": 1.0}, 4)
+    problem = Problem(costs, cluster, objective)
+    pipelines, _ = planned(problem)
+    # No pipeline touches two pools: it would be down with either.
+    assert all(len({s.node.kind.pool for s in p.stages}) == 1 for p in pipelines)
+    risky = nodes_in({"a": 20.0, "b": 0.01}, 4)
+    chosen, _ = planned(Problem(costs, risky, objective))
+    assert {s.node.kind.pool for p in chosen for s in p.stages} == {"b"}
+
+
+def test_spreading_carries_more_of_a_rate_than_one_pool():
+    down = {"a": 0.2, "b": 0.2}
+
+    class Fake:
+        def __init__(self, pool: str) -> None:
+            kind = described(load_catalogue(), instance_type="g6e.xlarge", pool=pool)
+            self.stages = (type("S", (), {"node": Node(pool, kind)})(),)
+
+    same, apart = [Fake("a"), Fake("a")], [Fake("a"), Fake("b")]
+    rates = [10.0, 10.0]
+    assert goodput_rps(apart, rates, down, 10.0) == pytest.approx(10 * (1 - 0.04))
+    assert goodput_rps(same, rates, down, 10.0) == pytest.approx(10 * 0.8)
+    assert goodput_rps(same, rates, down) == pytest.approx(goodput_rps(apart, rates, down))
+
+
+def test_outages_share_all_the_time():
+    few = down_shares(nodes_in({"a": 2.0, "b": 0.5, "c": 0.0}, 1), 600)
+    assert few["a"] == pytest.approx(2 * (1 / 6) / (1 + 2 / 6))
+    assert sum(share for share, _ in outages(few)) == pytest.approx(1.0)
+    many = {f"p{i}": 0.05 for i in range(14)}
+    assert sum(share for share, _ in outages(many)) == pytest.approx(1.0)
