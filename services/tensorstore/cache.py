@@ -104,7 +104,7 @@ class ChunkCache:
         return self._root / "objects" / digest[:2] / digest
 
     @contextmanager
-    def hold(self, selection: Selection, progress: Progress | None) -> Iterator[list[Path]]:
+    def hold(self, selection: Selection, progress: Progress | None) -> Iterator[list[str]]:
         """Fetches and verifies what is missing, and keeps it while the context lasts.
 
         Raises DataLoss, NotFound, Unavailable or, for a slice larger than the bound,
@@ -120,7 +120,7 @@ class ChunkCache:
                     self._fill(log, manifest, missing, progress)
                 except OSError as error:
                     raise translate(error) from None
-            yield [self.path(chunk) for chunk in chunks]
+            yield [str(self.path(chunk)) for chunk in chunks]
 
     def discard(self, digest: str) -> None:
         """Forgets a chunk."""
@@ -152,7 +152,7 @@ class ChunkCache:
         for wanted in ranges:
             chunk, good = manifest.chunks[wanted.chunk], 0
             with suppress(NotFound, DataLoss):
-                good = log.good(wanted.chunk, state_of(self.path(chunk.digest), chunk))
+                good = log.good(wanted.chunk, state_of(str(self.path(chunk.digest)), chunk))
             if mask_of(wanted.tiles) & ~good:
                 found[wanted.chunk] = wanted.tiles
         return found
@@ -176,7 +176,7 @@ class ChunkCache:
                 chunk = manifest.chunks[index]
                 if chunk.digest not in held:
                     held[chunk.digest] = stack.enter_context(self._writable(chunk))
-                good = log.good(index, state_of(self.path(chunk.digest), chunk))
+                good = log.good(index, state_of(str(self.path(chunk.digest)), chunk))
                 wanted = [tile for tile in missing[index] if not good >> tile & 1]
                 jobs += _jobs(chunk, held[chunk.digest], wanted)
                 masks[index] = good | mask_of(missing[index])
@@ -184,7 +184,7 @@ class ChunkCache:
             states = {}
             for index, mask in masks.items():
                 chunk = manifest.chunks[index]
-                states[index] = (state_of(self.path(chunk.digest), chunk), mask)
+                states[index] = (state_of(str(self.path(chunk.digest)), chunk), mask)
         log.record(states)
         with self._lock:
             for digest in held:

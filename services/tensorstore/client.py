@@ -15,9 +15,6 @@ error tree, nothing else that is heavy; grpc and boto3 only for URIs that ask fo
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,20 +22,14 @@ from typing import Any, Protocol
 
 import torch
 
-from services.common.errors import DataLoss
 from services.tensorstore.backend import Reader, find_manifest, read_manifest, read_whole
 from services.tensorstore.cache import ChunkCache
-from services.tensorstore.dtypes import TORCH_NAMES
 from services.tensorstore.manifest import Manifest
+from services.tensorstore.mapping import MappedFiles
 from services.tensorstore.names import check_model_name
 from services.tensorstore.places import DEFAULT_CACHE_BYTES, open_backend, open_residence
 from services.tensorstore.residence import Progress, Residence
-from services.tensorstore.slices import Selection, TensorSlice
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-_DTYPES = {name: getattr(torch, torch_name) for name, torch_name in TORCH_NAMES.items()}
+from services.tensorstore.slices import Selection
 
 
 class Layers(Protocol):
@@ -53,14 +44,14 @@ class Layers(Protocol):
 class Stage:
     """The mapped weights of one rank of one stage."""
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor], maps: list[torch.Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, torch.Tensor], files: MappedFiles) -> None:
         self.tensors = tensors
-        self._maps = maps
+        self._files = files
 
     @property
     def mapped_bytes(self) -> int:
         """Address space in use; the pages belong to the node, not to this process."""
-        return sum(len(whole) for whole in self._maps)
+        return self._files.size_bytes
 
     @property
     def size_bytes(self) -> int:
@@ -70,8 +61,7 @@ class Stage:
     def release(self) -> None:
         """Drops the pages that were read, for a backend that has packed them. The tensors stay
         valid: touched again, they are read again."""
-        for whole in self._maps:
-            _libc.madvise(whole.data_ptr(), len(whole), mmap.MADV_DONTNEED)
+        self._files.release()
 
 
 class Model:
@@ -120,14 +110,17 @@ class Model:
         """
         wanted = self._select(layers, tp_degree, rank)
         with self._residence.hold(wanted, progress) as paths:
-            maps = {
-                needed.chunk: _map(path, self.manifest.chunks[needed.chunk].size_bytes)
-                for needed, path in zip(wanted.ranges, paths, strict=True)
-            }
-        tensors = {
-            piece.tensor.name: _view(maps[piece.tensor.chunk], piece) for piece in wanted.pieces
-        }
-        stage = Stage(tensors, list(maps.values()))
+            chunks = self.manifest.chunks
+            sizes = [chunks[needed.chunk].size_bytes for needed in wanted.ranges]
+            files = MappedFiles(list(zip(paths, sizes, strict=True)))
+        place = {needed.chunk: number for number, needed in enumerate(wanted.ranges)}
+        stage = Stage(
+            {
+                piece.tensor.name: files.view(place[piece.tensor.chunk], piece)
+                for piece in wanted.pieces
+            },
+            files,
+        )
         try:
             yield stage
         finally:
@@ -189,20 +182,3 @@ def open_store(
         return Store(remote, ChunkCache(cache_directory, cache_bytes, [remote]))
     backend = open_backend(uri, endpoint_url)
     return Store(backend, open_residence(backend, cache_directory, cache_bytes))
-
-
-def _map(path: Path, size_bytes: int) -> torch.Tensor:
-    try:
-        whole = torch.from_file(os.fspath(path), shared=False, size=size_bytes, dtype=torch.uint8)
-    except RuntimeError as error:
-        raise DataLoss(f"{path.name} cannot be mapped: {str(error)[:120]}", field="chunk") from None
-    if _libc.mprotect(whole.data_ptr(), size_bytes, mmap.PROT_READ) != 0:
-        raise DataLoss(f"{path.name} cannot be sealed", field="chunk")
-    return whole
-
-
-def _view(whole: torch.Tensor, piece: TensorSlice) -> torch.Tensor:
-    tensor = whole[piece.start : piece.stop].view(_DTYPES[piece.tensor.dtype])
-    if piece.tensor.axis == 0:
-        return tensor.view(piece.shape)
-    return tensor.view(piece.shape[1], piece.shape[0]).t()

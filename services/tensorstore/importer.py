@@ -35,7 +35,7 @@ from services.tensorstore.names import check_file_name, check_model_name
 from services.tensorstore.tiling import EMBEDDING, LM_HEAD, Placement, Tiling, place
 
 TILE_BYTES = 8 << 20
-OWN_CHUNK_BYTES = 1 << 20
+OWN_CHUNK_BYTES = 16 << 20
 BUFFER_BYTES = 4 << 20
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all

@@ -12,7 +12,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from services.common.errors import DataLoss, InvalidArgument
 from services.tensorstore.dtypes import ITEM_BYTES
@@ -37,8 +37,7 @@ class StoredFile:
     size_bytes: int
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):  # a tuple, for thousands are made at every load
     """One object of weights; tiles are the pieces that are verified, and fetched, one by one."""
 
     digest: str  # BLAKE3 of the whole object
@@ -62,8 +61,7 @@ class Chunk:
         return self.tile_digests[tile * 32 : tile * 32 + 32]
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(NamedTuple):
     """One tensor: its original shape, and where its bytes lie."""
 
     name: str
@@ -125,28 +123,24 @@ def dump(manifest: Manifest) -> bytes:
             "intermediate": tiling.intermediate,
             "vocabulary": tiling.vocabulary,
         },
-        "chunks": [
-            {
-                "digest": chunk.digest,
-                "size": chunk.size_bytes,
-                "ends": list(chunk.ends),
-                "tiles": base64.b64encode(chunk.tile_digests).decode("ascii"),
-            }
-            for chunk in manifest.chunks
-        ],
-        "tensors": [
-            {
-                "name": tensor.name,
-                "dtype": tensor.dtype,
-                "shape": list(tensor.shape),
-                "layer": tensor.layer,
-                "unit": tensor.unit,
-                "axis": tensor.axis,
-                "chunk": tensor.chunk,
-                "offset": tensor.offset,
-            }
-            for tensor in manifest.tensors
-        ],
+        "chunks": {
+            "digest": [chunk.digest for chunk in manifest.chunks],
+            "size": [chunk.size_bytes for chunk in manifest.chunks],
+            "ends": [list(chunk.ends) for chunk in manifest.chunks],
+            "tiles": base64.b64encode(
+                b"".join(chunk.tile_digests for chunk in manifest.chunks)
+            ).decode("ascii"),
+        },
+        "tensors": {
+            "name": [tensor.name for tensor in manifest.tensors],
+            "dtype": [tensor.dtype for tensor in manifest.tensors],
+            "shape": [list(tensor.shape) for tensor in manifest.tensors],
+            "layer": [tensor.layer for tensor in manifest.tensors],
+            "unit": [tensor.unit for tensor in manifest.tensors],
+            "axis": [tensor.axis for tensor in manifest.tensors],
+            "chunk": [tensor.chunk for tensor in manifest.tensors],
+            "offset": [tensor.offset for tensor in manifest.tensors],
+        },
     }
     return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
@@ -199,14 +193,9 @@ def _manifest(document: dict[str, Any]) -> Manifest:
         raise InvalidArgument("tied must be true or false", field="tied")
     if len(files) > MAX_FILES:
         raise InvalidArgument(f"more than {MAX_FILES} files", field="files")
-    chunks_in, tensors_in = document["chunks"], document["tensors"]
-    if not isinstance(chunks_in, list) or not isinstance(tensors_in, list):
-        raise InvalidArgument("chunks and tensors must be lists", field="chunks")
-    if not 1 <= len(tensors_in) <= MAX_TENSORS or len(chunks_in) > len(tensors_in):
-        raise InvalidArgument(f"1 to {MAX_TENSORS} tensors, no more chunks", field="tensors")
     tiling = _tiling(document["tiling"])
-    chunks = tuple(_chunk(entry) for entry in chunks_in)
-    tensors = tuple(_tensor(entry, len(chunks), tiling) for entry in tensors_in)
+    chunks = _chunks(document["chunks"])
+    tensors = _tensors(document["tensors"], len(chunks), tiling)
     by_name = {tensor.name: tensor for tensor in tensors}
     if len(by_name) != len(tensors):
         raise InvalidArgument("a tensor name occurs twice", field="tensors")
@@ -256,74 +245,91 @@ def _file(entry: Any) -> StoredFile:
     return StoredFile(check_digest(entry["digest"]), size)
 
 
-def _chunk(entry: Any) -> Chunk:
-    _fields(entry, _CHUNK_FIELDS, "chunk")
-    digest = check_digest(entry["digest"], "chunk digest")
-    size = _integer(entry["size"], 1, OBJECT_LIMIT_BYTES, "chunk size")
-    ends, tiles = entry["ends"], entry["tiles"]
-    if not isinstance(ends, list) or not ends:
-        raise InvalidArgument("ends must be a list", field="ends")
-    before = 0
-    for end in ends:
-        if type(end) is not int or end <= before:
-            raise InvalidArgument("ends must be integers that rise", field="ends")
-        before = end
-    if before != size:
-        raise InvalidArgument("the last tile must end with the chunk", field="ends")
+def _columns(table: Any, wanted: frozenset[str], what: str) -> list[list[Any]]:
+    """The columns of a table, in the order of their names; all as long as the first."""
+    _fields(table, wanted, what)
+    columns = [table[key] for key in sorted(wanted)]
+    if not all(isinstance(column, list) for column in columns):
+        raise InvalidArgument(f"{what} must have lists as columns", field=what)
+    if not 1 <= len(columns[0]) <= MAX_TENSORS:
+        raise InvalidArgument(f"{what} must number 1 to {MAX_TENSORS}", field=what)
+    if len(set(map(len, columns))) != 1:
+        raise InvalidArgument(f"{what} must have columns of one length", field=what)
+    return columns
+
+
+def _integers(column: list[Any], low: int, high: int, what: str) -> None:
+    if set(map(type, column)) != {int} or min(column) < low or max(column) > high:
+        raise InvalidArgument(f"{what} must hold integers from {low} to {high}", field=what)
+
+
+def _chunks(table: Any) -> tuple[Chunk, ...]:
+    _fields(table, _CHUNK_FIELDS, "chunks")
+    columns = {key: table[key] for key in ("digest", "ends", "size")}
+    digests, ends, sizes = _columns(columns, frozenset(columns), "chunks")
+    _integers(sizes, 1, OBJECT_LIMIT_BYTES, "chunk size")
+    tiles = table["tiles"]
     try:
-        digests = base64.b64decode(tiles, validate=True) if isinstance(tiles, str) else b""
+        tile_digests = base64.b64decode(tiles, validate=True) if isinstance(tiles, str) else b""
     except ValueError:
-        digests = b""
-    if len(digests) != 32 * len(ends):
+        tile_digests = b""
+    found, at = [], 0
+    for digest, size, chunk_ends in zip(digests, sizes, ends, strict=True):
+        check_digest(digest, "chunk digest")
+        if not isinstance(chunk_ends, list) or set(map(type, chunk_ends)) != {int}:
+            raise InvalidArgument("ends must be lists of integers", field="ends")
+        rising = chunk_ends == sorted(set(chunk_ends))
+        if not rising or chunk_ends[0] < 1 or chunk_ends[-1] != size:
+            raise InvalidArgument("ends must rise, the last to the chunk's size", field="ends")
+        stop = at + 32 * len(chunk_ends)
+        found.append(Chunk(digest, size, tuple(chunk_ends), tile_digests[at:stop]))
+        at = stop
+    if at != len(tile_digests):
         raise InvalidArgument("tiles must hold one digest for each end, in base64", field="tiles")
-    return Chunk(digest, size, tuple(ends), digests)
+    return tuple(found)
 
 
-def _tensor(entry: Any, chunks: int, tiling: Tiling) -> Tensor:
-    _fields(entry, _TENSOR_FIELDS, "tensor")
-    name, dtype, unit, axis = entry["name"], entry["dtype"], entry["unit"], entry["axis"]
-    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
-        raise InvalidArgument("a tensor's name must be 1 to 128 of A-Z a-z 0-9 . _", field="name")
-    item_size = ITEM_BYTES.get(dtype) if isinstance(dtype, str) else None
-    if item_size is None:
-        raise InvalidArgument(f"dtype must be one of {', '.join(ITEM_BYTES)}", field="dtype")
-    shape = _shape(entry["shape"])
-    size = item_size
-    for extent in shape:
-        size *= extent
-    _integer(size, 1, OBJECT_LIMIT_BYTES, "tensor size")
-    _integer(axis, 0, len(shape) - 1, "axis")
-    if axis and len(shape) != 2:
-        raise InvalidArgument("only a matrix is stored transposed", field="axis")
-    if unit is not None:
-        if unit not in UNITS:
-            raise InvalidArgument(f"unit must be null or one of {', '.join(UNITS)}", field="unit")
-        if shape[axis] % tiling.units(unit):
-            raise InvalidArgument(f"axis {axis} is not made of whole {unit}", field="shape")
-    elif axis:
-        raise InvalidArgument("a tensor that is not cut has axis 0", field="axis")
-    offset = _integer(entry["offset"], 0, OBJECT_LIMIT_BYTES, "offset")
-    layer = _integer(entry["layer"], -1, tiling.layers, "layer")
-    chunk = _integer(entry["chunk"], 0, chunks - 1, "chunk")
-    return Tensor(name, dtype, shape, layer, unit, axis, chunk, offset, size)
-
-
-def _shape(shape: Any) -> tuple[int, ...]:
-    if not isinstance(shape, list) or not 1 <= len(shape) <= MAX_RANK:
-        raise InvalidArgument(f"shape must have 1 to {MAX_RANK} extents", field="shape")
-    for extent in shape:
-        if type(extent) is not int or not 1 <= extent <= OBJECT_LIMIT_BYTES:
-            raise InvalidArgument("extents must be positive integers", field="shape")
-    return tuple(shape)
+def _tensors(table: Any, chunks: int, tiling: Tiling) -> tuple[Tensor, ...]:
+    columns = _columns(table, _TENSOR_FIELDS, "tensors")
+    _integers(table["axis"], 0, 1, "axis")
+    _integers(table["chunk"], 0, chunks - 1, "chunk")
+    _integers(table["layer"], -1, tiling.layers, "layer")
+    _integers(table["offset"], 0, OBJECT_LIMIT_BYTES, "offset")
+    counts = {unit: tiling.units(unit) for unit in UNITS}
+    found = []
+    for axis, chunk, dtype, layer, name, offset, shape, unit in zip(*columns, strict=True):
+        if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+            raise InvalidArgument("name must be 1 to 128 of A-Z a-z 0-9 . _", field="name")
+        size = ITEM_BYTES.get(dtype) if isinstance(dtype, str) else None
+        if size is None:
+            raise InvalidArgument(f"dtype must be one of {', '.join(ITEM_BYTES)}", field="dtype")
+        if not isinstance(shape, list) or not 1 <= len(shape) <= MAX_RANK:
+            raise InvalidArgument(f"shape must have 1 to {MAX_RANK} extents", field="shape")
+        for extent in shape:
+            if type(extent) is not int or extent < 1:
+                raise InvalidArgument("shape must have positive integers", field="shape")
+            size *= extent
+        if size > OBJECT_LIMIT_BYTES:
+            raise InvalidArgument(f"size of {name} exceeds {OBJECT_LIMIT_BYTES}", field="shape")
+        if axis and (len(shape) != 2 or unit is None):
+            raise InvalidArgument("axis is 1 only for a matrix that is cut", field="axis")
+        if unit is not None:
+            if not isinstance(unit, str) or unit not in counts:
+                raise InvalidArgument(f"unit must be null or one of {UNITS}", field="unit")
+            if shape[axis] % counts[unit]:
+                raise InvalidArgument(f"shape of {name} is not whole {unit}", field="shape")
+        found.append(Tensor(name, dtype, tuple(shape), layer, unit, axis, chunk, offset, size))
+    return tuple(found)
 
 
 def _check_coverage(chunks: Sequence[Chunk], tensors: Sequence[Tensor]) -> None:
     """Tensors follow each other in their chunk: no overlap, no hole, nothing behind the last."""
     ends = [0] * len(chunks)
     for tensor in tensors:
-        if tensor.offset != align(ends[tensor.chunk]):
+        index, offset = tensor.chunk, tensor.offset
+        if offset != align(ends[index]):
             raise InvalidArgument("a tensor overlaps another or leaves a hole", field="offset")
-        ends[tensor.chunk] = tensor.offset + tensor.size_bytes
+        ends[index] = offset + tensor.size_bytes
     for end, chunk in zip(ends, chunks, strict=True):
         if end != chunk.size_bytes:
             raise InvalidArgument("a chunk is not the size of its tensors", field="size")

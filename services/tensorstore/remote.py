@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -115,7 +114,7 @@ class RemoteResidence:
         self._reader = reader
 
     @contextmanager
-    def hold(self, selection: Selection, progress: Progress | None) -> Iterator[list[Path]]:
+    def hold(self, selection: Selection, progress: Progress | None) -> Iterator[list[str]]:
         call = self._reader.open(selection)
         try:
             yield _opened(call, selection, progress)
@@ -123,16 +122,19 @@ class RemoteResidence:
             call.cancel()
 
 
-def _opened(call: Any, selection: Selection, progress: Progress | None) -> list[Path]:
+def _opened(call: Any, selection: Selection, progress: Progress | None) -> list[str]:
     try:
         for answer in call:
             if answer.HasField("progress"):
                 if progress is not None:
                     progress(answer.progress.done_bytes, answer.progress.total_bytes)
                 continue
-            paths = [Path(path) for path in answer.opened.paths]
+            paths = list(answer.opened.paths)
             names = [selection.manifest.chunks[wanted.chunk].digest for wanted in selection.ranges]
-            if answer.opened.digest != selection.digest or [p.name for p in paths] != names:
+            if (
+                answer.opened.digest != selection.digest
+                or [path.rpartition("/")[2] for path in paths] != names
+            ):
                 raise DataLoss("the store opened something else", field="slice")
             return paths
     except grpc.RpcError as error:

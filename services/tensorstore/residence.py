@@ -31,7 +31,7 @@ class Residence(Protocol):
 
     def hold(
         self, selection: Selection, progress: Progress | None
-    ) -> AbstractContextManager[list[Path]]:
+    ) -> AbstractContextManager[list[str]]:
         """Makes the tiles present and verified; the file of each of its chunks, in order.
 
         The files stay while the context lasts, and their bytes as long as they are mapped.
@@ -46,14 +46,14 @@ class LocalResidence:
         self._root = root
 
     @contextmanager
-    def hold(self, selection: Selection, progress: Progress | None) -> Iterator[list[Path]]:
+    def hold(self, selection: Selection, progress: Progress | None) -> Iterator[list[str]]:
         log = VerifiedLog(self._root / "verified" / selection.digest)
-        paths: list[Path] = []
-        doubtful: list[tuple[Path, Chunk, int]] = []
+        paths: list[str] = []
+        doubtful: list[tuple[str, Chunk, int]] = []
         states: dict[int, tuple[FileState, int]] = {}
         for wanted in selection.ranges:
             chunk = selection.manifest.chunks[wanted.chunk]
-            path = self._root / "objects" / chunk.digest[:2] / chunk.digest
+            path = f"{self._root}/objects/{chunk.digest[:2]}/{chunk.digest}"
             state = state_of(path, chunk)
             good = log.good(wanted.chunk, state)
             mask = mask_of(wanted.tiles)
@@ -70,10 +70,10 @@ class LocalResidence:
 FileState = tuple[int, int, int]  # inode, bytes, time of change in ns
 
 
-def state_of(path: Path, chunk: Chunk) -> FileState:
+def state_of(path: str, chunk: Chunk) -> FileState:
     """What identifies a file's contents so long as nobody writes to it; raises DataLoss."""
     try:
-        stat = os.stat(path)  # noqa: PTH116 - a few hundred at every load
+        stat = os.stat(path)  # noqa: PTH116
     except FileNotFoundError:
         raise NotFound(f"chunk {chunk.digest} is missing", field="chunk") from None
     except OSError as error:
@@ -88,8 +88,8 @@ def state_of(path: Path, chunk: Chunk) -> FileState:
 
 def mask_of(tiles: Sequence[int]) -> int:
     """A bit for each tile."""
-    if tiles and tiles[-1] - tiles[0] + 1 == len(tiles):
-        return ((1 << len(tiles)) - 1) << tiles[0]
+    if tiles[-1] - tiles[0] + 1 == len(tiles):
+        return (1 << tiles[-1] + 1) - (1 << tiles[0])
     mask = 0
     for tile in tiles:
         mask |= 1 << tile
@@ -138,9 +138,7 @@ class VerifiedLog:
             os.close(descriptor)
 
 
-def verify_tiles(
-    tiles: Sequence[tuple[Path, Chunk, int]], progress: Progress | None = None
-) -> None:
+def verify_tiles(tiles: Sequence[tuple[str, Chunk, int]], progress: Progress | None = None) -> None:
     """Reads tiles and compares their digests; raises DataLoss naming the first damaged chunk."""
     total_bytes = sum(chunk.tile_bytes(t)[1] - chunk.tile_bytes(t)[0] for _, chunk, t in tiles)
     done_bytes = 0
@@ -151,7 +149,7 @@ def verify_tiles(
                 progress(done_bytes, total_bytes)
 
 
-def check_tile(path: Path, chunk: Chunk, tile: int) -> int:
+def check_tile(path: str, chunk: Chunk, tile: int) -> int:
     """Verifies one tile of a file and returns its bytes."""
     start, stop = chunk.tile_bytes(tile)
     buffer = memoryview(bytearray(stop - start))

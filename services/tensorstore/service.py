@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
@@ -86,19 +86,18 @@ class TensorStoreServicer(rpc.TensorStoreServiceServicer):
         selection = await self._selection(request.slice)
         held, gone = ExitStack(), threading.Event()
 
-        def enter(progress: Progress) -> list[Path]:
+        def enter(progress: Progress) -> list[str]:
             paths = held.enter_context(self._node.residence.hold(selection, progress))
             if gone.is_set():  # the caller left in mid-transfer
                 held.close()
-            return paths
+            return [os.path.abspath(path) for path in paths]  # noqa: PTH100
 
         try:
             async for event in self._step(enter):
                 if isinstance(event, pb.TransferProgress):
                     yield pb.OpenResponse(progress=event)
                     continue
-                paths = [str(path.absolute()) for path in event]
-                yield pb.OpenResponse(opened=pb.OpenedSlice(digest=selection.digest, paths=paths))
+                yield pb.OpenResponse(opened=pb.OpenedSlice(digest=selection.digest, paths=event))
             # the engine maps the files and ends the call; one that forgets does not hold for ever
             async with asyncio.timeout(self._hold_s):
                 await asyncio.Event().wait()

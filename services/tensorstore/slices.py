@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from services.common.errors import InvalidArgument
 from services.tensorstore.manifest import Manifest, Tensor
 from services.tensorstore.tiling import EMBEDDING
 
 
-@dataclass(frozen=True)
-class TensorSlice:
+class TensorSlice(NamedTuple):
     """What a rank holds of one tensor: stored rows [first, last) and where their bytes lie."""
 
     tensor: Tensor
@@ -24,8 +24,7 @@ class TensorSlice:
         return self.stop - self.start
 
 
-@dataclass(frozen=True)
-class Range:
+class Range(NamedTuple):
     """Bytes [start, stop) of a chunk, by its place in the manifest; tile bounds at both ends."""
 
     chunk: int
@@ -107,10 +106,14 @@ def select(
 
 
 def tiles_of(manifest: Manifest, wanted: Iterable[TensorSlice]) -> Sequence[Range]:
-    """The tiles that hold these slices, each once, by chunk."""
-    found: dict[int, set[int]] = {}
+    """The tiles that hold these slices, each once, by chunk; slices come in stored order."""
+    found: dict[int, list[int]] = {}
     for piece in wanted:
-        chunk = manifest.chunks[piece.tensor.chunk]
-        over = chunk.tiles_over(piece.start, piece.stop)
-        found.setdefault(piece.tensor.chunk, set()).update(over)
-    return [Range(index, tuple(sorted(tiles))) for index, tiles in sorted(found.items())]
+        index = piece.tensor.chunk
+        over = manifest.chunks[index].tiles_over(piece.start, piece.stop)
+        tiles = found.get(index)
+        if tiles is None:
+            found[index] = list(over)
+        else:
+            tiles.extend(over if over.start > tiles[-1] else over[1:])
+    return [Range(index, tuple(tiles)) for index, tiles in found.items()]

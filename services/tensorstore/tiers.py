@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 from services.common.errors import DataLoss, ResourceExhausted
 from services.tensorstore.cache import ChunkCache
@@ -24,7 +23,7 @@ class TieredResidence:
         self._memory = memory
 
     @contextmanager
-    def hold(self, selection: Selection, progress: Progress | None) -> Iterator[list[Path]]:
+    def hold(self, selection: Selection, progress: Progress | None) -> Iterator[list[str]]:
         with ExitStack() as stack:
             with ExitStack() as below:
                 paths = below.enter_context(self._disk.hold(selection, progress))

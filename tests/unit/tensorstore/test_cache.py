@@ -119,7 +119,8 @@ def test_an_interrupted_fetch_goes_on(tiny, source: Counting, tmp_path: Path) ->
 
 
 def test_damage_in_the_cache_before_entry_is_mended(tiny, source: Counting, tmp_path: Path) -> None:
-    with make_cache(tmp_path / "c", [source]).hold(select(tiny), None) as paths:
+    with make_cache(tmp_path / "c", [source]).hold(select(tiny), None) as found:
+        paths = [Path(path) for path in found]
         for path in paths:
             with path.open("r+b") as file:
                 file.write(bytes([file.read(1)[0] ^ 4]))
@@ -231,8 +232,8 @@ def test_memory_is_filled_from_disk_and_damage_there_is_mended(
     tiny, source: Counting, tmp_path: Path
 ) -> None:
     disk = make_cache(tmp_path / "disk", [source])
-    with disk.hold(select(tiny), None) as paths:
-        pass
+    with disk.hold(select(tiny), None) as found:
+        paths = [Path(path) for path in found]
     data = bytearray(paths[0].read_bytes())
     data[3] ^= 1
     stamp = paths[0].stat()
@@ -243,7 +244,7 @@ def test_memory_is_filled_from_disk_and_damage_there_is_mended(
     tiers = TieredResidence(disk, memory)
     assert_whole(tiny, tiers)
     with tiers.hold(select(tiny), None) as found:
-        assert all(tmp_path / "memory" in path.parents for path in found)
+        assert all(tmp_path / "memory" in Path(path).parents for path in found)
 
 
 def test_a_slice_too_large_for_memory_is_mapped_from_disk(
@@ -252,4 +253,4 @@ def test_a_slice_too_large_for_memory_is_mapped_from_disk(
     disk = make_cache(tmp_path / "disk", [source])
     memory = make_cache(tmp_path / "memory", [DirectoryBackend(tmp_path / "disk")], 5000)
     with TieredResidence(disk, memory).hold(select(tiny), None) as found:
-        assert all(tmp_path / "disk" in path.parents for path in found)
+        assert all(tmp_path / "disk" in Path(path).parents for path in found)

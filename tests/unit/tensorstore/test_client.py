@@ -33,7 +33,7 @@ def test_the_mapping_is_read_only_and_carries_no_bytes_outside_the_range(tiny) -
             if str(tiny.root / "objects") in line
         ]
         assert lines
-        assert all(" r--p " in line for line in lines)
+        assert all(" r--s " in line for line in lines)
         assert all("layers.1." in name for name in stage.tensors)
 
 

@@ -61,25 +61,25 @@ def test_bytes_that_are_no_manifest_are_refused(data: bytes) -> None:
         (("extra",), 1, "exactly"),
         (("tiling", "heads"), 0, "heads"),
         (("tiling", "kv_heads"), 3, "kv_heads"),
-        (("chunks", 0, "digest"), "../../../etc/passwd", "digest"),
-        (("chunks", 0, "size"), -1, "size"),
-        (("chunks", 0, "size"), 2**63, "size"),
-        (("chunks", 0, "ends"), [], "ends"),
-        (("chunks", 0, "tiles"), "????", "tiles"),
-        (("tensors", 0, "name"), "../x", "name"),
-        (("tensors", 0, "name"), "a\0b", "name"),
-        (("tensors", 0, "name"), "model.norm.weight", "twice"),
-        (("tensors", 0, "shape"), [2**40, 2**40, 4], "size"),
-        (("tensors", 0, "shape"), [0], "positive"),
-        (("tensors", 0, "shape"), [1] * 10_000, "shape"),
-        (("tensors", 0, "shape"), [64.0, 32], "positive"),
-        (("tensors", 0, "offset"), 64, "overlaps"),
-        (("tensors", 0, "offset"), -64, "offset"),
-        (("tensors", 0, "offset"), 0.0, "offset"),
-        (("tensors", 0, "dtype"), "F64", "dtype"),
-        (("tensors", 0, "chunk"), 99, "chunk"),
-        (("tensors", 0, "unit"), "experts", "unit"),
-        (("tensors", 0, "axis"), 2, "axis"),
+        (("chunks", "digest", 0), "../../../etc/passwd", "digest"),
+        (("chunks", "size", 0), -1, "size"),
+        (("chunks", "size", 0), 2**63, "size"),
+        (("chunks", "ends", 0), [], "ends"),
+        (("chunks", "tiles"), "????", "tiles"),
+        (("tensors", "name", 0), "../x", "name"),
+        (("tensors", "name", 0), "a\0b", "name"),
+        (("tensors", "name", 0), "model.norm.weight", "twice"),
+        (("tensors", "shape", 0), [2**40, 2**40, 4], "size"),
+        (("tensors", "shape", 0), [0], "positive"),
+        (("tensors", "shape", 0), [1] * 10_000, "shape"),
+        (("tensors", "shape", 0), [64.0, 32], "positive"),
+        (("tensors", "offset", 0), 64, "overlaps"),
+        (("tensors", "offset", 0), -64, "offset"),
+        (("tensors", "offset", 0), 0.0, "offset"),
+        (("tensors", "dtype", 0), "F64", "dtype"),
+        (("tensors", "chunk", 0), 99, "chunk"),
+        (("tensors", "unit", 0), "experts", "unit"),
+        (("tensors", "axis", 0), 2, "axis"),
         (("files", "../x"), {"digest": "0" * 64, "size": 1}, "file name"),
     ],
 )
@@ -92,7 +92,8 @@ def test_a_wrong_field_is_named(document: dict, path: tuple, value: object, said
 
 
 def test_many_empty_tensors_are_refused(document: dict) -> None:
-    document["tensors"] = [document["tensors"][0] | {"shape": [0], "name": "t"}] * 100_000
+    table = document["tensors"]
+    document["tensors"] = {key: column[:1] * 100_000 for key, column in table.items()}
     assert "tensors" in refused(document)
 
 
@@ -107,20 +108,24 @@ def test_no_mutant_crashes_the_parser(seed: int) -> None:
         "files": {"tokenizer.json": {"digest": "0" * 64, "size": 3}},
         "tied": False,
         "tiling": {"layers": 1, "heads": 2, "kv_heads": 1, "intermediate": 4, "vocabulary": 4},
-        "chunks": [{"digest": "1" * 64, "size": 32, "ends": [16, 32], "tiles": "A" * 85 + "A=="}],
-        "tensors": [
-            {
-                "name": "w",
-                "dtype": "BF16",
-                "shape": [4, 4],
-                "layer": 0,
-                "unit": "heads",
-                "axis": 0,
-                "chunk": 0,
-                "offset": 0,
-            }
-        ],
+        "chunks": {
+            "digest": ["1" * 64],
+            "size": [32],
+            "ends": [[16, 32]],
+            "tiles": "A" * 85 + "A==",
+        },
+        "tensors": {
+            "name": ["w"],
+            "dtype": ["BF16"],
+            "shape": [[4, 4]],
+            "layer": [0],
+            "unit": ["heads"],
+            "axis": [0],
+            "chunk": [0],
+            "offset": [0],
+        },
     }
+    manifest.parse(json.dumps(whole).encode())
     mutant = mutate_json(whole, source) if source.random() < 0.7 else whole
     data = json.dumps(mutant).encode("utf-8", "surrogatepass")
     if source.random() < 0.5:

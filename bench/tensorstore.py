@@ -1,0 +1,381 @@
+"""`python -m bench.tensorstore`: the speed of weights, as ratios of two things measured in turn.
+
+Cold means that the page cache was told to forget the files and that nothing was verified before;
+warm, that both are there. Every figure is the median over interleaved pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import importlib.util
+import json
+import multiprocessing
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import boto3
+import grpc
+import torch
+from safetensors.torch import load_file
+
+from bench import tensorstore_damage, tensorstore_s3
+from bench.tensorstore_synthetic import SyntheticCheckpoint, config_1b, config_8b
+from services.common.generation import LayerRange
+from services.tensorstore import upkeep
+from services.tensorstore.client import open_store
+from services.tensorstore.directory import DirectoryBackend
+from services.tensorstore.export import export
+from services.tensorstore.importer import import_checkpoint
+from services.tensorstore.s3 import S3Backend
+
+MODEL = "synthetic"
+READ_BYTES = 8 << 20
+GOALS = {
+    "warm_over_copy": 20,
+    "warm_over_mmap": 1,
+    "cold_over_sequential_read": 0.9,
+    "s3_over_range_reads": 0.9,
+    "peer_over_grpc_stream": 0.8,
+}
+
+
+class Bench:
+    """A store of synthetic weights, and what is measured on it."""
+
+    def __init__(self, root: Path, memory: Path, pairs: int) -> None:
+        self.root, self.memory, self.pairs = root, memory, pairs
+        self.backend = DirectoryBackend(root / "store")
+        checkpoint = SyntheticCheckpoint(config_1b())
+        self.size_bytes = checkpoint.size_bytes
+        self.digest = import_checkpoint(checkpoint, self.backend, MODEL).digest
+        self.layers = LayerRange(0, 16)
+        self.file = root / "whole.safetensors"
+        export(open_store(str(self.backend.root)).model(MODEL), self.file, self.layers)
+
+    def load(self, uri: str, cache: Path | None = None, endpoint: str | None = None) -> None:
+        store = open_store(uri, endpoint_url=endpoint, cache_directory=cache)
+        with store.model(MODEL).stage(self.layers) as stage:
+            if stage.size_bytes != self.size_bytes:
+                raise AssertionError("not the whole model")
+
+    def chunks(self) -> list[Path]:
+        return sorted(self.root.glob("store/objects/??/*"))
+
+    def compare(
+        self, ours: Callable[[], None], theirs: Callable[[], None], pairs: int = 0
+    ) -> dict[str, Any]:
+        """Medians of both and of the ratios theirs / ours (more than one: ours is faster)."""
+        times: list[tuple[float, float]] = []
+        for number in range(pairs or self.pairs):
+            calls = (ours, theirs) if number % 2 else (theirs, ours)
+            took = {call: timed(call) for call in calls}
+            times.append((took[ours], took[theirs]))
+        ratios = [other / own for own, other in times]
+        return {
+            "ratio": statistics.median(ratios),
+            "ratio_min": min(ratios),
+            "ratio_max": max(ratios),
+            "ours_s": statistics.median(own for own, _ in times),
+            "theirs_s": statistics.median(other for _, other in times),
+            "pairs": len(times),
+        }
+
+    def warm(self) -> dict[str, Any]:
+        uri = str(self.backend.root)
+        self.load(uri)
+        self.load_safetensors(copy=True)
+        return {
+            "warm_over_copy": self.compare(
+                lambda: self.load(uri), lambda: self.load_safetensors(copy=True), 7
+            ),
+            "warm_over_mmap": self.compare(
+                lambda: self.load(uri), lambda: self.load_safetensors(copy=False), 21
+            ),
+        }
+
+    def load_safetensors(self, *, copy: bool) -> None:
+        tensors = load_file(self.file)
+        if copy:
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+
+    def cold(self) -> dict[str, Any]:
+        def forget() -> None:
+            shutil.rmtree(self.backend.root / "verified", ignore_errors=True)
+            drop(self.chunks())
+
+        def ours() -> None:
+            self.load(str(self.backend.root))
+
+        def plain() -> None:
+            buffer = memoryview(bytearray(READ_BYTES))
+            for path in self.chunks():
+                with path.open("rb", buffering=0) as file:
+                    while file.readinto(buffer):
+                        pass
+
+        result = self.compare(after(forget, ours), after(forget, plain))
+        others = {}
+        for name, call in (("fastsafetensors", fast_safetensors), ("runai", runai_streamer)):
+            if importlib.util.find_spec(MODULES[name]) is None:
+                others[name] = "not installed"
+                continue
+            try:
+                others[name] = self.compare(
+                    after(forget, ours),
+                    after(lambda: drop([self.file]), lambda call=call: call(self.file)),
+                    3,
+                )
+            except Exception as error:  # what they raise is theirs; the bench goes on without them
+                others[name] = f"failed: {type(error).__name__}: {str(error)[:200]}"
+        return {"cold_over_sequential_read": result, "cold_over_others": others}
+
+    def s3(self) -> dict[str, Any]:
+        with tensorstore_s3.server(self.root / "s3") as endpoint:
+            uri = f"s3://{tensorstore_s3.BUCKET}/bench"
+            backend = S3Backend(uri, endpoint)
+            upkeep.copy(self.backend, backend, MODEL)
+            client = boto3.client("s3", endpoint_url=endpoint, config=tensorstore_s3.CONFIG)
+            cache = self.memory / "s3"
+
+            def plain(part_bytes: int) -> None:
+                def read(job: tuple[str, int, int]) -> None:
+                    key, start, stop = job
+                    answer = client.get_object(
+                        Bucket=tensorstore_s3.BUCKET, Key=key, Range=f"bytes={start}-{stop - 1}"
+                    )
+                    if len(answer["Body"].read()) != stop - start:
+                        raise AssertionError("short read")
+
+                jobs = [
+                    (f"bench/objects/{p.name[:2]}/{p.name}", at, min(at + part_bytes, size))
+                    for p in self.chunks()
+                    for size in [p.stat().st_size]
+                    for at in range(0, size, part_bytes)
+                ]
+                with concurrent.futures.ThreadPoolExecutor(8) as pool:
+                    list(pool.map(read, jobs))
+
+            def ours() -> None:
+                self.load(uri, cache, endpoint)
+
+            clear = lambda: shutil.rmtree(cache, ignore_errors=True)  # noqa: E731
+            sizes = {
+                size: timed(lambda size=size: plain(size)) for size in (8 << 20, 16 << 20, 32 << 20)
+            }
+            best = min(sizes, key=lambda size: sizes[size])
+            result = self.compare(after(clear, ours), lambda: plain(best))
+            clear()
+            return {"s3_over_range_reads": result | {"plain_range_bytes": best}}
+
+    def peer(self) -> dict[str, Any]:
+        environment = os.environ | {
+            "SHUNT_TENSORSTORE_STORE": str(self.backend.root),
+            "SHUNT_TENSORSTORE_LINK_BYTES_PER_S": "1e12",
+        }
+        cache = self.memory / "peer"
+        with (
+            process([sys.executable, "-m", "services.tensorstore"], environment) as address,
+            process([sys.executable, "-m", "bench.tensorstore_stream"], environment) as plain,
+        ):
+
+            def stream() -> None:
+                with grpc.insecure_channel(plain, OPTIONS) as channel:
+                    call = channel.unary_stream("/bench.Plain/Stream")
+                    count = str(self.size_bytes).encode()
+                    if sum(map(len, call(count, timeout=300))) < self.size_bytes:
+                        raise AssertionError("short stream")
+
+            clear = lambda: shutil.rmtree(cache, ignore_errors=True)  # noqa: E731
+            result = self.compare(
+                after(clear, lambda: self.load(f"grpc://{address}", cache)), stream
+            )
+            clear()
+        return {"peer_over_grpc_stream": result}
+
+    def shared(self) -> dict[str, Any]:
+        """Two engines map and touch the same layers: proportional memory of both together."""
+        context = multiprocessing.get_context("spawn")
+        barrier = context.Barrier(2)
+        answers = context.Queue()
+        engines = [
+            context.Process(target=_engine, args=(str(self.backend.root), barrier, answers))
+            for _ in range(2)
+        ]
+        for engine in engines:
+            engine.start()
+        found = [answers.get(timeout=300) for _ in engines]
+        for engine in engines:
+            engine.join(60)
+        pss, size = sum(pss for pss, _ in found), found[0][1]
+        return {"memory_of_two_engines": {"ratio": pss / size, "mapped_bytes": size}}
+
+
+def _engine(root: str, barrier: Any, answers: Any) -> None:
+    torch.set_num_threads(1)
+    with open_store(root).model(MODEL).stage(LayerRange(0, 2)) as stage:
+        for tensor in stage.tensors.values():
+            tensor.view(torch.int16).max()
+        barrier.wait(120)
+        pss, inside = 0, False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            first = line.split(" ", 1)[0]
+            if "-" in first and not first.endswith(":"):
+                inside = "/objects/" in line
+            elif inside and first == "Pss:":
+                pss += int(line.split()[1]) * 1024
+        answers.put((pss, stage.size_bytes))
+        barrier.wait(120)
+
+
+def whole_8b(root: Path) -> dict[str, Any]:
+    """An 8B model that is made up, imported, loaded in two stages and thrown away."""
+    checkpoint, backend = SyntheticCheckpoint(config_8b()), DirectoryBackend(root / "8b")
+    before = resident_bytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # begin the high-water mark again
+    start = time.perf_counter()
+    done = import_checkpoint(checkpoint, backend, MODEL)
+    import_s = time.perf_counter() - start
+    peak = resident_bytes("VmHWM") - before
+    largest = max(tensor.size_bytes for tensor in checkpoint.tensors.values())
+    stored = sum(found.size_bytes for found in backend.objects())
+    drop(sorted(root.glob("8b/objects/??/*")))
+    model = open_store(str(backend.root)).model(MODEL)
+    loads = {}
+    for kind in ("cold", "warm"):
+        for start_layer, end in ((0, 16), (16, 32)):
+            began = time.perf_counter()
+            with model.stage(LayerRange(start_layer, end)) as stage:
+                size = stage.size_bytes
+            loads[f"{kind}_{start_layer}:{end}"] = {
+                "s": time.perf_counter() - began,
+                "bytes": size,
+            }
+    shutil.rmtree(backend.root)
+    return {
+        "bytes": checkpoint.size_bytes,
+        "import_s": import_s,
+        "import_gb_per_s": checkpoint.size_bytes / import_s / 1e9,
+        "stored_over_checkpoint": stored / checkpoint.size_bytes,
+        "peak_over_largest_tensor": peak / largest,
+        "chunks": len(done.manifest.chunks),
+        "loads": loads,
+    }
+
+
+def resident_bytes(field: str) -> int:
+    text = Path("/proc/self/status").read_text()
+    return int(text.partition(f"{field}:")[2].split()[0]) * 1024
+
+
+def timed(call: Callable[[], None]) -> float:
+    if isinstance(call, after):
+        call.before()
+        call = call.call
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+class after:
+    """A call with a preparation that is not measured."""
+
+    def __init__(self, before: Callable[[], None], call: Callable[[], None]) -> None:
+        self.before, self.call = before, call
+
+    def __call__(self) -> None:
+        self.call()
+
+
+def drop(paths: list[Path]) -> None:
+    """Makes the page cache forget files."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+MODULES = {"fastsafetensors": "fastsafetensors", "runai": "runai_model_streamer"}
+OPTIONS = [("grpc.max_receive_message_length", 64 << 20)]
+
+
+def fast_safetensors(path: Path) -> None:
+    from fastsafetensors import fastsafe_open
+
+    with fastsafe_open([str(path)], device="cpu", nogds=True) as opened:
+        for name in opened.keys():  # noqa: SIM118 - not a mapping
+            opened.get_tensor(name).clone()
+
+
+def runai_streamer(path: Path) -> None:
+    from runai_model_streamer import SafetensorsStreamer
+
+    with SafetensorsStreamer() as streamer:
+        streamer.stream_files([str(path)])
+        for _name, _tensor in streamer.get_tensors():
+            pass
+
+
+@contextmanager
+def process(command: list[str], environment: dict[str, str]) -> Iterator[str]:
+    """A process that says `… grpc on host:port`."""
+    running = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert running.stdout is not None
+        yield running.stdout.readline().split()[-1]
+    finally:
+        running.terminate()
+        running.wait(30)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("bench/out/tensorstore.json"))
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--flips", type=int, default=10_000)
+    parser.add_argument("--mutants", type=int, default=100_000)
+    parser.add_argument("--only", nargs="*", default=list(PARTS))
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {}
+    memory_root = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with (
+        tempfile.TemporaryDirectory(prefix="shunt-bench-") as root,
+        tempfile.TemporaryDirectory(prefix="shunt-bench-", dir=memory_root) as memory,
+    ):
+        speed = [part for part in chosen.only if hasattr(Bench, part)]
+        if speed:
+            bench = Bench(Path(root) / "speed", Path(memory), chosen.pairs)
+            result["bytes"] = bench.size_bytes
+            for part in speed:
+                result |= getattr(bench, part)()
+                print(json.dumps(result, indent=1), file=sys.stderr, flush=True)
+            shutil.rmtree(bench.root)
+        if "flips" in chosen.only:
+            result["flips"] = tensorstore_damage.flips(Path(memory) / "flips", chosen.flips)
+        if "fuzz" in chosen.only:
+            result["fuzz"] = tensorstore_damage.fuzz(Path(memory) / "fuzz", chosen.mutants)
+        if "whole_8b" in chosen.only:
+            result["whole_8b"] = whole_8b(Path(root))
+    result["goals_missed"] = [
+        name for name, goal in GOALS.items() if name in result and result[name]["ratio"] < goal
+    ]
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
+    chosen.out.write_text(json.dumps(result, indent=1))
+    print(json.dumps(result, indent=1))
+
+
+PARTS = ("warm", "cold", "s3", "peer", "shared", "flips", "fuzz", "whole_8b")
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Damage by the thousand: flipped bits must all be found, mutants must never crash a reader."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+
+from services.common.errors import DataLoss, InvalidArgument, ShuntError
+from services.common.generation import LayerRange
+from services.tensorstore import gguf_file, manifest, safetensors_file
+from services.tensorstore.cache import ChunkCache
+from services.tensorstore.client import open_store
+from services.tensorstore.directory import DirectoryBackend
+from services.tensorstore.importer import import_checkpoint
+from services.tensorstore.slices import Selection
+from services.tensorstore.sources import default_source, open_source
+from tests.checkpoints import make_config, make_tensors, write_checkpoint
+from tests.mutants import mutate_bytes, mutate_json
+
+
+def flips(root: Path, count: int) -> dict[str, Any]:
+    """Half in stored objects, half in the disk cache before they enter memory."""
+    config = make_config(num_hidden_layers=1)
+    source = write_checkpoint(root / "source", config, make_tensors(config))
+    backend = DirectoryBackend(root / "store")
+    done = import_checkpoint(open_source(source), backend, "m")
+    store, chaos = open_store(str(root / "store")), random.Random(1)
+    selection = Selection.of(done.digest, done.manifest, 0, 1)
+    disk = ChunkCache(root / "disk", 1 << 30, [backend])
+    with disk.hold(selection, None) as cached:
+        pass
+    stored = [backend.path(digest) for digest in [*done.manifest.objects(), done.digest]]
+    found = {"stored": 0, "cache": 0}
+    for number in range(count):
+        where = "stored" if number % 2 else "cache"
+        path = chaos.choice(stored if where == "stored" else cached)
+        bit = chaos.randrange(path.stat().st_size * 8)
+        _flip(path, bit)
+        try:
+            if where == "stored":
+                model = store.model("m")
+                model.tokenizer_files()
+                with model.stage(LayerRange(0, 1)):
+                    pass
+            else:
+                memory = ChunkCache(
+                    root / f"memory{number}", 1 << 30, [DirectoryBackend(disk.root)]
+                )
+                with memory.hold(selection, None):
+                    pass
+        except DataLoss:
+            found[where] += 1
+        _flip(path, bit)
+    return {
+        "flips": count,
+        "found": found,
+        "missed": count - sum(found.values()),
+        "missed_rate_bound_95": 3 / count,
+    }
+
+
+def _flip(path: Path, bit: int) -> None:
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.seek(bit // 8)
+        byte = file.read(1)[0]
+        file.seek(bit // 8)
+        file.write(bytes([byte ^ 1 << bit % 8]))
+
+
+def fuzz(root: Path, count: int) -> dict[str, Any]:
+    """Mutants of manifests, chunks, safetensors and GGUF headers; a crash is any other error."""
+    root.mkdir()
+    config = make_config(num_hidden_layers=1)
+    tensors = make_tensors(config)
+    source = write_checkpoint(root / "source", config, tensors)
+    backend = DirectoryBackend(root / "store")
+    done = import_checkpoint(open_source(source), backend, "m")
+    selection = Selection.of(done.digest, done.manifest, 0, 1)
+    whole = manifest.dump(done.manifest)
+    document = json.loads(whole)
+    weights = save({name: tensors[name] for name in list(tensors)[:3]})
+    gguf = default_source().read_bytes()[: 1 << 16]
+    chaos, path = random.Random(2), root / "mutant"
+    refused = accepted = 0
+    for number in range(count):
+        try:
+            match number % 20:
+                case 0:
+                    path.write_bytes(mutate_bytes(gguf, chaos))
+                    gguf_file.read_header(path)
+                case 1 | 2 | 3:
+                    path.write_bytes(mutate_bytes(weights, chaos))
+                    safetensors_file.read_header(path)
+                case 4:
+                    _mutant_chunk(backend, root / "cache" / str(number), selection, chaos)
+                case n if n < 10:
+                    manifest.parse(mutate_bytes(whole, chaos))
+                case _:
+                    mutant = json.dumps(mutate_json(document, chaos))
+                    manifest.parse(mutant.encode("utf-8", "surrogatepass"))
+            accepted += 1
+        except (DataLoss, InvalidArgument):
+            refused += 1
+        except ShuntError as error:
+            raise AssertionError(f"mutant {number}: {type(error).__name__}") from error
+    return {"mutants": count, "refused": refused, "accepted": accepted, "crashes": 0}
+
+
+class _Mutating:
+    def __init__(self, backend: DirectoryBackend, chaos: random.Random) -> None:
+        self._backend = backend
+        self._chaos = chaos
+
+    def read(self, digest: str, start: int, into: memoryview) -> None:
+        self._backend.read(digest, start, into)
+        changed = mutate_bytes(bytes(into), self._chaos)[: len(into)]
+        into[: len(changed)] = changed
+
+
+def _mutant_chunk(
+    backend: DirectoryBackend, root: Path, selection: Selection, chaos: random.Random
+) -> None:
+    cache = ChunkCache(root, 1 << 30, [_Mutating(backend, chaos)])
+    with cache.hold(selection, None) as paths:
+        for path, wanted in zip(paths, selection.ranges, strict=True):
+            digest = selection.manifest.chunks[wanted.chunk].digest
+            if path.read_bytes() != backend.path(digest).read_bytes():
+                raise AssertionError("a damaged chunk was handed out")
