@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from services.common.errors import FailedPrecondition, InvalidArgument
@@ -41,10 +41,10 @@ class Bounds:
         self._check_ids(sampling.stop_token_ids, "stop_token_ids")
         self._check_ids(sampling.eos_token_ids, "eos_token_ids")
         for span in call.held:
-            self._check_ids(span.ids, "held")
             if span.end > sampling.max_tokens:
                 raise InvalidArgument("more ids than max_tokens are held", field="held")
+            self._check_ids(span.ids, "held")
 
-    def _check_ids(self, ids: Iterable[int], field: str) -> None:
-        if not all(0 <= token_id < self.vocab_size for token_id in ids):
+    def _check_ids(self, ids: Collection[int], field: str) -> None:
+        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
             raise InvalidArgument(f"token ids must be below {self.vocab_size}", field=field)

@@ -211,3 +211,24 @@ async def test_a_step_that_names_another_formation_ends_the_stream(rig: Rig) -> 
     assert isinstance(from_rpc_error(failed.value), StaleEpoch)
     description = await stage.stub.Describe(engine_pb2.DescribeRequest(), timeout=5)
     assert description.formation_id == ""
+
+
+async def test_readers_that_hang_up_by_the_hundred_leave_nothing(rig: Rig) -> None:
+    workers = [await rig.worker(detach_s=0.1), await rig.worker()]
+    await rig.form(workers, [3], "f1")
+    calls = [generate(workers[0], request(f"g{i}", PROMPT, 400), "f1").call for i in range(300)]
+    await asyncio.gather(*(call.read() for call in calls[::3]))
+    for call in calls:
+        call.cancel()
+    assert workers[0].engine is not None
+    head = workers[0].engine.head
+
+    async def quiet() -> bool:
+        return not head.reader_count and not head.open_generations
+
+    await until(quiet)
+    await _used_blocks_are(workers[0], 0)
+    stats = await _stats(workers[0])
+    assert (stats.running, stats.queued) == (0, 0)
+    stream = await generate(workers[0], request("after", PROMPT, 9), "f1").end()
+    assert stream.ids[0] == expected_ids(PROMPT, 9)
