@@ -119,6 +119,8 @@ class FakeMesh:
         self.readers = 0
         """Streams open at heads."""
         self.controller_away = False
+        self.store_fault: str = ""
+        """away, or damaged: what the tensor store suffers from."""
         self.version = 1
         self.routes_changed = asyncio.Event()
         self._servers: list[grpc.aio.Server] = []
@@ -429,6 +431,7 @@ class _Controller(controller_pb2_grpc.ControllerServiceServicer):
 
 class _Store(tensorstore_pb2_grpc.TensorStoreServiceServicer):
     def __init__(self, mesh: FakeMesh) -> None:
+        self._mesh = mesh
         files = model_files(mesh.tokenizer)
         self._objects = {hashlib.sha256(data).hexdigest(): data for data in files.values()}
         self._manifest = json.dumps(
@@ -445,7 +448,10 @@ class _Store(tensorstore_pb2_grpc.TensorStoreServiceServicer):
         ).encode()
 
     async def Describe(self, message: Any, context: Any) -> Any:
-        return tensorstore_pb2.DescribeResponse(manifest=self._manifest)
+        if self._mesh.store_fault == "away":
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+        damaged = self._mesh.store_fault == "damaged"
+        return tensorstore_pb2.DescribeResponse(manifest=b"{}" if damaged else self._manifest)
 
     async def Read(self, message: Any, context: Any) -> AsyncIterator[Any]:
         data = self._objects[message.digest][message.start : message.start + message.length]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import re
 import secrets
 import time
@@ -13,7 +14,9 @@ from dataclasses import replace
 
 from services.common import wire
 from services.common.errors import (
+    DataLoss,
     DeadlineExceeded,
+    FailedPrecondition,
     NotFound,
     OutOfRange,
     ResourceExhausted,
@@ -21,7 +24,7 @@ from services.common.errors import (
     Unavailable,
 )
 from services.common.exchange import GenerationView, Route
-from services.common.generation import CancelReason, GenerationRequest
+from services.common.generation import CancelReason, GenerationRequest, ModelRef
 from services.router import metrics
 from services.router.actions import SendCancel
 from services.router.ask import Ask, Drawn, ModelFacts
@@ -36,6 +39,7 @@ from services.router.session import Session
 from services.router.settings import RouterSettings
 from services.router.transcript import Position, Transcript
 
+_log = logging.getLogger(__name__)
 TICK_S = 0.05
 LONG_PROMPT_CHARS = 16_384
 _DRAWN_ID = re.compile(r"g([0-9a-f]{8})[0-9a-f]{24}")
@@ -137,7 +141,7 @@ class Router:
             view = await self._view(generation_id)
             if position is not None and after:
                 position = Position.parse(after, view.request.choices)
-            model = await self._load(view.request)
+            model = await self._load(view.request.model)
             session = self._session(view.request, model, position)
         try:
             session.rejoin(view)
@@ -195,7 +199,7 @@ class Router:
         try:
             async with asyncio.timeout(self.settings.route_wait_s):
                 await self.catalogue.heard.wait()
-                return await self.catalogue.load(self.catalogue.current(name))
+                return await self._load(self.catalogue.current(name))
         except TimeoutError:
             raise Unavailable("no controller has told this router of pipelines yet") from None
 
@@ -203,11 +207,12 @@ class Router:
         positions = self.catalogue.max_positions(name, model)
         return replace(model.facts, max_positions=positions)
 
-    async def _load(self, request: GenerationRequest) -> Model:
+    async def _load(self, ref: ModelRef) -> Model:
         try:
-            return await self.catalogue.load(request.model)
-        except NotFound as error:
-            raise Unavailable("the generation's model is not to be had here") from error
+            return await self.catalogue.load(ref)
+        except (NotFound, FailedPrecondition, DataLoss) as error:
+            _log.error("a model cannot be used", extra={"reason": error.message})
+            raise Unavailable("the model's files cannot be used", field="model") from error
 
     async def _route(self, model_id: str) -> Route:
         """A pipeline for a new generation, waited for if there is none."""

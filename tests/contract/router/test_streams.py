@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import httpx
+import pytest
 
 from bench.fake_mesh import REPLY, FakeMesh
 from services.common import errors
@@ -326,3 +327,17 @@ async def test_a_stopping_router_sends_its_readers_elsewhere(
         async with httpx.AsyncClient(base_url=url, timeout=20) as client:
             rest = await resume(client, told.generation_id, told.ids[-2])
     assert told.text() + rest.text() == REPLY
+
+
+@pytest.mark.parametrize("fault", ["away", "damaged"])
+async def test_a_model_that_cannot_be_read_is_503_until_it_can(
+    mesh: FakeMesh, http: httpx.AsyncClient, ask: Any, fault: str
+) -> None:
+    mesh.store_fault = fault
+    async with mesh.router() as router:
+        url = f"http://127.0.0.1:{router.http_port}"
+        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+            told = await ask(client)
+            assert (told.status, told.body["error"]["code"]) == (503, "unavailable")
+            mesh.store_fault = ""
+            assert (await ask(client)).text() == REPLY
