@@ -56,8 +56,8 @@ MISTAKES = (
     Mistake(
         "every question gets a new epoch",
         LEDGER,
-        "elif holder is not None and holder.takes_new and not entry.sealed:",
-        "elif False:",
+        "            if superseded and holder.takes_new:",
+        "            if False:",
     ),
     Mistake(
         "a cancelled generation goes on",

@@ -1,0 +1,112 @@
+"""The production cores under random fault schedules; see schedules.py and oracles.py.
+
+SHUNT_SIMULATION_SCHEDULES sets how many (2,000 by default; fewer than that skip the table's bound).
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from mistakes import MISTAKES, Mistake
+from schedules import PHASES, ROWS, Schedule, table
+
+ROOT = Path(__file__).parents[2]
+SCHEDULES = int(os.environ.get("SHUNT_SIMULATION_SCHEDULES", "2000"))
+LEAST_HITS = 20
+COVERED_SEEDS = 300
+MISTAKE_SEEDS = 300
+CORES = (
+    "services/common/generation.py",
+    "services/common/token_run.py",
+    "services/controller/cluster.py",
+    "services/controller/entry.py",
+    "services/controller/ledger.py",
+    "services/controller/membership.py",
+    "services/controller/reconcile.py",
+    "services/controller/routes.py",
+    "services/engine/generations.py",
+    "services/engine/held.py",
+    "services/router/balancer.py",
+    "services/router/follower.py",
+)
+
+
+def run_schedules(*arguments: str, root: Path, tool: tuple[str, ...] = ()) -> tuple[int, str]:
+    """The schedules as a program, over the cores under `root`."""
+    program = str(Path(__file__).parent / "schedules.py")
+    done = subprocess.run(
+        [sys.executable, *tool, program, *arguments],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.timeout(1500)
+def test_every_invariant_holds_and_every_fault_meets_every_phase() -> None:
+    hits: Counter[tuple[str, str]] = Counter()
+    for seed in range(SCHEDULES):
+        schedule = Schedule(seed)
+        try:
+            schedule.run()
+        except Exception as error:
+            error.add_note(f"seed {seed} of the fault schedules")
+            raise
+        hits += schedule.hits
+    print(f"\n{SCHEDULES} schedules, 0 violations: below {3 / SCHEDULES:.2%} with 95 % confidence")
+    print(table(hits))
+    rare = [cell for row in ROWS for phase in PHASES if hits[cell := (row, phase)] < LEAST_HITS]
+    assert SCHEDULES < 2000 or not rare
+
+
+@pytest.mark.parametrize("seed", [3, 8, 103])
+def test_the_same_seed_replays_the_same_events(seed: int) -> None:
+    traces = []
+    for _ in range(2):
+        schedule = Schedule(seed)
+        schedule.run()
+        traces.append(schedule.oracle.trace)
+    assert len(traces[0]) > 50
+    assert traces[0] == traces[1]
+
+
+@pytest.mark.timeout(600)
+def test_the_simulation_alone_covers_the_branches_of_the_cores(tmp_path: Path) -> None:
+    data = tmp_path / "coverage"
+    include = ",".join(str(ROOT / core) for core in CORES)
+    settings = tmp_path / "coverage.ini"
+    settings.write_text(f"[run]\nbranch = True\ndata_file = {data}\n")
+    tool = ("-m", "coverage", "run", f"--rcfile={settings}", f"--include={include}")
+    code, said = run_schedules("10000", str(COVERED_SEEDS), "1", root=ROOT, tool=tool)
+    assert code == 0, said
+    report = tmp_path / "report.json"
+    ask = [sys.executable, "-m", "coverage", "json", f"--rcfile={settings}", "-o", str(report)]
+    subprocess.run(ask, cwd=ROOT, check=True, capture_output=True)
+    totals = json.loads(report.read_text())["totals"]
+    print(f"\nbranch coverage from the simulation: {totals['percent_covered']:.1f} %")
+    assert totals["percent_covered"] >= 95.0
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
+def test_each_seeded_mistake_is_caught(mistake: Mistake, tmp_path: Path) -> None:
+    for folder in ("services", "simulator"):
+        shutil.copytree(
+            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    core = tmp_path / mistake.path
+    text = core.read_text()
+    assert text.count(mistake.right) == 1
+    core.write_text(text.replace(mistake.right, mistake.wrong))
+    code, said = run_schedules("0", str(MISTAKE_SEEDS), "1", root=tmp_path)
+    assert code == 1, said
+    print(f"\n{mistake.name}: {said.splitlines()[0]}")
+    assert ": Violation: " in said, said
