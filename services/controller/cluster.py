@@ -32,13 +32,7 @@ from services.controller.actions import (
     TerminateNode,
 )
 from services.controller.cluster_settings import ClusterSettings
-from services.controller.membership import (
-    FormationState,
-    Membership,
-    Node,
-    Pipeline,
-    Stage,
-)
+from services.controller.membership import FormationState, Membership, Node, Pipeline, Stage
 from services.controller.outcomes import Head
 from services.controller.reconcile import Reconciler
 from services.controller.routes import heads_of, routes_of
@@ -79,11 +73,8 @@ class Cluster:
             for shape in self.settings.initial:
                 node = self._state.launch(shape, now_s)
                 actions.append(LaunchNode(node.node_id, shape))
-        for pipeline in self._state.pipelines:
-            formation = pipeline.formation
-            if formation is not None and formation.state is not FormationState.READY:
-                pipeline.formation = None
-                actions.append(DissolveFormation(formation.formation_id, formation.members))
+        for formation in self._state.drop_unready_formations():
+            actions.append(DissolveFormation(formation.formation_id, formation.members))
         return self._advance(actions, now_s)
 
     # Nodes
@@ -343,7 +334,9 @@ class Cluster:
                 if now_s - node.since_s >= settings.launch_timeout_s:
                     actions += self._lose(node, "launch timed out", now_s)
                     actions.append(TerminateNode(node.node_id, kill=True))
-            elif now_s >= self._grace_until_s and now_s - node.heard_s >= self._silence_s(node):
+            elif now_s >= self._grace_until_s and now_s - node.heard_s >= settings.silence_s(
+                node.layers is not None
+            ):
                 actions += self._lose(node, "silence", now_s)
             elif node.deadline_s is not None and now_s >= node.deadline_s:
                 actions += self._undrain(node)
@@ -353,10 +346,6 @@ class Cluster:
             if waited and pipeline.is_ready:
                 actions += self._hand_over(pipeline, 0, now_s)
         return self._advance(actions, now_s)
-
-    def _silence_s(self, node: Node) -> float:
-        settings = self.settings
-        return settings.empty_node_lost_s if node.layers is None else settings.node_lost_s
 
     def _undrain(self, node: Node) -> list[Action]:
         """The deadline passed and nothing happened."""

@@ -38,3 +38,7 @@ class ClusterSettings:
     """A lost node is shown this long."""
     max_positions: int = 8192
     block_positions: int = 16
+
+    def silence_s(self, loaded: bool) -> float:
+        """How long a node may be silent before it is lost."""
+        return self.node_lost_s if loaded else self.empty_node_lost_s

@@ -162,6 +162,15 @@ class Membership:
                 return pipeline
         return None
 
+    def drop_unready_formations(self) -> list[Formation]:
+        """Those that were not yet, or no longer, to serve; their pipelines have none now."""
+        dropped = []
+        for pipeline in self.pipelines:
+            if pipeline.formation is not None and not pipeline.is_ready:
+                dropped.append(pipeline.formation)
+                pipeline.formation = None
+        return dropped
+
     def living(self, formation: Formation) -> tuple[Member, ...]:
         """Members that are still there."""
         return tuple(m for m in formation.members if self.is_there(m))
