@@ -8,7 +8,8 @@ import pytest
 from shuntserve.engine.v1 import engine_pb2
 from tokenizers import Tokenizer
 
-from services.common.generation import GenerationRequest, ModelRef, Sampling
+from services.common.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable
+from services.common.generation import GenerationRequest, LayerRange, ModelRef, Sampling
 from services.engine.native_loader import NativeLoader, NativeOptions
 from services.tensorstore.client import open_store
 from services.tensorstore.directory import DirectoryBackend
@@ -96,3 +97,33 @@ async def test_a_real_model_says_the_same_in_every_layout_alone_and_replayed(
                         assert ids[:cut] + (await alone.end()).ids.get(0, []) == ids
     assert said[0] == said[1] == said[2]
     assert "Paris" in tokenizer.decode(said[0][0])
+
+
+def test_a_cache_is_as_large_as_memory_allows(store: Path, model: ModelRef) -> None:
+    def blocks(memory_bytes: int) -> int:
+        options = NativeOptions(str(store), memory_bytes, 4096, "bf16", "cpu", 1, None)
+        stage = NativeLoader(options).load(model, LayerRange(20, 22), lambda *_: None)
+        try:
+            return stage.facts.kv_blocks
+        finally:
+            stage.close()
+
+    layer_bytes = 2 * (576 * (576 * 2 + 192 * 2 + 1536 * 3) + 2 * 576)
+    block_bytes = 2 * 2 * 192 * 2 * 16
+    assert blocks(1 << 30) == 4096 // 16
+    assert blocks(2 * layer_bytes + 10 * block_bytes) == 10
+    with pytest.raises(ResourceExhausted):
+        blocks(2 * layer_bytes + block_bytes - 1)
+
+
+def test_weights_that_are_not_there_are_a_clear_error(store: Path, model: ModelRef) -> None:
+    def load(where: str, asked: ModelRef, layers: LayerRange) -> None:
+        options = NativeOptions(where, 1 << 30, 4096, "bf16", "cpu", 1, None)
+        NativeLoader(options).load(asked, layers, lambda *_: None)
+
+    with pytest.raises(Unavailable):
+        load("", model, LayerRange(0, 2))
+    with pytest.raises(NotFound):
+        load(str(store), ModelRef("another", ""), LayerRange(0, 2))
+    with pytest.raises(InvalidArgument):
+        load(str(store), model, LayerRange(28, 31))
