@@ -107,16 +107,4 @@ MISTAKES = (
         "            self.request.generation_id, self.epoch, self.request, held, self._left",
         "            self.request.generation_id, self.epoch, self.request, (), self._left",
     ),
-    Mistake(
-        "silence is not noticed",
-        FOLLOWER,
-        "silent = now_s - self._frame_s >= settings.silence_s",
-        "silent = False",
-    ),
-    Mistake(
-        "cancels are forgotten at a restart",
-        LEDGER,
-        "records = self._commit([Ended(generation_id, None, reason, None)], now_s)",
-        "records = self._commit([Ended(generation_id, None, reason, None)], now_s)[:0]",
-    ),
 )

@@ -85,6 +85,8 @@ class Schedule:
         self._arrivals = random.choice((1, 2, 2, 3, 4))
         self._long: set[int] = set()
         """Clients whose generations must last until a fault finds its phase."""
+        self._endless: set[int] = set()
+        """Clients that leave: theirs would run on and on."""
         self._arrived: dict[int, Client] = {}
         self._planned = self._plan()
         for number in range(self._arrivals):
@@ -111,23 +113,27 @@ class Schedule:
             if row == "break" and phase == "finished":
                 faults = ["journal_break", "cut_controller"]
             fault = random.choice(faults)
+            if fault == "leave":
+                self._endless.add(client)
             planned.append(Planned(fault, phase, client, start_s, FAULTS_CEASE_S - 2.0))
         return planned
 
     def _arrive(self, number: int) -> None:
         random = self.random
+        max_tokens = 150 if number in self._long else random.choice((4, 40, 80))
+        max_tokens = 600 if number in self._endless else max_tokens
         request = GenerationRequest(
             f"g{number}",
             MODEL,
             tuple(random.randrange(1000) for _ in range(3)),
             Sampling(
-                max_tokens=150 if number in self._long else random.choice((4, 40, 80)),
+                max_tokens=max_tokens,
                 seed=random.randrange(1000),
                 eos_token_ids=(2,),
-                ignore_eos=number in self._long or random.random() < 0.2,
+                ignore_eos=max_tokens > 100 or random.random() < 0.2,
             ),
             choices=random.choice((1, 1, 1, 2)),
-            stop_strings=("107",) if random.random() < 0.3 and number not in self._long else (),
+            stop_strings=("107",) if random.random() < 0.3 and max_tokens <= 100 else (),
         )
         self._arrived[number] = client = Client(self.world, request)
         self.world.clients.append(client)
