@@ -79,8 +79,8 @@ async def _show(states: asyncio.Queue[MeshState], console: Console) -> None:
     console.print("Ctrl-C stops everything.")
     if not console.is_terminal:
         return
-    with Live(console=console, auto_refresh=False) as live:
-        while True:
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        while state.phase == "ready":
             while not states.empty():
                 state = states.get_nowait()
             live.update(status_table(await mesh_status(state)), refresh=True)
@@ -134,7 +134,7 @@ def where_it_listens(state: MeshState) -> str:
     routers = [service for service in state.services if service.http is not None]
     lines = [f"{r.name}: HTTP {r.http}, gRPC {r.grpc}" for r in routers]
     body = (
-        f'{{"model":"{state.model}","messages":'
+        f'{{"model":"{state.model}","temperature":0,"messages":'
         '[{"role":"user","content":"What is the capital of France?"}]}'
     )
     lines.append("Try:")
