@@ -32,8 +32,10 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 async def still_serves(steady: httpx.AsyncClient) -> AsyncIterator[None]:
     """Behind every test the router answers a good request as before."""
     yield
-    answer = await steady.post(CHAT, json=_chat(temperature=0))
-    assert answer.json()["choices"][0]["message"]["content"] == REPLY
+    answer = await steady.post(CHAT, json=_chat(temperature=0, max_tokens=3))
+    text = answer.json()["choices"][0]["message"]["content"]
+    assert text
+    assert REPLY.startswith(text)
 
 
 def _chat(**more: Any) -> dict[str, Any]:
