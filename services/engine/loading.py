@@ -74,19 +74,22 @@ class Weights:
         loading.task.result()
 
     def _begin(self, model: ModelRef, layers: LayerRange) -> _Loading:
-        task = asyncio.create_task(self._run(model, layers))
+        # Let go at once, so that no formation counts on it; and before the new weights come, for
+        # memory may not suffice for both.
+        before, self.held = self.held, None
+        task = asyncio.create_task(self._run(before, model, layers))
         task.add_done_callback(_note_failure)
         self._loading = _Loading(model, layers, task)
         return self._loading
 
-    async def _run(self, model: ModelRef, layers: LayerRange) -> Loaded:
+    async def _run(self, before: Loaded | None, model: ModelRef, layers: LayerRange) -> Loaded:
         def progress(done_bytes: int, total_bytes: int) -> None:
             if self._loading is not None:
                 self._loading.so_far = (done_bytes, total_bytes)
 
-        # Before the new weights come: memory may not suffice for both.
-        await self.close()
         try:
+            if before is not None:
+                await self._compute.run(before.backend.close)
             backend = await asyncio.to_thread(self._loader.load, model, layers, progress)
         finally:
             self._loading = None
@@ -107,4 +110,4 @@ class Weights:
 def _note_failure(task: asyncio.Task[Loaded]) -> None:
     """The caller may be gone by now."""
     if not task.cancelled() and (error := task.exception()) is not None:
-        _log.warning("load failed", extra={"why": type(error).__name__})
+        _log.warning("load failed", extra={"why": str(error) or type(error).__name__})

@@ -26,7 +26,7 @@ from services.engine.settings import EngineSettings
 from tests.contract.engine.tiny import LAYERS, MODEL, TinyLoader
 
 ROOT = Path(__file__).parents[3]
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 @dataclass
