@@ -11,6 +11,7 @@ from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from services.cli.mesh_directory import MeshError
 from services.common import channels
+from services.common.settings import TlsSettings
 
 STREAM_TIMEOUT_S = 600.0
 RECONNECT_S = 30.0
@@ -28,7 +29,8 @@ async def stream(
     generation_id, last_event_id, turn = "", "", 0
     deadline = time.monotonic() + RECONNECT_S
     while True:
-        async with channels.open_channel(routers[turn % len(routers)]) as channel:
+        router = routers[turn % len(routers)]
+        async with channels.open_channel(router, tls=TlsSettings()) as channel:
             stub = router_pb2_grpc.RouterServiceStub(channel)
             try:
                 if generation_id:

@@ -22,6 +22,7 @@ from services.cli.ports import free_ports
 from services.cli.processes import open_own
 from services.cli.up import run_detached
 from services.common import channels
+from services.common.settings import TlsSettings
 
 QUESTION = "Explain to a child, step by step, how rain comes about."
 MAX_TOKENS = 1000
@@ -184,7 +185,7 @@ class _Demo:
         raise MeshError("the controller knows no pipeline that runs the generation")
 
     async def _events(self) -> list[Event]:
-        async with channels.open_channel(self._controller) as channel:
+        async with channels.open_channel(self._controller, tls=TlsSettings()) as channel:
             stub = controller_pb2_grpc.ControllerServiceStub(channel)
             request = controller_pb2.WatchEventsRequest(no_wait=True)
             return [event async for event in stub.WatchEvents(request, timeout=TIMEOUT_S)]

@@ -7,6 +7,7 @@ from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 
 from services.cli.mesh_directory import MeshDirectory, MeshError
 from services.common import channels
+from services.common.settings import TlsSettings
 
 TIMEOUT_S = 10.0
 
@@ -19,7 +20,7 @@ async def interrupt(directory: MeshDirectory, node: str, notice_s: float, kill: 
     request = controller_pb2.ReportInterruptionRequest(
         node_id=node, notice_s=0.0 if kill else notice_s, kill=kill
     )
-    async with channels.open_channel(address) as channel:
+    async with channels.open_channel(address, tls=TlsSettings()) as channel:
         stub = controller_pb2_grpc.ControllerServiceStub(channel)
         try:
             answer = await stub.ReportInterruption(request, timeout=TIMEOUT_S)

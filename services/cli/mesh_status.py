@@ -10,13 +10,14 @@ from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 
 from services.cli.mesh_directory import MeshState, ServiceRecord
 from services.common import channels, health
+from services.common.settings import TlsSettings
 
 TIMEOUT_S = 3.0
 
 
 async def controller_status(address: str) -> controller_pb2.GetStatusResponse | None:
     """What the controller says; None while it is away."""
-    async with channels.open_channel(address) as channel:
+    async with channels.open_channel(address, tls=TlsSettings()) as channel:
         stub = controller_pb2_grpc.ControllerServiceStub(channel)
         try:
             return await stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=TIMEOUT_S)

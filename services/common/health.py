@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import urllib.error
 import urllib.request
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.common import channels
+from services.common.settings import TlsSettings
 
 TIMEOUT_S = 2.0
 
 
 async def is_serving(address: str, timeout_s: float = TIMEOUT_S) -> bool:
     """Whether the gRPC server at host:port says that it is SERVING."""
-    async with channels.open_channel(address) as channel:
+    async with channels.open_channel(address, tls=TlsSettings()) as channel:
         try:
             answer = await health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(), timeout=timeout_s
@@ -35,7 +35,7 @@ def answers(url: str, timeout_s: float = TIMEOUT_S) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=timeout_s) as response:
             return bool(response.status == 200)
-    except (OSError, urllib.error.HTTPError):
+    except OSError:
         return False
 
 

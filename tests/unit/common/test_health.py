@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+
+from services.common import health
+
+
+@pytest.fixture
+async def servicer() -> AsyncIterator[tuple[health_aio.HealthServicer, str]]:
+    server = grpc.aio.server()
+    servicer = health_aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield servicer, f"127.0.0.1:{port}"
+    await server.stop(None)
+
+
+async def test_only_a_server_that_serves_is_healthy(
+    servicer: tuple[health_aio.HealthServicer, str],
+) -> None:
+    service, address = servicer
+    assert not await health.is_serving(address)
+    await service.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+    assert not await health.is_serving(address)
+    await service.set("", health_pb2.HealthCheckResponse.SERVING)
+    assert await health.is_serving(address)
+
+
+async def test_nobody_is_not_healthy() -> None:
+    assert not await health.is_serving("127.0.0.1:1", timeout_s=1.0)
+    assert not health.answers("http://127.0.0.1:1/readyz", timeout_s=1.0)
+
+
+class _Answers(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/readyz" else 503)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        return
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), _Answers) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_url_is_healthy_when_it_answers_200(url: str) -> None:
+    assert health.answers(f"{url}/readyz")
+    assert not health.answers(f"{url}/healthz")
+
+
+@pytest.mark.parametrize(("path", "status"), [("/readyz", 0), ("/healthz", 1)])
+def test_the_command_exits_with_the_health(url: str, path: str, status: int) -> None:
+    command = (sys.executable, "-m", "services.common.health", url + path)
+    assert subprocess.run(command, timeout=60, check=False).returncode == status
