@@ -50,34 +50,16 @@ async def serve(chosen: EngineSettings) -> None:
     await server.set_ready(True)
     address = f"{chosen.reachable_host}:{port}"
     print(f"engine {chosen.node_id}: grpc on {address}", flush=True)
-    background: list[asyncio.Task[Any]] = [asyncio.create_task(engine.run())]
+    background: list[asyncio.Task[Any]] = [
+        asyncio.create_task(engine.run()),
+        asyncio.create_task(until_signal()),
+    ]
     try:
-        if not chosen.controller:
-            await until_signal()
-            return
-        channel = channels.open_channel(
-            chosen.controller, max_message_bytes=chosen.max_message_bytes, tls=chosen.tls
-        )
-        link = ControllerLink(
-            controller_pb2_grpc.ControllerServiceStub(channel),
-            engine,
-            Declaration(
-                address,
-                os.getpid(),
-                chosen.memory_bytes,
-                chosen.relative_speed,
-                chosen.device_type,
-            ),
-            timeout_s=chosen.controller_timeout_s,
-            checkpoint_interval_s=chosen.checkpoint_interval_s,
-            clock=time.monotonic,
-        )
-        linked = asyncio.create_task(link.run())
-        background.append(linked)
-        orphaned = asyncio.create_task(_until_orphaned(engine, link, chosen.orphan_s))
-        signalled = asyncio.create_task(until_signal())
-        background += [orphaned, signalled]
-        await asyncio.wait((linked, orphaned, signalled), return_when=asyncio.FIRST_COMPLETED)
+        if chosen.controller:
+            link = _link(chosen, engine, address)
+            background.append(asyncio.create_task(link.run()))
+            background.append(asyncio.create_task(_until_orphaned(engine, link, chosen.orphan_s)))
+        await asyncio.wait(background, return_when=asyncio.FIRST_COMPLETED)
         if engine.formation is not None:
             engine.formation.end()
             await asyncio.sleep(LAST_CHECKPOINTS_S)
@@ -89,6 +71,26 @@ async def serve(chosen: EngineSettings) -> None:
         await engine.close()
         await server.stop()
         telemetry.shutdown()
+
+
+def _link(chosen: EngineSettings, engine: Engine, address: str) -> ControllerLink:
+    channel = channels.open_channel(
+        chosen.controller, max_message_bytes=chosen.max_message_bytes, tls=chosen.tls
+    )
+    return ControllerLink(
+        controller_pb2_grpc.ControllerServiceStub(channel),
+        engine,
+        Declaration(
+            address,
+            os.getpid(),
+            chosen.memory_bytes,
+            chosen.relative_speed,
+            chosen.device_type,
+        ),
+        timeout_s=chosen.controller_timeout_s,
+        checkpoint_interval_s=chosen.checkpoint_interval_s,
+        clock=time.monotonic,
+    )
 
 
 async def _until_orphaned(engine: Engine, link: ControllerLink, orphan_s: float) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 
 import grpc
@@ -34,6 +34,11 @@ class Declaration:
     memory_bytes: int
     relative_speed: float
     device_type: str
+
+
+CheckpointCall = grpc.aio.StreamStreamCall[
+    controller_pb2.StreamCheckpointsRequest, controller_pb2.StreamCheckpointsResponse
+]
 
 
 class ControllerLink:
@@ -143,25 +148,17 @@ class ControllerLink:
             if not isinstance(answer, controller_pb2.StreamCheckpointsResponse):
                 return
             self._engine.head.checkpoint_stream_opened()
-            sender = asyncio.create_task(self._send_checkpoints(call))
-            try:
-                while isinstance(
-                    message := await call.read(), controller_pb2.StreamCheckpointsResponse
-                ):
-                    self.last_heard_s = self._clock()
-                    results = [wire.result_from(result) for result in message.results]
-                    self._engine.head.checkpoint_results(results)
-            finally:
-                sender.cancel()
+            await _first_of(self._read_results(call), self._send_checkpoints(call))
         finally:
             call.cancel()
 
-    async def _send_checkpoints(
-        self,
-        call: grpc.aio.StreamStreamCall[
-            controller_pb2.StreamCheckpointsRequest, controller_pb2.StreamCheckpointsResponse
-        ],
-    ) -> None:
+    async def _read_results(self, call: CheckpointCall) -> None:
+        while isinstance(message := await call.read(), controller_pb2.StreamCheckpointsResponse):
+            self.last_heard_s = self._clock()
+            results = [wire.result_from(result) for result in message.results]
+            self._engine.head.checkpoint_results(results)
+
+    async def _send_checkpoints(self, call: CheckpointCall) -> None:
         head, sequence = self._engine.head, 0
         while True:
             await _wait(head.checkpoints_due, self._checkpoint_interval_s)
@@ -173,10 +170,7 @@ class ControllerLink:
             message = controller_pb2.StreamCheckpointsRequest(
                 sequence=sequence, checkpoints=[wire.checkpoint_to(c) for c in checkpoints]
             )
-            try:
-                await call.write(message)
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                return  # The reading side tells why.
+            await call.write(message)
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:
@@ -185,3 +179,16 @@ async def _wait(event: asyncio.Event, timeout_s: float) -> None:
             await event.wait()
     except TimeoutError:
         return
+
+
+async def _first_of(*coroutines: Coroutine[object, object, None]) -> None:
+    """Runs them beside each other until one ends, as that one ended."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
