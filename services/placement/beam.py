@@ -19,6 +19,7 @@ from services.placement.roofline import Array
 
 PATIENCE = 4
 FEW = 400
+HURRY = 60
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def search(field: Field, values: Array, width: int, keep: int, budget: Budget) -
     if not found:
         return Pool((), np.zeros(0), whole)
     ranked = np.sort(np.concatenate([density for _, density in found]))[::-1]
-    least = ranked[min(keep, len(ranked)) - 1]
+    least = ranked[min(HURRY if budget.expired() else keep, len(ranked)) - 1]
     members: list[Members] = []
     bounds: list[Array] = []
     for rows, density in found:

@@ -12,6 +12,7 @@ from services.placement.roofline import Array
 
 DP_CELLS = 1.5e7
 MIP_GAP = 1e-4
+LEAST_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def class_prices(usage: Ints, value: Array, counts: Ints) -> Array:
     """What one more node of each class is worth to the linear relaxation; [classes]."""
     rows, bounds = usage.T.astype(float), counts.astype(float)
     solver = _solver(value, rows, bounds, _most_uses(usage, counts), 0, 10.0)
-    return np.abs(np.asarray(solver.getSolution().row_dual))
+    prices: Array = np.abs(np.asarray(solver.getSolution().row_dual))
+    return prices
 
 
 def maximise(value: Array, rows: Array, bounds: Array, most: Array) -> Array:
@@ -133,11 +135,25 @@ def _integers(
     whole = len(value) if integers is None else integers
     solver = _solver(value, rows, bounds, most, whole, time_limit_s)
     found = np.asarray(solver.getSolution().col_value)
-    if not len(found):
-        return np.zeros(len(value), dtype=np.int64)
-    uses: Ints = np.rint(found).astype(np.int64)
-    if np.any(rows[:, :whole] @ uses[:whole] > bounds + 1e-6) and whole == len(value):
-        return np.zeros(len(value), dtype=np.int64)
+    if len(found):
+        uses: Ints = np.rint(found).astype(np.int64)
+        fits = whole < len(value) or bool(np.all(rows @ uses <= bounds + 1e-6))
+        if fits and uses.any():
+            return uses
+    return _greedy(value, rows, bounds, most)
+
+
+def _greedy(value: Array, rows: Array, bounds: Array, most: Array) -> Ints:
+    """The most valuable for what it takes first, as often as it fits: when time is short."""
+    uses = np.zeros(len(value), dtype=np.int64)
+    left = bounds.copy()
+    weight = np.abs(rows).sum(axis=0)
+    for c in np.argsort(-value / np.maximum(weight, 1e-12), kind="stable"):
+        if value[c] <= 0:
+            break
+        while uses[c] < most[c] and np.all(rows[:, c] <= left + 1e-9):
+            uses[c] += 1
+            left -= rows[:, c]
     return uses
 
 
@@ -150,7 +166,7 @@ def _solver(
     solver: Any = highspy.Highs()  # type: ignore[no-untyped-call]
     solver.silent()
     solver.setOptionValue("threads", 1)
-    solver.setOptionValue("time_limit", max(0.05, time_limit_s))
+    solver.setOptionValue("time_limit", max(LEAST_S, time_limit_s))
     solver.setOptionValue("mip_rel_gap", MIP_GAP)
     lp = highspy.HighsLp()
     lp.num_col_, lp.num_row_ = len(value), len(rows)

@@ -29,6 +29,7 @@ from services.placement.settings import PlacementSettings
 from services.placement.stopwatch import Stopwatch
 
 _log = logging.getLogger(__name__)
+ANSWER_SHARE = 0.4  # of the deadline, kept for finishing what was found
 Reply = TypeVar("Reply")
 Request = pb.PlanRequest | pb.EstimateRequest | pb.ReplanRequest | pb.ExplainRequest
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -61,7 +62,7 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
         limit_s = self._settings.max_search_s
         remaining_s = context.time_remaining()
         if remaining_s is not None:
-            margin_s = min(self._settings.deadline_margin_s, remaining_s / 2)
+            margin_s = max(self._settings.deadline_margin_s, remaining_s * ANSWER_SHARE)
             limit_s = min(limit_s, remaining_s - margin_s)
         if limit_s <= 0:
             raise DeadlineExceeded("no time was left to search")

@@ -5,21 +5,30 @@ Nodes are dealt to pipelines fastest first, each to the pipeline with the least 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Mapping, Sequence
 
 from services.common.errors import FailedPrecondition
-from services.placement.cluster import Node, Pipeline, Stage
+from services.placement.cluster import Node, NodeClass, Pipeline, Stage
 from services.placement.costs import StageCost
 from services.placement.estimator import capacities
 from services.placement.problem import Budget, Problem, Solution, nothing_fits
 
+Speeds = Mapping[NodeClass, float]
+
 
 def plan(problem: Problem, budget: Budget) -> Solution:
     """As many pipelines as asked for, or as many as fit."""
-    nodes = sorted(problem.nodes, key=lambda node: -_speed(problem, node))
-    counts = [problem.pipeline_count] if problem.pipeline_count else range(len(nodes), 0, -1)
+    speeds = {kind: _speed(problem, kind) for kind in {node.kind for node in problem.nodes}}
+    nodes = sorted(problem.nodes, key=lambda node: -speeds[node.kind])
+    most = min(len(nodes), int(_room_bytes(problem) // problem.costs.model.total_bytes))
+    counts = [problem.pipeline_count] if problem.pipeline_count else range(most, 0, -1)
     for count in counts:
-        pipelines = [_split(problem, group) for group in _deal(problem, nodes, count)]
+        pipelines = []
+        for group in _deal(nodes, speeds, count):
+            pipelines.append(_split(problem, group, speeds))
+            if pipelines[-1] is None:
+                break
         if all(pipelines):
             reasons = (f"{count} pipelines, layers in proportion to speed, within memory",)
             return Solution(tuple(p for p in pipelines if p), reasons=reasons)
@@ -31,35 +40,42 @@ def plan(problem: Problem, budget: Budget) -> Solution:
     raise nothing_fits(problem)
 
 
-def _degree(problem: Problem, node: Node) -> int:
-    degrees = problem.costs.degrees(node.kind)
-    return degrees[-1] if degrees else 1
+def _part(problem: Problem, kind: NodeClass) -> StageCost:
+    """The class at its largest TP degree."""
+    degrees = problem.costs.degrees(kind)
+    return problem.costs.of(kind, degrees[-1] if degrees else 1)
 
 
-def _speed(problem: Problem, node: Node) -> float:
+def _speed(problem: Problem, kind: NodeClass) -> float:
     """Layers a second in decode of one sequence."""
-    return 1.0 / float(problem.costs.of(node.kind, _degree(problem, node)).decode_layer_s(1.0))
+    return 1.0 / float(_part(problem, kind).decode_layer_s(1.0))
 
 
-def _deal(problem: Problem, nodes: Sequence[Node], count: int) -> list[list[Node]]:
+def _room_bytes(problem: Problem) -> float:
+    parts = (_part(problem, node.kind) for node in problem.nodes)
+    return sum(max(0.0, part.budget_bytes) * part.tp for part in parts)
+
+
+def _deal(nodes: Sequence[Node], speeds: Speeds, count: int) -> list[list[Node]]:
+    """Fastest first, each to the group with the least speed so far."""
     groups: list[list[Node]] = [[] for _ in range(count)]
-    speeds = [0.0] * count
+    slowest = [(0.0, i) for i in range(count)]
     for node in nodes:
-        slowest = min(range(count), key=lambda i: speeds[i])
-        groups[slowest].append(node)
-        speeds[slowest] += _speed(problem, node)
+        speed, i = heapq.heappop(slowest)
+        groups[i].append(node)
+        heapq.heappush(slowest, (speed + speeds[node.kind], i))
     return groups
 
 
-def _split(problem: Problem, group: Sequence[Node]) -> Pipeline | None:
+def _split(problem: Problem, group: Sequence[Node], speeds: Speeds) -> Pipeline | None:
     """The group's pipeline, fastest node first, or None when its layers do not fit."""
     total = problem.costs.model.layers
     group = group[:total]
-    parts = [problem.costs.of(node.kind, _degree(problem, node)) for node in group]
+    parts = [_part(problem, node.kind) for node in group]
     most = [_most_layers(parts, i, total) for i in range(len(parts))]
     if sum(most) < total or min(most) < 1:
         return None
-    layers = proportional([_speed(problem, node) for node in group], most, total)
+    layers = proportional([speeds[node.kind] for node in group], most, total)
     stages, start = [], 0
     for node, part, count in zip(group, parts, layers, strict=True):
         stages.append(Stage(node, start, start + count, part.tp))

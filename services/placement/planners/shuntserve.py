@@ -7,7 +7,7 @@ or three of them, with the nodes left over, are planned anew by themselves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from services.placement.choice import Choose, chooser
 from services.placement.columns import Candidate, Members
 from services.placement.field import Field, field
 from services.placement.packing import class_prices
+from services.placement.planners import proportional
 from services.placement.problem import (
     Budget,
     Objective,
@@ -52,6 +53,8 @@ def plan(problem: Problem, budget: Budget) -> Solution:
         kinds = {node.kind for node in problem.nodes}
         degrees = sorted({n for kind in kinds for n in problem.costs.degrees(kind)})
     found = [s for tp in degrees if (s := _plan_at(problem, tp, budget))]
+    if not found and budget.expired():
+        return replace(proportional.plan(problem, budget), complete=False)
     if not found:
         raise nothing_fits(problem)
     return max(found, key=lambda solution: score(problem, solution.pipelines))
@@ -85,7 +88,7 @@ def _plan_at(problem: Problem, tp: int, budget: Budget) -> Solution | None:
 
 
 def _pool(ground: Field, budget: Budget) -> Pool:
-    """Candidates; where there are more, the search goes on at the prices their packing puts on nodes."""
+    """Candidates; unless these are all, searched again at the prices a packing puts on nodes."""
     small = len(ground.problem.nodes) <= SMALL_NODES
     width, keep = SMALL if small else LARGE
     pool = search(ground, _values(ground), width, keep, budget)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def best_by_trial(costs, nodes, phase):
     best = 0.0
     for cuts in product(range(1, SMALL.layers), repeat=len(nodes) - 1):
         ends = [0, *cuts, SMALL.layers]
-        if all(a < b for a, b in zip(ends, ends[1:], strict=False)):
+        if all(a < b for a, b in pairwise(ends)):
             stages = [Stage(n, a, b, 1) for n, a, b in zip(nodes, ends, ends[1:], strict=False)]
             try:
                 got = estimate_pipeline(costs, Pipeline(tuple(stages), phase))

@@ -1,0 +1,34 @@
+"""A running placement service."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from shuntserve.placement.v1 import placement_pb2_grpc
+
+from services.common import channels
+from services.common.server import Server
+from services.placement.__main__ import SERVICE
+from services.placement.catalogue import load_catalogue
+from services.placement.service import PlacementServicer
+from services.placement.settings import PlacementSettings
+
+
+@pytest.fixture
+async def address() -> AsyncIterator[str]:
+    settings = PlacementSettings(grpc_port=0, shutdown_grace_s=0)
+    server = Server(settings, [SERVICE])
+    servicer = PlacementServicer(settings, load_catalogue())
+    placement_pb2_grpc.add_PlacementServiceServicer_to_server(servicer, server.grpc_server)
+    port = await server.start()
+    await server.set_ready(True)
+    yield f"127.0.0.1:{port}"
+    await server.stop()
+    servicer.close()
+
+
+@pytest.fixture
+async def stub(address: str) -> AsyncIterator[placement_pb2_grpc.PlacementServiceStub]:
+    async with channels.open_channel(address) as channel:
+        yield placement_pb2_grpc.PlacementServiceStub(channel)
