@@ -157,10 +157,12 @@ class Router(Process):
         for following in list(self.followings):
             following.act(following.follower.tick(self.clock.now_s))
 
-    def generate(self, client: Stream, request: GenerationRequest) -> None:
-        """A new generation."""
+    def generate(self, client: Stream, asked: tuple[GenerationRequest, bool]) -> None:
+        """A new generation; one that was asked for before may run already, and only the
+        controller knows where."""
+        request, again = asked
         following = self._follow(client, request, "")
-        route = self.balancer.pick(request.model.model_id)
+        route = None if again else self.balancer.pick(request.model.model_id)
         following.act(following.follower.begin(route, self.clock.now_s))
         if route is not None:
             self.balancer.began(route.formation_id)
@@ -272,8 +274,10 @@ class Client(Process):
         if router is None:
             self.after(0.2, self._connect, new)
             return
-        asked = self.request if new else (self.request.generation_id, self._seen)
-        accept = router.generate if new else router.rejoin
+        again = self._stream is not None
+        name = self.request.generation_id
+        asked: Any = (self.request, again) if new else (name, self._seen)
+        accept: Any = router.generate if new else router.rejoin
         self.rejoins += self._stream is not None
         self._stream = stream = self.world.stream(self, router, accept, asked)
         stream.on_message[self] = self._message

@@ -51,7 +51,7 @@ class Cluster:
         self._state = Membership()
         self._past: set[str] = set()
         """Incarnations that were replaced by a newer one of the same node."""
-        self._grace_until_s = now_s
+        self._grace_until_s = self._now_s = now_s
         self._route_version = 0
         self._routes: tuple[Route, ...] = ()
         self._snapshot = ""
@@ -370,7 +370,7 @@ class Cluster:
 
     def heads(self) -> tuple[Head, ...]:
         """Every living formation's head, for the ledger."""
-        return heads_of(self._state, self.settings)
+        return heads_of(self._state, self.settings, self._now_s)
 
     def pipeline_of(self, formation_id: str) -> str:
         """The pipeline a formation serves; '' when it is not known."""
@@ -386,6 +386,7 @@ class Cluster:
         return self._state.pipeline_views()
 
     def _advance(self, actions: list[Action], now_s: float) -> list[Action]:
+        self._now_s = now_s
         actions = [*actions, *self._reconciler.advance(self._state, now_s)]
         routes = routes_of(self._state, self.settings)
         if routes != self._routes:

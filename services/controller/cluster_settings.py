@@ -23,6 +23,8 @@ class ClusterSettings:
     heartbeat_interval_s: float = 0.25
     node_lost_s: float = 3.0
     """A node silent for this long is lost."""
+    doubt_s: float = 1.0
+    """No generation is moved to a node silent for this long."""
     empty_node_lost_s: float = 15.0
     """The same for one that holds no stage: it imports and loads, and may hardly find time."""
     restart_grace_s: float = 3.0

@@ -216,11 +216,11 @@ class Ledger:
         suspects = self._suspects_with(question, now_s)
         holder = next((h for h in heads if h.route.formation_id == entry.formation_id), None)
         if holder is not None and not entry.sealed:
-            superseded = question.last_epoch < entry.epoch
-            if superseded and holder.takes_new:
+            if question.last_epoch < entry.epoch:
                 base = entry.spans(entry.base_lengths)
-                return Outcome(Grant(entry.epoch, holder.route, base))
-            if not holder.takes_new and (superseded or entry.formation_id in suspects):
+                same = Outcome(Grant(entry.epoch, holder.route, base))
+                return same if holder.takes_new else None
+            if holder.hands_over and entry.formation_id in suspects:
                 return None  # its seal is on the way: no position shall be sampled twice
         head = self._best(entry, [h for h in heads if h.route.formation_id not in suspects])
         return None if head is None else self._grant(entry, question, head, now_s)

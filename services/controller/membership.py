@@ -182,9 +182,11 @@ class Membership:
             return False
         return node.facts.incarnation == member.incarnation
 
-    def confirmed(self, formation: Formation) -> bool:
-        """Every member was heard from since the controller started."""
-        return all(self.is_there(m) and self.nodes[m.node_id].confirmed for m in formation.members)
+    def heard_from(self, formation: Formation, since_s: float) -> bool:
+        """Every member was heard from since then, by this very controller process."""
+        nodes = [self.nodes[m.node_id] for m in formation.members if self.is_there(m)]
+        heard = [node for node in nodes if node.confirmed and node.heard_s >= since_s]
+        return len(heard) == len(formation.members)
 
     def draining(self, pipeline: Pipeline) -> bool:
         """Some stage's node will be taken away."""

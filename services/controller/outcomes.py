@@ -38,9 +38,11 @@ class Head:
 
     route: Route
     takes_new: bool
-    """False while its generations are being handed over."""
+    """False while it hands over, and while its members have not been heard from."""
     load: int = 0
     """Generations queued or running."""
+    hands_over: bool = False
+    """Its generations are being sealed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,16 +14,18 @@ def routes_of(state: Membership, settings: ClusterSettings) -> tuple[Route, ...]
     return tuple(route for route in ready if route is not None)
 
 
-def heads_of(state: Membership, settings: ClusterSettings) -> tuple[Head, ...]:
-    """Every living formation's head; after a restart none is granted anything before it was heard
-    from."""
+def heads_of(state: Membership, settings: ClusterSettings, now_s: float) -> tuple[Head, ...]:
+    """Every living formation's head; none is granted anything while a member is silent, or after a
+    restart before all were heard from."""
     heads = []
     for pipeline in state.pipelines:
         formation, route = pipeline.formation, _route(pipeline, settings)
         if formation is not None and route is not None:
             beat = state.nodes[formation.members[0].node_id].beat
-            takes_new = pipeline.is_ready and state.confirmed(formation)
-            heads.append(Head(route, takes_new, beat.load if beat is not None else 0))
+            heard = state.heard_from(formation, now_s - settings.doubt_s)
+            load = beat.load if beat is not None else 0
+            hands_over = formation.state is FormationState.HANDING_OVER
+            heads.append(Head(route, heard and not hands_over, load, hands_over))
     return tuple(heads)
 
 

@@ -88,7 +88,7 @@ class Router:
             await asyncio.sleep(TICK_S)
             now_s = time.monotonic()
             for session in list(self._sessions):
-                session.tick(now_s, self.settings.comment_s)
+                session.tick(now_s, self.settings.comment_s, self.settings.write_timeout_s)
 
     async def _preload(self) -> None:
         while True:
@@ -125,7 +125,8 @@ class Router:
             request = ask.resolve(self._facts(ask.model, model), prompt_ids, drawn)
             route = await self._route(request.model.model_id)
             session = self._session(request, model, None)
-        session.begin(route)
+        # An id that the client named may run already: only the controller knows at which head.
+        session.begin(None if ask.generation_id else route)
         return session
 
     async def resume(self, generation_id: str, after: str | None) -> Session:

@@ -59,8 +59,8 @@ class Session:
         self._told_s = clock()
         self.comment_due = False
         """The reader has heard nothing for long."""
-        self.writing = False
-        """Its edge waits for the client to read."""
+        self._writing_s: float | None = None
+        """Since when its edge waits for the client to read."""
         self._max_unread_bytes = max_unread_bytes
         self._follower = follower
         self._heads = heads
@@ -83,8 +83,8 @@ class Session:
         """Epochs granted since it began."""
         return self._follower.moves
 
-    def begin(self, route: Route) -> None:
-        """A new generation, on this head."""
+    def begin(self, route: Route | None) -> None:
+        """A new generation, on this head, or on one that the controller names."""
         self._apply(self._follower.begin(route, self._clock()))
 
     def rejoin(self, view: GenerationView) -> None:
@@ -92,16 +92,25 @@ class Session:
         self._apply(self._deliver(Deliver(())))
         self._apply(self._follower.rejoin(view, self._clock()))
 
-    def tick(self, now_s: float, comment_s: float) -> None:
-        """Lets the follower see the time; wakes a reader that has waited for long."""
+    def tick(self, now_s: float, comment_s: float, write_timeout_s: float) -> None:
+        """Lets the follower see the time; wakes a reader that has waited for long; lets go a client
+        that has taken nothing for long."""
         self._apply(self._follower.tick(now_s))
+        if self._writing_s is not None and now_s - self._writing_s >= write_timeout_s:
+            self.fail(ResourceExhausted("the client does not read; it can resume"))
+            self.close()
         if now_s - self._told_s >= comment_s and not self.comment_due:
             self.comment_due = True
             self.wake.set()
 
+    def write_began(self) -> None:
+        """The edge hands something to the client's side, and waits until it is taken."""
+        self._writing_s = self._clock()
+
     def written(self) -> None:
-        """The edge has written something, and the client's side has taken it."""
-        self.writing = self.comment_due = False
+        """It was taken."""
+        self._writing_s = None
+        self.comment_due = False
         self._told_s = self._clock()
 
     def cancel(self) -> None:
@@ -151,7 +160,8 @@ class Session:
         except ShuntError as error:
             return [*self._follower.detach(), End(error)]
         self.wake.set()
-        if self.writing and self.transcript.waiting_bytes > self._max_unread_bytes:
+        unread = self.transcript.waiting_bytes if self._writing_s is not None else 0
+        if unread > self._max_unread_bytes:
             slow = ResourceExhausted("the client reads too slowly; it can resume")
             return [*self._follower.detach(), End(slow)]
         return [a for choice, length in stopped for a in self._follower.stopped(choice, length)]

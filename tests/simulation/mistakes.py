@@ -56,7 +56,7 @@ MISTAKES = (
     Mistake(
         "every question gets a new epoch",
         LEDGER,
-        "            if superseded and holder.takes_new:",
+        "            if question.last_epoch < entry.epoch:",
         "            if False:",
     ),
     Mistake(

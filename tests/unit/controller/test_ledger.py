@@ -34,9 +34,9 @@ MODEL = ModelRef("m", "d")
 REQUEST = GenerationRequest("g", MODEL, (1, 2), Sampling(max_tokens=50, eos_token_ids=(2,)))
 
 
-def head_of(name: str, *, takes_new: bool = True, speed: float = 1.0, model: ModelRef = MODEL):
+def head_of(name: str, *, hands_over: bool = False, speed: float = 1.0, model: ModelRef = MODEL):
     route = Route(f"p-{name}", f"f-{name}", f"i-{name}", f"{name}:1", speed, model, 100)
-    return Head(route, takes_new)
+    return Head(route, not hands_over, 0, hands_over)
 
 
 A, B = head_of("a"), head_of("b")
@@ -169,11 +169,11 @@ def test_a_head_that_a_reader_left_is_granted_again_only_after_a_while(book: Boo
 def test_no_head_means_waiting(book: Book) -> None:
     assert book.resume(heads=()) is None
     assert book.resume(heads=(head_of("c", model=ModelRef("m", "x")),)) is None
-    assert book.resume(heads=(head_of("c", takes_new=False),)) is None
+    assert book.resume(heads=(head_of("c", hands_over=True),)) is None
 
 
 def test_a_head_that_hands_over_is_waited_for_until_it_has_sealed(book: Book) -> None:
-    leaving = head_of("a", takes_new=False)
+    leaving = head_of("a", hands_over=True)
     book.checkpoint(7)
     assert book.resume(7, epoch=0, heads=(leaving, B)) is None
     assert book.resume(7, left="f-a", heads=(leaving, B)) is None
@@ -183,7 +183,7 @@ def test_a_head_that_hands_over_is_waited_for_until_it_has_sealed(book: Book) ->
 
 def test_a_reader_that_was_told_moved_does_not_wait(book: Book) -> None:
     book.checkpoint(7)
-    leaving = head_of("a", takes_new=False)
+    leaving = head_of("a", hands_over=True)
     assert book.resume(7, 8, heads=(leaving, B)).head == B.route
 
 
