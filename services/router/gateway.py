@@ -140,7 +140,7 @@ class Gateway:
                     metrics.FIRST_TOKEN_S.observe(time.monotonic() - began_s)
                 if not data and not session.comment_due:
                     continue
-                session.writing = True
+                session.write_began()
                 await exchange.write(data or COMMENT, more=not ended)
                 session.written()
                 if ended:

@@ -84,7 +84,7 @@ async def _events(session: Session) -> AsyncIterator[router_pb2.GenerateResponse
             event = transcript.take()
             last = ended and session.error is None and not transcript.told_end
             if event is not None or last:
-                session.writing = True
+                session.write_began()
                 yield _response(session, event, last)
                 session.written()
         if session.error is not None:

@@ -13,7 +13,13 @@ from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from bench.fake_mesh import MAX_POSITIONS, MODEL, REPLY, FakeMesh
 from services.common import channels
-from services.common.errors import Cancelled, InvalidArgument, NotFound, OutOfRange
+from services.common.errors import (
+    Cancelled,
+    InvalidArgument,
+    NotFound,
+    OutOfRange,
+    ResourceExhausted,
+)
 from services.common.statuses import from_rpc_error
 from services.router.__main__ import Running
 
@@ -185,6 +191,25 @@ async def test_a_caller_that_leaves_detaches(
         while mesh.readers or router.router.streams:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert mesh.cancels == []
+
+
+async def test_a_caller_that_never_reads_is_let_go(mesh: FakeMesh) -> None:
+    mesh.replies = ["x" * 20]
+    request = _request(sampling={"ignore_eos": True}, choices=16)
+    narrow = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
+    async with (
+        mesh.router(write_timeout_s=0.3) as router,
+        grpc.aio.insecure_channel(f"127.0.0.1:{router.grpc_port}", narrow) as channel,
+    ):
+        call = router_pb2_grpc.RouterServiceStub(channel).Generate(request, timeout=60)
+        async with asyncio.timeout(20):
+            while not mesh.calls or mesh.readers or router.router.streams:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await _events(call)
+        assert isinstance(from_rpc_error(failed.value), ResourceExhausted)
+    entry = next(iter(mesh.journal.values()))
+    assert len(entry.ids[0]) < entry.request.sampling.max_tokens
 
 
 async def test_models_are_listed(stub: router_pb2_grpc.RouterServiceStub) -> None:
