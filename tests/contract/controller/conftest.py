@@ -47,6 +47,8 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         self.load_fails = 0
         self.form_fails = 0
         self.hold_load: asyncio.Event | None = None
+        self.dissolve_s = 0.0
+        self.dissolving = False
         self.on_drain: Callable[[], Any] | None = None
         self.cancelled = asyncio.Event()
         self.beating = asyncio.Event()
@@ -122,7 +124,7 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         yield engine_pb2.LoadResponse(loaded_bytes=2, total_bytes=2, done=True, kv_blocks=64)
 
     async def Form(self, request: Any, context: Any) -> Any:
-        self.calls.append(("form", request.formation_id))
+        self.calls.append(("form" if not self.dissolving else "overlap", request.formation_id))
         if self.form_fails:
             self.form_fails -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
@@ -131,6 +133,9 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
 
     async def Dissolve(self, request: Any, context: Any) -> Any:
         self.calls.append(("dissolve", request.formation_id))
+        self.dissolving = True
+        await asyncio.sleep(self.dissolve_s)
+        self.dissolving = False
         if self.formation_id == request.formation_id:
             self.formation_id = ""
         return engine_pb2.DissolveResponse()

@@ -92,6 +92,20 @@ async def test_the_members_left_are_told_to_dissolve(world: World) -> None:
     assert calls == ["load", "form", "dissolve", "form"]
 
 
+async def test_no_member_is_formed_anew_before_it_has_dissolved(world: World) -> None:
+    await world.start(dissolve_timeout_s=CALL_S)
+    before = await world.routes(2)
+    pipeline = next(
+        p for p in (await world.status()).pipelines if p.pipeline_id == before[0].pipeline_id
+    )
+    survivor = world.provider.engines[pipeline.stages[1].node_id]
+    survivor.dissolve_s = 0.3
+    await world.provider.kill(pipeline.stages[0].node_id)
+    await world.routes(1)
+    await world.routes(2)
+    assert [name for name, _ in survivor.calls] == ["load", "form", "dissolve", "form"]
+
+
 async def test_a_node_nobody_heard_the_end_of_is_lost_when_it_refuses(world: World) -> None:
     await world.start(node_lost_s=600.0)
     routes = await world.routes(2)
