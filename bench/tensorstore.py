@@ -27,6 +27,7 @@ import boto3
 import grpc
 import torch
 from safetensors.torch import load_file
+from shuntserve.tensorstore.v1 import tensorstore_pb2 as pb
 
 from bench import tensorstore_damage, tensorstore_s3
 from bench.tensorstore_synthetic import SyntheticCheckpoint, config_1b, config_8b
@@ -189,11 +190,18 @@ class Bench:
         ):
 
             def stream() -> None:
+                names = "\n".join(map(str, self.chunks())).encode()
+                received = memoryview(bytearray(sum(p.stat().st_size for p in self.chunks())))
+                at = 0
                 with grpc.insecure_channel(plain, OPTIONS) as channel:
-                    call = channel.unary_stream("/bench.Plain/Stream")
-                    count = str(self.size_bytes).encode()
-                    if sum(map(len, call(count, timeout=300))) < self.size_bytes:
-                        raise AssertionError("short stream")
+                    call = channel.unary_stream(
+                        "/bench.Plain/Stream", response_deserializer=pb.ReadResponse.FromString
+                    )
+                    for answer in call(names, timeout=300):
+                        received[at : at + len(answer.data)] = answer.data
+                        at += len(answer.data)
+                if at != len(received):
+                    raise AssertionError("short stream")
 
             clear = lambda: shutil.rmtree(cache, ignore_errors=True)  # noqa: E731
             result = self.compare(

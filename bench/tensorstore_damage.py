@@ -31,8 +31,8 @@ def flips(root: Path, count: int) -> dict[str, Any]:
     store, chaos = open_store(str(root / "store")), random.Random(1)
     selection = Selection.of(done.digest, done.manifest, 0, 1)
     disk = ChunkCache(root / "disk", 1 << 30, [backend])
-    with disk.hold(selection, None) as cached:
-        pass
+    with disk.hold(selection, None) as paths:
+        cached = [Path(path) for path in paths]
     stored = [backend.path(digest) for digest in [*done.manifest.objects(), done.digest]]
     found = {"stored": 0, "cache": 0}
     for number in range(count):
@@ -129,5 +129,5 @@ def _mutant_chunk(
     with cache.hold(selection, None) as paths:
         for path, wanted in zip(paths, selection.ranges, strict=True):
             digest = selection.manifest.chunks[wanted.chunk].digest
-            if path.read_bytes() != backend.path(digest).read_bytes():
+            if Path(path).read_bytes() != backend.path(digest).read_bytes():
                 raise AssertionError("a damaged chunk was handed out")

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from services.common.errors import DataLoss, InvalidArgument, NotFound, PermissionDenied
+from services.common.errors import InvalidArgument, NotFound, PermissionDenied
 from services.tensorstore.backend import Backend, find_manifest, read_manifest
 from services.tensorstore.cache import ChunkCache, Source, Tally
-from services.tensorstore.directory import DirectoryBackend, read_from, translate
+from services.tensorstore.directory import DirectoryBackend, translate
 from services.tensorstore.importer import Imported, import_checkpoint
 from services.tensorstore.manifest import Manifest
 from services.tensorstore.names import check_digest, check_file_name, check_model_name
@@ -79,39 +79,41 @@ class Node:
         finally:
             checkpoint.close()
 
-    def read(self, digest: str, start: int, into: memoryview, *, cached_only: bool) -> None:
-        """Fills the buffer from an object; raises NotFound when there is none."""
+    def read(
+        self, digest: str, start: int, size_bytes: int, frame_bytes: int, *, cached_only: bool
+    ) -> list[bytes]:
+        """Bytes of an object, cut into frames; raises NotFound when there is none."""
         check_digest(digest)
+        stop = start + size_bytes
         for root in self.held:
-            if read_held(root / "objects" / digest[:2] / digest, digest, start, into):
-                return
+            frames = read_held(f"{root}/objects/{digest[:2]}/{digest}", start, stop, frame_bytes)
+            if frames:
+                return frames
         if cached_only:
             raise NotFound(f"object {digest} is not on this node", field="digest")
-        self.backend.read(digest, start, into)
+        buffer = memoryview(bytearray(size_bytes))
+        self.backend.read(digest, start, buffer)
+        return [bytes(buffer[at : at + frame_bytes]) for at in range(0, size_bytes, frame_bytes)]
 
     def delete(self, name: str) -> bool:
         return self.backend.withdraw(check_model_name(name))
 
 
-def read_held(path: Path, digest: str, start: int, into: memoryview) -> bool:
-    """Fills the buffer from a file that may have holes; False if it touches one."""
+def read_held(path: str, start: int, stop: int, frame_bytes: int) -> list[bytes]:
+    """Frames of a file that may have holes; none if the range touches one."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
-        return False
+        return []
     except OSError as error:
         raise translate(error) from None
     try:
-        try:
-            hole = os.lseek(descriptor, start, os.SEEK_HOLE)
-        except OSError:  # past the end
-            return False
-        if hole < start + len(into):
-            return False
-        read_from(descriptor, digest, start, into)
-        return True
-    except DataLoss:
-        return False
+        if os.lseek(descriptor, start, os.SEEK_HOLE) < stop:
+            return []
+        cuts = range(start, stop, frame_bytes)
+        return [os.pread(descriptor, min(frame_bytes, stop - at), at) for at in cuts]
+    except OSError:  # past the end
+        return []
     finally:
         os.close(descriptor)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -113,14 +114,12 @@ class S3Backend:
             placed = str(answer.get("ContentRange", "")).rpartition("/")[0]
             if placed != f"bytes {start}-{stop - 1}":
                 raise DataLoss(f"object {digest}: another range was sent", field="digest")
-            done = 0
-            while done < len(into):
-                count = body.readinto(into[done:])
-                if not count:
-                    raise Unavailable(f"object {digest} broke off at {start + done}")
-                done += count
-        finally:
-            body.close()
+            if _receive(body, into) != len(into):
+                raise Unavailable(f"object {digest} broke off", field="store")
+        except BaseException:
+            body.close()  # what is left unread would spoil the connection for the next request
+            raise
+        body._raw_stream.release_conn()
 
     def delete(self, digest: str) -> None:
         self._etags.pop(digest, None)
@@ -200,12 +199,23 @@ class S3Backend:
         return f"{self._prefix}/{rest}" if self._prefix else rest
 
 
+def _receive(body: Any, into: memoryview) -> int:
+    """Reads a body of known length straight from the socket: the layers above copy it thrice."""
+    source, done = body._raw_stream._fp, 0
+    while done < len(into):
+        count = source.readinto(into[done:])
+        if not count:
+            break
+        done += count
+    return done
+
+
 def _translated(call: Callable[[], T], what: str) -> T:
     try:
         return call()
     except ClientError as error:
         raise _error(error, what) from None
-    except (BotoCoreError, HTTPError, OSError) as error:
+    except (BotoCoreError, HTTPError, HTTPException, OSError) as error:
         raise Unavailable(f"S3: {type(error).__name__} at {what}", field="store") from None
 
 

@@ -168,13 +168,13 @@ class TensorStoreServicer(rpc.TensorStoreServiceServicer):
 
     async def _frames(self, request: pb.ReadRequest, start: int, end: int) -> list[bytes]:
         return await asyncio.to_thread(
-            self._read, request.digest, start, min(AHEAD_BYTES, end - start), request.cached_only
+            self._node.read,
+            request.digest,
+            start,
+            min(AHEAD_BYTES, end - start),
+            FRAME_BYTES,
+            cached_only=request.cached_only,
         )
-
-    def _read(self, digest: str, start: int, size_bytes: int, cached_only: bool) -> list[bytes]:
-        buffer = memoryview(bytearray(size_bytes))
-        self._node.read(digest, start, buffer, cached_only=cached_only)
-        return [bytes(buffer[at : at + FRAME_BYTES]) for at in range(0, size_bytes, FRAME_BYTES)]
 
     async def _step(self, work: Callable[[Progress], T]) -> AsyncIterator[Any]:
         """Runs a long step in a thread: its progress, when it moves, and at last its result."""
