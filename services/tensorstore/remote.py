@@ -6,8 +6,10 @@ loop is somebody else's.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -30,6 +32,19 @@ _OPTIONS = [
     ("grpc.max_receive_message_length", MANIFEST_LIMIT_BYTES + (1 << 20)),
     ("grpc.enable_retries", 0),
 ]
+_TLS_FILES = ("SHUNT_TLS_AUTHORITY", "SHUNT_TLS_KEY", "SHUNT_TLS_CERTIFICATE")
+
+
+def open_channel(address: str) -> grpc.Channel:
+    """A channel to host:port: mutual TLS when SHUNT_TLS_* names all three files.
+
+    The kit's settings are not read here, for this module loads inside foreign processes too.
+    """
+    paths = [os.environ.get(name, "") for name in _TLS_FILES]
+    if not all(paths):
+        return grpc.insecure_channel(address, options=_OPTIONS)
+    credentials = grpc.ssl_channel_credentials(*(Path(path).read_bytes() for path in paths))
+    return grpc.secure_channel(address, credentials, options=_OPTIONS)
 
 
 class RemoteReader:
@@ -42,7 +57,7 @@ class RemoteReader:
         self._address = address
         self._timeout_s = timeout_s
         self._cached_only = cached_only
-        self.channel = grpc.insecure_channel(address, options=_OPTIONS)
+        self.channel = open_channel(address)
         self._stub: Any = rpc.TensorStoreServiceStub(self.channel)
         self._read: Any = self.channel.unary_stream(
             "/shuntserve.tensorstore.v1.TensorStoreService/Read",
