@@ -179,7 +179,9 @@ class Stream:
         client.streams.append(self)
         server.streams.append(self)
         if server.alive:
-            server.after(network.random.uniform(*CONNECT_S), self._accept, accept, first)
+            delay_s = network.random.uniform(*CONNECT_S)
+            self._last_s[server] = network.clock.now_s + delay_s
+            server.after(delay_s, self._accept, accept, first)
         else:
             self._push(client, self._end, client, Unavailable("connection refused"))
 

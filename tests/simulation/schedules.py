@@ -112,6 +112,8 @@ class Schedule:
             faults = [name for name, (of, _) in FAULTS.items() if of == row]
             if row == "break" and phase == "finished":
                 faults = ["journal_break", "cut_controller"]
+            elif row == "break" and phase == "attaching":
+                faults = ["line_break", "cut_router"]
             fault = random.choice(faults)
             if fault == "leave":
                 self._endless.add(client)
@@ -156,6 +158,9 @@ class Schedule:
 
     def head(self, client: Client) -> Engine | None:
         """The head a client's reader follows, or followed last."""
+        following = self.following(client)
+        if following is not None and following.follower.route is not None:
+            return self.world.engine(following.follower.route.incarnation)
         return self.world.engine(client.last_head) if client.last_head else None
 
     def phase(self, client: Client) -> str:
