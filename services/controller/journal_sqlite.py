@@ -135,7 +135,8 @@ class SqliteJournal:
         return recovered
 
     async def close(self) -> None:
-        await asyncio.to_thread(self._writer.close)
+        self._writer.stop()
+        await asyncio.to_thread(self._writer.join)
 
     def _statements(self, item: Item) -> Sequence[Statement]:
         if isinstance(item, Appended):  # by far the most

@@ -8,7 +8,6 @@ import logging
 import queue
 import sqlite3
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,11 @@ _FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_TOOBIG}
 _BROKEN = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
-@dataclass(frozen=True, slots=True)
-class _Write:
-    statements: Sequence[Statement]
+@dataclass(slots=True)
+class _Group:
+    statements: list[Statement]
     sync: bool
+    writes: int
     future: asyncio.Future[None]
 
 
@@ -53,7 +53,8 @@ def domain_error(error: sqlite3.Error) -> ShuntError:
 
 
 class SqliteWriter:
-    """Groups writes that arrive within `interval_s` into one transaction.
+    """Groups writes that arrive within `interval_s` into one transaction, on the event loop, so
+    that the thread is woken once a group.
 
     A group is fsynced before it is answered when any of its writes asks for it; the fsync covers
     every earlier group too, so the file always holds a prefix of what was written. For the same
@@ -65,93 +66,97 @@ class SqliteWriter:
     ) -> None:
         self._connection = connection
         self._interval_s = interval_s
+        self._pending_limit = pending_limit
+        self._pending = 0
         self._loop = asyncio.get_running_loop()
-        self._queue: queue.Queue[_Write | _Marker] = queue.Queue(pending_limit)
+        self._group: _Group | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._queue: queue.SimpleQueue[_Group | _Marker] = queue.SimpleQueue()
         self._failed: ShuntError | None = None
         self._synced: bool | None = None
         self._thread = threading.Thread(target=self._run, name="journal-writer", daemon=True)
         self._thread.start()
 
     def write(self, statements: Sequence[Statement], *, sync: bool) -> asyncio.Future[None]:
-        """Resolves when the statements are committed, all of them or none.
+        """Resolves when the statements are committed, all of them or none; writes of one group
+        share the future. A write with `sync` does not wait for the interval.
 
         Raises ResourceExhausted when too many writes wait already. The future fails with
         ResourceExhausted (disk full), DataLoss (damaged file) or Unavailable.
         """
-        future: asyncio.Future[None] = self._loop.create_future()
-        try:
-            self._queue.put_nowait(_Write(statements, sync, future))
-        except queue.Full:
-            raise ResourceExhausted("too many writes wait for the journal") from None
-        return future
+        if self._pending >= self._pending_limit:
+            raise ResourceExhausted("too many writes wait for the journal")
+        self._pending += 1
+        if self._group is None:
+            self._group = _Group([], False, 0, self._loop.create_future())
+            self._timer = self._loop.call_later(self._interval_s, self._flush)
+        group = self._group
+        group.statements += statements
+        group.writes += 1
+        if sync:
+            group.sync = True
+            self._flush()
+        return group.future
 
     def reset(self) -> None:
         """Takes writes again after a failure; the caller has read again what the file holds."""
+        self._flush()
         self._queue.put(_Marker.RESET)
 
-    def close(self) -> None:
-        """Commits what waits and ends the thread; blocks."""
+    def stop(self) -> None:
+        """Hands over what waits; `join` waits until it is committed."""
+        self._flush()
         self._queue.put(_Marker.STOP)
+
+    def join(self) -> None:
+        """Waits for the thread, after `stop`; blocks."""
         self._thread.join()
         self._connection.close()
 
+    def _flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._group is not None:
+            self._queue.put(self._group)
+            self._group = None
+
     def _run(self) -> None:
-        marker: _Marker | None = None
-        while marker is not _Marker.STOP:
-            group, marker = self._gather()
-            if group:
-                self._failed = self._failed or self._commit(group)
-                self._finish(group, self._failed)
-            if marker is _Marker.RESET:
+        while (item := self._queue.get()) is not _Marker.STOP:
+            if isinstance(item, _Marker):
                 self._failed = None
-
-    def _gather(self) -> tuple[Sequence[_Write], _Marker | None]:
-        """The next group: it ends with the interval, a write that cannot wait, or a marker."""
-        item = self._queue.get()
-        deadline = time.monotonic() + self._interval_s
-        group: list[_Write] = []
-        while not isinstance(item, _Marker):
-            group.append(item)
-            wait_s = 0.0 if item.sync else max(deadline - time.monotonic(), 0.0)
+                continue
+            self._failed = self._failed or self._commit(item)
             try:
-                item = self._queue.get(wait_s > 0, wait_s or None)
-            except queue.Empty:
-                return group, None
-        return group, item
+                self._loop.call_soon_threadsafe(self._resolve, item, self._failed)
+            except RuntimeError:
+                _log.warning("nobody waits for these writes", extra={"writes": item.writes})
 
-    def _commit(self, group: Sequence[_Write]) -> ShuntError | None:
-        sync = any(write.sync for write in group)
+    def _commit(self, group: _Group) -> ShuntError | None:
         try:
-            if sync is not self._synced:
-                self._connection.execute(f"PRAGMA synchronous={'FULL' if sync else 'NORMAL'}")
-                self._synced = sync
+            if group.sync is not self._synced:
+                mode = "FULL" if group.sync else "NORMAL"
+                self._connection.execute(f"PRAGMA synchronous={mode}")
+                self._synced = group.sync
             self._connection.execute("BEGIN IMMEDIATE")
             try:
-                for write in group:
-                    for sql, parameters in write.statements:
-                        self._connection.execute(sql, parameters)
+                for sql, parameters in group.statements:
+                    self._connection.execute(sql, parameters)
                 self._connection.execute("COMMIT")
             except BaseException:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
-            _log.error("journal write failed", extra={"error": str(error), "writes": len(group)})
+            _log.error("journal write failed", extra={"error": str(error), "writes": group.writes})
             return domain_error(error)
         return None
 
-    def _finish(self, group: Sequence[_Write], error: ShuntError | None) -> None:
-        try:
-            self._loop.call_soon_threadsafe(_resolve, tuple(group), error)
-        except RuntimeError:
-            _log.warning("nobody waits for these writes", extra={"writes": len(group)})
-
-
-def _resolve(writes: Sequence[_Write], error: ShuntError | None) -> None:
-    for write in writes:
-        if write.future.done():
-            continue
+    def _resolve(self, group: _Group, error: ShuntError | None) -> None:
+        self._pending -= group.writes
+        if group.future.done():
+            return
         if error is None:
-            write.future.set_result(None)
+            group.future.set_result(None)
         else:
-            write.future.set_exception(error)
+            group.future.set_exception(error)

@@ -49,6 +49,11 @@ def _writer(connection: object, **more: object) -> SqliteWriter:
     return SqliteWriter(connection, **options)  # type: ignore[arg-type]
 
 
+def _close(writer: SqliteWriter) -> None:
+    writer.stop()
+    writer.join()
+
+
 def _numbers(path: Path) -> list[int]:
     connection = open_connection(path)
     try:
@@ -69,7 +74,7 @@ async def test_writes_that_wait_share_one_commit(traced: _Traced, path: Path) ->
     traced.gate.set()
     await asyncio.gather(*futures)
     assert traced.said.count("COMMIT") == 1
-    writer.close()
+    _close(writer)
     assert _numbers(path) == list(range(20))
 
 
@@ -77,7 +82,7 @@ async def test_only_a_group_with_a_synced_write_is_fsynced(traced: _Traced) -> N
     writer = _writer(traced)
     await writer.write([(INSERT, (1,))], sync=False)
     await writer.write([(INSERT, (2,))], sync=True)
-    writer.close()
+    _close(writer)
     pragmas = [sql for sql in traced.said if "PRAGMA" in sql]
     assert pragmas == ["PRAGMA synchronous=NORMAL", "PRAGMA synchronous=FULL"]
 
@@ -86,7 +91,7 @@ async def test_a_synced_write_does_not_wait_for_the_interval(traced: _Traced) ->
     writer = _writer(traced, interval_s=3600.0)
     async with asyncio.timeout(20):
         await writer.write([(INSERT, (1,))], sync=True)
-    writer.close()
+    _close(writer)
 
 
 async def test_a_failed_group_leaves_nothing_and_stops_what_comes_behind(
@@ -103,7 +108,7 @@ async def test_a_failed_group_leaves_nothing_and_stops_what_comes_behind(
     assert _numbers(path) == []
     writer.reset()
     await writer.write([(INSERT, (7001,))], sync=True)
-    writer.close()
+    _close(writer)
     assert _numbers(path) == [7001]
 
 
@@ -114,14 +119,14 @@ async def test_writes_queued_before_the_reset_still_fail(traced: _Traced, path: 
     writer.reset()
     good = writer.write([(INSERT, (2,))], sync=True)
     assert isinstance((await asyncio.gather(bad, late, good, return_exceptions=True))[1], Exception)
-    writer.close()
+    _close(writer)
     assert _numbers(path) == [2]
 
 
 async def test_close_commits_what_waits(traced: _Traced, path: Path) -> None:
     writer = _writer(traced, interval_s=3600.0)
     future = writer.write([(INSERT, (1,))], sync=False)
-    writer.close()
+    _close(writer)
     await future
     assert _numbers(path) == [1]
 
@@ -134,14 +139,14 @@ async def test_the_queue_is_bounded(traced: _Traced) -> None:
         futures += [writer.write([(INSERT, (n,))], sync=True) for n in range(1, 9)]
     traced.gate.set()
     await futures[0]
-    writer.close()
+    _close(writer)
 
 
 async def test_a_reader_that_gave_up_changes_nothing(traced: _Traced, path: Path) -> None:
     writer = _writer(traced)
     writer.write([(INSERT, (1,))], sync=True).cancel()
     await writer.write([(INSERT, (2,))], sync=True)
-    writer.close()
+    _close(writer)
     assert _numbers(path) == [1, 2]
 
 
