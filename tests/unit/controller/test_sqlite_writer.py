@@ -123,6 +123,16 @@ async def test_writes_queued_before_the_reset_still_fail(traced: _Traced, path: 
     assert _numbers(path) == [2]
 
 
+async def test_a_write_is_taken_whole_or_not_at_all(traced: _Traced, path: Path) -> None:
+    writer = _writer(traced)
+    with pytest.raises(Unavailable):
+        await writer.write([(INSERT, (1,)), ("INSERT INTO nowhere VALUES (1)", ())], sync=True)
+    writer.reset()
+    await writer.write([(INSERT, (2,))], sync=True)
+    _close(writer)
+    assert _numbers(path) == [2]
+
+
 async def test_close_commits_what_waits(traced: _Traced, path: Path) -> None:
     writer = _writer(traced, interval_s=3600.0)
     future = writer.write([(INSERT, (1,))], sync=False)
