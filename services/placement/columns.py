@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise, permutations
+from itertools import combinations, pairwise, permutations
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from services.placement.splits import Split, best_split
 COARSE = 20
 FINE = 12
 SHORT = 6
+EXCHANGES = 2
+VALLEY_KINDS = 4
+LIKELY = 0.95
 CHUNK_ELEMENTS = 1 << 21
 Members = tuple[int, ...]  # options, ascending
 
@@ -124,12 +127,25 @@ class Columns:
         return np.concatenate([work(rows[i : i + size]) for i in range(0, len(rows), size)])
 
     def solve(self, members: Members) -> Candidate | None:
-        """A very good order with its best split; every order for short pipelines, else every head
-        and tail with the others by rising network rate, so that no hop but the last is slowed."""
+        """A very good order with its best split: every order for short pipelines; else every head
+        and tail, the others falling to the slowest network and rising from it, so that few hops
+        are slowed; then exchanges of two stages while they help."""
         if members not in self._solved:
-            short = len(members) <= SHORT
-            orders = self._distinct_orders(members) if short else set(self._orders(members))
-            self._solved[members] = self.best_of(orders)
+            if len(members) <= SHORT:
+                found = self.best_of(self._distinct(set(permutations(members))))
+            else:
+                found = self.best_of(self._distinct(self._orders(members)), likely=True)
+                for _ in range(EXCHANGES if found else 0):
+                    assert found is not None
+                    better = self.best_of(
+                        self._distinct(_exchanged(found.order)),
+                        found.split.rate_rps,
+                        likely=True,
+                    )
+                    if better is None:
+                        break
+                    found = better
+            self._solved[members] = found
         return self._solved[members]
 
     def _orders(self, members: Members) -> Iterator[Members]:
@@ -142,18 +158,41 @@ class Columns:
             for tail in set(rest):
                 middle = list(rest)
                 middle.remove(tail)
-                middle.sort(key=lambda o: self._network[o])
-                yield (head, *middle, tail)
+                for falling in self._valleys(set(middle)):
+                    down = [o for o in middle if o in falling]
+                    up = [o for o in middle if o not in falling]
+                    down.sort(key=lambda o: -self._network[o])
+                    up.sort(key=lambda o: self._network[o])
+                    yield (head, *down, *up, tail)
 
-    def best_of(self, orders: Iterable[Members], floor_rps: float = 0.0) -> Candidate | None:
-        """The best split over these orders of one multiset, if any beats `floor_rps`."""
+    def _valleys(self, kinds: set[int]) -> Iterator[set[int]]:
+        """Which options fall towards the slowest network before the others rise from it."""
+        several = sorted(kinds)
+        if len(several) > VALLEY_KINDS:
+            yield from (set(), kinds)
+            return
+        for size in range(len(several) + 1):
+            for chosen in combinations(several, size):
+                yield set(chosen)
+
+    def best_of(
+        self, orders: Iterable[Members], floor_rps: float = 0.0, *, likely: bool = False
+    ) -> Candidate | None:
+        """The best split over these orders of one multiset, if any beats `floor_rps`.
+
+        `likely` leaves out orders that a coarse grid of batches says are worse.
+        """
         rows = np.asarray(sorted(orders))
+        if not len(rows):
+            return None
         table = self.tables.of(rows.shape[1])
         at = np.broadcast_to(self._coarse(), (len(rows), len(self._coarse())))
         ceilings = rate_bounds(table, terms(table, rows, at, ordered=True), at, close=False)
         best: Candidate | None = None
         for i in np.argsort(-ceilings.max(axis=1), kind="stable"):
             reached = best.split.rate_rps if best else floor_rps
+            if likely and ceilings[i].max() < reached * LIKELY:
+                break
             split = best_split(table, tuple(int(o) for o in rows[i]), reached, self._tolerance)
             if split is not None:
                 best = Candidate(tuple(int(o) for o in rows[i]), split)
@@ -162,20 +201,31 @@ class Columns:
     def solve_exactly(self, members: Members) -> Candidate | None:
         """The best order of all with its best split."""
         found = self.solve(members)
-        orders = self._distinct_orders(members)
+        orders = self._distinct(set(permutations(members)))
         better = self.best_of(orders, found.split.rate_rps if found else 0.0)
         if better is not None:
             self._solved[members] = better
         return self._solved[members]
 
-    def _distinct_orders(self, members: Members) -> set[Members]:
+    def _distinct(self, orders: Iterable[Members]) -> set[Members]:
         """One order of each set that pays the same for its ends and its hops."""
         network = self._network
         kept: dict[object, Members] = {}
-        for order in set(permutations(members)):
+        for order in orders:
             hops = sorted((a, min(network[a], network[b])) for a, b in pairwise(order))
             kept.setdefault((order[0], order[-1], tuple(hops)), order)
         return set(kept.values())
+
+
+def _exchanged(order: Members) -> set[Members]:
+    """Every order that differs by one exchange."""
+    found = set()
+    for i, j in combinations(range(len(order)), 2):
+        if order[i] != order[j]:
+            changed = list(order)
+            changed[i], changed[j] = changed[j], changed[i]
+            found.add(tuple(changed))
+    return found
 
 
 def _most(values: Array) -> Array:

@@ -258,7 +258,8 @@ def estimate_plan(
     costs: Costs, pipelines: Sequence[Pipeline]
 ) -> tuple[PlanEstimate, list[PipelineEstimate]]:
     """All pipelines at the workload's arrival rate, shared in proportion to throughput."""
-    idle = [estimate_pipeline(costs, pipeline) for pipeline in pipelines]
+    known: dict[object, PipelineEstimate] = {}
+    idle = [_estimated(costs, pipeline, 0.0, known) for pipeline in pipelines]
     split = any(pipeline.phase is not Phase.BOTH for pipeline in pipelines)
     total = sum(e.throughput_rps for e in idle)
     if split:
@@ -267,7 +268,7 @@ def estimate_plan(
     shares = _shares(pipelines, [e.throughput_rps for e in idle])
     each = (
         [
-            estimate_pipeline(costs, pipeline, rate * share)
+            _estimated(costs, pipeline, rate * share, known)
             for pipeline, share in zip(pipelines, shares, strict=True)
         ]
         if rate > 0
@@ -275,6 +276,18 @@ def estimate_plan(
     )
     load = queueing.mean([e.load for e in each], shares)
     return PlanEstimate(total, sum(e.cost_per_hour for e in each), load), each
+
+
+def _estimated(
+    costs: Costs, pipeline: Pipeline, rate: float, known: dict[object, PipelineEstimate]
+) -> PipelineEstimate:
+    """The estimate, computed once for pipelines that are alike."""
+    alike = tuple((stage.node.kind, stage.start, stage.end, stage.tp) for stage in pipeline.stages)
+    key = (alike, pipeline.phase, rate)
+    if key not in known:
+        known[key] = estimate_pipeline(costs, pipeline, rate)
+    check_pipeline(costs, pipeline)
+    return known[key]
 
 
 def _shares(pipelines: Sequence[Pipeline], rates: Sequence[float]) -> list[float]:

@@ -57,6 +57,8 @@ def plan(problem: Problem, budget: Budget) -> Solution:
         return replace(proportional.plan(problem, budget), complete=False)
     if not found:
         raise nothing_fits(problem)
+    if len(found) == 1:
+        return found[0]
     return max(found, key=lambda solution: score(problem, solution.pipelines))
 
 
