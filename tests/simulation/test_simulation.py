@@ -18,7 +18,7 @@ from schedules import PHASES, ROWS, Schedule, table
 ROOT = Path(__file__).parents[2]
 SCHEDULES = int(os.environ.get("SHUNT_SIMULATION_SCHEDULES", "2000"))
 LEAST_HITS = 20
-COVERED_SEEDS = 300
+COVERED_SEEDS = 150
 MISTAKE_SEEDS = 300
 CORES = (
     "services/common/generation.py",
