@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 from shuntserve.placement.v1 import placement_pb2_grpc
@@ -15,9 +16,8 @@ from services.placement.service import PlacementServicer
 from services.placement.settings import PlacementSettings
 
 
-@pytest.fixture
-async def address() -> AsyncIterator[str]:
-    settings = PlacementSettings(grpc_port=0, shutdown_grace_s=0)
+@asynccontextmanager
+async def serving(settings: PlacementSettings) -> AsyncIterator[str]:
     server = Server(settings, [SERVICE])
     servicer = PlacementServicer(settings, load_catalogue())
     placement_pb2_grpc.add_PlacementServiceServicer_to_server(servicer, server.grpc_server)
@@ -29,6 +29,20 @@ async def address() -> AsyncIterator[str]:
 
 
 @pytest.fixture
+async def address() -> AsyncIterator[str]:
+    async with serving(PlacementSettings(grpc_port=0, shutdown_grace_s=0)) as found:
+        yield found
+
+
+@pytest.fixture
 async def stub(address: str) -> AsyncIterator[placement_pb2_grpc.PlacementServiceStub]:
     async with channels.open_channel(address) as channel:
+        yield placement_pb2_grpc.PlacementServiceStub(channel)
+
+
+@pytest.fixture
+async def hurried_stub() -> AsyncIterator[placement_pb2_grpc.PlacementServiceStub]:
+    """A service that searches for a fifth of a second at most."""
+    settings = PlacementSettings(grpc_port=0, shutdown_grace_s=0, max_search_s=0.2)
+    async with serving(settings) as found, channels.open_channel(found) as channel:
         yield placement_pb2_grpc.PlacementServiceStub(channel)
