@@ -26,8 +26,13 @@ MISTAKES = (
     Mistake(
         "no fence",
         LEDGER,
-        "if (checkpoint.epoch, checkpoint.incarnation) != (entry.epoch, entry.incarnation):",
-        "if checkpoint.epoch > entry.epoch:",
+        "        if (checkpoint.epoch, checkpoint.incarnation) != "
+        "(entry.epoch, entry.incarnation):\n"
+        "            return CheckpointRefusal.STALE_EPOCH\n"
+        "        if checkpoint.formation_id != entry.formation_id:\n"
+        "            return CheckpointRefusal.UNKNOWN_FORMATION\n",
+        "        if checkpoint.epoch > entry.epoch:\n"
+        "            return CheckpointRefusal.STALE_EPOCH\n",
     ),
     Mistake(
         "ids are trusted, not compared",

@@ -25,6 +25,12 @@ from simulator.world import MODEL, World, WorldSettings
 PHASES = ("queued", "prefill", "decode", "sealing", "granting", "attaching", "finished")
 RARE = ("queued", "sealing", "granting", "attaching", "finished")
 """Phases that faults are steered at twice as often: they pass in no time."""
+SCARCE = {
+    "granting": ("notice", "kill"),
+    "finished": ("break", "stop", "client"),
+    "sealing": ("notice", "client"),
+}
+"""Rows that meet a phase more seldom than others."""
 EARLY = ("queued", "prefill", "attaching")
 """Phases of every generation's first moments."""
 CAUSES = {
@@ -100,7 +106,7 @@ class Schedule:
         planned = []
         for _ in range(random.choice((0, 1, 2, 2, 3, 4))):
             phase = random.choice(PHASES + RARE)
-            row = random.choice(ROWS)
+            row = random.choice(SCARCE.get(phase, ROWS) if random.random() < 0.25 else ROWS)
             client = random.randrange(self._arrivals)
             start_s = 1.0 if phase in EARLY else 1.2 + 1.5 * random.random()
             if phase in CAUSES:
