@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import boto3
@@ -22,10 +22,13 @@ CONFIG = Config(max_pool_connections=32, response_checksum_validation="when_requ
 _KEY, _SECRET = "bench", "bench-secret"
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _free_ports(count: int) -> list[int]:
+    """Different ones: all are bound before the first is given back."""
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 @contextmanager
@@ -40,12 +43,12 @@ def server(root: Path) -> Iterator[str]:
     (root / "s3.json").write_text(json.dumps({"identities": [identity]}))
     weed = shutil.which("weed") or str(Path(sys.executable).parent / "weed")
     names = ("s3.port", "master.port", "volume.port", "filer.port")
-    port = _free_port()
+    port, *others = _free_ports(2 * len(names))
     command = [weed, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={root / 'data'}"]
     command += ["-s3", f"-s3.config={root / 's3.json'}", "-volume.max=20"]
     command += ["-master.volumeSizeLimitMB=1024", f"-s3.port={port}"]
-    command += [f"-{name}={_free_port()}" for name in names[1:]]
-    command += [f"-{name}.grpc={_free_port()}" for name in names]
+    flags = [*names[1:], *(f"{name}.grpc" for name in names)]
+    command += [f"-{flag}={other}" for flag, other in zip(flags, others, strict=True)]
     os.environ |= {
         "AWS_ACCESS_KEY_ID": _KEY,
         "AWS_SECRET_ACCESS_KEY": _SECRET,

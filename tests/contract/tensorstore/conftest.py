@@ -33,10 +33,13 @@ KEY, SECRET = "shunt-test", "shunt-test-secret"
 BUCKET = "weights"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_ports(count: int) -> list[int]:
+    """Different ones: all are bound before the first is given back."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def find_weed() -> str:
@@ -57,7 +60,9 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
     (root / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    ports = {name: free_port() for name in ("s3.port", "master.port", "volume.port", "filer.port")}
+    names = ("s3.port", "master.port", "volume.port", "filer.port")
+    flags = [*names, *(f"{name}.grpc" for name in names)]
+    ports = dict(zip(flags, free_ports(len(flags)), strict=True))
     (root / "data").mkdir()
     command = [
         find_weed(),
@@ -70,10 +75,6 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "-volume.max=20",
         "-master.volumeSizeLimitMB=256",
         *[f"-{name}={port}" for name, port in ports.items()],
-        *[
-            f"-{name}.grpc={free_port()}"
-            for name in ("s3.port", "master.port", "volume.port", "filer.port")
-        ],
     ]
     environment = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
     environment["AWS_DEFAULT_REGION"] = "us-east-1"
