@@ -1,12 +1,12 @@
 """Beam search over pipelines, a packing of the best, exact splits of what the packing uses.
 
 Candidates enter the packing with their upper bound; those that a packing uses are solved and take
-their true rate, until a packing consists of solved ones alone. Then moves between pipelines: two
-or three of them, with the nodes left over, are planned anew by themselves.
+their true rate, until a packing consists of solved ones alone.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from services.placement.choice import Choose, chooser
 from services.placement.columns import Candidate, Members
 from services.placement.field import Field, field
 from services.placement.packing import class_prices
-from services.placement.planners import proportional
+from services.placement.planners import proportional, thunderserve
 from services.placement.problem import (
     Budget,
     Objective,
@@ -53,6 +53,9 @@ def plan(problem: Problem, budget: Budget) -> Solution:
         kinds = {node.kind for node in problem.nodes}
         degrees = sorted({n for kind in kinds for n in problem.costs.degrees(kind)})
     found = [s for tp in degrees if (s := _plan_at(problem, tp, budget))]
+    if found and problem.objective == Objective(allow_phase_split=True):
+        with suppress(FailedPrecondition):
+            found.append(thunderserve.plan(problem, budget))
     if not found and budget.expired():
         return replace(proportional.plan(problem, budget), complete=False)
     if not found:
