@@ -18,7 +18,8 @@ FINE = 12
 SHORT = 6
 EXCHANGES = 2
 VALLEY_KINDS = 4
-LIKELY = 0.95
+LIKELY = 0.7  # neighbouring batches of the coarse grid differ by up to 0.3
+LIKELY_ORDERS = 20
 CHUNK_ELEMENTS = 1 << 21
 Members = tuple[int, ...]  # options, ascending
 
@@ -189,10 +190,12 @@ class Columns:
         at = np.broadcast_to(self._coarse(), (len(rows), len(self._coarse())))
         ceilings = rate_bounds(table, terms(table, rows, at, ordered=True), at, close=False)
         best: Candidate | None = None
+        tried = 0
         for i in np.argsort(-ceilings.max(axis=1), kind="stable"):
             reached = best.split.rate_rps if best else floor_rps
-            if likely and ceilings[i].max() < reached * LIKELY:
+            if likely and (tried == LIKELY_ORDERS or ceilings[i].max() < reached * LIKELY):
                 break
+            tried += 1
             split = best_split(table, tuple(int(o) for o in rows[i]), reached, self._tolerance)
             if split is not None:
                 best = Candidate(tuple(int(o) for o in rows[i]), split)
