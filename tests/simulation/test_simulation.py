@@ -1,6 +1,6 @@
 """The production cores under random fault schedules; see schedules.py and oracles.py.
 
-SHUNT_SIMULATION_SCHEDULES sets how many (2,400 by default; fewer than 2,000 skip the table's bound).
+SHUNT_SIMULATION_SCHEDULES sets how many: 2,400 by default; fewer than 2,000 skip the table's bound.
 """
 
 import json
