@@ -46,7 +46,11 @@ def server(root: Path) -> Iterator[str]:
     port, *others = _free_ports(2 * len(names))
     command = [weed, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={root / 'data'}"]
     command += ["-s3", f"-s3.config={root / 's3.json'}", "-volume.max=20"]
-    command += ["-master.volumeSizeLimitMB=1024", f"-s3.port={port}"]
+    command += [
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+    ]  # fixed ports otherwise: one server a host
+    command += ["-master.telemetry=false", "-master.volumeSizeLimitMB=1024", f"-s3.port={port}"]
     flags = [*names[1:], *(f"{name}.grpc" for name in names)]
     command += [f"-{flag}={other}" for flag, other in zip(flags, others, strict=True)]
     os.environ |= {

@@ -72,6 +72,9 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         f"-dir={root / 'data'}",
         "-s3",
         f"-s3.config={root / 's3.json'}",
+        "-s3.port.iceberg=0",  # these two are fixed otherwise: one server a host
+        "-s3.port.lance=0",
+        "-master.telemetry=false",
         "-volume.max=20",
         "-master.volumeSizeLimitMB=256",
         *[f"-{name}={port}" for name, port in ports.items()],
