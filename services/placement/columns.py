@@ -190,12 +190,11 @@ class Columns:
         at = np.broadcast_to(self._coarse(), (len(rows), len(self._coarse())))
         ceilings = rate_bounds(table, terms(table, rows, at, ordered=True), at, close=False)
         best: Candidate | None = None
-        tried = 0
-        for i in np.argsort(-ceilings.max(axis=1), kind="stable"):
+        ranked = np.argsort(-ceilings.max(axis=1), kind="stable")
+        for tried, i in enumerate(ranked):
             reached = best.split.rate_rps if best else floor_rps
             if likely and (tried == LIKELY_ORDERS or ceilings[i].max() < reached * LIKELY):
                 break
-            tried += 1
             split = best_split(table, tuple(int(o) for o in rows[i]), reached, self._tolerance)
             if split is not None:
                 best = Candidate(tuple(int(o) for o in rows[i]), split)
