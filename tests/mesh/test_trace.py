@@ -19,6 +19,11 @@ def _services(spans: list[ReceivedSpan]) -> set[str]:
     return {span.service.removeprefix("shuntserve-") for span in spans}
 
 
+def _roots(spans: list[ReceivedSpan]) -> list[ReceivedSpan]:
+    ids = {span.span_id for span in spans}
+    return [span for span in spans if span.parent_id not in ids]
+
+
 async def test_a_request_is_one_trace_through_every_stage_and_over_a_migration(
     ready: meshes.Mesh, client: httpx.AsyncClient, receiver: Receiver
 ) -> None:
@@ -43,15 +48,14 @@ async def test_a_request_is_one_trace_through_every_stage_and_over_a_migration(
             {"router", "controller", "engine"} <= _services(spans)
             and bool(heads_first)
             and len(_engines(spans) - first) >= 2
+            and len(_roots(spans)) == 1
         )
 
     spans = await asyncio.to_thread(receiver.until, trace_id, complete, 20.0)
     assert {"router", "controller", "engine"} <= _services(spans)
     assert _engines(spans) & first, "no span of the pipeline that began it"
     assert len(_engines(spans) - first) >= 2, "not every stage of the pipeline that ended it"
-    ids = {span.span_id for span in spans}
-    roots = [span for span in spans if span.parent_id not in ids]
-    assert len(roots) == 1, [span.name for span in roots]
+    assert len(_roots(spans)) == 1, [span.name for span in _roots(spans)]
     words = record.text.split()[:4]
     assert words
     told = " ".join(value for span in spans for value in span.attributes.values())
