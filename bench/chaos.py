@@ -171,7 +171,8 @@ class Killer:
     async def moves(self) -> list[Move]:
         """Every hand-over of a stream, as the event log and its reader saw it."""
         request = controller_pb2.WatchEventsRequest(no_wait=True)
-        found = []
+        found: list[Move] = []
+        moved: dict[str, float] = {}
         async for event in self._stub.WatchEvents(request, timeout=30):
             record = self._load.told.get(event.generation_id)
             if event.kind != "generation_granted" or record is None:
@@ -181,7 +182,12 @@ class Killer:
             after = [a for a in record.arrivals_s if a > at_s]
             if not before or not after:
                 continue
-            causes = [k for k in self.kills if k.at_s <= at_s and record in k.affected]
+            last = max(
+                (k for k in self.kills if k.at_s <= at_s), key=lambda k: k.at_s, default=None
+            )
+            first_move = last is not None and last.at_s > moved.get(event.generation_id, 0.0)
+            moved[event.generation_id] = at_s
+            causes = [last] if last and first_move and record in last.affected else []
             found.append(
                 Move(
                     planned=event.attributes["planned"] == "true",
