@@ -32,6 +32,8 @@ from services.common import channels
 
 STREAMS = 8
 LEAST_PROGRESS = 3
+NOTICED_S = 0.5
+"""For so long after a kill the status may still show what was before it."""
 KINDS = ("single", "prelude", "solo", "pair")
 
 
@@ -211,10 +213,11 @@ class Killer:
             }
             now = time.monotonic()
             for kill in self.kills:
-                gone = kill.ready_again_s is None and now - kill.at_s > 0.5
+                gone = kill.ready_again_s is None and now - kill.at_s > NOTICED_S
                 if gone and kill.pipeline in ready:
                     kill.ready_again_s = now - kill.at_s
-            if len(ready) >= count:
+            noticed = not self.kills or now - self.kills[-1].at_s > NOTICED_S
+            if noticed and len(ready) >= count:
                 return
             if now > deadline:
                 raise TimeoutError(f"not {count} pipelines ready within {timeout_s} s")
