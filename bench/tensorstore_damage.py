@@ -12,6 +12,7 @@ from safetensors.torch import save
 from services.common.errors import DataLoss, InvalidArgument, ShuntError
 from services.common.generation import LayerRange
 from services.tensorstore import gguf_file, manifest, safetensors_file
+from services.tensorstore.backend import Pieces
 from services.tensorstore.cache import ChunkCache
 from services.tensorstore.client import open_store
 from services.tensorstore.directory import DirectoryBackend
@@ -116,10 +117,11 @@ class _Mutating:
         self._backend = backend
         self._chaos = chaos
 
-    def read(self, digest: str, start: int, into: memoryview) -> None:
-        self._backend.read(digest, start, into)
-        changed = mutate_bytes(bytes(into), self._chaos)[: len(into)]
-        into[: len(changed)] = changed
+    def pieces(self, digest: str, start: int, stop: int) -> Pieces:
+        for piece in self._backend.pieces(digest, start, stop):
+            changed = mutate_bytes(bytes(piece), self._chaos)[: len(piece)]
+            piece[: len(changed)] = changed
+            yield piece
 
 
 def _mutant_chunk(

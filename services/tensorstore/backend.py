@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -32,8 +32,12 @@ class Reader(Protocol):
     def size(self, digest: str) -> int | None:
         """Bytes of an object, None without it."""
 
-    def read(self, digest: str, start: int, into: memoryview) -> None:
-        """Fills the buffer from an object; raises NotFound without it."""
+    def pieces(self, digest: str, start: int, stop: int) -> Pieces:
+        """The bytes [start, stop) of an object in order, in pieces of at most PIECE_BYTES or so.
+
+        Each is good until the next is asked for; who leaves early closes it. Raises NotFound
+        without the object.
+        """
 
     def resolve(self, name: str) -> str | None:
         """Digest of the manifest that a model's name points at."""
@@ -64,6 +68,11 @@ class Backend(Reader, Protocol):
         """A directory for files on their way in."""
 
 
+Pieces = Generator[memoryview, None, None]
+PIECE_BYTES = 1 << 20
+"""What stays in the processor's cache from one step to the next: receive, digest, write."""
+
+
 def digest_of(data: bytes | bytearray | memoryview) -> str:
     """BLAKE3 in lower-case hexadecimal."""
     return blake3(data).hexdigest()
@@ -71,11 +80,10 @@ def digest_of(data: bytes | bytearray | memoryview) -> str:
 
 def read_whole(backend: Reader, digest: str, size_bytes: int) -> bytes:
     """An object's bytes, verified; for manifests and files, not for weights."""
-    data = bytearray(size_bytes)
-    backend.read(digest, 0, memoryview(data))
+    data = b"".join(map(bytes, backend.pieces(digest, 0, size_bytes)))
     if digest_of(data) != digest:
         raise DataLoss(f"object {digest} is damaged", field="digest")
-    return bytes(data)
+    return data
 
 
 def read_manifest(backend: Reader, digest: str) -> tuple[bytes, Manifest]:

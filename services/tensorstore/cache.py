@@ -11,29 +11,29 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from blake3 import blake3
-
 from services.common.errors import DataLoss, NotFound, ResourceExhausted, ShuntError, Unavailable
-from services.tensorstore.directory import translate
+from services.tensorstore.backend import Pieces
+from services.tensorstore.directory import read_pieces, translate
 from services.tensorstore.manifest import Chunk, Manifest
 from services.tensorstore.residence import Progress, VerifiedLog, mask_of, state_of
 from services.tensorstore.slices import Range, Selection
+from services.tensorstore.tile_check import TileCheck
 
 FETCH_THREADS = 8
-FETCH_BYTES = 16 << 20
+FETCH_BYTES = 32 << 20
 FETCH_ATTEMPTS = 3
 
 
 class Source(Protocol):
     """Where missing bytes come from."""
 
-    def read(self, digest: str, start: int, into: memoryview) -> None:
-        """Fills the buffer; raises NotFound or Unavailable for the next source to be asked."""
+    def pieces(self, digest: str, start: int, stop: int) -> Pieces:
+        """Bytes of an object; raises NotFound or Unavailable for the next source to be asked."""
 
 
 class Tally(Protocol):
@@ -58,15 +58,6 @@ class _Job:
     @property
     def stop(self) -> int:
         return self.chunk.tile_bytes(self.last - 1)[1]
-
-    def damaged(self, data: memoryview) -> int | None:
-        """The first tile whose digest is wrong."""
-        for tile in range(self.first, self.last):
-            low, high = self.chunk.tile_bytes(tile)
-            piece = data[low - self.start : high - self.start]
-            if blake3(piece).digest() != self.chunk.tile_digest(tile):
-                return tile
-        return None
 
 
 class ChunkCache:
@@ -229,12 +220,11 @@ class ChunkCache:
 
 
 class _Fetch:
-    """One round of fetching: threads with a buffer each."""
+    """One round of fetching, several jobs at a time."""
 
     def __init__(self, sources: Sequence[Source], tally: Tally | None) -> None:
         self._sources = sources
         self._tally = tally
-        self._local = threading.local()
 
     def run(self, jobs: Sequence[_Job], progress: Progress | None) -> None:
         """Fetches, verifies and writes every job; raises the first error once all have ended."""
@@ -251,52 +241,65 @@ class _Fetch:
                 raise
 
     def _one(self, number: int, job: _Job) -> int:
-        buffer = self._buffer(job.stop - job.start)
-        if _is_data(job):
-            count = os.preadv(job.descriptor, [buffer], job.start)
-            if count == len(buffer) and job.damaged(buffer) is None:
-                return count  # an earlier round wrote it and was stopped
-        self._ask(number, job, buffer)
-        done = 0
-        while done < len(buffer):
-            done += os.pwrite(job.descriptor, buffer[done:], job.start + done)
-        return done
+        if not _is_held(job):
+            self._ask(number, job)
+        return job.stop - job.start
 
-    def _buffer(self, size_bytes: int) -> memoryview:
-        held: bytearray | None = getattr(self._local, "buffer", None)
-        if held is None or len(held) < size_bytes:
-            held = self._local.buffer = bytearray(max(size_bytes, FETCH_BYTES))
-        return memoryview(held)[:size_bytes]
-
-    def _ask(self, number: int, job: _Job, buffer: memoryview) -> None:
+    def _ask(self, number: int, job: _Job) -> None:
         """Each peer once, beginning with another one for every job; then the store itself."""
         store = len(self._sources) - 1
         peers = [(number + turn) % store for turn in range(store)]
         problem: ShuntError = Unavailable("no source was asked")
         for index in [*peers, *[store] * FETCH_ATTEMPTS]:
             try:
-                self._sources[index].read(job.chunk.digest, job.start, buffer)
+                self._copy(index, job)
             except (NotFound, Unavailable):
                 if index == store:
                     raise
-                continue
             except DataLoss as error:
                 problem = error
-                continue
-            if self._tally is not None:
-                self._tally(index, len(buffer))
-            bad = job.damaged(buffer)
-            if bad is None:
+            else:
                 return
-            problem = DataLoss(f"chunk {job.chunk.digest} is damaged in tile {bad}", field="chunk")
         raise problem
 
+    def _copy(self, index: int, job: _Job) -> None:
+        """Verifies and writes in one go, piece by piece. What a source that fails has written is
+        in doubt like everything that the log does not name."""
+        check, at = TileCheck(job.chunk, job.first), job.start
+        source = self._sources[index]
+        try:
+            with closing(source.pieces(job.chunk.digest, job.start, job.stop)) as pieces:
+                for piece in pieces:
+                    check.update(piece)
+                    _write(job.descriptor, piece, at)
+                    at += len(piece)
+        finally:
+            if self._tally is not None:
+                self._tally(index, at - job.start)
+        if at != job.stop:
+            raise DataLoss(f"chunk {job.chunk.digest} ends at {at}", field="chunk")
 
-def _is_data(job: _Job) -> bool:
+
+def _write(descriptor: int, data: memoryview, at: int) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(descriptor, data[done:], at + done)
+
+
+def _is_held(job: _Job) -> bool:
+    """An earlier round wrote it and was stopped before it was logged."""
     try:
-        return os.lseek(job.descriptor, job.start, os.SEEK_DATA) < job.stop
+        if os.lseek(job.descriptor, job.start, os.SEEK_DATA) >= job.stop:
+            return False
     except OSError:  # a hole up to the end
         return False
+    check = TileCheck(job.chunk, job.first)
+    try:
+        for piece in read_pieces(job.descriptor, job.chunk.digest, job.start, job.stop):
+            check.update(piece)
+    except DataLoss:
+        return False
+    return True
 
 
 def _jobs(chunk: Chunk, descriptor: int, tiles: Sequence[int]) -> list[_Job]:

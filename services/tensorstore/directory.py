@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from services.common.errors import DataLoss, NotFound, ResourceExhausted, ShuntError, Unavailable
-from services.tensorstore.backend import StoredObject
+from services.tensorstore.backend import PIECE_BYTES, Pieces, StoredObject
 from services.tensorstore.names import check_digest, check_model_name
 
 
@@ -66,7 +66,7 @@ class DirectoryBackend:
         except OSError as error:
             raise translate(error) from None
 
-    def read(self, digest: str, start: int, into: memoryview) -> None:
+    def pieces(self, digest: str, start: int, stop: int) -> Pieces:
         try:
             descriptor = os.open(self.path(check_digest(digest)), os.O_RDONLY)
         except FileNotFoundError:
@@ -74,7 +74,7 @@ class DirectoryBackend:
         except OSError as error:
             raise translate(error) from None
         try:
-            read_from(descriptor, digest, start, into)
+            yield from read_pieces(descriptor, digest, start, stop)
         finally:
             os.close(descriptor)
 
@@ -139,17 +139,18 @@ def pointer_digest(name: str, text: bytes) -> str:
         raise DataLoss(f"the entry of model {name} is damaged", field="model") from None
 
 
-def read_from(descriptor: int, digest: str, start: int, into: memoryview) -> None:
-    """Fills the buffer from an open object; raises DataLoss when it ends too early."""
-    done = 0
-    while done < len(into):
+def read_pieces(descriptor: int, digest: str, start: int, stop: int) -> Pieces:
+    """Bytes of an open object; raises DataLoss when it ends too early."""
+    buffer = memoryview(bytearray(min(PIECE_BYTES, stop - start)))
+    while start < stop:
         try:
-            count = os.preadv(descriptor, [into[done:]], start + done)
+            count = os.preadv(descriptor, [buffer[: stop - start]], start)
         except OSError as error:
             raise translate(error) from None
         if count == 0:
-            raise DataLoss(f"object {digest} ends at {start + done}", field="digest")
-        done += count
+            raise DataLoss(f"object {digest} ends at {start}", field="digest")
+        yield buffer[:count]
+        start += count
 
 
 def sync_directory(path: Path) -> None:

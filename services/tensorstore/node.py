@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.common.errors import InvalidArgument, NotFound, PermissionDenied
-from services.tensorstore.backend import Backend, find_manifest, read_manifest
+from services.tensorstore.backend import PIECE_BYTES, Backend, find_manifest, read_manifest
 from services.tensorstore.cache import ChunkCache, Source, Tally
 from services.tensorstore.directory import DirectoryBackend, translate
 from services.tensorstore.importer import Imported, import_checkpoint
@@ -79,28 +79,23 @@ class Node:
         finally:
             checkpoint.close()
 
-    def read(
-        self, digest: str, start: int, size_bytes: int, frame_bytes: int, *, cached_only: bool
-    ) -> list[bytes]:
-        """Bytes of an object, cut into frames; raises NotFound when there is none."""
+    def read(self, digest: str, start: int, stop: int, *, cached_only: bool) -> list[bytes]:
+        """Bytes [start, stop) of an object in pieces; raises NotFound when there is none."""
         check_digest(digest)
-        stop = start + size_bytes
         for root in self.held:
-            frames = read_held(f"{root}/objects/{digest[:2]}/{digest}", start, stop, frame_bytes)
-            if frames:
-                return frames
+            pieces = read_held(f"{root}/objects/{digest[:2]}/{digest}", start, stop)
+            if pieces:
+                return pieces
         if cached_only:
             raise NotFound(f"object {digest} is not on this node", field="digest")
-        buffer = memoryview(bytearray(size_bytes))
-        self.backend.read(digest, start, buffer)
-        return [bytes(buffer[at : at + frame_bytes]) for at in range(0, size_bytes, frame_bytes)]
+        return [bytes(piece) for piece in self.backend.pieces(digest, start, stop)]
 
     def delete(self, name: str) -> bool:
         return self.backend.withdraw(check_model_name(name))
 
 
-def read_held(path: str, start: int, stop: int, frame_bytes: int) -> list[bytes]:
-    """Frames of a file that may have holes; none if the range touches one."""
+def read_held(path: str, start: int, stop: int) -> list[bytes]:
+    """Pieces of a file that may have holes; none if the range touches one."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -110,8 +105,8 @@ def read_held(path: str, start: int, stop: int, frame_bytes: int) -> list[bytes]
     try:
         if os.lseek(descriptor, start, os.SEEK_HOLE) < stop:
             return []
-        cuts = range(start, stop, frame_bytes)
-        return [os.pread(descriptor, min(frame_bytes, stop - at), at) for at in cuts]
+        cuts = range(start, stop, PIECE_BYTES)
+        return [os.pread(descriptor, min(PIECE_BYTES, stop - at), at) for at in cuts]
     except OSError:  # past the end
         return []
     finally:

@@ -19,7 +19,7 @@ from shuntserve.tensorstore.v1 import tensorstore_pb2_grpc as rpc
 
 from services.common.errors import DataLoss, NotFound, Unavailable
 from services.common.statuses import from_rpc_error
-from services.tensorstore.backend import digest_of
+from services.tensorstore.backend import Pieces, digest_of
 from services.tensorstore.manifest import MANIFEST_LIMIT_BYTES
 from services.tensorstore.residence import Progress
 from services.tensorstore.slices import Selection
@@ -88,24 +88,23 @@ class RemoteReader:
             raise DataLoss(f"manifest {digest} is damaged", field="digest")
         return len(answer.manifest)
 
-    def read(self, digest: str, start: int, into: memoryview) -> None:
+    def pieces(self, digest: str, start: int, stop: int) -> Pieces:
         request = pb.ReadRequest(
-            digest=digest, start=start, length=len(into), cached_only=self._cached_only
+            digest=digest, start=start, length=stop - start, cached_only=self._cached_only
         )
         call = self._read(request, timeout=self._timeout_s)
-        done = 0
         try:
             for data in call:
-                if done + len(data) > len(into):
+                start += len(data)
+                if start > stop:
                     raise DataLoss(f"object {digest}: more was sent than asked for")
-                into[done : done + len(data)] = data
-                done += len(data)
+                yield data
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
         finally:
             call.cancel()
-        if done != len(into):
-            raise DataLoss(f"object {digest} broke off at {start + done}", field="digest")
+        if start != stop:
+            raise DataLoss(f"object {digest} broke off at {start}", field="digest")
 
     def close(self) -> None:
         self.channel.close()

@@ -15,15 +15,13 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from blake3 import blake3
-
 from services.common.errors import DataLoss, NotFound
-from services.tensorstore.directory import read_from, translate
+from services.tensorstore.directory import read_pieces, translate
 from services.tensorstore.manifest import Chunk
 from services.tensorstore.slices import Selection
+from services.tensorstore.tile_check import TileCheck
 
 VERIFY_THREADS = 4
-PIECE_BYTES = 1 << 20  # stays in the processor's cache between the read and the digest
 Progress = Callable[[int, int], None]
 
 
@@ -153,19 +151,14 @@ def verify_tiles(tiles: Sequence[tuple[str, Chunk, int]], progress: Progress | N
 def check_tile(path: str, chunk: Chunk, tile: int) -> int:
     """Verifies one tile of a file and returns its bytes."""
     start, stop = chunk.tile_bytes(tile)
-    found = blake3()
+    check = TileCheck(chunk, tile)
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError as error:
         raise translate(error) from None
     try:
-        buffer = memoryview(bytearray(min(PIECE_BYTES, stop - start)))
-        for at in range(start, stop, PIECE_BYTES):
-            piece = buffer[: min(PIECE_BYTES, stop - at)]
-            read_from(descriptor, chunk.digest, at, piece)
-            found.update(piece)
+        for piece in read_pieces(descriptor, chunk.digest, start, stop):
+            check.update(piece)
     finally:
         os.close(descriptor)
-    if found.digest() != chunk.tile_digest(tile):
-        raise DataLoss(f"chunk {chunk.digest} is damaged in bytes {start} to {stop}", field="chunk")
     return stop - start

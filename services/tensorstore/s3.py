@@ -8,7 +8,8 @@ again with growing waits.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +30,7 @@ from services.common.errors import (
     ShuntError,
     Unavailable,
 )
-from services.tensorstore.backend import StoredObject
+from services.tensorstore.backend import PIECE_BYTES, Pieces, StoredObject
 from services.tensorstore.directory import pointer_digest
 from services.tensorstore.names import check_digest, check_model_name
 
@@ -91,17 +92,24 @@ class S3Backend:
         if self.size(digest) != size_bytes:
             raise DataLoss(f"object {digest} did not arrive whole", field="digest")
 
-    def read(self, digest: str, start: int, into: memoryview) -> None:
+    def pieces(self, digest: str, start: int, stop: int) -> Pieces:
         try:
-            self._try(lambda: self._read(digest, start, into), digest)
+            for attempt in _attempts():
+                with (
+                    attempt,
+                    _translated(digest),
+                    closing(self._range(digest, start, stop)) as received,
+                ):
+                    for piece in received:
+                        start += len(piece)  # another attempt goes on from there
+                        yield memoryview(piece)
         except DataLoss:
             self._etags.pop(digest, None)
             raise
 
-    def _read(self, digest: str, start: int, into: memoryview) -> None:
+    def _range(self, digest: str, start: int, stop: int) -> Generator[bytes, None, None]:
         etag, _ = self._etags.get(digest) or self._head(digest)
-        stop = start + len(into)
-        if not into:
+        if start == stop:
             return
         answer = self._client.get_object(
             Bucket=self._bucket,
@@ -114,12 +122,10 @@ class S3Backend:
             placed = str(answer.get("ContentRange", "")).rpartition("/")[0]
             if placed != f"bytes {start}-{stop - 1}":
                 raise DataLoss(f"object {digest}: another range was sent", field="digest")
-            if _receive(body, into) != len(into):
-                raise Unavailable(f"object {digest} broke off", field="store")
+            yield from body.iter_chunks(PIECE_BYTES)
         except BaseException:
             body.close()  # what is left unread would spoil the connection for the next request
             raise
-        body._raw_stream.release_conn()
 
     def delete(self, digest: str) -> None:
         self._etags.pop(digest, None)
@@ -182,14 +188,9 @@ class S3Backend:
                 return
 
     def _try(self, call: Callable[[], T], what: str) -> T:
-        for attempt in Retrying(
-            stop=stop_after_attempt(ATTEMPTS),
-            wait=wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),
-            retry=retry_if_exception_type(Unavailable),
-            reraise=True,
-        ):
-            with attempt:
-                return _translated(call, what)
+        for attempt in _attempts():
+            with attempt, _translated(what):
+                return call()
         raise Unavailable(f"S3 gave no answer at {what}")
 
     def _object_key(self, digest: str) -> str:
@@ -199,20 +200,19 @@ class S3Backend:
         return f"{self._prefix}/{rest}" if self._prefix else rest
 
 
-def _receive(body: Any, into: memoryview) -> int:
-    """Reads a body of known length straight from the socket: the layers above copy it thrice."""
-    source, done = body._raw_stream._fp, 0
-    while done < len(into):
-        count = source.readinto(into[done:])
-        if not count:
-            break
-        done += count
-    return done
+def _attempts() -> Retrying:
+    return Retrying(
+        stop=stop_after_attempt(ATTEMPTS),
+        wait=wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),
+        retry=retry_if_exception_type(Unavailable),
+        reraise=True,
+    )
 
 
-def _translated(call: Callable[[], T], what: str) -> T:
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
     try:
-        return call()
+        yield
     except ClientError as error:
         raise _error(error, what) from None
     except (BotoCoreError, HTTPError, HTTPException, OSError) as error:

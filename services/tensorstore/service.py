@@ -28,7 +28,6 @@ from services.tensorstore.slices import Selection
 T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
 
-FRAME_BYTES = 1 << 20
 READ_LIMIT_BYTES = 64 << 20
 AHEAD_BYTES = 4 << 20
 PROGRESS_INTERVAL_S = 0.1
@@ -171,8 +170,7 @@ class TensorStoreServicer(rpc.TensorStoreServiceServicer):
             self._node.read,
             request.digest,
             start,
-            min(AHEAD_BYTES, end - start),
-            FRAME_BYTES,
+            min(start + AHEAD_BYTES, end),
             cached_only=request.cached_only,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,8 +16,8 @@ from services.tensorstore.backend import Backend, find_manifest, read_manifest
 from services.tensorstore.directory import translate
 from services.tensorstore.manifest import Chunk, Manifest
 from services.tensorstore.residence import Progress
+from services.tensorstore.tile_check import TileCheck
 
-READ_BYTES = 8 << 20
 THREADS = 8
 GRACE_S = 3600.0
 
@@ -45,24 +46,16 @@ def verify(backend: Backend, digest: str, progress: Progress | None = None) -> l
 def _is_whole(backend: Backend, digest: str, size_bytes: int, chunk: Chunk | None) -> bool:
     """The object's own digest covers all its tiles; the tiles' digests are checked as well, for
     they are what a node relies on."""
-    whole, tile_hash, tile = blake3(), blake3(), 0
-    buffer = memoryview(bytearray(min(READ_BYTES, size_bytes)))
+    whole = blake3()
+    tiles = TileCheck(chunk) if chunk is not None else None
     try:
         if backend.size(digest) != size_bytes:
             return False
-        for start in range(0, size_bytes, READ_BYTES):
-            view = buffer[: min(READ_BYTES, size_bytes - start)]
-            backend.read(digest, start, view)
-            whole.update(view)
-            at = start
-            while chunk is not None and at < start + len(view):
-                stop = min(chunk.ends[tile], start + len(view))
-                tile_hash.update(view[at - start : stop - start])
-                at = stop
-                if at == chunk.ends[tile]:
-                    if tile_hash.digest() != chunk.tile_digest(tile):
-                        return False
-                    tile_hash, tile = blake3(), tile + 1
+        with closing(backend.pieces(digest, 0, size_bytes)) as pieces:
+            for piece in pieces:
+                whole.update(piece)
+                if tiles is not None:
+                    tiles.update(piece)
     except (DataLoss, NotFound):
         return False
     return whole.hexdigest() == digest
@@ -128,14 +121,11 @@ def _copy_object(source: Backend, target: Backend, digest: str, size_bytes: int)
     if target.size(digest) == size_bytes:
         return False
     path, whole = target.scratch() / uuid.uuid4().hex, blake3()
-    buffer = memoryview(bytearray(min(READ_BYTES, size_bytes)))
     try:
-        with path.open("wb") as file:
-            for start in range(0, size_bytes, READ_BYTES):
-                view = buffer[: min(READ_BYTES, size_bytes - start)]
-                source.read(digest, start, view)
-                whole.update(view)
-                file.write(view)
+        with path.open("wb") as file, closing(source.pieces(digest, 0, size_bytes)) as pieces:
+            for piece in pieces:
+                whole.update(piece)
+                file.write(piece)
         if whole.hexdigest() != digest:
             raise DataLoss(f"object {digest} is damaged", field="digest")
         target.put(digest, path)

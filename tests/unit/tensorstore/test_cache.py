@@ -12,6 +12,7 @@ import torch
 
 from services.common.errors import DataLoss, NotFound, ResourceExhausted, Unavailable
 from services.common.generation import LayerRange
+from services.tensorstore.backend import Pieces
 from services.tensorstore.cache import ChunkCache, Source
 from services.tensorstore.client import Model
 from services.tensorstore.directory import DirectoryBackend
@@ -32,15 +33,17 @@ class Counting:
         self.error: Exception | None = None
         self.lock = threading.Lock()
 
-    def read(self, digest: str, start: int, into: memoryview) -> None:
+    def pieces(self, digest: str, start: int, stop: int) -> Pieces:
         if self.error is not None:
             raise self.error
-        self.backend.read(digest, start, into)
         with self.lock:
-            self.read_bytes += len(into)
-            if self.spoil:
-                self.spoil -= 1
-                into[0] ^= 1
+            spoil = self.spoil > 0
+            self.spoil -= spoil
+        for piece in self.backend.pieces(digest, start, stop):
+            with self.lock:
+                self.read_bytes += len(piece)
+            piece[0] ^= spoil
+            yield piece
 
 
 @pytest.fixture
