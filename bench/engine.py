@@ -8,6 +8,10 @@ neighbours weigh on both. Ratios are taken within a pair, and their median is th
 
 from __future__ import annotations
 
+import os
+
+os.environ["ONEDNN_MAX_CPU_ISA"] = "DEFAULT"  # the reference may use all the processor has
+
 import argparse
 import itertools
 import json

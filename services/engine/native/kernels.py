@@ -43,15 +43,18 @@ class Level:
     arithmetic: str
 
 
+_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx2", "fma")
+_BF16 = (*(f"-m{flag}" for flag in _AVX512), "-mavx512bf16")
 LEVELS = {
     "x86_64": (
         Level(
-            "avx512bf16",
-            frozenset({*_AVX512, "avx512_bf16"}),
-            (*(f"-m{flag}" for flag in _AVX512), "-mavx512bf16"),
-            "dpbf16",
+            "amx",
+            frozenset({*_AVX512, "avx512_bf16", "amx_tile", "amx_bf16"}),
+            (*_BF16, "-mamx-tile", "-mamx-bf16"),
+            "amx",
         ),
+        Level("avx512bf16", frozenset({*_AVX512, "avx512_bf16"}), _BF16, "dpbf16"),
         Level("avx512", frozenset(_AVX512), tuple(f"-m{flag}" for flag in _AVX512), "fma"),
         Level("avx2", frozenset({"avx2", "fma"}), ("-mavx2", "-mfma"), "fma"),
     ),
@@ -86,20 +89,27 @@ class Kernels:
         ]
 
 
-def supported_level() -> Level | None:
-    """The best level this CPU has; None on a CPU without fused multiply-add."""
+def supported_levels() -> tuple[Level, ...]:
+    """What this CPU has, best first; nothing on a CPU without fused multiply-add."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        return None
+        return ()
     found: set[str] = set()
     for line in text.splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("flags", "Features"):
             found = set(value.split())
             break
-    levels = LEVELS.get(platform.machine(), ())
-    return next((level for level in levels if level.cpu_flags <= found), None)
+    if "amx_tile" in found and not _may_use_tiles():
+        found.remove("amx_tile")
+    return tuple(level for level in LEVELS.get(platform.machine(), ()) if level.cpu_flags <= found)
+
+
+def _may_use_tiles() -> bool:
+    """Asks the kernel, once for all threads of the process; a sandbox may refuse."""
+    answer: int = ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA)
+    return answer == 0
 
 
 def source_digest() -> str:
@@ -124,26 +134,32 @@ def build(level: Level, cache: Path) -> Path | None:
     """The library for a level, built if the cache lacks it; None where that cannot be done."""
     key = hashlib.sha256(" ".join((source_digest(), *FLAGS, *level.compiler_flags)).encode())
     target = cache / f"{level.name}-{key.hexdigest()[:20]}.so"
-    if target.is_file():
+    if target.is_file() and _is_ours(target) and _is_ours(cache):
         return target
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
-        log.warning("no C++ compiler: the engine falls back to torch, as exact but slower")
+        log.warning("no C++ compiler, and no kernels of level %s built before", level.name)
         return None
     try:
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if cache.stat().st_uid != os.getuid():
-            log.warning("the kernel cache belongs to another user: falling back to torch")
+        if not _is_ours(cache):
+            log.warning("others may write to the kernel cache %s", cache)
             return None
         with (cache / "lock").open("w") as lock:  # one build, however many engines start at once
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not target.is_file():
+            if not (target.is_file() and _is_ours(target)):
                 _compile(compiler, level, target)
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or b""
-        log.warning("the kernels do not build (%s): %s", error, detail.decode()[-2000:])
+        log.warning("level %s does not build (%s): %s", level.name, error, detail.decode()[-2000:])
         return None
     return target
+
+
+def _is_ours(path: Path) -> bool:
+    """Nobody but this user and root can have put it there, or can change it."""
+    status = path.stat()
+    return status.st_uid in (0, os.getuid()) and not status.st_mode & 0o022
 
 
 def _compile(compiler: str, level: Level, target: Path) -> None:
@@ -153,24 +169,25 @@ def _compile(compiler: str, level: Level, target: Path) -> None:
         subprocess.run(
             [*command, str(unfinished)], check=True, capture_output=True, timeout=BUILD_TIMEOUT_S
         )
+        unfinished.chmod(0o755)
         unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
 def load(cache: Path | None = None, level: Level | None = None) -> Kernels | None:
-    """The kernels for this CPU, or None where torch must do."""
-    level = level or supported_level()
-    if level is None:
-        return None
-    library = build(level, cache or default_cache())
-    if library is None:
-        return None
-    try:
-        return Kernels(library, level, source_digest())
-    except OSError as error:
-        log.warning("the kernels do not load (%s): falling back to torch", error)
-        return None
+    """The kernels for this CPU, or None where torch must do. A compiler too old for the best
+    level may know the next."""
+    for candidate in (level,) if level else supported_levels():
+        library = build(candidate, cache or default_cache())
+        if library is None:
+            continue
+        try:
+            return Kernels(library, candidate, source_digest())
+        except OSError as error:
+            log.warning("the kernels do not load: %s", error)
+    log.warning("no kernels for this machine: the engine computes with torch, as exact but slower")
+    return None
 
 
 def main() -> None:

@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include "amx.h"
 #include "vectors.h"
 
 namespace shunt {
@@ -66,6 +67,10 @@ void linear_rows(int64_t m, const typename T::E* x, int64_t k, const typename T:
 template <class T, class Store>
 void linear(const typename T::E* x, int64_t rows, int64_t k, const typename T::E* w,
             int64_t columns, int threads, const Store& put) {
+#if defined(__AMX_BF16__)
+  if constexpr (std::is_same_v<T, Bf16>)
+    if (k % amx::kDepth == 0) return amx::linear(x, rows, k, w, columns, threads, put);
+#endif
   const int64_t blocks = (columns + kColumns - 1) / kColumns;
   const int64_t group = rows <= 2 ? 4 : rows <= 3 ? 2 : 1;
   for (int64_t first = 0; first < rows; first += kChunk) {

@@ -9,7 +9,7 @@ from services.engine.native import exactness, kernels
 from services.engine.native.compiled import CompiledLayers
 from services.engine.native.torch_layers import TorchLayers
 
-LEVEL = kernels.supported_level()
+LEVELS = kernels.supported_levels()
 
 
 class Tampered:
@@ -91,14 +91,35 @@ def test_the_class_is_that_of_the_arithmetic_not_of_model_or_layers(tiny_model, 
     assert name(llama, range(0, 2), arithmetic="torch") != reference
 
 
-@pytest.mark.skipif(LEVEL is None or LEVEL.name == "avx2", reason="needs two levels")
+@pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
+def test_a_row_among_hundreds_is_that_row_alone(tiny_model, llama, level):
+    model, count = tiny_model(llama), 300
+    library = kernels.load(level=level)
+    layers = CompiledLayers(
+        library, model.config, model.tensors, range(5), torch.bfloat16, 2 * count, 1
+    )
+    rows = torch.randn(count, 96, generator=torch.Generator().manual_seed(4)).bfloat16()
+    tables = [range(2 * row, 2 * row + 2) for row in range(count)]
+    alone = [
+        layers.forward(rows[row : row + 1].clone(), [exactness.Span(0, 1, 0, tables[row])])
+        for row in range(count)
+    ]
+    for together in (2, 16, 17, 31, 33, 96, 255, 257, count):
+        spans = [exactness.Span(row, 1, 0, tables[row]) for row in range(together)]
+        result = layers.forward(rows[:together].clone(), spans)
+        assert result.equal(torch.cat(alone[:together])), together
+        assert layers.logits(result).equal(
+            torch.cat([layers.logits(row.clone()) for row in alone[:together]])
+        ), together
+    layers.close()
+
+
+@pytest.mark.skipif(len(LEVELS) < 2, reason="needs two levels")
 def test_levels_of_one_arithmetic_give_the_same_bits(tiny_model, llama):
     model = tiny_model(llama)
     found = {}
-    for level in kernels.LEVELS["x86_64"]:
+    for level in LEVELS:
         library = kernels.load(level=level)
-        if library is None or not level.cpu_flags <= LEVEL.cpu_flags:
-            continue
         for dtype in (torch.bfloat16, torch.float32):
 
             def build(config, tensors, layers, kv_blocks, library=library, dtype=dtype):

@@ -12,7 +12,8 @@ import pytest
 
 from services.engine.native import kernels
 
-BEST = kernels.supported_level()
+LEVELS = kernels.supported_levels()
+BEST = LEVELS[0] if LEVELS else None
 pytestmark = pytest.mark.skipif(
     BEST is None or not kernels.shutil.which("g++"), reason="needs a compiler and a known CPU"
 )
@@ -33,7 +34,7 @@ def counted_compiler(tmp_path, monkeypatch):
 def test_processes_that_start_together_build_once(tmp_path, counted_compiler):
     code = (
         "import sys, pathlib; from services.engine.native import kernels as k;"
-        "print(k.build(k.supported_level(), pathlib.Path(sys.argv[1])))"
+        "print(k.build(k.supported_levels()[0], pathlib.Path(sys.argv[1])))"
     )
     cache = tmp_path / "cache"
     command = [sys.executable, "-c", code, str(cache)]
@@ -51,6 +52,7 @@ def test_a_build_that_fails_leaves_nothing_and_falls_back(tmp_path, monkeypatch,
     cache = tmp_path / "cache"
     assert kernels.load(cache) is None
     assert [path.name for path in cache.iterdir()] == ["lock"]
+    assert "as exact but slower" in caplog.text
     assert "no-such-flag" in caplog.text
 
 
@@ -72,16 +74,39 @@ def test_without_kernels_a_stage_falls_back_to_torch_and_is_exact(
 
 
 def test_a_library_that_does_not_load_falls_back(tmp_path, counted_compiler, caplog):
-    built = kernels.build(BEST, tmp_path)
-    built.write_bytes(b"not a library")
-    assert kernels.load(tmp_path) is None
+    kernels.build(BEST, tmp_path).write_bytes(b"not a library")
+    assert kernels.load(tmp_path, BEST) is None
     assert "do not load" in caplog.text
+
+
+@pytest.mark.skipif(len(LEVELS) < 2, reason="needs two levels")
+def test_a_compiler_too_old_for_the_best_level_builds_the_next(tmp_path, monkeypatch):
+    too_new = kernels.Level("new", BEST.cpu_flags, ("-mno-such-instructions",), "new")
+    monkeypatch.setattr(kernels, "supported_levels", lambda: (too_new, LEVELS[-1]))
+    found = kernels.load(tmp_path)
+    assert found is not None
+    assert found.level is LEVELS[-1]
+
+
+@pytest.mark.skipif(BEST is None or BEST.name != "amx", reason="needs a CPU with tiles")
+def test_where_tiles_are_refused_the_next_level_serves(monkeypatch):
+    monkeypatch.setattr(kernels, "_may_use_tiles", lambda: False)
+    assert kernels.supported_levels()[0].name == "avx512bf16"
 
 
 def test_a_cache_that_cannot_be_written_falls_back(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     assert kernels.load(tmp_path / "file" / "cache") is None
-    assert "do not build" in caplog.text
+    assert "does not build" in caplog.text
+
+
+@pytest.mark.parametrize("part", ["library", "folder"])
+def test_what_others_may_write_to_is_not_loaded(tmp_path, counted_compiler, part, monkeypatch):
+    cache = tmp_path / "cache"
+    built = kernels.build(BEST, cache)
+    (built if part == "library" else cache).chmod(0o777)
+    monkeypatch.setenv("PATH", "")
+    assert kernels.build(BEST, cache) is None
 
 
 def test_other_flags_or_sources_mean_another_library(tmp_path, counted_compiler, monkeypatch):

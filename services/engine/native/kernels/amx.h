@@ -1,0 +1,147 @@
+// Linears on the matrix unit (AMX): sixteen rows by sixteen outputs to a tile.
+//
+// The unit adds each row's products in one fixed order, whatever other rows its tile holds, so the
+// invariant of vectors.h stands. Its arithmetic is its own: every number of rows goes through it,
+// one row too.
+
+#pragma once
+
+#if defined(__AMX_BF16__)
+#include "vectors.h"
+
+namespace shunt::amx {
+
+constexpr int64_t kRows = 16;    // rows of a tile
+constexpr int64_t kDepth = 32;   // elements that one instruction sums over
+constexpr int64_t kChunk = 256;  // rows that pass a weight before the next rows do
+constexpr int64_t kTileBytes = 64;
+constexpr int64_t kAheadBytes = 4096;
+
+struct alignas(64) Config {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// Tiles 0 to 3 sum, 4 and 5 hold rows of x (`upper` and `lower` of them), 6 and 7 weights.
+inline void configure(int64_t upper, int64_t lower, bool wide) {
+  Config c;
+  const int64_t rows[8] = {upper, upper, wide ? upper : lower, wide ? upper : lower,
+                           upper, lower, kRows, kRows};
+  for (int i = 0; i < 8; i++) {
+    if (!rows[i]) continue;
+    c.rows[i] = (uint8_t)rows[i];
+    c.row_bytes[i] = kTileBytes;
+  }
+  _tile_loadconfig(&c);
+}
+
+// The sums of one column block for `count` rows, from registers by way of the stack.
+template <class Store>
+void put_rows(const float* sums, int64_t count, int64_t row, int64_t block, const Store& put) {
+  for (int64_t m = 0; m < count; m++)
+    put(row + m, block, load(sums + m * kColumns), load(sums + m * kColumns + kLanes));
+}
+
+// Tile loads are too sparse for the processor to see a stream in them.
+inline void fetch_ahead(const uint16_t* p) {
+  const char* ahead = (const char*)p + kAheadBytes;
+  for (int64_t i = 0; i < kDepth * kColumns * 2; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T0);
+}
+
+// Up to 32 rows of x times one column block.
+template <class Store>
+void tall(const uint16_t* x, int64_t k, const uint16_t* w, int64_t upper, int64_t lower,
+          int64_t row, int64_t block, bool unread, const Store& put) {
+  const int64_t stride = k * 2, width = kColumns * 4;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t s = 0; s < k; s += kDepth) {
+    const uint16_t* p = w + s * kColumns;
+    if (unread) fetch_ahead(p);
+    _tile_loadd(6, p, width);
+    _tile_loadd(4, x + s, stride);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, p + kColumns, width);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(5, x + kRows * k + s, stride);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  alignas(64) float sums[2 * kRows * kColumns];
+  _tile_stored(0, sums, width);
+  _tile_stored(1, sums + kLanes, width);
+  _tile_stored(2, sums + kRows * kColumns, width);
+  _tile_stored(3, sums + kRows * kColumns + kLanes, width);
+  put_rows(sums, upper + lower, row, block, put);
+}
+
+// Up to 16 rows of x times two column blocks, or one: few rows wait for weights.
+template <class Store>
+void wide(const uint16_t* x, int64_t k, const uint16_t* w, int64_t blocks, int64_t rows,
+          int64_t row, int64_t block, const Store& put) {
+  const int64_t stride = k * 2, width = kColumns * 4;
+  const uint16_t* next = w + (blocks > 1 ? k * kColumns : 0);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t s = 0; s < k; s += kDepth) {
+    const uint16_t *p = w + s * kColumns, *q = next + s * kColumns;
+    fetch_ahead(p);
+    if (blocks > 1) fetch_ahead(q);
+    _tile_loadd(4, x + s, stride);
+    _tile_loadd(6, p, width);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, p + kColumns, width);
+    _tile_dpbf16ps(1, 4, 7);
+    if (blocks == 1) continue;
+    _tile_loadd(6, q, width);
+    _tile_dpbf16ps(2, 4, 6);
+    _tile_loadd(7, q + kColumns, width);
+    _tile_dpbf16ps(3, 4, 7);
+  }
+  alignas(64) float sums[kRows * kColumns];
+  _tile_stored(0, sums, width);
+  _tile_stored(1, sums + kLanes, width);
+  put_rows(sums, rows, row, block, put);
+  if (blocks == 1) return;
+  _tile_stored(2, sums, width);
+  _tile_stored(3, sums + kLanes, width);
+  put_rows(sums, rows, row, block + 1, put);
+}
+
+// x [rows, k] times w; k is a multiple of kDepth.
+template <class Store>
+void linear(const uint16_t* x, int64_t rows, int64_t k, const uint16_t* w, int64_t columns,
+            int threads, const Store& put) {
+  const int64_t blocks = (columns + kColumns - 1) / kColumns;
+  for (int64_t first = 0; first < rows; first += kChunk) {
+    const int64_t last = std::min(rows, first + kChunk), count = last - first;
+    if (count <= kRows) {
+      parallel((blocks + 1) / 2, threads, [&](int64_t g) {
+        configure(count, 0, true);
+        wide(x + first * k, k, w + 2 * g * k * kColumns, std::min<int64_t>(2, blocks - 2 * g),
+             count, first, 2 * g, put);
+      });
+      continue;
+    }
+    parallel(blocks, threads, [&](int64_t b) {
+      int64_t upper = 0, lower = 0;
+      for (int64_t r = first; r < last; r += 2 * kRows) {
+        const int64_t above = std::min(kRows, last - r), below = std::min(kRows, last - r - above);
+        if (above != upper || below != lower) configure(upper = above, lower = below, below == 0);
+        if (below)
+          tall(x + r * k, k, w + b * k * kColumns, above, below, r, b, r == first, put);
+        else
+          wide(x + r * k, k, w + b * k * kColumns, 1, above, r, b, put);
+      }
+    });
+  }
+  _tile_release();
+}
+
+}  // namespace shunt::amx
+#endif
