@@ -110,13 +110,14 @@ class Controller(Process):
         """A head's checkpoints."""
         stream.on_message[self] = lambda message: self._checkpoints(stream, message)
 
-    def _checkpoints(self, stream: Stream, checkpoints: tuple[Checkpoint, ...]) -> None:
+    def _checkpoints(self, stream: Stream, sent: tuple[int, tuple[Checkpoint, ...]]) -> None:
+        message, checkpoints = sent
         for checkpoint in checkpoints:
             pipeline = self.cluster.pipeline_of(checkpoint.formation_id)
             before = self.world.monitor.before(self.ledger, checkpoint)
             outcome = self.ledger.checkpoint(checkpoint, pipeline, self.clock.now_s)
             self.world.monitor.checkpoint(self.ledger, checkpoint, outcome, before)
-            self._commit(outcome, lambda result: stream.post(self, (result,)))
+            self._commit(outcome, lambda result: stream.post(self, (message, result)))
 
     def resume(self, reply: Reply, question: ResumeQuestion, until_s: float) -> None:
         """Waits while there is no head to grant to."""

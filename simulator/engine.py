@@ -83,6 +83,7 @@ class Engine(Process):
         self._readers: dict[int, Stream] = {}
         self._reader_count = 0
         self._journal: Stream | None = None
+        self._messages = 0
         self._beats: Stream | None = None
         self._lost_node_ids: tuple[str, ...] = ()
         self._draining: list[tuple[str, Reply]] = []
@@ -147,15 +148,18 @@ class Engine(Process):
     def _journal_ended(self, error: ShuntError | None) -> None:
         self._journal = None
 
-    def _journaled(self, results: tuple[CheckpointResult, ...]) -> None:
-        self.act(self.core.checkpoint_results(results, self.clock.now_s))
+    def _journaled(self, answer: tuple[int, CheckpointResult]) -> None:
+        message, result = answer
+        self.act(self.core.checkpoint_results(message, (result,), self.clock.now_s))
 
     def _checkpoint(self) -> None:
         if self._journal is None:
             return
-        checkpoints: tuple[Checkpoint, ...] = self.core.take_checkpoints(self.clock.now_s)
-        if checkpoints:
-            self._journal.post(self, checkpoints)
+        self._messages += 1
+        checkpoints: tuple[Checkpoint, ...]
+        while checkpoints := self.core.take_checkpoints(self._messages, self.clock.now_s):
+            self._journal.post(self, (self._messages, checkpoints))
+            self._messages += 1
 
     # Stages
 

@@ -156,21 +156,19 @@ class ControllerLink:
         while isinstance(message := await call.read(), controller_pb2.StreamCheckpointsResponse):
             self.last_heard_s = self._clock()
             results = [wire.result_from(result) for result in message.results]
-            self._engine.head.checkpoint_results(results)
+            self._engine.head.checkpoint_results(message.sequence, results)
 
     async def _send_checkpoints(self, call: CheckpointCall) -> None:
         head, sequence = self._engine.head, 0
         while True:
             await _wait(head.checkpoints_due, self._checkpoint_interval_s)
             head.checkpoints_due.clear()
-            checkpoints = head.take_checkpoints()
-            if not checkpoints:
-                continue
-            sequence += 1
-            message = controller_pb2.StreamCheckpointsRequest(
-                sequence=sequence, checkpoints=[wire.checkpoint_to(c) for c in checkpoints]
-            )
-            await call.write(message)
+            while checkpoints := head.take_checkpoints(sequence + 1):
+                sequence += 1
+                message = controller_pb2.StreamCheckpointsRequest(
+                    sequence=sequence, checkpoints=[wire.checkpoint_to(c) for c in checkpoints]
+                )
+                await call.write(message)
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

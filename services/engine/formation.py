@@ -27,7 +27,8 @@ from services.engine.downstream import Downstream
 _log = logging.getLogger(__name__)
 
 QUEUE_LIMIT = 16
-"""Steps that wait at a stage; the head keeps no more in flight than there are stages."""
+"""Steps that wait at a stage; more where there are more stages, for the head keeps as many in
+flight."""
 CANCELLATION_S = 0.05
 """A killed neighbour's stream may look ended a moment before it looks cancelled."""
 
@@ -92,8 +93,9 @@ class Formation:
         self._compute = compute
         self._on_sampled = on_sampled
         self._on_end = on_end
-        self._inbox: asyncio.Queue[_Work] = asyncio.Queue(QUEUE_LIMIT)
-        self._answers: asyncio.Queue[engine_pb2.ForwardResponse | None] = asyncio.Queue(QUEUE_LIMIT)
+        limit = max(QUEUE_LIMIT, len(membership.members))
+        self._inbox: asyncio.Queue[_Work] = asyncio.Queue(limit)
+        self._answers: asyncio.Queue[engine_pb2.ForwardResponse | None] = asyncio.Queue(limit)
         self._stands = asyncio.Event()
         self._attached = False
         self._tasks: list[asyncio.Task[None]] = []

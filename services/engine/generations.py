@@ -70,6 +70,12 @@ class HeadSettings:
     """An ended generation, or the memory that it was sealed or cancelled, is kept this long."""
     max_generations: int = 1024
     """Open generations; more are refused with ResourceExhausted."""
+    max_unjournaled: int = 4096
+    """The same for those, ended or not, of which the journal has yet to answer for something: they
+    pile up while the controller is away."""
+    checkpoints_at_once: int = 256
+    checkpoint_ids_at_once: int = 32_768
+    """What one message to the journal may carry; a single generation's may be longer."""
 
 
 class Generations:
@@ -86,6 +92,8 @@ class Generations:
         self._formation_id = ""
         self._numerics_class = ""
         self._drain_began_s: float | None = None
+        self._sealed: set[str] = set()
+        """Generations that the drain has sealed."""
         self._held: dict[str, Held] = {}
         self._readers: dict[int, Reader] = {}
         self._past: dict[str, tuple[int, float]] = {}
@@ -102,6 +110,7 @@ class Generations:
         self._formation_id = formation_id
         self._numerics_class = numerics_class
         self._drain_began_s = None
+        self._sealed.clear()
         return actions
 
     def dissolve(self, formation_id: str, now_s: float) -> list[Action]:
@@ -135,8 +144,8 @@ class Generations:
         return actions
 
     def drained(self, formation_id: str, now_s: float) -> int | None:
-        """How many generations were sealed, once the journal has answered for each of them and
-        their readers have had everything (or `drain_readers_s` has passed)."""
+        """How many generations the drain has sealed, once the journal has answered for each of
+        them and their readers have had everything (or `drain_readers_s` has passed)."""
         mine = [held for held in self._held.values() if held.formation_id == formation_id]
         if any(not held.journal_done for held in mine):
             return None
@@ -144,7 +153,7 @@ class Generations:
         waited = began_s is None or now_s - began_s >= self.settings.drain_readers_s
         if not waited and any(held.reader is not None for held in mine):
             return None
-        return sum(held.life is Life.SEALED for held in mine)
+        return len(self._sealed)
 
     # Readers
 
@@ -167,6 +176,10 @@ class Generations:
             raise FailedPrecondition("the formation takes no calls", field="formation_id")
         if held is None and self.open_generations >= self.settings.max_generations:
             raise ResourceExhausted("too many open generations", field="generation_id")
+        if held is None and self._unjournaled >= self.settings.max_unjournaled:
+            raise ResourceExhausted(
+                "the journal is too far behind to begin another generation", field="generation_id"
+            )
         begun = Held(call, self.incarnation, self._numerics_class, now_s)
         actions: list[Action] = []
         if held is not None:
@@ -252,8 +265,10 @@ class Generations:
                 continue
             logprobs = () if token.logprob is None else (token.logprob,)
             try:
-                choice.run.append(token.position, (token.token_id,), logprobs)
+                gap = choice.run.append(token.position, (token.token_id,), logprobs).gap
             except Diverged:
+                gap = True
+            if gap:
                 self.diverged += 1
                 actions += self._give_up(held, CloseReason.DIVERGED, now_s)
                 continue
@@ -276,26 +291,33 @@ class Generations:
 
     # Journal
 
-    def take_checkpoints(self, now_s: float) -> tuple[Checkpoint, ...]:
-        """Checkpoints to send now, at most one unanswered a generation; call it on
-        WakeCheckpoints and every `checkpoint_interval_s` while the stream to the journal stands."""
-        interval_s = self.settings.checkpoint_interval_s
-        timeout_s = self.settings.checkpoint_timeout_s
-        return tuple(
-            held.checkpoint(now_s)
-            for held in self._held.values()
-            if held.due(interval_s, timeout_s, now_s)
-        )
+    def take_checkpoints(self, message: int, now_s: float) -> tuple[Checkpoint, ...]:
+        """Checkpoints to send now in the message of this number, at most one unanswered a
+        generation. Call it on WakeCheckpoints and every `checkpoint_interval_s` while the stream
+        to the journal stands, until it gives nothing more."""
+        settings = self.settings
+        taken: list[Checkpoint] = []
+        ids = 0
+        for held in self._held.values():
+            if not held.due(settings.checkpoint_interval_s, settings.checkpoint_timeout_s, now_s):
+                continue
+            taken.append(held.checkpoint(message, now_s))
+            ids += sum(len(span.ids) for span in taken[-1].spans)
+            if len(taken) >= settings.checkpoints_at_once or ids >= settings.checkpoint_ids_at_once:
+                break
+        return tuple(taken)
 
-    def checkpoint_results(self, results: Iterable[CheckpointResult], now_s: float) -> list[Action]:
-        """The journal's answers. A refusal fences: the generation stops here."""
+    def checkpoint_results(
+        self, message: int, results: Iterable[CheckpointResult], now_s: float
+    ) -> list[Action]:
+        """The journal's answers to a message. A refusal fences: the generation stops here."""
         actions: list[Action] = []
         for result in results:
             held = self._held.get(result.generation_id)
             if held is None or held.epoch != result.epoch:
                 continue
             if result.refusal is None:
-                held.answered(result)
+                held.answered(message, result)
                 if held.urgent:
                     actions.append(WakeCheckpoints())
                 continue
@@ -338,6 +360,10 @@ class Generations:
         """Generations queued or running."""
         return sum(held.life in (Life.LIVE, Life.SEALING) for held in self._held.values())
 
+    @property
+    def _unjournaled(self) -> int:
+        return sum(not held.journal_done for held in self._held.values())
+
     # Inside
 
     def _find(self, key: SequenceKey) -> tuple[Held, Choice] | None:
@@ -366,6 +392,8 @@ class Generations:
         if held.life is not Life.SEALING or held.in_batch:
             return []
         held.close(Life.SEALED, CloseReason.MOVED, now_s)
+        if self._drain_began_s is not None:
+            self._sealed.add(held.request.generation_id)
         return self._tell(held)
 
     def _give_up(self, held: Held, reason: CloseReason, now_s: float) -> list[Action]:

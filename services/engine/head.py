@@ -174,11 +174,11 @@ class Head:
 
     # Journal
 
-    def take_checkpoints(self) -> tuple[Checkpoint, ...]:
-        return self._core.take_checkpoints(self._clock())
+    def take_checkpoints(self, message: int) -> tuple[Checkpoint, ...]:
+        return self._core.take_checkpoints(message, self._clock())
 
-    def checkpoint_results(self, results: Iterable[CheckpointResult]) -> None:
-        self._carry_out(self._core.checkpoint_results(results, self._clock()))
+    def checkpoint_results(self, message: int, results: Iterable[CheckpointResult]) -> None:
+        self._carry_out(self._core.checkpoint_results(message, results, self._clock()))
 
     def checkpoint_stream_opened(self) -> None:
         self._core.checkpoint_stream_opened()

@@ -77,9 +77,7 @@ class Reader:
             return Closed(self.closing, held.lengths)
         if not self.accepted:
             self.accepted = True
-            return Accepted(
-                held.formation_id, held.incarnation, held.request.numerics_class, held.lengths
-            )
+            return Accepted(held.formation_id, held.incarnation, held.numerics_class, held.lengths)
         if held.life is not Life.FENCED and (spans := self._unsent()):
             return Tokens(spans, step)
         if held.closing is not None:
@@ -108,6 +106,8 @@ class Held:
         if not request.numerics_class:
             request = replace(request, numerics_class=numerics_class)
         self.request: GenerationRequest = request
+        self.numerics_class = numerics_class
+        """Of this head; the request names the one that the generation began with."""
         self.epoch = call.epoch
         self.formation_id = call.formation_id
         self.incarnation = incarnation
@@ -124,7 +124,8 @@ class Held:
         self._answered = False
         """The journal has answered in this epoch: it knows the request."""
         self._seal_answered = False
-        self._in_flight: tuple[Lengths, frozenset[int], bool] | None = None
+        self._in_flight: tuple[int, Lengths, frozenset[int], bool] | None = None
+        """The last message with a checkpoint of it, and what that said."""
         self._sent_s = float("-inf")
 
     def _go_on_from(self, span: TokenSpan) -> None:
@@ -217,7 +218,7 @@ class Held:
             for index, choice in enumerate(self.choices)
         )
 
-    def checkpoint(self, now_s: float) -> Checkpoint:
+    def checkpoint(self, message: int, now_s: float) -> Checkpoint:
         """Everything the journal has not answered for."""
         spans = []
         ends = frozenset(i for i, choice in enumerate(self.choices) if choice.finish is not None)
@@ -225,7 +226,7 @@ class Held:
             if len(choice.run) > start or (index in ends and index not in self._journaled_ends):
                 spans.append(choice.run.span(index, start, None, choice.finish))
         sealed = self.life in (Life.SEALED, Life.FINISHED)
-        self._in_flight = (self.lengths, ends, sealed)
+        self._in_flight = (message, self.lengths, ends, sealed)
         self._sent_s = now_s
         return Checkpoint(
             self.request.generation_id,
@@ -237,16 +238,17 @@ class Held:
             sealed,
         )
 
-    def answered(self, result: CheckpointResult) -> None:
-        """The journal holds `result.lengths`; where that is less than was sent, go on from it."""
+    def answered(self, message: int, result: CheckpointResult) -> None:
+        """The journal holds `result.lengths`; where that is less than was sent, go on from it.
+        A late answer to an earlier message says nothing of what was sent since."""
         self._answered = True
         self._journaled = [
             min(length, len(choice.run))
             for length, choice in zip(result.lengths, self.choices, strict=True)
         ]
-        if self._in_flight is None:
+        if self._in_flight is None or self._in_flight[0] != message:
             return
-        lengths, ends, sealed = self._in_flight
+        _, lengths, ends, sealed = self._in_flight
         self._in_flight = None
         if all(has >= sent for has, sent in zip(self._journaled, lengths, strict=True)):
             self._journaled_ends |= ends

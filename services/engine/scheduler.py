@@ -1,9 +1,11 @@
 """Continuous batching with chunked prefill: which rows run in the next step.
 
 Every step carries one row for each sequence that decodes and fills its token budget with prompt
-rows, first come first served. A sequence is in at most one step in flight. Stages work a step in
-the order they got it, so blocks and slots that are free here may be handed out again at once.
-A preempted sequence is read again from its ids; exactness makes that free of consequence.
+rows: first those of streams that were moved here and wait in mid-answer, then first come first
+served. A sequence that decodes is in at most one step in flight; one that is being read may be in
+as many as there are stages, a piece each, for no piece but its last has to come back. Stages work
+a step in the order they got it, so blocks and slots that are free here may be handed out again at
+once. A preempted sequence is read again from its ids; exactness makes that free of consequence.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ class SchedulerSettings:
     """A further step starts while one is in flight only when this many sequences wait for it:
     splitting a small batch costs more than overlapping stages gains."""
     min_overlap_rows: int = 128
-    """Or when this many prompt rows wait: they are bound by arithmetic, not by reading weights."""
+    """Or when this many prompt rows wait: they are bound by arithmetic, not by reading weights.
+    What is left of a prompt that is being read never waits."""
 
 
 @dataclass(slots=True, eq=False)
@@ -49,7 +52,8 @@ class _Sequence:
     computed: int = 0
     """Positions in the KV cache, those of a step in flight included."""
     blocks: list[int] = field(default_factory=list)
-    in_flight: bool = False
+    in_flight: int = 0
+    """Steps that carry it and have not come back."""
     stopping: bool = False
     dropped: bool = False
     last_step: int = 0
@@ -57,6 +61,11 @@ class _Sequence:
     @property
     def remaining(self) -> int:
         return len(self.tokens) - self.computed
+
+    @property
+    def turn(self) -> tuple[bool, int]:
+        """Its place among those that wait: an answer that was begun goes on first."""
+        return len(self.tokens) == len(self.request.prompt_ids), self.arrival
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +145,7 @@ class Scheduler:
         tokens = [*request.prompt_ids, *output_ids]
         sequence = _Sequence(key, request, self._arrivals, tokens, len(output_ids))
         self._by_key[key] = sequence
-        self._waiting.append(sequence)
+        insort(self._waiting, sequence, key=lambda s: s.turn)
 
     def stop(self, key: SequenceKey) -> bool:
         """Frees a sequence; True when no step in flight carries it. A token of one that does is
@@ -163,15 +172,15 @@ class Scheduler:
         if len(self._flights) >= self._max_in_flight:
             return None
         self._admit()
-        idle = [s for s in self._running.values() if not s.in_flight]
-        decoding = [s for s in idle if s.phase is Phase.DECODE]
-        prefilling = [s for s in idle if s.phase is Phase.PREFILL]
-        if self._flights and not self._worth_overlapping(idle, prefilling):
+        running = self._running.values()
+        decoding = [s for s in running if s.phase is Phase.DECODE and not s.in_flight]
+        prefilling = [s for s in running if s.phase is Phase.PREFILL and s.remaining]
+        if self._flights and not self._worth_overlapping(decoding, prefilling):
             return None
         chosen = [(s, 1) for s in self._choose_decodes(decoding)]
         decodes = len(chosen)
         budget = self._settings.token_budget - decodes
-        for sequence in sorted(prefilling, key=lambda s: s.arrival):
+        for sequence in sorted(prefilling, key=lambda s: s.turn):
             # A decode that found no block may have sent this one back to the queue.
             if budget > 0 and sequence.phase is Phase.PREFILL:
                 count = min(budget, sequence.remaining)
@@ -183,7 +192,7 @@ class Scheduler:
         """A step came back."""
         flight = self._flights.pop(number)
         for sequence in flight.values():
-            sequence.in_flight = False
+            sequence.in_flight -= 1
         tokens = []
         for token in sampled:
             sequence = flight[token.slot]
@@ -193,16 +202,19 @@ class Scheduler:
             if not sequence.stopping:
                 sequence.tokens.append(token.token_id)
                 self._set_phase(sequence, Phase.DECODE)
-        stopped = tuple(s.key for s in flight.values() if s.stopping and not s.dropped)
+        stopped = tuple(
+            s.key for s in flight.values() if s.stopping and not s.dropped and not s.in_flight
+        )
         for key in stopped:
             del self._by_key[key]
         return StepResult(tuple(tokens), stopped)
 
-    def _worth_overlapping(self, idle: list[_Sequence], prefilling: list[_Sequence]) -> bool:
+    def _worth_overlapping(self, decoding: list[_Sequence], prefilling: list[_Sequence]) -> bool:
         rows = sum(s.remaining for s in prefilling)
         return (
-            len(idle) >= self._settings.min_overlap_sequences
+            len(decoding) + len(prefilling) >= self._settings.min_overlap_sequences
             or rows >= self._settings.min_overlap_rows
+            or any(s.in_flight for s in prefilling)
         )
 
     def _admit(self) -> None:
@@ -254,7 +266,7 @@ class Scheduler:
         self._vacate(sequence)
         sequence.computed = 0
         self._set_phase(sequence, Phase.QUEUED)
-        insort(self._waiting, sequence, key=lambda s: s.arrival)
+        insort(self._waiting, sequence, key=lambda s: s.turn)
 
     def _leave(self, sequence: _Sequence) -> None:
         self._phases.pop(sequence.key, None)
@@ -284,7 +296,8 @@ class Scheduler:
             token_ids += sequence.tokens[start:end]
             prompt = len(sequence.request.prompt_ids)
             replayed += max(0, min(end, prompt + sequence.held) - max(start, prompt))
-            sequence.computed, sequence.in_flight = end, True
+            sequence.computed = end
+            sequence.in_flight += 1
             sequence.last_step = self._number
         opens = tuple(
             SequenceOpen(

@@ -184,7 +184,8 @@ class Follower:
             return []
         self._frame_s = now_s
         if isinstance(frame, Accepted):
-            self.request = replace(self.request, numerics_class=frame.numerics_class)
+            if not self.request.numerics_class:
+                self.request = replace(self.request, numerics_class=frame.numerics_class)
             return []
         if isinstance(frame, Closed):
             return self._closed(frame, now_s)

@@ -86,11 +86,11 @@ def step(head: Generations, *ids: int, start: int = 0, key: SequenceKey = KEY) -
 def answer(head: Generations, now_s: float = 0.0, **changes: object) -> list[Action]:
     """The journal takes what is due, in full."""
     results = []
-    for checkpoint in head.take_checkpoints(now_s):
+    for checkpoint in head.take_checkpoints(1, now_s):
         lengths = tuple(head._held[checkpoint.generation_id].lengths)
         result = CheckpointResult(checkpoint.generation_id, checkpoint.epoch, lengths)
         results.append(replace(result, **changes))  # type: ignore[arg-type]
-    return head.checkpoint_results(results, now_s)
+    return head.checkpoint_results(1, results, now_s)
 
 
 def test_a_call_starts_a_sequence_and_its_first_checkpoint_carries_the_request(
@@ -100,7 +100,7 @@ def test_a_call_starts_a_sequence_and_its_first_checkpoint_carries_the_request(
     assert kinds(actions, StartSequence) == [
         StartSequence(KEY, replace(REQUEST, numerics_class="exact"), ())
     ]
-    (checkpoint,) = head.take_checkpoints(0.0)
+    (checkpoint,) = head.take_checkpoints(1, 0.0)
     assert (checkpoint.epoch, checkpoint.incarnation, checkpoint.formation_id) == (1, "i1", "f1")
     assert checkpoint.request is not None
     assert frames(head, 1) == [Accepted("f1", "i1", "exact", (0,))]
@@ -115,10 +115,77 @@ def test_tokens_reach_the_reader_once_and_the_journal_coalesced(head: Generation
     assert isinstance(tokens, Tokens)
     assert tokens.spans == (TokenSpan(0, 0, (7, 8)),)
     assert frames(head, 1) == []
-    assert head.take_checkpoints(0.01) == ()
-    (checkpoint,) = head.take_checkpoints(0.06)
+    assert head.take_checkpoints(1, 0.01) == ()
+    (checkpoint,) = head.take_checkpoints(1, 0.06)
     assert checkpoint.spans == (TokenSpan(0, 0, (7, 8)),)
     assert checkpoint.request is None
+
+
+def test_a_late_answer_to_an_earlier_message_says_nothing_of_the_seal(head: Generations) -> None:
+    head.generate(1, call(), 0.0)
+    answer(head)
+    step(head, 7)
+    assert len(head.take_checkpoints(2, 0.1)) == 1
+    head.drain("f1", 0.2)
+    head.sequence_stopped(KEY, 0.2)
+    (sealed,) = head.take_checkpoints(3, 1.2)
+    assert sealed.sealed
+    head.checkpoint_results(2, [CheckpointResult("g", 1, (1,))], 1.3)
+    assert head.drained("f1", 9.0) is None
+    head.checkpoint_results(3, [CheckpointResult("g", 1, (1,))], 1.4)
+    assert head.drained("f1", 9.0) == 1
+
+
+def test_a_drain_counts_all_it_sealed_however_late_and_often_it_is_asked(
+    head: Generations,
+) -> None:
+    for number, name in enumerate(("g", "h"), 1):
+        head.generate(number, replace(call(), request=replace(REQUEST, generation_id=name)), 0.0)
+    answer(head)
+    head.drain("f1", 0.0)
+    for name in ("g", "h"):
+        head.sequence_stopped(SequenceKey(name, 1, 0), 0.0)
+    assert len(head.take_checkpoints(2, 0.0)) == 2
+    head.checkpoint_results(2, [CheckpointResult("g", 1, (0,))], 0.0)
+    for reader in (1, 2):
+        head.detach(reader, 0.0)
+    head.tick(0.05)
+    head.checkpoint_results(2, [CheckpointResult("h", 1, (0,))], 0.06)
+    assert head.drained("f1", 0.06) == 2
+    head.tick(0.1)
+    assert head.drain("f1", 0.1) == []
+    assert head.drained("f1", 0.1) == 2
+
+
+def test_what_piled_up_goes_to_the_journal_in_small_messages_and_has_a_limit() -> None:
+    limits = HeadSettings(max_unjournaled=5, checkpoints_at_once=2)
+    head = Generations("i1", limits)
+    head.form("f1", "exact", 0.0)
+    for number in range(5):
+        request = replace(REQUEST, generation_id=str(number))
+        head.generate(number, replace(call(), request=request), 0.0)
+    with pytest.raises(ResourceExhausted, match="journal"):
+        head.generate(9, replace(call(), request=replace(REQUEST, generation_id="x")), 0.0)
+    assert [len(head.take_checkpoints(n, 0.0)) for n in range(4)] == [2, 2, 1, 0]
+    assert [len(head.take_checkpoints(n, 5.0)) for n in range(4)] == [2, 2, 1, 0]
+
+
+def test_the_head_names_its_own_arithmetic_and_keeps_the_first_one_of_the_generation(
+    head: Generations,
+) -> None:
+    request = replace(REQUEST, numerics_class="another")
+    head.generate(1, replace(call(), request=request, epoch=2), 0.0)
+    assert frames(head, 1) == [Accepted("f1", "i1", "exact", (0,))]
+    (checkpoint,) = head.take_checkpoints(1, 0.0)
+    assert checkpoint.request == request
+
+
+def test_a_gap_ends_the_generation_like_a_difference(head: Generations) -> None:
+    head.generate(1, call(), 0.0)
+    frames(head, 1)
+    head.stepped(1, [NewToken(KEY, 3, 7)], 0.0)
+    assert frames(head, 1) == [Closed(CloseReason.DIVERGED, (0,))]
+    assert head.diverged == 1
 
 
 def test_a_reader_without_news_gets_a_sign_of_life(head: Generations) -> None:
@@ -194,7 +261,7 @@ def test_a_resumed_generation_goes_on_behind_its_base(head: Generations) -> None
     assert isinstance(start, StartSequence)
     assert start.output_ids == (7, 8)
     assert head.replayed_tokens == 2
-    (checkpoint,) = head.take_checkpoints(0.0)
+    (checkpoint,) = head.take_checkpoints(1, 0.0)
     assert checkpoint.spans == ()
 
 
@@ -228,9 +295,9 @@ def test_a_drain_seals_behind_the_step_in_flight(head: Generations) -> None:
     head.sequence_stopped(KEY, 0.0)
     assert head.drained("f1", 0.0) is None
     assert frames(head, 1)[-1] == Closed(CloseReason.MOVED, (2,))
-    (checkpoint,) = head.take_checkpoints(0.0)
+    (checkpoint,) = head.take_checkpoints(1, 0.0)
     assert checkpoint.sealed
-    head.checkpoint_results([CheckpointResult("g", 1, (2,))], 0.0)
+    head.checkpoint_results(1, [CheckpointResult("g", 1, (2,))], 0.0)
     assert head.drained("f1", 0.0) == 1
 
 
@@ -255,7 +322,7 @@ def test_a_dissolved_formation_seals_what_is_known(head: Generations) -> None:
     assert DropSequence(KEY) in actions
     assert frames(head, 1)[-1] == Closed(CloseReason.DISSOLVED, (1,))
     assert step(head, 8, start=1) == []
-    (checkpoint,) = head.take_checkpoints(0.0)
+    (checkpoint,) = head.take_checkpoints(1, 0.0)
     assert checkpoint.sealed
     assert checkpoint.spans == (TokenSpan(0, 0, (7,)),)
     assert head.dissolve("f1", 0.0) == []
@@ -290,34 +357,34 @@ def test_a_refused_head_stops(
 def test_an_answer_for_another_epoch_or_generation_means_nothing(head: Generations) -> None:
     head.generate(1, call(2), 0.0)
     refusal = CheckpointRefusal.STALE_EPOCH
-    assert head.checkpoint_results([CheckpointResult("g", 1, (0,), refusal)], 0.0) == []
-    assert head.checkpoint_results([CheckpointResult("x", 1, (0,), refusal)], 0.0) == []
+    assert head.checkpoint_results(1, [CheckpointResult("g", 1, (0,), refusal)], 0.0) == []
+    assert head.checkpoint_results(1, [CheckpointResult("x", 1, (0,), refusal)], 0.0) == []
 
 
 def test_a_shorter_journal_is_sent_again_from_its_length(head: Generations) -> None:
     head.generate(1, call(), 0.0)
     step(head, 7, 8, 9)
-    head.take_checkpoints(0.0)
-    head.checkpoint_results([CheckpointResult("g", 1, (1,))], 0.0)
-    (checkpoint,) = head.take_checkpoints(0.1)
+    head.take_checkpoints(1, 0.0)
+    head.checkpoint_results(1, [CheckpointResult("g", 1, (1,))], 0.0)
+    (checkpoint,) = head.take_checkpoints(1, 0.1)
     assert checkpoint.spans == (TokenSpan(0, 1, (8, 9)),)
 
 
 def test_a_checkpoint_without_an_answer_is_sent_again(head: Generations) -> None:
     head.generate(1, call(), 0.0)
-    assert len(head.take_checkpoints(0.0)) == 1
-    assert head.take_checkpoints(0.5) == ()
-    assert len(head.take_checkpoints(1.0)) == 1
+    assert len(head.take_checkpoints(1, 0.0)) == 1
+    assert head.take_checkpoints(1, 0.5) == ()
+    assert len(head.take_checkpoints(1, 1.0)) == 1
     head.checkpoint_stream_opened()
-    assert len(head.take_checkpoints(1.0)) == 1
+    assert len(head.take_checkpoints(1, 1.0)) == 1
 
 
 def test_a_late_answer_changes_nothing_that_was_answered(head: Generations) -> None:
     head.generate(1, call(), 0.0)
     step(head, 7)
     answer(head)
-    head.checkpoint_results([CheckpointResult("g", 1, (1,))], 0.0)
-    assert head.take_checkpoints(1.0) == ()
+    head.checkpoint_results(1, [CheckpointResult("g", 1, (1,))], 0.0)
+    assert head.take_checkpoints(1, 1.0) == ()
 
 
 def test_a_cancelled_generation_ends_and_is_remembered(head: Generations) -> None:

@@ -227,7 +227,7 @@ async def test_a_drain_takes_the_token_in_flight_and_nothing_more(rig: Rig) -> N
     assert isinstance(closed, Closed)
     assert (closed.reason, closed.lengths) == (CloseReason.MOVED, (2,))
     assert not draining.done()
-    (checkpoint,) = rig.head.take_checkpoints()
+    (checkpoint,) = rig.head.take_checkpoints(1)
     assert checkpoint.sealed
     assert checkpoint.spans[0].end == 2
     draining.cancel()

@@ -92,8 +92,13 @@ class Driver:
         step = self.scheduler.next_step()
         if step is not None:
             self.steps.append(step)
-            aloft = {k for flown, _ in self.flights for k in flown.keys}
-            assert aloft.isdisjoint(step.keys)
+            awaited = {
+                k
+                for flown, _ in self.flights
+                for k, s in zip(flown.keys, flown.batch.steps, strict=True)
+                if s.sample
+            }
+            assert awaited.isdisjoint(step.keys)
             self.flights.append((step, self.stages.run(step)))
         return step
 
@@ -234,6 +239,34 @@ def test_prompts_fill_further_stages_while_a_step_is_in_flight() -> None:
     assert driver.depart() is not None
     assert driver.depart() is not None
     assert driver.depart() is None
+
+
+def test_pieces_of_one_prompt_follow_each_other_through_the_stages() -> None:
+    driver = Driver(SchedulerSettings(16, 8, 8, 20), 64, 3)
+    driver.start("a", 40, 2)
+    pieces = [driver.depart() for _ in range(4)]
+    assert [len(p.token_ids) if p else 0 for p in pieces] == [16, 16, 8, 0]
+    driver.arrive()
+    assert driver.depart() is None, "the token behind the prompt is not known yet"
+    driver.finish()
+    assert driver.outputs["a"] == expected(40, 2)
+
+
+def test_an_answer_that_was_begun_goes_on_before_new_prompts_are_read() -> None:
+    driver = Driver(SchedulerSettings(16, 8, 8, 1000), 64, 1)
+    driver.start("new", 30, 2)
+    driver.start("moved", 10, 20, held=5)
+    driver.start("newer", 30, 2)
+    step = driver.depart()
+    assert step is not None
+    assert step.keys == (key("moved"), key("new"))
+    driver.finish()
+    waiting = Driver(SchedulerSettings(16, 1, 8, 1000), 64, 1)
+    for name, held in (("first", 0), ("second", 0), ("moved", 5)):
+        waiting.start(name, 4, 10, held)
+    waiting.finish()
+    order = list(dict.fromkeys(k.generation_id for step in waiting.steps for k in step.keys))
+    assert order == ["moved", "first", "second"]
 
 
 def test_the_youngest_gives_way_when_blocks_run_out() -> None:

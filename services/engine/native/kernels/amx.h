@@ -1,4 +1,5 @@
-// Linears on the matrix unit (AMX): sixteen rows by sixteen outputs to a tile.
+// The matrix unit (AMX): sixteen rows by sixteen outputs to a tile. Packed weights, keys and values
+// lie as it wants them.
 //
 // The unit adds each row's products in one fixed order, whatever other rows its tile holds, so the
 // invariant of vectors.h stands. Its arithmetic is its own: every number of rows goes through it,
@@ -140,6 +141,76 @@ void linear(const uint16_t* x, int64_t rows, int64_t k, const uint16_t* w, int64
       }
     });
   }
+  _tile_release();
+}
+
+// scores[m][16 blocks] = q[m] . keys, for `count` vectors q [count, d], d a multiple of kDepth.
+inline void score(const uint16_t* q, int64_t count, const uint16_t* keys, const int32_t* table,
+                  int64_t page, int64_t blocks, int64_t d, float* scores, int64_t stride) {
+  const int64_t upper = std::min(kRows, count), lower = count - upper;
+  const uint16_t* below = q + kRows * d;
+  configure(upper, lower, lower == 0);
+  for (int64_t b = 0; b < blocks; b += 2) {
+    const bool two = b + 1 < blocks;
+    const uint16_t *first = keys + table[b] * page, *second = keys + table[b + two] * page;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t i = 0; i < d; i += kDepth) {
+      _tile_loadd(4, q + i, d * 2);
+      _tile_loadd(6, first + i * kBlock, kTileBytes);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, second + i * kBlock, kTileBytes);
+      _tile_dpbf16ps(1, 4, 7);
+      if (!lower) continue;
+      _tile_loadd(5, below + i, d * 2);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+    float* out = scores + b * kBlock;
+    _tile_stored(0, out, stride * 4);
+    if (two) _tile_stored(1, out + kBlock, stride * 4);
+    if (!lower) continue;
+    _tile_stored(2, out + kRows * stride, stride * 4);
+    if (two) _tile_stored(3, out + kRows * stride + kBlock, stride * 4);
+  }
+  _tile_release();
+}
+
+// sums[m][64] = weights[m] . values from `column` on, for up to 16 rows of weights [count, stride]
+// and `width` (1 to 4) times 16 columns.
+inline void mix(const uint16_t* weights, int64_t stride, int64_t count, const uint16_t* values,
+                const int32_t* table, int64_t page, int64_t blocks, int64_t d, int64_t column,
+                int64_t width, float* sums) {
+  Config c;
+  for (int i = 0; i < 5; i++) {
+    c.rows[i] = (uint8_t)count;
+    c.row_bytes[i] = i < 4 ? kTileBytes : kBlock * 2;
+  }
+  c.rows[6] = c.rows[7] = kBlock / 2;
+  c.row_bytes[6] = c.row_bytes[7] = kTileBytes;
+  _tile_loadconfig(&c);
+  for (int64_t b = 0; b < blocks; b++) {
+    const uint16_t* p = values + table[b] * page + column * 2;
+    _tile_loadd(4, weights + b * kBlock, stride * 2);
+    _tile_loadd(6, p, d * 4);
+    _tile_dpbf16ps(0, 4, 6);
+    if (width == 1) continue;
+    _tile_loadd(7, p + 2 * kLanes, d * 4);
+    _tile_dpbf16ps(1, 4, 7);
+    if (width == 2) continue;
+    _tile_loadd(6, p + 4 * kLanes, d * 4);
+    _tile_dpbf16ps(2, 4, 6);
+    if (width == 3) continue;
+    _tile_loadd(7, p + 6 * kLanes, d * 4);
+    _tile_dpbf16ps(3, 4, 7);
+  }
+  const int64_t bytes = 4 * kLanes * 4;
+  _tile_stored(0, sums, bytes);
+  _tile_stored(1, sums + kLanes, bytes);
+  _tile_stored(2, sums + 2 * kLanes, bytes);
+  _tile_stored(3, sums + 3 * kLanes, bytes);
   _tile_release();
 }
 

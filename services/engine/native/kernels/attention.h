@@ -72,7 +72,7 @@ void write_keys_and_values(const LayerOf<typename T::E>& layer, const Shape& s, 
 // scores[m][B blocks of 16] = q[m] . keys
 template <class T, int M, int B>
 void score_tile(const typename T::E* const* q, const typename T::E* const* pages, int64_t d,
-                F scale, float* scores, int64_t stride) {
+                float* scores, int64_t stride) {
   F acc[M][B] = {};
   for (int64_t s = 0; s < d / T::kStep; s++) {
     I key[B];
@@ -84,14 +84,41 @@ void score_tile(const typename T::E* const* q, const typename T::E* const* pages
     }
   }
   for (int m = 0; m < M; m++)
-    for (int b = 0; b < B; b++) store(scores + m * stride + b * kBlock, acc[m][b] * scale);
+    for (int b = 0; b < B; b++) store(scores + m * stride + b * kBlock, acc[m][b]);
 }
 
 template <class T, int B, int M = kQueries>
 void score(int64_t m, const typename T::E* const* q, const typename T::E* const* pages, int64_t d,
-           F scale, float* scores, int64_t stride) {
-  if (m == M) return score_tile<T, M, B>(q, pages, d, scale, scores, stride);
-  if constexpr (M > 1) score<T, B, M - 1>(m, q, pages, d, scale, scores, stride);
+           float* scores, int64_t stride) {
+  if (m == M) return score_tile<T, M, B>(q, pages, d, scores, stride);
+  if constexpr (M > 1) score<T, B, M - 1>(m, q, pages, d, scores, stride);
+}
+
+// Most (row, head) pairs that `attend` takes at once.
+template <class T>
+int64_t queries_at_once(int64_t d) {
+  return on_tiles<T>(d) ? kTiledQueries : kQueries;
+}
+
+// All scores of m vectors q [m, d].
+template <class T>
+void score_all(const typename T::E* q, int64_t m, const typename T::E* keys, const int32_t* table,
+               int64_t page, int64_t blocks, int64_t d, float* scores, int64_t stride) {
+#if defined(__AMX_BF16__)
+  if constexpr (std::is_same_v<T, Bf16>)
+    if (on_tiles<T>(d)) return amx::score(q, m, keys, table, page, blocks, d, scores, stride);
+#endif
+  const typename T::E* vectors[kQueries];
+  for (int64_t i = 0; i < m; i++) vectors[i] = q + i * d;
+  int64_t b = 0;
+  for (const typename T::E* pages[4]; m <= kQueries / 3 && b + 4 <= blocks; b += 4) {
+    for (int i = 0; i < 4; i++) pages[i] = keys + table[b + i] * page;
+    score<T, 4, kQueries / 3>(m, vectors, pages, d, scores + b * kBlock, stride);
+  }
+  for (; b < blocks; b++) {
+    const typename T::E* one = keys + table[b] * page;
+    score<T, 1>(m, vectors, &one, d, scores + b * kBlock, stride);
+  }
 }
 
 // out[m][V vectors from `column`] = weights[m] . values, key by key.
@@ -128,6 +155,26 @@ void mix(int64_t v, int64_t m, const typename T::E* const* weights, const typena
     mix<T, V - 1, M>(v, m, weights, values, table, page, blocks, d, column, out);
 }
 
+// sums[m][64] = weights[m] . values from `column` on, `width` (1 to 4) times 16 columns.
+template <class T>
+void mix_all(const typename T::E* weights, int64_t stride, int64_t m, const typename T::E* values,
+             const int32_t* table, int64_t page, int64_t blocks, int64_t d, int64_t column,
+             int64_t width, float* sums) {
+#if defined(__AMX_BF16__)
+  if constexpr (std::is_same_v<T, Bf16>)
+    if (on_tiles<T>(d))
+      return amx::mix(weights, stride, m, values, table, page, blocks, d, column, width, sums);
+#endif
+  for (int64_t first = 0; first < m; first += kMixed) {
+    const typename T::E* shares[kMixed];
+    F mixed[kMixed * 4];
+    const int64_t some = std::min(kMixed, m - first);
+    for (int64_t i = 0; i < some; i++) shares[i] = weights + (first + i) * stride;
+    mix<T>(width, some, shares, values, table, page, blocks, d, column, mixed);
+    for (int64_t i = 0; i < some * 4; i++) store(sums + first * 4 * kLanes + i * kLanes, mixed[i]);
+  }
+}
+
 // Queries (row, head) of one sequence and one KV head: scores, softmax, mixture; each over its
 // own context 0..position. Blocks past a row's position add exact zeros.
 template <class T>
@@ -135,55 +182,50 @@ void attend(const LayerOf<typename T::E>& layer, const Shape& s, const Sequence&
             const typename T::E* queries, typename T::E* out, int64_t kv_head, int64_t row,
             int64_t row_count, int64_t head, int64_t head_count) {
   using E = typename T::E;
+  constexpr int64_t kMost = std::max(kQueries, kTiledQueries), kWidth = 4 * kLanes;
   const int64_t d = s.head_dim, page = s.kv_heads * d * kBlock, m_count = row_count * head_count;
   const int64_t blocks = (q.start + row + row_count - 1) / kBlock + 1, length = blocks * kBlock;
-  thread_local std::vector<float> scores;
-  thread_local std::vector<E> weights;
+  thread_local std::vector<float> scores, sums;
+  thread_local std::vector<E> weights, vectors;
   if ((int64_t)scores.size() < m_count * length) scores.resize(m_count * length);
   if ((int64_t)weights.size() < m_count * length) weights.resize(m_count * length);
+  vectors.resize(kMost * d);
+  sums.resize(kMixedAtOnce * kWidth);
   const E *keys = layer.keys + kv_head * d * kBlock, *values = layer.values + kv_head * d * kBlock;
-  const E* vectors[kQueries];
-  const E* shares[kQueries];
   for (int64_t m = 0; m < m_count; m++) {
-    vectors[m] = queries + ((q.first + row + m / head_count) * s.heads + head + m % head_count) * d;
-    shares[m] = weights.data() + m * length;
+    const int64_t at = (q.first + row + m / head_count) * s.heads + head + m % head_count;
+    std::memcpy(vectors.data() + m * d, queries + at * d, d * sizeof(E));
   }
-  int64_t b = 0;
-  for (const E* pages[4]; m_count <= kQueries / 3 && b + 4 <= blocks; b += 4) {
-    for (int i = 0; i < 4; i++) pages[i] = keys + q.table[b + i] * page;
-    score<T, 4, kQueries / 3>(m_count, vectors, pages, d, splat(s.scale), scores.data() + b * kBlock, length);
-  }
-  for (; b < blocks; b++) {
-    const E* one = keys + q.table[b] * page;
-    score<T, 1>(m_count, vectors, &one, d, splat(s.scale), scores.data() + b * kBlock, length);
-  }
-  float totals[kQueries];
+  score_all<T>(vectors.data(), m_count, keys, q.table, page, blocks, d, scores.data(), length);
+  float totals[kMost];
+  const F scale = splat(s.scale);
   for (int64_t m = 0; m < m_count; m++) {
     float* x = scores.data() + m * length;
     const int64_t context = q.start + row + m / head_count + 1;
     for (int64_t i = context; i < length; i++) x[i] = -__builtin_inff();
-    F top = load(x);
-    for (int64_t i = kLanes; i < length; i += kLanes) top = larger(load(x + i), top);
+    F top = load(x) * scale;
+    for (int64_t i = kLanes; i < length; i += kLanes) top = larger(load(x + i) * scale, top);
     const F peak = splat(maximum(top));
     F total = {};
     for (int64_t i = 0; i < length; i += kLanes) {
-      F e = exponential(load(x + i) - peak);
+      F e = exponential(load(x + i) * scale - peak);
       total += e;
       T::narrow(weights.data() + m * length + i, e);
     }
     totals[m] = 1.0f / sum(total);
   }
-  for (int64_t m = 0; m < m_count; m += kMixed) {
-    const int64_t some = std::min(kMixed, m_count - m);
-    for (int64_t column = 0; column < d; column += 4 * kLanes) {
-      F mixed[kMixed * 4];
+  for (int64_t m = 0; m < m_count; m += kMixedAtOnce) {
+    const int64_t some = std::min(kMixedAtOnce, m_count - m);
+    for (int64_t column = 0; column < d; column += kWidth) {
       const int64_t width = std::min<int64_t>(4, (d - column) / kLanes);
-      mix<T>(width, some, shares + m, values, q.table, page, blocks, d, column, mixed);
+      const E* shares = weights.data() + m * length;
+      mix_all<T>(shares, length, some, values, q.table, page, blocks, d, column, width,
+                 sums.data());
       for (int64_t i = 0; i < some; i++) {
         const int64_t at = q.first + row + (m + i) / head_count;
         E* p = out + (at * s.heads + head + (m + i) % head_count) * d + column;
         for (int64_t v = 0; v < width; v++)
-          T::narrow(p + v * kLanes, mixed[i * 4 + v] * splat(totals[m + i]));
+          T::narrow(p + v * kLanes, load(sums.data() + i * kWidth + v * kLanes) * splat(totals[m + i]));
       }
     }
   }

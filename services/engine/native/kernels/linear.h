@@ -63,13 +63,23 @@ void linear_rows(int64_t m, const typename T::E* x, int64_t k, const typename T:
   if constexpr (M > 1) linear_rows<T, B, M - 1>(m, x, k, w, row, block, put);
 }
 
+// Sums over this many elements go through the matrix unit, where there is one.
+template <class T>
+constexpr bool on_tiles(int64_t depth) {
+#if defined(__AMX_BF16__)
+  return std::is_same_v<T, Bf16> && depth % amx::kDepth == 0;
+#else
+  return depth < 0;
+#endif
+}
+
 // x [rows, k] times w, column block by column block; few rows read several blocks at once.
 template <class T, class Store>
 void linear(const typename T::E* x, int64_t rows, int64_t k, const typename T::E* w,
             int64_t columns, int threads, const Store& put) {
 #if defined(__AMX_BF16__)
   if constexpr (std::is_same_v<T, Bf16>)
-    if (k % amx::kDepth == 0) return amx::linear(x, rows, k, w, columns, threads, put);
+    if (on_tiles<T>(k)) return amx::linear(x, rows, k, w, columns, threads, put);
 #endif
   const int64_t blocks = (columns + kColumns - 1) / kColumns;
   const int64_t group = rows <= 2 ? 4 : rows <= 3 ? 2 : 1;

@@ -37,7 +37,8 @@ struct Stage {
         activated(rows * s.intermediate);
     std::vector<float> qkv(rows * qkv_size), update(rows * out_size);
     const int64_t group = s.heads / s.kv_heads;
-    const int64_t tile_heads = std::min(group, kQueries), tile_rows = kQueries / tile_heads;
+    const int64_t most = queries_at_once<T>(d);
+    const int64_t tile_heads = std::min(group, most), tile_rows = most / tile_heads;
     struct Tile { int64_t sequence, row, rows; };
     std::vector<Tile> tiles;
     for (size_t i = 0; i < sequences.size(); i++)

@@ -32,6 +32,9 @@ constexpr int64_t kQueries = 4;
 constexpr int64_t kMixed = 2;
 #endif
 
+constexpr int64_t kTiledQueries = 32;  // the same on the matrix unit, for keys
+constexpr int64_t kMixedAtOnce = 16;   // and for values
+
 typedef float F __attribute__((vector_size(64), aligned(4)));
 typedef int32_t I __attribute__((vector_size(64), aligned(4)));
 typedef uint16_t H __attribute__((vector_size(32), aligned(2)));

@@ -49,6 +49,12 @@ QWEN3 = {
 }
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """As in an engine; more threads stand still together when anything else wants a core."""
+    torch.set_num_threads(1)
+
+
 @dataclass
 class TinyModel:
     """A random model, and stages of it that are closed with the test."""
