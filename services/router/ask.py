@@ -22,6 +22,7 @@ MAX_STOP_IDS = 128
 MAX_BIASES = 1024
 MAX_TOP_LOGPROBS = 20
 MAX_MESSAGES = 4096
+MAX_PROMPT_IDS = 1 << 20
 MAX_MODEL_CHARS = 256
 ROLES = ("system", "user", "assistant")
 
@@ -87,6 +88,29 @@ class Ask:
             raise InvalidArgument("the prompt is empty", field=self._prompt_field)
         if self._prompt_field == "messages":
             _at_most("messages", self.prompt, MAX_MESSAGES)
+
+    @property
+    def prompt_bytes(self) -> int:
+        """Length of the prompt's text in UTF-8, without what a template adds; 0 for ids."""
+        texts = (self.prompt,) if isinstance(self.prompt, str) else self.prompt
+        contents = (entry.content if isinstance(entry, Message) else entry for entry in texts)
+        return sum(len(text.encode()) for text in contents if isinstance(text, str))
+
+    @property
+    def turns(self) -> int:
+        """Messages of a conversation."""
+        return len(self.prompt) if self.kind is GenerationKind.CHAT else 0
+
+    def check_size(self, max_positions: int, longest_piece_bytes: int) -> None:
+        """Raises InvalidArgument, before any work is done on it, for a prompt that cannot fit
+        whatever its tokens are."""
+        ids = 0 if isinstance(self.prompt, str) or self.turns else len(self.prompt)
+        if ids >= max_positions or self.prompt_bytes >= max_positions * longest_piece_bytes:
+            raise InvalidArgument(
+                f"the prompt is too long; prompt and output together may have {max_positions} "
+                "tokens",
+                field=self._prompt_field,
+            )
 
     @property
     def _prompt_field(self) -> str:

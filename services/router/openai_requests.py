@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from services.common.errors import InvalidArgument
 from services.common.generation import GenerationKind
-from services.router.ask import Ask
+from services.router.ask import MAX_PROMPT_IDS, Ask
 from services.router.chat import Message
 from services.router.json_body import shown
 
@@ -24,7 +24,6 @@ _IGNORED = frozenset(
     ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 )
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-MAX_PROMPT_IDS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)

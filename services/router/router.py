@@ -41,7 +41,9 @@ from services.router.transcript import Position, Transcript
 
 _log = logging.getLogger(__name__)
 TICK_S = 0.05
-LONG_PROMPT_CHARS = 16_384
+LONG_PROMPT_BYTES = 16_384
+LONG_CONVERSATION = 64
+"""What is longer than either is rendered and tokenised beside the event loop."""
 _DRAWN_ID = re.compile(r"g([0-9a-f]{8})[0-9a-f]{24}")
 _YOUNG_S = 5.0
 
@@ -116,13 +118,15 @@ class Router:
         with self._admitted():
             model = await self._model(ask.model)
             created_unix_s = int(time.time())
-            if isinstance(ask.prompt, str) and len(ask.prompt) > LONG_PROMPT_CHARS:
+            facts = self._facts(ask.model, model)
+            ask.check_size(facts.max_positions, model.longest_piece_bytes)
+            if ask.prompt_bytes > LONG_PROMPT_BYTES or ask.turns > LONG_CONVERSATION:
                 prompt_ids = await asyncio.to_thread(model.prompt_ids, ask, created_unix_s)
             else:
                 prompt_ids = model.prompt_ids(ask, created_unix_s)
             generation_id = f"g{created_unix_s:08x}{secrets.token_hex(12)}"
             drawn = Drawn(generation_id, secrets.randbits(63), created_unix_s)
-            request = ask.resolve(self._facts(ask.model, model), prompt_ids, drawn)
+            request = ask.resolve(facts, prompt_ids, drawn)
             route = await self._route(request.model.model_id)
             session = self._session(request, model, None)
         # An id that the client named may run already: only the controller knows at which head.

@@ -11,7 +11,7 @@ from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 from services.common import wire
 from services.common.errors import InvalidArgument
 from services.common.generation import GenerationKind
-from services.router.ask import ROLES, Ask
+from services.router.ask import MAX_PROMPT_IDS, ROLES, Ask
 from services.router.catalogue import Catalogue
 from services.router.chat import Message
 from services.router.router import Router
@@ -127,6 +127,8 @@ def ask_from(request: router_pb2.GenerateRequest) -> Ask:
     elif kind == "text":
         prompt = _text(request.text, "text")
     elif kind == "token_ids":
+        if len(request.token_ids.ids) > MAX_PROMPT_IDS:
+            raise InvalidArgument(f"the prompt has over {MAX_PROMPT_IDS} ids", field="prompt")
         prompt = tuple(request.token_ids.ids)
     else:
         raise InvalidArgument("there is no prompt", field="prompt")
