@@ -31,6 +31,7 @@ _DATA_TAG = b"\x0a"  # field 1, length-delimited
 _OPTIONS = [
     ("grpc.max_receive_message_length", MANIFEST_LIMIT_BYTES + (1 << 20)),
     ("grpc.enable_retries", 0),
+    ("grpc.enable_http_proxy", 0),
 ]
 _TLS_FILES = ("SHUNT_TLS_AUTHORITY", "SHUNT_TLS_KEY", "SHUNT_TLS_CERTIFICATE")
 
