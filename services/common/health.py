@@ -13,7 +13,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.common import channels
-from services.common.settings import TlsSettings
+from services.common.settings import TlsSettings, read
 
 TIMEOUT_S = 2.0
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -42,6 +42,7 @@ def answers(url: str, timeout_s: float = TIMEOUT_S) -> bool:
 
 def main() -> None:
     target = sys.argv[1]
+    read(TlsSettings)
     healthy = answers(target) if "://" in target else asyncio.run(is_serving(target))
     sys.exit(0 if healthy else 1)
 

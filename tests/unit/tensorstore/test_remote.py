@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
+from services.common.errors import FailedPrecondition
 from services.tensorstore.remote import open_channel
 
 
@@ -23,3 +24,12 @@ def test_no_proxy_stands_before_a_store(address: str, monkeypatch: pytest.Monkey
     monkeypatch.delenv("no_proxy", raising=False)
     with open_channel(address) as channel:
         grpc.channel_ready_future(channel).result(timeout=10)
+
+
+@pytest.mark.parametrize("absent", ["CERTIFICATE", "KEY", "AUTHORITY"])
+def test_half_of_tls_is_refused(absent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in {"CERTIFICATE", "KEY", "AUTHORITY"} - {absent}:
+        monkeypatch.setenv(f"SHUNT_TLS_{name}", "x.pem")
+    monkeypatch.delenv(f"SHUNT_TLS_{absent}", raising=False)
+    with pytest.raises(FailedPrecondition, match=f"SHUNT_TLS_{absent}"):
+        open_channel("127.0.0.1:1")
