@@ -233,8 +233,8 @@ def span_from(message: common_pb2.TokenRun) -> TokenSpan:
         choice=message.choice,
         start=message.start,
         ids=tuple(message.ids),
-        logprobs=tuple(logprob_from(logprob) for logprob in message.logprobs),
-        finish_reason=finish_from(message.finish_reason),
+        logprobs=tuple(map(logprob_from, message.logprobs)) if message.logprobs else (),
+        finish_reason=finish_from(message.finish_reason) if message.finish_reason else None,
     )
 
 
@@ -243,7 +243,7 @@ def spans_to(spans: Iterable[TokenSpan]) -> list[common_pb2.TokenRun]:
 
 
 def spans_from(messages: Iterable[common_pb2.TokenRun]) -> tuple[TokenSpan, ...]:
-    return tuple(span_from(message) for message in messages)
+    return tuple(map(span_from, messages))
 
 
 def lengths_to(lengths: Sequence[int]) -> list[common_pb2.ChoiceLength]:

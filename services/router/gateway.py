@@ -124,6 +124,7 @@ class Gateway:
         if role and transcript.request.kind is GenerationKind.CHAT:
             first = answers.role(transcript.event_id())
         await exchange.begin(200, _STREAM_HEADERS)
+        session.cut = exchange.cut
         async with _watched(exchange, session):
             session.wake.set()
             told = False
@@ -277,7 +278,7 @@ class _Endpoint:
         if exchange.status == 0:
             await exchange.fail(error)
         else:
-            await exchange.write(b"data: " + body_of(error) + b"\n\n", more=False)
+            await exchange.finish(b"data: " + body_of(error) + b"\n\n")
 
 
 async def _refused(_request: Request, error: Exception) -> Response:

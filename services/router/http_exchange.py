@@ -82,7 +82,7 @@ class Exchange:
     async def answer(self, status: int, body: bytes, media_type: str = "application/json") -> None:
         """A whole answer."""
         await self.begin(status, {"content-type": media_type, "content-length": str(len(body))})
-        await self.write(body, more=False)
+        await self.finish(body)
 
     async def fail(self, error: ShuntError) -> None:
         """An error as the whole answer."""
@@ -103,17 +103,26 @@ class Exchange:
         await self._within(message)
 
     async def write(self, data: bytes, *, more: bool = True) -> None:
-        """A part of the body; waits while the client does not read. A client that takes nothing
-        for `write_timeout_s` is cut off, and counts as disconnected."""
-        await self._within({"type": "http.response.body", "body": data, "more_body": more})
+        """A part of the body; waits while the client does not read, until somebody calls `cut`:
+        a timer for each of a stream's many events would cost more than they do."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def finish(self, data: bytes) -> None:
+        """The last part of the body."""
+        await self._within({"type": "http.response.body", "body": data, "more_body": False})
 
     async def _within(self, message: Message) -> None:
+        """A client that takes nothing for `write_timeout_s` is cut off."""
         try:
             async with asyncio.timeout(self.settings.write_timeout_s):
                 await self._send(message)
         except TimeoutError:
-            self.disconnected = True
-            abort: Any = abort_of(self.scope)
-            if abort is not None:
-                abort()
-                await asyncio.sleep(0)  # the server notices before it judges the answer
+            self.cut()
+            await asyncio.sleep(0)  # the server notices before it judges the answer
+
+    def cut(self) -> None:
+        """Ends the connection of a client that does not read; it counts as disconnected."""
+        self.disconnected = True
+        abort: Any = abort_of(self.scope)
+        if abort is not None:
+            abort()

@@ -31,6 +31,10 @@ from services.router.transcript import Transcript
 _log = logging.getLogger(__name__)
 
 
+def _nothing() -> None:
+    """For a session whose edge has no connection yet."""
+
+
 class Session:
     """Made within the request's trace context; every call it makes belongs to that trace.
 
@@ -59,6 +63,8 @@ class Session:
         self._told_s = clock()
         self.comment_due = False
         """The reader has heard nothing for long."""
+        self.cut: Callable[[], object] = _nothing
+        """Ends the connection of a client that has taken nothing for long."""
         self._writing_s: float | None = None
         """Since when its edge waits for the client to read."""
         self._max_unread_bytes = max_unread_bytes
@@ -99,6 +105,7 @@ class Session:
         if self._writing_s is not None and now_s - self._writing_s >= write_timeout_s:
             self.fail(ResourceExhausted("the client does not read; it can resume"))
             self.close()
+            self.cut()
         if now_s - self._told_s >= comment_s and not self.comment_due:
             self.comment_due = True
             self.wake.set()
@@ -154,7 +161,7 @@ class Session:
                 self._end(action)
 
     def _deliver(self, action: Deliver) -> list[Action]:
-        metrics.TOKENS.inc(sum(len(span.ids) for span in action.spans))
+        metrics.TOKENS.inc(sum(gain.end - gain.start for gain in action.gains))
         try:
             stopped = self.transcript.advance()
         except ShuntError as error:
