@@ -23,6 +23,7 @@ from services.common import telemetry
 from services.common.errors import ShuntError
 from services.common.generation import GenerationKind
 from services.router import metrics
+from services.router.body_budget import BodyBudget
 from services.router.http_errors import HttpError, body_of
 from services.router.http_exchange import Exchange
 from services.router.json_body import parse_object
@@ -47,12 +48,13 @@ class Gateway:
         self._router = router
         self._settings = settings
         self._large = asyncio.Semaphore(2)
+        self._bodies = BodyBudget(settings.max_bodies_bytes)
 
     def application(self) -> Starlette:
         """The routes; every answer, an error too, is in OpenAI's shape."""
 
         def route(path: str, handler: Handler, method: str) -> Route:
-            endpoint = _Endpoint(path, handler, self._settings)
+            endpoint = _Endpoint(path, handler, self._settings, self._bodies)
             return Route(path, endpoint, methods=[method])
 
         application = Starlette(
@@ -81,18 +83,22 @@ class Gateway:
 
     async def _complete(self, exchange: Exchange, parse: Parser) -> None:
         began_s = time.monotonic()
-        body = await exchange.body()
-        if len(body) > LARGE_BODY_BYTES:
-            async with self._large:
-                request = await asyncio.to_thread(lambda: parse(parse_object(body)))
-        else:
-            request = parse(parse_object(body))
-        session = await self._router.generate(request.ask)
+        session, streamed = await self._begun(exchange, parse)
         with _attached(session, exchange):
-            if request.stream:
+            if streamed:
                 await self._stream(exchange, session, began_s, role=True)
             else:
                 await self._whole(exchange, session, began_s)
+
+    async def _begun(self, exchange: Exchange, parse: Parser) -> tuple[Session, bool]:
+        """The generation, and whether its answer is streamed; of the body nothing is left."""
+        async with exchange.body() as body:
+            if len(body) > LARGE_BODY_BYTES:
+                async with self._large:
+                    request = await asyncio.to_thread(lambda: parse(parse_object(body)))
+            else:
+                request = parse(parse_object(body))
+            return await self._router.generate(request.ask), request.stream
 
     async def _resume(self, exchange: Exchange) -> None:
         after = exchange.header("last-event-id")
@@ -241,13 +247,16 @@ async def _watched(exchange: Exchange, session: Session) -> Any:
 class _Endpoint:
     """Wraps a handler in a span, its errors and its metrics."""
 
-    def __init__(self, path: str, handler: Handler, settings: RouterSettings) -> None:
+    def __init__(
+        self, path: str, handler: Handler, settings: RouterSettings, bodies: BodyBudget
+    ) -> None:
         self._path = path
+        self._bodies = bodies
         self._handler = handler
         self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send, self._settings)
+        exchange = Exchange(scope, receive, send, self._settings, self._bodies)
         method = scope["method"]
         with telemetry.span(
             f"{method} {self._path}",

@@ -128,6 +128,42 @@ async def test_a_connection_is_used_again_behind_a_body_that_was_not_read(
     assert answer.endswith(b'{"alive":true}')
 
 
+def _completion(size: int) -> tuple[bytes, bytes]:
+    """A request of about that size: its headers, and its body."""
+    body = json.dumps({"model": "tiny", "prompt": "hi", "user": "x" * size}).encode()
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode(), body
+
+
+async def test_bodies_together_have_a_limit_too(mesh: FakeMesh) -> None:
+    head, body = _completion(30_000)
+    async with mesh.router(max_bodies_bytes=50_000) as router:
+        reader, writer = await asyncio.open_connection("127.0.0.1", router.http_port)
+        writer.write(head + body[:-1])
+        await writer.drain()
+        async with asyncio.timeout(20):
+            while True:  # until the first one's bytes are held
+                refused = await _raw(router, head + body)
+                if refused.startswith(b"HTTP/1.1 503 "):
+                    break
+        assert b"retry-after: 1" in refused
+        writer.write(body[-1:])
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+        for _ in range(3):
+            assert (await _raw(router, head + body)).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_body_that_breaks_off_gives_its_share_back(mesh: FakeMesh) -> None:
+    head, body = _completion(30_000)
+    async with mesh.router(max_bodies_bytes=50_000, body_timeout_s=0.3) as router:
+        assert (await _raw(router, head + body[:-1])).startswith(b"HTTP/1.1 408 ")
+        assert (await _raw(router, head + body)).startswith(b"HTTP/1.1 200 ")
+
+
 async def test_default_times_close_a_slow_sender_within_30_s(router: Running) -> None:
     settings = router.router.settings
     assert max(settings.header_timeout_s, settings.body_timeout_s) <= 30
