@@ -93,3 +93,15 @@ def span(
         name, context=parent, kind=kind, attributes=dict(attributes or {})
     ) as current:
         yield current
+
+
+@contextmanager
+def entry(name: str) -> Iterator[Span]:
+    """The span of a request that enters the mesh: the current one if its caller began a trace,
+    else the root of a new one."""
+    current = trace.get_current_span()
+    if current.get_span_context().is_valid:
+        yield current
+        return
+    with span(name, kind=SpanKind.SERVER) as root:
+        yield root
