@@ -40,6 +40,11 @@ def options(max_message_bytes: int) -> list[tuple[str, int]]:
     ]
 
 
+def address_of(host: str, port: int) -> str:
+    """host:port as addresses are written; an IPv6 host stands in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def open_channel(
     address: str, *, max_message_bytes: int = 64 << 20, tls: TlsSettings | None = None
 ) -> grpc.aio.Channel:

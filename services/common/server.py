@@ -160,11 +160,7 @@ def _streaming(inner: Any) -> Any:
 
 
 class Server:
-    """A service's gRPC server.
-
-    Usage: construct, `add(...)` servicers through `grpc_server`, `await start()`, `await
-    serve_until_signal()` (or `await stop()`).
-    """
+    """A service's gRPC server: add servicers to `grpc_server`, then start, and stop at the end."""
 
     def __init__(self, settings: ServiceSettings, service_names: Sequence[str]) -> None:
         self._settings = settings
@@ -187,7 +183,7 @@ class Server:
 
     async def start(self) -> int:
         """Binds and serves, health NOT_SERVING until `set_ready(True)`; returns the port."""
-        address = f"{self._settings.host}:{self._settings.grpc_port}"
+        address = channels.address_of(self._settings.host, self._settings.grpc_port)
         self.port = channels.bind(self.grpc_server, address, self._settings.tls)
         await self.set_ready(False)
         await self.grpc_server.start()
