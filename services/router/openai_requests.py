@@ -118,7 +118,7 @@ class _Fields:
     """Takes typed values out of a body; null is absent."""
 
     def __init__(self, body: dict[str, Any]) -> None:
-        self._left = {name: value for name, value in body.items() if value is not None}
+        self._left = _present(body)
 
     def take(self, name: str) -> Any:
         return self._left.pop(name, None)
@@ -148,6 +148,10 @@ class _Fields:
                 raise InvalidArgument(f"the parameter {shown(name)} is not supported", field=name)
 
 
+def _present(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def _messages(value: Any) -> tuple[Message, ...]:
     if not isinstance(value, list):
         raise InvalidArgument("messages must be a list", field="messages")
@@ -157,8 +161,9 @@ def _messages(value: Any) -> tuple[Message, ...]:
 def _message(entry: Any, where: str) -> Message:
     if not isinstance(entry, dict):
         raise InvalidArgument(f"{where} must be an object", field=where)
+    entry = _present(entry)
     unknown = entry.keys() - {"role", "content", "name", "refusal"}
-    if any(entry[name] is not None for name in unknown):
+    if unknown:
         raise InvalidArgument(f"{where}: {shown(min(unknown))} is not supported", field=where)
     role = entry.get("role")
     if not isinstance(role, str) or role not in _ROLES:
@@ -178,7 +183,7 @@ def _content(value: Any, where: str) -> str:
     for part in value:
         if not isinstance(part, dict) or part.get("type") != "text":
             raise InvalidArgument(f"{where}: only parts of type text are supported", field=where)
-        if not isinstance(part.get("text"), str) or part.keys() != {"type", "text"}:
+        if not isinstance(part.get("text"), str) or _present(part).keys() != {"type", "text"}:
             raise InvalidArgument(f"{where}: a part of text has type and text", field=where)
         texts.append(part["text"])
     return "".join(texts)
@@ -233,7 +238,8 @@ def _logit_bias(value: Any) -> MappingProxyType[int, float]:
 def _include_usage(value: Any, stream: bool) -> bool:
     if value is None:
         return False
-    if not isinstance(value, dict) or value.keys() - {"include_usage", "include_obfuscation"}:
+    known = {"include_usage", "include_obfuscation"}
+    if not isinstance(value, dict) or _present(value).keys() - known:
         raise InvalidArgument("stream_options knows include_usage only", field="stream_options")
     if not stream:
         raise InvalidArgument("stream_options needs stream", field="stream_options")
