@@ -134,18 +134,20 @@ class Ask:
                 f"the {model.max_positions} positions there are",
                 field="max_tokens",
             )
-        if self.min_tokens > room:
-            raise InvalidArgument(f"min_tokens is over {room}", field="min_tokens")
+        max_tokens = self.max_tokens or min(room, self.most_tokens or room)
+        if self.min_tokens > max_tokens:
+            raise InvalidArgument(
+                f"min_tokens is over the {max_tokens} tokens that may come", field="min_tokens"
+            )
         _in_vocabulary("stop_token_ids", self.stop_token_ids, model.vocabulary_size)
         _in_vocabulary("logit_bias", self.logit_bias, model.vocabulary_size)
         if not isinstance(self.prompt, str) and self.kind is not GenerationKind.CHAT:
             _in_vocabulary("prompt", prompt_ids, model.vocabulary_size)
-        max_tokens = min(room, self.most_tokens or room)
         return GenerationRequest(
             generation_id=self.generation_id or drawn.generation_id,
             model=model.ref,
             prompt_ids=tuple(prompt_ids),
-            sampling=self._sampling(model, self.max_tokens or max_tokens, drawn.seed),
+            sampling=self._sampling(model, max_tokens, drawn.seed),
             choices=self.choices,
             stop_strings=self.stop_strings,
             kind=self.kind,

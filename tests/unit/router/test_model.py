@@ -80,6 +80,17 @@ def test_a_prompt_that_cannot_fit_is_refused_before_it_is_tokenised(
     assert refused.value.field in ("prompt", "messages")
 
 
+@pytest.mark.parametrize(
+    ("more", "most"), [({"most_tokens": 16}, 16), ({}, 61), ({"most_tokens": 99}, 61)]
+)
+def test_min_tokens_lie_within_what_may_come(more: dict[str, int], most: int) -> None:
+    facts = _model().facts
+    _ask(min_tokens=most, **more).resolve(facts, [1, 2, 3], DRAWN)
+    with pytest.raises(InvalidArgument) as refused:
+        _ask(min_tokens=most + 1, **more).resolve(facts, [1, 2, 3], DRAWN)
+    assert refused.value.field == "min_tokens"
+
+
 def test_the_longest_piece_of_a_vocabulary_may_be_a_special_token() -> None:
     assert _model().longest_piece_bytes == len("<|endoftext|>")
 
