@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -82,13 +81,12 @@ class Gateway:
         await self._complete(exchange, parse_completion)
 
     async def _complete(self, exchange: Exchange, parse: Parser) -> None:
-        began_s = time.monotonic()
         session, streamed = await self._begun(exchange, parse)
         with _attached(session, exchange):
             if streamed:
-                await self._stream(exchange, session, began_s, role=True)
+                await self._stream(exchange, session, role=True)
             else:
-                await self._whole(exchange, session, began_s)
+                await self._whole(exchange, session)
 
     async def _begun(self, exchange: Exchange, parse: Parser) -> tuple[Session, bool]:
         """The generation, and whether its answer is streamed; of the body nothing is left."""
@@ -106,7 +104,7 @@ class Gateway:
             raise HttpError(400, "invalid_argument", "the event id is too long")
         session = await self._router.resume(exchange.scope["path_params"]["id"], after or None)
         with _attached(session, exchange):
-            await self._stream(exchange, session, time.monotonic(), role=not after)
+            await self._stream(exchange, session, role=not after)
 
     async def _cancel(self, exchange: Exchange) -> None:
         generation_id = exchange.scope["path_params"]["id"]
@@ -114,9 +112,7 @@ class Gateway:
         exchange.headers["x-generation-id"] = generation_id
         await exchange.answer(200, json.dumps({"id": generation_id, "cancelled": True}).encode())
 
-    async def _stream(
-        self, exchange: Exchange, session: Session, began_s: float, *, role: bool
-    ) -> None:
+    async def _stream(self, exchange: Exchange, session: Session, *, role: bool) -> None:
         """Server-sent events until the end, or until the client has gone."""
         transcript = session.transcript
         answers = Answers(transcript.request, transcript.vocabulary)
@@ -133,7 +129,6 @@ class Gateway:
         session.cut = exchange.cut
         async with _watched(exchange, session):
             session.wake.set()
-            told = False
             while not exchange.disconnected:
                 await _next(session)
                 ended = session.ended
@@ -142,9 +137,6 @@ class Gateway:
                 first = b""
                 if ended:
                     data += _ending(session, answers)
-                if event and not told:
-                    told = True
-                    metrics.FIRST_TOKEN_S.observe(time.monotonic() - began_s)
                 if not data and not session.comment_due:
                     continue
                 session.write_began()
@@ -153,15 +145,11 @@ class Gateway:
                 if ended:
                     return
 
-    async def _whole(self, exchange: Exchange, session: Session, began_s: float) -> None:
+    async def _whole(self, exchange: Exchange, session: Session) -> None:
         """One answer when everything is there."""
         async with _watched(exchange, session):
-            told = False
             while not (session.ended or exchange.disconnected):
                 await _next(session)
-                if not told and session.transcript.waiting_bytes:
-                    told = True
-                    metrics.FIRST_TOKEN_S.observe(time.monotonic() - began_s)
             if not session.ended:
                 return
             if session.error is not None:
@@ -222,8 +210,6 @@ def _attached(session: Session, exchange: Exchange) -> Iterator[None]:
     try:
         yield
     finally:
-        if session.error is not None:
-            metrics.FAILED.labels(type(session.error).__name__).inc()
         session.close()
 
 
@@ -240,8 +226,9 @@ async def _watched(exchange: Exchange, session: Session) -> Any:
         yield
     finally:
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.result()
 
 
 class _Endpoint:

@@ -118,6 +118,7 @@ class Router:
 
         Raises InvalidArgument, NotFound, AlreadyExists, ResourceExhausted, Unavailable.
         """
+        asked_s = time.monotonic()
         ask.check(self.settings.max_choices)
         with self._admitted():
             view = await self._named(ask.generation_id) if ask.generation_id else None
@@ -131,7 +132,7 @@ class Router:
             route = await self._route(request.model.model_id)
             session = self._session(request, model, None)
         # A name that somebody took meanwhile is the controller's to know.
-        session.begin(None if ask.generation_id else route)
+        session.begin(None if ask.generation_id else route, asked_s)
         return session
 
     async def _resolve(
