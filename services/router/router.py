@@ -42,7 +42,7 @@ from services.router.transcript import Position, Transcript
 
 _log = logging.getLogger(__name__)
 TICK_S = 0.05
-LONG_PROMPT_BYTES = 16_384
+LONG_PROMPT_BYTES = 4096
 LONG_CONVERSATION = 64
 """What is longer than either is rendered and tokenised beside the event loop."""
 _DRAWN_ID = re.compile(r"g([0-9a-f]{8})[0-9a-f]{24}")
