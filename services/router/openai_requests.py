@@ -194,12 +194,12 @@ def _prompt(value: Any) -> str | tuple[int, ...]:
         value = value[0]
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and any(isinstance(entry, (str, list)) for entry in value):
-        raise InvalidArgument("one prompt a request: a string or a list of ids", field="prompt")
     if not isinstance(value, list):
         raise InvalidArgument("prompt must be a string or a list of ids", field="prompt")
     if len(value) > MAX_PROMPT_IDS:
         raise InvalidArgument(f"the prompt has over {MAX_PROMPT_IDS} ids", field="prompt")
+    if any(isinstance(entry, (str, list)) for entry in value):
+        raise InvalidArgument("one prompt a request: a string or a list of ids", field="prompt")
     return _ids(value, "prompt")
 
 
