@@ -11,7 +11,7 @@ from services.common.errors import (
     Unavailable,
 )
 from services.common.exchange import Closed, Frame, GenerationView, Route
-from services.common.generation import CancelReason, FinishReason, GenerationRequest, TokenSpan
+from services.common.generation import CancelReason, FinishReason, GenerationRequest
 from services.common.token_run import event_id, matches_event_id, parse_event_id
 from services.router.actions import (
     Action,
@@ -19,6 +19,7 @@ from services.router.actions import (
     CloseStream,
     Deliver,
     End,
+    Gain,
     OpenStream,
     SendCancel,
 )
@@ -63,8 +64,8 @@ class Following:
             elif isinstance(action, AskResume):
                 self.router.ask(self, action)
             elif isinstance(action, Deliver):
-                for span in action.spans:
-                    self._show(span)
+                for gain in action.gains:
+                    self._show(gain)
             elif isinstance(action, SendCancel):
                 self.router.send_cancel(action)
             elif isinstance(action, End):
@@ -91,10 +92,10 @@ class Following:
         stream.on_end[router] = ended
         self._streams[number] = stream
 
-    def _show(self, span: TokenSpan) -> None:
-        choice = span.choice
+    def _show(self, gain: Gain) -> None:
+        choice = gain.choice
         ids = []
-        for token in span.ids:
+        for token in self.follower.runs[choice].ids[gain.start : gain.end]:
             if self.finish[choice] is not None:
                 break
             self._fed[choice] += 1

@@ -40,7 +40,11 @@ app = typer.Typer(
 
 
 def told(action: Callable[[], T]) -> T:
-    """Runs an action; an error the person can mend becomes a line and exit status 1."""
+    """Runs an action; an error the person can mend becomes a line and exit status 1, a bad
+    setting one and 2."""
+    from services.common.settings import TlsSettings, read
+
+    read(TlsSettings)
     try:
         return action()
     except MeshError as error:

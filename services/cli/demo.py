@@ -59,8 +59,8 @@ def run_demo(directory: MeshDirectory, console: Console) -> bool:
     """Whether both disturbed texts equal the undisturbed one."""
     http_port, grpc_port = free_ports(2)
     options = MeshOptions(http_port=http_port, grpc_port=grpc_port)
+    run_detached(directory, options, console)
     try:
-        run_detached(directory, options, console)
         return asyncio.run(_Demo(directory, options.pipelines, console).run())
     finally:
         take_down(directory)

@@ -51,11 +51,6 @@ def open_own(pid: int, mesh_id: str) -> OwnProcess | None:
     return None
 
 
-def is_own(pid: int, mesh_id: str) -> bool:
-    """Whether the process lives and belongs to the mesh."""
-    return bool(pid) and _mesh_of(pid) == mesh_id
-
-
 def own_processes(mesh_id: str) -> list[OwnProcess]:
     """All processes of the mesh but this one."""
     pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from services.cli import processes
 from services.cli.layout import MeshOptions, ServiceSpec
@@ -14,6 +16,7 @@ from services.cli.mesh_directory import MeshDirectory, MeshError, MeshState, Pha
 from services.cli.mesh_status import controller_status, ready_pipelines
 from services.common import health
 
+_log = logging.getLogger(__name__)
 READY_TIMEOUT_S = 240.0
 STABLE_S = 10.0
 FIRST_PAUSE_S = 0.2
@@ -31,6 +34,8 @@ class _Running:
     pid: int = 0
     deaths: int = 0
     last_exit: int = 0
+    fault: str = ""
+    """Why its process could not be made."""
 
 
 class Supervisor:
@@ -48,6 +53,8 @@ class Supervisor:
         self._tell = tell
         self._services = [_Running(spec) for spec in specs]
         self._stopping = False
+        self._written: MeshState | None = None
+        """The state that mesh.json holds."""
         self._state = MeshState(
             mesh_id=os.urandom(8).hex(),
             supervisor_pid=os.getpid(),
@@ -65,11 +72,11 @@ class Supervisor:
         stopped = asyncio.create_task(stop.wait())
         ready = asyncio.create_task(self._until_ready())
         try:
-            await asyncio.wait([stopped, ready], return_when=asyncio.FIRST_COMPLETED)
+            await self._first(stopped, ready, keepers)
             if not stopped.done():
                 await ready
                 self._save("ready", "ready")
-                await stopped
+                await self._first(stopped, stopped, keepers)
         except MeshError as error:
             self._save("failed", str(error))
             raise
@@ -81,6 +88,20 @@ class Supervisor:
             if self._state.phase != "failed":
                 self._save("stopping", "stopping")
             await asyncio.to_thread(self.end_all)
+
+    async def _first(
+        self,
+        stopped: asyncio.Task[bool],
+        awaited: asyncio.Task[Any],
+        keepers: Sequence[asyncio.Task[None]],
+    ) -> None:
+        """Returns when one of the two has ended; raises MeshError when a keeper has, for none
+        should."""
+        await asyncio.wait([stopped, awaited, *keepers], return_when=asyncio.FIRST_COMPLETED)
+        for service, keeper in zip(self._services, keepers, strict=True):
+            if keeper.done():
+                reason = keeper.exception()
+                raise MeshError(f"nobody keeps {service.spec.name} any more: {reason}")
 
     def end_all(self) -> None:
         """Ends every process of the mesh, engines too; first those that would start others."""
@@ -94,10 +115,14 @@ class Supervisor:
         pause_s = FIRST_PAUSE_S
         while not self._stopping:
             started = time.monotonic()
-            process = await self._start(service.spec)
-            service.pid = process.pid
-            self._save(self._state.phase, self._state.message)
-            service.last_exit = await process.wait()
+            try:
+                process = await self._start(service.spec)
+            except OSError as error:
+                service.fault = str(error)
+            else:
+                service.pid, service.fault = process.pid, ""
+                self._save(self._state.phase, self._state.message)
+                service.last_exit = await process.wait()
             service.pid = 0
             service.deaths += 1
             self._save(self._state.phase, self._state.message)
@@ -135,7 +160,8 @@ class Supervisor:
             for service in self._services:
                 if service.last_exit == BAD_SETTING or service.deaths >= EARLY_DEATHS:
                     name = service.spec.name
-                    raise MeshError(f"{name} does not start:\n{self._directory.log_tail(name)}")
+                    reason = service.fault or self._directory.log_tail(name)
+                    raise MeshError(f"{name} does not start:\n{reason}")
             if time.monotonic() > deadline:
                 raise MeshError(f"not ready after {READY_TIMEOUT_S:.0f} s: {message}")
             await asyncio.sleep(POLL_S)
@@ -162,7 +188,12 @@ class Supervisor:
             ServiceRecord(s.spec.name, s.pid, s.spec.grpc, s.spec.http) for s in self._services
         )
         state = replace(self._state, phase=phase, message=message, services=records)
+        if state != self._written:
+            try:
+                self._directory.write(state)
+                self._written = state
+            except OSError as error:  # the next change tries again; services go on meanwhile
+                _log.warning("the state cannot be written", extra={"reason": str(error)})
         if state != self._state:
             self._state = state
-            self._directory.write(state)
             self._tell(state)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 
 from services.cli import model, ports, processes
+from services.cli.down import SUPERVISOR_GRACE_S
 from services.cli.layout import MeshOptions, local_mesh
 from services.cli.mesh_directory import MeshDirectory, MeshError, MeshState
 from services.cli.mesh_status import mesh_status
@@ -88,7 +89,8 @@ async def _show(states: asyncio.Queue[MeshState], console: Console) -> None:
 
 
 def run_detached(directory: MeshDirectory, options: MeshOptions, console: Console) -> None:
-    """Starts a supervisor of its own session and returns when the mesh is ready."""
+    """Starts a supervisor of its own session and returns when the mesh is ready. When it raises,
+    Ctrl-C too, what it has started is ended, and nothing else."""
     prepare(directory, options, console)
     command = [
         *(sys.executable, "-m", "services.cli", "up", "--data-dir", str(directory.path)),
@@ -106,7 +108,11 @@ def run_detached(directory: MeshDirectory, options: MeshOptions, console: Consol
             start_new_session=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
-    state = _await_ready(directory, supervisor, console)
+    try:
+        state = _await_ready(directory, supervisor, console)
+    except BaseException:
+        _end(supervisor)
+        raise
     console.print(where_it_listens(state), highlight=False, soft_wrap=True)
 
 
@@ -124,9 +130,18 @@ def _await_ready(
             if supervisor.poll() is not None:
                 raise MeshError(directory.log_tail("supervisor", 12) or "the mesh did not start")
             if time.monotonic() > deadline:
-                supervisor.terminate()
                 raise MeshError(f"the mesh is not ready after {START_TIMEOUT_S:.0f} s")
             time.sleep(0.1)
+
+
+def _end(supervisor: subprocess.Popen[bytes]) -> None:
+    """It ends its services; those of one that must be killed, the next start finds."""
+    supervisor.terminate()
+    try:
+        supervisor.wait(SUPERVISOR_GRACE_S)
+    except subprocess.TimeoutExpired:
+        supervisor.kill()
+        supervisor.wait()
 
 
 def where_it_listens(state: MeshState) -> str:

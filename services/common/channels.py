@@ -30,12 +30,19 @@ def options(max_message_bytes: int) -> list[tuple[str, int]]:
         ("grpc.http2.min_recv_ping_interval_without_data_ms", interval_ms // 2),
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.so_reuseport", 0),
+        # Services reach each other directly, whatever http_proxy says.
+        ("grpc.enable_http_proxy", 0),
         ("grpc.enable_retries", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
         # Also the time a connection may take to stand: a busy peer needs more than a tick.
         ("grpc.min_reconnect_backoff_ms", 2000),
         ("grpc.max_reconnect_backoff_ms", 1000),
     ]
+
+
+def address_of(host: str, port: int) -> str:
+    """host:port as addresses are written; an IPv6 host stands in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def open_channel(

@@ -19,7 +19,6 @@ class FinishReason(StrEnum):
     """An end-of-sequence id, a stop id or a stop string."""
     LENGTH = "length"
     CANCELLED = "cancelled"
-    ERROR = "error"
 
 
 class CancelReason(StrEnum):
@@ -125,7 +124,6 @@ class GenerationRequest:
     include_usage: bool = False
     numerics_class: str = ""
     """The class of arithmetic it began under; empty before the first head accepts."""
-    tenant: str = ""
 
 
 def finish_at(request: GenerationRequest, position: int, token_id: int) -> FinishReason | None:

@@ -13,9 +13,10 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.common import channels
-from services.common.settings import TlsSettings
+from services.common.settings import TlsSettings, read
 
 TIMEOUT_S = 2.0
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 async def is_serving(address: str, timeout_s: float = TIMEOUT_S) -> bool:
@@ -33,7 +34,7 @@ async def is_serving(address: str, timeout_s: float = TIMEOUT_S) -> bool:
 def answers(url: str, timeout_s: float = TIMEOUT_S) -> bool:
     """Whether a GET of the URL is answered with 200."""
     try:
-        with urllib.request.urlopen(url, timeout=timeout_s) as response:
+        with _DIRECT.open(url, timeout=timeout_s) as response:
             return bool(response.status == 200)
     except OSError:
         return False
@@ -41,6 +42,7 @@ def answers(url: str, timeout_s: float = TIMEOUT_S) -> bool:
 
 def main() -> None:
     target = sys.argv[1]
+    read(TlsSettings)
     healthy = answers(target) if "://" in target else asyncio.run(is_serving(target))
     sys.exit(0 if healthy else 1)
 

@@ -14,7 +14,7 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 from opentelemetry.trace import SpanKind
 
-from services.common import channels, telemetry
+from services.common import channels, roles, telemetry
 from services.common.errors import ShuntError
 from services.common.settings import ServiceSettings
 from services.common.statuses import abort_with
@@ -91,6 +91,51 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         return make(behaviour, handler.request_deserializer, handler.response_serializer)
 
 
+class RoleInterceptor(grpc.aio.ServerInterceptor):
+    """Lets a caller call what its certificate's role may call. Stands within ErrorInterceptor."""
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler:
+        handler, method = await continuation(handler_call_details), handler_call_details.method
+        if handler is None or method.startswith("/grpc."):
+            return handler
+        kind = _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)]
+        inner = getattr(handler, kind)
+
+        def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            caller = _caller(context)
+            roles.check_call(caller, method)
+            if method in roles.SPEAKS_FOR_A_NODE:
+                if handler.request_streaming:
+                    request = _of_one_node(caller, request)
+                else:
+                    roles.check_node(caller, request)
+            return inner(request, context)
+
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        return make(call, handler.request_deserializer, handler.response_serializer)
+
+
+_KINDS = {
+    (False, False): "unary_unary",
+    (False, True): "unary_stream",
+    (True, False): "stream_unary",
+    (True, True): "stream_stream",
+}
+
+
+def _caller(context: grpc.aio.ServicerContext[Any, Any]) -> roles.Identity:
+    named = context.auth_context().get("peer_spiffe_id", ())
+    return roles.identity_of(value.decode("utf-8", "replace") for value in named)
+
+
+async def _of_one_node(caller: roles.Identity, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        roles.check_node(caller, request)
+        yield request
+
+
 def _unary(inner: Any) -> Any:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         channels.hand_on_deadline(context.time_remaining())
@@ -115,17 +160,17 @@ def _streaming(inner: Any) -> Any:
 
 
 class Server:
-    """A service's gRPC server.
-
-    Usage: construct, `add(...)` servicers through `grpc_server`, `await start()`, `await
-    serve_until_signal()` (or `await stop()`).
-    """
+    """A service's gRPC server: add servicers to `grpc_server`, then start, and stop at the end."""
 
     def __init__(self, settings: ServiceSettings, service_names: Sequence[str]) -> None:
         self._settings = settings
         self._names = tuple(service_names)
         self.grpc_server = grpc.aio.server(
-            interceptors=[TelemetryInterceptor(), ErrorInterceptor()],
+            interceptors=[
+                TelemetryInterceptor(),
+                ErrorInterceptor(),
+                *([RoleInterceptor()] if settings.tls.enabled else []),
+            ],
             options=channels.options(settings.max_message_bytes),
             maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
         )
@@ -138,7 +183,7 @@ class Server:
 
     async def start(self) -> int:
         """Binds and serves, health NOT_SERVING until `set_ready(True)`; returns the port."""
-        address = f"{self._settings.host}:{self._settings.grpc_port}"
+        address = channels.address_of(self._settings.host, self._settings.grpc_port)
         self.port = channels.bind(self.grpc_server, address, self._settings.tls)
         await self.set_ready(False)
         await self.grpc_server.start()

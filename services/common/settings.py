@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, FilePath, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 S = TypeVar("S", bound=BaseSettings)
+_INCOMPLETE = "incomplete"
 
 
 class TlsSettings(BaseSettings):
-    """Mutual TLS between services; all three files, or none."""
+    """Mutual TLS between services; all three files, or none. The certificate's role decides what
+    its holder may call (roles.py)."""
 
-    model_config = SettingsConfigDict(env_prefix="SHUNT_TLS_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="SHUNT_TLS_", frozen=True, extra="ignore", env_ignore_empty=True
+    )
 
-    certificate: Path | None = None
-    key: Path | None = None
-    authority: Path | None = None
+    certificate: FilePath | None = None
+    key: FilePath | None = None
+    authority: FilePath | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        absent = [name for name, path in self if path is None]
+        if 0 < len(absent) < len(type(self).model_fields):
+            raise PydanticCustomError(
+                _INCOMPLETE,
+                "{name}: TLS needs certificate, key and authority",
+                {"name": self.name_of(absent[0])},
+            )
+        return self
 
     @property
     def enabled(self) -> bool:
         return self.certificate is not None
+
+    @staticmethod
+    def name_of(field: str) -> str:
+        """The environment variable of a field."""
+        return f"SHUNT_TLS_{field.upper()}"
 
 
 class ServiceSettings(BaseSettings):
@@ -45,10 +66,25 @@ class ServiceSettings(BaseSettings):
 def read(kind: type[S]) -> S:
     """The settings from the environment; a bad one names its field on stderr and exits 2."""
     try:
-        return kind()
+        found = kind()
     except ValidationError as error:
-        prefix = str(kind.model_config.get("env_prefix") or "")
+        tls = error.title == TlsSettings.__name__
+        prefix = str((TlsSettings if tls else kind).model_config.get("env_prefix") or "")
         for fault in error.errors():
             name = prefix + "__".join(str(part) for part in fault["loc"])
-            print(f"bad setting {name.upper()}: {fault['msg']}", file=sys.stderr)
+            told = f"{name.upper()}: {fault['msg']}"
+            if fault["type"] == _INCOMPLETE:  # of several settings; its text names one
+                told = fault["msg"]
+            print(f"bad setting {told}", file=sys.stderr)
         sys.exit(2)
+    if isinstance(found, ServiceSettings):
+        _hand_on(found.tls)
+    return found
+
+
+def _hand_on(tls: TlsSettings) -> None:
+    """A service may have certificates of its own (SHUNT_<SERVICE>_TLS__*). The tensor store's
+    client knows no service: it reads SHUNT_TLS_* of the process it is in."""
+    for name, path in tls:
+        if path is not None:
+            os.environ[tls.name_of(name)] = str(path)

@@ -6,11 +6,12 @@ Context crosses RPCs as a W3C traceparent in the metadata, and the activation st
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -21,6 +22,7 @@ from opentelemetry.trace import Span, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import start_http_server
 
+_log = logging.getLogger(__name__)
 _PROPAGATOR = TraceContextTextMapPropagator()
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 tracer = trace.get_tracer("shuntserve")
@@ -29,7 +31,8 @@ tracer = trace.get_tracer("shuntserve")
 def configure(
     service: str, instance_id: str, *, metrics_host: str, metrics_port: int | None
 ) -> None:
-    """Starts the exporters this process needs; call once, before the first span."""
+    """Starts the exporters this process needs; call once, before the first span. Exits 2 and names
+    the setting when the port for metrics cannot be had."""
     if any(os.environ.get(name) for name in _ENDPOINTS):
         resource = Resource.create(
             {"service.name": f"shuntserve-{service}", "service.instance.id": instance_id}
@@ -39,7 +42,17 @@ def configure(
         provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500))
         trace.set_tracer_provider(provider)
     if metrics_port is not None:
-        start_http_server(metrics_port, addr=metrics_host)
+        _serve_metrics(service, metrics_host, metrics_port)
+
+
+def _serve_metrics(service: str, host: str, port: int) -> None:
+    try:
+        server, _ = start_http_server(port, addr=host)
+    except OSError as error:
+        reason = f"{host}:{port}: {error.strerror or error}"
+        print(f"bad setting SHUNT_{service.upper()}_METRICS_PORT: {reason}", file=sys.stderr)
+        sys.exit(2)
+    _log.info("metrics", extra={"address": f"{host}:{server.server_port}"})
 
 
 def shutdown() -> None:
@@ -83,13 +96,12 @@ def span(
 
 
 @contextmanager
-def within(parent: Context | None) -> Iterator[None]:
-    """Makes a remote parent current without a span of its own."""
-    if parent is None:
-        yield
+def entry(name: str) -> Iterator[Span]:
+    """The span of a request that enters the mesh: the current one if its caller began a trace,
+    else the root of a new one."""
+    current = trace.get_current_span()
+    if current.get_span_context().is_valid:
+        yield current
         return
-    token = otel_context.attach(parent)
-    try:
-        yield
-    finally:
-        otel_context.detach(token)
+    with span(name, kind=SpanKind.SERVER) as root:
+        yield root

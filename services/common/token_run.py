@@ -15,7 +15,6 @@ from services.common.errors import Diverged, InvalidArgument
 from services.common.generation import FinishReason, TokenLogprob, TokenSpan
 
 _EVENT_ID = re.compile(r"(\d{1,9}(?:,\d{1,9}){0,255})-([0-9a-f]{8})")
-TOKEN_ID_LIMIT = 1 << 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +67,24 @@ class TokenRun:
         """
         if logprobs and len(logprobs) != len(ids):
             raise InvalidArgument(f"{len(logprobs)} logprobs for {len(ids)} ids", field="logprobs")
-        if start < 0 or any(not 0 <= token < TOKEN_ID_LIMIT for token in ids):
-            raise InvalidArgument("positions and ids lie in [0, 2**32)", field="ids")
-        if not self.check(start, ids):
-            return Appended(0, len(self), gap=True)
-        new = ids[len(self) - start :]
-        self._logprobs.extend(logprobs[len(self) - start :])
+        try:
+            new = array("I", ids)
+        except OverflowError:
+            raise InvalidArgument("an id lies in [0, 2**32)", field="ids") from None
+        length = len(self._ids)
+        if start != length:
+            if start < 0:
+                raise InvalidArgument("a position is not negative", field="ids")
+            if not self.check(start, ids):
+                return Appended(0, length, gap=True)
+            new, logprobs = new[length - start :], logprobs[length - start :]
+        self._ids.extend(new)
+        self._logprobs.extend(logprobs)
         checksum = self._checksums[-1]
         for token in new:
             checksum = zlib.crc32(token.to_bytes(4, "little"), checksum)
-            self._ids.append(token)
             self._checksums.append(checksum)
-        return Appended(len(new), len(self))
+        return Appended(len(new), len(self._ids))
 
     def checksum(self, length: int | None = None) -> int:
         """CRC-32 of the first `length` ids as little-endian 32-bit words."""

@@ -36,7 +36,6 @@ _FINISH = {
     FinishReason.STOP: common_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: common_pb2.FINISH_REASON_LENGTH,
     FinishReason.CANCELLED: common_pb2.FINISH_REASON_CANCELLED,
-    FinishReason.ERROR: common_pb2.FINISH_REASON_ERROR,
 }
 _FINISH_BACK: dict[int, FinishReason] = {number: reason for reason, number in _FINISH.items()}
 _KIND = {
@@ -175,7 +174,6 @@ def request_to(request: GenerationRequest) -> common_pb2.GenerationRequest:
         created_unix_s=request.created_unix_s,
         include_usage=request.include_usage,
         numerics_class=request.numerics_class,
-        tenant=request.tenant,
     )
 
 
@@ -198,7 +196,6 @@ def request_from(message: common_pb2.GenerationRequest) -> GenerationRequest:
         created_unix_s=message.created_unix_s,
         include_usage=message.include_usage,
         numerics_class=message.numerics_class,
-        tenant=message.tenant,
     )
 
 
@@ -233,8 +230,8 @@ def span_from(message: common_pb2.TokenRun) -> TokenSpan:
         choice=message.choice,
         start=message.start,
         ids=tuple(message.ids),
-        logprobs=tuple(logprob_from(logprob) for logprob in message.logprobs),
-        finish_reason=finish_from(message.finish_reason),
+        logprobs=tuple(map(logprob_from, message.logprobs)) if message.logprobs else (),
+        finish_reason=finish_from(message.finish_reason) if message.finish_reason else None,
     )
 
 
@@ -243,7 +240,7 @@ def spans_to(spans: Iterable[TokenSpan]) -> list[common_pb2.TokenRun]:
 
 
 def spans_from(messages: Iterable[common_pb2.TokenRun]) -> tuple[TokenSpan, ...]:
-    return tuple(span_from(message) for message in messages)
+    return tuple(map(span_from, messages))
 
 
 def lengths_to(lengths: Sequence[int]) -> list[common_pb2.ChoiceLength]:

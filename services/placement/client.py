@@ -13,6 +13,7 @@ from shuntserve.placement.v1 import placement_pb2_grpc
 
 from services.common import channels
 from services.common.errors import InvalidArgument
+from services.common.settings import TlsSettings, read
 from services.common.statuses import from_rpc_error
 from services.placement.cluster import Node, Workload
 from services.placement.model import MAX_CONFIG_CHARS, built_in_names
@@ -69,7 +70,7 @@ def solve_on(
 
 
 async def _plan(server: str, request: pb.PlanRequest, timeout_s: float) -> pb.PlanResponse:
-    async with channels.open_channel(server) as channel:
+    async with channels.open_channel(server, tls=read(TlsSettings)) as channel:
         stub = placement_pb2_grpc.PlacementServiceStub(channel)
         try:
             return await stub.Plan(request, timeout=timeout_s)

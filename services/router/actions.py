@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from services.common.errors import ShuntError
 from services.common.exchange import GenerateCall, ResumeQuestion, Route
-from services.common.generation import CancelReason, TokenSpan
+from services.common.generation import CancelReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +35,19 @@ class AskResume:
     timeout_s: float
 
 
+class Gain(NamedTuple):
+    """Positions [start, end) of one choice; empty when only its end became known."""
+
+    choice: int
+    start: int
+    end: int
+
+
 @dataclass(frozen=True, slots=True)
 class Deliver:
-    """New ids for the reader, each position once and in order within its choice."""
+    """The runs have new ids for the reader, each position once and in order within its choice."""
 
-    spans: tuple[TokenSpan, ...]
+    gains: tuple[Gain, ...]
 
 
 @dataclass(frozen=True, slots=True)

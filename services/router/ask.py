@@ -22,6 +22,7 @@ MAX_STOP_IDS = 128
 MAX_BIASES = 1024
 MAX_TOP_LOGPROBS = 20
 MAX_MESSAGES = 4096
+MAX_PROMPT_IDS = 1 << 20
 MAX_MODEL_CHARS = 256
 ROLES = ("system", "user", "assistant")
 
@@ -89,6 +90,29 @@ class Ask:
             _at_most("messages", self.prompt, MAX_MESSAGES)
 
     @property
+    def prompt_bytes(self) -> int:
+        """Length of the prompt's text in UTF-8, without what a template adds; 0 for ids."""
+        texts = (self.prompt,) if isinstance(self.prompt, str) else self.prompt
+        contents = (entry.content if isinstance(entry, Message) else entry for entry in texts)
+        return sum(len(text.encode()) for text in contents if isinstance(text, str))
+
+    @property
+    def turns(self) -> int:
+        """Messages of a conversation."""
+        return len(self.prompt) if self.kind is GenerationKind.CHAT else 0
+
+    def check_size(self, max_positions: int, longest_piece_bytes: int) -> None:
+        """Raises InvalidArgument, before any work is done on it, for a prompt that cannot fit
+        whatever its tokens are."""
+        ids = 0 if isinstance(self.prompt, str) or self.turns else len(self.prompt)
+        if ids >= max_positions or self.prompt_bytes >= max_positions * longest_piece_bytes:
+            raise InvalidArgument(
+                f"the prompt is too long; prompt and output together may have {max_positions} "
+                "tokens",
+                field=self._prompt_field,
+            )
+
+    @property
     def _prompt_field(self) -> str:
         return "messages" if self.kind is GenerationKind.CHAT else "prompt"
 
@@ -110,18 +134,20 @@ class Ask:
                 f"the {model.max_positions} positions there are",
                 field="max_tokens",
             )
-        if self.min_tokens > room:
-            raise InvalidArgument(f"min_tokens is over {room}", field="min_tokens")
+        max_tokens = self.max_tokens or min(room, self.most_tokens or room)
+        if self.min_tokens > max_tokens:
+            raise InvalidArgument(
+                f"min_tokens is over the {max_tokens} tokens that may come", field="min_tokens"
+            )
         _in_vocabulary("stop_token_ids", self.stop_token_ids, model.vocabulary_size)
         _in_vocabulary("logit_bias", self.logit_bias, model.vocabulary_size)
         if not isinstance(self.prompt, str) and self.kind is not GenerationKind.CHAT:
             _in_vocabulary("prompt", prompt_ids, model.vocabulary_size)
-        max_tokens = min(room, self.most_tokens or room)
         return GenerationRequest(
             generation_id=self.generation_id or drawn.generation_id,
             model=model.ref,
             prompt_ids=tuple(prompt_ids),
-            sampling=self._sampling(model, self.max_tokens or max_tokens, drawn.seed),
+            sampling=self._sampling(model, max_tokens, drawn.seed),
             choices=self.choices,
             stop_strings=self.stop_strings,
             kind=self.kind,

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
-from services.common.errors import NotFound, ShuntError
+from services.common.errors import FailedPrecondition, NotFound, ShuntError
 from services.common.exchange import Route
 from services.common.generation import ModelRef
 from services.router.model import Model
@@ -72,7 +72,12 @@ class Catalogue:
 
     async def _load(self, ref: ModelRef) -> Model:
         files = await self._fetch(ref)
-        model = await asyncio.to_thread(Model, files)
+        try:
+            model = await asyncio.to_thread(Model, files)
+        except ShuntError:
+            raise
+        except Exception as error:  # whatever stands in a model's files, the router lives
+            raise FailedPrecondition("the model's files are not understood") from error
         if len(self._models) >= MAX_MODELS:
             self._models.pop(next(iter(self._models)))
         self._models[ref.digest] = model

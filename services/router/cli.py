@@ -12,6 +12,7 @@ from rich.table import Table
 from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from services.common import channels
+from services.common.settings import TlsSettings, read
 from services.common.statuses import from_rpc_error
 
 TIMEOUT_S = 5.0
@@ -39,7 +40,7 @@ def models(address: Address = "127.0.0.1:50051") -> None:
 
 
 async def _models(address: str) -> list[router_pb2.Model]:
-    async with channels.open_channel(address) as channel:
+    async with channels.open_channel(address, tls=read(TlsSettings)) as channel:
         stub = router_pb2_grpc.RouterServiceStub(channel)
         response = await stub.ListModels(router_pb2.ListModelsRequest(), timeout=TIMEOUT_S)
     return list(response.models)

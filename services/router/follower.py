@@ -54,6 +54,7 @@ from services.router.actions import (
     CloseStream,
     Deliver,
     End,
+    Gain,
     OpenStream,
     SendCancel,
 )
@@ -330,17 +331,17 @@ class Follower:
 
     def _merge(self, spans: Sequence[TokenSpan]) -> list[Action]:
         """Compares and adds; what is new goes to the reader."""
-        new = []
+        gains = []
         try:
             for span in spans:
-                delivered = self._merge_span(span)
-                if delivered is not None:
-                    new.append(delivered)
+                gain = self._merge_span(span)
+                if gain is not None:
+                    gains.append(gain)
         except (Diverged, InvalidArgument) as error:
             return self._end(error)
-        return [*([Deliver(tuple(new))] if new else []), *self._end_if_finished()]
+        return [*([Deliver(tuple(gains))] if gains else []), *self._end_if_finished()]
 
-    def _merge_span(self, span: TokenSpan) -> TokenSpan | None:
+    def _merge_span(self, span: TokenSpan) -> Gain | None:
         if not 0 <= span.choice < len(self.runs):
             raise InvalidArgument("a choice that was not asked for", field="choice")
         run, before = self.runs[span.choice], len(self.runs[span.choice])
@@ -348,14 +349,15 @@ class Follower:
         self._verified[span.choice] = max(self._verified[span.choice], span.end)
         if self._finish[span.choice] is not None:
             return None
-        end = finish_of(self.request, run.ids[before:], before)
+        new = span.ids[before - span.start :] if appended.added else ()
+        end = finish_of(self.request, new, before)
         if end is not None:
             self._finish[span.choice] = end[1]
         elif span.end == len(run):
             self._finish[span.choice] = span.finish_reason
         if not appended.added and self._finish[span.choice] is None:
             return None
-        return run.span(span.choice, before, None, self._finish[span.choice])
+        return Gain(span.choice, before, len(run))
 
     # Inside
 

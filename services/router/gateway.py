@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -23,6 +22,7 @@ from services.common import telemetry
 from services.common.errors import ShuntError
 from services.common.generation import GenerationKind
 from services.router import metrics
+from services.router.body_budget import BodyBudget
 from services.router.http_errors import HttpError, body_of
 from services.router.http_exchange import Exchange
 from services.router.json_body import parse_object
@@ -47,12 +47,13 @@ class Gateway:
         self._router = router
         self._settings = settings
         self._large = asyncio.Semaphore(2)
+        self._bodies = BodyBudget(settings.max_bodies_bytes)
 
     def application(self) -> Starlette:
         """The routes; every answer, an error too, is in OpenAI's shape."""
 
         def route(path: str, handler: Handler, method: str) -> Route:
-            endpoint = _Endpoint(path, handler, self._settings)
+            endpoint = _Endpoint(path, handler, self._settings, self._bodies)
             return Route(path, endpoint, methods=[method])
 
         application = Starlette(
@@ -80,19 +81,22 @@ class Gateway:
         await self._complete(exchange, parse_completion)
 
     async def _complete(self, exchange: Exchange, parse: Parser) -> None:
-        began_s = time.monotonic()
-        body = await exchange.body()
-        if len(body) > LARGE_BODY_BYTES:
-            async with self._large:
-                request = await asyncio.to_thread(lambda: parse(parse_object(body)))
-        else:
-            request = parse(parse_object(body))
-        session = await self._router.generate(request.ask)
+        session, streamed = await self._begun(exchange, parse)
         with _attached(session, exchange):
-            if request.stream:
-                await self._stream(exchange, session, began_s, role=True)
+            if streamed:
+                await self._stream(exchange, session, role=True)
             else:
-                await self._whole(exchange, session, began_s)
+                await self._whole(exchange, session)
+
+    async def _begun(self, exchange: Exchange, parse: Parser) -> tuple[Session, bool]:
+        """The generation, and whether its answer is streamed; of the body nothing is left."""
+        async with exchange.body() as body:
+            if len(body) > LARGE_BODY_BYTES:
+                async with self._large:
+                    request = await asyncio.to_thread(lambda: parse(parse_object(body)))
+            else:
+                request = parse(parse_object(body))
+            return await self._router.generate(request.ask), request.stream
 
     async def _resume(self, exchange: Exchange) -> None:
         after = exchange.header("last-event-id")
@@ -100,7 +104,7 @@ class Gateway:
             raise HttpError(400, "invalid_argument", "the event id is too long")
         session = await self._router.resume(exchange.scope["path_params"]["id"], after or None)
         with _attached(session, exchange):
-            await self._stream(exchange, session, time.monotonic(), role=not after)
+            await self._stream(exchange, session, role=not after)
 
     async def _cancel(self, exchange: Exchange) -> None:
         generation_id = exchange.scope["path_params"]["id"]
@@ -108,9 +112,7 @@ class Gateway:
         exchange.headers["x-generation-id"] = generation_id
         await exchange.answer(200, json.dumps({"id": generation_id, "cancelled": True}).encode())
 
-    async def _stream(
-        self, exchange: Exchange, session: Session, began_s: float, *, role: bool
-    ) -> None:
+    async def _stream(self, exchange: Exchange, session: Session, *, role: bool) -> None:
         """Server-sent events until the end, or until the client has gone."""
         transcript = session.transcript
         answers = Answers(transcript.request, transcript.vocabulary)
@@ -124,9 +126,9 @@ class Gateway:
         if role and transcript.request.kind is GenerationKind.CHAT:
             first = answers.role(transcript.event_id())
         await exchange.begin(200, _STREAM_HEADERS)
+        session.cut = exchange.cut
         async with _watched(exchange, session):
             session.wake.set()
-            told = False
             while not exchange.disconnected:
                 await _next(session)
                 ended = session.ended
@@ -135,9 +137,6 @@ class Gateway:
                 first = b""
                 if ended:
                     data += _ending(session, answers)
-                if event and not told:
-                    told = True
-                    metrics.FIRST_TOKEN_S.observe(time.monotonic() - began_s)
                 if not data and not session.comment_due:
                     continue
                 session.write_began()
@@ -146,15 +145,11 @@ class Gateway:
                 if ended:
                     return
 
-    async def _whole(self, exchange: Exchange, session: Session, began_s: float) -> None:
+    async def _whole(self, exchange: Exchange, session: Session) -> None:
         """One answer when everything is there."""
         async with _watched(exchange, session):
-            told = False
             while not (session.ended or exchange.disconnected):
                 await _next(session)
-                if not told and session.transcript.waiting_bytes:
-                    told = True
-                    metrics.FIRST_TOKEN_S.observe(time.monotonic() - began_s)
             if not session.ended:
                 return
             if session.error is not None:
@@ -215,8 +210,6 @@ def _attached(session: Session, exchange: Exchange) -> Iterator[None]:
     try:
         yield
     finally:
-        if session.error is not None:
-            metrics.FAILED.labels(type(session.error).__name__).inc()
         session.close()
 
 
@@ -233,20 +226,24 @@ async def _watched(exchange: Exchange, session: Session) -> Any:
         yield
     finally:
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.result()
 
 
 class _Endpoint:
     """Wraps a handler in a span, its errors and its metrics."""
 
-    def __init__(self, path: str, handler: Handler, settings: RouterSettings) -> None:
+    def __init__(
+        self, path: str, handler: Handler, settings: RouterSettings, bodies: BodyBudget
+    ) -> None:
         self._path = path
+        self._bodies = bodies
         self._handler = handler
         self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send, self._settings)
+        exchange = Exchange(scope, receive, send, self._settings, self._bodies)
         method = scope["method"]
         with telemetry.span(
             f"{method} {self._path}",
@@ -277,7 +274,7 @@ class _Endpoint:
         if exchange.status == 0:
             await exchange.fail(error)
         else:
-            await exchange.write(b"data: " + body_of(error) + b"\n\n", more=False)
+            await exchange.finish(b"data: " + body_of(error) + b"\n\n")
 
 
 async def _refused(_request: Request, error: Exception) -> Response:

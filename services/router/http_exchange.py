@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
 
 from services.common.errors import ShuntError
+from services.router.body_budget import BodyBudget
 from services.router.http_errors import HttpError, body_of, retry_after_s, status_of
 from services.router.http_protocol import abort_of
 from services.router.settings import RouterSettings
@@ -21,9 +23,16 @@ class Exchange:
     """Reads the request's body once, then writes one answer."""
 
     def __init__(
-        self, scope: Scope, receive: Receive, send: Send, settings: RouterSettings
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        settings: RouterSettings,
+        bodies: BodyBudget,
     ) -> None:
         self.scope = scope
+        self._bodies = bodies
+        self._body_bytes = 0
         self.settings = settings
         self.disconnected = False
         self.status = 0
@@ -40,13 +49,22 @@ class Exchange:
         """A request header; empty when it is absent."""
         return next((v for n, v in self._request_headers if n == name), "")
 
-    async def body(self) -> bytes:
-        """The whole JSON body. Raises HttpError 408, 413 and 415."""
+    @asynccontextmanager
+    async def body(self) -> AsyncIterator[bytes]:
+        """The whole JSON body; its share of what all bodies may hold is given back behind the
+        block. Raises HttpError 408, 413, 415 and 503."""
         media_type = self.header("content-type").partition(";")[0].strip().lower()
         if media_type != "application/json":
             raise HttpError(415, "unsupported_media_type", "content-type must be application/json")
         if self.header("content-encoding").lower() not in ("", "identity"):
             raise HttpError(415, "unsupported_encoding", "content-encoding is not supported")
+        try:
+            yield await self._in_time()
+        finally:
+            self._bodies.give_back(self._body_bytes)
+            self._body_bytes = 0
+
+    async def _in_time(self) -> bytes:
         try:
             async with asyncio.timeout(self.settings.body_timeout_s):
                 return await self._read()
@@ -56,21 +74,29 @@ class Exchange:
 
     async def _read(self) -> bytes:
         limit, data, size = self.settings.max_body_bytes, bytearray(), 0
-        more = True
+        more, room = True, True
         while more and size <= DRAIN_BODIES * limit:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 self.disconnected = True
                 raise HttpError(400, "disconnected", "the body did not come")
-            size += len(message.get("body", b""))
-            if size <= limit:
-                data += message.get("body", b"")
+            part = message.get("body", b"")
+            size += len(part)
+            room = room and self._bodies.take(len(part))
+            if room:
+                self._body_bytes += len(part)
+            if room and size <= limit:
+                data += part
             else:
                 data.clear()
+                self._bodies.give_back(self._body_bytes)
+                self._body_bytes = 0
             more = message.get("more_body", False)
         if size > limit:
             self.headers["connection"] = "close"
             raise HttpError(413, "body_too_large", f"the body has over {limit} bytes")
+        if not room:
+            raise HttpError(503, "overloaded", "too many bytes of requests are held already")
         return bytes(data)
 
     async def until_disconnected(self) -> None:
@@ -82,7 +108,7 @@ class Exchange:
     async def answer(self, status: int, body: bytes, media_type: str = "application/json") -> None:
         """A whole answer."""
         await self.begin(status, {"content-type": media_type, "content-length": str(len(body))})
-        await self.write(body, more=False)
+        await self.finish(body)
 
     async def fail(self, error: ShuntError) -> None:
         """An error as the whole answer."""
@@ -103,17 +129,26 @@ class Exchange:
         await self._within(message)
 
     async def write(self, data: bytes, *, more: bool = True) -> None:
-        """A part of the body; waits while the client does not read. A client that takes nothing
-        for `write_timeout_s` is cut off, and counts as disconnected."""
-        await self._within({"type": "http.response.body", "body": data, "more_body": more})
+        """A part of the body; waits while the client does not read, until somebody calls `cut`:
+        a timer for each of a stream's many events would cost more than they do."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def finish(self, data: bytes) -> None:
+        """The last part of the body."""
+        await self._within({"type": "http.response.body", "body": data, "more_body": False})
 
     async def _within(self, message: Message) -> None:
+        """A client that takes nothing for `write_timeout_s` is cut off."""
         try:
             async with asyncio.timeout(self.settings.write_timeout_s):
                 await self._send(message)
         except TimeoutError:
-            self.disconnected = True
-            abort: Any = abort_of(self.scope)
-            if abort is not None:
-                abort()
-                await asyncio.sleep(0)  # the server notices before it judges the answer
+            self.cut()
+            await asyncio.sleep(0)  # the server notices before it judges the answer
+
+    def cut(self) -> None:
+        """Ends the connection of a client that does not read; it counts as disconnected."""
+        self.disconnected = True
+        abort: Any = abort_of(self.scope)
+        if abort is not None:
+            abort()

@@ -46,6 +46,10 @@ def limited(settings: RouterSettings) -> type[HttpToolsProtocol]:
             super().data_received(data)
             if self._in_headers and self._header_bytes > settings.max_header_bytes:
                 self._refuse(_too_large(f"headers have over {settings.max_header_bytes} bytes"))
+            elif self._header_timer is None and self.cycle and self.cycle.response_complete:
+                # Bytes that begin no request, the rest of a body that nobody wanted say, have
+                # ended the server's own keep-alive timer.
+                self._arm()
 
         def on_message_begin(self) -> None:
             if not self._in_headers:
@@ -74,7 +78,11 @@ def limited(settings: RouterSettings) -> type[HttpToolsProtocol]:
             self.transport.abort()
 
         def _begin_headers(self) -> None:
+            self._end_headers()
             self._in_headers, self._header_bytes = True, 0
+            self._arm()
+
+        def _arm(self) -> None:
             self._header_timer = self.loop.call_later(settings.header_timeout_s, self._late)
 
         def _end_headers(self) -> None:

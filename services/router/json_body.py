@@ -11,6 +11,8 @@ from services.common.errors import InvalidArgument
 
 MAX_DEPTH = 64
 MAX_KEYS = 20_000
+MAX_BRACKETS = 1 << 18
+"""Lists and objects, counted before parsing; brackets within strings count too."""
 MAX_NUMBER_CHARS = 64
 _SHOWN_CHARS = 40
 
@@ -30,6 +32,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
             raise InvalidArgument("a key occurs twice in one object", field="body")
         return found
 
+    if body.count(b"[") + body.count(b"{") > MAX_BRACKETS:
+        raise InvalidArgument(f"over {MAX_BRACKETS} opening brackets", field="body")
     try:
         value = json.loads(
             body.decode("utf-8"),

@@ -9,9 +9,11 @@ STREAMS = Gauge("shunt_router_streams", "Generations followed now")
 TOKENS = Counter("shunt_router_tokens", "Tokens received for readers")
 RESUMES = Counter("shunt_router_resumes", "Questions for the next epoch")
 MOVES = Counter("shunt_router_moves", "Epochs granted to generations that ended here")
-FAILED = Counter("shunt_router_failed", "Generations that ended in an error", ["kind"])
+FAILED = Counter(
+    "shunt_router_failed", "Streams that ended in an error that no reader asked for", ["kind"]
+)
 FIRST_TOKEN_S = Histogram(
     "shunt_router_first_token_seconds",
-    "From a request to its first token",
+    "From a request, at either door, to its first token",
     buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )

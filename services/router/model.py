@@ -34,6 +34,7 @@ class Model:
             else None
         )
         self.vocabulary: Vocabulary = self._tokenizer.vocabulary
+        self.longest_piece_bytes = max(map(len, self.vocabulary.labels), default=1)
         config = files.config
         self.facts = ModelFacts(
             ref=files.ref,

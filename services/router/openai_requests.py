@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from services.common.errors import InvalidArgument
 from services.common.generation import GenerationKind
-from services.router.ask import Ask
+from services.router.ask import MAX_PROMPT_IDS, Ask
 from services.router.chat import Message
 from services.router.json_body import shown
 
@@ -24,7 +24,6 @@ _IGNORED = frozenset(
     ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 )
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-MAX_PROMPT_IDS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +118,7 @@ class _Fields:
     """Takes typed values out of a body; null is absent."""
 
     def __init__(self, body: dict[str, Any]) -> None:
-        self._left = {name: value for name, value in body.items() if value is not None}
+        self._left = _present(body)
 
     def take(self, name: str) -> Any:
         return self._left.pop(name, None)
@@ -149,6 +148,10 @@ class _Fields:
                 raise InvalidArgument(f"the parameter {shown(name)} is not supported", field=name)
 
 
+def _present(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def _messages(value: Any) -> tuple[Message, ...]:
     if not isinstance(value, list):
         raise InvalidArgument("messages must be a list", field="messages")
@@ -158,8 +161,9 @@ def _messages(value: Any) -> tuple[Message, ...]:
 def _message(entry: Any, where: str) -> Message:
     if not isinstance(entry, dict):
         raise InvalidArgument(f"{where} must be an object", field=where)
+    entry = _present(entry)
     unknown = entry.keys() - {"role", "content", "name", "refusal"}
-    if any(entry[name] is not None for name in unknown):
+    if unknown:
         raise InvalidArgument(f"{where}: {shown(min(unknown))} is not supported", field=where)
     role = entry.get("role")
     if not isinstance(role, str) or role not in _ROLES:
@@ -179,7 +183,7 @@ def _content(value: Any, where: str) -> str:
     for part in value:
         if not isinstance(part, dict) or part.get("type") != "text":
             raise InvalidArgument(f"{where}: only parts of type text are supported", field=where)
-        if not isinstance(part.get("text"), str) or part.keys() != {"type", "text"}:
+        if not isinstance(part.get("text"), str) or _present(part).keys() != {"type", "text"}:
             raise InvalidArgument(f"{where}: a part of text has type and text", field=where)
         texts.append(part["text"])
     return "".join(texts)
@@ -190,12 +194,12 @@ def _prompt(value: Any) -> str | tuple[int, ...]:
         value = value[0]
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and any(isinstance(entry, (str, list)) for entry in value):
-        raise InvalidArgument("one prompt a request: a string or a list of ids", field="prompt")
     if not isinstance(value, list):
         raise InvalidArgument("prompt must be a string or a list of ids", field="prompt")
     if len(value) > MAX_PROMPT_IDS:
         raise InvalidArgument(f"the prompt has over {MAX_PROMPT_IDS} ids", field="prompt")
+    if any(isinstance(entry, (str, list)) for entry in value):
+        raise InvalidArgument("one prompt a request: a string or a list of ids", field="prompt")
     return _ids(value, "prompt")
 
 
@@ -234,7 +238,8 @@ def _logit_bias(value: Any) -> MappingProxyType[int, float]:
 def _include_usage(value: Any, stream: bool) -> bool:
     if value is None:
         return False
-    if not isinstance(value, dict) or value.keys() - {"include_usage", "include_obfuscation"}:
+    known = {"include_usage", "include_obfuscation"}
+    if not isinstance(value, dict) or _present(value).keys() - known:
         raise InvalidArgument("stream_options knows include_usage only", field="stream_options")
     if not stream:
         raise InvalidArgument("stream_options needs stream", field="stream_options")

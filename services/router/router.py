@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from services.common import wire
 from services.common.errors import (
+    AlreadyExists,
     DataLoss,
     DeadlineExceeded,
     FailedPrecondition,
@@ -41,7 +42,9 @@ from services.router.transcript import Position, Transcript
 
 _log = logging.getLogger(__name__)
 TICK_S = 0.05
-LONG_PROMPT_CHARS = 16_384
+LONG_PROMPT_BYTES = 4096
+LONG_CONVERSATION = 64
+"""What is longer than either is rendered and tokenised beside the event loop."""
 _DRAWN_ID = re.compile(r"g([0-9a-f]{8})[0-9a-f]{24}")
 _YOUNG_S = 5.0
 
@@ -111,22 +114,60 @@ class Router:
         return self._balancer.models()
 
     async def generate(self, ask: Ask) -> Session:
-        """Starts a generation. Raises InvalidArgument, NotFound, ResourceExhausted, Unavailable."""
+        """Starts a generation, or joins the one of that name if it is the same.
+
+        Raises InvalidArgument, NotFound, AlreadyExists, ResourceExhausted, Unavailable.
+        """
+        asked_s = time.monotonic()
         ask.check(self.settings.max_choices)
         with self._admitted():
+            view = await self._named(ask.generation_id) if ask.generation_id else None
+            if view is not None:
+                return await self._join(ask, view)
             model = await self._model(ask.model)
             created_unix_s = int(time.time())
-            if isinstance(ask.prompt, str) and len(ask.prompt) > LONG_PROMPT_CHARS:
-                prompt_ids = await asyncio.to_thread(model.prompt_ids, ask, created_unix_s)
-            else:
-                prompt_ids = model.prompt_ids(ask, created_unix_s)
             generation_id = f"g{created_unix_s:08x}{secrets.token_hex(12)}"
             drawn = Drawn(generation_id, secrets.randbits(63), created_unix_s)
-            request = ask.resolve(self._facts(ask.model, model), prompt_ids, drawn)
+            request = await self._resolve(ask, model, self._facts(ask.model, model), drawn)
             route = await self._route(request.model.model_id)
             session = self._session(request, model, None)
-        # An id that the client named may run already: only the controller knows at which head.
-        session.begin(None if ask.generation_id else route)
+        # A name that somebody took meanwhile is the controller's to know.
+        session.begin(None if ask.generation_id else route, asked_s)
+        return session
+
+    async def _resolve(
+        self, ask: Ask, model: Model, facts: ModelFacts, drawn: Drawn
+    ) -> GenerationRequest:
+        ask.check_size(facts.max_positions, model.longest_piece_bytes)
+        if ask.prompt_bytes > LONG_PROMPT_BYTES or ask.turns > LONG_CONVERSATION:
+            prompt_ids = await asyncio.to_thread(model.prompt_ids, ask, drawn.created_unix_s)
+        else:
+            prompt_ids = model.prompt_ids(ask, drawn.created_unix_s)
+        return ask.resolve(facts, prompt_ids, drawn)
+
+    async def _named(self, generation_id: str) -> GenerationView | None:
+        try:
+            return await self._controller.generation(generation_id)
+        except NotFound:
+            return None
+
+    async def _join(self, ask: Ask, view: GenerationView) -> Session:
+        """Asking twice is asking once: what the first ask left to chance, to the clock and to the
+        pipelines of its time is taken from what is held."""
+        held = view.request
+        if held.model.model_id != ask.model:
+            raise AlreadyExists("another request has this id", field="generation_id")
+        model = await self._load(held.model)
+        facts = self._facts(ask.model, model)
+        if ask.max_tokens is None:
+            positions = len(held.prompt_ids) + held.sampling.max_tokens
+            facts = replace(facts, max_positions=positions)
+        drawn = Drawn(held.generation_id, held.sampling.seed, held.created_unix_s)
+        request = await self._resolve(ask, model, facts, drawn)
+        if replace(request, numerics_class=held.numerics_class) != held:
+            raise AlreadyExists("another request has this id", field="generation_id")
+        session = self._session(held, model, None)
+        session.rejoin(view)
         return session
 
     async def resume(self, generation_id: str, after: str | None) -> Session:

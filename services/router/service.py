@@ -8,10 +8,10 @@ from typing import Any
 import grpc
 from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
-from services.common import wire
+from services.common import telemetry, wire
 from services.common.errors import InvalidArgument
 from services.common.generation import GenerationKind
-from services.router.ask import ROLES, Ask
+from services.router.ask import MAX_PROMPT_IDS, ROLES, Ask
 from services.router.catalogue import Catalogue
 from services.router.chat import Message
 from services.router.router import Router
@@ -30,18 +30,23 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
     async def Generate(
         self, request: router_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[router_pb2.GenerateResponse]:
-        session = await self._router.generate(ask_from(request))
-        _close_with(context, session)
-        async for event in _events(session):
-            yield event
+        with telemetry.entry("router/Generate") as span:
+            session = await self._router.generate(ask_from(request))
+            span.set_attribute("shunt.generation_id", session.generation_id)
+            _close_with(context, session)
+            async for event in _events(session):
+                yield event
 
     async def Resume(
         self, request: router_pb2.ResumeRequest, context: Context
     ) -> AsyncIterator[router_pb2.ResumeResponse]:
-        session = await self._router.resume(request.generation_id, request.last_event_id or None)
-        _close_with(context, session)
-        async for event in _events(session):
-            yield router_pb2.ResumeResponse(event=event)
+        with telemetry.entry("router/Resume") as span:
+            after = request.last_event_id or None
+            session = await self._router.resume(request.generation_id, after)
+            span.set_attribute("shunt.generation_id", session.generation_id)
+            _close_with(context, session)
+            async for event in _events(session):
+                yield router_pb2.ResumeResponse(event=event)
 
     async def Cancel(
         self, request: router_pb2.CancelRequest, context: Context
@@ -127,6 +132,8 @@ def ask_from(request: router_pb2.GenerateRequest) -> Ask:
     elif kind == "text":
         prompt = _text(request.text, "text")
     elif kind == "token_ids":
+        if len(request.token_ids.ids) > MAX_PROMPT_IDS:
+            raise InvalidArgument(f"the prompt has over {MAX_PROMPT_IDS} ids", field="prompt")
         prompt = tuple(request.token_ids.ids)
     else:
         raise InvalidArgument("there is no prompt", field="prompt")

@@ -9,7 +9,16 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from services.common.errors import DataLoss, ResourceExhausted, ShuntError, Unavailable
+from services.common.errors import (
+    Cancelled,
+    DataLoss,
+    FailedPrecondition,
+    OutOfRange,
+    ResourceExhausted,
+    ShuntError,
+    Superseded,
+    Unavailable,
+)
 from services.common.exchange import Closed, GenerationView, Route
 from services.router import metrics
 from services.router.actions import (
@@ -29,6 +38,14 @@ from services.router.heads import Heads
 from services.router.transcript import Transcript
 
 _log = logging.getLogger(__name__)
+
+
+_READERS_OWN = (Cancelled, Superseded, FailedPrecondition, OutOfRange)
+"""A reader gave up, came back elsewhere, or asked for an event that is none of this stream."""
+
+
+def _nothing() -> None:
+    """For a session whose edge has no connection yet."""
 
 
 class Session:
@@ -59,6 +76,10 @@ class Session:
         self._told_s = clock()
         self.comment_due = False
         """The reader has heard nothing for long."""
+        self.cut: Callable[[], object] = _nothing
+        """Ends the connection of a client that has taken nothing for long."""
+        self._asked_s: float | None = None
+        """When a new generation was asked for; None once its first token is here."""
         self._writing_s: float | None = None
         """Since when its edge waits for the client to read."""
         self._max_unread_bytes = max_unread_bytes
@@ -78,13 +99,9 @@ class Session:
     def generation_id(self) -> str:
         return self._follower.request.generation_id
 
-    @property
-    def moves(self) -> int:
-        """Epochs granted since it began."""
-        return self._follower.moves
-
-    def begin(self, route: Route | None) -> None:
+    def begin(self, route: Route | None, asked_s: float) -> None:
         """A new generation, on this head, or on one that the controller names."""
+        self._asked_s = asked_s
         self._apply(self._follower.begin(route, self._clock()))
 
     def rejoin(self, view: GenerationView) -> None:
@@ -99,6 +116,7 @@ class Session:
         if self._writing_s is not None and now_s - self._writing_s >= write_timeout_s:
             self.fail(ResourceExhausted("the client does not read; it can resume"))
             self.close()
+            self.cut()
         if now_s - self._told_s >= comment_s and not self.comment_due:
             self.comment_due = True
             self.wake.set()
@@ -154,7 +172,10 @@ class Session:
                 self._end(action)
 
     def _deliver(self, action: Deliver) -> list[Action]:
-        metrics.TOKENS.inc(sum(len(span.ids) for span in action.spans))
+        metrics.TOKENS.inc(sum(gain.end - gain.start for gain in action.gains))
+        if self._asked_s is not None:
+            metrics.FIRST_TOKEN_S.observe(self._clock() - self._asked_s)
+            self._asked_s = None
         try:
             stopped = self.transcript.advance()
         except ShuntError as error:
@@ -173,6 +194,8 @@ class Session:
         if self.error is None and not (self.transcript.finished and self.transcript.caught_up):
             self.error = DataLoss("the generation ended before its text did")
         metrics.MOVES.inc(self._follower.moves)
+        if self.error is not None and not isinstance(self.error, _READERS_OWN):
+            metrics.FAILED.labels(type(self.error).__name__).inc()
         self.wake.set()
 
     async def _pump(self, action: OpenStream) -> None:

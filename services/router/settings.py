@@ -25,6 +25,8 @@ class RouterSettings(ServiceSettings):
     """Generations followed at a time; one more is answered 429."""
     max_connections: int = Field(default=4096, ge=1)
     max_body_bytes: int = Field(default=16 << 20, ge=1024)
+    max_bodies_bytes: int = Field(default=256 << 20, ge=1024)
+    """Of all bodies whose generation has not begun; beyond, 503."""
     max_header_bytes: int = Field(default=32 << 10, ge=1024)
     max_headers: int = Field(default=100, ge=10)
     max_unread_bytes: int = Field(default=128 << 10, ge=4096)

@@ -39,8 +39,7 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """A prompt as a user wrote it: special tokens' texts are special tokens, and the tokenizer
         adds its own."""
-        ids: list[int] = self._encoder.encode(text).ids
-        return ids
+        return _encoded(self._encoder, text, add_special_tokens=True)
 
     def encode_rendered(self, text: str, mark: str) -> list[int]:
         """A rendered chat template; `mark` stands inside what must not become a special token."""
@@ -56,13 +55,19 @@ class Tokenizer:
         if not text:
             return []
         plain = text.replace(mark, "") if mark else text
-        ids: list[int] = self._plain.encode(plain, add_special_tokens=False).ids
-        return ids
+        return _encoded(self._plain, plain, add_special_tokens=False)
 
     def id_of(self, text: str) -> int | None:
         """The id of a token by its text."""
         token_id: int | None = self._encoder.token_to_id(text)
         return token_id
+
+
+def _encoded(encoder: Encoder, text: str, *, add_special_tokens: bool) -> list[int]:
+    """By the batch call: it lets other threads run meanwhile, and computes no offsets."""
+    (found,) = encoder.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+    ids: list[int] = found.ids
+    return ids
 
 
 def _vocabulary(encoder: Encoder, decoder: Any) -> Vocabulary:

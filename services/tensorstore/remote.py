@@ -17,7 +17,7 @@ from shuntserve.common.v1 import common_pb2
 from shuntserve.tensorstore.v1 import tensorstore_pb2 as pb
 from shuntserve.tensorstore.v1 import tensorstore_pb2_grpc as rpc
 
-from services.common.errors import DataLoss, NotFound, Unavailable
+from services.common.errors import DataLoss, FailedPrecondition, NotFound, Unavailable
 from services.common.statuses import from_rpc_error
 from services.tensorstore.backend import Pieces, digest_of
 from services.tensorstore.manifest import MANIFEST_LIMIT_BYTES
@@ -31,6 +31,7 @@ _DATA_TAG = b"\x0a"  # field 1, length-delimited
 _OPTIONS = [
     ("grpc.max_receive_message_length", MANIFEST_LIMIT_BYTES + (1 << 20)),
     ("grpc.enable_retries", 0),
+    ("grpc.enable_http_proxy", 0),
 ]
 _TLS_FILES = ("SHUNT_TLS_AUTHORITY", "SHUNT_TLS_KEY", "SHUNT_TLS_CERTIFICATE")
 
@@ -39,10 +40,14 @@ def open_channel(address: str) -> grpc.Channel:
     """A channel to host:port: mutual TLS when SHUNT_TLS_* names all three files.
 
     The kit's settings are not read here, for this module loads inside foreign processes too.
+    Raises FailedPrecondition when only some are named.
     """
     paths = [os.environ.get(name, "") for name in _TLS_FILES]
-    if not all(paths):
+    if not any(paths):
         return grpc.insecure_channel(address, options=_OPTIONS)
+    for name, path in zip(_TLS_FILES, paths, strict=True):
+        if not path:
+            raise FailedPrecondition(f"{name}: TLS needs certificate, key and authority")
     credentials = grpc.ssl_channel_credentials(*(Path(path).read_bytes() for path in paths))
     return grpc.secure_channel(address, credentials, options=_OPTIONS)
 

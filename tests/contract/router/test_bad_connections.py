@@ -94,6 +94,76 @@ async def test_a_slow_sender_is_told_and_closed(mesh: FakeMesh, name: str) -> No
     assert b"connection: close" in answer
 
 
+UNREAD = {
+    "an unknown route": b"POST /v1/nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n",
+    "a wrong method": b"PUT /v1/models HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n",
+    "a wrong type": b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n",
+    "a cancel": b"DELETE /v1/generations/g HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n",
+    "health": b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n",
+    "nothing but ends of lines": b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+async def test_bytes_that_nobody_wants_keep_no_connection(mesh: FakeMesh, name: str) -> None:
+    async with mesh.router(header_timeout_s=0.3) as router:
+        reader, writer = await asyncio.open_connection("127.0.0.1", router.http_port)
+        writer.write(UNREAD[name])
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 ")
+        ended = asyncio.create_task(reader.read())
+        async with asyncio.timeout(20):
+            while not ended.done():
+                writer.write(b"\r\n")
+                await asyncio.wait([ended], timeout=0.02)
+        writer.close()
+
+
+async def test_a_connection_is_used_again_behind_a_body_that_was_not_read(
+    router: Running,
+) -> None:
+    unread = b"POST /v1/nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
+    again = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    answer = await _raw(router, unread + b"x" * 100_000 + again)
+    assert answer.startswith(b"HTTP/1.1 404 ")
+    assert answer.endswith(b'{"alive":true}')
+
+
+def _completion(size: int) -> tuple[bytes, bytes]:
+    """A request of about that size: its headers, and its body."""
+    body = json.dumps({"model": "tiny", "prompt": "hi", "user": "x" * size}).encode()
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode(), body
+
+
+async def test_bodies_together_have_a_limit_too(mesh: FakeMesh) -> None:
+    head, body = _completion(30_000)
+    async with mesh.router(max_bodies_bytes=50_000) as router:
+        reader, writer = await asyncio.open_connection("127.0.0.1", router.http_port)
+        writer.write(head + body[:-1])
+        await writer.drain()
+        async with asyncio.timeout(20):
+            while True:  # until the first one's bytes are held
+                refused = await _raw(router, head + body)
+                if refused.startswith(b"HTTP/1.1 503 "):
+                    break
+        assert b"retry-after: 1" in refused
+        writer.write(body[-1:])
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+        for _ in range(3):
+            assert (await _raw(router, head + body)).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_body_that_breaks_off_gives_its_share_back(mesh: FakeMesh) -> None:
+    head, body = _completion(30_000)
+    async with mesh.router(max_bodies_bytes=50_000, body_timeout_s=0.3) as router:
+        assert (await _raw(router, head + body[:-1])).startswith(b"HTTP/1.1 408 ")
+        assert (await _raw(router, head + body)).startswith(b"HTTP/1.1 200 ")
+
+
 async def test_default_times_close_a_slow_sender_within_30_s(router: Running) -> None:
     settings = router.router.settings
     assert max(settings.header_timeout_s, settings.body_timeout_s) <= 30

@@ -14,6 +14,7 @@ from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 from bench.fake_mesh import MAX_POSITIONS, MODEL, REPLY, FakeMesh
 from services.common import channels
 from services.common.errors import (
+    AlreadyExists,
     Cancelled,
     InvalidArgument,
     NotFound,
@@ -103,6 +104,47 @@ async def test_text_ids_choices_logprobs_and_names_are_taken(
     deltas = [d for e in events for d in e.deltas]
     assert all(len(d.logprobs) == len(d.token_ids) for d in deltas)
     assert all(len(entry.top) == 2 for d in deltas for entry in d.logprobs)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+async def test_asking_twice_by_one_name_is_asking_once(
+    stub: router_pb2_grpc.RouterServiceStub, mesh: FakeMesh, finished: bool
+) -> None:
+    request = _request(generation_id="mine-1")
+    request.sampling.ClearField("temperature")  # sampled, with a seed that the router draws
+    mesh.limit = mesh.limit if finished else 10
+    first = stub.Generate(request, timeout=20)
+    if finished:
+        first_text = _text(await _events(first))
+    else:
+        await first.read()
+    epochs, seed = mesh.journal["mine-1"].epoch, mesh.journal["mine-1"].request.sampling.seed
+    mesh.limit = 1 << 30
+    again = await _events(stub.Generate(request, timeout=20))
+    assert {event.generation_id for event in again} == {"mine-1"}
+    entry = mesh.journal["mine-1"]
+    assert (entry.epoch, entry.request.sampling.seed) == (epochs, seed)
+    if finished:
+        assert _text(again) == first_text
+    assert [e.HasField("usage") for e in again].count(True) == 1
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"text": "something else"},
+        {"sampling": {"seed": 5}},
+        {"sampling": {"max_tokens": 7}},
+        {"choices": 2},
+    ],
+)
+async def test_a_name_that_another_request_has_is_taken(
+    stub: router_pb2_grpc.RouterServiceStub, more: dict[str, Any]
+) -> None:
+    await _events(stub.Generate(_request(generation_id="mine-1"), timeout=20))
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await _events(stub.Generate(_request(generation_id="mine-1", **more), timeout=20))
+    assert isinstance(from_rpc_error(failed.value), AlreadyExists)
 
 
 @pytest.mark.parametrize(

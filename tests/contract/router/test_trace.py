@@ -11,9 +11,11 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from bench.fake_mesh import REPLY, FakeMesh
-from services.common import telemetry
+from services.common import channels, telemetry
+from services.router.__main__ import Running
 
 
 @pytest.fixture
@@ -71,6 +73,24 @@ async def test_a_recovery_begun_by_silence_belongs_to_the_trace(
     assert told.text() == REPLY
     assert len({traceparent[3:35] for _, traceparent in mesh.traceparents}) == 1
     assert all(traceparent for _, traceparent in mesh.traceparents)
+
+
+@pytest.mark.parametrize("caller", [(), (("traceparent", f"00-{'ab' * 16}-{'cd' * 8}-01"),)])
+async def test_a_request_over_grpc_is_one_trace_too(
+    spans: InMemorySpanExporter, mesh: FakeMesh, router: Running, caller: Any
+) -> None:
+    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
+        stub = router_pb2_grpc.RouterServiceStub(channel)
+        request = router_pb2.GenerateRequest(model="tiny", text="hi")
+        events = [e async for e in stub.Generate(request, timeout=20, metadata=caller)]
+        again = router_pb2.ResumeRequest(generation_id=events[0].generation_id)
+        [_ async for _ in stub.Resume(again, timeout=20, metadata=caller)]
+    roots = [s for s in spans.get_finished_spans() if "shunt.generation_id" in s.attributes]
+    assert len(roots) == 2
+    traces = [f"{s.context.trace_id:032x}" for s in roots if s.context is not None]
+    assert (traces == ["ab" * 16] * 2) is bool(caller)
+    heard = {traceparent[3:35] for _, traceparent in mesh.traceparents}
+    assert heard == {traces[0]}
 
 
 async def test_two_requests_are_two_traces(

@@ -44,8 +44,6 @@ def test_only_processes_of_the_mesh_are_found(started: list[subprocess.Popen[str
     other = _start(started, "mine-too", WAIT)
     found = processes.own_processes("mine")
     assert [process.pid for process in found] == [mine.pid]
-    assert processes.is_own(mine.pid, "mine")
-    assert not processes.is_own(other.pid, "mine")
     assert processes.open_own(other.pid, "mine") is None
     processes.end(found, grace_s=5)
     assert mine.wait(5) == -signal.SIGTERM
@@ -67,4 +65,3 @@ def test_a_frozen_process_is_killed(started: list[subprocess.Popen[str]]) -> Non
 
 def test_a_pid_nobody_has_is_not_ours() -> None:
     assert processes.open_own(2**22 + 1, "mine") is None
-    assert not processes.is_own(0, "mine")

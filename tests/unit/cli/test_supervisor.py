@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,5 +89,69 @@ async def test_a_bad_setting_ends_the_start_with_the_services_own_words(tmp_path
     code = "import sys; print('bad setting SHUNT_X'); sys.exit(2)"
     watched = _Watched(tmp_path, _spec("controller", code))
     with pytest.raises(MeshError, match=r"controller does not start:\nbad setting SHUNT_X"):
+        await watched.run()
+    assert watched.directory.running().phase == "failed"
+
+
+async def test_a_process_that_cannot_be_made_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched, make = _Watched(tmp_path, _spec("router-0", WAITS)), asyncio.create_subprocess_exec
+    refusals = iter([OSError("no more processes")] * 2)
+
+    async def refusing(*arguments: Any, **options: Any) -> Any:
+        if (refusal := next(refusals, None)) is not None:
+            raise refusal
+        return await make(*arguments, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refusing)
+    task = asyncio.create_task(watched.run())
+    await watched.until(lambda s: bool(s.services) and s.services[0].pid > 0)
+    watched.stop.set()
+    await task
+
+
+async def test_a_process_that_can_never_be_made_ends_the_start_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refusing(*arguments: Any, **options: Any) -> Any:
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refusing)
+    with pytest.raises(MeshError, match=r"router-0 does not start:\nno more processes"):
+        await _Watched(tmp_path, _spec("router-0", WAITS)).run()
+
+
+async def test_a_state_that_cannot_be_written_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched, write = _Watched(tmp_path, _spec("router-0", WAITS)), MeshDirectory.write
+    full = True
+
+    def refusing(self: MeshDirectory, state: MeshState) -> None:
+        if full:
+            raise OSError("no space left")
+        write(self, state)
+
+    monkeypatch.setattr(MeshDirectory, "write", refusing)
+    task = asyncio.create_task(watched.run())
+    first = (await watched.until(lambda s: bool(s.services) and s.services[0].pid > 0)).services[0]
+    full = False
+    os.kill(first.pid, signal.SIGKILL)
+    state = await watched.until(lambda s: s.services[0].pid not in (0, first.pid))
+    assert watched.directory.running().services == state.services
+    watched.stop.set()
+    await task
+
+
+async def test_a_keeper_that_fails_ends_the_mesh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*arguments: Any, **options: Any) -> Any:
+        raise ValueError("a mistake")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", broken)
+    watched = _Watched(tmp_path, _spec("router-0", WAITS))
+    with pytest.raises(MeshError, match="nobody keeps router-0 any more: a mistake"):
         await watched.run()
     assert watched.directory.running().phase == "failed"

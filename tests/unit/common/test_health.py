@@ -65,6 +65,30 @@ def test_a_url_is_healthy_when_it_answers_200(url: str) -> None:
     assert not health.answers(f"{url}/healthz")
 
 
+@pytest.fixture
+def proxied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy for everything, at which nobody answers."""
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("no_proxy", "no_grpc_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("proxied")
+async def test_no_proxy_stands_between_services(
+    servicer: tuple[health_aio.HealthServicer, str],
+) -> None:
+    service, address = servicer
+    await service.set("", health_pb2.HealthCheckResponse.SERVING)
+    assert await health.is_serving(address)
+
+
+@pytest.mark.usefixtures("proxied")
+def test_no_proxy_is_asked_for_a_url(url: str) -> None:
+    command = (sys.executable, "-m", "services.common.health", url + "/readyz")
+    assert subprocess.run(command, timeout=60, check=False).returncode == 0
+
+
 @pytest.mark.parametrize(("path", "status"), [("/readyz", 0), ("/healthz", 1)])
 def test_the_command_exits_with_the_health(url: str, path: str, status: int) -> None:
     command = (sys.executable, "-m", "services.common.health", url + path)

@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
-from services.common import channels, telemetry
+from services.common import channels, health, telemetry
 from services.common.errors import NotFound, Superseded
 from services.common.server import Server
 from services.common.settings import ServiceSettings
@@ -102,6 +102,16 @@ async def test_a_taken_port_is_refused() -> None:
         with pytest.raises(RuntimeError):
             await server.start()
         await server.grpc_server.stop(0)
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+async def test_an_ipv6_host_is_bound_and_reached() -> None:
+    server = Server(ServiceSettings(host="::1", shutdown_grace_s=0), [NAME])
+    port = await server.start()
+    assert await health.is_serving(channels.address_of("::1", port)) is False
+    await server.set_ready(True)
+    assert await health.is_serving(channels.address_of("::1", port))
+    await server.stop()
 
 
 async def test_two_servers_never_share_a_port() -> None:

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 from pydantic_settings import SettingsConfigDict
@@ -31,3 +35,56 @@ def test_a_bad_setting_names_its_field_and_exits_2(
 def test_settings_cannot_be_changed_after_they_were_read() -> None:
     with pytest.raises(ValidationError):
         settings.read(_Settings).grpc_port = 1  # type: ignore[misc]
+
+
+FILES = ("certificate", "key", "authority")
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """All three files of TLS, named in the environment."""
+    found = {name: tmp_path / f"{name}.pem" for name in FILES}
+    for name, path in found.items():
+        path.touch()
+        monkeypatch.setenv(f"SHUNT_TLS_{name.upper()}", str(path))
+    return found
+
+
+def test_tls_is_on_with_three_files_and_off_with_none(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert settings.read(_Settings).tls.enabled
+    for name in FILES:
+        monkeypatch.setenv(f"SHUNT_TLS_{name.upper()}", "")
+    assert not settings.read(_Settings).tls.enabled
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize("kind", [_Settings, settings.TlsSettings])
+@pytest.mark.parametrize("absent", FILES)
+def test_half_of_tls_is_no_tls_and_names_what_is_missing(
+    kind: type[Any],
+    absent: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = f"SHUNT_TLS_{absent.upper()}"
+    for value, reason in (("", "TLS needs"), ("/nowhere.pem", "does not point to a file")):
+        monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as stop:
+            settings.read(kind)
+        assert stop.value.code == 2
+        told = capsys.readouterr().err
+        assert f"bad setting {name}: " in told
+        assert reason in told
+
+
+def test_a_service_may_have_a_certificate_of_its_own(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own.pem"
+    own.touch()
+    monkeypatch.setenv("SHUNT_TEST_TLS__CERTIFICATE", str(own))
+    tls = settings.read(_Settings).tls
+    assert (tls.certificate, tls.authority) == (own, files["authority"])
+    assert os.environ["SHUNT_TLS_CERTIFICATE"] == str(own)

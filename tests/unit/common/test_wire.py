@@ -59,7 +59,6 @@ REQUESTS = st.builds(
     created_unix_s=st.integers(-(2**63), 2**63 - 1),
     include_usage=st.booleans(),
     numerics_class=st.text(max_size=9),
-    tenant=st.text(max_size=9),
 )
 
 

@@ -65,7 +65,6 @@ REQUEST = GenerationRequest(
     created_unix_s=1,
     include_usage=True,
     numerics_class="exact",
-    tenant="t",
 )
 SPAN = TokenSpan(1, 4, (7, 2**32 - 1), (TokenLogprob(-0.5, ((7, -0.5),)), TokenLogprob(-1.0)))
 RECORDS: tuple[Record, ...] = (

@@ -46,6 +46,19 @@ def test_variables_and_dates_reach_a_template() -> None:
     assert rendered.text == '<s>1970[{"role": "user", "content": "é"}]'
 
 
+def test_what_templates_do_every_day_works() -> None:
+    source = (
+        "{% for m in messages %}{{ loop.index }}/{{ loop.length }}{{ ',' if not loop.last }}"
+        "{{ m.content.replace('a', 'b').strip() | replace('b', 'c') | indent(2) }}"
+        "{% endfor %}{{ ['x', 'y'] | map('upper') | join('-') }}{{ ', '.join(['p', 'q']) }}"
+        "{% for key, value in {'k': 1}.items() %}{{ key ~ '=' ~ value }}{% endfor %}"
+        "{{ messages[::-1][0].content.split('a')[-1] }}{{ [1, 2] | tojson(indent=1) }}"
+    )
+    turns = [Message("user", "a1"), Message("user", " a2\nx ")]
+    rendered = ChatTemplate(source, (), {}).render(turns, 0)
+    assert rendered.text == "1/2,c12/2c2\n  xX-Yp, qk=12\nx [\n 1,\n 2\n]"
+
+
 def test_what_a_template_refuses_is_the_callers_error() -> None:
     template = ChatTemplate("{{ raise_exception('roles must alternate') }}", (), {})
     with pytest.raises(InvalidArgument) as refused:
@@ -66,6 +79,26 @@ ATTACKS = [
     "{{ cycler.__init__.__globals__ }}",
     "{{ nothing.at.all }}",
     "{% for i in range(50000) %}{{ 'y' * 1000 }}{% endfor %}",
+    "{{ 'x'.center(1000000000) }}",
+    "{{ 'x'.ljust(1000000000) }}{{ 'x'.rjust(1000000000) }}{{ 'x'.zfill(1000000000) }}",
+    "{{ 'x' | center(1000000000) }}",
+    "{{ 'x' | attr('center') }}{{ ('x' | attr('center'))(1000000000) }}",
+    "{{ '{:1000000000}'.format(1) }}",
+    "{{ '%1000000000d' | format(1) }}",
+    "{{ 'x' | indent(1000000000, true) }}",
+    "{{ messages | batch(1000000000, 'x') | list }}",
+    "{{ lipsum(n=100000) }}",
+    "{% set n = namespace(x='xx') %}{% for i in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "{% set x = 'x' * 10000 %}{% set y = x.replace('x', x) %}{{ y.replace('x', y) }}",
+    "{% set x = 'x' * 10000 %}{% set y = x | replace('x', x) %}{{ y | replace('x', y) }}",
+    "{{ ('x' * 1000000).join('x' * 1000000) }}",
+    "{{ ('x' * 1000000) | join('x' * 1000000) }}",
+    "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(99) }}",
+    "{{ 1 // 0 }}",
+    "{{ [1] * 16000000 }}",
+    "{{ [messages] * 2 }}",
+    "{% set x = 'x' * 4000000 %}{{ [x, x, x, x, x] | join }}",
+    "{% set x = 'x' * 4000000 %}{{ ''.join([x, x, x, x, x]) }}",
 ]
 
 
@@ -81,15 +114,26 @@ def test_a_template_sees_nothing_behind_its_values() -> None:
     assert ChatTemplate(source, (), {}).render([Message("user", "x")], 0).text == "[]"
 
 
-def test_a_template_that_takes_too_long_is_stopped() -> None:
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for i in range(100) %}a{{ i }}{% endfor %}",
+        "{% for i in range(100) %}{% set x = i %}{% endfor %}",
+        "{% set x %}{% for i in range(100) %}{{ loop.length }}{% endfor %}{% endset %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(9) }}",
+    ],
+)
+def test_a_template_that_takes_too_long_is_stopped(source: str) -> None:
     ticks = iter(range(1000))
-    source = "{% for i in range(100) %}a{{ i }}{% endfor %}"
     template = ChatTemplate(source, (), {}, clock=lambda: float(next(ticks)))
     with pytest.raises(InvalidArgument):
         template.render([Message("user", "x")], 0)
 
 
-@pytest.mark.parametrize("source", ["{% for %}", "{{ x", "x" * (300 << 10)])
+NESTED = "{% for i in messages %}" * 30 + "{% endfor %}" * 30
+
+
+@pytest.mark.parametrize("source", ["{% for %}", "{{ x", "x" * (300 << 10), NESTED])
 def test_a_template_that_is_none_is_refused_when_it_loads(source: str) -> None:
     with pytest.raises(FailedPrecondition):
         ChatTemplate(source, (), {})

@@ -39,6 +39,7 @@ from services.router.actions import (
     CloseStream,
     Deliver,
     End,
+    Gain,
     OpenStream,
     SendCancel,
 )
@@ -93,7 +94,7 @@ def test_without_a_route_the_controller_is_asked() -> None:
 
 
 def test_new_ids_are_delivered_once(follower: Follower) -> None:
-    assert follower.frame(1, tokens(9, start=2), 0.1) == [Deliver((TokenSpan(0, 2, (9,)),))]
+    assert follower.frame(1, tokens(9, start=2), 0.1) == [Deliver((Gain(0, 2, 3),))]
     assert follower.frame(1, tokens(9, start=2), 0.1) == []
     assert follower.request.numerics_class == "exact"
 
@@ -181,7 +182,7 @@ def test_a_grant_goes_on_from_its_base_and_compares_what_lies_beyond(follower: F
 def test_a_longer_base_is_delivered(follower: Follower) -> None:
     follower.frame(1, Closed(CloseReason.DISSOLVED, (2,)), 0.1)
     actions = follower.granted(1, Grant(2, B, base(7, 8, 9)), 0.2)
-    assert actions[0] == Deliver((TokenSpan(0, 2, (9,)),))
+    assert actions[0] == Deliver((Gain(0, 2, 3),))
 
 
 def test_grants_in_vain_are_asked_for_ever_more_slowly(follower: Follower) -> None:
@@ -300,7 +301,7 @@ def view(state: GenerationState, head: Route | None, *ids: int) -> GenerationVie
 def test_another_reader_goes_on_at_the_head_that_has_it() -> None:
     follower = Follower(REQUEST, FollowerSettings())
     delivered, opened = follower.rejoin(view(GenerationState.OPEN, A, 7), 0.0)
-    assert delivered == Deliver((TokenSpan(0, 0, (7,)),))
+    assert delivered == Deliver((Gain(0, 0, 1),))
     assert isinstance(opened, OpenStream)
     assert (opened.call.epoch, opened.call.from_lengths) == (3, (1,))
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.errors import InvalidArgument
-from services.router.json_body import MAX_DEPTH, MAX_KEYS, parse_object, shown
+from services.router.json_body import MAX_BRACKETS, MAX_DEPTH, MAX_KEYS, parse_object, shown
 
 TEXTS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"))
 VALUES = st.recursive(
@@ -45,6 +45,16 @@ def test_depth_and_keys_have_limits_that_hold_exactly() -> None:
     parse_object(json.dumps({str(i): 0 for i in range(MAX_KEYS)}).encode())
     with pytest.raises(InvalidArgument):
         parse_object(json.dumps({str(i): 0 for i in range(MAX_KEYS + 1)}).encode())
+
+
+@pytest.mark.parametrize("empty", ["[]", "{}"])
+def test_empty_containers_have_a_limit_too(empty: str) -> None:
+    def holding(count: int) -> bytes:
+        return f'{{"a":[{",".join([empty] * count)}]}}'.encode()
+
+    parse_object(holding(MAX_BRACKETS - 2))
+    with pytest.raises(InvalidArgument):
+        parse_object(holding(MAX_BRACKETS - 1))
 
 
 def test_an_echo_is_short() -> None:

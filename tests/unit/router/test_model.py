@@ -63,6 +63,38 @@ def test_prompt_and_output_fit_the_context_together() -> None:
         _ask().resolve(facts, [], DRAWN)
 
 
+@pytest.mark.parametrize(
+    ("kind", "prompt"),
+    [
+        (GenerationKind.COMPLETION, "é" * 120),
+        (GenerationKind.COMPLETION, (1,) * 20),
+        (GenerationKind.CHAT, (Message("user", "é" * 60), Message("user", "é" * 60))),
+    ],
+)
+def test_a_prompt_that_cannot_fit_is_refused_before_it_is_tokenised(
+    kind: GenerationKind, prompt: object
+) -> None:
+    _ask(kind=kind, prompt=prompt).check_size(21, 12)
+    with pytest.raises(InvalidArgument) as refused:
+        _ask(kind=kind, prompt=prompt).check_size(20, 12)
+    assert refused.value.field in ("prompt", "messages")
+
+
+@pytest.mark.parametrize(
+    ("more", "most"), [({"most_tokens": 16}, 16), ({}, 61), ({"most_tokens": 99}, 61)]
+)
+def test_min_tokens_lie_within_what_may_come(more: dict[str, int], most: int) -> None:
+    facts = _model().facts
+    _ask(min_tokens=most, **more).resolve(facts, [1, 2, 3], DRAWN)
+    with pytest.raises(InvalidArgument) as refused:
+        _ask(min_tokens=most + 1, **more).resolve(facts, [1, 2, 3], DRAWN)
+    assert refused.value.field == "min_tokens"
+
+
+def test_the_longest_piece_of_a_vocabulary_may_be_a_special_token() -> None:
+    assert _model().longest_piece_bytes == len("<|endoftext|>")
+
+
 def test_a_model_names_its_end_one_way_or_another() -> None:
     assert _model(generation_config_json=None).facts.eos_token_ids == (END,)
     assert _model(generation_config_json={"eos_token_id": 7}).facts.eos_token_ids == (7,)

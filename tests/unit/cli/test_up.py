@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from services.cli import demo, up
+from services.cli.layout import MeshOptions
+from services.cli.mesh_directory import MeshDirectory, MeshError
+
+WAITS = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: exit(0)); time.sleep(600)"
+
+
+@pytest.fixture
+def supervisors(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Stand-ins for the supervisors that were started."""
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def start(command: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(popen((sys.executable, "-c", WAITS), **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    yield started
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_ctrl_c_while_a_mesh_comes_up_ends_it(
+    tmp_path: Path,
+    supervisors: list[subprocess.Popen[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(up, "prepare", lambda *_: None)
+    monkeypatch.setattr(up, "_await_ready", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        up.run_detached(MeshDirectory(tmp_path), MeshOptions(), Console())
+    assert [process.returncode is not None for process in supervisors] == [True]
+
+
+def test_a_demo_that_finds_a_mesh_in_its_directory_leaves_it_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise MeshError("a mesh already runs")
+
+    ended: list[MeshDirectory] = []
+    monkeypatch.setattr(up, "prepare", refused)
+    monkeypatch.setattr(demo, "take_down", ended.append)
+    with pytest.raises(MeshError, match="already runs"):
+        demo.run_demo(MeshDirectory(tmp_path), Console())
+    assert ended == []

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from bench.fake_mesh import MODEL, model_files, tiny_tokenizer
+from services.common.errors import FailedPrecondition
+from services.common.exchange import Route
+from services.common.generation import ModelRef
+from services.router.catalogue import Catalogue
+from services.router.model_files import ModelFiles
+
+CONFIG = {"max_position_embeddings": 64, "vocab_size": 303}
+ROUTE = Route("p", "f", "i", "a", 1.0, MODEL, 64)
+
+
+def _catalogue(**settings: Any) -> Catalogue:
+    """Of one model, whose tokenizer_config.json holds these."""
+    files = model_files(tiny_tokenizer())
+    files["tokenizer_config.json"] = json.dumps({"eos_token": "<|im_end|>", **settings}).encode()
+
+    async def fetch(ref: ModelRef) -> ModelFiles:
+        return ModelFiles(ref, CONFIG, files)
+
+    found = Catalogue(fetch, lambda: 0.0)
+    found.update([ROUTE])
+    return found
+
+
+async def test_a_model_is_loaded_once() -> None:
+    catalogue = _catalogue()
+    assert await catalogue.load(MODEL) is await catalogue.load(MODEL)
+
+
+@pytest.mark.parametrize("template", [[1, 2], [{"name": []}], [[]]])
+async def test_a_model_with_malformed_files_is_refused_and_nothing_else_happens(
+    template: Any,
+) -> None:
+    catalogue = _catalogue(chat_template=template)
+    await catalogue.preload()
+    with pytest.raises(FailedPrecondition):
+        await catalogue.load(MODEL)
