@@ -32,8 +32,8 @@ from services.common import channels
 
 STREAMS = 8
 LEAST_PROGRESS = 3
-NOTICED_S = 0.5
-"""For so long after a kill the status may still show what was before it."""
+IN_FLIGHT_S = 0.5
+"""A token that was on its way at the time of a kill may still arrive."""
 KINDS = ("single", "prelude", "solo", "pair")
 
 
@@ -46,21 +46,24 @@ class Kill:
     node: str
     stage: int
     pipeline: str
+    formation: str
     affected: list[meshes.StreamRecord]
     ready_again_s: float | None = None
 
 
 @dataclass(frozen=True)
 class Move:
-    """One stream's way from one head to the next."""
+    """One stream's way from one head to the next that gave it a token."""
 
     planned: bool
     kind: str
     """The kill's; empty when no kill caused it."""
+    grants: int
+    """All but the last were in vain: their head was gone before it said anything."""
     detection_s: float
-    """From the kill to the grant."""
+    """From the kill to the last grant."""
     replay_s: float
-    """From the grant to the first new token."""
+    """From the last grant to the first new token."""
     gap_s: float
 
 
@@ -120,11 +123,15 @@ class Killer:
     async def status(self) -> Any:
         return await self._stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=5)
 
-    async def kill(self, kind: str, count: int = 1, *, within_s: float = 30.0) -> None:
-        """Ends a process in each of `count` ready pipelines that carry a running stream."""
+    async def kill(self, kind: str, count: int = 1, *, within_s: float = 30.0) -> bool:
+        """Ends a process in each of `count` ready pipelines that carry a running stream. For a
+        solo kill just one may be ready: False when the other is there again."""
         deadline = time.monotonic() + within_s
         while True:
-            victims = self._victims(await self.status())
+            status = await self.status()
+            if kind == "solo" and len(self._ready(status)) > 1:
+                return False
+            victims = self._victims(status)
             if len(victims) >= count:
                 break
             if time.monotonic() > deadline:
@@ -134,6 +141,16 @@ class Killer:
             os.kill(pid, signal.SIGKILL)
             kill.kind, kill.at_s = kind, time.monotonic()
             self.kills.append(kill)
+        return True
+
+    def _ready(self, status: Any) -> dict[str, str]:
+        """Formation by pipeline, of those that serve; the status may not know of a kill yet."""
+        killed = {kill.formation for kill in self.kills}
+        return {
+            p.pipeline_id: p.formation_id
+            for p in status.pipelines
+            if p.state == controller_pb2.PIPELINE_STATE_READY and p.formation_id not in killed
+        }
 
     def _victims(self, status: Any) -> list[tuple[int, Kill]]:
         running = self._load.by_generation()
@@ -143,13 +160,12 @@ class Killer:
                 record = running[generation.generation_id]
                 carried.setdefault(generation.pipeline_id, []).append(record)
         victims = []
-        for pipeline in status.pipelines:
-            name = pipeline.pipeline_id
-            if pipeline.state != controller_pb2.PIPELINE_STATE_READY or not carried.get(name):
+        for name, formation in self._ready(status).items():
+            if not carried.get(name):
                 continue
             nodes = [n for n in status.nodes if n.pipeline_id == name and n.pid]
             node = self._random.choice(sorted(nodes, key=lambda n: n.node_id))
-            kill = Kill("", 0.0, node.node_id, node.stage_index, name, carried[name])
+            kill = Kill("", 0.0, node.node_id, node.stage_index, name, formation, carried[name])
             victims.append((node.pid, kill))
         return victims
 
@@ -173,51 +189,55 @@ class Killer:
     async def moves(self) -> list[Move]:
         """Every hand-over of a stream, as the event log and its reader saw it."""
         request = controller_pb2.WatchEventsRequest(no_wait=True)
-        found: list[Move] = []
-        moved: dict[str, float] = {}
+        grants: dict[tuple[str, int], list[tuple[float, bool]]] = {}
         async for event in self._stub.WatchEvents(request, timeout=30):
             record = self._load.told.get(event.generation_id)
-            if event.kind != "generation_granted" or record is None:
-                continue
-            at_s = event.time_unix_s - self._offset_s
-            before = [a for a in record.arrivals_s if a <= at_s]
-            after = [a for a in record.arrivals_s if a > at_s]
-            if not before or not after:
-                continue
-            last = max(
-                (k for k in self.kills if k.at_s <= at_s), key=lambda k: k.at_s, default=None
-            )
-            first_move = last is not None and last.at_s > moved.get(event.generation_id, 0.0)
-            moved[event.generation_id] = at_s
-            causes = [last] if last and first_move and record in last.affected else []
-            found.append(
-                Move(
-                    planned=event.attributes["planned"] == "true",
-                    kind=causes[-1].kind if causes else "",
-                    detection_s=at_s - causes[-1].at_s if causes else 0.0,
-                    replay_s=after[0] - at_s,
-                    gap_s=after[0] - before[-1],
-                )
-            )
-        return found
+            if event.kind == "generation_granted" and record is not None:
+                at_s = event.time_unix_s - self._offset_s
+                next_token = sum(arrival <= at_s for arrival in record.arrivals_s)
+                planned = event.attributes["planned"] == "true"
+                key = (event.generation_id, next_token)
+                grants.setdefault(key, []).append((at_s, planned))
+        return [
+            self._move(self._load.told[generation_id].arrivals_s, next_token, given, generation_id)
+            for (generation_id, next_token), given in grants.items()
+            if 0 < next_token < len(self._load.told[generation_id].arrivals_s)
+        ]
+
+    def _move(
+        self,
+        arrivals_s: Sequence[float],
+        next_token: int,
+        grants: Sequence[tuple[float, bool]],
+        generation_id: str,
+    ) -> Move:
+        before_s, after_s = arrivals_s[next_token - 1], arrivals_s[next_token]
+        granted_s, planned = grants[-1]
+        causes = [
+            kill
+            for kill in self.kills
+            if before_s - IN_FLIGHT_S <= kill.at_s <= granted_s
+            and any(record.generation_id == generation_id for record in kill.affected)
+        ]
+        return Move(
+            planned=planned,
+            kind=causes[-1].kind if causes else "",
+            grants=len(grants),
+            detection_s=granted_s - causes[-1].at_s if causes else 0.0,
+            replay_s=after_s - granted_s,
+            gap_s=after_s - before_s,
+        )
 
     async def until_ready(self, count: int, timeout_s: float = 90.0) -> None:
         """Waits for ready pipelines and notes when each killed one served again."""
         deadline = time.monotonic() + timeout_s
         while True:
-            status = await self.status()
-            ready = {
-                p.pipeline_id
-                for p in status.pipelines
-                if p.state == controller_pb2.PIPELINE_STATE_READY
-            }
+            ready = self._ready(await self.status())
             now = time.monotonic()
             for kill in self.kills:
-                gone = kill.ready_again_s is None and now - kill.at_s > NOTICED_S
-                if gone and kill.pipeline in ready:
+                if kill.ready_again_s is None and kill.pipeline in ready:
                     kill.ready_again_s = now - kill.at_s
-            noticed = not self.kills or now - self.kills[-1].at_s > NOTICED_S
-            if noticed and len(ready) >= count:
+            if len(ready) >= count:
                 return
             if now > deadline:
                 raise TimeoutError(f"not {count} pipelines ready within {timeout_s} s")
@@ -271,16 +291,22 @@ async def _schedule(
             if kind == "drain":
                 await killer.drain()
                 continue
-            if kind == "pair":
-                await killer.kill("pair", 2)
-            else:
-                await killer.kill("prelude" if kind == "solo" else "single")
             if kind == "solo":
-                await asyncio.sleep(randomness.uniform(0.8, 1.6))
-                await killer.kill("solo")
+                await _solo(killer, randomness)
+            else:
+                await killer.kill(kind, 2 if kind == "pair" else 1)
             progress.update(task, completed=len(killer.kills))
         await killer.until_ready(2)
         await asyncio.sleep(1.0)
+
+
+async def _solo(killer: Killer, randomness: random.Random) -> None:
+    """A kill while the other pipeline is down, which a kill before it sees to."""
+    while True:
+        await killer.kill("prelude")
+        await asyncio.sleep(randomness.uniform(0.5, 1.2))
+        if await killer.kill("solo"):
+            return
 
 
 def _report(killer: Killer, load: Load, moves: Sequence[Move]) -> dict[str, Any]:
@@ -300,6 +326,8 @@ def _report(killer: Killer, load: Load, moves: Sequence[Move]) -> dict[str, Any]
         "differences": load.different[:20],
         "rate_bound_95": 3 / max(1, count),
         "moves": len(moves),
+        "grants_in_vain": sum(m.grants - 1 for m in moves),
+        "longest_gap_s": round(max(r.longest_gap_s() for r in load.told.values()), 4),
         "single_kill": _summary(single),
         "drain": _summary(planned),
         "serves_again_s": _spread(again),

@@ -144,7 +144,7 @@ class _Demo:
             times.append(f"handed over after {_ms(granted.time_unix_s - at_s)}")
             times.append(f"replay {_ms(first_again_s - granted.time_unix_s)}")
         else:
-            times.append("the answer ended on the old pipeline, before the hand-over")
+            raise MeshError("the answer ended on the old pipeline, before the hand-over")
         self._say(f"{', '.join(times)}, longest gap {_ms(reading.longest_gap_s())}")
         return reading
 

@@ -3,16 +3,19 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Sequence
+from typing import Any
 
 import httpx
+from shuntserve.controller.v1 import controller_pb2
 
 from bench import mesh as meshes
 
 
 async def test_streams_leave_a_frozen_stage_and_nothing_it_says_later_counts(
-    ready: meshes.Mesh, client: httpx.AsyncClient
+    ready: meshes.Mesh, client: httpx.AsyncClient, controller: Any
 ) -> None:
-    bodies = meshes.request_bodies(200)[:4]
+    bodies = [body | {"ignore_eos": True} for body in meshes.request_bodies(600)[:4]]
     expected = await meshes.undisturbed(client, ready.url(), bodies)
     records = [meshes.StreamRecord() for _ in bodies]
     tasks = [
@@ -26,10 +29,16 @@ async def test_streams_leave_a_frozen_stage_and_nothing_it_says_later_counts(
     node_id = pipeline["stages"][-1]["node"]
     node = next(n for n in status["nodes"] if n["id"] == node_id)
     os.kill(node["pid"], signal.SIGSTOP)
+    moved = [r for r in records if pipelines[r.generation_id] == pipeline["id"]]
     try:
-        await asyncio.gather(*tasks)
+        held = await _lengths_at_grant(controller, moved)
+        await meshes.until(
+            lambda: all(len(r.arrivals_s) > held[r.generation_id] + 5 for r in moved)
+        )
+        assert not any(r.done for r in moved), "nobody was left to hear what the woken stage says"
     finally:
         os.kill(node["pid"], signal.SIGCONT)
+    await asyncio.gather(*tasks)
     for record, wanted in zip(records, expected, strict=True):
         assert record.complete, record.error
         assert (record.text, record.usage) == (wanted.text, wanted.usage)
@@ -40,3 +49,26 @@ async def test_streams_leave_a_frozen_stage_and_nothing_it_says_later_counts(
     again = await meshes.undisturbed(client, ready.url(), bodies[:2])
     assert [r.text for r in again] == [r.text for r in expected[:2]]
     assert len(members) == 4
+
+
+async def _lengths_at_grant(
+    controller: Any, records: Sequence[meshes.StreamRecord]
+) -> dict[str, int]:
+    """Events each stream had had when it was granted another head."""
+    waiting = {record.generation_id: record for record in records}
+    lengths: dict[str, int] = {}
+    events = controller.WatchEvents(controller_pb2.WatchEventsRequest(), timeout=60)
+    try:
+        async for event in events:
+            record = waiting.pop(event.generation_id, None) if _is_grant(event) else None
+            if record is not None:
+                lengths[event.generation_id] = len(record.arrivals_s)
+            if not waiting:
+                break
+    finally:
+        events.cancel()
+    return lengths
+
+
+def _is_grant(event: controller_pb2.WatchEventsResponse) -> bool:
+    return event.kind == "generation_granted"

@@ -12,6 +12,13 @@ from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 from bench import mesh as meshes
 from services.common import channels
 
+LAG_S = 0.1
+"""What the journal may be behind the head."""
+
+
+def _address(status: controller_pb2.GetStatusResponse, node_id: str) -> str:
+    return next(node.address for node in status.nodes if node.node_id == node_id)
+
 
 async def _engines(controller: Any) -> dict[str, engine_pb2.DescribeResponse]:
     status = await controller.GetStatus(controller_pb2.GetStatusRequest(), timeout=5)
@@ -31,17 +38,21 @@ async def test_a_client_resumes_at_another_router_after_router_and_head_died_tog
     body = meshes.request_bodies(200)[1]
     expected = (await meshes.undisturbed(client, ready.url(), [body]))[0]
     record = meshes.StreamRecord()
+    before = await _engines(controller)
     task = asyncio.create_task(meshes.stream_chat(client, ready.url(0), body, record))
     await meshes.until(lambda: len(record.arrivals_s) >= 60)
-    before = await _engines(controller)
     status = await ready.status()
+    before_status = await controller.GetStatus(controller_pb2.GetStatusRequest(), timeout=5)
     generation = next(g for g in status["generations"] if g["id"] == record.generation_id)
     acknowledged = generation["journaled"]
     pipeline = next(p for p in status["pipelines"] if p["id"] == generation["pipeline"])
     head = next(n for n in status["nodes"] if n["id"] == pipeline["stages"][0]["node"])
     router = next(s for s in status["services"] if str(s["http"]).endswith(str(ready.http_port)))
-    os.kill(router["pid"], signal.SIGKILL)
-    os.kill(head["pid"], signal.SIGKILL)
+    async with channels.open_channel(_address(before_status, head["id"])) as channel:
+        stub = engine_pb2_grpc.EngineServiceStub(channel)
+        last = await stub.Describe(engine_pb2.DescribeRequest(), timeout=5)
+        os.kill(head["pid"], signal.SIGKILL)
+        os.kill(router["pid"], signal.SIGKILL)
     await task
     assert not record.done
     assert record.generation_id
@@ -56,4 +67,14 @@ async def test_a_client_resumes_at_another_router_after_router_and_head_died_tog
     )
     assert acknowledged > 0
     assert replayed >= acknowledged
+    by_the_dead = last.stats.sampled_tokens - before[head["id"]].stats.sampled_tokens
+    by_the_living = sum(
+        engine.stats.sampled_tokens - (before[node].stats.sampled_tokens if node in before else 0)
+        for node, engine in after.items()
+    )
+    beyond = by_the_dead + by_the_living - expected.usage["completion_tokens"]
+    arrivals = record.arrivals_s[10:60]
+    tokens_per_s = (len(arrivals) - 1) / (arrivals[-1] - arrivals[0])
+    print(f"{beyond} tokens sampled twice at {tokens_per_s:.0f} tokens/s")
+    assert 0 <= beyond <= LAG_S * tokens_per_s + 1
     await ready.until_ready(2)

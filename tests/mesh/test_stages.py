@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import mmap
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -41,13 +43,20 @@ async def test_a_stage_holds_its_layers_and_no_others(ready: meshes.Mesh, contro
         assert len(set(sizes)) == len(sizes), "the split is even"
 
 
+def test_pages_of_the_store_would_be_seen(mesh: meshes.Mesh) -> None:
+    chunk = max(mesh.data_dir.glob("store/objects/??/*"), key=lambda path: path.stat().st_size)
+    with chunk.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        read = sum(mapped[at] for at in range(0, len(mapped), mmap.PAGESIZE))
+        assert _mapped_weight_bytes(os.getpid()) >= len(mapped) > 0, read
+
+
 def _mapped_weight_bytes(pid: int) -> int:
     """Resident bytes of the store's files in a process."""
     resident, in_store = 0, False
     with Path(f"/proc/{pid}/smaps").open() as smaps:
         for line in smaps:
             if re.match(r"^[0-9a-f]+-[0-9a-f]+ ", line):
-                in_store = "/chunks/" in line
+                in_store = "/store/objects/" in line
             elif in_store and line.startswith("Rss:"):
                 resident += int(line.split()[1]) * 1024
     return resident
