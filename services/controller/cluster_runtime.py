@@ -87,6 +87,7 @@ class ClusterRuntime:
         self._clock = clock
         self._queue: asyncio.Queue[tuple[Sequence[Action], asyncio.Future[None]]] = asyncio.Queue()
         self._tasks: asyncio.TaskGroup
+        self._carrying_out: asyncio.Task[None] | None = None
         self._of_node: dict[str, set[asyncio.Task[None]]] = {}
         self._dissolving: dict[str, asyncio.Task[None]] = {}
         self._probing: set[str] = set()
@@ -97,7 +98,7 @@ class ClusterRuntime:
         """Works until cancelled; `saved` is what the journal held at the start."""
         try:
             async with asyncio.TaskGroup() as self._tasks:
-                self._tasks.create_task(self._carry_out_all())
+                self._carrying_out = self._tasks.create_task(self._carry_out_all())
                 self._submit(self.cluster.start(self._clock()))
                 await self._adopt(saved)
                 self._tasks.create_task(self._watch_provider())
@@ -156,10 +157,13 @@ class ClusterRuntime:
         self.routes_changed.fire()
 
     async def settle(self) -> None:
-        """Waits until what was asked for so far is begun and its snapshot durable."""
+        """Waits until what was asked for so far is begun and its snapshot durable, or until
+        nothing is carried out any more."""
+        if self._carrying_out is None:
+            return
         done = asyncio.get_running_loop().create_future()
         self._queue.put_nowait(((), done))
-        await done
+        await asyncio.wait((done, self._carrying_out), return_when=asyncio.FIRST_COMPLETED)
 
     async def end_nodes(self) -> None:
         """Ends every node the provider launched."""

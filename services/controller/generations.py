@@ -135,6 +135,8 @@ class Generations:
 
     def _check_usable(self) -> None:
         if self._recovering is not None:
+            if self._recovering.done():
+                self._recovering.result()  # a defect: it ends the process, by who keeps house
             raise ResourceExhausted("the journal cannot be written", field="journal")
 
     def _settle(self, outcome: Outcome[Reply]) -> Awaitable[Reply]:

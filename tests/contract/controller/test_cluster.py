@@ -206,6 +206,27 @@ async def test_a_launch_that_finds_no_capacity_is_tried_again(world: World) -> N
     assert len(world.provider.launched) == 5
 
 
+async def test_a_defect_ends_the_controller(world: World) -> None:
+    async def launch(spec: NodeSpec) -> str:
+        raise RuntimeError("a defect")
+
+    async def life() -> None:
+        try:
+            await world.start()
+            await asyncio.Event().wait()
+        finally:
+            await world.stop()
+
+    world.provider.launch = launch
+    living = asyncio.create_task(life())
+    ended, _ = await asyncio.wait([living], timeout=CALL_S)
+    living.cancel()
+    assert ended
+    with pytest.raises(ExceptionGroup) as why:
+        await living
+    assert why.group_contains(RuntimeError, match="a defect")
+
+
 async def test_an_unknown_node_must_register_before_it_beats(world: World) -> None:
     await world.start()
     call = world.stub.Heartbeat(timeout=CALL_S)
