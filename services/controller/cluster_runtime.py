@@ -33,7 +33,7 @@ from services.controller.engines import Engines
 from services.controller.event_log import EventLog
 from services.controller.journal import Journal, LoggedEvent, Saved
 from services.controller.planning import Planning
-from services.controller.provider import NodeGone, NodeSpec, Provider
+from services.controller.provider import NodeSpec, Provider
 from services.controller.signal import Signal
 
 _log = logging.getLogger(__name__)
@@ -55,8 +55,9 @@ class RuntimeSettings:
 class ClusterRuntime:
     """The cluster core at work.
 
-    Actions are carried out in the order they were asked for; a snapshot is durable before anything
-    that was asked for with it is begun. Calls to others run beside each other.
+    Actions are carried out in the order they were asked for, behind the attempt to make the newest
+    snapshot durable. One that the journal does not take is tried again at every tick and holds
+    nothing up: nodes must be replaced on a full disk too. Calls to others run beside each other.
     """
 
     def __init__(
@@ -105,7 +106,8 @@ class ClusterRuntime:
                 self.started.set()
                 while True:
                     self._submit(self.cluster.tick(self._clock()))
-                    self._submit([PersistCluster(self._unsaved)] if self._unsaved else [])
+                    if self._unsaved is not None and self._queue.empty():
+                        self._queue.put_nowait(((), asyncio.get_running_loop().create_future()))
                     await asyncio.sleep(self._settings.tick_s)
         finally:
             await self._engines.close()
@@ -113,10 +115,10 @@ class ClusterRuntime:
     async def register(self, facts: NodeFacts) -> None:
         """A node says what it is. Raises StaleEpoch, PermissionDenied."""
         handle = await self._provider.recognise(facts.node_id, facts.pid)
-        actions = self.cluster.register(facts, self._clock())
+        begun = self._submit(self.cluster.register(facts, self._clock()))
         if handle:
             await self._journal.write((Saved(HANDLE_PREFIX + facts.node_id, handle),))
-        await self._submit(actions)
+        await begun
 
     def heartbeat(self, beat: Beat) -> None:
         """A node lives. Raises NotFound when it must register."""
@@ -184,12 +186,7 @@ class ClusterRuntime:
 
     async def _watch_provider(self) -> None:
         async for event in self._provider.events():
-            if isinstance(event, NodeGone):
-                self._gone(event.node_id, event.reason)
-            elif self._node(event.node_id) is not None:
-                self._submit(
-                    self.cluster.interrupt(event.node_id, event.notice_s, False, self._clock())
-                )
+            self._gone(event.node_id, event.reason)
 
     def _gone(self, node_id: str, reason: str, incarnation: str = "") -> None:
         node = self._node(node_id)
@@ -334,6 +331,8 @@ class ClusterRuntime:
         before = [self._dissolving.get(member.incarnation) for member in action.members]
         if waiting := [task for task in before if task is not None]:
             await asyncio.wait(waiting)
+        if not self.cluster.pipeline_of(action.formation_id):
+            return  # a member was lost meanwhile
         try:
             await self._engines.form(action)
         except ShuntError as error:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.common.errors import FailedPrecondition, PermissionDenied, Unavailable
-from services.controller.provider import NodeGone, NodeSpec, ProviderEvent
+from services.controller.provider import NodeGone, NodeSpec
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class LocalProvider:
         self._command = tuple(command)
         self._log_files_kept = log_files_kept
         self._processes: dict[str, _Process] = {}
-        self._events: asyncio.Queue[ProviderEvent | None] = asyncio.Queue()
+        self._events: asyncio.Queue[NodeGone | None] = asyncio.Queue()
 
     async def launch(self, spec: NodeSpec) -> str:
         if spec.node_id in self._processes:
@@ -124,7 +124,7 @@ class LocalProvider:
         if not process.ended.is_set():
             self._signal(process, signal.SIGKILL)
 
-    async def events(self) -> AsyncIterator[ProviderEvent]:
+    async def events(self) -> AsyncIterator[NodeGone]:
         while (event := await self._events.get()) is not None:
             yield event
 

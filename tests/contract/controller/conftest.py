@@ -25,7 +25,7 @@ from services.common.errors import FailedPrecondition, Unavailable
 from services.controller.controller import Controller
 from services.controller.journal_sqlite import SqliteJournal
 from services.controller.model_facts import ModelFacts
-from services.controller.provider import NodeGone, NodeSpec, ProviderEvent
+from services.controller.provider import NodeGone, NodeSpec
 from services.controller.settings import ControllerSettings
 
 LAYERS = 6
@@ -206,7 +206,7 @@ class FakeProvider:
     fails: int = 0
     prepare: Callable[[FakeEngine], None] = lambda engine: None
     _stacks: dict[str, AsyncExitStack] = field(default_factory=dict)
-    _events: asyncio.Queue[ProviderEvent | None] = field(default_factory=asyncio.Queue)
+    _events: asyncio.Queue[NodeGone | None] = field(default_factory=asyncio.Queue)
     _numbers: Any = field(default_factory=lambda: itertools.count(1))
 
     async def launch(self, spec: NodeSpec) -> str:
@@ -239,10 +239,7 @@ class FakeProvider:
         if told:
             self._events.put_nowait(NodeGone(node_id, "killed"))
 
-    async def say(self, event: ProviderEvent) -> None:
-        self._events.put_nowait(event)
-
-    async def events(self) -> AsyncIterator[ProviderEvent]:
+    async def events(self) -> AsyncIterator[NodeGone]:
         while True:
             event = await self._events.get()
             if event is None:

@@ -9,7 +9,7 @@ from shuntserve.controller.v1 import controller_pb2 as pb
 from shuntserve.controller.v1 import controller_pb2_grpc
 
 from services.common import channels
-from services.controller.provider import NodeNotice, NodeSpec
+from services.controller.provider import NodeSpec
 
 World = Any
 CALL_S = 20.0
@@ -159,16 +159,6 @@ async def test_a_noticed_node_is_taken_at_the_deadline_ready_or_not(world: World
         if engine.hold_load is not None:
             engine.hold_load.set()
     await world.routes(2)
-
-
-async def test_a_notice_of_the_provider_drains_too(world: World) -> None:
-    await world.start()
-    routes = await world.routes(2)
-    victim = world.head(routes[0]).spec.node_id
-    await world.provider.say(NodeNotice("unknown", 1.0))
-    await world.provider.say(NodeNotice(victim, 600.0))
-    await world.until_event("interruption_noticed", node_id=victim)
-    await world.until_event("handover_finished", pipeline_id=routes[0].pipeline_id)
 
 
 async def test_an_order_to_kill_ends_the_process_now(world: World) -> None:
