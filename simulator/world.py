@@ -62,6 +62,8 @@ class WorldSettings:
             settle_s=2.0,
             launch_timeout_s=3.0,
             lost_kept_s=10.0,
+            retry_max_s=2.0,
+            load_attempts=3,
         )
     )
     launch_s: float = 0.3
@@ -70,6 +72,9 @@ class WorldSettings:
     """The provider tells the controller when a process it started dies."""
     launch_fails: float = 0.0
     plan_fails: float = 0.0
+    load_fails: float = 0.0
+    other_class: float = 0.0
+    """Share of the nodes whose arithmetic is of another class."""
 
 
 class World:
@@ -126,6 +131,10 @@ class World:
     def load_s(self) -> float:
         """How long a stage loads."""
         return self.settings.load_s * (0.5 + self.random.random())
+
+    def numerics_class(self) -> str:
+        """Of a new engine's arithmetic."""
+        return "other" if self.random.random() < self.settings.other_class else "sim"
 
     def launch(self, launch: LaunchNode, controller: Controller) -> None:
         """The provider starts a process."""

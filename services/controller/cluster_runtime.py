@@ -102,6 +102,8 @@ class ClusterRuntime:
                 self._carrying_out = self._tasks.create_task(self._carry_out_all())
                 self._submit(self.cluster.start(self._clock()))
                 await self._adopt(saved)
+                for node_id, deadline_s in self.cluster.deadlines_s().items():
+                    self._take_away_later(node_id, deadline_s)
                 self._tasks.create_task(self._watch_provider())
                 self.started.set()
                 while True:
@@ -137,20 +139,26 @@ class ClusterRuntime:
 
     async def interrupt(self, node_id: str, notice_s: float, kill: bool) -> LoggedEvent:
         """A node will be taken away, or is to be killed now. Raises NotFound."""
-        await self._submit(self.cluster.interrupt(node_id, notice_s, kill, self._clock()))
+        noted = self._submit(self.cluster.interrupt(node_id, notice_s, kill, self._clock()))
+        deadline_s = self.cluster.deadlines_s().get(node_id)
+        if deadline_s is not None:
+            self._take_away_later(node_id, deadline_s)
+        await noted
         await self._journal.settled()
         kind = "kill_ordered" if kill else "interruption_noticed"
         event = self._events.newest(kind, node_id)
         if event is None:
             raise NotFound("the notice is too old to be known", field="node_id")
-        if self._settings.takes_noticed and not kill and node_id not in self._noticed:
-            self._noticed.add(node_id)
-            self._begin(self._take_away(node_id, notice_s), node_id)
         return event
 
-    async def _take_away(self, node_id: str, notice_s: float) -> None:
+    def _take_away_later(self, node_id: str, deadline_s: float) -> None:
+        if self._settings.takes_noticed and node_id not in self._noticed:
+            self._noticed.add(node_id)
+            self._begin(self._take_away(node_id, deadline_s), node_id)
+
+    async def _take_away(self, node_id: str, deadline_s: float) -> None:
         """Plays the cloud: a node that was given notice ends at the deadline, ready or not."""
-        await asyncio.sleep(notice_s)
+        await asyncio.sleep(deadline_s - self._clock())
         await self._terminate(TerminateNode(node_id, kill=True))
 
     def close(self) -> None:
@@ -311,7 +319,7 @@ class ClusterRuntime:
     async def _load(self, action: LoadStage) -> None:
         loaded = metrics.LOADED.labels(action.node_id)
         try:
-            kv_blocks = await self._engines.load(action, lambda done, total: loaded.set(done))
+            held = await self._engines.load(action, lambda done, total: loaded.set(done))
         except ShuntError as error:
             self._submit(
                 self.cluster.load_failed(
@@ -321,7 +329,7 @@ class ClusterRuntime:
         else:
             self._submit(
                 self.cluster.load_done(
-                    action.node_id, action.incarnation, action.layers, kv_blocks, self._clock()
+                    action.node_id, action.incarnation, action.layers, held, self._clock()
                 )
             )
         finally:

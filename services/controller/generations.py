@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
-from services.common.errors import ResourceExhausted, ShuntError, Unavailable
+from services.common.errors import Diverged, ResourceExhausted, ShuntError, Unavailable
 from services.common.exchange import (
     Checkpoint,
     CheckpointResult,
@@ -100,7 +100,11 @@ class Generations:
         give_up_s = self._clock() + wait_s
         while True:
             self._check_usable()
-            outcome = self._ledger.resume(question, self._heads(), self._clock())
+            try:
+                outcome = self._ledger.resume(question, self._heads(), self._clock())
+            except Diverged:
+                metrics.DIVERGED.inc()
+                raise
             if outcome is not None:
                 return await self._settle(outcome)
             left_s = give_up_s - self._clock()

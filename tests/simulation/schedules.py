@@ -79,6 +79,8 @@ class Schedule:
             exits_seen=random.random() < 0.5,
             launch_fails=0.2 if random.random() < 0.2 else 0.0,
             plan_fails=0.5 if random.random() < 0.1 else 0.0,
+            load_fails=0.4 if random.random() < 0.1 else 0.0,
+            other_class=0.2 if random.random() < 0.05 else 0.0,
         )
         if random.random() < 0.1:  # nobody launches nodes: they come by themselves
             cluster = replace(settings.cluster, expected_nodes=5)

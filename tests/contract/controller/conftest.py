@@ -44,6 +44,7 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         self.calls: list[tuple[str, Any]] = []
         self.formation_id = ""
         self.sampled = 0
+        self.numerics_class = "exact"
         self.load_fails = 0
         self.form_fails = 0
         self.hold_load: asyncio.Event | None = None
@@ -121,7 +122,13 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         yield engine_pb2.LoadResponse(loaded_bytes=1, total_bytes=2)
         if self.hold_load is not None:
             await self.hold_load.wait()
-        yield engine_pb2.LoadResponse(loaded_bytes=2, total_bytes=2, done=True, kv_blocks=64)
+        yield engine_pb2.LoadResponse(
+            loaded_bytes=2,
+            total_bytes=2,
+            done=True,
+            kv_blocks=64,
+            numerics_class=self.numerics_class,
+        )
 
     async def Form(self, request: Any, context: Any) -> Any:
         self.calls.append(("form" if not self.dissolving else "overlap", request.formation_id))

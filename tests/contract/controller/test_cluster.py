@@ -262,6 +262,65 @@ async def test_a_restarted_controller_finds_the_mesh_as_it_was(world: World) -> 
     assert kinds.count("pipeline_ready") == 2
 
 
+async def test_a_hand_over_goes_on_over_a_restart(world: World) -> None:
+    await world.start()
+    routes = await world.routes(2)
+    head = world.head(routes[0])
+    draining, never = asyncio.Event(), asyncio.Event()
+
+    async def hold() -> None:
+        draining.set()
+        await never.wait()
+
+    head.on_drain = hold
+    await world.stub.ReportInterruption(
+        pb.ReportInterruptionRequest(node_id=head.spec.node_id, notice_s=600.0), timeout=CALL_S
+    )
+    async with asyncio.timeout(CALL_S):
+        await draining.wait()
+    await world.stop()
+    head.on_drain = None
+    await world.start()
+    await world.routes(2)
+    await world.until_event("handover_finished", pipeline_id=routes[0].pipeline_id)
+    kinds = await _kinds(world)
+    assert kinds.count("handover_started") == 1
+    assert "pipeline_lost" not in kinds
+    calls = [name for name, _ in head.calls if name != "dissolve"]
+    assert calls == ["load", "form", "drain", "drain"]
+
+
+async def test_a_restart_with_another_mesh_plans_anew(world: World) -> None:
+    await world.start()
+    before = await world.routes(2)
+    await world.stop()
+    await world.start(pipelines=1)
+    (route,) = await world.routes(1)
+    assert route.formation_id not in {r.formation_id for r in before}
+    status = await world.status()
+    assert [len(pipeline.stages) for pipeline in status.pipelines] == [4]
+    assert len(world.provider.launched) == 4
+
+
+async def test_first_launches_that_fail_are_tried_again(world: World) -> None:
+    world.provider.fails = 3
+    await world.start()
+    await world.routes(2)
+    status = await world.status()
+    assert sorted(len(pipeline.stages) for pipeline in status.pipelines) == [2, 2]
+
+
+async def test_stages_of_different_arithmetic_form_no_pipeline(world: World) -> None:
+    def mix(engine: Any) -> None:
+        engine.numerics_class = "other" if engine.incarnation == "i2" else "exact"
+
+    world.provider.prepare = mix
+    await world.start()
+    event = await world.until_event("numerics_differ")
+    assert event.attributes["classes"] == "exact, other"
+    await world.routes(1)
+
+
 async def test_a_node_that_died_while_nobody_watched_is_replaced_at_once(world: World) -> None:
     await world.start(restart_grace_s=600.0)
     before = await world.routes(2)
@@ -341,6 +400,7 @@ async def test_the_event_log_goes_on_over_a_restart(world: World) -> None:
         ("Cancel", pb.CancelRequest(generation_id="../x", reason=1)),
         ("GetGeneration", pb.GetGenerationRequest(generation_id="a\nb")),
         ("Resume", pb.ResumeRequest(generation_id="")),
+        ("Resume", pb.ResumeRequest(generation_id="g", last_epoch=2**31)),
     ],
 )
 async def test_bad_input_is_told_which_field(world: World, method: str, request_: Any) -> None:

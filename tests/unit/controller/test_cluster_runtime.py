@@ -5,10 +5,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+
 from services.common.errors import ResourceExhausted
 from services.common.generation import LayerRange, ModelRef
 from services.controller.actions import (
     FormPipeline,
+    Loaded,
     LoadStage,
     Member,
     NodeFacts,
@@ -66,6 +69,7 @@ class Mesh:
     def __init__(self) -> None:
         self.formed: list[str] = []
         self.ended: list[str] = []
+        self.ending = asyncio.Event()
         self.dissolving = asyncio.Event()
         self.dissolved = asyncio.Event()
         self.dissolved.set()
@@ -82,6 +86,7 @@ class Mesh:
 
     async def terminate(self, node_id: str, grace_s: float) -> None:
         self.ended.append(node_id)
+        self.ending.set()
 
     async def events(self) -> AsyncIterator[NodeGone]:
         while True:
@@ -93,8 +98,8 @@ class Mesh:
         stages = tuple(PlannedStage(name, part) for name, part in zip(names, layers, strict=True))
         return (PlannedPipeline(stages, 1.0),)
 
-    async def load(self, stage: LoadStage, progress: Any) -> int:
-        return 64
+    async def load(self, stage: LoadStage, progress: Any) -> Loaded:
+        return Loaded(64, "a")
 
     async def form(self, formation: FormPipeline) -> None:
         self.formed.append(formation.formation_id)
@@ -118,12 +123,18 @@ class Set:
         self.routes = 0
 
     @asynccontextmanager
-    async def working(self) -> AsyncIterator[ClusterRuntime]:
+    async def working(self, snapshot: str = "") -> AsyncIterator[ClusterRuntime]:
+        """The wall clock is the loop's."""
         clock = asyncio.get_running_loop().time
         mesh: Any = self.mesh
         disk: Any = self.disk
+        draw, now_s = lambda: next(self.ids), clock()
+        if snapshot:
+            cluster = Cluster.recover(SETTINGS, draw, snapshot, now_s, now_s)
+        else:
+            cluster = Cluster(SETTINGS, draw, now_s, now_s)
         runtime = ClusterRuntime(
-            Cluster(SETTINGS, lambda: next(self.ids), clock()),
+            cluster,
             RuntimeSettings(tick_s=0.005),
             provider=mesh,
             engines=mesh,
@@ -209,3 +220,23 @@ async def test_a_formation_that_was_dropped_while_it_waited_is_not_formed() -> N
         world.mesh.dissolved.set()
         assert await until_ready(runtime) == "f3"
     assert world.mesh.formed == ["f1", "f3"]
+
+
+@pytest.mark.parametrize("notice_s", [0.0, 0.05])
+async def test_a_node_is_taken_at_its_deadline(notice_s: float) -> None:
+    world = Set()
+    async with world.working() as runtime:
+        await runtime.register(facts("a"))
+        await runtime.interrupt("a", notice_s, False)
+        await world.mesh.ending.wait()
+    assert world.mesh.ended == ["a"]
+
+
+async def test_a_node_is_taken_at_its_deadline_by_the_next_controller_too() -> None:
+    before, after = Set(), Set()
+    async with before.working() as runtime:
+        await runtime.register(facts("a"))
+        await runtime.interrupt("a", 0.2, False)
+    async with after.working(runtime.cluster._snapshot):
+        await after.mesh.ending.wait()
+    assert (before.mesh.ended, after.mesh.ended) == ([], ["a"])
