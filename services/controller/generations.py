@@ -142,16 +142,11 @@ class Generations:
             if self._recovering.done():
                 self._recovering.result()  # a defect: it ends the process, by who keeps house
             raise ResourceExhausted("the journal cannot be written", field="journal")
+        if self._journal.full:  # asked before the ledger changes, which could not be undone
+            raise ResourceExhausted("too many writes wait for the journal", field="journal")
 
     def _settle(self, outcome: Outcome[Reply]) -> Awaitable[Reply]:
         """Hands the records to the journal now, for their order is the ledger's."""
-        for event in outcome.events:
-            self._events.add(
-                event.kind,
-                pipeline_id=event.pipeline_id,
-                generation_id=event.generation_id,
-                attributes=event.attributes,
-            )
         try:
             durable = (
                 self._journal.write(outcome.records, fsync=outcome.fsync)
@@ -161,6 +156,13 @@ class Generations:
         except ShuntError:
             self._recover_again(self._ledger)
             raise
+        for event in outcome.events:
+            self._events.add(
+                event.kind,
+                pipeline_id=event.pipeline_id,
+                generation_id=event.generation_id,
+                attributes=event.attributes,
+            )
         return self._reply(outcome.reply, durable, self._ledger)
 
     async def _reply(self, reply: Reply, durable: Awaitable[None], ledger: Ledger) -> Reply:
