@@ -32,6 +32,7 @@ from services.controller.actions import (
     TerminateNode,
 )
 from services.controller.cluster_settings import ClusterSettings
+from services.controller.losses import dissolve, hand_stage, lose
 from services.controller.membership import FormationState, Membership, Node, Pipeline, Stage
 from services.controller.outcomes import Head
 from services.controller.reconcile import Reconciler
@@ -149,22 +150,7 @@ class Cluster:
         return self.node_gone(node_id, "", reason, now_s)
 
     def _lose(self, node: Node, cause: str, now_s: float) -> list[Action]:
-        silent_s = f"{now_s - node.heard_s:.3f}" if node.facts is not None else "0"
-        node.lost, node.since_s, node.loading = True, now_s, None
-        node.deadline_s = None
-        attributes = {"cause": cause, "silent_s": silent_s}
-        actions: list[Action] = [LogEvent("node_lost", node.node_id, "", attributes)]
-        if node.layers is None:
-            self._reconciler.launch_failed(self._state, node, now_s)
-        for pipeline in self._state.pipelines:
-            for stage in pipeline.stages:
-                if stage.spare_id == node.node_id:
-                    stage.spare_id = ""
-                    pipeline.replacement_ready_s = pipeline.ready_sampled = None
-                if stage.node_id == node.node_id:
-                    stage.node_id, stage.spare_id = stage.spare_id, ""
-                    actions += self._dissolve(pipeline, cause, now_s)
-        return actions
+        return lose(self._state, self.settings, node, cause, now_s)
 
     # Plans, loads, formations
 
@@ -246,33 +232,7 @@ class Cluster:
         return self._advance(self._dissolve(pipeline, f"form_failed: {reason}", now_s), now_s)
 
     def _dissolve(self, pipeline: Pipeline, cause: str, now_s: float) -> list[Action]:
-        formation, pipeline.formation = pipeline.formation, None
-        pipeline.replacement_ready_s = pipeline.ready_sampled = None
-        if formation is None:
-            return []
-        if formation.state is FormationState.FORMING:
-            pipeline.forms.fail(self.settings, now_s)
-        if pipeline.down_since_s is None:
-            pipeline.down_since_s = now_s
-        actions = [a for s in pipeline.stages for a in self._hand_stage(s)]
-        attributes = {"formation": formation.formation_id, "cause": cause}
-        return [
-            LogEvent("pipeline_lost", "", pipeline.pipeline_id, attributes),
-            DissolveFormation(formation.formation_id, self._state.living(formation)),
-            *actions,
-        ]
-
-    def _hand_stage(self, stage: Stage) -> list[Action]:
-        """Gives the stage to its spare, if that is ready, and lets the old node go."""
-        spare = self._state.nodes.get(stage.spare_id)
-        if spare is None or not spare.holds(stage.layers):
-            return []
-        node = self._state.nodes.get(stage.node_id)
-        stage.node_id, stage.spare_id = stage.spare_id, ""
-        if node is None:
-            return []
-        node.leaving = True
-        return [TerminateNode(node.node_id)]
+        return dissolve(self._state, self.settings, pipeline, cause, now_s)
 
     # Interruptions
 
@@ -325,7 +285,7 @@ class Cluster:
             DissolveFormation(formation_id, self._state.living(formation)),
         ]
         for stage in pipeline.stages:
-            actions += self._hand_stage(stage)
+            actions += hand_stage(self._state, stage)
         return self._advance(actions, now_s)
 
     def drain_failed(self, formation_id: str, reason: str, now_s: float) -> list[Action]:

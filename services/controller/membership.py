@@ -149,6 +149,8 @@ class Membership:
         """What its plan is made for: `ClusterSettings.basis`."""
         self.nodes: dict[str, Node] = {}
         self.pipelines: list[Pipeline] = []
+        self.first_launches = Backoff()
+        """Nodes that were lost before there was a plan."""
         self.counter = 0
         """Nodes launched so far; their names count on."""
 
@@ -168,11 +170,6 @@ class Membership:
             if formation is not None and formation.formation_id == formation_id:
                 return pipeline
         return None
-
-    def stages_of(self, node_id: str) -> list[Stage]:
-        """Those that the node runs, or is to run."""
-        stages = [stage for pipeline in self.pipelines for stage in pipeline.stages]
-        return [stage for stage in stages if node_id in (stage.node_id, stage.spare_id)]
 
     def staying(self) -> list[Node]:
         """Nodes that are there or start, and are not about to go."""

@@ -38,7 +38,6 @@ class Reconciler:
         self._draw_id = draw_id
         self._asking_plan = False
         self._plans = Backoff()
-        self._first_launches = Backoff()
 
     def plan_answered(self) -> None:
         """Placement answered."""
@@ -49,13 +48,6 @@ class Reconciler:
         """Placement did not."""
         self._asking_plan = False
         self._plans.fail(self._settings, now_s)
-
-    def launch_failed(self, state: Membership, node: Node, now_s: float) -> None:
-        """A node was lost before it held anything."""
-        for stage in state.stages_of(node.node_id):
-            stage.launches.fail(self._settings, now_s)
-        if not state.pipelines:
-            self._first_launches.fail(self._settings, now_s)
 
     def advance(self, state: Membership, now_s: float) -> list[Action]:
         """The next steps."""
@@ -75,7 +67,7 @@ class Reconciler:
 
     def _launch_first(self, state: Membership, now_s: float) -> list[Action]:
         """Nodes for the first plan that neither are there nor start."""
-        if not self._settings.can_launch or now_s < self._first_launches.retry_at_s:
+        if not self._settings.can_launch or now_s < state.first_launches.retry_at_s:
             return []
         lacking, surplus = match_shapes(self._settings.initial, state.staying())
         missing = lacking[: max(0, len(lacking) - len(surplus))]

@@ -49,8 +49,8 @@ MISTAKES = (
     Mistake(
         "the base is what the reader has",
         LEDGER,
-        "return Outcome(Grant(entry.epoch, head, entry.spans()), records, True, (event,))",
-        "return Outcome(Grant(entry.epoch, head, question.held), records, True, (event,))",
+        "return Outcome(Grant(entry.epoch, route, entry.spans()), records, True, (event,))",
+        "return Outcome(Grant(entry.epoch, route, question.held), records, True, (event,))",
     ),
     Mistake(
         "epochs follow the reader",

@@ -27,6 +27,7 @@ CORES = (
     "services/controller/cluster.py",
     "services/controller/entry.py",
     "services/controller/ledger.py",
+    "services/controller/losses.py",
     "services/controller/membership.py",
     "services/controller/reconcile.py",
     "services/controller/recovery.py",
