@@ -162,7 +162,7 @@ class Engine(Process):
         """Takes its time."""
 
         def loaded() -> None:
-            if self.world.random.random() < self.world.settings.load_fails:
+            if self.world.fails("load", self.world.settings.load_fails):
                 reply(Unavailable("no weights"))
                 return
             self.layers = layers

@@ -20,7 +20,7 @@ from services.common.errors import (
 )
 from services.common.exchange import Checkpoint, Frame, Grant, ResumeQuestion
 from services.common.generation import FinishReason, GenerationRequest
-from services.controller.actions import LogEvent
+from services.controller.actions import LogEvent, PipelineState
 from services.controller.ledger import Ledger
 from services.controller.outcomes import LedgerEvent, Outcome
 from services.controller.records import Appended, Bound, Ended, Forgotten, Granted, Record
@@ -29,6 +29,9 @@ from services.engine.held import Life
 from simulator.engine import token_of
 from simulator.router import Client, Following
 from simulator.world import World
+
+SETTLED_LAUNCHES = 3
+"""Failed launches with which a plan may be made from the nodes there are."""
 
 
 class Violation(AssertionError):
@@ -298,6 +301,16 @@ class Oracle:
             name = client.request.generation_id
             if self.grants[name] > faults + self.planned[name] + client.rejoins:
                 self.fail(9, f"{name}: {self.grants[name]} grants for {faults} faults")
+
+    def check_serves(self) -> None:
+        """Whatever was lost, or failed to start or load, was replaced."""
+        pipelines = self.world.controller.cluster.pipelines_view() if self.world else ()
+        idle = [view for view in pipelines if view.state is not PipelineState.READY]
+        if idle:
+            self.fail(5, f"faults ceased, but this does not serve: {idle}")
+        patient = self.world is not None and self.world.failed_launches < SETTLED_LAUNCHES
+        if len(pipelines) < (2 if patient else 1):
+            self.fail(5, f"a plan of {len(pipelines)} pipelines")
 
     def check_rest(self) -> None:
         """Nothing is left over."""

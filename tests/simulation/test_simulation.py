@@ -12,8 +12,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from faults import ROWS
 from mistakes import MISTAKES, Mistake
-from schedules import PHASES, ROWS, Schedule, table
+from phases import PHASES
+from schedules import Schedule, table
 
 ROOT = Path(__file__).parents[2]
 SCHEDULES = int(os.environ.get("SHUNT_SIMULATION_SCHEDULES", "2400"))
