@@ -214,6 +214,7 @@ class Cluster:
             return []
         pipeline.formation.state = FormationState.READY
         pipeline.forms.succeed()
+        pipeline.unlike = ""
         for stage in pipeline.stages:
             stage.launches.succeed()
         for member in pipeline.formation.members:

@@ -120,8 +120,8 @@ class Pipeline:
     formation: Formation | None = None
     down_since_s: float | None = None
     forms: Backoff = field(default_factory=Backoff)
-    unlike: tuple[str, ...] = ()
-    """Numerics classes of its stages, when it was told that they differ."""
+    unlike: str = ""
+    """Numerics classes of its stages, when they were last found to differ."""
     ready_sampled: int | None = None
     """Tokens the head had sampled at its first beat after the replacement was ready."""
     replacement_ready_s: float | None = None

@@ -6,7 +6,7 @@ of record answers with at least one action.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from services.controller.actions import (
     Action,
@@ -108,7 +108,7 @@ class Reconciler:
         return []
 
     def _cannot_load(self, node: Node) -> bool:
-        return node.loads.failures >= self._settings.load_attempts
+        return node.loading is None and node.loads.failures >= self._settings.load_attempts
 
     def _give_up(self, node: Node | None, stage: Stage, now_s: float) -> list[Action]:
         """Lets go of a node that could not load its stage."""
@@ -170,12 +170,12 @@ class Reconciler:
         if not pipeline.is_ready or pipeline.replacement_ready_s is not None:
             return []
         leaving = [s for s in pipeline.stages if state.nodes[s.node_id].deadline_s is not None]
-        spares = [state.nodes.get(stage.spare_id) for stage in leaving]
-        if not leaving or not all(
-            spare is not None and spare.holds(stage.layers)
-            for stage, spare in zip(leaving, spares, strict=True)
-        ):
+        names = [s.spare_id if s in leaving else s.node_id for s in pipeline.stages]
+        members = self._members(state, pipeline, names)
+        if not leaving or members is None:
             return []
+        if len({node.numerics_class for node in members}) > 1:
+            return self._tell_classes(pipeline, members)
         pipeline.replacement_ready_s = now_s
         return [
             LogEvent("replacement_ready", stage.spare_id, pipeline.pipeline_id) for stage in leaving
@@ -184,26 +184,18 @@ class Reconciler:
     def _form(self, state: Membership, pipeline: Pipeline, now_s: float) -> list[Action]:
         if pipeline.formation is not None or now_s < pipeline.forms.retry_at_s:
             return []
-        members = []
-        kv_blocks = []
-        classes = set()
-        for stage in pipeline.stages:
-            node = state.nodes.get(stage.node_id)
-            if node is None or node.facts is None or not node.holds(stage.layers):
-                return []
-            facts = node.facts
-            members.append(Member(node.node_id, facts.incarnation, facts.address, stage.layers))
-            kv_blocks.append(node.kv_blocks)
-            classes.add(node.numerics_class)
-        unlike = tuple(sorted(classes)) if len(classes) > 1 else ()
-        if unlike:
-            told, pipeline.unlike = pipeline.unlike, unlike
-            attributes = {"classes": ", ".join(unlike)}
-            event = LogEvent("numerics_differ", "", pipeline.pipeline_id, attributes)
-            return [event] if told != unlike else []
-        pipeline.unlike = ()
-        formation = Formation(self._draw_id(), tuple(members), min(kv_blocks))
-        pipeline.formation = formation
+        nodes = self._members(state, pipeline, [stage.node_id for stage in pipeline.stages])
+        if nodes is None:
+            return []
+        if len({node.numerics_class for node in nodes}) > 1:
+            return self._tell_classes(pipeline, nodes)
+        members = tuple(
+            Member(node.node_id, node.facts.incarnation, node.facts.address, stage.layers)
+            for node, stage in zip(nodes, pipeline.stages, strict=True)
+            if node.facts is not None
+        )
+        blocks = min(node.kv_blocks for node in nodes)
+        pipeline.formation = formation = Formation(self._draw_id(), members, blocks)
         return [
             FormPipeline(
                 formation.formation_id,
@@ -213,3 +205,23 @@ class Reconciler:
                 formation.kv_blocks,
             )
         ]
+
+    def _members(
+        self, state: Membership, pipeline: Pipeline, node_ids: Iterable[str]
+    ) -> list[Node] | None:
+        """The nodes, a stage each; None unless all of them hold their layers."""
+        nodes = [state.nodes.get(node_id) for node_id in node_ids]
+        held = [
+            node
+            for node, stage in zip(nodes, pipeline.stages, strict=True)
+            if node is not None and node.holds(stage.layers)
+        ]
+        return held if len(held) == len(nodes) else None
+
+    def _tell_classes(self, pipeline: Pipeline, nodes: Iterable[Node]) -> list[Action]:
+        """Stages of different arithmetic form no pipeline; said once."""
+        classes = ", ".join(sorted({node.numerics_class for node in nodes}))
+        if pipeline.unlike == classes:
+            return []
+        pipeline.unlike = classes
+        return [LogEvent("numerics_differ", "", pipeline.pipeline_id, {"classes": classes})]

@@ -256,6 +256,16 @@ def test_members_of_different_arithmetic_form_no_pipeline() -> None:
     assert said(cluster.tick(1.6)) == []
 
 
+def test_nothing_is_handed_over_to_a_stage_of_different_arithmetic() -> None:
+    cluster = ready(PATIENT)
+    cluster.interrupt("node-2", 20.0, False, 1.0)
+    cluster.register(facts("node-3"), 1.0)
+    told = said(loaded(cluster, "node-3", BACK, 1.5, numerics_class="b"))
+    assert told == ["stage_loaded", "numerics_differ"]
+    assert said(cluster.tick(10.0)) == []
+    assert cluster.routes()[1] != ()
+
+
 def test_a_killed_node_ends_its_formation_and_is_replaced_in_the_same_shape() -> None:
     cluster = ready()
     actions = cluster.node_gone("node-2", "i-node-2", "exit", 1.0)
