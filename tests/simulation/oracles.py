@@ -78,6 +78,9 @@ class Oracle:
         self._durable: dict[str, Durable] = {}
         self._tombstones: set[str] = set()
         self._owners: dict[tuple[str, int], tuple[str, str]] = {}
+        """Head of each epoch, as the present controller has it."""
+        self._durable_owners: dict[tuple[str, int], tuple[str, str]] = {}
+        self._ledger: Ledger | None = None
         self._references: dict[tuple[str, int], tuple[list[int], FinishReason]] = {}
         self._bases: dict[tuple[str, int], dict[int, int]] = {}
 
@@ -101,6 +104,9 @@ class Oracle:
                 self._durable.pop(name, None)
                 self._tombstones.discard(name)
                 continue
+            if isinstance(record, (Bound, Granted)):
+                epoch = record.epoch if isinstance(record, Granted) else 1
+                self._durable_owners[name, epoch] = record.incarnation, record.formation_id
             if isinstance(record, Bound):
                 if name in self._durable:
                     self.fail(3, f"{name} is bound twice")
@@ -144,6 +150,8 @@ class Oracle:
             self.fail(4, f"{name} accepted behind its end")
         if known is not None and known[0] != epoch:
             self.fail(4, f"{name}: epoch {epoch} accepted while {known[0]} holds")
+        if ledger is not self._ledger:  # what the one before had not made durable, nobody heard
+            self._ledger, self._owners = ledger, dict(self._durable_owners)
         owner = (checkpoint.incarnation, checkpoint.formation_id)
         if self._owners.setdefault((name, epoch), owner) != owner:
             self.fail(2, f"{name}: epoch {epoch} has two heads")
