@@ -24,9 +24,9 @@ from simulator.world import MODEL, World, WorldSettings
 RARE = ("queued", "sealing", "granting", "attaching", "finished")
 """Phases that faults are steered at twice as often: they pass in no time."""
 SCARCE = {
-    "granting": ("notice", "kill"),
-    "finished": ("break", "stop", "client"),
-    "sealing": ("notice", "client"),
+    "granting": ("notice", "kill", "restart", "stop", "break"),
+    "finished": ("break", "stop", "client", "notice", "restart", "kill"),
+    "sealing": ("restart", "stop", "kill", "break"),
 }
 """Rows that meet a phase more seldom than others."""
 EARLY = ("queued", "prefill", "attaching")
