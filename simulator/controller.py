@@ -49,10 +49,11 @@ class Controller(Process):
         self._committing = False
         now_s, settings = world.clock.now_s, world.settings
         self.ledger = Ledger.recover(settings.ledger, records, now_s)
+        cluster = world.cluster_settings
         if snapshot:
-            self.cluster = Cluster.recover(settings.cluster, world.draw_id, snapshot, now_s)
+            self.cluster = Cluster.recover(cluster, world.draw_id, snapshot, now_s, now_s)
         else:
-            self.cluster = Cluster(settings.cluster, world.draw_id, now_s)
+            self.cluster = Cluster(cluster, world.draw_id, now_s, now_s)
         self.act(self.cluster.start(now_s))
         self.every(0.1, lambda: self.act(self.cluster.tick(self.clock.now_s)))
         self.every(1.0, lambda: self._commit(self.ledger.tick(self.clock.now_s), lambda _: None))

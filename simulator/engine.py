@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from services.common.errors import ShuntError, Unavailable
 from services.common.exchange import Checkpoint, CheckpointResult, Closed, GenerateCall, Phase
 from services.common.generation import CancelReason, GenerationRequest, LayerRange
-from services.controller.actions import Beat, FormPipeline, Member, NodeFacts, NodeShape
+from services.controller.actions import Beat, FormPipeline, Loaded, Member, NodeFacts, NodeShape
 from services.engine.actions import (
     Action,
     DropSequence,
@@ -75,6 +75,7 @@ class Engine(Process):
         self.node_id = node_id
         self.facts = NodeFacts(node_id, self.name, self.name, 1, shape)
         self.core = Generations(self.name, world.settings.head)
+        self.numerics_class = world.numerics_class()
         self.place: Place | None = None
         self.layers: LayerRange | None = None
         self.sampled = 0
@@ -120,8 +121,6 @@ class Engine(Process):
             self.node_id,
             self.name,
             place.formation_id if place is not None else "",
-            place.step if place is not None else 0,
-            self.core.open_generations,
             self.sampled,
             self._lost_node_ids,
         )
@@ -167,8 +166,11 @@ class Engine(Process):
         """Takes its time."""
 
         def loaded() -> None:
+            if self.world.fails("load", self.world.settings.load_fails):
+                reply(Unavailable("no weights"))
+                return
             self.layers = layers
-            reply(64)
+            reply(Loaded(64, self.numerics_class))
 
         self.after(self.world.load_s(), loaded)
 
@@ -184,7 +186,7 @@ class Engine(Process):
         self._lost_node_ids = ()
         self.place = Place(form.formation_id, form.members, index)
         if index == 0:
-            self.act(self.core.form(form.formation_id, "sim", self.clock.now_s))
+            self.act(self.core.form(form.formation_id, self.numerics_class, self.clock.now_s))
         reply(None)
 
     def dissolve(self, reply: Reply, formation_id: str) -> None:

@@ -62,6 +62,8 @@ class WorldSettings:
             settle_s=2.0,
             launch_timeout_s=3.0,
             lost_kept_s=10.0,
+            retry_max_s=2.0,
+            load_attempts=3,
         )
     )
     launch_s: float = 0.3
@@ -70,6 +72,9 @@ class WorldSettings:
     """The provider tells the controller when a process it started dies."""
     launch_fails: float = 0.0
     plan_fails: float = 0.0
+    load_fails: float = 0.0
+    other_class: float = 0.0
+    """Share of the nodes whose arithmetic is of another class."""
 
 
 class World:
@@ -86,6 +91,11 @@ class World:
     ) -> None:
         self.random = random
         self.settings = settings
+        self.cluster_settings = settings.cluster
+        """Of the next controller."""
+        self.failed_launches = 0
+        self.failing: set[str] = set()
+        """What fails at present whoever tries it: launch, load."""
         self.monitor = monitor
         self.exact = exact
         self.clock = Clock()
@@ -127,9 +137,18 @@ class World:
         """How long a stage loads."""
         return self.settings.load_s * (0.5 + self.random.random())
 
+    def fails(self, what: str, share: float) -> bool:
+        """Whether this attempt at a launch or a load fails."""
+        return self.random.random() < share or what in self.failing
+
+    def numerics_class(self) -> str:
+        """Of a new engine's arithmetic."""
+        return "other" if self.random.random() < self.settings.other_class else "sim"
+
     def launch(self, launch: LaunchNode, controller: Controller) -> None:
         """The provider starts a process."""
-        if self.random.random() < self.settings.launch_fails:
+        if self.fails("launch", self.settings.launch_fails):
+            self.failed_launches += 1
             controller.after(0.05, self._launch_failed, launch)
         else:
             self.clock.after(self.settings.launch_s, self._started, launch)

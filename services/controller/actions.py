@@ -56,8 +56,6 @@ class Beat:
     incarnation: str
     formation_id: str
     """Formation it is part of; empty when none."""
-    step: int = 0
-    load: int = 0
     sampled_tokens: int = 0
     lost_node_ids: tuple[str, ...] = ()
     """Members of its formation, or of the last one while it is in none, that it cannot reach."""
@@ -125,6 +123,16 @@ class LoadStage:
     model: ModelRef
     layers: LayerRange
     tp_degree: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What came of LoadStage."""
+
+    kv_blocks: int
+    """KV cache blocks there is room for."""
+    numerics_class: str
+    """Class of the stage's arithmetic."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from services.controller.actions import (
     Beat,
     DissolveFormation,
     DrainFormation,
-    LaunchNode,
+    Loaded,
     LogEvent,
     NodeFacts,
     NodeShape,
@@ -32,10 +32,13 @@ from services.controller.actions import (
     TerminateNode,
 )
 from services.controller.cluster_settings import ClusterSettings
+from services.controller.losses import dissolve, hand_stage, lose
 from services.controller.membership import FormationState, Membership, Node, Pipeline, Stage
 from services.controller.outcomes import Head
 from services.controller.reconcile import Reconciler
+from services.controller.recovery import first_actions
 from services.controller.routes import heads_of, routes_of
+from services.controller.snapshot import from_json, to_json
 
 _STRANGE_BEATS = 2
 """One beat may have been on its way while the formation changed."""
@@ -44,11 +47,19 @@ _STRANGE_BEATS = 2
 class Cluster:
     """The cluster as the controller knows it."""
 
-    def __init__(self, settings: ClusterSettings, draw_id: Callable[[], str], now_s: float) -> None:
-        """`draw_id` gives unique strings: ids of formations."""
+    def __init__(
+        self,
+        settings: ClusterSettings,
+        draw_id: Callable[[], str],
+        now_s: float,
+        now_unix_s: float,
+    ) -> None:
+        """`draw_id` gives unique strings: ids of formations. `now_unix_s` is the wall time at
+        `now_s`, which is on the clock that every other time is on."""
         self.settings = settings
         self._reconciler = Reconciler(settings, draw_id)
-        self._state = Membership()
+        self._state = Membership(settings.basis)
+        self._unix_offset_s = now_unix_s - now_s
         self._past: set[str] = set()
         """Incarnations that were replaced by a newer one of the same node."""
         self._grace_until_s = self._now_s = now_s
@@ -58,24 +69,22 @@ class Cluster:
 
     @classmethod
     def recover(
-        cls, settings: ClusterSettings, draw_id: Callable[[], str], snapshot: str, now_s: float
+        cls,
+        settings: ClusterSettings,
+        draw_id: Callable[[], str],
+        snapshot: str,
+        now_s: float,
+        now_unix_s: float,
     ) -> Cluster:
         """The cluster as its last snapshot had it; every node is given `restart_grace_s`."""
-        cluster = cls(settings, draw_id, now_s)
-        cluster._state = Membership.from_snapshot(snapshot, now_s)
+        cluster = cls(settings, draw_id, now_s, now_unix_s)
+        cluster._state = from_json(snapshot, now_s, cluster._unix_offset_s)
         cluster._grace_until_s = now_s + settings.restart_grace_s
         return cluster
 
     def start(self, now_s: float) -> list[Action]:
         """First actions after __init__ or recover."""
-        actions: list[Action] = []
-        if not self._state.nodes:
-            for shape in self.settings.initial:
-                node = self._state.launch(shape, now_s)
-                actions.append(LaunchNode(node.node_id, shape))
-        for formation in self._state.drop_unready_formations():
-            actions.append(DissolveFormation(formation.formation_id, formation.members))
-        return self._advance(actions, now_s)
+        return self._advance(first_actions(self._state, self.settings), now_s)
 
     # Nodes
 
@@ -137,27 +146,11 @@ class Cluster:
         return self._advance(self._lose(node, cause, now_s), now_s)
 
     def launch_failed(self, node_id: str, reason: str, now_s: float) -> list[Action]:
-        """The provider could not start it; another one is tried after `retry_s`."""
+        """The provider could not start it; another one is, after a pause."""
         return self.node_gone(node_id, "", reason, now_s)
 
     def _lose(self, node: Node, cause: str, now_s: float) -> list[Action]:
-        silent_s = f"{now_s - node.heard_s:.3f}" if node.facts is not None else "0"
-        node.lost, node.since_s, node.loading = True, now_s, None
-        node.notice_s = node.deadline_s = None
-        attributes = {"cause": cause, "silent_s": silent_s}
-        actions: list[Action] = [LogEvent("node_lost", node.node_id, "", attributes)]
-        for pipeline in self._state.pipelines:
-            for stage in pipeline.stages:
-                if stage.spare_id == node.node_id:
-                    stage.spare_id = ""
-                    pipeline.replacement_ready_s = pipeline.ready_sampled = None
-                    pipeline.retry_at_s = now_s + self.settings.retry_s
-                if stage.node_id == node.node_id:
-                    stage.node_id, stage.spare_id = stage.spare_id, ""
-                    if node.facts is None:
-                        pipeline.retry_at_s = now_s + self.settings.retry_s
-                    actions += self._dissolve(pipeline, cause, now_s)
-        return actions
+        return lose(self._state, self.settings, node, cause, now_s)
 
     # Plans, loads, formations
 
@@ -180,30 +173,32 @@ class Cluster:
         return self._advance([LogEvent("plan_ready")], now_s)
 
     def plan_failed(self, reason: str, now_s: float) -> list[Action]:
-        """Asked again after `retry_s`."""
-        self._reconciler.plan_answered(now_s + self.settings.retry_s)
+        """Asked again after a pause."""
+        self._reconciler.plan_failed(now_s)
         return [LogEvent("plan_failed", attributes={"reason": reason})]
 
     def load_done(
-        self, node_id: str, incarnation: str, layers: LayerRange, kv_blocks: int, now_s: float
+        self, node_id: str, incarnation: str, layers: LayerRange, loaded: Loaded, now_s: float
     ) -> list[Action]:
         """The node holds these layers."""
         node = self._loading(node_id, incarnation)
         if node is None or node.loading != layers:
             return []
-        node.layers, node.kv_blocks, node.loading = layers, kv_blocks, None
+        node.layers, node.loading = layers, None
+        node.kv_blocks, node.numerics_class = loaded.kv_blocks, loaded.numerics_class
+        node.loads.succeed()
         attributes = {"layers": f"{layers.start}-{layers.end}"}
         return self._advance([LogEvent("stage_loaded", node_id, "", attributes)], now_s)
 
     def load_failed(
         self, node_id: str, incarnation: str, reason: str, now_s: float
     ) -> list[Action]:
-        """Tried again after `retry_s`."""
+        """Tried again after a pause, in the end at another node."""
         node = self._loading(node_id, incarnation)
         if node is None:
             return []
         node.loading, node.layers = None, None
-        node.retry_at_s = now_s + self.settings.retry_s
+        node.loads.fail(self.settings, now_s)
         return [LogEvent("load_failed", node_id, "", {"reason": reason})]
 
     def _loading(self, node_id: str, incarnation: str) -> Node | None:
@@ -218,6 +213,10 @@ class Cluster:
         if pipeline is None or pipeline.formation is None:
             return []
         pipeline.formation.state = FormationState.READY
+        pipeline.forms.succeed()
+        pipeline.unlike = ""
+        for stage in pipeline.stages:
+            stage.launches.succeed()
         for member in pipeline.formation.members:
             self._state.nodes[member.node_id].strange_beats = 0
         down_s = now_s - pipeline.down_since_s if pipeline.down_since_s is not None else 0.0
@@ -227,39 +226,14 @@ class Cluster:
         return self._advance([event], now_s)
 
     def form_failed(self, formation_id: str, reason: str, now_s: float) -> list[Action]:
-        """Some member does not; dissolved, and formed anew after `retry_s`."""
+        """Some member does not; dissolved, and formed anew after a pause."""
         pipeline = self._state.pipeline(formation_id)
         if pipeline is None:
             return []
-        pipeline.retry_at_s = now_s + self.settings.retry_s
         return self._advance(self._dissolve(pipeline, f"form_failed: {reason}", now_s), now_s)
 
     def _dissolve(self, pipeline: Pipeline, cause: str, now_s: float) -> list[Action]:
-        formation, pipeline.formation = pipeline.formation, None
-        pipeline.replacement_ready_s = pipeline.ready_sampled = None
-        if formation is None:
-            return []
-        if pipeline.down_since_s is None:
-            pipeline.down_since_s = now_s
-        actions = [a for s in pipeline.stages for a in self._hand_stage(s)]
-        attributes = {"formation": formation.formation_id, "cause": cause}
-        return [
-            LogEvent("pipeline_lost", "", pipeline.pipeline_id, attributes),
-            DissolveFormation(formation.formation_id, self._state.living(formation)),
-            *actions,
-        ]
-
-    def _hand_stage(self, stage: Stage) -> list[Action]:
-        """Gives the stage to its spare, if that is ready, and lets the old node go."""
-        spare = self._state.nodes.get(stage.spare_id)
-        if spare is None or not spare.holds(stage.layers):
-            return []
-        node = self._state.nodes.get(stage.node_id)
-        stage.node_id, stage.spare_id = stage.spare_id, ""
-        if node is None:
-            return []
-        node.leaving = True
-        return [TerminateNode(node.node_id)]
+        return dissolve(self._state, self.settings, pipeline, cause, now_s)
 
     # Interruptions
 
@@ -272,7 +246,7 @@ class Cluster:
             return [LogEvent("kill_ordered", node_id), TerminateNode(node_id, kill=True)]
         if node.deadline_s is not None:
             return []
-        node.notice_s, node.deadline_s = notice_s, now_s + notice_s
+        node.deadline_s = now_s + notice_s
         event = LogEvent("interruption_noticed", node_id, "", {"notice_s": f"{notice_s:g}"})
         return self._advance([event], now_s)
 
@@ -312,7 +286,7 @@ class Cluster:
             DissolveFormation(formation_id, self._state.living(formation)),
         ]
         for stage in pipeline.stages:
-            actions += self._hand_stage(stage)
+            actions += hand_stage(self._state, stage)
         return self._advance(actions, now_s)
 
     def drain_failed(self, formation_id: str, reason: str, now_s: float) -> list[Action]:
@@ -329,6 +303,8 @@ class Cluster:
         for node in list(self._state.nodes.values()):
             if node.lost:
                 if now_s - node.since_s >= settings.lost_kept_s:
+                    # one that was lost by its silence may live on
+                    actions.append(TerminateNode(node.node_id, kill=True))
                     del self._state.nodes[node.node_id]
             elif node.facts is None:
                 if now_s - node.since_s >= settings.launch_timeout_s:
@@ -358,7 +334,7 @@ class Cluster:
                     return []
                 stage.spare_id = ""
                 pipeline.replacement_ready_s = pipeline.ready_sampled = None
-        node.notice_s = node.deadline_s = None
+        node.deadline_s = None
         node.leaving = False
         return [LogEvent("undrained", node.node_id)]
 
@@ -377,6 +353,11 @@ class Cluster:
         pipeline = self._state.pipeline(formation_id)
         return pipeline.pipeline_id if pipeline is not None else ""
 
+    def deadlines_s(self) -> dict[str, float]:
+        """Nodes that were given notice, and when they will be taken away."""
+        nodes = self._state.nodes.values()
+        return {n.node_id: n.deadline_s for n in nodes if n.deadline_s is not None}
+
     def nodes_view(self) -> tuple[NodeView, ...]:
         """For the status."""
         return self._state.node_views()
@@ -393,7 +374,7 @@ class Cluster:
             self._routes = routes
             self._route_version += 1
             actions.append(RoutesChanged(self._route_version))
-        snapshot = self._state.to_snapshot() if actions else self._snapshot
+        snapshot = to_json(self._state, self._unix_offset_s) if actions else self._snapshot
         if snapshot != self._snapshot:
             self._snapshot = snapshot
             actions.insert(0, PersistCluster(snapshot))

@@ -33,7 +33,7 @@ from services.controller.engines import Engines
 from services.controller.event_log import EventLog
 from services.controller.journal import Journal, LoggedEvent, Saved
 from services.controller.planning import Planning
-from services.controller.provider import NodeGone, NodeSpec, Provider
+from services.controller.provider import NodeSpec, Provider
 from services.controller.signal import Signal
 
 _log = logging.getLogger(__name__)
@@ -55,8 +55,9 @@ class RuntimeSettings:
 class ClusterRuntime:
     """The cluster core at work.
 
-    Actions are carried out in the order they were asked for; a snapshot is durable before anything
-    that was asked for with it is begun. Calls to others run beside each other.
+    Actions are carried out in the order they were asked for, behind the attempt to make the newest
+    snapshot durable. One that the journal does not take is tried again at every tick and holds
+    nothing up: nodes must be replaced on a full disk too. Calls to others run beside each other.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class ClusterRuntime:
         self._clock = clock
         self._queue: asyncio.Queue[tuple[Sequence[Action], asyncio.Future[None]]] = asyncio.Queue()
         self._tasks: asyncio.TaskGroup
+        self._carrying_out: asyncio.Task[None] | None = None
         self._of_node: dict[str, set[asyncio.Task[None]]] = {}
         self._dissolving: dict[str, asyncio.Task[None]] = {}
         self._probing: set[str] = set()
@@ -97,14 +99,17 @@ class ClusterRuntime:
         """Works until cancelled; `saved` is what the journal held at the start."""
         try:
             async with asyncio.TaskGroup() as self._tasks:
-                self._tasks.create_task(self._carry_out_all())
+                self._carrying_out = self._tasks.create_task(self._carry_out_all())
                 self._submit(self.cluster.start(self._clock()))
                 await self._adopt(saved)
+                for node_id, deadline_s in self.cluster.deadlines_s().items():
+                    self._take_away_later(node_id, deadline_s)
                 self._tasks.create_task(self._watch_provider())
                 self.started.set()
                 while True:
                     self._submit(self.cluster.tick(self._clock()))
-                    self._submit([PersistCluster(self._unsaved)] if self._unsaved else [])
+                    if self._unsaved is not None and self._queue.empty():
+                        self._queue.put_nowait(((), asyncio.get_running_loop().create_future()))
                     await asyncio.sleep(self._settings.tick_s)
         finally:
             await self._engines.close()
@@ -112,10 +117,10 @@ class ClusterRuntime:
     async def register(self, facts: NodeFacts) -> None:
         """A node says what it is. Raises StaleEpoch, PermissionDenied."""
         handle = await self._provider.recognise(facts.node_id, facts.pid)
-        actions = self.cluster.register(facts, self._clock())
+        begun = self._submit(self.cluster.register(facts, self._clock()))
         if handle:
             await self._journal.write((Saved(HANDLE_PREFIX + facts.node_id, handle),))
-        await self._submit(actions)
+        await begun
 
     def heartbeat(self, beat: Beat) -> None:
         """A node lives. Raises NotFound when it must register."""
@@ -134,20 +139,26 @@ class ClusterRuntime:
 
     async def interrupt(self, node_id: str, notice_s: float, kill: bool) -> LoggedEvent:
         """A node will be taken away, or is to be killed now. Raises NotFound."""
-        await self._submit(self.cluster.interrupt(node_id, notice_s, kill, self._clock()))
+        noted = self._submit(self.cluster.interrupt(node_id, notice_s, kill, self._clock()))
+        deadline_s = self.cluster.deadlines_s().get(node_id)
+        if deadline_s is not None:
+            self._take_away_later(node_id, deadline_s)
+        await noted
         await self._journal.settled()
         kind = "kill_ordered" if kill else "interruption_noticed"
         event = self._events.newest(kind, node_id)
         if event is None:
             raise NotFound("the notice is too old to be known", field="node_id")
-        if self._settings.takes_noticed and not kill and node_id not in self._noticed:
-            self._noticed.add(node_id)
-            self._begin(self._take_away(node_id, notice_s), node_id)
         return event
 
-    async def _take_away(self, node_id: str, notice_s: float) -> None:
+    def _take_away_later(self, node_id: str, deadline_s: float) -> None:
+        if self._settings.takes_noticed and node_id not in self._noticed:
+            self._noticed.add(node_id)
+            self._begin(self._take_away(node_id, deadline_s), node_id)
+
+    async def _take_away(self, node_id: str, deadline_s: float) -> None:
         """Plays the cloud: a node that was given notice ends at the deadline, ready or not."""
-        await asyncio.sleep(notice_s)
+        await asyncio.sleep(deadline_s - self._clock())
         await self._terminate(TerminateNode(node_id, kill=True))
 
     def close(self) -> None:
@@ -156,10 +167,13 @@ class ClusterRuntime:
         self.routes_changed.fire()
 
     async def settle(self) -> None:
-        """Waits until what was asked for so far is begun and its snapshot durable."""
+        """Waits until what was asked for so far is begun and its snapshot durable, or until
+        nothing is carried out any more."""
+        if self._carrying_out is None:
+            return
         done = asyncio.get_running_loop().create_future()
         self._queue.put_nowait(((), done))
-        await done
+        await asyncio.wait((done, self._carrying_out), return_when=asyncio.FIRST_COMPLETED)
 
     async def end_nodes(self) -> None:
         """Ends every node the provider launched."""
@@ -180,12 +194,7 @@ class ClusterRuntime:
 
     async def _watch_provider(self) -> None:
         async for event in self._provider.events():
-            if isinstance(event, NodeGone):
-                self._gone(event.node_id, event.reason)
-            elif self._node(event.node_id) is not None:
-                self._submit(
-                    self.cluster.interrupt(event.node_id, event.notice_s, False, self._clock())
-                )
+            self._gone(event.node_id, event.reason)
 
     def _gone(self, node_id: str, reason: str, incarnation: str = "") -> None:
         node = self._node(node_id)
@@ -310,7 +319,7 @@ class ClusterRuntime:
     async def _load(self, action: LoadStage) -> None:
         loaded = metrics.LOADED.labels(action.node_id)
         try:
-            kv_blocks = await self._engines.load(action, lambda done, total: loaded.set(done))
+            held = await self._engines.load(action, lambda done, total: loaded.set(done))
         except ShuntError as error:
             self._submit(
                 self.cluster.load_failed(
@@ -320,7 +329,7 @@ class ClusterRuntime:
         else:
             self._submit(
                 self.cluster.load_done(
-                    action.node_id, action.incarnation, action.layers, kv_blocks, self._clock()
+                    action.node_id, action.incarnation, action.layers, held, self._clock()
                 )
             )
         finally:
@@ -330,6 +339,8 @@ class ClusterRuntime:
         before = [self._dissolving.get(member.incarnation) for member in action.members]
         if waiting := [task for task in before if task is not None]:
             await asyncio.wait(waiting)
+        if not self.cluster.pipeline_of(action.formation_id):
+            return  # a member was lost meanwhile
         try:
             await self._engines.form(action)
         except ShuntError as error:

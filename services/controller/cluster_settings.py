@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 
 from services.common.generation import ModelRef
 from services.controller.actions import NodeShape
@@ -14,10 +15,15 @@ class ClusterSettings:
 
     model: ModelRef
     initial: tuple[NodeShape, ...] = ()
-    """Nodes to launch when there is no snapshot; empty: they come by themselves."""
+    """Nodes to launch for the first plan; empty: they come by themselves."""
     expected_nodes: int = 4
-    """A plan is asked for when so many are idle, or `settle_s` after the first."""
+    """A plan is asked for when so many are idle, or `settle_s` after the first, once none is on
+    its way any more."""
     pipelines: int = 2
+    layer_count: int = 0
+    """Of the model."""
+    planner: str = ""
+    """The placement API's name of who makes the plan."""
     can_launch: bool = True
     """The provider starts nodes; else a replacement must register by itself."""
     heartbeat_interval_s: float = 0.25
@@ -33,13 +39,32 @@ class ClusterSettings:
     launch_timeout_s: float = 60.0
     """A launched node that does not register within this is given up."""
     retry_s: float = 0.5
-    """Pause before a failed launch, plan, load or form is tried again."""
+    """Pause before a failed launch, plan, load or form is tried again; it doubles from failure to
+    failure."""
+    retry_max_s: float = 30.0
+    """The longest such pause."""
+    load_attempts: int = 4
+    """A node that fails to load a stage so often gives it up to another one."""
     handover_s: float = 1.0
     """A hand-over waits no longer for beats that show tokens from the old head."""
     lost_kept_s: float = 60.0
     """A lost node is shown this long."""
     max_positions: int = 8192
     block_positions: int = 16
+
+    @property
+    def basis(self) -> str:
+        """What decides a plan, as JSON: a plan made for something else is of no use."""
+        return json.dumps(
+            {
+                "model": asdict(self.model),
+                "layer_count": self.layer_count,
+                "planner": self.planner,
+                "pipelines": self.pipelines,
+                "initial": [asdict(shape) for shape in self.initial],
+            },
+            sort_keys=True,
+        )
 
     def silence_s(self, loaded: bool) -> float:
         """How long a node may be silent before it is lost."""

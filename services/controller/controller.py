@@ -108,8 +108,8 @@ class Controller:
         settings = self._settings.cluster(self._facts)
         snapshot = recovered.saved.get(SNAPSHOT)
         if snapshot is None:
-            return Cluster(settings, _draw_id, now_s)
-        return Cluster.recover(settings, _draw_id, snapshot, now_s)
+            return Cluster(settings, _draw_id, now_s, time.time())
+        return Cluster.recover(settings, _draw_id, snapshot, now_s, time.time())
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[int]:

@@ -15,7 +15,7 @@ from services.common.errors import DeadlineExceeded, Unavailable
 from services.common.generation import CancelReason
 from services.common.settings import TlsSettings
 from services.common.statuses import from_rpc_error
-from services.controller.actions import FormPipeline, LoadStage, Member
+from services.controller.actions import FormPipeline, Loaded, LoadStage, Member
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ class Engines:
         self._tls = tls
         self._channels: dict[str, grpc.aio.Channel] = {}
 
-    async def load(self, stage: LoadStage, progress: Callable[[int, int], None]) -> int:
-        """Has a node hold a layer range; returns the KV cache blocks it has room for.
+    async def load(self, stage: LoadStage, progress: Callable[[int, int], None]) -> Loaded:
+        """Has a node hold a layer range.
 
         `progress` is called with bytes so far and in all.
         """
@@ -59,7 +59,7 @@ class Engines:
                 async for message in _each_within(call, self._timeouts.load_progress_s):
                     progress(message.loaded_bytes, message.total_bytes)
                     if message.done:
-                        return message.kv_blocks
+                        return Loaded(message.kv_blocks, message.numerics_class)
         finally:
             call.cancel()
         raise Unavailable("the load ended before it was done")

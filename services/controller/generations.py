@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
-from services.common.errors import ResourceExhausted, ShuntError, Unavailable
+from services.common.errors import Diverged, ResourceExhausted, ShuntError, Unavailable
 from services.common.exchange import (
     Checkpoint,
     CheckpointResult,
@@ -100,7 +100,11 @@ class Generations:
         give_up_s = self._clock() + wait_s
         while True:
             self._check_usable()
-            outcome = self._ledger.resume(question, self._heads(), self._clock())
+            try:
+                outcome = self._ledger.resume(question, self._heads(), self._clock())
+            except Diverged:
+                metrics.DIVERGED.inc()
+                raise
             if outcome is not None:
                 return await self._settle(outcome)
             left_s = give_up_s - self._clock()
@@ -135,17 +139,14 @@ class Generations:
 
     def _check_usable(self) -> None:
         if self._recovering is not None:
+            if self._recovering.done():
+                self._recovering.result()  # a defect: it ends the process, by who keeps house
             raise ResourceExhausted("the journal cannot be written", field="journal")
+        if self._journal.full:  # asked before the ledger changes, which could not be undone
+            raise ResourceExhausted("too many writes wait for the journal", field="journal")
 
     def _settle(self, outcome: Outcome[Reply]) -> Awaitable[Reply]:
         """Hands the records to the journal now, for their order is the ledger's."""
-        for event in outcome.events:
-            self._events.add(
-                event.kind,
-                pipeline_id=event.pipeline_id,
-                generation_id=event.generation_id,
-                attributes=event.attributes,
-            )
         try:
             durable = (
                 self._journal.write(outcome.records, fsync=outcome.fsync)
@@ -155,6 +156,13 @@ class Generations:
         except ShuntError:
             self._recover_again(self._ledger)
             raise
+        for event in outcome.events:
+            self._events.add(
+                event.kind,
+                pipeline_id=event.pipeline_id,
+                generation_id=event.generation_id,
+                attributes=event.attributes,
+            )
         return self._reply(outcome.reply, durable, self._ledger)
 
     async def _reply(self, reply: Reply, durable: Awaitable[None], ledger: Ledger) -> Reply:

@@ -46,12 +46,18 @@ class Recovered:
 class Journal(Protocol):
     """A durable log. After a crash it holds a prefix of the items written, in their order."""
 
+    @property
+    def full(self) -> bool:
+        """So much waits that a write would raise."""
+        ...
+
     def write(self, items: Sequence[Item], *, fsync: bool = False) -> Awaitable[None]:
         """Takes the items at once, in order; the result resolves when all are durable.
 
         Without `fsync` they outlive the process at that point, and the machine a little later.
-        Raises, or fails with, ResourceExhausted (disk full, too much waits), DataLoss or
-        Unavailable. Behind a failure every write fails until `recover`.
+        Raises ResourceExhausted, and takes nothing, while `full`. Fails with ResourceExhausted
+        (disk full), DataLoss or Unavailable; behind such a failure every write fails until
+        `recover`.
         """
         ...
 

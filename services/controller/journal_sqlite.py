@@ -112,6 +112,10 @@ class SqliteJournal:
         )
         self._last: asyncio.Future[None] | None = None
 
+    @property
+    def full(self) -> bool:
+        return self._writer.full
+
     def write(self, items: Sequence[Item], *, fsync: bool = False) -> asyncio.Future[None]:
         statements = [statement for item in items for statement in self._statements(item)]
         self._last = self._writer.write(statements, sync=fsync or self._sync_always)

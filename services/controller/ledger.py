@@ -25,7 +25,6 @@ from services.common.exchange import (
     GenerationView,
     Grant,
     ResumeQuestion,
-    Route,
 )
 from services.common.generation import CancelReason, FinishReason
 from services.controller.entry import Entry
@@ -52,8 +51,6 @@ class Ledger:
 
     def __init__(self, settings: LedgerSettings) -> None:
         self.settings = settings
-        self.diverged = 0
-        """Calls refused because they differ from what is held."""
         self._entries: dict[str, Entry] = {}
         self._tombstones: dict[str, float] = {}
         """Cancelled generations, known or not, and when."""
@@ -176,7 +173,6 @@ class Ledger:
         try:
             entry.compare(checkpoint.spans)
         except Diverged:
-            self.diverged += 1
             return CheckpointRefusal.DIVERGED
         if entry.sealed and any(s.end > entry.lengths[s.choice] for s in checkpoint.spans):
             return CheckpointRefusal.STALE_EPOCH
@@ -203,11 +199,7 @@ class Ledger:
             entry = Entry(question.request, question.last_epoch, now_s)
         elif not entry.is_for(question.request):
             raise AlreadyExists("another request has this id", field="generation_id")
-        try:
-            entry.compare(question.held)
-        except Diverged:
-            self.diverged += 1
-            raise
+        entry.compare(question.held)
         entry.touched_s = now_s
         if entry.finished:
             return Outcome(Grant(entry.epoch, None, entry.spans()))
@@ -234,28 +226,31 @@ class Ledger:
         patience_s = self.settings.same_head_after_s
         return {left for left, since_s in self._complaints.values() if now_s - since_s < patience_s}
 
-    def _best(self, entry: Entry, heads: Sequence[Head]) -> Route | None:
-        takers = [h.route for h in heads if h.takes_new and h.route.model == entry.request.model]
+    def _best(self, entry: Entry, heads: Sequence[Head]) -> Head | None:
+        """The least loaded of the generation's own arithmetic, or of any when there is none."""
+        wanted = entry.request.numerics_class
+        takers = [h for h in heads if h.takes_new and h.route.model == entry.request.model]
         return min(
             takers,
-            key=lambda route: (
-                (len(self._running.get(route.formation_id, ())) + 1)
-                / max(route.throughput_tokens_per_s, 1e-9)
+            key=lambda head: (
+                bool(wanted) and head.numerics_class != wanted,
+                (len(self._running.get(head.route.formation_id, ())) + 1)
+                / max(head.route.throughput_tokens_per_s, 1e-9),
             ),
             default=None,
         )
 
     def _grant(
-        self, entry: Entry, question: ResumeQuestion, head: Route | None, now_s: float
+        self, entry: Entry, question: ResumeQuestion, head: Head | None, now_s: float
     ) -> Outcome[Grant]:
-        name = question.generation_id
+        name, route = question.generation_id, head.route if head is not None else None
         planned, before = entry.sealed and not question.left_formation_id, entry.pipeline_id
         record = Granted(
             name,
             max(entry.epoch, question.last_epoch) + 1,
-            head.incarnation if head is not None else "",
-            head.formation_id if head is not None else "",
-            head.pipeline_id if head is not None else "",
+            route.incarnation if route is not None else "",
+            route.formation_id if route is not None else "",
+            route.pipeline_id if route is not None else "",
             entry.request,
             entry.fresh(question.held),
         )
@@ -267,8 +262,11 @@ class Ledger:
             "planned": str(planned).lower(),
             "base": ",".join(map(str, entry.lengths)),
         }
+        began_in = entry.request.numerics_class
+        if head is not None and began_in and head.numerics_class != began_in:
+            attributes["numerics"] = f"{began_in} to {head.numerics_class}"
         event = LedgerEvent("generation_granted", name, entry.pipeline_id, attributes)
-        return Outcome(Grant(entry.epoch, head, entry.spans()), records, True, (event,))
+        return Outcome(Grant(entry.epoch, route, entry.spans()), records, True, (event,))
 
     def cancel(
         self,

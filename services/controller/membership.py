@@ -1,11 +1,10 @@
-"""Nodes, stages, formations and pipelines as the cluster core holds them, and their snapshot."""
+"""Nodes, stages, formations and pipelines as the cluster core holds them."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
 from services.common.generation import LayerRange
 from services.controller.actions import (
@@ -19,6 +18,7 @@ from services.controller.actions import (
     PipelineView,
     StageView,
 )
+from services.controller.backoff import Backoff
 
 
 @dataclass(slots=True)
@@ -37,17 +37,18 @@ class Node:
     layers: LayerRange | None = None
     """What it holds."""
     kv_blocks: int = 0
+    numerics_class: str = ""
+    """Of the stage it holds."""
     loading: LayerRange | None = None
+    loads: Backoff = field(default_factory=Backoff)
     heard_s: float = 0.0
     confirmed: bool = True
     """Heard from since the controller started."""
     beat: Beat | None = None
     strange_beats: int = 0
     """Beats in a row that name another formation than the one it should be in."""
-    notice_s: float | None = None
-    """Length of the notice it was given."""
     deadline_s: float | None = None
-    retry_at_s: float = 0.0
+    """It was given notice: it will be taken away then."""
 
     @property
     def present(self) -> bool:
@@ -105,6 +106,8 @@ class Stage:
     """Empty while none is found."""
     spare_id: str = ""
     """The replacement of a node that will be taken away."""
+    launches: Backoff = field(default_factory=Backoff)
+    """Nodes that were lost, or given up, before they held the layers."""
 
 
 @dataclass(slots=True)
@@ -116,7 +119,9 @@ class Pipeline:
     throughput_tokens_per_s: float
     formation: Formation | None = None
     down_since_s: float | None = None
-    retry_at_s: float = 0.0
+    forms: Backoff = field(default_factory=Backoff)
+    unlike: str = ""
+    """Numerics classes of its stages, when they were last found to differ."""
     ready_sampled: int | None = None
     """Tokens the head had sampled at its first beat after the replacement was ready."""
     replacement_ready_s: float | None = None
@@ -139,9 +144,13 @@ class Pipeline:
 class Membership:
     """All nodes and pipelines."""
 
-    def __init__(self) -> None:
+    def __init__(self, basis: str) -> None:
+        self.basis = basis
+        """What its plan is made for: `ClusterSettings.basis`."""
         self.nodes: dict[str, Node] = {}
         self.pipelines: list[Pipeline] = []
+        self.first_launches = Backoff()
+        """Nodes that were lost before there was a plan."""
         self.counter = 0
         """Nodes launched so far; their names count on."""
 
@@ -162,14 +171,10 @@ class Membership:
                 return pipeline
         return None
 
-    def drop_unready_formations(self) -> list[Formation]:
-        """Those that were not yet, or no longer, to serve; their pipelines have none now."""
-        dropped = []
-        for pipeline in self.pipelines:
-            if pipeline.formation is not None and not pipeline.is_ready:
-                dropped.append(pipeline.formation)
-                pipeline.formation = None
-        return dropped
+    def staying(self) -> list[Node]:
+        """Nodes that are there or start, and are not about to go."""
+        nodes = (node for node in self.nodes.values() if not node.lost and not node.leaving)
+        return [node for node in nodes if node.deadline_s is None]
 
     def living(self, formation: Formation) -> tuple[Member, ...]:
         """Members that are still there."""
@@ -216,26 +221,18 @@ class Membership:
             for pipeline in self.pipelines
         )
 
-    def to_snapshot(self) -> str:
-        """What must outlive the controller: who is who and who forms what, as JSON."""
-        return json.dumps(
-            {
-                "counter": self.counter,
-                "nodes": [_node_json(node) for node in self.nodes.values() if not node.lost],
-                "pipelines": [_pipeline_json(pipeline) for pipeline in self.pipelines],
-            },
-            sort_keys=True,
-        )
 
-    @classmethod
-    def from_snapshot(cls, snapshot: str, now_s: float) -> Membership:
-        """As it was; nobody is confirmed yet."""
-        document = json.loads(snapshot)
-        state = cls()
-        state.counter = document["counter"]
-        state.nodes = {item["node_id"]: _node(item, now_s) for item in document["nodes"]}
-        state.pipelines = [_pipeline(item, now_s) for item in document["pipelines"]]
-        return state
+def match_shapes(
+    shapes: Iterable[NodeShape], nodes: Iterable[Node]
+) -> tuple[list[NodeShape], list[Node]]:
+    """Shapes that no node has, and nodes that no shape asks for."""
+    lacking, surplus = list(shapes), []
+    for node in nodes:
+        if node.shape in lacking:
+            lacking.remove(node.shape)
+        else:
+            surplus.append(node)
+    return lacking, surplus
 
 
 def _node_view(node: Node, pipeline_id: str, stage_index: int | None) -> NodeView:
@@ -249,74 +246,3 @@ def _node_view(node: Node, pipeline_id: str, stage_index: int | None) -> NodeVie
         stage_index,
         facts.address if facts is not None else "",
     )
-
-
-def _node_json(node: Node) -> dict[str, Any]:
-    return {
-        "node_id": node.node_id,
-        "shape": asdict(node.shape),
-        "facts": asdict(node.facts) if node.facts is not None else None,
-        "layers": [node.layers.start, node.layers.end] if node.layers is not None else None,
-        "kv_blocks": node.kv_blocks,
-        "notice_s": node.notice_s,
-        "leaving": node.leaving,
-    }
-
-
-def _pipeline_json(pipeline: Pipeline) -> dict[str, Any]:
-    formation = pipeline.formation
-    return {
-        "pipeline_id": pipeline.pipeline_id,
-        "throughput_tokens_per_s": pipeline.throughput_tokens_per_s,
-        "stages": [asdict(stage) for stage in pipeline.stages],
-        "formation": asdict(formation) if formation is not None else None,
-    }
-
-
-def _pipeline(item: dict[str, Any], now_s: float) -> Pipeline:
-    return Pipeline(
-        item["pipeline_id"],
-        [_stage(stage) for stage in item["stages"]],
-        item["throughput_tokens_per_s"],
-        _formation(item["formation"]),
-        down_since_s=now_s,
-    )
-
-
-def _node(item: dict[str, Any], now_s: float) -> Node:
-    facts = item["facts"]
-    shape = NodeShape(**item["shape"])
-    notice_s = item["notice_s"]
-    return Node(
-        item["node_id"],
-        shape,
-        now_s,
-        NodeFacts(**{**facts, "shape": NodeShape(**facts["shape"])}) if facts else None,
-        leaving=item["leaving"],
-        layers=LayerRange(*item["layers"]) if item["layers"] else None,
-        kv_blocks=item["kv_blocks"],
-        heard_s=now_s,
-        confirmed=False,
-        notice_s=notice_s,
-        deadline_s=None if notice_s is None else now_s + notice_s,
-    )
-
-
-def _stage(item: dict[str, Any]) -> Stage:
-    return Stage(
-        LayerRange(**item["layers"]),
-        item["tp_degree"],
-        NodeShape(**item["shape"]),
-        item["node_id"],
-        item["spare_id"],
-    )
-
-
-def _formation(item: dict[str, Any] | None) -> Formation | None:
-    if item is None:
-        return None
-    members = tuple(
-        Member(**{**member, "layers": LayerRange(**member["layers"])}) for member in item["members"]
-    )
-    state = FormationState(item["state"])
-    return Formation(item["formation_id"], members, item["kv_blocks"], state)

@@ -36,6 +36,8 @@ from services.controller.outcomes import OpenGeneration
 
 MAX_NAME_CHARS = 128
 MAX_RUNS = 2 * wire.MAX_CHOICES
+MAX_EPOCH = 2**31 - 1
+"""No generation gets there; the next one must fit a message."""
 
 _REFUSALS = {
     CheckpointRefusal.STALE_EPOCH: pb.CHECKPOINT_REFUSAL_STALE_EPOCH,
@@ -103,8 +105,6 @@ def beat_from(message: pb.HeartbeatRequest) -> Beat:
         node_id=name_from(message.node_id, "node_id"),
         incarnation=name_from(message.incarnation, "incarnation"),
         formation_id=message.formation_id,
-        step=message.step,
-        load=message.load,
         sampled_tokens=message.sampled_tokens,
         lost_node_ids=tuple(message.lost_node_ids),
     )
@@ -153,6 +153,8 @@ def checkpoint_from(message: pb.Checkpoint, vocab_size: int) -> Checkpoint:
 def question_from(message: pb.ResumeRequest, vocab_size: int) -> ResumeQuestion:
     """Raises InvalidArgument, naming the field."""
     generation_id = generation_id_from(message.generation_id)
+    if message.last_epoch > MAX_EPOCH:
+        raise InvalidArgument(f"last_epoch is at most {MAX_EPOCH}", field="last_epoch")
     held = spans_from(message.held, vocab_size)
     choices = [span.choice for span in held]
     if any(span.start for span in held) or len(set(choices)) != len(choices):

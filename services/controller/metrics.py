@@ -13,6 +13,7 @@ from services.controller.actions import NodeState, NodeView, PipelineState, Pipe
 _CHECKPOINTS = Counter("shunt_controller_checkpoints", "Checkpoints received.")
 _TOKENS = Counter("shunt_controller_checkpoint_tokens", "Token ids received in checkpoints.")
 _REFUSED = Counter("shunt_controller_refused_checkpoints", "Checkpoints refused.", ["refusal"])
+DIVERGED = Counter("shunt_controller_diverged", "Calls refused for ids unlike those held.")
 RESUMES = Counter("shunt_controller_resumes", "Epochs granted to readers that asked.")
 NODES_LOST = Counter("shunt_controller_lost_nodes", "Nodes whose process ended.")
 LOADED = Gauge("shunt_controller_loaded_bytes", "Bytes a loading node holds so far.", ["node_id"])
@@ -31,6 +32,7 @@ def count_checkpoints(
     for result in results:
         if result.refusal is not None:
             _REFUSED.labels(result.refusal.value).inc()
+            DIVERGED.inc(result.refusal is CheckpointRefusal.DIVERGED)
 
 
 def show_cluster(nodes: Iterable[NodeView], pipelines: Iterable[PipelineView]) -> None:

@@ -39,8 +39,8 @@ class Head:
     route: Route
     takes_new: bool
     """False while it hands over, and while its members have not been heard from."""
-    load: int = 0
-    """Generations queued or running."""
+    numerics_class: str = ""
+    """Class of its arithmetic."""
     hands_over: bool = False
     """Its generations are being sealed."""
 

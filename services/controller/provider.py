@@ -28,17 +28,6 @@ class NodeGone:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class NodeNotice:
-    """A node will be taken away in `notice_s` seconds."""
-
-    node_id: str
-    notice_s: float
-
-
-ProviderEvent = NodeGone | NodeNotice
-
-
 class Provider(Protocol):
     """Launches, watches and ends nodes.
 
@@ -71,8 +60,8 @@ class Provider(Protocol):
         """
         ...
 
-    def events(self) -> AsyncIterator[ProviderEvent]:
-        """What happens to nodes, as soon as it is known; one consumer."""
+    def events(self) -> AsyncIterator[NodeGone]:
+        """Nodes that ended, as soon as it is known; one consumer."""
         ...
 
     async def close(self) -> None:
@@ -98,7 +87,7 @@ class ExternalProvider:
     async def terminate(self, node_id: str, grace_s: float) -> None:
         raise FailedPrecondition("nodes of an external provider cannot be ended", field="node_id")
 
-    async def events(self) -> AsyncIterator[ProviderEvent]:
+    async def events(self) -> AsyncIterator[NodeGone]:
         await self._closed.wait()
         return
         yield

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.common.errors import FailedPrecondition, PermissionDenied, Unavailable
-from services.controller.provider import NodeGone, NodeSpec, ProviderEvent
+from services.controller.provider import NodeGone, NodeSpec
 
 _log = logging.getLogger(__name__)
 
@@ -24,15 +24,30 @@ ENGINE_COMMAND = (sys.executable, "-m", "services.engine")
 @dataclass(slots=True)
 class _Process:
     pid: int
+    start_time: str
     pidfd: int
     child: subprocess.Popen[bytes] | None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def handle(self) -> str:
+        return f"{self.pid}:{self.start_time}"
 
 
 def _start_time(pid: int) -> str:
     """Start of a process in clock ticks since boot: pid and start time are never used twice."""
     stat = Path(f"/proc/{pid}/stat").read_text()
     return stat.rpartition(")")[2].split()[19]
+
+
+def _open(pid: int, child: subprocess.Popen[bytes] | None) -> _Process:
+    """Raises OSError when there is no such process, or nothing left to watch it with."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        return _Process(pid, _start_time(pid), pidfd, child)
+    except OSError:
+        os.close(pidfd)
+        raise
 
 
 def _node_id_of(pid: int) -> str:
@@ -58,37 +73,30 @@ class LocalProvider:
         self._command = tuple(command)
         self._log_files_kept = log_files_kept
         self._processes: dict[str, _Process] = {}
-        self._events: asyncio.Queue[ProviderEvent | None] = asyncio.Queue()
+        self._events: asyncio.Queue[NodeGone | None] = asyncio.Queue()
 
     async def launch(self, spec: NodeSpec) -> str:
         if spec.node_id in self._processes:
-            process = self._processes[spec.node_id]
-            return f"{process.pid}:{_start_time(process.pid)}"
-        self._log_dir.mkdir(parents=True, exist_ok=True)
-        self._drop_old_logs()
+            return self._processes[spec.node_id].handle
         try:
-            child = self._start(spec)
+            self._log_dir.mkdir(parents=True, exist_ok=True)
+            self._drop_old_logs()
+            return self._watch(spec.node_id, self._start(spec)).handle
         except OSError as error:
             raise Unavailable(f"cannot start an engine: {error.strerror}") from error
-        self._watch(spec.node_id, _Process(child.pid, os.pidfd_open(child.pid), child))
-        return f"{child.pid}:{_start_time(child.pid)}"
 
     async def adopt(self, node_id: str, handle: str) -> bool:
         if node_id in self._processes:
             return True
         pid, _, start_time = handle.partition(":")
         try:
-            pidfd = os.pidfd_open(int(pid))
+            process = _open(int(pid), None)
         except (ValueError, OSError):
             return False
-        try:
-            same = _start_time(int(pid)) == start_time
-        except OSError:
-            same = False
-        if not same:
-            os.close(pidfd)
+        if process.start_time != start_time:
+            os.close(process.pidfd)
             return False
-        self._watch(node_id, _Process(int(pid), pidfd, None))
+        self._add_reader(node_id, process)
         return True
 
     async def recognise(self, node_id: str, pid: int) -> str:
@@ -116,7 +124,7 @@ class LocalProvider:
         if not process.ended.is_set():
             self._signal(process, signal.SIGKILL)
 
-    async def events(self) -> AsyncIterator[ProviderEvent]:
+    async def events(self) -> AsyncIterator[NodeGone]:
         while (event := await self._events.get()) is not None:
             yield event
 
@@ -138,7 +146,18 @@ class LocalProvider:
                 start_new_session=True,
             )
 
-    def _watch(self, node_id: str, process: _Process) -> None:
+    def _watch(self, node_id: str, child: subprocess.Popen[bytes]) -> _Process:
+        """Raises OSError; a child that cannot be watched does not live on."""
+        try:
+            process = _open(child.pid, child)
+        except OSError:
+            child.kill()
+            child.wait()
+            raise
+        self._add_reader(node_id, process)
+        return process
+
+    def _add_reader(self, node_id: str, process: _Process) -> None:
         self._processes[node_id] = process
         loop = asyncio.get_running_loop()
         loop.add_reader(process.pidfd, self._ended, node_id, process)

@@ -6,7 +6,7 @@ of record answers with at least one action.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from services.controller.actions import (
     Action,
@@ -16,9 +16,18 @@ from services.controller.actions import (
     LoadStage,
     LogEvent,
     Member,
+    TerminateNode,
 )
+from services.controller.backoff import Backoff
 from services.controller.cluster_settings import ClusterSettings
-from services.controller.membership import Formation, Membership, Node, Pipeline, Stage
+from services.controller.membership import (
+    Formation,
+    Membership,
+    Node,
+    Pipeline,
+    Stage,
+    match_shapes,
+)
 
 
 class Reconciler:
@@ -28,17 +37,22 @@ class Reconciler:
         self._settings = settings
         self._draw_id = draw_id
         self._asking_plan = False
-        self._plan_at_s = 0.0
+        self._plans = Backoff()
 
-    def plan_answered(self, retry_at_s: float = 0.0) -> None:
-        """Placement answered; if it failed, ask again from then on."""
+    def plan_answered(self) -> None:
+        """Placement answered."""
         self._asking_plan = False
-        self._plan_at_s = retry_at_s
+        self._plans.succeed()
+
+    def plan_failed(self, now_s: float) -> None:
+        """Placement did not."""
+        self._asking_plan = False
+        self._plans.fail(self._settings, now_s)
 
     def advance(self, state: Membership, now_s: float) -> list[Action]:
         """The next steps."""
         if not state.pipelines:
-            return self._plan(state, now_s)
+            return [*self._launch_first(state, now_s), *self._plan(state, now_s)]
         actions: list[Action] = []
         for pipeline in state.pipelines:
             for stage in pipeline.stages:
@@ -51,12 +65,22 @@ class Reconciler:
             actions += self._form(state, pipeline, now_s)
         return actions
 
+    def _launch_first(self, state: Membership, now_s: float) -> list[Action]:
+        """Nodes for the first plan that neither are there nor start."""
+        if not self._settings.can_launch or now_s < state.first_launches.retry_at_s:
+            return []
+        lacking, surplus = match_shapes(self._settings.initial, state.staying())
+        missing = lacking[: max(0, len(lacking) - len(surplus))]
+        launched = [state.launch(shape, now_s) for shape in missing]
+        return [LaunchNode(node.node_id, node.shape) for node in launched]
+
     def _plan(self, state: Membership, now_s: float) -> list[Action]:
         nodes = [node for node in state.nodes.values() if node.usable]
         enough = len(nodes) >= self._settings.expected_nodes
         first_s = min((node.since_s for node in nodes), default=now_s)
-        settled = bool(nodes) and now_s - first_s >= self._settings.settle_s
-        if self._asking_plan or now_s < self._plan_at_s or not (enough or settled):
+        starting = any(node.facts is None and not node.lost for node in state.nodes.values())
+        settled = bool(nodes) and now_s - first_s >= self._settings.settle_s and not starting
+        if self._asking_plan or now_s < self._plans.retry_at_s or not (enough or settled):
             return []
         self._asking_plan = True
         facts = tuple(node.facts for node in nodes if node.facts is not None)
@@ -65,28 +89,49 @@ class Reconciler:
     def _fill(
         self, state: Membership, pipeline: Pipeline, stage: Stage, now_s: float
     ) -> list[Action]:
-        """Finds a node for a vacant stage, or a spare for one that will be taken away."""
-        node = state.nodes.get(stage.node_id)
-        if node is None:
-            stage.node_id, actions = self._find(state, pipeline, stage, now_s)
-            return actions
+        """Finds a node for a vacant stage or one whose node cannot load it, and a spare for one
+        that will be taken away."""
+        node, spare = state.nodes.get(stage.node_id), state.nodes.get(stage.spare_id)
+        if node is None or self._cannot_load(node):
+            found, actions = self._find(state, pipeline, stage, node, now_s)
+            stage.node_id = found or stage.node_id
+            return [*actions, *self._give_up(node, stage, now_s)] if found else []
         if node.facts is None:
             loaded = self._idle(state, stage, loaded=True)
             if loaded is not None:
                 stage.node_id = loaded.node_id
                 return [LogEvent("stage_taken", loaded.node_id, pipeline.pipeline_id)]
-        elif node.deadline_s is not None and not stage.spare_id:
-            stage.spare_id, actions = self._find(state, pipeline, stage, now_s)
-            return actions
+        elif node.deadline_s is not None and (spare is None or self._cannot_load(spare)):
+            found, actions = self._find(state, pipeline, stage, spare, now_s)
+            stage.spare_id = found or stage.spare_id
+            return [*actions, *self._give_up(spare, stage, now_s)] if found else []
         return []
 
+    def _cannot_load(self, node: Node) -> bool:
+        return node.loading is None and node.loads.failures >= self._settings.load_attempts
+
+    def _give_up(self, node: Node | None, stage: Stage, now_s: float) -> list[Action]:
+        """Lets go of a node that could not load its stage."""
+        if node is None:
+            return []
+        stage.launches.fail(self._settings, now_s)
+        if not self._settings.can_launch:
+            return []
+        node.leaving = True
+        return [TerminateNode(node.node_id)]
+
     def _find(
-        self, state: Membership, pipeline: Pipeline, stage: Stage, now_s: float
+        self,
+        state: Membership,
+        pipeline: Pipeline,
+        stage: Stage,
+        instead_of: Node | None,
+        now_s: float,
     ) -> tuple[str, list[Action]]:
         idle = self._idle(state, stage, loaded=True) or self._idle(state, stage, loaded=False)
-        if idle is not None:
+        if idle is not None and (instead_of is None or not self._cannot_load(idle)):
             return idle.node_id, [LogEvent("stage_taken", idle.node_id, pipeline.pipeline_id)]
-        if not self._settings.can_launch or now_s < pipeline.retry_at_s:
+        if not self._settings.can_launch or now_s < stage.launches.retry_at_s:
             return "", []
         node = state.launch(stage.shape, now_s)
         return node.node_id, [
@@ -95,10 +140,11 @@ class Reconciler:
         ]
 
     def _idle(self, state: Membership, stage: Stage, *, loaded: bool) -> Node | None:
-        """A node without a place that could run the stage, or that holds its layers."""
+        """A node without a place that could run the stage, or that holds its layers; rather not
+        one that failed to load what it was given."""
         taken = {s.node_id for p in state.pipelines for s in p.stages}
         taken |= {s.spare_id for p in state.pipelines for s in p.stages}
-        for node in state.nodes.values():
+        for node in sorted(state.nodes.values(), key=self._cannot_load):
             if node.node_id in taken or not node.usable:
                 continue
             fits = node.shape.memory_bytes >= stage.shape.memory_bytes
@@ -110,7 +156,7 @@ class Reconciler:
         node = state.nodes.get(node_id)
         if node is None or node.facts is None or not node.present:
             return []
-        if node.loading is not None or node.layers == stage.layers or now_s < node.retry_at_s:
+        if node.loading is not None or node.layers == stage.layers or now_s < node.loads.retry_at_s:
             return []
         node.loading, node.layers = stage.layers, None
         facts, model = node.facts, self._settings.model
@@ -124,31 +170,32 @@ class Reconciler:
         if not pipeline.is_ready or pipeline.replacement_ready_s is not None:
             return []
         leaving = [s for s in pipeline.stages if state.nodes[s.node_id].deadline_s is not None]
-        spares = [state.nodes.get(stage.spare_id) for stage in leaving]
-        if not leaving or not all(
-            spare is not None and spare.holds(stage.layers)
-            for stage, spare in zip(leaving, spares, strict=True)
-        ):
+        names = [s.spare_id if s in leaving else s.node_id for s in pipeline.stages]
+        members = self._members(state, pipeline, names)
+        if not leaving or members is None:
             return []
+        if len({node.numerics_class for node in members}) > 1:
+            return self._tell_classes(pipeline, members)
         pipeline.replacement_ready_s = now_s
         return [
             LogEvent("replacement_ready", stage.spare_id, pipeline.pipeline_id) for stage in leaving
         ]
 
     def _form(self, state: Membership, pipeline: Pipeline, now_s: float) -> list[Action]:
-        if pipeline.formation is not None or now_s < pipeline.retry_at_s:
+        if pipeline.formation is not None or now_s < pipeline.forms.retry_at_s:
             return []
-        members = []
-        kv_blocks = []
-        for stage in pipeline.stages:
-            node = state.nodes.get(stage.node_id)
-            if node is None or node.facts is None or not node.holds(stage.layers):
-                return []
-            facts = node.facts
-            members.append(Member(node.node_id, facts.incarnation, facts.address, stage.layers))
-            kv_blocks.append(node.kv_blocks)
-        formation = Formation(self._draw_id(), tuple(members), min(kv_blocks))
-        pipeline.formation = formation
+        nodes = self._members(state, pipeline, [stage.node_id for stage in pipeline.stages])
+        if nodes is None:
+            return []
+        if len({node.numerics_class for node in nodes}) > 1:
+            return self._tell_classes(pipeline, nodes)
+        members = tuple(
+            Member(node.node_id, node.facts.incarnation, node.facts.address, stage.layers)
+            for node, stage in zip(nodes, pipeline.stages, strict=True)
+            if node.facts is not None
+        )
+        blocks = min(node.kv_blocks for node in nodes)
+        pipeline.formation = formation = Formation(self._draw_id(), members, blocks)
         return [
             FormPipeline(
                 formation.formation_id,
@@ -158,3 +205,23 @@ class Reconciler:
                 formation.kv_blocks,
             )
         ]
+
+    def _members(
+        self, state: Membership, pipeline: Pipeline, node_ids: Iterable[str]
+    ) -> list[Node] | None:
+        """The nodes, a stage each; None unless all of them hold their layers."""
+        nodes = [state.nodes.get(node_id) for node_id in node_ids]
+        held = [
+            node
+            for node, stage in zip(nodes, pipeline.stages, strict=True)
+            if node is not None and node.holds(stage.layers)
+        ]
+        return held if len(held) == len(nodes) else None
+
+    def _tell_classes(self, pipeline: Pipeline, nodes: Iterable[Node]) -> list[Action]:
+        """Stages of different arithmetic form no pipeline; said once."""
+        classes = ", ".join(sorted({node.numerics_class for node in nodes}))
+        if pipeline.unlike == classes:
+            return []
+        pipeline.unlike = classes
+        return [LogEvent("numerics_differ", "", pipeline.pipeline_id, {"classes": classes})]

@@ -21,11 +21,10 @@ def heads_of(state: Membership, settings: ClusterSettings, now_s: float) -> tupl
     for pipeline in state.pipelines:
         formation, route = pipeline.formation, _route(pipeline, settings)
         if formation is not None and route is not None:
-            beat = state.nodes[formation.members[0].node_id].beat
+            head = state.nodes[formation.members[0].node_id]
             heard = state.heard_from(formation, now_s - settings.doubt_s)
-            load = beat.load if beat is not None else 0
             hands_over = formation.state is FormationState.HANDING_OVER
-            heads.append(Head(route, heard and not hands_over, load, hands_over))
+            heads.append(Head(route, heard and not hands_over, head.numerics_class, hands_over))
     return tuple(heads)
 
 

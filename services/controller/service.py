@@ -203,6 +203,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
             raise InvalidArgument("a kill comes without notice", field="notice_s")
         if request.kill and not self._limits.can_end_nodes:
             raise FailedPrecondition("the provider of these nodes cannot kill", field="kill")
+        await self._runtime.started.wait()
         event = await self._runtime.interrupt(node_id, notice_s, request.kill)
         return pb.ReportInterruptionResponse(event_number=event.number)
 

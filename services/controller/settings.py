@@ -60,6 +60,8 @@ class ControllerSettings(ServiceSettings):
     settle_s: float = Field(default=10.0, gt=0, le=600)
     launch_timeout_s: float = Field(default=60.0, gt=0, le=3600)
     retry_s: float = Field(default=0.5, gt=0, le=60)
+    retry_max_s: float = Field(default=30.0, gt=0, le=3600)
+    load_attempts: int = Field(default=4, ge=1, le=100)
     tick_s: float = Field(default=0.1, gt=0, le=10)
     terminate_grace_s: float = Field(default=2.0, ge=0, le=600)
 
@@ -108,6 +110,8 @@ class ControllerSettings(ServiceSettings):
         initial = self.initial_nodes
         return ClusterSettings(
             model=facts.ref,
+            layer_count=facts.layer_count,
+            planner=self.planner,
             initial=initial,
             expected_nodes=len(initial) or self.expected_nodes,
             pipelines=self.pipelines,
@@ -119,6 +123,8 @@ class ControllerSettings(ServiceSettings):
             settle_s=self.settle_s,
             launch_timeout_s=self.launch_timeout_s,
             retry_s=self.retry_s,
+            retry_max_s=self.retry_max_s,
+            load_attempts=self.load_attempts,
             max_positions=facts.context_length,
         )
 

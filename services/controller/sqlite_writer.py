@@ -77,14 +77,19 @@ class SqliteWriter:
         self._thread = threading.Thread(target=self._run, name="journal-writer", daemon=True)
         self._thread.start()
 
+    @property
+    def full(self) -> bool:
+        """Too many writes wait already."""
+        return self._pending >= self._pending_limit
+
     def write(self, statements: Sequence[Statement], *, sync: bool) -> asyncio.Future[None]:
         """Resolves when the statements are committed, all of them or none; writes of one group
         share the future. A write with `sync` does not wait for the interval.
 
-        Raises ResourceExhausted when too many writes wait already. The future fails with
+        Raises ResourceExhausted while it is full. The future fails with
         ResourceExhausted (disk full), DataLoss (damaged file) or Unavailable.
         """
-        if self._pending >= self._pending_limit:
+        if self.full:
             raise ResourceExhausted("too many writes wait for the journal")
         self._pending += 1
         if self._group is None:

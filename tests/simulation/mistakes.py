@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 HEAD = "services/engine/generations.py"
 HELD = "services/engine/held.py"
+LOSSES = "services/controller/losses.py"
+RECONCILE = "services/controller/reconcile.py"
 LEDGER = "services/controller/ledger.py"
 FOLLOWER = "services/router/follower.py"
 TOKEN_RUN = "services/common/token_run.py"
@@ -49,8 +51,8 @@ MISTAKES = (
     Mistake(
         "the base is what the reader has",
         LEDGER,
-        "return Outcome(Grant(entry.epoch, head, entry.spans()), records, True, (event,))",
-        "return Outcome(Grant(entry.epoch, head, question.held), records, True, (event,))",
+        "return Outcome(Grant(entry.epoch, route, entry.spans()), records, True, (event,))",
+        "return Outcome(Grant(entry.epoch, route, question.held), records, True, (event,))",
     ),
     Mistake(
         "epochs follow the reader",
@@ -111,5 +113,18 @@ MISTAKES = (
         FOLLOWER,
         "            self.request.generation_id, self.epoch, self.request, held, self._left",
         "            self.request.generation_id, self.epoch, self.request, (), self._left",
+    ),
+    Mistake(
+        "a first launch is tried once",
+        RECONCILE,
+        "missing = lacking[: max(0, len(lacking) - len(surplus))]",
+        "missing = lacking if not state.counter else []",
+    ),
+    Mistake(
+        "a lost node keeps its stage",
+        LOSSES,
+        '                stage.node_id, stage.spare_id = stage.spare_id, ""\n'
+        "                actions",
+        "                actions",
     ),
 )

@@ -20,7 +20,7 @@ from services.common.errors import (
 )
 from services.common.exchange import Checkpoint, Frame, Grant, ResumeQuestion
 from services.common.generation import FinishReason, GenerationRequest
-from services.controller.actions import LogEvent
+from services.controller.actions import LogEvent, PipelineState
 from services.controller.ledger import Ledger
 from services.controller.outcomes import LedgerEvent, Outcome
 from services.controller.records import Appended, Bound, Ended, Forgotten, Granted, Record
@@ -29,6 +29,9 @@ from services.engine.held import Life
 from simulator.engine import token_of
 from simulator.router import Client, Following
 from simulator.world import World
+
+SETTLED_LAUNCHES = 3
+"""Failed launches with which a plan may be made from the nodes there are."""
 
 
 class Violation(AssertionError):
@@ -75,6 +78,9 @@ class Oracle:
         self._durable: dict[str, Durable] = {}
         self._tombstones: set[str] = set()
         self._owners: dict[tuple[str, int], tuple[str, str]] = {}
+        """Head of each epoch, as the present controller has it."""
+        self._durable_owners: dict[tuple[str, int], tuple[str, str]] = {}
+        self._ledger: Ledger | None = None
         self._references: dict[tuple[str, int], tuple[list[int], FinishReason]] = {}
         self._bases: dict[tuple[str, int], dict[int, int]] = {}
 
@@ -98,6 +104,9 @@ class Oracle:
                 self._durable.pop(name, None)
                 self._tombstones.discard(name)
                 continue
+            if isinstance(record, (Bound, Granted)):
+                epoch = record.epoch if isinstance(record, Granted) else 1
+                self._durable_owners[name, epoch] = record.incarnation, record.formation_id
             if isinstance(record, Bound):
                 if name in self._durable:
                     self.fail(3, f"{name} is bound twice")
@@ -141,6 +150,8 @@ class Oracle:
             self.fail(4, f"{name} accepted behind its end")
         if known is not None and known[0] != epoch:
             self.fail(4, f"{name}: epoch {epoch} accepted while {known[0]} holds")
+        if ledger is not self._ledger:  # what the one before had not made durable, nobody heard
+            self._ledger, self._owners = ledger, dict(self._durable_owners)
         owner = (checkpoint.incarnation, checkpoint.formation_id)
         if self._owners.setdefault((name, epoch), owner) != owner:
             self.fail(2, f"{name}: epoch {epoch} has two heads")
@@ -298,6 +309,16 @@ class Oracle:
             name = client.request.generation_id
             if self.grants[name] > faults + self.planned[name] + client.rejoins:
                 self.fail(9, f"{name}: {self.grants[name]} grants for {faults} faults")
+
+    def check_serves(self) -> None:
+        """Whatever was lost, or failed to start or load, was replaced."""
+        pipelines = self.world.controller.cluster.pipelines_view() if self.world else ()
+        idle = [view for view in pipelines if view.state is not PipelineState.READY]
+        if idle:
+            self.fail(5, f"faults ceased, but this does not serve: {idle}")
+        patient = self.world is not None and self.world.failed_launches < SETTLED_LAUNCHES
+        if len(pipelines) < (2 if patient else 1):
+            self.fail(5, f"a plan of {len(pipelines)} pipelines")
 
     def check_rest(self) -> None:
         """Nothing is left over."""

@@ -8,27 +8,25 @@ from __future__ import annotations
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from random import Random
 
+from faults import FAULTS, MESSAGE_FAULTS, ROWS, Faults
 from oracles import Oracle
+from phases import PHASES, phase_of
 from strangers import Stranger
 
 from services.common.generation import GenerationRequest, Sampling
-from services.engine.held import Life
-from simulator.engine import Engine
 from simulator.network import Trouble
-from simulator.router import Client, Following, Router
+from simulator.router import Client
 from simulator.world import MODEL, World, WorldSettings
 
-PHASES = ("queued", "prefill", "decode", "sealing", "granting", "attaching", "finished")
 RARE = ("queued", "sealing", "granting", "attaching", "finished")
 """Phases that faults are steered at twice as often: they pass in no time."""
 SCARCE = {
-    "granting": ("notice", "kill"),
-    "finished": ("break", "stop", "client"),
-    "sealing": ("notice", "client"),
+    "granting": ("notice", "kill", "restart", "stop", "break"),
+    "finished": ("break", "stop", "client", "notice", "restart", "kill"),
+    "sealing": ("restart", "stop", "kill", "break"),
 }
 """Rows that meet a phase more seldom than others."""
 EARLY = ("queued", "prefill", "attaching")
@@ -39,19 +37,6 @@ CAUSES = {
     "attaching": ("long_notice", "kill_stage", "line_break"),
 }
 """What brings a generation to a phase that it would not see by itself."""
-ROWS = (
-    "kill",
-    "stop",
-    "notice",
-    "restart",
-    "break",
-    "client",
-    "lost",
-    "late",
-    "doubled",
-    "half_done",
-)
-MESSAGE_FAULTS = ("lost", "late", "doubled", "half_done")
 FAULTS_CEASE_S = 7.0
 END_S = 60.0
 
@@ -79,12 +64,15 @@ class Schedule:
             exits_seen=random.random() < 0.5,
             launch_fails=0.2 if random.random() < 0.2 else 0.0,
             plan_fails=0.5 if random.random() < 0.1 else 0.0,
+            load_fails=0.4 if random.random() < 0.1 else 0.0,
+            other_class=0.2 if random.random() < 0.05 else 0.0,
         )
         if random.random() < 0.1:  # nobody launches nodes: they come by themselves
             cluster = replace(settings.cluster, expected_nodes=5)
             settings = replace(settings, cluster=cluster)
         self.world = World(random, settings, self.oracle, exact=self.exact)
         self.oracle.world = self.world
+        self._faults = Faults(self.world, random)
         self.world.network.struck = self._struck
         self.hits: Counter[tuple[str, str]] = Counter()
         self.disruptions = 0
@@ -151,49 +139,13 @@ class Schedule:
         if self.world.clock.now_s < FAULTS_CEASE_S:
             self.world.clock.after(0.3 + 0.3 * self.random.random(), self._strange)
 
-    # Phases
-
-    def following(self, client: Client) -> Following | None:
-        """The router's side of a client's stream."""
-        name = client.request.generation_id
-        for router in self.world.routers:
-            for following in router.followings:
-                if following.follower.request.generation_id == name:
-                    return following
-        return None
-
-    def head(self, client: Client) -> Engine | None:
-        """The head a client's reader follows, or followed last."""
-        following = self.following(client)
-        if following is not None and following.follower.route is not None:
-            return self.world.engine(following.follower.route.incarnation)
-        return self.world.engine(client.last_head) if client.last_head else None
-
-    def phase(self, client: Client) -> str:
-        """Where a client's generation stands; '' in between."""
-        if client.ended:
-            return "finished" if client.error is None else ""
-        head = self.head(client)
-        held = head.core._held.get(client.request.generation_id) if head is not None else None
-        ending = held is not None and held.life in (Life.SEALING, Life.SEALED)
-        if ending and not held.journal_done:
-            return "sealing"
-        following = self.following(client)
-        if following is None:
-            return ""
-        if following.follower._asking:
-            return "granting"
-        if following.follower._open and not following.accepted:
-            return "attaching"
-        return held.phase.value if held is not None and held.life is Life.LIVE else ""
-
     def _watch(self) -> None:
         now_s, world = self.world.clock.now_s, self.world
         for planned in list(self._planned):
             client = self._arrived.get(planned.client)
             if now_s < planned.not_before_s or client is None:
                 continue
-            if self.phase(client) == planned.phase or now_s >= planned.by_s:
+            if phase_of(self.world, client) == planned.phase or now_s >= planned.by_s:
                 self._planned.remove(planned)
                 self._inject(planned.fault, client)
         if now_s >= FAULTS_CEASE_S:
@@ -204,13 +156,13 @@ class Schedule:
     def _struck(self, kind: str) -> None:
         """A message went astray."""
         for client in self.world.clients:
-            self.hits[kind, self.phase(client)] += 1
+            self.hits[kind, phase_of(self.world, client)] += 1
 
     def _inject(self, fault: str, client: Client) -> None:
         row = FAULTS[fault][0]
-        phase = self.phase(client)
+        phase = phase_of(self.world, client)
         self.oracle.note("fault", fault, client.name, phase)
-        if FAULTS[fault][1](self, client):
+        if FAULTS[fault][1](self._faults, client):
             self.hits[row, phase] += 1
             self.disruptions += row not in MESSAGE_FAULTS
 
@@ -218,157 +170,11 @@ class Schedule:
         world = self.world
         world.network.trouble = Trouble()
         world.network.cut.clear()
+        world.failing.clear()
         if world.controller.frozen:
             world.controller.thaw()
         if not world.controller.alive:
             world.crash_controller(0.0)
-
-    # Faults
-
-    def _victim(self, client: Client, stage: bool) -> Engine | None:
-        head = self.head(client)
-        if head is None or not head.alive or head.place is None:
-            heads = [e for e in self.world.engines if e.place is not None]
-            head = self.random.choice(heads) if heads else None
-        if head is None or not stage or head.place is None:
-            return head
-        peers = [e for e in self.world.engines_of(head.place.members) if e is not head and e.alive]
-        return self.random.choice(peers) if peers else None
-
-    def kill(self, client: Client, stage: bool, restart: bool = False) -> bool:
-        victim = self._victim(client, stage)
-        if victim is None:
-            return False
-        self.world.restart_engine(victim) if restart else self.world.kill_engine(victim)
-        return True
-
-    def freeze(self, client: Client, stage: bool) -> bool:
-        victim = self._victim(client, stage)
-        if victim is None or victim.frozen:
-            return False
-        victim.freeze()
-        if self.random.random() < 0.7:
-            self.world.clock.after(0.2 + 3.0 * self.random.random(), victim.thaw)
-        return True
-
-    def wedge(self, client: Client) -> bool:
-        victim = self._victim(client, self.random.random() < 0.5)
-        if victim is None:
-            return False
-        victim.wedged = True
-        self.world.clock.after(0.5 + 4.0 * self.random.random(), self._unwedge, victim)
-        return True
-
-    def _unwedge(self, victim: Engine) -> None:
-        victim.wedged = False
-
-    def freeze_controller(self, client: Client) -> bool:
-        controller = self.world.controller
-        controller.freeze()
-        self.world.clock.after(0.2 + 2.0 * self.random.random(), controller.thaw)
-        return True
-
-    def notice(self, client: Client, notice_s: float) -> bool:
-        victim = self._victim(client, self.random.random() < 0.5)
-        controller = self.world.controller
-        if victim is None or not controller.alive or controller.frozen:
-            return False
-        now_s = self.world.clock.now_s
-        node = controller.cluster._state.nodes.get(victim.node_id)
-        if node is None or node.lost:
-            return False
-        controller.act(controller.cluster.interrupt(victim.node_id, notice_s, False, now_s))
-        if self.random.random() < 0.6:
-            self.world.clock.after(notice_s, self._kill_if_alive, victim)
-        return True
-
-    def order_kill(self, client: Client) -> bool:
-        victim = self._victim(client, self.random.random() < 0.5)
-        controller = self.world.controller
-        if victim is None or not controller.alive or controller.frozen:
-            return False
-        node = controller.cluster._state.nodes.get(victim.node_id)
-        if node is None or node.lost:
-            return False
-        now_s = self.world.clock.now_s
-        controller.act(controller.cluster.interrupt(victim.node_id, 0.0, True, now_s))
-        return True
-
-    def _kill_if_alive(self, victim: Engine) -> None:
-        if victim.alive:
-            self.world.kill_engine(victim)
-
-    def crash_controller(self, client: Client) -> bool:
-        if not self.world.controller.alive:
-            return False
-        self.world.crash_controller(0.2 + 3.0 * self.random.random())
-        return True
-
-    def crash_router(self, client: Client) -> bool:
-        following = self.following(client)
-        routers = [r for r in self.world.routers if r.alive]
-        router: Router = following.router if following is not None else self.random.choice(routers)
-        if not router.alive or len(routers) < 2:
-            return False
-        client.away_s = self.random.choice((0.05, 0.5, 3.0))
-        self.world.crash_router(router, 1.0)
-        return True
-
-    def line_break(self, client: Client) -> bool:
-        following, head = self.following(client), self.head(client)
-        if following is None or head is None:
-            return False
-        for stream in list(following.router.streams):
-            if stream.server is head:
-                stream.break_line()
-        return True
-
-    def journal_break(self, client: Client) -> bool:
-        head = self.head(client)
-        if head is None or head._journal is None:
-            return False
-        head._journal.break_line()
-        return True
-
-    def cut(self, client: Client, controller: bool) -> bool:
-        following, head = self.following(client), self.head(client)
-        if head is None or (following is None and not controller):
-            return False
-        other = following.router if following and not controller else self.world.controller
-        pair = frozenset((head.name, other.name))
-        self.world.network.cut.add(pair)
-        self.world.clock.after(0.3 + 2.0 * self.random.random(), self._mend, pair)
-        return True
-
-    def _mend(self, pair: frozenset[str]) -> None:
-        self.world.network.cut.discard(pair)
-        for engine in self.world.engines:
-            for stream in list(engine.streams):
-                if {stream.client.name, stream.server.name} == pair:
-                    stream.break_line()
-
-    def hang_up(self, client: Client, away_s: float) -> bool:
-        if client.ended:
-            reader = Client(self.world, client.request, client.first or client)
-            self.world.clients.append(reader)
-            return True
-        client.away_s = away_s
-        client.hang_up()
-        return True
-
-    def leave(self, client: Client) -> bool:
-        client.leave()
-        return client.left_s is not None
-
-    def cancel(self, client: Client) -> bool:
-        if self.random.random() < 0.5:
-            self.hang_up(client, 0.3)
-        client.cancel()
-        return client.cancelled
-
-    def trouble(self, client: Client, kind: str) -> bool:
-        setattr(self.world.network.trouble, kind, self.random.choice((1, 2, 5)))
-        return False
 
     # The whole
 
@@ -389,35 +195,9 @@ class Schedule:
         self._cease()
         oracle.check_one_sequence()
         oracle.check_moves(self.disruptions)
+        if not world.settings.other_class:  # stages that differ form no pipeline, for good
+            oracle.check_serves()
         oracle.check_rest()
-
-
-FAULTS: dict[str, tuple[str, Callable[[Schedule, Client], bool]]] = {
-    "kill_head": ("kill", lambda s, c: s.kill(c, False)),
-    "kill_stage": ("kill", lambda s, c: s.kill(c, True)),
-    "order_kill": ("kill", Schedule.order_kill),
-    "freeze_head": ("stop", lambda s, c: s.freeze(c, False)),
-    "freeze_stage": ("stop", lambda s, c: s.freeze(c, True)),
-    "wedge": ("stop", Schedule.wedge),
-    "freeze_controller": ("stop", Schedule.freeze_controller),
-    "notice": ("notice", lambda s, c: s.notice(c, s.random.choice((0.3, 1.5, 4.0)))),
-    "long_notice": ("notice", lambda s, c: s.notice(c, 4.0)),
-    "restart_node": ("restart", lambda s, c: s.kill(c, False, restart=True)),
-    "crash_controller": ("restart", Schedule.crash_controller),
-    "crash_router": ("restart", Schedule.crash_router),
-    "line_break": ("break", Schedule.line_break),
-    "journal_break": ("break", Schedule.journal_break),
-    "cut_router": ("break", lambda s, c: s.cut(c, False)),
-    "cut_controller": ("break", lambda s, c: s.cut(c, True)),
-    "hang_up": ("client", lambda s, c: s.hang_up(c, s.random.choice((0.01, 0.3, 3.0)))),
-    "absence": ("client", lambda s, c: s.hang_up(c, 3.0)),
-    "leave": ("client", Schedule.leave),
-    "cancel": ("client", Schedule.cancel),
-    **{
-        fault: (fault, lambda s, c, fault=fault: s.trouble(c, fault))  # type: ignore[misc]
-        for fault in MESSAGE_FAULTS
-    },
-}
 
 
 def main(first: int, count: int, patience: int) -> int:

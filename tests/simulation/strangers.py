@@ -17,7 +17,7 @@ from services.common.generation import (
     TokenSpan,
 )
 from services.common.token_run import TokenRun, parse_event_id
-from services.controller.actions import Beat
+from services.controller.actions import Beat, Loaded
 from services.engine.actions import NewToken, SequenceKey
 from simulator.engine import Engine
 from simulator.world import World
@@ -97,12 +97,12 @@ class Stranger:
 
     def _cluster(self) -> None:
         cluster, now_s = self.world.controller.cluster, self.world.clock.now_s
-        layers = LayerRange(0, 1)
+        layers, loaded = LayerRange(0, 1), Loaded(1, "")
         actions = [
             *cluster.node_gone("nobody", "", "rumour", now_s),
             *cluster.node_gone("node-1", "somebody", "rumour", now_s),
-            *cluster.load_done("nobody", "", layers, 1, now_s),
-            *cluster.load_done("node-1", "somebody", layers, 1, now_s),
+            *cluster.load_done("nobody", "", layers, loaded, now_s),
+            *cluster.load_done("node-1", "somebody", layers, loaded, now_s),
             *cluster.load_failed("nobody", "", "rumour", now_s),
             *cluster.formed("elsewhere", now_s),
             *cluster.form_failed("elsewhere", "rumour", now_s),

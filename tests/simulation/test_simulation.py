@@ -12,8 +12,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from faults import ROWS
 from mistakes import MISTAKES, Mistake
-from schedules import PHASES, ROWS, Schedule, table
+from phases import PHASES
+from schedules import Schedule, table
 
 ROOT = Path(__file__).parents[2]
 SCHEDULES = int(os.environ.get("SHUNT_SIMULATION_SCHEDULES", "2400"))
@@ -23,12 +25,16 @@ MISTAKE_SEEDS = 300
 CORES = (
     "services/common/generation.py",
     "services/common/token_run.py",
+    "services/controller/backoff.py",
     "services/controller/cluster.py",
     "services/controller/entry.py",
     "services/controller/ledger.py",
+    "services/controller/losses.py",
     "services/controller/membership.py",
     "services/controller/reconcile.py",
+    "services/controller/recovery.py",
     "services/controller/routes.py",
+    "services/controller/snapshot.py",
     "services/engine/generations.py",
     "services/engine/held.py",
     "services/router/balancer.py",

@@ -25,7 +25,7 @@ from services.common.errors import FailedPrecondition, Unavailable
 from services.controller.controller import Controller
 from services.controller.journal_sqlite import SqliteJournal
 from services.controller.model_facts import ModelFacts
-from services.controller.provider import NodeGone, NodeSpec, ProviderEvent
+from services.controller.provider import NodeGone, NodeSpec
 from services.controller.settings import ControllerSettings
 
 LAYERS = 6
@@ -44,6 +44,7 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         self.calls: list[tuple[str, Any]] = []
         self.formation_id = ""
         self.sampled = 0
+        self.numerics_class = "exact"
         self.load_fails = 0
         self.form_fails = 0
         self.hold_load: asyncio.Event | None = None
@@ -121,7 +122,13 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         yield engine_pb2.LoadResponse(loaded_bytes=1, total_bytes=2)
         if self.hold_load is not None:
             await self.hold_load.wait()
-        yield engine_pb2.LoadResponse(loaded_bytes=2, total_bytes=2, done=True, kv_blocks=64)
+        yield engine_pb2.LoadResponse(
+            loaded_bytes=2,
+            total_bytes=2,
+            done=True,
+            kv_blocks=64,
+            numerics_class=self.numerics_class,
+        )
 
     async def Form(self, request: Any, context: Any) -> Any:
         self.calls.append(("form" if not self.dissolving else "overlap", request.formation_id))
@@ -206,7 +213,7 @@ class FakeProvider:
     fails: int = 0
     prepare: Callable[[FakeEngine], None] = lambda engine: None
     _stacks: dict[str, AsyncExitStack] = field(default_factory=dict)
-    _events: asyncio.Queue[ProviderEvent | None] = field(default_factory=asyncio.Queue)
+    _events: asyncio.Queue[NodeGone | None] = field(default_factory=asyncio.Queue)
     _numbers: Any = field(default_factory=lambda: itertools.count(1))
 
     async def launch(self, spec: NodeSpec) -> str:
@@ -239,10 +246,7 @@ class FakeProvider:
         if told:
             self._events.put_nowait(NodeGone(node_id, "killed"))
 
-    async def say(self, event: ProviderEvent) -> None:
-        self._events.put_nowait(event)
-
-    async def events(self) -> AsyncIterator[ProviderEvent]:
+    async def events(self) -> AsyncIterator[NodeGone]:
         while True:
             event = await self._events.get()
             if event is None:

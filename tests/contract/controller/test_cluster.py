@@ -9,7 +9,7 @@ from shuntserve.controller.v1 import controller_pb2 as pb
 from shuntserve.controller.v1 import controller_pb2_grpc
 
 from services.common import channels
-from services.controller.provider import NodeNotice, NodeSpec
+from services.controller.provider import NodeSpec
 
 World = Any
 CALL_S = 20.0
@@ -161,16 +161,6 @@ async def test_a_noticed_node_is_taken_at_the_deadline_ready_or_not(world: World
     await world.routes(2)
 
 
-async def test_a_notice_of_the_provider_drains_too(world: World) -> None:
-    await world.start()
-    routes = await world.routes(2)
-    victim = world.head(routes[0]).spec.node_id
-    await world.provider.say(NodeNotice("unknown", 1.0))
-    await world.provider.say(NodeNotice(victim, 600.0))
-    await world.until_event("interruption_noticed", node_id=victim)
-    await world.until_event("handover_finished", pipeline_id=routes[0].pipeline_id)
-
-
 async def test_an_order_to_kill_ends_the_process_now(world: World) -> None:
     await world.start()
     routes = await world.routes(2)
@@ -204,6 +194,27 @@ async def test_a_launch_that_finds_no_capacity_is_tried_again(world: World) -> N
     await world.routes(1)
     await world.routes(2)
     assert len(world.provider.launched) == 5
+
+
+async def test_a_defect_ends_the_controller(world: World) -> None:
+    async def launch(spec: NodeSpec) -> str:
+        raise RuntimeError("a defect")
+
+    async def life() -> None:
+        try:
+            await world.start()
+            await asyncio.Event().wait()
+        finally:
+            await world.stop()
+
+    world.provider.launch = launch
+    living = asyncio.create_task(life())
+    ended, _ = await asyncio.wait([living], timeout=CALL_S)
+    living.cancel()
+    assert ended
+    with pytest.raises(ExceptionGroup) as why:
+        await living
+    assert why.group_contains(RuntimeError, match="a defect")
 
 
 async def test_an_unknown_node_must_register_before_it_beats(world: World) -> None:
@@ -249,6 +260,65 @@ async def test_a_restarted_controller_finds_the_mesh_as_it_was(world: World) -> 
     assert "node_lost" not in kinds
     assert "pipeline_lost" not in kinds
     assert kinds.count("pipeline_ready") == 2
+
+
+async def test_a_hand_over_goes_on_over_a_restart(world: World) -> None:
+    await world.start()
+    routes = await world.routes(2)
+    head = world.head(routes[0])
+    draining, never = asyncio.Event(), asyncio.Event()
+
+    async def hold() -> None:
+        draining.set()
+        await never.wait()
+
+    head.on_drain = hold
+    await world.stub.ReportInterruption(
+        pb.ReportInterruptionRequest(node_id=head.spec.node_id, notice_s=600.0), timeout=CALL_S
+    )
+    async with asyncio.timeout(CALL_S):
+        await draining.wait()
+    await world.stop()
+    head.on_drain = None
+    await world.start()
+    await world.routes(2)
+    await world.until_event("handover_finished", pipeline_id=routes[0].pipeline_id)
+    kinds = await _kinds(world)
+    assert kinds.count("handover_started") == 1
+    assert "pipeline_lost" not in kinds
+    calls = [name for name, _ in head.calls if name != "dissolve"]
+    assert calls == ["load", "form", "drain", "drain"]
+
+
+async def test_a_restart_with_another_mesh_plans_anew(world: World) -> None:
+    await world.start()
+    before = await world.routes(2)
+    await world.stop()
+    await world.start(pipelines=1)
+    (route,) = await world.routes(1)
+    assert route.formation_id not in {r.formation_id for r in before}
+    status = await world.status()
+    assert [len(pipeline.stages) for pipeline in status.pipelines] == [4]
+    assert len(world.provider.launched) == 4
+
+
+async def test_first_launches_that_fail_are_tried_again(world: World) -> None:
+    world.provider.fails = 3
+    await world.start()
+    await world.routes(2)
+    status = await world.status()
+    assert sorted(len(pipeline.stages) for pipeline in status.pipelines) == [2, 2]
+
+
+async def test_stages_of_different_arithmetic_form_no_pipeline(world: World) -> None:
+    def mix(engine: Any) -> None:
+        engine.numerics_class = "other" if engine.incarnation == "i2" else "exact"
+
+    world.provider.prepare = mix
+    await world.start()
+    event = await world.until_event("numerics_differ")
+    assert event.attributes["classes"] == "exact, other"
+    await world.routes(1)
 
 
 async def test_a_node_that_died_while_nobody_watched_is_replaced_at_once(world: World) -> None:
@@ -330,6 +400,7 @@ async def test_the_event_log_goes_on_over_a_restart(world: World) -> None:
         ("Cancel", pb.CancelRequest(generation_id="../x", reason=1)),
         ("GetGeneration", pb.GetGenerationRequest(generation_id="a\nb")),
         ("Resume", pb.ResumeRequest(generation_id="")),
+        ("Resume", pb.ResumeRequest(generation_id="g", last_epoch=2**31)),
     ],
 )
 async def test_bad_input_is_told_which_field(world: World, method: str, request_: Any) -> None:

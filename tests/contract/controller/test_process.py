@@ -22,6 +22,16 @@ from shuntserve.tensorstore.v1 import tensorstore_pb2, tensorstore_pb2_grpc
 from services.common import channels
 
 START_S = 60.0
+DEFECTIVE = """
+from services.controller.__main__ import main
+from services.controller.provider_local import LocalProvider
+
+async def launch(self, spec):
+    raise RuntimeError("a defect")
+
+LocalProvider.launch = launch
+main()
+"""
 CONFIG = {"vocab_size": 100, "max_position_embeddings": 512}
 
 
@@ -61,11 +71,12 @@ async def environment(tmp_path: Path) -> AsyncIterator[dict[str, str]]:
 
 
 @asynccontextmanager
-async def _process(environment: dict[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
+async def _process(
+    environment: dict[str, str], program: tuple[str, ...] = ("-m", "services.controller")
+) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        "-m",
-        "services.controller",
+        *program,
         env=environment,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -123,6 +134,14 @@ async def test_what_a_killed_controller_was_told_is_known_to_the_next(
         assert failed.value.code() is grpc.StatusCode.CANCELLED
         second.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(second.wait(), START_S) == 0
+
+
+async def test_a_defect_ends_the_process(environment: dict[str, str]) -> None:
+    local = {**environment, "SHUNT_CONTROLLER_PROVIDER": "local"}
+    async with _process(local, ("-c", DEFECTIVE)) as process:
+        _, told = await asyncio.wait_for(process.communicate(), START_S)
+    assert process.returncode == 1
+    assert b"a defect" in told
 
 
 async def test_two_controllers_never_share_a_directory(environment: dict[str, str]) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ from services.controller.actions import (
     DrainFormation,
     FormPipeline,
     LaunchNode,
+    Loaded,
     LoadStage,
     LogEvent,
     NodeFacts,
@@ -33,6 +35,8 @@ SHAPE = NodeShape(1 << 30, 1.0)
 SETTINGS = ClusterSettings(
     ModelRef("m", "d"), (SHAPE, SHAPE), expected_nodes=2, pipelines=1, node_lost_s=1.0
 )
+PATIENT = replace(SETTINGS, node_lost_s=1e6, empty_node_lost_s=1e6)
+"""Nobody needs to beat."""
 FRONT, BACK = LayerRange(0, 18), LayerRange(18, 30)
 A = TypeVar("A", bound=Action)
 
@@ -67,9 +71,22 @@ def beat(cluster: Cluster, node_id: str, formation: str, now_s: float, **more: o
     )
 
 
+def loaded(
+    cluster: Cluster,
+    node_id: str,
+    layers: LayerRange,
+    now_s: float,
+    *,
+    kv_blocks: int = 64,
+    numerics_class: str = "a",
+) -> list[Action]:
+    found = Loaded(kv_blocks, numerics_class)
+    return cluster.load_done(node_id, f"i-{node_id}", layers, found, now_s)
+
+
 def ready(settings: ClusterSettings = SETTINGS) -> Cluster:
     """One pipeline of node-1 and node-2, ready at 0 s in formation f1."""
-    cluster = Cluster(settings, drawer(), 0.0)
+    cluster = Cluster(settings, drawer(), 0.0, 0.0)
     cluster.start(0.0)
     cluster.register(facts("node-1"), 0.0)
     ask = one_of(cluster.register(facts("node-2"), 0.0), AskPlan)
@@ -77,8 +94,8 @@ def ready(settings: ClusterSettings = SETTINGS) -> Cluster:
     stages = (PlannedStage("node-1", FRONT), PlannedStage("node-2", BACK))
     loads = all_of(cluster.plan_ready((PlannedPipeline(stages, 50.0),), 0.0), LoadStage)
     assert [(load.node_id, load.layers) for load in loads] == [("node-1", FRONT), ("node-2", BACK)]
-    assert all_of(cluster.load_done("node-1", "i-node-1", FRONT, 64, 0.0), FormPipeline) == []
-    form = one_of(cluster.load_done("node-2", "i-node-2", BACK, 32, 0.0), FormPipeline)
+    assert all_of(loaded(cluster, "node-1", FRONT, 0.0), FormPipeline) == []
+    form = one_of(loaded(cluster, "node-2", BACK, 0.0, kv_blocks=32), FormPipeline)
     assert ([m.node_id for m in form.members], form.kv_blocks) == (["node-1", "node-2"], 32)
     assert one_of(cluster.formed(form.formation_id, 0.0), RoutesChanged).version == 1
     return cluster
@@ -88,20 +105,54 @@ def replaced(cluster: Cluster, now_s: float, layers: LayerRange = BACK) -> list[
     """node-3 comes and loads."""
     load = one_of(cluster.register(facts("node-3"), now_s), LoadStage)
     assert load.layers == layers
-    return cluster.load_done("node-3", "i-node-3", layers, 64, now_s)
+    return loaded(cluster, "node-3", layers, now_s)
 
 
 def test_nothing_is_launched_twice_and_the_plan_waits_for_nodes() -> None:
-    cluster = Cluster(SETTINGS, drawer(), 0.0)
+    cluster = Cluster(SETTINGS, drawer(), 0.0, 0.0)
     launches = all_of(cluster.start(0.0), LaunchNode)
     assert [launch.node_id for launch in launches] == ["node-1", "node-2"]
     assert all_of(cluster.register(facts("node-1"), 0.0), AskPlan) == []
-    assert len(all_of(cluster.tick(SETTINGS.settle_s), AskPlan)) == 1
-    assert all_of(cluster.tick(SETTINGS.settle_s + 1), AskPlan) == []
+    beat(cluster, "node-1", "", SETTINGS.settle_s)
+    assert all_of(cluster.tick(SETTINGS.settle_s), AskPlan) == []
+    late_s = SETTINGS.launch_timeout_s
+    beat(cluster, "node-1", "", late_s)
+    assert [node.node_id for node in one_of(cluster.tick(late_s), AskPlan).nodes] == ["node-1"]
+    assert all_of(cluster.tick(late_s + 0.1), AskPlan) == []
+
+
+@pytest.mark.parametrize("how", ["no room", "exit"])
+def test_a_first_launch_that_fails_is_tried_again_in_the_same_shape(how: str) -> None:
+    small, big = NodeShape(1 << 30, 1.0), NodeShape(1 << 40, 2.0)
+    cluster = Cluster(replace(SETTINGS, initial=(small, big)), drawer(), 0.0, 0.0)
+    cluster.start(0.0)
+    cluster.register(facts("node-1"), 0.1)
+    if how == "exit":
+        cluster.node_gone("node-2", "", how, 0.1)
+    else:
+        cluster.launch_failed("node-2", how, 0.1)
+    beat(cluster, "node-1", "", 0.5)
+    assert all_of(cluster.tick(0.5), LaunchNode) == []
+    assert one_of(cluster.tick(0.6), LaunchNode) == LaunchNode("node-3", big)
+    assert one_of(cluster.register(facts("node-3"), 0.7), AskPlan)
+
+
+def test_the_pause_before_a_launch_doubles_up_to_a_limit() -> None:
+    cluster = Cluster(replace(SETTINGS, initial=(SHAPE,)), drawer(), 0.0, 0.0)
+    launch = one_of(cluster.start(0.0), LaunchNode)
+    now_s, pauses = 0.0, []
+    while len(pauses) < 9:
+        cluster.launch_failed(launch.node_id, "no room", now_s)
+        failed_s = now_s
+        while not (launches := all_of(cluster.tick(now_s), LaunchNode)):
+            now_s += 0.25
+        (launch,) = launches
+        pauses.append(now_s - failed_s)
+    assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
 
 
 def test_a_failed_plan_is_asked_for_again() -> None:
-    cluster = Cluster(SETTINGS, drawer(), 0.0)
+    cluster = Cluster(SETTINGS, drawer(), 0.0, 0.0)
     cluster.register(facts("node-1"), 0.0)
     cluster.register(facts("node-2"), 0.0)
     cluster.plan_failed("away", 0.0)
@@ -120,20 +171,99 @@ def test_a_ready_pipeline_has_a_route() -> None:
 
 
 def test_a_failed_load_or_form_is_tried_again() -> None:
-    cluster = Cluster(SETTINGS, drawer(), 0.0)
+    cluster = Cluster(SETTINGS, drawer(), 0.0, 0.0)
     cluster.register(facts("node-1"), 0.0)
     cluster.register(facts("node-2"), 0.0)
     stages = (PlannedStage("node-1", FRONT), PlannedStage("node-2", BACK))
     cluster.plan_ready((PlannedPipeline(stages, 50.0),), 0.0)
-    cluster.load_done("node-1", "i-node-1", FRONT, 64, 0.0)
+    loaded(cluster, "node-1", FRONT, 0.0)
     assert said(cluster.load_failed("node-2", "i-node-2", "slow", 0.0)) == ["load_failed"]
     assert one_of(cluster.tick(0.5), LoadStage).node_id == "node-2"
-    assert one_of(cluster.load_done("node-2", "i-node-2", BACK, 64, 0.6), FormPipeline)
+    assert one_of(loaded(cluster, "node-2", BACK, 0.6), FormPipeline)
     actions = cluster.form_failed("f1", "no", 0.6)
     assert one_of(actions, DissolveFormation).formation_id == "f1"
     beat(cluster, "node-1", "", 0.9)
     beat(cluster, "node-2", "", 0.9)
     assert one_of(cluster.tick(1.2), FormPipeline).formation_id == "f2"
+
+
+def failing(cluster: Cluster, node_id: str, now_s: float) -> list[float]:
+    """Fails every load of a node until it is given up; returns the pauses between them."""
+    pauses = []
+    for _ in range(SETTINGS.load_attempts - 1):
+        cluster.load_failed(node_id, f"i-{node_id}", "no weights", now_s)
+        failed_s = now_s
+        while not all_of(cluster.tick(now_s), LoadStage):
+            now_s += 0.25
+        pauses.append(now_s - failed_s)
+    assert said(cluster.load_failed(node_id, f"i-{node_id}", "no weights", now_s)) == [
+        "load_failed"
+    ]
+    return pauses
+
+
+def test_a_node_that_cannot_load_is_replaced_and_ended() -> None:
+    cluster = ready(PATIENT)
+    cluster.node_gone("node-2", "i-node-2", "exit", 1.0)
+    cluster.register(facts("node-3"), 1.0)
+    assert failing(cluster, "node-3", 1.0) == [0.5, 1, 2]
+    actions = cluster.tick(4.5)
+    assert one_of(actions, LaunchNode) == LaunchNode("node-4", SHAPE)
+    assert one_of(actions, TerminateNode) == TerminateNode("node-3")
+    assert all_of(cluster.tick(10.0), LoadStage) == []
+    assert one_of(cluster.register(facts("node-4"), 10.0), LoadStage).node_id == "node-4"
+    failing(cluster, "node-4", 10.0)
+    assert one_of(cluster.tick(13.5), LaunchNode).node_id == "node-5"
+    cluster.launch_failed("node-5", "no room", 13.6)
+    assert all_of(cluster.tick(14.4), LaunchNode) == []
+    assert one_of(cluster.tick(14.5), LaunchNode).node_id == "node-6"
+
+
+def test_a_spare_that_cannot_load_is_replaced_too() -> None:
+    cluster = ready(PATIENT)
+    cluster.interrupt("node-2", 600.0, False, 1.0)
+    cluster.register(facts("node-3"), 1.0)
+    failing(cluster, "node-3", 1.0)
+    assert one_of(cluster.tick(4.5), TerminateNode) == TerminateNode("node-3")
+    cluster.register(facts("node-4"), 5.0)
+    assert "replacement_ready" in said(loaded(cluster, "node-4", BACK, 6.0))
+
+
+def test_without_a_provider_a_node_that_idles_takes_what_another_cannot_load() -> None:
+    cluster = ready(replace(PATIENT, can_launch=False, initial=()))
+    cluster.node_gone("node-2", "i-node-2", "exit", 1.0)
+    cluster.register(facts("node-3"), 1.0)
+    failing(cluster, "node-3", 1.0)
+    assert one_of(cluster.tick(100.0), LoadStage).node_id == "node-3"  # who else?
+    cluster.load_failed("node-3", "i-node-3", "no weights", 100.0)
+    actions = cluster.register(facts("node-4"), 100.0)
+    assert one_of(actions, LoadStage).node_id == "node-4"
+    assert all_of(actions, TerminateNode) == []
+    failing(cluster, "node-4", 100.0)
+    assert one_of(cluster.tick(200.0), LoadStage).node_id == "node-4"  # node-3 could not either
+    gone = cluster.node_gone("node-4", "i-node-4", "exit", 200.0)
+    assert one_of(gone, LoadStage).node_id == "node-3"
+
+
+def test_members_of_different_arithmetic_form_no_pipeline() -> None:
+    cluster = ready(PATIENT)
+    cluster.node_gone("node-2", "i-node-2", "exit", 1.0)
+    cluster.register(facts("node-3"), 1.0)
+    actions = loaded(cluster, "node-3", BACK, 1.5, numerics_class="b")
+    assert all_of(actions, FormPipeline) == []
+    (event,) = [e for e in all_of(actions, LogEvent) if e.kind == "numerics_differ"]
+    assert event.attributes == {"classes": "a, b"}
+    assert said(cluster.tick(1.6)) == []
+
+
+def test_nothing_is_handed_over_to_a_stage_of_different_arithmetic() -> None:
+    cluster = ready(PATIENT)
+    cluster.interrupt("node-2", 20.0, False, 1.0)
+    cluster.register(facts("node-3"), 1.0)
+    told = said(loaded(cluster, "node-3", BACK, 1.5, numerics_class="b"))
+    assert told == ["stage_loaded", "numerics_differ"]
+    assert said(cluster.tick(10.0)) == []
+    assert cluster.routes()[1] != ()
 
 
 def test_a_killed_node_ends_its_formation_and_is_replaced_in_the_same_shape() -> None:
@@ -291,15 +421,20 @@ def test_a_lost_node_is_shown_for_a_while() -> None:
     cluster.node_gone("node-2", "i-node-2", "exit", 0.0)
     assert NodeState.LOST in {view.state for view in cluster.nodes_view()}
     beat(cluster, "node-1", "", SETTINGS.lost_kept_s)
-    cluster.tick(SETTINGS.lost_kept_s)
+    assert TerminateNode("node-2", kill=True) in cluster.tick(SETTINGS.lost_kept_s)
     assert "node-2" not in {view.node_id for view in cluster.nodes_view()}
+
+
+def restarted(snapshot: str, wall_s: float, settings: ClusterSettings = SETTINGS) -> Cluster:
+    """A clock of its own, at 100 s."""
+    return Cluster.recover(settings, lambda: "f9", snapshot, 100.0, wall_s)
 
 
 def test_a_restarted_controller_goes_on_with_the_cluster_it_had() -> None:
     cluster = ready()
     cluster.interrupt("node-2", 20.0, False, 0.5)
     snapshot = all_of(cluster.register(facts("node-3"), 0.6), PersistCluster)[-1].snapshot
-    again = Cluster.recover(SETTINGS, drawer(), snapshot, 100.0)
+    again = restarted(snapshot, 5.0)
     again.start(100.0)
     assert [route.formation_id for route in again.routes()[1]] == ["f1"]
     assert not again.heads()[0].takes_new
@@ -311,13 +446,76 @@ def test_a_restarted_controller_goes_on_with_the_cluster_it_had() -> None:
     assert states["node-2"] is NodeState.DRAINING
 
 
-def test_a_hand_over_cut_short_by_a_restart_forms_anew() -> None:
+def test_a_notice_goes_on_over_a_restart() -> None:
+    cluster = ready()
+    snapshot = one_of(cluster.interrupt("node-2", 20.0, False, 0.5), PersistCluster).snapshot
+    again = restarted(snapshot, 5.0)
+    again.start(100.0)
+    assert again.deadlines_s() == {"node-2": 115.5}
+
+
+def test_a_lost_node_is_shown_and_ended_by_the_next_controller_too() -> None:
+    cluster = ready()
+    actions = cluster.node_gone("node-2", "i-node-2", "silence", 0.5)
+    again = restarted(one_of(actions, PersistCluster).snapshot, 1.0)
+    again.start(100.0)
+    assert {v.node_id: v.state for v in again.nodes_view()}["node-2"] is NodeState.LOST
+    late_s = 100.0 + SETTINGS.lost_kept_s
+    assert TerminateNode("node-2", kill=True) in again.tick(late_s)
+
+
+def test_a_hand_over_cut_short_by_a_restart_is_asked_for_again() -> None:
     cluster = ready()
     cluster.interrupt("node-2", 20.0, False, 0.5)
     replaced(cluster, 0.5)
     beat(cluster, "node-1", "f1", 0.6)
     snapshot = one_of(beat(cluster, "node-1", "f1", 0.7), PersistCluster).snapshot
-    again = Cluster.recover(SETTINGS, lambda: "f9", snapshot, 100.0)
+    again = restarted(snapshot, 1.0)
     actions = again.start(100.0)
+    assert all_of(actions, DissolveFormation) == []
+    assert one_of(actions, DrainFormation) == DrainFormation("f1", actions[-1].head)
+    assert again.heads()[0].hands_over
+    done = again.drained("f1", 3, 100.1)
+    assert one_of(done, TerminateNode) == TerminateNode("node-2")
+    assert [m.node_id for m in one_of(done, FormPipeline).members] == ["node-1", "node-3"]
+    snapshot = one_of(done, PersistCluster).snapshot
+    once_more = restarted(snapshot, 2.0).start(100.0)
+    assert one_of(once_more, TerminateNode) == TerminateNode("node-2")
+    assert one_of(once_more, DissolveFormation).formation_id == "f9"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(SETTINGS, model=ModelRef("m", "d2")),
+        replace(SETTINGS, layer_count=40),
+        replace(SETTINGS, planner="exact"),
+        replace(SETTINGS, pipelines=2),
+    ],
+)
+def test_a_plan_for_something_else_is_dropped_at_the_start(other: ClusterSettings) -> None:
+    cluster = ready()
+    snapshot = all_of(cluster.register(facts("node-3"), 0.6), PersistCluster)[-1].snapshot
+    again = restarted(snapshot, 1.0, replace(other, initial=(SHAPE,) * 3, expected_nodes=3))
+    actions = again.start(100.0)
+    assert said(actions) == ["plan_dropped"]
     assert one_of(actions, DissolveFormation).formation_id == "f1"
-    assert one_of(actions, FormPipeline).formation_id == "f9"
+    assert len(one_of(actions, AskPlan).nodes) == 3
+    assert (all_of(actions, LaunchNode), all_of(actions, TerminateNode)) == ([], [])
+    stages = (PlannedStage("node-1", FRONT), PlannedStage("node-2", BACK))
+    loads = all_of(again.plan_ready((PlannedPipeline(stages, 50.0),), 100.0), LoadStage)
+    assert {(load.node_id, load.model) for load in loads} == {
+        ("node-1", other.model),
+        ("node-2", other.model),
+    }
+
+
+def test_nodes_of_a_shape_that_is_not_wanted_any_more_are_exchanged() -> None:
+    cluster = ready()
+    snapshot = all_of(cluster.register(facts("node-3"), 0.6), PersistCluster)[-1].snapshot
+    fast = NodeShape(1 << 30, 3.0)
+    again = restarted(snapshot, 1.0, replace(SETTINGS, initial=(SHAPE, fast)))
+    actions = again.start(100.0)
+    assert [end.node_id for end in all_of(actions, TerminateNode)] == ["node-2", "node-3"]
+    assert one_of(actions, LaunchNode).shape == fast
+    assert all_of(actions, AskPlan) == []

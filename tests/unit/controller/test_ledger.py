@@ -34,9 +34,16 @@ MODEL = ModelRef("m", "d")
 REQUEST = GenerationRequest("g", MODEL, (1, 2), Sampling(max_tokens=50, eos_token_ids=(2,)))
 
 
-def head_of(name: str, *, hands_over: bool = False, speed: float = 1.0, model: ModelRef = MODEL):
+def head_of(
+    name: str,
+    *,
+    hands_over: bool = False,
+    speed: float = 1.0,
+    model: ModelRef = MODEL,
+    numerics: str = "",
+) -> Head:
     route = Route(f"p-{name}", f"f-{name}", f"i-{name}", f"{name}:1", speed, model, 100)
-    return Head(route, not hands_over, 0, hands_over)
+    return Head(route, not hands_over, numerics, hands_over)
 
 
 A, B = head_of("a"), head_of("b")
@@ -103,7 +110,6 @@ def test_below_the_length_compares_at_it_appends_above_it_answers_the_length(boo
     assert book.checkpoint(7, 8, 9).lengths == (3,)
     refused = book.checkpoint(6, start=1)
     assert (refused.refusal, refused.lengths) == (CheckpointRefusal.DIVERGED, (3,))
-    assert book.ledger.diverged == 1
     assert [r.span.ids for r in book.records if isinstance(r, Appended)] == [(7, 8), (9,)]
 
 
@@ -156,7 +162,6 @@ def test_a_reader_with_other_ids_is_told_and_nothing_changes(book: Book) -> None
     with pytest.raises(Diverged):
         book.resume(6)
     assert len(book.records) == 2
-    assert book.ledger.diverged == 1
 
 
 def test_a_head_that_a_reader_left_is_granted_again_only_after_a_while(book: Book) -> None:
@@ -190,6 +195,27 @@ def test_a_reader_that_was_told_moved_does_not_wait(book: Book) -> None:
 def test_a_parked_generation_returns_to_the_head_it_had(book: Book) -> None:
     book.checkpoint(7, sealed=True)
     assert book.resume(7, heads=(A,)).head == A.route
+
+
+def test_a_generation_stays_in_its_arithmetic_while_there_is_a_head_of_it(book: Book) -> None:
+    exact = replace(REQUEST, numerics_class="exact")
+    book.checkpoint(7, request=exact, sealed=True)
+    other, same = head_of("b", speed=9.0, numerics="inexact"), head_of("c", numerics="exact")
+    question = ResumeQuestion("g", 1, exact, ())
+    outcome = book.ledger.resume(question, (other, same), 0.0)
+    assert outcome is not None
+    assert outcome.reply.head == same.route
+    assert "numerics" not in outcome.events[0].attributes
+
+
+def test_a_grant_that_leaves_its_arithmetic_says_so(book: Book) -> None:
+    exact = replace(REQUEST, numerics_class="exact")
+    book.checkpoint(7, request=exact, sealed=True)
+    other = head_of("b", numerics="inexact")
+    outcome = book.ledger.resume(ResumeQuestion("g", 1, exact, ()), (other,), 0.0)
+    assert outcome is not None
+    assert outcome.reply.head == other.route
+    assert outcome.events[0].attributes["numerics"] == "exact to inexact"
 
 
 def test_shares_follow_throughput_and_load(book: Book) -> None:

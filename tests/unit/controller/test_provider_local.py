@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from services.common.errors import FailedPrecondition, Unavailable
+from services.controller import provider_local
 from services.controller.provider import ExternalProvider, NodeGone, NodeSpec
 from services.controller.provider_local import LocalProvider
 
@@ -64,6 +66,10 @@ def _await_environment(handle: str) -> None:
     """A process that has just been started shows no environment for a moment."""
     while not Path(f"/proc/{_pid(handle)}/environ").read_bytes():
         os.sched_yield()
+
+
+def _open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def _forget_by_crash(provider: LocalProvider) -> None:
@@ -178,6 +184,36 @@ async def test_a_command_that_does_not_exist_is_no_capacity(tmp_path: Path) -> N
     async with _provider(tmp_path, ("/nowhere/engine",)) as make:
         with pytest.raises(Unavailable):
             await make().launch(SPEC)
+
+
+async def test_a_log_directory_that_cannot_be_is_no_capacity(tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("no directory")
+    async with _provider(tmp_path) as make:
+        with pytest.raises(Unavailable):
+            await make().launch(SPEC)
+
+
+@pytest.mark.parametrize("lacking", ["pidfd_open", "start_time"])
+async def test_a_child_that_cannot_be_watched_does_not_live_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    asked: list[int] = []
+
+    def no_more(pid: int) -> int:
+        asked.append(pid)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    if lacking == "pidfd_open":
+        monkeypatch.setattr(os, "pidfd_open", no_more)
+    else:
+        monkeypatch.setattr(provider_local, "_start_time", no_more)
+    before = _open_files()
+    async with _provider(tmp_path) as make:
+        with pytest.raises(Unavailable, match="Too many open files"):
+            await make().launch(SPEC)
+        with pytest.raises(ProcessLookupError):
+            os.kill(asked[0], 0)
+        assert _open_files() == before
 
 
 async def test_only_the_newest_log_files_are_kept(tmp_path: Path) -> None:

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+
+from services.common.errors import Diverged, ResourceExhausted
+from services.common.exchange import Checkpoint, CheckpointRefusal, ResumeQuestion
+from services.common.generation import GenerationRequest, ModelRef, Sampling, TokenSpan
+from services.controller.event_log import EventLog
+from services.controller.generations import Generations
+from services.controller.journal import Item, Recovered
+from services.controller.outcomes import LedgerSettings
+from services.controller.records import Appended
+from services.controller.signal import Signal
+
+REQUEST = GenerationRequest("g", ModelRef("m", "d"), (1,), Sampling(max_tokens=50))
+
+
+class Store:
+    """A journal in memory that can be full, fail, or hold something unreadable."""
+
+    def __init__(self) -> None:
+        self.full = False
+        self.fails = False
+        self.items: list[Item] = []
+        self.recoveries = 0
+        self.defect: Exception | None = None
+
+    def write(self, items: Sequence[Item], *, fsync: bool = False) -> asyncio.Future[None]:
+        if self.full:
+            raise ResourceExhausted("full")
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self.fails:
+            done.set_exception(ResourceExhausted("disk full"))
+        else:
+            self.items += items
+            done.set_result(None)
+        return done
+
+    async def settled(self) -> None: ...
+
+    async def recover(self) -> Recovered:
+        self.recoveries += 1
+        if self.defect is not None:
+            raise self.defect
+        return Recovered()
+
+
+def make(store: Store) -> Generations:
+    journal: Any = store
+    return Generations(
+        LedgerSettings(),
+        journal,
+        EventLog(journal, lambda: 0.0, 10),
+        heads=lambda: (),
+        pipeline_of=lambda formation_id: "p",
+        heads_changed=Signal(),
+        clock=lambda: 0.0,
+    )
+
+
+def said(*ids: int) -> Checkpoint:
+    return Checkpoint("g", 1, "i", "f", REQUEST, (TokenSpan(0, 0, ids),))
+
+
+def diverged() -> float:
+    return REGISTRY.get_sample_value("shunt_controller_diverged_total") or 0.0
+
+
+async def test_a_full_journal_sheds_before_anything_changes() -> None:
+    store = Store()
+    generations = make(store)
+    await generations.checkpoint([said(5)])
+    store.full = True
+    with pytest.raises(ResourceExhausted):
+        await generations.checkpoint([said(5, 6)])
+    store.full = False
+    (result,) = await generations.checkpoint([said(5, 6)])
+    assert result.lengths == (2,)
+    spans = [item.span.ids for item in store.items if isinstance(item, Appended)]
+    assert (spans, store.recoveries) == ([(5,), (6,)], 0)
+
+
+async def test_ids_unlike_those_held_are_counted() -> None:
+    generations = make(Store())
+    await generations.checkpoint([said(5)])
+    before = diverged()
+    (result,) = await generations.checkpoint([said(6)])
+    assert (result.refusal, diverged() - before) == (CheckpointRefusal.DIVERGED, 1)
+    with pytest.raises(Diverged):
+        await generations.resume(ResumeQuestion("g", 1, REQUEST, (TokenSpan(0, 0, (6,)),)), 0.0)
+    assert diverged() - before == 2
+
+
+async def test_a_defect_while_the_journal_is_read_again_is_not_waited_for() -> None:
+    store = Store()
+    generations = make(store)
+    store.fails, store.defect = True, RuntimeError("a defect")
+    with pytest.raises(ResourceExhausted):
+        await generations.checkpoint([said(5)])
+    recovering = generations._recovering
+    assert recovering is not None
+    await asyncio.wait([recovering])
+    with pytest.raises(RuntimeError, match="a defect"):
+        await generations.tick()
