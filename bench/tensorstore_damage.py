@@ -20,7 +20,7 @@ from services.tensorstore.importer import import_checkpoint
 from services.tensorstore.slices import Selection
 from services.tensorstore.sources import default_source, open_source
 from tests.checkpoints import make_config, make_tensors, write_checkpoint
-from tests.mutants import mutate_bytes, mutate_json
+from tests.mutants import flip, mutate_bytes, mutate_json
 
 
 def flips(root: Path, count: int) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def flips(root: Path, count: int) -> dict[str, Any]:
         where = "stored" if number % 2 else "cache"
         path = chaos.choice(stored if where == "stored" else cached)
         bit = chaos.randrange(path.stat().st_size * 8)
-        _flip(path, bit)
+        flip(path, bit)
         try:
             if where == "stored":
                 model = store.model("m")
@@ -55,22 +55,13 @@ def flips(root: Path, count: int) -> dict[str, Any]:
                     pass
         except DataLoss:
             found[where] += 1
-        _flip(path, bit)
+        flip(path, bit)
     return {
         "flips": count,
         "found": found,
         "missed": count - sum(found.values()),
         "missed_rate_bound_95": 3 / count,
     }
-
-
-def _flip(path: Path, bit: int) -> None:
-    path.chmod(0o644)
-    with path.open("r+b") as file:
-        file.seek(bit // 8)
-        byte = file.read(1)[0]
-        file.seek(bit // 8)
-        file.write(bytes([byte ^ 1 << bit % 8]))
 
 
 def fuzz(root: Path, count: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -109,20 +109,27 @@ def s3_uri(s3_endpoint: str) -> str:
     return f"s3://{BUCKET}/{uuid.uuid4().hex}"
 
 
+def reads_an_object(method: str, path: str) -> bool:
+    return method == "GET" and "/objects/" in path
+
+
 @dataclass
 class Faults:
-    """What the proxy does to the answers to GETs of objects, each so many times."""
+    """What the proxy does to answers, each so many times: to those of GETs of objects, or of the
+    requests that `chosen` picks. What was asked for has been done all the same."""
 
+    chosen: Callable[[str, str], bool] = reads_an_object
     status: int = 0
-    times: int = 0
+    times: int = 0  # answers with that status instead
     short: int = 0
     flip: int = 0
     range: int = 0
-    slow_s: float = 0.0
-    swap: dict[str, bytes] = field(default_factory=dict)
+    slow: int = 0  # answers that do not come before the test ends
+    drip: int = 0  # bodies that come byte by byte
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     sent_bytes: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
+    over: threading.Event = field(default_factory=threading.Event)
 
     def take(self, what: str) -> bool:
         with self.lock:
@@ -156,12 +163,17 @@ def proxy(s3_endpoint: str) -> Iterator[tuple[str, Faults]]:
                 upstream_call.endheaders(body)
                 answer = upstream_call.getresponse()
                 data = answer.read()
-                self.reply(answer.status, answer.getheaders(), data)
+                with contextlib.suppress(ConnectionError):  # a client that waited long enough
+                    self.reply(answer.status, answer.getheaders(), data)
             finally:
                 upstream_call.close()
 
         def reply(self, status: int, headers: list[tuple[str, str]], data: bytes) -> None:
-            spoiled = self.command == "GET" and "/objects/" in self.path
+            spoiled = faults.chosen(self.command, self.path)
+            if spoiled and faults.take("slow"):
+                faults.over.wait(60)
+                self.close_connection = True
+                return
             if spoiled and faults.take("times"):
                 self.send_response(faults.status)
                 self.send_header("Content-Length", "0")
@@ -184,6 +196,13 @@ def proxy(s3_endpoint: str) -> Iterator[tuple[str, Faults]]:
                 self.wfile.write(data[: len(data) // 2])
                 self.close_connection = True
                 return
+            if spoiled and faults.take("drip"):
+                for at in range(len(data)):
+                    self.wfile.write(data[at : at + 1])
+                    if faults.over.wait(0.02):
+                        break
+                self.close_connection = True
+                return
             with faults.lock:
                 faults.sent_bytes += len(data) if spoiled else 0
             self.wfile.write(data)
@@ -196,6 +215,7 @@ def proxy(s3_endpoint: str) -> Iterator[tuple[str, Faults]]:
     try:
         yield f"http://127.0.0.1:{server.server_port}", faults
     finally:
+        faults.over.set()
         server.shutdown()
         thread.join()
         server.server_close()
