@@ -8,7 +8,9 @@ a byte now and then.
 
 from __future__ import annotations
 
+import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -46,7 +48,7 @@ from services.common.errors import (
     Unavailable,
 )
 from services.tensorstore.backend import PIECE_BYTES, Pieces, StoredObject
-from services.tensorstore.directory import pointer_digest
+from services.tensorstore.directory import pointer_digest, remove_older, translate
 from services.tensorstore.names import check_digest, check_model_name, is_digest, is_model_name
 
 T = TypeVar("T")
@@ -250,11 +252,19 @@ class S3Backend:
         return sorted(filter(is_model_name, found))
 
     def scratch(self) -> Path:
-        return Path(tempfile.gettempdir())
+        """Below TMPDIR, and nobody else's: what is uploaded is read from there."""
+        path = Path(tempfile.gettempdir()) / f"shunt-{os.geteuid()}"
+        try:
+            path.mkdir(mode=0o700, exist_ok=True)
+            if path.lstat().st_uid != os.geteuid():
+                raise PermissionDenied(f"{path} belongs to somebody else", field="store")
+        except OSError as error:
+            raise translate(error) from None
+        return path
 
     def sweep(self, before_s: float) -> int:
-        """Takes back the uploads that were begun before this time and never completed."""
-        prefix, swept = self._key("objects/"), 0
+        """Scratch files, and uploads that were begun and never completed."""
+        prefix, swept = self._key("objects/"), remove_older(self.scratch(), before_s)
         for item in self._uploads(prefix):
             started: datetime = item["Initiated"]
             if started.timestamp() < before_s:
@@ -347,19 +357,34 @@ def _closed_unless_read(body: Any) -> Iterator[None]:
 
 
 def _received(body: Any, size_bytes: int, what: str) -> Generator[bytes, None, None]:
-    """A body in pieces, as they come from the socket: a larger read would begin the socket's
-    timeout again with every byte. Raises Unavailable for one that breaks off or crawls."""
-    stream, received, waited_s = body._raw_stream, 0, 0.0
-    while received < size_bytes:
-        before_s = time.monotonic()
-        piece = stream.read1(PIECE_BYTES)
-        waited_s += time.monotonic() - before_s
-        received += len(piece)
-        if not piece or received > size_bytes:
-            raise Unavailable(f"S3 sent {received} bytes of {size_bytes} of {what}", field="store")
-        if waited_s > READ_TIMEOUT_S + received / LEAST_BYTES_PER_S:
-            raise Unavailable(f"S3 sends {what} too slowly", field="store")
-        yield piece
+    """A body in pieces; raises Unavailable for one that breaks off or is not of this size."""
+    received = 0
+    with _in_time(body, size_bytes):
+        for piece in body.iter_chunks(PIECE_BYTES):
+            received += len(piece)
+            if received > size_bytes:
+                break
+            yield piece
+    if received != size_bytes:
+        raise Unavailable(f"S3 sent {received} bytes of {size_bytes} of {what}", field="store")
+
+
+@contextmanager
+def _in_time(body: Any, size_bytes: int) -> Iterator[None]:
+    """Breaks off a body that crawls: each byte begins the socket's timeout again."""
+    limit_s = READ_TIMEOUT_S + size_bytes / LEAST_BYTES_PER_S
+    timer = threading.Timer(limit_s, _break_off, (body._raw_stream,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _break_off(stream: Any) -> None:
+    with suppress(RuntimeError, ValueError, OSError):  # it has just come to its end
+        stream.shutdown()
 
 
 def _attempts(size_bytes: int = 0) -> Retrying:
