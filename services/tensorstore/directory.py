@@ -154,15 +154,9 @@ class DirectoryBackend:
 
     def sweep(self, before_s: float) -> int:
         """Scratch files, and the logs of what was verified of models that are gone."""
-        old = [path for path in _entries(self._scratch) if _is_older(path, before_s)]
-        logs = self._root / "verified"
-        old += [path for path in _entries(logs) if not self.path(path.name).exists()]
-        try:
-            for path in old:
-                path.unlink(missing_ok=True)
-        except OSError as error:
-            raise translate(error) from None
-        return len(old)
+        logs = _entries(self._root / "verified")
+        gone = [path for path in logs if not self.path(path.name).exists()]
+        return remove_older(self._scratch, before_s) + _remove(gone)
 
     @contextlib.contextmanager
     def _scratch_file(self) -> Iterator[Path]:
@@ -183,11 +177,25 @@ def _entries(directory: Path) -> list[Path]:
         raise translate(error) from None
 
 
+def remove_older(directory: Path, before_s: float) -> int:
+    """Removes the files of a directory that were last written before this time; how many."""
+    return _remove([path for path in _entries(directory) if _is_older(path, before_s)])
+
+
 def _is_older(path: Path, before_s: float) -> bool:
     try:
         return path.stat().st_mtime < before_s
     except OSError:  # gone meanwhile
         return False
+
+
+def _remove(paths: list[Path]) -> int:
+    try:
+        for path in paths:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise translate(error) from None
+    return len(paths)
 
 
 def pointer_digest(name: str, text: bytes) -> str:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
+import textwrap
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +28,11 @@ from services.common.generation import LayerRange
 from services.tensorstore import s3, upkeep
 from services.tensorstore.backend import digest_of
 from services.tensorstore.client import open_store
+from services.tensorstore.importer import import_checkpoint
 from services.tensorstore.s3 import S3Backend
 from services.tensorstore.slices import Selection
-from tests.checkpoints import bits, expected_slice
+from services.tensorstore.sources import open_source
+from tests.checkpoints import bits, expected_slice, make_tensors, write_checkpoint
 
 PERSISTENT = 10**6
 
@@ -249,6 +256,49 @@ def test_a_damaged_object_is_mended_by_the_next_import(stored: Any, s3_endpoint:
     assert upkeep.verify(backend, stored.imported.digest) == [chunk.digest]
     assert stored.store(backend).stored_bytes == chunk.size_bytes
     assert upkeep.verify(backend, stored.imported.digest) == []
+
+
+KILLED = """
+    import os, signal, sys
+    from pathlib import Path
+    from services.tensorstore.importer import import_checkpoint
+    from services.tensorstore.s3 import S3Backend
+    from services.tensorstore.sources import open_source
+
+    def progress(done, total):
+        if done > total * float(sys.argv[4]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    backend = S3Backend(sys.argv[2], sys.argv[3])
+    import_checkpoint(open_source(Path(sys.argv[1])), backend, "tiny", progress)
+"""
+
+
+@pytest.mark.parametrize("part", ["0.0", "0.5", "0.99"])
+def test_a_killed_import_leaves_the_old_version_and_the_next_completes(
+    stored: Any,
+    s3_endpoint: str,
+    tmp_path: Path,
+    part: str,
+) -> None:
+    backend, old = S3Backend(stored.uri, s3_endpoint), stored.imported.digest
+    config = stored.config | {"num_hidden_layers": 4}
+    source = write_checkpoint(tmp_path / "new", config, make_tensors(config, seed=1))
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(source), stored.uri]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run([*command, s3_endpoint, part], env=environment, timeout=120)
+    assert done.returncode == -9
+    assert backend.resolve("tiny") == old
+    assert upkeep.verify(backend, old) == []
+    assert list(backend.scratch().iterdir())  # what it was writing
+    with closing(open_source(source)) as checkpoint:
+        imported = import_checkpoint(checkpoint, backend, "tiny")
+    if part == "0.99":
+        assert imported.kept_bytes > 0.5 * imported.manifest.size_bytes
+    upkeep.collect(backend, 1e12)
+    assert list(backend.scratch().iterdir()) == []
+    assert backend.resolve("tiny") == imported.digest
+    assert upkeep.verify(backend, imported.digest) == []
 
 
 def test_an_object_swapped_in_mid_read_is_data_loss(stored: Any, s3_endpoint: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from services.tensorstore.client import open_store
 from services.tensorstore.directory import DirectoryBackend
 from services.tensorstore.sources import default_source, open_source
 from tests.checkpoints import bits, make_config, make_tensors, write_checkpoint, write_gguf
+from tests.limits import no_file_above
 
 
 def run_import(backend: DirectoryBackend, source: Path, name: str) -> importer.Imported:
@@ -100,35 +102,58 @@ def test_a_killed_import_leaves_the_old_version_and_the_next_completes(tiny, par
     assert subprocess.run(command, timeout=120).returncode == -9
     assert tiny.model().digest == old
     assert upkeep.verify(tiny.backend, old) == []
+    assert list(tiny.backend.scratch().iterdir())  # what it was writing
     done = run_import(tiny.backend, source, "tiny")
     if part == "0.99":
         assert done.kept_bytes > 0.5 * done.manifest.size_bytes
     with tiny.model().stage(LayerRange(0, 5)) as stage:
         name = "model.layers.4.self_attn.o_proj.weight"
         assert torch.equal(bits(stage.tensors[name]), bits(tensors[name]))
+    upkeep.collect(tiny.backend, 1e12)
+    assert list(tiny.backend.scratch().iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("owner", "method", "call", "size_bytes"),
+    [
+        (importer._Packer, "pack", 0, 3000),  # a chunk
+        (importer._Packer, "pack", 2, 5000),
+        (importer._Packer, "put_bytes", 0, 8),  # a file
+        (importer._Packer, "put_bytes", 1, 1000),  # the manifest
+        (DirectoryBackend, "publish", 0, 60),  # the name
+    ],
+)
 def test_a_full_disk_leaves_the_store_readable_and_the_next_import_completes(
-    tiny, monkeypatch: pytest.MonkeyPatch
+    tiny,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: type,
+    method: str,
+    call: int,
+    size_bytes: int,
 ) -> None:
-    (tiny.source / "config.json").write_text(json.dumps(tiny.config | {"note": 1}))
-    written = 0
-    write = importer._write_all
+    config, calls = make_config(num_hidden_layers=2), itertools.count()
+    tensors = make_tensors(config, seed=1)
+    source = write_checkpoint(tiny.root.parent / "new", config, tensors)
+    (source / "tokenizer.json").write_text('{"version": "2.0"}')
+    original = getattr(owner, method)
 
-    def full(file, data: memoryview) -> None:
-        nonlocal written
-        written += len(data)
-        if written > 9000:
-            raise OSError(28, "No space left on device")
-        write(file, data)
+    def on_a_full_disk(*arguments: object) -> object:
+        if next(calls) < call:
+            return original(*arguments)
+        with no_file_above(size_bytes):
+            return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(importer, "_write_all", full)
+        patch.setattr(owner, method, on_a_full_disk)
         with pytest.raises(ResourceExhausted, match="space"):
-            tiny.store("tiny")
+            run_import(tiny.backend, source, "tiny")
+    assert next(calls) == call + 1
     assert tiny.model().digest == tiny.imported.digest
+    assert upkeep.verify(tiny.backend, tiny.imported.digest) == []
     assert list((tiny.root / "tmp").iterdir()) == []
-    assert tiny.store("tiny").digest != tiny.imported.digest
+    done = run_import(tiny.backend, source, "tiny")
+    assert tiny.model().digest == done.digest != tiny.imported.digest
+    assert upkeep.verify(tiny.backend, done.digest) == []
 
 
 MEASURED = """

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from services.common.errors import DataLoss, NotFound, Unavailable
+from services.common.errors import DataLoss, NotFound, ResourceExhausted, Unavailable
 from services.common.generation import LayerRange
 from services.tensorstore import upkeep
 from services.tensorstore.directory import DirectoryBackend
@@ -18,6 +18,7 @@ from services.tensorstore.export import export
 from services.tensorstore.importer import import_checkpoint
 from services.tensorstore.sources import open_source
 from tests.checkpoints import bits, expected_slice
+from tests.limits import no_file_above
 from tests.mutants import flip
 
 LATER_S = 1e12
@@ -168,6 +169,18 @@ def test_a_damaged_chunk_is_not_copied(tiny, tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         upkeep.copy(tiny.backend, target, "tiny")
     assert upkeep.verify(tiny.backend, tiny.imported.digest) == [path.name]
+
+
+def test_a_copy_to_a_full_disk_publishes_nothing_and_the_next_completes(
+    tiny, tmp_path: Path
+) -> None:
+    target = DirectoryBackend(tmp_path / "target")
+    with no_file_above(5000), pytest.raises(ResourceExhausted):
+        upkeep.copy(tiny.backend, target, "tiny")
+    assert target.names() == []
+    assert list(target.scratch().iterdir()) == []
+    digest, _ = upkeep.copy(tiny.backend, target, "tiny")
+    assert upkeep.verify(target, digest) == []
 
 
 @pytest.mark.parametrize("degree", [1, 4])
