@@ -75,13 +75,20 @@ def mutate_gguf(data: bytes, source: random.Random) -> bytes:
 def mutate_json(document: Any, source: random.Random) -> Any:
     """The document with one value, somewhere, replaced, removed, doubled or moved."""
     copy = json.loads(json.dumps(document))
-    node, parent, key = copy, None, None
+    node: Any = copy
+    parent: Any = None
+    key: Any = None
     while isinstance(node, dict | list) and node and source.random() < 0.85:
         parent = node
         key = source.choice(list(node)) if isinstance(node, dict) else source.randrange(len(node))
         node = node[key]
     if parent is None:
         return source.choice([*_OTHERS, *_NUMBERS])
+    _damage(parent, key, node, source)
+    return copy
+
+
+def _damage(parent: Any, key: Any, node: Any, source: random.Random) -> None:
     match source.randrange(6):
         case 0:
             del parent[key]
@@ -97,4 +104,3 @@ def mutate_json(document: Any, source: random.Random) -> Any:
             source.shuffle(parent)
         case _:
             parent[key] = source.choice(_NUMBERS)
-    return copy
