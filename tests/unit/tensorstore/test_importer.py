@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from services.common.errors import DataLoss, InvalidArgument, ResourceExhausted
+from services.common.errors import DataLoss, InvalidArgument, ResourceExhausted, ShuntError
 from services.common.generation import LayerRange
 from services.tensorstore import importer, upkeep
+from services.tensorstore.backend import read_manifest
 from services.tensorstore.client import open_store
 from services.tensorstore.directory import DirectoryBackend
 from services.tensorstore.sources import default_source, open_source
 from tests.checkpoints import bits, make_config, make_tensors, write_checkpoint, write_gguf
 from tests.limits import no_file_above
+from tests.mutants import mutate_json
 
 
 def run_import(backend: DirectoryBackend, source: Path, name: str) -> importer.Imported:
@@ -248,6 +254,21 @@ def test_a_number_that_is_not_finite_is_refused_before_anything_is_written(
     with pytest.raises(InvalidArgument, match="config"):
         run_import(backend, tiny.source, "tiny")
     assert list(backend.objects()) == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_no_mutant_of_a_config_crashes_an_import(tmp_path_factory, seed: int) -> None:
+    root, config = tmp_path_factory.getbasetemp() / "configs", make_config(num_hidden_layers=1)
+    source = root / "source"
+    if not source.exists():
+        write_checkpoint(source, config, make_tensors(config))
+    text = json.dumps(mutate_json(config, random.Random(seed)))
+    (source / "config.json").write_text(text)
+    backend = DirectoryBackend(root / "store")
+    with suppress(ShuntError):
+        done = run_import(backend, source, "mutant")
+        assert read_manifest(backend, done.digest)[1].config == json.loads(text)
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,11 @@ def test_a_source_that_is_no_plain_file_gets_a_typed_error(tiny, name: str, kind
         tiny.store("other")
 
 
+def test_a_source_that_cannot_even_be_looked_at_gets_a_typed_error() -> None:
+    with pytest.raises(InvalidArgument, match="too long"):
+        open_source(Path("n" * 5000))
+
+
 def test_a_shard_that_vanishes_before_it_is_read_gets_a_typed_error(tiny) -> None:
     with closing(open_source(tiny.source)) as checkpoint:
         (tiny.source / SOURCES[2]).unlink()
