@@ -51,6 +51,9 @@ class Backend(Reader, Protocol):
     @property
     def uri(self) -> str: ...
 
+    def stat(self, digest: str) -> StoredObject | None:
+        """An object as it is now, None without it."""
+
     def touch(self, digest: str, size_bytes: int, older_s: float) -> bool:
         """Makes a present object as young as one just written if it is older than that; False
         when there is none of this size, or it must be put again to be young."""

@@ -38,25 +38,29 @@ class DirectoryBackend:
         return self._objects / digest[:2] / digest
 
     def size(self, digest: str) -> int | None:
+        found = self.stat(digest)
+        return None if found is None else found.size_bytes
+
+    def stat(self, digest: str) -> StoredObject | None:
         try:
-            return self.path(check_digest(digest)).stat().st_size
+            found = self.path(check_digest(digest)).stat()
         except FileNotFoundError:
             return None
         except OSError as error:
             raise translate(error) from None
+        return StoredObject(digest, found.st_size, found.st_mtime)
 
     def touch(self, digest: str, size_bytes: int, older_s: float) -> bool:
-        path = self.path(check_digest(digest))
-        try:
-            stat = path.stat()
-            if stat.st_size != size_bytes:
-                return False
-            if time.time() - stat.st_mtime > older_s:  # puts its verified tiles in doubt: rarely
-                os.utime(path)
-        except FileNotFoundError:
+        found = self.stat(digest)
+        if found is None or found.size_bytes != size_bytes:
             return False
-        except OSError as error:
-            raise translate(error) from None
+        if time.time() - found.modified_s > older_s:
+            try:
+                os.utime(self.path(digest))  # puts its verified tiles in doubt, so not every time
+            except FileNotFoundError:
+                return False
+            except OSError as error:
+                raise translate(error) from None
         return True
 
     def put(self, digest: str, source: Path) -> None:
@@ -101,14 +105,8 @@ class DirectoryBackend:
     def objects(self) -> Iterator[StoredObject]:
         for directory in _entries(self._objects):
             for path in _entries(directory) if len(directory.name) == 2 else ():
-                try:
-                    stat = path.stat()
-                except FileNotFoundError:
-                    continue
-                except OSError as error:
-                    raise translate(error) from None
-                if is_digest(path.name):
-                    yield StoredObject(path.name, stat.st_size, stat.st_mtime)
+                if is_digest(path.name) and (found := self.stat(path.name)) is not None:
+                    yield found
 
     def resolve(self, name: str) -> str | None:
         try:

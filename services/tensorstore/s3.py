@@ -18,7 +18,7 @@ from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
@@ -68,14 +68,6 @@ PART_THREADS = 4  # of one upload
 POINTER_BYTES = 100
 
 
-class _Found(NamedTuple):
-    """What S3 says of an object."""
-
-    etag: str
-    size_bytes: int
-    modified_s: float
-
-
 class S3Backend:
     """Credentials come from boto3's own chain."""
 
@@ -107,22 +99,27 @@ class S3Backend:
         return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
 
     def size(self, digest: str) -> int | None:
+        found = self.stat(digest)
+        return None if found is None else found.size_bytes
+
+    def stat(self, digest: str) -> StoredObject | None:
         try:
-            return self._head(digest).size_bytes
+            found = self._try(lambda: self._head(digest), digest)
         except NotFound:
             return None
+        return StoredObject(digest, int(found["ContentLength"]), found["LastModified"].timestamp())
 
     def touch(self, digest: str, size_bytes: int, older_s: float) -> bool:
-        try:
-            found = self._head(digest)
-            if found.size_bytes != size_bytes:
-                return False
-            if time.time() - found.modified_s > older_s:
-                if size_bytes > COPY_LIMIT_BYTES:
-                    return False
-                self._renew(digest)
-        except NotFound:
+        found = self.stat(digest)
+        if found is None or found.size_bytes != size_bytes:
             return False
+        if time.time() - found.modified_s > older_s:
+            if size_bytes > COPY_LIMIT_BYTES:
+                return False
+            try:
+                self._renew(digest)
+            except NotFound:
+                return False
         return True
 
     def put(self, digest: str, source: Path) -> None:
@@ -195,7 +192,7 @@ class S3Backend:
 
     def _range(self, digest: str, start: int, stop: int) -> Generator[bytes, None, None]:
         """One attempt; what fails is tried again by the caller, the question for the ETag too."""
-        etag = self._etags.get(digest) or self._head_once(digest).etag
+        etag = self._etags.get(digest) or str(self._head(digest)["ETag"])
         if start == stop:
             return
         answer = self._client.get_object(
@@ -286,16 +283,11 @@ class S3Backend:
         )
         self._etags.pop(digest, None)  # parts that became one have another
 
-    def _head(self, digest: str) -> _Found:
-        return self._try(lambda: self._head_once(digest), digest)
-
-    def _head_once(self, digest: str) -> _Found:
+    def _head(self, digest: str) -> Any:
+        """One attempt; the ETag is remembered."""
         answer = self._client.head_object(Bucket=self._bucket, Key=self._object_key(digest))
-        found = _Found(
-            str(answer["ETag"]), int(answer["ContentLength"]), answer["LastModified"].timestamp()
-        )
-        self._etags[digest] = found.etag
-        return found
+        self._etags[digest] = str(answer["ETag"])
+        return answer
 
     def _list(self, prefix: str) -> Iterator[Any]:
         token: str | None = None

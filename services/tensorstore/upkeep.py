@@ -92,8 +92,11 @@ def collect(backend: Backend, now_s: float, grace_s: float = GRACE_S) -> Collect
                 field="model",
             ) from None
     objects = size_bytes = 0
-    for found in list(backend.objects()):
-        if found.digest not in used and now_s - found.modified_s >= grace_s:
+    for listed in list(backend.objects()):
+        if listed.digest in used or now_s - listed.modified_s < grace_s:
+            continue
+        found = backend.stat(listed.digest)  # an import may rely on it since it was listed
+        if found is not None and now_s - found.modified_s >= grace_s:
             backend.delete(found.digest)
             objects += 1
             size_bytes += found.size_bytes

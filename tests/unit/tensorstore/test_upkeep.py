@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from services.common.errors import DataLoss, NotFound, ResourceExhausted, Unavailable
 from services.common.generation import LayerRange
 from services.tensorstore import upkeep
+from services.tensorstore.backend import StoredObject
 from services.tensorstore.directory import DirectoryBackend
 from services.tensorstore.export import export
 from services.tensorstore.importer import import_checkpoint
@@ -90,6 +91,23 @@ def test_what_an_import_or_copy_relies_on_is_not_collected_before_the_name_appea
         assert tiny.store("again").stored_bytes == 0
     else:
         assert upkeep.copy(source, tiny.backend, "tiny")[1] == 0
+    assert upkeep.verify(other, tiny.imported.digest) == []
+
+
+def test_what_is_imported_while_garbage_is_deleted_stays(
+    tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, objects = DirectoryBackend(tiny.root), DirectoryBackend.objects
+    other.withdraw("tiny")
+    make_old(other)
+
+    def imported_behind(self: DirectoryBackend) -> list[StoredObject]:
+        listed = list(objects(self))
+        tiny.store("again")
+        return listed
+
+    monkeypatch.setattr(DirectoryBackend, "objects", imported_behind)
+    assert upkeep.collect(other, time.time()).objects == 0
     assert upkeep.verify(other, tiny.imported.digest) == []
 
 
