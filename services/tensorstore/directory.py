@@ -57,7 +57,7 @@ class DirectoryBackend:
         if time.time() - found.modified_s > older_s:
             try:
                 os.utime(self.path(digest))  # puts its verified tiles in doubt, so not every time
-            except FileNotFoundError:
+            except (FileNotFoundError, PermissionError):  # gone, or written by somebody else
                 return False
             except OSError as error:
                 raise translate(error) from None

@@ -94,6 +94,19 @@ def test_what_an_import_or_copy_relies_on_is_not_collected_before_the_name_appea
     assert upkeep.verify(other, tiny.imported.digest) == []
 
 
+def test_objects_of_another_user_are_put_again_rather_than_left_old(
+    tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_old(tiny.backend)
+
+    def refused(path: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refused)
+    assert tiny.store("again").kept_bytes == 0
+    assert all(found.modified_s > 1 for found in tiny.backend.objects())
+
+
 def test_what_is_imported_while_garbage_is_deleted_stays(
     tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
