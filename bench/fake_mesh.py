@@ -95,7 +95,10 @@ class FakeMesh:
 
     def __init__(self, heads: int) -> None:
         self.tokenizer = tiny_tokenizer()
-        self.eos = self.tokenizer.token_to_id("<|im_end|>")
+        eos = self.tokenizer.token_to_id("<|im_end|>")
+        if eos is None:
+            raise ValueError("the vocabulary has no <|im_end|>")
+        self.eos: int = eos
         self.replies = [REPLY]
         self.limit = 1 << 30
         """No position at or behind this is sampled."""
@@ -174,13 +177,17 @@ class FakeMesh:
         servers = []
         for index in range(len(self.alive)):
             server, self.addresses[index] = _server()
-            engine_pb2_grpc.add_EngineServiceServicer_to_server(_Head(self, index), server)
+            # of each service there is only what the router calls
+            head = _Head(self, index)  # type: ignore[abstract]
+            engine_pb2_grpc.add_EngineServiceServicer_to_server(head, server)
             servers.append(server)
         self._servers = list(servers)
         controller, self.controller_address = _server()
-        controller_pb2_grpc.add_ControllerServiceServicer_to_server(_Controller(self), controller)
+        routes = _Controller(self)  # type: ignore[abstract]
+        controller_pb2_grpc.add_ControllerServiceServicer_to_server(routes, controller)
         store, self.store_address = _server()
-        tensorstore_pb2_grpc.add_TensorStoreServiceServicer_to_server(_Store(self), store)
+        files = _Store(self)  # type: ignore[abstract]
+        tensorstore_pb2_grpc.add_TensorStoreServiceServicer_to_server(files, store)
         servers += [controller, store]
         for server in servers:
             await server.start()

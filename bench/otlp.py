@@ -32,7 +32,8 @@ class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
     def __init__(self) -> None:
         self._lock, self._spans = threading.Lock(), list[ReceivedSpan]()
         self._server = grpc.server(ThreadPoolExecutor(2), options=[("grpc.so_reuseport", 0)])
-        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self._server)
+        add: Any = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
+        add(self, self._server)
         port = self._server.add_insecure_port("127.0.0.1:0")
         self.endpoint = f"http://127.0.0.1:{port}"
         self._server.start()

@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def paper() -> dict[str, Any]:
     for model in MODELS:
         for calibration in ("nominal", "measured"):
             problem = Problem(costs_of(model, calibration), cluster(PAPER, PAPER_PRICES))
-            _, wall, cpu = timed(lambda p=problem: shuntserve.plan(p, Unlimited()))
+            _, wall, cpu = timed(partial(shuntserve.plan, problem, Unlimited()))
             result = compare_planners(model, problem, NAMES, solved, 60.0)
             out[f"{model} {calibration}"] = {
                 "solve_wall_s": wall,
@@ -162,7 +163,7 @@ def against_exact(count: int) -> dict[str, Any]:
     gaps, certified, slowest = [], 0, 0.0
     for _, problem in problems(count):
         ours = rate_of(problem, "shuntserve")
-        solution, _, cpu = timed(lambda p=problem: exact.plan(p, Unlimited()))
+        solution, _, cpu = timed(partial(exact.plan, problem, Unlimited()))
         best = estimate_plan(problem.costs, solution.pipelines)[0].throughput_rps
         bound = solution.upper_bound_rps or 0.0
         certified += best >= bound * (1 - 1e-5)
@@ -188,7 +189,7 @@ def scale() -> dict[str, Any]:
         for label, nodes in grounds.items():
             for model in MODELS:
                 problem = Problem(costs_of(model, "measured"), nodes)
-                rate, wall, cpu = timed(lambda p=problem: rate_of(p, "shuntserve"))
+                rate, wall, cpu = timed(partial(rate_of, problem, "shuntserve"))
                 rows.append(
                     {
                         "gpus": sum(node.kind.gpu_count for node in nodes),
@@ -215,9 +216,8 @@ def replanning(count: int) -> dict[str, Any]:
     for lost in serving[:: max(1, len(serving) // count)][:count]:
         left = tuple(node for node in nodes if node.node_id != lost)
         change = Change(running, {}, generations=(50,) * len(running), tokens_per_generation=800)
-        _, wall, cpu = timed(
-            lambda n=left, c=change: replan(Problem(costs, n), c, shuntserve.plan, Unlimited())
-        )
+        problem = Problem(costs, left)
+        _, wall, cpu = timed(partial(replan, problem, change, shuntserve.plan, Unlimited()))
         walls.append(wall)
         cpus.append(cpu)
     return {
@@ -259,7 +259,7 @@ def calibration(data: Path) -> dict[str, Any]:
     unseen: dict[str, Efficiency] = {}
     for gpu, peer in PEERS.items():
         others = [fitted[g] for g in PEERS if g != gpu]
-        middle = {
+        middle: Any = {
             name: float(np.median([getattr(one, name) for one in others]))
             for name in ("mbu", "attention_mbu", "launch_us")
         }

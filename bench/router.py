@@ -132,7 +132,8 @@ async def opened(mesh: meshes.Mesh) -> AsyncIterator[Bench]:
         watch = controller_pb2_grpc.ControllerServiceStub(controller).WatchRoutes(
             controller_pb2.WatchRoutesRequest(router_id="bench"), timeout=TIMEOUT_S
         )
-        routes = [route_from(route) for route in (await watch.read()).routes]
+        first: Any = await watch.read()
+        routes = [route_from(route) for route in first.routes]
         watch.cancel()
         files = await TensorStore(store, TIMEOUT_S, 1 << 30).files(routes[0].model)
         opened = {route.address: channels.open_channel(route.address) for route in routes}

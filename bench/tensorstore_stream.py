@@ -26,7 +26,7 @@ async def stream(request: bytes, context: Any) -> AsyncIterator[pb.ReadResponse]
 async def serve() -> None:
     server = grpc.aio.server()
     serializer = pb.ReadResponse.SerializeToString
-    handlers = {
+    handlers: dict[str, Any] = {
         "Stream": grpc.unary_stream_rpc_method_handler(stream, response_serializer=serializer)
     }
     server.add_generic_rpc_handlers(

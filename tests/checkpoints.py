@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import torch
 from safetensors.torch import save_file
+from tokenizers import pre_tokenizers
 
 DTYPES = (
     torch.bfloat16,
@@ -44,6 +47,11 @@ def make_tensors(
 ) -> dict[str, torch.Tensor]:
     """Random bits under Hugging Face's names."""
     generator = torch.Generator().manual_seed(seed)
+    return {name: _random(shape, dtype, generator) for name, shape in shapes_of(config).items()}
+
+
+def shapes_of(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor, by Hugging Face's name."""
     hidden, rows = config["hidden_size"], config["intermediate_size"]
     query = config["num_attention_heads"] * config["head_dim"]
     keys = config["num_key_value_heads"] * config["head_dim"]
@@ -70,7 +78,7 @@ def make_tensors(
     shapes["model.norm.weight"] = (hidden,)
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (config["vocab_size"], hidden)
-    return {name: _random(shape, dtype, generator) for name, shape in shapes.items()}
+    return shapes
 
 
 def _random(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
@@ -97,6 +105,68 @@ def write_checkpoint(
         index = {"metadata": {}, "weight_map": weight_map}
         (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     return directory
+
+
+def write_gguf(path: Path, config: Mapping[str, Any], seed: int = 0) -> Path:
+    """A Llama of random numbers in Q8_0, norms in F32, with a byte-level vocabulary."""
+    source = np.random.default_rng(seed)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [*alphabet, "he", *(f"<{n}>" for n in range(config["vocab_size"]))]
+    writer.add_token_list(words[: config["vocab_size"]])
+    kinds = [1 if n <= len(alphabet) else 3 for n in range(config["vocab_size"])]
+    writer.add_token_types(kinds)
+    writer.add_token_merges(["h e"] if config["vocab_size"] > len(alphabet) else [])
+    writer.add_eos_token_id(0)
+    for name, shape in shapes_of(config).items():
+        values = source.standard_normal(shape, np.float32)
+        if len(shape) == 1:
+            writer.add_tensor(gguf_name(name), values)
+            continue
+        blocks = gguf.quantize(values, gguf.GGMLQuantizationType.Q8_0)
+        writer.add_tensor(gguf_name(name), blocks, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+_GGUF_WHOLE = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+_GGUF_PARTS = {
+    "input_layernorm": "attn_norm",
+    "q_proj": "attn_q",
+    "k_proj": "attn_k",
+    "v_proj": "attn_v",
+    "o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "gate_proj": "ffn_gate",
+    "up_proj": "ffn_up",
+    "down_proj": "ffn_down",
+}
+
+
+def gguf_name(name: str) -> str:
+    """llama.cpp's name of a tensor."""
+    if name in _GGUF_WHOLE:
+        return _GGUF_WHOLE[name]
+    parts = name.split(".")
+    return f"blk.{parts[2]}.{_GGUF_PARTS[parts[-2]]}.{parts[-1]}"
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 _NUMBERS = (-1, 0, 1, 2**31, 2**63, 2**64, 10**30, 1.5, True, float("inf"))
@@ -18,6 +19,16 @@ _OTHERS: tuple[Any, ...] = (
     [[[]]],
     "x" * 999,
 )
+
+
+def flip(path: Path, bit: int) -> None:
+    """Flips one bit of a file, read-only or not."""
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.seek(bit // 8)
+        byte = file.read(1)[0]
+        file.seek(bit // 8)
+        file.write(bytes([byte ^ 1 << bit % 8]))
 
 
 def mutate_bytes(data: bytes, source: random.Random) -> bytes:
@@ -39,16 +50,45 @@ def mutate_bytes(data: bytes, source: random.Random) -> bytes:
     return bytes(found)
 
 
+def mutate_gguf(data: bytes, source: random.Random) -> bytes:
+    """Damage that leaves the size as it is, so that more than the header's end is reached: bytes
+    overwritten, or a word of the metadata changed for another of its length."""
+    found = bytearray(data)
+    for _ in range(source.randint(1, 3)):
+        at = source.randrange(len(found) if source.random() < 0.2 else len(found) // 4)
+        match source.randrange(4):
+            case 0:
+                found[at] ^= 1 << source.randrange(8)
+            case 1:
+                found[at] = source.choice((0, 1, 3, 8, 9, 0x7F, 0x80, 0xFF))
+            case 2:
+                start = source.randrange(len(found))
+                piece = found[start : start + source.randint(1, 16)]
+                found[at : at + len(piece)] = piece[: len(found) - at]
+            case _:
+                at = data.find(source.choice((b".ggml.", b"llama.", b"blk.", b".weight")), at)
+                if at >= 0:
+                    found[at + source.randrange(6)] ^= 1
+    return bytes(found)
+
+
 def mutate_json(document: Any, source: random.Random) -> Any:
     """The document with one value, somewhere, replaced, removed, doubled or moved."""
     copy = json.loads(json.dumps(document))
-    node, parent, key = copy, None, None
+    node: Any = copy
+    parent: Any = None
+    key: Any = None
     while isinstance(node, dict | list) and node and source.random() < 0.85:
         parent = node
         key = source.choice(list(node)) if isinstance(node, dict) else source.randrange(len(node))
         node = node[key]
     if parent is None:
         return source.choice([*_OTHERS, *_NUMBERS])
+    _damage(parent, key, node, source)
+    return copy
+
+
+def _damage(parent: Any, key: Any, node: Any, source: random.Random) -> None:
     match source.randrange(6):
         case 0:
             del parent[key]
@@ -64,4 +104,3 @@ def mutate_json(document: Any, source: random.Random) -> Any:
             source.shuffle(parent)
         case _:
             parent[key] = source.choice(_NUMBERS)
-    return copy

@@ -51,8 +51,15 @@ class Backend(Reader, Protocol):
     @property
     def uri(self) -> str: ...
 
+    def stat(self, digest: str) -> StoredObject | None:
+        """An object as it is now, None without it."""
+
+    def touch(self, digest: str, size_bytes: int, older_s: float) -> bool:
+        """Makes a present object as young as one just written if it is older than that; False
+        when there is none of this size, or it must be put again to be young."""
+
     def put(self, digest: str, source: Path) -> None:
-        """Stores a file's bytes; the file may be moved away. A present object is left alone."""
+        """Stores a file's bytes in place of what may be there; the file may be moved away."""
 
     def delete(self, digest: str) -> None: ...
 
@@ -66,6 +73,9 @@ class Backend(Reader, Protocol):
 
     def scratch(self) -> Path:
         """A directory for files on their way in."""
+
+    def sweep(self, before_s: float) -> int:
+        """Removes what killed imports left before this time, beside objects; how many things."""
 
 
 Pieces = Generator[memoryview, None, None]

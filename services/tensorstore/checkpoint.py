@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ ARCHITECTURES = (
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
 )
+CONFIG_LIMIT_BYTES = 4 << 20
 _NEEDED = (
     "input_layernorm.weight",
     "self_attn.q_proj.weight",
@@ -71,6 +73,7 @@ class Checkpoint(Protocol):
 def check(checkpoint: Checkpoint) -> Tiling:
     """Raises InvalidArgument unless the tensors are a whole model of a family the store knows."""
     config, tensors = checkpoint.config, checkpoint.tensors
+    _check_config(config)
     names = config.get("architectures")
     if not isinstance(names, list) or not any(name in ARCHITECTURES for name in names):
         raise InvalidArgument(
@@ -95,6 +98,16 @@ def check(checkpoint: Checkpoint) -> Tiling:
                 field="shape",
             )
     return tiling
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    """It becomes part of the manifest, so it must be fit for one before any weights are written."""
+    try:
+        text = json.dumps(dict(config), allow_nan=False)
+    except (ValueError, TypeError, RecursionError) as error:  # 1e999 is read as infinity
+        raise InvalidArgument(f"config: {ascii(str(error))[:120]}", field="config") from None
+    if len(text) > CONFIG_LIMIT_BYTES:
+        raise InvalidArgument(f"config has more than {CONFIG_LIMIT_BYTES} bytes", field="config")
 
 
 def is_tied(config: Mapping[str, Any]) -> bool:

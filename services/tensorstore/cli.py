@@ -8,15 +8,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-from services.common.errors import InvalidArgument, ShuntError
+from services.common.errors import DataLoss, InvalidArgument, NotFound, ShuntError
 from services.common.generation import LayerRange
+
+if TYPE_CHECKING:
+    from services.tensorstore.backend import Reader
 
 app = typer.Typer(help="Stored models and their weights.", no_args_is_help=True)
 _errors = Console(stderr=True)
@@ -78,14 +81,20 @@ def list_(
     store: StoreOption = DEFAULT_STORE,
     endpoint_url: EndpointOption = None,
 ) -> None:
-    """Lists the models."""
+    """Lists the models; one that cannot be read is listed with what is wrong with it."""
+    from services.tensorstore.places import open_reader
+
     with _reported():
-        models = [_summary(store, endpoint_url, name) for name in _names(store, endpoint_url)]
+        reader = open_reader(store, endpoint_url)
+        models = [_summary_or_problem(reader, name) for name in reader.names()]
     if json_:
         print(json.dumps(models))
         return
     table = Table("name", "layers", "MB", "TP degrees", "digest", box=None)
     for model in models:
+        if "problem" in model:
+            table.add_row(model["name"], "", "", "", model["problem"])
+            continue
         degrees = ", ".join(map(str, model["tp_degrees"]))
         size = f"{model['size_bytes'] / 1e6:.1f}"
         table.add_row(model["name"], str(model["layers"]), size, degrees, model["digest"])
@@ -100,8 +109,11 @@ def show(
     endpoint_url: EndpointOption = None,
 ) -> None:
     """Shows what a model is made of."""
+    from services.tensorstore.names import check_model_name
+    from services.tensorstore.places import open_reader
+
     with _reported():
-        found = _summary(store, endpoint_url, name, whole=True)
+        found = _summary(open_reader(store, endpoint_url), check_model_name(name), whole=True)
     if json_:
         print(json.dumps(found))
         return
@@ -185,9 +197,12 @@ def push(
     target: Annotated[str, typer.Argument(help="URI of the store to copy to.")],
     store: StoreOption = DEFAULT_STORE,
     endpoint_url: EndpointOption = None,
+    to_endpoint_url: Annotated[
+        str | None, typer.Option(help="S3 endpoint of the target, if it is another.")
+    ] = None,
 ) -> None:
     """Copies a model to another store; what is there already is not sent."""
-    _copy(name, store, target, endpoint_url)
+    _copy(name, (store, endpoint_url), (target, to_endpoint_url or endpoint_url))
 
 
 @app.command()
@@ -196,9 +211,12 @@ def pull(
     source: Annotated[str, typer.Argument(help="URI of the store to copy from.")],
     store: StoreOption = DEFAULT_STORE,
     endpoint_url: EndpointOption = None,
+    from_endpoint_url: Annotated[
+        str | None, typer.Option(help="S3 endpoint of the source, if it is another.")
+    ] = None,
 ) -> None:
     """Copies a model from another store."""
-    _copy(name, source, store, endpoint_url)
+    _copy(name, (source, from_endpoint_url or endpoint_url), (store, endpoint_url))
 
 
 @app.command()
@@ -227,35 +245,29 @@ def gc(
 
     with _reported():
         done = upkeep.collect(open_backend(store, endpoint_url), time.time(), grace_s)
-    print(f"{done.objects} objects, {done.size_bytes} bytes deleted")
+    print(f"{done.objects} objects, {done.size_bytes} bytes, {done.leftovers} leftovers deleted")
 
 
-def _copy(name: str, source: str, target: str, endpoint_url: str | None) -> None:
+def _copy(name: str, source: tuple[str, str | None], target: tuple[str, str | None]) -> None:
     from services.tensorstore import upkeep
     from services.tensorstore.places import open_backend
 
-    with _reported():
-        one, other = open_backend(source, endpoint_url), open_backend(target, endpoint_url)
-        with _bar(f"copy {name}") as progress:
-            digest, copied = upkeep.copy(one, other, name, progress)
+    with _reported(), _bar(f"copy {name}") as progress:
+        digest, copied = upkeep.copy(open_backend(*source), open_backend(*target), name, progress)
     print(f"{name} {digest} copied {copied} bytes")
 
 
-def _names(store: str, endpoint_url: str | None) -> list[str]:
-    from services.tensorstore.places import open_reader
+def _summary_or_problem(reader: Reader, name: str) -> dict[str, Any]:
+    try:
+        return _summary(reader, name)
+    except (DataLoss, NotFound) as error:
+        return {"name": name, "problem": error.message}
 
-    return open_reader(store, endpoint_url).names()
 
-
-def _summary(
-    store: str, endpoint_url: str | None, name: str, *, whole: bool = False
-) -> dict[str, Any]:
+def _summary(reader: Reader, name: str, *, whole: bool = False) -> dict[str, Any]:
     from services.tensorstore.backend import find_manifest, read_manifest
-    from services.tensorstore.names import check_model_name
-    from services.tensorstore.places import open_reader
 
-    reader = open_reader(store, endpoint_url)
-    digest = find_manifest(reader, check_model_name(name))
+    digest = find_manifest(reader, name)
     _, manifest = read_manifest(reader, digest)
     found: dict[str, Any] = {
         "name": name,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from services.common.errors import DataLoss, NotFound, ResourceExhausted, ShuntError, Unavailable
 from services.tensorstore.backend import PIECE_BYTES, Pieces, StoredObject
-from services.tensorstore.names import check_digest, check_model_name
+from services.tensorstore.names import check_digest, check_model_name, is_digest, is_model_name
 
 
 class DirectoryBackend:
@@ -36,17 +38,33 @@ class DirectoryBackend:
         return self._objects / digest[:2] / digest
 
     def size(self, digest: str) -> int | None:
+        found = self.stat(digest)
+        return None if found is None else found.size_bytes
+
+    def stat(self, digest: str) -> StoredObject | None:
         try:
-            return self.path(check_digest(digest)).stat().st_size
+            found = self.path(check_digest(digest)).stat()
         except FileNotFoundError:
             return None
         except OSError as error:
             raise translate(error) from None
+        return StoredObject(digest, found.st_size, found.st_mtime)
+
+    def touch(self, digest: str, size_bytes: int, older_s: float) -> bool:
+        found = self.stat(digest)
+        if found is None or found.size_bytes != size_bytes:
+            return False
+        if time.time() - found.modified_s > older_s:
+            try:
+                os.utime(self.path(digest))  # puts its verified tiles in doubt, so not every time
+            except (FileNotFoundError, PermissionError):  # gone, or written by somebody else
+                return False
+            except OSError as error:
+                raise translate(error) from None
+        return True
 
     def put(self, digest: str, source: Path) -> None:
         target = self.path(check_digest(digest))
-        if self.size(digest) == source.stat().st_size:
-            return
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(source, os.O_RDONLY)
@@ -58,10 +76,10 @@ class DirectoryBackend:
             if source.parent == self._scratch:
                 source.replace(target)
             else:
-                own = self.scratch() / uuid.uuid4().hex
-                shutil.copyfile(source, own)
-                own.chmod(0o444)
-                own.replace(target)
+                with self._scratch_file() as own:
+                    shutil.copyfile(source, own)
+                    own.chmod(0o444)
+                    own.replace(target)
             sync_directory(target.parent)
         except OSError as error:
             raise translate(error) from None
@@ -79,13 +97,16 @@ class DirectoryBackend:
             os.close(descriptor)
 
     def delete(self, digest: str) -> None:
-        self.path(check_digest(digest)).unlink(missing_ok=True)
+        try:
+            self.path(check_digest(digest)).unlink(missing_ok=True)
+        except OSError as error:
+            raise translate(error) from None
 
     def objects(self) -> Iterator[StoredObject]:
-        for path in sorted(self._objects.glob("??/*")):
-            with contextlib.suppress(FileNotFoundError):
-                stat = path.stat()
-                yield StoredObject(path.name, stat.st_size, stat.st_mtime)
+        for directory in _entries(self._objects):
+            for path in _entries(directory) if len(directory.name) == 2 else ():
+                if is_digest(path.name) and (found := self.stat(path.name)) is not None:
+                    yield found
 
     def resolve(self, name: str) -> str | None:
         try:
@@ -100,12 +121,12 @@ class DirectoryBackend:
         target = self._models / check_model_name(name)
         try:
             self._models.mkdir(parents=True, exist_ok=True)
-            temporary = self.scratch() / uuid.uuid4().hex
-            with temporary.open("wb") as file:
-                file.write(check_digest(digest).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
+            with self._scratch_file() as temporary:
+                with temporary.open("wb") as file:
+                    file.write(check_digest(digest).encode() + b"\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(target)
             sync_directory(self._models)
         except OSError as error:
             raise translate(error) from None
@@ -115,13 +136,12 @@ class DirectoryBackend:
             (self._models / check_model_name(name)).unlink()
         except FileNotFoundError:
             return False
+        except OSError as error:
+            raise translate(error) from None
         return True
 
     def names(self) -> list[str]:
-        try:
-            return sorted(entry.name for entry in self._models.iterdir())
-        except FileNotFoundError:
-            return []
+        return [path.name for path in _entries(self._models) if is_model_name(path.name)]
 
     def scratch(self) -> Path:
         try:
@@ -129,6 +149,51 @@ class DirectoryBackend:
         except OSError as error:
             raise translate(error) from None
         return self._scratch
+
+    def sweep(self, before_s: float) -> int:
+        """Scratch files, and the logs of what was verified of models that are gone."""
+        logs = _entries(self._root / "verified")
+        gone = [path for path in logs if not self.path(path.name).exists()]
+        return remove_older(self._scratch, before_s) + _remove(gone)
+
+    @contextlib.contextmanager
+    def _scratch_file(self) -> Iterator[Path]:
+        path = self.scratch() / uuid.uuid4().hex
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _entries(directory: Path) -> list[Path]:
+    """What lies in a directory, by name; nothing if it is no directory."""
+    try:
+        return sorted(directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise translate(error) from None
+
+
+def remove_older(directory: Path, before_s: float) -> int:
+    """Removes the files of a directory that were last written before this time; how many."""
+    return _remove([path for path in _entries(directory) if _is_older(path, before_s)])
+
+
+def _is_older(path: Path, before_s: float) -> bool:
+    try:
+        return path.stat().st_mtime < before_s
+    except OSError:  # gone meanwhile
+        return False
+
+
+def _remove(paths: list[Path]) -> int:
+    try:
+        for path in paths:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise translate(error) from None
+    return len(paths)
 
 
 def pointer_digest(name: str, text: bytes) -> str:
@@ -164,6 +229,6 @@ def sync_directory(path: Path) -> None:
 
 def translate(error: OSError) -> ShuntError:
     """The error tree's name for what the operating system said."""
-    if error.errno in (28, 122):  # ENOSPC, EDQUOT
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return ResourceExhausted(f"no space left: {error.strerror}", field="store")
     return Unavailable(f"{error.strerror}: {error.filename or 'store'}", field="store")

@@ -14,7 +14,7 @@ from gguf.quants import dequantize
 from services.common.errors import InvalidArgument
 from services.tensorstore import gguf_file, gguf_tokenizer
 from services.tensorstore.checkpoint import SourceTensor
-from services.tensorstore.safetensors_file import read_exactly
+from services.tensorstore.source_file import open_file, read_exactly
 
 _PARTS = {
     "attn_norm": "input_layernorm",
@@ -39,16 +39,16 @@ _FAMILIES = {
     "mistral": ("MistralForCausalLM", "mistral"),
     "qwen3": ("Qwen3ForCausalLM", "qwen3"),
 }
-_STEP_BYTES = 8 << 20
+_STEP_BYTES = 1 << 20  # as float32; rounding holds a few times that
 
 
 class GgufCheckpoint:
     """Reads and dequantises by rows."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises InvalidArgument for a malformed file or another family of models."""
-        header = gguf_file.read_header(path)
-        self._metadata = header.metadata
+    def __init__(self, path: Path, within: Path | None = None) -> None:
+        """Raises InvalidArgument for a malformed file, another family of models, or a link that
+        leads out of the directory given."""
+        header = gguf_file.read_header(path, within)
         self.files: Mapping[str, bytes] = gguf_tokenizer.tokenizer_files(header.metadata)
         self._sources = {
             hf_name(name): tensor
@@ -65,28 +65,33 @@ class GgufCheckpoint:
             "self_attn.q_proj": self.config["num_attention_heads"] if permuted else 0,
             "self_attn.k_proj": self.config["num_key_value_heads"] if permuted else 0,
         }
-        self._descriptor = os.open(path, os.O_RDONLY)
+        for name, tensor in self._sources.items():
+            _check_rows(name, tensor, self._heads_of(name))
+        self._descriptor = open_file(path, within)
 
     def read_rows(self, name: str, first: int, last: int, into: memoryview) -> None:
-        out = np.frombuffer(into, dtype=np.uint16)
         source = self._sources[name]
-        heads = next((n for part, n in self._heads.items() if f".{part}." in name), 0)
-        if heads:
-            whole = self._bf16(source, 0, source.shape[0])
-            head_rows = source.shape[0] // heads
-            halves = whole.reshape(heads, head_rows // 2, 2, -1).swapaxes(1, 2)
-            ordered = halves.reshape(source.shape[0], -1)
-            out[:] = ordered[first:last].reshape(-1)
-            return
-        row_elements = len(out) // (last - first)
-        step = max(1, _STEP_BYTES // (row_elements * 4))
-        for row in range(first, last, step):
-            stop = min(row + step, last)
-            piece = self._bf16(source, row, stop)
-            out[(row - first) * row_elements : (stop - first) * row_elements] = piece.reshape(-1)
+        out = np.frombuffer(into, dtype=np.uint16).reshape(last - first, -1)
+        heads = self._heads_of(name)
+        head_rows = source.shape[0] // heads if heads else 0
+        step = head_rows or max(1, _STEP_BYTES // (out.shape[1] * 4))
+        row = first
+        while row < last:
+            if heads:  # whole ones, for their rows come in another order
+                start = row // step * step
+                rows = _reordered(self._bf16(source, start, start + step))
+            else:
+                start, rows = row, self._bf16(source, row, min(row + step, last))
+            stop = min(start + len(rows), last)
+            out[row - first : stop - first] = rows[row - start : stop - start]
+            row = stop
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+    def _heads_of(self, name: str) -> int:
+        """Into how many heads a tensor's rows are reordered; 0 for those that are not."""
+        return next((n for part, n in self._heads.items() if f".{part}." in name), 0)
 
     def _bf16(self, source: gguf_file.GgufTensor, first: int, last: int) -> Any:
         """Rows as bf16 bit patterns, [rows, columns]."""
@@ -95,17 +100,16 @@ class GgufCheckpoint:
         read_exactly(self._descriptor, source.start + first * row_bytes, memoryview(raw))
         _, block_bytes = GGML_QUANT_SIZES[source.kind]
         blocks = np.frombuffer(raw, dtype=np.uint8).reshape(last - first, -1)
-        if source.kind.name in ("F32", "F16"):
-            dtype = np.float32 if block_bytes == 4 else np.float16
-            values = blocks.view(dtype).astype(np.float32)
-        else:
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not a number stays so
+            if source.kind.name in ("F32", "F16"):
+                dtype = np.float32 if block_bytes == 4 else np.float16
+                return round_to_bf16(blocks.view(dtype).astype(np.float32))
             try:
-                values = dequantize(blocks, source.kind)
+                return round_to_bf16(dequantize(blocks, source.kind))
             except (NotImplementedError, ValueError):
                 raise InvalidArgument(
                     f"tensor type {source.kind.name} cannot be read", field="type"
                 ) from None
-        return round_to_bf16(values)
 
     def _config(self, header: gguf_file.GgufHeader) -> dict[str, Any]:
         metadata = header.metadata
@@ -130,11 +134,15 @@ class GgufCheckpoint:
             "num_hidden_layers": _metadata_int(metadata, f"{family}.block_count"),
             "num_attention_heads": heads,
             "num_key_value_heads": _metadata_int(metadata, f"{family}.attention.head_count_kv"),
-            "head_dim": metadata.get(f"{family}.attention.key_length", hidden // heads),
+            "head_dim": _metadata_int(
+                metadata, f"{family}.attention.key_length", max(1, hidden // heads)
+            ),
             "vocab_size": embedding.shape[0],
             "max_position_embeddings": _metadata_int(metadata, f"{family}.context_length"),
-            "rms_norm_eps": short_float(metadata[f"{family}.attention.layer_norm_rms_epsilon"]),
-            "rope_theta": float(metadata.get(f"{family}.rope.freq_base", 10000.0)),
+            "rms_norm_eps": short_float(
+                _metadata_float(metadata, f"{family}.attention.layer_norm_rms_epsilon")
+            ),
+            "rope_theta": _metadata_float(metadata, f"{family}.rope.freq_base", 10000.0),
             "attention_bias": False,
             "mlp_bias": False,
             "tie_word_embeddings": "lm_head.weight" not in self._sources,
@@ -152,8 +160,8 @@ def hf_name(name: str) -> str:
     if name in _WHOLE:
         return _WHOLE[name]
     parts = name.split(".")
-    if len(parts) == 4 and parts[0] == "blk" and parts[1].isdecimal() and parts[2] in _PARTS:
-        return f"model.layers.{int(parts[1])}.{_PARTS[parts[2]]}.{parts[3]}"
+    if len(parts) == 4 and parts[0] == "blk" and parts[2] in _PARTS:
+        return f"model.layers.{parts[1]}.{_PARTS[parts[2]]}.{parts[3]}"  # checked by `place`
     raise InvalidArgument(f"tensor {ascii(name)[:80]} is not known", field="name")
 
 
@@ -169,8 +177,31 @@ def short_float(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _metadata_int(metadata: Mapping[str, Any], key: str) -> int:
-    value = metadata.get(key)
+def _check_rows(name: str, tensor: gguf_file.GgufTensor, heads: int) -> None:
+    """Rows are read one by one, so each must be whole blocks, and each head two halves."""
+    block, _ = GGML_QUANT_SIZES[tensor.kind]
+    if len(tensor.shape) == 1 and block > 1:
+        raise InvalidArgument(f"{name} is a vector of type {tensor.kind.name}", field="type")
+    if heads and tensor.shape[0] % (2 * heads):
+        raise InvalidArgument(
+            f"{name} of shape {list(tensor.shape)} is not made of {heads} heads", field="shape"
+        )
+
+
+def _reordered(rows: Any) -> Any:
+    """One head's rows in Hugging Face's order: [a0, b0, a1, b1, …] to [a0, a1, …, b0, b1, …]."""
+    return rows.reshape(len(rows) // 2, 2, -1).swapaxes(0, 1).reshape(len(rows), -1)
+
+
+def _metadata_int(metadata: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = metadata.get(key, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InvalidArgument(f"{key} must be a positive integer", field=key)
     return value
+
+
+def _metadata_float(metadata: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    value = metadata.get(key, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e30:
+        raise InvalidArgument(f"{key} must be a positive number", field=key)
+    return float(value)

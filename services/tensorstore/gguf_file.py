@@ -6,12 +6,14 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from services.common.errors import InvalidArgument
+from services.tensorstore.directory import translate
 from services.tensorstore.manifest import MAX_RANK, MAX_TENSORS
+from services.tensorstore.source_file import open_file
 
 METADATA_LIMIT_BYTES = 256 << 20
 MAX_KEYS = 4096
@@ -51,13 +53,13 @@ class GgufHeader:
     tensors: dict[str, GgufTensor]
 
 
-def read_header(path: Path) -> GgufHeader:
+def read_header(path: Path, within: Path | None = None) -> GgufHeader:
     """The header of a file; raises InvalidArgument for a malformed one."""
-    with path.open("rb") as file:
-        file_bytes = os.fstat(file.fileno()).st_size
-        data = file.read(min(file_bytes, METADATA_LIMIT_BYTES))
     try:
-        return _Parser(data, file_bytes).header()
+        with os.fdopen(open_file(path, within), "rb") as file:
+            return _Parser(file).header()
+    except OSError as error:
+        raise translate(error) from None
     except (struct.error, UnicodeDecodeError, OverflowError) as error:
         raise InvalidArgument(f"{path.name}: {ascii(str(error))[:80]}", field="header") from None
     except InvalidArgument as error:
@@ -65,9 +67,12 @@ def read_header(path: Path) -> GgufHeader:
 
 
 class _Parser:
-    def __init__(self, data: bytes, file_bytes: int) -> None:
-        self._data = data
-        self._file_bytes = file_bytes
+    """Takes a header piece by piece, so that no more of the file is in memory than it says."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._file_bytes = os.fstat(file.fileno()).st_size
+        self._limit_bytes = min(self._file_bytes, METADATA_LIMIT_BYTES)
         self._at = 0
 
     def header(self) -> GgufHeader:
@@ -135,10 +140,11 @@ class _Parser:
         return name, shape, kind, offset
 
     def _take(self, size: int) -> bytes:
-        if size > len(self._data) - self._at:
+        data = self._file.read(size) if size <= self._limit_bytes - self._at else b""
+        if len(data) != size:
             raise InvalidArgument("the header ends too early", field="header")
         self._at += size
-        return self._data[self._at - size : self._at]
+        return data
 
     def _number(self, form: str) -> Any:
         return struct.unpack(form, self._take(struct.calcsize(form)))[0]
@@ -159,6 +165,10 @@ class _Parser:
             inner, count = self._number("<I"), self._count(MAX_ITEMS, "items")
             if inner == _ARRAY:
                 raise InvalidArgument("arrays of arrays are not used", field="metadata")
+            if inner in _SCALARS:
+                one = _SCALARS[inner]
+                many = f"<{count}{one[1]}"
+                return list(struct.unpack(many, self._take(count * struct.calcsize(one))))
             return [self._value(inner) for _ in range(count)]
         if kind not in _SCALARS:
             raise InvalidArgument(f"value type {kind} is unknown", field="metadata")

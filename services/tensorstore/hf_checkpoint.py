@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from services.tensorstore import safetensors_file
 from services.tensorstore.checkpoint import SourceTensor
 from services.tensorstore.manifest import MANIFEST_LIMIT_BYTES, load_json
 from services.tensorstore.names import check_file_name
+from services.tensorstore.source_file import open_file, read_exactly, read_file
 
 FILES = (
     "tokenizer.json",
@@ -30,17 +32,20 @@ _INDEX = "model.safetensors.index.json"
 class HfCheckpoint:
     """Reads a directory by ranges; nothing of it is mapped, so nothing can be pulled away."""
 
-    def __init__(self, directory: Path) -> None:
-        """Raises NotFound or InvalidArgument for a directory that is not a model."""
+    def __init__(self, directory: Path, within: Path | None = None) -> None:
+        """Raises NotFound or InvalidArgument for a directory that is not a model, or whose links
+        lead out of the one given."""
+        self._within = within
+        read = partial(read_file, limit_bytes=MANIFEST_LIMIT_BYTES, within=within)
         self.config: Mapping[str, Any] = load_json(
-            _read(directory / "config.json"), MANIFEST_LIMIT_BYTES
+            read(directory / "config.json"), MANIFEST_LIMIT_BYTES
         )
         self.files: Mapping[str, bytes] = {
-            name: _read(directory / name) for name in FILES if (directory / name).is_file()
+            name: read(directory / name) for name in FILES if (directory / name).is_file()
         }
         self._entries: dict[str, safetensors_file.Entry] = {}
-        for shard in _shards(directory):
-            for entry in safetensors_file.read_header(shard):
+        for shard in _shards(directory, read):
+            for entry in safetensors_file.read_header(shard, within):
                 if entry.name in self._entries:
                     raise InvalidArgument(f"tensor {entry.name} occurs twice", field="name")
                 if not entry.name.endswith("rotary_emb.inv_freq"):  # recomputed by every engine
@@ -55,10 +60,10 @@ class HfCheckpoint:
         entry = self._entries[name]
         descriptor = self._descriptors.get(entry.path)
         if descriptor is None:
-            descriptor = os.open(entry.path, os.O_RDONLY)
+            descriptor = open_file(entry.path, self._within)
             self._descriptors[entry.path] = descriptor
         start = entry.start + first * (entry.size_bytes // entry.shape[0])
-        safetensors_file.read_exactly(descriptor, start, into)
+        read_exactly(descriptor, start, into)
 
     def close(self) -> None:
         for descriptor in self._descriptors.values():
@@ -66,14 +71,14 @@ class HfCheckpoint:
         self._descriptors.clear()
 
 
-def _shards(directory: Path) -> list[Path]:
+def _shards(directory: Path, read: Callable[[Path], bytes]) -> list[Path]:
     index = directory / _INDEX
     if not index.is_file():
         found = sorted(directory.glob("*.safetensors"))
         if not found:
             raise InvalidArgument("the directory holds no *.safetensors", field="source")
         return found
-    weight_map = load_json(_read(index), MANIFEST_LIMIT_BYTES).get("weight_map")
+    weight_map = load_json(read(index), MANIFEST_LIMIT_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InvalidArgument(f"{_INDEX} has no weight_map", field="weight_map")
     shards = [directory / check_file_name(name) for name in sorted(set(weight_map.values()))]
@@ -81,13 +86,3 @@ def _shards(directory: Path) -> list[Path]:
         if not shard.is_file():
             raise InvalidArgument(f"shard {shard.name} is missing", field="weight_map")
     return shards
-
-
-def _read(path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise InvalidArgument(f"{path.name}: {error.strerror}", field="source") from None
-    if size > MANIFEST_LIMIT_BYTES:
-        raise InvalidArgument(f"{path.name} has more than {MANIFEST_LIMIT_BYTES} bytes")
-    return path.read_bytes()

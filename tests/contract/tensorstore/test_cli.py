@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from services.tensorstore.cli import app
 from tests.checkpoints import bits, make_config, make_tensors, write_checkpoint
+from tests.mutants import flip
 
 run = CliRunner()
 
@@ -67,11 +68,37 @@ def test_damage_is_named_and_exits_1(source: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     model("import", source, "--name", "tiny", "--store", store)
     path = max(store.rglob("objects/??/*"), key=lambda path: path.stat().st_size)
-    data = bytearray(path.read_bytes())
-    data[100] ^= 8
-    path.chmod(0o644)
-    path.write_bytes(data)
+    flip(path, 803)
     assert path.name in model("verify", "tiny", "--store", store, code=1).output
+
+
+def test_a_damaged_model_is_listed_as_such_beside_the_sound_ones(
+    source: Path, tmp_path: Path
+) -> None:
+    store = ["--store", tmp_path / "store"]
+    model("import", source, "--name", "sound", *store)
+    (source / "config.json").write_text(json.dumps(make_config(note=1)))
+    digest = model("import", source, "--name", "damaged", *store).output.split("damaged ")[1][:64]
+    flip(tmp_path / "store" / "objects" / digest[:2] / digest, 40)
+    damaged, sound = json.loads(model("list", "--json", *store).stdout)
+    assert damaged == {"name": "damaged", "problem": f"object {digest} is damaged"}
+    assert (sound["name"], sound["layers"]) == ("sound", 3)
+    assert "is damaged" in " ".join(model("list", *store).output.split())
+
+
+def test_the_stores_of_a_copy_may_have_endpoints_of_their_own(
+    source: Path, proxy: Any, s3_endpoint: str, s3_uri: str
+) -> None:
+    endpoint, faults = proxy
+    store = ["--store", s3_uri, "--endpoint-url", s3_endpoint]
+    model("import", source, "--name", "tiny", *store)
+    model("push", "tiny", s3_uri + "/copy", *store, "--to-endpoint-url", endpoint)
+    assert {"/copy/" in path for _, path, _ in faults.requests} == {True}
+    faults.requests.clear()
+    there = ["--store", s3_uri + "/back", "--endpoint-url", s3_endpoint]
+    model("pull", "tiny", s3_uri + "/copy", *there, "--from-endpoint-url", endpoint)
+    assert {method for method, _, _ in faults.requests} == {"GET", "HEAD"}
+    model("verify", "tiny", *there)
 
 
 @pytest.mark.parametrize(

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
+import textwrap
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
 import torch
+from tenacity import retry, stop_after_delay, wait_fixed
 
-from services.common.errors import DataLoss, NotFound, PermissionDenied, Unavailable
+from services.common.errors import (
+    DataLoss,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    Unavailable,
+)
 from services.common.generation import LayerRange
 from services.tensorstore import s3, upkeep
+from services.tensorstore.backend import digest_of
 from services.tensorstore.client import open_store
+from services.tensorstore.importer import import_checkpoint
 from services.tensorstore.s3 import S3Backend
 from services.tensorstore.slices import Selection
-from tests.checkpoints import bits, expected_slice
+from services.tensorstore.sources import open_source
+from tests.checkpoints import bits, expected_slice, make_tensors, write_checkpoint
 
 PERSISTENT = 10**6
 
@@ -105,6 +121,186 @@ def test_a_wrong_answer_that_stays_is_a_typed_error(
     load(stored, endpoint, tmp_path / "c")
 
 
+WRITES = {
+    "HEAD": lambda method, path: method == "HEAD",
+    "PUT": lambda method, path: method == "PUT",
+    "LIST": lambda method, path: "list-type=2" in path,
+    "begin": lambda method, path: method == "POST" and "uploads" in path,
+    "part": lambda method, path: method == "PUT" and "partNumber" in path,
+    "complete": lambda method, path: method == "POST" and "uploadId" in path,
+}
+
+
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Path]:
+    """An object of several parts."""
+    monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
+    data = random.Random(5).randbytes(12 << 20)
+    (tmp_path / "large").write_bytes(data)
+    return digest_of(data), tmp_path / "large"
+
+
+@pytest.mark.parametrize("request_kind", WRITES)
+def test_errors_in_passing_of_an_import_are_tried_again(
+    stored: Any, proxy: Any, large: tuple[str, Path], request_kind: str
+) -> None:
+    endpoint, faults = proxy
+    uri = stored.uri + "/again"
+    faults.chosen, faults.status, faults.times = WRITES[request_kind], 503, 3
+    backend = S3Backend(uri, endpoint)
+    done = stored.store(backend)
+    backend.put(*large)
+    assert backend.names() == ["tiny"]
+    assert faults.times == 0
+    assert upkeep.verify(backend, done.digest) == []
+    assert digest_of(b"".join(map(bytes, backend.pieces(large[0], 0, 12 << 20)))) == large[0]
+
+
+@pytest.mark.parametrize("request_kind", WRITES)
+def test_an_upload_that_cannot_be_made_is_a_typed_error_and_leaves_nothing_begun(
+    stored: Any, proxy: Any, large: tuple[str, Path], request_kind: str
+) -> None:
+    endpoint, faults = proxy
+    faults.chosen, faults.status, faults.times = WRITES[request_kind], 503, PERSISTENT
+    backend = S3Backend(stored.uri, endpoint)
+    with pytest.raises(Unavailable):
+        backend.names() if request_kind == "LIST" else backend.put(*large)
+    asked = [path for method, path, _ in faults.requests if faults.chosen(method, path)]
+    assert len(asked) <= 3 * s3.ATTEMPTS  # three parts; never attempts within attempts
+    faults.times = 0
+    begun = backend.sweep(1e12)
+    assert begun == (s3.ATTEMPTS if request_kind == "begin" else 0)  # whose names never came back
+    backend.put(*large)
+    assert backend.size(large[0]) == 12 << 20
+
+
+def test_one_read_asks_no_more_often_than_its_attempts(stored: Any, proxy: Any) -> None:
+    endpoint, faults = proxy
+    faults.chosen, faults.status, faults.times = WRITES["HEAD"], 503, PERSISTENT
+    chunk = stored.imported.manifest.chunks[0]
+    with pytest.raises(Unavailable):
+        list(S3Backend(stored.uri, endpoint).pieces(chunk.digest, 0, chunk.size_bytes))
+    assert len(faults.requests) == s3.ATTEMPTS
+
+
+@pytest.mark.parametrize("fault", ["slow", "drip"])
+def test_a_slow_answer_ends_in_time_with_a_typed_error(
+    stored: Any, proxy: Any, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr(s3, "READ_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(s3, "DEADLINE_S", 1.0)
+    endpoint, faults = proxy
+    backend = S3Backend(stored.uri, endpoint)
+    chunk = stored.imported.manifest.chunks[0]  # dripping it takes an hour
+    setattr(faults, fault, PERSISTENT)
+    with pytest.raises(Unavailable):
+        list(backend.pieces(chunk.digest, 0, chunk.size_bytes))
+    faults.chosen = lambda method, path: "/models/" in path
+    with pytest.raises(Unavailable):
+        backend.resolve("tiny")
+    setattr(faults, fault, 1)
+    assert backend.resolve("tiny") == stored.imported.digest
+
+
+def test_an_object_that_is_kept_is_young_again_and_one_of_another_size_is_not_kept(
+    stored: Any, s3_endpoint: str
+) -> None:
+    backend = S3Backend(stored.uri, s3_endpoint)
+    digest, size = next(iter(stored.imported.manifest.objects().items()))
+    assert backend.touch(digest, size, older_s=3600)
+    assert not backend.touch(digest, size - 1, older_s=-3600)
+    assert not backend.touch("0" * 64, size, older_s=-3600)
+    before = {found.digest: found.modified_s for found in backend.objects()}[digest]
+    wait_until_after(before)
+    assert backend.touch(digest, size, older_s=-3600)
+    assert {found.digest: found.modified_s for found in backend.objects()}[digest] > before
+    assert upkeep.verify(backend, stored.imported.digest) == []
+
+
+@retry(stop=stop_after_delay(10), wait=wait_fixed(0.1))
+def wait_until_after(second: float) -> None:
+    """S3 tells times in whole seconds."""
+    assert time.time() > second + 1
+
+
+def test_what_was_begun_and_never_completed_is_swept(stored: Any, s3_endpoint: str) -> None:
+    backend = S3Backend(stored.uri, s3_endpoint)
+    client = boto3.client("s3", endpoint_url=s3_endpoint)
+    prefix = stored.uri.removeprefix("s3://weights/")
+    client.create_multipart_upload(Bucket="weights", Key=f"{prefix}/objects/00/{'0' * 64}")
+    assert upkeep.collect(backend, 0.0).leftovers == 0
+    assert upkeep.collect(backend, 1e12).leftovers == 1
+    assert upkeep.collect(backend, 1e12).leftovers == 0
+
+
+def test_what_is_foreign_beside_models_and_objects_is_left_alone(
+    stored: Any, s3_endpoint: str
+) -> None:
+    backend = S3Backend(stored.uri, s3_endpoint)
+    client = boto3.client("s3", endpoint_url=s3_endpoint)
+    prefix = stored.uri.removeprefix("s3://weights/")
+    for key in ("models/.DS_Store", "objects/readme.txt"):
+        client.put_object(Bucket="weights", Key=f"{prefix}/{key}", Body=b"x")
+    assert backend.names() == ["tiny"]
+    assert upkeep.collect(backend, 1e12).objects == 0
+    assert client.head_object(Bucket="weights", Key=f"{prefix}/objects/readme.txt")
+
+
+def test_a_damaged_object_is_mended_by_the_next_import(stored: Any, s3_endpoint: str) -> None:
+    backend = S3Backend(stored.uri, s3_endpoint)
+    client = boto3.client("s3", endpoint_url=s3_endpoint)
+    chunk = stored.imported.manifest.chunks[1]
+    prefix = stored.uri.removeprefix("s3://weights/")
+    key = f"{prefix}/objects/{chunk.digest[:2]}/{chunk.digest}"
+    client.put_object(Bucket="weights", Key=key, Body=bytes(chunk.size_bytes))
+    assert upkeep.verify(backend, stored.imported.digest) == [chunk.digest]
+    assert stored.store(backend).stored_bytes == chunk.size_bytes
+    assert upkeep.verify(backend, stored.imported.digest) == []
+
+
+KILLED = """
+    import os, signal, sys
+    from pathlib import Path
+    from services.tensorstore.importer import import_checkpoint
+    from services.tensorstore.s3 import S3Backend
+    from services.tensorstore.sources import open_source
+
+    def progress(done, total):
+        if done > total * float(sys.argv[4]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    backend = S3Backend(sys.argv[2], sys.argv[3])
+    import_checkpoint(open_source(Path(sys.argv[1])), backend, "tiny", progress)
+"""
+
+
+@pytest.mark.parametrize("part", ["0.0", "0.5", "0.99"])
+def test_a_killed_import_leaves_the_old_version_and_the_next_completes(
+    stored: Any,
+    s3_endpoint: str,
+    tmp_path: Path,
+    part: str,
+) -> None:
+    backend, old = S3Backend(stored.uri, s3_endpoint), stored.imported.digest
+    config = stored.config | {"num_hidden_layers": 4}
+    source = write_checkpoint(tmp_path / "new", config, make_tensors(config, seed=1))
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(source), stored.uri]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run([*command, s3_endpoint, part], env=environment, timeout=120)
+    assert done.returncode == -9
+    assert backend.resolve("tiny") == old
+    assert upkeep.verify(backend, old) == []
+    assert list(backend.scratch().iterdir())  # what it was writing
+    with closing(open_source(source)) as checkpoint:
+        imported = import_checkpoint(checkpoint, backend, "tiny")
+    if part == "0.99":
+        assert imported.kept_bytes > 0.5 * imported.manifest.size_bytes
+    upkeep.collect(backend, 1e12)
+    assert list(backend.scratch().iterdir()) == []
+    assert backend.resolve("tiny") == imported.digest
+    assert upkeep.verify(backend, imported.digest) == []
+
+
 def test_an_object_swapped_in_mid_read_is_data_loss(stored: Any, s3_endpoint: str) -> None:
     backend = S3Backend(stored.uri, s3_endpoint)
     chunk = stored.imported.manifest.chunks[0]
@@ -153,6 +349,17 @@ def test_a_missing_object_and_wrong_credentials_are_told_apart(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(PermissionDenied):
         S3Backend(stored.uri, s3_endpoint).names()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(PermissionDenied):
+        S3Backend(stored.uri, s3_endpoint).names()
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "http://[::1", "ftp//x"])
+def test_an_endpoint_that_is_no_url_is_refused(endpoint: str) -> None:
+    with pytest.raises(InvalidArgument):
+        S3Backend("s3://weights/x", endpoint)
 
 
 def test_a_server_that_is_away_is_unavailable() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +110,15 @@ def test_an_operator_imports_verifies_and_deletes(stored: Any, stub: Any, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "source", ["../source", "/etc/passwd", "..", "", "a/b", "link", "x\0y", "n" * 5000]
+    "source", ["../source", "/etc/passwd", "..", "", "a/b", "link", "linked", "x\0y", "n" * 5000]
 )
 def test_an_import_never_leaves_its_directory(
     stored: Any, stub: Any, tmp_path: Path, source: str
 ) -> None:
     (tmp_path / "incoming" / "link").symlink_to(stored.source)
+    shutil.copytree(stored.source, tmp_path / "incoming" / "linked")
+    (tmp_path / "incoming" / "linked" / "tokenizer.json").unlink()
+    (tmp_path / "incoming" / "linked" / "tokenizer.json").symlink_to("/etc/hostname")
     call = stub.Import(pb.ImportRequest(source=source, name="x"), timeout=TIMEOUT_S)
     assert code_of(call) in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
 

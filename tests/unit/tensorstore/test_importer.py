@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from services.common.errors import DataLoss, InvalidArgument, ResourceExhausted
+from services.common.errors import DataLoss, InvalidArgument, ResourceExhausted, ShuntError
 from services.common.generation import LayerRange
 from services.tensorstore import importer, upkeep
+from services.tensorstore.backend import read_manifest
 from services.tensorstore.client import open_store
 from services.tensorstore.directory import DirectoryBackend
-from services.tensorstore.sources import open_source
-from tests.checkpoints import bits, make_config, make_tensors, write_checkpoint
+from services.tensorstore.sources import default_source, open_source
+from tests.checkpoints import bits, make_config, make_tensors, write_checkpoint, write_gguf
+from tests.limits import no_file_above
+from tests.mutants import mutate_json
 
 
 def run_import(backend: DirectoryBackend, source: Path, name: str) -> importer.Imported:
@@ -100,35 +108,58 @@ def test_a_killed_import_leaves_the_old_version_and_the_next_completes(tiny, par
     assert subprocess.run(command, timeout=120).returncode == -9
     assert tiny.model().digest == old
     assert upkeep.verify(tiny.backend, old) == []
+    assert list(tiny.backend.scratch().iterdir())  # what it was writing
     done = run_import(tiny.backend, source, "tiny")
     if part == "0.99":
         assert done.kept_bytes > 0.5 * done.manifest.size_bytes
     with tiny.model().stage(LayerRange(0, 5)) as stage:
         name = "model.layers.4.self_attn.o_proj.weight"
         assert torch.equal(bits(stage.tensors[name]), bits(tensors[name]))
+    upkeep.collect(tiny.backend, 1e12)
+    assert list(tiny.backend.scratch().iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("owner", "method", "call", "size_bytes"),
+    [
+        (importer._Packer, "pack", 0, 3000),  # a chunk
+        (importer._Packer, "pack", 2, 5000),
+        (importer._Packer, "put_bytes", 0, 8),  # a file
+        (importer._Packer, "put_bytes", 1, 1000),  # the manifest
+        (DirectoryBackend, "publish", 0, 60),  # the name
+    ],
+)
 def test_a_full_disk_leaves_the_store_readable_and_the_next_import_completes(
-    tiny, monkeypatch: pytest.MonkeyPatch
+    tiny,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: type,
+    method: str,
+    call: int,
+    size_bytes: int,
 ) -> None:
-    (tiny.source / "config.json").write_text(json.dumps(tiny.config | {"note": 1}))
-    written = 0
-    write = importer._write_all
+    config, calls = make_config(num_hidden_layers=2), itertools.count()
+    tensors = make_tensors(config, seed=1)
+    source = write_checkpoint(tiny.root.parent / "new", config, tensors)
+    (source / "tokenizer.json").write_text('{"version": "2.0"}')
+    original = getattr(owner, method)
 
-    def full(file, data: memoryview) -> None:
-        nonlocal written
-        written += len(data)
-        if written > 9000:
-            raise OSError(28, "No space left on device")
-        write(file, data)
+    def on_a_full_disk(*arguments: object) -> object:
+        if next(calls) < call:
+            return original(*arguments)
+        with no_file_above(size_bytes):
+            return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(importer, "_write_all", full)
+        patch.setattr(owner, method, on_a_full_disk)
         with pytest.raises(ResourceExhausted, match="space"):
-            tiny.store("tiny")
+            run_import(tiny.backend, source, "tiny")
+    assert next(calls) == call + 1
     assert tiny.model().digest == tiny.imported.digest
+    assert upkeep.verify(tiny.backend, tiny.imported.digest) == []
     assert list((tiny.root / "tmp").iterdir()) == []
-    assert tiny.store("tiny").digest != tiny.imported.digest
+    done = run_import(tiny.backend, source, "tiny")
+    assert tiny.model().digest == done.digest != tiny.imported.digest
+    assert upkeep.verify(tiny.backend, done.digest) == []
 
 
 MEASURED = """
@@ -176,6 +207,25 @@ def test_an_import_holds_no_more_than_two_of_the_largest_tensor(tiny, tmp_path: 
     )
 
 
+@pytest.mark.parametrize("kind", ["the default model", "a larger one"])
+def test_an_import_of_a_gguf_file_holds_no_more_either(tiny, tmp_path: Path, kind: str) -> None:
+    source, largest = default_source(), 49152 * 576 * 2
+    if kind == "a larger one":
+        config = make_config(
+            hidden_size=2048,
+            intermediate_size=8192,
+            num_attention_heads=16,
+            num_key_value_heads=16,
+            head_dim=128,
+            vocab_size=1024,
+        )
+        source, largest = write_gguf(tmp_path / "large.gguf", config), 2048 * 8192 * 2
+    command = [sys.executable, "-c", textwrap.dedent(MEASURED)]
+    command += [str(source), str(tiny.source), str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    assert int(done.stdout) <= 2 * largest
+
+
 def test_a_source_that_shrinks_in_mid_import_is_data_loss(tiny) -> None:
     checkpoint = open_source(tiny.source)
     file = next(tiny.source.glob("*.safetensors"))
@@ -187,9 +237,44 @@ def test_a_source_that_shrinks_in_mid_import_is_data_loss(tiny) -> None:
     assert tiny.model().digest == tiny.imported.digest
 
 
+@pytest.mark.parametrize("what", ["weight_scale", "input_scale", "weight_scale_inv", "qweight"])
+def test_a_checkpoint_whose_weights_need_scales_is_refused_as_such(tiny, what: str) -> None:
+    scale = {f"model.layers.0.mlp.up_proj.{what}": torch.ones(1)}
+    write_checkpoint(tiny.source, tiny.config, tiny.tensors | scale)
+    with pytest.raises(InvalidArgument, match=f"{what}' belongs to a quantised checkpoint"):
+        tiny.store("other")
+
+
+def test_a_number_that_is_not_finite_is_refused_before_anything_is_written(
+    tiny, tmp_path: Path
+) -> None:
+    text = json.dumps(tiny.config)[:-1] + ', "factor": 1e999}'
+    (tiny.source / "config.json").write_text(text)
+    backend = DirectoryBackend(tmp_path / "fresh")
+    with pytest.raises(InvalidArgument, match="config"):
+        run_import(backend, tiny.source, "tiny")
+    assert list(backend.objects()) == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_no_mutant_of_a_config_crashes_an_import(tmp_path_factory, seed: int) -> None:
+    root, config = tmp_path_factory.getbasetemp() / "configs", make_config(num_hidden_layers=1)
+    source = root / "source"
+    if not source.exists():
+        write_checkpoint(source, config, make_tensors(config))
+    text = json.dumps(mutate_json(config, random.Random(seed)))
+    (source / "config.json").write_text(text)
+    backend = DirectoryBackend(root / "store")
+    with suppress(ShuntError):
+        done = run_import(backend, source, "mutant")
+        assert read_manifest(backend, done.digest)[1].config == json.loads(text)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
+        {"note": "x" * (5 << 20)},
         {"architectures": ["MixtralForCausalLM"]},
         {"architectures": None},
         {"num_attention_heads": 0},

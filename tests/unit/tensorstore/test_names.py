@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.errors import InvalidArgument
+from services.common.errors import InvalidArgument, Unavailable
 from services.tensorstore.directory import DirectoryBackend
 from services.tensorstore.names import check_digest, check_file_name, check_model_name
 
@@ -59,3 +59,23 @@ def test_a_bad_digest_is_refused(tmp_path, digest: str) -> None:
     for call in (check_digest, backend.size, backend.delete):
         with pytest.raises(InvalidArgument):
             call(digest)
+
+
+def test_a_store_that_is_no_directory_gives_typed_errors(tmp_path) -> None:
+    for name in ("objects", "models", "tmp"):
+        (tmp_path / name).write_bytes(b"")
+    backend = DirectoryBackend(tmp_path)
+    assert backend.names() == []
+    assert list(backend.objects()) == []
+    (tmp_path / "file").write_bytes(b"x")
+    for call in (
+        lambda: backend.withdraw("x"),
+        lambda: backend.delete("0" * 64),
+        lambda: backend.touch("0" * 64, 1, 0),
+        lambda: backend.size("0" * 64),
+        lambda: backend.put("0" * 64, tmp_path / "file"),
+        lambda: backend.publish("x", "0" * 64),
+        lambda: backend.scratch(),
+    ):
+        with pytest.raises(Unavailable):
+            call()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from services.common.errors import DataLoss, InvalidArgument
+from services.common.errors import DataLoss, InvalidArgument, NotFound
 from services.tensorstore.checkpoint import Checkpoint
 from services.tensorstore.hf_checkpoint import HfCheckpoint
 from services.tensorstore.safetensors_file import read_header
-from services.tensorstore.sources import open_source
+from services.tensorstore.sources import default_source, open_source
 from tests.mutants import mutate_bytes
 
 
@@ -114,3 +115,56 @@ def test_a_missing_tensor_is_named(tiny) -> None:
     (tiny.source / "config.json").write_text(json.dumps(config))
     with pytest.raises(InvalidArgument, match=r"model\.layers\.3\.input_layernorm"):
         tiny.store("other")
+
+
+SOURCES = ("config.json", "tokenizer.json", "model-00001-of-00001.safetensors")
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("kind", ["pipe", "loop", "missing"])
+def test_a_source_that_is_no_plain_file_gets_a_typed_error(tiny, name: str, kind: str) -> None:
+    path = tiny.source / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "loop":
+        path.symlink_to(path)
+    if name == "tokenizer.json":  # one that is not there, or no file, is not part of the model
+        assert "tokenizer.json" not in tiny.store("other").manifest.files
+        return
+    with pytest.raises((InvalidArgument, NotFound)):
+        tiny.store("other")
+
+
+def test_a_source_that_cannot_even_be_looked_at_gets_a_typed_error() -> None:
+    with pytest.raises(InvalidArgument, match="too long"):
+        open_source(Path("n" * 5000))
+
+
+def test_a_shard_that_vanishes_before_it_is_read_gets_a_typed_error(tiny) -> None:
+    with closing(open_source(tiny.source)) as checkpoint:
+        (tiny.source / SOURCES[2]).unlink()
+        with pytest.raises(NotFound, match="missing"):
+            read_everything(checkpoint)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_links_are_followed_only_where_they_may_be(tiny, tmp_path: Path, name: str) -> None:
+    outside, inside = tmp_path / "outside", tiny.source / "inside"
+    (tiny.source / name).rename(outside)
+    (tiny.source / name).symlink_to(outside)
+    open_source(tiny.source).close()
+    with pytest.raises(InvalidArgument, match="lies elsewhere"):
+        open_source(tiny.source, within=tiny.source)
+    outside.rename(inside)
+    (tiny.source / name).unlink()
+    (tiny.source / name).symlink_to(inside)
+    with closing(open_source(tiny.source, within=tiny.source)) as checkpoint:
+        read_everything(checkpoint)
+
+
+def test_a_linked_gguf_file_is_refused_too(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x.gguf").symlink_to(default_source())
+    with pytest.raises(InvalidArgument, match="lies elsewhere"):
+        open_source(tmp_path / "in" / "x.gguf", within=tmp_path / "in")
