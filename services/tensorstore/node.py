@@ -9,8 +9,9 @@ from pathlib import Path
 
 from services.common.errors import InvalidArgument, NotFound, PermissionDenied
 from services.tensorstore.backend import PIECE_BYTES, Backend, find_manifest, read_manifest
-from services.tensorstore.cache import ChunkCache, Source, Tally
+from services.tensorstore.cache import ChunkCache
 from services.tensorstore.directory import DirectoryBackend, translate
+from services.tensorstore.fetch import Source, Tally
 from services.tensorstore.importer import Imported, import_checkpoint
 from services.tensorstore.manifest import Manifest
 from services.tensorstore.names import check_digest, check_file_name, check_model_name
@@ -122,14 +123,15 @@ def build(
 ) -> Node:
     """A node's store with the caches that the plan asks for."""
     disk: Residence
+    sources: list[Source] = [*peers, backend]
     if isinstance(backend, DirectoryBackend) and plan.directory is None:
-        disk, root = LocalResidence(backend.root), backend.root
+        disk, root, sources = LocalResidence(backend.root), backend.root, []
     else:
         root = plan.directory or default_cache_directory()
-        disk = ChunkCache(root, plan.limit_bytes, [*peers, backend], tally)
+        disk = ChunkCache(root, plan.limit_bytes, sources, tally)
     if plan.memory_directory is None:
         return Node(backend, disk, [root], import_directory)
-    below = DirectoryBackend(root)
-    memory = ChunkCache(plan.memory_directory, plan.memory_limit_bytes, [below])
-    held = [plan.memory_directory, root]
-    return Node(backend, TieredResidence(disk, memory), held, import_directory)
+    tiers = TieredResidence(
+        disk, root, plan.memory_directory, plan.memory_limit_bytes, sources, tally
+    )
+    return Node(backend, tiers, [plan.memory_directory, root], import_directory)

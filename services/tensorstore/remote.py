@@ -17,21 +17,19 @@ from shuntserve.common.v1 import common_pb2
 from shuntserve.tensorstore.v1 import tensorstore_pb2 as pb
 from shuntserve.tensorstore.v1 import tensorstore_pb2_grpc as rpc
 
-from services.common.errors import DataLoss, NotFound, Unavailable
+from services.common.channel_options import options
+from services.common.errors import Aborted, DataLoss, NotFound, Unavailable
 from services.common.statuses import from_rpc_error
 from services.tensorstore.backend import Pieces, digest_of
 from services.tensorstore.manifest import MANIFEST_LIMIT_BYTES
-from services.tensorstore.residence import Progress
+from services.tensorstore.residence import HeldFile, Progress
 from services.tensorstore.slices import Selection
 
 CALL_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0
 OPEN_TIMEOUT_S = 3600.0
 _DATA_TAG = b"\x0a"  # field 1, length-delimited
-_OPTIONS = [
-    ("grpc.max_receive_message_length", MANIFEST_LIMIT_BYTES + (1 << 20)),
-    ("grpc.enable_retries", 0),
-]
+_OPTIONS = options(MANIFEST_LIMIT_BYTES + (1 << 20))
 _TLS_FILES = ("SHUNT_TLS_AUTHORITY", "SHUNT_TLS_KEY", "SHUNT_TLS_CERTIFICATE")
 
 
@@ -146,29 +144,35 @@ class RemoteResidence:
         self._reader = reader
 
     @contextmanager
-    def hold(self, selection: Selection, progress: Progress | None) -> Iterator[list[str]]:
+    def hold(self, selection: Selection, progress: Progress | None) -> Iterator[list[HeldFile]]:
         call = self._reader.open(selection)
         try:
             yield _opened(call, selection, progress)
+            if not call.is_active():
+                raise Aborted("the store ended the call before all was mapped", field="slice")
         finally:
             call.cancel()
 
 
-def _opened(call: Any, selection: Selection, progress: Progress | None) -> list[str]:
+def _opened(call: Any, selection: Selection, progress: Progress | None) -> list[HeldFile]:
     try:
         for answer in call:
             if answer.HasField("progress"):
                 if progress is not None:
                     progress(answer.progress.done_bytes, answer.progress.total_bytes)
                 continue
-            paths = list(answer.opened.paths)
-            names = [selection.manifest.chunks[wanted.chunk].digest for wanted in selection.ranges]
+            opened = answer.opened
+            chunks = [selection.manifest.chunks[wanted.chunk] for wanted in selection.ranges]
             if (
-                answer.opened.digest != selection.digest
-                or [path.rpartition("/")[2] for path in paths] != names
+                opened.digest != selection.digest
+                or [path.rpartition("/")[2] for path in opened.paths] != [c.digest for c in chunks]
+                or len(opened.inodes) != len(chunks)
             ):
                 raise DataLoss("the store opened something else", field="slice")
-            return paths
+            return [
+                HeldFile(path, inode, chunk.size_bytes)
+                for path, inode, chunk in zip(opened.paths, opened.inodes, chunks, strict=True)
+            ]
     except grpc.RpcError as error:
         raise from_rpc_error(error) from None
     raise Unavailable("the store ended the call", field="slice")

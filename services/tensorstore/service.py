@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, TypeVar
@@ -40,6 +42,8 @@ class TensorStoreServicer(rpc.TensorStoreServiceServicer):
         self._node = node
         self._share = share
         self._max_steps = max_steps
+        # Threads of their own: steps that wait for a source must not keep a Read from its thread.
+        self._steps = ThreadPoolExecutor(max_steps, "step")
         self._running = 0
         self._hold_s = hold_s
 
@@ -74,10 +78,6 @@ class TensorStoreServicer(rpc.TensorStoreServiceServicer):
         async for event in self._step(partial(self._bring, selection)):
             if isinstance(event, pb.TransferProgress):
                 yield pb.PrefetchResponse(progress=event)
-        whole = pb.TransferProgress(
-            done_bytes=selection.size_bytes, total_bytes=selection.size_bytes
-        )
-        yield pb.PrefetchResponse(progress=whole)
 
     async def Open(
         self, request: pb.OpenRequest, context: Context
@@ -85,18 +85,22 @@ class TensorStoreServicer(rpc.TensorStoreServiceServicer):
         selection = await self._selection(request.slice)
         held, gone = ExitStack(), threading.Event()
 
-        def enter(progress: Progress) -> list[str]:
-            paths = held.enter_context(self._node.residence.hold(selection, progress))
+        def enter(progress: Progress) -> pb.OpenedSlice:
+            files = held.enter_context(self._node.residence.hold(selection, progress))
             if gone.is_set():  # the caller left in mid-transfer
                 held.close()
-            return [os.path.abspath(path) for path in paths]  # noqa: PTH100
+            return pb.OpenedSlice(
+                digest=selection.digest,
+                paths=[os.path.abspath(file) for file in files],  # noqa: PTH100
+                inodes=[file.inode for file in files],
+            )
 
         try:
             async for event in self._step(enter):
                 if isinstance(event, pb.TransferProgress):
                     yield pb.OpenResponse(progress=event)
                     continue
-                yield pb.OpenResponse(opened=pb.OpenedSlice(digest=selection.digest, paths=event))
+                yield pb.OpenResponse(opened=event)
             # the engine maps the files and ends the call; one that forgets does not hold for ever
             async with asyncio.timeout(self._hold_s):
                 await asyncio.Event().wait()
@@ -185,14 +189,20 @@ class TensorStoreServicer(rpc.TensorStoreServiceServicer):
             latest = (done_bytes, total_bytes)
 
         self._running += 1
-        task = asyncio.ensure_future(asyncio.to_thread(work, progress))
+        context = contextvars.copy_context()
+        task = asyncio.get_running_loop().run_in_executor(
+            self._steps, partial(context.run, work, progress)
+        )
         task.add_done_callback(self._ended)
         shown = latest
-        while not task.done():
+        while True:
             await asyncio.wait({task}, timeout=PROGRESS_INTERVAL_S)
+            ended = task.done()  # asked before progress, of which the last must be seen
             if latest != shown:
                 shown = latest
                 yield pb.TransferProgress(done_bytes=shown[0], total_bytes=shown[1])
+            if ended:
+                break
         yield task.result()
 
     def _ended(self, task: asyncio.Future[Any]) -> None:

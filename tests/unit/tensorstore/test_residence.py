@@ -83,6 +83,21 @@ def test_a_warm_load_reads_nothing_again(tiny, monkeypatch: pytest.MonkeyPatch) 
     assert read != []
 
 
+def test_what_was_verified_before_the_machine_booted_is_read_again(
+    tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tiny.model().stage(LayerRange(0, 3)):
+        pass
+    read: list[int] = []
+    before = residence.check_tile
+    monkeypatch.setattr(residence, "check_tile", lambda *job: read.append(job[2]) or before(*job))
+    monkeypatch.setattr(residence, "_boot", lambda: b"another")
+    for _ in range(2):
+        with tiny.model().stage(LayerRange(0, 3)):
+            pass
+    assert len(read) == sum(len(chunk.ends) for chunk in tiny.imported.manifest.chunks)
+
+
 def test_only_the_slice_is_read(tiny) -> None:
     seen = []
     with tiny.model().stage(LayerRange(0, 3), 8, 3, progress=lambda *pair: seen.append(pair)):
