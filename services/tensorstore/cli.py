@@ -140,20 +140,23 @@ def verify(
     name: NameArgument,
     store: StoreOption = DEFAULT_STORE,
     endpoint_url: EndpointOption = None,
+    cache_dir: CacheOption = None,
 ) -> None:
-    """Reads every byte again; exits 1 and names what is damaged."""
-    from services.tensorstore import upkeep
+    """Reads every byte again, in the store and in its cache; exits 1 and names what is damaged."""
     from services.tensorstore.backend import find_manifest
+    from services.tensorstore.node import CachePlan, build
     from services.tensorstore.places import open_backend
 
     with _reported():
         backend = open_backend(store, endpoint_url)
         digest = find_manifest(backend, name)
         with _bar(f"verify {name}") as progress:
-            damaged = upkeep.verify(backend, digest, progress)
-    for found in damaged:
+            damaged = build(backend, CachePlan(directory=cache_dir)).verify(digest, progress)
+    for found in damaged.objects:
         print(f"damaged: {found}")
-    if damaged:
+    for path, chunk in damaged.files.items():
+        print(f"damaged: {chunk} in {path}")
+    if damaged.objects or damaged.files:
         raise typer.Exit(1)
     print(f"{name} {digest} is whole")
 

@@ -25,11 +25,13 @@ import torch
 from services.common.errors import Aborted
 from services.tensorstore.backend import Reader, find_manifest, read_manifest, read_whole
 from services.tensorstore.cache import ChunkCache
+from services.tensorstore.directory import DirectoryBackend
+from services.tensorstore.kept import KeptReader
 from services.tensorstore.manifest import Manifest
 from services.tensorstore.mapping import MappedFiles
 from services.tensorstore.names import check_model_name
-from services.tensorstore.places import DEFAULT_CACHE_BYTES, open_backend, open_residence
-from services.tensorstore.residence import Progress, Residence
+from services.tensorstore.places import DEFAULT_CACHE_BYTES, default_cache_directory, open_backend
+from services.tensorstore.residence import LocalResidence, Progress, Residence
 from services.tensorstore.slices import Selection
 
 HOLD_ATTEMPTS = 5
@@ -187,6 +189,12 @@ def open_store(
         remote = RemoteReader(uri.removeprefix("grpc://"))
         if cache_directory is None:
             return Store(remote, RemoteResidence(remote))
-        return Store(remote, ChunkCache(cache_directory, cache_bytes, [remote]))
+        return _cached(remote, cache_directory, cache_bytes)
     backend = open_backend(uri, endpoint_url)
-    return Store(backend, open_residence(backend, cache_directory, cache_bytes))
+    if isinstance(backend, DirectoryBackend) and cache_directory is None:
+        return Store(backend, LocalResidence(backend.root))
+    return _cached(backend, cache_directory or default_cache_directory(), cache_bytes)
+
+
+def _cached(reader: Reader, root: Path, limit_bytes: int) -> Store:
+    return Store(KeptReader(reader, root), ChunkCache(root, limit_bytes, [reader]))

@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from services.common.errors import DataLoss, NotFound, ShuntError, Unavailable
+from services.common.errors import DataLoss, NotFound, OutOfRange, ShuntError
 from services.tensorstore.backend import Pieces
 from services.tensorstore.directory import read_pieces
 from services.tensorstore.manifest import Chunk
@@ -26,7 +26,8 @@ class Source(Protocol):
     """Where missing bytes come from."""
 
     def pieces(self, digest: str, start: int, stop: int) -> Pieces:
-        """Bytes of an object; raises NotFound or Unavailable for the next source to be asked."""
+        """Bytes of an object. A source that has nothing of them raises NotFound, one that has some
+        of them OutOfRange."""
 
 
 class Tally(Protocol):
@@ -128,28 +129,41 @@ class Fetch:
 
     def _ask(self, number: int, job: Job) -> None:
         """Each peer once, beginning with another one for every job; then the store itself. Each
-        goes on behind the last tile that was good."""
-        check, store = TileCheck(job.chunk, job.first), len(self._sources) - 1
-        peers = [(number + turn) % store for turn in range(store)]
-        problem: ShuntError = Unavailable("no source was asked")
-        for index in [*peers, *[store] * FETCH_ATTEMPTS]:
+        goes on behind the last tile that was good; what peers have only in part they are asked
+        for in parts."""
+        check, store, partly = TileCheck(job.chunk, job.first), len(self._sources) - 1, False
+        for index in ((number + turn) % store for turn in range(store)):
             if index in self._silent:
                 continue
             try:
                 self._copy(index, job, check)
-            except DataLoss as error:
-                problem = error
-                if self._damage is not None:
-                    self._damage(index, job.chunk.digest)
-            except ShuntError as error:
-                if index == store:
-                    raise
-                if not isinstance(error, NotFound):
-                    self._silent.add(index)
+            except (NotFound, DataLoss):
+                pass
+            except OutOfRange:
+                partly = True
+            except ShuntError:
+                self._silent.add(index)
             else:
                 return
             check.restart()
-        raise problem
+        left = replace(job, first=check.tile)
+        if partly and left.last - left.first > 1:
+            middle = (left.first + left.last) // 2
+            self._ask(number, replace(left, last=middle))
+            self._ask(number, replace(left, first=middle))
+        else:
+            self._ask_store(store, left, check)
+
+    def _ask_store(self, store: int, job: Job, check: TileCheck) -> None:
+        for attempt in range(1, FETCH_ATTEMPTS + 1):
+            try:
+                self._copy(store, job, check)
+            except DataLoss:
+                if attempt == FETCH_ATTEMPTS:
+                    raise
+                check.restart()
+            else:
+                return
 
     def _copy(self, index: int, job: Job, check: TileCheck) -> None:
         """Writes and verifies in one go, piece by piece. What a source that fails has written is
@@ -167,11 +181,15 @@ class Fetch:
                     _write(job.descriptor, piece, at)
                     at += len(piece)
                     check.update(piece)
+            if at != job.stop:
+                raise DataLoss(f"chunk {job.chunk.digest} ends at {at}", field="chunk")
+        except DataLoss:
+            if self._damage is not None:
+                self._damage(index, job.chunk.digest)
+            raise
         finally:
             if self._tally is not None:
                 self._tally(index, at - start)
-        if at != job.stop:
-            raise DataLoss(f"chunk {job.chunk.digest} ends at {at}", field="chunk")
 
 
 def _write(descriptor: int, data: memoryview, at: int) -> None:

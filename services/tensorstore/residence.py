@@ -15,13 +15,13 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from services.common.errors import DataLoss, NotFound
 from services.tensorstore.directory import read_pieces, translate
-from services.tensorstore.manifest import Chunk
+from services.tensorstore.manifest import Chunk, Manifest
 from services.tensorstore.slices import Selection
 from services.tensorstore.tile_check import TileCheck
 
@@ -142,6 +142,8 @@ class VerifiedLog:
         with self._lock:
             try:
                 with self._path.open("rb") as file:
+                    if file.seek(0, os.SEEK_END) < self._read_bytes:
+                        self._read_bytes = 0  # begun anew by somebody
                     file.seek(self._read_bytes)
                     lines = file.read().split(b"\n")
             except OSError:
@@ -183,6 +185,18 @@ def _boot() -> bytes:
     except OSError:
         text = uuid.uuid4().hex
     return text.strip().replace("-", "").encode("ascii")
+
+
+def verified_tiles(root: Path, digest: str, manifest: Manifest) -> dict[int, tuple[str, int]]:
+    """Path and tiles, a bit each, of the chunks that a residence believes to have."""
+    log, found = VerifiedLog(root / "verified" / digest), {}
+    for index, chunk in enumerate(manifest.chunks):
+        path = f"{root}/objects/{chunk.digest[:2]}/{chunk.digest}"
+        with suppress(NotFound, DataLoss):
+            good = log.good(index, state_of(path, chunk))
+            if good:
+                found[index] = (path, good)
+    return found
 
 
 def verify_tiles(

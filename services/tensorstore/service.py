@@ -19,7 +19,6 @@ from shuntserve.tensorstore.v1 import tensorstore_pb2 as pb
 from shuntserve.tensorstore.v1 import tensorstore_pb2_grpc as rpc
 
 from services.common.errors import InvalidArgument, ResourceExhausted
-from services.tensorstore import upkeep
 from services.tensorstore.link_share import LinkShare
 from services.tensorstore.manifest import Manifest
 from services.tensorstore.names import check_model_name
@@ -39,8 +38,9 @@ class TensorStoreServicer(rpc.TensorStoreServiceServicer):
     """Serves one node's store; long steps run in threads, a bounded number at a time."""
 
     def __init__(self, node: Node, share: LinkShare, *, max_steps: int, hold_s: float) -> None:
+        """All that readers of other nodes are sent keeps to the share of the link."""
         self._node = node
-        self._share = share
+        self.share = share
         self._max_steps = max_steps
         # Threads of their own: steps that wait for a source must not keep a Read from its thread.
         self._steps = ThreadPoolExecutor(max_steps, "step")
@@ -124,10 +124,9 @@ class TensorStoreServicer(rpc.TensorStoreServiceServicer):
                 if number + 1 < len(starts):
                     coming = asyncio.ensure_future(self._frames(request, starts[number + 1], end))
                 for frame in frames:
-                    if request.cached_only:
-                        wait_s = self._share.reserve(time.monotonic(), len(frame))
-                        if wait_s > 0:
-                            await asyncio.sleep(wait_s)
+                    wait_s = self.share.reserve(time.monotonic(), len(frame))
+                    if wait_s > 0:
+                        await asyncio.sleep(wait_s)
                     yield pb.ReadResponse(data=frame)
         finally:
             coming.cancel()
@@ -137,11 +136,12 @@ class TensorStoreServicer(rpc.TensorStoreServiceServicer):
     ) -> AsyncIterator[pb.VerifyResponse]:
         wanted = request.model
         digest, _, _ = await asyncio.to_thread(self._node.manifest, wanted.model_id, wanted.digest)
-        async for event in self._step(partial(upkeep.verify, self._node.backend, digest)):
+        async for event in self._step(partial(self._node.verify, digest)):
             if isinstance(event, pb.TransferProgress):
                 yield pb.VerifyResponse(progress=event)
-            else:
-                yield pb.VerifyResponse(result=pb.VerifyResult(damaged=event))
+                continue
+            files = [pb.DamagedFile(digest=d, path=path) for path, d in event.files.items()]
+            yield pb.VerifyResponse(result=pb.VerifyResult(damaged=event.objects, files=files))
 
     async def Delete(self, request: pb.DeleteRequest, context: Context) -> pb.DeleteResponse:
         existed = await asyncio.to_thread(self._node.delete, request.name)

@@ -17,6 +17,11 @@ class TileCheck:
         self.restart()
 
     @property
+    def tile(self) -> int:
+        """The tile that is not complete."""
+        return self._tile
+
+    @property
     def at(self) -> int:
         """Where in the chunk the next byte belongs."""
         return self._at

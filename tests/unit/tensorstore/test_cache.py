@@ -24,10 +24,10 @@ from services.tensorstore.backend import Pieces
 from services.tensorstore.cache import ChunkCache
 from services.tensorstore.client import Model
 from services.tensorstore.fetch import Source
-from services.tensorstore.residence import LocalResidence, VerifiedLog, state_of
+from services.tensorstore.residence import LocalResidence
 from services.tensorstore.slices import Range, Selection
 from services.tensorstore.tiers import TieredResidence
-from tests.checkpoints import bits
+from tests.checkpoints import bits, rot
 
 ROOMY = 1 << 30
 
@@ -450,14 +450,7 @@ def test_one_damaged_tile_on_the_disk_costs_that_tile_alone(
     with disk.hold(select(tiny), None) as held:
         path = Path(held[1])
     chunk = tiny.imported.manifest.chunks[1]
-    path.chmod(0o644)
-    with path.open("r+b") as file:
-        byte = file.read(1)[0]
-        file.seek(0)
-        file.write(bytes([byte ^ 1]))
-    rotten = state_of(str(path), chunk)  # rot changes no state: the log goes on believing it
-    log = VerifiedLog(tmp_path / "disk" / "verified" / tiny.imported.digest)
-    log.record({1: (rotten, (1 << len(chunk.ends)) - 1)})
+    rot(path)
     read = source.read_bytes
     tiers = TieredResidence(disk, disk.root, tmp_path / "memory", ROOMY, [source])
     assert_whole(tiny, tiers)

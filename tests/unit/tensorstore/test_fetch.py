@@ -12,6 +12,7 @@ from services.common.errors import (
     DataLoss,
     DeadlineExceeded,
     NotFound,
+    OutOfRange,
     ShuntError,
     Unavailable,
 )
@@ -74,3 +75,35 @@ def test_the_first_error_ends_the_round(tiny, jobs: list[Job]) -> None:
             with pytest.raises(Unavailable, match="away"):
                 fetch.run([job])
     assert store.times == 1
+
+
+class Partly:
+    """A peer that has some tiles."""
+
+    def __init__(self, backend, chunk, tiles: set[int]) -> None:
+        self.backend, self.chunk, self.tiles, self.sent_bytes = backend, chunk, tiles, 0
+
+    def pieces(self, digest: str, start: int, stop: int) -> Pieces:
+        wanted = set(self.chunk.tiles_over(start, stop))
+        if not wanted & self.tiles:
+            raise NotFound("nothing")
+        if wanted - self.tiles:
+            raise OutOfRange("a part")
+        for piece in self.backend.pieces(digest, start, stop):
+            self.sent_bytes += len(piece)
+            yield piece
+
+
+def test_peers_send_the_parts_that_they_have(tiny, jobs: list[Job]) -> None:
+    chunk = jobs[0].chunk
+    tiles = len(chunk.ends)
+    one = Partly(tiny.backend, chunk, set(range(0, tiles // 2)))
+    other = Partly(tiny.backend, chunk, set(range(tiles // 3, tiles - 1)))
+    store = Partly(tiny.backend, chunk, set(range(tiles)))
+    with Fetch([one, other, store], None, None, lambda _: None) as fetch:
+        fetch.run(jobs_of(chunk, jobs[0].descriptor, range(tiles)))
+    assert store.sent_bytes == chunk.span([tiles - 1])
+    assert one.sent_bytes + other.sent_bytes == chunk.size_bytes - store.sent_bytes
+    assert os.pread(jobs[0].descriptor, chunk.size_bytes, 0) == (
+        tiny.backend.path(chunk.digest).read_bytes()
+    )

@@ -98,6 +98,20 @@ def test_what_was_verified_before_the_machine_booted_is_read_again(
     assert len(read) == sum(len(chunk.ends) for chunk in tiny.imported.manifest.chunks)
 
 
+def test_a_log_that_others_write_or_begin_anew_is_followed(tmp_path: Path) -> None:
+    path = tmp_path / "verified" / "log"
+    one, other = residence.VerifiedLog(path), residence.VerifiedLog(path)
+    first, second = (1, 2, 3), (1, 2, 4)
+    one.record({0: (first, 1), 1: (first, 1)})
+    assert other.good(0, first) == 0
+    other.refresh()
+    assert other.good(0, first) == 1
+    path.unlink()
+    one.record({0: (second, 2)})
+    other.refresh()
+    assert other.good(0, second) == 2
+
+
 def test_only_the_slice_is_read(tiny) -> None:
     seen = []
     with tiny.model().stage(LayerRange(0, 3), 8, 3, progress=lambda *pair: seen.append(pair)):

@@ -1,4 +1,4 @@
-"""Long steps take nothing from the short calls beside them."""
+"""Long steps leave short calls alone, and reads leave the link to others."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from shuntserve.common.v1 import common_pb2
 from shuntserve.tensorstore.v1 import tensorstore_pb2 as pb
 
 from services.common.errors import ResourceExhausted
+from services.tensorstore.__main__ import build_servicer
+from services.tensorstore.held import HeldChunks
 from services.tensorstore.link_share import LinkShare
-from services.tensorstore.node import Node
+from services.tensorstore.node import CachePlan, Node, build
 from services.tensorstore.residence import HeldFile, Progress
 from services.tensorstore.service import TensorStoreServicer
+from services.tensorstore.settings import TensorStoreSettings
 from services.tensorstore.slices import Selection
 
 STEPS = 2
@@ -46,7 +49,7 @@ async def stuck() -> Stuck:
 
 @pytest.fixture
 async def servicer(tiny, stuck: Stuck) -> TensorStoreServicer:
-    node = Node(tiny.backend, stuck, [tiny.root])
+    node = Node(tiny.backend, stuck, HeldChunks([]), tiny.backend)
     return TensorStoreServicer(node, LinkShare(1e9), max_steps=STEPS, hold_s=10)
 
 
@@ -75,3 +78,35 @@ async def test_steps_that_wait_leave_the_other_calls_their_threads(
     finally:
         stuck.go.set()
         await asyncio.gather(*steps)
+
+
+class Recording:
+    """A share of the link that lets everything pass and remembers it."""
+
+    def __init__(self) -> None:
+        self.sent_bytes = 0
+
+    def reserve(self, now_s: float, size_bytes: int) -> float:
+        self.sent_bytes += size_bytes
+        return 0.0
+
+
+@pytest.mark.parametrize("cached_only", [True, False])
+async def test_every_read_takes_from_the_share_of_the_link(tiny, cached_only: bool) -> None:
+    share = Recording()
+    node = build(tiny.backend, CachePlan())
+    servicer = TensorStoreServicer(node, share, max_steps=1, hold_s=10)  # type: ignore[arg-type]
+    chunk = tiny.imported.manifest.chunks[0]
+    request = pb.ReadRequest(digest=chunk.digest, length=chunk.size_bytes, cached_only=cached_only)
+    data = b"".join([answer.data async for answer in servicer.Read(request, CONTEXT)])
+    assert data == tiny.backend.path(chunk.digest).read_bytes()
+    assert share.sent_bytes == chunk.size_bytes
+
+
+def test_the_share_is_the_one_that_the_settings_name(tiny) -> None:
+    chosen = TensorStoreSettings(
+        store=str(tiny.root), link_bytes_per_s=64 << 20, peer_share=0.25, _env_file=None
+    )
+    share = build_servicer(chosen).share
+    assert share.reserve(0.0, 4 << 20) == 0
+    assert share.reserve(0.0, 16 << 20) == pytest.approx(1.0)
