@@ -143,15 +143,19 @@ def verify(
     cache_dir: CacheOption = None,
 ) -> None:
     """Reads every byte again, in the store and in its cache; exits 1 and names what is damaged."""
-    from services.tensorstore.backend import find_manifest
-    from services.tensorstore.node import CachePlan, build
-    from services.tensorstore.places import open_backend
+    from services.tensorstore import held
+    from services.tensorstore.backend import find_manifest, read_manifest
+    from services.tensorstore.places import default_cache_directory, local_path, open_backend
 
     with _reported():
         backend = open_backend(store, endpoint_url)
         digest = find_manifest(backend, name)
+        _, manifest = read_manifest(backend, digest)
+        roots = [cache_dir] if cache_dir is not None else []
+        if cache_dir is None and local_path(store) is None:
+            roots = [default_cache_directory()]
         with _bar(f"verify {name}") as progress:
-            damaged = build(backend, CachePlan(directory=cache_dir)).verify(digest, progress)
+            damaged = held.verify(backend, roots, digest, manifest, progress)
     for found in damaged.objects:
         print(f"damaged: {found}")
     for path, chunk in damaged.files.items():

@@ -6,10 +6,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from services.common.errors import DataLoss, OutOfRange, ShuntError
-from services.tensorstore.backend import PIECE_BYTES
+from services.tensorstore import upkeep
+from services.tensorstore.backend import PIECE_BYTES, Backend
 from services.tensorstore.directory import translate
 from services.tensorstore.manifest import Chunk, Manifest
 from services.tensorstore.residence import (
@@ -92,38 +94,50 @@ def _read(
         os.close(descriptor)
 
 
-def check_held(
-    roots: Sequence[Path], digest: str, manifest: Manifest, progress: Progress | None = None
-) -> Mapping[str, str]:
-    """Reads again what caches hold of a model; the damaged files, each with its chunk's digest."""
+@dataclass(frozen=True)
+class Damaged:
+    """What reading a model again has found: objects of the store, and files of caches, each with
+    the digest of its chunk."""
+
+    objects: Sequence[str]
+    files: Mapping[str, str]
+
+
+def verify(
+    backend: Backend, roots: Sequence[Path], digest: str, manifest: Manifest, progress: Progress
+) -> Damaged:
+    """Reads a model again, in the store and in caches of it. Raises DataLoss or NotFound if the
+    store's manifest is damaged or missing."""
     jobs = [
-        (Path(path), manifest.chunks[index], tile)
+        (path, manifest.chunks[index], tile)
         for root in roots
         for index, (path, good) in verified_tiles(root, digest, manifest).items()
         for tile in range(len(manifest.chunks[index].ends))
         if good >> tile & 1
     ]
-    total_bytes = sum(chunk.span([tile]) for _, chunk, tile in jobs)
-    done_bytes = 0
-    damaged: dict[str, str] = {}
+    held_bytes = sum(chunk.span([tile]) for _, chunk, tile in jobs)
+    total_bytes, done_bytes = held_bytes + sum(manifest.objects().values()), 0
+    files: dict[str, str] = {}
     with ThreadPoolExecutor(VERIFY_THREADS, "verify") as pool:
         for (path, chunk, tile), good in zip(jobs, pool.map(_is_good, jobs), strict=True):
             done_bytes += chunk.span([tile])
+            progress(done_bytes, total_bytes)
             if not good:
-                damaged[str(path)] = chunk.digest
+                files[path] = chunk.digest
                 with suppress(OSError):
                     os.utime(path)  # in doubt from now on: the next open mends it
-            if progress is not None:
-                progress(done_bytes, total_bytes)
-    return damaged
+    objects = upkeep.verify(
+        backend, digest, lambda done, _: progress(held_bytes + done, total_bytes)
+    )
+    return Damaged(objects, files)
 
 
-def _is_good(job: tuple[Path, Chunk, int]) -> bool:
+def _is_good(job: tuple[str, Chunk, int]) -> bool:
     path, chunk, tile = job
     try:
-        check_tile(str(path), chunk, tile)
+        check_tile(path, chunk, tile)
     except DataLoss:
         return False
     except ShuntError:  # forgotten meanwhile
-        return not path.exists()
+        return not Path(path).exists()
     return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,6 @@ from services.common.errors import (
     PermissionDenied,
     ShuntError,
 )
-from services.tensorstore import upkeep
 from services.tensorstore.backend import (
     Backend,
     Reader,
@@ -25,7 +24,7 @@ from services.tensorstore.backend import (
 from services.tensorstore.cache import ChunkCache
 from services.tensorstore.directory import DirectoryBackend
 from services.tensorstore.fetch import Source, Tally
-from services.tensorstore.held import HeldChunks, check_held
+from services.tensorstore.held import Damaged, HeldChunks, verify
 from services.tensorstore.importer import Imported, import_checkpoint
 from services.tensorstore.kept import KeptReader
 from services.tensorstore.manifest import Manifest, parse
@@ -47,15 +46,6 @@ class CachePlan:
     limit_bytes: int = 1 << 30
     memory_directory: Path | None = None
     memory_limit_bytes: int = 1 << 30
-
-
-@dataclass(frozen=True)
-class Damaged:
-    """What reading a model again has found: objects of the store, and files of this node's caches,
-    each with the digest of its chunk."""
-
-    objects: Sequence[str]
-    files: Mapping[str, str]
 
 
 @dataclass
@@ -130,21 +120,7 @@ class Node:
     def verify(self, digest: str, progress: Progress) -> Damaged:
         """Reads a model again, in the store and in this node's caches."""
         _, _, manifest = self.manifest("", digest)
-        held_bytes = 0
-
-        def caches(done_bytes: int, total_bytes: int) -> None:
-            nonlocal held_bytes
-            held_bytes = total_bytes
-            progress(done_bytes, total_bytes + objects_bytes)
-
-        objects_bytes = sum(manifest.objects().values())
-        files = check_held(self.held.roots, digest, manifest, caches)
-        objects = upkeep.verify(
-            self.backend,
-            digest,
-            lambda done, total: progress(held_bytes + done, held_bytes + total),
-        )
-        return Damaged(objects, files)
+        return verify(self.backend, self.held.roots, digest, manifest, progress)
 
     def delete(self, name: str) -> bool:
         return self.backend.withdraw(check_model_name(name))

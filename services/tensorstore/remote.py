@@ -17,7 +17,7 @@ from shuntserve.common.v1 import common_pb2
 from shuntserve.tensorstore.v1 import tensorstore_pb2 as pb
 from shuntserve.tensorstore.v1 import tensorstore_pb2_grpc as rpc
 
-from services.common.channel_options import options
+from services.common import channel_options
 from services.common.errors import Aborted, DataLoss, NotFound, Unavailable
 from services.common.statuses import from_rpc_error
 from services.tensorstore.backend import Pieces, digest_of
@@ -29,7 +29,7 @@ CALL_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0
 OPEN_TIMEOUT_S = 3600.0
 _DATA_TAG = b"\x0a"  # field 1, length-delimited
-_OPTIONS = options(MANIFEST_LIMIT_BYTES + (1 << 20))
+_MESSAGE_LIMIT_BYTES = MANIFEST_LIMIT_BYTES + (1 << 20)
 _TLS_FILES = ("SHUNT_TLS_AUTHORITY", "SHUNT_TLS_KEY", "SHUNT_TLS_CERTIFICATE")
 
 
@@ -39,10 +39,13 @@ def open_channel(address: str) -> grpc.Channel:
     The kit's settings are not read here, for this module loads inside foreign processes too.
     """
     paths = [os.environ.get(name, "") for name in _TLS_FILES]
+    # Without the ping's own timeout (a minute by default) a keepalive that fails ends no call.
+    ping = ("grpc.http2.ping_timeout_ms", int(channel_options.KEEPALIVE_TIMEOUT_S * 1000))
+    chosen = [*channel_options.options(_MESSAGE_LIMIT_BYTES), ping]
     if not all(paths):
-        return grpc.insecure_channel(address, options=_OPTIONS)
+        return grpc.insecure_channel(address, options=chosen)
     credentials = grpc.ssl_channel_credentials(*(Path(path).read_bytes() for path in paths))
-    return grpc.secure_channel(address, credentials, options=_OPTIONS)
+    return grpc.secure_channel(address, credentials, options=chosen)
 
 
 class RemoteReader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 import torch
 from shuntserve.tensorstore.v1 import tensorstore_pb2_grpc as rpc
 
-from services.common.channels import options
+from services.common import channel_options
+from services.common.channel_options import options
+from services.common.errors import Unavailable
 from services.common.generation import LayerRange
 from services.common.server import ErrorInterceptor
 from services.tensorstore.cache import ChunkCache
@@ -110,3 +113,21 @@ async def test_every_byte_is_sent_once(
             assert sum(sent.sent_bytes for _, sent in peers) - before[0] == from_peers
             assert faults.sent_bytes - before[1] == wanted.size_bytes - from_peers
         assert all(sent.sent_bytes for _, sent in peers) or degree > 1
+
+
+def test_a_peer_that_froze_is_noticed_long_before_its_deadline(
+    stored: Any, start_service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_options, "KEEPALIVE_INTERVAL_S", 0.2)
+    monkeypatch.setattr(channel_options, "KEEPALIVE_TIMEOUT_S", 0.2)
+    running = start_service(store=stored.directory)
+    reader = RemoteReader(running.address, cached_only=True, timeout_s=20)
+    chunk = stored.imported.manifest.chunks[0]
+    assert list(reader.pieces(chunk.digest, 0, 64))
+    running.process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(Unavailable):
+            list(reader.pieces(chunk.digest, 0, 64))
+    finally:
+        running.process.send_signal(signal.SIGCONT)
+        reader.close()
