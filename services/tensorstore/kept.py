@@ -6,6 +6,7 @@ elsewhere by now: the store is asked first, and what it said last counts only wh
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,7 @@ class KeptReader:
         self._names = root / "names"
         self._patience_s = patience_s
         self._asking = ThreadPoolExecutor(ASKED_AT_ONCE, "ask")
+        self._free = threading.BoundedSemaphore(ASKED_AT_ONCE)
 
     def size(self, digest: str) -> int | None:
         data = self.kept(digest)
@@ -82,8 +84,12 @@ class KeptReader:
         """The store's answer, or while it is away its last one."""
         if last is None:
             return ask()
+        if not self._free.acquire(blocking=False):  # the store owes enough answers already
+            return last
+        asked = self._asking.submit(ask)
+        asked.add_done_callback(lambda _: self._free.release())
         try:
-            return self._asking.submit(ask).result(self._patience_s)
+            return asked.result(self._patience_s)
         except (Unavailable, DeadlineExceeded, TimeoutError):
             return last
 

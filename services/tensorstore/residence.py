@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,8 @@ from services.tensorstore.slices import Selection
 from services.tensorstore.tile_check import TileCheck
 
 VERIFY_THREADS = 4
+TICK_LIMIT_MS = 50
+CLOCK_OF_FILES = 5  # CLOCK_REALTIME_COARSE, which the time module does not name
 Progress = Callable[[int, int], None]
 
 
@@ -160,6 +163,8 @@ class VerifiedLog:
 
     def record(self, states: dict[int, tuple[FileState, int]]) -> None:
         """Remembers tiles; a residence that cannot be written to is verified at every load."""
+        if not _settled(max(state[2] for state, _ in states.values())):
+            return
         lines = []
         for chunk, (state, mask) in states.items():
             text = f" {chunk} {state[0]} {state[1]} {state[2]} {mask:x}\n"
@@ -175,6 +180,20 @@ class VerifiedLog:
             return
         finally:
             os.close(descriptor)
+
+
+def _settled(changed_ns: int) -> bool:
+    """Waits until a later change would show. Times of change come in ticks of some milliseconds:
+    in the same one a file could be written to, or even give its inode to another, unnoticed."""
+    for _ in range(TICK_LIMIT_MS):
+        if _tick_ns() > changed_ns:
+            return True
+        time.sleep(0.001)
+    return False  # a time of change that lies in the future
+
+
+def _tick_ns() -> int:
+    return time.clock_gettime_ns(CLOCK_OF_FILES)
 
 
 @functools.cache

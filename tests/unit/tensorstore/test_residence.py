@@ -98,6 +98,19 @@ def test_what_was_verified_before_the_machine_booted_is_read_again(
     assert len(read) == sum(len(chunk.ends) for chunk in tiny.imported.manifest.chunks)
 
 
+def test_nothing_is_recorded_while_a_change_might_not_show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, state, ticks = tmp_path / "log", (1, 2, 5), [6, 5, 5]
+    monkeypatch.setattr(residence, "_tick_ns", ticks.pop)
+    residence.VerifiedLog(path).record({0: (state, 1)})
+    assert ticks == []
+    assert residence.VerifiedLog(path).good(0, state) == 1
+    monkeypatch.setattr(residence, "_tick_ns", lambda: 5)
+    residence.VerifiedLog(path).record({1: (state, 1)})
+    assert residence.VerifiedLog(path).good(1, state) == 0
+
+
 def test_a_log_that_others_write_or_begin_anew_is_followed(tmp_path: Path) -> None:
     path = tmp_path / "verified" / "log"
     one, other = residence.VerifiedLog(path), residence.VerifiedLog(path)
