@@ -143,7 +143,7 @@ class Fetch:
                 partly = True
             except ShuntError:
                 self._silent.add(index)
-            else:
+            if check.tile == job.last:
                 return
             check.restart()
         left = replace(job, first=check.tile)

@@ -390,6 +390,13 @@ def test_a_source_that_sends_too_much_spoils_no_other_tile(
     assert_whole(tiny, make_cache(tmp_path / "c", [source]))
 
 
+def test_what_was_good_of_a_source_that_sends_too_much_is_not_asked_for_again(
+    tiny, source: Counting, tmp_path: Path
+) -> None:
+    source.error = Unavailable("nobody is to ask")
+    assert_whole(tiny, make_cache(tmp_path / "c", [Overlong(tiny.backend), source]))
+
+
 def test_a_peer_that_breaks_off_is_followed_up_where_it_stopped(
     smollm2: Model, tmp_path: Path
 ) -> None:
