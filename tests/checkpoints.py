@@ -194,3 +194,18 @@ def expected_slice(
         return mine.reshape(-1, *tensor.shape[1:])
     axis = {**_ROWS, **_COLUMNS}.get(part)
     return tensor if axis is None else tensor.chunk(degree, axis)[rank]
+
+
+def rot(path: Path, at: int = 0) -> None:
+    """Flips a bit of a cache's file as a failing disk would: its log goes on believing it."""
+    before = path.stat()
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+    after = path.stat()
+    for log in path.parents[2].glob("verified/*"):
+        old, new = (f" {s.st_ino} {s.st_size} {s.st_ctime_ns} " for s in (before, after))
+        log.write_text(log.read_text().replace(old, new))

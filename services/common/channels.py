@@ -7,37 +7,11 @@ import time
 
 import grpc
 
+from services.common.channel_options import options as options
 from services.common.errors import DeadlineExceeded
 from services.common.settings import TlsSettings
 
-KEEPALIVE_INTERVAL_S = 5.0
-KEEPALIVE_TIMEOUT_S = 5.0
-
 _deadline: contextvars.ContextVar[float | None] = contextvars.ContextVar("deadline", default=None)
-
-
-def options(max_message_bytes: int) -> list[tuple[str, int]]:
-    """Options that client and server must agree on: a client keepalive faster than the server's
-    minimum would end live streams."""
-    interval_ms = int(KEEPALIVE_INTERVAL_S * 1000)
-    return [
-        ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.max_send_message_length", max_message_bytes),
-        ("grpc.keepalive_time_ms", interval_ms),
-        ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1000)),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", interval_ms // 2),
-        ("grpc.http2.max_ping_strikes", 0),
-        ("grpc.so_reuseport", 0),
-        # Services reach each other directly, whatever http_proxy says.
-        ("grpc.enable_http_proxy", 0),
-        ("grpc.enable_retries", 0),
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        # Also the time a connection may take to stand: a busy peer needs more than a tick.
-        ("grpc.min_reconnect_backoff_ms", 2000),
-        ("grpc.max_reconnect_backoff_ms", 1000),
-    ]
 
 
 def address_of(host: str, port: int) -> str:

@@ -129,8 +129,6 @@ class ControllerLink:
             node_id=engine.node_id,
             incarnation=engine.incarnation,
             formation_id=engine.reported_formation_id,
-            step=engine.formation.steps if engine.formation else 0,
-            load=engine.head.open_generations,
             sampled_tokens=engine.counters.sampled_tokens,
             lost_node_ids=engine.lost_node_ids,
         )

@@ -40,12 +40,17 @@ def build_node(chosen: TensorStoreSettings) -> Node:
     )
 
 
-async def serve(chosen: TensorStoreSettings) -> None:
-    server = Server(chosen, [SERVICE])
+def build_servicer(chosen: TensorStoreSettings) -> TensorStoreServicer:
+    """The service that the settings ask for."""
     share = LinkShare(chosen.link_bytes_per_s * chosen.peer_share)
-    servicer = TensorStoreServicer(
+    return TensorStoreServicer(
         build_node(chosen), share, max_steps=chosen.max_steps, hold_s=chosen.hold_s
     )
+
+
+async def serve(chosen: TensorStoreSettings) -> None:
+    server = Server(chosen, [SERVICE])
+    servicer = build_servicer(chosen)
     tensorstore_pb2_grpc.add_TensorStoreServiceServicer_to_server(servicer, server.grpc_server)
     await server.start()
     await server.set_ready(True)

@@ -1,63 +1,38 @@
 """A residence that is filled from elsewhere: tiles fetched in parallel, verified, then kept.
 
-The bound is kept by forgetting whole chunks, least recently used first. A file that an engine
-maps stays valid after it was forgotten: it is unlinked, never shortened or written over.
+Processes share the directory. What one of them holds none forgets; one at a time writes to a
+chunk, and only to tiles that are not there.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
-from services.common.errors import DataLoss, NotFound, ResourceExhausted, ShuntError, Unavailable
-from services.tensorstore.backend import Pieces
-from services.tensorstore.directory import read_pieces, translate
+from services.common.errors import DataLoss, NotFound
+from services.tensorstore.directory import translate
+from services.tensorstore.fetch import Damage, Fetch, Source, Tally, jobs_of
+from services.tensorstore.hold_locks import HoldLocks
 from services.tensorstore.manifest import Chunk, Manifest
-from services.tensorstore.residence import Progress, VerifiedLog, mask_of, state_of
+from services.tensorstore.residence import (
+    FileState,
+    HeldFile,
+    Progress,
+    Residence,
+    VerifiedLog,
+    mask_of,
+    state_of,
+    state_of_open,
+)
+from services.tensorstore.room import Room, blocks
 from services.tensorstore.slices import Range, Selection
-from services.tensorstore.tile_check import TileCheck
 
-FETCH_THREADS = 8
-FETCH_BYTES = 32 << 20
-FETCH_ATTEMPTS = 3
-
-
-class Source(Protocol):
-    """Where missing bytes come from."""
-
-    def pieces(self, digest: str, start: int, stop: int) -> Pieces:
-        """Bytes of an object; raises NotFound or Unavailable for the next source to be asked."""
-
-
-class Tally(Protocol):
-    """Told of every byte that came in."""
-
-    def __call__(self, source: int, size_bytes: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A run of neighbouring tiles that is fetched at once."""
-
-    chunk: Chunk
-    descriptor: int
-    first: int
-    last: int
-
-    @property
-    def start(self) -> int:
-        return self.chunk.tile_bytes(self.first)[0]
-
-    @property
-    def stop(self) -> int:
-        return self.chunk.tile_bytes(self.last - 1)[1]
+CHUNKS_AT_ONCE = 8
 
 
 class ChunkCache:
@@ -69,17 +44,18 @@ class ChunkCache:
         limit_bytes: int,
         sources: Sequence[Source],
         tally: Tally | None = None,
+        damage: Damage | None = None,
+        below: Residence | None = None,
     ) -> None:
-        """Sources are asked in order; those before the last may lack what they are asked for."""
+        """Sources are asked in order; those before the last may lack what they are asked for.
+        What is missing is first brought to the residence below, which the first source reads."""
         self._root = root
-        self._limit_bytes = limit_bytes
         self._sources = tuple(sources)
         self._tally = tally
-        self._lock = threading.Lock()
-        self._used: dict[str, int] = {}  # digest to bytes on the medium, least recent first
-        self._pins: dict[str, int] = {}
-        for path in sorted(root.glob("objects/??/*"), key=lambda path: path.stat().st_ctime_ns):
-            self._used[path.name] = path.stat().st_blocks * 512
+        self._damage = damage
+        self._below = below
+        self._locks = HoldLocks(root / "holds")
+        self._room = Room(root, limit_bytes, self._locks)
 
     @property
     def root(self) -> Path:
@@ -88,230 +64,175 @@ class ChunkCache:
     @property
     def used_bytes(self) -> int:
         """Bytes held now."""
-        with self._lock:
-            return sum(self._used.values())
+        return self._room.used_bytes
 
     def path(self, digest: str) -> Path:
         return self._root / "objects" / digest[:2] / digest
 
     @contextmanager
-    def hold(self, selection: Selection, progress: Progress | None) -> Iterator[list[str]]:
+    def hold(self, selection: Selection, progress: Progress | None) -> Iterator[list[HeldFile]]:
         """Fetches and verifies what is missing, and keeps it while the context lasts.
 
-        Raises DataLoss, NotFound, Unavailable or, for a slice larger than the bound,
+        Raises DataLoss, NotFound, Unavailable or, for a slice larger than the bound leaves,
         ResourceExhausted.
         """
-        manifest, ranges = selection.manifest, selection.ranges
         log = VerifiedLog(self._root / "verified" / selection.digest)
-        chunks = [manifest.chunks[wanted.chunk].digest for wanted in ranges]
-        with self._pinned(chunks):
-            missing = self._missing(log, manifest, ranges)
-            if missing:
-                try:
-                    self._fill(log, manifest, missing, progress)
-                except OSError as error:
-                    raise translate(error) from None
-            yield [str(self.path(chunk)) for chunk in chunks]
+        chunks = [selection.manifest.chunks[wanted.chunk] for wanted in selection.ranges]
+        digests = [chunk.digest for chunk in chunks]
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._locks.held(digests))
+                self._room.touch(digests)
+                states, missing = self._look(log, selection)
+                if missing:
+                    states |= self._fill(log, selection, missing, progress)
+                elif progress is not None:
+                    progress(selection.size_bytes, selection.size_bytes)
+            except OSError as error:
+                raise translate(error) from None
+            yield [HeldFile(str(self.path(digest)), *states[digest][:2]) for digest in digests]
 
-    def discard(self, digest: str) -> None:
-        """Forgets a chunk."""
-        with self._lock, suppress(FileNotFoundError):
-            self._used.pop(digest, None)
-            self.path(digest).unlink()
+    def forget(self, digest: str) -> bool:
+        """Forgets a chunk unless somebody holds it."""
+        return self._room.forget(digest)
 
-    @contextmanager
-    def _pinned(self, digests: Sequence[str]) -> Iterator[None]:
-        with self._lock:
-            for digest in digests:
-                self._pins[digest] = self._pins.get(digest, 0) + 1
-                if digest in self._used:
-                    self._used[digest] = self._used.pop(digest)
-        try:
-            yield
-        finally:
-            with self._lock:
-                for digest in digests:
-                    self._pins[digest] -= 1
-                    if not self._pins[digest]:
-                        del self._pins[digest]
-
-    def _missing(
-        self, log: VerifiedLog, manifest: Manifest, ranges: Sequence[Range]
-    ) -> dict[int, Sequence[int]]:
-        """Tiles, by chunk, that no one has verified in the file as it is."""
-        found: dict[int, Sequence[int]] = {}
-        for wanted in ranges:
-            chunk, good = manifest.chunks[wanted.chunk], 0
+    def _look(
+        self, log: VerifiedLog, selection: Selection
+    ) -> tuple[dict[str, FileState], list[Range]]:
+        """Files whose wanted tiles were all verified, and the tiles of the others that were not."""
+        states: dict[str, FileState] = {}
+        missing: list[Range] = []
+        for wanted in selection.ranges:
+            chunk, good = selection.manifest.chunks[wanted.chunk], 0
             with suppress(NotFound, DataLoss):
-                good = log.good(wanted.chunk, state_of(str(self.path(chunk.digest)), chunk))
+                states[chunk.digest] = state_of(str(self.path(chunk.digest)), chunk)
+                good = log.good(wanted.chunk, states[chunk.digest])
             if mask_of(wanted.tiles) & ~good:
-                found[wanted.chunk] = wanted.tiles
-        return found
+                tiles = tuple(tile for tile in wanted.tiles if not good >> tile & 1)
+                missing.append(Range(wanted.chunk, tiles))
+        return states, missing
 
     def _fill(
         self,
         log: VerifiedLog,
-        manifest: Manifest,
-        missing: dict[int, Sequence[int]],
+        selection: Selection,
+        missing: Sequence[Range],
         progress: Progress | None,
-    ) -> None:
-        # one order for every process, so that two that fill the same chunks never block
-        order = sorted(missing, key=lambda index: manifest.chunks[index].digest)
-        total_bytes = sum(manifest.chunks[index].span(tiles) for index, tiles in missing.items())
-        self._make_room(total_bytes)
-        with ExitStack() as stack:
-            jobs: list[_Job] = []
-            masks: dict[int, int] = {}
-            held: dict[str, int] = {}
-            for index in order:
-                chunk = manifest.chunks[index]
-                if chunk.digest not in held:
-                    held[chunk.digest] = stack.enter_context(self._writable(chunk))
-                good = log.good(index, state_of(str(self.path(chunk.digest)), chunk))
-                wanted = [tile for tile in missing[index] if not good >> tile & 1]
-                jobs += _jobs(chunk, held[chunk.digest], wanted)
-                masks[index] = good | mask_of(missing[index])
-            _Fetch(self._sources, self._tally).run(jobs, progress)
-            states = {}
-            for index, mask in masks.items():
-                chunk = manifest.chunks[index]
-                states[index] = (state_of(str(self.path(chunk.digest)), chunk), mask)
-        log.record(states)
-        with self._lock:
-            for digest in held:
-                with suppress(FileNotFoundError):
-                    self._used[digest] = self.path(digest).stat().st_blocks * 512
-        self._make_room(0)
+    ) -> dict[str, FileState]:
+        part = replace(selection, ranges=missing)
+        by_digest: dict[str, list[Range]] = {}
+        needs: dict[str, int] = {}
+        for wanted in missing:
+            chunk = selection.manifest.chunks[wanted.chunk]
+            by_digest.setdefault(chunk.digest, []).append(wanted)
+            needs[chunk.digest] = needs.get(chunk.digest, 0) + blocks(chunk.span(wanted.tiles))
+        self._room.reserve(needs)
+        meter = _Meter(selection, part, self._below is not None, progress)
+
+        def one(digest: str) -> FileState:
+            try:
+                return self._fill_chunk(log, selection.manifest, by_digest[digest], fetch)
+            finally:
+                self._room.release(digest, needs.pop(digest))
+
+        try:
+            with (
+                self._below.hold(part, meter.below) if self._below else nullcontext(),
+                Fetch(self._sources, self._tally, self._damage, meter) as fetch,
+                ThreadPoolExecutor(CHUNKS_AT_ONCE, "chunk") as pool,
+            ):
+                try:
+                    states = dict(zip(by_digest, pool.map(one, by_digest), strict=True))
+                except BaseException as error:
+                    fetch.stop(error)
+                    raise
+        finally:
+            for digest, size_bytes in needs.items():
+                self._room.release(digest, size_bytes)
+            self._room.trim()
+        meter.finish()
+        return states
+
+    def _fill_chunk(
+        self, log: VerifiedLog, manifest: Manifest, ranges: Sequence[Range], fetch: Fetch
+    ) -> FileState:
+        """Ranges of one chunk, which a manifest may name at several places."""
+        chunk = manifest.chunks[ranges[0].chunk]
+        with self._writable(chunk) as descriptor:
+            log.refresh()  # whoever wrote here meanwhile has said what is good
+            state, good = state_of_open(descriptor), 0
+            for wanted in ranges:
+                good |= log.good(wanted.chunk, state)
+            tiles = sorted({tile for wanted in ranges for tile in wanted.tiles})
+            fetch.run(jobs_of(chunk, descriptor, [t for t in tiles if not good >> t & 1]))
+            good |= mask_of(tiles)
+            if good.bit_count() == len(chunk.ends):
+                os.fchmod(descriptor, 0o444)  # whole: nobody has a reason to write to it
+            state = state_of_open(descriptor)
+            log.record({wanted.chunk: (state, good) for wanted in ranges})
+        return state
 
     @contextmanager
     def _writable(self, chunk: Chunk) -> Iterator[int]:
+        """The chunk's file, for one writer at a time, at its full size."""
         path = self.path(chunk.digest)
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            with suppress(FileNotFoundError):
-                if path.stat().st_ino == os.fstat(descriptor).st_ino:
-                    break
-            os.close(descriptor)  # forgotten by somebody while this one waited
-        try:
-            if os.fstat(descriptor).st_size != chunk.size_bytes:
-                os.ftruncate(descriptor, chunk.size_bytes)
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
-    def _make_room(self, need_bytes: int) -> None:
-        with self._lock:
-            if need_bytes > self._limit_bytes:
-                raise ResourceExhausted(
-                    f"the slice needs {need_bytes} bytes, the cache may hold {self._limit_bytes}",
-                    field="cache",
-                )
-            total = sum(self._used.values())
-            for digest in list(self._used):
-                if total + need_bytes <= self._limit_bytes:
-                    return
-                if self._pins.get(digest):
-                    continue
-                total -= self._used.pop(digest)
-                with suppress(FileNotFoundError):
-                    self.path(digest).unlink()
-
-
-class _Fetch:
-    """One round of fetching, several jobs at a time."""
-
-    def __init__(self, sources: Sequence[Source], tally: Tally | None) -> None:
-        self._sources = sources
-        self._tally = tally
-
-    def run(self, jobs: Sequence[_Job], progress: Progress | None) -> None:
-        """Fetches, verifies and writes every job; raises the first error once all have ended."""
-        total_bytes = sum(job.stop - job.start for job in jobs)
-        done_bytes = 0
-        with ThreadPoolExecutor(FETCH_THREADS, "fetch") as pool:
+            descriptor = _open_writable(path)
             try:
-                for size in pool.map(self._one, range(len(jobs)), jobs):
-                    done_bytes += size
-                    if progress is not None:
-                        progress(done_bytes, total_bytes)
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-
-    def _one(self, number: int, job: _Job) -> int:
-        if not _is_held(job):
-            self._ask(number, job)
-        return job.stop - job.start
-
-    def _ask(self, number: int, job: _Job) -> None:
-        """Each peer once, beginning with another one for every job; then the store itself."""
-        store = len(self._sources) - 1
-        peers = [(number + turn) % store for turn in range(store)]
-        problem: ShuntError = Unavailable("no source was asked")
-        for index in [*peers, *[store] * FETCH_ATTEMPTS]:
-            try:
-                self._copy(index, job)
-            except (NotFound, Unavailable):
-                if index == store:
-                    raise
-            except DataLoss as error:
-                problem = error
-            else:
-                return
-        raise problem
-
-    def _copy(self, index: int, job: _Job) -> None:
-        """Verifies and writes in one go, piece by piece. What a source that fails has written is
-        in doubt like everything that the log does not name."""
-        check, at = TileCheck(job.chunk, job.first), job.start
-        source = self._sources[index]
-        try:
-            with closing(source.pieces(job.chunk.digest, job.start, job.stop)) as pieces:
-                for piece in pieces:
-                    check.update(piece)
-                    _write(job.descriptor, piece, at)
-                    at += len(piece)
-        finally:
-            if self._tally is not None:
-                self._tally(index, at - job.start)
-        if at != job.stop:
-            raise DataLoss(f"chunk {job.chunk.digest} ends at {at}", field="chunk")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                inode, size_bytes, _ = state_of_open(descriptor)
+                if inode == _inode_of(path):
+                    if size_bytes in (0, chunk.size_bytes):
+                        if size_bytes == 0:
+                            os.ftruncate(descriptor, chunk.size_bytes)
+                        yield descriptor
+                        return
+                    path.unlink()  # it may be mapped, so it is neither cut nor stretched
+            finally:
+                os.close(descriptor)
 
 
-def _write(descriptor: int, data: memoryview, at: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(descriptor, data[done:], at + done)
-
-
-def _is_held(job: _Job) -> bool:
-    """An earlier round wrote it and was stopped before it was logged."""
+def _open_writable(path: Path) -> int:
     try:
-        if os.lseek(job.descriptor, job.start, os.SEEK_DATA) >= job.stop:
-            return False
-    except OSError:  # a hole up to the end
-        return False
-    check = TileCheck(job.chunk, job.first)
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except PermissionError:  # whole once, and now in doubt
+        path.chmod(0o644)
+        return os.open(path, os.O_RDWR)
+
+
+def _inode_of(path: Path) -> int | None:
     try:
-        for piece in read_pieces(job.descriptor, job.chunk.digest, job.start, job.stop):
-            check.update(piece)
-    except DataLoss:
-        return False
-    return True
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
 
 
-def _jobs(chunk: Chunk, descriptor: int, tiles: Sequence[int]) -> list[_Job]:
-    found: list[_Job] = []
-    for tile in tiles:
-        last = found[-1] if found else None
-        if (
-            last is not None
-            and last.last == tile
-            and chunk.tile_bytes(tile)[1] - chunk.tile_bytes(last.first)[0] <= FETCH_BYTES
-        ):
-            found[-1] = _Job(chunk, descriptor, last.first, tile + 1)
-        else:
-            found.append(_Job(chunk, descriptor, tile, tile + 1))
-    return found
+class _Meter:
+    """From bytes that arrive to the progress of a slice, of which some was there before; what
+    comes by way of a residence below counts at both."""
+
+    def __init__(
+        self, selection: Selection, missing: Selection, by_below: bool, progress: Progress | None
+    ) -> None:
+        self._progress = progress
+        if progress is None:
+            return
+        self._total_bytes = selection.size_bytes + missing.size_bytes * by_below
+        self._done_bytes = selection.size_bytes - missing.size_bytes
+        self._below_bytes = 0
+        self(0)
+
+    def __call__(self, size_bytes: int) -> None:
+        if self._progress is not None:
+            self._done_bytes += size_bytes
+            self._progress(self._done_bytes + self._below_bytes, self._total_bytes)
+
+    def below(self, done_bytes: int, _: int) -> None:
+        self._below_bytes = done_bytes
+        self(0)
+
+    def finish(self) -> None:
+        """What another writer has brought meanwhile arrived too."""
+        if self._progress is not None:
+            self._progress(self._total_bytes, self._total_bytes)

@@ -152,20 +152,27 @@ def verify(
     name: NameArgument,
     store: StoreOption = DEFAULT_STORE,
     endpoint_url: EndpointOption = None,
+    cache_dir: CacheOption = None,
 ) -> None:
-    """Reads every byte again; exits 1 and names what is damaged."""
-    from services.tensorstore import upkeep
-    from services.tensorstore.backend import find_manifest
-    from services.tensorstore.places import open_backend
+    """Reads every byte again, in the store and in its cache; exits 1 and names what is damaged."""
+    from services.tensorstore import held
+    from services.tensorstore.backend import find_manifest, read_manifest
+    from services.tensorstore.places import default_cache_directory, local_path, open_backend
 
     with _reported():
         backend = open_backend(store, endpoint_url)
         digest = find_manifest(backend, name)
+        _, manifest = read_manifest(backend, digest)
+        roots = [cache_dir] if cache_dir is not None else []
+        if cache_dir is None and local_path(store) is None:
+            roots = [default_cache_directory()]
         with _bar(f"verify {name}") as progress:
-            damaged = upkeep.verify(backend, digest, progress)
-    for found in damaged:
+            damaged = held.verify(backend, roots, digest, manifest, progress)
+    for found in damaged.objects:
         print(f"damaged: {found}")
-    if damaged:
+    for path, chunk in damaged.files.items():
+        print(f"damaged: {chunk} in {path}")
+    if damaged.objects or damaged.files:
         raise typer.Exit(1)
     print(f"{name} {digest} is whole")
 

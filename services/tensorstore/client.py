@@ -16,20 +16,25 @@ error tree, nothing else that is heavy; grpc and boto3 only for URIs that ask fo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from services.common.errors import Aborted
 from services.tensorstore.backend import Reader, find_manifest, read_manifest, read_whole
 from services.tensorstore.cache import ChunkCache
+from services.tensorstore.directory import DirectoryBackend
+from services.tensorstore.kept import KeptReader
 from services.tensorstore.manifest import Manifest
 from services.tensorstore.mapping import MappedFiles
 from services.tensorstore.names import check_model_name
-from services.tensorstore.places import DEFAULT_CACHE_BYTES, open_backend, open_residence
-from services.tensorstore.residence import Progress, Residence
+from services.tensorstore.places import DEFAULT_CACHE_BYTES, default_cache_directory, open_backend
+from services.tensorstore.residence import LocalResidence, Progress, Residence
 from services.tensorstore.slices import Selection
+
+HOLD_ATTEMPTS = 5
 
 
 class Layers(Protocol):
@@ -109,10 +114,7 @@ class Model:
         are still referenced stay valid.
         """
         wanted = self._select(layers, tp_degree, rank)
-        with self._residence.hold(wanted, progress) as paths:
-            chunks = self.manifest.chunks
-            sizes = [chunks[needed.chunk].size_bytes for needed in wanted.ranges]
-            files = MappedFiles(list(zip(paths, sizes, strict=True)))
+        files = self._mapped(wanted, progress)
         place = {needed.chunk: number for number, needed in enumerate(wanted.ranges)}
         stage = Stage(
             {
@@ -137,6 +139,14 @@ class Model:
         """Brings a slice to this node, so that a later `stage` has nothing left to fetch."""
         with self._residence.hold(self._select(layers, tp_degree, rank), progress):
             return
+
+    def _mapped(self, wanted: Selection, progress: Progress | None) -> MappedFiles:
+        """What is mapped is what was held, or it is held again."""
+        for _ in range(HOLD_ATTEMPTS - 1):
+            with suppress(Aborted), self._residence.hold(wanted, progress) as held:
+                return MappedFiles(held)
+        with self._residence.hold(wanted, progress) as held:
+            return MappedFiles(held)
 
     def _select(self, layers: Layers, tp_degree: int, rank: int) -> Selection:
         return Selection.of(self.digest, self.manifest, layers.start, layers.end, tp_degree, rank)
@@ -179,6 +189,12 @@ def open_store(
         remote = RemoteReader(uri.removeprefix("grpc://"))
         if cache_directory is None:
             return Store(remote, RemoteResidence(remote))
-        return Store(remote, ChunkCache(cache_directory, cache_bytes, [remote]))
+        return _cached(remote, cache_directory, cache_bytes)
     backend = open_backend(uri, endpoint_url)
-    return Store(backend, open_residence(backend, cache_directory, cache_bytes))
+    if isinstance(backend, DirectoryBackend) and cache_directory is None:
+        return Store(backend, LocalResidence(backend.root))
+    return _cached(backend, cache_directory or default_cache_directory(), cache_bytes)
+
+
+def _cached(reader: Reader, root: Path, limit_bytes: int) -> Store:
+    return Store(KeptReader(reader, root), ChunkCache(root, limit_bytes, [reader]))

@@ -286,6 +286,9 @@ def _chunks(table: Any) -> tuple[Chunk, ...]:
         at = stop
     if at != len(tile_digests):
         raise InvalidArgument("tiles must hold one digest for each end, in base64", field="tiles")
+    distinct = len(set(digests))
+    if distinct != len(digests) and distinct != len(set(found)):
+        raise InvalidArgument("one digest stands for different chunks", field="digest")
     return tuple(found)
 
 

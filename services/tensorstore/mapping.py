@@ -14,8 +14,9 @@ from collections.abc import Sequence
 
 import torch
 
-from services.common.errors import DataLoss, ResourceExhausted
+from services.common.errors import Aborted, DataLoss, ResourceExhausted
 from services.tensorstore.dtypes import TORCH_NAMES
+from services.tensorstore.residence import HeldFile
 from services.tensorstore.slices import TensorSlice
 
 _PROT_NONE = 0
@@ -40,14 +41,14 @@ _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class MappedFiles:
-    """A range of addresses; raises DataLoss for a file that is not as long as it should be."""
+    """A range of addresses; raises Aborted for a file that is no longer the one that was held."""
 
-    def __init__(self, files: Sequence[tuple[str, int]]) -> None:
-        """Files by path, each with its bytes, mapped in this order."""
+    def __init__(self, files: Sequence[HeldFile]) -> None:
+        """Files are mapped in this order."""
         page = mmap.PAGESIZE
         self.offsets: list[int] = []
         size_bytes = 0
-        for _, file_bytes in files:
+        for _, _, file_bytes in files:
             self.offsets.append(size_bytes)
             size_bytes += -(-file_bytes // page) * page
         self.size_bytes = size_bytes
@@ -59,8 +60,8 @@ class MappedFiles:
         window = (ctypes.c_ubyte * size_bytes).from_address(self._address)
         unmap = weakref.finalize(window, _libc.munmap, self._address, size_bytes)
         unmap.atexit = False  # others may still look in at that time
-        for (path, file_bytes), offset in zip(files, self.offsets, strict=True):
-            _map(path, file_bytes, self._address + offset)
+        for file, offset in zip(files, self.offsets, strict=True):
+            _map(file, self._address + offset)
         self._bytes = torch.frombuffer(window, dtype=torch.uint8)
         self._typed: dict[str, torch.Tensor] = {}
 
@@ -85,14 +86,18 @@ class MappedFiles:
         _libc.madvise(self._address, self.size_bytes, mmap.MADV_DONTNEED)
 
 
-def _map(path: str, file_bytes: int, address: int) -> None:
+def _map(file: HeldFile, address: int) -> None:
+    path, inode, file_bytes = file
     try:
         descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        raise Aborted(f"{path[-64:]} went before it was mapped", field="chunk") from None
     except OSError as error:
         raise DataLoss(f"{path[-64:]} cannot be mapped: {error.strerror}") from None
     try:
-        if os.lseek(descriptor, 0, os.SEEK_END) != file_bytes:
-            raise DataLoss(f"{path[-64:]} is not of {file_bytes} bytes", field="chunk")
+        found = os.fstat(descriptor)
+        if found.st_ino != inode or found.st_size != file_bytes:
+            raise Aborted(f"{path[-64:]} was replaced before it was mapped", field="chunk")
         if _mmap(address, file_bytes, _READ, _SHARED_FIXED, descriptor, 0) != address:
             raise ResourceExhausted(f"{path[-64:]} cannot be mapped", field="memory")
     finally:

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from services.common.errors import InvalidArgument, NotFound, PermissionDenied
-from services.tensorstore.backend import PIECE_BYTES, Backend, find_manifest, read_manifest
-from services.tensorstore.cache import ChunkCache, Source, Tally
-from services.tensorstore.directory import DirectoryBackend, translate
+from services.common.errors import (
+    InvalidArgument,
+    NotFound,
+    OutOfRange,
+    PermissionDenied,
+    ShuntError,
+)
+from services.tensorstore.backend import (
+    Backend,
+    Reader,
+    find_manifest,
+    read_manifest,
+    read_whole,
+)
+from services.tensorstore.cache import ChunkCache
+from services.tensorstore.directory import DirectoryBackend
+from services.tensorstore.fetch import Source, Tally
+from services.tensorstore.held import Damaged, HeldChunks, verify
 from services.tensorstore.importer import Imported, import_checkpoint
-from services.tensorstore.manifest import Manifest
+from services.tensorstore.kept import KeptReader
+from services.tensorstore.manifest import Manifest, parse
 from services.tensorstore.names import check_digest, check_file_name, check_model_name
 from services.tensorstore.places import default_cache_directory
 from services.tensorstore.residence import LocalResidence, Progress, Residence
@@ -39,24 +54,27 @@ class Node:
 
     backend: Backend
     residence: Residence
-    held: Sequence[Path]  # roots of the files this node holds, nearest first
+    held: HeldChunks
+    reader: Reader  # the backend, or what outlives it
     import_directory: Path | None = None
+    in_place: bool = False  # the backend is a directory of this node
     _manifests: dict[str, tuple[bytes, Manifest]] = field(default_factory=dict)
 
     def names(self) -> list[str]:
-        return self.backend.names()
+        return self.reader.names()
 
     def manifest(self, name: str, digest: str = "") -> tuple[str, bytes, Manifest]:
         """Digest, bytes and contents of a model's manifest, by digest or else by name."""
         if not digest:
-            digest = find_manifest(self.backend, check_model_name(name))
+            digest = find_manifest(self.reader, check_model_name(name))
         check_digest(digest)
         found = self._manifests.get(digest)
         if found is None:
-            found = read_manifest(self.backend, digest)
+            found = read_manifest(self.reader, digest)
             while len(self._manifests) >= MANIFESTS_KEPT:
                 self._manifests.pop(next(iter(self._manifests)))
             self._manifests[digest] = found
+            self.held.learn(digest, found[1])
         return digest, *found
 
     def select(
@@ -80,37 +98,32 @@ class Node:
             checkpoint.close()
 
     def read(self, digest: str, start: int, stop: int, *, cached_only: bool) -> list[bytes]:
-        """Bytes [start, stop) of an object in pieces; raises NotFound when there is none."""
+        """Bytes [start, stop) of an object in pieces; raises NotFound when there is none, and
+        OutOfRange when only a part is here and no more than that is wanted."""
         check_digest(digest)
-        for root in self.held:
-            pieces = read_held(f"{root}/objects/{digest[:2]}/{digest}", start, stop)
-            if pieces:
-                return pieces
-        if cached_only:
+        try:
+            pieces = self.held.read(digest, start, stop)
+        except OutOfRange:
+            if cached_only and not self.in_place:
+                raise
+            pieces = []
+        if pieces:
+            return pieces
+        if cached_only and not self.in_place:
             raise NotFound(f"object {digest} is not on this node", field="digest")
-        return [bytes(piece) for piece in self.backend.pieces(digest, start, stop)]
+        for _, manifest in list(self._manifests.values()):
+            for file in manifest.files.values():
+                if file.digest == digest and stop <= file.size_bytes:  # only whole it is kept
+                    return [read_whole(self.reader, digest, file.size_bytes)[start:stop]]
+        return [bytes(piece) for piece in self.reader.pieces(digest, start, stop)]
+
+    def verify(self, digest: str, progress: Progress) -> Damaged:
+        """Reads a model again, in the store and in this node's caches."""
+        _, _, manifest = self.manifest("", digest)
+        return verify(self.backend, self.held.roots, digest, manifest, progress)
 
     def delete(self, name: str) -> bool:
         return self.backend.withdraw(check_model_name(name))
-
-
-def read_held(path: str, start: int, stop: int) -> list[bytes]:
-    """Pieces of a file that may have holes; none if the range touches one."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise translate(error) from None
-    try:
-        if os.lseek(descriptor, start, os.SEEK_HOLE) < stop:
-            return []
-        cuts = range(start, stop, PIECE_BYTES)
-        return [os.pread(descriptor, min(PIECE_BYTES, stop - at), at) for at in cuts]
-    except OSError:  # past the end
-        return []
-    finally:
-        os.close(descriptor)
 
 
 def build(
@@ -121,15 +134,25 @@ def build(
     tally: Tally | None = None,
 ) -> Node:
     """A node's store with the caches that the plan asks for."""
-    disk: Residence
+    memory = plan.memory_directory
     if isinstance(backend, DirectoryBackend) and plan.directory is None:
-        disk, root = LocalResidence(backend.root), backend.root
-    else:
-        root = plan.directory or default_cache_directory()
-        disk = ChunkCache(root, plan.limit_bytes, [*peers, backend], tally)
-    if plan.memory_directory is None:
-        return Node(backend, disk, [root], import_directory)
-    below = DirectoryBackend(root)
-    memory = ChunkCache(plan.memory_directory, plan.memory_limit_bytes, [below])
-    held = [plan.memory_directory, root]
-    return Node(backend, TieredResidence(disk, memory), held, import_directory)
+        residence: Residence = LocalResidence(backend.root)
+        if memory is not None:
+            residence = TieredResidence(residence, backend.root, memory, plan.memory_limit_bytes)
+        held = HeldChunks([] if memory is None else [memory])
+        return Node(backend, residence, held, backend, import_directory, in_place=True)
+    root, sources = plan.directory or default_cache_directory(), [*peers, backend]
+    residence = ChunkCache(root, plan.limit_bytes, sources, tally)
+    roots = [root]
+    if memory is not None:
+        residence = TieredResidence(
+            residence, root, memory, plan.memory_limit_bytes, sources, tally
+        )
+        roots = [memory, root]
+    reader, held = KeptReader(backend, root), HeldChunks(roots)
+    for digest in list(held.unknown()):
+        with suppress(ShuntError):
+            data = reader.kept(digest)
+            if data is not None:
+                held.learn(digest, parse(data))
+    return Node(backend, residence, held, reader, import_directory)

@@ -8,9 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 from services.common.errors import InvalidArgument
 from services.tensorstore.backend import Backend, Reader
-from services.tensorstore.cache import ChunkCache
 from services.tensorstore.directory import DirectoryBackend
-from services.tensorstore.residence import LocalResidence, Residence
 
 DEFAULT_CACHE_BYTES = 64 << 30
 
@@ -50,12 +48,3 @@ def default_cache_directory() -> Path:
     """Where chunks of a remote store are kept when nobody says otherwise."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "shuntserve"
-
-
-def open_residence(
-    backend: Backend, cache_directory: Path | None, limit_bytes: int = DEFAULT_CACHE_BYTES
-) -> Residence:
-    """A directory's own files; for any other backend, a cache."""
-    if isinstance(backend, DirectoryBackend) and cache_directory is None:
-        return LocalResidence(backend.root)
-    return ChunkCache(cache_directory or default_cache_directory(), limit_bytes, [backend])

@@ -17,22 +17,19 @@ from shuntserve.common.v1 import common_pb2
 from shuntserve.tensorstore.v1 import tensorstore_pb2 as pb
 from shuntserve.tensorstore.v1 import tensorstore_pb2_grpc as rpc
 
-from services.common.errors import DataLoss, FailedPrecondition, NotFound, Unavailable
+from services.common import channel_options
+from services.common.errors import Aborted, DataLoss, FailedPrecondition, NotFound, Unavailable
 from services.common.statuses import from_rpc_error
 from services.tensorstore.backend import Pieces, digest_of
 from services.tensorstore.manifest import MANIFEST_LIMIT_BYTES
-from services.tensorstore.residence import Progress
+from services.tensorstore.residence import HeldFile, Progress
 from services.tensorstore.slices import Selection
 
 CALL_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0
 OPEN_TIMEOUT_S = 3600.0
 _DATA_TAG = b"\x0a"  # field 1, length-delimited
-_OPTIONS = [
-    ("grpc.max_receive_message_length", MANIFEST_LIMIT_BYTES + (1 << 20)),
-    ("grpc.enable_retries", 0),
-    ("grpc.enable_http_proxy", 0),
-]
+_MESSAGE_LIMIT_BYTES = MANIFEST_LIMIT_BYTES + (1 << 20)
 _TLS_FILES = ("SHUNT_TLS_AUTHORITY", "SHUNT_TLS_KEY", "SHUNT_TLS_CERTIFICATE")
 
 
@@ -43,13 +40,16 @@ def open_channel(address: str) -> grpc.Channel:
     Raises FailedPrecondition when only some are named.
     """
     paths = [os.environ.get(name, "") for name in _TLS_FILES]
+    # Without the ping's own timeout (a minute by default) a keepalive that fails ends no call.
+    ping = ("grpc.http2.ping_timeout_ms", int(channel_options.KEEPALIVE_TIMEOUT_S * 1000))
+    chosen = [*channel_options.options(_MESSAGE_LIMIT_BYTES), ping]
     if not any(paths):
-        return grpc.insecure_channel(address, options=_OPTIONS)
+        return grpc.insecure_channel(address, options=chosen)
     for name, path in zip(_TLS_FILES, paths, strict=True):
         if not path:
             raise FailedPrecondition(f"{name}: TLS needs certificate, key and authority")
     credentials = grpc.ssl_channel_credentials(*(Path(path).read_bytes() for path in paths))
-    return grpc.secure_channel(address, credentials, options=_OPTIONS)
+    return grpc.secure_channel(address, credentials, options=chosen)
 
 
 class RemoteReader:
@@ -151,29 +151,35 @@ class RemoteResidence:
         self._reader = reader
 
     @contextmanager
-    def hold(self, selection: Selection, progress: Progress | None) -> Iterator[list[str]]:
+    def hold(self, selection: Selection, progress: Progress | None) -> Iterator[list[HeldFile]]:
         call = self._reader.open(selection)
         try:
             yield _opened(call, selection, progress)
+            if not call.is_active():
+                raise Aborted("the store ended the call before all was mapped", field="slice")
         finally:
             call.cancel()
 
 
-def _opened(call: Any, selection: Selection, progress: Progress | None) -> list[str]:
+def _opened(call: Any, selection: Selection, progress: Progress | None) -> list[HeldFile]:
     try:
         for answer in call:
             if answer.HasField("progress"):
                 if progress is not None:
                     progress(answer.progress.done_bytes, answer.progress.total_bytes)
                 continue
-            paths = list(answer.opened.paths)
-            names = [selection.manifest.chunks[wanted.chunk].digest for wanted in selection.ranges]
+            opened = answer.opened
+            chunks = [selection.manifest.chunks[wanted.chunk] for wanted in selection.ranges]
             if (
-                answer.opened.digest != selection.digest
-                or [path.rpartition("/")[2] for path in paths] != names
+                opened.digest != selection.digest
+                or [path.rpartition("/")[2] for path in opened.paths] != [c.digest for c in chunks]
+                or len(opened.inodes) != len(chunks)
             ):
                 raise DataLoss("the store opened something else", field="slice")
-            return paths
+            return [
+                HeldFile(path, inode, chunk.size_bytes)
+                for path, inode, chunk in zip(opened.paths, opened.inodes, chunks, strict=True)
+            ]
     except grpc.RpcError as error:
         raise from_rpc_error(error) from None
     raise Unavailable("the store ended the call", field="slice")

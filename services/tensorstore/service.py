@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, TypeVar
@@ -17,7 +19,6 @@ from shuntserve.tensorstore.v1 import tensorstore_pb2 as pb
 from shuntserve.tensorstore.v1 import tensorstore_pb2_grpc as rpc
 
 from services.common.errors import InvalidArgument, ResourceExhausted
-from services.tensorstore import upkeep
 from services.tensorstore.link_share import LinkShare
 from services.tensorstore.manifest import Manifest
 from services.tensorstore.names import check_model_name
@@ -37,9 +38,12 @@ class TensorStoreServicer(rpc.TensorStoreServiceServicer):
     """Serves one node's store; long steps run in threads, a bounded number at a time."""
 
     def __init__(self, node: Node, share: LinkShare, *, max_steps: int, hold_s: float) -> None:
+        """All that readers of other nodes are sent keeps to the share of the link."""
         self._node = node
-        self._share = share
+        self.share = share
         self._max_steps = max_steps
+        # Threads of their own: steps that wait for a source must not keep a Read from its thread.
+        self._steps = ThreadPoolExecutor(max_steps, "step")
         self._running = 0
         self._hold_s = hold_s
 
@@ -74,10 +78,6 @@ class TensorStoreServicer(rpc.TensorStoreServiceServicer):
         async for event in self._step(partial(self._bring, selection)):
             if isinstance(event, pb.TransferProgress):
                 yield pb.PrefetchResponse(progress=event)
-        whole = pb.TransferProgress(
-            done_bytes=selection.size_bytes, total_bytes=selection.size_bytes
-        )
-        yield pb.PrefetchResponse(progress=whole)
 
     async def Open(
         self, request: pb.OpenRequest, context: Context
@@ -85,18 +85,22 @@ class TensorStoreServicer(rpc.TensorStoreServiceServicer):
         selection = await self._selection(request.slice)
         held, gone = ExitStack(), threading.Event()
 
-        def enter(progress: Progress) -> list[str]:
-            paths = held.enter_context(self._node.residence.hold(selection, progress))
+        def enter(progress: Progress) -> pb.OpenedSlice:
+            files = held.enter_context(self._node.residence.hold(selection, progress))
             if gone.is_set():  # the caller left in mid-transfer
                 held.close()
-            return [os.path.abspath(path) for path in paths]  # noqa: PTH100
+            return pb.OpenedSlice(
+                digest=selection.digest,
+                paths=[os.path.abspath(file) for file in files],  # noqa: PTH100
+                inodes=[file.inode for file in files],
+            )
 
         try:
             async for event in self._step(enter):
                 if isinstance(event, pb.TransferProgress):
                     yield pb.OpenResponse(progress=event)
                     continue
-                yield pb.OpenResponse(opened=pb.OpenedSlice(digest=selection.digest, paths=event))
+                yield pb.OpenResponse(opened=event)
             # the engine maps the files and ends the call; one that forgets does not hold for ever
             async with asyncio.timeout(self._hold_s):
                 await asyncio.Event().wait()
@@ -120,10 +124,9 @@ class TensorStoreServicer(rpc.TensorStoreServiceServicer):
                 if number + 1 < len(starts):
                     coming = asyncio.ensure_future(self._frames(request, starts[number + 1], end))
                 for frame in frames:
-                    if request.cached_only:
-                        wait_s = self._share.reserve(time.monotonic(), len(frame))
-                        if wait_s > 0:
-                            await asyncio.sleep(wait_s)
+                    wait_s = self.share.reserve(time.monotonic(), len(frame))
+                    if wait_s > 0:
+                        await asyncio.sleep(wait_s)
                     yield pb.ReadResponse(data=frame)
         finally:
             coming.cancel()
@@ -133,11 +136,12 @@ class TensorStoreServicer(rpc.TensorStoreServiceServicer):
     ) -> AsyncIterator[pb.VerifyResponse]:
         wanted = request.model
         digest, _, _ = await asyncio.to_thread(self._node.manifest, wanted.model_id, wanted.digest)
-        async for event in self._step(partial(upkeep.verify, self._node.backend, digest)):
+        async for event in self._step(partial(self._node.verify, digest)):
             if isinstance(event, pb.TransferProgress):
                 yield pb.VerifyResponse(progress=event)
-            else:
-                yield pb.VerifyResponse(result=pb.VerifyResult(damaged=event))
+                continue
+            files = [pb.DamagedFile(digest=d, path=path) for path, d in event.files.items()]
+            yield pb.VerifyResponse(result=pb.VerifyResult(damaged=event.objects, files=files))
 
     async def Delete(self, request: pb.DeleteRequest, context: Context) -> pb.DeleteResponse:
         existed = await asyncio.to_thread(self._node.delete, request.name)
@@ -185,14 +189,20 @@ class TensorStoreServicer(rpc.TensorStoreServiceServicer):
             latest = (done_bytes, total_bytes)
 
         self._running += 1
-        task = asyncio.ensure_future(asyncio.to_thread(work, progress))
+        context = contextvars.copy_context()
+        task = asyncio.get_running_loop().run_in_executor(
+            self._steps, partial(context.run, work, progress)
+        )
         task.add_done_callback(self._ended)
         shown = latest
-        while not task.done():
+        while True:
             await asyncio.wait({task}, timeout=PROGRESS_INTERVAL_S)
+            ended = task.done()  # asked before progress, of which the last must be seen
             if latest != shown:
                 shown = latest
                 yield pb.TransferProgress(done_bytes=shown[0], total_bytes=shown[1])
+            if ended:
+                break
         yield task.result()
 
     def _ended(self, task: asyncio.Future[Any]) -> None:

@@ -15,7 +15,7 @@ class TensorStoreSettings(ServiceSettings):
     """A store that is a directory of this host is served in place, unless a cache is named.
 
     `memory_directory` (a tmpfs) is a second cache in front; `peers` (host:port) are asked before
-    the store; what peers fetch from here takes at most `peer_share` of `link_bytes_per_s`.
+    the store; what others read from here takes at most `peer_share` of `link_bytes_per_s`.
     """
 
     model_config = SettingsConfigDict(

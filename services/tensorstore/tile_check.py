@@ -39,3 +39,18 @@ class TileCheck:
             )
         self._tile += 1
         self._hash = blake3()
+
+    @property
+    def tile(self) -> int:
+        """The tile that is not complete."""
+        return self._tile
+
+    @property
+    def at(self) -> int:
+        """Where in the chunk the next byte belongs."""
+        return self._at
+
+    def restart(self) -> None:
+        """Goes back to the beginning of the tile that is not complete."""
+        self._at = self._chunk.ends[self._tile - 1] if self._tile else 0
+        self._hash = blake3()

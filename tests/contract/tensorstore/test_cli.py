@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from services.tensorstore.cli import app
-from tests.checkpoints import bits, make_config, make_tensors, write_checkpoint
+from tests.checkpoints import bits, make_config, make_tensors, rot, write_checkpoint
 from tests.mutants import flip
 
 run = CliRunner()
@@ -54,14 +54,21 @@ def test_a_model_is_imported_listed_exported_and_verified(
     wanted = original.chunk(2, 1)[1]
     assert bits(exported["model.layers.2.self_attn.o_proj.weight"]).equal(bits(wanted))
     assert {"model.norm.weight", "lm_head.weight"} <= exported.keys()
-    model("verify", "tiny", *at)
+    model("verify", "tiny", *at, *cache)
+    if remote:
+        path = max((tmp_path / "cache").glob("objects/??/*"), key=lambda path: path.stat().st_size)
+        rot(path)
+        said = model("verify", "tiny", *at, *cache, code=1).output.replace("\n", "")
+        assert f"{path.name} in {path}" in said
+        model("export", "tiny", out, *at, *cache)  # fetches it anew
+        model("verify", "tiny", *at, *cache)
     target = tmp_path / "copy"
     model("push", "tiny", target, *at)
     model("verify", "tiny", "--store", target)
     model("delete", "tiny", *at)
     model("gc", "--grace-s", 0, *at)
     model("pull", "tiny", target, *at)
-    model("verify", "tiny", *at)
+    model("verify", "tiny", *at, *cache)
 
 
 def test_damage_is_named_and_exits_1(source: Path, tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ from shuntserve.tensorstore.v1 import tensorstore_pb2_grpc as rpc
 from services.common.errors import DataLoss, InvalidArgument, NotFound
 from services.common.generation import LayerRange
 from services.tensorstore.client import open_store
-from tests.checkpoints import bits, expected_slice
+from tests.checkpoints import bits, expected_slice, rot
 
 TIMEOUT_S = 30
+NOBODY = "http://127.0.0.1:9"
 
 
 @pytest.fixture
@@ -90,11 +91,12 @@ def test_prefetch_warms_what_is_opened_later(stored: Any, stub: Any, tmp_path: P
     answers = list(stub.Prefetch(pb.PrefetchRequest(slice=whole()), timeout=TIMEOUT_S))
     last = answers[-1].progress
     assert last.done_bytes == last.total_bytes > 0
+    assert {answer.progress.total_bytes for answer in answers} == {last.total_bytes}
     held = sum(f.stat().st_size for f in (tmp_path / "memory").rglob("objects/??/*"))
     assert held == sum(chunk.size_bytes for chunk in stored.imported.manifest.chunks)
     call = stub.Open(pb.OpenRequest(slice=whole()), timeout=TIMEOUT_S)
     opened = next(answer for answer in call if answer.HasField("opened")).opened
-    assert all(Path(path).is_file() for path in opened.paths)
+    assert [Path(path).stat().st_ino for path in opened.paths] == list(opened.inodes)
     call.cancel()
 
 
@@ -201,3 +203,34 @@ def test_errors_cross_the_wire_as_themselves(address: str) -> None:
         store.model("nobody")
     with pytest.raises(InvalidArgument, match="TP degree 3"):
         store.model("tiny").prefetch(LayerRange(0, 3), 3)
+
+
+def test_a_node_that_has_it_all_serves_while_the_store_is_away(
+    stored: Any, s3_endpoint: str, tmp_path: Path, start_service: Any
+) -> None:
+    def start(endpoint: str) -> Any:
+        running = start_service(
+            store=stored.uri, endpoint_url=endpoint, cache_directory=tmp_path / "c"
+        )
+        return open_store(f"grpc://{running.address}")
+
+    model = start(s3_endpoint).model("tiny")
+    model.prefetch(LayerRange(0, 3))
+    files = model.tokenizer_files()
+    store = start(NOBODY)
+    assert store.names() == ["tiny"]
+    model = store.model("tiny")
+    assert model.tokenizer_files() == files
+    with model.stage(LayerRange(0, 3)) as stage:
+        for name, tensor in stage.tensors.items():
+            assert torch.equal(bits(tensor), bits(stored.tensors[name])), name
+
+
+def test_verify_reads_the_node_s_caches_too(stored: Any, stub: Any, tmp_path: Path) -> None:
+    list(stub.Prefetch(pb.PrefetchRequest(slice=whole()), timeout=TIMEOUT_S))
+    path = max((tmp_path / "disk").glob("objects/??/*"), key=lambda path: path.stat().st_size)
+    rot(path)
+    request = pb.VerifyRequest(model=common_pb2.ModelRef(model_id="tiny"))
+    result = list(stub.Verify(request, timeout=TIMEOUT_S))[-1].result
+    assert list(result.damaged) == []
+    assert [(file.digest, file.path) for file in result.files] == [(path.name, str(path))]

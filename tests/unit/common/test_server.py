@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
-from services.common import channels, health, telemetry
+from services.common import channel_options, channels, health, telemetry
 from services.common.errors import NotFound, Superseded
 from services.common.server import Server
 from services.common.settings import ServiceSettings
@@ -142,7 +142,7 @@ async def test_a_trace_goes_on_across_a_call(monkeypatch: pytest.MonkeyPatch) ->
 async def test_an_idle_connection_outlives_many_keepalives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(channels, "KEEPALIVE_INTERVAL_S", 0.05)
+    monkeypatch.setattr(channel_options, "KEEPALIVE_INTERVAL_S", 0.05)
     async with _serving() as (_, address, _), channels.open_channel(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         watch = stub.Watch(health_pb2.HealthCheckRequest(service=NAME), timeout=30)

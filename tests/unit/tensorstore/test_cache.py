@@ -5,20 +5,29 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from services.common.errors import DataLoss, NotFound, ResourceExhausted, Unavailable
+from services.common.errors import (
+    DataLoss,
+    DeadlineExceeded,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    Unavailable,
+)
 from services.common.generation import LayerRange
 from services.tensorstore.backend import Pieces
-from services.tensorstore.cache import ChunkCache, Source
+from services.tensorstore.cache import ChunkCache
 from services.tensorstore.client import Model
-from services.tensorstore.directory import DirectoryBackend
-from services.tensorstore.slices import Selection
+from services.tensorstore.fetch import Source
+from services.tensorstore.residence import LocalResidence
+from services.tensorstore.slices import Range, Selection
 from services.tensorstore.tiers import TieredResidence
-from tests.checkpoints import bits
+from tests.checkpoints import bits, rot
 
 ROOMY = 1 << 30
 
@@ -125,6 +134,7 @@ def test_damage_in_the_cache_before_entry_is_mended(tiny, source: Counting, tmp_
     with make_cache(tmp_path / "c", [source]).hold(select(tiny), None) as found:
         paths = [Path(path) for path in found]
         for path in paths:
+            path.chmod(0o644)
             with path.open("r+b") as file:
                 file.write(bytes([file.read(1)[0] ^ 4]))
                 file.seek(0)
@@ -143,7 +153,17 @@ def test_peers_are_asked_before_the_store(tiny, tmp_path: Path) -> None:
     assert all(peer.read_bytes > 0 for peer in peers)
 
 
-@pytest.mark.parametrize("error", [NotFound("no"), Unavailable("away"), DataLoss("bad")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotFound("no"),
+        Unavailable("away"),
+        DataLoss("bad"),
+        DeadlineExceeded("slow"),
+        PermissionDenied("not you"),
+        ResourceExhausted("busy"),
+    ],
+)
 def test_the_store_stands_in_for_peers(tiny, tmp_path: Path, error: Exception) -> None:
     peer, store = Counting(tiny.backend), Counting(tiny.backend)
     peer.error = error
@@ -190,7 +210,7 @@ def test_what_is_mapped_outlives_its_place_in_the_cache(
     model = Model("tiny", tiny.imported.digest, tiny.imported.manifest, tiny.backend, cache)
     with model.stage(LayerRange(0, 3)) as stage:
         for chunk in tiny.imported.manifest.chunks:
-            cache.discard(chunk.digest)
+            assert cache.forget(chunk.digest)
         assert_whole(tiny, cache)
         name = "model.layers.1.mlp.down_proj.weight"
         assert torch.equal(bits(stage.tensors[name]), bits(tiny.tensors[name]))
@@ -240,11 +260,11 @@ def test_memory_is_filled_from_disk_and_damage_there_is_mended(
     data = bytearray(paths[0].read_bytes())
     data[3] ^= 1
     stamp = paths[0].stat()
+    paths[0].chmod(0o644)
     with paths[0].open("r+b") as file:
         file.write(data)
     os.utime(paths[0], ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    memory = make_cache(tmp_path / "memory", [DirectoryBackend(tmp_path / "disk")])
-    tiers = TieredResidence(disk, memory)
+    tiers = TieredResidence(disk, disk.root, tmp_path / "memory", ROOMY, [source])
     assert_whole(tiny, tiers)
     with tiers.hold(select(tiny), None) as found:
         assert all(tmp_path / "memory" in Path(path).parents for path in found)
@@ -254,6 +274,225 @@ def test_a_slice_too_large_for_memory_is_mapped_from_disk(
     tiny, source: Counting, tmp_path: Path
 ) -> None:
     disk = make_cache(tmp_path / "disk", [source])
-    memory = make_cache(tmp_path / "memory", [DirectoryBackend(tmp_path / "disk")], 5000)
-    with TieredResidence(disk, memory).hold(select(tiny), None) as found:
+    tiers = TieredResidence(disk, disk.root, tmp_path / "memory", 5000)
+    with tiers.hold(select(tiny), None) as found:
         assert all(tmp_path / "disk" in Path(path).parents for path in found)
+
+
+class Gate:
+    """A source that waits with one chunk until it is let go."""
+
+    def __init__(self, backend: Source, digest: str) -> None:
+        self.backend, self.digest = backend, digest
+        self.reached, self.go = threading.Event(), threading.Event()
+
+    def pieces(self, digest: str, start: int, stop: int) -> Pieces:
+        if digest == self.digest:
+            self.reached.set()
+            assert self.go.wait(60)
+        yield from self.backend.pieces(digest, start, stop)
+
+
+class Overlong:
+    """A source that sends on behind what it was asked for, other bytes than there are."""
+
+    def __init__(self, backend: Source) -> None:
+        self.backend = backend
+
+    def pieces(self, digest: str, start: int, stop: int) -> Pieces:
+        yield from self.backend.pieces(digest, start, stop)
+        yield memoryview(bytearray(b"x" * 64))
+
+
+def digests_of(tiny, start: int, end: int) -> list[str]:
+    selection = select(tiny, start, end)
+    return [selection.manifest.chunks[wanted.chunk].digest for wanted in selection.ranges]
+
+
+def test_what_one_cache_holds_no_other_forgets(tiny, source: Counting, tmp_path: Path) -> None:
+    one = make_cache(tmp_path / "c", [source])
+    other = make_cache(tmp_path / "c", [source], select(tiny, 0, 1).size_bytes + 8192)
+    with one.hold(select(tiny, 1, 2), None) as held:
+        with pytest.raises(ResourceExhausted), other.hold(select(tiny, 0, 1), None):
+            pass
+        assert [Path(file).stat().st_ino for file in held] == [file.inode for file in held]
+        assert not any(other.forget(digest) for digest in digests_of(tiny, 1, 2))
+    with other.hold(select(tiny, 0, 1), None):
+        assert not any(Path(file).exists() for file in held)
+
+
+def test_what_one_cache_fills_no_other_forgets(tiny, tmp_path: Path) -> None:
+    gate = Gate(tiny.backend, digests_of(tiny, 1, 2)[-1])
+    one = make_cache(tmp_path / "c", [gate])
+    other = make_cache(tmp_path / "c", [tiny.backend], 1)
+    filling = threading.Thread(target=assert_whole, args=(tiny, one))
+    filling.start()
+    try:
+        assert gate.reached.wait(60)
+        assert not any(other.forget(digest) for digest in digests_of(tiny, 0, 3))
+    finally:
+        gate.go.set()
+        filling.join()
+    with one.hold(select(tiny), None) as held:
+        assert all(Path(file).exists() for file in held)
+
+
+def test_a_chunk_that_is_complete_waits_for_no_other(tiny, tmp_path: Path) -> None:
+    gate = Gate(tiny.backend, digests_of(tiny, 2, 3)[-1])
+    filling = threading.Thread(target=assert_whole, args=(tiny, make_cache(tmp_path / "c", [gate])))
+    filling.start()
+    opened = threading.Event()
+
+    def open_first() -> None:
+        with make_cache(tmp_path / "c", [tiny.backend]).hold(select(tiny, 0, 1), None):
+            opened.set()
+
+    opening = threading.Thread(target=open_first)
+    try:
+        assert gate.reached.wait(60)
+        opening.start()
+        assert opened.wait(30)
+    finally:
+        gate.go.set()
+        filling.join()
+        opening.join()
+
+
+def test_a_tile_that_may_be_mapped_is_not_written_over(
+    tiny, source: Counting, tmp_path: Path
+) -> None:
+    cache = make_cache(tmp_path / "c", [source])
+    model = Model("tiny", tiny.imported.digest, tiny.imported.manifest, tiny.backend, cache)
+    with model.stage(LayerRange(0, 3), 2, 0) as stage:
+        before = {name: bits(tensor).clone() for name, tensor in stage.tensors.items()}
+        (tmp_path / "c" / "verified" / tiny.imported.digest).unlink()
+        source.spoil = 10**9
+        with pytest.raises(DataLoss), cache.hold(select(tiny), None):
+            pass
+        for name, tensor in stage.tensors.items():
+            assert torch.equal(bits(tensor), before[name]), name
+    read, source.spoil = source.read_bytes, 0
+    assert_whole(tiny, cache)
+    assert source.read_bytes - read <= select(tiny, degree=2, rank=1).size_bytes
+
+
+def test_a_source_that_sends_too_much_spoils_no_other_tile(
+    tiny, source: Counting, tmp_path: Path
+) -> None:
+    with make_cache(tmp_path / "c", [source]).hold(select(tiny, degree=2, rank=1), None) as held:
+        before = [Path(file).read_bytes() for file in held]
+    cache = make_cache(tmp_path / "c", [Overlong(tiny.backend)])
+    with pytest.raises(DataLoss, match="more"), cache.hold(select(tiny, degree=2), None):
+        pass
+    for file, data in zip(held, before, strict=True):
+        after = Path(file).read_bytes()
+        assert all(new == old for new, old in zip(after, data, strict=True) if old)
+    assert_whole(tiny, make_cache(tmp_path / "c", [source]))
+
+
+def test_what_was_good_of_a_source_that_sends_too_much_is_not_asked_for_again(
+    tiny, source: Counting, tmp_path: Path
+) -> None:
+    source.error = Unavailable("nobody is to ask")
+    assert_whole(tiny, make_cache(tmp_path / "c", [Overlong(tiny.backend), source]))
+
+
+def test_a_peer_that_breaks_off_is_followed_up_where_it_stopped(
+    smollm2: Model, tmp_path: Path
+) -> None:
+    selection = Selection.of(smollm2.digest, smollm2.manifest, 0, 1)
+
+    class Halting(Counting):
+        def pieces(self, digest: str, start: int, stop: int) -> Pieces:
+            for number, piece in enumerate(super().pieces(digest, start, stop)):
+                if number == 20:
+                    raise Unavailable("gone")
+                yield piece
+
+    peer, store = Halting(smollm2._backend), Counting(smollm2._backend)
+    with make_cache(tmp_path / "c", [peer, store]).hold(selection, None):
+        pass
+    assert peer.read_bytes > 8 << 20
+    assert peer.read_bytes + store.read_bytes < selection.size_bytes + (8 << 20)
+
+
+def test_a_mapped_file_is_never_cut(tiny, source: Counting, tmp_path: Path) -> None:
+    cache = make_cache(tmp_path / "c", [source])
+    with cache.hold(select(tiny), None) as held, Path(held[0]).open("rb") as mapped:
+        whole = tiny.imported.manifest.chunks[0]
+        ends = whole.ends[:1]
+        less = whole._replace(size_bytes=ends[0], ends=ends, tile_digests=whole.tile_digests[:32])
+        manifest = replace(
+            tiny.imported.manifest, chunks=(less, *tiny.imported.manifest.chunks[1:])
+        )
+        wanted = replace(select(tiny), digest="f" * 64, manifest=manifest, ranges=[Range(0, (0,))])
+        with cache.hold(wanted, None) as other:
+            assert other[0].inode != held[0].inode
+        assert os.fstat(mapped.fileno()).st_size == whole.size_bytes
+
+
+def test_a_whole_file_is_closed_to_writers(tiny, source: Counting, tmp_path: Path) -> None:
+    cache = make_cache(tmp_path / "c", [source])
+    with cache.hold(select(tiny, degree=2), None) as held:
+        assert all(Path(file).stat().st_mode & 0o200 for file in held[:1])
+    with cache.hold(select(tiny), None) as held:
+        assert not any(Path(file).stat().st_mode & 0o222 for file in held)
+
+
+def test_memory_that_has_a_slice_asks_nobody(tiny, source: Counting, tmp_path: Path) -> None:
+    disk = make_cache(tmp_path / "disk", [source])
+    tiers = TieredResidence(disk, disk.root, tmp_path / "memory", ROOMY, [source])
+    with tiers.hold(select(tiny, 0, 2), None):
+        pass
+    source.error = Unavailable("away")
+    assert all(disk.forget(digest) for digest in digests_of(tiny, 0, 2))
+    with tiers.hold(select(tiny, 0, 2), None) as held:
+        assert all(tmp_path / "memory" in Path(file).parents for file in held)
+
+
+def test_one_damaged_tile_on_the_disk_costs_that_tile_alone(
+    tiny, source: Counting, tmp_path: Path
+) -> None:
+    disk = make_cache(tmp_path / "disk", [source])
+    with disk.hold(select(tiny), None) as held:
+        path = Path(held[1])
+    chunk = tiny.imported.manifest.chunks[1]
+    rot(path)
+    read = source.read_bytes
+    tiers = TieredResidence(disk, disk.root, tmp_path / "memory", ROOMY, [source])
+    assert_whole(tiny, tiers)
+    assert 0 < source.read_bytes - read <= chunk.size_bytes
+    kept = {file.name for file in (tmp_path / "disk").glob("objects/??/*")}
+    assert kept == {c.digest for c in tiny.imported.manifest.chunks} - {chunk.digest}
+
+
+def test_progress_counts_the_slice_up_to_its_end(tiny, source: Counting, tmp_path: Path) -> None:
+    disk = make_cache(tmp_path / "disk", [source])
+    tiers = TieredResidence(disk, disk.root, tmp_path / "memory", ROOMY, [source])
+    for residence in (disk, tiers, LocalResidence(tiny.root)):
+        for end in (1, 3, 3):
+            seen: list[tuple[int, int]] = []
+            with residence.hold(select(tiny, 0, end), lambda *pair, seen=seen: seen.append(pair)):
+                pass
+            assert seen == sorted(seen)
+            assert len({total for _, total in seen}) == 1
+            assert seen[-1][0] == seen[-1][1] >= select(tiny, 0, end).size_bytes
+
+
+def test_progress_counts_what_another_writer_has_brought(tiny, tmp_path: Path) -> None:
+    gate = Gate(tiny.backend, digests_of(tiny, 1, 2)[-1])
+    filling = threading.Thread(target=assert_whole, args=(tiny, make_cache(tmp_path / "c", [gate])))
+    filling.start()
+    assert gate.reached.wait(60)
+    seen: list[tuple[int, int]] = []
+
+    def progress(done_bytes: int, total_bytes: int) -> None:
+        seen.append((done_bytes, total_bytes))
+        gate.go.set()
+
+    try:
+        with make_cache(tmp_path / "c", [tiny.backend]).hold(select(tiny, 1, 2), progress):
+            assert seen[-1][0] == seen[-1][1] == select(tiny, 1, 2).size_bytes
+    finally:
+        gate.go.set()
+        filling.join()

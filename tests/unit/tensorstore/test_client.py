@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
-from services.common.errors import InvalidArgument
+from services.common.errors import Aborted, InvalidArgument
 from services.common.generation import LayerRange
-from services.tensorstore.client import open_store
+from services.tensorstore.client import HOLD_ATTEMPTS, Model, open_store
+from services.tensorstore.residence import HeldFile, LocalResidence, Progress, Residence
+from services.tensorstore.slices import Selection
+from tests.checkpoints import bits
 
 
 def mapped_kib(root: Path, what: str) -> int:
@@ -73,6 +79,45 @@ def test_a_version_is_opened_by_its_digest(tiny) -> None:
     assert model.digest == digest
     assert model.config == tiny.config
     assert set(model.tokenizer_files()) == {"tokenizer.json"}
+
+
+class Replacing:
+    """A residence some of whose files are other ones by the time they are mapped."""
+
+    def __init__(self, below: Residence, times: int, *, leave: bool) -> None:
+        self.below, self.times, self.leave = below, times, leave
+
+    @contextmanager
+    def hold(self, selection: Selection, progress: Progress | None) -> Iterator[list[HeldFile]]:
+        with self.below.hold(selection, progress) as held:
+            path = Path(held[-1])
+            if not self.times:
+                yield held
+                return
+            self.times -= 1
+            aside = path.rename(path.with_name("aside"))
+            if self.leave:
+                path.write_bytes(bytes(held[-1].size_bytes))
+            try:
+                yield held
+            finally:
+                aside.replace(path)
+
+
+@pytest.mark.parametrize("leave", [True, False])
+def test_what_is_mapped_is_what_was_verified(tiny, leave: bool) -> None:
+    wanted = tiny.imported.manifest
+
+    def stage(times: int) -> None:
+        residence = Replacing(LocalResidence(tiny.root), times, leave=leave)
+        model = Model("tiny", tiny.imported.digest, wanted, tiny.backend, residence)
+        with model.stage(LayerRange(0, 3)) as stage:
+            for name, tensor in stage.tensors.items():
+                assert torch.equal(bits(tensor), bits(tiny.tensors[name])), name
+
+    stage(HOLD_ATTEMPTS - 1)
+    with pytest.raises(Aborted):
+        stage(HOLD_ATTEMPTS)
 
 
 @pytest.mark.parametrize("uri", ["http://x/y", "s3://", "s3:///x", "file://host/x", "s3://b/p?q=1"])

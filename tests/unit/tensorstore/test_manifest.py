@@ -31,6 +31,12 @@ def test_what_was_dumped_is_parsed_again(tiny) -> None:
     assert manifest.dump(manifest.parse(data)) == data
 
 
+def test_one_digest_stands_for_one_chunk(document: dict) -> None:
+    chunks = document["chunks"]
+    chunks["digest"][1] = chunks["digest"][0]
+    assert "different chunks" in refused(document)
+
+
 @pytest.mark.parametrize(
     "data",
     [

@@ -83,6 +83,48 @@ def test_a_warm_load_reads_nothing_again(tiny, monkeypatch: pytest.MonkeyPatch) 
     assert read != []
 
 
+def test_what_was_verified_before_the_machine_booted_is_read_again(
+    tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tiny.model().stage(LayerRange(0, 3)):
+        pass
+    read: list[int] = []
+    before = residence.check_tile
+    monkeypatch.setattr(residence, "check_tile", lambda *job: read.append(job[2]) or before(*job))
+    monkeypatch.setattr(residence, "_boot", lambda: b"another")
+    for _ in range(2):
+        with tiny.model().stage(LayerRange(0, 3)):
+            pass
+    assert len(read) == sum(len(chunk.ends) for chunk in tiny.imported.manifest.chunks)
+
+
+def test_nothing_is_recorded_while_a_change_might_not_show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, state, ticks = tmp_path / "log", (1, 2, 5), [6, 5, 5]
+    monkeypatch.setattr(residence, "_tick_ns", ticks.pop)
+    residence.VerifiedLog(path).record({0: (state, 1)})
+    assert ticks == []
+    assert residence.VerifiedLog(path).good(0, state) == 1
+    monkeypatch.setattr(residence, "_tick_ns", lambda: 5)
+    residence.VerifiedLog(path).record({1: (state, 1)})
+    assert residence.VerifiedLog(path).good(1, state) == 0
+
+
+def test_a_log_that_others_write_or_begin_anew_is_followed(tmp_path: Path) -> None:
+    path = tmp_path / "verified" / "log"
+    one, other = residence.VerifiedLog(path), residence.VerifiedLog(path)
+    first, second = (1, 2, 3), (1, 2, 4)
+    one.record({0: (first, 1), 1: (first, 1)})
+    assert other.good(0, first) == 0
+    other.refresh()
+    assert other.good(0, first) == 1
+    path.unlink()
+    one.record({0: (second, 2)})
+    other.refresh()
+    assert other.good(0, second) == 2
+
+
 def test_only_the_slice_is_read(tiny) -> None:
     seen = []
     with tiny.model().stage(LayerRange(0, 3), 8, 3, progress=lambda *pair: seen.append(pair)):
