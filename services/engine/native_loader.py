@@ -6,14 +6,18 @@ torch takes seconds to import: `warm` does it in a thread of its own while the p
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from services.common.errors import ResourceExhausted, Unavailable
 from services.common.generation import LayerRange, ModelRef
 from services.engine.backend import BLOCK_SIZE, StageBackend
 from services.engine.loading import Progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ class NativeLoader:
                 )
             backend = load_stage(
                 config,
-                stage.tensors,
+                _on_device(stage.tensors, options.device),
                 span,
                 dtype=options.dtype,
                 kv_blocks=blocks,
@@ -81,3 +85,14 @@ class NativeLoader:
             )
             progress(stage.size_bytes, stage.size_bytes)
         return backend
+
+
+def _on_device(tensors: Mapping[str, Tensor], device: str) -> Mapping[str, Tensor]:
+    """Where the layers are computed. The embedding stays: ids are looked up on the host."""
+    if not device.startswith("cuda"):
+        return tensors
+    from services.engine.native.upload import CudaLink, upload
+    from services.engine.native.weights import EMBEDDING
+
+    layers = {name: tensor for name, tensor in tensors.items() if name != EMBEDDING}
+    return {**tensors, **upload(layers, CudaLink(device))}

@@ -139,7 +139,6 @@ async def test_a_node_registers_beats_and_tells_its_formation_at_once(
         await _eventually(lambda: journal.beats[-1].formation_id == "f1")
         await generate(worker, request("g", PROMPT, 5), "f1").end()
         await _eventually(lambda: journal.beats[-1].sampled_tokens == 5)
-        assert journal.beats[-1].step == 5
         await worker.stub.Dissolve(engine_pb2.DissolveRequest(formation_id="f1"), timeout=5)
         await _eventually(lambda: journal.beats[-1].formation_id == "")
 
