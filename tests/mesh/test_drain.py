@@ -10,7 +10,7 @@ from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 from bench import mesh as meshes
 from services.common import channels
 
-TOKENS = 900
+TOKENS = 600
 
 
 async def _events(controller: Any) -> list[controller_pb2.WatchEventsResponse]:

@@ -15,7 +15,7 @@ from bench import mesh as meshes
 async def test_streams_leave_a_frozen_stage_and_nothing_it_says_later_counts(
     ready: meshes.Mesh, client: httpx.AsyncClient, controller: Any
 ) -> None:
-    bodies = [body | {"ignore_eos": True} for body in meshes.request_bodies(600)[:4]]
+    bodies = [body | {"ignore_eos": True} for body in meshes.request_bodies(300)[:4]]
     expected = await meshes.undisturbed(client, ready.url(), bodies)
     records = [meshes.StreamRecord() for _ in bodies]
     tasks = [
