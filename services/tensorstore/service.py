@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import os
 import threading
 import time
@@ -18,7 +19,7 @@ from shuntserve.common.v1 import common_pb2
 from shuntserve.tensorstore.v1 import tensorstore_pb2 as pb
 from shuntserve.tensorstore.v1 import tensorstore_pb2_grpc as rpc
 
-from services.common.errors import InvalidArgument, ResourceExhausted
+from services.common.errors import DataLoss, InvalidArgument, NotFound, ResourceExhausted
 from services.tensorstore.link_share import LinkShare
 from services.tensorstore.manifest import Manifest
 from services.tensorstore.names import check_model_name
@@ -26,6 +27,7 @@ from services.tensorstore.node import Node
 from services.tensorstore.residence import Progress
 from services.tensorstore.slices import Selection
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -148,9 +150,14 @@ class TensorStoreServicer(rpc.TensorStoreServiceServicer):
         return pb.DeleteResponse(existed=existed)
 
     def _list(self) -> pb.ListResponse:
+        """A model that is damaged, or withdrawn meanwhile, does not hide the others."""
         answer = pb.ListResponse()
         for name in self._node.names():
-            digest, _, manifest = self._node.manifest(name)
+            try:
+                digest, _, manifest = self._node.manifest(name)
+            except (DataLoss, NotFound) as error:
+                _log.error("model not listed", extra={"model": name, "why": error.message})
+                continue
             answer.models.append(_summary(name, digest, manifest))
         return answer
 

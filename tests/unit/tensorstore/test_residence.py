@@ -12,17 +12,9 @@ import pytest
 from services.common.errors import DataLoss, NotFound, ShuntError
 from services.common.generation import LayerRange
 from services.tensorstore import residence, upkeep
+from tests.mutants import flip
 
 FLIPS = 150
-
-
-def flip(path: Path, bit: int) -> None:
-    path.chmod(0o644)
-    with path.open("r+b") as file:
-        file.seek(bit // 8)
-        byte = file.read(1)[0]
-        file.seek(bit // 8)
-        file.write(bytes([byte ^ 1 << bit % 8]))
 
 
 def test_every_flipped_bit_is_found(tiny) -> None:

@@ -110,3 +110,12 @@ def test_the_share_is_the_one_that_the_settings_name(tiny) -> None:
     share = build_servicer(chosen).share
     assert share.reserve(0.0, 4 << 20) == 0
     assert share.reserve(0.0, 16 << 20) == pytest.approx(1.0)
+
+
+async def test_a_damaged_model_does_not_hide_the_others(tiny, caplog: Any) -> None:
+    (tiny.backend.root / "models" / "rotten").write_text("0" * 64 + "\n")
+    node = build(tiny.backend, CachePlan())
+    servicer = TensorStoreServicer(node, Recording(), max_steps=1, hold_s=10)  # type: ignore
+    answer = await servicer.List(pb.ListRequest(), CONTEXT)
+    assert [model.model.model_id for model in answer.models] == ["tiny"]
+    assert [record.model for record in caplog.records] == ["rotten"]
