@@ -9,6 +9,9 @@ from services.engine.scheduler import Scheduler, Step
 STEPS = Counter("shunt_engine_steps", "Steps begun by this head.")
 SAMPLED = Counter("shunt_engine_sampled_tokens", "Tokens sampled for this head's generations.")
 REPLAYED = Counter("shunt_engine_replayed_tokens", "Output ids read again from what calls held.")
+DIVERGED = Counter(
+    "shunt_engine_diverged", "Generations ended because two holders of one position disagreed."
+)
 BATCH = Histogram(
     "shunt_engine_decode_batch",
     "Sequences decoded in a step.",
@@ -29,6 +32,7 @@ class Counters:
         self.decoded_sequences = 0
         self.decode_steps = 0
         self.replayed_tokens = 0
+        self._diverged = 0
 
     def departed(self, step: Step) -> None:
         """A step began."""
@@ -46,6 +50,11 @@ class Counters:
         """A step brought this many tokens."""
         self.sampled_tokens += tokens
         SAMPLED.inc(tokens)
+
+    def diverged(self, total: int) -> None:
+        """So many generations of this head have diverged so far."""
+        DIVERGED.inc(total - self._diverged)
+        self._diverged = total
 
     @staticmethod
     def gauge(scheduler: Scheduler | None) -> None:

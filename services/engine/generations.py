@@ -85,8 +85,6 @@ class Generations:
         self.incarnation = incarnation
         self.settings = settings
         self.step = 0
-        self.replayed_tokens = 0
-        """Output ids read again from what calls held."""
         self.diverged = 0
         """Generations ended because two holders of one position disagreed."""
         self._formation_id = ""
@@ -185,7 +183,6 @@ class Generations:
         if held is not None:
             actions += self._give_up(held, CloseReason.SUPERSEDED, now_s)
         self._held[generation_id] = begun
-        self.replayed_tokens += sum(begun.lengths)
         self._readers[reader_id] = begun.attach(reader_id, call.from_lengths, now_s)
         for index, choice in enumerate(begun.choices):
             if choice.finish is None:

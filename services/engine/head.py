@@ -204,6 +204,7 @@ class Head:
         """Time has passed: call it every half frame interval. False when a step is overdue."""
         now_s = self._clock()
         self._carry_out(self._core.tick(now_s))
+        self._counters.diverged(self._core.diverged)
         for reader in list(self._readers.values()):
             if reader.sending_since_s is None:
                 if now_s - reader.last_s >= self._core.settings.frame_interval_s:

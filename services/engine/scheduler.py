@@ -127,11 +127,6 @@ class Scheduler:
     def in_flight(self) -> int:
         return len(self._flights)
 
-    @property
-    def max_positions(self) -> int:
-        """Most positions of one sequence that ever fit."""
-        return self._blocks.count * BLOCK_SIZE
-
     def take_phases(self) -> dict[SequenceKey, Phase]:
         """Phases that changed since the last call."""
         phases, self._phases = self._phases, {}
@@ -140,7 +135,7 @@ class Scheduler:
     def start(
         self, key: SequenceKey, request: GenerationRequest, output_ids: Sequence[int]
     ) -> None:
-        """Queues a sequence; its prompt and max_tokens must not exceed `max_positions`."""
+        """Queues a sequence; its prompt and max_tokens must fit into all blocks together."""
         self._arrivals += 1
         tokens = [*request.prompt_ids, *output_ids]
         sequence = _Sequence(key, request, self._arrivals, tokens, len(output_ids))

@@ -6,9 +6,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from services.common.errors import ResourceExhausted
-from services.common.exchange import Closed, CloseReason, Frame, GenerateCall, Phase, Progress
+from services.common.exchange import (
+    CheckpointRefusal,
+    CheckpointResult,
+    Closed,
+    CloseReason,
+    Frame,
+    GenerateCall,
+    Phase,
+    Progress,
+)
 from services.common.generation import (
     CancelReason,
     GenerationRequest,
@@ -254,4 +264,21 @@ async def test_an_overdue_step_is_told(rig: Rig) -> None:
         rig.now_s += 0.1
         overdue = not rig.head.tick()
     assert overdue
+    await frames.aclose()
+
+
+async def test_a_difference_is_counted_once(rig: Rig) -> None:
+    def counted() -> float:
+        return REGISTRY.get_sample_value("shunt_engine_diverged_total") or 0.0
+
+    before = counted()
+    frames = rig.head.read(call())
+    await _next(frames)
+    (checkpoint,) = rig.head.take_checkpoints(1)
+    refusal = CheckpointRefusal.DIVERGED
+    answer = CheckpointResult(checkpoint.generation_id, checkpoint.epoch, (0,), refusal)
+    rig.head.checkpoint_results(1, [answer])
+    for _ in range(2):
+        rig.head.tick()
+    assert counted() == before + 1
     await frames.aclose()
