@@ -1,8 +1,11 @@
 """Smooth weighted round-robin over pipelines, corrected by live load.
 
+A turn goes among the pipelines whose running generations are below their share of all that run,
+the new one counted. One that is at its share sits the turn out, and gathers no credit meanwhile:
+what it did not get while it was busy is not owed to it later.
+
 Source: the smooth weighted round-robin of nginx (each turn every weight is added to its
-pipeline's credit, the richest is picked and pays the sum), here with the weight scaled by how far
-the pipeline's own share of the running generations is from its fair one.
+pipeline's credit, the richest is picked and pays the sum).
 """
 
 from __future__ import annotations
@@ -10,8 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from services.common.exchange import Route
-
-MAX_CORRECTION = 4.0
 
 
 class Balancer:
@@ -33,18 +34,17 @@ class Balancer:
         if not routes:
             return None
         total = sum(r.throughput_tokens_per_s for r in routes)
-        running = sum(self._running.get(r.formation_id, 0) for r in routes)
-        weights = []
-        for route in routes:
-            share = route.throughput_tokens_per_s / total if total > 0 else 1 / len(routes)
-            fair = share * running + 1
-            correction = fair / (self._running.get(route.formation_id, 0) + 1)
-            bounded = min(MAX_CORRECTION, max(1 / MAX_CORRECTION, correction))
-            weights.append(share * bounded)
-        for route, weight in zip(routes, weights, strict=True):
-            self._credit[route.formation_id] += weight
-        best = max(routes, key=lambda r: self._credit[r.formation_id])
-        self._credit[best.formation_id] -= sum(weights)
+        shares = {
+            r.formation_id: r.throughput_tokens_per_s / total if total > 0 else 1 / len(routes)
+            for r in routes
+        }
+        running = {f: self._running.get(f, 0) for f in shares}
+        with_new = sum(running.values()) + 1
+        below = [r for r in routes if running[r.formation_id] < shares[r.formation_id] * with_new]
+        for route in below:
+            self._credit[route.formation_id] += shares[route.formation_id]
+        best = max(below, key=lambda r: self._credit[r.formation_id])
+        self._credit[best.formation_id] -= sum(shares[r.formation_id] for r in below)
         return best
 
     def began(self, formation_id: str) -> None:

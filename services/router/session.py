@@ -7,7 +7,7 @@ import contextvars
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, NamedTuple
 
 from services.common.errors import (
     Cancelled,
@@ -46,6 +46,11 @@ _READERS_OWN = (Cancelled, Superseded, FailedPrecondition, OutOfRange)
 
 def _nothing() -> None:
     """For a session whose edge has no connection yet."""
+
+
+class _Pump(NamedTuple):
+    task: asyncio.Task[None]
+    formation_id: str
 
 
 class Session:
@@ -92,7 +97,8 @@ class Session:
         self._on_close = closed
         self._context = contextvars.copy_context()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._pumps: dict[int, asyncio.Task[None]] = {}
+        self._pumps: dict[int, _Pump] = {}
+        """By stream; each counts as one that runs on its pipeline, until it is left."""
         self._closed = False
 
     @property
@@ -146,6 +152,7 @@ class Session:
             return
         self._closed = True
         self._apply(self._follower.detach())
+        self._leave_all()
         for task in self._tasks:
             task.cancel()
         self._on_close(self)
@@ -159,9 +166,9 @@ class Session:
             elif self.ended and isinstance(action, (OpenStream, AskResume)):
                 continue
             elif isinstance(action, OpenStream):
-                self._pumps[action.stream] = self._spawn(self._pump(action))
+                self._open(action)
             elif isinstance(action, CloseStream):
-                task = self._pumps.pop(action.stream, None)
+                task = self._leave(action.stream)
                 if task is not None and task is not asyncio.current_task():
                     task.cancel()
             elif isinstance(action, AskResume):
@@ -191,6 +198,7 @@ class Session:
         if self.ended:
             return
         self.ended, self.error = True, action.error
+        self._leave_all()
         if self.error is None and not (self.transcript.finished and self.transcript.caught_up):
             self.error = DataLoss("the generation ended before its text did")
         metrics.MOVES.inc(self._follower.moves)
@@ -198,10 +206,27 @@ class Session:
             metrics.FAILED.labels(type(self.error).__name__).inc()
         self.wake.set()
 
+    def _open(self, action: OpenStream) -> None:
+        formation_id = action.route.formation_id
+        # Counted before the next request picks its pipeline, not when the task first runs.
+        self._balancer.began(formation_id)
+        self._pumps[action.stream] = _Pump(self._spawn(self._pump(action)), formation_id)
+
+    def _leave(self, stream: int) -> asyncio.Task[None] | None:
+        """Counts a stream out, once; its task, for the first that asks."""
+        pump = self._pumps.pop(stream, None)
+        if pump is None:
+            return None
+        self._balancer.ended(pump.formation_id)
+        return pump.task
+
+    def _leave_all(self) -> None:
+        for stream in list(self._pumps):
+            self._leave(stream)
+
     async def _pump(self, action: OpenStream) -> None:
         """Hands one stream's frames to the follower until the stream ends."""
-        follower, formation_id = self._follower, action.route.formation_id
-        self._balancer.began(formation_id)
+        follower = self._follower
         error: ShuntError = Unavailable("the head closed the stream without a word")
         try:
             async with aclosing(self._heads.frames(action.route, action.call)) as frames:
@@ -212,8 +237,7 @@ class Session:
         except ShuntError as failure:
             error = failure
         finally:
-            self._balancer.ended(formation_id)
-            self._pumps.pop(action.stream, None)
+            self._leave(action.stream)
         self._apply(follower.broken(action.stream, error, self._clock()))
 
     async def _ask(self, action: AskResume) -> None:

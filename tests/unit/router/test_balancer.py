@@ -1,5 +1,8 @@
 from collections import Counter
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from services.common.exchange import Route
 from services.common.generation import ModelRef
 from services.router.balancer import Balancer
@@ -39,6 +42,33 @@ def test_what_runs_long_gets_fewer_new_ones() -> None:
         balancer.ended("f-a")
     picked = Counter(balancer.pick("m").pipeline_id for _ in range(20))  # type: ignore[union-attr]
     assert abs(picked["a"] - picked["b"]) <= 2
+
+
+@given(
+    throughputs=st.lists(st.floats(0.1, 100.0), min_size=1, max_size=5),
+    before=st.lists(st.integers(0, 4), max_size=30),
+    burst=st.integers(1, 30),
+)
+def test_a_burst_is_shared_out_whatever_came_before(
+    throughputs: list[float], before: list[int], burst: int
+) -> None:
+    names = [str(n) for n in range(len(throughputs))]
+    balancer = Balancer()
+    balancer.update([route(n, t) for n, t in zip(names, throughputs, strict=True)])
+    elsewhere = [f"f-{names[n % len(names)]}" for n in before]
+    for formation_id in elsewhere:
+        balancer.began(formation_id)
+        balancer.pick("m")
+    for formation_id in elsewhere:
+        balancer.ended(formation_id)
+    running: Counter[str] = Counter()
+    for count in range(1, burst + 1):
+        chosen = balancer.pick("m")
+        assert chosen is not None
+        balancer.began(chosen.formation_id)
+        running[chosen.pipeline_id] += 1
+        share = chosen.throughput_tokens_per_s / sum(throughputs)
+        assert running[chosen.pipeline_id] < share * count + 1 + 1e-9
 
 
 def test_only_pipelines_of_the_model_are_picked() -> None:
