@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import ssl
 import sys
+from collections.abc import Callable
 from typing import Literal, Self, TypeVar
 
 from pydantic import Field, FilePath, ValidationError, model_validator
@@ -12,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 S = TypeVar("S", bound=BaseSettings)
 _INCOMPLETE = "incomplete"
+_UNUSABLE = "unusable"
 
 
 class TlsSettings(BaseSettings):
@@ -35,7 +38,21 @@ class TlsSettings(BaseSettings):
                 "{name}: TLS needs certificate, key and authority",
                 {"name": self.name_of(absent[0])},
             )
+        if self.certificate and self.key and self.authority:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            together = f"{self.name_of('certificate')} and {self.name_of('key')}"
+            self._try(together, lambda: context.load_cert_chain(self.certificate, self.key))
+            authority = self.name_of("authority")
+            self._try(authority, lambda: context.load_verify_locations(self.authority))
         return self
+
+    @staticmethod
+    def _try(names: str, load: Callable[[], object]) -> None:
+        try:
+            load()
+        except OSError as error:  # SSLError is one
+            reason = {"names": names, "reason": error.strerror or str(error)}
+            raise PydanticCustomError(_UNUSABLE, "{names}: {reason}", reason) from error
 
     @property
     def enabled(self) -> bool:
@@ -73,7 +90,7 @@ def read(kind: type[S]) -> S:
         for fault in error.errors():
             name = prefix + "__".join(str(part) for part in fault["loc"])
             told = f"{name.upper()}: {fault['msg']}"
-            if fault["type"] == _INCOMPLETE:  # of several settings; its text names one
+            if fault["type"] in (_INCOMPLETE, _UNUSABLE):  # of several settings; its text names one
                 told = fault["msg"]
             print(f"bad setting {told}", file=sys.stderr)
         sys.exit(2)

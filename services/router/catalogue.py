@@ -31,7 +31,7 @@ class Catalogue:
         self.first_seen: dict[str, int] = {}
         """Wall-clock seconds, by name."""
         self.heard = asyncio.Event()
-        """Routes have come at least once."""
+        """A pipeline of some model was ready at least once."""
 
     def update(self, routes: Sequence[Route]) -> None:
         """Takes the names from the routes; a name that has no route now is still known."""
@@ -44,7 +44,8 @@ class Catalogue:
         for name in {route.model.model_id for route in routes}:
             held = [r.max_positions for r in routes if r.model.model_id == name]
             self._positions[name] = min((n for n in held if n > 0), default=0)
-        self.heard.set()
+        if self._current:
+            self.heard.set()
 
     def current(self, name: str) -> ModelRef:
         """The version a name stands for. Raises NotFound."""

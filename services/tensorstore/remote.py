@@ -40,9 +40,7 @@ def open_channel(address: str) -> grpc.Channel:
     Raises FailedPrecondition when only some are named.
     """
     paths = [os.environ.get(name, "") for name in _TLS_FILES]
-    # Without the ping's own timeout (a minute by default) a keepalive that fails ends no call.
-    ping = ("grpc.http2.ping_timeout_ms", int(channel_options.KEEPALIVE_TIMEOUT_S * 1000))
-    chosen = [*channel_options.options(_MESSAGE_LIMIT_BYTES), ping]
+    chosen = channel_options.options(_MESSAGE_LIMIT_BYTES)
     if not any(paths):
         return grpc.insecure_channel(address, options=chosen)
     for name, path in zip(_TLS_FILES, paths, strict=True):

@@ -155,6 +155,52 @@ async def test_an_idle_connection_outlives_many_keepalives(
         watch.cancel()
 
 
+@asynccontextmanager
+async def _wire_to(address: str, cut: asyncio.Event) -> AsyncIterator[str]:
+    """A way to the address on which, once cut, nothing passes and nobody is told."""
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            if cut.is_set():
+                return
+            writer.write(data)
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection(*address.split(":"))
+        ends.extend((writer, far_writer))
+        await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer))
+
+    ends: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(carry, "127.0.0.1", 0)
+    try:
+        yield "127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+    finally:
+        server.close()
+        for end in ends:
+            end.close()
+
+
+async def test_a_call_to_a_host_that_vanished_ends_long_before_its_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(channel_options, "KEEPALIVE_INTERVAL_S", 0.2)
+    monkeypatch.setattr(channel_options, "KEEPALIVE_TIMEOUT_S", 0.5)
+    cut = asyncio.Event()
+    async with (
+        _serving() as (_, address, _),
+        _wire_to(address, cut) as wire,
+        channels.open_channel(wire) as channel,
+    ):
+        stub = health_pb2_grpc.HealthStub(channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service=NAME), timeout=60)
+        await watch.read()
+        cut.set()
+        async with asyncio.timeout(20):
+            with pytest.raises(grpc.aio.AioRpcError) as ended:
+                await watch.read()
+        assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
 def test_no_trace_is_handed_on_where_none_runs() -> None:
     assert telemetry.metadata() == ()
     assert telemetry.parent_of("") is None

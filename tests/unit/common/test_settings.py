@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsConfigDict
 
 from services.common import settings
+from tests.certificates import Authority
 
 
 class _Settings(settings.ServiceSettings):
@@ -43,9 +44,8 @@ FILES = ("certificate", "key", "authority")
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     """All three files of TLS, named in the environment."""
-    found = {name: tmp_path / f"{name}.pem" for name in FILES}
+    found = Authority(tmp_path).issue("controller")
     for name, path in found.items():
-        path.touch()
         monkeypatch.setenv(f"SHUNT_TLS_{name.upper()}", str(path))
     return found
 
@@ -79,11 +79,33 @@ def test_half_of_tls_is_no_tls_and_names_what_is_missing(
         assert reason in told
 
 
+@pytest.mark.parametrize("spoilt", FILES)
+def test_a_file_that_is_no_certificate_is_named(
+    spoilt: str, files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    files[spoilt].write_text("nothing of the kind")
+    with pytest.raises(SystemExit) as stop:
+        settings.read(_Settings)
+    assert stop.value.code == 2
+    assert f"SHUNT_TLS_{spoilt.upper()}" in capsys.readouterr().err
+
+
+def test_a_key_of_another_certificate_is_refused(
+    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files["key"].write_bytes(Authority(tmp_path).issue("router")["key"].read_bytes())
+    with pytest.raises(SystemExit):
+        settings.read(_Settings)
+    told = capsys.readouterr().err
+    assert "SHUNT_TLS_CERTIFICATE and SHUNT_TLS_KEY: " in told
+    assert "mismatch" in told.lower()
+
+
 def test_a_service_may_have_a_certificate_of_its_own(
     files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = tmp_path / "own.pem"
-    own.touch()
+    own.write_bytes(files["certificate"].read_bytes())
     monkeypatch.setenv("SHUNT_TEST_TLS__CERTIFICATE", str(own))
     tls = settings.read(_Settings).tls
     assert (tls.certificate, tls.authority) == (own, files["authority"])
