@@ -3,7 +3,9 @@
 `python -m bench.router` starts a mesh of its own (or measures one that runs, with --data-dir) and
 prints JSON: tokens/s of eight streams through router and controller over tokens/s at the heads, as
 the median ratio of interleaved pairs, and the time to first token that the router adds, as the
-difference of medians over interleaved single requests.
+median difference of interleaved single requests. Both are differences of a few percent between
+rounds that a busy machine shifts by ten: hence pairs, many of them, and streams of some length.
+Connections stand before the clock runs, to the router as to the heads, as in any client's pool.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,8 @@ from services.router.model_files import TensorStore
 
 STREAMS = 8
 TIMEOUT_S = 120.0
+END = b"data: [DONE]\n\n\r\n0\r\n\r\n"
+"""Of the last chunk, and of the answer."""
 PROMPT = "Write a short letter about the sea."
 
 
@@ -50,6 +54,8 @@ class Bench:
     heads: dict[str, Any]
     """Stubs by address."""
     model: Model
+    idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
+    """Connections to the router."""
 
     async def through_router(self, max_tokens: int) -> float:
         """Seconds to the first token; reads the whole stream."""
@@ -64,20 +70,21 @@ class Bench:
             }
         ).encode()
         head = (
-            "POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n"
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
+        connection = self.idle.pop() if self.idle else await asyncio.open_connection(*self.http)
+        reader, writer = connection
         began_s = time.perf_counter()
-        reader, writer = await asyncio.open_connection(*self.http)
         writer.write(head.encode() + body)
         first_s, tail = 0.0, b""
-        while data := await reader.read(65536):
+        while not tail.endswith(END) and (data := await reader.read(65536)):
             tail = (tail + data)[-65536:]
             if not first_s and b'"delta":{"content"' in tail:
                 first_s = time.perf_counter() - began_s
-        writer.close()
-        if b"data: [DONE]" not in tail or not first_s:
+        if not tail.endswith(END) or not first_s:
             raise RuntimeError(f"a stream did not end: {tail[-300:]!r}")
+        self.idle.append(connection)
         return first_s
 
     async def at_head(self, max_tokens: int, index: int) -> float:
@@ -138,12 +145,15 @@ async def opened(mesh: meshes.Mesh) -> AsyncIterator[Bench]:
         files = await TensorStore(store, TIMEOUT_S, 1 << 30).files(routes[0].model)
         opened = {route.address: channels.open_channel(route.address) for route in routes}
         try:
-            yield Bench(
+            bench = Bench(
                 ("127.0.0.1", mesh.http_port),
                 routes,
                 {a: engine_pb2_grpc.EngineServiceStub(c) for a, c in opened.items()},
                 Model(files),
             )
+            yield bench
+            for _, writer in bench.idle:
+                writer.close()
         finally:
             for channel in opened.values():
                 await channel.close()
@@ -166,14 +176,20 @@ async def run(mesh: meshes.Mesh, *, pairs: int, requests: int, max_tokens: int) 
             for router in (True, False) if request % 2 else (False, True):
                 seconds = bench.through_router(2) if router else bench.at_head(2, request)
                 first[router].append(await seconds)
-        added_s = statistics.median(first[True]) - statistics.median(first[False])
+        added = [(a - b) * 1000 for a, b in zip(first[True], first[False], strict=True)]
+        quartiles = statistics.quantiles(added, n=4)
         return {
             "streams": STREAMS,
             "pairs": pairs,
             "ratio": _spread(ratios),
             "tokens_per_s": {"router": _spread(through), "heads": _spread(direct)},
             "requests": requests,
-            "first_token_added_ms": round(added_s * 1000, 2),
+            "max_tokens": max_tokens,
+            "first_token_added_ms": {
+                "p25": round(quartiles[0], 2),
+                "median": round(quartiles[1], 2),
+                "p75": round(quartiles[2], 2),
+            },
             "first_token_ms": {
                 "router": _spread([s * 1000 for s in first[True]]),
                 "heads": _spread([s * 1000 for s in first[False]]),
@@ -207,9 +223,9 @@ async def _main(arguments: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--max-tokens", type=int, default=96)
+    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--max-tokens", type=int, default=192)
     parser.add_argument("--data-dir", type=Path, help="a mesh that runs; else one is started")
     parser.add_argument("--http-port", type=int, default=8080)
     parser.add_argument("--out", type=Path)

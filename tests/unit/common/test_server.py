@@ -173,7 +173,7 @@ async def _wire_to(address: str, cut: asyncio.Event) -> AsyncIterator[str]:
     ends: list[asyncio.StreamWriter] = []
     server = await asyncio.start_server(carry, "127.0.0.1", 0)
     try:
-        yield "127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
         for end in ends:
