@@ -38,10 +38,11 @@ class TlsSettings(BaseSettings):
                 "{name}: TLS needs certificate, key and authority",
                 {"name": self.name_of(absent[0])},
             )
-        if self.certificate and self.key and self.authority:
+        certificate, key = self.certificate, self.key
+        if certificate is not None and key is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             together = f"{self.name_of('certificate')} and {self.name_of('key')}"
-            self._try(together, lambda: context.load_cert_chain(self.certificate, self.key))
+            self._try(together, lambda: context.load_cert_chain(certificate, key))
             authority = self.name_of("authority")
             self._try(authority, lambda: context.load_verify_locations(self.authority))
         return self
