@@ -143,8 +143,9 @@ class Head:
         the reader is detached and the generation goes on."""
         if len(self._readers) >= self._limits.max_readers:
             raise ResourceExhausted("too many readers", field="generation_id")
-        if self._lead is not None:
-            self._lead.bounds.check(call)
+        lead = self._lead
+        if lead is not None and lead.formation.id == call.formation_id:
+            lead.bounds.check(call)
         reader_id = next(self._reader_ids)
         reader = _Reader(asyncio.current_task(), self._clock())
         self._readers[reader_id] = reader

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from services.common.errors import ResourceExhausted
+from services.common.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from services.common.exchange import (
     CheckpointRefusal,
     CheckpointResult,
@@ -282,3 +282,33 @@ async def test_a_difference_is_counted_once(rig: Rig) -> None:
         rig.head.tick()
     assert counted() == before + 1
     await frames.aclose()
+
+
+async def test_a_call_for_another_formation_is_not_judged_by_the_bounds_of_this_one(
+    rig: Rig,
+) -> None:
+    fits_elsewhere = call(max_tokens=600)
+    with pytest.raises(FailedPrecondition):
+        await _next(rig.head.read(replace(fits_elsewhere, formation_id="f0")))
+    with pytest.raises(InvalidArgument):
+        await _next(rig.head.read(fits_elsewhere))
+
+
+async def test_a_finished_generation_stays_readable_when_another_formation_stands(
+    rig: Rig,
+) -> None:
+    frames = rig.head.read(call(max_tokens=1))
+    await _next(frames)
+    rig.stages.answer()
+    await frames.aclose()
+    rig.head.dissolve("f")
+    rig.head.form(
+        Stages(rig.head, "f2"),  # type: ignore[arg-type]
+        Scheduler(SchedulerSettings(), 64, 2),
+        Bounds(ModelRef("another", "e"), 10, 16),
+        Pace(1.0),
+        "exact",
+    )
+    again = [frame async for frame in rig.head.read(call(max_tokens=1))]
+    assert isinstance(again[-1], Closed)
+    assert again[-1].reason is CloseReason.FINISHED
