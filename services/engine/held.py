@@ -124,8 +124,10 @@ class Held:
         self._answered = False
         """The journal has answered in this epoch: it knows the request."""
         self._seal_answered = False
-        self._in_flight: tuple[int, Lengths, frozenset[int], bool] | None = None
+        self._in_flight: tuple[int, Lengths, frozenset[int]] | None = None
         """The last message with a checkpoint of it, and what that said."""
+        self._sealed_since: int | None = None
+        """The first message with the seal; behind it nothing is added, so all say the same."""
         self._sent_s = float("-inf")
 
     def _go_on_from(self, span: TokenSpan) -> None:
@@ -226,7 +228,9 @@ class Held:
             if len(choice.run) > start or (index in ends and index not in self._journaled_ends):
                 spans.append(choice.run.span(index, start, None, choice.finish))
         sealed = self.life in (Life.SEALED, Life.FINISHED)
-        self._in_flight = (message, self.lengths, ends, sealed)
+        self._in_flight = (message, self.lengths, ends)
+        if sealed and self._sealed_since is None:
+            self._sealed_since = message
         self._sent_s = now_s
         return Checkpoint(
             self.request.generation_id,
@@ -246,14 +250,15 @@ class Held:
             min(length, len(choice.run))
             for length, choice in zip(result.lengths, self.choices, strict=True)
         ]
+        if self._sealed_since is not None and message >= self._sealed_since:
+            self._seal_answered = tuple(self._journaled) == self.lengths
         if self._in_flight is None or self._in_flight[0] != message:
             return
-        _, lengths, ends, sealed = self._in_flight
+        _, lengths, ends = self._in_flight
         self._in_flight = None
         if all(has >= sent for has, sent in zip(self._journaled, lengths, strict=True)):
             self._journaled_ends |= ends
-            self._seal_answered = sealed
 
     def resend(self) -> None:
-        """What is in flight may be lost."""
-        self._in_flight = None
+        """What is in flight may be lost; messages are counted anew."""
+        self._in_flight = self._sealed_since = None

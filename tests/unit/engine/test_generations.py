@@ -136,6 +136,20 @@ def test_a_late_answer_to_an_earlier_message_says_nothing_of_the_seal(head: Gene
     assert head.drained("f1", 9.0) == 1
 
 
+def test_a_journal_that_answers_later_than_it_is_asked_again_still_seals(
+    head: Generations,
+) -> None:
+    head.generate(1, call(), 0.0)
+    answer(head)
+    step(head, 7)
+    head.drain("f1", 0.0)
+    head.sequence_stopped(KEY, 0.0)
+    assert len(head.take_checkpoints(2, 0.0)) == 1
+    assert len(head.take_checkpoints(3, 1.5)) == 1
+    head.checkpoint_results(2, [CheckpointResult("g", 1, (1,))], 2.0)
+    assert head.drained("f1", 99.0) == 1
+
+
 def test_a_drain_counts_all_it_sealed_however_late_and_often_it_is_asked(
     head: Generations,
 ) -> None:
