@@ -149,9 +149,11 @@ class Head:
         reader_id = next(self._reader_ids)
         reader = _Reader(asyncio.current_task(), self._clock())
         self._readers[reader_id] = reader
+        generation_id, followed = call.request.generation_id, None
         try:
-            self._traces.follow(call.request.generation_id)
-            self._carry_out(self._core.generate(reader_id, call, self._clock()))
+            actions = self._core.generate(reader_id, call, self._clock())
+            followed = self._traces.follow(generation_id)
+            self._carry_out(actions)
             while True:
                 frame = self._core.next_frame(reader_id, self._clock())
                 if frame is None:
@@ -165,7 +167,7 @@ class Head:
                     return
         finally:
             del self._readers[reader_id]
-            self._traces.forget(call.request.generation_id)
+            self._traces.forget(generation_id, followed)
             self._core.detach(reader_id, self._clock())
             self._changed.set()
 

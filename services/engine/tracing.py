@@ -15,8 +15,10 @@ from services.engine.scheduler import Step
 FOLLOWED_LIMIT = 4096
 
 
-@dataclass(slots=True)
-class _Followed:
+@dataclass(slots=True, eq=False)
+class Followed:
+    """What one reader wants traced of its generation."""
+
     traceparent: str
     prefill: bool = True
     decode: bool = True
@@ -26,17 +28,21 @@ class StepTraces:
     """Which steps get spans, and the spans of those in flight."""
 
     def __init__(self) -> None:
-        self._followed: dict[str, _Followed] = {}
+        self._followed: dict[str, Followed] = {}
         self._spans: dict[int, list[Span]] = {}
 
-    def follow(self, generation_id: str) -> None:
+    def follow(self, generation_id: str) -> Followed | None:
         """Traces a generation's next steps under the current span, if there is one."""
         traceparent = telemetry.traceparent()
-        if traceparent and len(self._followed) < FOLLOWED_LIMIT:
-            self._followed[generation_id] = _Followed(traceparent)
+        if not traceparent or len(self._followed) >= FOLLOWED_LIMIT:
+            return None
+        followed = self._followed[generation_id] = Followed(traceparent)
+        return followed
 
-    def forget(self, generation_id: str) -> None:
-        self._followed.pop(generation_id, None)
+    def forget(self, generation_id: str, followed: Followed | None) -> None:
+        """Ends what `follow` began, but not what a later reader of the generation did."""
+        if followed is not None and self._followed.get(generation_id) is followed:
+            del self._followed[generation_id]
 
     def departed(self, step: Step) -> tuple[str, ...]:
         """Begins the spans of a step; returns their trace contexts."""

@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from services.common.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+from services.common import telemetry
+from services.common.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    ResourceExhausted,
+)
 from services.common.exchange import (
     CheckpointRefusal,
     CheckpointResult,
@@ -45,6 +51,8 @@ class Stages:
     id: str = "f"
     steps: list[tuple[int, Batch]] = field(default_factory=list)
     slots: dict[int, int] = field(default_factory=dict)
+    traced: list[int] = field(default_factory=list)
+    """Spans that each step carried."""
 
     def submit(
         self, step: int, batch: Batch, token_ids: Sequence[int], traceparents: Sequence[str]
@@ -52,6 +60,7 @@ class Stages:
         for opened in batch.opens:
             self.slots[opened.slot] = len(opened.output_ids)
         self.steps.append((step, batch))
+        self.traced.append(len(traceparents))
 
     def answer(self) -> None:
         step, batch = self.steps.pop(0)
@@ -312,3 +321,20 @@ async def test_a_finished_generation_stays_readable_when_another_formation_stand
     again = [frame async for frame in rig.head.read(call(max_tokens=1))]
     assert isinstance(again[-1], Closed)
     assert again[-1].reason is CloseReason.FINISHED
+
+
+async def test_a_reader_that_leaves_or_is_refused_takes_no_trace_along(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telemetry, "traceparent", lambda: "00-trace")
+    old = rig.head.read(call())
+    await _next(old)
+    new = rig.head.read(replace(call(), epoch=2))
+    await _next(new)
+    await old.aclose()
+    with pytest.raises(AlreadyExists):
+        await _next(rig.head.read(replace(call(max_tokens=3), epoch=2)))
+    for _ in range(3):
+        rig.stages.answer()
+    assert rig.stages.traced == [1, 1, 1, 0]
+    await new.aclose()
