@@ -53,7 +53,7 @@ class NativeLoader:
         if self._warm.is_alive():
             self._warm.join()
         from services.engine.native.config import parse_config
-        from services.engine.native.model import kv_block_bytes, load_stage
+        from services.engine.native.model import kv_block_bytes, load_stage, weight_bytes
         from services.tensorstore.client import open_store
 
         options = self._options
@@ -63,13 +63,13 @@ class NativeLoader:
         config = parse_config(stored.config)
         span = range(layers.start, layers.end)
         with stored.stage(layers, progress=progress) as stage:
+            held_bytes = weight_bytes(config, span, options.dtype)
             block_bytes = kv_block_bytes(config, span, options.dtype)
-            weight_bytes = stage.size_bytes * (2 if options.dtype == "fp32" else 1)
-            fitting = (options.memory_bytes - weight_bytes) // block_bytes
+            fitting = (options.memory_bytes - held_bytes) // block_bytes
             blocks = min(options.kv_positions // BLOCK_SIZE, fitting)
             if blocks < 1:
                 raise ResourceExhausted(
-                    f"{weight_bytes} bytes of weights leave no room for a KV cache in "
+                    f"{held_bytes} bytes of weights leave no room for a KV cache in "
                     f"{options.memory_bytes}",
                     field="memory_bytes",
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,7 @@ from services.engine.native.config import ModelConfig
 from services.engine.native.exactness import Build, fingerprint, is_exact
 from services.engine.native.stage import DTYPES, NativeStage
 from services.engine.native.torch_layers import TorchLayers
-from services.engine.native.weights import EMBEDDING, check_tensors
+from services.engine.native.weights import EMBEDDING, check_tensors, stage_shapes
 
 ArithmeticChoice = Literal["auto", "torch"]
 
@@ -27,6 +28,15 @@ def kv_block_bytes(config: ModelConfig, layers: range, dtype: HiddenDtype) -> in
     """Bytes of one KV block over the layers of a stage."""
     per_layer = 2 * config.kv_heads * config.head_dim * BLOCK_SIZE * DTYPES[dtype].itemsize
     return per_layer * len(layers)
+
+
+def weight_bytes(config: ModelConfig, layers: range, dtype: HiddenDtype) -> int:
+    """Bytes of a stage's weights as it holds them, whatever type they are stored in. A stage that
+    embeds and samples with one tied matrix holds it in two forms."""
+    numbers = sum(prod(shape) for shape in stage_shapes(config, layers).values())
+    if config.tied_embeddings and len(layers) == config.layer_count:
+        numbers += config.vocab_size * config.hidden_size
+    return numbers * DTYPES[dtype].itemsize
 
 
 def _builder(

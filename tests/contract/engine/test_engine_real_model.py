@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from services.common.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from services.common.generation import GenerationRequest, LayerRange, ModelRef, Sampling
+from services.engine.backend import HiddenDtype
 from services.engine.native_loader import NativeLoader, NativeOptions
 from services.tensorstore.client import open_store
 from services.tensorstore.directory import DirectoryBackend
@@ -114,6 +115,23 @@ def test_a_cache_is_as_large_as_memory_allows(store: Path, model: ModelRef) -> N
     assert blocks(2 * layer_bytes + 10 * block_bytes) == 10
     with pytest.raises(ResourceExhausted):
         blocks(2 * layer_bytes + block_bytes - 1)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_what_a_stage_holds_fits_into_its_memory(
+    store: Path, model: ModelRef, dtype: HiddenDtype
+) -> None:
+    """All layers in one stage: the tied matrix is held twice, as embedding and packed as head."""
+    memory_bytes, embedding = 800 << 20, 49152 * 576
+    options = NativeOptions(str(store), memory_bytes, 1 << 20, dtype, "cpu", 1, None)
+    stage = NativeLoader(options).load(model, LayerRange(0, 30), lambda *_: None)
+    try:
+        item_bytes = 2 if dtype == "bf16" else 4
+        cache_bytes = stage.facts.kv_blocks * 16 * 30 * 2 * 192 * item_bytes
+        held_bytes = stage.packed_bytes + embedding * item_bytes + cache_bytes
+    finally:
+        stage.close()
+    assert 0.98 * memory_bytes < held_bytes <= memory_bytes
 
 
 def test_weights_that_are_not_there_are_a_clear_error(store: Path, model: ModelRef) -> None:
