@@ -68,7 +68,8 @@ def load_stage(
     kernel_cache: Path | None = None,
     self_test: bool = True,
 ) -> NativeStage:
-    """A stage that holds copies of its own; nothing of `tensors` is referred to afterwards.
+    """A stage that holds copies of its own; nothing of `tensors` is referred to afterwards, but for
+    matrices that lie on a GPU already.
 
     `layers` is half-open with step 1. `kv_blocks` defaults to what fits in `kv_bytes`. The
     self-test takes about a second; without it the stage counts as inexact.

@@ -37,9 +37,12 @@ class Linear:
         self._pieces: list[tuple[slice, Any]] = []
         self._by_row = False
         self.packed_bytes = weight.numel() * weight.element_size()
-        self._weight: Tensor | None = weight.clone(memory_format=torch.contiguous_format)
-        if weight.device.type != "cpu":
+        self._weight: Tensor | None = weight
+        if (
+            weight.device.type != "cpu"
+        ):  # it was brought there for this stage: a copy is one too many
             return
+        self._weight = weight.clone(memory_format=torch.contiguous_format)
         key = (*weight.shape, weight.dtype, torch.get_num_threads())
         if key not in Linear._probed:
             Linear._probed[key] = self._rows_agree(weight)
