@@ -98,7 +98,8 @@ def parse_config(config: Mapping[str, Any]) -> ModelConfig:
         _absent(config, field)
     if config.get("partial_rotary_factor", 1.0) != 1.0:
         raise _refuse("partial_rotary_factor", "must be 1")
-    if set(config.get("layer_types") or ()) - {"full_attention"}:
+    kinds = config.get("layer_types") or []
+    if not isinstance(kinds, list | tuple) or any(kind != "full_attention" for kind in kinds):
         raise _refuse("layer_types", "must all be full_attention")
     hidden_size, heads = _size(config, "hidden_size", LANES), _size(config, "num_attention_heads")
     kv_heads = _size({"num_key_value_heads": heads, **config}, "num_key_value_heads")

@@ -55,6 +55,8 @@ def test_a_sliding_window_bounds_the_context(llama):
         ("use_sliding_window", True),
         ("partial_rotary_factor", 0.5),
         ("layer_types", ["full_attention", "sliding_attention"]),
+        ("layer_types", 5),
+        ("layer_types", [["full_attention"]]),
         ("hidden_size", 100),
         ("hidden_size", True),
         ("hidden_size", "96"),
