@@ -43,6 +43,7 @@ from services.engine.actions import (
     WakeCheckpoints,
 )
 from services.engine.held import Choice, Held, Life, Reader
+from services.engine.recent import Recent
 
 _CLOSE_REASONS = {
     CheckpointRefusal.STALE_EPOCH: CloseReason.FENCED,
@@ -73,6 +74,8 @@ class HeadSettings:
     max_unjournaled: int = 4096
     """The same for those, ended or not, of which the journal has yet to answer for something: they
     pile up while the controller is away."""
+    max_remembered: int = 65_536
+    """Generations that are gone, and cancelled ones, whose memory is kept; the newest."""
     checkpoints_at_once: int = 256
     checkpoint_ids_at_once: int = 32_768
     """What one message to the journal may carry; a single generation's may be longer."""
@@ -94,9 +97,9 @@ class Generations:
         """Generations that the drain has sealed."""
         self._held: dict[str, Held] = {}
         self._readers: dict[int, Reader] = {}
-        self._past: dict[str, tuple[int, float]] = {}
-        """Generations no longer held: their last epoch here, and when they went."""
-        self._cancelled: dict[str, float] = {}
+        self._past = Recent[int](settings.keep_s, settings.max_remembered)
+        """Generations no longer held: their last epoch here."""
+        self._cancelled = Recent[None](settings.keep_s, settings.max_remembered)
 
     # Formations
 
@@ -165,7 +168,7 @@ class Generations:
         if generation_id in self._cancelled:
             raise Cancelled("the generation was cancelled")
         held = self._held.get(generation_id)
-        last_epoch = held.epoch if held else self._past.get(generation_id, (0, 0.0))[0]
+        last_epoch = held.epoch if held else self._past.get(generation_id) or 0
         if call.epoch < last_epoch or (held is None and call.epoch == last_epoch):
             raise StaleEpoch("this head is done with that epoch", field="epoch")
         if held is not None and call.epoch == held.epoch:
@@ -230,7 +233,7 @@ class Generations:
         """Ends a generation or one choice; known or not, the answer is the same."""
         held = self._held.get(generation_id)
         if reason is CancelReason.CLIENT and choice is None:
-            self._cancelled[generation_id] = now_s
+            self._cancelled.keep(generation_id, None, now_s)
             return self._give_up(held, CloseReason.CANCELLED, now_s) if held else []
         if held is None or held.life not in (Life.LIVE, Life.SEALING):
             return []
@@ -319,7 +322,7 @@ class Generations:
                     actions.append(WakeCheckpoints())
                 continue
             if result.refusal is CheckpointRefusal.ENDED:
-                self._cancelled[result.generation_id] = now_s
+                self._cancelled.keep(result.generation_id, None, now_s)
             self.diverged += result.refusal is CheckpointRefusal.DIVERGED
             actions += self._give_up(held, _CLOSE_REASONS[result.refusal], now_s)
         return actions
@@ -343,13 +346,9 @@ class Generations:
                 held.life is not Life.FINISHED or now_s - held.ended_s >= settings.keep_s
             ):
                 del self._held[generation_id]
-                self._past[generation_id] = (held.epoch, now_s)
-        for generation_id, (_, went_s) in list(self._past.items()):
-            if now_s - went_s >= settings.keep_s:
-                del self._past[generation_id]
-        for generation_id, cancelled_s in list(self._cancelled.items()):
-            if now_s - cancelled_s >= settings.keep_s:
-                del self._cancelled[generation_id]
+                self._past.keep(generation_id, held.epoch, now_s)
+        self._past.forget(now_s)
+        self._cancelled.forget(now_s)
         return actions
 
     @property

@@ -37,6 +37,7 @@ CORES = (
     "services/controller/snapshot.py",
     "services/engine/generations.py",
     "services/engine/held.py",
+    "services/engine/recent.py",
     "services/router/balancer.py",
     "services/router/follower.py",
 )

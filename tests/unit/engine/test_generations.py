@@ -441,7 +441,8 @@ def test_what_nobody_reads_is_parked_and_then_forgotten(head: Generations) -> No
     with pytest.raises(StaleEpoch):
         head.generate(2, call(), 11.0)
     head.tick(100.0)
-    assert head._held == head._past == {}
+    assert not head._held
+    assert not len(head._past)
 
 
 def test_cancels_and_finished_generations_are_forgotten_in_time(head: Generations) -> None:
@@ -453,8 +454,18 @@ def test_cancels_and_finished_generations_are_forgotten_in_time(head: Generation
     head.tick(59.0)
     assert "g" in head._held
     head.tick(60.0)
-    assert head._cancelled == {}
+    assert not len(head._cancelled)
     assert head._held == {}
+
+
+def test_cancels_of_generations_nobody_knows_take_no_more_than_their_room() -> None:
+    head = Generations("i1", HeadSettings(max_remembered=100))
+    head.form("f1", "exact", 0.0)
+    for number in range(1000):
+        head.cancel(str(number), None, CancelReason.CLIENT, 0.0)
+    assert len(head._cancelled) == 100
+    with pytest.raises(Cancelled):
+        head.generate(1, call(request=replace(REQUEST, generation_id="999")), 0.0)
 
 
 def test_too_many_generations_are_refused() -> None:
