@@ -92,5 +92,7 @@ class Downstream:
         finally:
             if self._call is not None:
                 self._call.cancel()
+            if reading is not None:
+                reading.cancel()  # it may wait for somebody to take what it read
             if self._channel is not None:
                 await self._channel.close()

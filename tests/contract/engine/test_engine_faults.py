@@ -3,15 +3,26 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
 
 import grpc
 import pytest
 from shuntserve.common.v1 import common_pb2
-from shuntserve.engine.v1 import engine_pb2
+from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 
 from services.common.errors import FailedPrecondition, InvalidArgument, StaleEpoch
 from services.common.statuses import from_rpc_error
-from tests.contract.engine.rig import Rig, Stream, Worker, generate, request, until
+from tests.contract.engine.rig import (
+    DEADLINE_S,
+    Rig,
+    Stream,
+    Worker,
+    generate,
+    request,
+    until,
+)
 from tests.contract.engine.tiny import expected_ids
 
 PROMPT = [5, 6, 7, 8, 9]
@@ -247,3 +258,38 @@ async def test_loads_are_joined_refused_and_repeated(rig: Rig) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await worker.stub.Load(request_, timeout=5).read()
     assert failed.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+class Babbler(engine_pb2_grpc.EngineServiceServicer):
+    """A last stage that answers steps nobody sent."""
+
+    async def Forward(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
+        tokens = [engine_pb2.SampledToken(slot=1, token_id=9)] * 50_000
+        while True:
+            yield engine_pb2.ForwardResponse(formation_id="f1", tokens=tokens)
+
+
+async def test_answers_that_nobody_takes_do_not_keep_a_stage_from_ending(rig: Rig) -> None:
+    absent, stage = await rig.worker(), await rig.worker()
+    server = grpc.aio.server()
+    engine_pb2_grpc.add_EngineServiceServicer_to_server(Babbler(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    rig.stack.push_async_callback(server.stop, None)
+    babbler = replace(absent, address=f"127.0.0.1:{port}")
+    await rig.load(stage, 2, 4)
+    form = rig.form_request([absent, stage, babbler], [2, 4], "f1", 1)
+    await stage.stub.Form(form, timeout=5)
+    assert stage.engine is not None
+    formation = stage.engine.formation
+    assert formation is not None
+    call = stage.stub.Forward(timeout=DEADLINE_S)
+    await call.write(engine_pb2.ForwardRequest(formation_id="f1"))
+    await call.read()
+
+    async def full() -> bool:
+        return formation._answers.full()
+
+    await until(full)
+    await stage.stub.Dissolve(engine_pb2.DissolveRequest(formation_id="f1"), timeout=5)
+    await asyncio.wait_for(formation.closed(), 10)
