@@ -150,8 +150,8 @@ def build(level: Level, cache: Path) -> Path | None:
             if not (target.is_file() and _is_ours(target)):
                 _compile(compiler, level, target)
     except (OSError, subprocess.SubprocessError) as error:
-        detail = getattr(error, "stderr", None) or b""
-        log.warning("level %s does not build (%s): %s", level.name, error, detail.decode()[-2000:])
+        said = (getattr(error, "stderr", None) or b"")[-2000:].decode(errors="replace")
+        log.warning("level %s does not build (%s): %s", level.name, error, said)
         return None
     return target
 

@@ -56,6 +56,15 @@ def test_a_build_that_fails_leaves_nothing_and_falls_back(tmp_path, monkeypatch,
     assert "no-such-flag" in caplog.text
 
 
+def test_a_compiler_that_complains_in_another_encoding_falls_back(tmp_path, monkeypatch, caplog):
+    script = tmp_path / "g++"
+    script.write_bytes(b"#!/bin/sh\nprintf 'err\\377r' >&2\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert kernels.load(tmp_path / "cache") is None
+    assert "does not build" in caplog.text
+
+
 def test_without_a_compiler_the_cache_still_serves(tmp_path, counted_compiler, monkeypatch, caplog):
     built = kernels.build(BEST, tmp_path / "cache")
     monkeypatch.setenv("PATH", "")
