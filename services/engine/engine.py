@@ -23,8 +23,6 @@ from services.engine.validation import Bounds
 
 _log = logging.getLogger(__name__)
 
-TICK_S = 0.05
-
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
@@ -129,7 +127,7 @@ class Engine:
     async def run(self) -> None:
         """Lets time pass, until cancelled."""
         while True:
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(self.head.tick_s)
             if not self.head.tick() and not self._probing and self.formation is not None:
                 self._probing = True
                 self._keep(self._give_up_stuck(self.formation))

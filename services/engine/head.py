@@ -87,6 +87,11 @@ class Head:
         self._changed = asyncio.Event()
 
     @property
+    def tick_s(self) -> float:
+        """How often to call `tick`."""
+        return self._core.settings.frame_interval_s / 2
+
+    @property
     def reader_count(self) -> int:
         return len(self._readers)
 
@@ -204,7 +209,7 @@ class Head:
         self._carry_out(actions)
 
     def tick(self) -> bool:
-        """Time has passed: call it every half frame interval. False when a step is overdue."""
+        """Time has passed: call it every `tick_s`. False when a step is overdue."""
         now_s = self._clock()
         self._carry_out(self._core.tick(now_s))
         self._counters.diverged(self._core.diverged)

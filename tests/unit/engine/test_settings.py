@@ -18,6 +18,11 @@ def test_a_batch_of_decodes_alone_must_leave_room_for_prompts() -> None:
         EngineSettings(node_id="n", token_budget=64, max_sequences=64)
 
 
+def test_readers_cannot_be_left_in_silence_until_routers_take_it_for_a_death() -> None:
+    with pytest.raises(ValidationError, match="frame_interval_s"):
+        EngineSettings(node_id="n", frame_interval_s=0.5)
+
+
 @pytest.mark.parametrize(
     ("host", "advertised", "reachable"),
     [
