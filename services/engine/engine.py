@@ -34,7 +34,7 @@ class EngineLimits:
 
 
 class Engine:
-    """One stage worker. `lost` are the neighbours the last formation ended for."""
+    """One stage worker. `lost_node_ids` are the neighbours that the last formation ended for."""
 
     def __init__(
         self,
