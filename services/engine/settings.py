@@ -30,7 +30,7 @@ class EngineSettings(ServiceSettings):
     relative_speed: float = Field(default=1.0, gt=0)
     memory_bytes: int = Field(default=4 << 30, ge=1 << 20)
     """Memory for weights and KV cache."""
-    device: str = "cpu"
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:[0-9]+)?)$")
     device_type: str = "cpu"
     """Name in the placement catalogue."""
     dtype: Literal["bf16", "fp32"] = "bf16"

@@ -23,6 +23,13 @@ def test_readers_cannot_be_left_in_silence_until_routers_take_it_for_a_death() -
         EngineSettings(node_id="n", frame_interval_s=0.5)
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "meta", "", "cpu\n"])
+def test_a_device_that_no_stage_computes_on_is_refused(device: str) -> None:
+    with pytest.raises(ValidationError, match="device"):
+        EngineSettings(node_id="n", device=device)
+    assert EngineSettings(node_id="n", device="cuda:1").device == "cuda:1"
+
+
 @pytest.mark.parametrize(
     ("host", "advertised", "reachable"),
     [
