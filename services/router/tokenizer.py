@@ -26,6 +26,10 @@ class Tokenizer:
         except Exception as error:  # the library raises nothing narrower
             raise FailedPrecondition("tokenizer.json is not understood") from error
         self._plain.encode_special_tokens = True
+        for encoder in (self._encoder, self._plain):
+            # What the file says of these was for training batches.
+            encoder.no_truncation()
+            encoder.no_padding()
         added = self._encoder.get_added_tokens_decoder()
         self.special_texts = tuple(
             sorted({t.content for t in added.values() if t.special and t.content})

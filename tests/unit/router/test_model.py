@@ -120,6 +120,18 @@ def test_a_text_prompt_may_hold_special_tokens() -> None:
     assert START in _model().prompt_ids(_ask(prompt="<|im_start|>user"), 0)
 
 
+@pytest.mark.parametrize("prompt", ["the capital of France", (Message("user", "the capital"),)])
+def test_a_tokenizer_file_neither_cuts_nor_pads_a_prompt(prompt: object) -> None:
+    kind = GenerationKind.COMPLETION if isinstance(prompt, str) else GenerationKind.CHAT
+    ask = _ask(kind=kind, prompt=prompt)
+    cutting, padding = tiny_tokenizer(), tiny_tokenizer()
+    cutting.enable_truncation(2)
+    padding.enable_padding(length=32)
+    for tokenizer in (cutting, padding):
+        model = _model(tokenizer_json=json.loads(tokenizer.to_str()))
+        assert model.prompt_ids(ask, 0) == _model().prompt_ids(ask, 0)
+
+
 @pytest.mark.parametrize(
     "files", [{"tokenizer_json": None}, {"tokenizer_json": {}}, {"tokenizer_config_json": []}]
 )
