@@ -57,6 +57,18 @@ def limited(settings: RouterSettings) -> type[HttpToolsProtocol]:
             super().on_message_begin()
             self.scope["extensions"] = {ABORT: {"call": self._cut}}
 
+        def on_chunk_header(self) -> None:
+            # Behind the last one come trailers, and those are kept as headers are.
+            self._in_headers, self._header_bytes = True, 0
+
+        def on_body(self, body: bytes) -> None:
+            self._in_headers = False
+            super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            self._in_headers = False
+            super().on_message_complete()
+
         def on_headers_complete(self) -> None:
             self._end_headers()
             size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)

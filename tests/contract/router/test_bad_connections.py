@@ -78,6 +78,37 @@ async def test_broken_http_is_refused_and_the_connection_closed(router: Running,
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"]
 
 
+TRAILERS = {"many": b"X-A: y\r\n" * 512, "one that is endless": b"a" * 4096}
+
+
+@pytest.mark.parametrize("name", TRAILERS)
+async def test_trailers_of_a_body_have_the_limit_of_headers(router: Running, name: str) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", router.http_port)
+    writer.write(
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX-A: "
+    )
+    for _ in range(64):
+        writer.write(TRAILERS[name])
+        await writer.drain()
+    async with asyncio.timeout(5):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 431 ")
+    writer.close()
+
+
+async def test_a_body_in_small_chunks_is_taken_whole(router: Running) -> None:
+    body = json.dumps({"model": "tiny", "prompt": "hi", "max_tokens": 1, "user": "x" * 40_000})
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body.encode())
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n"
+    )
+    again = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    answer = await _raw(router, head + chunks + b"0\r\nX-A: y\r\n\r\n" + again)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b'{"alive":true}')
+
+
 SLOW = {
     "no request": b"",
     "half a header": b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-Slow: ",
