@@ -7,7 +7,7 @@ import socket
 import struct
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from services.router.http_errors import HttpError, body_of, retry_after_s, status_of
 from services.router.settings import RouterSettings
@@ -27,6 +27,8 @@ def limited(settings: RouterSettings) -> type[HttpToolsProtocol]:
         _header_timer: asyncio.TimerHandle | None = None
         _refusal: HttpError | None = None
         _refused = False
+        _running: RequestResponseCycle | None = None
+        """The request that is being answered; others may have been sent ahead behind it."""
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -36,7 +38,14 @@ def limited(settings: RouterSettings) -> type[HttpToolsProtocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._end_headers()
-            super().connection_lost(exc)
+            super().connection_lost(exc)  # which tells the newest request only
+            if self._running is not None and not self._running.response_complete:
+                self._running.disconnected = True
+                self._running.message_event.set()
+
+        def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+            self._running = cycle
+            super()._start_asgi_task(cycle, app)
 
         def data_received(self, data: bytes) -> None:
             if self._refused or self.transport.is_closing():

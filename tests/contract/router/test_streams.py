@@ -199,6 +199,22 @@ async def test_a_reader_that_leaves_detaches_and_cancels_nothing(
     assert mesh.cancels == []
 
 
+async def test_a_reader_that_sent_a_request_ahead_detaches_too(mesh: FakeMesh) -> None:
+    mesh.limit = 10
+    body = b'{"model": "tiny", "prompt": "hi", "stream": true}'
+    async with mesh.router(comment_s=0.1) as router:
+        _, writer = await asyncio.open_connection("127.0.0.1", router.http_port)
+        writer.write(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            + f"Content-Length: {len(body)}\r\n\r\n".encode()
+            + body
+            + b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+        )
+        await _until(lambda: mesh.sampled >= 10)
+        writer.transport.abort()
+        await _until(lambda: mesh.readers == 0 and router.router.streams == 0)
+
+
 async def test_a_client_that_leaves_a_whole_answer_detaches(
     mesh: FakeMesh, http: httpx.AsyncClient
 ) -> None:
