@@ -27,6 +27,7 @@ def limited(settings: RouterSettings) -> type[HttpToolsProtocol]:
         _header_timer: asyncio.TimerHandle | None = None
         _refusal: HttpError | None = None
         _refused = False
+        _lost = False
         _running: RequestResponseCycle | None = None
         """The request that is being answered; others may have been sent ahead behind it."""
 
@@ -37,6 +38,7 @@ def limited(settings: RouterSettings) -> type[HttpToolsProtocol]:
                 self._refuse(HttpError(503, "overloaded", "too many connections"))
 
         def connection_lost(self, exc: Exception | None) -> None:
+            self._lost = True
             self._end_headers()
             super().connection_lost(exc)  # which tells the newest request only
             if self._running is not None and not self._running.response_complete:
@@ -94,6 +96,8 @@ def limited(settings: RouterSettings) -> type[HttpToolsProtocol]:
 
         def _cut(self) -> None:
             """Ends the connection at once: the kernel keeps nothing for a client that is deaf."""
+            if self._lost:
+                return
             connection = self.transport.get_extra_info("socket")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self.transport.abort()
