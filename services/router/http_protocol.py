@@ -87,6 +87,9 @@ def limited(settings: RouterSettings) -> type[HttpToolsProtocol]:
                 self._refusal = _too_large(f"over {settings.max_headers} headers")
             elif size > settings.max_header_bytes:
                 self._refusal = _too_large(f"headers have over {settings.max_header_bytes} bytes")
+            elif self.parser.should_upgrade() and any(map(_has_body, self.headers)):
+                # The parser would take the body for the next request.
+                self._refusal = HttpError(400, "bad_request", "no body goes with an Upgrade")
             if self._refusal is not None:
                 raise ValueError("refused")  # the parser stops, send_400_response answers
             super().on_headers_complete()
@@ -144,6 +147,11 @@ def limited(settings: RouterSettings) -> type[HttpToolsProtocol]:
 def abort_of(scope: Any) -> Any:
     """Cuts a request's connection without waiting for what the client has not read."""
     return scope.get("extensions", {}).get(ABORT, {}).get("call")
+
+
+def _has_body(header: tuple[bytes, bytes]) -> bool:
+    name, value = header
+    return name == b"transfer-encoding" or (name == b"content-length" and value.strip() != b"0")
 
 
 def _too_large(message: str) -> HttpError:

@@ -66,6 +66,12 @@ RAW = {
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
         (400,),
     ),
+    "a body behind an upgrade": (
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 35\r\n\r\n"
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
+        (400,),
+    ),
     "NUL in a header": (b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: a\x00b\r\n\r\n", (400,)),
 }
 
@@ -157,6 +163,18 @@ async def test_a_connection_is_used_again_behind_a_body_that_was_not_read(
     answer = await _raw(router, unread + b"x" * 100_000 + again)
     assert answer.startswith(b"HTTP/1.1 404 ")
     assert answer.endswith(b'{"alive":true}')
+
+
+async def test_an_upgrade_that_nobody_offers_is_ignored(router: Running) -> None:
+    upgrade = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    again = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", router.http_port)
+    async with asyncio.timeout(20):
+        writer.write(upgrade)
+        assert (await reader.readuntil(b'{"alive":true}')).startswith(b"HTTP/1.1 200 ")
+        writer.write(again)
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+    writer.close()
 
 
 def _completion(size: int) -> tuple[bytes, bytes]:
