@@ -21,6 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 MAX_CHARS = 16 << 20
 MAX_STEPS = 200_000
 MAX_INDENT = 64
+MAX_PRODUCT_BITS = 4096
 BUDGET = "shunt budget"  # no template can name a variable with a space in it
 _PADDING_METHODS = frozenset(
     ("center", "expandtabs", "format", "format_map", "ljust", "rjust", "translate", "zfill")
@@ -62,6 +63,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
             times = [abs(v) for v in (left, right) if isinstance(v, int)]
             if times and sizes[0] * times[0] > MAX_CHARS:
                 raise SecurityError("a repetition is too long")
+        numbers = [v.bit_length() for v in (left, right) if isinstance(v, int)]
+        if operator == "*" and not sizes and sum(numbers) > MAX_PRODUCT_BITS:
+            raise SecurityError("a product is too large")
         if operator == "+" and sum(sizes) > MAX_CHARS:
             raise SecurityError("a sum is too long")
         return super().call_binop(context, operator, left, right)

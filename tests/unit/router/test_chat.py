@@ -72,6 +72,7 @@ ATTACKS = [
     "{% for i in range(99999) %}{% for j in messages * 100000 %}{% endfor %}{% endfor %}",
     "{{ 'x' * 100000000000 }}",
     "{{ 9 ** 9 ** 9 }}",
+    "{% set n = namespace(x=9) %}{% for i in range(18) %}{% set n.x = n.x * n.x %}{% endfor %}",
     "{{ '%1000000000d' % 1 }}",
     "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "{{ ''.__class__.__mro__[1].__subclasses__() }}",
