@@ -53,6 +53,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.globals["raise_exception"] = _raise_exception
         del self.globals["lipsum"]
 
+    @staticmethod
+    def concat(parts: Iterable[Any]) -> str:  # of macros and of blocks
+        return _joined(parts)
+
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "**" or (operator == "%" and isinstance(left, str)):
             raise SecurityError(f"operator {operator} is not for templates")
@@ -133,7 +137,7 @@ def _counted(context: Context, values: Any) -> Any:
     return _Counted(values, context.parent[BUDGET])
 
 
-def _joined(parts: list[Any]) -> str:
+def _joined(parts: Iterable[Any]) -> str:
     texts = [str(part) for part in parts]
     if sum(map(len, texts)) > MAX_CHARS:
         raise SecurityError("a text is too long")

@@ -90,6 +90,12 @@ ATTACKS = [
     "{{ messages | batch(1000000000, 'x') | list }}",
     "{{ lipsum(n=100000) }}",
     "{% set n = namespace(x='xx') %}{% for i in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "{% macro f(x) %}{{ x }}{{ x }}{% endmacro %}{{ "
+    + "f(" * 16
+    + "'x' * 999"
+    + ")" * 16
+    + "[0]}}",
+    "{% set x = 'x' * 9999 %}" + "{% set x %}{{ x }}{{ x }}{% endset %}" * 12 + "{{ x[0] }}",
     "{% set x = 'x' * 10000 %}{% set y = x.replace('x', x) %}{{ y.replace('x', y) }}",
     "{% set x = 'x' * 10000 %}{% set y = x | replace('x', x) %}{{ y | replace('x', y) }}",
     "{{ ('x' * 1000000).join('x' * 1000000) }}",
