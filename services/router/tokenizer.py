@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tokenizers import Tokenizer as Encoder
 
-from services.common.errors import FailedPrecondition
+from services.common.errors import FailedPrecondition, InvalidArgument, ShuntError
 from services.router.vocabulary import Vocabulary
 
 
@@ -20,11 +22,9 @@ class Tokenizer:
 
     def __init__(self, tokenizer_json: bytes) -> None:
         """Raises FailedPrecondition for a file that is not understood."""
-        try:
+        with _failing_as(FailedPrecondition("tokenizer.json is not understood")):
             self._encoder = Encoder.from_buffer(tokenizer_json)
             self._plain = Encoder.from_buffer(tokenizer_json)
-        except Exception as error:  # the library raises nothing narrower
-            raise FailedPrecondition("tokenizer.json is not understood") from error
         self._plain.encode_special_tokens = True
         for encoder in (self._encoder, self._plain):
             # What the file says of these was for training batches.
@@ -42,11 +42,12 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """A prompt as a user wrote it: special tokens' texts are special tokens, and the tokenizer
-        adds its own."""
-        return _encoded(self._encoder, text, add_special_tokens=True)
+        adds its own. Raises InvalidArgument for a text that the library fails on."""
+        return _encoded(self._encoder, text, "prompt", add_special_tokens=True)
 
     def encode_rendered(self, text: str, mark: str) -> list[int]:
-        """A rendered chat template; `mark` stands inside what must not become a special token."""
+        """A rendered chat template; `mark` stands inside what must not become a special token.
+        Raises InvalidArgument for a text that the library fails on."""
         ids: list[int] = []
         position = 0
         for found in self._special.finditer(text):
@@ -59,7 +60,7 @@ class Tokenizer:
         if not text:
             return []
         plain = text.replace(mark, "") if mark else text
-        return _encoded(self._plain, plain, add_special_tokens=False)
+        return _encoded(self._plain, plain, "messages", add_special_tokens=False)
 
     def id_of(self, text: str) -> int | None:
         """The id of a token by its text."""
@@ -67,9 +68,21 @@ class Tokenizer:
         return token_id
 
 
-def _encoded(encoder: Encoder, text: str, *, add_special_tokens: bool) -> list[int]:
+@contextmanager
+def _failing_as(error: ShuntError) -> Iterator[None]:
+    """The library raises nothing narrower than Exception, and a panic within it is not even one."""
+    try:
+        yield
+    except BaseException as failure:
+        if isinstance(failure, Exception) or type(failure).__name__ == "PanicException":
+            raise error from failure
+        raise
+
+
+def _encoded(encoder: Encoder, text: str, field: str, *, add_special_tokens: bool) -> list[int]:
     """By the batch call: it lets other threads run meanwhile, and computes no offsets."""
-    (found,) = encoder.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+    with _failing_as(InvalidArgument("the model's tokenizer cannot take this", field=field)):
+        (found,) = encoder.encode_batch_fast([text], add_special_tokens=add_special_tokens)
     ids: list[int] = found.ids
     return ids
 

@@ -132,6 +132,32 @@ def test_a_tokenizer_file_neither_cuts_nor_pads_a_prompt(prompt: object) -> None
         assert model.prompt_ids(ask, 0) == _model().prompt_ids(ask, 0)
 
 
+TOKENIZER = json.loads(tiny_tokenizer().to_str())
+
+
+def test_a_tokenizer_file_that_its_library_panics_over_is_refused() -> None:
+    charsmap = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    with pytest.raises(FailedPrecondition):
+        _model(tokenizer_json={**TOKENIZER, "normalizer": charsmap})
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "x"}},
+        {"model": {"type": "BPE", "vocab": {}, "merges": [], "unk_token": "nowhere"}},
+    ],
+)
+@pytest.mark.parametrize("field", ["prompt", "messages"])
+def test_a_prompt_that_a_tokenizer_fails_on_is_refused(broken: object, field: str) -> None:
+    model = _model(tokenizer_json={**TOKENIZER, **broken})  # type: ignore[dict-item]
+    kind = GenerationKind.CHAT if field == "messages" else GenerationKind.COMPLETION
+    prompt = (Message("user", "hi"),) if field == "messages" else "hi"
+    with pytest.raises(InvalidArgument) as refused:
+        model.prompt_ids(_ask(kind=kind, prompt=prompt), 0)
+    assert refused.value.field == field
+
+
 @pytest.mark.parametrize(
     "files", [{"tokenizer_json": None}, {"tokenizer_json": {}}, {"tokenizer_config_json": []}]
 )
