@@ -123,7 +123,7 @@ class FakeMesh:
         """Streams open at heads."""
         self.controller_away = False
         self.store_fault: str = ""
-        """away, or damaged: what the tensor store suffers from."""
+        """away, damaged or nested: what the tensor store suffers from."""
         self.version = 1
         self.routes_changed = asyncio.Event()
         self._servers: list[grpc.aio.Server] = []
@@ -457,8 +457,9 @@ class _Store(tensorstore_pb2_grpc.TensorStoreServiceServicer):
     async def Describe(self, message: Any, context: Any) -> Any:
         if self._mesh.store_fault == "away":
             await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
-        damaged = self._mesh.store_fault == "damaged"
-        return tensorstore_pb2.DescribeResponse(manifest=b"{}" if damaged else self._manifest)
+        faulty = {"damaged": b"{}", "nested": b"[" * 100_000}
+        manifest = faulty.get(self._mesh.store_fault, self._manifest)
+        return tensorstore_pb2.DescribeResponse(manifest=manifest)
 
     async def Read(self, message: Any, context: Any) -> AsyncIterator[Any]:
         data = self._objects[message.digest][message.start : message.start + message.length]

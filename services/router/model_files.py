@@ -65,7 +65,7 @@ class TensorStore:
             config = manifest["config"]
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataLoss("the store's manifest is not understood") from error
         return ModelFiles(ref, config, files)
 

@@ -345,7 +345,7 @@ async def test_a_stopping_router_sends_its_readers_elsewhere(
     assert told.text() + rest.text() == REPLY
 
 
-@pytest.mark.parametrize("fault", ["away", "damaged"])
+@pytest.mark.parametrize("fault", ["away", "damaged", "nested"])
 async def test_a_model_that_cannot_be_read_is_503_until_it_can(
     mesh: FakeMesh, http: httpx.AsyncClient, ask: Any, fault: str
 ) -> None:
@@ -355,5 +355,6 @@ async def test_a_model_that_cannot_be_read_is_503_until_it_can(
         async with httpx.AsyncClient(base_url=url, timeout=20) as client:
             told = await ask(client)
             assert (told.status, told.body["error"]["code"]) == (503, "unavailable")
+            assert not any(task.done() for task in router.work)
             mesh.store_fault = ""
             assert (await ask(client)).text() == REPLY
