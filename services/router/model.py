@@ -41,11 +41,7 @@ class Model:
             max_positions=_positive(config, "max_position_embeddings"),
             vocabulary_size=_positive(config, "vocab_size"),
             eos_token_ids=self._eos(generation, config, settings),
-            defaults={
-                name: generation[name]
-                for name in _DEFAULTS
-                if type(generation.get(name)) in (int, float)
-            },
+            defaults=_defaults(generation),
         )
 
     def prompt_ids(self, ask: Ask, created_unix_s: int) -> list[int]:
@@ -73,6 +69,18 @@ class Model:
             if token_id is not None:
                 return (token_id,)
         raise FailedPrecondition("the model names no end-of-sequence id")
+
+
+def _defaults(generation: Mapping[str, Any]) -> dict[str, float]:
+    """Held to the ranges of what a client may ask for: they end up in its request."""
+    found = {
+        name: generation[name] for name in _DEFAULTS if type(generation.get(name)) in (int, float)
+    }
+    try:
+        Ask("any", GenerationKind.COMPLETION, "any", **found).check(max_choices=1)
+    except InvalidArgument as error:
+        raise FailedPrecondition(f"generation_config.json: {error.message}") from error
+    return found
 
 
 def _positive(config: Mapping[str, Any], name: str) -> int:

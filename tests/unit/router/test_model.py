@@ -102,6 +102,15 @@ def test_a_model_names_its_end_one_way_or_another() -> None:
         _model(generation_config_json=None, tokenizer_config_json={})
 
 
+@pytest.mark.parametrize(
+    "default",
+    [{"top_k": float("nan")}, {"top_k": 2**40}, {"temperature": 1e300}, {"top_p": 0}],
+)
+def test_a_default_that_no_client_may_ask_for_is_refused(default: dict[str, float]) -> None:
+    with pytest.raises(FailedPrecondition):
+        _model(generation_config_json={"eos_token_id": 5, **default})
+
+
 def test_a_model_without_a_template_takes_no_chat() -> None:
     model = _model(tokenizer_config_json={"eos_token": "<|im_end|>"})
     ask = _ask(kind=GenerationKind.CHAT, prompt=(Message("user", "x"),))
