@@ -16,6 +16,8 @@ from tokenizers import Tokenizer as Encoder
 from services.common.errors import FailedPrecondition, InvalidArgument, ShuntError
 from services.router.vocabulary import Vocabulary
 
+MAX_IDS = 1 << 22
+
 
 class Tokenizer:
     """One model's tokenizer; safe to share between threads."""
@@ -97,8 +99,12 @@ def _vocabulary(encoder: Encoder, decoder: Any) -> Vocabulary:
     else:
         raise FailedPrecondition(f"decoder {sorted(map(str, kinds))} is not known")
     added = encoder.get_added_tokens_decoder()
+    # The ids may have holes: as many as there are does not tell which is the last.
+    size = max(encoder.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+    if size > MAX_IDS:
+        raise FailedPrecondition(f"tokenizer.json has ids of {MAX_IDS} and over")
     shown, labels = [], []
-    for token_id in range(encoder.get_vocab_size(with_added_tokens=True)):
+    for token_id in range(size):
         token = added.get(token_id)
         text = encoder.id_to_token(token_id) or ""
         label = to_bytes(text)

@@ -144,6 +144,21 @@ def test_a_tokenizer_file_neither_cuts_nor_pads_a_prompt(prompt: object) -> None
 TOKENIZER = json.loads(tiny_tokenizer().to_str())
 
 
+def _renumbered(token_id: int) -> object:
+    """The tokenizer file, its last token moved to another id."""
+    vocabulary = TOKENIZER["model"]["vocab"]
+    last = max(vocabulary, key=vocabulary.__getitem__)
+    return {**TOKENIZER, "model": {**TOKENIZER["model"], "vocab": {**vocabulary, last: token_id}}}
+
+
+def test_a_vocabulary_with_holes_has_all_its_pieces() -> None:
+    piece = _model().vocabulary.piece(max(TOKENIZER["model"]["vocab"].values()))
+    vocabulary = _model(tokenizer_json=_renumbered(500)).vocabulary
+    assert (vocabulary.piece(499), vocabulary.piece(500)) == (b"", piece)
+    with pytest.raises(FailedPrecondition):
+        _model(tokenizer_json=_renumbered(1 << 31))
+
+
 def test_a_tokenizer_file_that_its_library_panics_over_is_refused() -> None:
     charsmap = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
     with pytest.raises(FailedPrecondition):
