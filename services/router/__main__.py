@@ -65,6 +65,10 @@ def listen(settings: RouterSettings) -> socket.socket:
     listening = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    # The server closes a connection only when its client has taken all that was written: without
+    # this, one that does not read a whole answer keeps it, and its connection, for ever.
+    unread_ms = int(settings.write_timeout_s * 1000)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread_ms)
     listening.bind((settings.host, settings.http_port))
     listening.listen(2048)
     listening.setblocking(False)

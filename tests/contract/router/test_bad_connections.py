@@ -254,6 +254,29 @@ async def test_a_client_that_never_reads_is_cut_off(mesh: FakeMesh) -> None:
     assert mesh.cancels == []
 
 
+async def test_a_client_that_never_reads_a_whole_answer_is_cut_off(mesh: FakeMesh) -> None:
+    mesh.burst = 64
+    wanted = {"n": 8, "max_tokens": 1000, "ignore_eos": True, "logprobs": True, "top_logprobs": 9}
+    body = json.dumps(_chat(**wanted)).encode()
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    health = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        async with mesh.router(write_timeout_s=0.3, max_connections=1) as router:
+            deaf.connect(("127.0.0.1", router.http_port))
+            deaf.sendall(head.encode() + body)
+            await _until(lambda: mesh.readers == 1)
+            await _until(lambda: router.router.streams == 0)
+            async with asyncio.timeout(20):
+                while not (await _raw(router, health)).startswith(b"HTTP/1.1 200 "):  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+            with pytest.raises(ConnectionResetError):
+                await asyncio.to_thread(_drain, deaf)
+
+
 async def test_one_connection_too_many_is_503(mesh: FakeMesh) -> None:
     async with mesh.router(max_connections=1) as router:
         reader, writer = await asyncio.open_connection("127.0.0.1", router.http_port)
