@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 from opentelemetry.trace import SpanKind
@@ -96,13 +96,16 @@ class Gateway:
                     request = await asyncio.to_thread(lambda: parse(parse_object(body)))
             else:
                 request = parse(parse_object(body))
-            return await self._router.generate(request.ask), request.stream
+            async with _while_connected(exchange):
+                session = await self._router.generate(request.ask)
+            return session, request.stream
 
     async def _resume(self, exchange: Exchange) -> None:
         after = exchange.header("last-event-id")
         if len(after) > MAX_EVENT_ID_CHARS:
             raise HttpError(400, "invalid_argument", "the event id is too long")
-        session = await self._router.resume(exchange.scope["path_params"]["id"], after or None)
+        async with _while_connected(exchange):
+            session = await self._router.resume(exchange.scope["path_params"]["id"], after or None)
         with _attached(session, exchange):
             await self._stream(exchange, session, role=not after)
 
@@ -214,7 +217,27 @@ def _attached(session: Session, exchange: Exchange) -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _watched(exchange: Exchange, session: Session) -> Any:
+async def _while_connected(exchange: Exchange) -> AsyncIterator[None]:
+    """Ends the block when the client has gone: nothing begins for nobody."""
+    loop = asyncio.get_running_loop()
+
+    async def watch() -> None:
+        await exchange.until_disconnected()
+        gone.reschedule(loop.time())
+
+    try:
+        async with asyncio.timeout(None) as gone:
+            task = loop.create_task(watch())
+            try:
+                yield
+            finally:
+                task.cancel()
+    except TimeoutError:
+        raise HttpError(400, "disconnected", "the client has gone") from None
+
+
+@contextlib.asynccontextmanager
+async def _watched(exchange: Exchange, session: Session) -> AsyncIterator[None]:
     """Wakes the session's reader when the client has gone."""
 
     async def watch() -> None:

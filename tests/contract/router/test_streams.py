@@ -199,6 +199,35 @@ async def test_a_reader_that_leaves_detaches_and_cancels_nothing(
     assert mesh.cancels == []
 
 
+async def test_a_reader_that_leaves_before_its_event_is_there_detaches(
+    mesh: FakeMesh, router: Running, http: httpx.AsyncClient, ask: Any, resume: Any
+) -> None:
+    mesh.limit = 10
+    first = await ask(http, until=lambda told: len(told.text()) > 5)
+    await _until(lambda: mesh.readers == 0)
+    task = asyncio.create_task(resume(http, first.generation_id, "500-00000000"))
+    await _until(lambda: mesh.readers == 1)
+    task.cancel()
+    await _until(lambda: mesh.readers == 0 and router.router.streams == 0)
+
+
+async def test_nothing_begins_for_a_client_that_left_before_a_pipeline_came(
+    mesh: FakeMesh,
+) -> None:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+    async with mesh.router(route_wait_s=60) as router:
+        url = f"http://127.0.0.1:{router.http_port}"
+        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+            mesh.alive = [False, False]
+            mesh.change_routes()
+            await _until(lambda: not router.router.ready)
+            task = asyncio.create_task(client.post("/v1/chat/completions", json=body))
+            await _until(lambda: router.router._starting == 1)
+            task.cancel()
+            await _until(lambda: router.router._starting == 0)
+    assert mesh.calls == []
+
+
 async def test_a_reader_that_sent_a_request_ahead_detaches_too(mesh: FakeMesh) -> None:
     mesh.limit = 10
     body = b'{"model": "tiny", "prompt": "hi", "stream": true}'
