@@ -214,8 +214,9 @@ class Follower:
         """The stream ended without a Closed frame."""
         if stream != self._stream or not self._open:
             return []
-        refused_new = isinstance(error, ResourceExhausted) and self.epoch == 1
-        if isinstance(error, _FOR_GOOD) or (refused_new and not any(map(len, self.runs))):
+        accepted = bool(self.request.numerics_class)
+        refused_new = isinstance(error, ResourceExhausted) and self.epoch == 1 and not accepted
+        if isinstance(error, _FOR_GOOD) or refused_new:
             return self._end(error)
         if isinstance(error, _ASK_ELSEWHERE):
             return self._resume(now_s)

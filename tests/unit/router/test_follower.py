@@ -265,6 +265,14 @@ def test_a_full_head_does_not_end_what_has_begun(follower: Follower) -> None:
     assert kind(follower.broken(1, ResourceExhausted("full"), 0.1))[-1] == "AskResume"
 
 
+def test_a_full_head_does_not_end_what_was_accepted_and_has_no_ids_yet() -> None:
+    follower = Follower(REQUEST, FollowerSettings())
+    follower.begin(A, 0.0)
+    follower.frame(1, Accepted("f-a", "i-a", "exact", (0,)), 0.0)
+    follower.broken(1, Unavailable("a blip"), 0.1)
+    assert kind(follower.broken(2, ResourceExhausted("full"), 0.2))[-1] == "AskResume"
+
+
 def test_a_stop_string_ends_the_choice_everywhere(follower: Follower) -> None:
     actions = follower.stopped(0, 2)
     assert actions[0] == SendCancel("g", 0, CancelReason.STOP, 2, A)
