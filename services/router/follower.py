@@ -195,7 +195,10 @@ class Follower:
         self._step = frame.step
         if isinstance(frame, Progress):
             return []
-        if any(span.start > self._verified[span.choice] for span in frame.spans):
+        if any(
+            span.choice < len(self.runs) and span.start > self._verified[span.choice]
+            for span in frame.spans
+        ):
             return self._suspect(now_s)
         actions = self._merge(frame.spans)
         if actions:

@@ -117,6 +117,11 @@ def test_a_choice_that_was_not_asked_for_ends_the_reader(follower: Follower) -> 
     assert isinstance(error_of(follower.granted(1, grant, 0.1)), InvalidArgument)
 
 
+def test_a_frame_of_a_choice_that_was_not_asked_for_ends_the_reader(follower: Follower) -> None:
+    frame = Tokens((TokenSpan(5, 0, (1,)),), 1)
+    assert isinstance(error_of(follower.frame(1, frame, 0.1)), InvalidArgument)
+
+
 def test_silence_attaches_once_more_and_then_asks(follower: Follower) -> None:
     assert follower.tick(0.4) == []
     closed, opened = follower.tick(0.5)
