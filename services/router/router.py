@@ -83,6 +83,9 @@ class Router:
         """Replaces the routes."""
         self._balancer.update(routes)
         self.catalogue.update(routes)
+        self._wake_waiting()
+
+    def _wake_waiting(self) -> None:
         self._routes_changed.set()
         self._routes_changed = asyncio.Event()
 
@@ -219,6 +222,7 @@ class Router:
     async def close(self) -> None:
         """Lets every reader go; each can resume at another router."""
         self.stopping = True
+        self._wake_waiting()
         for session in list(self._sessions):
             session.fail(Unavailable("this router stops; resume at another one"))
         await self._cancels.close()
@@ -227,8 +231,7 @@ class Router:
     @contextmanager
     def _admitted(self) -> Iterator[None]:
         """Counts a request that has no session yet."""
-        if self.stopping:
-            raise Unavailable("this router stops; ask another one")
+        self._check_goes_on()
         if len(self._sessions) + self._starting >= self.settings.max_streams:
             raise ResourceExhausted(f"{self.settings.max_streams} generations are followed already")
         self._starting += 1
@@ -236,6 +239,10 @@ class Router:
             yield
         finally:
             self._starting -= 1
+
+    def _check_goes_on(self) -> None:
+        if self.stopping:
+            raise Unavailable("this router stops; ask another one")
 
     async def _model(self, name: str) -> Model:
         try:
@@ -262,6 +269,7 @@ class Router:
         """A pipeline for a new generation, waited for if there is none."""
         deadline_s = time.monotonic() + self.settings.route_wait_s
         while (route := self._balancer.pick(model_id)) is None:
+            self._check_goes_on()
             changed, left_s = self._routes_changed, deadline_s - time.monotonic()
             try:
                 await asyncio.wait_for(changed.wait(), max(left_s, 0))
@@ -289,6 +297,7 @@ class Router:
             await asyncio.sleep(0.1)
 
     def _session(self, request: GenerationRequest, model: Model, after: Position | None) -> Session:
+        self._check_goes_on()  # it may have stopped while the request was being made
         settings = self.settings
         follower = Follower(
             request,

@@ -10,7 +10,10 @@ import pytest
 
 from bench.fake_mesh import REPLY, FakeMesh
 from services.common import errors
+from services.common.generation import GenerationKind, ModelRef
 from services.router.__main__ import Running
+from services.router.ask import Ask
+from services.router.model import Model
 
 
 async def _until(condition: Any) -> None:
@@ -372,6 +375,43 @@ async def test_a_stopping_router_sends_its_readers_elsewhere(
         async with httpx.AsyncClient(base_url=url, timeout=20) as client:
             rest = await resume(client, told.generation_id, told.ids[-2])
     assert told.text() + rest.text() == REPLY
+
+
+async def test_a_stopping_router_sends_who_waits_for_a_pipeline_elsewhere(mesh: FakeMesh) -> None:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+    async with mesh.router(route_wait_s=60, shutdown_grace_s=5) as router:
+        url = f"http://127.0.0.1:{router.http_port}"
+        client = httpx.AsyncClient(base_url=url, timeout=20)
+        mesh.alive = [False, False]
+        mesh.change_routes()
+        await _until(lambda: not router.router.ready)
+        task = asyncio.create_task(client.post("/v1/chat/completions", json=body))
+        await _until(lambda: router.router._starting == 1)
+    answer = await task
+    await client.aclose()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+    assert "stops" in answer.json()["error"]["message"]
+
+
+async def test_a_request_in_the_making_begins_nothing_at_a_router_that_stopped(
+    mesh: FakeMesh, router: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = Ask("tiny", GenerationKind.COMPLETION, (1, 2))
+    catalogue, go_on = router.router.catalogue, asyncio.Event()
+    load = catalogue.load
+
+    async def slow(ref: ModelRef) -> Model:
+        await go_on.wait()
+        return await load(ref)
+
+    monkeypatch.setattr(catalogue, "load", slow)
+    task = asyncio.create_task(router.router.generate(ask))
+    await _until(lambda: router.router._starting == 1)
+    await router.router.close()
+    go_on.set()
+    with pytest.raises(errors.Unavailable):
+        await task
+    assert (mesh.calls, router.router.streams) == ([], 0)
 
 
 @pytest.mark.parametrize("fault", ["away", "damaged", "nested"])
