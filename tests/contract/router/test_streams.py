@@ -10,10 +10,7 @@ import pytest
 
 from bench.fake_mesh import REPLY, FakeMesh
 from services.common import errors
-from services.common.generation import GenerationKind, ModelRef
 from services.router.__main__ import Running
-from services.router.ask import Ask
-from services.router.model import Model
 
 
 async def _until(condition: Any) -> None:
@@ -193,72 +190,6 @@ async def test_a_second_reader_ends_the_first(
     assert (await second).text() == REPLY
 
 
-async def test_a_reader_that_leaves_detaches_and_cancels_nothing(
-    mesh: FakeMesh, http: httpx.AsyncClient, ask: Any
-) -> None:
-    mesh.limit = 10
-    await ask(http, until=lambda told: len(told.text()) > 5)
-    await _until(lambda: mesh.readers == 0)
-    assert mesh.cancels == []
-
-
-async def test_a_reader_that_leaves_before_its_event_is_there_detaches(
-    mesh: FakeMesh, router: Running, http: httpx.AsyncClient, ask: Any, resume: Any
-) -> None:
-    mesh.limit = 10
-    first = await ask(http, until=lambda told: len(told.text()) > 5)
-    await _until(lambda: mesh.readers == 0)
-    task = asyncio.create_task(resume(http, first.generation_id, "500-00000000"))
-    await _until(lambda: mesh.readers == 1)
-    task.cancel()
-    await _until(lambda: mesh.readers == 0 and router.router.streams == 0)
-
-
-async def test_nothing_begins_for_a_client_that_left_before_a_pipeline_came(
-    mesh: FakeMesh,
-) -> None:
-    body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
-    async with mesh.router(route_wait_s=60) as router:
-        url = f"http://127.0.0.1:{router.http_port}"
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
-            mesh.alive = [False, False]
-            mesh.change_routes()
-            await _until(lambda: not router.router.ready)
-            task = asyncio.create_task(client.post("/v1/chat/completions", json=body))
-            await _until(lambda: router.router._starting == 1)
-            task.cancel()
-            await _until(lambda: router.router._starting == 0)
-    assert mesh.calls == []
-
-
-async def test_a_reader_that_sent_a_request_ahead_detaches_too(mesh: FakeMesh) -> None:
-    mesh.limit = 10
-    body = b'{"model": "tiny", "prompt": "hi", "stream": true}'
-    async with mesh.router(comment_s=0.1) as router:
-        _, writer = await asyncio.open_connection("127.0.0.1", router.http_port)
-        writer.write(
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            + f"Content-Length: {len(body)}\r\n\r\n".encode()
-            + body
-            + b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-        )
-        await _until(lambda: mesh.sampled >= 10)
-        writer.transport.abort()
-        await _until(lambda: mesh.readers == 0 and router.router.streams == 0)
-
-
-async def test_a_client_that_leaves_a_whole_answer_detaches(
-    mesh: FakeMesh, http: httpx.AsyncClient
-) -> None:
-    mesh.limit = 10
-    body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
-    task = asyncio.create_task(http.post("/v1/chat/completions", json=body))
-    await _until(lambda: mesh.sampled >= 10)
-    task.cancel()
-    await _until(lambda: mesh.readers == 0)
-    assert mesh.cancels == []
-
-
 async def test_a_cancelled_generation_ends_everywhere(
     mesh: FakeMesh, http: httpx.AsyncClient, ask: Any, resume: Any
 ) -> None:
@@ -354,64 +285,6 @@ async def test_a_waiting_client_hears_comments(mesh: FakeMesh, ask: Any) -> None
     assert told.comments >= 3
     assert told.roles == 1
     assert told.text() == ""
-
-
-async def test_a_stopping_router_sends_its_readers_elsewhere(
-    mesh: FakeMesh, ask: Any, resume: Any
-) -> None:
-    mesh.limit = 10
-    sent: list[Any] = []
-    async with mesh.router() as router:
-        url = f"http://127.0.0.1:{router.http_port}"
-        client = httpx.AsyncClient(base_url=url, timeout=20)
-        task = asyncio.create_task(ask(client, until=lambda t: sent.append(t)))
-        await _until(lambda: sent and len(sent[-1].text()) > 10)
-    told = await task
-    await client.aclose()
-    assert told.errors[0]["code"] == "unavailable"
-    mesh.limit = 1 << 30
-    async with mesh.router() as other:
-        url = f"http://127.0.0.1:{other.http_port}"
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
-            rest = await resume(client, told.generation_id, told.ids[-2])
-    assert told.text() + rest.text() == REPLY
-
-
-async def test_a_stopping_router_sends_who_waits_for_a_pipeline_elsewhere(mesh: FakeMesh) -> None:
-    body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
-    async with mesh.router(route_wait_s=60, shutdown_grace_s=5) as router:
-        url = f"http://127.0.0.1:{router.http_port}"
-        client = httpx.AsyncClient(base_url=url, timeout=20)
-        mesh.alive = [False, False]
-        mesh.change_routes()
-        await _until(lambda: not router.router.ready)
-        task = asyncio.create_task(client.post("/v1/chat/completions", json=body))
-        await _until(lambda: router.router._starting == 1)
-    answer = await task
-    await client.aclose()
-    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
-    assert "stops" in answer.json()["error"]["message"]
-
-
-async def test_a_request_in_the_making_begins_nothing_at_a_router_that_stopped(
-    mesh: FakeMesh, router: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ask = Ask("tiny", GenerationKind.COMPLETION, (1, 2))
-    catalogue, go_on = router.router.catalogue, asyncio.Event()
-    load = catalogue.load
-
-    async def slow(ref: ModelRef) -> Model:
-        await go_on.wait()
-        return await load(ref)
-
-    monkeypatch.setattr(catalogue, "load", slow)
-    task = asyncio.create_task(router.router.generate(ask))
-    await _until(lambda: router.router._starting == 1)
-    await router.router.close()
-    go_on.set()
-    with pytest.raises(errors.Unavailable):
-        await task
-    assert (mesh.calls, router.router.streams) == ([], 0)
 
 
 @pytest.mark.parametrize("fault", ["away", "damaged", "nested"])
