@@ -95,7 +95,7 @@ def _vocabulary(encoder: Encoder, decoder: Any) -> Vocabulary:
     if "ByteLevel" in kinds:
         to_bytes, strips = _byte_level, False
     elif "ByteFallback" in kinds or "Metaspace" in kinds:
-        to_bytes, strips = _byte_fallback, bool(kinds & {"Strip", "Metaspace"})
+        to_bytes, strips = _byte_fallback, any(map(_strips_first_space, stages))
     else:
         raise FailedPrecondition(f"decoder {sorted(map(str, kinds))} is not known")
     added = encoder.get_added_tokens_decoder()
@@ -119,6 +119,12 @@ def _stages(decoder: Any) -> list[dict[str, Any]]:
     if decoder.get("type") == "Sequence":
         return [stage for stage in decoder.get("decoders", ()) if isinstance(stage, dict)]
     return [decoder]
+
+
+def _strips_first_space(stage: dict[str, Any]) -> bool:
+    if stage.get("type") == "Metaspace":
+        return stage.get("prepend_scheme") != "never"
+    return stage.get("type") == "Strip" and stage.get("start") != 0
 
 
 def _byte_alphabet() -> dict[str, int]:

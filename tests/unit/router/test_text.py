@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -160,20 +161,41 @@ def test_a_stop_string_finds_every_end_and_holds_what_it_must(stop: str, text: s
         assert machine.held == held
 
 
+PIECES = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"\u2581": 256, "\u2581a": 257}
+
+
+def _fallback(*behind: Any) -> Any:
+    """What SentencePiece models decode with."""
+    stages = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), *behind]
+    return decoders.Sequence(stages)
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        _fallback(),
+        _fallback(decoders.Strip(" ", 1, 0)),
+        _fallback(decoders.Strip(" ", 0, 1)),
+        decoders.Metaspace("\u2581", "always"),
+        decoders.Metaspace("\u2581", "never"),
+    ],
+)
+def test_the_first_space_is_shown_where_the_library_shows_it(
+    make_request: Make, decoder: Any
+) -> None:
+    encoder = Encoder(models.BPE(PIECES, [], byte_fallback=True))
+    encoder.decoder = decoder
+    vocabulary = Tokenizer(encoder.to_str().encode()).vocabulary
+    shown = ChoiceText(make_request(), vocabulary).feed([257, 257])
+    assert shown == encoder.decode([257, 257])
+
+
 @given(TEXTS)
 def test_byte_fallback_vocabularies_decode_like_their_library(
     make_request: Make, text: str
 ) -> None:
-    pieces = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"\u2581": 256, "\u2581a": 257}
-    encoder = Encoder(models.BPE(pieces, [], byte_fallback=True))
-    encoder.decoder = decoders.Sequence(
-        [
-            decoders.Replace("\u2581", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
+    encoder = Encoder(models.BPE(PIECES, [], byte_fallback=True))
+    encoder.decoder = _fallback(decoders.Strip(" ", 1, 0))
     vocabulary = Tokenizer(encoder.to_str().encode()).vocabulary
     ids = [256 if byte == 0x20 else byte for byte in text.encode()]
     shown = ChoiceText(make_request(max_tokens=len(ids) or 1), vocabulary).feed(ids)
