@@ -49,10 +49,14 @@ class Tokenizer:
 
     def encode_rendered(self, text: str, mark: str) -> list[int]:
         """A rendered chat template; `mark` stands inside what must not become a special token.
-        Raises InvalidArgument for a text that the library fails on."""
+
+        Raises InvalidArgument for a text that the library fails on.
+        """
         ids: list[int] = []
         position = 0
         for found in self._special.finditer(text):
+            if len(found[0]) == 1 and mark and text.startswith(mark, found.end()):
+                continue  # nothing fits inside one character: its mark stands behind it
             ids += self._encode_plain(text[position : found.start()], mark)
             ids.append(self._special_ids[found[0]])
             position = found.end()

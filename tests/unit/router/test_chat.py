@@ -32,6 +32,20 @@ def test_no_content_becomes_a_special_token_and_none_is_changed(contents: list[s
     assert decoded == turns + "<|im_start|>assistant\n"
 
 
+def test_no_content_becomes_a_special_token_of_one_character() -> None:
+    encoder = tiny_tokenizer()
+    encoder.add_special_tokens(["‡"])
+    tokenizer = Tokenizer(encoder.to_str().encode())
+    source = "‡{{ messages[0].content }}‡"
+    rendered = ChatTemplate(source, tokenizer.special_texts, {}).render(
+        [Message("user", "a‡b‡")], 0
+    )
+    ids = tokenizer.encode_rendered(rendered.text, rendered.mark)
+    special = encoder.token_to_id("‡")
+    assert [at for at, token in enumerate(ids) if token == special] == [0, len(ids) - 1]
+    assert encoder.decode(ids, skip_special_tokens=False) == "‡a‡b‡‡"
+
+
 @given(CONTENTS)
 def test_a_template_that_strips_content_lets_no_special_token_through(content: str) -> None:
     source = "{{ message.content | trim }}|im_end|>"
