@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from services.common import telemetry
+from services.common import telemetry, wire
 from services.common.errors import ShuntError
 from services.common.generation import GenerationKind
 from services.router import metrics
@@ -101,18 +101,17 @@ class Gateway:
             return session, request.stream
 
     async def _resume(self, exchange: Exchange) -> None:
-        after = exchange.header("last-event-id")
+        generation_id, after = _named(exchange), exchange.header("last-event-id")
         if len(after) > MAX_EVENT_ID_CHARS:
             raise HttpError(400, "invalid_argument", "the event id is too long")
         async with _while_connected(exchange):
-            session = await self._router.resume(exchange.scope["path_params"]["id"], after or None)
+            session = await self._router.resume(generation_id, after or None)
         with _attached(session, exchange):
             await self._stream(exchange, session, role=not after)
 
     async def _cancel(self, exchange: Exchange) -> None:
-        generation_id = exchange.scope["path_params"]["id"]
+        generation_id = _named(exchange)
         await self._router.cancel(generation_id)
-        exchange.headers["x-generation-id"] = generation_id
         await exchange.answer(200, json.dumps({"id": generation_id, "cancelled": True}).encode())
 
     async def _stream(self, exchange: Exchange, session: Session, *, role: bool) -> None:
@@ -189,6 +188,13 @@ _STREAM_HEADERS = {
     "cache-control": "no-cache",
     "x-accel-buffering": "no",
 }
+
+
+def _named(exchange: Exchange) -> str:
+    """The generation that the path names; the answer will name it, too. Raises InvalidArgument."""
+    generation_id = wire.generation_id_from(exchange.scope["path_params"]["id"])
+    exchange.headers["x-generation-id"] = generation_id
+    return generation_id
 
 
 async def _next(session: Session) -> None:

@@ -251,17 +251,19 @@ async def test_an_event_id_that_does_not_belong_is_409(
 
 
 @pytest.mark.parametrize(
-    ("generation_id", "status"),
+    ("generation_id", "status", "named"),
     [
-        ("g" + "f" * 32, 404),
-        ("unknown", 404),
-        ("a" * 65, 400),
-        ("..%2f..", 404),
-        ("%00", 400),
-        ("g65000000" + "0" * 24, 410),
+        ("g" + "f" * 32, 404, True),
+        ("unknown", 404, True),
+        ("a" * 65, 400, False),
+        ("..%2f..", 404, False),
+        ("%00", 400, False),
+        ("g65000000" + "0" * 24, 410, True),
     ],
 )
 async def test_a_generation_nobody_knows_is_404_and_an_old_one_410(
-    steady: httpx.AsyncClient, generation_id: str, status: int
+    steady: httpx.AsyncClient, generation_id: str, status: int, named: bool
 ) -> None:
-    _refused(await steady.get(f"/v1/generations/{generation_id}/stream"), status)
+    answer = await steady.get(f"/v1/generations/{generation_id}/stream")
+    _refused(answer, status)
+    assert answer.headers.get("x-generation-id") == (generation_id if named else None)
