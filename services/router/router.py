@@ -143,7 +143,8 @@ class Router:
     ) -> GenerationRequest:
         ask.check_size(facts.max_positions, model.longest_piece_bytes)
         if ask.prompt_bytes > LONG_PROMPT_BYTES or ask.turns > LONG_CONVERSATION:
-            prompt_ids = await asyncio.to_thread(model.prompt_ids, ask, drawn.created_unix_s)
+            made = asyncio.to_thread(model.prompt_ids, ask, drawn.created_unix_s)
+            prompt_ids = await _to_its_end(asyncio.create_task(made))
         else:
             prompt_ids = model.prompt_ids(ask, drawn.created_unix_s)
         return ask.resolve(facts, prompt_ids, drawn)
@@ -326,3 +327,13 @@ class Router:
     def _closed(self, session: Session) -> None:
         self._sessions.discard(session)
         metrics.STREAMS.set(len(self._sessions))
+
+
+async def _to_its_end(made: asyncio.Task[list[int]]) -> list[int]:
+    """Nothing ends a thread: whoever is cancelled meanwhile counts until it is done, else any
+    number of prompts could be in the making whose callers left."""
+    try:
+        return await asyncio.shield(made)
+    except asyncio.CancelledError:
+        await asyncio.gather(made, return_exceptions=True)
+        raise

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import httpx
 import pytest
+from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from bench.fake_mesh import REPLY, FakeMesh
-from services.common import errors
+from services.common import channels, errors
 from services.common.generation import GenerationKind, ModelRef
 from services.router.__main__ import Running
 from services.router.ask import Ask
@@ -86,6 +88,39 @@ async def test_a_client_that_leaves_a_whole_answer_detaches(
     task.cancel()
     await _until(lambda: mesh.readers == 0)
     assert mesh.cancels == []
+
+
+@pytest.mark.parametrize("door", ["http", "grpc"])
+async def test_a_prompt_in_the_making_counts_though_its_client_left(
+    router: Running, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, door: str
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    prompt_ids, text = Model.prompt_ids, "capital " * 1000
+
+    def slow(self: Model, ask: Ask, created_unix_s: int) -> list[int]:
+        if ask.prompt == text:
+            begun.set()
+            go_on.wait(20)
+        return prompt_ids(self, ask, created_unix_s)
+
+    monkeypatch.setattr(Model, "prompt_ids", slow)
+    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
+        stub = router_pb2_grpc.RouterServiceStub(channel)
+        if door == "http":
+            body = {"model": "tiny", "prompt": text, "max_tokens": 1}
+            left: Any = asyncio.create_task(http.post("/v1/completions", json=body))
+        else:
+            left = stub.Generate(router_pb2.GenerateRequest(model="tiny", text=text), timeout=60)
+        try:
+            await _until(begun.is_set)
+            left.cancel()
+            for _ in range(5):  # the router has heard of it long before these are answered
+                other = router_pb2.GenerateRequest(model="tiny", text="hi")
+                assert [event async for event in stub.Generate(other, timeout=20)]
+            assert router.router._starting == 1
+        finally:
+            go_on.set()
+        await _until(lambda: router.router._starting == 0)
 
 
 async def test_a_stopping_router_sends_its_readers_elsewhere(
