@@ -1,8 +1,8 @@
 """The sandbox that chat templates run in: bounded in steps, in time, and in what they build.
 
 A template is foreign code: it comes with a model. Jinja's own sandbox keeps it away from the
-process; here every loop turn and every call spends from a budget, and what could build much out of
-little is bounded or not there.
+process; here every loop turn and every call spends from a budget, statements and filters look at
+the clock, and what could build much out of little is bounded or not there.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.filters |= dict.fromkeys(_UNBOUNDED_FILTERS, _unbounded)
         self.filters["tojson"] = _to_json
         self.filters["shunt_counted"] = _counted
+        self.filters["shunt_in_time"] = _in_time
         self.filters["shunt_joined"] = _joined
         self.filters["replace"] = _bounded(replace, _check_replace, after_context=True)
         self.filters["join"] = _join
@@ -93,6 +94,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         template = super()._parse(source, name, filename)
+        for filter_ in list(template.find_all(nodes.Filter)):
+            filter_.node = filter_.node and _timed(filter_.node)
+        for assign in template.find_all(nodes.Assign):
+            assign.node = _timed(assign.node)
+        for condition in template.find_all(nodes.If):
+            condition.test = _timed(condition.test)
+        for output in template.find_all(nodes.Output):
+            output.nodes = [_timed(part) for part in output.nodes]
         for loop in template.find_all(nodes.For):
             loop.iter = nodes.Filter(loop.iter, "shunt_counted", [], [], None, None)
         for concat in template.find_all(nodes.Concat):
@@ -135,6 +144,19 @@ class _Counted:
 @jinja2.pass_context
 def _counted(context: Context, values: Any) -> Any:
     return _Counted(values, context.parent[BUDGET])
+
+
+def _timed(expression: Any) -> Any:
+    """The same value, if there is time left for it."""
+    if isinstance(expression, nodes.TemplateData):
+        return expression
+    return nodes.Filter(expression, "shunt_in_time", [], [], None, None)
+
+
+@jinja2.pass_context
+def _in_time(context: Context, value: Any) -> Any:
+    context.parent[BUDGET].spend(0)
+    return value
 
 
 def _joined(parts: Iterable[Any]) -> str:

@@ -67,10 +67,12 @@ def test_what_templates_do_every_day_works() -> None:
         "{% endfor %}{{ ['x', 'y'] | map('upper') | join('-') }}{{ ', '.join(['p', 'q']) }}"
         "{% for key, value in {'k': 1}.items() %}{{ key ~ '=' ~ value }}{% endfor %}"
         "{{ messages[::-1][0].content.split('a')[-1] }}{{ [1, 2] | tojson(indent=1) }}"
+        "{% if nothing is not defined %}{{ nothing | default('d') }}{% endif %}"
+        "{% set n = namespace(x=0) %}{% set n.x = nothing %}{{ n.x is defined }}"
     )
     turns = [Message("user", "a1"), Message("user", " a2\nx ")]
     rendered = ChatTemplate(source, (), {}).render(turns, 0)
-    assert rendered.text == "1/2,c12/2c2\n  xX-Yp, qk=12\nx [\n 1,\n 2\n]"
+    assert rendered.text == "1/2,c12/2c2\n  xX-Yp, qk=12\nx [\n 1,\n 2\n]dFalse"
 
 
 def test_what_a_template_refuses_is_the_callers_error() -> None:
@@ -142,6 +144,10 @@ def test_a_template_sees_nothing_behind_its_values() -> None:
         "{% for i in range(100) %}{% set x = i %}{% endfor %}",
         "{% set x %}{% for i in range(100) %}{{ loop.length }}{% endfor %}{% endset %}",
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(9) }}",
+        "{% set x = 1 %}" * 9,
+        "{% if 1 in messages %}{% endif %}" * 9,
+        "{% set x %}" + "{{ 1 }}" * 9 + "{% endset %}",
+        "{{ 1" + " | abs" * 9 + " }}",
     ],
 )
 def test_a_template_that_takes_too_long_is_stopped(source: str) -> None:
