@@ -36,11 +36,12 @@ class Model:
         self.vocabulary: Vocabulary = self._tokenizer.vocabulary
         self.longest_piece_bytes = max(map(len, self.vocabulary.labels), default=1)
         config = files.config
+        vocabulary_size = _positive(config, "vocab_size")
         self.facts = ModelFacts(
             ref=files.ref,
             max_positions=_positive(config, "max_position_embeddings"),
-            vocabulary_size=_positive(config, "vocab_size"),
-            eos_token_ids=self._eos(generation, config, settings),
+            vocabulary_size=vocabulary_size,
+            eos_token_ids=self._eos(vocabulary_size, generation, config, settings),
             defaults=_defaults(generation),
         )
 
@@ -57,11 +58,11 @@ class Model:
         rendered = self._template.render(turns, created_unix_s)
         return self._tokenizer.encode_rendered(rendered.text, rendered.mark)
 
-    def _eos(self, *sources: Mapping[str, Any]) -> tuple[int, ...]:
+    def _eos(self, vocabulary_size: int, *sources: Mapping[str, Any]) -> tuple[int, ...]:
         for source in sources:
             value = source.get("eos_token_id")
             ids = value if isinstance(value, list) else [value]
-            if ids and all(type(entry) is int and entry >= 0 for entry in ids):
+            if ids and all(type(i) is int and 0 <= i < vocabulary_size for i in ids):
                 return tuple(ids)
         for source in sources:
             text = source.get("eos_token")

@@ -98,6 +98,7 @@ def test_the_longest_piece_of_a_vocabulary_may_be_a_special_token() -> None:
 def test_a_model_names_its_end_one_way_or_another() -> None:
     assert _model(generation_config_json=None).facts.eos_token_ids == (END,)
     assert _model(generation_config_json={"eos_token_id": 7}).facts.eos_token_ids == (7,)
+    assert _model(generation_config_json={"eos_token_id": 303}).facts.eos_token_ids == (END,)
     with pytest.raises(FailedPrecondition):
         _model(generation_config_json=None, tokenizer_config_json={})
 
