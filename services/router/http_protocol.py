@@ -41,9 +41,17 @@ def limited(settings: RouterSettings) -> type[HttpToolsProtocol]:
             self._lost = True
             self._end_headers()
             super().connection_lost(exc)  # which tells the newest request only
-            if self._running is not None and not self._running.response_complete:
-                self._running.disconnected = True
-                self._running.message_event.set()
+            self._give_up_running()
+
+        def _give_up_running(self) -> bool:
+            """The request that is being answered hears that its client has gone, and what is still
+            written for it goes nowhere. True when its answer had begun."""
+            running = self._running
+            if running is None or running.response_complete:
+                return False
+            running.disconnected = True
+            running.message_event.set()
+            return running.response_started
 
         def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
             self._running = cycle
@@ -127,6 +135,9 @@ def limited(settings: RouterSettings) -> type[HttpToolsProtocol]:
                 return
             self._refused = True
             self._end_headers()
+            if self._give_up_running():
+                self.transport.close()  # a refusal within another answer is none
+                return
             status, body = status_of(error), body_of(error)
             retry = retry_after_s(error)
             lines = [

@@ -115,6 +115,31 @@ async def test_a_body_in_small_chunks_is_taken_whole(router: Running) -> None:
     assert answer.endswith(b'{"alive":true}')
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_broken_http_behind_a_request_ends_its_answer(
+    mesh: FakeMesh, router: Running, caplog: pytest.LogCaptureFixture, streamed: bool
+) -> None:
+    mesh.limit = 10
+    body = json.dumps(_chat(stream=streamed)).encode()
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    reader, writer = await asyncio.open_connection("127.0.0.1", router.http_port)
+    writer.write(head.encode() + body)
+    if streamed:
+        assert await reader.readuntil(b"data: ")
+    await _until(lambda: mesh.sampled >= 10)
+    writer.write(b"\x00 no HTTP\r\n\r\n")
+    async with asyncio.timeout(20):
+        rest = await reader.read()
+    assert (b"HTTP/1.1 400 " in rest) is not streamed
+    await _until(lambda: mesh.readers == 0 and router.router.streams == 0)
+    mesh.limit = 1 << 30
+    writer.close()
+    assert "a request failed" not in caplog.text
+
+
 SLOW = {
     "no request": b"",
     "half a header": b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-Slow: ",
