@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -16,12 +17,14 @@ CONFIG = {"max_position_embeddings": 64, "vocab_size": 303}
 ROUTE = Route("p", "f", "i", "a", 1.0, MODEL, 64)
 
 
-def _catalogue(**settings: Any) -> Catalogue:
-    """Of one model, whose tokenizer_config.json holds these."""
+def _catalogue(fetched: list[ModelRef] | None = None, **settings: Any) -> Catalogue:
+    """Of one model, whose tokenizer_config.json holds these; notes what is fetched."""
     files = model_files(tiny_tokenizer())
     files["tokenizer_config.json"] = json.dumps({"eos_token": "<|im_end|>", **settings}).encode()
 
     async def fetch(ref: ModelRef) -> ModelFiles:
+        if fetched is not None:
+            fetched.append(ref)
         return ModelFiles(ref, CONFIG, files)
 
     found = Catalogue(fetch, lambda: 0.0)
@@ -30,8 +33,24 @@ def _catalogue(**settings: Any) -> Catalogue:
 
 
 async def test_a_model_is_loaded_once() -> None:
-    catalogue = _catalogue()
-    assert await catalogue.load(MODEL) is await catalogue.load(MODEL)
+    fetched: list[ModelRef] = []
+    catalogue = _catalogue(fetched)
+    first, second = await asyncio.gather(catalogue.load(MODEL), catalogue.load(MODEL))
+    assert first is second is await catalogue.load(MODEL)
+    assert fetched == [MODEL]
+
+
+async def test_a_caller_that_gives_up_leaves_the_load_to_the_others() -> None:
+    fetched: list[ModelRef] = []
+    catalogue = _catalogue(fetched)
+    impatient = asyncio.create_task(catalogue.load(MODEL))
+    patient = asyncio.create_task(catalogue.load(MODEL))
+    while not fetched:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    impatient.cancel()
+    assert (await patient).facts.ref == MODEL
+    assert impatient.cancelled()
+    assert fetched == [MODEL]
 
 
 @pytest.mark.parametrize("template", [[1, 2], [{"name": []}], [[]]])
