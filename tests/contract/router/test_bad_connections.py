@@ -281,7 +281,7 @@ async def test_a_client_that_never_reads_is_cut_off(mesh: FakeMesh) -> None:
 
 async def test_a_client_that_never_reads_a_whole_answer_is_cut_off(mesh: FakeMesh) -> None:
     mesh.burst = 64
-    wanted = {"n": 8, "max_tokens": 1000, "ignore_eos": True, "logprobs": True, "top_logprobs": 9}
+    wanted = {"n": 4, "max_tokens": 200, "ignore_eos": True, "logprobs": True, "top_logprobs": 20}
     body = json.dumps(_chat(**wanted)).encode()
     head = (
         "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
