@@ -98,6 +98,9 @@ def limited(settings: RouterSettings) -> type[HttpToolsProtocol]:
             elif self.parser.should_upgrade() and any(map(_has_body, self.headers)):
                 # The parser would take the body for the next request.
                 self._refusal = HttpError(400, "bad_request", "no body goes with an Upgrade")
+            elif len(self.pipeline) >= settings.max_requests_ahead:
+                ahead = f"over {settings.max_requests_ahead} requests sent ahead"
+                self._refusal = HttpError(400, "bad_request", ahead)
             if self._refusal is not None:
                 raise ValueError("refused")  # the parser stops, send_400_response answers
             super().on_headers_complete()

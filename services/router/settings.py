@@ -29,6 +29,8 @@ class RouterSettings(ServiceSettings):
     """Of all bodies whose generation has not begun; beyond, 503."""
     max_header_bytes: int = Field(default=32 << 10, ge=1024)
     max_headers: int = Field(default=100, ge=10)
+    max_requests_ahead: int = Field(default=16, ge=1)
+    """Sent on one connection behind a request that is being answered."""
     max_unread_bytes: int = Field(default=128 << 10, ge=4096)
     """Rendered bytes that wait for a client that does not read; beyond, it is let go."""
     max_choices: int = Field(default=16, ge=1, le=128)

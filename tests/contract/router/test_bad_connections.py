@@ -115,6 +115,27 @@ async def test_a_body_in_small_chunks_is_taken_whole(router: Running) -> None:
     assert answer.endswith(b'{"alive":true}')
 
 
+@pytest.mark.parametrize(("ahead", "taken"), [(3, True), (4, False)])
+async def test_requests_sent_ahead_have_a_limit(mesh: FakeMesh, ahead: int, taken: bool) -> None:
+    head, body = _completion(1)
+    mesh.limit = 10
+    async with mesh.router(max_requests_ahead=3) as router:
+        reader, writer = await asyncio.open_connection("127.0.0.1", router.http_port)
+        writer.write(head.replace(b"Connection: close\r\n", b"") + body)
+        await _until(lambda: mesh.sampled >= 10)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * (ahead - 1))
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        await writer.drain()
+        if taken:
+            mesh.limit = 1 << 30
+        async with asyncio.timeout(20):
+            answer = await reader.read()
+        await _until(lambda: mesh.readers == 0)
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 200 " if taken else b"HTTP/1.1 400 ")
+    assert answer.count(b'{"alive":true}') == (ahead if taken else 0)
+
+
 @pytest.mark.parametrize("streamed", [True, False])
 async def test_broken_http_behind_a_request_ends_its_answer(
     mesh: FakeMesh, router: Running, caplog: pytest.LogCaptureFixture, streamed: bool
