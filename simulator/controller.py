@@ -55,8 +55,17 @@ class Controller(Process):
         else:
             self.cluster = Cluster(cluster, world.draw_id, now_s, now_s)
         self.act(self.cluster.start(now_s))
-        self.every(0.1, lambda: self.act(self.cluster.tick(self.clock.now_s)))
+        self.every(0.1, self._tick)
         self.every(1.0, lambda: self._commit(self.ledger.tick(self.clock.now_s), lambda _: None))
+
+    def _tick(self) -> None:
+        self.act(self.cluster.tick(self.clock.now_s))
+
+    def thaw(self) -> None:
+        """As SIGCONT does: the overdue timer goes before all that came meanwhile."""
+        self.frozen = False
+        self.run(self._tick)
+        super().thaw()
 
     # The store
 

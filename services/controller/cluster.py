@@ -62,7 +62,7 @@ class Cluster:
         self._unix_offset_s = now_unix_s - now_s
         self._past: set[str] = set()
         """Incarnations that were replaced by a newer one of the same node."""
-        self._grace_until_s = self._now_s = now_s
+        self._grace_until_s = self._now_s = self._ticked_s = now_s
         self._route_version = 0
         self._routes: tuple[Route, ...] = ()
         self._snapshot = ""
@@ -297,9 +297,14 @@ class Cluster:
     # Time
 
     def tick(self, now_s: float) -> list[Action]:
-        """Silence, timeouts and retries; call it every 0.1 s or so."""
+        """Silence, timeouts and retries; call it every 0.1 s or so. Behind a gap between two calls
+        nobody counts as dead, as after a restart: who was stopped has heard nobody."""
         settings = self.settings
         actions: list[Action] = []
+        if now_s - self._ticked_s >= settings.doubt_s:
+            self._grace_until_s = max(self._grace_until_s, now_s + settings.restart_grace_s)
+        self._ticked_s = now_s
+        awake = now_s >= self._grace_until_s
         for node in list(self._state.nodes.values()):
             if node.lost:
                 if now_s - node.since_s >= settings.lost_kept_s:
@@ -310,9 +315,7 @@ class Cluster:
                 if now_s - node.since_s >= settings.launch_timeout_s:
                     actions += self._lose(node, "launch timed out", now_s)
                     actions.append(TerminateNode(node.node_id, kill=True))
-            elif now_s >= self._grace_until_s and now_s - node.heard_s >= settings.silence_s(
-                node.layers is not None
-            ):
+            elif awake and now_s - node.heard_s >= settings.silence_s(node.layers is not None):
                 actions += self._lose(node, "silence", now_s)
             elif node.deadline_s is not None and now_s >= node.deadline_s:
                 actions += self._undrain(node)

@@ -81,7 +81,7 @@ class Faults:
     def freeze_controller(self, client: Client) -> bool:
         controller = self.world.controller
         controller.freeze()
-        self.world.clock.after(0.2 + 2.0 * self.random.random(), controller.thaw)
+        self.world.clock.after(0.2 + 4.0 * self.random.random(), controller.thaw)
         return True
 
     def notice(self, client: Client, notice_s: float) -> bool:

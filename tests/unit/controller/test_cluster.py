@@ -290,6 +290,21 @@ def test_silence_loses_a_node() -> None:
         beat(cluster, "node-2", "f1", 1.1)
 
 
+def test_a_controller_that_was_stopped_counts_nobody_as_dead_for_it() -> None:
+    cluster = ready()
+    for node_id in ("node-1", "node-2"):
+        beat(cluster, node_id, "f1", 0.5)
+    stopped_s = 60.0
+    assert said(cluster.tick(stopped_s)) == []
+    beat(cluster, "node-1", "f1", stopped_s + 0.1)
+    lost = []
+    for tenths in range(1, 32):
+        now_s = stopped_s + tenths / 10
+        beat(cluster, "node-1", "f1", now_s)
+        lost += [(now_s, kind) for kind in said(cluster.tick(now_s)) if kind == "node_lost"]
+    assert lost == [(stopped_s + SETTINGS.restart_grace_s, "node_lost")]
+
+
 def test_a_lost_node_that_returns_takes_its_stage_before_the_new_one_is_there() -> None:
     cluster = ready()
     cluster.node_gone("node-2", "i-node-2", "silence", 1.0)
