@@ -137,6 +137,7 @@ class Ledger:
             full = len(self._entries) >= self.settings.max_generations
             if checkpoint.epoch != 1 or checkpoint.request is None or full:
                 return _refused(checkpoint, CheckpointRefusal.STALE_EPOCH, None)
+            Entry(checkpoint.request, 1, now_s).compare(checkpoint.spans)  # raises before Bound
             bound = Bound(
                 name,
                 checkpoint.incarnation,

@@ -113,6 +113,14 @@ def test_below_the_length_compares_at_it_appends_above_it_answers_the_length(boo
     assert [r.span.ids for r in book.records if isinstance(r, Appended)] == [(7, 8), (9,)]
 
 
+def test_a_first_checkpoint_for_a_choice_not_asked_for_binds_nothing(book: Book) -> None:
+    with pytest.raises(InvalidArgument):
+        book.checkpoint(spans=(TokenSpan(9, 0, (7,)),))
+    assert book.checkpoint(7).lengths == (1,)
+    book.restart()
+    assert book.ledger.view("g", (A,), 0.0).reply.spans[0].ids == (7,)
+
+
 def test_another_request_under_the_same_id_is_refused(book: Book) -> None:
     book.checkpoint()
     other = replace(REQUEST, model=ModelRef("m", "other"))
