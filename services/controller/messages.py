@@ -35,7 +35,6 @@ from services.controller.journal import LoggedEvent
 from services.controller.outcomes import OpenGeneration
 
 MAX_NAME_CHARS = 128
-MAX_RUNS = 2 * wire.MAX_CHOICES
 MAX_EPOCH = 2**31 - 1
 """No generation gets there; the next one must fit a message."""
 
@@ -119,9 +118,11 @@ def request_from(message: common_pb2.GenerationRequest, vocab_size: int) -> Gene
 
 
 def spans_from(messages: Sequence[common_pb2.TokenRun], vocab_size: int) -> tuple[TokenSpan, ...]:
-    """Raises InvalidArgument for ids outside the vocabulary and for too many spans."""
-    if len(messages) > MAX_RUNS:
-        raise InvalidArgument(f"at most {MAX_RUNS} runs", field="runs")
+    """Raises InvalidArgument for ids outside the vocabulary and for two spans of one choice: each
+    alone is compared with what is held, not with the other."""
+    few = len(messages) <= wire.MAX_CHOICES
+    if not few or len({message.choice for message in messages}) != len(messages):
+        raise InvalidArgument("one run a choice", field="runs")
     spans = wire.spans_from(messages)
     for span in spans:
         if span.ids and max(span.ids) >= vocab_size:
@@ -156,15 +157,14 @@ def question_from(message: pb.ResumeRequest, vocab_size: int) -> ResumeQuestion:
     if message.last_epoch > MAX_EPOCH:
         raise InvalidArgument(f"last_epoch is at most {MAX_EPOCH}", field="last_epoch")
     held = spans_from(message.held, vocab_size)
-    choices = [span.choice for span in held]
-    if any(span.start for span in held) or len(set(choices)) != len(choices):
+    if any(span.start for span in held):
         raise InvalidArgument("held has one run from position 0 a choice", field="held")
     request = None
     if message.HasField("request"):
         request = request_from(message.request, vocab_size)
         if request.generation_id != generation_id:
             raise InvalidArgument("the request has another id", field="request")
-        if any(choice >= request.choices for choice in choices):
+        if any(span.choice >= request.choices for span in held):
             raise InvalidArgument(f"choices lie below {request.choices}", field="held")
     return ResumeQuestion(
         generation_id, message.last_epoch, request, held, message.left_formation_id

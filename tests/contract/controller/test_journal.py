@@ -141,6 +141,8 @@ async def test_other_ids_another_head_and_an_old_epoch_are_refused(
         {"request": common_pb2.GenerationRequest(generation_id="g")},
         {"runs": [_run(0, 1)] * 400},
         {"runs": [_run(0, 1, choice=9)]},
+        {"runs": [_run(1, 6), _run(1, 7)]},
+        {"runs": [_run(1, 6), _run(1, 6, 7)]},
     ],
 )
 async def test_an_impossible_checkpoint_ends_the_stream_and_changes_nothing(
