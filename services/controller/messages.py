@@ -166,8 +166,13 @@ def question_from(message: pb.ResumeRequest, vocab_size: int) -> ResumeQuestion:
             raise InvalidArgument("the request has another id", field="request")
         if any(span.choice >= request.choices for span in held):
             raise InvalidArgument(f"choices lie below {request.choices}", field="held")
+    left = message.left_formation_id
     return ResumeQuestion(
-        generation_id, message.last_epoch, request, held, message.left_formation_id
+        generation_id,
+        message.last_epoch,
+        request,
+        held,
+        name_from(left, "left_formation_id") if left else "",
     )
 
 

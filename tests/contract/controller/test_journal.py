@@ -197,6 +197,15 @@ async def test_a_reader_that_differs_gets_data_loss(world: World, route: Any) ->
     head.close()
 
 
+@pytest.mark.parametrize("left", ["f" * 129, "f\n"])
+async def test_a_formation_that_a_reader_left_is_named_as_any_other(
+    world: World, route: Any, left: str
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await _resume(world, 1, left_formation_id=left)
+    assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_a_resume_waits_for_a_pipeline(world: World) -> None:
     gates: list[asyncio.Event] = []
 
