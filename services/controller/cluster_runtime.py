@@ -56,8 +56,9 @@ class ClusterRuntime:
     """The cluster core at work.
 
     Actions are carried out in the order they were asked for, behind the attempt to make the newest
-    snapshot durable. One that the journal does not take is tried again at every tick and holds
-    nothing up: nodes must be replaced on a full disk too. Calls to others run beside each other.
+    snapshot and the nodes' handles durable. What the journal does not take is tried again at every
+    tick and holds nothing up: nodes must be replaced on a full disk too. Calls to others run beside
+    each other.
     """
 
     def __init__(
@@ -93,7 +94,8 @@ class ClusterRuntime:
         self._dissolving: dict[str, asyncio.Task[None]] = {}
         self._probing: set[str] = set()
         self._noticed: set[str] = set()
-        self._unsaved: str | None = None
+        self._unsaved: dict[str, str | None] = {}
+        """Notes on their way to the journal, the newest of each key."""
 
     async def run(self, saved: Mapping[str, str]) -> None:
         """Works until cancelled; `saved` is what the journal held at the start."""
@@ -108,7 +110,7 @@ class ClusterRuntime:
                 self.started.set()
                 while True:
                     self._submit(self.cluster.tick(self._clock()))
-                    if self._unsaved is not None and self._queue.empty():
+                    if self._unsaved and self._queue.empty():
                         self._queue.put_nowait(((), asyncio.get_running_loop().create_future()))
                     await asyncio.sleep(self._settings.tick_s)
         finally:
@@ -117,10 +119,10 @@ class ClusterRuntime:
     async def register(self, facts: NodeFacts) -> None:
         """A node says what it is. Raises StaleEpoch, PermissionDenied."""
         handle = await self._provider.recognise(facts.node_id, facts.pid)
-        begun = self._submit(self.cluster.register(facts, self._clock()))
+        actions = self.cluster.register(facts, self._clock())
         if handle:
-            await self._journal.write((Saved(HANDLE_PREFIX + facts.node_id, handle),))
-        await begun
+            self._unsaved[HANDLE_PREFIX + facts.node_id] = handle
+        await self._submit(actions)
 
     def heartbeat(self, beat: Beat) -> None:
         """A node lives. Raises NotFound when it must register."""
@@ -206,7 +208,7 @@ class ClusterRuntime:
         self._noticed.discard(node_id)
         for task in self._of_node.pop(node_id, set()):
             task.cancel()
-        self._tasks.create_task(self._save(Saved(HANDLE_PREFIX + node_id, None)))
+        self._unsaved[HANDLE_PREFIX + node_id] = None
 
     async def _probe(self, node: NodeView) -> None:
         try:
@@ -216,7 +218,7 @@ class ClusterRuntime:
             self._probing.discard(node.node_id)
 
     def _submit(self, actions: Iterable[Action]) -> asyncio.Future[None]:
-        """Has actions carried out; resolves when their snapshot is durable."""
+        """Has actions carried out; resolves when they are begun."""
         done = asyncio.get_running_loop().create_future()
         actions = tuple(actions)
         if actions:
@@ -230,27 +232,22 @@ class ClusterRuntime:
             actions, done = await self._queue.get()
             for action in actions:
                 if isinstance(action, PersistCluster):
-                    self._unsaved = action.snapshot
-            if self._unsaved is not None:
-                await self._persist(self._unsaved)
+                    self._unsaved[SNAPSHOT] = action.snapshot
+            if self._unsaved:
+                await self._persist()
             for action in actions:
                 self._carry_out(action)
             self._heads_changed.fire()
             if not done.done():
                 done.set_result(None)
 
-    async def _persist(self, snapshot: str) -> None:
+    async def _persist(self) -> None:
+        notes, self._unsaved = self._unsaved, {}
         try:
-            await self._journal.write((Saved(SNAPSHOT, snapshot),), fsync=True)
-            self._unsaved = None
+            await self._journal.write([Saved(*note) for note in notes.items()], fsync=True)
         except ShuntError as error:
-            _log.error("snapshot not journaled", extra={"error": error.message})
-
-    async def _save(self, note: Saved) -> None:
-        try:
-            await self._journal.write((note,))
-        except ShuntError as error:
-            _log.error("note not journaled", extra={"key": note.key, "error": error.message})
+            self._unsaved = notes | self._unsaved
+            _log.error("notes not journaled", extra={"error": error.message})
 
     def _carry_out(self, action: Action) -> None:
         match action:
@@ -299,7 +296,7 @@ class ClusterRuntime:
             self._submit(self.cluster.launch_failed(action.node_id, error.message, self._clock()))
             return
         if handle:
-            await self._save(Saved(HANDLE_PREFIX + action.node_id, handle))
+            self._unsaved[HANDLE_PREFIX + action.node_id] = handle
 
     async def _terminate(self, action: TerminateNode) -> None:
         grace_s = 0.0 if action.kill else self._settings.terminate_grace_s

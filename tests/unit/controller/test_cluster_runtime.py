@@ -20,7 +20,12 @@ from services.controller.actions import (
     PlannedStage,
 )
 from services.controller.cluster import Cluster
-from services.controller.cluster_runtime import SNAPSHOT, ClusterRuntime, RuntimeSettings
+from services.controller.cluster_runtime import (
+    HANDLE_PREFIX,
+    SNAPSHOT,
+    ClusterRuntime,
+    RuntimeSettings,
+)
 from services.controller.cluster_settings import ClusterSettings
 from services.controller.event_log import EventLog
 from services.controller.journal import Item, Saved
@@ -40,6 +45,7 @@ class Disk:
     def __init__(self) -> None:
         self.taken: list[Item] = []
         self.fails = 0
+        self.full = False
         self.free = asyncio.Event()
         self.free.set()
 
@@ -48,6 +54,8 @@ class Disk:
 
     async def _write(self, items: Sequence[Item]) -> None:
         await self.free.wait()
+        if self.full:
+            raise ResourceExhausted("full")
         saves = any(isinstance(item, Saved) and item.key == SNAPSHOT for item in items)
         if saves and self.fails:
             self.fails -= 1
@@ -57,10 +65,14 @@ class Disk:
     async def settled(self) -> None:
         await self.free.wait()
 
+    def saved(self, key: str) -> list[str | None]:
+        """Every value the note has had."""
+        saved = [item for item in self.taken if isinstance(item, Saved)]
+        return [item.value for item in saved if item.key == key]
+
     @property
     def snapshots(self) -> list[str | None]:
-        saved = [item for item in self.taken if isinstance(item, Saved)]
-        return [item.value for item in saved if item.key == SNAPSHOT]
+        return self.saved(SNAPSHOT)
 
 
 class Mesh:
@@ -190,6 +202,23 @@ async def test_a_snapshot_the_journal_did_not_take_is_written_later() -> None:
         while not world.disk.snapshots:
             await runtime.routes_changed.wait(0.01)
     assert world.disk.snapshots == [runtime.cluster._snapshot]
+
+
+async def test_a_full_disk_keeps_no_node_from_registering_and_loses_no_handle() -> None:
+    world = Set()
+    async with world.working() as runtime:
+        world.disk.full = True
+        for node_id in ("a", "b"):
+            await runtime.register(facts(node_id))
+        await until_ready(runtime)
+        world.mesh.gone.put_nowait(NodeGone("b", "killed"))
+        while runtime.cluster.routes()[1]:
+            await runtime.routes_changed.wait(0.01)
+        world.disk.full = False
+        while not world.disk.taken:
+            await runtime.routes_changed.wait(0.01)
+    assert world.disk.saved(f"{HANDLE_PREFIX}a") == ["handle-a"]
+    assert world.disk.saved(f"{HANDLE_PREFIX}b") == [None]
 
 
 async def test_what_a_node_asks_for_is_begun_though_its_caller_goes_away() -> None:
