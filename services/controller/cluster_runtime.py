@@ -198,12 +198,13 @@ class ClusterRuntime:
         async for event in self._provider.events():
             self._gone(event.node_id, event.reason)
 
-    def _gone(self, node_id: str, reason: str, incarnation: str = "") -> None:
+    def _gone(self, node_id: str, reason: str, incarnation: str | None = None) -> None:
         node = self._node(node_id)
         if node is not None:
+            if incarnation not in (None, node.incarnation):
+                return  # a newer process has its name
             metrics.NODES_LOST.inc(node.state is not NodeState.LOST)
-            incarnation = incarnation or node.incarnation
-            self._submit(self.cluster.node_gone(node_id, incarnation, reason, self._clock()))
+            self._submit(self.cluster.node_gone(node_id, node.incarnation, reason, self._clock()))
             self._tasks.create_task(self._engines.forget(node.address))
         self._noticed.discard(node_id)
         for task in self._of_node.pop(node_id, set()):

@@ -85,6 +85,11 @@ class Mesh:
         self.dissolving = asyncio.Event()
         self.dissolved = asyncio.Event()
         self.dissolved.set()
+        self.loads = 0
+        self.loadable = asyncio.Event()
+        self.loadable.set()
+        self.probing = asyncio.Event()
+        self.refused = asyncio.Event()
         self.gone: asyncio.Queue[NodeGone] = asyncio.Queue()
 
     async def launch(self, spec: NodeSpec) -> str:
@@ -111,6 +116,8 @@ class Mesh:
         return (PlannedPipeline(stages, 1.0),)
 
     async def load(self, stage: LoadStage, progress: Any) -> Loaded:
+        self.loads += 1
+        await self.loadable.wait()
         return Loaded(64, "a")
 
     async def form(self, formation: FormPipeline) -> None:
@@ -119,6 +126,10 @@ class Mesh:
     async def dissolve(self, formation_id: str, member: Member) -> None:
         self.dissolving.set()
         await self.dissolved.wait()
+
+    async def refuses(self, address: str) -> bool:
+        self.probing.set()
+        return await self.refused.wait()
 
     async def forget(self, address: str) -> None: ...
 
@@ -249,6 +260,24 @@ async def test_a_formation_that_was_dropped_while_it_waited_is_not_formed() -> N
         world.mesh.dissolved.set()
         assert await until_ready(runtime) == "f3"
     assert world.mesh.formed == ["f1", "f3"]
+
+
+async def test_what_is_found_of_a_process_says_nothing_of_the_next_of_its_name() -> None:
+    world = Set()
+    async with world.working() as runtime:
+        world.mesh.loadable.clear()
+        for node_id in ("a", "b"):
+            await runtime.register(facts(node_id))
+        runtime.suspect("b")
+        await world.mesh.probing.wait()
+        await runtime.register(facts("b", "second"))
+        while world.mesh.loads < 3:
+            await runtime.routes_changed.wait(0.01)
+        world.mesh.refused.set()
+        for _ in range(5):
+            await runtime.routes_changed.wait(0.01)
+        world.mesh.loadable.set()
+        await until_ready(runtime)
 
 
 @pytest.mark.parametrize("notice_s", [0.0, 0.05])
