@@ -361,6 +361,10 @@ class Cluster:
         nodes = self._state.nodes.values()
         return {n.node_id: n.deadline_s for n in nodes if n.deadline_s is not None}
 
+    def addresses(self) -> set[str]:
+        """Of the nodes that are known."""
+        return {n.facts.address for n in self._state.nodes.values() if n.facts is not None}
+
     def nodes_view(self) -> tuple[NodeView, ...]:
         """For the status."""
         return self._state.node_views()

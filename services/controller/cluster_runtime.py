@@ -238,6 +238,8 @@ class ClusterRuntime:
                 await self._persist()
             for action in actions:
                 self._carry_out(action)
+            for address in self._engines.addresses - self.cluster.addresses():
+                self._tasks.create_task(self._engines.forget(address))
             self._heads_changed.fire()
             if not done.done():
                 done.set_result(None)

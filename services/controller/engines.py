@@ -43,6 +43,11 @@ class Engines:
         self._tls = tls
         self._channels: dict[str, grpc.aio.Channel] = {}
 
+    @property
+    def addresses(self) -> set[str]:
+        """Where connections lead."""
+        return set(self._channels)
+
     async def load(self, stage: LoadStage, progress: Callable[[int, int], None]) -> Loaded:
         """Has a node hold a layer range.
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -90,6 +91,8 @@ class Mesh:
         self.loadable.set()
         self.probing = asyncio.Event()
         self.refused = asyncio.Event()
+        self.addresses: set[str] = set()
+        """Connections to engines."""
         self.gone: asyncio.Queue[NodeGone] = asyncio.Queue()
 
     async def launch(self, spec: NodeSpec) -> str:
@@ -117,6 +120,7 @@ class Mesh:
 
     async def load(self, stage: LoadStage, progress: Any) -> Loaded:
         self.loads += 1
+        self.addresses.add(stage.address)
         await self.loadable.wait()
         return Loaded(64, "a")
 
@@ -131,7 +135,8 @@ class Mesh:
         self.probing.set()
         return await self.refused.wait()
 
-    async def forget(self, address: str) -> None: ...
+    async def forget(self, address: str) -> None:
+        self.addresses.discard(address)
 
     async def close(self) -> None: ...
 
@@ -278,6 +283,21 @@ async def test_what_is_found_of_a_process_says_nothing_of_the_next_of_its_name()
             await runtime.routes_changed.wait(0.01)
         world.mesh.loadable.set()
         await until_ready(runtime)
+
+
+async def test_no_connection_outlives_the_node_at_its_other_end() -> None:
+    world = Set()
+    async with world.working() as runtime:
+        for node_id in ("a", "b"):
+            await runtime.register(facts(node_id))
+        await until_ready(runtime)
+        await runtime.register(replace(facts("b", "second"), address="127.0.0.1:2"))
+        while world.mesh.loads < 3:
+            await runtime.routes_changed.wait(0.01)
+        await runtime.register(replace(facts("b", "third"), address="127.0.0.1:3"))
+        while len(world.mesh.formed) < 2:
+            await runtime.routes_changed.wait(0.01)
+        assert world.mesh.addresses == {"127.0.0.1:1", "127.0.0.1:3"}
 
 
 @pytest.mark.parametrize("notice_s", [0.0, 0.05])
