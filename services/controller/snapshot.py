@@ -81,13 +81,14 @@ def _stage_json(stage: Stage) -> dict[str, Any]:
 
 
 def _pipeline(item: dict[str, Any], now_s: float) -> Pipeline:
-    return Pipeline(
+    pipeline = Pipeline(
         item["pipeline_id"],
         [_stage(stage) for stage in item["stages"]],
         item["throughput_tokens_per_s"],
         _formation(item["formation"]),
-        down_since_s=now_s,
     )
+    pipeline.down_since_s = None if pipeline.is_ready else now_s
+    return pipeline
 
 
 def _node(item: dict[str, Any], now_s: float, unix_offset_s: float) -> Node:

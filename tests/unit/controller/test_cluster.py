@@ -281,6 +281,18 @@ def test_a_killed_node_ends_its_formation_and_is_replaced_in_the_same_shape() ->
     assert ready_event.attributes["down_s"] == "1.500"
 
 
+def test_a_restart_of_the_controller_is_no_time_that_a_pipeline_was_down() -> None:
+    before = ready(PATIENT)
+    again = Cluster.recover(PATIENT, lambda: "f2", before._snapshot, 100.0, 100.0)
+    again.start(100.0)
+    for node_id in ("node-1", "node-2"):
+        beat(again, node_id, "f1", 100.1)
+    again.node_gone("node-2", "i-node-2", "exit", 500.0)
+    replaced(again, 501.0)
+    ready_event = all_of(again.formed("f2", 502.0), LogEvent)[0]
+    assert ready_event.attributes["down_s"] == "2.000"
+
+
 def test_silence_loses_a_node() -> None:
     cluster = ready()
     beat(cluster, "node-1", "f1", 0.9)
