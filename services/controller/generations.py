@@ -180,7 +180,9 @@ class Generations:
     async def _read_again(self) -> None:
         while self._recovering is not None:
             try:
-                self.recover((await self._journal.recover()).records)
+                records = (await self._journal.recover()).records
+                read = asyncio.to_thread(Ledger.recover, self._settings, records, self._clock())
+                self._ledger = await read  # seconds of work: nodes must be heard meanwhile
                 self._recovering = None
             except ShuntError as error:
                 _log.error("the journal cannot be read", extra={"error": error.message})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +14,9 @@ from services.common.generation import GenerationRequest, ModelRef, Sampling, To
 from services.controller.event_log import EventLog
 from services.controller.generations import Generations
 from services.controller.journal import Item, Recovered
+from services.controller.ledger import Ledger
 from services.controller.outcomes import LedgerSettings
-from services.controller.records import Appended
+from services.controller.records import Appended, Record
 from services.controller.signal import Signal
 
 REQUEST = GenerationRequest("g", ModelRef("m", "d"), (1,), Sampling(max_tokens=50))
@@ -94,6 +96,29 @@ async def test_ids_unlike_those_held_are_counted() -> None:
     with pytest.raises(Diverged):
         await generations.resume(ResumeQuestion("g", 1, REQUEST, (TokenSpan(0, 0, (6,)),)), 0.0)
     assert diverged() - before == 2
+
+
+async def test_the_loop_runs_on_while_the_ledger_is_read_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, running = Store(), threading.Event()
+    generations, loop = make(store), asyncio.get_running_loop()
+
+    def read(settings: LedgerSettings, records: Sequence[Record], now_s: float) -> Ledger:
+        loop.call_soon_threadsafe(running.set)
+        assert running.wait(5)
+        return Ledger(settings)
+
+    monkeypatch.setattr(Ledger, "recover", read)
+    store.fails = True
+    with pytest.raises(ResourceExhausted):
+        await generations.checkpoint([said(5)])
+    store.fails = False
+    recovering = generations._recovering
+    assert recovering is not None
+    await recovering
+    (result,) = await generations.checkpoint([said(5)])
+    assert result.lengths == (1,)
 
 
 async def test_a_defect_while_the_journal_is_read_again_is_not_waited_for() -> None:
