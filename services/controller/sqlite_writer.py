@@ -72,7 +72,7 @@ class SqliteWriter:
         self._group: _Group | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._queue: queue.SimpleQueue[_Group | _Marker] = queue.SimpleQueue()
-        self._failed: ShuntError | None = None
+        self._failed: Exception | None = None
         self._synced: bool | None = None
         self._thread = threading.Thread(target=self._run, name="journal-writer", daemon=True)
         self._thread.start()
@@ -87,7 +87,8 @@ class SqliteWriter:
         share the future. A write with `sync` does not wait for the interval.
 
         Raises ResourceExhausted while it is full. The future fails with
-        ResourceExhausted (disk full), DataLoss (damaged file) or Unavailable.
+        ResourceExhausted (disk full), DataLoss (damaged file) or Unavailable; with anything else
+        for a defect.
         """
         if self.full:
             raise ResourceExhausted("too many writes wait for the journal")
@@ -137,7 +138,7 @@ class SqliteWriter:
             except RuntimeError:
                 _log.warning("nobody waits for these writes", extra={"writes": item.writes})
 
-    def _commit(self, group: _Group) -> ShuntError | None:
+    def _commit(self, group: _Group) -> Exception | None:
         try:
             if group.sync is not self._synced:
                 mode = "FULL" if group.sync else "NORMAL"
@@ -155,9 +156,11 @@ class SqliteWriter:
         except sqlite3.Error as error:
             _log.error("journal write failed", extra={"error": str(error), "writes": group.writes})
             return domain_error(error)
+        except Exception as defect:  # the thread must live to say so
+            return defect
         return None
 
-    def _resolve(self, group: _Group, error: ShuntError | None) -> None:
+    def _resolve(self, group: _Group, error: Exception | None) -> None:
         self._pending -= group.writes
         if group.future.done():
             return

@@ -133,6 +133,15 @@ async def test_a_write_is_taken_whole_or_not_at_all(traced: _Traced, path: Path)
     assert _numbers(path) == [2]
 
 
+async def test_a_defect_is_told_to_who_wrote_and_stops_what_comes_behind(traced: _Traced) -> None:
+    writer = _writer(traced)
+    async with asyncio.timeout(20):
+        for value in ("\ud800", 2):
+            with pytest.raises(UnicodeEncodeError):
+                await writer.write([(INSERT, (value,))], sync=True)
+    _close(writer)
+
+
 async def test_close_commits_what_waits(traced: _Traced, path: Path) -> None:
     writer = _writer(traced, interval_s=3600.0)
     future = writer.write([(INSERT, (1,))], sync=False)
