@@ -145,9 +145,6 @@ class SqliteJournal:
     def _statements(self, item: Item) -> Sequence[Statement]:
         if isinstance(item, Appended):  # by far the most
             return ((_INSERT, _row(item)),)
-        if isinstance(item, (Sealed, Granted)):
-            name = (item.generation_id,)
-            return ((_JOIN, name), (_DROP_JOINED, name), (_INSERT, _row(item)))
         if isinstance(item, LoggedEvent):
             attributes = json.dumps(dict(item.attributes))
             where = (item.node_id, item.pipeline_id, item.generation_id, attributes)
@@ -161,7 +158,11 @@ class SqliteJournal:
             return ((_SAVE, (item.key, item.value)),)
         if isinstance(item, Forgotten):
             return ((_FORGET, (item.generation_id,)),)
-        return ((_INSERT, _row(item)),)
+        row = (_INSERT, _row(item))
+        if isinstance(item, Bound) or (isinstance(item, Ended) and item.choice is not None):
+            return (row,)
+        name = (item.generation_id,)  # its epoch is over
+        return ((_JOIN, name), (_DROP_JOINED, name), row)
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
@@ -263,5 +264,5 @@ class _JoinBodies:
             if whole is not run:
                 whole.ids.extend(run.ids)
                 whole.logprobs.extend(run.logprobs)
-                whole.finish_reason = run.finish_reason
+                whole.finish_reason = whole.finish_reason or run.finish_reason
         return controller_pb2.Checkpoint(runs=joined.values()).SerializeToString()

@@ -170,6 +170,18 @@ async def test_an_epoch_that_is_over_is_kept_as_one_record_a_choice(tmp_path: Pa
     assert Appended("other", TokenSpan(0, 0, (9,))) in records
 
 
+@pytest.mark.parametrize("end", [Sealed("g", 1), Ended("g", None, CancelReason.CLIENT, None)])
+async def test_an_end_before_later_ids_is_kept_when_an_epoch_is_over(
+    tmp_path: Path, end: Record
+) -> None:
+    stop, behind = TokenSpan(0, 0, (1, 2), (), FinishReason.STOP), TokenSpan(0, 2, (3,))
+    async with _open(tmp_path / "j") as journal:
+        await journal.write((RECORDS[0], Appended("g", stop), Appended("g", behind), end))
+        records = (await journal.recover()).records
+    whole = TokenSpan(0, 0, (1, 2, 3), (), FinishReason.STOP)
+    assert records == (RECORDS[0], Appended("g", whole), end)
+
+
 async def test_a_log_cut_while_epochs_end_still_holds_a_prefix(tmp_path: Path) -> None:
     path = tmp_path / "j"
     written: list[Record] = [RECORDS[0]]
