@@ -54,8 +54,10 @@ class Ledger:
         self._entries: dict[str, Entry] = {}
         self._tombstones: dict[str, float] = {}
         """Cancelled generations, known or not, and when."""
-        self._complaints: dict[tuple[str, int], tuple[str, float]] = {}
-        """By generation and epoch: the formation its reader left, and when."""
+        self._complaints: dict[tuple[str, int], float] = {}
+        """By generation and epoch: when its reader said that it left a formation."""
+        self._left: dict[str, float] = {}
+        """Formations that readers left because they do not serve, and when last."""
         self._running: dict[str, set[str]] = {}
         """Generations by the formation that runs them."""
         self._ended: dict[str, None] = {}
@@ -221,11 +223,11 @@ class Ledger:
     def _suspects_with(self, question: ResumeQuestion, now_s: float) -> set[str]:
         """Formations that readers left of late because they do not serve. The same question asked
         again is one complaint."""
-        if question.left_formation_id:
-            key = question.generation_id, question.last_epoch
-            self._complaints.setdefault(key, (question.left_formation_id, now_s))
+        key = question.generation_id, question.last_epoch
+        if question.left_formation_id and key not in self._complaints:
+            self._complaints[key] = self._left[question.left_formation_id] = now_s
         patience_s = self.settings.same_head_after_s
-        return {left for left, since_s in self._complaints.values() if now_s - since_s < patience_s}
+        return {left for left, since_s in self._left.items() if now_s - since_s < patience_s}
 
     def _best(self, entry: Entry, heads: Sequence[Head]) -> Head | None:
         """The least loaded of the generation's own arithmetic, or of any when there is none."""
@@ -332,11 +334,10 @@ class Ledger:
             for name, entry in self._entries.items()
             if name not in self._ended and now_s - entry.touched_s >= settings.parked_retention_s
         ]
-        self._complaints = {
-            question: complaint
-            for question, complaint in self._complaints.items()
-            if now_s - complaint[1] < settings.retention_s
-        }
+        complaints, left = self._complaints.items(), self._left.items()
+        kept_s, patience_s = settings.retention_s, settings.same_head_after_s
+        self._complaints = {key: since_s for key, since_s in complaints if now_s - since_s < kept_s}
+        self._left = {name: since_s for name, since_s in left if now_s - since_s < patience_s}
         return Outcome(None, self._commit([Forgotten(name) for name in old], now_s))
 
     def _last_s(self, name: str) -> float:
