@@ -141,11 +141,11 @@ class ClusterRuntime:
 
     async def interrupt(self, node_id: str, notice_s: float, kill: bool) -> LoggedEvent:
         """A node will be taken away, or is to be killed now. Raises NotFound."""
-        noted = self._submit(self.cluster.interrupt(node_id, notice_s, kill, self._clock()))
+        self._submit(self.cluster.interrupt(node_id, notice_s, kill, self._clock()))
         deadline_s = self.cluster.deadlines_s().get(node_id)
         if deadline_s is not None:
             self._take_away_later(node_id, deadline_s)
-        await noted
+        await self.settle()  # the same notice, given before, may wait to be logged yet
         await self._journal.settled()
         kind = "kill_ordered" if kill else "interruption_noticed"
         event = self._events.newest(kind, node_id)

@@ -300,6 +300,21 @@ async def test_no_connection_outlives_the_node_at_its_other_end() -> None:
         assert world.mesh.addresses == {"127.0.0.1:1", "127.0.0.1:3"}
 
 
+async def test_a_notice_given_twice_at_once_is_one_event() -> None:
+    world = Set()
+    async with world.working() as runtime:
+        await runtime.register(facts("a"))
+        world.disk.free.clear()
+        registering = asyncio.create_task(runtime.register(facts("b")))
+        told = [asyncio.create_task(runtime.interrupt("a", 60.0, False)) for _ in range(2)]
+        for _ in range(5):
+            await runtime.routes_changed.wait(0.01)
+        world.disk.free.set()
+        first, second = await asyncio.gather(*told)
+        await registering
+    assert first == second
+
+
 @pytest.mark.parametrize("notice_s", [0.0, 0.05])
 async def test_a_node_is_taken_at_its_deadline(notice_s: float) -> None:
     world = Set()
