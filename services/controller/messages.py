@@ -35,6 +35,8 @@ from services.controller.journal import LoggedEvent
 from services.controller.outcomes import OpenGeneration
 
 MAX_NAME_CHARS = 128
+MAX_MEMBERS = 1024
+"""Of one formation: a stage has a layer or more."""
 MAX_EPOCH = 2**31 - 1
 """No generation gets there; the next one must fit a message."""
 
@@ -100,12 +102,17 @@ def facts_from(message: pb.RegisterRequest) -> NodeFacts:
 
 def beat_from(message: pb.HeartbeatRequest) -> Beat:
     """Raises InvalidArgument, naming the field."""
+    if len(message.lost_node_ids) > MAX_MEMBERS:
+        raise InvalidArgument(
+            f"a formation has at most {MAX_MEMBERS} members", field="lost_node_ids"
+        )
+    formation_id = message.formation_id
     return Beat(
         node_id=name_from(message.node_id, "node_id"),
         incarnation=name_from(message.incarnation, "incarnation"),
-        formation_id=message.formation_id,
+        formation_id=name_from(formation_id, "formation_id") if formation_id else "",
         sampled_tokens=message.sampled_tokens,
-        lost_node_ids=tuple(message.lost_node_ids),
+        lost_node_ids=tuple(name_from(name, "lost_node_ids") for name in message.lost_node_ids),
     )
 
 

@@ -225,6 +225,19 @@ async def test_an_unknown_node_must_register_before_it_beats(world: World) -> No
     call.cancel()
 
 
+@pytest.mark.parametrize("bad", [{"lost_node_ids": ["n"] * 5000}, {"formation_id": "f" * 5000}])
+async def test_a_beat_has_limits(world: World, bad: dict[str, Any]) -> None:
+    await world.start()
+    routes = await world.routes(2)
+    engine = world.head(routes[0])
+    call = world.stub.Heartbeat(timeout=CALL_S)
+    beat = {"node_id": engine.spec.node_id, "incarnation": engine.incarnation, **bad}
+    await call.write(pb.HeartbeatRequest(**beat))
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await call.read()
+    assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_an_older_incarnation_is_aborted(world: World) -> None:
     await world.start()
     routes = await world.routes(2)
