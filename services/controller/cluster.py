@@ -101,7 +101,7 @@ class Cluster:
                 self._past.add(node.facts.incarnation)
                 node = None
             elif node.lost:
-                node.lost, node.beat, node.strange_beats = False, None, 0
+                node.lost, node.strange_beats = False, 0
                 actions.append(LogEvent("node_returned", node.node_id))
         if node is None:
             node = self._state.nodes[facts.node_id] = Node(facts.node_id, facts.shape, now_s)
@@ -117,7 +117,7 @@ class Cluster:
         facts = node.facts if node is not None and node.present else None
         if node is None or facts is None or facts.incarnation != beat.incarnation:
             raise NotFound("register first", field="node_id")
-        node.heard_s, node.beat, node.confirmed = now_s, beat, True
+        node.heard_s, node.confirmed = now_s, True
         actions: list[Action] = []
         for pipeline in self._state.pipelines:
             formation = pipeline.formation

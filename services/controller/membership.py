@@ -8,7 +8,6 @@ from enum import StrEnum
 
 from services.common.generation import LayerRange
 from services.controller.actions import (
-    Beat,
     Member,
     NodeFacts,
     NodeShape,
@@ -44,7 +43,6 @@ class Node:
     heard_s: float = 0.0
     confirmed: bool = True
     """Heard from since the controller started."""
-    beat: Beat | None = None
     strange_beats: int = 0
     """Beats in a row that name another formation than the one it should be in."""
     deadline_s: float | None = None
