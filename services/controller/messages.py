@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -35,6 +34,7 @@ from services.controller.journal import LoggedEvent
 from services.controller.outcomes import OpenGeneration
 
 MAX_NAME_CHARS = 128
+MAX_SPEED = 1e6
 MAX_MEMBERS = 1024
 """Of one formation: a stage has a layer or more."""
 MAX_EPOCH = 2**31 - 1
@@ -83,8 +83,10 @@ def facts_from(message: pb.RegisterRequest) -> NodeFacts:
     host, _, port = name_from(message.address, "address").rpartition(":")
     if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
         raise InvalidArgument("address reads host:port", field="address")
-    if not math.isfinite(message.relative_speed) or not 0 < message.relative_speed <= 1e6:
-        raise InvalidArgument("relative_speed must lie in (0, 1e6]", field="relative_speed")
+    if not 0 < message.relative_speed <= MAX_SPEED:  # nor is NaN a speed
+        raise InvalidArgument(
+            f"relative_speed must lie in (0, {MAX_SPEED:g}]", field="relative_speed"
+        )
     if message.memory_bytes == 0:
         raise InvalidArgument("memory_bytes must be over 0", field="memory_bytes")
     return NodeFacts(

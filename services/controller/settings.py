@@ -14,11 +14,16 @@ from services.controller.actions import NodeShape
 from services.controller.cluster_runtime import RuntimeSettings
 from services.controller.cluster_settings import ClusterSettings
 from services.controller.engines import EngineTimeouts
+from services.controller.messages import MAX_SPEED
 from services.controller.model_facts import ModelFacts
 from services.controller.outcomes import LedgerSettings
 from services.controller.service import ServiceLimits
 
 _SPEEDS = re.compile(r"\d+(\.\d+)?([:,]\d+(\.\d+)?)*")
+
+
+def _speeds(text: str) -> list[float]:
+    return [float(speed) for speed in re.split("[:,]", text)]
 
 
 class ControllerSettings(ServiceSettings):
@@ -53,7 +58,7 @@ class ControllerSettings(ServiceSettings):
     end_nodes_on_stop: bool = False
     """SIGTERM ends the local nodes too; otherwise they serve on and are adopted at the start."""
 
-    heartbeat_interval_s: float = Field(default=0.25, gt=0, le=60)
+    heartbeat_interval_s: float = Field(default=0.25, gt=0, le=0.5)
     node_lost_s: float = Field(default=3.0, gt=0, le=600)
     empty_node_lost_s: float = Field(default=15.0, gt=0, le=600)
     restart_grace_s: float = Field(default=3.0, gt=0, le=600)
@@ -62,7 +67,7 @@ class ControllerSettings(ServiceSettings):
     retry_s: float = Field(default=0.5, gt=0, le=60)
     retry_max_s: float = Field(default=30.0, gt=0, le=3600)
     load_attempts: int = Field(default=4, ge=1, le=100)
-    tick_s: float = Field(default=0.1, gt=0, le=10)
+    tick_s: float = Field(default=0.1, gt=0, le=0.5)
     terminate_grace_s: float = Field(default=2.0, ge=0, le=600)
 
     load_timeout_s: float = Field(default=900.0, gt=0, le=86_400)
@@ -94,6 +99,8 @@ class ControllerSettings(ServiceSettings):
     def _speeds_are_numbers(cls, value: str) -> str:
         if not _SPEEDS.fullmatch(value):
             raise ValueError("speeds read 3:2,3:2")
+        if not all(0 < speed <= MAX_SPEED for speed in _speeds(value)):
+            raise ValueError(f"speeds lie in (0, {MAX_SPEED:g}]")
         return value
 
     @property
@@ -102,8 +109,8 @@ class ControllerSettings(ServiceSettings):
         if self.provider == "external":
             return ()
         return tuple(
-            NodeShape(self.node_memory_bytes, float(speed), self.node_device_type)
-            for speed in re.split("[:,]", self.node_speeds)
+            NodeShape(self.node_memory_bytes, speed, self.node_device_type)
+            for speed in _speeds(self.node_speeds)
         )
 
     def cluster(self, facts: ModelFacts) -> ClusterSettings:

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from services.common.settings import read
 from services.controller.actions import NodeShape
+from services.controller.cluster_settings import ClusterSettings
 from services.controller.model_facts import ModelFacts
 from services.controller.settings import ControllerSettings
 
@@ -26,10 +27,16 @@ def test_external_nodes_are_waited_for() -> None:
     assert (cluster.initial, cluster.expected_nodes, cluster.can_launch) == ((), 6, False)
 
 
-@pytest.mark.parametrize("speeds", ["", "3:", "3;2", "fast", "-1"])
+@pytest.mark.parametrize("speeds", ["", "3:", "3;2", "fast", "-1", "3:0", "1000001"])
 def test_speeds_that_are_no_numbers_are_refused(speeds: str) -> None:
     with pytest.raises(ValidationError, match="node_speeds"):
         ControllerSettings(node_speeds=speeds)
+
+
+@pytest.mark.parametrize("name", ["heartbeat_interval_s", "tick_s"])
+def test_a_beat_and_a_look_at_it_come_before_a_node_is_doubted(name: str) -> None:
+    with pytest.raises(ValidationError, match=name):
+        ControllerSettings(**{name: ClusterSettings(FACTS.ref).doubt_s})
 
 
 def test_a_group_of_commits_never_waits_longer_than_20_ms() -> None:
