@@ -101,9 +101,9 @@ class ClusterRuntime:
         """Works until cancelled; `saved` is what the journal held at the start."""
         try:
             async with asyncio.TaskGroup() as self._tasks:
-                self._carrying_out = self._tasks.create_task(self._carry_out_all())
                 self._submit(self.cluster.start(self._clock()))
                 await self._adopt(saved)
+                self._carrying_out = self._tasks.create_task(self._carry_out_all())
                 for node_id, deadline_s in self.cluster.deadlines_s().items():
                     self._take_away_later(node_id, deadline_s)
                 self._tasks.create_task(self._watch_provider())

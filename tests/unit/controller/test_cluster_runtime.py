@@ -30,8 +30,10 @@ from services.controller.cluster_runtime import (
 from services.controller.cluster_settings import ClusterSettings
 from services.controller.event_log import EventLog
 from services.controller.journal import Item, Saved
+from services.controller.membership import Membership, Node
 from services.controller.provider import NodeGone, NodeSpec
 from services.controller.signal import Signal
+from services.controller.snapshot import to_json
 
 SHAPE = NodeShape(1 << 30, 1.0)
 SETTINGS = ClusterSettings(
@@ -82,6 +84,7 @@ class Mesh:
     def __init__(self) -> None:
         self.formed: list[str] = []
         self.ended: list[str] = []
+        self.adopted: list[str] = []
         self.ending = asyncio.Event()
         self.dissolving = asyncio.Event()
         self.dissolved = asyncio.Event()
@@ -102,6 +105,10 @@ class Mesh:
         return f"handle-{node_id}"
 
     async def adopt(self, node_id: str, handle: str) -> bool:
+        for _ in range(10):  # it may have to ask somebody
+            await asyncio.sleep(0)
+        assert node_id not in self.ended
+        self.adopted.append(node_id)
         return True
 
     async def terminate(self, node_id: str, grace_s: float) -> None:
@@ -151,7 +158,9 @@ class Set:
         self.routes = 0
 
     @asynccontextmanager
-    async def working(self, snapshot: str = "") -> AsyncIterator[ClusterRuntime]:
+    async def working(
+        self, snapshot: str = "", *handles: tuple[str, str]
+    ) -> AsyncIterator[ClusterRuntime]:
         """The wall clock is the loop's."""
         clock = asyncio.get_running_loop().time
         mesh: Any = self.mesh
@@ -172,7 +181,7 @@ class Set:
             heads_changed=Signal(),
             clock=clock,
         )
-        work = asyncio.create_task(runtime.run({}))
+        work = asyncio.create_task(runtime.run(dict(handles)))
         async with asyncio.timeout(WAIT_S):
             await runtime.started.wait()
             yield runtime
@@ -333,3 +342,11 @@ async def test_a_node_is_taken_at_its_deadline_by_the_next_controller_too() -> N
     async with after.working(runtime.cluster._snapshot):
         await after.mesh.ending.wait()
     assert (before.mesh.ended, after.mesh.ended) == ([], ["a"])
+
+
+async def test_what_was_launched_before_is_found_before_it_is_asked_for_anything() -> None:
+    state, world = Membership(SETTINGS.basis), Set()
+    state.nodes["a"] = Node("a", SHAPE, 0.0, facts("a"), leaving=True)
+    async with world.working(to_json(state, 0.0), (f"{HANDLE_PREFIX}a", "handle-a")):
+        await world.mesh.ending.wait()
+    assert (world.mesh.adopted, world.mesh.ended) == (["a"], ["a"])
