@@ -53,6 +53,8 @@ class Planning:
             reply = await self._stub.Plan(request, timeout=self._timeout_s)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
+        if len(reply.pipelines) != len(reply.pipeline_estimates):
+            raise DataLoss("a pipeline of the plan has no estimate", field="pipeline_estimates")
         pipelines = tuple(
             PlannedPipeline(
                 stages=tuple(
@@ -61,7 +63,7 @@ class Planning:
                 ),
                 throughput_tokens_per_s=estimate.throughput_tokens_per_s,
             )
-            for pipeline, estimate in zip(reply.pipelines, reply.pipeline_estimates, strict=False)
+            for pipeline, estimate in zip(reply.pipelines, reply.pipeline_estimates, strict=True)
         )
         self._check(pipelines, {node.node_id for node in question.nodes})
         return pipelines

@@ -165,6 +165,7 @@ class FakePlacement(placement_pb2_grpc.PlacementServiceServicer):
     def __init__(self) -> None:
         self.fails = 0
         self.bad = False
+        self.lacks_estimate = False
         self.requests: list[Any] = []
 
     async def Plan(self, request: Any, context: Any) -> Any:
@@ -200,6 +201,9 @@ class FakePlacement(placement_pb2_grpc.PlacementServiceServicer):
             reply.pipeline_estimates.append(
                 placement_pb2.PipelineEstimate(throughput_tokens_per_s=100.0)
             )
+        if self.lacks_estimate:
+            self.lacks_estimate = False
+            del reply.pipeline_estimates[-1]
         return reply
 
 

@@ -186,6 +186,13 @@ async def test_what_fails_is_tried_again(world: World) -> None:
     assert len(world.placement.requests) == 3
 
 
+async def test_a_plan_that_lacks_an_estimate_is_not_cut_short(world: World) -> None:
+    world.placement.lacks_estimate = True
+    await world.start()
+    await world.routes(2)
+    assert (await _kinds(world)).count("plan_failed") == 1
+
+
 async def test_a_launch_that_finds_no_capacity_is_tried_again(world: World) -> None:
     await world.start()
     routes = await world.routes(2)
