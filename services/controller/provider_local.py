@@ -186,6 +186,7 @@ class LocalProvider:
             _log.debug("already ended", extra={"pid": process.pid})
 
     def _drop_old_logs(self) -> None:
-        logs = sorted(self._log_dir.glob("*.log"), key=lambda path: path.stat().st_mtime)
+        ended = (path for path in self._log_dir.glob("*.log") if path.stem not in self._processes)
+        logs = sorted(ended, key=lambda path: path.stat().st_mtime)
         for path in logs[: -self._log_files_kept]:
             path.unlink(missing_ok=True)

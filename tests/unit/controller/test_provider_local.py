@@ -225,6 +225,17 @@ async def test_only_the_newest_log_files_are_kept(tmp_path: Path) -> None:
         assert len(list((tmp_path / "logs").iterdir())) == 3
 
 
+async def test_the_log_of_a_node_that_lives_is_kept_however_old(tmp_path: Path) -> None:
+    async with _provider(tmp_path) as make:
+        provider = make(log_files_kept=1)
+        await provider.launch(SPEC)
+        provider._command = (sys.executable, "-c", "pass")
+        for number in range(2, 5):
+            await provider.launch(NodeSpec(f"n-{number}", 1, 1.0))
+            await _next(provider)
+        assert (tmp_path / "logs" / "n-1.log").exists()
+
+
 async def test_an_external_node_is_waited_for_and_never_ended() -> None:
     provider = ExternalProvider()
     assert await provider.launch(SPEC) == ""
