@@ -133,7 +133,8 @@ class Cluster:
                 actions += self._dissolve(pipeline, "member_left", now_s)
             elif formation.members[0].incarnation == beat.incarnation:
                 actions += self._head_beat(pipeline, beat, now_s)
-        return self._advance(actions, now_s)
+        self._now_s = now_s
+        return self._advance(actions, now_s) if actions else []  # a beat alone lacks nothing new
 
     def node_gone(self, node_id: str, incarnation: str, cause: str, now_s: float) -> list[Action]:
         """The edge knows that the process is dead (its exit was seen, or its connection was

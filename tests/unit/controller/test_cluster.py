@@ -156,8 +156,9 @@ def test_a_failed_plan_is_asked_for_again() -> None:
     cluster.register(facts("node-1"), 0.0)
     cluster.register(facts("node-2"), 0.0)
     cluster.plan_failed("away", 0.0)
-    assert all_of(beat(cluster, "node-1", "", 0.4), AskPlan) == []
-    assert len(all_of(beat(cluster, "node-1", "", 0.6), AskPlan)) == 1
+    assert all_of(cluster.tick(0.4), AskPlan) == []
+    assert beat(cluster, "node-1", "", 0.6) == []
+    assert len(all_of(cluster.tick(0.6), AskPlan)) == 1
 
 
 def test_a_ready_pipeline_has_a_route() -> None:
@@ -427,7 +428,7 @@ def test_a_launch_that_fails_or_never_registers_is_tried_again() -> None:
     cluster.node_gone("node-2", "i-node-2", "exit", 0.0)
     assert "node_lost" in said(cluster.launch_failed("node-3", "no room", 0.1))
     assert all_of(cluster.tick(0.5), LaunchNode) == []
-    launched = one_of(beat(cluster, "node-1", "", 0.7), LaunchNode)
+    launched = one_of(cluster.tick(0.7), LaunchNode)
     assert launched.node_id == "node-4"
     later_s = 0.7 + SETTINGS.launch_timeout_s
     beat(cluster, "node-1", "", later_s)
