@@ -118,8 +118,8 @@ class Controller:
             stack.push_async_callback(self._planning.close)
             stack.push_async_callback(self._provider.close)
             stack.push_async_callback(self._end_nodes)
-            tasks = await stack.enter_async_context(asyncio.TaskGroup())
             await self._journal.write((Saved(FACTS, self._facts.to_json()),), fsync=True)
+            tasks = await stack.enter_async_context(asyncio.TaskGroup())
             self.port = await self._server.start()
             work = [
                 tasks.create_task(self._runtime.run(self._saved)),

@@ -8,6 +8,9 @@ import pytest
 from shuntserve.common.v1 import common_pb2
 from shuntserve.controller.v1 import controller_pb2 as pb
 
+from services.common.errors import ResourceExhausted
+from services.controller.journal_sqlite import SqliteJournal
+
 World = Any
 CALL_S = 20.0
 
@@ -330,6 +333,17 @@ async def test_a_full_disk_is_told_and_nothing_is_lost(world: World, route: Any)
     (result,) = await head.say(_checkpoint(route, _run(position, 1)))
     assert result.lengths[0].length == position + 1
     head.close()
+
+
+async def test_a_start_on_a_full_disk_is_told_in_its_own_words(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: Any, **__: Any) -> None:
+        raise ResourceExhausted("the journal cannot be written")
+
+    monkeypatch.setattr(SqliteJournal, "write", full)
+    with pytest.raises(ResourceExhausted, match="cannot be written"):
+        await world.start()
 
 
 async def test_many_broken_streams_leave_the_controller_well(world: World, route: Any) -> None:
