@@ -81,7 +81,8 @@ def _shards(directory: Path, read: Callable[[Path], bytes]) -> list[Path]:
     weight_map = load_json(read(index), MANIFEST_LIMIT_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InvalidArgument(f"{_INDEX} has no weight_map", field="weight_map")
-    shards = [directory / check_file_name(name) for name in sorted(set(weight_map.values()))]
+    names = {check_file_name(name) for name in weight_map.values()}
+    shards = [directory / name for name in sorted(names)]
     for shard in shards:
         if not shard.is_file():
             raise InvalidArgument(f"shard {shard.name} is missing", field="weight_map")

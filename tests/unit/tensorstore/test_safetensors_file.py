@@ -102,9 +102,9 @@ def read_everything(checkpoint: Checkpoint) -> None:
         checkpoint.read_rows(name, 0, tensor.shape[0], memoryview(bytearray(tensor.size_bytes)))
 
 
-@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "a/b", "", 5])
+@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "a/b", "", 5, ["a"], None])
 def test_an_index_cannot_name_files_elsewhere(tiny, name: object) -> None:
-    index = {"weight_map": {"a": name}}
+    index = {"weight_map": {"a": name, "b": "b.safetensors"}}
     (tiny.source / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(InvalidArgument):
         HfCheckpoint(tiny.source)
