@@ -89,9 +89,11 @@ def check(checkpoint: Checkpoint) -> Tiling:
             raise InvalidArgument(f"tensor {name} is missing", field="tensors")
     for tensor in tensors.values():
         where = place(tensor.name, tiling.layers)
-        if where.unit is not None and (
-            len(tensor.shape) <= where.axis or tensor.shape[where.axis] % tiling.units(where.unit)
-        ):
+        if where.axis == 1 and len(tensor.shape) != 2:
+            raise InvalidArgument(
+                f"{tensor.name} of shape {list(tensor.shape)} is no matrix", field="shape"
+            )
+        if where.unit is not None and tensor.shape[where.axis] % tiling.units(where.unit):
             raise InvalidArgument(
                 f"{tensor.name} of shape {list(tensor.shape)} is not made of"
                 f" {tiling.units(where.unit)} {where.unit} along axis {where.axis}",

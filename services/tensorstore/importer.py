@@ -31,6 +31,7 @@ from services.tensorstore.manifest import (
     Tensor,
     align,
     dump,
+    parse,
 )
 from services.tensorstore.names import check_file_name, check_model_name
 from services.tensorstore.tiling import EMBEDDING, LM_HEAD, Placement, Tiling, place
@@ -86,6 +87,7 @@ def import_checkpoint(
         by_name={tensor.name: tensor for tensor in packer.tensors},
     )
     data = dump(manifest)
+    parse(data)  # a name that no reader can follow would keep garbage from being collected, too
     digest = packer.put_bytes(data)
     check_present(backend, manifest.objects() | {digest: len(data)})
     backend.publish(name, digest)

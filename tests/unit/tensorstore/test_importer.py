@@ -289,3 +289,30 @@ def test_a_config_that_does_not_fit_is_refused(tiny, changes: dict[str, object])
     with pytest.raises(InvalidArgument):
         tiny.store("other")
     assert tiny.backend.names() == ["tiny"]
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 1), (32, 8, 4), (1, 8, 128)])
+def test_a_tensor_to_be_transposed_that_is_no_matrix_is_refused_before_anything_is_written(
+    tiny, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    name = "model.layers.0.self_attn.o_proj.weight"
+    write_checkpoint(tiny.source, tiny.config, tiny.tensors | {name: torch.zeros(shape)})
+    backend = DirectoryBackend(tmp_path / "fresh")
+    with pytest.raises(InvalidArgument, match="no matrix"):
+        run_import(backend, tiny.source, "tiny")
+    assert list(backend.objects()) == []
+
+
+def test_no_name_ever_leads_to_a_manifest_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal bytes that are cut in different ways would be one chunk with two sets of tiles."""
+    monkeypatch.setattr(importer, "OWN_CHUNK_BYTES", 1)
+    config = make_config(intermediate_size=8)
+    tensors = make_tensors(config)
+    for part in ("self_attn.k_proj", "mlp.up_proj"):
+        tensors[f"model.layers.0.{part}.weight"] = torch.zeros(8, 32, dtype=torch.bfloat16)
+    backend = DirectoryBackend(tmp_path / "store")
+    with pytest.raises(DataLoss, match="one digest"):
+        run_import(backend, write_checkpoint(tmp_path / "a", config, tensors), "a")
+    assert backend.names() == []
