@@ -6,13 +6,12 @@ elsewhere by now: the store is asked first, and what it said last counts only wh
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from services.common.errors import DeadlineExceeded, ShuntError, Unavailable
 from services.tensorstore.backend import PIECE_BYTES, Pieces, Reader, digest_of
@@ -37,7 +36,7 @@ class KeptReader:
         self._names = root / "names"
         self._patience_s = patience_s
         self._asking = ThreadPoolExecutor(ASKED_AT_ONCE, "ask")
-        self._free = threading.BoundedSemaphore(ASKED_AT_ONCE)
+        self._overdue: set[Future[Any]] = set()
 
     def size(self, digest: str) -> int | None:
         data = self.kept(digest)
@@ -84,13 +83,17 @@ class KeptReader:
         """The store's answer, or while it is away its last one."""
         if last is None:
             return ask()
-        if not self._free.acquire(blocking=False):  # the store owes enough answers already
+        if len(self._overdue) >= ASKED_AT_ONCE:  # the store owes enough answers already
             return last
         asked = self._asking.submit(ask)
-        asked.add_done_callback(lambda _: self._free.release())
         try:
             return asked.result(self._patience_s)
-        except (Unavailable, DeadlineExceeded, TimeoutError):
+        except TimeoutError:
+            if not asked.cancel():
+                self._overdue.add(asked)
+                asked.add_done_callback(self._overdue.discard)
+            return last
+        except (Unavailable, DeadlineExceeded):
             return last
 
     def kept(self, digest: str) -> bytes | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,20 @@ def test_a_name_follows_the_store(tiny, store: Leaving, tmp_path: Path) -> None:
     store.away = True
     with pytest.raises(Unavailable):
         reader.resolve("tiny")
+
+
+def test_a_name_follows_the_store_however_many_ask_at_once(
+    tiny, store: Leaving, tmp_path: Path
+) -> None:
+    reader = KeptReader(store, tmp_path / "c")
+    reader.resolve("tiny")
+    tiny.backend.publish("tiny", "0" * 64)
+    store.silent.clear()
+    with ThreadPoolExecutor(2 * kept.ASKED_AT_ONCE) as pool:
+        found = [pool.submit(reader.resolve, "tiny") for _ in range(2 * kept.ASKED_AT_ONCE)]
+        wait(found, timeout=0.3)
+        store.silent.set()
+    assert {future.result() for future in found} == {"0" * 64}
 
 
 def test_damage_to_what_was_kept_is_read_again(store: Leaving, tmp_path: Path) -> None:
