@@ -113,8 +113,11 @@ class KeptReader:
             path.parent.mkdir(parents=True, exist_ok=True)
             beside = path.parent.parent / "tmp" / uuid.uuid4().hex
             beside.parent.mkdir(exist_ok=True)
-            beside.write_bytes(data)
-            beside.replace(path)
+            try:
+                beside.write_bytes(data)
+                beside.replace(path)
+            finally:
+                beside.unlink(missing_ok=True)
             held = sorted(path.parent.iterdir(), key=lambda other: other.stat().st_mtime_ns)
             for oldest in held[:-KEPT_OBJECTS]:
                 oldest.unlink(missing_ok=True)

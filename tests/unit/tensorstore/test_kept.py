@@ -12,6 +12,7 @@ from services.common.errors import NotFound, Unavailable
 from services.tensorstore import kept
 from services.tensorstore.backend import Pieces, find_manifest, read_manifest, read_whole
 from services.tensorstore.kept import KeptReader
+from tests.limits import no_file_above
 
 
 class Leaving:
@@ -131,3 +132,9 @@ def test_no_more_is_kept_than_the_limit(
 def test_a_place_that_cannot_be_written_to_only_forgets(store: Leaving, tmp_path: Path) -> None:
     (tmp_path / "c").write_text("in the way")
     assert read_all(KeptReader(store, tmp_path / "c"))
+
+
+def test_a_full_disk_is_left_no_fuller(store: Leaving, tmp_path: Path) -> None:
+    with no_file_above(40):
+        assert read_all(KeptReader(store, tmp_path / "c"))
+    assert list((tmp_path / "c" / "tmp").iterdir()) == []
