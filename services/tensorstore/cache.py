@@ -138,7 +138,9 @@ class ChunkCache:
         try:
             with (
                 self._below.hold(part, meter.below) if self._below else nullcontext(),
-                Fetch(self._sources, self._tally, self._damage, meter) as fetch,
+                Fetch(
+                    self._sources, self._tally, self._damage, meter, near=self._below is not None
+                ) as fetch,
                 ThreadPoolExecutor(CHUNKS_AT_ONCE, "chunk") as pool,
             ):
                 try:

@@ -85,10 +85,13 @@ class Fetch:
         tally: Tally | None,
         damage: Damage | None,
         arrived: Callable[[int], None],
+        *,
+        near: bool = False,
     ) -> None:
         """Sources are asked in order; `arrived` is told the bytes of each job, by one thread at a
-        time."""
+        time. With `near` the first is no peer but lies on this node, and is always asked first."""
         self._sources = sources
+        self._near = int(near)
         self._tally = tally
         self._damage = damage
         self._arrived = arrived
@@ -132,7 +135,9 @@ class Fetch:
         goes on behind the last tile that was good; what peers have only in part they are asked
         for in parts."""
         check, store, partly = TileCheck(job.chunk, job.first), len(self._sources) - 1, False
-        for index in ((number + turn) % store for turn in range(store)):
+        near, peers = range(self._near)[:store], range(self._near, store)
+        turns = (peers[(number + turn) % len(peers)] for turn in range(len(peers)))
+        for index in itertools.chain(near, turns):
             if index in self._silent:
                 continue
             try:

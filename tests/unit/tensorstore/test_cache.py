@@ -496,3 +496,12 @@ def test_progress_counts_what_another_writer_has_brought(tiny, tmp_path: Path) -
     finally:
         gate.go.set()
         filling.join()
+
+
+def test_memory_asks_no_peer_for_what_the_disk_below_has(tiny, tmp_path: Path) -> None:
+    peers = [Counting(tiny.backend), Counting(tiny.backend)]
+    sources = [*peers, tiny.backend]
+    disk = make_cache(tmp_path / "disk", sources)
+    tiers = TieredResidence(disk, disk.root, tmp_path / "memory", ROOMY, sources)
+    assert_whole(tiny, tiers)
+    assert sum(peer.read_bytes for peer in peers) == select(tiny).size_bytes
