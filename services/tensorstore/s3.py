@@ -238,10 +238,13 @@ class S3Backend:
         self._try(lambda: self._client.put_object(Bucket=self._bucket, Key=key, Body=body), name)
 
     def withdraw(self, name: str) -> bool:
-        existed = self.resolve(name) is not None
-        key = self._key(f"models/{name}")
+        key = self._key(f"models/{check_model_name(name)}")
+        try:  # an entry that is damaged is there too
+            self._try(lambda: self._client.head_object(Bucket=self._bucket, Key=key), name)
+        except NotFound:
+            return False
         self._try(lambda: self._client.delete_object(Bucket=self._bucket, Key=key), name)
-        return existed
+        return True
 
     def names(self) -> list[str]:
         prefix = self._key("models/")

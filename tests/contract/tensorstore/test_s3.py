@@ -380,3 +380,16 @@ def test_garbage_goes_and_copies_come_back_whole(
     assert upkeep.collect(backend, 1e12).objects == held
     assert list(backend.objects()) == []
     assert upkeep.copy(target, backend, "tiny")[0] == digest
+
+
+def test_a_model_whose_entry_is_damaged_can_be_deleted(stored: Any, s3_endpoint: str) -> None:
+    backend = S3Backend(stored.uri, s3_endpoint)
+    client = boto3.client("s3", endpoint_url=s3_endpoint)
+    prefix = stored.uri.removeprefix("s3://weights/")
+    for damaged in (b"x", b""):
+        client.put_object(Bucket="weights", Key=f"{prefix}/models/tiny", Body=damaged)
+        with pytest.raises(DataLoss, match="tiny"):
+            upkeep.collect(backend, 1e12)
+        assert backend.withdraw("tiny")
+        assert backend.names() == []
+        assert not backend.withdraw("tiny")
