@@ -66,6 +66,7 @@ MAX_PARTS = 10_000
 COPY_LIMIT_BYTES = 5 << 30
 PART_THREADS = 8  # of one upload
 POINTER_BYTES = 100
+PASSING = ("RequestTimeout", "BadDigest")  # S3 says 400 of a body that came late, or damaged
 
 
 class S3Backend:
@@ -416,6 +417,6 @@ def _error(error: ClientError, what: str) -> ShuntError:
         return DataLoss(f"{what} is shorter than the manifest says", field="digest")
     if status in (401, 403):
         return PermissionDenied(f"S3 refused: {code}", field="store")
-    if status in (408, 429) or status >= 500:
+    if status in (408, 429) or status >= 500 or code in PASSING:
         return Unavailable(f"S3 answered {status} {code}", field="store")
     return InvalidArgument(f"S3 answered {status} {code}", field="store")

@@ -64,7 +64,8 @@ class Faults:
 
     chosen: Callable[[str, str], bool] = reads_an_object
     status: int = 0
-    times: int = 0  # answers with that status instead
+    times: int = 0  # answers with that status, and this body, instead
+    body: bytes = b""
     short: int = 0
     flip: int = 0
     range: int = 0
@@ -120,8 +121,9 @@ def proxy(s3_endpoint: str) -> Iterator[tuple[str, Faults]]:
                 return
             if spoiled and faults.take("times"):
                 self.send_response(faults.status)
-                self.send_header("Content-Length", "0")
+                self.send_header("Content-Length", str(len(faults.body)))
                 self.end_headers()
+                self.wfile.write(b"" if self.command == "HEAD" else faults.body)
                 return
             if spoiled and data and faults.take("flip"):
                 data = bytes([data[0] ^ 1]) + data[1:]

@@ -393,3 +393,16 @@ def test_a_model_whose_entry_is_damaged_can_be_deleted(stored: Any, s3_endpoint:
         assert backend.withdraw("tiny")
         assert backend.names() == []
         assert not backend.withdraw("tiny")
+
+
+@pytest.mark.parametrize("code", ["RequestTimeout", "BadDigest"])
+def test_an_upload_that_arrived_too_slowly_or_damaged_is_tried_again(
+    stored: Any, proxy: Any, large: tuple[str, Path], code: str
+) -> None:
+    endpoint, faults = proxy
+    faults.chosen, faults.status, faults.times = WRITES["PUT"], 400, 2
+    faults.body = f"<Error><Code>{code}</Code><Message>again</Message></Error>".encode()
+    backend = S3Backend(stored.uri, endpoint)
+    backend.put(*large)
+    assert faults.times == 0
+    assert backend.size(large[0]) == 12 << 20
