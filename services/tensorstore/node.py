@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -59,6 +60,7 @@ class Node:
     import_directory: Path | None = None
     in_place: bool = False  # the backend is a directory of this node
     _manifests: dict[str, tuple[bytes, Manifest]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def names(self) -> list[str]:
         return self.reader.names()
@@ -71,10 +73,11 @@ class Node:
         found = self._manifests.get(digest)
         if found is None:
             found = read_manifest(self.reader, digest)
-            while len(self._manifests) >= MANIFESTS_KEPT:
-                self._manifests.pop(next(iter(self._manifests)))
-            self._manifests[digest] = found
-            self.held.learn(digest, found[1])
+            with self._lock:
+                while len(self._manifests) >= MANIFESTS_KEPT:
+                    self._manifests.pop(next(iter(self._manifests)))
+                self._manifests[digest] = found
+                self.held.learn(digest, found[1])
         return digest, *found
 
     def select(

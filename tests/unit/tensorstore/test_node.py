@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from services.common.errors import NotFound, OutOfRange
+from services.tensorstore import node as node_module
 from services.tensorstore.cache import ChunkCache
 from services.tensorstore.node import CachePlan, Node, build
 from services.tensorstore.slices import Selection
@@ -93,3 +97,28 @@ def test_damage_in_the_store_is_told_apart(tiny, tmp_path: Path) -> None:
     found = make_node(tiny, tmp_path).verify(selection.digest, lambda *_: None)
     assert list(found.objects) == [stored.name]
     assert dict(found.files) == {}
+
+
+@pytest.fixture
+def restless_threads() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("restless_threads")
+def test_more_manifests_than_are_kept_may_be_asked_for_at_once(
+    tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_module, "MANIFESTS_KEPT", 2)
+    monkeypatch.setattr(node_module, "read_manifest", lambda *_: (b"", tiny.imported.manifest))
+    node = build(tiny.backend, CachePlan())
+
+    def ask(first: int) -> None:
+        for number in range(first, first + 8000):
+            node.manifest("", f"{number % 8:064x}")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(8)))
+    assert len(node._manifests) <= 2
