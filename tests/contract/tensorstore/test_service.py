@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,17 @@ from shuntserve.tensorstore.v1 import tensorstore_pb2_grpc as rpc
 from services.common.errors import DataLoss, InvalidArgument, NotFound
 from services.common.generation import LayerRange
 from services.tensorstore.client import open_store
-from tests.checkpoints import bits, expected_slice, rot
+from services.tensorstore.directory import DirectoryBackend
+from services.tensorstore.importer import import_checkpoint
+from services.tensorstore.sources import open_source
+from tests.checkpoints import (
+    bits,
+    expected_slice,
+    make_config,
+    make_tensors,
+    rot,
+    write_checkpoint,
+)
 
 TIMEOUT_S = 30
 NOBODY = "http://127.0.0.1:9"
@@ -234,3 +245,14 @@ def test_verify_reads_the_node_s_caches_too(stored: Any, stub: Any, tmp_path: Pa
     result = list(stub.Verify(request, timeout=TIMEOUT_S))[-1].result
     assert list(result.damaged) == []
     assert [(file.digest, file.path) for file in result.files] == [(path.name, str(path))]
+
+
+def test_a_file_beside_the_weights_may_be_empty(tmp_path: Path, start_service: Any) -> None:
+    config = make_config()
+    source = write_checkpoint(tmp_path / "source", config, make_tensors(config))
+    (source / "merges.txt").touch()
+    with closing(open_source(source)) as checkpoint:
+        import_checkpoint(checkpoint, DirectoryBackend(tmp_path / "store"), "tiny")
+    address = start_service(store=tmp_path / "store").address
+    files = open_store(f"grpc://{address}").model("tiny").tokenizer_files()
+    assert files == {"merges.txt": b"", "tokenizer.json": b'{"version": "1.0"}'}
