@@ -6,7 +6,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from services.common.errors import FailedPrecondition, InvalidArgument
+from services.common.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    ShuntError,
+)
 from services.placement.cluster import Node, Pipeline, check_nodes
 from services.placement.costs import Costs
 from services.placement.estimator import GIB
@@ -91,14 +96,22 @@ class Solution:
 
 
 class Planner(Protocol):
-    """Searches until it is done or the budget is; FailedPrecondition when nothing fits."""
+    """Searches until it is done or the budget is. FailedPrecondition when nothing fits,
+    DeadlineExceeded when the budget was over before there was a plan."""
 
     def __call__(self, problem: Problem, budget: Budget) -> Solution: ...
 
 
-def nothing_fits(problem: Problem, nodes: tuple[Node, ...] = ()) -> FailedPrecondition:
+def nothing_found(problem: Problem, budget: Budget) -> ShuntError:
+    """Why a search has no plan to show."""
+    if budget.expired():
+        return DeadlineExceeded("time ran out before a plan was found")
+    return nothing_fits(problem)
+
+
+def nothing_fits(problem: Problem) -> FailedPrecondition:
     """Says how much memory is missing for one pipeline of all the nodes."""
-    costs, nodes = problem.costs, nodes or problem.nodes
+    costs, nodes = problem.costs, problem.nodes
     have = sum(_most_usable(costs, node) for node in nodes)
     model = costs.model
     sequence = model.layers * model.kv_bytes_per_token_layer * costs.workload.total_tokens

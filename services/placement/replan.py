@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from services.common.errors import FailedPrecondition, InvalidArgument
+from services.common.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
 from services.placement.cluster import Node, Pipeline
 from services.placement.estimator import check_pipeline, estimate_pipeline
 from services.placement.moves import (
@@ -112,12 +112,12 @@ def _held(change: Change, present: set[str]) -> dict[str, list[Held]]:
 def _planned(
     problem: Problem, nodes: Sequence[Node], search: Planner, budget: Budget
 ) -> tuple[Pipeline, ...]:
-    """A plan of some of the nodes; none when they hold no pipeline."""
+    """A plan of some of the nodes; none when they hold no pipeline, or time is out."""
     count = 0 if len(nodes) < len(problem.nodes) else problem.pipeline_count
     part = replace(problem, nodes=tuple(nodes), pipeline_count=count)
     try:
         return search(part, budget).pipelines
-    except FailedPrecondition:
+    except (FailedPrecondition, DeadlineExceeded):
         return ()
 
 

@@ -15,7 +15,7 @@ from services.placement.costs import StageCost
 from services.placement.estimator import estimate_pipeline
 from services.placement.field import Field
 from services.placement.planners.groups import Groups, groups
-from services.placement.problem import Budget, Problem, Solution, nothing_fits
+from services.placement.problem import Budget, Problem, Solution, nothing_found
 from services.placement.roofline import Array
 from services.placement.splits import Split
 
@@ -35,7 +35,7 @@ def plan(problem: Problem, budget: Budget) -> Solution:
                 break
         chosen.extend(best[1])
     if not chosen:
-        raise nothing_fits(problem)
+        raise nothing_found(problem, budget)
     return Solution(known.ground.build(chosen), complete=not budget.expired())
 
 

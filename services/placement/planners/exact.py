@@ -13,7 +13,7 @@ from services.common.errors import FailedPrecondition
 from services.placement.columns import Candidate, Members
 from services.placement.field import Field, field
 from services.placement.packing import pack
-from services.placement.problem import Budget, Problem, Solution, nothing_fits
+from services.placement.problem import Budget, Problem, Solution, nothing_fits, nothing_found
 from services.placement.rates import Ints
 
 MAX_MULTISETS = 60_000
@@ -58,7 +58,7 @@ def plan(problem: Problem, budget: Budget) -> Solution:
     upper = float(pack(usage, bound, ground.counts, time_limit_s=10.0) @ bound)
     chosen = _chosen(ground, members, usage, reached)
     if not chosen:
-        raise nothing_fits(problem)
+        raise nothing_found(problem, budget)
     reasons = (f"{len(members)} sets of stages bounded, {int((known == SOLVED).sum())} solved",)
     return Solution(ground.build(chosen), complete, upper, reasons)
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from services.common.errors import FailedPrecondition
+from services.common.errors import DeadlineExceeded, FailedPrecondition
 from services.placement.cluster import Node, Pipeline, Stage
 from services.placement.costs import StageCost
 from services.placement.estimator import estimate_pipeline
 from services.placement.planners import alpaserve
 from services.placement.planners.groups import groups, kinds_of, nodes_of
-from services.placement.problem import Budget, Problem, Solution, nothing_fits
+from services.placement.problem import Budget, Problem, Solution, nothing_found
 from services.placement.roofline import Array
 from services.placement.score import score
 
@@ -59,7 +59,7 @@ def plan(problem: Problem, budget: Budget) -> Solution:
     if score(problem, start) > score(problem, pipelines):
         pipelines = start
     if not pipelines:
-        raise nothing_fits(problem)
+        raise nothing_found(problem, budget)
     reason = f"maximum flow {flow:.3f} req/s in its own model" + ("" if proven else ", not proven")
     return Solution(pipelines, complete=proven, reasons=(reason,))
 
@@ -67,7 +67,7 @@ def plan(problem: Problem, budget: Budget) -> Solution:
 def _heuristic(problem: Problem, budget: Budget) -> tuple[Pipeline, ...]:
     try:
         return alpaserve.plan(problem, budget).pipelines
-    except FailedPrecondition:
+    except (FailedPrecondition, DeadlineExceeded):
         return ()
 
 

@@ -12,7 +12,7 @@ from deap import base, tools
 
 from services.placement.columns import Candidate
 from services.placement.planners.groups import Groups, groups, kinds_of
-from services.placement.problem import Budget, Problem, Solution, nothing_fits
+from services.placement.problem import Budget, Problem, Solution, nothing_found
 
 POPULATION = 40
 GENERATIONS = 80
@@ -57,7 +57,7 @@ def plan(problem: Problem, budget: Budget) -> Solution:
         population = [*elite, *(_child(scored, draw) for _ in range(POPULATION - ELITE))]
     chosen = _candidates(known, kinds, best[0])
     if not chosen:
-        raise nothing_fits(problem)
+        raise nothing_found(problem, budget)
     return Solution(known.ground.build(chosen), complete=not budget.expired())
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from services.common.errors import FailedPrecondition
+from services.common.errors import DeadlineExceeded, FailedPrecondition
 from services.placement.beam import Pool, class_values, joined, search
 from services.placement.choice import Choose, chooser
 from services.placement.columns import Candidate, Members
@@ -54,7 +54,7 @@ def plan(problem: Problem, budget: Budget) -> Solution:
         degrees = sorted({n for kind in kinds for n in problem.costs.degrees(kind)})
     found = [s for tp in degrees if (s := _plan_at(problem, tp, budget))]
     if found and problem.objective == Objective(allow_phase_split=True):
-        with suppress(FailedPrecondition):
+        with suppress(FailedPrecondition, DeadlineExceeded):
             found.append(thunderserve.plan(problem, budget))
     if not found and budget.expired():
         return replace(proportional.plan(problem, budget), complete=False)

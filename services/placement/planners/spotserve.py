@@ -7,12 +7,12 @@ Kuhn-Munkres when a running plan is changed (replan.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from services.placement.cluster import Node, Pipeline
 from services.placement.estimator import estimate_pipeline
 from services.placement.planners.vllm import even_pipeline, rate_of, uniform_degrees
-from services.placement.problem import Budget, Problem, Solution, nothing_fits
+from services.placement.problem import Budget, Problem, Solution, nothing_found
 
 
 def plan(problem: Problem, budget: Budget) -> Solution:
@@ -20,22 +20,27 @@ def plan(problem: Problem, budget: Budget) -> Solution:
     nodes = sorted(problem.nodes, key=lambda node: -_power(node))
     rate = problem.costs.workload.arrival_rate_rps
     best: tuple[tuple[bool, float], tuple[Pipeline, ...]] | None = None
-    for used in range(len(nodes), 0, -1):
-        for stages in range(1, min(used, problem.costs.model.layers) + 1):
-            if used % stages:
-                continue
-            for tp in uniform_degrees(problem, nodes[:used]):
-                pipelines = _even(problem, nodes[:used], stages, tp)
-                rates = [rate_of(problem, p) for p in pipelines]
-                if pipelines and min(rates) > 0:
-                    key = _rank(problem, pipelines, sum(rates), rate)
-                    if best is None or key > best[0]:
-                        best = key, pipelines
-            if budget.expired():
-                break
+    for used, stages in _degrees(len(nodes), problem.costs.model.layers):
+        for tp in uniform_degrees(problem, nodes[:used]):
+            pipelines = _even(problem, nodes[:used], stages, tp)
+            rates = [rate_of(problem, p) for p in pipelines]
+            if pipelines and min(rates) > 0:
+                key = _rank(problem, pipelines, sum(rates), rate)
+                if best is None or key > best[0]:
+                    best = key, pipelines
+        if budget.expired():
+            break
     if best is None:
-        raise nothing_fits(problem)
+        raise nothing_found(problem, budget)
     return Solution(best[1], complete=not budget.expired())
+
+
+def _degrees(nodes: int, layers: int) -> Iterator[tuple[int, int]]:
+    """Nodes used and stages of each pipeline, the most nodes first."""
+    for used in range(nodes, 0, -1):
+        for stages in range(1, min(used, layers) + 1):
+            if used % stages == 0:
+                yield used, stages
 
 
 def _power(node: Node) -> float:

@@ -9,14 +9,16 @@ and served.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from services.placement.cluster import Phase, Pipeline
 from services.placement.columns import Candidate
 from services.placement.planners.groups import Groups, groups, kinds_of
-from services.placement.problem import Budget, Problem, Solution, nothing_fits
+from services.placement.problem import Budget, Problem, Solution, nothing_found
 from services.placement.transport import carried_rps
 
+STARTS = 20
 ITERATIONS = 150
 NEIGHBOURS = 14
 TABU = 60
@@ -43,6 +45,17 @@ class Search:
             self.known[state] = carried_rps(self.problem.costs, pipelines, rates)
         return self.known[state]
 
+    def best(self, states: Iterable[State], budget: Budget) -> State:
+        """The best of these, of which there is one; when time is out, of those looked at."""
+        found: State | None = None
+        for state in states:
+            if found is None or self.rate(state) > self.rate(found):
+                found = state
+            if budget.expired():
+                break
+        assert found is not None
+        return found
+
     def pipelines(self, state: State) -> tuple[Pipeline, ...]:
         made: list[tuple[Phase, Candidate]] = []
         for phase, kinds in state:
@@ -64,19 +77,19 @@ def plan(problem: Problem, budget: Budget) -> Solution:
     search = Search(problem, by_phase, {})
     kinds = kinds_of(by_phase[phases[0]].ground)
     draw = random.Random(problem.seed)
-    current = max((_start(kinds, phases, draw) for _ in range(20)), key=search.rate)
+    current = search.best((_start(kinds, phases, draw) for _ in range(STARTS)), budget)
     best, tabu, still = current, [current], 0
     for _ in range(ITERATIONS):
         moves = {_neighbour(current, phases, draw) for _ in range(NEIGHBOURS)} - set(tabu)
         if not moves or budget.expired() or still > PATIENCE:
             break
-        current = max(sorted(moves, key=str), key=search.rate)
+        current = search.best(sorted(moves, key=str), budget)
         tabu = [*tabu[-TABU:], current]
         still = 0 if search.rate(current) > search.rate(best) + 1e-9 else still + 1
         if not still:
             best = current
     if search.rate(best) <= 0:
-        raise nothing_fits(problem)
+        raise nothing_found(problem, budget)
     return Solution(search.pipelines(best), complete=not budget.expired())
 
 

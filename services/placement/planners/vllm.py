@@ -11,7 +11,7 @@ from itertools import combinations
 from services.common.errors import FailedPrecondition
 from services.placement.cluster import Node, Pipeline, Stage, inventory
 from services.placement.estimator import estimate_pipeline
-from services.placement.problem import Budget, Problem, Solution, nothing_fits
+from services.placement.problem import Budget, Problem, Solution, nothing_found
 
 MAX_TYPES = 8
 
@@ -33,7 +33,7 @@ def plan(problem: Problem, budget: Budget) -> Solution:
             if budget.expired():
                 break
     if best is None:
-        raise nothing_fits(problem)
+        raise nothing_found(problem, budget)
     return Solution((best[1],), complete=not budget.expired())
 
 

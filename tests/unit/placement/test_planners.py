@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bench.placement_clusters import TYPES, cluster, random_cluster
-from services.common.errors import FailedPrecondition, InvalidArgument
+from services.common.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
 from services.placement.cluster import Pipeline, Workload
 from services.placement.estimator import estimate_pipeline, estimate_plan
-from services.placement.planners import exact, shuntserve
+from services.placement.planners import exact, shuntserve, thunderserve
 from services.placement.problem import Budget, Objective, Problem, Unlimited
 from services.placement.registry import NAMES, planner
 
@@ -22,6 +24,11 @@ class Spent:
 
     def __init__(self, looks: int) -> None:
         self._looks = looks
+
+    @property
+    def over(self) -> int:
+        """How often it was looked at when it was over."""
+        return max(0, -self._looks)
 
     def expired(self) -> bool:
         self._looks -= 1
@@ -162,3 +169,33 @@ def test_the_plain_planner_splits_in_proportion_to_speed(make_costs):
     solution = planner("proportional")(problem, Unlimited())
     assert [[s.layers for s in p.stages] for p in solution.pipelines] == [[18, 12], [18, 12]]
     check(problem, solution.pipelines)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "proportional"])
+def test_who_runs_out_of_time_does_not_say_that_nothing_fits(make_costs, name):
+    problem = Problem(make_costs("qwen3-32b"), cluster({"g5.12xlarge": 2, "g6.12xlarge": 3}))
+    with suppress(DeadlineExceeded):
+        check(problem, planner(name)(problem, Spent(0)).pipelines)
+
+
+def test_uniform_degrees_are_not_tried_after_time_is_out(make_costs):
+    budget = Spent(3)
+    problem = Problem(make_costs(), cluster({"g6e.xlarge": 60}))
+    with suppress(DeadlineExceeded):
+        planner("spotserve")(problem, budget)
+    assert budget.over < 4
+
+
+def test_groups_are_not_searched_after_time_is_out(make_costs, monkeypatch):
+    looked_at: list[object] = []
+    pipelines = thunderserve.Search.pipelines
+
+    def counted(self, state):
+        looked_at.append(state)
+        return pipelines(self, state)
+
+    monkeypatch.setattr(thunderserve.Search, "pipelines", counted)
+    problem = Problem(make_costs("qwen3-32b"), cluster({"g6e.xlarge": 12}))
+    with suppress(DeadlineExceeded):
+        thunderserve.plan(problem, Spent(2))
+    assert len(set(looked_at)) <= 3

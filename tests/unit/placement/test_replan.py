@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bench.placement_clusters import cluster
-from services.common.errors import FailedPrecondition, InvalidArgument
+from services.common.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
 from services.placement.cluster import Workload
 from services.placement.estimator import estimate_pipeline
 from services.placement.moves import Handover, Held, kept_bytes, stage_bytes
@@ -135,3 +135,14 @@ def test_nothing_left_to_plan_with_is_said(running):
         )
     with pytest.raises(InvalidArgument, match="horizon_s"):
         Change(pipelines, {}, horizon_s=float("inf"))
+
+
+def test_what_is_left_stays_when_time_is_out(running):
+    problem, pipelines = running
+    lost = pipelines[0].node_ids[0]
+
+    def late(*_: object):
+        raise DeadlineExceeded("late")
+
+    found = replan(without(problem, lost), Change(pipelines, {}, improve=True), late, Unlimited())
+    assert found.pipelines == pipelines[1:]
