@@ -134,6 +134,19 @@ def check_pipeline(costs: Costs, pipeline: Pipeline) -> None:
         raise InvalidArgument("a pipeline needs at least one stage", field="stages")
     if len(set(pipeline.node_ids)) != len(pipeline.stages):
         raise InvalidArgument("a node is used twice", field="stages")
+    check_layers(costs, pipeline)
+    for index, stage in enumerate(pipeline.stages):
+        kind = stage.node.kind
+        if not 1 <= stage.tp <= kind.gpu_count or not costs.model.allows_tp(stage.tp):
+            raise InvalidArgument(
+                f"stage {index}: TP {stage.tp} does not suit {kind.gpu_count} x {kind.gpu.name} "
+                f"and {costs.model.heads} heads with {costs.model.kv_heads} KV heads",
+                field="tp_degree",
+            )
+
+
+def check_layers(costs: Costs, pipeline: Pipeline) -> None:
+    """Every layer once and in order; InvalidArgument says what is not."""
     expected = 0
     for index, stage in enumerate(pipeline.stages):
         if stage.start != expected or stage.end <= stage.start:
@@ -143,13 +156,6 @@ def check_pipeline(costs: Costs, pipeline: Pipeline) -> None:
                 field="layers",
             )
         expected = stage.end
-        kind = stage.node.kind
-        if not 1 <= stage.tp <= kind.gpu_count or not costs.model.allows_tp(stage.tp):
-            raise InvalidArgument(
-                f"stage {index}: TP {stage.tp} does not suit {kind.gpu_count} x {kind.gpu.name} "
-                f"and {costs.model.heads} heads with {costs.model.kv_heads} KV heads",
-                field="tp_degree",
-            )
     if expected != costs.model.layers:
         raise InvalidArgument(
             f"the stages hold {expected} layers, the model has {costs.model.layers}", field="layers"

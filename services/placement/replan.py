@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from services.common.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
 from services.placement.cluster import Node, Pipeline
-from services.placement.estimator import check_pipeline, estimate_pipeline
+from services.placement.estimator import check_layers, check_pipeline, estimate_pipeline
 from services.placement.moves import (
     GenerationMove,
     Held,
@@ -68,6 +68,8 @@ class NextPlan:
 
 def replan(problem: Problem, change: Change, search: Planner, budget: Budget) -> NextPlan:
     """The next plan and its moves; FailedPrecondition when nothing fits any more."""
+    for pipeline in change.running:  # of which those with a lost node are looked at no further
+        check_layers(problem.costs, pipeline)
     present = {node.node_id for node in problem.nodes}
     left = tuple(p for p in change.running if present.issuperset(p.node_ids) and _fits(problem, p))
     held = _held(change, present)

@@ -146,3 +146,13 @@ def test_what_is_left_stays_when_time_is_out(running):
 
     found = replan(without(problem, lost), Change(pipelines, {}, improve=True), late, Unlimited())
     assert found.pipelines == pipelines[1:]
+
+
+@pytest.mark.parametrize("end", [0, 65, 2**32 - 1])
+def test_a_pipeline_that_lost_a_node_is_checked_too(running, end):
+    problem, pipelines = running
+    first, *others = pipelines[0].stages
+    wrong = replace(pipelines[0], stages=(replace(first, end=end), *others))
+    change = Change((wrong,), {}, generations=(1,), tokens_per_generation=1)
+    with pytest.raises(InvalidArgument, match="layer"):
+        replan(without(problem, first.node.node_id), change, shuntserve.plan, Unlimited())
