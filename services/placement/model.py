@@ -79,10 +79,18 @@ def built_in_names() -> list[str]:
     return sorted(path.stem for path in BUILT_IN.glob("*.json"))
 
 
+def built_in(name: str) -> ModelShape:
+    """A model that comes with the package."""
+    known = built_in_names()
+    if name not in known:
+        raise NotFound(f"no model {name[:64]!r}; built in: {', '.join(known)}", field="model")
+    return parse_config((BUILT_IN / f"{name}.json").read_text(), name)
+
+
 def load_model(name_or_path: str) -> ModelShape:
     """A built-in model, or the shape in a config.json (or in a directory that holds one)."""
     if name_or_path in built_in_names():
-        return parse_config((BUILT_IN / f"{name_or_path}.json").read_text(), name_or_path)
+        return built_in(name_or_path)
     path = Path(name_or_path)
     if path.is_dir():
         path = path / "config.json"

@@ -11,7 +11,7 @@ from services.common.errors import InvalidArgument
 from services.placement.catalogue import Catalogue
 from services.placement.cluster import Node, Phase, Pipeline, Stage, Workload, described
 from services.placement.estimator import Bound, PipelineEstimate, PlanEstimate
-from services.placement.model import ModelShape, load_model, parse_config
+from services.placement.model import ModelShape, built_in, parse_config
 from services.placement.problem import Objective, ObjectiveKind
 from services.placement.registry import DEFAULT_PLANNER
 
@@ -45,7 +45,7 @@ def model_from(message: pb.ModelSpec) -> ModelShape:
         return parse_config(message.config_json, message.name)
     if not message.name or "/" in message.name or len(message.name) > 128:
         raise InvalidArgument("model needs a built-in name or a config_json", field="model")
-    return load_model(message.name)
+    return built_in(message.name)
 
 
 def workload_from(message: pb.Workload) -> Workload:

@@ -323,6 +323,19 @@ async def test_bad_input_is_an_invalid_argument(stub, name):
     await refused(stub.Plan(request, timeout=TIMEOUT_S), grpc.StatusCode.INVALID_ARGUMENT)
 
 
+@pytest.mark.parametrize("name", [".", "config.json", "text"])
+async def test_a_model_is_never_looked_for_among_the_server_s_files(
+    stub, tmp_path, monkeypatch, name
+):
+    (tmp_path / "config.json").write_text((BUILT_IN / "smollm2-135m.json").read_text())
+    (tmp_path / "text").write_bytes(b"\xff")
+    monkeypatch.chdir(tmp_path)
+    request = paper_request()
+    request.model.name = name
+    said = await refused(stub.Plan(request, timeout=TIMEOUT_S), grpc.StatusCode.NOT_FOUND)
+    assert "llama-3.1-70b" in said
+
+
 async def test_an_unknown_type_is_not_found(stub):
     request = paper_request()
     request.nodes.append(pb.Node(node_id="x", instance_type="g9.huge"))
