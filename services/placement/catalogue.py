@@ -131,6 +131,8 @@ def read_yaml(path: Path, kind: type[Document]) -> Document:
 @cache
 def load_catalogue(extra: Path | None = None) -> Catalogue:
     """The shipped catalogue, overlaid with the files of another directory."""
+    if extra is not None and not extra.is_dir():
+        raise NotFound(f"{extra.name} is no directory", field="catalogue")
     gpus: dict[str, Gpu] = {}
     links: dict[str, Link] = {}
     instances: dict[str, InstanceType] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,7 +15,7 @@ from services.common.errors import InvalidArgument
 from services.common.settings import TlsSettings, read
 from services.common.statuses import from_rpc_error
 from services.placement.cluster import Node, Workload
-from services.placement.model import MAX_CONFIG_CHARS, built_in_names
+from services.placement.model import built_in_names, read_config
 from services.placement.problem import Objective, ObjectiveKind
 from services.placement.registry import NAMES
 
@@ -81,11 +80,8 @@ async def _plan(server: str, request: pb.PlanRequest, timeout_s: float) -> pb.Pl
 def _model(name_or_path: str) -> pb.ModelSpec:
     if name_or_path in built_in_names():
         return pb.ModelSpec(name=name_or_path)
-    path = Path(name_or_path)
-    path = path / "config.json" if path.is_dir() else path
-    if not path.is_file() or path.stat().st_size > MAX_CONFIG_CHARS:
-        raise InvalidArgument("no such model, and no config.json there", field="model")
-    return pb.ModelSpec(name=path.parent.name, config_json=path.read_text())
+    name, text = read_config(name_or_path)
+    return pb.ModelSpec(name=name, config_json=text)
 
 
 def _node(node: Node) -> pb.Node:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from services.common.errors import InvalidArgument
+from services.common.errors import InvalidArgument, NotFound
 from services.placement.calibration import Calibration, Efficiency
 from services.placement.catalogue import Catalogue
 from services.placement.layers import layer_times
@@ -38,8 +38,15 @@ class Measurement:
 
 def read_measurements(path: Path) -> list[Measurement]:
     """A CSV file with the columns gpu, tp, phase, tokens, context, time_ms."""
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise NotFound(
+            f"cannot read {path.name}: {error.strerror}", field="measurements"
+        ) from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InvalidArgument(f"{path.name} is not CSV", field="measurements") from error
     if not rows or len(rows) > MAX_ROWS or set(COLUMNS) - set(rows[0]):
         raise InvalidArgument(
             f"needs 1 to {MAX_ROWS} rows with the columns {', '.join(COLUMNS)}",
@@ -187,4 +194,8 @@ def write_calibration(calibration: Calibration, path: Path) -> None:
     """A file that `--calibration` takes."""
     if path.suffix not in (".yaml", ".yml"):
         raise InvalidArgument("a calibration file ends in .yaml", field="out")
-    path.write_text(yaml.safe_dump(calibration.model_dump(exclude_none=True), sort_keys=False))
+    text = yaml.safe_dump(calibration.model_dump(exclude_none=True), sort_keys=False)
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise NotFound(f"cannot write {path.name}: {error.strerror}", field="out") from error

@@ -91,15 +91,26 @@ def load_model(name_or_path: str) -> ModelShape:
     """A built-in model, or the shape in a config.json (or in a directory that holds one)."""
     if name_or_path in built_in_names():
         return built_in(name_or_path)
-    path = Path(name_or_path)
-    if path.is_dir():
-        path = path / "config.json"
-    if not path.is_file():
-        known = ", ".join(built_in_names())
-        raise NotFound(f"no model {name_or_path!r}; built in: {known}, or a path", field="model")
-    if path.stat().st_size > MAX_CONFIG_CHARS:
-        raise InvalidArgument(f"config.json is over {MAX_CONFIG_CHARS} bytes", field="model")
-    return parse_config(path.read_text(), path.parent.name)
+    name, text = read_config(name_or_path)
+    return parse_config(text, name)
+
+
+def read_config(place: str) -> tuple[str, str]:
+    """A model's name, of the directory that it lies in, and its config.json as text."""
+    path = Path(place)
+    try:
+        if path.is_dir():
+            path = path / "config.json"
+        if not path.is_file():
+            known = ", ".join(built_in_names())
+            raise NotFound(f"no model {place[:64]!r}; built in: {known}, or a path", field="model")
+        if path.stat().st_size > MAX_CONFIG_CHARS:
+            raise InvalidArgument(f"config.json is over {MAX_CONFIG_CHARS} bytes", field="model")
+        return path.parent.name, path.read_text()
+    except OSError as error:
+        raise NotFound(f"cannot read {place[:64]!r}: {error.strerror}", field="model") from error
+    except UnicodeDecodeError as error:
+        raise InvalidArgument("config.json is not text", field="model") from error
 
 
 def parse_config(text: str, name: str = "") -> ModelShape:

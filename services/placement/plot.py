@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from services.common.errors import InvalidArgument
+from services.common.errors import InvalidArgument, NotFound
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -60,4 +60,7 @@ def draw(data: dict[str, Any], path: Path, others: Sequence[dict[str, Any]] = ()
         money.annotate(plan["planner"], (plan["cost_per_hour"], plan["throughput_rps"]), size=7)
     money.set_xlabel("$/h")
     money.set_ylabel("req/s")
-    figure.savefig(path)
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise NotFound(f"cannot write {path.name}: {error.strerror}", field="plot") from error

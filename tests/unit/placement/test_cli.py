@@ -183,3 +183,25 @@ def test_other_bad_input_exits_2(paper, tmp_path):
     few.write_text("instances: [{type: g6.xlarge}]")
     result = run("solve", "--cluster", few, "--model", "llama-3.1-70b", code=1)
     assert "GiB short" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("calibrate", "nowhere.csv", "--model", "llama-3.1-8b", "--out", "x.yaml"),
+        ("calibrate", "binary", "--model", "llama-3.1-8b", "--out", "x.yaml"),
+        ("calibrate", "fine.csv", "--model", "llama-3.1-8b", "--out", "nowhere/x.yaml"),
+        ("solve", "--cluster", "cluster.yaml", "--model", "binary"),
+        ("solve", "--cluster", "cluster.yaml", "--model", "n" * 5000),
+        ("solve", "--cluster", "cluster.yaml", "--model", "qwen3-32b", "--plot", "nowhere/x.png"),
+        ("solve", "--cluster", "cluster.yaml", "--model", "qwen3-32b", "--catalogue", "nowhere"),
+    ],
+)
+def test_a_file_that_cannot_be_read_or_written_is_named(
+    paper, tmp_path, monkeypatch: pytest.MonkeyPatch, arguments
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    rows = "gpu,tp,phase,tokens,context,time_ms\nl4,1,decode,1,1024,5.0\n"
+    (tmp_path / "fine.csv").write_text(rows)
+    assert "error: " in run(*arguments, code=2).stderr
