@@ -14,16 +14,18 @@ from services.common import channels
 from services.common.errors import InvalidArgument
 from services.common.settings import TlsSettings, read
 from services.common.statuses import from_rpc_error
-from services.placement.cluster import Node, Workload
+from services.placement.cluster import Node, Phase, Workload
 from services.placement.model import built_in_names, read_config
 from services.placement.problem import Objective, ObjectiveKind
 from services.placement.registry import NAMES
+from services.placement.report import number
 
 _KINDS = {
     ObjectiveKind.THROUGHPUT: pb.OBJECTIVE_KIND_THROUGHPUT,
     ObjectiveKind.THROUGHPUT_PER_COST: pb.OBJECTIVE_KIND_THROUGHPUT_PER_COST,
     ObjectiveKind.GOODPUT_PER_COST: pb.OBJECTIVE_KIND_GOODPUT_PER_COST,
 }
+_PHASES = {pb.PHASE_PREFILL: Phase.PREFILL, pb.PHASE_DECODE: Phase.DECODE}
 _CALIBRATIONS = {"measured": pb.CALIBRATION_MEASURED, "nominal": pb.CALIBRATION_NOMINAL}
 
 
@@ -110,19 +112,29 @@ def _data(planner: str, nodes: Sequence[Node], reply: pb.PlanResponse) -> dict[s
         "cost_per_hour": reply.estimate.cost_per_hour,
         "solve_time_s": reply.solve_time_s,
         "upper_bound_rps": reply.upper_bound_rps if reply.HasField("upper_bound_rps") else None,
+        **_load(reply.estimate),
+    }
+
+
+def _load(estimate: pb.PlanEstimate | pb.PipelineEstimate) -> dict[str, float | None]:
+    return {
+        "ttft_s": number(estimate.ttft_s),
+        "tpot_s": number(estimate.tpot_s),
+        "end_to_end_s": number(estimate.end_to_end_s),
     }
 
 
 def _pipeline(
     types: dict[str, str], pipeline: pb.Pipeline, estimate: pb.PipelineEstimate
 ) -> dict[str, Any]:
-    return {
+    data: dict[str, Any] = {
         "kv_blocks": estimate.kv_blocks,
         "max_batch": estimate.max_batch,
         "batch_latency_s": estimate.batch_latency_s,
         "single_request_latency_s": estimate.single_request_latency_s,
         "throughput_rps": estimate.throughput_rps,
         "cost_per_hour": estimate.cost_per_hour,
+        **_load(estimate),
         "stages": [
             {
                 "instance_type": types[stage.node_id],
@@ -136,3 +148,6 @@ def _pipeline(
             for stage, one in zip(pipeline.stages, estimate.stages, strict=True)
         ],
     }
+    if pipeline.phase in _PHASES:
+        data["phase"] = _PHASES[pipeline.phase].value
+    return data
