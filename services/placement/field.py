@@ -60,13 +60,13 @@ def field(
     by_price: bool = False,
     tolerance: float = 2e-4,
 ) -> Field:
-    """The field of a problem; FailedPrecondition when no stage can be run at all (at any degree).
+    """The field of a problem; FailedPrecondition when no stage can be run at all (at that degree).
 
     Classes that differ in price, pool or market alone are one class unless `by_price`.
     """
     stock = inventory(problem.nodes) if by_price else alike(problem.nodes)
     chosen = options(problem.costs, stock.kinds, tp)
-    if not chosen and not tp:
+    if not chosen:
         raise nothing_fits(problem)
     longest = min(len(problem.nodes), problem.costs.model.layers, MAX_STAGES)
     tables = RateTables(problem.costs, chosen, longest, phase)

@@ -52,10 +52,18 @@ def plan(problem: Problem, budget: Budget) -> Solution:
     if problem.objective.uniform_tp:
         kinds = {node.kind for node in problem.nodes}
         degrees = sorted({n for kind in kinds for n in problem.costs.degrees(kind)})
-    found = [s for tp in degrees if (s := _plan_at(problem, tp, budget))]
+    found: list[Solution] = []
+    missed: FailedPrecondition | None = None
+    for tp in degrees:
+        try:
+            found += _plan_at(problem, tp, budget)
+        except FailedPrecondition as error:  # another degree may meet the targets
+            missed = error
     if found and problem.objective == Objective(allow_phase_split=True):
         with suppress(FailedPrecondition, DeadlineExceeded):
             found.append(thunderserve.plan(problem, budget))
+    if not found and missed:
+        raise missed
     if not found and budget.expired():
         return replace(proportional.plan(problem, budget), complete=False)
     if not found:
@@ -65,13 +73,16 @@ def plan(problem: Problem, budget: Budget) -> Solution:
     return max(found, key=lambda solution: score(problem, solution.pipelines))
 
 
-def _plan_at(problem: Problem, tp: int, budget: Budget) -> Solution | None:
-    ground = field(problem, tp, by_price=_minds_price(problem.objective))
-    if not ground.options:
-        return None
+def _plan_at(problem: Problem, tp: int, budget: Budget) -> list[Solution]:
+    """The best plan at one degree (0: at any), if there is one; FailedPrecondition when none meets
+    the targets."""
+    try:
+        ground = field(problem, tp, by_price=_minds_price(problem.objective))
+    except FailedPrecondition:
+        return []
     pool = _pool(ground, budget)
     if not pool.members:
-        return None
+        return []
     state = State(pool.members, pool.bound.copy(), np.zeros(len(pool.members), dtype=bool))
     choose = chooser(ground, pool.members, budget)
     reason = ""
@@ -84,12 +95,12 @@ def _plan_at(problem: Problem, tp: int, budget: Budget) -> Solution | None:
         reason, culprit = violation(problem, pipelines)
         if culprit is None:
             reasons = (f"{len(pool.members)} candidates, {int(state.solved.sum())} solved",)
-            return Solution(pipelines, complete=not budget.expired(), reasons=reasons)
+            return [Solution(pipelines, complete=not budget.expired(), reasons=reasons)]
         state.value[chosen[culprit][0]] = 0.0
         state.solved[chosen[culprit][0]] = True
     if reason:
         raise FailedPrecondition(f"no plan found meets the targets: {reason}", field="objective")
-    return None
+    return []
 
 
 def _pool(ground: Field, budget: Budget) -> Pool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from bench.placement_clusters import cluster
 from services.common.errors import FailedPrecondition
 from services.placement.catalogue import load_catalogue
 from services.placement.cluster import Node, Workload, described
@@ -114,3 +117,25 @@ def test_outages_share_all_the_time():
     assert sum(share for share, _ in outages(few)) == pytest.approx(1.0)
     many = {f"p{i}": 0.05 for i in range(14)}
     assert sum(share for share, _ in outages(many)) == pytest.approx(1.0)
+
+
+def test_a_uniform_degree_at_which_no_layer_fits_leaves_the_others(make_costs):
+    costs = make_costs("qwen3-32b", "measured")
+    small = described(
+        load_catalogue(), device_type="l4", device_count=4, memory_bytes=3_400_000_000
+    )
+    nodes = tuple(Node(f"n{i}", small) for i in range(32))
+    assert costs.of(small, 1).free_bytes(1, False, False) < 0
+    solution = shuntserve.plan(Problem(costs, nodes, Objective(uniform_tp=True)), Unlimited())
+    assert {stage.tp for p in solution.pipelines for stage in p.stages} == {4}
+
+
+def test_a_uniform_degree_that_misses_a_target_leaves_the_others(make_costs):
+    costs = make_costs("qwen3-32b", "measured")
+    objective = Objective(uniform_tp=True, tpot_target_s=0.1)
+    problem = Problem(costs, cluster({"g6.12xlarge": 4}), objective)
+    solution = shuntserve.plan(problem, Unlimited())
+    assert {stage.tp for p in solution.pipelines for stage in p.stages} == {4}
+    nothing = replace(problem, objective=replace(objective, tpot_target_s=0.01))
+    with pytest.raises(FailedPrecondition, match="TPOT"):
+        shuntserve.plan(nothing, Unlimited())
