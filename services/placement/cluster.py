@@ -11,6 +11,7 @@ from services.common.errors import InvalidArgument
 from services.placement.catalogue import Catalogue, Gpu
 
 MAX_NODES = 4096
+LEAST_SPEED = 1e-6  # what is slower counts as this: times stay finite
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def described(
         gpu=gpu,
         gpu_count=count,
         memory_bytes=memory_bytes or round(gpu.memory_gb * 1e9),
-        speed=relative_speed or 1.0,
+        speed=max(LEAST_SPEED, relative_speed or 1.0),
         network_gbps=network,
         burst_gbps=burst,
         price_per_hour=price,

@@ -53,6 +53,8 @@ def plan(problem: Problem, budget: Budget) -> Solution:
             cost = known.ground.options[option].cost
             if sizes := _sizes(cost):
                 sites.append(Site(node, cost, sizes))
+    if not sites:
+        raise nothing_found(problem, budget)
     ranges, flow, proven = _solve(sites, problem.costs.model.layers, budget)
     pipelines = tuple(_chains(problem, sites, ranges))
     start = _heuristic(problem, budget)

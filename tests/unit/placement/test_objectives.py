@@ -13,6 +13,7 @@ from services.placement.cluster import Node, Workload, described
 from services.placement.estimator import estimate_plan
 from services.placement.planners import shuntserve
 from services.placement.problem import Objective, ObjectiveKind, Problem, Unlimited
+from services.placement.registry import NAMES, planner
 from services.placement.risk import down_shares, goodput_rps, outages
 from services.placement.score import score
 
@@ -139,3 +140,19 @@ def test_a_uniform_degree_that_misses_a_target_leaves_the_others(make_costs):
     nothing = replace(problem, objective=replace(objective, tpot_target_s=0.01))
     with pytest.raises(FailedPrecondition, match="TPOT"):
         shuntserve.plan(nothing, Unlimited())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("speed", [5e-324, 1e-300, 1e-9])
+def test_a_node_slower_than_can_be_counted_ends_no_search(make_costs, name, speed):
+    kind = described(load_catalogue(), device_type="l4", relative_speed=speed)
+    problem = Problem(make_costs("llama-3.1-8b", "measured"), (Node("a", kind), Node("b", kind)))
+    solution = planner(name)(problem, Unlimited())
+    total, _ = estimate_plan(problem.costs, solution.pipelines)
+    assert 0 < total.throughput_rps < 1
+
+
+def test_helix_says_so_when_no_node_holds_a_sequence(make_costs):
+    costs = make_costs("llama-3.1-8b", "measured", Workload(1 << 24, 1))
+    with pytest.raises(FailedPrecondition, match="does not fit"):
+        planner("helix")(Problem(costs, cluster({"g6.xlarge": 2})), Unlimited())
