@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import importlib
 import importlib.util
 import json
 import multiprocessing
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -36,7 +34,9 @@ from safetensors.torch import load_file
 from shuntserve.tensorstore.v1 import tensorstore_pb2 as pb
 
 from bench import tensorstore_damage, tensorstore_s3
+from bench.tensorstore_others import OTHERS
 from bench.tensorstore_synthetic import SyntheticCheckpoint, config_1b, config_8b
+from bench.tensorstore_timing import after, compare, drop, resident_bytes, timed
 from services.common.generation import LayerRange
 from services.tensorstore import upkeep
 from services.tensorstore.client import Store, open_store
@@ -102,21 +102,7 @@ class Bench:
     def compare(
         self, ours: Callable[[], None], theirs: Callable[[], None], pairs: int = 0
     ) -> dict[str, Any]:
-        """Medians of both and of the ratios theirs / ours (more than one: ours is faster)."""
-        times: list[tuple[float, float]] = []
-        for number in range(pairs or self.pairs):
-            calls = (ours, theirs) if number % 2 else (theirs, ours)
-            took = {call: timed(call) for call in calls}
-            times.append((took[ours], took[theirs]))
-        ratios = [other / own for own, other in times]
-        return {
-            "ratio": statistics.median(ratios),
-            "ratio_min": min(ratios),
-            "ratio_max": max(ratios),
-            "ours_s": statistics.median(own for own, _ in times),
-            "theirs_s": statistics.median(other for _, other in times),
-            "pairs": len(times),
-        }
+        return compare(ours, theirs, pairs or self.pairs)
 
     def warm(self) -> dict[str, Any]:
         uri = str(self.backend.root)
@@ -330,61 +316,7 @@ def whole_8b(root: Path) -> dict[str, Any]:
     }
 
 
-def resident_bytes(field: str) -> int:
-    text = Path("/proc/self/status").read_text()
-    return int(text.partition(f"{field}:")[2].split()[0]) * 1024
-
-
-def timed(call: Callable[[], None]) -> float:
-    if isinstance(call, after):
-        call.before()
-        call = call.call
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-class after:
-    """A call with a preparation that is not measured."""
-
-    def __init__(self, before: Callable[[], None], call: Callable[[], None]) -> None:
-        self.before, self.call = before, call
-
-    def __call__(self) -> None:
-        self.call()
-
-
-def drop(paths: list[Path]) -> None:
-    """Makes the page cache forget files."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
-
-
 OPTIONS = [("grpc.max_receive_message_length", 64 << 20)]
-
-
-def fast_safetensors(path: Path) -> None:
-    """To tensors that are used where they were read, as ours are."""
-    opened: Any = importlib.import_module("fastsafetensors").fastsafe_open(
-        [str(path)], device="cpu", nogds=True
-    )
-    with opened as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        tensors.clear()
-
-
-def runai_streamer(path: Path) -> None:
-    """To tensors that are used where they were read, as ours are."""
-    streamer: Any = importlib.import_module("runai_model_streamer").SafetensorsStreamer()
-    with streamer as opened:
-        opened.stream_files([str(path)])
-        dict(opened.get_tensors()).clear()
-
-
-OTHERS = {"fastsafetensors": fast_safetensors, "runai_model_streamer": runai_streamer}
 
 
 @contextmanager
