@@ -64,7 +64,14 @@ def chooser(ground: Field, members: Sequence[Members], budget: Budget) -> Choose
         price, best = 0.0, np.zeros(len(value), dtype=np.int64)
         for _ in range(ROUNDS):
             uses = pack_scenarios(
-                usage, value, price * cost, counts, cases, rate, time_limit_s=seconds()
+                usage,
+                value,
+                price * cost,
+                counts,
+                cases,
+                rate,
+                time_limit_s=seconds(),
+                limits=limits,
             )
             spent = float(uses @ cost)
             if not uses.any() or spent <= 0:

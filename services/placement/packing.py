@@ -62,6 +62,7 @@ def pack_scenarios(
     rate: float,
     *,
     time_limit_s: float,
+    limits: Limits | None = None,
 ) -> Ints:
     """Uses that maximise sum(share x min(rate, what serves)) - uses x cost; rate 0 caps nothing.
 
@@ -74,6 +75,9 @@ def pack_scenarios(
         rows[len(counts) + i, :n] = -value * scenario.serves
         rows[len(counts) + i, n + i] = 1.0
     bounds = np.append(counts.astype(float), np.zeros(s))
+    if limits is not None:
+        rows = np.vstack([rows, np.pad(limits.rows, ((0, 0), (0, s)))])
+        bounds = np.append(bounds, limits.bounds)
     objective = np.append(-cost, [scenario.share for scenario in scenarios])
     top = float((_most_uses(usage, counts) * value).sum())
     most = np.append(_most_uses(usage, counts), np.full(s, rate or top))

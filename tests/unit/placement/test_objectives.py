@@ -75,6 +75,23 @@ def test_the_on_demand_share_is_kept(make_costs):
     assert paid >= 0.5 * total.cost_per_hour - 1e-9
 
 
+@pytest.mark.parametrize("kind", ObjectiveKind)
+def test_limits_are_kept_whatever_the_objective(make_costs, paper_cluster, kind):
+    """The cheapest nodes are on the spot market, and the best ratio alone would take just them."""
+    spot = tuple(
+        replace(node, kind=replace(node.kind, spot=node.kind.type_name == "g6e.xlarge"))
+        for node in paper_cluster
+    )
+    costs = make_costs("qwen3-32b", workload=Workload(763, 232, 12.0))
+    objective = Objective(kind, min_on_demand_share=0.9, budget_per_hour=8.0)
+    pipelines, total = planned(Problem(costs, spot, objective))
+    paid = sum(
+        s.node.kind.price_per_hour for p in pipelines for s in p.stages if not s.node.kind.spot
+    )
+    assert paid >= 0.9 * total.cost_per_hour - 1e-9
+    assert total.cost_per_hour <= 8.0
+
+
 def test_a_latency_target_is_kept_or_refused(make_costs, paper_cluster):
     costs = make_costs(workload=Workload(763, 232, 1.0))
     easy = Problem(costs, paper_cluster, Objective(tpot_target_s=1.0, ttft_target_s=30.0))
