@@ -2,42 +2,27 @@
 
 Ranges are read in parallel by the caller's threads. Every read carries If-Match with the ETag
 seen first, so an object that is replaced in mid-read is noticed; what fails in passing is tried
-again with growing waits. No operation outlasts its deadline, not even against a server that sends
-a byte now and then.
+again with growing waits. No object outlasts its time, not even from a server that sends a byte now
+and then; listings and the heads of answers have the socket's timeout alone.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from datetime import datetime
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    NoCredentialsError,
-    PartialCredentialsError,
-)
+from botocore.exceptions import BotoCoreError
 from s3transfer.utils import ReadFileChunk
-from tenacity import (
-    Retrying,
-    retry_if_exception_type,
-    stop_after_attempt,
-    stop_after_delay,
-    wait_random_exponential,
-)
-from urllib3.exceptions import HTTPError
 
 from services.common.errors import (
     DataLoss,
@@ -47,26 +32,21 @@ from services.common.errors import (
     ShuntError,
     Unavailable,
 )
-from services.tensorstore.backend import PIECE_BYTES, Pieces, StoredObject
+from services.tensorstore import s3_calls
+from services.tensorstore.backend import Pieces, StoredObject
 from services.tensorstore.directory import pointer_digest, remove_older, translate
 from services.tensorstore.names import check_digest, check_model_name, is_digest, is_model_name
+from services.tensorstore.s3_calls import attempts, closed_unless_read, received_of, translated
 
 T = TypeVar("T")
 
-ATTEMPTS = 6
-FIRST_WAIT_S = 0.05
-LONGEST_WAIT_S = 5.0
 CONNECT_TIMEOUT_S = 5
-READ_TIMEOUT_S = 20
-DEADLINE_S = 60.0  # after it an operation is not tried again; plus the time its bytes may take
-LEAST_BYTES_PER_S = 1 << 20  # a body that comes more slowly counts as broken off
 CONNECTIONS = 32
 PART_BYTES = 16 << 20
 MAX_PARTS = 10_000
 COPY_LIMIT_BYTES = 5 << 30
 PART_THREADS = 8  # of one upload
 POINTER_BYTES = 100
-PASSING = ("RequestTimeout", "BadDigest")  # S3 says 400 of a body that came late, or damaged
 
 
 class S3Backend:
@@ -82,7 +62,7 @@ class S3Backend:
         self._etags: dict[str, str] = {}
         config = Config(
             connect_timeout=CONNECT_TIMEOUT_S,
-            read_timeout=READ_TIMEOUT_S,
+            read_timeout=s3_calls.READ_TIMEOUT_S,
             max_pool_connections=CONNECTIONS,
             retries={"total_max_attempts": 1},
             request_checksum_calculation="when_required",
@@ -178,10 +158,10 @@ class S3Backend:
 
     def pieces(self, digest: str, start: int, stop: int) -> Pieces:
         try:
-            for attempt in _attempts(stop - start):
+            for attempt in attempts(stop - start):
                 with (
                     attempt,
-                    _translated(digest),
+                    translated(digest),
                     closing(self._range(digest, start, stop)) as received,
                 ):
                     for piece in received:
@@ -202,11 +182,11 @@ class S3Backend:
             Range=f"bytes={start}-{stop - 1}",
             IfMatch=etag,
         )
-        with _closed_unless_read(answer["Body"]):
+        with closed_unless_read(answer["Body"]):
             placed = str(answer.get("ContentRange", "")).rpartition("/")[0]
             if placed != f"bytes {start}-{stop - 1}":
                 raise DataLoss(f"object {digest}: another range was sent", field="digest")
-            yield from _received(answer["Body"], stop - start, digest)
+            yield from received_of(answer["Body"], stop - start, digest)
 
     def delete(self, digest: str) -> None:
         self._etags.pop(digest, None)
@@ -226,8 +206,8 @@ class S3Backend:
             answer = self._client.get_object(
                 Bucket=self._bucket, Key=key, Range=f"bytes=0-{POINTER_BYTES - 1}"
             )
-            with _closed_unless_read(answer["Body"]):
-                return b"".join(_received(answer["Body"], int(answer["ContentLength"]), name))
+            with closed_unless_read(answer["Body"]):
+                return b"".join(received_of(answer["Body"], int(answer["ContentLength"]), name))
 
         try:
             return pointer_digest(name, self._try(read, name))
@@ -326,8 +306,8 @@ class S3Backend:
             }
 
     def _try(self, call: Callable[[], T], what: str, size_bytes: int = 0) -> T:
-        for attempt in _attempts(size_bytes):
-            with attempt, _translated(what):
+        for attempt in attempts(size_bytes):
+            with attempt, translated(what):
                 return call()
         raise Unavailable(f"S3 gave no answer at {what}")
 
@@ -341,82 +321,3 @@ class S3Backend:
 def _part(source: Path, start: int, length: int) -> Any:
     """A window of a file as body of a request, read as it is sent."""
     return ReadFileChunk.from_filename(str(source), start, length)
-
-
-@contextmanager
-def _closed_unless_read(body: Any) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        body.close()  # what is left unread would spoil the connection for the next request
-        raise
-
-
-def _received(body: Any, size_bytes: int, what: str) -> Generator[bytes, None, None]:
-    """A body in pieces; raises Unavailable for one that breaks off or is not of this size."""
-    received = 0
-    with _in_time(body, size_bytes):
-        for piece in body.iter_chunks(PIECE_BYTES):
-            received += len(piece)
-            if received > size_bytes:
-                break
-            yield piece
-    if received != size_bytes:
-        raise Unavailable(f"S3 sent {received} bytes of {size_bytes} of {what}", field="store")
-
-
-@contextmanager
-def _in_time(body: Any, size_bytes: int) -> Iterator[None]:
-    """Breaks off a body that crawls: each byte begins the socket's timeout again."""
-    limit_s = READ_TIMEOUT_S + size_bytes / LEAST_BYTES_PER_S
-    timer = threading.Timer(limit_s, _break_off, (body._raw_stream,))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _break_off(stream: Any) -> None:
-    with suppress(RuntimeError, ValueError, OSError):  # it has just come to its end
-        stream.shutdown()
-
-
-def _attempts(size_bytes: int = 0) -> Retrying:
-    return Retrying(
-        stop=stop_after_attempt(ATTEMPTS)
-        | stop_after_delay(DEADLINE_S + size_bytes / LEAST_BYTES_PER_S),
-        wait=wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),
-        retry=retry_if_exception_type(Unavailable),
-        reraise=True,
-    )
-
-
-@contextmanager
-def _translated(what: str) -> Iterator[None]:
-    try:
-        yield
-    except ClientError as error:
-        raise _error(error, what) from None
-    except (NoCredentialsError, PartialCredentialsError) as error:
-        raise PermissionDenied(f"S3: {error}", field="store") from None
-    except (BotoCoreError, HTTPError, HTTPException, OSError) as error:
-        raise Unavailable(f"S3: {type(error).__name__} at {what}", field="store") from None
-
-
-def _error(error: ClientError, what: str) -> ShuntError:
-    answer: Any = error.response
-    code = str(answer.get("Error", {}).get("Code", ""))
-    status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    if code in ("NoSuchKey", "NotFound", "404") or (status == 404 and code != "NoSuchBucket"):
-        return NotFound(f"{what} is not in the store", field="digest")
-    if status == 412:
-        return DataLoss(f"{what} changed while it was read", field="digest")
-    if status == 416:
-        return DataLoss(f"{what} is shorter than the manifest says", field="digest")
-    if status in (401, 403):
-        return PermissionDenied(f"S3 refused: {code}", field="store")
-    if status in (408, 429) or status >= 500 or code in PASSING:
-        return Unavailable(f"S3 answered {status} {code}", field="store")
-    return InvalidArgument(f"S3 answered {status} {code}", field="store")

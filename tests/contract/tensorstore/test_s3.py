@@ -25,7 +25,7 @@ from services.common.errors import (
     Unavailable,
 )
 from services.common.generation import LayerRange
-from services.tensorstore import s3, upkeep
+from services.tensorstore import s3, s3_calls, upkeep
 from services.tensorstore.backend import digest_of
 from services.tensorstore.client import open_store
 from services.tensorstore.importer import import_checkpoint
@@ -39,8 +39,8 @@ PERSISTENT = 10**6
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "FIRST_WAIT_S", 0.001)
-    monkeypatch.setattr(s3, "LONGEST_WAIT_S", 0.01)
+    monkeypatch.setattr(s3_calls, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(s3_calls, "LONGEST_WAIT_S", 0.01)
 
 
 def load(stored: Any, endpoint: str, cache: Path, degree: int = 1, rank: int = 0) -> None:
@@ -166,10 +166,12 @@ def test_an_upload_that_cannot_be_made_is_a_typed_error_and_leaves_nothing_begun
     with pytest.raises(Unavailable):
         backend.names() if request_kind == "LIST" else backend.put(*large)
     asked = [path for method, path, _ in faults.requests if faults.chosen(method, path)]
-    assert len(asked) <= 3 * s3.ATTEMPTS  # three parts; never attempts within attempts
+    assert len(asked) <= 3 * s3_calls.ATTEMPTS  # three parts; never attempts within attempts
     faults.times = 0
     begun = backend.sweep(1e12)
-    assert begun == (s3.ATTEMPTS if request_kind == "begin" else 0)  # whose names never came back
+    assert begun == (
+        s3_calls.ATTEMPTS if request_kind == "begin" else 0
+    )  # whose names never came back
     backend.put(*large)
     assert backend.size(large[0]) == 12 << 20
 
@@ -180,15 +182,15 @@ def test_one_read_asks_no_more_often_than_its_attempts(stored: Any, proxy: Any) 
     chunk = stored.imported.manifest.chunks[0]
     with pytest.raises(Unavailable):
         list(S3Backend(stored.uri, endpoint).pieces(chunk.digest, 0, chunk.size_bytes))
-    assert len(faults.requests) == s3.ATTEMPTS
+    assert len(faults.requests) == s3_calls.ATTEMPTS
 
 
 @pytest.mark.parametrize("fault", ["slow", "drip"])
 def test_a_slow_answer_ends_in_time_with_a_typed_error(
     stored: Any, proxy: Any, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    monkeypatch.setattr(s3, "READ_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(s3, "DEADLINE_S", 1.0)
+    monkeypatch.setattr(s3_calls, "READ_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(s3_calls, "DEADLINE_S", 1.0)
     endpoint, faults = proxy
     backend = S3Backend(stored.uri, endpoint)
     chunk = stored.imported.manifest.chunks[0]  # dripping it takes an hour
