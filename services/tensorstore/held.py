@@ -42,6 +42,10 @@ class HeldChunks:
         for index, chunk in enumerate(manifest.chunks):
             self._places.setdefault(chunk.digest, []).append((digest, index, chunk))
 
+    def knows(self, digest: str) -> bool:
+        """Whether this is a chunk of a manifest that was learnt, here or not."""
+        return digest in self._places
+
     def unknown(self) -> Iterator[str]:
         """Digests of manifests of which something was verified here, but that were not learnt."""
         for root in self.roots:

@@ -118,7 +118,9 @@ class Node:
             for file in manifest.files.values():
                 if file.digest == digest and stop <= file.size_bytes:  # only whole it is kept
                     return [read_whole(self.reader, digest, file.size_bytes)[start:stop]]
-        return [bytes(piece) for piece in self.reader.pieces(digest, start, stop)]
+        # weights are kept by the caches alone: beside them they would displace manifests and files
+        reader = self.backend if self.held.knows(digest) else self.reader
+        return [bytes(piece) for piece in reader.pieces(digest, start, stop)]
 
     def verify(self, digest: str, progress: Progress) -> Damaged:
         """Reads a model again, in the store and in this node's caches."""

@@ -122,3 +122,14 @@ def test_more_manifests_than_are_kept_may_be_asked_for_at_once(
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(ask, range(8)))
     assert len(node._manifests) <= 2
+
+
+def test_weights_that_are_handed_on_displace_nothing_that_is_kept(tiny, tmp_path: Path) -> None:
+    node = make_node(tiny, tmp_path)
+    digest, _, manifest = node.manifest("tiny")
+    for file in manifest.files.values():
+        node.read(file.digest, 0, file.size_bytes, cached_only=False)
+    for chunk in manifest.chunks:
+        assert node.read(chunk.digest, 0, chunk.size_bytes, cached_only=False)
+    kept = {path.name for path in (tmp_path / "disk" / "kept").iterdir()}
+    assert kept == {digest, *(file.digest for file in manifest.files.values())}
