@@ -85,7 +85,7 @@ def collect(backend: Backend, now_s: float, grace_s: float = GRACE_S) -> Collect
             used.add(digest)
             used.update(read_manifest(backend, digest)[1].objects())
         except (DataLoss, NotFound) as error:
-            if backend.resolve(name) is None:
+            if name not in backend.names():
                 continue  # withdrawn meanwhile
             raise DataLoss(
                 f"model {name} cannot be read; import or delete it first: {error.message}",

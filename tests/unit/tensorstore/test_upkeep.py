@@ -51,6 +51,9 @@ def test_a_model_that_cannot_be_read_is_named_with_what_to_do(tiny) -> None:
     tiny.backend.path(tiny.imported.digest).unlink()
     with pytest.raises(DataLoss, match=r"model second cannot be read; import or delete it first"):
         upkeep.collect(tiny.backend, LATER_S)
+    (tiny.root / "models" / "second").write_text("damaged")
+    with pytest.raises(DataLoss, match=r"model second cannot be read; import or delete it first"):
+        upkeep.collect(tiny.backend, LATER_S)
     tiny.store("second")
     assert upkeep.collect(tiny.backend, LATER_S).objects == 0
 
