@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 
 from services.common.errors import DataLoss, InvalidArgument
 from services.tensorstore.dtypes import ITEM_BYTES
-from services.tensorstore.names import check_digest, check_file_name
+from services.tensorstore.names import check_digest, check_file_name, is_tensor_name
 from services.tensorstore.tiling import MAX_LAYERS, MAX_UNITS, UNITS, Tiling
 
 FORMAT, VERSION = "traw", 1
@@ -26,7 +25,6 @@ OBJECT_LIMIT_BYTES = 1 << 46
 MAX_TENSORS = 1 << 16
 MAX_FILES = 64
 MAX_RANK = 4
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,127}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -184,8 +182,7 @@ def _manifest(document: dict[str, Any]) -> Manifest:
     _fields(document, _MANIFEST_FIELDS, "manifest")
     if document["format"] != FORMAT:
         raise InvalidArgument("not a TRAW manifest", field="format")
-    if document["version"] != VERSION or document["version"] is True:
-        raise InvalidArgument(f"version is not {VERSION}", field="version")
+    _integer(document["version"], VERSION, VERSION, "version")
     config, files = document["config"], document["files"]
     if not isinstance(config, dict) or not isinstance(files, dict):
         raise InvalidArgument("config and files must be objects", field="config")
@@ -301,7 +298,7 @@ def _tensors(table: Any, chunks: int, tiling: Tiling) -> tuple[Tensor, ...]:
     counts = {unit: tiling.units(unit) for unit in UNITS}
     found = []
     for axis, chunk, dtype, layer, name, offset, shape, unit in zip(*columns, strict=True):
-        if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+        if not isinstance(name, str) or not is_tensor_name(name):
             raise InvalidArgument("name must be 1 to 128 of A-Z a-z 0-9 . _", field="name")
         size = ITEM_BYTES.get(dtype) if isinstance(dtype, str) else None
         if size is None:

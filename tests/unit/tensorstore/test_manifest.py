@@ -64,6 +64,7 @@ def test_bytes_that_are_no_manifest_are_refused(data: bytes) -> None:
     [
         (("version",), 2, "version"),
         (("version",), True, "version"),
+        (("version",), 1.0, "version"),
         (("extra",), 1, "exactly"),
         (("tiling", "heads"), 0, "heads"),
         (("tiling", "kv_heads"), 3, "kv_heads"),
