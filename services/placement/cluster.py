@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 
 from services.common.errors import InvalidArgument
@@ -181,7 +181,3 @@ def inventory(nodes: Iterable[Node]) -> Inventory:
     for node in nodes:
         groups.setdefault(node.kind, []).append(node)
     return Inventory(tuple(groups), tuple(tuple(group) for group in groups.values()))
-
-
-def with_phase(pipeline: Pipeline, phase: Phase) -> Pipeline:
-    return replace(pipeline, phase=phase)

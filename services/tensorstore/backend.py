@@ -48,9 +48,6 @@ class Reader(Protocol):
 class Backend(Reader, Protocol):
     """Content-addressed objects, and names that point at manifests."""
 
-    @property
-    def uri(self) -> str: ...
-
     def stat(self, digest: str) -> StoredObject | None:
         """An object as it is now, None without it."""
 

@@ -26,10 +26,6 @@ class DirectoryBackend:
         self._scratch = root / "tmp"
 
     @property
-    def uri(self) -> str:
-        return f"file://{self._root.absolute()}"
-
-    @property
     def root(self) -> Path:
         return self._root
 

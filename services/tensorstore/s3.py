@@ -75,10 +75,6 @@ class S3Backend:
         except (BotoCoreError, ValueError) as error:
             raise InvalidArgument(f"S3: {str(error)[:200]}", field="store") from None
 
-    @property
-    def uri(self) -> str:
-        return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
-
     def size(self, digest: str) -> int | None:
         found = self.stat(digest)
         return None if found is None else found.size_bytes

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from services.common.errors import FailedPrecondition, InvalidArgument
 from services.placement.catalogue import load_catalogue
-from services.placement.cluster import Phase, Pipeline, Stage, with_phase
+from services.placement.cluster import Phase, Pipeline, Stage
 from services.placement.clusterfile import parse_pipeline
 from services.placement.estimator import Bound, estimate_pipeline, estimate_plan
 from services.placement.explain import explain_pipeline
@@ -94,10 +96,9 @@ def test_load_raises_latency_until_saturation(make_costs):
 def test_split_phases_carry_what_the_slower_side_and_the_network_carry(make_costs):
     costs = make_costs()
     whole = parse_pipeline("g6.12xlarge:40,g6.12xlarge:40", load_catalogue())
-    prefill = with_phase(whole, Phase.PREFILL)
-    decode = with_phase(
-        parse_pipeline("g5.12xlarge:40,g5.12xlarge:40", load_catalogue()), Phase.DECODE
-    )
+    prefill = replace(whole, phase=Phase.PREFILL)
+    other = parse_pipeline("g5.12xlarge:40,g5.12xlarge:40", load_catalogue())
+    decode = replace(other, phase=Phase.DECODE)
     total, each = estimate_plan(costs, [prefill, decode])
     assert total.throughput_rps <= min(e.throughput_rps for e in each) + 1e-9
     assert total.throughput_rps > 0
