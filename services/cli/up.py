@@ -46,17 +46,19 @@ def end_leftovers(directory: MeshDirectory) -> None:
 
 
 def run_in_foreground(directory: MeshDirectory, options: MeshOptions, console: Console) -> None:
-    """Serves until SIGINT or SIGTERM."""
+    """Serves until SIGINT or SIGTERM, or until its terminal is closed."""
     prepare(directory, options, console)
     with directory.locked():
         asyncio.run(_supervise(directory, options, console))
         directory.remove_state()
+    console.print("stopped")
 
 
 async def _supervise(directory: MeshDirectory, options: MeshOptions, console: Console) -> None:
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup asks for that
+            loop.add_signal_handler(number, stop.set)
     states: asyncio.Queue[MeshState] = asyncio.Queue()
     specs = local_mesh(directory, options)
     supervisor = Supervisor(directory, specs, options, states.put_nowait)
@@ -67,7 +69,6 @@ async def _supervise(directory: MeshDirectory, options: MeshOptions, console: Co
     finally:
         show.cancel()
         await asyncio.gather(show, return_exceptions=True)
-    console.print("stopped")
 
 
 async def _show(states: asyncio.Queue[MeshState], console: Console) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,25 @@ from services.cli.layout import MeshOptions
 from services.cli.mesh_directory import MeshDirectory, MeshError
 
 WAITS = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: exit(0)); time.sleep(600)"
+
+
+FOREGROUND = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from rich.console import Console
+from services.cli import up
+from services.cli.layout import MeshOptions
+from services.cli.mesh_directory import MeshDirectory
+
+class Signalled:
+    def __init__(self, *_): pass
+    async def run(self, stop):
+        os.kill(os.getpid(), int(sys.argv[2]))
+        await stop.wait()
+
+up.prepare, up.Supervisor = lambda *_: None, Signalled
+up.run_in_foreground(MeshDirectory(Path(sys.argv[1])), MeshOptions(), Console())
+"""
 
 
 @pytest.fixture
@@ -60,3 +80,12 @@ def test_a_demo_that_finds_a_mesh_in_its_directory_leaves_it_alone(
     with pytest.raises(MeshError, match="already runs"):
         demo.run_demo(MeshDirectory(tmp_path), Console())
     assert ended == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_a_signal_and_a_closed_terminal_end_a_mesh_in_the_foreground(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    command = (sys.executable, "-c", FOREGROUND, str(tmp_path), str(int(number)))
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout) == (0, "stopped\n"), result.stderr
