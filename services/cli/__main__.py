@@ -116,7 +116,7 @@ def chat(
         turns = [("user", question)]
         told(lambda: asyncio.run(answer(console, routers, state.model, turns, max_tokens)))
     else:
-        told(lambda: asyncio.run(converse(console, routers, state.model, max_tokens)))
+        told(lambda: converse(console, routers, state.model, max_tokens))
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -29,16 +30,19 @@ async def answer(
     return text
 
 
-async def converse(console: Console, routers: Sequence[str], model: str, tokens: int) -> None:
-    """Asks until the input ends."""
+def converse(console: Console, routers: Sequence[str], model: str, tokens: int) -> None:
+    """Asks until the input ends, or Ctrl-C."""
     turns: list[tuple[str, str]] = []
     console.print(f"Talking with {model}; Ctrl-D ends.", highlight=False)
-    while True:
-        try:
-            question = console.input("[bold]> [/]").strip()
-        except (EOFError, KeyboardInterrupt):
-            console.print()
-            return
-        if question:
-            turns.append(("user", question))
-            turns.append(("assistant", await answer(console, routers, model, turns, tokens)))
+    # a loop that runs while the terminal is read would take Ctrl-C and not hear it
+    with asyncio.Runner() as runner:
+        while True:
+            try:
+                question = console.input("[bold]> [/]").strip()
+            except (EOFError, KeyboardInterrupt):
+                console.print()
+                return
+            if question:
+                turns.append(("user", question))
+                said = runner.run(answer(console, routers, model, turns, tokens))
+                turns.append(("assistant", said))
