@@ -96,10 +96,17 @@ class MeshDirectory:
             raise MeshError(f"{self._state_path} is not a state file of this version") from None
 
     def running(self) -> MeshState:
-        """The state; raises MeshError when there is none."""
+        """The state; raises MeshError when no mesh runs or nobody keeps it any more."""
         state = self.read()
         if state is None:
             raise MeshError(f"no mesh runs in {self.path}; `shunt up` starts one")
+        if state.phase == "failed":
+            raise MeshError(f"the mesh in {self.path} has failed: {state.message}")
+        if not Path(f"/proc/{state.supervisor_pid}").exists():
+            raise MeshError(
+                f"the mesh in {self.path} was left behind: its supervisor has been killed; "
+                "`shunt up` starts it anew, `shunt down` ends what is left"
+            )
         return state
 
     def write(self, state: MeshState) -> None:

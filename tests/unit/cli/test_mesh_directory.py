@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,13 @@ def test_the_state_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_an_unknown_service_is_named(tmp_path: Path) -> None:
     with pytest.raises(MeshError, match="no service router-9"):
         STATE.service("router-9")
+
+
+def test_a_mesh_whose_supervisor_was_killed_does_not_count_as_running(tmp_path: Path) -> None:
+    directory = MeshDirectory(tmp_path)
+    directory.write(replace(STATE, supervisor_pid=2**22 + 1))
+    with pytest.raises(MeshError, match="its supervisor has been killed; `shunt up` starts it"):
+        directory.running()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"services": [{"name": 1}]}'])

@@ -90,7 +90,8 @@ async def test_a_bad_setting_ends_the_start_with_the_services_own_words(tmp_path
     watched = _Watched(tmp_path, _spec("controller", code))
     with pytest.raises(MeshError, match=r"controller does not start:\nbad setting SHUNT_X"):
         await watched.run()
-    assert watched.directory.running().phase == "failed"
+    with pytest.raises(MeshError, match="has failed: controller does not start"):
+        watched.directory.running()
 
 
 async def test_a_process_that_cannot_be_made_is_tried_again(
@@ -154,4 +155,5 @@ async def test_a_keeper_that_fails_ends_the_mesh(
     watched = _Watched(tmp_path, _spec("router-0", WAITS))
     with pytest.raises(MeshError, match="nobody keeps router-0 any more: a mistake"):
         await watched.run()
-    assert watched.directory.running().phase == "failed"
+    with pytest.raises(MeshError, match="has failed: nobody keeps router-0"):
+        watched.directory.running()
