@@ -117,10 +117,17 @@ class MeshDirectory:
     def remove_state(self) -> None:
         self._state_path.unlink(missing_ok=True)
 
-    def log_tail(self, name: str, lines: int = 5) -> str:
-        """The end of a service's log."""
+    def log_size_bytes(self, name: str) -> int:
+        """How long a service's log is now."""
         try:
-            text = (self.logs / f"{name}.log").read_text(errors="replace")
+            return (self.logs / f"{name}.log").stat().st_size
+        except OSError:
+            return 0
+
+    def log_tail(self, name: str, lines: int = 5, start: int = 0) -> str:
+        """The end of a service's log, of what stands behind a byte."""
+        try:
+            text = (self.logs / f"{name}.log").read_bytes()[start:].decode(errors="replace")
         except OSError:
             return ""
         return "\n".join(text.splitlines()[-lines:])

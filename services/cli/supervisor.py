@@ -36,6 +36,8 @@ class _Running:
     last_exit: int = 0
     fault: str = ""
     """Why its process could not be made."""
+    log_start: int = 0
+    """Where its log of this mesh begins, in bytes; earlier ones stand before it."""
 
 
 class Supervisor:
@@ -67,6 +69,8 @@ class Supervisor:
     async def run(self, stop: asyncio.Event) -> None:
         """Serves until `stop` is set; raises MeshError when the mesh does not come up."""
         self._directory.logs.mkdir(parents=True, exist_ok=True)
+        for service in self._services:
+            service.log_start = self._directory.log_size_bytes(service.spec.name)
         self._save("starting", "starting the services")
         keepers = [asyncio.create_task(self._keep(service)) for service in self._services]
         stopped = asyncio.create_task(stop.wait())
@@ -160,7 +164,8 @@ class Supervisor:
             for service in self._services:
                 if service.last_exit == BAD_SETTING or service.deaths >= EARLY_DEATHS:
                     name = service.spec.name
-                    reason = service.fault or self._directory.log_tail(name)
+                    said = self._directory.log_tail(name, start=service.log_start)
+                    reason = service.fault or said or f"exit status {service.last_exit}"
                     raise MeshError(f"{name} does not start:\n{reason}")
             if time.monotonic() > deadline:
                 raise MeshError(f"not ready after {READY_TIMEOUT_S:.0f} s: {message}")

@@ -129,10 +129,19 @@ def _await_ready(
                     return state
                 spinner.update(state.message)
             if supervisor.poll() is not None:
-                raise MeshError(directory.log_tail("supervisor", 12) or "the mesh did not start")
+                raise MeshError(_why(directory, supervisor.pid))
             if time.monotonic() > deadline:
                 raise MeshError(f"the mesh is not ready after {START_TIMEOUT_S:.0f} s")
             time.sleep(0.1)
+
+
+def _why(directory: MeshDirectory, supervisor_pid: int) -> str:
+    """Why a supervisor has ended: the fault in its state, else the end of its log."""
+    state = directory.read()
+    if state is not None and (state.supervisor_pid, state.phase) == (supervisor_pid, "failed"):
+        return state.message
+    said = directory.log_tail("supervisor", 12)
+    return said.removeprefix("shunt: ") or "the mesh did not start"
 
 
 def _end(supervisor: subprocess.Popen[bytes]) -> None:

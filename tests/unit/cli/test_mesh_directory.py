@@ -67,4 +67,5 @@ def test_the_tail_of_a_log_is_its_last_lines(tmp_path: Path) -> None:
     directory.logs.mkdir()
     (directory.logs / "router-0.log").write_text("a\nb\nc\n")
     assert directory.log_tail("router-0", 2) == "b\nc"
+    assert directory.log_tail("router-0", start=2) == "b\nc"
     assert directory.log_tail("nobody") == ""

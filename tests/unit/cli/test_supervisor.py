@@ -94,6 +94,14 @@ async def test_a_bad_setting_ends_the_start_with_the_services_own_words(tmp_path
         watched.directory.running()
 
 
+async def test_a_silent_death_is_not_explained_by_an_earlier_meshs_log(tmp_path: Path) -> None:
+    watched = _Watched(tmp_path, _spec("controller", "import sys; sys.exit(2)"))
+    watched.directory.logs.mkdir()
+    (watched.directory.logs / "controller.log").write_text("bad setting SHUNT_X\n")
+    with pytest.raises(MeshError, match=r"controller does not start:\nexit status 2$"):
+        await watched.run()
+
+
 async def test_a_process_that_cannot_be_made_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

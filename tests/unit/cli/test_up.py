@@ -17,6 +17,17 @@ from services.cli.mesh_directory import MeshDirectory, MeshError
 WAITS = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: exit(0)); time.sleep(600)"
 
 
+FAILS = """
+import os, sys
+from pathlib import Path
+from services.cli.mesh_directory import MeshDirectory, MeshState
+
+fault = "controller does not start:\\nbad setting X"
+state = MeshState("abc", os.getpid(), "m", "failed", fault, ())
+MeshDirectory(Path(sys.argv[1])).write(state)
+print("shunt:", fault)
+sys.exit(1)
+"""
 FOREGROUND = """
 import asyncio, os, signal, sys
 from pathlib import Path
@@ -66,6 +77,20 @@ def test_ctrl_c_while_a_mesh_comes_up_ends_it(
     with pytest.raises(KeyboardInterrupt):
         up.run_detached(MeshDirectory(tmp_path), MeshOptions(), Console())
     assert [process.returncode is not None for process in supervisors] == [True]
+
+
+def test_a_mesh_that_does_not_come_up_says_why_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    popen = subprocess.Popen
+
+    def start(command: Any, **options: Any) -> subprocess.Popen[bytes]:
+        return popen((sys.executable, "-c", FAILS, str(tmp_path)), **options)
+
+    monkeypatch.setattr(up, "prepare", lambda *_: None)
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(MeshError, match=r"^controller does not start:\nbad setting X$"):
+        up.run_detached(MeshDirectory(tmp_path), MeshOptions(), Console())
 
 
 def test_a_demo_that_finds_a_mesh_in_its_directory_leaves_it_alone(
