@@ -25,5 +25,5 @@ async def interrupt(directory: MeshDirectory, node: str, notice_s: float, kill: 
         try:
             answer = await stub.ReportInterruption(request, timeout=TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            raise MeshError(f"the controller refused: {error.details()}") from None
+            raise MeshError(f"{node} cannot be interrupted: {error.details()}") from None
     return answer.event_number
