@@ -241,6 +241,8 @@ def compare(
         known = load_catalogue(catalogue)
         nodes = read_cluster(cluster, known)
         names = [name for name in planners.split(",") if name] or list(NAMES)
+        for name in names:
+            planner(name)
         results = []
         for one in model:
             costs = costs_of(one, Workload(input_tokens, output_tokens), calibration, known)

@@ -205,3 +205,8 @@ def test_a_file_that_cannot_be_read_or_written_is_named(
     rows = "gpu,tp,phase,tokens,context,time_ms\nl4,1,decode,1,1024,5.0\n"
     (tmp_path / "fine.csv").write_text(rows)
     assert "error: " in run(*arguments, code=2).stderr
+
+
+def test_an_unknown_planner_is_refused_before_anything_is_compared(paper):
+    result = run("compare", "--cluster", paper, "--planners", "vllm,best", code=2)
+    assert "unknown planner 'best'" in result.stderr

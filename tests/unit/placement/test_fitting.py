@@ -42,6 +42,7 @@ def test_decode_steps_up_at_whole_tiles_of_rows():
     "text",
     [
         "",
+        "\xff",
         "gpu,tp\nl4,1",
         "gpu,tp,phase,tokens,context,time_ms\nl4,1,warmup,1,1,1",
         "gpu,tp,phase,tokens,context,time_ms\nl4,1,decode,1,1,-1",
@@ -51,6 +52,6 @@ def test_decode_steps_up_at_whole_tiles_of_rows():
 )
 def test_bad_measurements_are_refused(tmp_path, text):
     path = tmp_path / "m.csv"
-    path.write_text(text)
+    path.write_bytes(text.encode("latin-1"))
     with pytest.raises(InvalidArgument):
         read_measurements(path)
