@@ -51,7 +51,6 @@ class Supervisor:
         tell: Callable[[MeshState], None],
     ) -> None:
         self._directory = directory
-        self._pipelines = options.pipelines
         self._tell = tell
         self._services = [_Running(spec) for spec in specs]
         self._stopping = False
@@ -178,10 +177,14 @@ class Supervisor:
                 return f"waiting for {service.spec.name}"
         controller = next(s for s in self._services if s.spec.name == "controller")
         status = await controller_status(controller.spec.grpc)
-        ready = 0 if status is None else ready_pipelines(status)
-        if ready < self._pipelines:
-            nodes = 0 if status is None else len(status.nodes)
-            return f"waiting for pipelines: {ready} of {self._pipelines} ready, {nodes} engines"
+        if status is None or not status.pipelines:
+            return f"waiting for engines: {0 if status is None else len(status.nodes)} so far"
+        ready, planned = (
+            ready_pipelines(status),
+            len(status.pipelines),
+        )  # as many as the planner made
+        if ready < planned:
+            return f"waiting for pipelines: {ready} of {planned} ready, {len(status.nodes)} engines"
         for service in self._services:
             url = service.spec.http
             if url and not await asyncio.to_thread(health.answers, f"{url}/readyz"):

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shuntserve.controller.v1 import controller_pb2
 
-from services.cli import processes
+from services.cli import processes, supervisor
 from services.cli.layout import MeshOptions, ServiceSpec
 from services.cli.mesh_directory import MeshDirectory, MeshError, MeshState
 from services.cli.ports import free_ports
@@ -100,6 +101,40 @@ async def test_a_silent_death_is_not_explained_by_an_earlier_meshs_log(tmp_path:
     (watched.directory.logs / "controller.log").write_text("bad setting SHUNT_X\n")
     with pytest.raises(MeshError, match=r"controller does not start:\nexit status 2$"):
         await watched.run()
+
+
+async def test_a_mesh_is_ready_when_all_that_its_controller_planned_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading, ready = (
+        controller_pb2.PipelineStatus(pipeline_id=name, state=state)
+        for name, state in (
+            ("p1", controller_pb2.PIPELINE_STATE_LOADING),
+            ("p2", controller_pb2.PIPELINE_STATE_READY),
+        )
+    )
+    planned = [[], [loading, ready], [ready]]
+
+    async def status(address: str) -> controller_pb2.GetStatusResponse:
+        pipelines = planned.pop(0) if len(planned) > 1 else planned[0]
+        return controller_pb2.GetStatusResponse(pipelines=pipelines)
+
+    async def serving(address: str) -> bool:
+        return True
+
+    monkeypatch.setattr(supervisor, "controller_status", status)
+    monkeypatch.setattr(supervisor.health, "is_serving", serving)
+    watched = _Watched(tmp_path, _spec("controller", WAITS))
+    task = asyncio.create_task(watched.run())
+    await watched.until(lambda s: s.phase == "ready")
+    messages = list(dict.fromkeys(state.message for state in watched.states))
+    assert messages[-3:] == [
+        "waiting for engines: 0 so far",
+        "waiting for pipelines: 1 of 2 ready, 0 engines",
+        "ready",
+    ]
+    watched.stop.set()
+    await task
 
 
 async def test_a_process_that_cannot_be_made_is_tried_again(
