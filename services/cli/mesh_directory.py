@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from services.cli import processes
+
 Phase = Literal["starting", "ready", "failed", "stopping"]
 
 
@@ -93,7 +95,10 @@ class MeshDirectory:
             services = tuple(ServiceRecord(**service) for service in fields.pop("services"))
             return MeshState(services=services, **fields)
         except (ValueError, TypeError, KeyError, AttributeError):
-            raise MeshError(f"{self._state_path} is not a state file of this version") from None
+            raise MeshError(
+                f"{self._state_path} is not a state file of this version; "
+                "end what wrote it and delete it"
+            ) from None
 
     def running(self) -> MeshState:
         """The state; raises MeshError when no mesh runs or nobody keeps it any more."""
@@ -102,7 +107,7 @@ class MeshDirectory:
             raise MeshError(f"no mesh runs in {self.path}; `shunt up` starts one")
         if state.phase == "failed":
             raise MeshError(f"the mesh in {self.path} has failed: {state.message}")
-        if not Path(f"/proc/{state.supervisor_pid}").exists():
+        if not processes.lives(state.supervisor_pid):
             raise MeshError(
                 f"the mesh in {self.path} was left behind: its supervisor has been killed; "
                 "`shunt up` starts it anew, `shunt down` ends what is left"

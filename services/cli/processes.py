@@ -39,6 +39,17 @@ class OwnProcess:
         os.close(self._pidfd)
 
 
+def lives(pid: int) -> bool:
+    """Whether there is such a process; one that has ended and was not waited for is none."""
+    try:
+        process = OwnProcess(pid, os.pidfd_open(pid))
+    except OSError:
+        return False
+    ended = process.wait(0)
+    process.close()
+    return not ended
+
+
 def open_own(pid: int, mesh_id: str) -> OwnProcess | None:
     """The process, if it lives and belongs to the mesh."""
     try:

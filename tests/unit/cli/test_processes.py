@@ -65,3 +65,15 @@ def test_a_frozen_process_is_killed(started: list[subprocess.Popen[str]]) -> Non
 
 def test_a_pid_nobody_has_is_not_ours() -> None:
     assert processes.open_own(2**22 + 1, "mine") is None
+
+
+def test_a_process_lives_until_it_ends_though_nobody_waits_for_it(
+    started: list[subprocess.Popen[str]],
+) -> None:
+    child = _start(started, "mine", WAIT)
+    assert processes.lives(child.pid)
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert not processes.lives(child.pid)
+    child.wait()
+    assert not processes.lives(child.pid)
