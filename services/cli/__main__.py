@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -146,6 +147,11 @@ def demo(
         raise typer.Exit(1)
 
 
+def _leave(number: int, frame: object) -> None:
+    """What was started for this command is ended on the way out, as by Ctrl-C."""
+    sys.exit(128 + number)
+
+
 def mount(arguments: Sequence[str]) -> None:
     """Adds the services' commands; only the one that is called is imported."""
     called = arguments[0] if arguments else ""
@@ -155,6 +161,9 @@ def mount(arguments: Sequence[str]) -> None:
 
 
 def main() -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup asks for that
+            signal.signal(number, _leave)
     mount(sys.argv[1:])
     app()
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,24 @@ except SystemExit as status:
     code = status.code
 heavy = {{"torch", "scipy", "transformers", "tokenizers", "boto3"}} & set(sys.modules)
 print("HEAVY", sorted(heavy), "CODE", code)
+"""
+
+
+SIGNALLED = """
+import os, sys, time
+from services.cli import __main__ as cli, demo
+
+number = int(sys.argv.pop())
+
+def run_demo(*_):
+    try:
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+    finally:
+        print("taken down")
+
+demo.run_demo = run_demo
+cli.main()
 """
 
 
@@ -57,3 +76,18 @@ def test_ports_of_http_and_grpc_may_not_overlap(tmp_path: Path) -> None:
 
 def test_a_services_own_commands_are_mounted() -> None:
     assert "import" in _run("model", "--help")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_and_a_closed_terminal_end_what_a_command_has_started(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    arguments = ("demo", "--data-dir", str(tmp_path), str(int(number)))
+    result = subprocess.run(
+        (sys.executable, "-c", SIGNALLED, *arguments),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (128 + number, "taken down\n"), result.stderr
