@@ -60,4 +60,5 @@ async def test_a_request_is_one_trace_through_every_stage_and_over_a_migration(
     assert words
     told = " ".join(value for span in spans for value in span.attributes.values())
     assert " ".join(words) not in told
+    assert body["messages"][0]["content"] not in told
     await ready.until_ready(2)
