@@ -49,7 +49,13 @@ async def stream(
                         yield event
                 return
             except grpc.aio.AioRpcError as error:
-                if error.code() not in _BROKEN or time.monotonic() > deadline:
+                if not _broken(error) or time.monotonic() > deadline:
                     raise MeshError(error.details() or error.code().name) from None
         turn += 1
         await asyncio.sleep(PAUSE_S)
+
+
+def _broken(error: grpc.aio.AioRpcError) -> bool:
+    """Whether another try may help: not where the router itself says that it was cancelled."""
+    told = any(key == "grpc-status-details-bin" for key, _ in error.trailing_metadata() or ())
+    return error.code() in _BROKEN and not (told and error.code() is grpc.StatusCode.CANCELLED)
