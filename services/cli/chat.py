@@ -22,11 +22,13 @@ async def answer(
         sampling=router_pb2.SamplingOptions(temperature=0.0, max_tokens=tokens),
     )
     text = ""
-    async for event in stream(routers, request):
-        for delta in event.deltas:
-            text += delta.text
-            console.print(delta.text, end="", markup=False, highlight=False, soft_wrap=True)
-    console.print()
+    try:
+        async for event in stream(routers, request):
+            for delta in event.deltas:
+                text += delta.text
+                console.print(delta.text, end="", markup=False, highlight=False, soft_wrap=True)
+    finally:
+        console.print()  # what follows, an error too, stands on a line of its own
     return text
 
 

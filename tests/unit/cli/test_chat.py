@@ -1,19 +1,37 @@
 from __future__ import annotations
 
+import io
 import os
 import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from shuntserve.router.v1 import router_pb2
 
-from services.cli.mesh_directory import MeshDirectory, MeshState, ServiceRecord
+from services.cli import chat
+from services.cli.mesh_directory import MeshDirectory, MeshError, MeshState, ServiceRecord
 
 ROUTER = ServiceRecord("router-0", 1, "127.0.0.1:9", "http://127.0.0.1:9")
 STATE = MeshState("abc", os.getpid(), "m", "ready", "ready", (ROUTER,))
+
+
+async def test_an_error_in_mid_answer_stands_on_a_line_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def cut(*_: object) -> AsyncIterator[router_pb2.GenerateResponse]:
+        yield router_pb2.GenerateResponse(deltas=[router_pb2.Delta(text="The sea")])
+        raise MeshError("cut")
+
+    monkeypatch.setattr(chat, "stream", cut)
+    shown = io.StringIO()
+    with pytest.raises(MeshError, match="cut"):
+        await chat.answer(Console(file=shown), [], "m", [("user", "Hi")], 9)
+    assert shown.getvalue() == "The sea\n"
 
 
 def _ctrl_c(child: subprocess.Popen[bytes], keyboard: int) -> None:
