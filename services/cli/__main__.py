@@ -64,7 +64,7 @@ def up(
     grpc_port: Annotated[int, typer.Option(help="gRPC port of the first router.")] = 50051,
     model: Annotated[str, typer.Option(help="The model to serve.")] = MODEL,
     node_speeds: Annotated[
-        str, typer.Option(help="Speeds of the local nodes: 3:2,3:2 is two pipelines of two stages.")
+        str, typer.Option(help="Speeds of the local nodes: 3:2,3:2 is four nodes, two pipelines.")
     ] = NODE_SPEEDS,
 ) -> None:
     """Starts a mesh of local processes; without --detach, Ctrl-C stops it."""

@@ -11,7 +11,8 @@ from services.cli.ports import HOST, free_ports
 
 MODEL = "smollm2-135m-instruct"
 NODE_SPEEDS = "3:2,3:2"
-"""Declared speeds of the local nodes: stages split by colons, pipelines by commas."""
+"""Declared speeds of the local nodes. There are as many pipelines as parts between commas; which
+nodes share one is the planner's choice."""
 
 
 @dataclass(frozen=True, slots=True)

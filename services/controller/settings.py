@@ -50,7 +50,7 @@ class ControllerSettings(ServiceSettings):
     provider: Literal["local", "external"] = "local"
     """local: engine processes on this machine; external: nodes come and go by themselves."""
     node_speeds: str = "3:2,3:2"
-    """Relative speeds of the local nodes to launch, a pipeline's together."""
+    """Relative speeds of the local nodes to launch; the planner deals them to pipelines."""
     node_memory_bytes: int = Field(default=2 << 30, gt=0)
     node_device_type: str = "cpu"
     expected_nodes: int = Field(default=4, ge=1, le=10_000)
