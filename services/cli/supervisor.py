@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from shuntserve.controller.v1 import controller_pb2
+
 from services.cli import processes
 from services.cli.layout import MeshOptions, ServiceSpec
 from services.cli.mesh_directory import MeshDirectory, MeshError, MeshState, Phase, ServiceRecord
@@ -177,14 +179,14 @@ class Supervisor:
                 return f"waiting for {service.spec.name}"
         controller = next(s for s in self._services if s.spec.name == "controller")
         status = await controller_status(controller.spec.grpc)
-        if status is None or not status.pipelines:
-            return f"waiting for engines: {0 if status is None else len(status.nodes)} so far"
-        ready, planned = (
-            ready_pipelines(status),
-            len(status.pipelines),
-        )  # as many as the planner made
-        if ready < planned:
-            return f"waiting for pipelines: {ready} of {planned} ready, {len(status.nodes)} engines"
+        if status is None:
+            return "waiting for controller"
+        engines = sum(node.state != controller_pb2.NODE_STATE_LOST for node in status.nodes)
+        planned = len(status.pipelines)  # as many as the planner made
+        if not planned:
+            return f"waiting for engines: {engines} so far"
+        if (ready := ready_pipelines(status)) < planned:
+            return f"waiting for pipelines: {ready} of {planned} ready, {engines} engines"
         for service in self._services:
             url = service.spec.http
             if url and not await asyncio.to_thread(health.answers, f"{url}/readyz"):

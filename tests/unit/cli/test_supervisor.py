@@ -117,7 +117,8 @@ async def test_a_mesh_is_ready_when_all_that_its_controller_planned_is(
 
     async def status(address: str) -> controller_pb2.GetStatusResponse:
         pipelines = planned.pop(0) if len(planned) > 1 else planned[0]
-        return controller_pb2.GetStatusResponse(pipelines=pipelines)
+        nodes = [controller_pb2.NodeStatus(state=controller_pb2.NODE_STATE_LOST)]
+        return controller_pb2.GetStatusResponse(pipelines=pipelines, nodes=nodes)
 
     async def serving(address: str) -> bool:
         return True
