@@ -89,4 +89,6 @@ def _mesh_of(pid: int) -> str:
     except OSError:
         return ""
     prefix = f"{MESH_ID_VARIABLE}=".encode()
-    return next((v[len(prefix) :].decode() for v in variables if v.startswith(prefix)), "")
+    return next(
+        (v[len(prefix) :].decode(errors="replace") for v in variables if v.startswith(prefix)), ""
+    )

@@ -50,6 +50,14 @@ def test_only_processes_of_the_mesh_are_found(started: list[subprocess.Popen[str
     assert other.poll() is None
 
 
+def test_a_stranger_whose_id_is_no_text_is_passed_over(
+    started: list[subprocess.Popen[str]],
+) -> None:
+    stranger = _start(started, os.fsdecode(b"\xff"), WAIT)
+    assert processes.own_processes("mine") == []
+    assert stranger.poll() is None
+
+
 def test_a_process_that_will_not_stop_is_killed(started: list[subprocess.Popen[str]]) -> None:
     child = _start(started, "mine", STUBBORN)
     processes.end(processes.own_processes("mine"), grace_s=0.2)
