@@ -83,12 +83,11 @@ def end(processes: Iterable[OwnProcess], grace_s: float) -> None:
         process.close()
 
 
-def _mesh_of(pid: int) -> str:
+def _mesh_of(pid: int) -> str | None:
     try:
         variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
-        return ""
+        return None
     prefix = f"{MESH_ID_VARIABLE}=".encode()
-    return next(
-        (v[len(prefix) :].decode(errors="replace") for v in variables if v.startswith(prefix)), ""
-    )
+    found = next((v for v in variables if v.startswith(prefix)), None)
+    return None if found is None else found[len(prefix) :].decode(errors="replace")

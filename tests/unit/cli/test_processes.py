@@ -58,6 +58,10 @@ def test_a_stranger_whose_id_is_no_text_is_passed_over(
     assert stranger.poll() is None
 
 
+def test_an_empty_id_is_nobodys() -> None:
+    assert processes.own_processes("") == []
+
+
 def test_a_process_that_will_not_stop_is_killed(started: list[subprocess.Popen[str]]) -> None:
     child = _start(started, "mine", STUBBORN)
     processes.end(processes.own_processes("mine"), grace_s=0.2)
