@@ -9,10 +9,12 @@ import httpx
 from shuntserve.controller.v1 import controller_pb2
 
 from bench import mesh as meshes
+from services.common import health
 
 
-def _controller_pid(status: dict[str, Any]) -> int:
-    return int(next(s["pid"] for s in status["services"] if s["name"] == "controller"))
+def _controller(status: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = next(s for s in status["services"] if s["name"] == "controller")
+    return found
 
 
 async def _streams(
@@ -32,8 +34,14 @@ async def test_streams_go_on_without_the_controller_and_its_journal_is_whole(
 ) -> None:
     bodies = meshes.request_bodies(200)[:4]
     expected = await meshes.undisturbed(client, ready.url(), bodies)
+    killed = _controller(await ready.status())
     records, tasks = await _streams(ready, client, bodies, tokens=10)
-    os.kill(_controller_pid(await ready.status()), signal.SIGKILL)
+    os.kill(killed["pid"], signal.SIGKILL)
+    had = [len(r.arrivals_s) for r in records]
+    await meshes.until(
+        lambda: all(len(r.arrivals_s) >= n + 5 for r, n in zip(records, had, strict=True))
+    )
+    assert not await health.is_serving(killed["grpc"]), "the controller was back already"
     await asyncio.gather(*tasks)
     await ready.until_ready(2)
     for record, wanted in zip(records, expected, strict=True):
@@ -49,12 +57,13 @@ async def test_a_pipeline_killed_while_the_controller_is_away_is_survived(
 ) -> None:
     bodies = meshes.request_bodies(200)[:4]
     expected = await meshes.undisturbed(client, ready.url(), bodies)
+    killed = _controller(await ready.status())
     records, tasks = await _streams(ready, client, bodies, tokens=10)
     status = await controller.GetStatus(controller_pb2.GetStatusRequest(), timeout=5)
     generations = {g.generation_id: g.pipeline_id for g in status.generations}
     pipeline = generations[records[0].generation_id]
     node = next(n for n in status.nodes if n.pipeline_id == pipeline and n.stage_index == 0)
-    os.kill(_controller_pid(await ready.status()), signal.SIGKILL)
+    os.kill(killed["pid"], signal.SIGKILL)
     os.kill(node.pid, signal.SIGKILL)
     await asyncio.gather(*tasks)
     for record, wanted in zip(records, expected, strict=True):
