@@ -171,6 +171,7 @@ class Schedule:
         world.network.trouble = Trouble()
         world.network.cut.clear()
         world.failing.clear()
+        world.settings = replace(world.settings, launch_fails=0.0, plan_fails=0.0, load_fails=0.0)
         if world.controller.frozen:
             world.controller.thaw()
         if not world.controller.alive:
