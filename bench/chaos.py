@@ -28,6 +28,7 @@ from rich.progress import Progress
 from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 
 from bench import mesh as meshes
+from bench.bounds import rate_bound_95
 from services.common import channels
 
 STREAMS = 8
@@ -324,7 +325,7 @@ def _report(killer: Killer, load: Load, moves: Sequence[Move]) -> dict[str, Any]
         "failures": load.failed[:20],
         "different": len(load.different),
         "differences": load.different[:20],
-        "rate_bound_95": 3 / max(1, count),
+        "rate_bound_95": rate_bound_95(len(load.failed) + len(load.different), count),
         "moves": len(moves),
         "grants_in_vain": sum(m.grants - 1 for m in moves),
         "longest_gap_s": round(max(r.longest_gap_s() for r in load.told.values()), 4),

@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors.torch import save
 
+from bench.bounds import rate_bound_95
 from services.common.errors import DataLoss, InvalidArgument
 from services.common.generation import LayerRange
 from services.tensorstore import gguf_file, manifest, safetensors_file
@@ -59,11 +60,12 @@ def flips(root: Path, count: int) -> dict[str, Any]:
         except DataLoss:
             found[where] += 1
         flip(path, bit)
+    missed = count - sum(found.values())
     return {
         "flips": count,
         "found": found,
-        "missed": count - sum(found.values()),
-        "missed_rate_bound_95": 3 / count,
+        "missed": missed,
+        "missed_rate_bound_95": rate_bound_95(missed, count),
     }
 
 
