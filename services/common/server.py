@@ -16,7 +16,7 @@ from opentelemetry.trace import SpanKind
 
 from services.common import channels, roles, telemetry
 from services.common.errors import ShuntError
-from services.common.settings import ServiceSettings
+from services.common.settings import ServiceSettings, refuse
 from services.common.statuses import abort_with
 
 _log = logging.getLogger(__name__)
@@ -182,9 +182,13 @@ class Server:
         self.port = 0
 
     async def start(self) -> int:
-        """Binds and serves, health NOT_SERVING until `set_ready(True)`; returns the port."""
+        """Binds and serves, health NOT_SERVING until `set_ready(True)`; returns the port. Exits 2
+        and names the setting when it cannot be had."""
         address = channels.address_of(self._settings.host, self._settings.grpc_port)
-        self.port = channels.bind(self.grpc_server, address, self._settings.tls)
+        try:
+            self.port = channels.bind(self.grpc_server, address, self._settings.tls)
+        except RuntimeError:
+            refuse(self._settings, "grpc_port", f"cannot listen on {address}")
         await self.set_ready(False)
         await self.grpc_server.start()
         return self.port

@@ -6,7 +6,7 @@ import os
 import ssl
 import sys
 from collections.abc import Callable
-from typing import Literal, Self, TypeVar
+from typing import Literal, NoReturn, Self, TypeVar
 
 from pydantic import Field, FilePath, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -98,6 +98,13 @@ def read(kind: type[S]) -> S:
     if isinstance(found, ServiceSettings):
         _hand_on(found.tls)
     return found
+
+
+def refuse(settings: BaseSettings, field: str, reason: str) -> NoReturn:
+    """Names a setting that reads well but cannot be had on stderr; exits 2."""
+    prefix = str(settings.model_config.get("env_prefix") or "")
+    print(f"bad setting {(prefix + field).upper()}: {reason}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _hand_on(tls: TlsSettings) -> None:

@@ -16,7 +16,7 @@ import uvloop
 from shuntserve.router.v1 import router_pb2_grpc
 
 from services.common import channels, logs, server, telemetry
-from services.common.settings import read
+from services.common.settings import read, refuse
 from services.router.catalogue import Catalogue
 from services.router.controller import Controller
 from services.router.gateway import Gateway
@@ -61,7 +61,7 @@ def http_server(router: Router, settings: RouterSettings) -> HttpServer:
 
 
 def listen(settings: RouterSettings) -> socket.socket:
-    """The gateway's socket; raises OSError when the port is taken."""
+    """The gateway's socket. Exits 2 and names the setting when the port cannot be had."""
     listening = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
@@ -69,7 +69,12 @@ def listen(settings: RouterSettings) -> socket.socket:
     # this, one that does not read a whole answer keeps it, and its connection, for ever.
     unread_ms = int(settings.write_timeout_s * 1000)
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread_ms)
-    listening.bind((settings.host, settings.http_port))
+    try:
+        listening.bind((settings.host, settings.http_port))
+    except OSError as error:
+        listening.close()
+        where = channels.address_of(settings.host, settings.http_port)
+        refuse(settings, "http_port", f"{where}: {error.strerror or error}")
     listening.listen(2048)
     listening.setblocking(False)
     return listening
@@ -88,7 +93,7 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def running(settings: RouterSettings) -> AsyncIterator[Running]:
-    """Serves inside the block; leaving it lets every reader go. Raises OSError for a taken port."""
+    """Serves inside the block; leaving it lets every reader go."""
     controller_channel = channels.open_channel(settings.controller_address, tls=settings.tls)
     store_channel = channels.open_channel(settings.tensorstore_address, tls=settings.tls)
     controller = Controller(

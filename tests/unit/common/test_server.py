@@ -94,13 +94,16 @@ async def test_health_follows_readiness() -> None:
         assert after.status == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_a_taken_port_is_refused() -> None:
+async def test_a_taken_port_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         server = Server(ServiceSettings(grpc_port=taken.getsockname()[1]), [NAME])
-        with pytest.raises(RuntimeError):
+        with pytest.raises(SystemExit) as stop:
             await server.start()
+        assert stop.value.code == 2
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert f"GRPC_PORT: cannot listen on {address}" in capsys.readouterr().err
         await server.grpc_server.stop(0)
 
 
@@ -117,7 +120,7 @@ async def test_an_ipv6_host_is_bound_and_reached() -> None:
 async def test_two_servers_never_share_a_port() -> None:
     async with _serving() as (_, address, _):
         second = Server(ServiceSettings(grpc_port=int(address.rsplit(":", 1)[1])), [NAME])
-        with pytest.raises(RuntimeError):
+        with pytest.raises(SystemExit):
             await second.start()
         await second.grpc_server.stop(0)
 

@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+import pytest
+
+from services.router.__main__ import listen
+from services.router.settings import RouterSettings
+
+
+def test_a_taken_http_port_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with listen(RouterSettings(http_port=0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit) as stop:
+            listen(RouterSettings(http_port=port))
+    assert stop.value.code == 2
+    told = capsys.readouterr().err
+    assert f"bad setting SHUNT_ROUTER_HTTP_PORT: 127.0.0.1:{port}: Address already in use" in told
