@@ -230,9 +230,15 @@ class Ledger:
         return {left for left, since_s in self._left.items() if now_s - since_s < patience_s}
 
     def _best(self, entry: Entry, heads: Sequence[Head]) -> Head | None:
-        """The least loaded of the generation's own arithmetic, or of any when there is none."""
-        wanted = entry.request.numerics_class
-        takers = [h for h in heads if h.takes_new and h.route.model == entry.request.model]
+        """The least loaded of the generation's own arithmetic, or of any when there is none; one
+        whose KV cache it cannot outgrow."""
+        request, wanted = entry.request, entry.request.numerics_class
+        positions = len(request.prompt_ids) + request.sampling.max_tokens
+        takers = [
+            h
+            for h in heads
+            if h.takes_new and h.route.model == request.model and h.route.max_positions >= positions
+        ]
         return min(
             takers,
             key=lambda head: (

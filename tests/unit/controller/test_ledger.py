@@ -41,8 +41,9 @@ def head_of(
     speed: float = 1.0,
     model: ModelRef = MODEL,
     numerics: str = "",
+    positions: int = 100,
 ) -> Head:
-    route = Route(f"p-{name}", f"f-{name}", f"i-{name}", f"{name}:1", speed, model, 100)
+    route = Route(f"p-{name}", f"f-{name}", f"i-{name}", f"{name}:1", speed, model, positions)
     return Head(route, not hands_over, numerics, hands_over)
 
 
@@ -224,6 +225,16 @@ def test_a_grant_that_leaves_its_arithmetic_says_so(book: Book) -> None:
     assert outcome is not None
     assert outcome.reply.head == other.route
     assert outcome.events[0].attributes["numerics"] == "exact to inexact"
+
+
+def test_a_generation_waits_for_a_pipeline_that_it_cannot_outgrow() -> None:
+    book = Book()
+    book.checkpoint(7)
+    small, large = head_of("s", speed=9.0, positions=51), head_of("l", positions=52)
+    assert book.resume(7, heads=(small,)) is None
+    grant = book.resume(7, heads=(small, large))
+    assert isinstance(grant, Grant)
+    assert grant.head == large.route
 
 
 def test_shares_follow_throughput_and_load(book: Book) -> None:
