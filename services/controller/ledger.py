@@ -302,7 +302,7 @@ class Ledger:
             for i in indices
             if entry.choice(i).finish is None and entry.choice(i).stop_length is None
         ]
-        return Outcome(None, self._commit(ends, now_s))
+        return Outcome(None, self._commit(ends, now_s), reason is CancelReason.CLIENT)
 
     def view(
         self, generation_id: str, heads: Sequence[Head], now_s: float

@@ -303,7 +303,9 @@ def test_a_stop_without_a_length_ends_what_there_is(book: Book) -> None:
 
 def test_a_cancelled_choice_is_finished_as_cancelled(book: Book) -> None:
     book.checkpoint(7)
-    book.keep(book.ledger.cancel("g", 0, CancelReason.CLIENT, None, 0.0))
+    outcome = book.ledger.cancel("g", 0, CancelReason.CLIENT, None, 0.0)
+    assert outcome.fsync
+    book.keep(outcome)
     assert book.resume(7).base[0].finish_reason is FinishReason.CANCELLED
 
 
