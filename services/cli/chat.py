@@ -33,7 +33,7 @@ async def answer(
 
 
 def converse(console: Console, routers: Sequence[str], model: str, tokens: int) -> None:
-    """Asks until the input ends, or Ctrl-C."""
+    """Asks until the input ends, or Ctrl-C at the prompt; in mid-answer it stops the answer."""
     turns: list[tuple[str, str]] = []
     console.print(f"Talking with {model}; Ctrl-D ends.", highlight=False)
     # a loop that runs while the terminal is read would take Ctrl-C and not hear it
@@ -46,5 +46,9 @@ def converse(console: Console, routers: Sequence[str], model: str, tokens: int) 
                 return
             if question:
                 turns.append(("user", question))
-                said = runner.run(answer(console, routers, model, turns, tokens))
-                turns.append(("assistant", said))
+                try:
+                    said = runner.run(answer(console, routers, model, turns, tokens))
+                except KeyboardInterrupt:
+                    turns.pop()
+                else:
+                    turns.append(("assistant", said))

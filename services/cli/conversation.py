@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 
 import grpc
 from shuntserve.router.v1 import router_pb2, router_pb2_grpc
@@ -14,6 +15,7 @@ from services.common import channels
 from services.common.settings import TlsSettings
 
 STREAM_TIMEOUT_S = 600.0
+CANCEL_TIMEOUT_S = 5.0
 RECONNECT_S = 30.0
 PAUSE_S = 0.2
 _BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN)
@@ -22,7 +24,8 @@ _BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCo
 async def stream(
     routers: Sequence[str], request: router_pb2.GenerateRequest
 ) -> AsyncIterator[router_pb2.GenerateResponse]:
-    """The events of one generation, from whichever router serves it.
+    """The events of one generation, from whichever router serves it. Cancelling the task cancels
+    the generation.
 
     Raises MeshError for an answer that is an error, or when no router answers for RECONNECT_S.
     """
@@ -48,6 +51,12 @@ async def stream(
                         deadline = time.monotonic() + RECONNECT_S
                         yield event
                 return
+            except asyncio.CancelledError:
+                if generation_id:
+                    cancel = router_pb2.CancelRequest(generation_id=generation_id)
+                    with suppress(grpc.aio.AioRpcError):  # it is parked, and ends by itself
+                        await stub.Cancel(cancel, timeout=CANCEL_TIMEOUT_S)
+                raise
             except grpc.aio.AioRpcError as error:
                 if not _broken(error) or time.monotonic() > deadline:
                     raise MeshError(error.details() or error.code().name) from None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import pty
@@ -32,6 +33,32 @@ async def test_an_error_in_mid_answer_stands_on_a_line_of_its_own(
     with pytest.raises(MeshError, match="cut"):
         await chat.answer(Console(file=shown), [], "m", [("user", "Hi")], 9)
     assert shown.getvalue() == "The sea\n"
+
+
+def test_ctrl_c_in_mid_answer_stops_the_answer_and_asks_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[list[str]] = []
+
+    async def answer(
+        _console: object, _routers: object, _model: str, turns: list[tuple[str, str]], _: int
+    ) -> str:
+        asked.append([text for _, text in turns])
+        if len(asked) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(10)
+        return "Wide."
+
+    def read(_console: object, _prompt: str) -> str:
+        if questions:
+            return questions.pop(0)
+        raise EOFError
+
+    questions = ["How is the sea?", "And now?"]
+    monkeypatch.setattr(chat, "answer", answer)
+    monkeypatch.setattr(Console, "input", read)
+    chat.converse(Console(file=io.StringIO()), [], "m", 9)
+    assert asked == [["How is the sea?"], ["And now?"]]
 
 
 def _ctrl_c(child: subprocess.Popen[bytes], keyboard: int) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -43,7 +44,22 @@ class _Router(router_pb2_grpc.RouterServiceServicer):
             yield router_pb2.ResumeResponse(event=_event(position))
 
 
-async def _read(router: _Router, told: list[str]) -> None:
+class _Endless(router_pb2_grpc.RouterServiceServicer):
+    """Tells one word, and then nothing more."""
+
+    def __init__(self) -> None:
+        self.cancelled: list[str] = []
+
+    async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        yield _event(0)
+        await asyncio.Event().wait()
+
+    async def Cancel(self, request: Any, context: Any) -> Any:
+        self.cancelled.append(request.generation_id)
+        return router_pb2.CancelResponse()
+
+
+async def _read(router: router_pb2_grpc.RouterServiceServicer, told: list[str]) -> None:
     server = grpc.aio.server()
     router_pb2_grpc.add_RouterServiceServicer_to_server(router, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -68,3 +84,15 @@ async def test_an_answer_that_was_cancelled_is_not_asked_for_again() -> None:
         await _read(router, told)
     assert told == list(WORDS[:2])
     assert router.resumed == []
+
+
+async def test_an_answer_that_is_not_awaited_any_more_is_cancelled() -> None:
+    router, told = _Endless(), list[str]()
+    reading = asyncio.create_task(_read(router, told))
+    async with asyncio.timeout(10):
+        while not told:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+    assert router.cancelled == ["g1"]
