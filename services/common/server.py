@@ -188,7 +188,7 @@ class Server:
         try:
             self.port = channels.bind(self.grpc_server, address, self._settings.tls)
         except RuntimeError:
-            refuse(self._settings, "grpc_port", f"cannot listen on {address}")
+            refuse(self._settings.name_of("grpc_port"), f"cannot listen on {address}")
         await self.set_ready(False)
         await self.grpc_server.start()
         return self.port

@@ -80,6 +80,10 @@ class ServiceSettings(BaseSettings):
     shutdown_grace_s: float = Field(default=5.0, ge=0, le=600)
     tls: TlsSettings = Field(default_factory=TlsSettings)
 
+    def name_of(self, field: str) -> str:
+        """The environment variable of a field."""
+        return f"{self.model_config.get('env_prefix') or ''}{field}".upper()
+
 
 def read(kind: type[S]) -> S:
     """The settings from the environment; a bad one names its field on stderr and exits 2."""
@@ -100,10 +104,9 @@ def read(kind: type[S]) -> S:
     return found
 
 
-def refuse(settings: BaseSettings, field: str, reason: str) -> NoReturn:
-    """Names a setting that reads well but cannot be had on stderr; exits 2."""
-    prefix = str(settings.model_config.get("env_prefix") or "")
-    print(f"bad setting {(prefix + field).upper()}: {reason}", file=sys.stderr)
+def refuse(name: str, reason: str) -> NoReturn:
+    """For a setting that reads well but cannot be had: names it on stderr and exits 2."""
+    print(f"bad setting {name}: {reason}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -21,6 +20,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import start_http_server
+
+from services.common.settings import refuse
 
 _log = logging.getLogger(__name__)
 _PROPAGATOR = TraceContextTextMapPropagator()
@@ -49,9 +50,7 @@ def _serve_metrics(service: str, host: str, port: int) -> None:
     try:
         server, _ = start_http_server(port, addr=host)
     except OSError as error:
-        reason = f"{host}:{port}: {error.strerror or error}"
-        print(f"bad setting SHUNT_{service.upper()}_METRICS_PORT: {reason}", file=sys.stderr)
-        sys.exit(2)
+        refuse(f"SHUNT_{service.upper()}_METRICS_PORT", f"{host}:{port}: {error.strerror or error}")
     _log.info("metrics", extra={"address": f"{host}:{server.server_port}"})
 
 

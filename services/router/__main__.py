@@ -74,7 +74,7 @@ def listen(settings: RouterSettings) -> socket.socket:
     except OSError as error:
         listening.close()
         where = channels.address_of(settings.host, settings.http_port)
-        refuse(settings, "http_port", f"{where}: {error.strerror or error}")
+        refuse(settings.name_of("http_port"), f"{where}: {error.strerror or error}")
     listening.listen(2048)
     listening.setblocking(False)
     return listening
