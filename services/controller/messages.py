@@ -22,6 +22,7 @@ from services.common.exchange import (
 )
 from services.common.generation import GenerationRequest, TokenSpan
 from services.controller.actions import (
+    MAX_SPEED,
     Beat,
     NodeFacts,
     NodeShape,
@@ -34,7 +35,6 @@ from services.controller.journal import LoggedEvent
 from services.controller.outcomes import OpenGeneration
 
 MAX_NAME_CHARS = 128
-MAX_SPEED = 1e6
 MAX_MEMBERS = 1024
 """Of one formation: a stage has a layer or more."""
 MAX_EPOCH = 2**31 - 1

@@ -10,11 +10,10 @@ from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.common.settings import ServiceSettings
-from services.controller.actions import NodeShape
+from services.controller.actions import MAX_SPEED, NodeShape
 from services.controller.cluster_runtime import RuntimeSettings
 from services.controller.cluster_settings import ClusterSettings
 from services.controller.engines import EngineTimeouts
-from services.controller.messages import MAX_SPEED
 from services.controller.model_facts import ModelFacts
 from services.controller.outcomes import LedgerSettings
 from services.controller.service import ServiceLimits

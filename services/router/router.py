@@ -251,9 +251,7 @@ class Router:
                 await self.catalogue.heard.wait()
                 return await self._load(self.catalogue.current(name))
         except TimeoutError:
-            raise Unavailable(
-                "this router has heard of no pipeline yet", retry_after_s=5.0
-            ) from None
+            raise Unavailable("no model is ready at this router yet", retry_after_s=5.0) from None
 
     def _facts(self, name: str, model: Model) -> ModelFacts:
         positions = self.catalogue.max_positions(name, model)

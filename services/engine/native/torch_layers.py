@@ -38,9 +38,7 @@ class Linear:
         self._by_row = False
         self.packed_bytes = weight.numel() * weight.element_size()
         self._weight: Tensor | None = weight
-        if (
-            weight.device.type != "cpu"
-        ):  # it was brought there for this stage: a copy is one too many
+        if weight.device.type != "cpu":  # brought there for this stage: a copy is one too many
             return
         self._weight = weight.clone(memory_format=torch.contiguous_format)
         key = (*weight.shape, weight.dtype, torch.get_num_threads())
