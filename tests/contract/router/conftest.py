@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from bench.fake_mesh import FakeMesh
 from services.router.__main__ import Running
+from tests.fake_mesh import FakeMesh
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from bench.fake_mesh import FakeMesh
 from services.router.__main__ import Running
+from tests.fake_mesh import FakeMesh
+from tests.waiting import until
 
 CHAT = "/v1/chat/completions"
 
@@ -122,7 +123,7 @@ async def test_requests_sent_ahead_have_a_limit(mesh: FakeMesh, ahead: int, take
     async with mesh.router(max_requests_ahead=3) as router:
         reader, writer = await asyncio.open_connection("127.0.0.1", router.http_port)
         writer.write(head.replace(b"Connection: close\r\n", b"") + body)
-        await _until(lambda: mesh.sampled >= 10)
+        await until(lambda: mesh.sampled >= 10)
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * (ahead - 1))
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         await writer.drain()
@@ -130,7 +131,7 @@ async def test_requests_sent_ahead_have_a_limit(mesh: FakeMesh, ahead: int, take
             mesh.limit = 1 << 30
         async with asyncio.timeout(20):
             answer = await reader.read()
-        await _until(lambda: mesh.readers == 0)
+        await until(lambda: mesh.readers == 0)
         writer.close()
     assert answer.startswith(b"HTTP/1.1 200 " if taken else b"HTTP/1.1 400 ")
     assert answer.count(b'{"alive":true}') == (ahead if taken else 0)
@@ -150,12 +151,12 @@ async def test_broken_http_behind_a_request_ends_its_answer(
     writer.write(head.encode() + body)
     if streamed:
         assert await reader.readuntil(b"data: ")
-    await _until(lambda: mesh.sampled >= 10)
+    await until(lambda: mesh.sampled >= 10)
     writer.write(b"\x00 no HTTP\r\n\r\n")
     async with asyncio.timeout(20):
         rest = await reader.read()
     assert (b"HTTP/1.1 400 " in rest) is not streamed
-    await _until(lambda: mesh.readers == 0 and router.router.streams == 0)
+    await until(lambda: mesh.readers == 0 and router.router.streams == 0)
     mesh.limit = 1 << 30
     writer.close()
     assert "a request failed" not in caplog.text
@@ -266,12 +267,6 @@ async def test_default_times_close_a_slow_sender_within_30_s(router: Running) ->
     assert settings.max_unread_bytes <= 256 << 10
 
 
-async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
-
-
 def _drain(connection: socket.socket) -> None:
     while connection.recv(65536):
         pass
@@ -289,8 +284,8 @@ async def test_a_client_that_never_reads_is_cut_off(mesh: FakeMesh) -> None:
         async with mesh.router(write_timeout_s=0.5) as router:
             deaf.connect(("127.0.0.1", router.http_port))
             deaf.sendall(head.encode() + body)
-            await _until(lambda: mesh.readers == 1)
-            await _until(lambda: mesh.readers == 0)
+            await until(lambda: mesh.readers == 1)
+            await until(lambda: mesh.readers == 0)
             streams = router.router.streams
             with pytest.raises(ConnectionResetError):
                 await asyncio.to_thread(_drain, deaf)
@@ -314,8 +309,8 @@ async def test_a_client_that_never_reads_a_whole_answer_is_cut_off(mesh: FakeMes
         async with mesh.router(write_timeout_s=0.3, max_connections=1) as router:
             deaf.connect(("127.0.0.1", router.http_port))
             deaf.sendall(head.encode() + body)
-            await _until(lambda: mesh.readers == 1)
-            await _until(lambda: router.router.streams == 0)
+            await until(lambda: mesh.readers == 1)
+            await until(lambda: router.router.streams == 0)
             async with asyncio.timeout(20):
                 while not (await _raw(router, health)).startswith(b"HTTP/1.1 200 "):  # noqa: ASYNC110
                     await asyncio.sleep(0.1)

@@ -10,7 +10,8 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from bench.fake_mesh import MAX_POSITIONS, REPLY, FakeMesh
+from tests.fake_mesh import REPLY, FakeMesh
+from tests.tiny_model import MAX_POSITIONS
 
 CHAT = "/v1/chat/completions"
 JSON = {"content-type": "application/json"}

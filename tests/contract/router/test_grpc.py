@@ -11,7 +11,6 @@ import pytest
 from shuntserve.common.v1 import common_pb2
 from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
-from bench.fake_mesh import MAX_POSITIONS, MODEL, REPLY, FakeMesh
 from services.common import channels
 from services.common.errors import (
     AlreadyExists,
@@ -23,6 +22,8 @@ from services.common.errors import (
 )
 from services.common.statuses import from_rpc_error
 from services.router.__main__ import Running
+from tests.fake_mesh import REPLY, FakeMesh
+from tests.tiny_model import MAX_POSITIONS, MODEL
 
 
 @pytest.fixture

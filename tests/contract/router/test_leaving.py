@@ -10,18 +10,13 @@ import httpx
 import pytest
 from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
-from bench.fake_mesh import REPLY, FakeMesh
 from services.common import channels, errors
 from services.common.generation import GenerationKind, ModelRef
 from services.router.__main__ import Running
 from services.router.ask import Ask
 from services.router.model import Model
-
-
-async def _until(condition: Any) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+from tests.fake_mesh import REPLY, FakeMesh
+from tests.waiting import until
 
 
 async def test_a_reader_that_leaves_detaches_and_cancels_nothing(
@@ -29,7 +24,7 @@ async def test_a_reader_that_leaves_detaches_and_cancels_nothing(
 ) -> None:
     mesh.limit = 10
     await ask(http, until=lambda told: len(told.text()) > 5)
-    await _until(lambda: mesh.readers == 0)
+    await until(lambda: mesh.readers == 0)
     assert mesh.cancels == []
 
 
@@ -38,11 +33,11 @@ async def test_a_reader_that_leaves_before_its_event_is_there_detaches(
 ) -> None:
     mesh.limit = 10
     first = await ask(http, until=lambda told: len(told.text()) > 5)
-    await _until(lambda: mesh.readers == 0)
+    await until(lambda: mesh.readers == 0)
     task = asyncio.create_task(resume(http, first.generation_id, "500-00000000"))
-    await _until(lambda: mesh.readers == 1)
+    await until(lambda: mesh.readers == 1)
     task.cancel()
-    await _until(lambda: mesh.readers == 0 and router.router.streams == 0)
+    await until(lambda: mesh.readers == 0 and router.router.streams == 0)
 
 
 async def test_nothing_begins_for_a_client_that_left_before_a_pipeline_came(
@@ -54,11 +49,11 @@ async def test_nothing_begins_for_a_client_that_left_before_a_pipeline_came(
         async with httpx.AsyncClient(base_url=url, timeout=20) as client:
             mesh.alive = [False, False]
             mesh.change_routes()
-            await _until(lambda: not router.router.ready)
+            await until(lambda: not router.router.ready)
             task = asyncio.create_task(client.post("/v1/chat/completions", json=body))
-            await _until(lambda: router.router._starting == 1)
+            await until(lambda: router.router._starting == 1)
             task.cancel()
-            await _until(lambda: router.router._starting == 0)
+            await until(lambda: router.router._starting == 0)
     assert mesh.calls == []
 
 
@@ -73,9 +68,9 @@ async def test_a_reader_that_sent_a_request_ahead_detaches_too(mesh: FakeMesh) -
             + body
             + b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
         )
-        await _until(lambda: mesh.sampled >= 10)
+        await until(lambda: mesh.sampled >= 10)
         writer.transport.abort()
-        await _until(lambda: mesh.readers == 0 and router.router.streams == 0)
+        await until(lambda: mesh.readers == 0 and router.router.streams == 0)
 
 
 async def test_a_client_that_leaves_a_whole_answer_detaches(
@@ -84,9 +79,9 @@ async def test_a_client_that_leaves_a_whole_answer_detaches(
     mesh.limit = 10
     body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
     task = asyncio.create_task(http.post("/v1/chat/completions", json=body))
-    await _until(lambda: mesh.sampled >= 10)
+    await until(lambda: mesh.sampled >= 10)
     task.cancel()
-    await _until(lambda: mesh.readers == 0)
+    await until(lambda: mesh.readers == 0)
     assert mesh.cancels == []
 
 
@@ -112,7 +107,7 @@ async def test_a_prompt_in_the_making_counts_though_its_client_left(
         else:
             left = stub.Generate(router_pb2.GenerateRequest(model="tiny", text=text), timeout=60)
         try:
-            await _until(begun.is_set)
+            await until(begun.is_set)
             left.cancel()
             for _ in range(5):  # the router has heard of it long before these are answered
                 other = router_pb2.GenerateRequest(model="tiny", text="hi")
@@ -120,7 +115,7 @@ async def test_a_prompt_in_the_making_counts_though_its_client_left(
             assert router.router._starting == 1
         finally:
             go_on.set()
-        await _until(lambda: router.router._starting == 0)
+        await until(lambda: router.router._starting == 0)
 
 
 async def test_a_stopping_router_sends_its_readers_elsewhere(
@@ -132,7 +127,7 @@ async def test_a_stopping_router_sends_its_readers_elsewhere(
         url = f"http://127.0.0.1:{router.http_port}"
         client = httpx.AsyncClient(base_url=url, timeout=20)
         task = asyncio.create_task(ask(client, until=lambda t: sent.append(t)))
-        await _until(lambda: sent and len(sent[-1].text()) > 10)
+        await until(lambda: sent and len(sent[-1].text()) > 10)
     told = await task
     await client.aclose()
     assert told.errors[0]["code"] == "unavailable"
@@ -151,9 +146,9 @@ async def test_a_stopping_router_sends_who_waits_for_a_pipeline_elsewhere(mesh: 
         client = httpx.AsyncClient(base_url=url, timeout=20)
         mesh.alive = [False, False]
         mesh.change_routes()
-        await _until(lambda: not router.router.ready)
+        await until(lambda: not router.router.ready)
         task = asyncio.create_task(client.post("/v1/chat/completions", json=body))
-        await _until(lambda: router.router._starting == 1)
+        await until(lambda: router.router._starting == 1)
     answer = await task
     await client.aclose()
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
@@ -173,7 +168,7 @@ async def test_a_request_in_the_making_begins_nothing_at_a_router_that_stopped(
 
     monkeypatch.setattr(catalogue, "load", slow)
     task = asyncio.create_task(router.router.generate(ask))
-    await _until(lambda: router.router._starting == 1)
+    await until(lambda: router.router._starting == 1)
     await router.router.close()
     go_on.set()
     with pytest.raises(errors.Unavailable):

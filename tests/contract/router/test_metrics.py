@@ -10,10 +10,10 @@ import pytest
 from prometheus_client import REGISTRY
 from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
-from bench.fake_mesh import FakeMesh
 from services.common import channels
 from services.common.errors import InvalidArgument
 from services.router.__main__ import Running
+from tests.fake_mesh import FakeMesh
 
 
 def _first_tokens() -> float:

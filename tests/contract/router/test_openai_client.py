@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 import openai
 import pytest
 
-from bench.fake_mesh import REPLY, FakeMesh
 from services.router.__main__ import Running
+from tests.fake_mesh import REPLY, FakeMesh
 
 
 @pytest.fixture

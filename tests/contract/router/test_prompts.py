@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from bench.fake_mesh import MAX_POSITIONS
 from services.router.model import Model
+from tests.tiny_model import MAX_POSITIONS
 
 
 @pytest.fixture

@@ -8,15 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
-from bench.fake_mesh import REPLY, FakeMesh
 from services.common import errors
 from services.router.__main__ import Running
-
-
-async def _until(condition: Any) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+from tests.fake_mesh import REPLY, FakeMesh
+from tests.waiting import until
 
 
 async def test_a_stream_outlives_the_head_that_began_it(
@@ -27,7 +22,7 @@ async def test_a_stream_outlives_the_head_that_began_it(
 
     async def kill() -> None:
         nonlocal told_at_kill
-        await _until(lambda: mesh.sampled >= 20)
+        await until(lambda: mesh.sampled >= 20)
         told_at_kill = mesh.calls[0][0]
         await mesh.kill(told_at_kill)
         mesh.limit = 1 << 30
@@ -46,7 +41,7 @@ async def test_a_silent_head_is_left_within_a_second_or_so(
     mesh: FakeMesh, http: httpx.AsyncClient, ask: Any
 ) -> None:
     async def freeze() -> None:
-        await _until(lambda: mesh.sampled >= 10)
+        await until(lambda: mesh.sampled >= 10)
         mesh.silent[mesh.calls[0][0]] = True
 
     mesh.token_s = 0.002
@@ -64,11 +59,11 @@ async def test_a_stream_waits_for_the_first_pipeline_to_return(
     mesh.limit = 10
 
     async def away() -> None:
-        await _until(lambda: mesh.sampled >= 10)
+        await until(lambda: mesh.sampled >= 10)
         mesh.controller_away = True
         await mesh.kill(mesh.calls[0][0])
         asked = len(mesh.traceparents)
-        await _until(lambda: len(mesh.traceparents) >= asked + 2)
+        await until(lambda: len(mesh.traceparents) >= asked + 2)
         mesh.controller_away, mesh.limit = False, 1 << 30
 
     task = asyncio.create_task(away())
@@ -87,7 +82,7 @@ async def test_a_stream_that_nobody_takes_ends_in_an_error_and_can_be_resumed(
         async with httpx.AsyncClient(base_url=url, timeout=20) as client:
 
             async def away() -> None:
-                await _until(lambda: mesh.sampled >= 10)
+                await until(lambda: mesh.sampled >= 10)
                 mesh.controller_away = True
                 await mesh.kill(mesh.calls[0][0])
 
@@ -130,7 +125,7 @@ async def test_a_reader_that_lost_its_connection_resumes_in_mid_stream(
 ) -> None:
     mesh.limit = 30
     first = await ask(http, until=lambda told: len(told.text()) > 25)
-    await _until(lambda: mesh.readers == 0)
+    await until(lambda: mesh.readers == 0)
     mesh.limit = 1 << 30
     rest = await resume(http, first.generation_id, first.ids[-1])
     assert first.text() + rest.text() == REPLY
@@ -164,7 +159,7 @@ async def test_an_event_ahead_of_the_journal_is_waited_for(
     first = await ask(http, until=lambda told: len(told.text()) > 25)
     await mesh.kill(mesh.calls[0][0])
     task = asyncio.create_task(resume(http, first.generation_id, first.ids[-1]))
-    await _until(lambda: len(mesh.calls) >= 2)
+    await until(lambda: len(mesh.calls) >= 2)
     mesh.limit = 1 << 30
     rest = await task
     assert first.text() + rest.text() == REPLY
@@ -182,7 +177,7 @@ async def test_a_second_reader_ends_the_first(
         return False
 
     task = asyncio.create_task(ask(http, until=enough))
-    await _until(lambda: told is not None and len(told.text()) > 10)
+    await until(lambda: told is not None and len(told.text()) > 10)
     second = asyncio.create_task(resume(http, told.generation_id))
     first = await task
     assert first.errors[0]["code"] == "superseded"
@@ -202,12 +197,12 @@ async def test_a_cancelled_generation_ends_everywhere(
         return False
 
     task = asyncio.create_task(ask(http, until=enough))
-    await _until(lambda: told is not None and len(told.text()) > 10)
+    await until(lambda: told is not None and len(told.text()) > 10)
     answer = await http.delete(f"/v1/generations/{told.generation_id}")
     assert answer.status_code == 200
     assert answer.headers["x-generation-id"] == told.generation_id
     assert (await task).errors[0]["code"] == "cancelled"
-    await _until(lambda: {who for who, _ in mesh.cancels} == {"controller", "head"})
+    await until(lambda: {who for who, _ in mesh.cancels} == {"controller", "head"})
     again = await resume(http, told.generation_id)
     assert (again.status, again.body["error"]["code"]) == (409, "cancelled")
 
@@ -217,7 +212,7 @@ async def test_a_stop_string_ends_the_generation_at_its_head(
 ) -> None:
     told = await ask(http, stop="Paris")
     assert told.text() == "The capital of France is "
-    await _until(lambda: len(mesh.cancels) >= 2)
+    await until(lambda: len(mesh.cancels) >= 2)
     stop = next(message for who, message in mesh.cancels if who == "controller")
     assert stop.length == told.usages[0]["completion_tokens"]
     assert mesh.sampled <= stop.length + 10
@@ -254,7 +249,7 @@ async def test_one_stream_too_many_is_429(mesh: FakeMesh, ask: Any) -> None:
             first = asyncio.create_task(
                 ask(client, until=lambda t: told.append(t) is None and bool(mesh.limit > 5))
             )
-            await _until(lambda: told)
+            await until(lambda: told)
             answer = await client.post(
                 "/v1/chat/completions",
                 json={"model": "tiny", "messages": [{"role": "user", "content": "hi"}]},

@@ -13,9 +13,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
-from bench.fake_mesh import REPLY, FakeMesh
 from services.common import channels, telemetry
 from services.router.__main__ import Running
+from tests.fake_mesh import REPLY, FakeMesh
 
 
 @pytest.fixture

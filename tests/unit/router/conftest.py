@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from bench.fake_mesh import MODEL, tiny_tokenizer
 from services.common.generation import GenerationRequest, Sampling
+from tests.tiny_model import MODEL, tiny_tokenizer
 
 EOS = tiny_tokenizer().token_to_id("<|im_end|>")
 

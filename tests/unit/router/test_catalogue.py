@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from bench.fake_mesh import MODEL, model_files, tiny_tokenizer
 from services.common.errors import FailedPrecondition
 from services.common.exchange import Route
 from services.common.generation import ModelRef
 from services.router.catalogue import Catalogue
 from services.router.model_files import ModelFiles
+from tests.tiny_model import MODEL, model_files, tiny_tokenizer
 
 CONFIG = {"max_position_embeddings": 64, "vocab_size": 303}
 ROUTE = Route("p", "f", "i", "a", 1.0, MODEL, 64)

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.fake_mesh import CHAT_TEMPLATE, tiny_tokenizer
 from services.common.errors import FailedPrecondition, InvalidArgument
 from services.router.chat import ChatTemplate, Message
 from services.router.tokenizer import Tokenizer
+from tests.tiny_model import CHAT_TEMPLATE, tiny_tokenizer
 
 SPECIALS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 ENCODER = tiny_tokenizer()

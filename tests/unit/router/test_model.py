@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from bench.fake_mesh import CHAT_TEMPLATE, MODEL, model_files, tiny_tokenizer
 from services.common.errors import FailedPrecondition, InvalidArgument
 from services.common.generation import GenerationKind
 from services.router.ask import Ask, Drawn
 from services.router.chat import Message
 from services.router.model import Model
 from services.router.model_files import ModelFiles
+from tests.tiny_model import CHAT_TEMPLATE, MODEL, model_files, tiny_tokenizer
 
 CONFIG = {"max_position_embeddings": 64, "vocab_size": 303}
 START, END = (tiny_tokenizer().token_to_id(text) for text in ("<|im_start|>", "<|im_end|>"))

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Encoder
 from tokenizers import decoders, models
 
-from bench.fake_mesh import tiny_tokenizer
 from services.common.generation import FinishReason, GenerationRequest
 from services.router.text import ChoiceText, StopString
 from services.router.tokenizer import Tokenizer
+from tests.tiny_model import tiny_tokenizer
 
 ENCODER = tiny_tokenizer()
 EOS = ENCODER.token_to_id("<|im_end|>")

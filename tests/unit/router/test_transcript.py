@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.fake_mesh import tiny_tokenizer
 from services.common.errors import FailedPrecondition, InvalidArgument, OutOfRange
 from services.common.generation import FinishReason, GenerationRequest, TokenLogprob
 from services.common.token_run import TokenRun, event_id
 from services.router.tokenizer import Tokenizer
 from services.router.transcript import Event, Position, Transcript
+from tests.tiny_model import tiny_tokenizer
 
 ENCODER = tiny_tokenizer()
 EOS = ENCODER.token_to_id("<|im_end|>")

@@ -18,14 +18,12 @@ import grpc
 from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 from shuntserve.tensorstore.v1 import tensorstore_pb2, tensorstore_pb2_grpc
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from services.common import channels, wire
 from services.common.errors import NotFound, ShuntError, StaleEpoch
 from services.common.generation import (
     FinishReason,
     GenerationRequest,
-    ModelRef,
     TokenLogprob,
     TokenSpan,
     finish_of,
@@ -34,48 +32,13 @@ from services.common.statuses import abort_with
 from services.common.telemetry import parent_of
 from services.router.__main__ import Running, running
 from services.router.settings import RouterSettings
+from tests.tiny_model import MAX_POSITIONS, MODEL, model_files, tiny_tokenizer
 
-MODEL = ModelRef("tiny", "ab" * 32)
-MAX_POSITIONS = 2048
 HEARTBEAT_S = 0.05
 REPLY = (
     "The capital of France is Paris. Über den Wolken: 東京 🚀🇫🇷 naïve café, and then some more "
     "words so that a stream has something to carry from one head to the next."
 )
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def tiny_tokenizer() -> Tokenizer:
-    """A byte-level BPE so small that most characters beyond ASCII are cut into several ids."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=[],
-    )
-    tokenizer.train_from_iterator(["the capital of France is Paris and more words"] * 3, trainer)
-    tokenizer.add_special_tokens(
-        [AddedToken(text, special=True) for text in ("<|im_start|>", "<|im_end|>", "<|endoftext|>")]
-    )
-    return tokenizer
-
-
-def model_files(tokenizer: Tokenizer) -> dict[str, bytes]:
-    """The files of a model that has this tokenizer."""
-    end = tokenizer.token_to_id("<|im_end|>")
-    return {
-        "tokenizer.json": tokenizer.to_str().encode(),
-        "tokenizer_config.json": json.dumps(
-            {"chat_template": CHAT_TEMPLATE, "eos_token": "<|im_end|>"}
-        ).encode(),
-        "generation_config.json": json.dumps({"eos_token_id": end}).encode(),
-    }
 
 
 @dataclass
