@@ -28,9 +28,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from services.common.generation import Sampling
 from services.engine.backend import BLOCK_SIZE, Batch, SequenceOpen, SequenceStep
-from services.engine.native.config import parse_config
 from services.engine.native.model import load_stage
 from services.engine.native.stage import NativeStage
+from services.model.config import parse_config
 from services.tensorstore.sources import default_source, open_source
 
 PROMPT_TOKENS = 32

@@ -32,8 +32,8 @@ from bench import mesh as meshes
 from services.common import channels
 from services.common.exchange import GenerateCall, Route
 from services.common.generation import GenerationKind
+from services.model.chat import Message
 from services.router.ask import Ask, Drawn
-from services.router.chat import Message
 from services.router.messages import generate_call_to, route_from
 from services.router.model import Model
 from services.router.model_files import TensorStore

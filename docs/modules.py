@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "ARCHITECTURE.md"
 BEGIN, END = "<!-- modules -->", "<!-- end of modules -->"
-FOLDERS = ("common", "router", "controller", "engine", "tensorstore", "placement", "cli")
+FOLDERS = ("common", "model", "router", "controller", "engine", "tensorstore", "placement", "cli")
 
 
 def line(path: Path, folder: Path) -> str:

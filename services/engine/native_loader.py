@@ -52,8 +52,8 @@ class NativeLoader:
     def load(self, model: ModelRef, layers: LayerRange, progress: Progress) -> StageBackend:
         if self._warm.is_alive():
             self._warm.join()
-        from services.engine.native.config import parse_config
         from services.engine.native.model import kv_block_bytes, load_stage, weight_bytes
+        from services.model.config import parse_config
         from services.tensorstore.client import open_store
 
         options = self._options

@@ -14,7 +14,7 @@ from typing import Any
 
 from services.common.errors import InvalidArgument
 from services.common.generation import GenerationKind, GenerationRequest, ModelRef, Sampling
-from services.router.chat import Message
+from services.model.chat import Message
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 1024

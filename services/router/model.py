@@ -7,11 +7,11 @@ from typing import Any
 
 from services.common.errors import FailedPrecondition, InvalidArgument
 from services.common.generation import GenerationKind
+from services.model.chat import ChatTemplate, Message
+from services.model.tokenizer import Tokenizer
+from services.model.vocabulary import Vocabulary
 from services.router.ask import Ask, ModelFacts
-from services.router.chat import ChatTemplate, Message
 from services.router.model_files import ModelFiles
-from services.router.tokenizer import Tokenizer
-from services.router.vocabulary import Vocabulary
 
 _DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from services.common.generation import GenerationKind, GenerationRequest, TokenLogprob
+from services.model.vocabulary import Vocabulary
 from services.router.transcript import Delta, Event, Usage
-from services.router.vocabulary import Vocabulary
 
 DONE = b"data: [DONE]\n\n"
 _OBJECTS = {

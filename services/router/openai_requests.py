@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from services.common.errors import InvalidArgument
 from services.common.generation import GenerationKind
+from services.model.chat import Message
 from services.router.ask import MAX_PROMPT_IDS, Ask
-from services.router.chat import Message
 from services.router.json_body import shown
 
 T = TypeVar("T")

@@ -11,9 +11,9 @@ from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 from services.common import telemetry, wire
 from services.common.errors import InvalidArgument
 from services.common.generation import GenerationKind
+from services.model.chat import Message
 from services.router.ask import MAX_PROMPT_IDS, ROLES, Ask
 from services.router.catalogue import Catalogue
-from services.router.chat import Message
 from services.router.router import Router
 from services.router.session import Session
 from services.router.transcript import Event

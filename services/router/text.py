@@ -11,7 +11,7 @@ import codecs
 from collections.abc import Iterable
 
 from services.common.generation import FinishReason, GenerationRequest, finish_at
-from services.router.vocabulary import Vocabulary
+from services.model.vocabulary import Vocabulary
 
 
 class StopString:

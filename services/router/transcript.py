@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from services.common.errors import FailedPrecondition, InvalidArgument, OutOfRange
 from services.common.generation import FinishReason, GenerationRequest, TokenLogprob
 from services.common.token_run import TokenRun, event_id, matches_event_id, parse_event_id
+from services.model.vocabulary import Vocabulary
 from services.router.text import ChoiceText
-from services.router.vocabulary import Vocabulary
 
 _END_MARK = ".end"
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from services.engine.backend import BLOCK_SIZE
 from services.engine.native.arithmetic import Span
-from services.engine.native.config import ModelConfig
 from services.engine.native.kernels import Kernels
 from services.engine.native.rope import rope_table
 from services.engine.native.weights import (
@@ -24,6 +23,7 @@ from services.engine.native.weights import (
     pack,
     packed_size_bytes,
 )
+from services.model.config import ModelConfig
 
 
 class CompiledLayers:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from services.engine.backend import BLOCK_SIZE
 from services.engine.native.arithmetic import Arithmetic, Span
-from services.engine.native.config import ModelConfig
 from services.engine.native.weights import stage_shapes
+from services.model.config import ModelConfig
 
 ROWS = 40
 """Positions of the sequence that is run in all ways: two and a half blocks."""

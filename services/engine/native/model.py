@@ -15,11 +15,11 @@ from services.engine.backend import BLOCK_SIZE, HiddenDtype, ResidentTensor, Sta
 from services.engine.native import kernels
 from services.engine.native.arithmetic import Arithmetic
 from services.engine.native.compiled import CompiledLayers
-from services.engine.native.config import ModelConfig
 from services.engine.native.exactness import Build, fingerprint, is_exact
 from services.engine.native.stage import DTYPES, NativeStage
 from services.engine.native.torch_layers import TorchLayers
 from services.engine.native.weights import EMBEDDING, check_tensors, stage_shapes
+from services.model.config import ModelConfig
 
 ArithmeticChoice = Literal["auto", "torch"]
 

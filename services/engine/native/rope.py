@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from services.engine.native.config import Llama3Scaling, ModelConfig
+from services.model.config import Llama3Scaling, ModelConfig
 
 
 def _scaled(frequency: float, scaling: Llama3Scaling) -> float:

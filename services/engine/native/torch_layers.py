@@ -16,9 +16,9 @@ from torch import Tensor
 
 from services.engine.backend import BLOCK_SIZE
 from services.engine.native.arithmetic import Span
-from services.engine.native.config import ModelConfig
 from services.engine.native.rope import rope_table
 from services.engine.native.weights import EMBEDDING, FINAL_NORM, HEAD, LayerWeights, layer_weights
+from services.model.config import ModelConfig
 
 PIECE = 1024
 """Up to this K a oneDNN linear sums in one order for any number of rows."""

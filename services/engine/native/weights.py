@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from services.common.errors import InvalidArgument
-from services.engine.native.config import ModelConfig
+from services.model.config import ModelConfig
 
 COLUMNS = 32
 """Outputs in one column block of a packed weight."""

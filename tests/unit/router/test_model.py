@@ -6,8 +6,8 @@ import pytest
 
 from services.common.errors import FailedPrecondition, InvalidArgument
 from services.common.generation import GenerationKind
+from services.model.chat import Message
 from services.router.ask import Ask, Drawn
-from services.router.chat import Message
 from services.router.model import Model
 from services.router.model_files import ModelFiles
 from tests.tiny_model import CHAT_TEMPLATE, MODEL, model_files, tiny_tokenizer

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer as Encoder
 from tokenizers import decoders, models
 
 from services.common.generation import FinishReason, GenerationRequest
+from services.model.tokenizer import Tokenizer
 from services.router.text import ChoiceText, StopString
-from services.router.tokenizer import Tokenizer
 from tests.tiny_model import tiny_tokenizer
 
 ENCODER = tiny_tokenizer()

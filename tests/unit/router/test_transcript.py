@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from services.common.errors import FailedPrecondition, InvalidArgument, OutOfRange
 from services.common.generation import FinishReason, GenerationRequest, TokenLogprob
 from services.common.token_run import TokenRun, event_id
-from services.router.tokenizer import Tokenizer
+from services.model.tokenizer import Tokenizer
 from services.router.transcript import Event, Position, Transcript
 from tests.tiny_model import tiny_tokenizer
 

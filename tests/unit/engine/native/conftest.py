@@ -20,10 +20,10 @@ from services.engine.backend import (
     SequenceStep,
     StageBackend,
 )
-from services.engine.native.config import ModelConfig, parse_config
 from services.engine.native.model import load_stage
 from services.engine.native.stage import NativeStage
 from services.engine.native.weights import stage_shapes
+from services.model.config import ModelConfig, parse_config
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

@@ -7,8 +7,8 @@ import torch
 
 from services.common.errors import InvalidArgument
 from services.engine.native.arithmetic import Span
-from services.engine.native.config import parse_config
 from services.engine.native.model import kv_block_bytes, load_stage
+from services.model.config import parse_config
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",

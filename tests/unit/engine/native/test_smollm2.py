@@ -7,8 +7,8 @@ import torch
 from tokenizers import Tokenizer
 
 from services.common.errors import NotFound
-from services.engine.native.config import parse_config
 from services.engine.native.model import load_stage
+from services.model.config import parse_config
 from services.tensorstore.sources import default_source, open_source
 
 QUESTION = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"

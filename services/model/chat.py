@@ -15,7 +15,7 @@ import jinja2
 from jinja2.exceptions import SecurityError
 
 from services.common.errors import FailedPrecondition, InvalidArgument
-from services.router.sandbox import BUDGET, MAX_CHARS, Budget, Refused, Sandbox
+from services.model.sandbox import BUDGET, MAX_CHARS, Budget, Refused, Sandbox
 
 MAX_TEMPLATE_CHARS = 256 << 10
 MAX_RENDER_S = 2.0

@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer as Encoder
 
 from services.common.errors import FailedPrecondition, InvalidArgument, ShuntError
-from services.router.vocabulary import Vocabulary
+from services.model.vocabulary import Vocabulary
 
 MAX_IDS = 1 << 22
 

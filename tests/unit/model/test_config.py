@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from services.common.errors import InvalidArgument
-from services.engine.native.config import Llama3Scaling, parse_config
 from services.engine.native.rope import rope_table
+from services.model.config import Llama3Scaling, parse_config
 
 LLAMA3 = {
     "rope_type": "llama3",

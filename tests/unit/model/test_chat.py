@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.errors import FailedPrecondition, InvalidArgument
-from services.router.chat import ChatTemplate, Message
-from services.router.tokenizer import Tokenizer
+from services.model.chat import ChatTemplate, Message
+from services.model.tokenizer import Tokenizer
 from tests.tiny_model import CHAT_TEMPLATE, tiny_tokenizer
 
 SPECIALS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
