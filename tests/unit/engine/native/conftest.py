@@ -24,29 +24,7 @@ from services.engine.native.model import load_stage
 from services.engine.native.stage import NativeStage
 from services.engine.native.weights import stage_shapes
 from services.model.config import ModelConfig, parse_config
-
-LLAMA: dict[str, Any] = {
-    "model_type": "llama",
-    "hidden_size": 96,
-    "intermediate_size": 1136,  # longer than any piece of K that is summed at once
-    "num_hidden_layers": 5,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "vocab_size": 515,
-    "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": True,
-}
-QWEN3 = {
-    **LLAMA,
-    "model_type": "qwen3",
-    "num_attention_heads": 7,
-    "num_key_value_heads": 1,
-    "head_dim": 80,
-    "tie_word_embeddings": False,
-}
+from tests.configs import LLAMA
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -94,18 +72,6 @@ def tiny_model() -> Iterator[Callable[..., TinyModel]]:
     for model in models:
         for stage in model.stages:
             stage.close()
-
-
-@pytest.fixture
-def llama() -> dict[str, Any]:
-    """Config of a Llama with tied embeddings."""
-    return dict(LLAMA)
-
-
-@pytest.fixture
-def qwen3() -> dict[str, Any]:
-    """Config of a Qwen3, embeddings untied, seven heads on one KV head."""
-    return dict(QWEN3)
 
 
 @dataclass
