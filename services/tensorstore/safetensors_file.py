@@ -79,7 +79,11 @@ def _entry(path: Path, name: str, value: object, base: int) -> Entry:
         raise InvalidArgument("a tensor needs dtype, shape, data_offsets alone", field="tensor")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise InvalidArgument(f"dtype of {name} is not kept by the store", field="dtype")
+        raise InvalidArgument(
+            f"tensor {name} is of type {ascii(dtype)[:20]}, as quantised weights are; served are"
+            f" {', '.join(ITEM_BYTES)}",
+            field="dtype",
+        )
     if not isinstance(shape, list) or not 1 <= len(shape) <= MAX_RANK:
         raise InvalidArgument(f"{name} must have 1 to {MAX_RANK} dimensions", field="shape")
     if not isinstance(offsets, list) or len(offsets) != 2:
