@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from services.common.errors import InvalidArgument
+from services.model.config import parse_config
 from services.tensorstore import safetensors_file
 from services.tensorstore.checkpoint import SourceTensor
 from services.tensorstore.manifest import MANIFEST_LIMIT_BYTES, load_json
@@ -40,6 +41,7 @@ class HfCheckpoint:
         self.config: Mapping[str, Any] = load_json(
             read(directory / "config.json"), MANIFEST_LIMIT_BYTES
         )
+        parse_config(self.config)  # said before the weights are looked at: they follow from it
         self.files: Mapping[str, bytes] = {
             name: read(directory / name) for name in FILES if (directory / name).is_file()
         }
