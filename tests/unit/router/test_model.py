@@ -199,7 +199,10 @@ def test_a_tokenizer_file_that_its_library_panics_over_is_refused() -> None:
 @pytest.mark.parametrize("field", ["prompt", "messages"])
 def test_a_prompt_that_a_tokenizer_fails_on_is_refused(field: str) -> None:
     words = {"type": "WordLevel", "vocab": {"hi": 0}, "unk_token": "nowhere"}
-    model = _model(tokenizer_json={**TOKENIZER, "model": words, "added_tokens": []})
+    model = _model(
+        tokenizer_json={**TOKENIZER, "model": words, "added_tokens": []},
+        tokenizer_config_json={"chat_template": CHAT_TEMPLATE},
+    )
     kind = GenerationKind.CHAT if field == "messages" else GenerationKind.COMPLETION
     prompt = (Message("user", "ho"),) if field == "messages" else "ho"
     with pytest.raises(InvalidArgument) as refused:
