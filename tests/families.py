@@ -42,7 +42,7 @@ class Family:
         tokenizer = json.loads((source / "tokenizer.json").read_bytes())
         added = {token["content"]: token for token in tokenizer["added_tokens"]}
         for special in self.specials:
-            flags = {"content": special} if isinstance(special, str) else special
+            flags = {"content": special} if isinstance(special, str) else dict(special)
             known = added.get(flags["content"]) or _token(tokenizer, added, flags["content"])
             added[flags["content"]] = known | flags
         tokenizer["added_tokens"] = sorted(added.values(), key=lambda token: token["id"])
@@ -142,7 +142,7 @@ FAMILIES: Mapping[str, Family] = {
     "hermes": Family(
         "llama2",
         "chatml_default_system.jinja",
-        ("<|im_end|>", {"content": "<|im_start|>", "single_word": True}),
+        ("<|im_start|>", "<|im_end|>"),
         settings={"eos_token": "<|im_end|>"},
     ),
     "deepseek-r1-qwen": Family(
