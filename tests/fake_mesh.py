@@ -68,6 +68,8 @@ class FakeMesh:
         self.burst = 1
         """Tokens of a choice in a frame."""
         self.token_s = 0.0
+        self.unlikely = False
+        """The token that comes is never among the likeliest."""
         self.journal_lag = 0
         """The newest ids of a choice that the journal does not hold."""
         self.refusal: ShuntError | None = None
@@ -273,7 +275,7 @@ class _Head(engine_pb2_grpc.EngineServiceServicer):
             if sent[choice] < len(ids):
                 start, sent[choice] = sent[choice], len(ids)
                 finish = self._finish(request, entry, choice)
-                logprobs = _logprobs(request, ids, start)
+                logprobs = _logprobs(request, ids, start, mesh.unlikely)
                 spans.append(TokenSpan(choice, start, tuple(ids[start:]), logprobs, finish))
         return spans
 
@@ -292,13 +294,16 @@ class _Head(engine_pb2_grpc.EngineServiceServicer):
 
 
 def _logprobs(
-    request: GenerationRequest, ids: Sequence[int], start: int
+    request: GenerationRequest, ids: Sequence[int], start: int, unlikely: bool
 ) -> tuple[TokenLogprob, ...]:
-    top = request.sampling.top_logprobs
+    top, first = request.sampling.top_logprobs, int(unlikely)
     if top is None:
         return ()
     return tuple(
-        TokenLogprob(-0.5, tuple(((token + i) % 256, -0.5 - i) for i in range(top)))
+        TokenLogprob(
+            -0.5 - 9 * first,
+            tuple(((token + i) % 256, -0.5 - i) for i in range(first, first + top)),
+        )
         for token in ids[start:]
     )
 
@@ -361,7 +366,7 @@ class _Controller(controller_pb2_grpc.ControllerServiceServicer):
 
     def _runs(self, entry: Journaled) -> list[Any]:
         return wire.spans_to(
-            TokenSpan(choice, 0, tuple(ids), _logprobs(entry.request, ids, 0))
+            TokenSpan(choice, 0, tuple(ids), _logprobs(entry.request, ids, 0, self._mesh.unlikely))
             for choice, ids in enumerate(entry.ids)
             if ids
         )

@@ -35,7 +35,9 @@ from services.router.settings import RouterSettings
 _log = logging.getLogger(__name__)
 LARGE_BODY_BYTES = 256 << 10
 MAX_EVENT_ID_CHARS = 4096
-COMMENT = b": waiting\n\n"
+COMMENT = b": waiting\n"
+"""No blank line behind it: clients that remember an event's id would take it for an event without
+data."""
 Handler = Callable[[Exchange], Awaitable[None]]
 Parser = Callable[[dict[str, Any]], OpenAiRequest]
 
@@ -126,7 +128,7 @@ class Gateway:
             raise session.error
         first = b""
         if role and transcript.request.kind is GenerationKind.CHAT:
-            first = answers.role(transcript.event_id())
+            first = answers.roles(transcript.event_id())
         await exchange.begin(200, _STREAM_HEADERS)
         session.cut = exchange.cut
         async with _watched(exchange, session):
@@ -134,8 +136,7 @@ class Gateway:
             while not exchange.disconnected:
                 await _next(session)
                 ended = session.ended
-                event = transcript.take()
-                data = first + (answers.event(event) if event else b"")
+                data = first + answers.chunks(transcript.take())
                 first = b""
                 if ended:
                     data += _ending(session, answers)
@@ -158,9 +159,8 @@ class Gateway:
                 raise session.error
             transcript = session.transcript
             answers = Answers(transcript.request, transcript.vocabulary)
-            event = transcript.take()
-            deltas = event.deltas if event else ()
-            await exchange.answer(200, answers.whole(deltas, transcript.usage))
+            whole = answers.whole(transcript.take(), transcript.usage)
+            await exchange.answer(200, whole)
 
     async def _models(self, exchange: Exchange) -> None:
         models = [self._described(route.model.model_id) for route in self._router.served()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
@@ -16,7 +16,7 @@ from services.router.ask import MAX_PROMPT_IDS, ROLES, Ask
 from services.router.catalogue import Catalogue
 from services.router.router import Router
 from services.router.session import Session
-from services.router.transcript import Event
+from services.router.transcript import Delta
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -86,11 +86,11 @@ async def _events(session: Session) -> AsyncIterator[router_pb2.GenerateResponse
             await session.wake.wait()
             session.wake.clear()
             ended = session.ended
-            event = transcript.take()
+            deltas = transcript.take()
             last = ended and session.error is None and not transcript.told_end
-            if event is not None or last:
+            if deltas or last:
                 session.write_began()
-                yield _response(session, event, last)
+                yield _response(session, deltas, last)
                 session.written()
         if session.error is not None:
             raise session.error
@@ -98,7 +98,7 @@ async def _events(session: Session) -> AsyncIterator[router_pb2.GenerateResponse
         session.close()
 
 
-def _response(session: Session, event: Event | None, last: bool) -> router_pb2.GenerateResponse:
+def _response(session: Session, deltas: Sequence[Delta], last: bool) -> router_pb2.GenerateResponse:
     transcript = session.transcript
     usage = None
     if last:
@@ -117,7 +117,7 @@ def _response(session: Session, event: Event | None, last: bool) -> router_pb2.G
                 logprobs=[wire.logprob_to(logprob) for logprob in delta.logprobs],
                 finish_reason=wire.finish_to(delta.finish),
             )
-            for delta in (event.deltas if event else ())
+            for delta in deltas
         ],
         usage=usage,
     )
