@@ -83,6 +83,7 @@ class FakeMesh:
         self.cancels: list[tuple[str, Any]] = []
         """Every Cancel call: head or controller, and its message."""
         self.traceparents: list[tuple[str, str]] = []
+        self.request_ids: list[tuple[str, str]] = []
         self.sampled = 0
         self.readers = 0
         """Streams open at heads."""
@@ -193,6 +194,7 @@ class _Head(engine_pb2_grpc.EngineServiceServicer):
         mesh, index = self._mesh, self._index
         mesh.calls.append((index, message))
         mesh.traceparents.append(("head", _traceparent(context)))
+        mesh.request_ids.append(("head", _metadata(context, "x-request-id")))
         mesh.readers += 1
         try:
             async for frame in self._frames(message):
@@ -324,8 +326,12 @@ def _closed(reason: engine_pb2.CloseReason.ValueType, entry: Journaled) -> Any:
 
 
 def _traceparent(context: Any) -> str:
-    value = str(dict(context.invocation_metadata() or ()).get("traceparent", ""))
+    value = _metadata(context, "traceparent")
     return value if parent_of(value) is not None else ""
+
+
+def _metadata(context: Any, name: str) -> str:
+    return str(dict(context.invocation_metadata() or ()).get(name, ""))
 
 
 class _Controller(controller_pb2_grpc.ControllerServiceServicer):
@@ -375,6 +381,7 @@ class _Controller(controller_pb2_grpc.ControllerServiceServicer):
         if self._mesh.controller_away:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
         self._mesh.cancels.append(("controller", message))
+        self._mesh.request_ids.append(("controller", _metadata(context, "x-request-id")))
         _end(self._mesh, message)
         return controller_pb2.CancelResponse()
 

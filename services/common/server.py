@@ -14,7 +14,7 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 from opentelemetry.trace import SpanKind
 
-from services.common import channels, roles, telemetry
+from services.common import channels, logs, roles, telemetry
 from services.common.errors import ShuntError
 from services.common.settings import ServiceSettings, refuse
 from services.common.statuses import abort_with
@@ -62,7 +62,7 @@ class TelemetryInterceptor(grpc.aio.ServerInterceptor):
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Turns domain errors into statuses and hands the caller's deadline on."""
+    """Turns domain errors into statuses and hands the caller's deadline and request id on."""
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -136,9 +136,17 @@ async def _of_one_node(caller: roles.Identity, requests: AsyncIterator[Any]) -> 
         yield request
 
 
+def _begin(context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    """What the caller handed on: how long it waits, and the id of the request it asks for."""
+    channels.hand_on_deadline(context.time_remaining())
+    pairs = dict(context.invocation_metadata() or ())
+    if request_id := str(pairs.get(logs.REQUEST_ID_HEADER, "")):
+        logs.about(request_id=logs.request_id_from(request_id))
+
+
 def _unary(inner: Any) -> Any:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        channels.hand_on_deadline(context.time_remaining())
+        _begin(context)
         try:
             return await inner(request, context)
         except ShuntError as error:
@@ -149,7 +157,7 @@ def _unary(inner: Any) -> Any:
 
 def _streaming(inner: Any) -> Any:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-        channels.hand_on_deadline(context.time_remaining())
+        _begin(context)
         try:
             async for message in inner(request, context):
                 yield message

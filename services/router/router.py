@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from services.common import wire
+from services.common import logs, wire
 from services.common.errors import (
     AlreadyExists,
     DataLoss,
@@ -297,6 +297,7 @@ class Router:
 
     def _session(self, request: GenerationRequest, model: Model, after: Position | None) -> Session:
         self._check_goes_on()  # it may have stopped while the request was being made
+        logs.about(generation_id=request.generation_id)
         settings = self.settings
         follower = Follower(
             request,

@@ -33,6 +33,8 @@ class RouterSettings(ServiceSettings):
     """Sent on one connection behind a request that is being answered."""
     max_unread_bytes: int = Field(default=128 << 10, ge=4096)
     """Rendered bytes that wait for a client that does not read; beyond, it is let go."""
+    cors_origins: str = "*"
+    """Origins of the web pages that may read answers, between commas; `*`: any; empty: none."""
     max_choices: int = Field(default=16, ge=1, le=128)
 
     header_timeout_s: float = Field(default=10.0, gt=0)
