@@ -181,11 +181,11 @@ class Gateway:
         return {"id": name, "object": "model", "created": created, "owned_by": "shuntserve"}
 
     async def _readyz(self, request: Request) -> Response:
-        if self._router.ready:
+        reason = self._router.why_not_ready
+        if not reason:
             return Response(b'{"ready":true}', media_type="application/json")
-        return Response(
-            b'{"ready":false}', 503, media_type="application/json", headers={"retry-after": "1"}
-        )
+        body = json.dumps({"ready": False, "reason": reason}).encode()
+        return Response(body, 503, media_type="application/json", headers={"retry-after": "1"})
 
 
 _STREAM_HEADERS = {
