@@ -32,6 +32,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
     ) -> AsyncIterator[router_pb2.GenerateResponse]:
         with telemetry.entry("router/Generate") as span:
             session = await self._router.generate(ask_from(request))
+            session.resumable = bool(request.generation_id)
             span.set_attribute("shunt.generation_id", session.generation_id)
             _close_with(context, session)
             async for event in _events(session):
@@ -91,6 +92,7 @@ async def _events(session: Session) -> AsyncIterator[router_pb2.GenerateResponse
             if event is not None or last:
                 session.write_began()
                 yield _response(session, event, last)
+                session.resumable = True
                 session.written()
         if session.error is not None:
             raise session.error
