@@ -145,7 +145,7 @@ class Controller:
                 _log.error("nothing was forgotten", extra={"why": error.message})
             cluster = self._runtime.cluster
             metrics.show_cluster(cluster.nodes_view(), cluster.pipelines_view())
-            metrics.OPEN.set(len(self._generations.open_generations()))
+            metrics.OPEN.set(len(self._generations.population().open))
             await asyncio.sleep(HOUSEKEEPING_S)
 
     async def _end_nodes(self) -> None:

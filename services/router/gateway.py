@@ -125,16 +125,20 @@ class Gateway:
         """Server-sent events until the end, or until the client has gone."""
         transcript = session.transcript
         answers = Answers(transcript.request, transcript.vocabulary)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.first_event_s):
-                while not session.ended and transcript.waiting_bytes == 0:
-                    await _next(session)
+        async with _watched(exchange, session):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.first_event_s):
+                    while not (session.ended or transcript.waiting_bytes or exchange.disconnected):
+                        await _next(session)
+        if exchange.disconnected:
+            return
         if session.error is not None and not transcript.waiting_bytes:
             raise session.error
         first = b""
         if role and transcript.request.kind is GenerationKind.CHAT:
             first = answers.roles(transcript.event_id())
         await exchange.begin(200, _STREAM_HEADERS)
+        session.resumable = True
         session.cut = exchange.cut
         async with _watched(exchange, session):
             session.wake.set()

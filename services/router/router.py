@@ -199,6 +199,7 @@ class Router:
                 position = Position.parse(after, view.request.choices)
             model = await self._load(view.request.model)
             session = self._session(view.request, model, position)
+        session.resumable = True
         try:
             session.rejoin(view)
             while not (session.transcript.caught_up or session.ended):
