@@ -445,6 +445,7 @@ class _Store(tensorstore_pb2_grpc.TensorStoreServiceServicer):
         self._manifest = json.dumps(
             {
                 "config": {
+                    "model_type": "llama",
                     "max_position_embeddings": MAX_POSITIONS,
                     "vocab_size": mesh.tokenizer.get_vocab_size(),
                 },

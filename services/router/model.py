@@ -8,6 +8,7 @@ from typing import Any
 from services.common.errors import FailedPrecondition, InvalidArgument
 from services.common.generation import GenerationKind
 from services.model.chat import ChatTemplate, Message
+from services.model.config import ModelConfig, parse_config
 from services.model.tokenizer import Tokenizer
 from services.model.vocabulary import Vocabulary
 from services.router.ask import Ask, ModelFacts
@@ -35,13 +36,12 @@ class Model:
         )
         self.vocabulary: Vocabulary = self._tokenizer.vocabulary
         self.longest_piece_bytes = max(map(len, self.vocabulary.labels), default=1)
-        config = files.config
-        vocabulary_size = _positive(config, "vocab_size")
+        config = _config(files.config)
         self.facts = ModelFacts(
             ref=files.ref,
-            max_positions=_positive(config, "max_position_embeddings"),
-            vocabulary_size=vocabulary_size,
-            eos_token_ids=self._eos(vocabulary_size, generation, config, settings),
+            max_positions=config.context_length,
+            vocabulary_size=config.vocab_size,
+            eos_token_ids=self._eos(config.vocab_size, generation, files.config, settings),
             defaults=_defaults(generation),
         )
 
@@ -84,11 +84,11 @@ def _defaults(generation: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def _positive(config: Mapping[str, Any], name: str) -> int:
-    value = config.get(name)
-    if type(value) is not int or value < 1:
-        raise FailedPrecondition(f"the model's config has no {name}")
-    return value
+def _config(raw: Mapping[str, Any]) -> ModelConfig:
+    try:
+        return parse_config(raw)
+    except InvalidArgument as error:
+        raise FailedPrecondition(error.message) from error
 
 
 def _template(value: Any) -> str:

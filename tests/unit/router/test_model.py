@@ -12,7 +12,7 @@ from services.router.model import Model
 from services.router.model_files import ModelFiles
 from tests.tiny_model import CHAT_TEMPLATE, MODEL, model_files, tiny_tokenizer
 
-CONFIG = {"max_position_embeddings": 64, "vocab_size": 303}
+CONFIG = {"model_type": "llama", "max_position_embeddings": 64, "vocab_size": 303}
 START, END = (tiny_tokenizer().token_to_id(text) for text in ("<|im_start|>", "<|im_end|>"))
 DRAWN = Drawn("g1", 77, 1234)
 
