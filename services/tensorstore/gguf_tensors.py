@@ -47,10 +47,9 @@ class Expected:
 def flags_of(family: Family, names: Collection[str]) -> dict[str, bool]:
     """What the config says of optional tensors, by which are there."""
     flags = {"tie_word_embeddings": OUTPUT not in names}
-    for flag, parts in _OPTIONAL_BIASES.items():
-        flags[flag] = family.optional_bias and any(
-            name.endswith(tuple(f".{part}.bias" for part in parts)) for name in names
-        )
+    for flag, parts in _OPTIONAL_BIASES.items() if family.optional_bias else ():
+        endings = tuple(f".{part}.bias" for part in parts)
+        flags[flag] = any(name.endswith(endings) for name in names)
     return flags
 
 
@@ -92,7 +91,7 @@ def _expected(family: Family, config: Mapping[str, Any]) -> Iterator[tuple[str, 
         shapes |= dict.fromkeys(_QK_NORMS, (config["head_dim"],))
     biased = set(_QKV) if family.qkv_bias else set()
     for flag, parts in _OPTIONAL_BIASES.items():
-        biased.update(parts if config[flag] else ())
+        biased.update(parts if config.get(flag) else ())
     reordered = {"attn_q": heads, "attn_k": kv_heads} if family.permuted else {}
     vocabulary = config["vocab_size"]
     yield TOKEN_EMBEDDING, Expected(EMBEDDING, (vocabulary, hidden))
