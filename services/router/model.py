@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +34,7 @@ class Model:
             if source
             else None
         )
+        self._template_words = frozenset(re.findall(r"\w+", source))
         self.vocabulary: Vocabulary = self._tokenizer.vocabulary
         self.longest_piece_bytes = max(map(len, self.vocabulary.labels), default=1)
         config = files.config
@@ -54,6 +56,12 @@ class Model:
             return [entry for entry in prompt if isinstance(entry, int)]
         if self._template is None:
             raise InvalidArgument("the model has no chat template", field="messages")
+        for name, parameter in ask.template_names.items():
+            if name in self._template_words:
+                raise InvalidArgument(
+                    f"{parameter} is not supported, and this model's chat template reads it",
+                    field=parameter,
+                )
         turns = [entry for entry in prompt if isinstance(entry, Message)]
         rendered = self._template.render(turns, created_unix_s)
         return self._tokenizer.encode_rendered(rendered.text, rendered.mark)
