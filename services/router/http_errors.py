@@ -6,6 +6,7 @@ import json
 import re
 
 from services.common import errors
+from services.router.ask import ContextOverflow
 from services.router.router import Expired
 
 
@@ -50,6 +51,8 @@ def code_of(error: errors.ShuntError) -> str:
         return error.code
     if isinstance(error, errors.NotFound) and error.field == "model":
         return "model_not_found"
+    if isinstance(error, ContextOverflow):
+        return "context_length_exceeded"
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(error).__name__).lower()
 
 

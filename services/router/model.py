@@ -47,6 +47,12 @@ class Model:
         template = self._text.template
         if template is None:
             raise InvalidArgument("the model has no chat template", field="messages")
+        for name, parameter in ask.template_names.items():
+            if name in template.words:
+                raise InvalidArgument(
+                    f"{parameter} is not supported, and this model's chat template reads it",
+                    field=parameter,
+                )
         turns = [entry for entry in prompt if isinstance(entry, Message)]
         return self._text.tokenizer.encode_rendered(template.render(turns, created_unix_s))
 

@@ -135,7 +135,7 @@ def test_a_stop_string_that_is_a_special_token_stops_by_its_id() -> None:
 
 @pytest.mark.parametrize(
     "default",
-    [{"top_k": float("nan")}, {"top_k": 2**40}, {"temperature": 1e300}, {"top_p": 0}],
+    [{"top_k": float("nan")}, {"top_k": 2**40}, {"temperature": 1e300}, {"top_p": 2}],
 )
 def test_a_default_that_no_client_may_ask_for_is_refused(default: dict[str, float]) -> None:
     with pytest.raises(FailedPrecondition):
