@@ -56,6 +56,10 @@ class Ask:
     include_usage: bool = True
     generation_id: str = ""
     """Drawn when empty."""
+    digest: str = ""
+    """Equal for a client's retries of it; empty when they cannot be known."""
+    is_retry: bool = False
+    """The client says that it asks again."""
 
     def check(self, max_choices: int) -> None:
         """Raises InvalidArgument for what no model could do."""
@@ -153,6 +157,7 @@ class Ask:
             kind=self.kind,
             created_unix_s=drawn.created_unix_s,
             include_usage=self.include_usage,
+            ask_digest=self.digest,
         )
 
     def _sampling(self, model: ModelFacts, max_tokens: int, seed: int) -> Sampling:
