@@ -70,6 +70,10 @@ class Ask:
     template_names: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """What was sent beside the conversation for chat templates that read it: by its name in a
     template, the parameter it came in. No template is given it."""
+    digest: str = ""
+    """Equal for a client's retries of it; empty when they cannot be known."""
+    is_retry: bool = False
+    """The client says that it asks again."""
 
     def check(self, max_choices: int) -> None:
         """Raises InvalidArgument for what no model could do."""
@@ -176,6 +180,7 @@ class Ask:
             kind=self.kind,
             created_unix_s=drawn.created_unix_s,
             include_usage=self.include_usage,
+            ask_digest=self.digest,
         )
 
     def _stop_token_ids(self, model: ModelFacts) -> tuple[int, ...]:

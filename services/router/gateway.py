@@ -30,6 +30,7 @@ from services.router.http_exchange import Exchange
 from services.router.json_body import parse_object
 from services.router.openai_answers import DONE, Answers
 from services.router.openai_requests import OpenAiRequest, parse_chat, parse_completion
+from services.router.retries import recognisable
 from services.router.router import Router
 from services.router.session import Session
 from services.router.settings import RouterSettings
@@ -103,8 +104,10 @@ class Gateway:
                     request = await asyncio.to_thread(lambda: parse(parse_object(body)))
             else:
                 request = parse(parse_object(body))
+            path = exchange.scope["path"]
+            ask = recognisable(request.ask, path, exchange.header, body)
             async with _while_connected(exchange):
-                session = await self._router.generate(request.ask)
+                session = await self._router.generate(ask)
             return session, request.stream
 
     async def _resume(self, exchange: Exchange) -> None:

@@ -127,14 +127,15 @@ class Router:
         return self._balancer.models()
 
     async def generate(self, ask: Ask) -> Session:
-        """Starts a generation, or joins the one of that name if it is the same.
+        """Starts a generation, or joins the one of that name if it is the same, or the one that
+        the client's first ask began.
 
         Raises InvalidArgument, NotFound, AlreadyExists, ResourceExhausted, Unavailable.
         """
         asked_s = time.monotonic()
         ask.check(self.settings.max_choices)
         with self._admitted():
-            view = await self._named(ask.generation_id) if ask.generation_id else None
+            view = await self._begun_before(ask)
             if view is not None:
                 return await self._join(ask, view)
             model = await self._model(ask.model)
@@ -159,11 +160,19 @@ class Router:
             prompt_ids = model.prompt_ids(ask, drawn.created_unix_s)
         return ask.resolve(facts, prompt_ids, drawn)
 
-    async def _named(self, generation_id: str) -> GenerationView | None:
+    async def _begun_before(self, ask: Ask) -> GenerationView | None:
         try:
-            return await self._controller.generation(generation_id)
+            if ask.generation_id:
+                return await self._controller.generation(ask.generation_id)
+            if ask.is_retry:
+                return await self._controller.claim(ask.digest)
         except NotFound:
             return None
+        except (Unavailable, DeadlineExceeded):
+            if ask.generation_id:
+                raise
+            return None  # rather a second generation than no answer
+        return None
 
     async def _join(self, ask: Ask, view: GenerationView) -> Session:
         """Asking twice is asking once: what the first ask left to chance, to the clock and to the
@@ -172,6 +181,15 @@ class Router:
         if held.model.model_id != ask.model:
             raise AlreadyExists("another request has this id", field="generation_id")
         model = await self._load(held.model)
+        if ask.generation_id:
+            await self._check_same(ask, held, model)
+        metrics.JOINED.inc()
+        session = self._session(held, model, None)
+        session.rejoin(view)
+        return session
+
+    async def _check_same(self, ask: Ask, held: GenerationRequest, model: Model) -> None:
+        """Raises AlreadyExists when the ask would be another request than what is held."""
         facts = self._facts(ask.model, model)
         if ask.max_tokens is None:
             positions = len(held.prompt_ids) + held.sampling.max_tokens
@@ -180,9 +198,6 @@ class Router:
         request = await self._resolve(ask, model, facts, drawn)
         if replace(request, numerics_class=held.numerics_class) != held:
             raise AlreadyExists("another request has this id", field="generation_id")
-        session = self._session(held, model, None)
-        session.rejoin(view)
-        return session
 
     async def resume(self, generation_id: str, after: str | None) -> Session:
         """Goes on behind an event, or from the start; returns once the reader's position is
