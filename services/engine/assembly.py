@@ -50,7 +50,9 @@ def assemble(settings: EngineSettings, loader: StageLoader) -> Engine:
         weights=Weights(loader, compute),
         head=Head(generations, readers, counters, time.monotonic),
         counters=counters,
-        limits=EngineLimits(batches, settings.progress_s, settings.form_s),
+        limits=EngineLimits(
+            batches, settings.progress_s, settings.form_s, settings.max_message_bytes
+        ),
         connect=connect,
         silent=partial(silent, connect=connect, timeout_s=settings.probe_s),
     )

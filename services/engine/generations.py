@@ -204,7 +204,7 @@ class Generations:
         reader = self._readers.get(reader_id)
         if reader is None:
             return None
-        frame = reader.next_frame(self.step, self.settings.frame_interval_s, now_s)
+        frame = reader.next_frame(self.step, self.settings, now_s)
         if isinstance(frame, Closed):
             self.detach(reader_id, now_s)  # what is closed is not live: nothing to do for it
         return frame
