@@ -28,7 +28,7 @@ from services.common.exchange import (
 )
 from services.common.generation import CancelReason, FinishReason
 from services.controller.abandoned import Abandoned
-from services.controller.entry import Entry
+from services.controller.entry import Entry, outlived
 from services.controller.outcomes import (
     Head,
     LedgerEvent,
@@ -336,6 +336,12 @@ class Ledger:
             holder = next((r for r in routes if r.formation_id == entry.formation_id), None)
         return Outcome(GenerationView(entry.request, entry.spans(), entry.epoch, holder, state))
 
+    def left(self, generation_id: str, now_s: float) -> None:
+        """Whoever asked for its next epoch is gone, answered or not."""
+        entry = self._entries.get(generation_id)
+        if entry is not None and generation_id not in self._ended:
+            self._set_unread(entry, True, now_s)
+
     def claim(
         self, ask_digest: str, heads: Sequence[Head], now_s: float
     ) -> Outcome[GenerationView]:
@@ -361,14 +367,8 @@ class Ledger:
             for number, name in enumerate(self._ended)
             if number < surplus or now_s - self._last_s(name) >= settings.retention_s
         ]
-        still_open = [item for item in self._entries.items() if item[0] not in self._ended]
-        parked = [name for name, entry in still_open if entry.sealed and entry.unread]
-        surplus_parked = set(parked[: max(0, len(parked) - settings.max_parked)])
-        old += [
-            name
-            for name, entry in still_open
-            if name in surplus_parked or now_s - entry.touched_s >= settings.parked_retention_s
-        ]
+        still_open = {n: e for n, e in self._entries.items() if n not in self._ended}
+        old += outlived(still_open, settings.max_parked, now_s - settings.parked_retention_s)
         self._abandoned.forget(now_s)
         complaints, left = self._complaints.items(), self._left.items()
         kept_s, patience_s = settings.retention_s, settings.same_head_after_s

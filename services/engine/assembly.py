@@ -33,6 +33,7 @@ def assemble(settings: EngineSettings, loader: StageLoader) -> Engine:
     head_settings = HeadSettings(
         frame_interval_s=settings.frame_interval_s,
         checkpoint_interval_s=settings.checkpoint_interval_s,
+        yield_s=settings.yield_s,
         detach_s=settings.detach_s,
     )
     readers = ReaderLimits(settings.max_readers, settings.reader_stall_s)
