@@ -70,6 +70,8 @@ class FakeMesh:
         self.burst = 1
         """Tokens of a choice in a frame."""
         self.token_s = 0.0
+        self.unlikely = False
+        """The token that comes is never among the likeliest."""
         self.journal_lag = 0
         """The newest ids of a choice that the journal does not hold."""
         self.refusal: ShuntError | None = None
@@ -85,6 +87,7 @@ class FakeMesh:
         self.cancels: list[tuple[str, Any]] = []
         """Every Cancel call: head or controller, and its message."""
         self.traceparents: list[tuple[str, str]] = []
+        self.request_ids: list[tuple[str, str]] = []
         self.sampled = 0
         self.readers = 0
         """Streams open at heads."""
@@ -195,6 +198,7 @@ class _Head(engine_pb2_grpc.EngineServiceServicer):
         mesh, index = self._mesh, self._index
         mesh.calls.append((index, message))
         mesh.traceparents.append(("head", _traceparent(context)))
+        mesh.request_ids.append(("head", _metadata(context, "x-request-id")))
         mesh.readers += 1
         try:
             async for frame in self._frames(message, context):
@@ -281,7 +285,7 @@ class _Head(engine_pb2_grpc.EngineServiceServicer):
             if sent[choice] < len(ids):
                 start, sent[choice] = sent[choice], len(ids)
                 finish = self._finish(request, entry, choice)
-                logprobs = _logprobs(request, ids, start)
+                logprobs = _logprobs(request, ids, start, mesh.unlikely)
                 spans.append(TokenSpan(choice, start, tuple(ids[start:]), logprobs, finish))
         return spans
 
@@ -304,13 +308,16 @@ class _Head(engine_pb2_grpc.EngineServiceServicer):
 
 
 def _logprobs(
-    request: GenerationRequest, ids: Sequence[int], start: int
+    request: GenerationRequest, ids: Sequence[int], start: int, unlikely: bool
 ) -> tuple[TokenLogprob, ...]:
-    top = request.sampling.top_logprobs
+    top, first = request.sampling.top_logprobs, int(unlikely)
     if top is None:
         return ()
     return tuple(
-        TokenLogprob(-0.5, tuple(((token + i) % 256, -0.5 - i) for i in range(top)))
+        TokenLogprob(
+            -0.5 - 9 * first,
+            tuple(((token + i) % 256, -0.5 - i) for i in range(first, first + top)),
+        )
         for token in ids[start:]
     )
 
@@ -331,8 +338,12 @@ def _closed(reason: engine_pb2.CloseReason.ValueType, entry: Journaled) -> Any:
 
 
 def _traceparent(context: Any) -> str:
-    value = str(dict(context.invocation_metadata() or ()).get("traceparent", ""))
+    value = _metadata(context, "traceparent")
     return value if parent_of(value) is not None else ""
+
+
+def _metadata(context: Any, name: str) -> str:
+    return str(dict(context.invocation_metadata() or ()).get(name, ""))
 
 
 class _Controller(controller_pb2_grpc.ControllerServiceServicer):
@@ -373,7 +384,7 @@ class _Controller(controller_pb2_grpc.ControllerServiceServicer):
 
     def _runs(self, entry: Journaled) -> list[Any]:
         return wire.spans_to(
-            TokenSpan(choice, 0, tuple(ids), _logprobs(entry.request, ids, 0))
+            TokenSpan(choice, 0, tuple(ids), _logprobs(entry.request, ids, 0, self._mesh.unlikely))
             for choice, ids in enumerate(entry.ids)
             if ids
         )
@@ -382,6 +393,7 @@ class _Controller(controller_pb2_grpc.ControllerServiceServicer):
         if self._mesh.controller_away:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
         self._mesh.cancels.append(("controller", message))
+        self._mesh.request_ids.append(("controller", _metadata(context, "x-request-id")))
         _end(self._mesh, message)
         return controller_pb2.CancelResponse()
 
@@ -433,6 +445,7 @@ class _Store(tensorstore_pb2_grpc.TensorStoreServiceServicer):
         self._manifest = json.dumps(
             {
                 "config": {
+                    "model_type": "llama",
                     "max_position_embeddings": MAX_POSITIONS,
                     "vocab_size": mesh.tokenizer.get_vocab_size(),
                 },

@@ -9,6 +9,7 @@ loses nothing that anybody was told.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain, repeat
 
 from services.common.errors import (
     AlreadyExists,
@@ -66,11 +67,18 @@ class Ledger:
         self._abandoned = Abandoned(settings.retry_window_s, settings.claim_s)
 
     @classmethod
-    def recover(cls, settings: LedgerSettings, records: Iterable[Record], now_s: float) -> Ledger:
-        """The ledger as it was when the last of the records was written."""
+    def recover(
+        cls,
+        settings: LedgerSettings,
+        records: Iterable[Record],
+        now_s: float,
+        ages_s: Iterable[float] = (),
+    ) -> Ledger:
+        """The ledger as it was when the last of the records was written, each so long ago; without
+        ages just now."""
         ledger = cls(settings)
-        for record in records:
-            ledger._apply(record, now_s)
+        for record, age_s in zip(records, chain(ages_s, repeat(0.0)), strict=False):
+            ledger._apply(record, now_s - age_s)
         for entry in ledger._entries.values():
             entry.unread = entry.sealed  # a reader that is there asks for it in a moment
         return ledger
@@ -358,8 +366,8 @@ class Ledger:
         entry = self._entries.get(generation_id)
         return entry.incarnation or None if entry is not None else None
 
-    def tick(self, now_s: float) -> Outcome[None]:
-        """Forgets what was kept long enough; call it every second or so."""
+    def tick(self, now_s: float, at_most: int | None = None) -> Outcome[None]:
+        """Forgets what was kept long enough, the oldest end first; call it every second or so."""
         settings = self.settings
         surplus = len(self._ended) - settings.max_ended
         old = [
@@ -374,7 +382,7 @@ class Ledger:
         kept_s, patience_s = settings.retention_s, settings.same_head_after_s
         self._complaints = {key: since_s for key, since_s in complaints if now_s - since_s < kept_s}
         self._left = {name: since_s for name, since_s in left if now_s - since_s < patience_s}
-        return Outcome(None, self._commit([Forgotten(name) for name in old], now_s))
+        return Outcome(None, self._commit([Forgotten(name) for name in old[:at_most]], now_s))
 
     def _last_s(self, name: str) -> float:
         """When an ended generation was cancelled, or last asked for."""

@@ -93,6 +93,8 @@ class ControllerSettings(ServiceSettings):
     sync_always: bool = False
     """Every group of tokens is fsynced too, not only grants."""
     journal_pending_limit: int = Field(default=10_000, ge=1)
+    journal_reserve_bytes: int = Field(default=32 << 20, ge=0, le=1 << 34)
+    """Kept free beside the journal; once the disk is full, grants and ends are written there."""
     events_kept: int = Field(default=10_000, ge=1, le=1_000_000)
 
     @field_validator("node_speeds")

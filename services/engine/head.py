@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from services.common import logs
 from services.common.errors import ResourceExhausted
 from services.common.exchange import (
     Checkpoint,
@@ -37,6 +39,8 @@ from services.engine.pace import Pace
 from services.engine.scheduler import Scheduler
 from services.engine.tracing import StepTraces
 from services.engine.validation import Bounds
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +162,10 @@ class Head:
         generation_id, followed = call.request.generation_id, None
         try:
             actions = self._core.generate(reader_id, call, self._clock())
+            if any(isinstance(action, StartSequence) for action in actions):
+                # An epoch is begun once; a storm of epochs is told in part.
+                log = logs.access if call.epoch == 1 else _log
+                log.info("generation begins", extra={"epoch": call.epoch})
             followed = self._traces.follow(generation_id)
             self._carry_out(actions)
             while True:

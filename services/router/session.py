@@ -108,6 +108,17 @@ class Session:
     def generation_id(self) -> str:
         return self._follower.request.generation_id
 
+    @property
+    def facts(self) -> dict[str, str | int]:
+        """What the log tells of it."""
+        usage = self.transcript.usage
+        return {
+            "generation_id": self.generation_id,
+            "model": self._follower.request.model.model_id,
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+        }
+
     def begin(self, route: Route | None, asked_s: float) -> None:
         """A new generation, on this head, or on one that the controller names."""
         self._asked_s = asked_s
