@@ -35,6 +35,7 @@ from services.controller.outcomes import (
     LedgerEvent,
     LedgerSettings,
     Outcome,
+    refused,
 )
 from services.controller.population import Population, population_of
 from services.controller.records import (
@@ -148,11 +149,11 @@ class Ledger:
         records: tuple[Record, ...] = ()
         events: list[LedgerEvent] = []
         if name in self._tombstones:
-            return _refused(checkpoint, CheckpointRefusal.ENDED, None)
+            return refused(checkpoint, CheckpointRefusal.ENDED, None)
         if name not in self._entries:
             full = len(self._entries) >= self.settings.max_generations
             if checkpoint.epoch != 1 or checkpoint.request is None or full:
-                return _refused(checkpoint, CheckpointRefusal.STALE_EPOCH, None)
+                return refused(checkpoint, CheckpointRefusal.STALE_EPOCH, None)
             Entry(checkpoint.request, 1, now_s).compare(checkpoint.spans)  # raises before Bound
             bound = Bound(
                 name,
@@ -166,7 +167,7 @@ class Ledger:
         entry = self._entries[name]
         refusal = self._refusal(entry, checkpoint)
         if refusal is not None:
-            return _refused(checkpoint, refusal, entry)
+            return refused(checkpoint, refusal, entry)
         entry.touched_s = now_s
         self._set_unread(entry, checkpoint.unread, now_s)
         new = [Appended(name, span) for span in entry.fresh(checkpoint.spans)]
@@ -393,13 +394,3 @@ class Ledger:
         """Where every generation stands."""
         serving = {head.route.formation_id for head in heads}
         return population_of(self._entries, self._ended, self._tombstones, serving)
-
-
-def _refused(
-    checkpoint: Checkpoint, refusal: CheckpointRefusal, entry: Entry | None
-) -> Outcome[CheckpointResult]:
-    lengths = entry.lengths if entry is not None else ()
-    name = checkpoint.generation_id
-    result = CheckpointResult(name, checkpoint.epoch, lengths, refusal)
-    attributes = {"epoch": str(checkpoint.epoch), "refusal": refusal.value}
-    return Outcome(result, events=(LedgerEvent("checkpoint_refused", name, "", attributes),))
