@@ -176,6 +176,8 @@ class Router(Process):
         """Joins what the client's first ask began, if nobody reads it."""
 
         def claimed(view: GenerationView | ShuntError) -> None:
+            if client not in self.streams:
+                return  # it left meanwhile
             if isinstance(view, ShuntError):
                 self._begin(client, request, True)
                 return
@@ -201,6 +203,8 @@ class Router(Process):
         name, seen = asked
 
         def viewed(view: GenerationView | ShuntError) -> None:
+            if client not in self.streams:
+                return  # it left meanwhile
             if isinstance(view, Unavailable | DeadlineExceeded):
                 client.close(self, view)
                 return

@@ -73,7 +73,7 @@ def _generations(status: dict[str, Any]) -> str:
     unread = sum(generation["unread"] for generation in held)
     tokens = sum(generation["journaled"] for generation in generations)
     return (
-        f"generations: {standing['running']} running, {standing['queued']} queued "
-        f"({unread} of them unread), {standing['parked']} parked with nobody reading, "
-        f"{status['finished_generations']} finished; {tokens} tokens journaled of those not ended"
+        f"{standing['running']} running, {standing['queued']} queued ({unread} of them unread), "
+        f"{standing['parked']} parked, {status['finished_generations']} finished; "
+        f"{tokens} tokens journaled"
     )

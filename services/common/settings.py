@@ -12,6 +12,8 @@ from pydantic import Field, FilePath, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.common.channel_options import MAX_MESSAGE_BYTES
+
 S = TypeVar("S", bound=BaseSettings)
 _INCOMPLETE = "incomplete"
 _UNUSABLE = "unusable"
@@ -75,7 +77,7 @@ class ServiceSettings(BaseSettings):
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     environment: Literal["development", "production"] = "development"
-    max_message_bytes: int = Field(default=64 << 20, ge=1 << 20, le=1 << 30)
+    max_message_bytes: int = Field(default=MAX_MESSAGE_BYTES, ge=1 << 20, le=1 << 30)
     max_concurrent_rpcs: int = Field(default=4096, ge=1)
     shutdown_grace_s: float = Field(default=5.0, ge=0, le=600)
     tls: TlsSettings = Field(default_factory=TlsSettings)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from services.common.exchange import Route
+from services.common.exchange import Checkpoint, CheckpointRefusal, CheckpointResult, Route
+from services.controller.entry import Entry
 from services.controller.records import Record
 
 Reply = TypeVar("Reply")
@@ -65,3 +66,14 @@ class LedgerSettings:
     """A client's retry joins what it asked first when that was left no longer ago."""
     claim_s: float = 5.0
     """What a retry was given is not given to another one for this long; by then it is read."""
+
+
+def refused(
+    checkpoint: Checkpoint, refusal: CheckpointRefusal, entry: Entry | None
+) -> Outcome[CheckpointResult]:
+    """The answer to a checkpoint that changes nothing; `entry` is what is known of it."""
+    lengths = entry.lengths if entry is not None else ()
+    name = checkpoint.generation_id
+    result = CheckpointResult(name, checkpoint.epoch, lengths, refusal)
+    attributes = {"epoch": str(checkpoint.epoch), "refusal": refusal.value}
+    return Outcome(result, events=(LedgerEvent("checkpoint_refused", name, "", attributes),))

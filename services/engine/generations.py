@@ -204,7 +204,7 @@ class Generations:
         reader = self._readers.get(reader_id)
         if reader is None:
             return None
-        frame = reader.next_frame(self.step, self.settings.frame_interval_s, now_s)
+        frame = reader.next_frame(self.step, self.settings, now_s)
         if isinstance(frame, Closed):
             self.detach(reader_id, now_s)  # what is closed is not live: nothing to do for it
         return frame
@@ -362,10 +362,11 @@ class Generations:
 
     def _park(self, held: Held, now_s: float) -> list[Action]:
         """Seals what nobody reads; the journal keeps its ids for whoever comes back."""
-        if held.life is not Life.LIVE:
+        if held.journal_done:
             return []
         held.unread = True
-        return [*self._seal(held, now_s), WakeCheckpoints()]
+        seals = self._seal(held, now_s) if held.life is Life.LIVE else []
+        return [*seals, WakeCheckpoints()]
 
     def _park_longest_unread(self, now_s: float) -> list[Action]:
         """Makes room. Raises ResourceExhausted when everything open is read."""

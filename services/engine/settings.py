@@ -45,6 +45,8 @@ class EngineSettings(ServiceSettings):
     min_overlap_rows: int = Field(default=128, ge=1)
     max_readers: int = Field(default=2048, ge=1)
     reader_stall_s: float = Field(default=60.0, gt=0)
+    yield_s: float = Field(default=0.25, ge=0)
+    """What nobody has read for this long gives its place to what is read."""
     detach_s: float = Field(default=10.0, gt=0)
     progress_s: float = Field(default=2.0, gt=0)
     """A step may take this much longer than expected before its formation counts as stuck."""

@@ -26,6 +26,7 @@ from services.common.errors import (
 )
 from services.common.exchange import GenerationView, Route
 from services.common.generation import CancelReason, GenerationRequest, ModelRef
+from services.common.message_sizes import check_generation_fits
 from services.router import metrics
 from services.router.actions import SendCancel
 from services.router.ask import Ask, Drawn, ModelFacts
@@ -158,7 +159,9 @@ class Router:
             prompt_ids = await _to_its_end(asyncio.create_task(made))
         else:
             prompt_ids = model.prompt_ids(ask, drawn.created_unix_s)
-        return ask.resolve(facts, prompt_ids, drawn)
+        request = ask.resolve(facts, prompt_ids, drawn)
+        check_generation_fits(request, self.settings.max_message_bytes)
+        return request
 
     async def _begun_before(self, ask: Ask) -> GenerationView | None:
         try:
