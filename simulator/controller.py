@@ -182,7 +182,7 @@ class Controller(Process):
             elif isinstance(action, DrainFormation):
                 self._drain(action)
             elif isinstance(action, RoutesChanged):
-                self.world.routes_changed(self.cluster.routes()[1])
+                self.world.routes_changed(self.cluster)
             elif isinstance(action, PersistCluster):
                 self.snapshot = action.snapshot
             else:

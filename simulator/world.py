@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Protocol
 
-from services.common.exchange import Checkpoint, Frame, ResumeQuestion, Route
+from services.common.exchange import Checkpoint, Frame, ResumeQuestion
 from services.common.generation import ModelRef
 from services.controller.actions import LaunchNode, LogEvent, Member, NodeShape
+from services.controller.cluster import Cluster
 from services.controller.cluster_settings import ClusterSettings
 from services.controller.ledger import Ledger
 from services.controller.outcomes import LedgerEvent, LedgerSettings, Outcome
@@ -52,13 +53,14 @@ class WorldSettings:
         default_factory=lambda: LedgerSettings(retention_s=20.0, parked_retention_s=60.0)
     )
     follower: FollowerSettings = field(
-        default_factory=lambda: FollowerSettings(recover_s=20.0, resume_timeout_s=3.0)
+        default_factory=lambda: FollowerSettings(recover_s=20.0, resume_timeout_s=3.0, reach_s=3.0)
     )
     cluster: ClusterSettings = field(
         default_factory=lambda: ClusterSettings(
             model=MODEL,
             initial=(NodeShape(1 << 30, 1.0),) * 4,
             restart_grace_s=1.5,
+            progress_s=2.0,
             settle_s=2.0,
             launch_timeout_s=3.0,
             lost_kept_s=10.0,
@@ -208,12 +210,14 @@ class World:
         if not self.routers[index].alive:
             self.routers[index] = Router(self, f"router-{index}")
             if self.controller.alive:
-                self.routers[index].update(self.controller.cluster.routes()[1])
+                cluster = self.controller.cluster
+                self.routers[index].update(cluster.routes()[1], cluster.handing_over())
 
-    def routes_changed(self, routes: tuple[Route, ...]) -> None:
+    def routes_changed(self, cluster: Cluster) -> None:
         """Every router hears of it, in order."""
+        routes, handing_over = cluster.routes()[1], cluster.handing_over()
         for router in self.routers:
-            router.after(0.002, router.update, routes)
+            router.after(0.002, router.update, routes, handing_over)
 
     def any_router(self) -> Router | None:
         """One that lives."""

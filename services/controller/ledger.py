@@ -24,6 +24,7 @@ from services.common.exchange import (
     GenerationState,
     GenerationView,
     Grant,
+    LeaveReason,
     ResumeQuestion,
 )
 from services.common.generation import CancelReason, FinishReason
@@ -184,8 +185,9 @@ class Ledger:
     def resume(
         self, question: ResumeQuestion, heads: Sequence[Head], now_s: float
     ) -> Outcome[Grant] | None:
-        """Grants the next epoch. None: no head to grant to yet; ask again when the heads change,
-        and every 0.1 s, until the caller's deadline.
+        """Grants the next epoch, or answers with the one there is: to who was not told of it, and
+        to who hears nothing from a head that serves. None: no head to grant to yet; ask again when
+        the heads change, and every 0.25 s, until the caller's deadline.
 
         Raises Cancelled, Diverged, NotFound (unknown and no request), AlreadyExists (the request
         is not the one known), InvalidArgument, ResourceExhausted.
@@ -208,15 +210,29 @@ class Ledger:
             return Outcome(Grant(entry.epoch, None, entry.spans()))
         if entry.finished_with(question.held):
             return self._grant(entry, question, None, now_s)
+        formation_id = entry.formation_id or question.left_formation_id
+        holder = next((h for h in heads if h.route.formation_id == formation_id), None)
+        if holder is None or entry.sealed:
+            return self._grant_elsewhere(entry, question, heads, now_s)
+        if question.last_epoch < entry.epoch:
+            return _same(entry, holder) if holder.takes_new else None
+        if holder.hands_over and question.left_formation_id:
+            return None  # its seal is on the way: no position shall be sampled twice
+        if question.reason not in (LeaveReason.SILENT, LeaveReason.UNREACHABLE):
+            return self._grant_elsewhere(entry, question, heads, now_s)
+        if question.reason is LeaveReason.SILENT and not holder.stalled:
+            return _same(entry, holder)  # slow is not dead
+        others = [head for head in heads if head is not holder]
+        granted = self._grant_elsewhere(entry, question, others, now_s)
+        if granted is None and not holder.stalled:
+            return _same(entry, holder)  # another epoch there would bring its reader no nearer
+        return granted
+
+    def _grant_elsewhere(
+        self, entry: Entry, question: ResumeQuestion, heads: Sequence[Head], now_s: float
+    ) -> Outcome[Grant] | None:
+        """At the best head that no reader has left of late."""
         suspects = self._suspects_with(question, now_s)
-        holder = next((h for h in heads if h.route.formation_id == entry.formation_id), None)
-        if holder is not None and not entry.sealed:
-            if question.last_epoch < entry.epoch:
-                base = entry.spans(entry.base_lengths)
-                same = Outcome(Grant(entry.epoch, holder.route, base))
-                return same if holder.takes_new else None
-            if holder.hands_over and entry.formation_id in suspects:
-                return None  # its seal is on the way: no position shall be sampled twice
         head = self._best(entry, [h for h in heads if h.route.formation_id not in suspects])
         return None if head is None else self._grant(entry, question, head, now_s)
 
@@ -360,6 +376,11 @@ class Ledger:
             for name, entry in self._entries.items()
             if name not in self._ended
         ]
+
+
+def _same(entry: Entry, holder: Head) -> Outcome[Grant]:
+    """The epoch there is, as it was granted."""
+    return Outcome(Grant(entry.epoch, holder.route, entry.spans(entry.base_lengths)))
 
 
 def _refused(

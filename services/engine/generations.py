@@ -57,8 +57,10 @@ _CLOSE_REASONS = {
 class HeadSettings:
     """Limits and timings of the head core, in seconds."""
 
-    frame_interval_s: float = 0.1
-    """A reader gets a frame at least this often."""
+    frame_interval_s: float = 0.25
+    """A reader whose generation runs gets a frame at least this often."""
+    queued_frame_interval_s: float = 2.0
+    """The same while it is queued: of a crowd, most are."""
     checkpoint_interval_s: float = 0.05
     """Checkpoints of a generation are coalesced over at most this long."""
     checkpoint_timeout_s: float = 1.0
@@ -215,14 +217,23 @@ class Generations:
             reader.held.reader = None
             reader.held.unread_since_s = now_s
 
+    @property
+    def _intervals_s(self) -> tuple[float, float]:
+        return self.settings.frame_interval_s, self.settings.queued_frame_interval_s
+
+    def is_silent(self, reader_id: int, now_s: float) -> bool:
+        """A sign of life is due to this reader; look at least every `frame_interval_s / 2`."""
+        reader = self._readers.get(reader_id)
+        return reader is not None and reader.is_silent(self._intervals_s, now_s)
+
     def next_frame(self, reader_id: int, now_s: float) -> Frame | None:
-        """The next frame to send, a Progress when nothing else was due for `frame_interval_s`,
-        else None. A Closed is the last: end the stream behind it. Call it on every Wake and at
-        least every `frame_interval_s / 2`, until it gives None."""
+        """The next frame to send, a Progress when nothing else was due for the interval, else
+        None. A Closed is the last: end the stream behind it. Call it on every Wake, and when
+        `is_silent`, until it gives None."""
         reader = self._readers.get(reader_id)
         if reader is None:
             return None
-        frame = reader.next_frame(self.step, self.settings.frame_interval_s, now_s)
+        frame = reader.next_frame(self.step, self._intervals_s, now_s)
         if isinstance(frame, Closed):
             self.detach(reader_id, now_s)
         return frame

@@ -62,10 +62,18 @@ class Reader:
     closing: CloseReason | None = None
     """Set when it ends apart from its generation."""
 
-    def next_frame(self, step: int, interval_s: float, now_s: float) -> Frame | None:
+    def is_silent(self, intervals_s: tuple[float, float], now_s: float) -> bool:
+        """It has had no frame for the interval of its generation: one that runs, or is queued."""
+        silent_s = now_s - self.last_frame_s
+        running_s, queued_s = intervals_s
+        return silent_s >= queued_s or (
+            silent_s >= running_s and self.held.phase is not Phase.QUEUED
+        )
+
+    def next_frame(self, step: int, intervals_s: tuple[float, float], now_s: float) -> Frame | None:
         """What to send next; None when nothing is due."""
         frame = self._due(step)
-        if frame is None and now_s - self.last_frame_s >= interval_s:
+        if frame is None and self.is_silent(intervals_s, now_s):
             frame = Progress(step, self.held.phase)
         if frame is not None:
             self.last_frame_s = now_s

@@ -41,7 +41,7 @@ from services.router.settings import RouterSettings
 from services.router.transcript import Position, Transcript
 
 _log = logging.getLogger(__name__)
-TICK_S = 0.05
+TICK_S = 0.25
 LONG_PROMPT_BYTES = 4096
 LONG_CONVERSATION = 64
 """What is longer than either is rendered and tokenised beside the event loop."""
@@ -79,11 +79,12 @@ class Router:
                 self._controller.watch_routes(self.settings.router_id, self.update_routes)
             )
 
-    def update_routes(self, routes: Sequence[Route]) -> None:
-        """Replaces the routes."""
-        self._balancer.update(routes)
+    def update_routes(self, routes: Sequence[Route], handing_over: Sequence[str]) -> None:
+        """Replaces the routes; readers of a head that serves no more hear of it at once."""
+        self._balancer.update(routes, handing_over)
         self.catalogue.update(routes)
         self._wake_waiting()
+        self._tick_sessions()
 
     def _wake_waiting(self) -> None:
         self._routes_changed.set()
@@ -92,9 +93,12 @@ class Router:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            now_s = time.monotonic()
-            for session in list(self._sessions):
-                session.tick(now_s, self.settings.comment_s, self.settings.write_timeout_s)
+            self._tick_sessions()
+
+    def _tick_sessions(self) -> None:
+        now_s = time.monotonic()
+        for session in list(self._sessions):
+            session.tick(now_s, self.settings.comment_s, self.settings.write_timeout_s)
 
     async def _preload(self) -> None:
         while True:
@@ -303,6 +307,7 @@ class Router:
             FollowerSettings(
                 silence_s=settings.silence_s,
                 progress_s=settings.progress_s,
+                reach_s=settings.reach_s,
                 recover_s=settings.recover_s,
                 resume_timeout_s=settings.resume_timeout_s,
             ),
