@@ -63,7 +63,7 @@ class Controller(Process):
 
     def thaw(self) -> None:
         """As SIGCONT does: the overdue timer goes before all that came meanwhile."""
-        self.frozen = False
+        self.frozen = self.late = False
         self.run(self._tick)
         super().thaw()
 

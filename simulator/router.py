@@ -213,6 +213,7 @@ class Router(Process):
     def ask(self, following: Following, ask: AskResume) -> None:
         """Resume at the controller."""
         follower, controller = following.follower, self.world.controller
+        self.world.monitor.asked(ask.question)
 
         def answered(result: Any) -> None:
             now_s = self.clock.now_s
