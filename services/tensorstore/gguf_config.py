@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from services.model.config import MAX_LAYERS
 from services.tensorstore.gguf_metadata import Metadata, refuse
 from services.tensorstore.gguf_rope import rope_parameters
-from services.tensorstore.tiling import MAX_LAYERS
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.common.errors import InvalidArgument
+from services.model.tensors import EMBEDDING, FINAL_NORM, LM_HEAD
 from services.tensorstore.gguf_config import Family
 from services.tensorstore.gguf_rope import ROPE_FREQS
-from services.tensorstore.tiling import EMBEDDING, FINAL_NORM, LM_HEAD
 
 TOKEN_EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 _WHOLE = {TOKEN_EMBEDDING: EMBEDDING, "output_norm.weight": FINAL_NORM, OUTPUT: LM_HEAD}

@@ -77,12 +77,12 @@ def test_a_vocabulary_without_a_prefix_space_has_none(tmp_path: Path) -> None:
     changes = {"tokenizer.ggml.add_space_prefix": False}
     ours, _ = tokenizers(tmp_path, {**gguf_models.sentencepiece(), **changes})
     assert ours.encode("the", add_special_tokens=False).tokens[0][0] == "t"
-    assert not Served(ours.to_str().encode()).vocabulary.strips_first_space
+    assert Served(ours.to_str().encode()).vocabulary.leading_spaces == 0
 
 
 def test_the_first_space_of_a_sentencepiece_text_belongs_to_the_encoding(tmp_path: Path) -> None:
     ours, _ = tokenizers(tmp_path, gguf_models.sentencepiece())
-    assert Served(ours.to_str().encode()).vocabulary.strips_first_space
+    assert Served(ours.to_str().encode()).vocabulary.leading_spaces == 1
 
 
 BYTE_LEVEL = [pre for pre in gguf_vocabulary.SPLITTINGS if pre not in ("default", "gpt-2")]
