@@ -180,6 +180,7 @@ async def run(
         "epochs_granted": events["generation_granted"],
         "nodes_lost": events["node_lost"],
         "pipelines_lost": events["pipeline_lost"],
+        "heads_stalled": events["head_stalled"],
         "checkpoints_refused": events["checkpoint_refused"],
         "wall_s": round(wall_s, 1),
         "first_token_s": {

@@ -17,7 +17,7 @@ from services.controller.outcomes import LedgerEvent, LedgerSettings, Outcome
 from services.controller.records import Record
 from services.engine.actions import SequenceKey
 from services.engine.head_settings import HeadSettings
-from services.router.follower import FollowerSettings
+from services.router.follower_settings import FollowerSettings
 from simulator.clock import Clock
 from simulator.controller import Controller
 from simulator.engine import Engine, Running

@@ -31,6 +31,7 @@ from services.common.exchange import (
 from services.common.generation import CancelReason, FinishReason
 from services.controller.abandoned import Abandoned
 from services.controller.entry import Entry
+from services.controller.granting import Complaints, best_head
 from services.controller.outcomes import (
     Head,
     LedgerEvent,
@@ -57,10 +58,7 @@ class Ledger:
         self._entries: dict[str, Entry] = {}
         self._tombstones: dict[str, float] = {}
         """Cancelled generations, known or not, and when."""
-        self._complaints: dict[tuple[str, int], float] = {}
-        """By generation and epoch: when its reader said that it left a formation."""
-        self._left: dict[str, float] = {}
-        """Formations that readers left because they do not serve, and when last."""
+        self._complaints = Complaints(settings.same_head_after_s, settings.retention_s)
         self._running: dict[str, set[str]] = {}
         """Generations by the formation that runs them."""
         self._ended: dict[str, None] = {}
@@ -255,38 +253,11 @@ class Ledger:
         self, entry: Entry, question: ResumeQuestion, heads: Sequence[Head], now_s: float
     ) -> Outcome[Grant] | None:
         """At the best head that no reader has left of late."""
-        suspects = self._suspects_with(question, now_s)
-        head = self._best(entry, [h for h in heads if h.route.formation_id not in suspects])
+        suspects = self._complaints.suspects_with(question, now_s)
+        trusted = [head for head in heads if head.route.formation_id not in suspects]
+        loads = {formation_id: len(names) for formation_id, names in self._running.items()}
+        head = best_head(entry.request, trusted, loads)
         return None if head is None else self._grant(entry, question, head, now_s)
-
-    def _suspects_with(self, question: ResumeQuestion, now_s: float) -> set[str]:
-        """Formations that readers left of late because they do not serve. The same question asked
-        again is one complaint."""
-        key = question.generation_id, question.last_epoch
-        if question.left_formation_id and key not in self._complaints:
-            self._complaints[key] = self._left[question.left_formation_id] = now_s
-        patience_s = self.settings.same_head_after_s
-        return {left for left, since_s in self._left.items() if now_s - since_s < patience_s}
-
-    def _best(self, entry: Entry, heads: Sequence[Head]) -> Head | None:
-        """The least loaded of the generation's own arithmetic, or of any when there is none; one
-        whose KV cache it cannot outgrow."""
-        request, wanted = entry.request, entry.request.numerics_class
-        positions = len(request.prompt_ids) + request.sampling.max_tokens
-        takers = [
-            h
-            for h in heads
-            if h.takes_new and h.route.model == request.model and h.route.max_positions >= positions
-        ]
-        return min(
-            takers,
-            key=lambda head: (
-                bool(wanted) and head.numerics_class != wanted,
-                (len(self._running.get(head.route.formation_id, ())) + 1)
-                / max(head.route.throughput_tokens_per_s, 1e-9),
-            ),
-            default=None,
-        )
 
     def _grant(
         self, entry: Entry, question: ResumeQuestion, head: Head | None, now_s: float
@@ -394,10 +365,7 @@ class Ledger:
             if name in surplus_parked or now_s - entry.touched_s >= settings.parked_retention_s
         ]
         self._abandoned.forget(now_s)
-        complaints, left = self._complaints.items(), self._left.items()
-        kept_s, patience_s = settings.retention_s, settings.same_head_after_s
-        self._complaints = {key: since_s for key, since_s in complaints if now_s - since_s < kept_s}
-        self._left = {name: since_s for name, since_s in left if now_s - since_s < patience_s}
+        self._complaints.forget(now_s)
         return Outcome(None, self._commit([Forgotten(name) for name in old[:at_most]], now_s))
 
     def _last_s(self, name: str) -> float:

@@ -22,6 +22,7 @@ from services.common.exchange import (
 from services.common.generation import FinishReason, GenerationRequest, TokenSpan, finish_of
 from services.common.token_run import TokenRun
 from services.engine.actions import SequenceKey
+from services.engine.head_settings import HeadSettings
 
 
 class Life(StrEnum):
@@ -62,18 +63,18 @@ class Reader:
     closing: CloseReason | None = None
     """Set when it ends apart from its generation."""
 
-    def is_silent(self, intervals_s: tuple[float, float], now_s: float) -> bool:
+    def is_silent(self, settings: HeadSettings, now_s: float) -> bool:
         """It has had no frame for the interval of its generation: one that runs, or is queued."""
         silent_s = now_s - self.last_frame_s
-        running_s, queued_s = intervals_s
-        return silent_s >= queued_s or (
-            silent_s >= running_s and self.held.phase is not Phase.QUEUED
-        )
+        if silent_s < settings.frame_interval_s:
+            return False
+        queued = self.held.phase is Phase.QUEUED
+        return not queued or silent_s >= settings.queued_frame_interval_s
 
-    def next_frame(self, step: int, intervals_s: tuple[float, float], now_s: float) -> Frame | None:
+    def next_frame(self, step: int, settings: HeadSettings, now_s: float) -> Frame | None:
         """What to send next; None when nothing is due."""
         frame = self._due(step)
-        if frame is None and self.is_silent(intervals_s, now_s):
+        if frame is None and self.is_silent(settings, now_s):
             frame = Progress(step, self.held.phase)
         if frame is not None:
             self.last_frame_s = now_s

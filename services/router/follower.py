@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from services.common.errors import (
     AlreadyExists,
@@ -65,29 +65,7 @@ from services.router.actions import (
     SendCancel,
     SendPark,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class FollowerSettings:
-    """Timings in seconds."""
-
-    silence_s: float = 0.5
-    """No frame for this long from a head that does not serve: leave it."""
-    progress_s: float = 2.0
-    """The same for steps."""
-    reach_s: float = 6.0
-    """No frame for this long from a head that serves: attach once more."""
-    recover_s: float = 60.0
-    """From the first sign of trouble to an explicit error."""
-    resume_timeout_s: float = 10.0
-    """Deadline of one question to the controller."""
-    retry_s: float = 0.1
-    """Pause before a failed question is asked again; doubles up to `max_retry_s`, and is up to
-    twice as long, by generation: a crowd does not come back at once."""
-    max_retry_s: float = 1.0
-    glance_s: float = 0.5
-    """Time counts as silence only as far as it was watched: between two ticks, up to this."""
-
+from services.router.follower_settings import FollowerSettings
 
 _FOR_GOOD = (
     AlreadyExists,
@@ -342,12 +320,11 @@ class Follower:
     def tick(self, now_s: float, *, serves: bool) -> list[Action]:
         """Silence, lack of progress and retries. `serves`: the controller lists the formation of
         its head among those that do."""
-        settings = self.settings
         if self.ended:
             return []
         if self._open:
             return self._watch(now_s, serves)
-        if self._trouble_s is not None and now_s - self._trouble_s >= settings.recover_s:
+        if self._trouble_s is not None and now_s - self._trouble_s >= self.settings.recover_s:
             return self._end(Unavailable("no pipeline took the generation; it can be resumed"))
         return self._ask(now_s) if self._ask_at_s is not None and now_s >= self._ask_at_s else []
 

@@ -33,7 +33,8 @@ from services.router.balancer import Balancer
 from services.router.cancels import Cancels
 from services.router.catalogue import Catalogue
 from services.router.controller import Controller
-from services.router.follower import Follower, FollowerSettings
+from services.router.follower import Follower
+from services.router.follower_settings import FollowerSettings
 from services.router.heads import Heads
 from services.router.model import Model
 from services.router.session import Session

@@ -13,7 +13,7 @@ from random import Random
 from oracles import Oracle
 
 from services.common.generation import GenerationRequest, Sampling
-from services.router.follower import FollowerSettings
+from services.router.follower_settings import FollowerSettings
 from simulator.network import Process
 from simulator.router import Client
 from simulator.world import MODEL, World, WorldSettings

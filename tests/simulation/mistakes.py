@@ -66,8 +66,8 @@ MISTAKES = (
     Mistake(
         "every question gets a new epoch",
         LEDGER,
-        "            if question.last_epoch < entry.epoch:",
-        "            if False:",
+        "        if question.last_epoch < entry.epoch:",
+        "        if False:",
     ),
     Mistake(
         "a cancelled generation goes on",

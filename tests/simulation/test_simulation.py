@@ -31,6 +31,7 @@ CORES = (
     "services/controller/backoff.py",
     "services/controller/cluster.py",
     "services/controller/entry.py",
+    "services/controller/granting.py",
     "services/controller/ledger.py",
     "services/controller/liveness.py",
     "services/controller/losses.py",

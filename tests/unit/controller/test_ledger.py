@@ -403,7 +403,8 @@ def test_what_was_kept_long_enough_is_forgotten() -> None:
     assert book.ledger.tick(30.0).records == ()
     book.keep(book.ledger.tick(39.0))
     assert book.ledger.population(()).open == ()
-    assert (book.ledger._complaints, book.ledger._left) == ({}, {})
+    complaints = book.ledger._complaints
+    assert (complaints._made, complaints._left) == ({}, {})
     book.keep(book.ledger.cancel("x", None, CancelReason.CLIENT, None, 40.0))
     assert len(book.ledger.tick(50.0).records) == 1
     book.restart()

@@ -46,7 +46,8 @@ from services.router.actions import (
     SendCancel,
     SendPark,
 )
-from services.router.follower import Follower, FollowerSettings
+from services.router.follower import Follower
+from services.router.follower_settings import FollowerSettings
 
 MODEL = ModelRef("m", "d")
 REQUEST = GenerationRequest("g", MODEL, (1, 2), Sampling(max_tokens=50, eos_token_ids=(2,)))
