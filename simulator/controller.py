@@ -63,7 +63,7 @@ class Controller(Process):
 
     def thaw(self) -> None:
         """As SIGCONT does: the overdue timer goes before all that came meanwhile."""
-        self.frozen = False
+        self.frozen = self.late = False
         self.run(self._tick)
         super().thaw()
 
@@ -191,7 +191,7 @@ class Controller(Process):
             elif isinstance(action, DrainFormation):
                 self._drain(action)
             elif isinstance(action, RoutesChanged):
-                self.world.routes_changed(self.cluster.routes()[1])
+                self.world.routes_changed(self.cluster)
             elif isinstance(action, PersistCluster):
                 self.snapshot = action.snapshot
             else:

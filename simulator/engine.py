@@ -80,7 +80,7 @@ class Engine(Process):
         self.numerics_class = world.numerics_class()
         self.place: Place | None = None
         self.layers: LayerRange | None = None
-        self.sampled = 0
+        self.sampled = self.steps = 0
         self.wedged = False
         """It lives, but no step comes out of it."""
         self._readers: dict[int, Stream] = {}
@@ -125,6 +125,8 @@ class Engine(Process):
             place.formation_id if place is not None else "",
             self.sampled,
             self._lost_node_ids,
+            self.steps,
+            place is not None and bool(place.sequences),
         )
         self._beats.send(self, beat)
         if self._journal is None:
@@ -331,6 +333,7 @@ class Engine(Process):
             return
         self.world.monitor.batched(self, batch)
         place.stepping = True
+        self.steps += 1
         for sequence in batch:
             sequence.in_flight = True
             phase = Phase.PREFILL if sequence.prefill_steps else Phase.DECODE

@@ -79,6 +79,8 @@ class FakeMesh:
         self.journal: dict[str, Journaled] = {}
         self.alive = [True] * heads
         self.silent = [False] * heads
+        self.stalled = [False] * heads
+        """What the controller thinks of each head; `stall` tells the routers."""
         self.addresses = [""] * heads
         self.calls: list[tuple[int, engine_pb2.GenerateRequest]] = []
         """Every Generate call: the head and its message."""
@@ -128,7 +130,13 @@ class FakeMesh:
         )
 
     def routes(self) -> list[controller_pb2.Route]:
-        return [self.route(i) for i, alive in enumerate(self.alive) if alive]
+        serving = zip(self.alive, self.stalled, strict=True)
+        return [self.route(i) for i, (lives, stalls) in enumerate(serving) if lives and not stalls]
+
+    def stall(self, *stalled: bool) -> None:
+        """The controller finds that these heads do not serve, or do again."""
+        self.stalled[:] = stalled
+        self.change_routes()
 
     def change_routes(self) -> None:
         """Tells the routers that routes are no longer what they were."""

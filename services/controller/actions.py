@@ -63,6 +63,10 @@ class Beat:
     sampled_tokens: int = 0
     lost_node_ids: tuple[str, ...] = ()
     """Members of its formation, or of the last one while it is in none, that it cannot reach."""
+    steps: int = 0
+    """Begun since its start, if it is a head."""
+    has_work: bool = False
+    """Steps should be made: without rising ones the head does not serve."""
 
 
 @dataclass(frozen=True, slots=True)

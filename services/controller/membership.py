@@ -41,6 +41,10 @@ class Node:
     loading: LayerRange | None = None
     loads: Backoff = field(default_factory=Backoff)
     heard_s: float = 0.0
+    steps: int = 0
+    """As its last beat told them."""
+    stepped_s: float = 0.0
+    """When a beat last showed more steps, or no work."""
     confirmed: bool = True
     """Heard from since the controller started."""
     strange_beats: int = 0
@@ -123,6 +127,8 @@ class Pipeline:
     ready_sampled: int | None = None
     """Tokens the head had sampled at its first beat after the replacement was ready."""
     replacement_ready_s: float | None = None
+    stalled: bool = False
+    """Its head is there, as far as is known, and does not serve."""
 
     @property
     def is_ready(self) -> bool:

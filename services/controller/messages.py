@@ -17,6 +17,7 @@ from services.common.exchange import (
     GenerationState,
     GenerationView,
     Grant,
+    LeaveReason,
     ResumeQuestion,
     Route,
 )
@@ -55,6 +56,11 @@ _GENERATION_STATES = {
     GenerationState.OPEN: pb.GENERATION_STATE_OPEN,
     GenerationState.FINISHED: pb.GENERATION_STATE_FINISHED,
     GenerationState.CANCELLED: pb.GENERATION_STATE_CANCELLED,
+}
+_LEAVE_REASONS: dict[int, LeaveReason] = {
+    pb.LEAVE_REASON_SILENT: LeaveReason.SILENT,
+    pb.LEAVE_REASON_UNREACHABLE: LeaveReason.UNREACHABLE,
+    pb.LEAVE_REASON_REFUSED: LeaveReason.REFUSED,
 }
 _NODE_STATES = {
     NodeState.STARTING: pb.NODE_STATE_STARTING,
@@ -120,6 +126,8 @@ def beat_from(message: pb.HeartbeatRequest) -> Beat:
         formation_id=name_from(formation_id, "formation_id") if formation_id else "",
         sampled_tokens=message.sampled_tokens,
         lost_node_ids=tuple(name_from(name, "lost_node_ids") for name in message.lost_node_ids),
+        steps=message.steps,
+        has_work=message.has_work,
     )
 
 
@@ -188,6 +196,7 @@ def question_from(message: pb.ResumeRequest, vocab_size: int) -> ResumeQuestion:
         request,
         held,
         name_from(left, "left_formation_id") if left else "",
+        _LEAVE_REASONS.get(message.reason),
     )
 
 

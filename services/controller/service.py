@@ -148,7 +148,9 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
                     continue
                 sent = version
                 yield pb.WatchRoutesResponse(
-                    version=version, routes=[messages.route_to(route) for route in routes]
+                    version=version,
+                    routes=[messages.route_to(route) for route in routes],
+                    handing_over_formation_ids=self._runtime.cluster.handing_over(),
                 )
         finally:
             self._routers[router_id] -= 1

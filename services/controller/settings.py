@@ -58,6 +58,8 @@ class ControllerSettings(ServiceSettings):
     """SIGTERM ends the local nodes too; otherwise they serve on and are adopted at the start."""
 
     heartbeat_interval_s: float = Field(default=0.25, gt=0, le=0.5)
+    stall_s: float = Field(default=2.0, gt=0, le=600)
+    progress_s: float = Field(default=5.0, gt=0, le=600)
     node_lost_s: float = Field(default=3.0, gt=0, le=600)
     empty_node_lost_s: float = Field(default=15.0, gt=0, le=600)
     restart_grace_s: float = Field(default=3.0, gt=0, le=600)
@@ -127,6 +129,8 @@ class ControllerSettings(ServiceSettings):
             pipelines=self.pipelines,
             can_launch=self.provider == "local",
             heartbeat_interval_s=self.heartbeat_interval_s,
+            stall_s=self.stall_s,
+            progress_s=self.progress_s,
             node_lost_s=self.node_lost_s,
             empty_node_lost_s=self.empty_node_lost_s,
             restart_grace_s=self.restart_grace_s,

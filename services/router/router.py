@@ -34,7 +34,8 @@ from services.router.balancer import Balancer
 from services.router.cancels import Cancels
 from services.router.catalogue import Catalogue
 from services.router.controller import Controller
-from services.router.follower import Follower, FollowerSettings
+from services.router.follower import Follower
+from services.router.follower_settings import FollowerSettings
 from services.router.heads import Heads
 from services.router.model import Model
 from services.router.session import Session
@@ -42,7 +43,7 @@ from services.router.settings import RouterSettings
 from services.router.transcript import Position, Transcript
 
 _log = logging.getLogger(__name__)
-TICK_S = 0.05
+TICK_S = 0.25
 LONG_PROMPT_BYTES = 4096
 LONG_CONVERSATION = 64
 """What is longer than either is rendered and tokenised beside the event loop."""
@@ -83,11 +84,12 @@ class Router:
                 self._controller.watch_routes(self.settings.router_id, self.update_routes)
             )
 
-    def update_routes(self, routes: Sequence[Route]) -> None:
-        """Replaces the routes."""
-        self._balancer.update(routes)
+    def update_routes(self, routes: Sequence[Route], handing_over: Sequence[str]) -> None:
+        """Replaces the routes; readers of a head that serves no more hear of it at once."""
+        self._balancer.update(routes, handing_over)
         self.catalogue.update(routes)
         self._wake_waiting()
+        self._tick_sessions()
 
     def _wake_waiting(self) -> None:
         self._routes_changed.set()
@@ -96,9 +98,12 @@ class Router:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            now_s = time.monotonic()
-            for session in list(self._sessions):
-                session.tick(now_s, self.settings.comment_s, self.settings.write_timeout_s)
+            self._tick_sessions()
+
+    def _tick_sessions(self) -> None:
+        now_s = time.monotonic()
+        for session in list(self._sessions):
+            session.tick(now_s, self.settings.comment_s, self.settings.write_timeout_s)
 
     async def _preload(self) -> None:
         while True:
@@ -344,6 +349,7 @@ class Router:
             FollowerSettings(
                 silence_s=settings.silence_s,
                 progress_s=settings.progress_s,
+                reach_s=settings.reach_s,
                 recover_s=settings.recover_s,
                 resume_timeout_s=settings.resume_timeout_s,
             ),
