@@ -16,7 +16,7 @@ from services.cli import processes
 from services.cli.layout import MeshOptions, ServiceSpec
 from services.cli.mesh_directory import MeshDirectory, MeshError, MeshState, Phase, ServiceRecord
 from services.cli.mesh_status import controller_status, ready_pipelines
-from services.common import health
+from services.common import health, logs
 
 _log = logging.getLogger(__name__)
 READY_TIMEOUT_S = 240.0
@@ -131,7 +131,9 @@ class Supervisor:
             service.pid = 0
             service.deaths += 1
             self._save(self._state.phase, self._state.message)
-            pause_s = FIRST_PAUSE_S if time.monotonic() - started > STABLE_S else pause_s
+            was_told_to = not service.fault and service.last_exit == 0
+            if was_told_to or time.monotonic() - started > STABLE_S:
+                pause_s = FIRST_PAUSE_S
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
@@ -147,6 +149,7 @@ class Supervisor:
             **os.environ,
             **spec.environment,
             processes.MESH_ID_VARIABLE: self._state.mesh_id,
+            logs.FILE_LIMIT_VARIABLE: str(logs.FILE_LIMIT_BYTES),
         }
         with (self._directory.logs / f"{spec.name}.log").open("ab") as log:
             return await asyncio.create_subprocess_exec(

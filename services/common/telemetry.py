@@ -21,6 +21,7 @@ from opentelemetry.trace import Span, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import start_http_server
 
+from services.common import logs
 from services.common.settings import refuse
 
 _log = logging.getLogger(__name__)
@@ -74,9 +75,9 @@ def parent_of(value: str) -> Context | None:
 
 
 def metadata() -> tuple[tuple[str, str], ...]:
-    """Metadata that hands the current span to the callee."""
-    value = traceparent()
-    return (("traceparent", value),) if value else ()
+    """Metadata that hands the current span, and the id of the request, to the callee."""
+    pairs = (("traceparent", traceparent()), (logs.REQUEST_ID_HEADER, logs.request_id()))
+    return tuple((name, value) for name, value in pairs if value)
 
 
 @contextmanager

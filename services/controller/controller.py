@@ -147,7 +147,7 @@ class Controller:
                 _log.error("nothing was forgotten", extra={"why": error.message})
             cluster = self._runtime.cluster
             metrics.show_cluster(cluster.nodes_view(), cluster.pipelines_view())
-            metrics.OPEN.set(len(self._generations.open_generations()))
+            metrics.OPEN.set(len(self._generations.population().open))
             await asyncio.sleep(HOUSEKEEPING_S)
 
     async def _mind_the_disk(self, before: Room) -> Room:

@@ -20,7 +20,8 @@ from services.controller import metrics
 from services.controller.event_log import EventLog
 from services.controller.journal import Journal, Recovered, Room
 from services.controller.ledger import Ledger
-from services.controller.outcomes import Head, LedgerEvent, LedgerSettings, OpenGeneration, Outcome
+from services.controller.outcomes import Head, LedgerEvent, LedgerSettings, Outcome
+from services.controller.population import Population
 from services.controller.records import Record
 from services.controller.signal import Signal
 
@@ -141,6 +142,11 @@ class Generations:
         self._check_usable()
         return await self._settle(self._ledger.view(generation_id, self._heads(), self._clock()))
 
+    async def claim(self, ask_digest: str) -> GenerationView:
+        """Gives a client's retry what its first ask began, if nobody reads it; raises NotFound."""
+        self._check_usable()
+        return await self._settle(self._ledger.claim(ask_digest, self._heads(), self._clock()))
+
     async def tick(self) -> None:
         """Forgets what was kept long enough."""
         self._check_usable()
@@ -148,8 +154,9 @@ class Generations:
         at_most = None if self._journal.room is Room.ENOUGH else FORGOTTEN_AT_ONCE
         await self._settle(self._ledger.tick(self._clock(), at_most))
 
-    def open_generations(self) -> list[OpenGeneration]:
-        return self._ledger.open_generations()
+    def population(self) -> Population:
+        """Where every generation stands."""
+        return self._ledger.population(self._heads())
 
     def _check_usable(self) -> None:
         if self._recovering is not None:

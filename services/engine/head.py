@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from services.common import logs
 from services.common.errors import ResourceExhausted
 from services.common.exchange import (
     Checkpoint,
@@ -23,6 +25,7 @@ from services.common.generation import CancelReason
 from services.engine.actions import (
     Action,
     DropSequence,
+    SetUnread,
     StartSequence,
     StopSequence,
     Wake,
@@ -36,6 +39,8 @@ from services.engine.pace import Pace
 from services.engine.scheduler import Scheduler
 from services.engine.tracing import StepTraces
 from services.engine.validation import Bounds
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +162,10 @@ class Head:
         generation_id, followed = call.request.generation_id, None
         try:
             actions = self._core.generate(reader_id, call, self._clock())
+            if any(isinstance(action, StartSequence) for action in actions):
+                # An epoch is begun once; a storm of epochs is told in part.
+                log = logs.access if call.epoch == 1 else _log
+                log.info("generation begins", extra={"epoch": call.epoch})
             followed = self._traces.follow(generation_id)
             self._carry_out(actions)
             while True:
@@ -173,12 +182,15 @@ class Head:
         finally:
             del self._readers[reader_id]
             self._traces.forget(generation_id, followed)
-            self._core.detach(reader_id, self._clock())
-            self._changed.set()
+            self._carry_out(self._core.detach(reader_id, self._clock()))
 
     def cancel(self, generation_id: str, choice: int | None, reason: CancelReason) -> None:
         """Ends a generation or one choice of it."""
         self._carry_out(self._core.cancel(generation_id, choice, reason, self._clock()))
+
+    def park(self, generation_id: str, epoch: int) -> None:
+        """Parks a generation whose reader leaves for good, once that reader is gone."""
+        self._carry_out(self._core.park(generation_id, epoch, self._clock()))
 
     # Journal
 
@@ -236,6 +248,8 @@ class Head:
             elif self._lead is not None:
                 if isinstance(action, StartSequence):
                     self._lead.scheduler.start(action.key, action.request, action.output_ids)
+                elif isinstance(action, SetUnread):
+                    self._lead.scheduler.set_unread(action.key, action.unread)
                 elif isinstance(action, DropSequence):
                     self._lead.scheduler.drop(action.key)
         # The next step goes out first: it computes while readers are served.

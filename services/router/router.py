@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from services.common import wire
+from services.common import logs, wire
 from services.common.errors import (
     AlreadyExists,
     DataLoss,
@@ -68,6 +68,9 @@ class Router:
         self._sessions: set[Session] = set()
         self._starting = 0
         self._routes_changed = asyncio.Event()
+        self._fewer = asyncio.Event()
+        """Set when somebody is served no longer."""
+        self._leaving = False
         self.stopping = False
 
     async def run(self) -> None:
@@ -104,8 +107,15 @@ class Router:
 
     @property
     def ready(self) -> bool:
-        """Some pipeline takes requests."""
-        return not self.stopping and bool(self._balancer.models())
+        """New requests are welcome, and some pipeline takes them."""
+        return not self.why_not_ready
+
+    @property
+    def why_not_ready(self) -> str:
+        """Empty when it is ready."""
+        if self._leaving or self.stopping:
+            return "this router stops"
+        return "" if self._balancer.models() else "no pipeline is ready"
 
     @property
     def streams(self) -> int:
@@ -189,6 +199,7 @@ class Router:
                 position = Position.parse(after, view.request.choices)
             model = await self._load(view.request.model)
             session = self._session(view.request, model, position)
+        session.resumable = True
         try:
             session.rejoin(view)
             while not (session.transcript.caught_up or session.ended):
@@ -220,6 +231,16 @@ class Router:
             cancel = SendCancel(generation_id, None, CancelReason.CLIENT, None, view.head)
             self._cancels.tell_head(cancel, contextvars.copy_context())
 
+    def leave(self) -> None:
+        """Is not ready any more; whoever asks is served all the same."""
+        self._leaving = True
+
+    async def idle(self) -> None:
+        """Returns when nobody is served."""
+        while self._sessions or self._starting:
+            self._fewer.clear()
+            await self._fewer.wait()
+
     async def close(self) -> None:
         """Lets every reader go; each can resume at another router."""
         self.stopping = True
@@ -240,6 +261,7 @@ class Router:
             yield
         finally:
             self._starting -= 1
+            self._fewer.set()
 
     def _check_goes_on(self) -> None:
         if self.stopping:
@@ -297,6 +319,7 @@ class Router:
 
     def _session(self, request: GenerationRequest, model: Model, after: Position | None) -> Session:
         self._check_goes_on()  # it may have stopped while the request was being made
+        logs.about(generation_id=request.generation_id)
         settings = self.settings
         follower = Follower(
             request,
@@ -324,6 +347,7 @@ class Router:
 
     def _closed(self, session: Session) -> None:
         self._sessions.discard(session)
+        self._fewer.set()
         metrics.STREAMS.set(len(self._sessions))
 
 

@@ -295,3 +295,20 @@ async def test_a_model_that_cannot_be_read_is_503_until_it_can(
             assert not any(task.done() for task in router.work)
             mesh.store_fault = ""
             assert (await ask(client)).text() == REPLY
+
+
+async def test_choices_are_resumed_at_any_chunk_each_once(
+    mesh: FakeMesh, http: httpx.AsyncClient, ask: Any, resume: Any
+) -> None:
+    mesh.replies, mesh.burst = ["one 東", "two and more", "three"], 2
+    whole = await ask(http, n=3)
+    assert {len(event["choices"]) for event in whole.events} == {0, 1}
+    for cut, event_id in enumerate(whole.ids):
+        rest = await resume(http, whole.generation_id, event_id)
+        kept = 0 if not event_id else cut + 1  # without an id all is told again
+        for index, reply in enumerate(mesh.replies):
+            told = [c for e in whole.events[:kept] for c in e["choices"] if c["index"] == index]
+            told += rest.choices(index)
+            assert "".join(c["delta"].get("content", "") for c in told) == reply
+            assert sum("role" in c["delta"] for c in told) == 1
+            assert sum(c["finish_reason"] is not None for c in told) == 1
