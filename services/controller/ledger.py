@@ -148,11 +148,11 @@ class Ledger:
         records: tuple[Record, ...] = ()
         events: list[LedgerEvent] = []
         if name in self._tombstones:
-            return refused(checkpoint, CheckpointRefusal.ENDED, None)
+            return refused(checkpoint, CheckpointRefusal.ENDED)
         if name not in self._entries:
             full = len(self._entries) >= self.settings.max_generations
             if checkpoint.epoch != 1 or checkpoint.request is None or full:
-                return refused(checkpoint, CheckpointRefusal.STALE_EPOCH, None)
+                return refused(checkpoint, CheckpointRefusal.STALE_EPOCH)
             Entry(checkpoint.request, 1, now_s).compare(checkpoint.spans)  # raises before Bound
             bound = Bound(
                 name,
@@ -166,7 +166,7 @@ class Ledger:
         entry = self._entries[name]
         refusal = self._refusal(entry, checkpoint)
         if refusal is not None:
-            return refused(checkpoint, refusal, entry)
+            return refused(checkpoint, refusal, entry.lengths)
         entry.touched_s = now_s
         self._set_unread(entry, checkpoint.unread, now_s)
         new = [Appended(name, span) for span in entry.fresh(checkpoint.spans)]

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from services.common.exchange import Checkpoint, CheckpointRefusal, CheckpointResult, Route
-from services.controller.entry import Entry
 from services.controller.records import Record
 
 Reply = TypeVar("Reply")
@@ -71,10 +70,9 @@ class LedgerSettings:
 
 
 def refused(
-    checkpoint: Checkpoint, refusal: CheckpointRefusal, entry: Entry | None
+    checkpoint: Checkpoint, refusal: CheckpointRefusal, lengths: tuple[int, ...] = ()
 ) -> Outcome[CheckpointResult]:
-    """The answer to a checkpoint that changes nothing; `entry` is what is known of it."""
-    lengths = entry.lengths if entry is not None else ()
+    """The answer to a checkpoint that was not taken; `lengths` are the ids held, by choice."""
     name = checkpoint.generation_id
     result = CheckpointResult(name, checkpoint.epoch, lengths, refusal)
     attributes = {"epoch": str(checkpoint.epoch), "refusal": refusal.value}
