@@ -33,6 +33,7 @@ from services.common.telemetry import parent_of
 from services.router.__main__ import Running, running
 from services.router.settings import RouterSettings
 from tests.tiny_model import MAX_POSITIONS, MODEL, model_files, tiny_tokenizer
+from tests.waiting import until
 
 HEARTBEAT_S = 0.05
 REPLY = (
@@ -171,7 +172,7 @@ class FakeMesh:
             **settings,
         }
         async with running(RouterSettings(**chosen)) as router:
-            await router.router.catalogue.heard.wait()
+            await until(lambda: router.router.catalogue.heard)
             yield router
 
 

@@ -63,6 +63,8 @@ class Beat:
     sampled_tokens: int = 0
     lost_node_ids: tuple[str, ...] = ()
     """Members of its formation, or of the last one while it is in none, that it cannot reach."""
+    departs_in_s: float | None = None
+    """Its process was told to stop and will have ended by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +229,35 @@ class StageView:
     node_id: str
     layers: LayerRange
     tp_degree: int
+
+
+class FaultKind(StrEnum):
+    """What keeps failing."""
+
+    START = "start"
+    """Nodes are lost, or cannot do what they are for, before they have served for a while."""
+    LOAD = "load"
+    """A node cannot load its stage."""
+    FORM = "form"
+    """A pipeline's members do not come to stand."""
+    PLAN = "plan"
+    """Placement has no plan."""
+
+
+@dataclass(frozen=True, slots=True)
+class FaultView:
+    """Something that keeps failing, as the status shows it."""
+
+    kind: FaultKind
+    cause: str
+    node_id: str
+    """The last one it was seen at, if any."""
+    pipeline_id: str
+    since_s: float
+    failures: int
+    """In a row."""
+    permanent: bool
+    """It is not tried again until something else has changed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -312,7 +312,7 @@ class ClusterRuntime:
         try:
             pipelines: tuple[PlannedPipeline, ...] = await self._planning.plan(action)
         except ShuntError as error:
-            self._submit(self.cluster.plan_failed(error.message, self._clock()))
+            self._submit(self.cluster.plan_failed(error.message, error.permanent, self._clock()))
         else:
             self._submit(self.cluster.plan_ready(pipelines, self._clock()))
 
@@ -323,7 +323,11 @@ class ClusterRuntime:
         except ShuntError as error:
             self._submit(
                 self.cluster.load_failed(
-                    action.node_id, action.incarnation, error.message, self._clock()
+                    action.node_id,
+                    action.incarnation,
+                    error.message,
+                    error.permanent,
+                    self._clock(),
                 )
             )
         else:

@@ -13,6 +13,11 @@ from services.controller.signal import Signal
 
 _log = logging.getLogger(__name__)
 
+WARNINGS = frozenset(
+    ("drain_failed", "load_failed", "node_lost", "numerics_differ", "pipeline_lost", "plan_failed")
+)
+"""Kinds of events that somebody should look at."""
+
 
 class EventLog:
     """Numbered events; the newest `kept` can be read, here and after a restart."""
@@ -53,7 +58,10 @@ class EventLog:
         self._next_number += 1
         self._events.append(event)
         self._grown.fire()
-        _log.info(kind, extra={"node_id": node_id, "pipeline_id": pipeline_id, **event.attributes})
+        level = logging.WARNING if kind in WARNINGS else logging.INFO
+        _log.log(
+            level, kind, extra={"node_id": node_id, "pipeline_id": pipeline_id, **event.attributes}
+        )
         try:
             written = asyncio.ensure_future(self._journal.write((event,)))
             written.add_done_callback(_tell_failure)

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 
 import grpc
 
-from services.common.errors import FailedPrecondition, InvalidArgument, StaleEpoch, Unavailable
+from services.common.errors import (
+    Aborted,
+    FailedPrecondition,
+    InvalidArgument,
+    StaleEpoch,
+    Unavailable,
+)
 from services.common.generation import LayerRange, ModelRef
 from services.engine.backend import BLOCK_SIZE, Sampled
 from services.engine.compute import Compute
@@ -73,13 +79,11 @@ class Engine:
     async def load(
         self, model: ModelRef, layers: LayerRange, tp_degree: int
     ) -> AsyncIterator[tuple[int, int]]:
-        """Progress of a load. Raises FailedPrecondition when a formation needs what is held."""
+        """Progress of a load. Raises Aborted when a formation needs what is held."""
         held = self.weights.held
         same = held is not None and (held.model, held.layers) == (model, layers)
         if self.formation is not None and not same:
-            raise FailedPrecondition(
-                f"the process is in formation {self.formation.id}", field="layers"
-            )
+            raise Aborted(f"the process is in formation {self.formation.id}", field="layers")
         async for progress in self.weights.load(model, layers, tp_degree):
             yield progress
 
