@@ -28,10 +28,6 @@ class PipelineState(StrEnum):
     LOST = "lost"
 
 
-MAX_SPEED = 1e6
-"""No node says of itself that it is faster."""
-
-
 @dataclass(frozen=True, slots=True)
 class NodeShape:
     """What a node is able to do; a replacement has the shape of what it replaces."""

@@ -21,8 +21,8 @@ from services.common.exchange import (
     Route,
 )
 from services.common.generation import GenerationRequest, TokenSpan
+from services.common.speeds import MAX_SPEED
 from services.controller.actions import (
-    MAX_SPEED,
     Beat,
     FaultKind,
     FaultView,

@@ -64,6 +64,10 @@ class Engine:
         self.lost_node_ids: tuple[str, ...] = ()
         self.changed = asyncio.Event()
         """Set when a heartbeat should not wait."""
+        self.departs_at_s: float | None = None
+        """Told to stop, the process will have ended by then, on the clock of `depart`."""
+        self._free = asyncio.Event()
+        self._free.set()
         self._limits = limits
         self._connect = connect
         self._silent = silent
@@ -104,6 +108,7 @@ class Engine:
                 on_end=self._ended,
             )
             self.formation = formation
+            self._free.clear()
             formation.start()
             self.changed.set()
         if not membership.is_head:
@@ -127,6 +132,12 @@ class Engine:
         if self.formation is None or self.formation.id != formation_id:
             raise FailedPrecondition("not a member of this formation", field="formation_id")
         return self.formation
+
+    async def depart(self, departs_at_s: float) -> None:
+        """Has the controller told that the process will end; returns when no formation needs it."""
+        self.departs_at_s = departs_at_s
+        self.changed.set()
+        await self._free.wait()
 
     async def run(self) -> None:
         """Lets time pass, until cancelled."""
@@ -187,6 +198,7 @@ class Engine:
         self.head.dissolve(formation.id)
         if self.formation is formation:
             self.formation = None
+            self._free.set()
         self.lost_node_ids = lost_node_ids
         self.changed.set()
         self._keep(formation.closed())

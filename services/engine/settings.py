@@ -53,6 +53,9 @@ class EngineSettings(ServiceSettings):
     checkpoint_interval_s: float = Field(default=0.05, gt=0, le=0.1)
     frame_interval_s: float = Field(default=0.1, gt=0, le=0.1)
     """A reader hears at least this often; routers take half a second of silence for a death."""
+    notice_s: float = Field(default=25.0, ge=0, le=3600)
+    """Told to stop while it serves, it does so for this long, or until its stage was handed over
+    to others."""
     controller_timeout_s: float = Field(default=2.0, gt=0)
     orphan_s: float = Field(default=120.0, gt=0)
     """Without a controller and without a reader for this long the process ends itself."""

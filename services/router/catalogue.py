@@ -6,7 +6,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
-from services.common.errors import FailedPrecondition, ModelUnusable, NotFound, ShuntError
+from services.common.errors import (
+    FailedPrecondition,
+    ModelUnusable,
+    NotFound,
+    ShuntError,
+    Unavailable,
+)
 from services.common.exchange import Route
 from services.common.generation import ModelRef
 from services.router.model import Model
@@ -59,11 +65,13 @@ class Catalogue:
         """Positions that model and every pipeline can hold."""
         return min(model.facts.max_positions, self._positions.get(name) or 1 << 62)
 
-    def why_not(self, ref: ModelRef) -> str:
-        """Why a model cannot be asked now; empty when it can."""
+    def why_not(self, ref: ModelRef) -> ShuntError | None:
+        """Why a model cannot be asked now; None when it can."""
         if ref.digest in self._models:
-            return ""
-        return self._faults.get(ref.digest, f"{ref.model_id}: its files have not been read yet")
+            return None
+        if ref.digest in self._faults:
+            return ModelUnusable(self._faults[ref.digest], field="model")
+        return Unavailable(f"{ref.model_id}: its files have not been read yet", field="model")
 
     async def load(self, ref: ModelRef) -> Model:
         """The model, fetched when it is not here yet. Raises what fetching raises, and the next

@@ -113,18 +113,25 @@ class Router:
     @property
     def ready(self) -> bool:
         """New requests are welcome, and some pipeline takes them."""
-        return not self.why_not_ready
+        return self.why_not_ready is None
 
     @property
-    def why_not_ready(self) -> str:
-        """Empty when it is ready."""
+    def why_not_ready(self) -> ShuntError | None:
+        """What it would be refused with; None when it is ready."""
         if self._leaving or self.stopping:
-            return "this router stops"
+            return Unavailable("this router stops")
         routes = self._balancer.models()
         if not routes:
-            return self._unusable or "no pipeline is ready"
+            return self._no_pipeline
         reasons = [self.catalogue.why_not(route.model) for route in routes]
-        return "" if "" in reasons else reasons[0]
+        return None if None in reasons else reasons[0]
+
+    @property
+    def _no_pipeline(self) -> ShuntError:
+        if self._unusable:
+            message = f"no pipeline can run the model: {self._unusable}"
+            return ModelUnusable(message, field="model")
+        return Unavailable("no pipeline is ready", retry_after_s=5.0)
 
     @property
     def streams(self) -> int:
@@ -277,7 +284,7 @@ class Router:
 
     def _check_usable(self) -> None:
         if self._unusable:
-            raise ModelUnusable(f"no pipeline can run the model: {self._unusable}", field="model")
+            raise self._no_pipeline
 
     async def _model(self, name: str) -> Model:
         try:
@@ -311,7 +318,7 @@ class Router:
             try:
                 await asyncio.wait_for(changed.wait(), max(left_s, 0))
             except TimeoutError:
-                raise Unavailable("no pipeline is ready", retry_after_s=5.0) from None
+                raise self._no_pipeline from None
         return route
 
     async def _view(self, generation_id: str) -> GenerationView:

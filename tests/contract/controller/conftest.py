@@ -239,6 +239,9 @@ class FakeProvider:
     async def recognise(self, node_id: str, pid: int) -> str:
         return ""
 
+    def holds(self, node_id: str) -> bool:
+        return True
+
     async def terminate(self, node_id: str, grace_s: float) -> None:
         if node_id not in self.engines:
             raise FailedPrecondition("unknown")
