@@ -143,12 +143,12 @@ async def run(mesh: meshes.Mesh) -> dict[str, Any]:
     """The report, as JSON; `mesh` has two routers that were started with ENVIRONMENT."""
     limits = httpx.Limits(max_keepalive_connections=0)  # a connection of a dead router is no use
     async with httpx.AsyncClient(timeout=120.0, limits=limits) as client:
-        expected = [
+        expected, plain_expected = [
             await meshes.undisturbed(client, mesh.url(), meshes.request_bodies(tokens))
             for tokens in (TOKENS, PLAIN_TOKENS)
         ]
         known = len(await _events(mesh))
-        load = Load(mesh, *expected)
+        load = Load(mesh, expected, plain_expected)
         clients = [load.resuming(client, index) for index in range(RESUMING)]
         clients += [load.plain(client, index) for index in range(PLAIN)]
         tasks = [asyncio.create_task(work) for work in clients]
