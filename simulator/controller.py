@@ -160,6 +160,15 @@ class Controller(Process):
             return
         self._commit(outcome, reply)
 
+    def claim(self, reply: Reply, ask_digest: str) -> None:
+        """A client's retry looks for its first ask."""
+        try:
+            outcome = self.ledger.claim(ask_digest, self.cluster.heads(), self.clock.now_s)
+        except ShuntError as error:
+            reply(error)
+            return
+        self._commit(outcome, reply)
+
     # What the cluster asks
 
     def act(self, actions: list[cluster_actions.Action]) -> None:

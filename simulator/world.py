@@ -15,11 +15,11 @@ from services.controller.ledger import Ledger
 from services.controller.outcomes import LedgerEvent, LedgerSettings, Outcome
 from services.controller.records import Record
 from services.engine.actions import SequenceKey
-from services.engine.generations import HeadSettings
+from services.engine.head_settings import HeadSettings
 from services.router.follower import FollowerSettings
 from simulator.clock import Clock
 from simulator.controller import Controller
-from simulator.engine import Engine
+from simulator.engine import Engine, Running
 from simulator.network import Network, Process, Stream
 from simulator.router import Client, Following, Router
 
@@ -29,6 +29,7 @@ MODEL = ModelRef("model", "d1")
 class Monitor(Protocol):
     """Sees everything that matters to an oracle."""
 
+    def batched(self, engine: Engine, batch: Sequence[Running]) -> None: ...
     def sampled(self, key: SequenceKey, position: int, token: int) -> None: ...
     def durable(self, ledger: Ledger, records: Sequence[Record]) -> None: ...
     def before(self, ledger: Ledger, checkpoint: Checkpoint) -> Any: ...

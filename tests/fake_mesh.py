@@ -51,6 +51,8 @@ class Journaled:
     ids: list[list[int]]
     cancelled: bool = False
     stops: dict[int, int] = field(default_factory=dict)
+    read: bool = True
+    """A reader is attached, or has claimed it."""
 
 
 class FakeMesh:
@@ -82,6 +84,8 @@ class FakeMesh:
         self.addresses = [""] * heads
         self.calls: list[tuple[int, engine_pb2.GenerateRequest]] = []
         """Every Generate call: the head and its message."""
+        self.parks: list[engine_pb2.ParkRequest] = []
+        """Every Park call."""
         self.cancels: list[tuple[str, Any]] = []
         """Every Cancel call: head or controller, and its message."""
         self.traceparents: list[tuple[str, str]] = []
@@ -199,20 +203,24 @@ class _Head(engine_pb2_grpc.EngineServiceServicer):
         mesh.request_ids.append(("head", _metadata(context, "x-request-id")))
         mesh.readers += 1
         try:
-            async for frame in self._frames(message):
+            async for frame in self._frames(message, context):
                 yield frame
         except ShuntError as error:
             await abort_with(context, error)
         finally:
             mesh.readers -= 1
+            name = message.request.generation_id
+            if name in mesh.journal and self._readers.get(name) is context:
+                mesh.journal[name].read = False
 
-    async def _frames(self, message: Any) -> AsyncIterator[Any]:
+    async def _frames(self, message: Any, me: object) -> AsyncIterator[Any]:
         mesh, index = self._mesh, self._index
         if mesh.refusal is not None:
             raise mesh.refusal
         request = wire.request_from(message.request)
         entry = self._admit(request, message)
-        me = self._readers[request.generation_id] = object()
+        self._readers[request.generation_id] = me
+        entry.read = True
         lengths = wire.lengths_from(getattr(message, "from"), request.choices)
         sent = list(lengths)
         yield engine_pb2.GenerateResponse(
@@ -289,6 +297,10 @@ class _Head(engine_pb2_grpc.EngineServiceServicer):
             return FinishReason.STOP
         end = finish_of(request, entry.ids[choice])
         return end[1] if end else None
+
+    async def Park(self, message: Any, context: Any) -> Any:
+        self._mesh.parks.append(message)
+        return engine_pb2.ParkResponse()
 
     async def Cancel(self, message: Any, context: Any) -> Any:
         self._mesh.cancels.append(("head", message))
@@ -386,12 +398,26 @@ class _Controller(controller_pb2_grpc.ControllerServiceServicer):
         _end(self._mesh, message)
         return controller_pb2.CancelResponse()
 
-    async def GetGeneration(self, message: Any, context: Any) -> Any:
+    async def ClaimGeneration(self, message: Any, context: Any) -> Any:
         mesh = self._mesh
-        entry = mesh.journal.get(message.generation_id)
+        if mesh.controller_away:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+        for entry in mesh.journal.values():
+            if entry.request.ask_digest == message.ask_digest and not entry.read:
+                entry.read = True
+                return controller_pb2.ClaimGenerationResponse(generation=self._view(entry))
+        await abort_with(context, NotFound("nothing is unread", field="ask_digest"))
+        raise AssertionError
+
+    async def GetGeneration(self, message: Any, context: Any) -> Any:
+        entry = self._mesh.journal.get(message.generation_id)
         if entry is None:
             await abort_with(context, NotFound("unknown", field="generation_id"))
             raise AssertionError
+        return self._view(entry)
+
+    def _view(self, entry: Journaled) -> Any:
+        mesh = self._mesh
         kept = [ids[: max(0, len(ids) - mesh.journal_lag)] for ids in entry.ids]
         journaled = Journaled(entry.request, entry.epoch, entry.head, kept)
         done = all(
@@ -420,6 +446,7 @@ class _Store(tensorstore_pb2_grpc.TensorStoreServiceServicer):
         self._manifest = json.dumps(
             {
                 "config": {
+                    "model_type": "llama",
                     "max_position_embeddings": MAX_POSITIONS,
                     "vocab_size": mesh.tokenizer.get_vocab_size(),
                 },

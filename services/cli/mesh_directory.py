@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from services.cli import processes
+from services.common.private import make_private
 
 Phase = Literal["starting", "ready", "failed", "stopping"]
 
@@ -70,7 +71,7 @@ class MeshDirectory:
     def locked(self) -> Iterator[None]:
         """Keeps other meshes away; raises MeshError when one is here."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_private(self.path)
             file = (self.path / "mesh.lock").open("w")
         except OSError as error:
             raise MeshError(f"{self.path} cannot be used: {error.strerror}") from None

@@ -131,7 +131,9 @@ class Supervisor:
             service.pid = 0
             service.deaths += 1
             self._save(self._state.phase, self._state.message)
-            pause_s = FIRST_PAUSE_S if time.monotonic() - started > STABLE_S else pause_s
+            was_told_to = not service.fault and service.last_exit == 0
+            if was_told_to or time.monotonic() - started > STABLE_S:
+                pause_s = FIRST_PAUSE_S
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 

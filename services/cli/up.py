@@ -19,6 +19,7 @@ from services.cli.mesh_directory import MeshDirectory, MeshError, MeshState
 from services.cli.mesh_status import mesh_status
 from services.cli.status_table import status_table
 from services.cli.supervisor import READY_TIMEOUT_S, Supervisor
+from services.common.private import keep_files_private
 
 START_TIMEOUT_S = READY_TIMEOUT_S + 30.0
 REFRESH_S = 1.0
@@ -30,6 +31,7 @@ def prepare(directory: MeshDirectory, options: MeshOptions, console: Console) ->
         raise MeshError("--routers must be at least 1")
     if abs(options.http_port - options.grpc_port) < options.routers:
         raise MeshError("--http-port and --grpc-port overlap: each router takes one port of both")
+    keep_files_private()
     with directory.locked():
         end_leftovers(directory)
         ports.check_free(options.http_port, options.routers, "--http-port")

@@ -97,6 +97,8 @@ class Checkpoint:
     spans: tuple[TokenSpan, ...]
     sealed: bool = False
     """The last one of this epoch."""
+    unread: bool = False
+    """Its last reader is gone, and nobody came back."""
 
 
 class CheckpointRefusal(StrEnum):

@@ -67,6 +67,7 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "Resume": _only(Role.ROUTER),
         "Cancel": _only(Role.ROUTER),
         "GetGeneration": _only(Role.ROUTER),
+        "ClaimGeneration": _only(Role.ROUTER),
         "ReportInterruption": _only(Role.OPERATOR),
         "GetStatus": _only(Role.OPERATOR),
         "WatchEvents": _only(Role.OPERATOR),
@@ -90,6 +91,7 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
     "shuntserve.engine.v1.EngineService": {
         "Generate": _only(Role.ROUTER),
         "Cancel": _only(Role.ROUTER, Role.CONTROLLER),
+        "Park": _only(Role.ROUTER),
         "Load": _only(Role.CONTROLLER),
         "Form": _only(Role.CONTROLLER),
         "Dissolve": _only(Role.CONTROLLER),

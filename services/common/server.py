@@ -208,23 +208,31 @@ class Server:
         for name in ("", *self._names):
             await self._health.set(name, status)
 
-    async def stop(self) -> None:
-        """Stops taking work, ends what runs after the grace. Open health watches would hold it."""
+    async def stop(self, grace_s: float | None = None) -> None:
+        """Takes no more calls and ends what runs after the grace, which is that of the settings
+        unless another is given; a second call may shorten it. Open health watches would hold it."""
         await self._health.enter_graceful_shutdown()
-        await self.grpc_server.stop(self._settings.shutdown_grace_s)
+        grace_s = self._settings.shutdown_grace_s if grace_s is None else grace_s
+        await self.grpc_server.stop(grace_s)
 
 
-async def until_signal() -> str:
-    """Waits for SIGTERM or SIGINT and returns its name."""
-    loop, got = asyncio.get_running_loop(), asyncio.Event()
-    name: list[str] = []
+class Signals:
+    """SIGTERM and SIGINT to this process, one after another: the first asks a service to leave in
+    good order, the second to end at once."""
 
-    def stop(number: signal.Signals) -> None:
-        name.append(number.name)
-        got.set()
+    def __init__(self) -> None:
+        """From here on neither ends the process by itself."""
+        loop = asyncio.get_running_loop()
+        self._came: asyncio.Queue[signal.Signals] = asyncio.Queue()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._came.put_nowait, number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop, number)
-    await got.wait()
-    _log.info("stopping", extra={"signal": name[0]})
-    return name[0]
+    async def next(self) -> None:
+        """Returns with the next one that comes, or has come already."""
+        number = await self._came.get()
+        _log.info("told to stop", extra={"signal": number.name})
+
+
+async def until_signal() -> None:
+    """Waits for SIGTERM or SIGINT."""
+    await Signals().next()

@@ -42,6 +42,8 @@ class Entry:
         """Ids before this epoch, by choice."""
         self.sealed = False
         """The epoch's head has said its last word."""
+        self.unread = False
+        """Its last reader is known to be gone."""
         self.touched_s = now_s
 
     def give_to(self, record: Bound | Granted, epoch: int) -> None:

@@ -9,6 +9,7 @@ loses nothing that anybody was told.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain, repeat
 
 from services.common.errors import (
     AlreadyExists,
@@ -27,14 +28,15 @@ from services.common.exchange import (
     ResumeQuestion,
 )
 from services.common.generation import CancelReason, FinishReason
+from services.controller.abandoned import Abandoned
 from services.controller.entry import Entry
 from services.controller.outcomes import (
     Head,
     LedgerEvent,
     LedgerSettings,
-    OpenGeneration,
     Outcome,
 )
+from services.controller.population import Population, population_of
 from services.controller.records import (
     Appended,
     Bound,
@@ -62,13 +64,23 @@ class Ledger:
         """Generations by the formation that runs them."""
         self._ended: dict[str, None] = {}
         """Finished and cancelled generations, the oldest end first."""
+        self._abandoned = Abandoned(settings.retry_window_s, settings.claim_s)
 
     @classmethod
-    def recover(cls, settings: LedgerSettings, records: Iterable[Record], now_s: float) -> Ledger:
-        """The ledger as it was when the last of the records was written."""
+    def recover(
+        cls,
+        settings: LedgerSettings,
+        records: Iterable[Record],
+        now_s: float,
+        ages_s: Iterable[float] = (),
+    ) -> Ledger:
+        """The ledger as it was when the last of the records was written, each so long ago; without
+        ages just now."""
         ledger = cls(settings)
-        for record in records:
-            ledger._apply(record, now_s)
+        for record, age_s in zip(records, chain(ages_s, repeat(0.0)), strict=False):
+            ledger._apply(record, now_s - age_s)
+        for entry in ledger._entries.values():
+            entry.unread = entry.sealed  # a reader that is there asks for it in a moment
         return ledger
 
     def _apply(self, record: Record, now_s: float) -> None:
@@ -78,6 +90,7 @@ class Ledger:
             self._tombstones.pop(name, None)
             self._ended.pop(name, None)
             self._place(name, self._entries.pop(name, None), False)
+            self._abandoned.remove(name)
             return
         entry = self._entries.get(name)
         if entry is None and isinstance(record, (Bound, Granted)):
@@ -85,6 +98,7 @@ class Ledger:
         if isinstance(record, Ended) and record.choice is None:
             self._tombstones[name] = now_s
             self._ended.setdefault(name)
+            self._abandoned.remove(name)
         if entry is None:
             return
         entry.touched_s = now_s
@@ -154,6 +168,7 @@ class Ledger:
         if refusal is not None:
             return _refused(checkpoint, refusal, entry)
         entry.touched_s = now_s
+        self._set_unread(entry, checkpoint.unread, now_s)
         new = [Appended(name, span) for span in entry.fresh(checkpoint.spans)]
         records += self._commit(new, now_s)
         complete = all(span.end <= entry.lengths[span.choice] for span in checkpoint.spans)
@@ -165,6 +180,13 @@ class Ledger:
             events.append(LedgerEvent(kind, name, entry.pipeline_id, attributes))
         result = CheckpointResult(name, checkpoint.epoch, entry.lengths)
         return Outcome(result, records, events=tuple(events))
+
+    def _set_unread(self, entry: Entry, unread: bool, now_s: float) -> None:
+        name, entry.unread = entry.request.generation_id, unread
+        if unread:
+            self._abandoned.left(name, entry.request.ask_digest, now_s)
+        else:
+            self._abandoned.remove(name)
 
     def _refusal(self, entry: Entry, checkpoint: Checkpoint) -> CheckpointRefusal | None:
         if (checkpoint.epoch, checkpoint.incarnation) != (entry.epoch, entry.incarnation):
@@ -204,6 +226,7 @@ class Ledger:
             raise AlreadyExists("another request has this id", field="generation_id")
         entry.compare(question.held)
         entry.touched_s = now_s
+        self._set_unread(entry, False, now_s)
         if entry.finished:
             return Outcome(Grant(entry.epoch, None, entry.spans()))
         if entry.finished_with(question.held):
@@ -321,13 +344,24 @@ class Ledger:
             holder = next((r for r in routes if r.formation_id == entry.formation_id), None)
         return Outcome(GenerationView(entry.request, entry.spans(), entry.epoch, holder, state))
 
+    def claim(
+        self, ask_digest: str, heads: Sequence[Head], now_s: float
+    ) -> Outcome[GenerationView]:
+        """Gives a client's retry what its first ask began, if nobody reads it. Raises NotFound."""
+        name = self._abandoned.claim(ask_digest, now_s)
+        if name is None:
+            raise NotFound("no such generation is left unread", field="ask_digest")
+        if self._entries[name].finished:
+            self._abandoned.remove(name)  # nothing will tell that it is read
+        return self.view(name, heads, now_s)
+
     def head_of(self, generation_id: str) -> str | None:
         """Incarnation that holds the generation's epoch, to pass a Cancel on to."""
         entry = self._entries.get(generation_id)
         return entry.incarnation or None if entry is not None else None
 
-    def tick(self, now_s: float) -> Outcome[None]:
-        """Forgets what was kept long enough; call it every second or so."""
+    def tick(self, now_s: float, at_most: int | None = None) -> Outcome[None]:
+        """Forgets what was kept long enough, the oldest end first; call it every second or so."""
         settings = self.settings
         surplus = len(self._ended) - settings.max_ended
         old = [
@@ -335,31 +369,30 @@ class Ledger:
             for number, name in enumerate(self._ended)
             if number < surplus or now_s - self._last_s(name) >= settings.retention_s
         ]
+        still_open = [item for item in self._entries.items() if item[0] not in self._ended]
+        parked = [name for name, entry in still_open if entry.sealed and entry.unread]
+        surplus_parked = set(parked[: max(0, len(parked) - settings.max_parked)])
         old += [
             name
-            for name, entry in self._entries.items()
-            if name not in self._ended and now_s - entry.touched_s >= settings.parked_retention_s
+            for name, entry in still_open
+            if name in surplus_parked or now_s - entry.touched_s >= settings.parked_retention_s
         ]
+        self._abandoned.forget(now_s)
         complaints, left = self._complaints.items(), self._left.items()
         kept_s, patience_s = settings.retention_s, settings.same_head_after_s
         self._complaints = {key: since_s for key, since_s in complaints if now_s - since_s < kept_s}
         self._left = {name: since_s for name, since_s in left if now_s - since_s < patience_s}
-        return Outcome(None, self._commit([Forgotten(name) for name in old], now_s))
+        return Outcome(None, self._commit([Forgotten(name) for name in old[:at_most]], now_s))
 
     def _last_s(self, name: str) -> float:
         """When an ended generation was cancelled, or last asked for."""
         cancelled_s = self._tombstones.get(name)
         return self._entries[name].touched_s if cancelled_s is None else cancelled_s
 
-    def open_generations(self) -> list[OpenGeneration]:
-        """Generations that have not ended."""
-        return [
-            OpenGeneration(
-                name, entry.epoch, entry.pipeline_id, sum(entry.lengths), not entry.sealed
-            )
-            for name, entry in self._entries.items()
-            if name not in self._ended
-        ]
+    def population(self, heads: Sequence[Head]) -> Population:
+        """Where every generation stands."""
+        serving = {head.route.formation_id for head in heads}
+        return population_of(self._entries, self._ended, self._tombstones, serving)
 
 
 def _refused(

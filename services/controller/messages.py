@@ -32,7 +32,7 @@ from services.controller.actions import (
     PipelineView,
 )
 from services.controller.journal import LoggedEvent
-from services.controller.outcomes import OpenGeneration
+from services.controller.population import OpenGeneration, Standing
 
 MAX_NAME_CHARS = 128
 MAX_MEMBERS = 1024
@@ -45,6 +45,11 @@ _REFUSALS = {
     CheckpointRefusal.DIVERGED: pb.CHECKPOINT_REFUSAL_DIVERGED,
     CheckpointRefusal.ENDED: pb.CHECKPOINT_REFUSAL_ENDED,
     CheckpointRefusal.UNKNOWN_FORMATION: pb.CHECKPOINT_REFUSAL_UNKNOWN_FORMATION,
+}
+_STANDINGS = {
+    Standing.QUEUED: pb.STANDING_QUEUED,
+    Standing.RUNNING: pb.STANDING_RUNNING,
+    Standing.PARKED: pb.STANDING_PARKED,
 }
 _GENERATION_STATES = {
     GenerationState.OPEN: pb.GENERATION_STATE_OPEN,
@@ -157,6 +162,7 @@ def checkpoint_from(message: pb.Checkpoint, vocab_size: int) -> Checkpoint:
         request=request,
         spans=spans_from(message.runs, vocab_size),
         sealed=message.sealed,
+        unread=message.unread,
     )
 
 
@@ -263,7 +269,8 @@ def generation_to(generation: OpenGeneration) -> pb.GenerationStatus:
         epoch=generation.epoch,
         pipeline_id=generation.pipeline_id,
         journaled_tokens=generation.journaled_tokens,
-        reader=generation.reader,
+        standing=_STANDINGS[generation.standing],
+        unread=generation.unread,
     )
 
 

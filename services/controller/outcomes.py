@@ -59,14 +59,9 @@ class LedgerSettings:
     max_generations: int = 100_000
     max_ended: int = 10_000
     """Ended generations kept; the oldest end makes room."""
-
-
-@dataclass(frozen=True, slots=True)
-class OpenGeneration:
-    """A line of the status."""
-
-    generation_id: str
-    epoch: int
-    pipeline_id: str
-    journaled_tokens: int
-    reader: bool
+    max_parked: int = 10_000
+    """Parked generations kept that nobody reads; the oldest makes room."""
+    retry_window_s: float = 60.0
+    """A client's retry joins what it asked first when that was left no longer ago."""
+    claim_s: float = 5.0
+    """What a retry was given is not given to another one for this long; by then it is read."""

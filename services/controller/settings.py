@@ -85,12 +85,16 @@ class ControllerSettings(ServiceSettings):
     parked_retention_s: float = Field(default=3600.0, gt=0)
     max_generations: int = Field(default=100_000, ge=1)
     max_ended_generations: int = Field(default=10_000, ge=0)
+    max_parked_generations: int = Field(default=10_000, ge=0)
+    retry_window_s: float = Field(default=60.0, ge=0, le=3600)
     checkpoints_in_flight: int = Field(default=64, ge=1, le=10_000)
 
     commit_interval_s: float = Field(default=0.01, ge=0, le=0.02)
     sync_always: bool = False
     """Every group of tokens is fsynced too, not only grants."""
     journal_pending_limit: int = Field(default=10_000, ge=1)
+    journal_reserve_bytes: int = Field(default=32 << 20, ge=0, le=1 << 34)
+    """Kept free beside the journal; once the disk is full, grants and ends are written there."""
     events_kept: int = Field(default=10_000, ge=1, le=1_000_000)
 
     @field_validator("node_speeds")
@@ -142,6 +146,8 @@ class ControllerSettings(ServiceSettings):
             same_head_after_s=self.same_head_after_s,
             max_generations=self.max_generations,
             max_ended=self.max_ended_generations,
+            max_parked=self.max_parked_generations,
+            retry_window_s=self.retry_window_s,
         )
 
     @property

@@ -12,8 +12,9 @@ from services.common import channels
 from services.engine.compute import Compute
 from services.engine.counters import Counters
 from services.engine.engine import Engine, EngineLimits
-from services.engine.generations import Generations, HeadSettings
+from services.engine.generations import Generations
 from services.engine.head import Head, ReaderLimits
+from services.engine.head_settings import HeadSettings
 from services.engine.loading import StageLoader, Weights
 from services.engine.neighbours import silent
 from services.engine.scheduler import SchedulerSettings

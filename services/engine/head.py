@@ -25,6 +25,7 @@ from services.common.generation import CancelReason
 from services.engine.actions import (
     Action,
     DropSequence,
+    SetUnread,
     StartSequence,
     StopSequence,
     Wake,
@@ -181,12 +182,15 @@ class Head:
         finally:
             del self._readers[reader_id]
             self._traces.forget(generation_id, followed)
-            self._core.detach(reader_id, self._clock())
-            self._changed.set()
+            self._carry_out(self._core.detach(reader_id, self._clock()))
 
     def cancel(self, generation_id: str, choice: int | None, reason: CancelReason) -> None:
         """Ends a generation or one choice of it."""
         self._carry_out(self._core.cancel(generation_id, choice, reason, self._clock()))
+
+    def park(self, generation_id: str, epoch: int) -> None:
+        """Parks a generation whose reader leaves for good, once that reader is gone."""
+        self._carry_out(self._core.park(generation_id, epoch, self._clock()))
 
     # Journal
 
@@ -244,6 +248,8 @@ class Head:
             elif self._lead is not None:
                 if isinstance(action, StartSequence):
                     self._lead.scheduler.start(action.key, action.request, action.output_ids)
+                elif isinstance(action, SetUnread):
+                    self._lead.scheduler.set_unread(action.key, action.unread)
                 elif isinstance(action, DropSequence):
                     self._lead.scheduler.drop(action.key)
         # The next step goes out first: it computes while readers are served.

@@ -96,6 +96,16 @@ class Reader:
         return tuple(spans)
 
 
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """What a checkpoint said, and in which message."""
+
+    message: int
+    lengths: Lengths
+    ends: frozenset[int]
+    unread: bool
+
+
 class Held:
     """One generation in one epoch."""
 
@@ -116,6 +126,10 @@ class Held:
         self.closing: CloseReason | None = None
         self.reader: Reader | None = None
         self.unread_since_s = now_s
+        self.unread = False
+        """Nobody reads it, and that is no blip: it yields to what is read."""
+        self.parks = False
+        """Its reader leaves with nothing to come back by: it is parked when the reader is gone."""
         self.ended_s = now_s
         for span in call.held:
             self._go_on_from(span)
@@ -124,8 +138,9 @@ class Held:
         self._answered = False
         """The journal has answered in this epoch: it knows the request."""
         self._seal_answered = False
-        self._in_flight: tuple[int, Lengths, frozenset[int]] | None = None
-        """The last message with a checkpoint of it, and what that said."""
+        self._told_unread = False
+        self._in_flight: _Sent | None = None
+        """The last checkpoint of it that is unanswered."""
         self._sealed_since: int | None = None
         """The first message with the seal; behind it nothing is added, so all say the same."""
         self._sent_s = float("-inf")
@@ -190,6 +205,7 @@ class Held:
         padded = [*start, *([0] * (len(self.choices) - len(start)))]
         sent = [min(s, len(c.run)) for s, c in zip(padded, self.choices, strict=True)]
         self.reader = Reader(reader_id, self, sent, now_s)
+        self.unread = self.parks = False
         return self.reader
 
     @property
@@ -199,9 +215,11 @@ class Held:
 
     @property
     def urgent(self) -> bool:
-        """A checkpoint should not wait: the first of the epoch, or the last."""
+        """A checkpoint should not wait: the first of the epoch, the last, or one that says
+        whether the generation is read."""
         sealed = self.life in (Life.SEALED, Life.FINISHED)
-        return not self._answered or (sealed and not self._seal_answered)
+        told = self._answered and self._told_unread is self.unread
+        return not told or (sealed and not self._seal_answered)
 
     def due(self, interval_s: float, timeout_s: float, now_s: float) -> bool:
         """A checkpoint should be sent now."""
@@ -228,7 +246,7 @@ class Held:
             if len(choice.run) > start or (index in ends and index not in self._journaled_ends):
                 spans.append(choice.run.span(index, start, None, choice.finish))
         sealed = self.life in (Life.SEALED, Life.FINISHED)
-        self._in_flight = (message, self.lengths, ends)
+        self._in_flight = _Sent(message, self.lengths, ends, self.unread)
         if sealed and self._sealed_since is None:
             self._sealed_since = message
         self._sent_s = now_s
@@ -240,6 +258,7 @@ class Held:
             None if self._answered else self.request,
             tuple(spans),
             sealed,
+            self.unread,
         )
 
     def answered(self, message: int, result: CheckpointResult) -> None:
@@ -252,13 +271,16 @@ class Held:
         ]
         if self._sealed_since is not None and message >= self._sealed_since:
             self._seal_answered = tuple(self._journaled) == self.lengths
-        if self._in_flight is None or self._in_flight[0] != message:
+        sent = self._in_flight
+        if sent is None or sent.message != message:
             return
-        _, lengths, ends = self._in_flight
         self._in_flight = None
-        if all(has >= sent for has, sent in zip(self._journaled, lengths, strict=True)):
-            self._journaled_ends |= ends
+        self._told_unread = sent.unread
+        if all(has >= said for has, said in zip(self._journaled, sent.lengths, strict=True)):
+            self._journaled_ends |= sent.ends
 
     def resend(self) -> None:
-        """What is in flight may be lost; messages are counted anew."""
+        """What is in flight may be lost; messages are counted anew. The other end may be a new
+        process, which knows of no unread generation."""
         self._in_flight = self._sealed_since = None
+        self._told_unread = False

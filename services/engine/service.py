@@ -47,6 +47,13 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         )
         return engine_pb2.CancelResponse()
 
+    async def Park(
+        self, request: engine_pb2.ParkRequest, context: Context
+    ) -> engine_pb2.ParkResponse:
+        generation_id = common_wire.generation_id_from(request.generation_id)
+        self._engine.head.park(generation_id, request.epoch)
+        return engine_pb2.ParkResponse()
+
     async def Load(
         self, request: engine_pb2.LoadRequest, context: Context
     ) -> AsyncIterator[engine_pb2.LoadResponse]:

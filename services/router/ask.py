@@ -70,6 +70,10 @@ class Ask:
     template_names: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """What was sent beside the conversation for chat templates that read it: by its name in a
     template, the parameter it came in. No template is given it."""
+    digest: str = ""
+    """Equal for a client's retries of it; empty when they cannot be known."""
+    is_retry: bool = False
+    """The client says that it asks again."""
 
     def check(self, max_choices: int) -> None:
         """Raises InvalidArgument for what no model could do."""
@@ -176,7 +180,14 @@ class Ask:
             kind=self.kind,
             created_unix_s=drawn.created_unix_s,
             include_usage=self.include_usage,
+            ask_digest=self.digest,
         )
+
+    def _stop_token_ids(self, model: ModelFacts) -> tuple[int, ...]:
+        """Those asked for, and those of special tokens that stop strings spell."""
+        known = model.special_token_ids
+        spelt = (known[text] for text in self.stop_strings if text in known)
+        return tuple(dict.fromkeys((*self.stop_token_ids, *spelt)))
 
     def _sampling(self, model: ModelFacts, max_tokens: int, seed: int) -> Sampling:
         def chosen(name: str, neutral: float) -> float:
@@ -199,7 +210,7 @@ class Ask:
             logit_bias=MappingProxyType({i: _single(b) for i, b in self.logit_bias.items()}),
             top_logprobs=self.top_logprobs,
             min_tokens=self.min_tokens,
-            stop_token_ids=self.stop_token_ids,
+            stop_token_ids=self._stop_token_ids(model),
             ignore_eos=self.ignore_eos,
             eos_token_ids=model.eos_token_ids,
             seed=(seed if self.seed is None else self.seed) % (1 << 64),
@@ -214,6 +225,8 @@ class ModelFacts:
     max_positions: int
     vocabulary_size: int
     eos_token_ids: tuple[int, ...]
+    special_token_ids: Mapping[str, int]
+    """By a special token's text: what never shows can stop by its id alone."""
     defaults: Mapping[str, float]
     """Sampling values the model comes with, by name."""
 

@@ -54,6 +54,18 @@ class Controller:
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
 
+    async def claim(self, ask_digest: str) -> GenerationView:
+        """What an equal ask began and nobody reads, for a retry to go on with."""
+        try:
+            claimed = await self._stub.ClaimGeneration(
+                controller_pb2.ClaimGenerationRequest(ask_digest=ask_digest),
+                timeout=channels.timeout(self._timeout_s),
+                metadata=telemetry.metadata(),
+            )
+            return messages.view_from(claimed.generation)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
     async def cancel(
         self,
         generation_id: str,

@@ -57,6 +57,7 @@ from services.router.actions import (
     Gain,
     OpenStream,
     SendCancel,
+    SendPark,
 )
 
 
@@ -172,6 +173,14 @@ class Follower:
         """The client is gone but may come back: closes the stream, cancels nothing."""
         self.ended = True
         return self._close()
+
+    def leave(self) -> list[Action]:
+        """The client is gone with nothing to come back by but its request: detaches, and has the
+        generation parked."""
+        park: list[Action] = []
+        if self._open and self.route is not None:
+            park = [SendPark(self.request.generation_id, self.epoch, self.route)]
+        return [*self.detach(), *park]
 
     def finish_reason(self, choice: int) -> FinishReason | None:
         """Why a choice ended, as far as ids tell."""

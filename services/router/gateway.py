@@ -30,6 +30,7 @@ from services.router.http_exchange import Exchange
 from services.router.json_body import parse_object
 from services.router.openai_answers import DONE, Answers
 from services.router.openai_requests import OpenAiRequest, parse_chat, parse_completion
+from services.router.retries import recognisable
 from services.router.router import Router
 from services.router.session import Session
 from services.router.settings import RouterSettings
@@ -103,8 +104,10 @@ class Gateway:
                     request = await asyncio.to_thread(lambda: parse(parse_object(body)))
             else:
                 request = parse(parse_object(body))
+            path = exchange.scope["path"]
+            ask = recognisable(request.ask, path, exchange.header, body)
             async with _while_connected(exchange):
-                session = await self._router.generate(request.ask)
+                session = await self._router.generate(ask)
             return session, request.stream
 
     async def _resume(self, exchange: Exchange) -> None:
@@ -125,16 +128,20 @@ class Gateway:
         """Server-sent events until the end, or until the client has gone."""
         transcript = session.transcript
         answers = Answers(transcript.request, transcript.vocabulary)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.first_event_s):
-                while not session.ended and transcript.waiting_bytes == 0:
-                    await _next(session)
+        async with _watched(exchange, session):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.first_event_s):
+                    while not (session.ended or transcript.waiting_bytes or exchange.disconnected):
+                        await _next(session)
+        if exchange.disconnected:
+            return
         if session.error is not None and not transcript.waiting_bytes:
             raise session.error
         first = b""
         if role and transcript.request.kind is GenerationKind.CHAT:
             first = answers.roles(transcript.event_id())
         await exchange.begin(200, _STREAM_HEADERS)
+        session.resumable = True
         session.cut = exchange.cut
         async with _watched(exchange, session):
             session.wake.set()
@@ -181,11 +188,11 @@ class Gateway:
         return {"id": name, "object": "model", "created": created, "owned_by": "shuntserve"}
 
     async def _readyz(self, request: Request) -> Response:
-        if self._router.ready:
+        reason = self._router.why_not_ready
+        if not reason:
             return Response(b'{"ready":true}', media_type="application/json")
-        return Response(
-            b'{"ready":false}', 503, media_type="application/json", headers={"retry-after": "1"}
-        )
+        body = json.dumps({"ready": False, "reason": reason}).encode()
+        return Response(body, 503, media_type="application/json", headers={"retry-after": "1"})
 
 
 _STREAM_HEADERS = {

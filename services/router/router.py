@@ -68,6 +68,9 @@ class Router:
         self._sessions: set[Session] = set()
         self._starting = 0
         self._routes_changed = asyncio.Event()
+        self._fewer = asyncio.Event()
+        """Set when somebody is served no longer."""
+        self._leaving = False
         self.stopping = False
 
     async def run(self) -> None:
@@ -104,8 +107,15 @@ class Router:
 
     @property
     def ready(self) -> bool:
-        """Some pipeline takes requests."""
-        return not self.stopping and bool(self._balancer.models())
+        """New requests are welcome, and some pipeline takes them."""
+        return not self.why_not_ready
+
+    @property
+    def why_not_ready(self) -> str:
+        """Empty when it is ready."""
+        if self._leaving or self.stopping:
+            return "this router stops"
+        return "" if self._balancer.models() else "no pipeline is ready"
 
     @property
     def streams(self) -> int:
@@ -117,14 +127,15 @@ class Router:
         return self._balancer.models()
 
     async def generate(self, ask: Ask) -> Session:
-        """Starts a generation, or joins the one of that name if it is the same.
+        """Starts a generation, or joins the one of that name if it is the same, or the one that
+        the client's first ask began.
 
         Raises InvalidArgument, NotFound, AlreadyExists, ResourceExhausted, Unavailable.
         """
         asked_s = time.monotonic()
         ask.check(self.settings.max_choices)
         with self._admitted():
-            view = await self._named(ask.generation_id) if ask.generation_id else None
+            view = await self._begun_before(ask)
             if view is not None:
                 return await self._join(ask, view)
             model = await self._model(ask.model)
@@ -149,11 +160,19 @@ class Router:
             prompt_ids = model.prompt_ids(ask, drawn.created_unix_s)
         return ask.resolve(facts, prompt_ids, drawn)
 
-    async def _named(self, generation_id: str) -> GenerationView | None:
+    async def _begun_before(self, ask: Ask) -> GenerationView | None:
         try:
-            return await self._controller.generation(generation_id)
+            if ask.generation_id:
+                return await self._controller.generation(ask.generation_id)
+            if ask.is_retry:
+                return await self._controller.claim(ask.digest)
         except NotFound:
             return None
+        except (Unavailable, DeadlineExceeded):
+            if ask.generation_id:
+                raise
+            return None  # rather a second generation than no answer
+        return None
 
     async def _join(self, ask: Ask, view: GenerationView) -> Session:
         """Asking twice is asking once: what the first ask left to chance, to the clock and to the
@@ -162,6 +181,15 @@ class Router:
         if held.model.model_id != ask.model:
             raise AlreadyExists("another request has this id", field="generation_id")
         model = await self._load(held.model)
+        if ask.generation_id:
+            await self._check_same(ask, held, model)
+        metrics.JOINED.inc()
+        session = self._session(held, model, None)
+        session.rejoin(view)
+        return session
+
+    async def _check_same(self, ask: Ask, held: GenerationRequest, model: Model) -> None:
+        """Raises AlreadyExists when the ask would be another request than what is held."""
         facts = self._facts(ask.model, model)
         if ask.max_tokens is None:
             positions = len(held.prompt_ids) + held.sampling.max_tokens
@@ -170,9 +198,6 @@ class Router:
         request = await self._resolve(ask, model, facts, drawn)
         if replace(request, numerics_class=held.numerics_class) != held:
             raise AlreadyExists("another request has this id", field="generation_id")
-        session = self._session(held, model, None)
-        session.rejoin(view)
-        return session
 
     async def resume(self, generation_id: str, after: str | None) -> Session:
         """Goes on behind an event, or from the start; returns once the reader's position is
@@ -189,6 +214,7 @@ class Router:
                 position = Position.parse(after, view.request.choices)
             model = await self._load(view.request.model)
             session = self._session(view.request, model, position)
+        session.resumable = True
         try:
             session.rejoin(view)
             while not (session.transcript.caught_up or session.ended):
@@ -220,6 +246,16 @@ class Router:
             cancel = SendCancel(generation_id, None, CancelReason.CLIENT, None, view.head)
             self._cancels.tell_head(cancel, contextvars.copy_context())
 
+    def leave(self) -> None:
+        """Is not ready any more; whoever asks is served all the same."""
+        self._leaving = True
+
+    async def idle(self) -> None:
+        """Returns when nobody is served."""
+        while self._sessions or self._starting:
+            self._fewer.clear()
+            await self._fewer.wait()
+
     async def close(self) -> None:
         """Lets every reader go; each can resume at another router."""
         self.stopping = True
@@ -240,6 +276,7 @@ class Router:
             yield
         finally:
             self._starting -= 1
+            self._fewer.set()
 
     def _check_goes_on(self) -> None:
         if self.stopping:
@@ -325,6 +362,7 @@ class Router:
 
     def _closed(self, session: Session) -> None:
         self._sessions.discard(session)
+        self._fewer.set()
         metrics.STREAMS.set(len(self._sessions))
 
 

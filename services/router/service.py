@@ -51,6 +51,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         with telemetry.entry("router/Generate") as span, _told("Generate") as facts:
             with self._budgeted(request):
                 session = await self._router.generate(ask_from(request))
+                session.resumable = bool(request.generation_id)
             span.set_attribute("shunt.generation_id", session.generation_id)
             _close_with(context, session)
             async for event in _events(session, facts):
@@ -134,6 +135,7 @@ async def _events(
             if deltas or last:
                 session.write_began()
                 yield _response(session, deltas, last)
+                session.resumable = True
                 session.written()
         if session.error is not None:
             raise session.error

@@ -29,6 +29,7 @@ from services.router.actions import (
     End,
     OpenStream,
     SendCancel,
+    SendPark,
 )
 from services.router.balancer import Balancer
 from services.router.cancels import Cancels
@@ -81,6 +82,8 @@ class Session:
         self._told_s = clock()
         self.comment_due = False
         """The reader has heard nothing for long."""
+        self.resumable = False
+        """The client knows the generation's id, from an answer that has begun."""
         self.cut: Callable[[], object] = _nothing
         """Ends the connection of a client that has taken nothing for long."""
         self._asked_s: float | None = None
@@ -158,11 +161,12 @@ class Session:
             self._apply([*self._follower.detach(), End(error)])
 
     def close(self) -> None:
-        """The reader is gone; the generation goes on, and parks when nobody comes back."""
+        """The reader is gone. A generation that it can resume goes on, and parks when nobody comes
+        back; another one parks at once."""
         if self._closed:
             return
         self._closed = True
-        self._apply(self._follower.detach())
+        self._apply(self._follower.detach() if self.resumable else self._follower.leave())
         self._leave_all()
         for task in self._tasks:
             task.cancel()
@@ -186,6 +190,8 @@ class Session:
                 self._spawn(self._ask(action))
             elif isinstance(action, SendCancel):
                 self._cancels.send(action, self._context)
+            elif isinstance(action, SendPark):
+                self._cancels.park(action, self._context)
             else:
                 self._end(action)
 

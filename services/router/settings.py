@@ -37,6 +37,11 @@ class RouterSettings(ServiceSettings):
     """Origins of the web pages that may read answers, between commas; `*`: any; empty: none."""
     max_choices: int = Field(default=16, ge=1, le=128)
 
+    leave_pause_s: float = Field(default=5.0, ge=0, le=600)
+    """Told to stop, it is not ready, and serves for this long whoever has not noticed."""
+    drain_s: float = Field(default=20.0, ge=0, le=3600)
+    """Behind the pause it takes nothing new; what it serves then has this long to end by itself."""
+
     header_timeout_s: float = Field(default=10.0, gt=0)
     body_timeout_s: float = Field(default=20.0, gt=0)
     write_timeout_s: float = Field(default=30.0, gt=0)

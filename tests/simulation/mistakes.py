@@ -93,14 +93,20 @@ MISTAKES = (
     Mistake(
         "a refused head goes on",
         HEAD,
-        "            actions += self._give_up(held, _CLOSE_REASONS[result.refusal], now_s)",
+        "            actions += self._give_up(held, CLOSE_REASONS[result.refusal], now_s)",
         "            held.resend()",
     ),
     Mistake(
         "nobody parks what nobody reads",
         HEAD,
-        "if now_s - held.unread_since_s >= settings.detach_s:",
-        "if now_s - held.unread_since_s >= 1e9:",
+        "if unread_s >= settings.detach_s:",
+        "if unread_s >= 1e9:",
+    ),
+    Mistake(
+        "what nobody reads keeps its place",
+        HEAD,
+        "        return [SetUnread(held.key(i), unread) for i, c in choices if c.in_batch]",
+        "        return [SetUnread(held.key(i), False) for i, c in choices if c.in_batch]",
     ),
     Mistake(
         "max_tokens off by one",

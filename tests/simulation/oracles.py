@@ -1,6 +1,7 @@
 """The invariants of a generation, checked while a schedule runs and when it rests.
 
-Numbers are those of the design's list of invariants.
+Numbers are those of the design's list of invariants; 11: nothing that is read waits behind what is
+not.
 """
 
 from __future__ import annotations
@@ -26,12 +27,16 @@ from services.controller.outcomes import LedgerEvent, Outcome
 from services.controller.records import Appended, Bound, Ended, Forgotten, Granted, Record
 from services.engine.actions import SequenceKey
 from services.engine.held import Life
-from simulator.engine import token_of
+from simulator.engine import Engine, Running, token_of
 from simulator.router import Client, Following
 from simulator.world import World
 
 SETTLED_LAUNCHES = 3
 """Failed launches with which a plan may be made from the nodes there are."""
+
+
+YIELDS_WITHIN_S = 0.5
+"""What nobody reads gives way within this long: the blip, a tick of the head, a step."""
 
 
 class Violation(AssertionError):
@@ -211,6 +216,23 @@ class Oracle:
         self.events.append((self._now_s, event.kind, event.pipeline_id))
 
     # Heads and readers
+
+    def batched(self, engine: Engine, batch: Sequence[Running]) -> None:
+        """A head chose what runs in its next step."""
+        if engine.place is None:
+            return
+        held = engine.core._held
+        waits = [
+            s.key.generation_id
+            for s in engine.place.sequences.values()
+            if s not in batch and not s.stopping and held[s.key.generation_id].reader is not None
+        ]
+        for sequence in batch:
+            generation = held[sequence.key.generation_id]
+            unread_s = self._now_s - generation.unread_since_s
+            if waits and generation.reader is None and unread_s > YIELDS_WITHIN_S:
+                name = generation.request.generation_id
+                self.fail(11, f"{waits} wait behind {name}, unread for {unread_s:.2f} s")
 
     def sampled(self, key: SequenceKey, position: int, token: int) -> None:
         """A last stage drew a token."""

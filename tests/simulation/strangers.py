@@ -123,7 +123,7 @@ class Stranger:
         for pipeline in controller.cluster.pipelines_view():
             if any(stage.node_id and stage.node_id not in nodes for stage in pipeline.stages):
                 self.fail(8, f"{pipeline.pipeline_id} has stages that are no nodes")
-        for line in controller.ledger.open_generations():
+        for line in controller.ledger.population(controller.cluster.heads()).open:
             controller.ledger.head_of(line.generation_id)
         for router in self.world.routers:
             router.balancer.models()

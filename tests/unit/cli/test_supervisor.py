@@ -64,6 +64,28 @@ async def test_a_service_that_dies_is_started_again(tmp_path: Path) -> None:
     assert not processes.own_processes(state.mesh_id)
 
 
+async def test_a_service_that_is_told_to_stop_returns_without_a_growing_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(supervisor, "LONGEST_PAUSE_S", 600.0)
+    monkeypatch.setattr(supervisor, "EARLY_DEATHS", 100)
+    code = "import sys, time, signal; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); "
+    watched = _Watched(tmp_path, _spec("router-0", code + "print('set', flush=True); " + WAITS))
+    task = asyncio.create_task(watched.run())
+    log, before = watched.directory.logs / "router-0.log", 0
+    for life in range(1, 15):  # the pause before the last would be 80 s
+        pid = before
+        state = await watched.until(lambda s, old=pid: s.services[0].pid not in (0, old))
+        before = state.services[0].pid
+        async with asyncio.timeout(20):
+            while log.read_text().count("set") < life:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        os.kill(before, signal.SIGTERM)
+    watched.stop.set()
+    await task
+
+
 async def test_a_stop_ends_orphans_too(tmp_path: Path) -> None:
     leaves_a_child = (
         "import subprocess, sys, time; "

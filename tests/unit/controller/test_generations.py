@@ -13,10 +13,10 @@ from services.common.exchange import Checkpoint, CheckpointRefusal, ResumeQuesti
 from services.common.generation import GenerationRequest, ModelRef, Sampling, TokenSpan
 from services.controller.event_log import EventLog
 from services.controller.generations import Generations
-from services.controller.journal import Item, Recovered
+from services.controller.journal import Item, Recovered, Room
 from services.controller.ledger import Ledger
 from services.controller.outcomes import LedgerSettings
-from services.controller.records import Appended, Record
+from services.controller.records import Appended
 from services.controller.signal import Signal
 
 REQUEST = GenerationRequest("g", ModelRef("m", "d"), (1,), Sampling(max_tokens=50))
@@ -27,6 +27,7 @@ class Store:
 
     def __init__(self) -> None:
         self.full = False
+        self.room = Room.ENOUGH
         self.fails = False
         self.items: list[Item] = []
         self.recoveries = 0
@@ -104,7 +105,7 @@ async def test_the_loop_runs_on_while_the_ledger_is_read_again(
     store, running = Store(), threading.Event()
     generations, loop = make(store), asyncio.get_running_loop()
 
-    def read(settings: LedgerSettings, records: Sequence[Record], now_s: float) -> Ledger:
+    def read(settings: LedgerSettings, *_: object) -> Ledger:
         loop.call_soon_threadsafe(running.set)
         assert running.wait(5)
         return Ledger(settings)

@@ -319,7 +319,7 @@ def test_a_cancel_is_for_good(book: Book, known: bool) -> None:
     assert book.checkpoint(7, 8).refusal is CheckpointRefusal.ENDED
     with pytest.raises(Cancelled):
         book.resume(7)
-    assert book.ledger.open_generations() == []
+    assert book.ledger.population(()).open == ()
 
 
 def test_a_view_shows_what_there_is(book: Book) -> None:
@@ -337,14 +337,6 @@ def test_a_view_shows_what_there_is(book: Book) -> None:
     assert book.ledger.view("g", (A,), 0.0).reply.state is GenerationState.CANCELLED
 
 
-def test_the_status_lists_what_is_open(book: Book) -> None:
-    book.checkpoint(7, 8)
-    (line,) = book.ledger.open_generations()
-    assert (line.epoch, line.pipeline_id, line.journaled_tokens, line.reader) == (1, "p-a", 2, True)
-    book.checkpoint(7, 8, sealed=True)
-    assert not book.ledger.open_generations()[0].reader
-
-
 def test_what_was_kept_long_enough_is_forgotten() -> None:
     book = Book(retention_s=10.0, parked_retention_s=20.0)
     book.checkpoint(7)
@@ -353,12 +345,12 @@ def test_what_was_kept_long_enough_is_forgotten() -> None:
     book.checkpoint(8, start=1, now_s=19.0)
     assert book.ledger.tick(30.0).records == ()
     book.keep(book.ledger.tick(39.0))
-    assert book.ledger.open_generations() == []
+    assert book.ledger.population(()).open == ()
     assert (book.ledger._complaints, book.ledger._left) == ({}, {})
     book.keep(book.ledger.cancel("x", None, CancelReason.CLIENT, None, 40.0))
     assert len(book.ledger.tick(50.0).records) == 1
     book.restart()
-    assert book.ledger.open_generations() == []
+    assert book.ledger.population(()).open == ()
 
 
 def test_every_prefix_of_the_records_is_a_state_the_ledger_was_in(book: Book) -> None:
@@ -372,7 +364,7 @@ def test_every_prefix_of_the_records_is_a_state_the_ledger_was_in(book: Book) ->
     lengths = []
     for count in range(len(book.records)):
         ledger = Ledger.recover(book.settings, book.records[:count], 0.0)
-        lengths.append(sum(line.journaled_tokens for line in ledger.open_generations()))
+        lengths.append(sum(line.journaled_tokens for line in ledger.population(()).open))
     assert lengths == sorted(lengths)
     assert lengths[-1] == 4
 

@@ -41,7 +41,8 @@ from services.engine.actions import (
     StopSequence,
     Wake,
 )
-from services.engine.generations import Generations, HeadSettings
+from services.engine.generations import Generations
+from services.engine.head_settings import HeadSettings
 
 REQUEST = GenerationRequest(
     "g", ModelRef("m", "d"), (1, 2), Sampling(max_tokens=50, eos_token_ids=(2,))
@@ -433,7 +434,7 @@ def test_what_nobody_reads_is_parked_and_then_forgotten(head: Generations) -> No
     step(head, 7)
     head.detach(1, 1.0)
     head.detach(1, 9.0)
-    assert head.tick(10.9) == []
+    assert StopSequence(KEY) not in head.tick(10.9)
     assert StopSequence(KEY) in head.tick(11.0)
     head.sequence_stopped(KEY, 11.0)
     answer(head, 11.0)

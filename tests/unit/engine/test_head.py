@@ -34,8 +34,9 @@ from services.common.generation import (
 )
 from services.engine.backend import Batch, Sampled
 from services.engine.counters import Counters
-from services.engine.generations import Generations, HeadSettings
+from services.engine.generations import Generations
 from services.engine.head import Head, ReaderLimits
+from services.engine.head_settings import HeadSettings
 from services.engine.pace import Pace
 from services.engine.scheduler import Scheduler, SchedulerSettings
 from services.engine.validation import Bounds

@@ -42,6 +42,7 @@ from services.router.actions import (
     Gain,
     OpenStream,
     SendCancel,
+    SendPark,
 )
 from services.router.follower import Follower, FollowerSettings
 
@@ -304,7 +305,20 @@ def test_a_cancel_is_told_to_controller_and_head(follower: Follower) -> None:
 
 def test_a_client_that_is_gone_cancels_nothing(follower: Follower) -> None:
     assert follower.detach() == [CloseStream(1)]
+    assert follower.leave() == []
     assert follower.tick(99.0) == []
+
+
+def test_a_client_with_nothing_to_come_back_by_has_its_generation_parked(
+    follower: Follower,
+) -> None:
+    assert follower.leave() == [CloseStream(1), SendPark("g", 1, A)]
+    assert follower.leave() == []
+
+
+def test_a_reader_that_was_superseded_parks_nothing(follower: Follower) -> None:
+    follower.frame(1, Closed(CloseReason.SUPERSEDED, (0, 0)), 0.1)
+    assert follower.leave() == []
 
 
 def view(state: GenerationState, head: Route | None, *ids: int) -> GenerationView:
