@@ -71,6 +71,8 @@ class FakeMesh:
         self.burst = 1
         """Tokens of a choice in a frame."""
         self.token_s = 0.0
+        self.phase = engine_pb2.PHASE_DECODE
+        """What heads say of a generation that has no new token."""
         self.unlikely = False
         """The token that comes is never among the likeliest."""
         self.journal_lag = 0
@@ -266,9 +268,8 @@ class _Head(engine_pb2_grpc.EngineServiceServicer):
             else:
                 await asyncio.sleep(HEARTBEAT_S)
                 if not mesh.silent[index]:
-                    phase = engine_pb2.PHASE_DECODE
                     yield engine_pb2.GenerateResponse(
-                        progress=engine_pb2.Progress(step=step, phase=phase)
+                        progress=engine_pb2.Progress(step=step, phase=mesh.phase)
                     )
 
     def _admit(self, request: GenerationRequest, message: Any) -> Journaled:
