@@ -56,7 +56,8 @@ def _unpack(archive: Path, target: Path) -> None:
     with tarfile.open(archive) as tar:
         for name in FILES:
             member = tar.getmember(f"package/models/{name}")
-            assert member.isfile() and member.size <= _MAX_FILE_BYTES
+            assert member.isfile()
+            assert member.size <= _MAX_FILE_BYTES
             content = tar.extractfile(member)
             assert content is not None
             (target / name).write_bytes(content.read())

@@ -67,7 +67,7 @@ def family(
     theirs = PreTrainedTokenizerFast.from_pretrained(directory)
     files = {path.name: path.read_bytes() for path in directory.iterdir()}
     config = {"vocab_size": len(theirs)}
-    yield Loaded(request.param, theirs, ModelText(config, files), directory)
+    return Loaded(request.param, theirs, ModelText(config, files), directory)
 
 
 def _turns(contents: list[str], system: str | None) -> list[dict[str, str]]:
