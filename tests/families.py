@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.npm_tokenizers import folder
 
-TEMPLATES = Path(__file__).parent / "families"
+TEMPLATES = Path(__file__).parent / "chat_templates"
 Change = Callable[[dict[str, Any]], None]
 
 
@@ -29,7 +29,7 @@ class Family:
     base: str
     """The real tokenizer."""
     template: str = ""
-    """File under families/; empty for the template that comes with the tokenizer."""
+    """File under chat_templates/; empty for the template that comes with the tokenizer."""
     specials: tuple[str | Mapping[str, Any], ...] = ()
     """Tokens added, or changed in their flags."""
     settings: Mapping[str, Any] = field(default_factory=dict)

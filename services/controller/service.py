@@ -27,7 +27,6 @@ from services.controller.generations import Generations
 _log = logging.getLogger(__name__)
 
 MAX_CHECKPOINTS = 4096
-MAX_NOTICE_S = 86_400.0
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -148,7 +147,10 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
                     continue
                 sent = version
                 yield pb.WatchRoutesResponse(
-                    version=version, routes=[messages.route_to(route) for route in routes]
+                    version=version,
+                    routes=[messages.route_to(route) for route in routes],
+                    handing_over_formation_ids=self._runtime.cluster.handing_over(),
+                    unusable=self._runtime.cluster.unusable(),
                 )
         finally:
             self._routers[router_id] -= 1
@@ -192,13 +194,22 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         generation_id = wire.generation_id_from(request.generation_id)
         return messages.view_to(await self._generations.view(generation_id))
 
+    async def ClaimGeneration(
+        self, request: pb.ClaimGenerationRequest, context: Context
+    ) -> pb.ClaimGenerationResponse:
+        digest = wire.ask_digest_from(request.ask_digest)
+        view = await self._generations.claim(digest)
+        return pb.ClaimGenerationResponse(generation=messages.view_to(view))
+
     async def ReportInterruption(
         self, request: pb.ReportInterruptionRequest, context: Context
     ) -> pb.ReportInterruptionResponse:
         node_id = messages.name_from(request.node_id, "node_id")
         notice_s = request.notice_s
-        if not math.isfinite(notice_s) or not 0 <= notice_s <= MAX_NOTICE_S:
-            raise InvalidArgument(f"notice_s lies in [0, {MAX_NOTICE_S:g}]", field="notice_s")
+        if not math.isfinite(notice_s) or not 0 <= notice_s <= messages.MAX_NOTICE_S:
+            raise InvalidArgument(
+                f"notice_s lies in [0, {messages.MAX_NOTICE_S:g}]", field="notice_s"
+            )
         if request.kill and notice_s:
             raise InvalidArgument("a kill comes without notice", field="notice_s")
         if request.kill and not self._limits.can_end_nodes:
@@ -211,14 +222,16 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         self, request: pb.GetStatusRequest, context: Context
     ) -> pb.GetStatusResponse:
         cluster = self._runtime.cluster
+        population = self._generations.population()
         return pb.GetStatusResponse(
             nodes=[messages.node_to(node) for node in cluster.nodes_view()],
             pipelines=[messages.pipeline_to(pipeline) for pipeline in cluster.pipelines_view()],
-            generations=[
-                messages.generation_to(generation)
-                for generation in self._generations.open_generations()
-            ],
+            generations=[messages.generation_to(line) for line in population.open],
             router_ids=sorted(self._routers),
+            finished_generations=population.finished,
+            cancelled_generations=population.cancelled,
+            faults=[messages.fault_to(fault, cluster.unix_offset_s) for fault in cluster.faults()],
+            unusable=cluster.unusable(),
         )
 
     async def WatchEvents(

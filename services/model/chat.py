@@ -7,6 +7,7 @@ spells is text.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ class ChatTemplate:
             raise _refused(f"line {error.lineno}: {error.message}") from error
         except (jinja2.TemplateError, RecursionError, SyntaxError) as error:
             raise _refused("does not compile") from error
+        self.words = frozenset(re.findall(r"\w+", source))
+        """Every name that the template may read, and what else it spells."""
         self.variables = {name: written(text) for name, text in variables.items()}
         """Texts of the special tokens that have a name, by it."""
         self._clock = clock

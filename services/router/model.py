@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from services.common.errors import FailedPrecondition, InvalidArgument
 from services.common.generation import GenerationKind
 from services.model.chat import Message
+from services.model.config import parse_config
 from services.model.defaults import parse_defaults
 from services.model.text import ModelText
 from services.model.vocabulary import Vocabulary
@@ -20,6 +18,7 @@ class Model:
 
     def __init__(self, files: ModelFiles) -> None:
         try:
+            config = parse_config(files.config)
             self._text = ModelText(files.config, files.files)
             defaults = parse_defaults(self._text.generation)
         except InvalidArgument as error:
@@ -28,7 +27,7 @@ class Model:
         self.longest_piece_bytes = max(map(len, self.vocabulary.labels), default=1)
         self.facts = ModelFacts(
             ref=files.ref,
-            max_positions=_positive(files.config, "max_position_embeddings"),
+            max_positions=config.context_length,
             vocabulary_size=self._text.vocabulary_size,
             eos_token_ids=self._text.eos_token_ids,
             special_token_ids=self._text.special_token_ids,
@@ -45,6 +44,12 @@ class Model:
         template = self._text.template
         if template is None:
             raise InvalidArgument("the model has no chat template", field="messages")
+        for name, parameter in ask.template_names.items():
+            if name in template.words:
+                raise InvalidArgument(
+                    f"{parameter} is not supported, and this model's chat template reads it",
+                    field=parameter,
+                )
         turns = [entry for entry in prompt if isinstance(entry, Message)]
         rendered = template.render(turns, created_unix_s)
         return self._within(self._text.tokenizer.encode_rendered(rendered), "messages")
@@ -54,10 +59,3 @@ class Model:
         if max(ids, default=0) >= self.facts.vocabulary_size:
             raise InvalidArgument("the prompt has a token that the model lacks", field=field)
         return ids
-
-
-def _positive(config: Mapping[str, Any], name: str) -> int:
-    value = config.get(name)
-    if type(value) is not int or value < 1:
-        raise FailedPrecondition(f"the model's config has no {name}")
-    return value
