@@ -197,14 +197,18 @@ class Generations:
         held.parks = True
         return self._park(held, now_s) if held.reader is None else []
 
+    def is_silent(self, reader_id: int, now_s: float) -> bool:
+        """A sign of life is due to this reader; look at least every `frame_interval_s / 2`."""
+        reader = self._readers.get(reader_id)
+        return reader is not None and reader.is_silent(self.settings, now_s)
+
     def next_frame(self, reader_id: int, now_s: float) -> Frame | None:
-        """The next frame to send, a Progress when nothing else was due for `frame_interval_s`,
-        else None. A Closed is the last: end the stream behind it. Call it on every Wake and at
-        least every `frame_interval_s / 2`, until it gives None."""
+        """The next frame to send; None when none is due. A Closed is the last: end the stream
+        behind it. Call it on every Wake, and when `is_silent`, until it gives None."""
         reader = self._readers.get(reader_id)
         if reader is None:
             return None
-        frame = reader.next_frame(self.step, self.settings.frame_interval_s, now_s)
+        frame = reader.next_frame(self.step, self.settings, now_s)
         if isinstance(frame, Closed):
             self.detach(reader_id, now_s)  # what is closed is not live: nothing to do for it
         return frame
@@ -362,10 +366,11 @@ class Generations:
 
     def _park(self, held: Held, now_s: float) -> list[Action]:
         """Seals what nobody reads; the journal keeps its ids for whoever comes back."""
-        if held.life is not Life.LIVE:
+        if held.journal_done:
             return []
         held.unread = True
-        return [*self._seal(held, now_s), WakeCheckpoints()]
+        seals = self._seal(held, now_s) if held.life is Life.LIVE else []
+        return [*seals, WakeCheckpoints()]
 
     def _park_longest_unread(self, now_s: float) -> list[Action]:
         """Makes room. Raises ResourceExhausted when everything open is read."""
