@@ -83,6 +83,7 @@ class Engine(Process):
         self.sampled = self.steps = 0
         self.wedged = False
         """It lives, but no step comes out of it."""
+        self._departs_at_s: float | None = None
         self._readers: dict[int, Stream] = {}
         self._reader_count = 0
         self._journal: Stream | None = None
@@ -127,6 +128,7 @@ class Engine(Process):
             self._lost_node_ids,
             self.steps,
             place is not None and bool(place.sequences),
+            None if self._departs_at_s is None else self._departs_at_s - self.clock.now_s,
         )
         self._beats.send(self, beat)
         if self._journal is None:
@@ -216,6 +218,19 @@ class Engine(Process):
         for peer in self.world.engines_of(place.members):
             late_s = self.world.network.latency_s()
             peer.after(late_s, peer.link_lost, place.formation_id, self.node_id)
+
+    def depart(self, notice_s: float) -> None:
+        """SIGTERM: it tells the controller, and ends when no formation needs it any more."""
+        self._departs_at_s = self.clock.now_s + notice_s
+        self._beat()
+        self._departing(self._departs_at_s)
+
+    def _departing(self, departs_at_s: float) -> None:
+        if self.place is not None and self.clock.now_s < departs_at_s:
+            self.after(0.05, self._departing, departs_at_s)
+        else:
+            self._leave()
+            self.after(0.2, self.world.kill_engine, self)
 
     def kill(self) -> None:
         super().kill()

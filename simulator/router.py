@@ -179,6 +179,8 @@ class Router(Process):
         """Joins what the client's first ask began, if nobody reads it."""
 
         def claimed(view: GenerationView | ShuntError) -> None:
+            if client not in self.streams:
+                return  # it left meanwhile
             if isinstance(view, ShuntError):
                 self._begin(client, request, True)
                 return
@@ -204,6 +206,8 @@ class Router(Process):
         name, seen = asked
 
         def viewed(view: GenerationView | ShuntError) -> None:
+            if client not in self.streams:
+                return  # it left meanwhile
             if isinstance(view, Unavailable | DeadlineExceeded):
                 client.close(self, view)
                 return

@@ -67,6 +67,8 @@ class WorldSettings:
             launch_timeout_s=3.0,
             lost_kept_s=10.0,
             retry_max_s=2.0,
+            replace_max_s=2.0,
+            stable_s=1.0,
             load_attempts=3,
         )
     )

@@ -30,13 +30,14 @@ from services.common.exchange import (
 )
 from services.common.generation import CancelReason, FinishReason
 from services.controller.abandoned import Abandoned
-from services.controller.entry import Entry
+from services.controller.entry import Entry, outlived
 from services.controller.granting import Complaints, best_head
 from services.controller.outcomes import (
     Head,
     LedgerEvent,
     LedgerSettings,
     Outcome,
+    refused,
 )
 from services.controller.population import Population, population_of
 from services.controller.records import (
@@ -147,11 +148,11 @@ class Ledger:
         records: tuple[Record, ...] = ()
         events: list[LedgerEvent] = []
         if name in self._tombstones:
-            return _refused(checkpoint, CheckpointRefusal.ENDED, None)
+            return refused(checkpoint, CheckpointRefusal.ENDED)
         if name not in self._entries:
             full = len(self._entries) >= self.settings.max_generations
             if checkpoint.epoch != 1 or checkpoint.request is None or full:
-                return _refused(checkpoint, CheckpointRefusal.STALE_EPOCH, None)
+                return refused(checkpoint, CheckpointRefusal.STALE_EPOCH)
             Entry(checkpoint.request, 1, now_s).compare(checkpoint.spans)  # raises before Bound
             bound = Bound(
                 name,
@@ -165,7 +166,7 @@ class Ledger:
         entry = self._entries[name]
         refusal = self._refusal(entry, checkpoint)
         if refusal is not None:
-            return _refused(checkpoint, refusal, entry)
+            return refused(checkpoint, refusal, entry.lengths)
         entry.touched_s = now_s
         self._set_unread(entry, checkpoint.unread, now_s)
         new = [Appended(name, span) for span in entry.fresh(checkpoint.spans)]
@@ -331,6 +332,12 @@ class Ledger:
             holder = next((r for r in routes if r.formation_id == entry.formation_id), None)
         return Outcome(GenerationView(entry.request, entry.spans(), entry.epoch, holder, state))
 
+    def left(self, generation_id: str, now_s: float) -> None:
+        """Whoever asked for its next epoch is gone, answered or not."""
+        entry = self._entries.get(generation_id)
+        if entry is not None and generation_id not in self._ended:
+            self._set_unread(entry, True, now_s)
+
     def claim(
         self, ask_digest: str, heads: Sequence[Head], now_s: float
     ) -> Outcome[GenerationView]:
@@ -356,14 +363,8 @@ class Ledger:
             for number, name in enumerate(self._ended)
             if number < surplus or now_s - self._last_s(name) >= settings.retention_s
         ]
-        still_open = [item for item in self._entries.items() if item[0] not in self._ended]
-        parked = [name for name, entry in still_open if entry.sealed and entry.unread]
-        surplus_parked = set(parked[: max(0, len(parked) - settings.max_parked)])
-        old += [
-            name
-            for name, entry in still_open
-            if name in surplus_parked or now_s - entry.touched_s >= settings.parked_retention_s
-        ]
+        still_open = {n: e for n, e in self._entries.items() if n not in self._ended}
+        old += outlived(still_open, settings.max_parked, now_s - settings.parked_retention_s)
         self._abandoned.forget(now_s)
         self._complaints.forget(now_s)
         return Outcome(None, self._commit([Forgotten(name) for name in old[:at_most]], now_s))
@@ -382,13 +383,3 @@ class Ledger:
 def _same(entry: Entry, holder: Head) -> Outcome[Grant]:
     """The epoch there is, as it was granted."""
     return Outcome(Grant(entry.epoch, holder.route, entry.spans(entry.base_lengths)))
-
-
-def _refused(
-    checkpoint: Checkpoint, refusal: CheckpointRefusal, entry: Entry | None
-) -> Outcome[CheckpointResult]:
-    lengths = entry.lengths if entry is not None else ()
-    name = checkpoint.generation_id
-    result = CheckpointResult(name, checkpoint.epoch, lengths, refusal)
-    attributes = {"epoch": str(checkpoint.epoch), "refusal": refusal.value}
-    return Outcome(result, events=(LedgerEvent("checkpoint_refused", name, "", attributes),))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from services.common.exchange import Route
+from services.common.exchange import Checkpoint, CheckpointRefusal, CheckpointResult, Route
 from services.controller.records import Record
 
 Reply = TypeVar("Reply")
@@ -67,3 +67,13 @@ class LedgerSettings:
     """A client's retry joins what it asked first when that was left no longer ago."""
     claim_s: float = 5.0
     """What a retry was given is not given to another one for this long; by then it is read."""
+
+
+def refused(
+    checkpoint: Checkpoint, refusal: CheckpointRefusal, lengths: tuple[int, ...] = ()
+) -> Outcome[CheckpointResult]:
+    """The answer to a checkpoint that was not taken; `lengths` are the ids held, by choice."""
+    name = checkpoint.generation_id
+    result = CheckpointResult(name, checkpoint.epoch, lengths, refusal)
+    attributes = {"epoch": str(checkpoint.epoch), "refusal": refusal.value}
+    return Outcome(result, events=(LedgerEvent("checkpoint_refused", name, "", attributes),))

@@ -125,6 +125,8 @@ class ControllerLink:
 
     def _heartbeat(self) -> controller_pb2.HeartbeatRequest:
         engine = self._engine
+        departs_at_s = engine.departs_at_s
+        left_s = None if departs_at_s is None else max(0.0, departs_at_s - self._clock())
         return controller_pb2.HeartbeatRequest(
             node_id=engine.node_id,
             incarnation=engine.incarnation,
@@ -133,6 +135,7 @@ class ControllerLink:
             lost_node_ids=engine.lost_node_ids,
             steps=engine.counters.steps,
             has_work=engine.head.has_work,
+            departs_in_s=left_s,
         )
 
     # Checkpoints

@@ -366,10 +366,11 @@ class Generations:
 
     def _park(self, held: Held, now_s: float) -> list[Action]:
         """Seals what nobody reads; the journal keeps its ids for whoever comes back."""
-        if held.life is not Life.LIVE:
+        if held.journal_done:
             return []
         held.unread = True
-        return [*self._seal(held, now_s), WakeCheckpoints()]
+        seals = self._seal(held, now_s) if held.life is Life.LIVE else []
+        return [*seals, WakeCheckpoints()]
 
     def _park_longest_unread(self, now_s: float) -> list[Action]:
         """Makes room. Raises ResourceExhausted when everything open is read."""

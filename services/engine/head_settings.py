@@ -35,5 +35,7 @@ class HeadSettings:
     max_remembered: int = 65_536
     """Generations that are gone, and cancelled ones, whose memory is kept; the newest."""
     checkpoints_at_once: int = 256
-    checkpoint_ids_at_once: int = 32_768
-    """What one message to the journal may carry; a single generation's may be longer."""
+    checkpoint_bytes_at_once: int = 4 << 20
+    """What one message to the journal may carry, a request that begins there and an id apart."""
+    frame_bytes: int = 1 << 20
+    """What one frame to a reader may carry, an id apart."""

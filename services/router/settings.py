@@ -70,3 +70,7 @@ class RouterSettings(ServiceSettings):
     generation_retention_s: float = Field(default=600.0, gt=0)
     """How long the journal keeps what has ended; an older id is answered 410."""
     max_model_file_bytes: int = Field(default=64 << 20, ge=1 << 10)
+
+    @property
+    def is_for_the_mesh(self) -> bool:
+        return False

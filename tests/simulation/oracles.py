@@ -372,5 +372,6 @@ class Oracle:
                 self.fail(8, f"{router.name} still follows {router.followings}")
         ledger = world.controller.ledger
         ledger.tick(world.clock.now_s + 1e6)
-        if ledger._entries or ledger._tombstones or ledger._running:
+        left = (ledger._entries, ledger._tombstones, ledger._running, ledger._abandoned)
+        if any(map(len, left)):
             self.fail(8, "the journal forgets nothing")

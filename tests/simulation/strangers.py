@@ -125,7 +125,7 @@ class Stranger:
             *cluster.node_gone("node-1", "somebody", "rumour", now_s),
             *cluster.load_done("nobody", "", layers, loaded, now_s),
             *cluster.load_done("node-1", "somebody", layers, loaded, now_s),
-            *cluster.load_failed("nobody", "", "rumour", now_s),
+            *cluster.load_failed("nobody", "", "rumour", False, now_s),
             *cluster.formed("elsewhere", now_s),
             *cluster.form_failed("elsewhere", "rumour", now_s),
             *cluster.drained("elsewhere", 1, now_s),

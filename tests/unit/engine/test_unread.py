@@ -114,7 +114,16 @@ def test_it_is_parked_as_well_when_the_stream_is_gone_before_the_word_comes(
 ) -> None:
     head.detach(1, 1.0)
     assert StopSequence(KEY) in head.park("g", 1, 1.1)
-    assert head.park("g", 1, 1.1) == []
+    assert StopSequence(KEY) not in head.park("g", 1, 1.1)
+
+
+def test_the_journal_is_told_too_of_what_ended_before_its_reader_had_it(head: Generations) -> None:
+    head.stepped(2, [NewToken(KEY, position, 7) for position in range(1, 50)], 0.9)
+    head.detach(1, 1.0)
+    assert head.park("g", 1, 1.0) == [WakeCheckpoints()]
+    (told,) = journaled(head, 1.0)
+    assert (told.sealed, told.unread) == (True, True)
+    assert head.park("g", 1, 1.1) == [], "it is the journal's"
 
 
 def test_the_word_of_a_former_reader_does_not_end_a_newer_one(head: Generations) -> None:
