@@ -160,7 +160,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         question = messages.question_from(request, self._vocab_size)
         wait_s = channels.timeout(self._limits.resume_wait_s) - self._limits.resume_margin_s
         grant = await self._generations.resume(question, wait_s)
-        metrics.RESUMES.inc()
+        metrics.RESUMES.inc(grant.epoch > question.last_epoch)
         return messages.grant_to(grant)
 
     async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:

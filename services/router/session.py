@@ -266,10 +266,11 @@ class Session:
         except ShuntError as error:
             self._apply(self._follower.not_granted(action.number, error, self._clock()))
         else:
-            _log.info(
-                "epoch granted",
-                extra={"generation_id": self.generation_id, "epoch": grant.epoch},
-            )
+            if grant.epoch > action.question.last_epoch:
+                _log.info(
+                    "epoch granted",
+                    extra={"generation_id": self.generation_id, "epoch": grant.epoch},
+                )
             self._apply(self._follower.granted(action.number, grant, self._clock()))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
