@@ -49,6 +49,14 @@ def give_up(settings: ClusterSettings, stage: Stage, node: Node, now_s: float) -
     _count(stage.launches, settings, now_s, node.loads.cause, node, settings.replace_max_s)
 
 
+def forgive(state: Membership, settings: ClusterSettings, stage: Stage, now_s: float) -> None:
+    """What came to nothing at the stage before counts no more once a node has come to something."""
+    node = state.nodes.get(stage.node_id)
+    if node is not None and node.came_to_something(settings.stable_s, now_s):
+        stage.launches.succeed()
+        stage.given_up = 0
+
+
 def _count(
     failing: Backoff,
     settings: ClusterSettings,
