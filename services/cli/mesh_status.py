@@ -51,11 +51,19 @@ async def mesh_status(state: MeshState) -> dict[str, Any]:
                 "epoch": generation.epoch,
                 "pipeline": generation.pipeline_id or None,
                 "journaled": generation.journaled_tokens,
-                "reader": generation.reader,
+                "standing": _standing(generation),
+                "unread": generation.unread,
             }
             for generation in status.generations
         ],
+        "finished_generations": status.finished_generations,
+        "cancelled_generations": status.cancelled_generations,
     }
+
+
+def _standing(generation: controller_pb2.GenerationStatus) -> str:
+    name = controller_pb2.Standing.Name(generation.standing)
+    return name.removeprefix("STANDING_").lower()
 
 
 async def _service(service: ServiceRecord) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from rich.console import Group
@@ -94,6 +95,12 @@ def _pipelines(status: dict[str, Any]) -> Table:
 
 def _generations(status: dict[str, Any]) -> str:
     generations = status["generations"]
-    read = sum(generation["reader"] for generation in generations)
+    standing = Counter(generation["standing"] for generation in generations)
+    held = [g for g in generations if g["standing"] != "parked"]
+    unread = sum(generation["unread"] for generation in held)
     tokens = sum(generation["journaled"] for generation in generations)
-    return f"{len(generations)} generations, {read} with a reader, {tokens} tokens journaled"
+    return (
+        f"{standing['running']} running, {standing['queued']} queued ({unread} of them unread), "
+        f"{standing['parked']} parked, {status['finished_generations']} finished; "
+        f"{tokens} tokens journaled"
+    )

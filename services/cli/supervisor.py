@@ -17,7 +17,7 @@ from services.cli.layout import MeshOptions, ServiceSpec
 from services.cli.mesh_directory import MeshDirectory, MeshError, MeshState, Phase, ServiceRecord
 from services.cli.mesh_status import controller_status, fault_json, ready_pipelines
 from services.cli.status_table import fault_line
-from services.common import health
+from services.common import health, logs
 
 _log = logging.getLogger(__name__)
 READY_TIMEOUT_S = 240.0
@@ -152,6 +152,7 @@ class Supervisor:
             **os.environ,
             **spec.environment,
             processes.MESH_ID_VARIABLE: self._state.mesh_id,
+            logs.FILE_LIMIT_VARIABLE: str(logs.FILE_LIMIT_BYTES),
         }
         with (self._directory.logs / f"{spec.name}.log").open("ab") as log:
             return await asyncio.create_subprocess_exec(

@@ -20,6 +20,7 @@ from services.cli.mesh_status import mesh_status
 from services.cli.status_table import status_table
 from services.cli.supervisor import READY_TIMEOUT_S, Supervisor
 from services.common.errors import InvalidArgument
+from services.common.private import keep_files_private
 from services.common.speeds import parse_speeds
 
 START_TIMEOUT_S = READY_TIMEOUT_S + 30.0
@@ -32,6 +33,7 @@ def prepare(directory: MeshDirectory, options: MeshOptions, console: Console) ->
         raise MeshError("--routers must be at least 1")
     if abs(options.http_port - options.grpc_port) < options.routers:
         raise MeshError("--http-port and --grpc-port overlap: each router takes one port of both")
+    keep_files_private()
     try:
         parse_speeds(options.node_speeds)
     except InvalidArgument as error:

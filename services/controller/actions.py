@@ -59,6 +59,10 @@ class Beat:
     sampled_tokens: int = 0
     lost_node_ids: tuple[str, ...] = ()
     """Members of its formation, or of the last one while it is in none, that it cannot reach."""
+    steps: int = 0
+    """Begun since its start, if it is a head."""
+    has_work: bool = False
+    """Steps should be made: without rising ones the head does not serve."""
     departs_in_s: float | None = None
     """Its process was told to stop and will have ended by then."""
 

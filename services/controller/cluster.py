@@ -33,6 +33,7 @@ from services.controller.actions import (
 )
 from services.controller.cluster_settings import ClusterSettings
 from services.controller.faults import faults_of, unusable
+from services.controller.liveness import hear, judge, overlook
 from services.controller.losses import dissolve, forgive, hand_stage, lose
 from services.controller.membership import (
     FormationState,
@@ -45,7 +46,7 @@ from services.controller.notices import hand_over, lapse, must_part, notice
 from services.controller.outcomes import Head
 from services.controller.reconcile import Reconciler
 from services.controller.recovery import first_actions
-from services.controller.routes import heads_of, routes_of
+from services.controller.routes import handing_over, heads_of, routes_of
 from services.controller.snapshot import from_json, to_json
 
 _STRANGE_BEATS = 2
@@ -74,6 +75,7 @@ class Cluster:
         self._grace_until_s = self._now_s = self._ticked_s = now_s
         self._route_version = 0
         self._routes: tuple[Route, ...] = ()
+        self._handing_over: tuple[str, ...] = ()
         self._hopeless = ""
         self._snapshot = ""
 
@@ -127,7 +129,7 @@ class Cluster:
         facts = node.facts if node is not None and node.present else None
         if node is None or facts is None or facts.incarnation != beat.incarnation:
             raise NotFound("register first", field="node_id")
-        node.heard_s, node.confirmed = now_s, True
+        hear(node, beat, now_s)
         actions: list[Action] = []
         if beat.departs_in_s is not None:
             node.departs = True
@@ -241,6 +243,8 @@ class Cluster:
         if pipeline is None or pipeline.formation is None:
             return []
         pipeline.formation.state = FormationState.READY
+        pipeline.stalled = False
+        self._state.nodes[pipeline.formation.members[0].node_id].stepped_s = now_s
         pipeline.forms.succeed()
         pipeline.unlike = ""
         for member in pipeline.formation.members:
@@ -311,6 +315,7 @@ class Cluster:
         nobody counts as dead, as after a restart: who was stopped has heard nobody."""
         settings = self.settings
         actions: list[Action] = []
+        overlook(self._state, now_s - self._ticked_s, now_s)
         if now_s - self._ticked_s >= settings.doubt_s:
             self._grace_until_s = max(self._grace_until_s, now_s + settings.restart_grace_s)
         self._ticked_s = now_s
@@ -329,6 +334,7 @@ class Cluster:
                 actions += self._lose(node, "silence", now_s)
             elif node.deadline_s is not None and now_s >= node.deadline_s and not node.departs:
                 actions += lapse(self._state, node)
+        actions += judge(self._state, settings, awake, now_s)
         for pipeline in self._state.pipelines:
             ready_s = pipeline.replacement_ready_s
             waited = ready_s is not None and now_s - ready_s >= settings.handover_s
@@ -343,6 +349,10 @@ class Cluster:
     def routes(self) -> tuple[int, tuple[Route, ...]]:
         """Version and pipelines that take new requests."""
         return self._route_version, self._routes
+
+    def handing_over(self) -> tuple[str, ...]:
+        """Formations that serve what they have and take nothing new; of the same version."""
+        return self._handing_over
 
     def heads(self) -> tuple[Head, ...]:
         """Every living formation's head, for the ledger."""
@@ -381,9 +391,10 @@ class Cluster:
     def _advance(self, actions: list[Action], now_s: float) -> list[Action]:
         self._now_s = now_s
         actions = [*actions, *self._reconciler.advance(self._state, now_s)]
-        routes, hopeless = routes_of(self._state, self.settings), self.unusable()
-        if (routes, hopeless) != (self._routes, self._hopeless):
-            self._routes, self._hopeless = routes, hopeless
+        routes, leaving = routes_of(self._state, self.settings), handing_over(self._state)
+        hopeless = self.unusable()
+        if (routes, leaving, hopeless) != (self._routes, self._handing_over, self._hopeless):
+            self._routes, self._handing_over, self._hopeless = routes, leaving, hopeless
             self._route_version += 1
             actions.append(RoutesChanged(self._route_version))
         snapshot = to_json(self._state, self.unix_offset_s) if actions else self._snapshot

@@ -31,6 +31,10 @@ class ClusterSettings:
     """A node silent for this long is lost."""
     doubt_s: float = 1.0
     """No generation is moved to a node silent for this long."""
+    stall_s: float = 2.0
+    """A head silent for this long does not serve: its readers may leave it."""
+    progress_s: float = 5.0
+    """Nor does one that has work and makes no step for this long."""
     empty_node_lost_s: float = 15.0
     """The same for one that holds no stage: it imports and loads, and may hardly find time."""
     restart_grace_s: float = 3.0

@@ -19,7 +19,7 @@ from services.controller.cluster_runtime import SNAPSHOT, ClusterRuntime
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
 from services.controller.generations import Generations
-from services.controller.journal import Journal, Recovered, Saved
+from services.controller.journal import Journal, Recovered, Room, Saved
 from services.controller.model_facts import ModelFacts
 from services.controller.planning import Planning
 from services.controller.provider import Provider
@@ -90,7 +90,7 @@ class Controller:
             heads_changed=heads_changed,
             clock=clock,
         )
-        self._generations.recover(recovered.records)
+        self._generations.recover(recovered)
         self._server = Server(settings, [SERVICE])
         controller_pb2_grpc.add_ControllerServiceServicer_to_server(
             ControllerService(
@@ -138,15 +138,26 @@ class Controller:
                     task.cancel()
 
     async def _keep_house(self) -> None:
+        room = Room.ENOUGH
         while True:
+            room = await self._mind_the_disk(room)
             try:
                 await self._generations.tick()
             except ShuntError as error:
                 _log.error("nothing was forgotten", extra={"why": error.message})
             cluster = self._runtime.cluster
             metrics.show_cluster(cluster.nodes_view(), cluster.pipelines_view())
-            metrics.OPEN.set(len(self._generations.open_generations()))
+            metrics.OPEN.set(len(self._generations.population().open))
             await asyncio.sleep(HOUSEKEEPING_S)
+
+    async def _mind_the_disk(self, before: Room) -> Room:
+        self._journal.tend()
+        room = self._journal.room
+        if room is not before:
+            self.events.add("journal_room", attributes={"left": room.value})
+            await self._server.set_ready(room is not Room.NONE)
+        metrics.show_room(room)
+        return room
 
     async def _end_nodes(self) -> None:
         if self._settings.end_nodes_on_stop:

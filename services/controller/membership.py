@@ -46,6 +46,10 @@ class Node:
     served_s: float | None = None
     """When it first was in a formation that was ready."""
     heard_s: float = 0.0
+    steps: int = 0
+    """As its last beat told them."""
+    stepped_s: float = 0.0
+    """When a beat last showed more steps, or no work."""
     confirmed: bool = True
     """Heard from since the controller started."""
     strange_beats: int = 0
@@ -136,6 +140,8 @@ class Pipeline:
     ready_sampled: int | None = None
     """Tokens the head had sampled at its first beat after the replacement was ready."""
     replacement_ready_s: float | None = None
+    stalled: bool = False
+    """Its head is there, as far as is known, and does not serve."""
 
     @property
     def is_ready(self) -> bool:

@@ -17,6 +17,7 @@ from services.common.exchange import (
     GenerationState,
     GenerationView,
     Grant,
+    LeaveReason,
     ResumeQuestion,
     Route,
 )
@@ -34,7 +35,7 @@ from services.controller.actions import (
     PipelineView,
 )
 from services.controller.journal import LoggedEvent
-from services.controller.outcomes import OpenGeneration
+from services.controller.population import OpenGeneration, Standing
 
 MAX_NAME_CHARS = 128
 MAX_MEMBERS = 1024
@@ -49,10 +50,20 @@ _REFUSALS = {
     CheckpointRefusal.ENDED: pb.CHECKPOINT_REFUSAL_ENDED,
     CheckpointRefusal.UNKNOWN_FORMATION: pb.CHECKPOINT_REFUSAL_UNKNOWN_FORMATION,
 }
+_STANDINGS = {
+    Standing.QUEUED: pb.STANDING_QUEUED,
+    Standing.RUNNING: pb.STANDING_RUNNING,
+    Standing.PARKED: pb.STANDING_PARKED,
+}
 _GENERATION_STATES = {
     GenerationState.OPEN: pb.GENERATION_STATE_OPEN,
     GenerationState.FINISHED: pb.GENERATION_STATE_FINISHED,
     GenerationState.CANCELLED: pb.GENERATION_STATE_CANCELLED,
+}
+_LEAVE_REASONS: dict[int, LeaveReason] = {
+    pb.LEAVE_REASON_SILENT: LeaveReason.SILENT,
+    pb.LEAVE_REASON_UNREACHABLE: LeaveReason.UNREACHABLE,
+    pb.LEAVE_REASON_REFUSED: LeaveReason.REFUSED,
 }
 _NODE_STATES = {
     NodeState.STARTING: pb.NODE_STATE_STARTING,
@@ -132,6 +143,8 @@ def beat_from(message: pb.HeartbeatRequest) -> Beat:
         formation_id=name_from(formation_id, "formation_id") if formation_id else "",
         sampled_tokens=message.sampled_tokens,
         lost_node_ids=tuple(name_from(name, "lost_node_ids") for name in message.lost_node_ids),
+        steps=message.steps,
+        has_work=message.has_work,
         departs_in_s=_departure_from(message),
     )
 
@@ -175,6 +188,7 @@ def checkpoint_from(message: pb.Checkpoint, vocab_size: int) -> Checkpoint:
         request=request,
         spans=spans_from(message.runs, vocab_size),
         sealed=message.sealed,
+        unread=message.unread,
     )
 
 
@@ -200,6 +214,7 @@ def question_from(message: pb.ResumeRequest, vocab_size: int) -> ResumeQuestion:
         request,
         held,
         name_from(left, "left_formation_id") if left else "",
+        _LEAVE_REASONS.get(message.reason),
     )
 
 
@@ -294,7 +309,8 @@ def generation_to(generation: OpenGeneration) -> pb.GenerationStatus:
         epoch=generation.epoch,
         pipeline_id=generation.pipeline_id,
         journaled_tokens=generation.journaled_tokens,
-        reader=generation.reader,
+        standing=_STANDINGS[generation.standing],
+        unread=generation.unread,
     )
 
 

@@ -11,10 +11,11 @@ from shuntserve.common.v1 import common_pb2
 from shuntserve.tensorstore.v1 import tensorstore_pb2, tensorstore_pb2_grpc
 
 from services.common import channels
-from services.common.errors import DataLoss, ShuntError
+from services.common.errors import DataLoss, InvalidArgument, ShuntError
 from services.common.settings import TlsSettings
 from services.common.statuses import from_rpc_error
 from services.controller.model_facts import ModelFacts
+from services.model.config import parse_config
 
 _log = logging.getLogger(__name__)
 
@@ -57,14 +58,17 @@ async def describe(
 def facts_from(reply: tensorstore_pb2.DescribeResponse) -> ModelFacts:
     """Raises DataLoss when the manifest lacks what a controller must know."""
     try:
-        config = json.loads(reply.manifest)["config"]
+        raw = json.loads(reply.manifest)["config"]
+        config = parse_config(raw)
         return ModelFacts(
             model_id=reply.summary.model.model_id,
             digest=reply.summary.model.digest,
-            layer_count=reply.summary.layers,
-            vocab_size=int(config["vocab_size"]),
-            context_length=int(config["max_position_embeddings"]),
-            config_json=json.dumps(config),
+            layer_count=config.layer_count,
+            vocab_size=config.vocab_size,
+            context_length=config.context_length,
+            config_json=json.dumps(raw),
         )
-    except (ValueError, TypeError, KeyError) as error:
+    except InvalidArgument as error:
+        raise DataLoss(f"the model cannot be served: {error.message}", field=error.field) from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataLoss("the model's manifest cannot be read", field="manifest") from error

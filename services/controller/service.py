@@ -147,6 +147,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
                 yield pb.WatchRoutesResponse(
                     version=version,
                     routes=[messages.route_to(route) for route in routes],
+                    handing_over_formation_ids=self._runtime.cluster.handing_over(),
                     unusable=self._runtime.cluster.unusable(),
                 )
         finally:
@@ -191,6 +192,13 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         generation_id = wire.generation_id_from(request.generation_id)
         return messages.view_to(await self._generations.view(generation_id))
 
+    async def ClaimGeneration(
+        self, request: pb.ClaimGenerationRequest, context: Context
+    ) -> pb.ClaimGenerationResponse:
+        digest = wire.ask_digest_from(request.ask_digest)
+        view = await self._generations.claim(digest)
+        return pb.ClaimGenerationResponse(generation=messages.view_to(view))
+
     async def ReportInterruption(
         self, request: pb.ReportInterruptionRequest, context: Context
     ) -> pb.ReportInterruptionResponse:
@@ -210,14 +218,14 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         self, request: pb.GetStatusRequest, context: Context
     ) -> pb.GetStatusResponse:
         cluster = self._runtime.cluster
+        population = self._generations.population()
         return pb.GetStatusResponse(
             nodes=[messages.node_to(node) for node in cluster.nodes_view()],
             pipelines=[messages.pipeline_to(pipeline) for pipeline in cluster.pipelines_view()],
-            generations=[
-                messages.generation_to(generation)
-                for generation in self._generations.open_generations()
-            ],
+            generations=[messages.generation_to(line) for line in population.open],
             router_ids=sorted(self._routers),
+            finished_generations=population.finished,
+            cancelled_generations=population.cancelled,
             faults=[messages.fault_to(fault, cluster.unix_offset_s) for fault in cluster.faults()],
             unusable=cluster.unusable(),
         )

@@ -53,6 +53,8 @@ class ControllerSettings(ServiceSettings):
     """SIGTERM ends the local nodes too; otherwise they serve on and are adopted at the start."""
 
     heartbeat_interval_s: float = Field(default=0.25, gt=0, le=0.5)
+    stall_s: float = Field(default=2.0, gt=0, le=600)
+    progress_s: float = Field(default=5.0, gt=0, le=600)
     node_lost_s: float = Field(default=3.0, gt=0, le=600)
     empty_node_lost_s: float = Field(default=15.0, gt=0, le=600)
     restart_grace_s: float = Field(default=3.0, gt=0, le=600)
@@ -82,12 +84,16 @@ class ControllerSettings(ServiceSettings):
     parked_retention_s: float = Field(default=3600.0, gt=0)
     max_generations: int = Field(default=100_000, ge=1)
     max_ended_generations: int = Field(default=10_000, ge=0)
+    max_parked_generations: int = Field(default=10_000, ge=0)
+    retry_window_s: float = Field(default=60.0, ge=0, le=3600)
     checkpoints_in_flight: int = Field(default=64, ge=1, le=10_000)
 
     commit_interval_s: float = Field(default=0.01, ge=0, le=0.02)
     sync_always: bool = False
     """Every group of tokens is fsynced too, not only grants."""
     journal_pending_limit: int = Field(default=10_000, ge=1)
+    journal_reserve_bytes: int = Field(default=32 << 20, ge=0, le=1 << 34)
+    """Kept free beside the journal; once the disk is full, grants and ends are written there."""
     events_kept: int = Field(default=10_000, ge=1, le=1_000_000)
 
     @field_validator("node_speeds")
@@ -121,6 +127,8 @@ class ControllerSettings(ServiceSettings):
             pipelines=self.pipelines,
             can_launch=self.provider == "local",
             heartbeat_interval_s=self.heartbeat_interval_s,
+            stall_s=self.stall_s,
+            progress_s=self.progress_s,
             node_lost_s=self.node_lost_s,
             empty_node_lost_s=self.empty_node_lost_s,
             restart_grace_s=self.restart_grace_s,
@@ -142,6 +150,8 @@ class ControllerSettings(ServiceSettings):
             same_head_after_s=self.same_head_after_s,
             max_generations=self.max_generations,
             max_ended=self.max_ended_generations,
+            max_parked=self.max_parked_generations,
+            retry_window_s=self.retry_window_s,
         )
 
     @property

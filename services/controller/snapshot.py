@@ -110,6 +110,7 @@ def _node(item: dict[str, Any], now_s: float, unix_offset_s: float) -> Node:
         kv_blocks=item["kv_blocks"],
         numerics_class=item.get("numerics_class", ""),
         heard_s=now_s,
+        stepped_s=now_s,
         confirmed=False,
         deadline_s=None if deadline_unix_s is None else deadline_unix_s - unix_offset_s,
     )

@@ -133,6 +133,8 @@ class ControllerLink:
             formation_id=engine.reported_formation_id,
             sampled_tokens=engine.counters.sampled_tokens,
             lost_node_ids=engine.lost_node_ids,
+            steps=engine.counters.steps,
+            has_work=engine.head.has_work,
             departs_in_s=left_s,
         )
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 
+from services.common.channel_options import MAX_MESSAGE_BYTES
 from services.common.errors import (
     Aborted,
     FailedPrecondition,
@@ -25,6 +26,7 @@ from services.engine.head import Head
 from services.engine.loading import Loaded, Weights
 from services.engine.pace import Pace
 from services.engine.scheduler import Scheduler, SchedulerSettings
+from services.engine.step_size import most_rows
 from services.engine.validation import Bounds
 
 _log = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ class EngineLimits:
     scheduler: SchedulerSettings
     progress_s: float = 2.0
     form_s: float = 8.0
+    max_message_bytes: int = MAX_MESSAGE_BYTES
 
 
 class Engine:
@@ -177,12 +180,15 @@ class Engine:
         return held
 
     def _lead(self, formation: Formation, held: Loaded) -> None:
-        membership, facts = formation.membership, held.backend.facts
-        positions = min(facts.context_length, membership.kv_blocks * BLOCK_SIZE)
+        membership, facts, limits = formation.membership, held.backend.facts, self._limits
+        kv_blocks, limit_bytes = membership.kv_blocks, limits.max_message_bytes
+        positions = min(facts.context_length, kv_blocks * BLOCK_SIZE)
+        rows = most_rows(facts, kv_blocks, positions, limits.scheduler, limit_bytes)
+        batches = replace(limits.scheduler, token_budget=min(limits.scheduler.token_budget, rows))
         self.head.form(
             formation,
-            Scheduler(self._limits.scheduler, membership.kv_blocks, len(membership.members)),
-            Bounds(membership.model, facts.vocab_size, positions),
+            Scheduler(batches, kv_blocks, len(membership.members)),
+            Bounds(membership.model, facts.vocab_size, positions, limit_bytes),
             Pace(self._limits.progress_s),
             facts.numerics_class,
         )

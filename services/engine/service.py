@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 
+from services.common import logs
 from services.common import wire as common_wire
 from services.common.errors import Aborted, InvalidArgument
 from services.engine import wire
@@ -30,7 +31,9 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
     async def Generate(
         self, request: engine_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[engine_pb2.GenerateResponse]:
-        async with aclosing(self._engine.head.read(wire.call_from(request))) as frames:
+        call = wire.call_from(request)
+        logs.about(generation_id=call.request.generation_id)
+        async with aclosing(self._engine.head.read(call)) as frames:
             async for frame in frames:
                 yield wire.frame_to(frame)
 
@@ -43,6 +46,13 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
             common_wire.cancel_reason_from(request.reason),
         )
         return engine_pb2.CancelResponse()
+
+    async def Park(
+        self, request: engine_pb2.ParkRequest, context: Context
+    ) -> engine_pb2.ParkResponse:
+        generation_id = common_wire.generation_id_from(request.generation_id)
+        self._engine.head.park(generation_id, request.epoch)
+        return engine_pb2.ParkResponse()
 
     async def Load(
         self, request: engine_pb2.LoadRequest, context: Context

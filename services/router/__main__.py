@@ -17,6 +17,7 @@ from shuntserve.router.v1 import router_pb2_grpc
 
 from services.common import channels, logs, server, telemetry
 from services.common.settings import read, refuse
+from services.router.body_budget import BodyBudget
 from services.router.catalogue import Catalogue
 from services.router.controller import Controller
 from services.router.gateway import Gateway
@@ -57,13 +58,15 @@ class HttpServer(uvicorn.Server):
             for task in self.server_state.tasks:
                 task.cancel()
         await serving
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()  # nobody else closes what the grace was too short for
 
 
-def http_server(router: Router, settings: RouterSettings) -> HttpServer:
+def http_server(router: Router, settings: RouterSettings, bodies: BodyBudget) -> HttpServer:
     """The gateway's server; hand it a bound socket."""
     return HttpServer(
         uvicorn.Config(
-            Gateway(router, settings).application(),
+            Gateway(router, settings, bodies).application(),
             loop="none",
             http=limited(settings),
             ws="none",
@@ -140,11 +143,12 @@ async def running(settings: RouterSettings) -> AsyncIterator[Running]:
     store = TensorStore(store_channel, settings.resume_timeout_s, settings.max_model_file_bytes)
     heads = Heads(settings.stream_timeout_s, settings.control_timeout_s, settings.tls)
     router = Router(settings, controller, heads, Catalogue(store.files, time.time))
+    bodies = BodyBudget(settings.max_bodies_bytes)
     grpc_server = server.Server(settings, [NAME])
     router_pb2_grpc.add_RouterServiceServicer_to_server(
-        RouterService(router), grpc_server.grpc_server
+        RouterService(router, bodies), grpc_server.grpc_server
     )
-    http, listening = http_server(router, settings), listen(settings)
+    http, listening = http_server(router, settings, bodies), listen(settings)
     grpc_port = await grpc_server.start()
     serving = asyncio.create_task(http.serve([listening]))
     work = asyncio.create_task(router.run())

@@ -62,6 +62,15 @@ class SendCancel:
 
 
 @dataclass(frozen=True, slots=True)
+class SendPark:
+    """Call Park once at this head: what it misses, time brings about."""
+
+    generation_id: str
+    epoch: int
+    head: Route
+
+
+@dataclass(frozen=True, slots=True)
 class End:
     """The last action. No error: every choice has ended. Otherwise the error to tell the reader:
     Superseded, Cancelled, Diverged, Unavailable (resumable), or what a head refused for good."""
@@ -69,4 +78,4 @@ class End:
     error: ShuntError | None = None
 
 
-Action = OpenStream | CloseStream | AskResume | Deliver | SendCancel | End
+Action = OpenStream | CloseStream | AskResume | Deliver | SendCancel | SendPark | End

@@ -12,7 +12,7 @@ from services.common.errors import InvalidArgument
 MAX_DEPTH = 64
 MAX_KEYS = 20_000
 MAX_BRACKETS = 1 << 18
-"""Lists and objects, counted before parsing; brackets within strings count too."""
+"""Arrays and objects, counted before parsing; brackets within strings count too."""
 MAX_NUMBER_CHARS = 64
 _SHOWN_CHARS = 40
 
@@ -51,7 +51,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     except RecursionError:
         raise InvalidArgument(f"the body is nested over {MAX_DEPTH} deep", field="body") from None
     if not isinstance(value, dict):
-        raise InvalidArgument("the body must be a JSON object", field="body")
+        raise InvalidArgument(f"the body must be an object, not {shown(value)}", field="body")
     _check(value)
     return value
 
@@ -101,7 +101,26 @@ def _check_texts(texts: Iterable[str]) -> None:
             raise InvalidArgument("the body holds a lone surrogate", field="body") from None
 
 
-def shown(value: Any) -> str:
-    """A value as an error may echo it."""
-    text = json.dumps(value) if isinstance(value, (str, int, float)) else type(value).__name__
+def kind_of(value: Any) -> str:
+    """A value's type in JSON's words, with integers apart from other numbers."""
+    return _KINDS[type(value)]
+
+
+_KINDS: dict[type, str] = {
+    type(None): "null",
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    str: "string",
+    list: "array",
+    dict: "object",
+}
+
+
+def shown(value: Any, *, whole: bool = False) -> str:
+    """A value as an error may echo it: of an array or object only that it is one, unless it is one
+    of ours."""
+    if isinstance(value, (list, dict)) and not whole:
+        return f"an {kind_of(value)}" if value else f"an empty {kind_of(value)}"
+    text = json.dumps(value)
     return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "…"

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from services.common import wire
+from services.common import logs, wire
 from services.common.errors import (
     AlreadyExists,
     DataLoss,
@@ -26,6 +26,7 @@ from services.common.errors import (
 )
 from services.common.exchange import GenerationView, Route
 from services.common.generation import CancelReason, GenerationRequest, ModelRef
+from services.common.message_sizes import check_generation_fits
 from services.router import metrics
 from services.router.actions import SendCancel
 from services.router.ask import Ask, Drawn, ModelFacts
@@ -33,7 +34,8 @@ from services.router.balancer import Balancer
 from services.router.cancels import Cancels
 from services.router.catalogue import Catalogue
 from services.router.controller import Controller
-from services.router.follower import Follower, FollowerSettings
+from services.router.follower import Follower
+from services.router.follower_settings import FollowerSettings
 from services.router.heads import Heads
 from services.router.model import Model
 from services.router.session import Session
@@ -41,7 +43,7 @@ from services.router.settings import RouterSettings
 from services.router.transcript import Position, Transcript
 
 _log = logging.getLogger(__name__)
-TICK_S = 0.05
+TICK_S = 0.25
 PRELOAD_AGAIN_S = 1.0
 LONG_PROMPT_BYTES = 4096
 LONG_CONVERSATION = 64
@@ -84,12 +86,16 @@ class Router:
                 self._controller.watch_routes(self.settings.router_id, self.update_routes)
             )
 
-    def update_routes(self, routes: Sequence[Route], unusable: str = "") -> None:
-        """Replaces the routes; `unusable` is why there never will be any."""
+    def update_routes(
+        self, routes: Sequence[Route], handing_over: Sequence[str] = (), unusable: str = ""
+    ) -> None:
+        """Replaces the routes; readers of a head that serves no more hear of it at once.
+        `unusable` is why there never will be any."""
         self._unusable = unusable
-        self._balancer.update(routes)
+        self._balancer.update(routes, handing_over)
         self.catalogue.update(routes)
         self._wake_waiting()
+        self._tick_sessions()
 
     def _wake_waiting(self) -> None:
         self._routes_changed.set()
@@ -98,9 +104,12 @@ class Router:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            now_s = time.monotonic()
-            for session in list(self._sessions):
-                session.tick(now_s, self.settings.comment_s, self.settings.write_timeout_s)
+            self._tick_sessions()
+
+    def _tick_sessions(self) -> None:
+        now_s = time.monotonic()
+        for session in list(self._sessions):
+            session.tick(now_s, self.settings.comment_s, self.settings.write_timeout_s)
 
     async def _preload(self) -> None:
         while True:
@@ -143,14 +152,15 @@ class Router:
         return self._balancer.models()
 
     async def generate(self, ask: Ask) -> Session:
-        """Starts a generation, or joins the one of that name if it is the same.
+        """Starts a generation, or joins the one of that name if it is the same, or the one that
+        the client's first ask began.
 
         Raises InvalidArgument, NotFound, AlreadyExists, ResourceExhausted, Unavailable.
         """
         asked_s = time.monotonic()
         ask.check(self.settings.max_choices)
         with self._admitted():
-            view = await self._named(ask.generation_id) if ask.generation_id else None
+            view = await self._begun_before(ask)
             if view is not None:
                 return await self._join(ask, view)
             model = await self._model(ask.model)
@@ -173,13 +183,23 @@ class Router:
             prompt_ids = await _to_its_end(asyncio.create_task(made))
         else:
             prompt_ids = model.prompt_ids(ask, drawn.created_unix_s)
-        return ask.resolve(facts, prompt_ids, drawn)
+        request = ask.resolve(facts, prompt_ids, drawn)
+        check_generation_fits(request, self.settings.max_message_bytes)
+        return request
 
-    async def _named(self, generation_id: str) -> GenerationView | None:
+    async def _begun_before(self, ask: Ask) -> GenerationView | None:
         try:
-            return await self._controller.generation(generation_id)
+            if ask.generation_id:
+                return await self._controller.generation(ask.generation_id)
+            if ask.is_retry:
+                return await self._controller.claim(ask.digest)
         except NotFound:
             return None
+        except (Unavailable, DeadlineExceeded):
+            if ask.generation_id:
+                raise
+            return None  # rather a second generation than no answer
+        return None
 
     async def _join(self, ask: Ask, view: GenerationView) -> Session:
         """Asking twice is asking once: what the first ask left to chance, to the clock and to the
@@ -188,6 +208,15 @@ class Router:
         if held.model.model_id != ask.model:
             raise AlreadyExists("another request has this id", field="generation_id")
         model = await self._load(held.model)
+        if ask.generation_id:
+            await self._check_same(ask, held, model)
+        metrics.JOINED.inc()
+        session = self._session(held, model, None)
+        session.rejoin(view)
+        return session
+
+    async def _check_same(self, ask: Ask, held: GenerationRequest, model: Model) -> None:
+        """Raises AlreadyExists when the ask would be another request than what is held."""
         facts = self._facts(ask.model, model)
         if ask.max_tokens is None:
             positions = len(held.prompt_ids) + held.sampling.max_tokens
@@ -196,9 +225,6 @@ class Router:
         request = await self._resolve(ask, model, facts, drawn)
         if replace(request, numerics_class=held.numerics_class) != held:
             raise AlreadyExists("another request has this id", field="generation_id")
-        session = self._session(held, model, None)
-        session.rejoin(view)
-        return session
 
     async def resume(self, generation_id: str, after: str | None) -> Session:
         """Goes on behind an event, or from the start; returns once the reader's position is
@@ -215,6 +241,7 @@ class Router:
                 position = Position.parse(after, view.request.choices)
             model = await self._load(view.request.model)
             session = self._session(view.request, model, position)
+        session.resumable = True
         try:
             session.rejoin(view)
             while not (session.transcript.caught_up or session.ended):
@@ -342,12 +369,14 @@ class Router:
 
     def _session(self, request: GenerationRequest, model: Model, after: Position | None) -> Session:
         self._check_goes_on()  # it may have stopped while the request was being made
+        logs.about(generation_id=request.generation_id)
         settings = self.settings
         follower = Follower(
             request,
             FollowerSettings(
                 silence_s=settings.silence_s,
                 progress_s=settings.progress_s,
+                reach_s=settings.reach_s,
                 recover_s=settings.recover_s,
                 resume_timeout_s=settings.resume_timeout_s,
             ),

@@ -70,7 +70,7 @@ def test_every_module_of_the_wheel_imports_outside_the_tree(wheel: Path, tmp_pat
     count, *services = result.stdout.split()
     assert int(count) > 100
     assert services == [
-        *("cli", "common", "controller", "engine", "placement", "router", "tensorstore"),
+        *("cli", "common", "controller", "engine", "model", "placement", "router", "tensorstore"),
     ]
 
 

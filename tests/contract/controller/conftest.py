@@ -290,6 +290,7 @@ class World:
             "tick_s": 0.02,
             "shutdown_grace_s": 0.0,
             "commit_interval_s": 0.001,
+            "journal_reserve_bytes": 4 << 20,
         }
         self._stack = AsyncExitStack()
         self.stub: Any = None
@@ -299,7 +300,9 @@ class World:
         self.options.update(options)
         settings = ControllerSettings(grpc_port=self.port, **self.options)
         self.journal = SqliteJournal(
-            settings.data_dir / "journal.db", commit_interval_s=settings.commit_interval_s
+            settings.data_dir / "journal.db",
+            commit_interval_s=settings.commit_interval_s,
+            reserve_bytes=settings.journal_reserve_bytes,
         )
         recovered = await self.journal.recover()
         controller = Controller(

@@ -58,9 +58,16 @@ STATUS = controller_pb2.GetStatusResponse(
     ],
     generations=[
         controller_pb2.GenerationStatus(
-            generation_id="g0", epoch=2, pipeline_id="p0", journaled_tokens=9, reader=True
+            generation_id="g0",
+            epoch=2,
+            pipeline_id="p0",
+            journaled_tokens=9,
+            standing=controller_pb2.STANDING_RUNNING,
+            unread=True,
         )
     ],
+    finished_generations=3,
+    cancelled_generations=2,
 )
 
 
@@ -155,7 +162,18 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
                 "stages": [{"node": "n0", "layers": [0, 18], "tp": 1}],
             }
         ],
-        "generations": [{"id": "g0", "epoch": 2, "pipeline": "p0", "journaled": 9, "reader": True}],
+        "generations": [
+            {
+                "id": "g0",
+                "epoch": 2,
+                "pipeline": "p0",
+                "journaled": 9,
+                "standing": "running",
+                "unread": True,
+            }
+        ],
+        "finished_generations": 3,
+        "cancelled_generations": 2,
     }
 
 

@@ -447,8 +447,9 @@ def test_a_restart_of_the_controller_is_no_time_that_a_pipeline_was_down() -> No
 
 def test_silence_loses_a_node() -> None:
     cluster = ready()
-    beat(cluster, "node-1", "f1", 0.9)
-    assert said(cluster.tick(0.9)) == []
+    for tenths in range(1, 10):
+        beat(cluster, "node-1", "f1", tenths / 10)
+        assert said(cluster.tick(tenths / 10)) == []
     assert said(cluster.tick(1.0))[0] == "node_lost"
     with pytest.raises(NotFound):
         beat(cluster, "node-2", "f1", 1.1)
@@ -467,6 +468,54 @@ def test_a_controller_that_was_stopped_counts_nobody_as_dead_for_it() -> None:
         beat(cluster, "node-1", "f1", now_s)
         lost += [(now_s, kind) for kind in said(cluster.tick(now_s)) if kind == "node_lost"]
     assert lost == [(stopped_s + SETTINGS.restart_grace_s, "node_lost")]
+
+
+PATIENT = replace(SETTINGS, node_lost_s=60.0, restart_grace_s=0.1)
+
+
+def watched(cluster: Cluster, seconds: range, **more: object) -> list[tuple[float, str]]:
+    """Beats of both nodes, and what is said, in tenths of a second."""
+    heard = []
+    for tenths in seconds:
+        now_s = tenths / 10
+        for node_id in ("node-1", "node-2"):
+            beat(cluster, node_id, "f1", now_s, **more)
+        heard += [(now_s, kind) for kind in said(cluster.tick(now_s))]
+    return heard
+
+
+def test_a_head_that_has_work_and_makes_no_step_does_not_serve_until_it_does() -> None:
+    cluster = ready(PATIENT)
+    assert watched(cluster, range(1, 70), steps=9, has_work=True) == [(5.1, "head_stalled")]
+    assert cluster.routes()[1] == ()
+    assert cluster.heads()[0].stalled
+    assert not cluster.heads()[0].takes_new
+    assert watched(cluster, range(70, 71), steps=10, has_work=True) == [(7.0, "head_serves")]
+    assert [route.formation_id for route in cluster.routes()[1]] == ["f1"]
+    assert not cluster.heads()[0].stalled
+
+
+def test_a_head_without_work_serves_though_it_makes_no_step() -> None:
+    assert watched(ready(PATIENT), range(1, 100), steps=9) == []
+
+
+def test_a_head_without_beats_does_not_serve_before_it_is_lost() -> None:
+    cluster = ready(PATIENT)
+    heard = []
+    for tenths in range(1, 31):
+        beat(cluster, "node-2", "f1", tenths / 10)
+        heard += [(tenths / 10, kind) for kind in said(cluster.tick(tenths / 10))]
+    assert heard == [(2.0, "head_stalled")]
+    beat(cluster, "node-1", "f1", 3.1)
+    assert said(cluster.tick(3.1)) == ["head_serves"]
+
+
+def test_time_that_the_controller_did_not_watch_is_nobodys_silence() -> None:
+    cluster = ready(PATIENT)
+    heard = []
+    for looks in range(1, 8):
+        heard += said(cluster.tick(0.75 * looks))
+    assert heard == []
 
 
 def test_a_lost_node_that_returns_takes_its_stage_before_the_new_one_is_there() -> None:
@@ -652,7 +701,8 @@ def test_a_hand_over_cut_short_by_a_restart_is_asked_for_again() -> None:
     again = restarted(snapshot, 1.0)
     actions = again.start(100.0)
     assert all_of(actions, DissolveFormation) == []
-    assert one_of(actions, DrainFormation) == DrainFormation("f1", actions[-1].head)
+    assert one_of(actions, DrainFormation).head.node_id == "node-1"
+    assert (again.routes()[1], again.handing_over()) == ((), ("f1",))
     assert again.heads()[0].hands_over
     done = again.drained("f1", 3, 100.1)
     assert one_of(done, TerminateNode) == TerminateNode("node-2")
