@@ -7,6 +7,9 @@ from services.controller.backoff import Backoff
 from services.controller.cluster_settings import ClusterSettings
 from services.controller.membership import FormationState, Membership, Node, Pipeline, Stage
 
+_SERVED = 8
+"""The loss of a node that had served costs a pause so much shorter: it may have been taken away."""
+
 
 def lose(
     state: Membership,
@@ -65,12 +68,13 @@ def _count(
     node: Node,
     longest_s: float,
 ) -> None:
+    served = node.served_s is not None
     failing.fail(
         now_s,
         cause,
-        first_s=settings.retry_s,
+        first_s=settings.retry_s / (_SERVED if served else 1),
         longest_s=longest_s,
-        free=node.served_s is not None,
+        free=served,
         node_id=node.node_id,
     )
 
