@@ -32,7 +32,8 @@ async def describe(
 ) -> ModelFacts:
     """The facts of a model, waiting for a store that is away or does not hold it yet.
 
-    With facts known from before it waits for `timeout_s` only, then those stand.
+    With facts known from before it waits for `timeout_s` only, then those stand. Raises what is
+    permanent, and DataLoss.
     """
     fallback = known if known is not None and known.model_id == model_id else None
     loop = asyncio.get_running_loop()
@@ -45,6 +46,8 @@ async def describe(
                 return facts_from(await stub.Describe(request, timeout=timeout_s))
             except grpc.RpcError as error:
                 why: ShuntError = from_rpc_error(error)
+            if why.permanent:
+                raise why
             if fallback is not None and loop.time() >= give_up_s:
                 _log.warning("the model is taken from the journal", extra={"why": why.message})
                 return fallback

@@ -15,7 +15,7 @@ from shuntserve.controller.v1 import controller_pb2 as pb
 from shuntserve.controller.v1 import controller_pb2_grpc
 
 from services.common import channels, wire
-from services.common.errors import FailedPrecondition, InvalidArgument, NotFound, ShuntError
+from services.common.errors import InvalidArgument, NotFound, ShuntError
 from services.common.exchange import CheckpointResult
 from services.common.generation import CancelReason
 from services.controller import messages, metrics
@@ -41,8 +41,6 @@ class ServiceLimits:
     """Left of the caller's deadline for the answer to travel."""
     checkpoints_in_flight: int = 64
     """Messages of one head that may wait for the journal."""
-    can_end_nodes: bool = True
-    """The provider can kill a node."""
 
 
 class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
@@ -212,8 +210,6 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
             )
         if request.kill and notice_s:
             raise InvalidArgument("a kill comes without notice", field="notice_s")
-        if request.kill and not self._limits.can_end_nodes:
-            raise FailedPrecondition("the provider of these nodes cannot kill", field="kill")
         await self._runtime.started.wait()
         event = await self._runtime.interrupt(node_id, notice_s, request.kill)
         return pb.ReportInterruptionResponse(event_number=event.number)

@@ -180,5 +180,4 @@ class ControllerSettings(ServiceSettings):
             heartbeat_interval_s=self.heartbeat_interval_s,
             resume_wait_s=self.resume_wait_s,
             checkpoints_in_flight=self.checkpoints_in_flight,
-            can_end_nodes=self.provider == "local",
         )

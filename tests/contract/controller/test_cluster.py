@@ -406,6 +406,7 @@ async def test_nodes_of_their_own_form_pipelines_without_a_launch(world: World) 
     for number in range(4):
         await world.provider.launch(NodeSpec(f"own-{number}", 1 << 30, 3.0 - number % 2))
     await world.routes(2)
+    world.provider.strangers.add("own-0")
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await world.stub.ReportInterruption(
             pb.ReportInterruptionRequest(node_id="own-0", kill=True), timeout=CALL_S
