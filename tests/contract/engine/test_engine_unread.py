@@ -76,8 +76,8 @@ async def test_a_parked_generation_leaves_its_place_at_once(rig: Rig) -> None:
     crowd = await _crowd(head, 6)
     for number, stream in enumerate(crowd):
         stream.call.cancel()
-        park = engine_pb2.ParkRequest(generation_id=f"g{number}", epoch=1)
-        await head.stub.Park(park, timeout=5)
+        gone = engine_pb2.DetachRequest(generation_id=f"g{number}", epoch=1)
+        await head.stub.Detach(gone, timeout=5)
 
     async def idle() -> bool:
         stats = await _stats(head)
@@ -85,4 +85,5 @@ async def test_a_parked_generation_leaves_its_place_at_once(rig: Rig) -> None:
 
     await until(idle)
     assert (await _stats(head)).sampled_tokens < 6 * LONG
-    await head.stub.Park(engine_pb2.ParkRequest(generation_id="nobody", epoch=1), timeout=5)
+    nobody = engine_pb2.DetachRequest(generation_id="nobody", epoch=1)
+    await head.stub.Detach(nobody, timeout=5)
