@@ -31,7 +31,7 @@ from simulator.network import Process, Stream
 if TYPE_CHECKING:
     from simulator.world import World
 
-TICK_S = 0.05
+TICK_S = 0.25
 
 
 class Following:
@@ -155,13 +155,16 @@ class Router(Process):
         self.followings: list[Following] = []
         self.every(TICK_S, self._tick)
 
-    def update(self, routes: tuple[Route, ...]) -> None:
+    def update(self, routes: tuple[Route, ...], handing_over: tuple[str, ...]) -> None:
         """The controller told the routes."""
-        self.balancer.update(routes)
+        self.balancer.update(routes, handing_over)
+        self._tick()
 
     def _tick(self) -> None:
         for following in list(self.followings):
-            following.act(following.follower.tick(self.clock.now_s))
+            route = following.follower.route
+            serves = route is not None and self.balancer.serves(route.formation_id)
+            following.act(following.follower.tick(self.clock.now_s, serves=serves))
 
     def generate(self, client: Stream, asked: tuple[GenerationRequest, bool]) -> None:
         """A new generation; one that was asked for before may run already, and only the
@@ -241,6 +244,7 @@ class Router(Process):
     def ask(self, following: Following, ask: AskResume) -> None:
         """Resume at the controller."""
         follower, controller = following.follower, self.world.controller
+        self.world.monitor.asked(ask.question)
 
         def answered(result: Any) -> None:
             now_s = self.clock.now_s

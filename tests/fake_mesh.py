@@ -33,6 +33,7 @@ from services.common.telemetry import parent_of
 from services.router.__main__ import Running, running
 from services.router.settings import RouterSettings
 from tests.tiny_model import MAX_POSITIONS, MODEL, model_files, tiny_tokenizer
+from tests.waiting import until
 
 HEARTBEAT_S = 0.05
 REPLY = (
@@ -70,6 +71,8 @@ class FakeMesh:
         self.burst = 1
         """Tokens of a choice in a frame."""
         self.token_s = 0.0
+        self.phase = engine_pb2.PHASE_DECODE
+        """What heads say of a generation that has no new token."""
         self.unlikely = False
         """The token that comes is never among the likeliest."""
         self.journal_lag = 0
@@ -79,6 +82,8 @@ class FakeMesh:
         self.journal: dict[str, Journaled] = {}
         self.alive = [True] * heads
         self.silent = [False] * heads
+        self.stalled = [False] * heads
+        """What the controller thinks of each head; `stall` tells the routers."""
         self.addresses = [""] * heads
         self.calls: list[tuple[int, engine_pb2.GenerateRequest]] = []
         """Every Generate call: the head and its message."""
@@ -94,6 +99,10 @@ class FakeMesh:
         self.controller_away = False
         self.store_fault: str = ""
         """away, damaged or nested: what the tensor store suffers from."""
+        self.files = model_files(self.tokenizer)
+        """Of the model, in the tensor store; changed before it serves."""
+        self.unusable = ""
+        """Why no pipeline ever comes."""
         self.version = 1
         self.routes_changed = asyncio.Event()
         self._servers: list[grpc.aio.Server] = []
@@ -128,7 +137,13 @@ class FakeMesh:
         )
 
     def routes(self) -> list[controller_pb2.Route]:
-        return [self.route(i) for i, alive in enumerate(self.alive) if alive]
+        serving = zip(self.alive, self.stalled, strict=True)
+        return [self.route(i) for i, (lives, stalls) in enumerate(serving) if lives and not stalls]
+
+    def stall(self, *stalled: bool) -> None:
+        """The controller finds that these heads do not serve, or do again."""
+        self.stalled[:] = stalled
+        self.change_routes()
 
     def change_routes(self) -> None:
         """Tells the routers that routes are no longer what they were."""
@@ -178,7 +193,7 @@ class FakeMesh:
             **settings,
         }
         async with running(RouterSettings(**chosen)) as router:
-            await router.router.catalogue.heard.wait()
+            await until(lambda: router.router.catalogue.heard)
             yield router
 
 
@@ -253,9 +268,8 @@ class _Head(engine_pb2_grpc.EngineServiceServicer):
             else:
                 await asyncio.sleep(HEARTBEAT_S)
                 if not mesh.silent[index]:
-                    phase = engine_pb2.PHASE_DECODE
                     yield engine_pb2.GenerateResponse(
-                        progress=engine_pb2.Progress(step=step, phase=phase)
+                        progress=engine_pb2.Progress(step=step, phase=mesh.phase)
                     )
 
     def _admit(self, request: GenerationRequest, message: Any) -> Journaled:
@@ -354,7 +368,9 @@ class _Controller(controller_pb2_grpc.ControllerServiceServicer):
         mesh = self._mesh
         while True:
             changed = mesh.routes_changed
-            yield controller_pb2.WatchRoutesResponse(version=mesh.version, routes=mesh.routes())
+            yield controller_pb2.WatchRoutesResponse(
+                version=mesh.version, routes=mesh.routes(), unusable=mesh.unusable
+            )
             await changed.wait()
 
     async def Resume(self, message: Any, context: Any) -> Any:
@@ -440,7 +456,7 @@ class _Controller(controller_pb2_grpc.ControllerServiceServicer):
 class _Store(tensorstore_pb2_grpc.TensorStoreServiceServicer):
     def __init__(self, mesh: FakeMesh) -> None:
         self._mesh = mesh
-        files = model_files(mesh.tokenizer)
+        files = mesh.files
         self._objects = {hashlib.sha256(data).hexdigest(): data for data in files.values()}
         self._manifest = json.dumps(
             {

@@ -7,11 +7,21 @@ from typing import Any
 
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
+NO_PIPELINE = "no pipeline is ready"
+"""What a router says that has nothing to say but what the pipelines' states do."""
+_FAULTS = {
+    "start": "nodes of {pipeline} come to nothing, {node} last",
+    "load": "{node} cannot load its stage of {pipeline}",
+    "form": "{pipeline} does not come to stand",
+    "plan": "there is no plan",
+}
 _COLOURS = {
     "ready": "green",
     "idle": "cyan",
     "starting": "yellow",
+    "waiting": "yellow",
     "loading": "yellow",
     "draining": "magenta",
     "lost": "red",
@@ -20,8 +30,25 @@ _COLOURS = {
 
 
 def status_table(status: dict[str, Any]) -> Group:
-    """Tables of the services, the pipelines with their nodes, and the generations."""
-    return Group(_services(status), _pipelines(status), _generations(status))
+    """What keeps failing, then tables of the services, the pipelines with their nodes, and the
+    generations."""
+    return Group(*_faults(status), _services(status), _pipelines(status), _generations(status))
+
+
+def _faults(status: dict[str, Any]) -> list[Text]:
+    waiting = [s for s in status["services"] if s["reason"] and s["reason"] != NO_PIPELINE]
+    lines = [f"{service['name']} takes no requests: {service['reason']}" for service in waiting]
+    lines += [fault_line(fault) for fault in status["faults"]]
+    return [Text(line, style="red") for line in lines]
+
+
+def fault_line(fault: dict[str, Any]) -> str:
+    """One fault in words, its cause last."""
+    names = {"node": fault["node"], "pipeline": fault["pipeline"] or "the first plan"}
+    what = _FAULTS[fault["kind"]].format(**names)
+    often = "" if fault["failures"] == 1 else f", {fault['failures']} times"
+    again = ", not tried again" if fault["permanent"] else ""
+    return f"{what}{often}{again}: {fault['cause']}"
 
 
 def _coloured(state: str) -> str:

@@ -124,6 +124,12 @@ def check_call(caller: Identity, method: str) -> None:
         raise PermissionDenied(f"the role {caller.role} may not call {rpc}")
 
 
+def is_for_clients(method: str) -> bool:
+    """Whether `method`, /SERVICE/RPC, is what a mesh is there for, and not of its inside."""
+    service, _, rpc = method.lstrip("/").partition("/")
+    return Role.CLIENT in CALLERS.get(service, {}).get(rpc, ())
+
+
 def check_node(caller: Identity, message: Any) -> None:
     """Raises PermissionDenied when an engine speaks for another node than its own."""
     if caller.node_id and message.node_id != caller.node_id:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
@@ -14,15 +14,13 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 from opentelemetry.trace import SpanKind
 
-from services.common import channels, logs, roles, telemetry
+from services.common import channels, guards, logs, telemetry
 from services.common.errors import ShuntError
+from services.common.guards import Continuation, Handler
 from services.common.settings import ServiceSettings, refuse
 from services.common.statuses import abort_with
 
 _log = logging.getLogger(__name__)
-
-Handler = Any
-Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
 
 
 class TelemetryInterceptor(grpc.aio.ServerInterceptor):
@@ -91,51 +89,6 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         return make(behaviour, handler.request_deserializer, handler.response_serializer)
 
 
-class RoleInterceptor(grpc.aio.ServerInterceptor):
-    """Lets a caller call what its certificate's role may call. Stands within ErrorInterceptor."""
-
-    async def intercept_service(
-        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> Handler:
-        handler, method = await continuation(handler_call_details), handler_call_details.method
-        if handler is None or method.startswith("/grpc."):
-            return handler
-        kind = _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)]
-        inner = getattr(handler, kind)
-
-        def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            caller = _caller(context)
-            roles.check_call(caller, method)
-            if method in roles.SPEAKS_FOR_A_NODE:
-                if handler.request_streaming:
-                    request = _of_one_node(caller, request)
-                else:
-                    roles.check_node(caller, request)
-            return inner(request, context)
-
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
-        return make(call, handler.request_deserializer, handler.response_serializer)
-
-
-_KINDS = {
-    (False, False): "unary_unary",
-    (False, True): "unary_stream",
-    (True, False): "stream_unary",
-    (True, True): "stream_stream",
-}
-
-
-def _caller(context: grpc.aio.ServicerContext[Any, Any]) -> roles.Identity:
-    named = context.auth_context().get("peer_spiffe_id", ())
-    return roles.identity_of(value.decode("utf-8", "replace") for value in named)
-
-
-async def _of_one_node(caller: roles.Identity, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        roles.check_node(caller, request)
-        yield request
-
-
 def _begin(context: grpc.aio.ServicerContext[Any, Any]) -> None:
     """What the caller handed on: how long it waits, and the id of the request it asks for."""
     channels.hand_on_deadline(context.time_remaining())
@@ -177,7 +130,7 @@ class Server:
             interceptors=[
                 TelemetryInterceptor(),
                 ErrorInterceptor(),
-                *([RoleInterceptor()] if settings.tls.enabled else []),
+                *guards.guards_of(settings),
             ],
             options=channels.options(settings.max_message_bytes),
             maximum_concurrent_rpcs=settings.max_concurrent_rpcs,

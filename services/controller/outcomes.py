@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from services.common.exchange import Checkpoint, CheckpointRefusal, CheckpointResult, Route
-from services.controller.entry import Entry
 from services.controller.records import Record
 
 Reply = TypeVar("Reply")
@@ -39,11 +38,13 @@ class Head:
 
     route: Route
     takes_new: bool
-    """False while it hands over, and while its members have not been heard from."""
+    """False while it hands over or stalls, and while its members have not been heard from."""
     numerics_class: str = ""
     """Class of its arithmetic."""
     hands_over: bool = False
     """Its generations are being sealed."""
+    stalled: bool = False
+    """It does not serve at present: its readers may leave it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +70,9 @@ class LedgerSettings:
 
 
 def refused(
-    checkpoint: Checkpoint, refusal: CheckpointRefusal, entry: Entry | None
+    checkpoint: Checkpoint, refusal: CheckpointRefusal, lengths: tuple[int, ...] = ()
 ) -> Outcome[CheckpointResult]:
-    """The answer to a checkpoint that changes nothing; `entry` is what is known of it."""
-    lengths = entry.lengths if entry is not None else ()
+    """The answer to a checkpoint that was not taken; `lengths` are the ids held, by choice."""
     name = checkpoint.generation_id
     result = CheckpointResult(name, checkpoint.epoch, lengths, refusal)
     attributes = {"epoch": str(checkpoint.epoch), "refusal": refusal.value}

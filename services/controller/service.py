@@ -27,7 +27,6 @@ from services.controller.generations import Generations
 _log = logging.getLogger(__name__)
 
 MAX_CHECKPOINTS = 4096
-MAX_NOTICE_S = 86_400.0
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -148,7 +147,10 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
                     continue
                 sent = version
                 yield pb.WatchRoutesResponse(
-                    version=version, routes=[messages.route_to(route) for route in routes]
+                    version=version,
+                    routes=[messages.route_to(route) for route in routes],
+                    handing_over_formation_ids=self._runtime.cluster.handing_over(),
+                    unusable=self._runtime.cluster.unusable(),
                 )
         finally:
             self._routers[router_id] -= 1
@@ -204,8 +206,10 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
     ) -> pb.ReportInterruptionResponse:
         node_id = messages.name_from(request.node_id, "node_id")
         notice_s = request.notice_s
-        if not math.isfinite(notice_s) or not 0 <= notice_s <= MAX_NOTICE_S:
-            raise InvalidArgument(f"notice_s lies in [0, {MAX_NOTICE_S:g}]", field="notice_s")
+        if not math.isfinite(notice_s) or not 0 <= notice_s <= messages.MAX_NOTICE_S:
+            raise InvalidArgument(
+                f"notice_s lies in [0, {messages.MAX_NOTICE_S:g}]", field="notice_s"
+            )
         if request.kill and notice_s:
             raise InvalidArgument("a kill comes without notice", field="notice_s")
         if request.kill and not self._limits.can_end_nodes:
@@ -226,6 +230,8 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
             router_ids=sorted(self._routers),
             finished_generations=population.finished,
             cancelled_generations=population.cancelled,
+            faults=[messages.fault_to(fault, cluster.unix_offset_s) for fault in cluster.faults()],
+            unusable=cluster.unusable(),
         )
 
     async def WatchEvents(

@@ -32,6 +32,7 @@ def assemble(settings: EngineSettings, loader: StageLoader) -> Engine:
 
     head_settings = HeadSettings(
         frame_interval_s=settings.frame_interval_s,
+        queued_frame_interval_s=settings.queued_frame_interval_s,
         checkpoint_interval_s=settings.checkpoint_interval_s,
         yield_s=settings.yield_s,
         detach_s=settings.detach_s,

@@ -10,7 +10,13 @@ from dataclasses import dataclass, replace
 import grpc
 
 from services.common.channel_options import MAX_MESSAGE_BYTES
-from services.common.errors import FailedPrecondition, InvalidArgument, StaleEpoch, Unavailable
+from services.common.errors import (
+    Aborted,
+    FailedPrecondition,
+    InvalidArgument,
+    StaleEpoch,
+    Unavailable,
+)
 from services.common.generation import LayerRange, ModelRef
 from services.engine.backend import BLOCK_SIZE, Sampled
 from services.engine.compute import Compute
@@ -61,6 +67,10 @@ class Engine:
         self.lost_node_ids: tuple[str, ...] = ()
         self.changed = asyncio.Event()
         """Set when a heartbeat should not wait."""
+        self.departs_at_s: float | None = None
+        """Told to stop, the process will have ended by then, on the clock of `depart`."""
+        self._free = asyncio.Event()
+        self._free.set()
         self._limits = limits
         self._connect = connect
         self._silent = silent
@@ -76,13 +86,11 @@ class Engine:
     async def load(
         self, model: ModelRef, layers: LayerRange, tp_degree: int
     ) -> AsyncIterator[tuple[int, int]]:
-        """Progress of a load. Raises FailedPrecondition when a formation needs what is held."""
+        """Progress of a load. Raises Aborted when a formation needs what is held."""
         held = self.weights.held
         same = held is not None and (held.model, held.layers) == (model, layers)
         if self.formation is not None and not same:
-            raise FailedPrecondition(
-                f"the process is in formation {self.formation.id}", field="layers"
-            )
+            raise Aborted(f"the process is in formation {self.formation.id}", field="layers")
         async for progress in self.weights.load(model, layers, tp_degree):
             yield progress
 
@@ -103,6 +111,7 @@ class Engine:
                 on_end=self._ended,
             )
             self.formation = formation
+            self._free.clear()
             formation.start()
             self.changed.set()
         if not membership.is_head:
@@ -126,6 +135,12 @@ class Engine:
         if self.formation is None or self.formation.id != formation_id:
             raise FailedPrecondition("not a member of this formation", field="formation_id")
         return self.formation
+
+    async def depart(self, departs_at_s: float) -> None:
+        """Has the controller told that the process will end; returns when no formation needs it."""
+        self.departs_at_s = departs_at_s
+        self.changed.set()
+        await self._free.wait()
 
     async def run(self) -> None:
         """Lets time pass, until cancelled."""
@@ -189,6 +204,7 @@ class Engine:
         self.head.dissolve(formation.id)
         if self.formation is formation:
             self.formation = None
+            self._free.set()
         self.lost_node_ids = lost_node_ids
         self.changed.set()
         self._keep(formation.closed())

@@ -198,10 +198,14 @@ class Generations:
         held.client_gone = resumable
         return self._left(held, now_s) if held.reader is None else []
 
+    def is_silent(self, reader_id: int, now_s: float) -> bool:
+        """A sign of life is due to this reader; look at least every `frame_interval_s / 2`."""
+        reader = self._readers.get(reader_id)
+        return reader is not None and reader.is_silent(self.settings, now_s)
+
     def next_frame(self, reader_id: int, now_s: float) -> Frame | None:
-        """The next frame to send, a Progress when nothing else was due for `frame_interval_s`,
-        else None. A Closed is the last: end the stream behind it. Call it on every Wake and at
-        least every `frame_interval_s / 2`, until it gives None."""
+        """The next frame to send; None when none is due. A Closed is the last: end the stream
+        behind it. Call it on every Wake, and when `is_silent`, until it gives None."""
         reader = self._readers.get(reader_id)
         if reader is None:
             return None

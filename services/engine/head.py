@@ -55,7 +55,6 @@ class ReaderLimits:
 @dataclass(slots=True, eq=False)
 class _Reader:
     task: asyncio.Task[object] | None
-    last_s: float
     due: asyncio.Event = field(default_factory=asyncio.Event)
     sending_since_s: float | None = None
 
@@ -103,6 +102,12 @@ class Head:
     @property
     def open_generations(self) -> int:
         return self._core.open_generations
+
+    @property
+    def has_work(self) -> bool:
+        """Steps are to be made, or to come back."""
+        scheduler = self.scheduler
+        return scheduler is not None and scheduler.has_work
 
     @property
     def formation_id(self) -> str:
@@ -157,7 +162,7 @@ class Head:
         if lead is not None and lead.formation.id == call.formation_id:
             lead.bounds.check(call)
         reader_id = next(self._reader_ids)
-        reader = _Reader(asyncio.current_task(), self._clock())
+        reader = _Reader(asyncio.current_task())
         self._readers[reader_id] = reader
         generation_id, followed = call.request.generation_id, None
         try:
@@ -174,7 +179,7 @@ class Head:
                     reader.due.clear()
                     await reader.due.wait()
                     continue
-                reader.last_s = reader.sending_since_s = self._clock()
+                reader.sending_since_s = self._clock()
                 yield frame
                 reader.sending_since_s = None
                 if isinstance(frame, Closed):
@@ -226,9 +231,9 @@ class Head:
         now_s = self._clock()
         self._carry_out(self._core.tick(now_s))
         self._counters.diverged(self._core.diverged)
-        for reader in list(self._readers.values()):
+        for reader_id, reader in list(self._readers.items()):
             if reader.sending_since_s is None:
-                if now_s - reader.last_s >= self._core.settings.frame_interval_s:
+                if self._core.is_silent(reader_id, now_s):
                     reader.due.set()
             elif now_s - reader.sending_since_s > self._limits.stall_s and reader.task:
                 reader.task.cancel()

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 class HeadSettings:
     """Limits and timings of the head core, in seconds."""
 
-    frame_interval_s: float = 0.1
-    """A reader gets a frame at least this often."""
+    frame_interval_s: float = 0.25
+    """A reader whose generation runs gets a frame at least this often."""
+    queued_frame_interval_s: float = 2.0
+    """The same while it is queued: of a crowd, most are."""
     checkpoint_interval_s: float = 0.05
     """Checkpoints of a generation are coalesced over at most this long."""
     checkpoint_timeout_s: float = 1.0

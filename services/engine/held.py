@@ -92,10 +92,18 @@ class Reader:
     closing: CloseReason | None = None
     """Set when it ends apart from its generation."""
 
+    def is_silent(self, settings: HeadSettings, now_s: float) -> bool:
+        """It has had no frame for the interval of its generation: one that runs, or is queued."""
+        silent_s = now_s - self.last_frame_s
+        if silent_s < settings.frame_interval_s:
+            return False
+        queued = self.held.phase is Phase.QUEUED
+        return not queued or silent_s >= settings.queued_frame_interval_s
+
     def next_frame(self, step: int, settings: HeadSettings, now_s: float) -> Frame | None:
         """What to send next; None when nothing is due."""
         frame = self._due(step, settings.frame_bytes)
-        if frame is None and now_s - self.last_frame_s >= settings.frame_interval_s:
+        if frame is None and self.is_silent(settings, now_s):
             frame = Progress(step, self.held.phase)
         if frame is not None:
             self.last_frame_s = now_s

@@ -136,6 +136,11 @@ class Scheduler:
     def in_flight(self) -> int:
         return len(self._flights)
 
+    @property
+    def has_work(self) -> bool:
+        """Some step is to be made, or to come back."""
+        return bool(self._running or self._waiting or self._flights)
+
     def take_phases(self) -> dict[SequenceKey, Phase]:
         """Phases that changed since the last call."""
         phases, self._phases = self._phases, {}

@@ -54,7 +54,8 @@ class ChatTemplate:
             raise _refused("does not compile") from error
         self.words = frozenset(re.findall(r"\w+", source))
         """Every name that the template may read, and what else it spells."""
-        self._variables = {name: written(text) for name, text in variables.items()}
+        self.variables = {name: written(text) for name, text in variables.items()}
+        """Texts of the special tokens that have a name, by it."""
         self._clock = clock
 
     def render(self, messages: Sequence[Message], created_unix_s: int) -> Written:
@@ -65,7 +66,7 @@ class ChatTemplate:
         budget = Budget(self._clock, MAX_RENDER_S)
         created = datetime.fromtimestamp(created_unix_s, UTC).replace(tzinfo=None)
         values = {
-            **self._variables,
+            **self.variables,
             "messages": [{"role": written(m.role), "content": m.content} for m in messages],
             "tools": None,
             "documents": None,

@@ -6,6 +6,7 @@ is its own, but for the text's start.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,20 +20,19 @@ MAX_IDS = 1 << 22
 ToBytes = Callable[[str], bytes]
 
 
-def parse_vocabulary(encoder: Encoder, decoder: Any) -> Vocabulary:
+def parse_vocabulary(encoder: Encoder) -> Vocabulary:
     """The vocabulary under tokenizer.json's `decoder`. Raises InvalidArgument naming the field."""
-    stages = _stages(decoder)
+    texts = _texts(encoder)
+    stages = _stages(encoder.decoder and json.loads(encoder.decoder.__getstate__()))
     if [stage["type"] for stage in stages if stage["type"] != "Fuse"] == ["ByteLevel"]:
-        shown, labels = _pieces(encoder, _byte_level)
-        return Vocabulary(shown, labels)
+        return Vocabulary(*_pieces(encoder, texts, _byte_level))
     decoding = _Decoding(stages)
-    shown, labels = _pieces(encoder, decoding.to_bytes)
-    first = {}
-    if decoding.metaspace:
-        for token_id, piece in enumerate(shown):
-            text = encoder.id_to_token(token_id) or ""
-            if piece and decoding.metaspace in text:
-                first[token_id] = decoding.to_bytes(text.replace(decoding.metaspace, ""))
+    shown, labels = _pieces(encoder, texts, decoding.to_bytes)
+    first = {
+        token_id: decoding.to_bytes(text.replace(decoding.metaspace, ""))
+        for token_id, text in enumerate(texts)
+        if decoding.metaspace and decoding.metaspace in text and shown[token_id]
+    }
     errors = BYTEWISE if decoding.byte_fallback else "replace"
     return Vocabulary(shown, labels, first, decoding.leading_spaces, errors)
 
@@ -98,20 +98,31 @@ class _Decoding:
         self.leading_spaces += start
 
 
-def _pieces(encoder: Encoder, to_bytes: ToBytes) -> tuple[list[bytes], list[bytes]]:
-    """What each id shows, and what it is called."""
-    added = encoder.get_added_tokens_decoder()
-    # The ids may have holes: as many as there are does not tell which is the last.
-    size = max(encoder.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+def _texts(encoder: Encoder) -> list[str]:
+    """Tokens by id. The ids may have holes: how many there are does not tell which is the last."""
+    ids = encoder.get_vocab(with_added_tokens=True)
+    size = max(ids.values(), default=-1) + 1
     if size > MAX_IDS:
-        raise InvalidArgument(f"tokenizer.json: model.vocab: has ids of {MAX_IDS} and over",
-                              field="model.vocab")  # fmt: skip
-    shown, labels = [], []
-    for token_id in range(size):
-        token = added.get(token_id)
-        label = to_bytes(encoder.id_to_token(token_id) or "")
-        labels.append(label)
-        shown.append(b"" if token is not None and token.special else label)
+        raise InvalidArgument(
+            f"tokenizer.json: model.vocab: has ids of {MAX_IDS} and over", field="model.vocab"
+        )
+    texts = [""] * size
+    for text, token_id in ids.items():
+        texts[token_id] = text
+    for token_id, token in encoder.get_added_tokens_decoder().items():
+        texts[token_id] = token.content
+    return texts
+
+
+def _pieces(
+    encoder: Encoder, texts: list[str], to_bytes: ToBytes
+) -> tuple[list[bytes], list[bytes]]:
+    """What each id shows, and what it is called."""
+    labels = [to_bytes(text) for text in texts]
+    shown = list(labels)
+    for token_id, token in encoder.get_added_tokens_decoder().items():
+        if token.special:
+            shown[token_id] = b""
     return shown, labels
 
 

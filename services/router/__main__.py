@@ -58,6 +58,8 @@ class HttpServer(uvicorn.Server):
             for task in self.server_state.tasks:
                 task.cancel()
         await serving
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()  # nobody else closes what the grace was too short for
 
 
 def http_server(router: Router, settings: RouterSettings, bodies: BodyBudget) -> HttpServer:

@@ -193,9 +193,10 @@ class Gateway:
 
     async def _readyz(self, request: Request) -> Response:
         reason = self._router.why_not_ready
-        if not reason:
+        if reason is None:
             return Response(b'{"ready":true}', media_type="application/json")
-        body = json.dumps({"ready": False, "reason": reason}).encode()
+        said = {"ready": False, "reason": reason.message, "permanent": reason.permanent}
+        body = json.dumps(said, ensure_ascii=False).encode()
         return Response(body, 503, media_type="application/json", headers={"retry-after": "1"})
 
 

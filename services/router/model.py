@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from services.common.errors import FailedPrecondition, InvalidArgument
 from services.common.generation import GenerationKind
 from services.model.chat import Message
 from services.model.config import parse_config
+from services.model.defaults import parse_defaults
 from services.model.text import ModelText
 from services.model.vocabulary import Vocabulary
 from services.router.ask import Ask, ModelFacts
 from services.router.model_files import ModelFiles
-
-_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 class Model:
@@ -24,6 +20,7 @@ class Model:
         try:
             config = parse_config(files.config)
             self._text = ModelText(files.config, files.files)
+            defaults = parse_defaults(self._text.generation)
         except InvalidArgument as error:
             raise FailedPrecondition(error.message) from error
         self.vocabulary: Vocabulary = self._text.tokenizer.vocabulary
@@ -34,14 +31,14 @@ class Model:
             vocabulary_size=self._text.vocabulary_size,
             eos_token_ids=self._text.eos_token_ids,
             special_token_ids=self._text.special_token_ids,
-            defaults=_defaults(self._text.generation),
+            defaults=defaults,
         )
 
     def prompt_ids(self, ask: Ask, created_unix_s: int) -> list[int]:
         """Raises InvalidArgument for a prompt this model cannot take."""
         prompt = ask.prompt
         if isinstance(prompt, str):
-            return self._text.tokenizer.encode(prompt)
+            return self._within(self._text.tokenizer.encode(prompt), "prompt")
         if ask.kind is GenerationKind.COMPLETION:
             return [entry for entry in prompt if isinstance(entry, int)]
         template = self._text.template
@@ -54,16 +51,11 @@ class Model:
                     field=parameter,
                 )
         turns = [entry for entry in prompt if isinstance(entry, Message)]
-        return self._text.tokenizer.encode_rendered(template.render(turns, created_unix_s))
+        rendered = template.render(turns, created_unix_s)
+        return self._within(self._text.tokenizer.encode_rendered(rendered), "messages")
 
-
-def _defaults(generation: Mapping[str, Any]) -> dict[str, float]:
-    """Held to the ranges of what a client may ask for: they end up in its request."""
-    found = {
-        name: generation[name] for name in _DEFAULTS if type(generation.get(name)) in (int, float)
-    }
-    try:
-        Ask("any", GenerationKind.COMPLETION, "any", **found).check(max_choices=1)
-    except InvalidArgument as error:
-        raise FailedPrecondition(f"generation_config.json: {error.message}") from error
-    return found
+    def _within(self, ids: list[int], field: str) -> list[int]:
+        """A tokenizer may know more tokens than the model has rows for."""
+        if max(ids, default=0) >= self.facts.vocabulary_size:
+            raise InvalidArgument("the prompt has a token that the model lacks", field=field)
+        return ids

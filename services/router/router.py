@@ -9,7 +9,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from services.common import logs, wire
@@ -17,7 +17,7 @@ from services.common.errors import (
     AlreadyExists,
     DataLoss,
     DeadlineExceeded,
-    FailedPrecondition,
+    ModelUnusable,
     NotFound,
     OutOfRange,
     ResourceExhausted,
@@ -34,7 +34,8 @@ from services.router.balancer import Balancer
 from services.router.cancels import Cancels
 from services.router.catalogue import Catalogue
 from services.router.controller import Controller
-from services.router.follower import Follower, FollowerSettings
+from services.router.follower import Follower
+from services.router.follower_settings import FollowerSettings
 from services.router.heads import Heads
 from services.router.model import Model
 from services.router.session import Session
@@ -42,7 +43,8 @@ from services.router.settings import RouterSettings
 from services.router.transcript import Position, Transcript
 
 _log = logging.getLogger(__name__)
-TICK_S = 0.05
+TICK_S = 0.25
+PRELOAD_AGAIN_S = 1.0
 LONG_PROMPT_BYTES = 4096
 LONG_CONVERSATION = 64
 """What is longer than either is rendered and tokenised beside the event loop."""
@@ -69,6 +71,7 @@ class Router:
         self._sessions: set[Session] = set()
         self._starting = 0
         self._routes_changed = asyncio.Event()
+        self._unusable = ""
         self._fewer = asyncio.Event()
         """Set when somebody is served no longer."""
         self._leaving = False
@@ -83,11 +86,16 @@ class Router:
                 self._controller.watch_routes(self.settings.router_id, self.update_routes)
             )
 
-    def update_routes(self, routes: Sequence[Route]) -> None:
-        """Replaces the routes."""
-        self._balancer.update(routes)
+    def update_routes(
+        self, routes: Sequence[Route], handing_over: Sequence[str] = (), unusable: str = ""
+    ) -> None:
+        """Replaces the routes; readers of a head that serves no more hear of it at once.
+        `unusable` is why there never will be any."""
+        self._unusable = unusable
+        self._balancer.update(routes, handing_over)
         self.catalogue.update(routes)
         self._wake_waiting()
+        self._tick_sessions()
 
     def _wake_waiting(self) -> None:
         self._routes_changed.set()
@@ -96,27 +104,43 @@ class Router:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            now_s = time.monotonic()
-            for session in list(self._sessions):
-                session.tick(now_s, self.settings.comment_s, self.settings.write_timeout_s)
+            self._tick_sessions()
+
+    def _tick_sessions(self) -> None:
+        now_s = time.monotonic()
+        for session in list(self._sessions):
+            session.tick(now_s, self.settings.comment_s, self.settings.write_timeout_s)
 
     async def _preload(self) -> None:
         while True:
             changed = self._routes_changed
-            await self.catalogue.preload()
-            await changed.wait()
+            again_s = None if await self.catalogue.preload() else PRELOAD_AGAIN_S
+            with suppress(TimeoutError):
+                async with asyncio.timeout(again_s):
+                    await changed.wait()
 
     @property
     def ready(self) -> bool:
         """New requests are welcome, and some pipeline takes them."""
-        return not self.why_not_ready
+        return self.why_not_ready is None
 
     @property
-    def why_not_ready(self) -> str:
-        """Empty when it is ready."""
+    def why_not_ready(self) -> ShuntError | None:
+        """What it would be refused with; None when it is ready."""
         if self._leaving or self.stopping:
-            return "this router stops"
-        return "" if self._balancer.models() else "no pipeline is ready"
+            return Unavailable("this router stops")
+        routes = self._balancer.models()
+        if not routes:
+            return self._no_pipeline
+        reasons = [self.catalogue.why_not(route.model) for route in routes]
+        return None if None in reasons else reasons[0]
+
+    @property
+    def _no_pipeline(self) -> ShuntError:
+        if self._unusable:
+            message = f"no pipeline can run the model: {self._unusable}"
+            return ModelUnusable(message, field="model")
+        return Unavailable("no pipeline is ready", retry_after_s=5.0)
 
     @property
     def streams(self) -> int:
@@ -289,10 +313,17 @@ class Router:
         if self.stopping:
             raise Unavailable("this router stops; ask another one")
 
+    def _check_usable(self) -> None:
+        if self._unusable:
+            raise self._no_pipeline
+
     async def _model(self, name: str) -> Model:
         try:
             async with asyncio.timeout(self.settings.route_wait_s):
-                await self.catalogue.heard.wait()
+                while not self.catalogue.heard:
+                    self._check_goes_on()
+                    self._check_usable()
+                    await self._routes_changed.wait()
                 return await self._load(self.catalogue.current(name))
         except TimeoutError:
             raise Unavailable("no model is ready at this router yet", retry_after_s=5.0) from None
@@ -304,20 +335,21 @@ class Router:
     async def _load(self, ref: ModelRef) -> Model:
         try:
             return await self.catalogue.load(ref)
-        except (NotFound, FailedPrecondition, DataLoss) as error:
-            _log.error("a model cannot be used", extra={"reason": error.message})
-            raise Unavailable("the model's files cannot be used", field="model") from error
+        except (NotFound, DataLoss) as error:
+            _log.error("a model cannot be read", extra={"reason": error.message})
+            raise Unavailable("the model's files cannot be read", field="model") from error
 
     async def _route(self, model_id: str) -> Route:
         """A pipeline for a new generation, waited for if there is none."""
         deadline_s = time.monotonic() + self.settings.route_wait_s
         while (route := self._balancer.pick(model_id)) is None:
             self._check_goes_on()
+            self._check_usable()
             changed, left_s = self._routes_changed, deadline_s - time.monotonic()
             try:
                 await asyncio.wait_for(changed.wait(), max(left_s, 0))
             except TimeoutError:
-                raise Unavailable("no pipeline is ready", retry_after_s=5.0) from None
+                raise self._no_pipeline from None
         return route
 
     async def _view(self, generation_id: str) -> GenerationView:
@@ -348,6 +380,7 @@ class Router:
             FollowerSettings(
                 silence_s=settings.silence_s,
                 progress_s=settings.progress_s,
+                reach_s=settings.reach_s,
                 recover_s=settings.recover_s,
                 resume_timeout_s=settings.resume_timeout_s,
             ),

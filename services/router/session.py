@@ -132,7 +132,9 @@ class Session:
     def tick(self, now_s: float, comment_s: float, write_timeout_s: float) -> None:
         """Lets the follower see the time; wakes a reader that has waited for long; lets go a client
         that has taken nothing for long."""
-        self._apply(self._follower.tick(now_s))
+        route = self._follower.route
+        serves = route is not None and self._balancer.serves(route.formation_id)
+        self._apply(self._follower.tick(now_s, serves=serves))
         if self._writing_s is not None and now_s - self._writing_s >= write_timeout_s:
             self.fail(ResourceExhausted("the client does not read; it can resume"))
             self.close()

@@ -196,6 +196,20 @@ def test_a_tokenizer_file_that_its_library_panics_over_is_refused() -> None:
         _model(tokenizer_json={**TOKENIZER, "normalizer": charsmap})
 
 
+@pytest.mark.parametrize("field", ["prompt", "messages"])
+def test_a_prompt_that_a_tokenizer_fails_on_is_refused(field: str) -> None:
+    words = {"type": "WordLevel", "vocab": {"hi": 0}, "unk_token": "nowhere"}
+    model = _model(
+        tokenizer_json={**TOKENIZER, "model": words, "added_tokens": []},
+        tokenizer_config_json={"chat_template": CHAT_TEMPLATE},
+    )
+    kind = GenerationKind.CHAT if field == "messages" else GenerationKind.COMPLETION
+    prompt = (Message("user", "ho"),) if field == "messages" else "ho"
+    with pytest.raises(InvalidArgument) as refused:
+        model.prompt_ids(_ask(kind=kind, prompt=prompt), 0)
+    assert refused.value.field == field
+
+
 @pytest.mark.parametrize(
     "broken",
     [
@@ -203,14 +217,18 @@ def test_a_tokenizer_file_that_its_library_panics_over_is_refused() -> None:
         {"model": {"type": "BPE", "vocab": {}, "merges": [], "unk_token": "nowhere"}},
     ],
 )
-@pytest.mark.parametrize("field", ["prompt", "messages"])
-def test_a_prompt_that_a_tokenizer_fails_on_is_refused(broken: object, field: str) -> None:
-    model = _model(tokenizer_json={**TOKENIZER, **broken})  # type: ignore[dict-item]
-    kind = GenerationKind.CHAT if field == "messages" else GenerationKind.COMPLETION
-    prompt = (Message("user", "hi"),) if field == "messages" else "hi"
+def test_a_tokenizer_file_that_cannot_encode_is_refused(broken: dict[str, object]) -> None:
+    with pytest.raises(FailedPrecondition, match="model: cannot encode"):
+        _model(tokenizer_json={**TOKENIZER, **broken})
+
+
+def test_a_token_that_the_model_has_no_row_for_is_refused() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens(["<pad>"] + [f"<{number}>" for number in range(20)])
+    model = _model(tokenizer_json=json.loads(tokenizer.to_str()))
     with pytest.raises(InvalidArgument) as refused:
-        model.prompt_ids(_ask(kind=kind, prompt=prompt), 0)
-    assert refused.value.field == field
+        model.prompt_ids(_ask(prompt="so <19>"), 0)
+    assert refused.value.field == "prompt"
 
 
 @pytest.mark.parametrize(
