@@ -87,8 +87,8 @@ class FakeMesh:
         self.addresses = [""] * heads
         self.calls: list[tuple[int, engine_pb2.GenerateRequest]] = []
         """Every Generate call: the head and its message."""
-        self.parks: list[engine_pb2.ParkRequest] = []
-        """Every Park call."""
+        self.detaches: list[engine_pb2.DetachRequest] = []
+        """Every Detach call."""
         self.cancels: list[tuple[str, Any]] = []
         """Every Cancel call: head or controller, and its message."""
         self.traceparents: list[tuple[str, str]] = []
@@ -311,9 +311,9 @@ class _Head(engine_pb2_grpc.EngineServiceServicer):
         end = finish_of(request, entry.ids[choice])
         return end[1] if end else None
 
-    async def Park(self, message: Any, context: Any) -> Any:
-        self._mesh.parks.append(message)
-        return engine_pb2.ParkResponse()
+    async def Detach(self, message: Any, context: Any) -> Any:
+        self._mesh.detaches.append(message)
+        return engine_pb2.DetachResponse()
 
     async def Cancel(self, message: Any, context: Any) -> Any:
         self._mesh.cancels.append(("head", message))
