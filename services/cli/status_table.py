@@ -20,8 +20,19 @@ _COLOURS = {
 
 
 def status_table(status: dict[str, Any]) -> Group:
-    """Tables of the services, the pipelines with their nodes, and the generations."""
-    return Group(_services(status), _pipelines(status), _generations(status))
+    """The model, and tables of the services, the pipelines with their nodes, the generations."""
+    tables = _services(status), _pipelines(status), _generations(status)
+    return Group(*_model(status["model"]), *tables)
+
+
+def _model(model: dict[str, Any]) -> list[str]:
+    if model["id"] is None:
+        return []
+    lines = [f"{model['id']}, version {model['digest'][:12]}"]
+    if model["newer_in_store"]:
+        newer = model["newer_in_store"][:12]
+        lines.append(f"[yellow]the store has version {newer} by now: a new start serves it[/]")
+    return lines
 
 
 def _coloured(state: str) -> str:

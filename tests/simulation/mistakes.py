@@ -69,7 +69,7 @@ MISTAKES = (
     Mistake(
         "a cancelled generation goes on",
         LEDGER,
-        "            return _refused(checkpoint, CheckpointRefusal.ENDED, None)",
+        "            return refused(checkpoint, CheckpointRefusal.ENDED)",
         "            pass",
     ),
     Mistake(

@@ -50,6 +50,8 @@ STATUS = controller_pb2.GetStatusResponse(
     ],
     finished_generations=3,
     cancelled_generations=2,
+    model=common_pb2.ModelRef(model_id="m", digest="ab"),
+    newer_digest="cd",
 )
 
 
@@ -79,6 +81,7 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
     router = ServiceRecord("router-0", 0, f"127.0.0.1:{free_ports(1)[0]}", "http://127.0.0.1:8080")
     status = await mesh_status(_state(ServiceRecord("controller", 5, address, None), router))
     assert status == {
+        "model": {"id": "m", "digest": "ab", "newer_in_store": "cd"},
         "services": [
             {
                 "name": "controller",
@@ -140,4 +143,5 @@ async def test_without_its_controller_a_mesh_still_has_a_status() -> None:
     nobody = f"127.0.0.1:{free_ports(1)[0]}"
     status = await mesh_status(_state(ServiceRecord("controller", 5, nobody, None)))
     assert status["services"][0]["state"] == "starting"
+    assert status["model"] == {"id": None, "digest": None, "newer_in_store": None}
     assert status["nodes"] == status["pipelines"] == status["generations"] == []
