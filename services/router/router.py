@@ -168,7 +168,10 @@ class Router:
             generation_id = f"g{created_unix_s:08x}{secrets.token_hex(12)}"
             drawn = Drawn(generation_id, secrets.randbits(63), created_unix_s)
             request = await self._resolve(ask, model, self._facts(ask.model, model), drawn)
-            route = await self._route(request.model.model_id)
+            route = await self._route(ask.model)
+            if route.model != request.model:  # another version is served since
+                model = await self._load(route.model)
+                request = await self._resolve(ask, model, self._facts(ask.model, model), drawn)
             session = self._session(request, model, None)
         # A name that somebody took meanwhile is the controller's to know.
         session.begin(None if ask.generation_id else route, asked_s)

@@ -72,7 +72,7 @@ MISTAKES = (
     Mistake(
         "a cancelled generation goes on",
         LEDGER,
-        "            return refused(checkpoint, CheckpointRefusal.ENDED, None)",
+        "            return refused(checkpoint, CheckpointRefusal.ENDED)",
         "            pass",
     ),
     Mistake(
