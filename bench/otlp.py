@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import grpc
@@ -26,19 +28,13 @@ class ReceivedSpan:
     attributes: dict[str, str]
 
 
-class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
-    """Keeps every span it is sent."""
+class Spans:
+    """Every span a receiver was sent."""
 
     def __init__(self) -> None:
         self._lock, self._spans = threading.Lock(), list[ReceivedSpan]()
-        self._server = grpc.server(ThreadPoolExecutor(2), options=[("grpc.so_reuseport", 0)])
-        add: Any = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
-        add(self, self._server)
-        port = self._server.add_insecure_port("127.0.0.1:0")
-        self.endpoint = f"http://127.0.0.1:{port}"
-        self._server.start()
 
-    def Export(self, request: Any, context: Any) -> Any:
+    def take(self, request: trace_service_pb2.ExportTraceServiceRequest) -> None:
         received = []
         for group in request.resource_spans:
             resource = {a.key: a.value.string_value for a in group.resource.attributes}
@@ -57,7 +53,11 @@ class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
                     )
         with self._lock:
             self._spans += received
-        return trace_service_pb2.ExportTraceServiceResponse()
+
+    def spans(self) -> list[ReceivedSpan]:
+        """All there are so far."""
+        with self._lock:
+            return list(self._spans)
 
     def trace(self, trace_id: str) -> list[ReceivedSpan]:
         """The spans of one trace so far."""
@@ -75,8 +75,59 @@ class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
                 return spans
             time.sleep(0.1)
 
+
+class Receiver(Spans, trace_service_pb2_grpc.TraceServiceServicer):
+    """Takes spans over gRPC."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._server = grpc.server(ThreadPoolExecutor(2), options=[("grpc.so_reuseport", 0)])
+        add: Any = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
+        add(self, self._server)
+        port = self._server.add_insecure_port("127.0.0.1:0")
+        self.endpoint = f"http://127.0.0.1:{port}"
+        self._server.start()
+
+    def Export(self, request: Any, context: Any) -> Any:
+        self.take(request)
+        return trace_service_pb2.ExportTraceServiceResponse()
+
     def stop(self) -> None:
         self._server.stop(0).wait()
+
+
+class HttpReceiver(Spans):
+    """Takes spans over HTTP, as binary protobuf."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.paths: list[str] = []
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                if self.headers.get("content-encoding") == "gzip":
+                    body = gzip.decompress(body)
+                assert self.headers["content-type"] == "application/x-protobuf"
+                receiver.paths.append(self.path)
+                receiver.take(trace_service_pb2.ExportTraceServiceRequest.FromString(body))
+                self.send_response(200)
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *arguments: Any) -> None:
+                """Says nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
 
 
 def _text(value: Any) -> str:

@@ -22,6 +22,7 @@ from services.router.actions import (
     Gain,
     OpenStream,
     SendCancel,
+    SendDetach,
 )
 from services.router.balancer import Balancer
 from services.router.follower import Follower
@@ -30,7 +31,7 @@ from simulator.network import Process, Stream
 if TYPE_CHECKING:
     from simulator.world import World
 
-TICK_S = 0.05
+TICK_S = 0.25
 
 
 class Following:
@@ -46,6 +47,8 @@ class Following:
         self.finish: list[FinishReason | None] = [None] * request.choices
         self.accepted = False
         """The present stream to a head has answered."""
+        self.whole = False
+        """Its client wants one answer in the end, and has nothing to come back by before."""
         self._stops = {int(text) for text in request.stop_strings}
         self._fed = [0] * request.choices
         self._skip, self._checksum = parse_event_id(seen) if seen else ((0,) * request.choices, 0)
@@ -68,6 +71,8 @@ class Following:
                     self._show(gain)
             elif isinstance(action, SendCancel):
                 self.router.send_cancel(action)
+            elif isinstance(action, SendDetach):
+                self.router.send_detach(action)
             elif isinstance(action, End):
                 self._end(action.error)
 
@@ -150,19 +155,46 @@ class Router(Process):
         self.followings: list[Following] = []
         self.every(TICK_S, self._tick)
 
-    def update(self, routes: tuple[Route, ...]) -> None:
+    def update(self, routes: tuple[Route, ...], handing_over: tuple[str, ...]) -> None:
         """The controller told the routes."""
-        self.balancer.update(routes)
+        self.balancer.update(routes, handing_over)
+        self._tick()
 
     def _tick(self) -> None:
         for following in list(self.followings):
-            following.act(following.follower.tick(self.clock.now_s))
+            route = following.follower.route
+            serves = route is not None and self.balancer.serves(route.formation_id)
+            following.act(following.follower.tick(self.clock.now_s, serves=serves))
 
     def generate(self, client: Stream, asked: tuple[GenerationRequest, bool]) -> None:
         """A new generation; one that was asked for before may run already, and only the
         controller knows where."""
         request, again = asked
+        if again and request.ask_digest:
+            self._retry(client, request)
+        else:
+            self._begin(client, request, again)
+
+    def _retry(self, client: Stream, request: GenerationRequest) -> None:
+        """Joins what the client's first ask began, if nobody reads it."""
+
+        def claimed(view: GenerationView | ShuntError) -> None:
+            if client not in self.streams:
+                return  # it left meanwhile
+            if isinstance(view, ShuntError):
+                self._begin(client, request, True)
+                return
+            following = self._follow(client, view.request, "")
+            following.whole = True
+            following.act(following.follower.rejoin(view, self.clock.now_s))
+
+        controller = self.world.controller
+        args = (request.ask_digest,)
+        self.world.network.call(self, controller, controller.claim, args, claimed)
+
+    def _begin(self, client: Stream, request: GenerationRequest, again: bool) -> None:
         following = self._follow(client, request, "")
+        following.whole = bool(request.ask_digest)
         route = None if again else self.balancer.pick(request.model.model_id)
         following.act(following.follower.begin(route, self.clock.now_s))
         if route is not None:
@@ -174,6 +206,8 @@ class Router(Process):
         name, seen = asked
 
         def viewed(view: GenerationView | ShuntError) -> None:
+            if client not in self.streams:
+                return  # it left meanwhile
             if isinstance(view, Unavailable | DeadlineExceeded):
                 client.close(self, view)
                 return
@@ -196,7 +230,7 @@ class Router(Process):
     def _client_gone(self, following: Following) -> None:
         if following in self.followings:
             self.followings.remove(following)
-            following.act(following.follower.detach())
+            following.act(following.follower.client_gone(not following.whole))
 
     def cancel(self, reply: Any, name: str) -> None:
         """The client gives up."""
@@ -210,6 +244,7 @@ class Router(Process):
     def ask(self, following: Following, ask: AskResume) -> None:
         """Resume at the controller."""
         follower, controller = following.follower, self.world.controller
+        self.world.monitor.asked(ask.question)
 
         def answered(result: Any) -> None:
             now_s = self.clock.now_s
@@ -220,6 +255,12 @@ class Router(Process):
 
         args = (ask.question, self.clock.now_s + ask.timeout_s)
         self.world.network.call(self, controller, controller.resume, args, answered, ask.timeout_s)
+
+    def send_detach(self, detach: SendDetach) -> None:
+        """To the head, once."""
+        engine = self.world.engine(detach.head.incarnation)
+        args = (detach.generation_id, detach.epoch, detach.resumable)
+        self.world.network.call(self, engine, engine.client_gone, args, lambda _: None)
 
     def send_cancel(self, cancel: SendCancel) -> None:
         """To the controller until it is taken, and once to the head."""
@@ -250,6 +291,8 @@ class Client(Process):
         """Incarnation of the head its reader followed last."""
         self.world = world
         self.request = request
+        self.whole = bool(request.ask_digest) and first is None
+        """It wants one answer in the end: what came before its line broke is lost to it."""
         self.ids: list[list[int]] = [[] for _ in range(request.choices)]
         self.finish: tuple[FinishReason | None, ...] = ()
         self.error: ShuntError | None = None
@@ -295,6 +338,8 @@ class Client(Process):
             self.world.monitor.client_ended(self)
 
     def _line_ended(self, error: ShuntError | None) -> None:
+        if self.whole and not self.ended:
+            self.ids, self._seen = [[] for _ in self.ids], ""
         if not self.ended:
             new = not self._seen and self.first is None
             self.after(self.away_s, self._connect, new)

@@ -33,6 +33,7 @@ from services.common.telemetry import parent_of
 from services.router.__main__ import Running, running
 from services.router.settings import RouterSettings
 from tests.tiny_model import MAX_POSITIONS, MODEL, model_files, tiny_tokenizer
+from tests.waiting import until
 
 HEARTBEAT_S = 0.05
 REPLY = (
@@ -51,6 +52,8 @@ class Journaled:
     ids: list[list[int]]
     cancelled: bool = False
     stops: dict[int, int] = field(default_factory=dict)
+    read: bool = True
+    """A reader is attached, or has claimed it."""
 
 
 class FakeMesh:
@@ -68,6 +71,10 @@ class FakeMesh:
         self.burst = 1
         """Tokens of a choice in a frame."""
         self.token_s = 0.0
+        self.phase = engine_pb2.PHASE_DECODE
+        """What heads say of a generation that has no new token."""
+        self.unlikely = False
+        """The token that comes is never among the likeliest."""
         self.journal_lag = 0
         """The newest ids of a choice that the journal does not hold."""
         self.refusal: ShuntError | None = None
@@ -75,18 +82,33 @@ class FakeMesh:
         self.journal: dict[str, Journaled] = {}
         self.alive = [True] * heads
         self.silent = [False] * heads
+        self.stalled = [False] * heads
+        """What the controller thinks of each head; `stall` tells the routers."""
         self.addresses = [""] * heads
         self.calls: list[tuple[int, engine_pb2.GenerateRequest]] = []
         """Every Generate call: the head and its message."""
+        self.detaches: list[engine_pb2.DetachRequest] = []
+        """Every Detach call."""
         self.cancels: list[tuple[str, Any]] = []
         """Every Cancel call: head or controller, and its message."""
         self.traceparents: list[tuple[str, str]] = []
+        self.request_ids: list[tuple[str, str]] = []
         self.sampled = 0
         self.readers = 0
         """Streams open at heads."""
         self.controller_away = False
+        self.model = MODEL
+        """The version that every head runs."""
+        self.templates: dict[str, str] = {}
+        """Chat templates that versions have of their own, by digest."""
+        self.described: list[str] = []
+        """The digest each Describe call asked for."""
         self.store_fault: str = ""
         """away, damaged or nested: what the tensor store suffers from."""
+        self.files = model_files(self.tokenizer)
+        """Of the model, in the tensor store; changed before it serves."""
+        self.unusable = ""
+        """Why no pipeline ever comes."""
         self.version = 1
         self.routes_changed = asyncio.Event()
         self._servers: list[grpc.aio.Server] = []
@@ -116,12 +138,18 @@ class FakeMesh:
             incarnation=f"i{head}",
             address=self.addresses[head],
             throughput_tokens_per_s=100.0 + head,
-            model=wire.model_to(MODEL),
+            model=wire.model_to(self.model),
             max_positions=MAX_POSITIONS,
         )
 
     def routes(self) -> list[controller_pb2.Route]:
-        return [self.route(i) for i, alive in enumerate(self.alive) if alive]
+        serving = zip(self.alive, self.stalled, strict=True)
+        return [self.route(i) for i, (lives, stalls) in enumerate(serving) if lives and not stalls]
+
+    def stall(self, *stalled: bool) -> None:
+        """The controller finds that these heads do not serve, or do again."""
+        self.stalled[:] = stalled
+        self.change_routes()
 
     def change_routes(self) -> None:
         """Tells the routers that routes are no longer what they were."""
@@ -171,7 +199,7 @@ class FakeMesh:
             **settings,
         }
         async with running(RouterSettings(**chosen)) as router:
-            await router.router.catalogue.heard.wait()
+            await until(lambda: router.router.catalogue.heard)
             yield router
 
 
@@ -191,22 +219,27 @@ class _Head(engine_pb2_grpc.EngineServiceServicer):
         mesh, index = self._mesh, self._index
         mesh.calls.append((index, message))
         mesh.traceparents.append(("head", _traceparent(context)))
+        mesh.request_ids.append(("head", _metadata(context, "x-request-id")))
         mesh.readers += 1
         try:
-            async for frame in self._frames(message):
+            async for frame in self._frames(message, context):
                 yield frame
         except ShuntError as error:
             await abort_with(context, error)
         finally:
             mesh.readers -= 1
+            name = message.request.generation_id
+            if name in mesh.journal and self._readers.get(name) is context:
+                mesh.journal[name].read = False
 
-    async def _frames(self, message: Any) -> AsyncIterator[Any]:
+    async def _frames(self, message: Any, me: object) -> AsyncIterator[Any]:
         mesh, index = self._mesh, self._index
         if mesh.refusal is not None:
             raise mesh.refusal
         request = wire.request_from(message.request)
         entry = self._admit(request, message)
-        me = self._readers[request.generation_id] = object()
+        self._readers[request.generation_id] = me
+        entry.read = True
         lengths = wire.lengths_from(getattr(message, "from"), request.choices)
         sent = list(lengths)
         yield engine_pb2.GenerateResponse(
@@ -241,9 +274,8 @@ class _Head(engine_pb2_grpc.EngineServiceServicer):
             else:
                 await asyncio.sleep(HEARTBEAT_S)
                 if not mesh.silent[index]:
-                    phase = engine_pb2.PHASE_DECODE
                     yield engine_pb2.GenerateResponse(
-                        progress=engine_pb2.Progress(step=step, phase=phase)
+                        progress=engine_pb2.Progress(step=step, phase=mesh.phase)
                     )
 
     def _admit(self, request: GenerationRequest, message: Any) -> Journaled:
@@ -273,7 +305,7 @@ class _Head(engine_pb2_grpc.EngineServiceServicer):
             if sent[choice] < len(ids):
                 start, sent[choice] = sent[choice], len(ids)
                 finish = self._finish(request, entry, choice)
-                logprobs = _logprobs(request, ids, start)
+                logprobs = _logprobs(request, ids, start, mesh.unlikely)
                 spans.append(TokenSpan(choice, start, tuple(ids[start:]), logprobs, finish))
         return spans
 
@@ -285,6 +317,10 @@ class _Head(engine_pb2_grpc.EngineServiceServicer):
         end = finish_of(request, entry.ids[choice])
         return end[1] if end else None
 
+    async def Detach(self, message: Any, context: Any) -> Any:
+        self._mesh.detaches.append(message)
+        return engine_pb2.DetachResponse()
+
     async def Cancel(self, message: Any, context: Any) -> Any:
         self._mesh.cancels.append(("head", message))
         _end(self._mesh, message)
@@ -292,13 +328,16 @@ class _Head(engine_pb2_grpc.EngineServiceServicer):
 
 
 def _logprobs(
-    request: GenerationRequest, ids: Sequence[int], start: int
+    request: GenerationRequest, ids: Sequence[int], start: int, unlikely: bool
 ) -> tuple[TokenLogprob, ...]:
-    top = request.sampling.top_logprobs
+    top, first = request.sampling.top_logprobs, int(unlikely)
     if top is None:
         return ()
     return tuple(
-        TokenLogprob(-0.5, tuple(((token + i) % 256, -0.5 - i) for i in range(top)))
+        TokenLogprob(
+            -0.5 - 9 * first,
+            tuple(((token + i) % 256, -0.5 - i) for i in range(first, first + top)),
+        )
         for token in ids[start:]
     )
 
@@ -319,8 +358,12 @@ def _closed(reason: engine_pb2.CloseReason.ValueType, entry: Journaled) -> Any:
 
 
 def _traceparent(context: Any) -> str:
-    value = str(dict(context.invocation_metadata() or ()).get("traceparent", ""))
+    value = _metadata(context, "traceparent")
     return value if parent_of(value) is not None else ""
+
+
+def _metadata(context: Any, name: str) -> str:
+    return str(dict(context.invocation_metadata() or ()).get(name, ""))
 
 
 class _Controller(controller_pb2_grpc.ControllerServiceServicer):
@@ -331,7 +374,9 @@ class _Controller(controller_pb2_grpc.ControllerServiceServicer):
         mesh = self._mesh
         while True:
             changed = mesh.routes_changed
-            yield controller_pb2.WatchRoutesResponse(version=mesh.version, routes=mesh.routes())
+            yield controller_pb2.WatchRoutesResponse(
+                version=mesh.version, routes=mesh.routes(), unusable=mesh.unusable
+            )
             await changed.wait()
 
     async def Resume(self, message: Any, context: Any) -> Any:
@@ -361,7 +406,7 @@ class _Controller(controller_pb2_grpc.ControllerServiceServicer):
 
     def _runs(self, entry: Journaled) -> list[Any]:
         return wire.spans_to(
-            TokenSpan(choice, 0, tuple(ids), _logprobs(entry.request, ids, 0))
+            TokenSpan(choice, 0, tuple(ids), _logprobs(entry.request, ids, 0, self._mesh.unlikely))
             for choice, ids in enumerate(entry.ids)
             if ids
         )
@@ -370,15 +415,30 @@ class _Controller(controller_pb2_grpc.ControllerServiceServicer):
         if self._mesh.controller_away:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
         self._mesh.cancels.append(("controller", message))
+        self._mesh.request_ids.append(("controller", _metadata(context, "x-request-id")))
         _end(self._mesh, message)
         return controller_pb2.CancelResponse()
 
-    async def GetGeneration(self, message: Any, context: Any) -> Any:
+    async def ClaimGeneration(self, message: Any, context: Any) -> Any:
         mesh = self._mesh
-        entry = mesh.journal.get(message.generation_id)
+        if mesh.controller_away:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+        for entry in mesh.journal.values():
+            if entry.request.ask_digest == message.ask_digest and not entry.read:
+                entry.read = True
+                return controller_pb2.ClaimGenerationResponse(generation=self._view(entry))
+        await abort_with(context, NotFound("nothing is unread", field="ask_digest"))
+        raise AssertionError
+
+    async def GetGeneration(self, message: Any, context: Any) -> Any:
+        entry = self._mesh.journal.get(message.generation_id)
         if entry is None:
             await abort_with(context, NotFound("unknown", field="generation_id"))
             raise AssertionError
+        return self._view(entry)
+
+    def _view(self, entry: Journaled) -> Any:
+        mesh = self._mesh
         kept = [ids[: max(0, len(ids) - mesh.journal_lag)] for ids in entry.ids]
         journaled = Journaled(entry.request, entry.epoch, entry.head, kept)
         done = all(
@@ -402,27 +462,28 @@ class _Controller(controller_pb2_grpc.ControllerServiceServicer):
 class _Store(tensorstore_pb2_grpc.TensorStoreServiceServicer):
     def __init__(self, mesh: FakeMesh) -> None:
         self._mesh = mesh
-        files = model_files(mesh.tokenizer)
-        self._objects = {hashlib.sha256(data).hexdigest(): data for data in files.values()}
-        self._manifest = json.dumps(
-            {
-                "config": {
-                    "model_type": "llama",
-                    "max_position_embeddings": MAX_POSITIONS,
-                    "vocab_size": mesh.tokenizer.get_vocab_size(),
-                },
-                "files": {
-                    name: {"digest": hashlib.sha256(data).hexdigest(), "size": len(data)}
-                    for name, data in files.items()
-                },
-            }
-        ).encode()
+        self._objects: dict[str, bytes] = {}
+
+    def _manifest(self, digest: str) -> bytes:
+        files = dict(self._mesh.files)
+        if digest in self._mesh.templates:
+            files["chat_template.jinja"] = self._mesh.templates[digest].encode()
+        by_name = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        self._objects |= {by_name[name]: data for name, data in files.items()}
+        config = {
+            "model_type": "llama",
+            "max_position_embeddings": MAX_POSITIONS,
+            "vocab_size": self._mesh.tokenizer.get_vocab_size(),
+        }
+        entries = {n: {"digest": by_name[n], "size": len(data)} for n, data in files.items()}
+        return json.dumps({"config": config, "files": entries}).encode()
 
     async def Describe(self, message: Any, context: Any) -> Any:
         if self._mesh.store_fault == "away":
             await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
         faulty = {"damaged": b"{}", "nested": b"[" * 100_000}
-        manifest = faulty.get(self._mesh.store_fault, self._manifest)
+        self._mesh.described.append(message.model.digest)
+        manifest = faulty.get(self._mesh.store_fault) or self._manifest(message.model.digest)
         return tensorstore_pb2.DescribeResponse(manifest=manifest)
 
     async def Read(self, message: Any, context: Any) -> AsyncIterator[Any]:

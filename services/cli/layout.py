@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from services.cli.mesh_directory import MeshDirectory
 from services.cli.ports import HOST, free_ports
+from services.common.speeds import parse_speeds
 
 MODEL = "smollm2-135m-instruct"
 NODE_SPEEDS = "3:2,3:2"
@@ -27,7 +28,7 @@ class MeshOptions:
 
     @property
     def pipelines(self) -> int:
-        return len(self.node_speeds.split(","))
+        return len(parse_speeds(self.node_speeds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,9 @@ class ServiceSpec:
     """Services that must have served once before its first start."""
 
 
-def local_mesh(directory: MeshDirectory, options: MeshOptions) -> list[ServiceSpec]:
+def local_mesh(
+    directory: MeshDirectory, options: MeshOptions, model_digest: str
+) -> list[ServiceSpec]:
     """The services in the order they start; the controller launches the engines."""
     ports = free_ports(3)
     tensorstore, placement, controller = (f"{HOST}:{port}" for port in ports)
@@ -56,6 +59,7 @@ def local_mesh(directory: MeshDirectory, options: MeshOptions) -> list[ServiceSp
             {
                 "DATA_DIR": str(directory.controller),
                 "MODEL_ID": options.model,
+                "MODEL_DIGEST": model_digest,
                 "TENSORSTORE_ADDRESS": tensorstore,
                 "PLACEMENT_ADDRESS": placement,
                 "NODE_SPEEDS": options.node_speeds,

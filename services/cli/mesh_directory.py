@@ -2,7 +2,7 @@
 
 mesh.lock     held by the supervisor for as long as it lives
 mesh.json     the services with their pids and addresses, replaced whole at every change
-logs/         a file a service
+logs/         a file a service, and NAME.1.log with the lines before it
 store/        imported models
 controller/   the journal and the engines' logs
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from services.cli import processes
+from services.common.private import make_private
 
 Phase = Literal["starting", "ready", "failed", "stopping"]
 
@@ -70,7 +71,7 @@ class MeshDirectory:
     def locked(self) -> Iterator[None]:
         """Keeps other meshes away; raises MeshError when one is here."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_private(self.path)
             file = (self.path / "mesh.lock").open("w")
         except OSError as error:
             raise MeshError(f"{self.path} cannot be used: {error.strerror}") from None
@@ -130,9 +131,11 @@ class MeshDirectory:
             return 0
 
     def log_tail(self, name: str, lines: int = 5, start: int = 0) -> str:
-        """The end of a service's log, of what stands behind a byte."""
+        """The end of a service's log, of what stands behind a byte; of all of it when a new file
+        was begun meanwhile."""
         try:
-            text = (self.logs / f"{name}.log").read_bytes()[start:].decode(errors="replace")
+            data = (self.logs / f"{name}.log").read_bytes()
         except OSError:
             return ""
+        text = data[start if start <= len(data) else 0 :].decode(errors="replace")
         return "\n".join(text.splitlines()[-lines:])

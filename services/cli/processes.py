@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 MESH_ID_VARIABLE = "SHUNT_MESH_ID"
+INSIST_S = 0.5
+"""A process that is ended is asked again after this long."""
 
 
 class OwnProcess:
@@ -70,14 +72,17 @@ def own_processes(mesh_id: str) -> list[OwnProcess]:
 
 
 def end(processes: Iterable[OwnProcess], grace_s: float) -> None:
-    """Asks processes to stop, kills what is left after the grace, and closes them."""
+    """Asks processes to stop, soon a second time (services that would first serve on end at once
+    then), kills what is left after the grace, and closes them."""
     asked = list(processes)
-    for process in asked:
-        process.signal(signal.SIGTERM)
-    deadline = time.monotonic() + grace_s
-    for process in asked:
-        if not process.wait(deadline - time.monotonic()):
-            process.signal(signal.SIGKILL)
+    left = asked
+    for wait_s in (INSIST_S, grace_s):
+        for process in left:
+            process.signal(signal.SIGTERM)
+        deadline = time.monotonic() + wait_s
+        left = [process for process in left if not process.wait(deadline - time.monotonic())]
+    for process in left:
+        process.signal(signal.SIGKILL)
     for process in asked:
         process.wait(grace_s)
         process.close()

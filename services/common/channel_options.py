@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+MAX_MESSAGE_BYTES = 64 << 20
+"""What both ends take at most when nobody sets another limit."""
 KEEPALIVE_INTERVAL_S = 5.0
 KEEPALIVE_TIMEOUT_S = 5.0
 
@@ -25,6 +27,9 @@ def options(max_message_bytes: int) -> list[tuple[str, int]]:
         # Services reach each other directly, whatever http_proxy says.
         ("grpc.enable_http_proxy", 0),
         ("grpc.enable_retries", 0),
+        # A peer that was made anew has another address: its name is looked up again when its
+        # connection breaks, not only every 30 s.
+        ("grpc.dns_min_time_between_resolutions_ms", 500),
         ("grpc.initial_reconnect_backoff_ms", 100),
         # Also the time a connection may take to stand: a busy peer needs more than a tick.
         ("grpc.min_reconnect_backoff_ms", 2000),

@@ -124,6 +124,8 @@ class GenerationRequest:
     include_usage: bool = False
     numerics_class: str = ""
     """The class of arithmetic it began under; empty before the first head accepts."""
+    ask_digest: str = ""
+    """Equal for an ask and its client's retries of it; empty when it came through no such door."""
 
 
 def finish_at(request: GenerationRequest, position: int, token_id: int) -> FinishReason | None:

@@ -67,6 +67,7 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "Resume": _only(Role.ROUTER),
         "Cancel": _only(Role.ROUTER),
         "GetGeneration": _only(Role.ROUTER),
+        "ClaimGeneration": _only(Role.ROUTER),
         "ReportInterruption": _only(Role.OPERATOR),
         "GetStatus": _only(Role.OPERATOR),
         "WatchEvents": _only(Role.OPERATOR),
@@ -90,6 +91,7 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
     "shuntserve.engine.v1.EngineService": {
         "Generate": _only(Role.ROUTER),
         "Cancel": _only(Role.ROUTER, Role.CONTROLLER),
+        "Detach": _only(Role.ROUTER),
         "Load": _only(Role.CONTROLLER),
         "Form": _only(Role.CONTROLLER),
         "Dissolve": _only(Role.CONTROLLER),
@@ -120,6 +122,12 @@ def check_call(caller: Identity, method: str) -> None:
     service, _, rpc = method.lstrip("/").partition("/")
     if caller.role not in CALLERS.get(service, {}).get(rpc, ()):
         raise PermissionDenied(f"the role {caller.role} may not call {rpc}")
+
+
+def is_for_clients(method: str) -> bool:
+    """Whether `method`, /SERVICE/RPC, is what a mesh is there for, and not of its inside."""
+    service, _, rpc = method.lstrip("/").partition("/")
+    return Role.CLIENT in CALLERS.get(service, {}).get(rpc, ())
 
 
 def check_node(caller: Identity, message: Any) -> None:

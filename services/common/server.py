@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
@@ -14,15 +14,13 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 from opentelemetry.trace import SpanKind
 
-from services.common import channels, roles, telemetry
+from services.common import channels, guards, logs, telemetry
 from services.common.errors import ShuntError
+from services.common.guards import Continuation, Handler
 from services.common.settings import ServiceSettings, refuse
 from services.common.statuses import abort_with
 
 _log = logging.getLogger(__name__)
-
-Handler = Any
-Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
 
 
 class TelemetryInterceptor(grpc.aio.ServerInterceptor):
@@ -62,7 +60,7 @@ class TelemetryInterceptor(grpc.aio.ServerInterceptor):
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Turns domain errors into statuses and hands the caller's deadline on."""
+    """Turns domain errors into statuses and hands the caller's deadline and request id on."""
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -91,54 +89,17 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         return make(behaviour, handler.request_deserializer, handler.response_serializer)
 
 
-class RoleInterceptor(grpc.aio.ServerInterceptor):
-    """Lets a caller call what its certificate's role may call. Stands within ErrorInterceptor."""
-
-    async def intercept_service(
-        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> Handler:
-        handler, method = await continuation(handler_call_details), handler_call_details.method
-        if handler is None or method.startswith("/grpc."):
-            return handler
-        kind = _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)]
-        inner = getattr(handler, kind)
-
-        def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            caller = _caller(context)
-            roles.check_call(caller, method)
-            if method in roles.SPEAKS_FOR_A_NODE:
-                if handler.request_streaming:
-                    request = _of_one_node(caller, request)
-                else:
-                    roles.check_node(caller, request)
-            return inner(request, context)
-
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
-        return make(call, handler.request_deserializer, handler.response_serializer)
-
-
-_KINDS = {
-    (False, False): "unary_unary",
-    (False, True): "unary_stream",
-    (True, False): "stream_unary",
-    (True, True): "stream_stream",
-}
-
-
-def _caller(context: grpc.aio.ServicerContext[Any, Any]) -> roles.Identity:
-    named = context.auth_context().get("peer_spiffe_id", ())
-    return roles.identity_of(value.decode("utf-8", "replace") for value in named)
-
-
-async def _of_one_node(caller: roles.Identity, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        roles.check_node(caller, request)
-        yield request
+def _begin(context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    """What the caller handed on: how long it waits, and the id of the request it asks for."""
+    channels.hand_on_deadline(context.time_remaining())
+    pairs = dict(context.invocation_metadata() or ())
+    if request_id := str(pairs.get(logs.REQUEST_ID_HEADER, "")):
+        logs.about(request_id=logs.request_id_from(request_id))
 
 
 def _unary(inner: Any) -> Any:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        channels.hand_on_deadline(context.time_remaining())
+        _begin(context)
         try:
             return await inner(request, context)
         except ShuntError as error:
@@ -149,7 +110,7 @@ def _unary(inner: Any) -> Any:
 
 def _streaming(inner: Any) -> Any:
     async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-        channels.hand_on_deadline(context.time_remaining())
+        _begin(context)
         try:
             async for message in inner(request, context):
                 yield message
@@ -169,7 +130,7 @@ class Server:
             interceptors=[
                 TelemetryInterceptor(),
                 ErrorInterceptor(),
-                *([RoleInterceptor()] if settings.tls.enabled else []),
+                *guards.guards_of(settings),
             ],
             options=channels.options(settings.max_message_bytes),
             maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
@@ -200,23 +161,31 @@ class Server:
         for name in ("", *self._names):
             await self._health.set(name, status)
 
-    async def stop(self) -> None:
-        """Stops taking work, ends what runs after the grace. Open health watches would hold it."""
+    async def stop(self, grace_s: float | None = None) -> None:
+        """Takes no more calls and ends what runs after the grace, which is that of the settings
+        unless another is given; a second call may shorten it. Open health watches would hold it."""
         await self._health.enter_graceful_shutdown()
-        await self.grpc_server.stop(self._settings.shutdown_grace_s)
+        grace_s = self._settings.shutdown_grace_s if grace_s is None else grace_s
+        await self.grpc_server.stop(grace_s)
 
 
-async def until_signal() -> str:
-    """Waits for SIGTERM or SIGINT and returns its name."""
-    loop, got = asyncio.get_running_loop(), asyncio.Event()
-    name: list[str] = []
+class Signals:
+    """SIGTERM and SIGINT to this process, one after another: the first asks a service to leave in
+    good order, the second to end at once."""
 
-    def stop(number: signal.Signals) -> None:
-        name.append(number.name)
-        got.set()
+    def __init__(self) -> None:
+        """From here on neither ends the process by itself."""
+        loop = asyncio.get_running_loop()
+        self._came: asyncio.Queue[signal.Signals] = asyncio.Queue()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._came.put_nowait, number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop, number)
-    await got.wait()
-    _log.info("stopping", extra={"signal": name[0]})
-    return name[0]
+    async def next(self) -> None:
+        """Returns with the next one that comes, or has come already."""
+        number = await self._came.get()
+        _log.info("told to stop", extra={"signal": number.name})
+
+
+async def until_signal() -> None:
+    """Waits for SIGTERM or SIGINT."""
+    await Signals().next()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import ssl
 import sys
@@ -11,6 +12,10 @@ from typing import Literal, NoReturn, Self, TypeVar
 from pydantic import Field, FilePath, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.common import mesh_token
+from services.common.channel_options import MAX_MESSAGE_BYTES
+from services.common.errors import InvalidArgument
 
 S = TypeVar("S", bound=BaseSettings)
 _INCOMPLETE = "incomplete"
@@ -75,10 +80,15 @@ class ServiceSettings(BaseSettings):
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     environment: Literal["development", "production"] = "development"
-    max_message_bytes: int = Field(default=64 << 20, ge=1 << 20, le=1 << 30)
+    max_message_bytes: int = Field(default=MAX_MESSAGE_BYTES, ge=1 << 20, le=1 << 30)
     max_concurrent_rpcs: int = Field(default=4096, ge=1)
     shutdown_grace_s: float = Field(default=5.0, ge=0, le=600)
     tls: TlsSettings = Field(default_factory=TlsSettings)
+
+    @property
+    def is_for_the_mesh(self) -> bool:
+        """Only other services and operators have business here."""
+        return True
 
     def name_of(self, field: str) -> str:
         """The environment variable of a field."""
@@ -99,8 +109,13 @@ def read(kind: type[S]) -> S:
                 told = fault["msg"]
             print(f"bad setting {told}", file=sys.stderr)
         sys.exit(2)
+    try:
+        token = mesh_token.own()
+    except InvalidArgument as error:
+        refuse(error.field, error.message)
     if isinstance(found, ServiceSettings):
         _hand_on(found.tls)
+        _check_reach(found, token)
     return found
 
 
@@ -108,6 +123,24 @@ def refuse(name: str, reason: str) -> NoReturn:
     """For a setting that reads well but cannot be had: names it on stderr and exits 2."""
     print(f"bad setting {name}: {reason}", file=sys.stderr)
     sys.exit(2)
+
+
+def _check_reach(found: ServiceSettings, token: str) -> None:
+    """Whoever reaches an open service of the mesh may register as any node, and read and end what
+    everybody asked: beyond this host, nobody may without certificates or a token."""
+    if found.is_for_the_mesh and not (token or found.tls.enabled or _is_loopback(found.host)):
+        refuse(
+            mesh_token.VARIABLE,
+            f"beyond loopback ({found.name_of('host')}={found.host}) a mesh needs a token, the"
+            f" same for all its services (or {mesh_token.FILE_VARIABLE}), or mutual TLS",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _hand_on(tls: TlsSettings) -> None:

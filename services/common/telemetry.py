@@ -1,6 +1,8 @@
 """Traces and metrics: one trace a request, from HTTP through every stage and over migrations.
 
-Spans go out over OTLP when OTEL_EXPORTER_OTLP_ENDPOINT (or its traces variant) is set.
+Spans go out over OTLP, by gRPC or HTTP, when OTEL_EXPORTER_OTLP_ENDPOINT (or its traces variant)
+is set; OTEL_EXPORTER_OTLP_PROTOCOL says which
+(https://opentelemetry.io/docs/specs/otel/protocol/exporter/).
 Context crosses RPCs as a W3C traceparent in the metadata, and the activation streams in a field.
 """
 
@@ -10,22 +12,26 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import Span, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import start_http_server
 
+from services.common import logs
 from services.common.settings import refuse
 
 _log = logging.getLogger(__name__)
 _PROPAGATOR = TraceContextTextMapPropagator()
-_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_OTLP = "OTEL_EXPORTER_OTLP_"
+_GRPC, _HTTP = "grpc", "http/protobuf"
+_HTTP_PORT = 4318
+_EXPORT_TIMEOUT_S = 2.0
 tracer = trace.get_tracer("shuntserve")
 
 
@@ -33,17 +39,57 @@ def configure(
     service: str, instance_id: str, *, metrics_host: str, metrics_port: int | None
 ) -> None:
     """Starts the exporters this process needs; call once, before the first span. Exits 2 and names
-    the setting when the port for metrics cannot be had."""
-    if any(os.environ.get(name) for name in _ENDPOINTS):
+    the setting when the port for metrics cannot be had, or spans cannot go out as it says."""
+    exporter = _exporter()
+    if exporter is not None:
         resource = Resource.create(
             {"service.name": f"shuntserve-{service}", "service.instance.id": instance_id}
         )
         provider = TracerProvider(resource=resource)
-        exporter = OTLPSpanExporter(timeout=2)
         provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500))
         trace.set_tracer_provider(provider)
     if metrics_port is not None:
         _serve_metrics(service, metrics_host, metrics_port)
+
+
+def _exporter() -> SpanExporter | None:
+    """What sends spans, None where no endpoint is set; it reads everything else it is told by the
+    standard's variables itself."""
+    name, endpoint = _told("ENDPOINT")
+    if not endpoint:
+        return None
+    asked_by, protocol = _told("PROTOCOL")
+    if protocol not in ("", _GRPC, _HTTP):
+        refuse(asked_by, f"{protocol}: spans go out by {_GRPC} or {_HTTP}")
+    try:
+        port = urlsplit(endpoint if "://" in endpoint else f"//{endpoint}").port
+    except ValueError:
+        refuse(name, "it is no URL")
+    if (protocol or (_HTTP if port == _HTTP_PORT else _GRPC)) == _GRPC:
+        return _over_grpc()
+    if not endpoint.startswith(("http://", "https://")):
+        refuse(name, f"by {_HTTP} it begins with http:// or https://")
+    return _over_http()
+
+
+def _over_grpc() -> SpanExporter:
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
+    return OTLPSpanExporter(timeout=_EXPORT_TIMEOUT_S)
+
+
+def _over_http() -> SpanExporter:  # its imports take a while: only who sends that way waits
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    return OTLPSpanExporter(timeout=_EXPORT_TIMEOUT_S)
+
+
+def _told(what: str) -> tuple[str, str]:
+    """A variable of the standard and its value: the one for traces before the one for all."""
+    for name in (f"{_OTLP}TRACES_{what}", f"{_OTLP}{what}"):
+        if os.environ.get(name):
+            return name, os.environ[name]
+    return "", ""
 
 
 def _serve_metrics(service: str, host: str, port: int) -> None:
@@ -74,9 +120,9 @@ def parent_of(value: str) -> Context | None:
 
 
 def metadata() -> tuple[tuple[str, str], ...]:
-    """Metadata that hands the current span to the callee."""
-    value = traceparent()
-    return (("traceparent", value),) if value else ()
+    """Metadata that hands the current span, and the id of the request, to the callee."""
+    pairs = (("traceparent", traceparent()), (logs.REQUEST_ID_HEADER, logs.request_id()))
+    return tuple((name, value) for name, value in pairs if value)
 
 
 @contextmanager

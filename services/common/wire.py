@@ -30,6 +30,7 @@ T = TypeVar("T")
 
 MAX_CHOICES = 128
 MAX_GENERATION_ID_CHARS = 64
+MAX_ASK_DIGEST_CHARS = 64
 MAX_STOP_STRINGS = 64
 
 _FINISH = {
@@ -57,6 +58,15 @@ def generation_id_from(text: str) -> str:
         raise InvalidArgument(
             f"a generation id has 1 to {MAX_GENERATION_ID_CHARS} letters, digits, '-', '_', '.'",
             field="generation_id",
+        )
+    return text
+
+
+def ask_digest_from(text: str) -> str:
+    """Raises InvalidArgument for what is too long."""
+    if len(text) > MAX_ASK_DIGEST_CHARS:
+        raise InvalidArgument(
+            f"a digest has at most {MAX_ASK_DIGEST_CHARS} characters", field="ask_digest"
         )
     return text
 
@@ -174,6 +184,7 @@ def request_to(request: GenerationRequest) -> common_pb2.GenerationRequest:
         created_unix_s=request.created_unix_s,
         include_usage=request.include_usage,
         numerics_class=request.numerics_class,
+        ask_digest=request.ask_digest,
     )
 
 
@@ -196,6 +207,7 @@ def request_from(message: common_pb2.GenerationRequest) -> GenerationRequest:
         created_unix_s=message.created_unix_s,
         include_usage=message.include_usage,
         numerics_class=message.numerics_class,
+        ask_digest=ask_digest_from(message.ask_digest),
     )
 
 

@@ -13,6 +13,7 @@ import uvloop
 
 from services.common import logs, settings, telemetry
 from services.common.errors import ShuntError
+from services.common.private import keep_files_private, make_private
 from services.common.server import until_signal
 from services.controller.controller import FACTS, Controller
 from services.controller.journal_sqlite import SqliteJournal
@@ -48,6 +49,7 @@ async def serve(chosen: ControllerSettings) -> None:
         pending_limit=chosen.journal_pending_limit,
         events_kept=chosen.events_kept,
         sync_always=chosen.sync_always,
+        reserve_bytes=chosen.journal_reserve_bytes,
     )
     try:
         recovered = await journal.recover()
@@ -55,6 +57,7 @@ async def serve(chosen: ControllerSettings) -> None:
         facts = await describe(
             chosen.tensorstore_address,
             chosen.model_id,
+            digest=chosen.model_digest,
             known=None if known is None else ModelFacts.from_json(known),
             timeout_s=chosen.describe_timeout_s,
             tls=chosen.tls,
@@ -80,7 +83,7 @@ async def serve(chosen: ControllerSettings) -> None:
 
 def lock(data_dir: Path) -> IO[str]:
     """Keeps a second controller away from the directory; exits 1 when there is one."""
-    data_dir.mkdir(parents=True, exist_ok=True)
+    make_private(data_dir)
     file = (data_dir / "controller.lock").open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -98,6 +101,7 @@ def main() -> None:
     telemetry.configure(
         "controller", "controller-0", metrics_host=chosen.host, metrics_port=chosen.metrics_port
     )
+    keep_files_private()
     with lock(chosen.data_dir):
         try:
             uvloop.run(serve(chosen))

@@ -7,11 +7,17 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
+from services.common import logs
 from services.common.errors import ShuntError
 from services.controller.journal import Journal, LoggedEvent
 from services.controller.signal import Signal
 
 _log = logging.getLogger(__name__)
+
+WARNINGS = frozenset(
+    ("drain_failed", "load_failed", "node_lost", "numerics_differ", "pipeline_lost", "plan_failed")
+)
+"""Kinds of events that somebody should look at."""
 
 
 class EventLog:
@@ -53,7 +59,10 @@ class EventLog:
         self._next_number += 1
         self._events.append(event)
         self._grown.fire()
-        _log.info(kind, extra={"node_id": node_id, "pipeline_id": pipeline_id, **event.attributes})
+        ids = {"node_id": node_id, "pipeline_id": pipeline_id, "generation_id": generation_id}
+        told = {name: value for name, value in {**ids, **event.attributes}.items() if value}
+        log = logs.access if kind == "generation_bound" else _log  # one line a generation
+        log.log(logging.WARNING if kind in WARNINGS else logging.INFO, kind, extra=told)
         try:
             written = asyncio.ensure_future(self._journal.write((event,)))
             written.add_done_callback(_tell_failure)

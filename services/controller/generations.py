@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from services.common.errors import Diverged, ResourceExhausted, ShuntError, Unavailable
@@ -18,17 +18,21 @@ from services.common.exchange import (
 from services.common.generation import CancelReason
 from services.controller import metrics
 from services.controller.event_log import EventLog
-from services.controller.journal import Journal
+from services.controller.journal import Journal, Recovered, Room
 from services.controller.ledger import Ledger
-from services.controller.outcomes import Head, LedgerEvent, LedgerSettings, OpenGeneration, Outcome
+from services.controller.outcomes import Head, LedgerEvent, LedgerSettings, Outcome
+from services.controller.population import Population
 from services.controller.records import Record
 from services.controller.signal import Signal
 
 _log = logging.getLogger(__name__)
 Reply = TypeVar("Reply")
 
-RESUME_POLL_S = 0.1
+RESUME_POLL_S = 0.25
 RECOVERY_PAUSE_S = 0.5
+NO_ROOM_RETRY_S = 5.0
+FORGOTTEN_AT_ONCE = 32
+"""On a full disk: a deletion needs room in the log for the pages it changes."""
 
 
 class Generations:
@@ -59,9 +63,13 @@ class Generations:
         self._ledger = Ledger(settings)
         self._recovering: asyncio.Task[None] | None = None
 
-    def recover(self, records: Iterable[Record]) -> None:
+    def recover(self, recovered: Recovered) -> None:
         """Goes on from what the journal holds."""
-        self._ledger = Ledger.recover(self._settings, records, self._clock())
+        self._ledger = self._read(recovered)
+
+    def _read(self, recovered: Recovered) -> Ledger:
+        records, ages_s = recovered.records, recovered.ages_s
+        return Ledger.recover(self._settings, records, self._clock(), ages_s)
 
     def checkpoint(
         self, checkpoints: Sequence[Checkpoint]
@@ -69,9 +77,12 @@ class Generations:
         """Takes checkpoints in order, at once; the results resolve when they are durable.
 
         Raises InvalidArgument for one that names a choice that was not asked for; those before it
-        are taken.
+        are taken. Raises ResourceExhausted while only the journal's reserve is left: that is for
+        grants and ends, and heads keep what is not acknowledged.
         """
         self._check_usable()
+        if self._journal.room is not Room.ENOUGH:
+            raise ResourceExhausted("the journal's disk is full", field="journal")
         now_s = self._clock()
         results: list[CheckpointResult] = []
         records: list[Record] = []
@@ -100,23 +111,29 @@ class Generations:
         give_up_s = self._clock() + wait_s
         while True:
             self._check_usable()
+            self._check_room()
             try:
                 outcome = self._ledger.resume(question, self._heads(), self._clock())
             except Diverged:
                 metrics.DIVERGED.inc()
                 raise
-            if outcome is not None:
-                return await self._settle(outcome)
-            left_s = give_up_s - self._clock()
-            if left_s <= 0:
-                raise Unavailable("no pipeline can take the generation now")
-            await self._heads_changed.wait(min(RESUME_POLL_S, left_s))
+            try:
+                if outcome is not None:
+                    return await self._settle(outcome)
+                left_s = give_up_s - self._clock()
+                if left_s <= 0:
+                    raise Unavailable("no pipeline can take the generation now")
+                await self._heads_changed.wait(min(RESUME_POLL_S, left_s))
+            except asyncio.CancelledError:
+                self._ledger.left(question.generation_id, self._clock())
+                raise
 
     async def cancel(
         self, generation_id: str, choice: int | None, reason: CancelReason, length: int | None
     ) -> Head | None:
         """Ends a generation or one choice, durably; returns the head that may still run it."""
         self._check_usable()
+        self._check_room()
         incarnation = self._ledger.head_of(generation_id)
         await self._settle(
             self._ledger.cancel(generation_id, choice, reason, length, self._clock())
@@ -129,13 +146,21 @@ class Generations:
         self._check_usable()
         return await self._settle(self._ledger.view(generation_id, self._heads(), self._clock()))
 
+    async def claim(self, ask_digest: str) -> GenerationView:
+        """Gives a client's retry what its first ask began, if nobody reads it; raises NotFound."""
+        self._check_usable()
+        return await self._settle(self._ledger.claim(ask_digest, self._heads(), self._clock()))
+
     async def tick(self) -> None:
         """Forgets what was kept long enough."""
         self._check_usable()
-        await self._settle(self._ledger.tick(self._clock()))
+        self._check_room()
+        at_most = None if self._journal.room is Room.ENOUGH else FORGOTTEN_AT_ONCE
+        await self._settle(self._ledger.tick(self._clock(), at_most))
 
-    def open_generations(self) -> list[OpenGeneration]:
-        return self._ledger.open_generations()
+    def population(self) -> Population:
+        """Where every generation stands."""
+        return self._ledger.population(self._heads())
 
     def _check_usable(self) -> None:
         if self._recovering is not None:
@@ -144,6 +169,11 @@ class Generations:
             raise ResourceExhausted("the journal cannot be written", field="journal")
         if self._journal.full:  # asked before the ledger changes, which could not be undone
             raise ResourceExhausted("too many writes wait for the journal", field="journal")
+
+    def _check_room(self) -> None:
+        """Asked before the ledger changes: what cannot be made durable is refused at once."""
+        if self._journal.room is Room.NONE:
+            raise Unavailable("the journal's disk is full", retry_after_s=NO_ROOM_RETRY_S)
 
     def _settle(self, outcome: Outcome[Reply]) -> Awaitable[Reply]:
         """Hands the records to the journal now, for their order is the ledger's."""
@@ -180,9 +210,9 @@ class Generations:
     async def _read_again(self) -> None:
         while self._recovering is not None:
             try:
-                records = (await self._journal.recover()).records
-                read = asyncio.to_thread(Ledger.recover, self._settings, records, self._clock())
-                self._ledger = await read  # seconds of work: nodes must be heard meanwhile
+                recovered = await self._journal.recover()
+                # Seconds of work: nodes must be heard meanwhile.
+                self._ledger = await asyncio.to_thread(self._read, recovered)
                 self._recovering = None
             except ShuntError as error:
                 _log.error("the journal cannot be read", extra={"error": error.message})

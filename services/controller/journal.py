@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -41,6 +42,17 @@ class Recovered:
     records: tuple[Record, ...] = ()
     events: tuple[LoggedEvent, ...] = ()
     saved: Mapping[str, str] = field(default_factory=dict)
+    ages_s: tuple[float, ...] = ()
+    """How long ago each record was written; empty: just now."""
+
+
+class Room(enum.StrEnum):
+    """What the disk has left for the journal."""
+
+    ENOUGH = "enough"
+    RESERVE = "reserve"
+    """Only what was set aside, for what must be written: grants, ends, notes."""
+    NONE = "none"
 
 
 class Journal(Protocol):
@@ -49,6 +61,16 @@ class Journal(Protocol):
     @property
     def full(self) -> bool:
         """So much waits that a write would raise."""
+        ...
+
+    @property
+    def room(self) -> Room:
+        """While there is none, writes fail."""
+        ...
+
+    def tend(self) -> None:
+        """Gives back what is free, and looks whether there is room again; call it every second
+        or so."""
         ...
 
     def write(self, items: Sequence[Item], *, fsync: bool = False) -> Awaitable[None]:

@@ -9,6 +9,7 @@ loses nothing that anybody was told.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain, repeat
 
 from services.common.errors import (
     AlreadyExists,
@@ -24,17 +25,21 @@ from services.common.exchange import (
     GenerationState,
     GenerationView,
     Grant,
+    LeaveReason,
     ResumeQuestion,
 )
 from services.common.generation import CancelReason, FinishReason
-from services.controller.entry import Entry
+from services.controller.abandoned import Abandoned
+from services.controller.entry import Entry, outlived
+from services.controller.granting import Complaints, best_head
 from services.controller.outcomes import (
     Head,
     LedgerEvent,
     LedgerSettings,
-    OpenGeneration,
     Outcome,
+    refused,
 )
+from services.controller.population import Population, population_of
 from services.controller.records import (
     Appended,
     Bound,
@@ -54,21 +59,28 @@ class Ledger:
         self._entries: dict[str, Entry] = {}
         self._tombstones: dict[str, float] = {}
         """Cancelled generations, known or not, and when."""
-        self._complaints: dict[tuple[str, int], float] = {}
-        """By generation and epoch: when its reader said that it left a formation."""
-        self._left: dict[str, float] = {}
-        """Formations that readers left because they do not serve, and when last."""
+        self._complaints = Complaints(settings.same_head_after_s, settings.retention_s)
         self._running: dict[str, set[str]] = {}
         """Generations by the formation that runs them."""
         self._ended: dict[str, None] = {}
         """Finished and cancelled generations, the oldest end first."""
+        self._abandoned = Abandoned(settings.retry_window_s, settings.claim_s)
 
     @classmethod
-    def recover(cls, settings: LedgerSettings, records: Iterable[Record], now_s: float) -> Ledger:
-        """The ledger as it was when the last of the records was written."""
+    def recover(
+        cls,
+        settings: LedgerSettings,
+        records: Iterable[Record],
+        now_s: float,
+        ages_s: Iterable[float] = (),
+    ) -> Ledger:
+        """The ledger as it was when the last of the records was written, each so long ago; without
+        ages just now."""
         ledger = cls(settings)
-        for record in records:
-            ledger._apply(record, now_s)
+        for record, age_s in zip(records, chain(ages_s, repeat(0.0)), strict=False):
+            ledger._apply(record, now_s - age_s)
+        for entry in ledger._entries.values():
+            entry.unread = entry.sealed  # a reader that is there asks for it in a moment
         return ledger
 
     def _apply(self, record: Record, now_s: float) -> None:
@@ -78,6 +90,7 @@ class Ledger:
             self._tombstones.pop(name, None)
             self._ended.pop(name, None)
             self._place(name, self._entries.pop(name, None), False)
+            self._abandoned.remove(name)
             return
         entry = self._entries.get(name)
         if entry is None and isinstance(record, (Bound, Granted)):
@@ -85,6 +98,7 @@ class Ledger:
         if isinstance(record, Ended) and record.choice is None:
             self._tombstones[name] = now_s
             self._ended.setdefault(name)
+            self._abandoned.remove(name)
         if entry is None:
             return
         entry.touched_s = now_s
@@ -134,11 +148,11 @@ class Ledger:
         records: tuple[Record, ...] = ()
         events: list[LedgerEvent] = []
         if name in self._tombstones:
-            return _refused(checkpoint, CheckpointRefusal.ENDED, None)
+            return refused(checkpoint, CheckpointRefusal.ENDED)
         if name not in self._entries:
             full = len(self._entries) >= self.settings.max_generations
             if checkpoint.epoch != 1 or checkpoint.request is None or full:
-                return _refused(checkpoint, CheckpointRefusal.STALE_EPOCH, None)
+                return refused(checkpoint, CheckpointRefusal.STALE_EPOCH)
             Entry(checkpoint.request, 1, now_s).compare(checkpoint.spans)  # raises before Bound
             bound = Bound(
                 name,
@@ -152,8 +166,9 @@ class Ledger:
         entry = self._entries[name]
         refusal = self._refusal(entry, checkpoint)
         if refusal is not None:
-            return _refused(checkpoint, refusal, entry)
+            return refused(checkpoint, refusal, entry.lengths)
         entry.touched_s = now_s
+        self._set_unread(entry, checkpoint.unread, now_s)
         new = [Appended(name, span) for span in entry.fresh(checkpoint.spans)]
         records += self._commit(new, now_s)
         complete = all(span.end <= entry.lengths[span.choice] for span in checkpoint.spans)
@@ -165,6 +180,13 @@ class Ledger:
             events.append(LedgerEvent(kind, name, entry.pipeline_id, attributes))
         result = CheckpointResult(name, checkpoint.epoch, entry.lengths)
         return Outcome(result, records, events=tuple(events))
+
+    def _set_unread(self, entry: Entry, unread: bool, now_s: float) -> None:
+        name, entry.unread = entry.request.generation_id, unread
+        if unread:
+            self._abandoned.left(name, entry.request.ask_digest, now_s)
+        else:
+            self._abandoned.remove(name)
 
     def _refusal(self, entry: Entry, checkpoint: Checkpoint) -> CheckpointRefusal | None:
         if (checkpoint.epoch, checkpoint.incarnation) != (entry.epoch, entry.incarnation):
@@ -184,8 +206,9 @@ class Ledger:
     def resume(
         self, question: ResumeQuestion, heads: Sequence[Head], now_s: float
     ) -> Outcome[Grant] | None:
-        """Grants the next epoch. None: no head to grant to yet; ask again when the heads change,
-        and every 0.1 s, until the caller's deadline.
+        """Grants the next epoch, or answers with the one there is: to who was not told of it, and
+        to who hears nothing from a head that serves. None: no head to grant to yet; ask again when
+        the heads change, and every 0.25 s, until the caller's deadline.
 
         Raises Cancelled, Diverged, NotFound (unknown and no request), AlreadyExists (the request
         is not the one known), InvalidArgument, ResourceExhausted.
@@ -204,50 +227,38 @@ class Ledger:
             raise AlreadyExists("another request has this id", field="generation_id")
         entry.compare(question.held)
         entry.touched_s = now_s
+        self._set_unread(entry, False, now_s)
         if entry.finished:
             return Outcome(Grant(entry.epoch, None, entry.spans()))
         if entry.finished_with(question.held):
             return self._grant(entry, question, None, now_s)
-        suspects = self._suspects_with(question, now_s)
-        holder = next((h for h in heads if h.route.formation_id == entry.formation_id), None)
-        if holder is not None and not entry.sealed:
-            if question.last_epoch < entry.epoch:
-                base = entry.spans(entry.base_lengths)
-                same = Outcome(Grant(entry.epoch, holder.route, base))
-                return same if holder.takes_new else None
-            if holder.hands_over and entry.formation_id in suspects:
-                return None  # its seal is on the way: no position shall be sampled twice
-        head = self._best(entry, [h for h in heads if h.route.formation_id not in suspects])
+        formation_id = entry.formation_id or question.left_formation_id
+        holder = next((h for h in heads if h.route.formation_id == formation_id), None)
+        if holder is None or entry.sealed:
+            return self._grant_elsewhere(entry, question, heads, now_s)
+        if question.last_epoch < entry.epoch:
+            return _same(entry, holder) if holder.takes_new else None
+        if holder.hands_over and question.left_formation_id:
+            return None  # its seal is on the way: no position shall be sampled twice
+        if question.reason not in (LeaveReason.SILENT, LeaveReason.UNREACHABLE):
+            return self._grant_elsewhere(entry, question, heads, now_s)
+        if question.reason is LeaveReason.SILENT and not holder.stalled:
+            return _same(entry, holder)  # slow is not dead
+        others = [head for head in heads if head is not holder]
+        granted = self._grant_elsewhere(entry, question, others, now_s)
+        if granted is None and not holder.stalled:
+            return _same(entry, holder)  # another epoch there would bring its reader no nearer
+        return granted
+
+    def _grant_elsewhere(
+        self, entry: Entry, question: ResumeQuestion, heads: Sequence[Head], now_s: float
+    ) -> Outcome[Grant] | None:
+        """At the best head that no reader has left of late."""
+        suspects = self._complaints.suspects_with(question, now_s)
+        trusted = [head for head in heads if head.route.formation_id not in suspects]
+        loads = {formation_id: len(names) for formation_id, names in self._running.items()}
+        head = best_head(entry.request, trusted, loads)
         return None if head is None else self._grant(entry, question, head, now_s)
-
-    def _suspects_with(self, question: ResumeQuestion, now_s: float) -> set[str]:
-        """Formations that readers left of late because they do not serve. The same question asked
-        again is one complaint."""
-        key = question.generation_id, question.last_epoch
-        if question.left_formation_id and key not in self._complaints:
-            self._complaints[key] = self._left[question.left_formation_id] = now_s
-        patience_s = self.settings.same_head_after_s
-        return {left for left, since_s in self._left.items() if now_s - since_s < patience_s}
-
-    def _best(self, entry: Entry, heads: Sequence[Head]) -> Head | None:
-        """The least loaded of the generation's own arithmetic, or of any when there is none; one
-        whose KV cache it cannot outgrow."""
-        request, wanted = entry.request, entry.request.numerics_class
-        positions = len(request.prompt_ids) + request.sampling.max_tokens
-        takers = [
-            h
-            for h in heads
-            if h.takes_new and h.route.model == request.model and h.route.max_positions >= positions
-        ]
-        return min(
-            takers,
-            key=lambda head: (
-                bool(wanted) and head.numerics_class != wanted,
-                (len(self._running.get(head.route.formation_id, ())) + 1)
-                / max(head.route.throughput_tokens_per_s, 1e-9),
-            ),
-            default=None,
-        )
 
     def _grant(
         self, entry: Entry, question: ResumeQuestion, head: Head | None, now_s: float
@@ -321,13 +332,30 @@ class Ledger:
             holder = next((r for r in routes if r.formation_id == entry.formation_id), None)
         return Outcome(GenerationView(entry.request, entry.spans(), entry.epoch, holder, state))
 
+    def left(self, generation_id: str, now_s: float) -> None:
+        """Whoever asked for its next epoch is gone, answered or not."""
+        entry = self._entries.get(generation_id)
+        if entry is not None and generation_id not in self._ended:
+            self._set_unread(entry, True, now_s)
+
+    def claim(
+        self, ask_digest: str, heads: Sequence[Head], now_s: float
+    ) -> Outcome[GenerationView]:
+        """Gives a client's retry what its first ask began, if nobody reads it. Raises NotFound."""
+        name = self._abandoned.claim(ask_digest, now_s)
+        if name is None:
+            raise NotFound("no such generation is left unread", field="ask_digest")
+        if self._entries[name].finished:
+            self._abandoned.remove(name)  # nothing will tell that it is read
+        return self.view(name, heads, now_s)
+
     def head_of(self, generation_id: str) -> str | None:
         """Incarnation that holds the generation's epoch, to pass a Cancel on to."""
         entry = self._entries.get(generation_id)
         return entry.incarnation or None if entry is not None else None
 
-    def tick(self, now_s: float) -> Outcome[None]:
-        """Forgets what was kept long enough; call it every second or so."""
+    def tick(self, now_s: float, at_most: int | None = None) -> Outcome[None]:
+        """Forgets what was kept long enough, the oldest end first; call it every second or so."""
         settings = self.settings
         surplus = len(self._ended) - settings.max_ended
         old = [
@@ -335,38 +363,23 @@ class Ledger:
             for number, name in enumerate(self._ended)
             if number < surplus or now_s - self._last_s(name) >= settings.retention_s
         ]
-        old += [
-            name
-            for name, entry in self._entries.items()
-            if name not in self._ended and now_s - entry.touched_s >= settings.parked_retention_s
-        ]
-        complaints, left = self._complaints.items(), self._left.items()
-        kept_s, patience_s = settings.retention_s, settings.same_head_after_s
-        self._complaints = {key: since_s for key, since_s in complaints if now_s - since_s < kept_s}
-        self._left = {name: since_s for name, since_s in left if now_s - since_s < patience_s}
-        return Outcome(None, self._commit([Forgotten(name) for name in old], now_s))
+        still_open = {n: e for n, e in self._entries.items() if n not in self._ended}
+        old += outlived(still_open, settings.max_parked, now_s - settings.parked_retention_s)
+        self._abandoned.forget(now_s)
+        self._complaints.forget(now_s)
+        return Outcome(None, self._commit([Forgotten(name) for name in old[:at_most]], now_s))
 
     def _last_s(self, name: str) -> float:
         """When an ended generation was cancelled, or last asked for."""
         cancelled_s = self._tombstones.get(name)
         return self._entries[name].touched_s if cancelled_s is None else cancelled_s
 
-    def open_generations(self) -> list[OpenGeneration]:
-        """Generations that have not ended."""
-        return [
-            OpenGeneration(
-                name, entry.epoch, entry.pipeline_id, sum(entry.lengths), not entry.sealed
-            )
-            for name, entry in self._entries.items()
-            if name not in self._ended
-        ]
+    def population(self, heads: Sequence[Head]) -> Population:
+        """Where every generation stands."""
+        serving = {head.route.formation_id for head in heads}
+        return population_of(self._entries, self._ended, self._tombstones, serving)
 
 
-def _refused(
-    checkpoint: Checkpoint, refusal: CheckpointRefusal, entry: Entry | None
-) -> Outcome[CheckpointResult]:
-    lengths = entry.lengths if entry is not None else ()
-    name = checkpoint.generation_id
-    result = CheckpointResult(name, checkpoint.epoch, lengths, refusal)
-    attributes = {"epoch": str(checkpoint.epoch), "refusal": refusal.value}
-    return Outcome(result, events=(LedgerEvent("checkpoint_refused", name, "", attributes),))
+def _same(entry: Entry, holder: Head) -> Outcome[Grant]:
+    """The epoch there is, as it was granted."""
+    return Outcome(Grant(entry.epoch, holder.route, entry.spans(entry.base_lengths)))

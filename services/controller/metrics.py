@@ -9,6 +9,7 @@ from prometheus_client import Counter, Gauge
 
 from services.common.exchange import Checkpoint, CheckpointRefusal, CheckpointResult
 from services.controller.actions import NodeState, NodeView, PipelineState, PipelineView
+from services.controller.journal import Room
 
 _CHECKPOINTS = Counter("shunt_controller_checkpoints", "Checkpoints received.")
 _TOKENS = Counter("shunt_controller_checkpoint_tokens", "Token ids received in checkpoints.")
@@ -18,6 +19,7 @@ RESUMES = Counter("shunt_controller_resumes", "Epochs granted to readers that as
 NODES_LOST = Counter("shunt_controller_lost_nodes", "Nodes whose process ended.")
 LOADED = Gauge("shunt_controller_loaded_bytes", "Bytes a loading node holds so far.", ["node_id"])
 OPEN = Gauge("shunt_controller_open_generations", "Generations that have not ended.")
+_ROOM = Gauge("shunt_controller_journal_room", "1 at what the journal's disk has left.", ["left"])
 _NODES = Gauge("shunt_controller_nodes", "Nodes by state.", ["state"])
 _PIPELINES = Gauge("shunt_controller_pipelines", "Pipelines by state.", ["state"])
 for _refusal in CheckpointRefusal:
@@ -33,6 +35,11 @@ def count_checkpoints(
         if result.refusal is not None:
             _REFUSED.labels(result.refusal.value).inc()
             DIVERGED.inc(result.refusal is CheckpointRefusal.DIVERGED)
+
+
+def show_room(room: Room) -> None:
+    for left in Room:
+        _ROOM.labels(left.value).set(left is room)
 
 
 def show_cluster(nodes: Iterable[NodeView], pipelines: Iterable[PipelineView]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from services.common.exchange import Route
+from services.common.exchange import Checkpoint, CheckpointRefusal, CheckpointResult, Route
 from services.controller.records import Record
 
 Reply = TypeVar("Reply")
@@ -38,11 +38,13 @@ class Head:
 
     route: Route
     takes_new: bool
-    """False while it hands over, and while its members have not been heard from."""
+    """False while it hands over or stalls, and while its members have not been heard from."""
     numerics_class: str = ""
     """Class of its arithmetic."""
     hands_over: bool = False
     """Its generations are being sealed."""
+    stalled: bool = False
+    """It does not serve at present: its readers may leave it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +61,19 @@ class LedgerSettings:
     max_generations: int = 100_000
     max_ended: int = 10_000
     """Ended generations kept; the oldest end makes room."""
+    max_parked: int = 10_000
+    """Parked generations kept that nobody reads; the oldest makes room."""
+    retry_window_s: float = 60.0
+    """A client's retry joins what it asked first when that was left no longer ago."""
+    claim_s: float = 5.0
+    """What a retry was given is not given to another one for this long; by then it is read."""
 
 
-@dataclass(frozen=True, slots=True)
-class OpenGeneration:
-    """A line of the status."""
-
-    generation_id: str
-    epoch: int
-    pipeline_id: str
-    journaled_tokens: int
-    reader: bool
+def refused(
+    checkpoint: Checkpoint, refusal: CheckpointRefusal, lengths: tuple[int, ...] = ()
+) -> Outcome[CheckpointResult]:
+    """The answer to a checkpoint that was not taken; `lengths` are the ids held, by choice."""
+    name = checkpoint.generation_id
+    result = CheckpointResult(name, checkpoint.epoch, lengths, refusal)
+    attributes = {"epoch": str(checkpoint.epoch), "refusal": refusal.value}
+    return Outcome(result, events=(LedgerEvent("checkpoint_refused", name, "", attributes),))

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,9 @@ from shuntserve.controller.v1 import controller_pb2 as pb
 from shuntserve.controller.v1 import controller_pb2_grpc
 
 from services.common import channels, wire
-from services.common.errors import FailedPrecondition, InvalidArgument, NotFound, ShuntError
+from services.common.errors import InvalidArgument, NotFound, ShuntError
 from services.common.exchange import CheckpointResult
-from services.common.generation import CancelReason
+from services.common.generation import CancelReason, ModelRef
 from services.controller import messages, metrics
 from services.controller.cluster_runtime import ClusterRuntime
 from services.controller.engines import Engines
@@ -27,7 +27,6 @@ from services.controller.generations import Generations
 _log = logging.getLogger(__name__)
 
 MAX_CHECKPOINTS = 4096
-MAX_NOTICE_S = 86_400.0
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -42,8 +41,14 @@ class ServiceLimits:
     """Left of the caller's deadline for the answer to travel."""
     checkpoints_in_flight: int = 64
     """Messages of one head that may wait for the journal."""
-    can_end_nodes: bool = True
-    """The provider can kill a node."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """The version that pipelines run, and the digest of a newer one in the store, or empty."""
+
+    ref: ModelRef
+    newer_digest: Callable[[], str]
 
 
 class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
@@ -58,6 +63,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         generations: Generations,
         events: EventLog,
         engines: Engines,
+        served: ServedModel,
     ) -> None:
         self._limits = limits
         self._vocab_size = vocab_size
@@ -65,6 +71,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         self._generations = generations
         self._events = events
         self._engines = engines
+        self._served = served
         self._routers: Counter[str] = Counter()
         self._passing_on: set[asyncio.Task[None]] = set()
 
@@ -148,7 +155,10 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
                     continue
                 sent = version
                 yield pb.WatchRoutesResponse(
-                    version=version, routes=[messages.route_to(route) for route in routes]
+                    version=version,
+                    routes=[messages.route_to(route) for route in routes],
+                    handing_over_formation_ids=self._runtime.cluster.handing_over(),
+                    unusable=self._runtime.cluster.unusable(),
                 )
         finally:
             self._routers[router_id] -= 1
@@ -158,7 +168,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         question = messages.question_from(request, self._vocab_size)
         wait_s = channels.timeout(self._limits.resume_wait_s) - self._limits.resume_margin_s
         grant = await self._generations.resume(question, wait_s)
-        metrics.RESUMES.inc()
+        metrics.RESUMES.inc(grant.epoch > question.last_epoch)
         return messages.grant_to(grant)
 
     async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:
@@ -192,17 +202,24 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         generation_id = wire.generation_id_from(request.generation_id)
         return messages.view_to(await self._generations.view(generation_id))
 
+    async def ClaimGeneration(
+        self, request: pb.ClaimGenerationRequest, context: Context
+    ) -> pb.ClaimGenerationResponse:
+        digest = wire.ask_digest_from(request.ask_digest)
+        view = await self._generations.claim(digest)
+        return pb.ClaimGenerationResponse(generation=messages.view_to(view))
+
     async def ReportInterruption(
         self, request: pb.ReportInterruptionRequest, context: Context
     ) -> pb.ReportInterruptionResponse:
         node_id = messages.name_from(request.node_id, "node_id")
         notice_s = request.notice_s
-        if not math.isfinite(notice_s) or not 0 <= notice_s <= MAX_NOTICE_S:
-            raise InvalidArgument(f"notice_s lies in [0, {MAX_NOTICE_S:g}]", field="notice_s")
+        if not math.isfinite(notice_s) or not 0 <= notice_s <= messages.MAX_NOTICE_S:
+            raise InvalidArgument(
+                f"notice_s lies in [0, {messages.MAX_NOTICE_S:g}]", field="notice_s"
+            )
         if request.kill and notice_s:
             raise InvalidArgument("a kill comes without notice", field="notice_s")
-        if request.kill and not self._limits.can_end_nodes:
-            raise FailedPrecondition("the provider of these nodes cannot kill", field="kill")
         await self._runtime.started.wait()
         event = await self._runtime.interrupt(node_id, notice_s, request.kill)
         return pb.ReportInterruptionResponse(event_number=event.number)
@@ -211,14 +228,18 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         self, request: pb.GetStatusRequest, context: Context
     ) -> pb.GetStatusResponse:
         cluster = self._runtime.cluster
+        population = self._generations.population()
         return pb.GetStatusResponse(
             nodes=[messages.node_to(node) for node in cluster.nodes_view()],
             pipelines=[messages.pipeline_to(pipeline) for pipeline in cluster.pipelines_view()],
-            generations=[
-                messages.generation_to(generation)
-                for generation in self._generations.open_generations()
-            ],
+            generations=[messages.generation_to(line) for line in population.open],
             router_ids=sorted(self._routers),
+            model=wire.model_to(self._served.ref),
+            newer_digest=self._served.newer_digest(),
+            finished_generations=population.finished,
+            cancelled_generations=population.cancelled,
+            faults=[messages.fault_to(fault, cluster.unix_offset_s) for fault in cluster.faults()],
+            unusable=cluster.unusable(),
         )
 
     async def WatchEvents(

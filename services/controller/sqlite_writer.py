@@ -8,16 +8,22 @@ import logging
 import queue
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from services.common.errors import DataLoss, ResourceExhausted, ShuntError, Unavailable
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 Statement = tuple[str, tuple[object, ...]]
 _FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_TOOBIG}
+TIDY_STEPS = 64
+TIDY_PAGES = 128
+"""Given back by one step, whose log must find room."""
 _BROKEN = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
@@ -31,25 +37,57 @@ class _Group:
 
 class _Marker(enum.Enum):
     RESET = enum.auto()
+    TIDY = enum.auto()
     STOP = enum.auto()
 
 
 def open_connection(path: Path) -> sqlite3.Connection:
-    """A connection in WAL mode that may be used from another thread."""
+    """A connection in WAL mode that may be used from another thread. A file that is new gives
+    back the pages it frees, when it is told to."""
+    new = not path.exists()
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
+    try:
+        if new:
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
-def domain_error(error: sqlite3.Error) -> ShuntError:
-    """What a failed statement means to the caller; nothing of its transaction was written."""
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    if code in _FULL or code == sqlite3.SQLITE_IOERR:
-        return ResourceExhausted(f"the journal cannot be written: {error}", field="journal")
-    if code in _BROKEN:
-        return DataLoss(f"the journal is damaged: {error}", field="journal")
-    return Unavailable(f"the journal did not answer: {error}", field="journal")
+def lacks_room(error: sqlite3.Error) -> bool:
+    """The disk did not take what was written."""
+    code = _code(error)
+    return code in _FULL or code == sqlite3.SQLITE_IOERR
+
+
+def domain_error(error: sqlite3.Error, path: Path) -> ShuntError:
+    """What a failed statement on a file means to the caller; nothing of its transaction was
+    written."""
+    if lacks_room(error):
+        return ResourceExhausted(f"{path} cannot be written: {error}", field="journal")
+    if _code(error) in _BROKEN:
+        return damaged(path, str(error))
+    return Unavailable(f"{path} did not answer: {error}", field="journal")
+
+
+def damaged(path: Path, what: str) -> DataLoss:
+    """Says which file is damaged and what can be done about it."""
+    return DataLoss(
+        f"{path} is damaged: {what}. To save what is whole: sqlite3 {path.name} .recover. To start"
+        f" without it: move {path.name}* away (open generations and events are lost, models not)",
+        field="journal",
+    )
+
+
+def _code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+
+
+def _nothing() -> bool:
+    return False
 
 
 class SqliteWriter:
@@ -59,12 +97,26 @@ class SqliteWriter:
     A group is fsynced before it is answered when any of its writes asks for it; the fsync covers
     every earlier group too, so the file always holds a prefix of what was written. For the same
     reason every write behind a failed one fails too, until `reset`.
+
+    A group for which the disk has no room is tried again as often as `make_room` finds some. Both
+    functions are called by the thread; `tidied` is told whether the log's room can be used again.
     """
 
     def __init__(
-        self, connection: sqlite3.Connection, *, interval_s: float, pending_limit: int
+        self,
+        connection: sqlite3.Connection,
+        path: Path,
+        *,
+        interval_s: float,
+        pending_limit: int,
+        make_room: Callable[[], bool] = _nothing,
+        tidied: Callable[[bool], object] = bool,
     ) -> None:
+        """`path` is told in errors."""
         self._connection = connection
+        self._path = path
+        self._make_room = make_room
+        self._tidied = tidied
         self._interval_s = interval_s
         self._pending_limit = pending_limit
         self._pending = 0
@@ -73,6 +125,8 @@ class SqliteWriter:
         self._timer: asyncio.TimerHandle | None = None
         self._queue: queue.SimpleQueue[_Group | _Marker] = queue.SimpleQueue()
         self._failed: Exception | None = None
+        self.exhausted = False
+        """The last group failed for want of room, and none came since."""
         self._synced: bool | None = None
         self._thread = threading.Thread(target=self._run, name="journal-writer", daemon=True)
         self._thread.start()
@@ -109,6 +163,11 @@ class SqliteWriter:
         self._flush()
         self._queue.put(_Marker.RESET)
 
+    def tidy(self) -> None:
+        """Has the pages that are free given back to the disk, and the log written anew from its
+        start. The log keeps its size: with a full disk its room is what deletions need."""
+        self._queue.put(_Marker.TIDY)
+
     def stop(self) -> None:
         """Hands over what waits; `join` waits until it is committed."""
         self._flush()
@@ -129,6 +188,9 @@ class SqliteWriter:
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not _Marker.STOP:
+            if item is _Marker.TIDY:
+                self._tidy()
+                continue
             if isinstance(item, _Marker):
                 self._failed = None
                 continue
@@ -140,25 +202,61 @@ class SqliteWriter:
 
     def _commit(self, group: _Group) -> Exception | None:
         try:
-            if group.sync is not self._synced:
-                mode = "FULL" if group.sync else "NORMAL"
-                self._connection.execute(f"PRAGMA synchronous={mode}")
-                self._synced = group.sync
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                for sql, parameters in group.statements:
-                    self._connection.execute(sql, parameters)
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
+            self._in_room(partial(self._transact, group))
         except sqlite3.Error as error:
             _log.error("journal write failed", extra={"error": str(error), "writes": group.writes})
-            return domain_error(error)
+            self.exhausted = lacks_room(error)
+            return domain_error(error, self._path)
         except Exception as defect:  # the thread must live to say so
             return defect
         return None
+
+    def _in_room(self, write: Callable[[], T]) -> T:
+        """Writes, again and again while there is room to be made."""
+        while True:
+            try:
+                return write()
+            except sqlite3.Error as error:
+                if not (lacks_room(error) and self._make_room()):
+                    raise
+
+    def _transact(self, group: _Group) -> None:
+        if group.sync is not self._synced:
+            mode = "FULL" if group.sync else "NORMAL"
+            self._connection.execute(f"PRAGMA synchronous={mode}")
+            self._synced = group.sync
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            for sql, parameters in group.statements:
+                self._connection.execute(sql, parameters)
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def _tidy(self) -> None:
+        try:
+            emptied = self._in_room(self._fold)
+            for _ in range(TIDY_STEPS):
+                if not self._connection.execute("PRAGMA freelist_count").fetchone()[0]:
+                    break
+                self._in_room(self._give_back)
+                emptied = self._in_room(self._fold)
+        except sqlite3.Error as error:
+            _log.info("the journal gives back nothing", extra={"why": str(error)})
+            emptied = False
+        self._tidied(emptied)
+
+    def _give_back(self) -> None:
+        # Its rows have no columns: execute would stop behind the first page.
+        self._connection.executescript(f"PRAGMA incremental_vacuum({TIDY_PAGES})")
+
+    def _fold(self) -> bool:
+        """The log into the database; False where some of it must stay."""
+        row = self._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+        busy, frames, folded = row
+        return not busy and frames == folded
 
     def _resolve(self, group: _Group, error: Exception | None) -> None:
         self._pending -= group.writes

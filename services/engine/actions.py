@@ -34,6 +34,14 @@ class StopSequence:
 
 
 @dataclass(frozen=True, slots=True)
+class SetUnread:
+    """Scheduler: whether anybody reads this sequence; what is unread yields to what is read."""
+
+    key: SequenceKey
+    unread: bool
+
+
+@dataclass(frozen=True, slots=True)
 class DropSequence:
     """Scheduler: forget it at once; the formation is gone and no step will come back."""
 
@@ -52,7 +60,7 @@ class WakeCheckpoints:
     """Checkpoint edge: `Generations.take_checkpoints` has something that should not wait."""
 
 
-Action = StartSequence | StopSequence | DropSequence | Wake | WakeCheckpoints
+Action = StartSequence | StopSequence | SetUnread | DropSequence | Wake | WakeCheckpoints
 
 
 @dataclass(frozen=True, slots=True)

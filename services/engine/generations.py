@@ -11,7 +11,7 @@ in flight comes back, the head seals. Whoever wants to go on asks the controller
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from services.common.errors import (
     AlreadyExists,
@@ -42,43 +42,10 @@ from services.engine.actions import (
     Wake,
     WakeCheckpoints,
 )
+from services.engine.checkpoints import CLOSE_REASONS, due_checkpoints
+from services.engine.head_settings import HeadSettings
 from services.engine.held import Choice, Held, Life, Reader
 from services.engine.recent import Recent
-
-_CLOSE_REASONS = {
-    CheckpointRefusal.STALE_EPOCH: CloseReason.FENCED,
-    CheckpointRefusal.UNKNOWN_FORMATION: CloseReason.FENCED,
-    CheckpointRefusal.DIVERGED: CloseReason.DIVERGED,
-    CheckpointRefusal.ENDED: CloseReason.CANCELLED,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class HeadSettings:
-    """Limits and timings of the head core, in seconds."""
-
-    frame_interval_s: float = 0.1
-    """A reader gets a frame at least this often."""
-    checkpoint_interval_s: float = 0.05
-    """Checkpoints of a generation are coalesced over at most this long."""
-    checkpoint_timeout_s: float = 1.0
-    """A checkpoint unanswered for this long is sent again."""
-    detach_s: float = 10.0
-    """A generation unread for this long is parked."""
-    drain_readers_s: float = 1.0
-    """A drain waits this long for readers to take what is theirs."""
-    keep_s: float = 60.0
-    """An ended generation, or the memory that it was sealed or cancelled, is kept this long."""
-    max_generations: int = 1024
-    """Open generations; more are refused with ResourceExhausted."""
-    max_unjournaled: int = 4096
-    """The same for those, ended or not, of which the journal has yet to answer for something: they
-    pile up while the controller is away."""
-    max_remembered: int = 65_536
-    """Generations that are gone, and cancelled ones, whose memory is kept; the newest."""
-    checkpoints_at_once: int = 256
-    checkpoint_ids_at_once: int = 32_768
-    """What one message to the journal may carry; a single generation's may be longer."""
 
 
 class Generations:
@@ -175,14 +142,14 @@ class Generations:
             return self._attach(held, reader_id, call, now_s)
         if call.formation_id != self._formation_id or self._drain_began_s is not None:
             raise FailedPrecondition("the formation takes no calls", field="formation_id")
-        if held is None and self.open_generations >= self.settings.max_generations:
-            raise ResourceExhausted("too many open generations", field="generation_id")
         if held is None and self._unjournaled >= self.settings.max_unjournaled:
             raise ResourceExhausted(
                 "the journal is too far behind to begin another generation", field="generation_id"
             )
         begun = Held(call, self.incarnation, self._numerics_class, now_s)
         actions: list[Action] = []
+        if held is None and self.open_generations >= self.settings.max_generations:
+            actions += self._park_longest_unread(now_s)
         if held is not None:
             actions += self._give_up(held, CloseReason.SUPERSEDED, now_s)
         self._held[generation_id] = begun
@@ -204,27 +171,47 @@ class Generations:
         if held.reader is not None:
             held.reader.closing = CloseReason.SUPERSEDED
             actions.append(Wake(held.reader.reader_id))
+        actions += held.set_unread(False)
         self._readers[reader_id] = held.attach(reader_id, call.from_lengths, now_s)
         return [*actions, Wake(reader_id)]
 
-    def detach(self, reader_id: int, now_s: float) -> None:
+    def detach(self, reader_id: int, now_s: float) -> list[Action]:
         """The reader's stream is gone, however it ended; any id may be given, any number of
         times."""
         reader = self._readers.pop(reader_id, None)
-        if reader is not None and reader.held.reader is reader:
-            reader.held.reader = None
-            reader.held.unread_since_s = now_s
+        if reader is None or reader.held.reader is not reader:
+            return []
+        held = reader.held
+        held.reader = None
+        held.unread_since_s = now_s
+        return self._left(held, now_s)
+
+    def client_gone(
+        self, generation_id: str, epoch: int, resumable: bool, now_s: float
+    ) -> list[Action]:
+        """The client of whoever reads it now is gone: when that reader is too, and no other has
+        come, the generation yields, or is parked if nobody can resume it. Known or not, the answer
+        is the same."""
+        held = self._held.get(generation_id)
+        if held is None or held.epoch != epoch:
+            return []
+        held.client_gone = resumable
+        return self._left(held, now_s) if held.reader is None else []
+
+    def is_silent(self, reader_id: int, now_s: float) -> bool:
+        """A sign of life is due to this reader; look at least every `frame_interval_s / 2`."""
+        reader = self._readers.get(reader_id)
+        return reader is not None and reader.is_silent(self.settings, now_s)
 
     def next_frame(self, reader_id: int, now_s: float) -> Frame | None:
-        """The next frame to send, a Progress when nothing else was due for `frame_interval_s`,
-        else None. A Closed is the last: end the stream behind it. Call it on every Wake and at
-        least every `frame_interval_s / 2`, until it gives None."""
+        """The next frame to send; None when none is due. A Closed is the last: end the stream
+        behind it. Call it on every Wake, and when `is_silent`, until it gives None."""
         reader = self._readers.get(reader_id)
         if reader is None:
             return None
-        frame = reader.next_frame(self.step, self.settings.frame_interval_s, now_s)
+        frame = reader.next_frame(self.step, self.settings, now_s)
         if isinstance(frame, Closed):
-            self.detach(reader_id, now_s)
+            self.detach(reader_id, now_s)  # what is closed is not live: nothing to do for it
         return frame
 
     def cancel(
@@ -295,17 +282,7 @@ class Generations:
         """Checkpoints to send now in the message of this number, at most one unanswered a
         generation. Call it on WakeCheckpoints and every `checkpoint_interval_s` while the stream
         to the journal stands, until it gives nothing more."""
-        settings = self.settings
-        taken: list[Checkpoint] = []
-        ids = 0
-        for held in self._held.values():
-            if not held.due(settings.checkpoint_interval_s, settings.checkpoint_timeout_s, now_s):
-                continue
-            taken.append(held.checkpoint(message, now_s))
-            ids += sum(len(span.ids) for span in taken[-1].spans)
-            if len(taken) >= settings.checkpoints_at_once or ids >= settings.checkpoint_ids_at_once:
-                break
-        return tuple(taken)
+        return due_checkpoints(self._held.values(), self.settings, message, now_s)
 
     def checkpoint_results(
         self, message: int, results: Iterable[CheckpointResult], now_s: float
@@ -324,7 +301,7 @@ class Generations:
             if result.refusal is CheckpointRefusal.ENDED:
                 self._cancelled.keep(result.generation_id, None, now_s)
             self.diverged += result.refusal is CheckpointRefusal.DIVERGED
-            actions += self._give_up(held, _CLOSE_REASONS[result.refusal], now_s)
+            actions += self._give_up(held, CLOSE_REASONS[result.refusal], now_s)
         return actions
 
     def checkpoint_stream_opened(self) -> None:
@@ -333,15 +310,18 @@ class Generations:
             held.resend()
 
     def tick(self, now_s: float) -> list[Action]:
-        """Parks what nobody reads, forgets what has ended; call it every 0.1 s or so."""
+        """Lets what nobody reads yield, parks it, forgets what has ended; call it every 0.1 s."""
         actions: list[Action] = []
         settings = self.settings
         for generation_id, held in list(self._held.items()):
             if held.reader is not None:
                 continue
             if held.life is Life.LIVE:
-                if now_s - held.unread_since_s >= settings.detach_s:
-                    actions += self._seal(held, now_s)
+                unread_s = now_s - held.unread_since_s
+                if unread_s >= settings.detach_s:
+                    actions += self._park(held, now_s)
+                elif unread_s >= settings.yield_s:
+                    actions += held.set_unread(True)
             elif held.journal_done and (
                 held.life is not Life.FINISHED or now_s - held.ended_s >= settings.keep_s
             ):
@@ -378,6 +358,26 @@ class Generations:
             return []
         held.close(Life.FINISHED, CloseReason.FINISHED, now_s)
         return self._tell(held)
+
+    def _left(self, held: Held, now_s: float) -> list[Action]:
+        if held.client_gone is None:
+            return []  # perhaps a blip
+        return held.set_unread(True) if held.client_gone else self._park(held, now_s)
+
+    def _park(self, held: Held, now_s: float) -> list[Action]:
+        """Seals what nobody reads; the journal keeps its ids for whoever comes back."""
+        if held.journal_done:
+            return []
+        held.unread = True
+        seals = self._seal(held, now_s) if held.life is Life.LIVE else []
+        return [*seals, WakeCheckpoints()]
+
+    def _park_longest_unread(self, now_s: float) -> list[Action]:
+        """Makes room. Raises ResourceExhausted when everything open is read."""
+        unread = [h for h in self._held.values() if h.life is Life.LIVE and h.unread]
+        if not unread:
+            raise ResourceExhausted("too many open generations", field="generation_id")
+        return self._park(min(unread, key=lambda h: h.unread_since_s), now_s)
 
     def _seal(self, held: Held, now_s: float) -> list[Action]:
         held.life = Life.SEALING

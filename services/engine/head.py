@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from services.common import logs
 from services.common.errors import ResourceExhausted
 from services.common.exchange import (
     Checkpoint,
@@ -23,6 +25,7 @@ from services.common.generation import CancelReason
 from services.engine.actions import (
     Action,
     DropSequence,
+    SetUnread,
     StartSequence,
     StopSequence,
     Wake,
@@ -37,6 +40,8 @@ from services.engine.scheduler import Scheduler
 from services.engine.tracing import StepTraces
 from services.engine.validation import Bounds
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class ReaderLimits:
@@ -50,7 +55,6 @@ class ReaderLimits:
 @dataclass(slots=True, eq=False)
 class _Reader:
     task: asyncio.Task[object] | None
-    last_s: float
     due: asyncio.Event = field(default_factory=asyncio.Event)
     sending_since_s: float | None = None
 
@@ -98,6 +102,12 @@ class Head:
     @property
     def open_generations(self) -> int:
         return self._core.open_generations
+
+    @property
+    def has_work(self) -> bool:
+        """Steps are to be made, or to come back."""
+        scheduler = self.scheduler
+        return scheduler is not None and scheduler.has_work
 
     @property
     def formation_id(self) -> str:
@@ -152,11 +162,15 @@ class Head:
         if lead is not None and lead.formation.id == call.formation_id:
             lead.bounds.check(call)
         reader_id = next(self._reader_ids)
-        reader = _Reader(asyncio.current_task(), self._clock())
+        reader = _Reader(asyncio.current_task())
         self._readers[reader_id] = reader
         generation_id, followed = call.request.generation_id, None
         try:
             actions = self._core.generate(reader_id, call, self._clock())
+            if any(isinstance(action, StartSequence) for action in actions):
+                # An epoch is begun once; a storm of epochs is told in part.
+                log = logs.access if call.epoch == 1 else _log
+                log.info("generation begins", extra={"epoch": call.epoch})
             followed = self._traces.follow(generation_id)
             self._carry_out(actions)
             while True:
@@ -165,7 +179,7 @@ class Head:
                     reader.due.clear()
                     await reader.due.wait()
                     continue
-                reader.last_s = reader.sending_since_s = self._clock()
+                reader.sending_since_s = self._clock()
                 yield frame
                 reader.sending_since_s = None
                 if isinstance(frame, Closed):
@@ -173,12 +187,16 @@ class Head:
         finally:
             del self._readers[reader_id]
             self._traces.forget(generation_id, followed)
-            self._core.detach(reader_id, self._clock())
-            self._changed.set()
+            self._carry_out(self._core.detach(reader_id, self._clock()))
 
     def cancel(self, generation_id: str, choice: int | None, reason: CancelReason) -> None:
         """Ends a generation or one choice of it."""
         self._carry_out(self._core.cancel(generation_id, choice, reason, self._clock()))
+
+    def client_gone(self, generation_id: str, epoch: int, *, resumable: bool) -> None:
+        """The client of whoever reads a generation is gone."""
+        now_s = self._clock()
+        self._carry_out(self._core.client_gone(generation_id, epoch, resumable, now_s))
 
     # Journal
 
@@ -213,9 +231,9 @@ class Head:
         now_s = self._clock()
         self._carry_out(self._core.tick(now_s))
         self._counters.diverged(self._core.diverged)
-        for reader in list(self._readers.values()):
+        for reader_id, reader in list(self._readers.items()):
             if reader.sending_since_s is None:
-                if now_s - reader.last_s >= self._core.settings.frame_interval_s:
+                if self._core.is_silent(reader_id, now_s):
                     reader.due.set()
             elif now_s - reader.sending_since_s > self._limits.stall_s and reader.task:
                 reader.task.cancel()
@@ -236,6 +254,8 @@ class Head:
             elif self._lead is not None:
                 if isinstance(action, StartSequence):
                     self._lead.scheduler.start(action.key, action.request, action.output_ids)
+                elif isinstance(action, SetUnread):
+                    self._lead.scheduler.set_unread(action.key, action.unread)
                 elif isinstance(action, DropSequence):
                     self._lead.scheduler.drop(action.key)
         # The next step goes out first: it computes while readers are served.

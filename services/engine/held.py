@@ -20,8 +20,10 @@ from services.common.exchange import (
     Tokens,
 )
 from services.common.generation import FinishReason, GenerationRequest, TokenSpan, finish_of
+from services.common.message_sizes import token_bytes
 from services.common.token_run import TokenRun
-from services.engine.actions import SequenceKey
+from services.engine.actions import Action, SequenceKey, SetUnread, WakeCheckpoints
+from services.engine.head_settings import HeadSettings
 
 
 class Life(StrEnum):
@@ -48,6 +50,34 @@ class Choice:
     """The scheduler has it, or a step with it may be in flight."""
 
 
+class Cut:
+    """What of several choices goes into one message."""
+
+    def __init__(self, room_bytes: int, token_bytes: int) -> None:
+        self.spans: list[TokenSpan] = []
+        self.whole = True
+        """Nothing was left out."""
+        self.end = 0
+        """Where the span taken last ends."""
+        self.ends = False
+        """It says that its choice ends there."""
+        self._room = max(1, room_bytes // token_bytes)
+
+    def take(self, index: int, choice: Choice, start: int, *, told: bool) -> bool:
+        """Takes what there is from `start` on, as far as there is room, and the choice's end if
+        that was not told; False: nothing."""
+        length = len(choice.run)
+        self.end = min(length, start + self._room)
+        self.ends = self.end == length and choice.finish is not None and not told
+        self.whole = self.whole and self.end == length
+        if self.end == start and not self.ends:
+            return False
+        finish = choice.finish if self.end == length else None
+        self.spans.append(choice.run.span(index, start, self.end, finish))
+        self._room -= self.end - start
+        return True
+
+
 @dataclass(slots=True)
 class Reader:
     """One attached stream and what it has had."""
@@ -62,38 +92,54 @@ class Reader:
     closing: CloseReason | None = None
     """Set when it ends apart from its generation."""
 
-    def next_frame(self, step: int, interval_s: float, now_s: float) -> Frame | None:
+    def is_silent(self, settings: HeadSettings, now_s: float) -> bool:
+        """It has had no frame for the interval of its generation: one that runs, or is queued."""
+        silent_s = now_s - self.last_frame_s
+        if silent_s < settings.frame_interval_s:
+            return False
+        queued = self.held.phase is Phase.QUEUED
+        return not queued or silent_s >= settings.queued_frame_interval_s
+
+    def next_frame(self, step: int, settings: HeadSettings, now_s: float) -> Frame | None:
         """What to send next; None when nothing is due."""
-        frame = self._due(step)
-        if frame is None and now_s - self.last_frame_s >= interval_s:
+        frame = self._due(step, settings.frame_bytes)
+        if frame is None and self.is_silent(settings, now_s):
             frame = Progress(step, self.held.phase)
         if frame is not None:
             self.last_frame_s = now_s
         return frame
 
-    def _due(self, step: int) -> Frame | None:
+    def _due(self, step: int, room_bytes: int) -> Frame | None:
         held = self.held
         if self.closing is not None:
             return Closed(self.closing, held.lengths)
         if not self.accepted:
             self.accepted = True
             return Accepted(held.formation_id, held.incarnation, held.numerics_class, held.lengths)
-        if held.life is not Life.FENCED and (spans := self._unsent()):
+        if held.life is not Life.FENCED and (spans := self._unsent(room_bytes)):
             return Tokens(spans, step)
         if held.closing is not None:
             return Closed(held.closing, held.lengths)
         return None
 
-    def _unsent(self) -> tuple[TokenSpan, ...]:
-        spans = []
+    def _unsent(self, room_bytes: int) -> tuple[TokenSpan, ...]:
+        cut = Cut(room_bytes, self.held.token_bytes)
         for index, choice in enumerate(self.held.choices):
-            ends = choice.finish is not None and index not in self.told
-            if len(choice.run) > self.sent[index] or ends:
-                spans.append(choice.run.span(index, self.sent[index], None, choice.finish))
-                self.sent[index] = len(choice.run)
-                if ends:
+            if cut.take(index, choice, self.sent[index], told=index in self.told):
+                self.sent[index] = cut.end
+                if cut.ends:
                     self.told.add(index)
-        return tuple(spans)
+        return tuple(cut.spans)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """What a checkpoint said, and in which message."""
+
+    message: int
+    lengths: Lengths
+    ends: frozenset[int]
+    unread: bool
 
 
 class Held:
@@ -106,6 +152,8 @@ class Held:
         if not request.numerics_class:
             request = replace(request, numerics_class=numerics_class)
         self.request: GenerationRequest = request
+        self.token_bytes = token_bytes(request)
+        """Of one of its tokens in a message."""
         self.numerics_class = numerics_class
         """Of this head; the request names the one that the generation began with."""
         self.epoch = call.epoch
@@ -116,6 +164,10 @@ class Held:
         self.closing: CloseReason | None = None
         self.reader: Reader | None = None
         self.unread_since_s = now_s
+        self.unread = False
+        """Nobody reads it, and that is no blip: it yields to what is read."""
+        self.client_gone: bool | None = None
+        """The client of the present reader, or of the last, is gone, and whether it can resume."""
         self.ended_s = now_s
         for span in call.held:
             self._go_on_from(span)
@@ -124,8 +176,9 @@ class Held:
         self._answered = False
         """The journal has answered in this epoch: it knows the request."""
         self._seal_answered = False
-        self._in_flight: tuple[int, Lengths, frozenset[int]] | None = None
-        """The last message with a checkpoint of it, and what that said."""
+        self._told_unread = False
+        self._in_flight: _Sent | None = None
+        """The last checkpoint of it that is unanswered."""
         self._sealed_since: int | None = None
         """The first message with the seal; behind it nothing is added, so all say the same."""
         self._sent_s = float("-inf")
@@ -184,12 +237,23 @@ class Held:
         for span in spans:
             self.choice(span.choice).run.check(span.start, span.ids)
 
+    def set_unread(self, unread: bool) -> list[Action]:
+        """Lets the scheduler and the journal know whether it is read; said again, or of what runs
+        no more, it changes nothing."""
+        if self.unread is unread or self.life is not Life.LIVE:
+            return []
+        self.unread = unread
+        choices = enumerate(self.choices)
+        said = [SetUnread(self.key(i), unread) for i, c in choices if c.in_batch]
+        return [*said, WakeCheckpoints()]
+
     def attach(self, reader_id: int, start: Lengths, now_s: float) -> Reader:
         """A new reader that goes on at these positions, or at the length held if that is less:
         so it can compare what it holds beyond."""
         padded = [*start, *([0] * (len(self.choices) - len(start)))]
         sent = [min(s, len(c.run)) for s, c in zip(padded, self.choices, strict=True)]
         self.reader = Reader(reader_id, self, sent, now_s)
+        self.unread, self.client_gone = False, None
         return self.reader
 
     @property
@@ -199,9 +263,11 @@ class Held:
 
     @property
     def urgent(self) -> bool:
-        """A checkpoint should not wait: the first of the epoch, or the last."""
+        """A checkpoint should not wait: the first of the epoch, the last, or one that says
+        whether the generation is read."""
         sealed = self.life in (Life.SEALED, Life.FINISHED)
-        return not self._answered or (sealed and not self._seal_answered)
+        told = self._answered and self._told_unread is self.unread
+        return not told or (sealed and not self._seal_answered)
 
     def due(self, interval_s: float, timeout_s: float, now_s: float) -> bool:
         """A checkpoint should be sent now."""
@@ -220,15 +286,18 @@ class Held:
             for index, choice in enumerate(self.choices)
         )
 
-    def checkpoint(self, message: int, now_s: float) -> Checkpoint:
-        """Everything the journal has not answered for."""
-        spans = []
-        ends = frozenset(i for i, choice in enumerate(self.choices) if choice.finish is not None)
-        for index, (choice, start) in enumerate(zip(self.choices, self._journaled, strict=True)):
-            if len(choice.run) > start or (index in ends and index not in self._journaled_ends):
-                spans.append(choice.run.span(index, start, None, choice.finish))
-        sealed = self.life in (Life.SEALED, Life.FINISHED)
-        self._in_flight = (message, self.lengths, ends)
+    def checkpoint(self, message: int, room_bytes: int, now_s: float) -> Checkpoint:
+        """What the journal has not answered for, as far as there is room."""
+        cut = Cut(room_bytes, self.token_bytes)
+        lengths, ends = list(self._journaled), set(self._journaled_ends)
+        for index, choice in enumerate(self.choices):
+            told = index in self._journaled_ends
+            if cut.take(index, choice, self._journaled[index], told=told):
+                lengths[index] = cut.end
+                if cut.ends:
+                    ends.add(index)
+        sealed = cut.whole and self.life in (Life.SEALED, Life.FINISHED)
+        self._in_flight = _Sent(message, tuple(lengths), frozenset(ends), self.unread)
         if sealed and self._sealed_since is None:
             self._sealed_since = message
         self._sent_s = now_s
@@ -238,8 +307,9 @@ class Held:
             self.incarnation,
             self.formation_id,
             None if self._answered else self.request,
-            tuple(spans),
+            tuple(cut.spans),
             sealed,
+            self.unread,
         )
 
     def answered(self, message: int, result: CheckpointResult) -> None:
@@ -252,13 +322,16 @@ class Held:
         ]
         if self._sealed_since is not None and message >= self._sealed_since:
             self._seal_answered = tuple(self._journaled) == self.lengths
-        if self._in_flight is None or self._in_flight[0] != message:
+        sent = self._in_flight
+        if sent is None or sent.message != message:
             return
-        _, lengths, ends = self._in_flight
         self._in_flight = None
-        if all(has >= sent for has, sent in zip(self._journaled, lengths, strict=True)):
-            self._journaled_ends |= ends
+        self._told_unread = sent.unread
+        if all(has >= said for has, said in zip(self._journaled, sent.lengths, strict=True)):
+            self._journaled_ends |= sent.ends
 
     def resend(self) -> None:
-        """What is in flight may be lost; messages are counted anew."""
+        """What is in flight may be lost; messages are counted anew. The other end may be a new
+        process, which knows of no unread generation."""
         self._in_flight = self._sealed_since = None
+        self._told_unread = False

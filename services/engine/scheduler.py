@@ -2,10 +2,14 @@
 
 Every step carries one row for each sequence that decodes and fills its token budget with prompt
 rows: first those of streams that were moved here and wait in mid-answer, then first come first
-served. A sequence that decodes is in at most one step in flight; one that is being read may be in
-as many as there are stages, a piece each, for no piece but its last has to come back. Stages work
-a step in the order they got it, so blocks and slots that are free here may be handed out again at
-once. A preempted sequence is read again from its ids; exactness makes that free of consequence.
+served. What nobody reads comes last: it runs only while nothing that is read waits for its first
+token, and gives up its place for it.
+
+A sequence that decodes is in at most one step in flight; one whose prompt is in the making may be
+in as many as there are stages, a piece each, for no piece but its last has to come back. Stages
+work a step in the order they got it, so blocks and slots that are free here may be handed out again
+at once. A preempted sequence is computed again from its ids; exactness makes that free of
+consequence.
 """
 
 from __future__ import annotations
@@ -20,6 +24,9 @@ from services.common.generation import GenerationRequest
 from services.engine.actions import NewToken, SequenceKey
 from services.engine.backend import BLOCK_SIZE, Batch, Sampled, SequenceOpen, SequenceStep
 from services.engine.blocks import BlockAllocator, blocks_for
+
+MAX_OPENED_IDS = 1 << 18
+"""Ids of the sequences that enter in one step together, the last one apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,7 @@ class _Sequence:
     """Steps that carry it and have not come back."""
     stopping: bool = False
     dropped: bool = False
+    unread: bool = False
     last_step: int = 0
 
     @property
@@ -63,9 +71,10 @@ class _Sequence:
         return len(self.tokens) - self.computed
 
     @property
-    def turn(self) -> tuple[bool, int]:
-        """Its place among those that wait: an answer that was begun goes on first."""
-        return len(self.tokens) == len(self.request.prompt_ids), self.arrival
+    def turn(self) -> tuple[bool, bool, int]:
+        """Its place among those that wait: what is read before what is not, then an answer that
+        was begun before a new one."""
+        return self.unread, len(self.tokens) == len(self.request.prompt_ids), self.arrival
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +136,11 @@ class Scheduler:
     def in_flight(self) -> int:
         return len(self._flights)
 
+    @property
+    def has_work(self) -> bool:
+        """Some step is to be made, or to come back."""
+        return bool(self._running or self._waiting or self._flights)
+
     def take_phases(self) -> dict[SequenceKey, Phase]:
         """Phases that changed since the last call."""
         phases, self._phases = self._phases, {}
@@ -155,6 +169,18 @@ class Scheduler:
         sequence.stopping = True
         return False
 
+    def set_unread(self, key: SequenceKey, unread: bool) -> None:
+        """Whether anybody reads the sequence; one that starts is read."""
+        sequence = self._by_key.get(key)
+        if sequence is None or sequence.unread is unread:
+            return
+        waits = sequence in self._waiting
+        if waits:
+            self._waiting.remove(sequence)
+        sequence.unread = unread
+        if waits:
+            insort(self._waiting, sequence, key=lambda s: s.turn)
+
     def drop(self, key: SequenceKey) -> None:
         """Frees a sequence; what a step in flight brings for it counts for nothing."""
         sequence = self._by_key.pop(key, None)
@@ -167,12 +193,12 @@ class Scheduler:
         if len(self._flights) >= self._max_in_flight:
             return None
         self._admit()
-        running = self._running.values()
+        running = self._allowed()
         decoding = [s for s in running if s.phase is Phase.DECODE and not s.in_flight]
         prefilling = [s for s in running if s.phase is Phase.PREFILL and s.remaining]
         if self._flights and not self._worth_overlapping(decoding, prefilling):
             return None
-        chosen = [(s, 1) for s in self._choose_decodes(decoding)]
+        chosen = [(s, 1) for s in self._choose_decodes(decoding, running)]
         decodes = len(chosen)
         budget = self._settings.token_budget - decodes
         for sequence in sorted(prefilling, key=lambda s: s.turn):
@@ -212,15 +238,22 @@ class Scheduler:
             or any(s.in_flight for s in prefilling)
         )
 
+    def _allowed(self) -> list[_Sequence]:
+        """Those that may run: the unread ones only while no reader waits for a first token."""
+        running = self._running.values()
+        awaited = any(not s.unread and s.phase is Phase.PREFILL for s in running)
+        if awaited or (self._waiting and not self._waiting[0].unread):
+            return [s for s in running if not s.unread]
+        return list(running)
+
     def _admit(self) -> None:
-        while self._waiting and self._slots:
+        while self._waiting and sum(len(s.tokens) for s in self._opens) < MAX_OPENED_IDS:
             sequence = self._waiting[0]
-            # One spare block for each that runs: it will need one within sixteen steps.
             needed = blocks_for(len(sequence.tokens) + 1)
-            if needed + len(self._running) > self._blocks.free_count and self._running:
-                return
-            if needed > self._blocks.free_count:
-                return
+            if not self._has_room(needed):
+                if sequence.unread or not self._make_room():
+                    return
+                continue
             self._waiting.pop(0)
             sequence.blocks = self._blocks.allocate(needed)
             sequence.slot = heappop(self._slots)
@@ -228,9 +261,26 @@ class Scheduler:
             self._opens.append(sequence)
             self._set_phase(sequence, Phase.PREFILL)
 
-    def _choose_decodes(self, decoding: list[_Sequence]) -> list[_Sequence]:
+    def _has_room(self, blocks: int) -> bool:
+        if not self._slots:
+            return False
+        # One spare block for each that runs: it will need one within sixteen steps.
+        return blocks + len(self._running) <= self._blocks.free_count or (
+            not self._running and blocks <= self._blocks.free_count
+        )
+
+    def _make_room(self) -> bool:
+        """Takes its place from an unread sequence that no step carries; False: there is none."""
+        idle = [s for s in self._running.values() if s.unread and not s.in_flight]
+        if idle:
+            self._preempt(max(idle, key=lambda s: s.arrival))
+        return bool(idle)
+
+    def _choose_decodes(
+        self, decoding: list[_Sequence], running: list[_Sequence]
+    ) -> list[_Sequence]:
         """Those whose turn it is, each with a block for its next position."""
-        everyone = sum(s.phase is Phase.DECODE for s in self._running.values())
+        everyone = sum(s.phase is Phase.DECODE for s in running)
         wanted = everyone // max(1, self._settings.min_overlap_sequences)
         batches = max(1, min(self._max_in_flight, wanted))
         limit = min(-(-everyone // batches), self._settings.token_budget)
@@ -242,13 +292,14 @@ class Scheduler:
         return chosen
 
     def _cover(self, sequence: _Sequence, chosen: list[_Sequence]) -> bool:
-        """Gives the sequence blocks for all its tokens; preempts the youngest for them."""
+        """Gives the sequence blocks for all its tokens; preempts the youngest for them, unread
+        ones first."""
         while len(sequence.blocks) * BLOCK_SIZE < len(sequence.tokens):
             if self._blocks.free_count:
                 sequence.blocks += self._blocks.allocate(1)
                 continue
             candidates = (s for s in self._running.values() if s not in chosen)
-            youngest = max(candidates, key=lambda s: s.arrival)
+            youngest = max(candidates, key=lambda s: (s.unread, s.arrival))
             if youngest.in_flight:
                 return False
             self._preempt(youngest)

@@ -186,6 +186,7 @@ def checkpoint_to(checkpoint: Checkpoint) -> controller_pb2.Checkpoint:
         request=None if request is None else wire.request_to(request),
         runs=wire.spans_to(checkpoint.spans),
         sealed=checkpoint.sealed,
+        unread=checkpoint.unread,
     )
 
 

@@ -8,7 +8,7 @@ import logging
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass
 
 import uvicorn
@@ -17,6 +17,7 @@ from shuntserve.router.v1 import router_pb2_grpc
 
 from services.common import channels, logs, server, telemetry
 from services.common.settings import read, refuse
+from services.router.body_budget import BodyBudget
 from services.router.catalogue import Catalogue
 from services.router.controller import Controller
 from services.router.gateway import Gateway
@@ -40,12 +41,32 @@ class HttpServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    def keep_no_connection(self) -> None:
+        """From now on every answer asks its client to come by another connection."""
+        self.config.encoded_headers.append((b"connection", b"close"))
+        self.server_state.default_headers = [  # of answers until the server's next tick
+            *self.server_state.default_headers,
+            (b"connection", b"close"),
+        ]
 
-def http_server(router: Router, settings: RouterSettings) -> HttpServer:
+    async def ended(self, serving: asyncio.Task[None], grace_s: float) -> None:
+        """Takes nothing new, and ends what is not answered after the grace."""
+        self.should_exit = True
+        await asyncio.wait([serving], timeout=grace_s)
+        if not serving.done():
+            self.force_exit = True
+            for task in self.server_state.tasks:
+                task.cancel()
+        await serving
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()  # nobody else closes what the grace was too short for
+
+
+def http_server(router: Router, settings: RouterSettings, bodies: BodyBudget) -> HttpServer:
     """The gateway's server; hand it a bound socket."""
     return HttpServer(
         uvicorn.Config(
-            Gateway(router, settings).application(),
+            Gateway(router, settings, bodies).application(),
             loop="none",
             http=limited(settings),
             ws="none",
@@ -55,7 +76,6 @@ def http_server(router: Router, settings: RouterSettings) -> HttpServer:
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=settings.keep_alive_s,
-            timeout_graceful_shutdown=int(settings.shutdown_grace_s) or 1,
         )
     )
 
@@ -89,6 +109,27 @@ class Running:
     grpc_port: int
     work: tuple[asyncio.Task[None], ...]
     """None of these ends before the router does."""
+    http: HttpServer
+    grpc: server.Server
+
+    async def leave(self) -> None:
+        """Goes so that nobody is hurt who looks or comes back: not ready at once, the doors closed
+        behind a pause, and what is served then has some time to end. Whatever still runs when this
+        returns, or is cancelled, ends with the router."""
+        settings, router = self.router.settings, self.router
+        _log.info("leaving", extra={"streams": router.streams})
+        router.leave()
+        await self.grpc.set_ready(False)
+        self.http.keep_no_connection()
+        await asyncio.sleep(settings.leave_pause_s)
+        self.http.should_exit = True
+        async with asyncio.TaskGroup() as closing:
+            doors = closing.create_task(self.grpc.stop(settings.drain_s))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(settings.drain_s):
+                    await router.idle()
+            doors.cancel()
+        _log.info("drained", extra={"streams": router.streams})
 
 
 @contextlib.asynccontextmanager
@@ -102,22 +143,23 @@ async def running(settings: RouterSettings) -> AsyncIterator[Running]:
     store = TensorStore(store_channel, settings.resume_timeout_s, settings.max_model_file_bytes)
     heads = Heads(settings.stream_timeout_s, settings.control_timeout_s, settings.tls)
     router = Router(settings, controller, heads, Catalogue(store.files, time.time))
+    bodies = BodyBudget(settings.max_bodies_bytes)
     grpc_server = server.Server(settings, [NAME])
     router_pb2_grpc.add_RouterServiceServicer_to_server(
-        RouterService(router), grpc_server.grpc_server
+        RouterService(router, bodies), grpc_server.grpc_server
     )
-    http, listening = http_server(router, settings), listen(settings)
+    http, listening = http_server(router, settings, bodies), listen(settings)
     grpc_port = await grpc_server.start()
     serving = asyncio.create_task(http.serve([listening]))
     work = asyncio.create_task(router.run())
     await grpc_server.set_ready(True)
     try:
-        yield Running(router, listening.getsockname()[1], grpc_port, (serving, work))
+        http_port = listening.getsockname()[1]
+        yield Running(router, http_port, grpc_port, (serving, work), http, grpc_server)
     finally:
         await grpc_server.set_ready(False)
         await router.close()
-        http.should_exit = True
-        await asyncio.gather(grpc_server.stop(), serving)
+        await asyncio.gather(grpc_server.stop(), http.ended(serving, settings.shutdown_grace_s))
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)
         await controller_channel.close()
@@ -125,15 +167,28 @@ async def running(settings: RouterSettings) -> AsyncIterator[Running]:
 
 
 async def serve(settings: RouterSettings) -> None:
-    """Runs until a signal comes, or until something that must not end has ended."""
+    """Runs until a signal comes, or until something that must not end has ended. Having left in
+    good order, or told so a second time, it ends."""
+    signals = server.Signals()
     async with running(settings) as router:
         _log.info("listening", extra={"http": router.http_port, "grpc": router.grpc_port})
-        signalled = asyncio.create_task(server.until_signal())
-        await asyncio.wait((*router.work, signalled), return_when=asyncio.FIRST_COMPLETED)
-        signalled.cancel()
-        for task in router.work:
+        if await _first(signals.next(), *router.work):
+            leaving = asyncio.create_task(router.leave())
+            if await _first(signals.next(), leaving):
+                leaving.cancel()
+
+
+async def _first(signalled: Coroutine[None, None, None], *work: asyncio.Task[None]) -> bool:
+    """Whether the signal came before any of the work ended. Raises what that ended with."""
+    signal = asyncio.create_task(signalled)
+    try:
+        await asyncio.wait((signal, *work), return_when=asyncio.FIRST_COMPLETED)
+        for task in work:
             if task.done():
                 task.result()
+        return signal.done()
+    finally:
+        signal.cancel()
 
 
 def main() -> None:

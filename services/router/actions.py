@@ -62,6 +62,17 @@ class SendCancel:
 
 
 @dataclass(frozen=True, slots=True)
+class SendDetach:
+    """Call Detach once at this head: what it misses, time brings about."""
+
+    generation_id: str
+    epoch: int
+    head: Route
+    resumable: bool
+    """The client can come back by an event."""
+
+
+@dataclass(frozen=True, slots=True)
 class End:
     """The last action. No error: every choice has ended. Otherwise the error to tell the reader:
     Superseded, Cancelled, Diverged, Unavailable (resumable), or what a head refused for good."""
@@ -69,4 +80,4 @@ class End:
     error: ShuntError | None = None
 
 
-Action = OpenStream | CloseStream | AskResume | Deliver | SendCancel | End
+Action = OpenStream | CloseStream | AskResume | Deliver | SendCancel | SendDetach | End

@@ -1,4 +1,5 @@
-"""Cancels on their way: to the controller until it takes them, to the head once."""
+"""Last words on their way: cancels to the controller until it takes them; cancels and
+detaches to the head, once."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import Any
 
 from services.common import channels
 from services.common.errors import DeadlineExceeded, ShuntError, Unavailable
-from services.router.actions import SendCancel
+from services.router.actions import SendCancel, SendDetach
 from services.router.controller import Controller
 from services.router.heads import Heads
 
@@ -41,6 +42,11 @@ class Cancels:
     def tell_head(self, cancel: SendCancel, context: contextvars.Context) -> None:
         """Only the head, for a cancel that the controller has taken."""
         self._start(self._tell_head(cancel), context)
+
+    def detach(self, detach: SendDetach, context: contextvars.Context) -> None:
+        """Tells the head; one too many is dropped."""
+        if len(self._tasks) < MAX_WAITING:
+            self._start(self._detach(detach), context)
 
     def _start(self, work: Coroutine[Any, Any, None], context: contextvars.Context) -> None:
         task = asyncio.get_running_loop().create_task(work, context=context.copy())
@@ -74,6 +80,15 @@ class Cancels:
         try:
             await self._heads.cancel(
                 cancel.head, cancel.generation_id, cancel.choice, cancel.reason
+            )
+        except ShuntError as error:
+            _log.info("a head was not told", extra={"reason": error.message})
+
+    async def _detach(self, detach: SendDetach) -> None:
+        channels.hand_on_deadline(None)
+        try:
+            await self._heads.detach(
+                detach.head, detach.generation_id, detach.epoch, resumable=detach.resumable
             )
         except ShuntError as error:
             _log.info("a head was not told", extra={"reason": error.message})

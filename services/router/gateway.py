@@ -16,18 +16,22 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from services.common import telemetry, wire
+from services.common import logs, telemetry, wire
 from services.common.errors import ShuntError
 from services.common.generation import GenerationKind
 from services.router import metrics
+from services.router.ask import Ask
 from services.router.body_budget import BodyBudget
-from services.router.http_errors import HttpError, body_of
+from services.router.http_access import CLIENT_GONE, Access, visit_of
+from services.router.http_cors import Cors
+from services.router.http_errors import HttpError, body_of, code_of
 from services.router.http_exchange import Exchange
 from services.router.json_body import parse_object
 from services.router.openai_answers import DONE, Answers
 from services.router.openai_requests import OpenAiRequest, parse_chat, parse_completion
+from services.router.retries import recognisable
 from services.router.router import Router
 from services.router.session import Session
 from services.router.settings import RouterSettings
@@ -35,7 +39,9 @@ from services.router.settings import RouterSettings
 _log = logging.getLogger(__name__)
 LARGE_BODY_BYTES = 256 << 10
 MAX_EVENT_ID_CHARS = 4096
-COMMENT = b": waiting\n\n"
+COMMENT = b": waiting\n"
+"""No blank line behind it: clients that remember an event's id would take it for an event without
+data."""
 Handler = Callable[[Exchange], Awaitable[None]]
 Parser = Callable[[dict[str, Any]], OpenAiRequest]
 
@@ -43,18 +49,21 @@ Parser = Callable[[dict[str, Any]], OpenAiRequest]
 class Gateway:
     """Builds the ASGI application."""
 
-    def __init__(self, router: Router, settings: RouterSettings) -> None:
+    def __init__(self, router: Router, settings: RouterSettings, bodies: BodyBudget) -> None:
         self._router = router
         self._settings = settings
         self._large = asyncio.Semaphore(2)
-        self._bodies = BodyBudget(settings.max_bodies_bytes)
+        self._bodies = bodies
 
-    def application(self) -> Starlette:
+    def application(self) -> ASGIApp:
         """The routes; every answer, an error too, is in OpenAI's shape."""
 
         def route(path: str, handler: Handler, method: str) -> Route:
             endpoint = _Endpoint(path, handler, self._settings, self._bodies)
-            return Route(path, endpoint, methods=[method])
+            taken = Route(path, endpoint, methods=[method])
+            if path.endswith("/stream") and taken.methods is not None:
+                taken.methods.discard("HEAD")  # who asks for no body must not become its reader
+            return taken
 
         application = Starlette(
             routes=[
@@ -72,7 +81,7 @@ class Gateway:
             exception_handlers={HTTPException: _refused},
         )
         application.router.redirect_slashes = False
-        return application
+        return Access(application, Cors(self._settings.cors_origins))
 
     async def _chat(self, exchange: Exchange) -> None:
         await self._complete(exchange, parse_chat)
@@ -91,19 +100,25 @@ class Gateway:
     async def _begun(self, exchange: Exchange, parse: Parser) -> tuple[Session, bool]:
         """The generation, and whether its answer is streamed; of the body nothing is left."""
         async with exchange.body() as body:
+
+            def understood() -> tuple[Ask, bool]:
+                request, path = parse(parse_object(body)), exchange.scope["path"]
+                return recognisable(request.ask, path, exchange.header, body), request.stream
+
             if len(body) > LARGE_BODY_BYTES:
                 async with self._large:
-                    request = await asyncio.to_thread(lambda: parse(parse_object(body)))
+                    ask, streamed = await asyncio.to_thread(understood)
             else:
-                request = parse(parse_object(body))
+                ask, streamed = understood()
             async with _while_connected(exchange):
-                session = await self._router.generate(request.ask)
-            return session, request.stream
+                session = await self._router.generate(ask)
+            return session, streamed
 
     async def _resume(self, exchange: Exchange) -> None:
         generation_id, after = _named(exchange), exchange.header("last-event-id")
         if len(after) > MAX_EVENT_ID_CHARS:
-            raise HttpError(400, "invalid_argument", "the event id is too long")
+            said = f"last-event-id has {len(after)} characters, over {MAX_EVENT_ID_CHARS}"
+            raise HttpError(400, "invalid_argument", said)
         async with _while_connected(exchange):
             session = await self._router.resume(generation_id, after or None)
         with _attached(session, exchange):
@@ -118,24 +133,27 @@ class Gateway:
         """Server-sent events until the end, or until the client has gone."""
         transcript = session.transcript
         answers = Answers(transcript.request, transcript.vocabulary)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.first_event_s):
-                while not session.ended and transcript.waiting_bytes == 0:
-                    await _next(session)
+        async with _watched(exchange, session):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.first_event_s):
+                    while not (session.ended or transcript.waiting_bytes or exchange.disconnected):
+                        await _next(session)
+        if exchange.disconnected:
+            return
         if session.error is not None and not transcript.waiting_bytes:
             raise session.error
         first = b""
         if role and transcript.request.kind is GenerationKind.CHAT:
-            first = answers.role(transcript.event_id())
+            first = answers.roles(transcript.event_id())
         await exchange.begin(200, _STREAM_HEADERS)
+        session.resumable = True
         session.cut = exchange.cut
         async with _watched(exchange, session):
             session.wake.set()
             while not exchange.disconnected:
                 await _next(session)
                 ended = session.ended
-                event = transcript.take()
-                data = first + (answers.event(event) if event else b"")
+                data = first + answers.chunks(transcript.take())
                 first = b""
                 if ended:
                     data += _ending(session, answers)
@@ -158,9 +176,8 @@ class Gateway:
                 raise session.error
             transcript = session.transcript
             answers = Answers(transcript.request, transcript.vocabulary)
-            event = transcript.take()
-            deltas = event.deltas if event else ()
-            await exchange.answer(200, answers.whole(deltas, transcript.usage))
+            whole = answers.whole(transcript.take(), transcript.usage)
+            await exchange.answer(200, whole)
 
     async def _models(self, exchange: Exchange) -> None:
         models = [self._described(route.model.model_id) for route in self._router.served()]
@@ -176,11 +193,12 @@ class Gateway:
         return {"id": name, "object": "model", "created": created, "owned_by": "shuntserve"}
 
     async def _readyz(self, request: Request) -> Response:
-        if self._router.ready:
+        reason = self._router.why_not_ready
+        if reason is None:
             return Response(b'{"ready":true}', media_type="application/json")
-        return Response(
-            b'{"ready":false}', 503, media_type="application/json", headers={"retry-after": "1"}
-        )
+        said = {"ready": False, "reason": reason.message, "permanent": reason.permanent}
+        body = json.dumps(said, ensure_ascii=False).encode()
+        return Response(body, 503, media_type="application/json", headers={"retry-after": "1"})
 
 
 _STREAM_HEADERS = {
@@ -194,6 +212,8 @@ def _named(exchange: Exchange) -> str:
     """The generation that the path names; the answer will name it, too. Raises InvalidArgument."""
     generation_id = wire.generation_id_from(exchange.scope["path_params"]["id"])
     exchange.headers["x-generation-id"] = generation_id
+    visit_of(exchange.scope).facts["generation_id"] = generation_id
+    logs.about(generation_id=generation_id)
     return generation_id
 
 
@@ -216,10 +236,16 @@ def _ending(session: Session, answers: Answers) -> bytes:
 def _attached(session: Session, exchange: Exchange) -> Iterator[None]:
     """Every answer about a generation names it; leaving detaches the reader."""
     exchange.headers["x-generation-id"] = session.generation_id
+    facts = visit_of(exchange.scope).facts
     try:
         yield
     finally:
         session.close()
+        facts.update(session.facts)
+        if session.error is not None:
+            facts["error"] = code_of(session.error)
+        elif not session.ended:
+            facts["error"] = "disconnected"
 
 
 @contextlib.asynccontextmanager
@@ -273,19 +299,25 @@ class _Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send, self._settings, self._bodies)
-        method = scope["method"]
+        method, visit = scope["method"], visit_of(scope)
+        visit.route = self._path
         with telemetry.span(
             f"{method} {self._path}",
             kind=SpanKind.SERVER,
             parent=telemetry.parent_of(exchange.header("traceparent")),
-            attributes={"http.request.method": method, "http.route": self._path},
+            attributes={
+                "http.request.method": method,
+                "http.route": self._path,
+                "shunt.request_id": visit.request_id,
+            },
         ) as span:
             await self._serve(exchange)
-            span.set_attribute("http.response.status_code", exchange.status)
+            status = exchange.status or CLIENT_GONE
+            span.set_attribute("http.response.status_code", status)
             generation_id = exchange.headers.get("x-generation-id")
             if generation_id:
                 span.set_attribute("shunt.generation_id", generation_id)
-        metrics.REQUESTS.labels(self._path, str(exchange.status)).inc()
+        metrics.REQUESTS.labels(self._path, str(status)).inc()
 
     async def _serve(self, exchange: Exchange) -> None:
         try:
@@ -306,11 +338,18 @@ class _Endpoint:
             await exchange.finish(b"data: " + body_of(error) + b"\n\n")
 
 
-async def _refused(_request: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
     """What no route takes."""
     assert isinstance(error, HTTPException)
-    codes = {404: "not_found", 405: "method_not_allowed"}
-    refusal = HttpError(error.status_code, codes.get(error.status_code, "refused"), error.detail)
+    method, path, allowed = request.method, request.url.path, (error.headers or {}).get("Allow")
+    if method == "OPTIONS" and allowed is not None:
+        return Response(status_code=204, headers={"allow": f"{allowed}, OPTIONS"})
+    code, said = "refused", error.detail
+    if error.status_code == 404:
+        code, said = "not_found", f"there is no route {path[:80]}; the API's routes begin with /v1/"
+    elif allowed is not None:
+        code, said = "method_not_allowed", f"{path[:80]} takes {allowed}, not {method[:16]}"
+    refusal = HttpError(error.status_code, code, said)
     return Response(
         body_of(refusal), error.status_code, headers=error.headers, media_type="application/json"
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 
 from services.common import channels, telemetry, wire
@@ -43,8 +44,7 @@ class Heads:
     async def frames(self, route: Route, call: GenerateCall) -> AsyncGenerator[Frame]:
         """A stream's frames up to its end; raises what broke it. Closing detaches the reader."""
         choices, line = call.request.choices, self._line(route.address)
-        stub = engine_pb2_grpc.EngineServiceStub(line.channel)
-        stream: Any = stub.Generate(
+        stream: Any = _stub(line).Generate(
             generate_call_to(call),
             timeout=channels.timeout(self._stream_timeout_s),
             metadata=telemetry.metadata(),
@@ -66,18 +66,35 @@ class Heads:
         self, route: Route, generation_id: str, choice: int | None, reason: CancelReason
     ) -> None:
         """Tells a head once; what it misses it learns from the controller."""
-        line = self._line(route.address)
-        line.users += 1
-        stub = engine_pb2_grpc.EngineServiceStub(line.channel)
         request = engine_pb2.CancelRequest(
             generation_id=generation_id, choice=choice, reason=wire.cancel_reason_to(reason)
         )
+        await self._tell(route.address, lambda stub: stub.Cancel, request)
+
+    async def _tell(
+        self,
+        address: str,
+        rpc: Callable[[engine_pb2_grpc.EngineServiceAsyncStub], Any],
+        request: Message,
+    ) -> None:
+        line = self._line(address)
+        line.users += 1
+        call = rpc(_stub(line))
         try:
-            await stub.Cancel(request, timeout=self._call_timeout_s, metadata=telemetry.metadata())
+            await call(request, timeout=self._call_timeout_s, metadata=telemetry.metadata())
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
         finally:
             self._release(line)
+
+    async def detach(
+        self, route: Route, generation_id: str, epoch: int, *, resumable: bool
+    ) -> None:
+        """Tells a head once that the client of a generation's reader is gone."""
+        request = engine_pb2.DetachRequest(
+            generation_id=generation_id, epoch=epoch, resumable=resumable
+        )
+        await self._tell(route.address, lambda stub: stub.Detach, request)
 
     def _line(self, address: str) -> _Line:
         line = self._lines.pop(address, None)
@@ -112,3 +129,8 @@ class Heads:
             line.users = 0
             self._forget(address, line)
         await asyncio.gather(*self._closing)
+
+
+def _stub(line: _Line) -> engine_pb2_grpc.EngineServiceAsyncStub:
+    stub: Any = engine_pb2_grpc.EngineServiceStub(line.channel)
+    return stub  # type: ignore[no-any-return]

@@ -6,6 +6,7 @@ import json
 import re
 
 from services.common import errors
+from services.router.ask import ContextOverflow
 from services.router.router import Expired
 
 
@@ -23,6 +24,7 @@ _STATUSES: dict[type[errors.ShuntError], int] = {
     errors.NotFound: 404,
     errors.AlreadyExists: 409,
     errors.FailedPrecondition: 409,
+    errors.ModelUnusable: 500,
     errors.OutOfRange: 409,
     errors.PermissionDenied: 403,
     errors.Unauthenticated: 401,
@@ -44,23 +46,36 @@ def status_of(error: errors.ShuntError) -> int:
     return next((_STATUSES[kind] for kind in type(error).__mro__ if kind in _STATUSES), 500)
 
 
+def code_of(error: errors.ShuntError) -> str:
+    """What programs tell errors apart by."""
+    if isinstance(error, HttpError):
+        return error.code
+    if isinstance(error, errors.NotFound) and error.field == "model":
+        return "model_not_found"
+    if isinstance(error, ContextOverflow):
+        return "context_length_exceeded"
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(error).__name__).lower()
+
+
 def body_of(error: errors.ShuntError) -> bytes:
     """{"error": {"message", "type", "param", "code"}}."""
-    status = status_of(error)
-    if isinstance(error, HttpError):
-        code = error.code
-    elif isinstance(error, errors.NotFound) and error.field == "model":
-        code = "model_not_found"
-    else:
-        code = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(error).__name__).lower()
+    status, param, message = status_of(error), error.field, error.message
+    if param in _PARAMS:
+        param, message = _PARAMS[param], re.sub(rf"\b{param}\b", _PARAMS[param], message)
     kind = "invalid_request_error" if status < 500 else "server_error"
     body = {
-        "message": error.message,
+        "message": message,
         "type": "rate_limit_error" if status == 429 else kind,
-        "param": _PARAMS.get(error.field, error.field) or None,
-        "code": code,
+        "param": param or None,
+        "code": code_of(error),
     }
     return json.dumps({"error": body}, ensure_ascii=False).encode()
+
+
+def is_worth_no_retry(error: errors.ShuntError) -> bool:
+    """Clients try again by themselves what has this status, and it would be in vain."""
+    status = status_of(error)
+    return error.permanent and (status in (408, 409, 429) or status >= 500)
 
 
 def retry_after_s(error: errors.ShuntError) -> int | None:

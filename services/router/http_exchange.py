@@ -11,10 +11,17 @@ from starlette.types import Message, Receive, Scope, Send
 
 from services.common.errors import ShuntError
 from services.router.body_budget import BodyBudget
-from services.router.http_errors import HttpError, body_of, retry_after_s, status_of
+from services.router.http_errors import (
+    HttpError,
+    body_of,
+    is_worth_no_retry,
+    retry_after_s,
+    status_of,
+)
 from services.router.http_protocol import abort_of
 from services.router.settings import RouterSettings
 
+FORM = "application/x-www-form-urlencoded"
 DRAIN_BODIES = 4
 """A body that is too large is read this many times over its limit, so that its sender hears why."""
 
@@ -55,9 +62,15 @@ class Exchange:
         block. Raises HttpError 408, 413, 415 and 503."""
         media_type = self.header("content-type").partition(";")[0].strip().lower()
         if media_type != "application/json":
-            raise HttpError(415, "unsupported_media_type", "content-type must be application/json")
-        if self.header("content-encoding").lower() not in ("", "identity"):
-            raise HttpError(415, "unsupported_encoding", "content-encoding is not supported")
+            sent = f"is {media_type[:80]}" if media_type else "is missing"
+            if media_type == FORM:
+                sent += ", as curl -d has it by itself"
+            message = f"the content-type {sent}; send JSON with content-type: application/json"
+            raise HttpError(415, "unsupported_media_type", message)
+        encoding = self.header("content-encoding").lower()
+        if encoding not in ("", "identity"):
+            message = f"the content-encoding is {encoding[:80]}; send the JSON as it is"
+            raise HttpError(415, "unsupported_encoding", message)
         try:
             yield await self._in_time()
         finally:
@@ -115,6 +128,8 @@ class Exchange:
         retry = retry_after_s(error)
         if retry is not None:
             self.headers["retry-after"] = str(retry)
+        if is_worth_no_retry(error):
+            self.headers["x-should-retry"] = "false"
         await self.answer(status_of(error), body_of(error))
 
     async def begin(self, status: int, headers: Mapping[str, str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from services.common.generation import GenerationKind, GenerationRequest, TokenLogprob
 from services.model.vocabulary import Vocabulary
-from services.router.transcript import Delta, Event, Usage
+from services.router.transcript import Delta, Usage
 
 DONE = b"data: [DONE]\n\n"
 _OBJECTS = {
@@ -39,22 +39,24 @@ class Answers:
         self._head = _dump(streamed)[:-1]
         self._tail = ',"usage":null}' if request.include_usage else "}"
 
-    def role(self, event_id: str) -> bytes:
-        """The first event of a chat: who speaks."""
-        choices = [
-            {
+    def roles(self, event_id: str) -> bytes:
+        """The first events of a chat: who speaks, a chunk a choice. Only the last has an id, so
+        that who missed some of them is told all again."""
+        frames = []
+        for index in range(self._request.choices):
+            choice = {
                 "index": index,
                 "delta": {"role": "assistant", "content": ""},
                 "logprobs": None,
                 "finish_reason": None,
             }
-            for index in range(self._request.choices)
-        ]
-        return self._frame(event_id, _dump(choices))
+            last = index == self._request.choices - 1
+            frames.append(self._frame(event_id if last else "", _dump(choice)))
+        return b"".join(frames)
 
-    def event(self, event: Event) -> bytes:
-        """Text, and ends."""
-        return self._frame(event.event_id, f"[{','.join(map(self._choice, event.deltas))}]")
+    def chunks(self, deltas: Sequence[Delta]) -> bytes:
+        """Text, and ends; a chunk a choice, for the usual reader looks at `choices[0]` alone."""
+        return b"".join(self._frame(delta.event_id, self._choice(delta)) for delta in deltas)
 
     def usage(self, event_id: str, usage: Usage) -> bytes:
         """The last event before [DONE], for those who asked for it."""
@@ -66,8 +68,9 @@ class Answers:
         choices = [self._whole_choice(delta) for delta in sorted(deltas, key=lambda d: d.choice)]
         return _dump({**self._envelope, "choices": choices, "usage": _usage(usage)}).encode()
 
-    def _frame(self, event_id: str, choices: str) -> bytes:
-        return f'id: {event_id}\ndata: {self._head},"choices":{choices}{self._tail}\n\n'.encode()
+    def _frame(self, event_id: str, choice: str) -> bytes:
+        named = f"id: {event_id}\n" if event_id else ""
+        return f'{named}data: {self._head},"choices":[{choice}]{self._tail}\n\n'.encode()
 
     def _choice(self, delta: Delta) -> str:
         logprobs = _dump(self._logprobs(delta)) if delta.logprobs else "null"
@@ -101,14 +104,18 @@ class Answers:
                 "refusal": None,
             }
         return {
-            "tokens": [self._text(token_id) for token_id in delta.ids],
+            "tokens": [self._spelt(token_id) for token_id in delta.ids],
             "token_logprobs": [_finite(entry.logprob) for entry in delta.logprobs],
-            "top_logprobs": [
-                {self._text(token_id): _finite(value) for token_id, value in entry.top}
-                for entry in delta.logprobs
-            ],
+            "top_logprobs": [self._likeliest(token_id, entry) for token_id, entry in pairs],
             "text_offset": list(delta.offsets),
         }
+
+    def _likeliest(self, token_id: int, entry: TokenLogprob) -> dict[str, float]:
+        """The likeliest tokens, and the one that came, should it be none of them."""
+        found: dict[str, float] = {}
+        for other, logprob in (*entry.top, (token_id, entry.logprob)):
+            found.setdefault(self._spelt(other), _finite(logprob))
+        return found
 
     def _token(self, token_id: int, entry: TokenLogprob) -> dict[str, Any]:
         top = [self._named(other, value) for other, value in entry.top]
@@ -116,13 +123,19 @@ class Answers:
 
     def _named(self, token_id: int, logprob: float) -> dict[str, Any]:
         return {
-            "token": self._text(token_id),
+            "token": self._vocabulary.label(token_id).decode("utf-8", "replace"),
             "bytes": list(self._vocabulary.label(token_id)),
             "logprob": _finite(logprob),
         }
 
-    def _text(self, token_id: int) -> str:
-        return self._vocabulary.label(token_id).decode("utf-8", "replace")
+    def _spelt(self, token_id: int) -> str:
+        """A token's name as a key: a part of a character by its bytes, for all parts of characters
+        would look the same."""
+        label = self._vocabulary.label(token_id)
+        try:
+            return label.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in label)
 
 
 def _finite(logprob: float) -> float:

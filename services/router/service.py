@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import grpc
 from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
-from services.common import telemetry, wire
-from services.common.errors import InvalidArgument
+from services.common import logs, telemetry, wire
+from services.common.errors import InvalidArgument, ShuntError, Unavailable
 from services.common.generation import GenerationKind
 from services.model.chat import Message
 from services.router.ask import MAX_PROMPT_IDS, ROLES, Ask
+from services.router.body_budget import BodyBudget
 from services.router.catalogue import Catalogue
+from services.router.http_errors import code_of
 from services.router.router import Router
 from services.router.session import Session
-from services.router.transcript import Event
+from services.router.transcript import Delta
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -24,35 +28,55 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class RouterService(router_pb2_grpc.RouterServiceServicer):
     """Parses, calls the router, builds replies."""
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, bodies: BodyBudget) -> None:
         self._router = router
+        self._bodies = bodies
+
+    @contextlib.contextmanager
+    def _budgeted(self, request: router_pb2.GenerateRequest) -> Iterator[None]:
+        """Holds a request's share of what all bodies, of both doors, may hold. Raises Unavailable
+        when there is no room."""
+        size_bytes = request.ByteSize()
+        if not self._bodies.take(size_bytes):
+            raise Unavailable("too many bytes of requests are held already")
+        try:
+            yield
+        finally:
+            request.Clear()  # whoever made the call keeps the message for as long as it streams
+            self._bodies.give_back(size_bytes)
 
     async def Generate(
         self, request: router_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[router_pb2.GenerateResponse]:
-        with telemetry.entry("router/Generate") as span:
-            session = await self._router.generate(ask_from(request))
+        with telemetry.entry("router/Generate") as span, _told("Generate") as facts:
+            with self._budgeted(request):
+                session = await self._router.generate(ask_from(request))
+                session.resumable = bool(request.generation_id)
             span.set_attribute("shunt.generation_id", session.generation_id)
             _close_with(context, session)
-            async for event in _events(session):
+            async for event in _events(session, facts):
                 yield event
 
     async def Resume(
         self, request: router_pb2.ResumeRequest, context: Context
     ) -> AsyncIterator[router_pb2.ResumeResponse]:
-        with telemetry.entry("router/Resume") as span:
+        with telemetry.entry("router/Resume") as span, _told("Resume") as facts:
             after = request.last_event_id or None
             session = await self._router.resume(request.generation_id, after)
             span.set_attribute("shunt.generation_id", session.generation_id)
             _close_with(context, session)
-            async for event in _events(session):
+            async for event in _events(session, facts):
                 yield router_pb2.ResumeResponse(event=event)
 
     async def Cancel(
         self, request: router_pb2.CancelRequest, context: Context
     ) -> router_pb2.CancelResponse:
-        await self._router.cancel(request.generation_id)
-        return router_pb2.CancelResponse()
+        with _told("Cancel") as facts:
+            generation_id = wire.generation_id_from(request.generation_id)
+            facts["generation_id"] = generation_id
+            logs.about(generation_id=generation_id)
+            await self._router.cancel(generation_id)
+            return router_pb2.CancelResponse()
 
     async def ListModels(
         self, request: router_pb2.ListModelsRequest, context: Context
@@ -77,7 +101,27 @@ def _close_with(context: Context, session: Session) -> None:
     context.add_done_callback(callback)
 
 
-async def _events(session: Session) -> AsyncIterator[router_pb2.GenerateResponse]:
+@contextlib.contextmanager
+def _told(method: str) -> Iterator[dict[str, str | int]]:
+    """A call's line in the log; the block adds what is known of the generation."""
+    logs.about(request_id=logs.request_id() or logs.request_id_from(""))
+    facts: dict[str, str | int] = {}
+    began_s, status = time.monotonic(), "disconnected"
+    try:
+        yield facts
+        status = "ok"
+    except ShuntError as error:
+        status = code_of(error)
+        raise
+    finally:
+        spent = {"status": status, "duration_s": round(time.monotonic() - began_s, 4)}
+        route = f"router/{method}"
+        logs.access.info("request", extra={"method": "gRPC", "route": route, **spent, **facts})
+
+
+async def _events(
+    session: Session, facts: dict[str, str | int]
+) -> AsyncIterator[router_pb2.GenerateResponse]:
     """Events up to the end; the last one carries usage. Raises what the generation ended with."""
     transcript = session.transcript
     try:
@@ -86,19 +130,21 @@ async def _events(session: Session) -> AsyncIterator[router_pb2.GenerateResponse
             await session.wake.wait()
             session.wake.clear()
             ended = session.ended
-            event = transcript.take()
+            deltas = transcript.take()
             last = ended and session.error is None and not transcript.told_end
-            if event is not None or last:
+            if deltas or last:
                 session.write_began()
-                yield _response(session, event, last)
+                yield _response(session, deltas, last)
+                session.resumable = True
                 session.written()
         if session.error is not None:
             raise session.error
     finally:
         session.close()
+        facts.update(session.facts)
 
 
-def _response(session: Session, event: Event | None, last: bool) -> router_pb2.GenerateResponse:
+def _response(session: Session, deltas: Sequence[Delta], last: bool) -> router_pb2.GenerateResponse:
     transcript = session.transcript
     usage = None
     if last:
@@ -117,7 +163,7 @@ def _response(session: Session, event: Event | None, last: bool) -> router_pb2.G
                 logprobs=[wire.logprob_to(logprob) for logprob in delta.logprobs],
                 finish_reason=wire.finish_to(delta.finish),
             )
-            for delta in (event.deltas if event else ())
+            for delta in deltas
         ],
         usage=usage,
     )

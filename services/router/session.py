@@ -29,6 +29,7 @@ from services.router.actions import (
     End,
     OpenStream,
     SendCancel,
+    SendDetach,
 )
 from services.router.balancer import Balancer
 from services.router.cancels import Cancels
@@ -81,6 +82,8 @@ class Session:
         self._told_s = clock()
         self.comment_due = False
         """The reader has heard nothing for long."""
+        self.resumable = False
+        """The client knows the generation's id, from an answer that has begun."""
         self.cut: Callable[[], object] = _nothing
         """Ends the connection of a client that has taken nothing for long."""
         self._asked_s: float | None = None
@@ -105,6 +108,17 @@ class Session:
     def generation_id(self) -> str:
         return self._follower.request.generation_id
 
+    @property
+    def facts(self) -> dict[str, str | int]:
+        """What the log tells of it."""
+        usage = self.transcript.usage
+        return {
+            "generation_id": self.generation_id,
+            "model": self._follower.request.model.model_id,
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+        }
+
     def begin(self, route: Route | None, asked_s: float) -> None:
         """A new generation, on this head, or on one that the controller names."""
         self._asked_s = asked_s
@@ -118,7 +132,9 @@ class Session:
     def tick(self, now_s: float, comment_s: float, write_timeout_s: float) -> None:
         """Lets the follower see the time; wakes a reader that has waited for long; lets go a client
         that has taken nothing for long."""
-        self._apply(self._follower.tick(now_s))
+        route = self._follower.route
+        serves = route is not None and self._balancer.serves(route.formation_id)
+        self._apply(self._follower.tick(now_s, serves=serves))
         if self._writing_s is not None and now_s - self._writing_s >= write_timeout_s:
             self.fail(ResourceExhausted("the client does not read; it can resume"))
             self.close()
@@ -147,11 +163,12 @@ class Session:
             self._apply([*self._follower.detach(), End(error)])
 
     def close(self) -> None:
-        """The reader is gone; the generation goes on, and parks when nobody comes back."""
+        """The reader is gone. A generation that it can resume goes on, and parks when nobody comes
+        back; another one parks at once."""
         if self._closed:
             return
         self._closed = True
-        self._apply(self._follower.detach())
+        self._apply(self._follower.client_gone(self.resumable))
         self._leave_all()
         for task in self._tasks:
             task.cancel()
@@ -175,6 +192,8 @@ class Session:
                 self._spawn(self._ask(action))
             elif isinstance(action, SendCancel):
                 self._cancels.send(action, self._context)
+            elif isinstance(action, SendDetach):
+                self._cancels.detach(action, self._context)
             else:
                 self._end(action)
 
@@ -247,10 +266,11 @@ class Session:
         except ShuntError as error:
             self._apply(self._follower.not_granted(action.number, error, self._clock()))
         else:
-            _log.info(
-                "epoch granted",
-                extra={"generation_id": self.generation_id, "epoch": grant.epoch},
-            )
+            if grant.epoch > action.question.last_epoch:
+                _log.info(
+                    "epoch granted",
+                    extra={"generation_id": self.generation_id, "epoch": grant.epoch},
+                )
             self._apply(self._follower.granted(action.number, grant, self._clock()))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

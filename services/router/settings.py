@@ -33,7 +33,14 @@ class RouterSettings(ServiceSettings):
     """Sent on one connection behind a request that is being answered."""
     max_unread_bytes: int = Field(default=128 << 10, ge=4096)
     """Rendered bytes that wait for a client that does not read; beyond, it is let go."""
+    cors_origins: str = "*"
+    """Origins of the web pages that may read answers, between commas; `*`: any; empty: none."""
     max_choices: int = Field(default=16, ge=1, le=128)
+
+    leave_pause_s: float = Field(default=5.0, ge=0, le=600)
+    """Told to stop, it is not ready, and serves for this long whoever has not noticed."""
+    drain_s: float = Field(default=20.0, ge=0, le=3600)
+    """Behind the pause it takes nothing new; what it serves then has this long to end by itself."""
 
     header_timeout_s: float = Field(default=10.0, gt=0)
     body_timeout_s: float = Field(default=20.0, gt=0)
@@ -49,7 +56,11 @@ class RouterSettings(ServiceSettings):
     is a status."""
 
     silence_s: float = Field(default=0.5, gt=0)
+    """Of a head that the controller lists no more: its readers leave it."""
     progress_s: float = Field(default=5.0, gt=0)
+    """The same for steps."""
+    reach_s: float = Field(default=6.0, ge=5)
+    """Of a head that is listed: its readers attach again, and after as long again leave it."""
     recover_s: float = Field(default=60.0, gt=0)
     resume_timeout_s: float = Field(default=10.0, gt=0)
     control_timeout_s: float = Field(default=5.0, gt=0)
@@ -59,3 +70,7 @@ class RouterSettings(ServiceSettings):
     generation_retention_s: float = Field(default=600.0, gt=0)
     """How long the journal keeps what has ended; an older id is answered 410."""
     max_model_file_bytes: int = Field(default=64 << 20, ge=1 << 10)
+
+    @property
+    def is_for_the_mesh(self) -> bool:
+        return False

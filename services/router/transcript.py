@@ -53,14 +53,8 @@ class Delta:
     """Characters known before each id; there when logprobs are."""
     finish: FinishReason | None
     """Set in the event that ends the choice."""
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Everything that came to light since the last event."""
-
     event_id: str
-    deltas: tuple[Delta, ...]
+    """Names how far the reader was told once it has this delta and those before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +128,11 @@ class Transcript:
         ]
         self.caught_up = True
 
-    def take(self) -> Event | None:
-        """The next event; None when nothing came to light."""
+    def take(self) -> tuple[Delta, ...]:
+        """Everything that came to light since the last call, at most one delta a choice."""
         if not self.caught_up:
-            return None
-        deltas = tuple(d for d in map(self._delta, range(len(self._texts))) if d is not None)
-        return Event(self.event_id(), deltas) if deltas else None
+            return ()
+        return tuple(d for d in map(self._delta, range(len(self._texts))) if d is not None)
 
     def _delta(self, choice: int) -> Delta | None:
         text, start = self._texts[choice], self._sent[choice]
@@ -153,7 +146,9 @@ class Transcript:
         span = self._runs[choice].span(choice, start, text.count)
         offsets = tuple(text.offsets[start : text.count]) if span.logprobs else ()
         finish = text.finish if ends else None
-        return Delta(choice, start, span.ids, shown, span.logprobs, offsets, finish)
+        return Delta(
+            choice, start, span.ids, shown, span.logprobs, offsets, finish, self.event_id()
+        )
 
     def event_id(self) -> str:
         """Names how far the reader was told."""

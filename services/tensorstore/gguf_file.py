@@ -55,8 +55,9 @@ class GgufHeader:
 
 def read_header(path: Path, within: Path | None = None) -> GgufHeader:
     """The header of a file; raises InvalidArgument for a malformed one."""
+    descriptor = open_file(path, within)
     try:
-        with os.fdopen(open_file(path, within), "rb") as file:
+        with os.fdopen(descriptor, "rb") as file:
             return _Parser(file).header()
     except OSError as error:
         raise translate(error) from None
@@ -76,25 +77,44 @@ class _Parser:
         self._at = 0
 
     def header(self) -> GgufHeader:
-        if self._take(4) != b"GGUF":
-            raise InvalidArgument("not a GGUF file", field="magic")
-        version = self._number("<I")
-        if version not in (2, 3):
-            raise InvalidArgument(f"GGUF version {version} is not 2 or 3", field="version")
+        self._check_kind()
         tensor_count = self._count(MAX_TENSORS, "tensors")
         key_count = self._count(MAX_KEYS, "keys")
         metadata: dict[str, Any] = {}
         for _ in range(key_count):
             key = self._string()
             if key in metadata:
-                raise InvalidArgument("a key occurs twice", field="metadata")
-            metadata[key] = self._value(self._number("<I"))
+                raise InvalidArgument(f"{ascii(key)[:120]}: occurs twice", field=key[:120])
+            metadata[key] = self._value_of(key)
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20 or alignment % 8:
             raise InvalidArgument("alignment must be a multiple of 8", field="general.alignment")
         infos = [self._info() for _ in range(tensor_count)]
         base = -(-self._at // alignment) * alignment
         return GgufHeader(metadata, self._place(infos, base, alignment))
+
+    def _check_kind(self) -> None:
+        if not self._file_bytes:
+            raise InvalidArgument("the file is empty", field="magic")
+        if self._take(4) != b"GGUF":
+            raise InvalidArgument("not a GGUF file", field="magic")
+        version = self._number("<I")
+        if version and version & 0xFFFF == 0:
+            raise InvalidArgument(
+                "a big-endian GGUF file, and only little-endian ones are read:"
+                " convert it with gguf_convert_endian.py",
+                field="version",
+            )
+        if version not in (2, 3):
+            raise InvalidArgument(
+                f"GGUF version {version} is not 2 or 3: convert the model anew", field="version"
+            )
+
+    def _value_of(self, key: str) -> Any:
+        try:
+            return self._value(self._number("<I"))
+        except UnicodeDecodeError:
+            raise InvalidArgument(f"{ascii(key)[:120]}: not UTF-8", field=key[:120]) from None
 
     def _place(
         self,
@@ -119,7 +139,8 @@ class _Parser:
             end = offset + size
             found[name] = GgufTensor(name, kind, shape, base + offset, size)
         last = -(-end // alignment) * alignment  # writers may pad behind the last tensor
-        if self._file_bytes not in range(base + end, base + last + 1):
+        first = base + end if infos else self._at  # and need not pad before none at all
+        if self._file_bytes not in range(first, base + last + 1):
             raise InvalidArgument(
                 f"file of {self._file_bytes} bytes, its tensors end at {base + end}", field="size"
             )

@@ -1,120 +1,170 @@
-"""The Hugging Face tokenizer files of a GGUF's byte-level BPE vocabulary."""
+"""The Hugging Face tokenizer files of the vocabulary in a GGUF file."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, processors
 
-from services.common.errors import InvalidArgument
+from services.tensorstore.gguf_metadata import Metadata, refuse
+from services.tensorstore.gguf_vocabulary import Vocabulary, byte_level, sentencepiece
 
 _CONTROL, _USER_DEFINED = 3, 4
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_NAMED = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+# A chat model ends its turn with one of these if its template does, whatever the file calls the
+# end of a text; llama.cpp knows them by their spelling, too.
+_TURN_ENDS = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>")
+# Ids that mark up a fill-in-the-middle prompt, or that models of other kinds use.
+_OTHER_IDS = (
+    "cls",
+    "fim_mid",
+    "fim_pad",
+    "fim_pre",
+    "fim_rep",
+    "fim_sep",
+    "fim_suf",
+    "mask",
+    "middle",
+    "prefix",
+    "seperator",  # llama.cpp's spelling
+    "suffix",
 )
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
 
-def tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
-    """tokenizer.json, tokenizer_config.json and generation_config.json; raises InvalidArgument
-    for a vocabulary of another kind."""
-    if metadata.get("tokenizer.ggml.model") != "gpt2":
-        raise InvalidArgument("only byte-level BPE vocabularies are read", field="tokenizer")
-    tokens = _strings(metadata, "tokenizer.ggml.tokens")
-    merges = _strings(metadata, "tokenizer.ggml.merges")
-    kinds = metadata.get("tokenizer.ggml.token_type")
-    if not isinstance(kinds, list) or len(kinds) != len(tokens):
-        raise InvalidArgument("token types and tokens differ in number", field="tokenizer")
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    if len(vocabulary) != len(tokens):
-        raise InvalidArgument("a token occurs twice", field="tokenizer")
-    pairs = [tuple(merge.split(" ")) for merge in merges]
-    if any(len(pair) != 2 for pair in pairs):
-        raise InvalidArgument("a merge is not a pair", field="tokenizer")
-    try:
-        model = models.BPE(vocab=vocabulary, merges=[(a, b) for a, b in pairs])
-    except Exception as error:  # the library raises no narrower type
-        raise InvalidArgument(f"merges: {ascii(str(error))[:80]}", field="tokenizer") from None
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = _pre_tokenizer(metadata.get("tokenizer.ggml.pre"))
-    tokenizer.decoder = decoders.ByteLevel()
-    special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL]
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in special]
-    )
-    plain = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _USER_DEFINED]
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in plain])
-    return {
-        "tokenizer.json": tokenizer.to_str(pretty=False).encode(),
-        "tokenizer_config.json": _dump(_config(metadata, tokens, special)),
-        "generation_config.json": _dump(_generation_config(metadata)),
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """What the importer keeps of a vocabulary."""
+
+    files: dict[str, bytes]
+    """tokenizer.json, tokenizer_config.json and generation_config.json."""
+    ids: dict[str, int | None]
+    """The config's bos, eos and pad token ids."""
+
+
+def read(metadata: Metadata, rows: int) -> TokenizerFiles:
+    """The tokenizer of a model whose embedding has so many rows; raises InvalidArgument naming the
+    key that is not understood."""
+    vocabulary = _vocabulary(metadata, rows)
+    tokens, kinds = vocabulary.tokens, vocabulary.kinds
+    ids = {
+        ours: metadata.index(f"tokenizer.ggml.{theirs}_token_id", len(tokens))
+        for ours, theirs in _NAMED.items()
     }
-
-
-def _pre_tokenizer(kind: object) -> Any:
-    if kind == "smollm":
-        return pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-            ]
-        )
-    if kind in ("gpt-2", "default"):
-        return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    pattern = {"llama-bpe": _LLAMA3, "qwen2": _QWEN2}.get(str(kind))
-    if pattern is None:
-        raise InvalidArgument(f"pre-tokenizer {ascii(kind)[:40]} is not known", field="tokenizer")
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
-def _config(metadata: Mapping[str, Any], tokens: list[str], special: list[str]) -> dict[str, Any]:
+    if ids["eos"] is None:
+        raise refuse("tokenizer.ggml.eos_token_id", "is missing, so no answer would end")
+    named = {f"{ours}_token": tokens[i] for ours, i in ids.items() if i is not None}
+    control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL]
+    plain = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _USER_DEFINED]
+    special = dict.fromkeys([*control, *named.values()])
+    tokenizer = vocabulary.tokenizer
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    tokenizer.add_tokens([AddedToken(t, normalized=False) for t in plain if t not in special])
+    adds = _post_process(metadata, tokenizer, vocabulary.adds_bos, named)
+    template = _template(metadata)
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "add_bos_token": bool(metadata.get("tokenizer.ggml.add_bos_token", False)),
-        "add_prefix_space": bool(metadata.get("tokenizer.ggml.add_space_prefix", False)),
         "clean_up_tokenization_spaces": False,
-        "additional_special_tokens": special,
-        "model_max_length": metadata.get(
-            f"{metadata.get('general.architecture')}.context_length", 2048
-        ),
+        "additional_special_tokens": control,
+        **adds,
+        **named,
     }
-    for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-        number = token_id(metadata, theirs)
-        if number is not None and number < len(tokens):
-            config[f"{ours}_token"] = tokens[number]
-    template = metadata.get("tokenizer.chat_template")
-    if isinstance(template, str):
+    if template is not None:
         config["chat_template"] = template
-    return config
-
-
-def _generation_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    found = {
-        f"{ours}_token_id": token_id(metadata, theirs)
-        for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
+    kept = {f"{name}_token_id": ids[name] for name in ("bos", "eos", "pad")}
+    turn_ends = _turn_ends(metadata, tokens, frozenset(control), template or "")
+    ends = list(dict.fromkeys([ids["eos"], *turn_ends]))
+    generation: dict[str, Any] = {key: i for key, i in kept.items() if i is not None}
+    generation["eos_token_id"] = ends if len(ends) > 1 else ends[0]
+    files = {
+        "tokenizer.json": tokenizer.to_str(pretty=False).encode(),
+        "tokenizer_config.json": _dump(config),
+        "generation_config.json": _dump(generation),
     }
-    return {key: number for key, number in found.items() if number is not None}
+    return TokenizerFiles(files, kept)
 
 
-def token_id(metadata: Mapping[str, Any], which: str) -> int | None:
-    """A special token's id, None where the file names none."""
-    number = metadata.get(f"tokenizer.ggml.{which}_token_id")
-    return number if isinstance(number, int) and number >= 0 else None
+def _vocabulary(metadata: Metadata, rows: int) -> Vocabulary:
+    kind = metadata.text("tokenizer.ggml.model")
+    if kind in (None, "none", "no_vocab"):
+        raise refuse("tokenizer.ggml.model", "the file has no tokenizer")
+    if kind not in ("gpt2", "llama"):
+        raise refuse(
+            "tokenizer.ggml.model",
+            f"{ascii(kind)[:40]} is neither gpt2 (byte-level BPE) nor llama (SentencePiece)",
+        )
+    tokens = metadata.strings("tokenizer.ggml.tokens")
+    if not tokens:
+        raise refuse("tokenizer.ggml.tokens", "is missing, so the file has no tokenizer")
+    if len(tokens) > rows:
+        raise refuse("tokenizer.ggml.tokens", f"{len(tokens)} for an embedding of {rows} rows")
+    if len(set(tokens)) != len(tokens):
+        raise refuse("tokenizer.ggml.tokens", "a token occurs twice")
+    kinds = metadata.numbers("tokenizer.ggml.token_type", len(tokens))
+    if not set(kinds) <= set(range(1, 7)):
+        raise refuse("tokenizer.ggml.token_type", "must be from 1 to 6")
+    metadata.neutral("tokenizer.ggml.add_sep_token", (False,))
+    metadata.neutral("tokenizer.ggml.remove_extra_whitespaces", (False,))
+    metadata.neutral("tokenizer.ggml.precompiled_charsmap", ([],))
+    metadata.take("tokenizer.ggml.token_type_count")  # of BERT's
+    metadata.take("tokenizer.huggingface.json")  # the same vocabulary once more
+    for name in _OTHER_IDS:
+        metadata.index(f"tokenizer.ggml.{name}_token_id", len(tokens))
+    build = byte_level if kind == "gpt2" else sentencepiece
+    return build(metadata, tokens, kinds)
 
 
-def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
-    value = metadata.get(key)
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise InvalidArgument(f"{key} must be a list of strings", field="tokenizer")
-    return value
+def _post_process(
+    metadata: Metadata, tokenizer: Tokenizer, adds_bos: bool, named: dict[str, str]
+) -> dict[str, bool]:
+    """Sets what is added to a text that is no chat; answers it as the config says it."""
+    adds = {
+        name: metadata.flag(f"tokenizer.ggml.add_{name}_token", default)
+        for name, default in (("bos", adds_bos), ("eos", False))
+    }
+    for name, added in adds.items():
+        if added and f"{name}_token" not in named:
+            raise refuse(f"tokenizer.ggml.{name}_token_id", "is missing, but is to be added")
+    if any(adds.values()):
+        pieces = ["bos"] * adds["bos"] + ["$A"] + ["eos"] * adds["eos"]
+        first = [f"{piece}:0" for piece in pieces]
+        second = [f"{piece}:1".replace("$A", "$B") for piece in pieces]
+        texts = {name: named[f"{name}_token"] for name, added in adds.items() if added}
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=first,
+            pair=first + second,
+            special_tokens=[
+                {"id": name, "ids": [tokenizer.token_to_id(text)], "tokens": [text]}
+                for name, text in texts.items()
+            ],
+        )
+    return {f"add_{name}_token": added for name, added in adds.items()}
+
+
+def _template(metadata: Metadata) -> str | None:
+    """The chat template; others beside it are for requests with tools or documents."""
+    template = metadata.text("tokenizer.chat_template")
+    named = metadata.strings("tokenizer.chat_templates") or []
+    for name in named:
+        metadata.text(f"tokenizer.chat_template.{name}")
+    if template is None and named:
+        raise refuse("tokenizer.chat_template", "is missing, but there are templates with names")
+    return template
+
+
+def _turn_ends(
+    metadata: Metadata, tokens: list[str], control: frozenset[str], template: str
+) -> Iterator[int]:
+    """Ids beside eos that end an answer."""
+    for name in ("eot", "eom"):
+        number = metadata.index(f"tokenizer.ggml.{name}_token_id", len(tokens))
+        if number is not None:
+            yield number
+    for text in _TURN_ENDS:
+        if text in control and text in template:
+            yield tokens.index(text)
 
 
 def _dump(document: dict[str, Any]) -> bytes:

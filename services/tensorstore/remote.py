@@ -17,7 +17,7 @@ from shuntserve.common.v1 import common_pb2
 from shuntserve.tensorstore.v1 import tensorstore_pb2 as pb
 from shuntserve.tensorstore.v1 import tensorstore_pb2_grpc as rpc
 
-from services.common import channel_options
+from services.common import channel_options, mesh_token
 from services.common.errors import Aborted, DataLoss, FailedPrecondition, NotFound, Unavailable
 from services.common.statuses import from_rpc_error
 from services.tensorstore.backend import Pieces, digest_of
@@ -34,7 +34,8 @@ _TLS_FILES = ("SHUNT_TLS_AUTHORITY", "SHUNT_TLS_KEY", "SHUNT_TLS_CERTIFICATE")
 
 
 def open_channel(address: str) -> grpc.Channel:
-    """A channel to host:port: mutual TLS when SHUNT_TLS_* names all three files.
+    """A channel to host:port: mutual TLS when SHUNT_TLS_* names all three files, else calls show
+    the mesh's token.
 
     The kit's settings are not read here, for this module loads inside foreign processes too.
     Raises FailedPrecondition when only some are named.
@@ -42,7 +43,7 @@ def open_channel(address: str) -> grpc.Channel:
     paths = [os.environ.get(name, "") for name in _TLS_FILES]
     chosen = channel_options.options(_MESSAGE_LIMIT_BYTES)
     if not any(paths):
-        return grpc.insecure_channel(address, options=chosen)
+        return mesh_token.present(grpc.insecure_channel(address, options=chosen))
     for name, path in zip(_TLS_FILES, paths, strict=True):
         if not path:
             raise FailedPrecondition(f"{name}: TLS needs certificate, key and authority")

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.common.errors import InvalidArgument
+from services.model.tensors import QUANTISED
 from services.tensorstore.dtypes import ITEM_BYTES
 from services.tensorstore.manifest import MAX_RANK, MAX_TENSORS, load_json
 from services.tensorstore.names import is_tensor_name
 from services.tensorstore.source_file import open_file, read_exactly
 
 HEADER_LIMIT_BYTES = 100_000_000
+_PACKED = ("I32", "U32", "U8")
+"""Several weights of a few bits each in one element."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ def read_header(path: Path, within: Path | None = None) -> list[Entry]:
 
 def _read_header(path: Path, descriptor: int) -> list[Entry]:
     file_bytes = os.fstat(descriptor).st_size
+    if not file_bytes:
+        raise InvalidArgument("the file is empty", field="header")
     if file_bytes < 8:
         raise InvalidArgument(f"{file_bytes} bytes are no safetensors file", field="header")
     first = bytearray(8)
@@ -79,11 +84,7 @@ def _entry(path: Path, name: str, value: object, base: int) -> Entry:
         raise InvalidArgument("a tensor needs dtype, shape, data_offsets alone", field="tensor")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise InvalidArgument(
-            f"tensor {name} is of type {ascii(dtype)[:20]}, as quantised weights are; served are"
-            f" {', '.join(ITEM_BYTES)}",
-            field="dtype",
-        )
+        raise _refuse_dtype(name, dtype)
     if not isinstance(shape, list) or not 1 <= len(shape) <= MAX_RANK:
         raise InvalidArgument(f"{name} must have 1 to {MAX_RANK} dimensions", field="shape")
     if not isinstance(offsets, list) or len(offsets) != 2:
@@ -101,3 +102,17 @@ def _entry(path: Path, name: str, value: object, base: int) -> Entry:
             f"{name}: {offsets[1] - offsets[0]} bytes for a shape of {size}", field="data_offsets"
         )
     return Entry(path, name, dtype, tuple(shape), base + offsets[0], size)
+
+
+def _refuse_dtype(name: str, dtype: object) -> InvalidArgument:
+    if dtype in _PACKED or name.endswith(QUANTISED):
+        return InvalidArgument(
+            f"{name} of dtype {ascii(dtype)[:20]} belongs to quantised weights (GPTQ, AWQ and the"
+            " like), which need scales or zero points and are not kept: import the model that was"
+            " quantised",
+            field="dtype",
+        )
+    kept = ", ".join(ITEM_BYTES)
+    return InvalidArgument(
+        f"dtype {ascii(dtype)[:20]} of {name} is not one of {kept}", field="dtype"
+    )

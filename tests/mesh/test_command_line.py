@@ -33,6 +33,14 @@ async def test_a_second_mesh_in_the_same_directory_is_refused(ready: meshes.Mesh
     assert await ready.until_ready(2)
 
 
+async def test_what_a_mesh_keeps_is_for_its_owner_alone(ready: meshes.Mesh) -> None:
+    for name in ("mesh.json", "logs", "controller/journal.db", "controller/engines"):
+        path = ready.data_dir / name
+        for found in (path, *path.glob("*.log")):
+            assert not found.stat().st_mode & 0o077, found
+    assert not ready.data_dir.stat().st_mode & 0o077
+
+
 async def test_a_taken_port_is_named(ready: meshes.Mesh, tmp_path: Any) -> None:
     port = str(ready.http_port)
     arguments = ("up", "--detach", "--http-port", port, "--data-dir", str(tmp_path))

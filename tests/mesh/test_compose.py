@@ -16,19 +16,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 
 from bench import mesh as meshes
-from services.common import channels
+from services.common import channels, mesh_token
 
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "deploy" / "compose"
 ENGINE = Path(__file__).with_name("docker_engine.py")
 COMPOSE = Path(sys.executable).with_name("docker-compose")
 ENGINES = ["engine-1", "engine-2", "engine-3", "engine-4"]
-SERVICES = {"import", "tensorstore", "placement", "controller", "router", *ENGINES}
+ONCE = {"token", "import"}
+SERVICES = ONCE | {"tensorstore", "placement", "controller", "router", *ENGINES}
 BUILD_TIMEOUT_S = 900
 UP_TIMEOUT_S = 300
 
@@ -55,9 +57,14 @@ def test_every_service_is_confined_and_checked() -> None:
         service = services[name]
         assert service["cap_drop"] == ["ALL"], name
         assert service["read_only"], name
-        assert name == "import" or service["healthcheck"]["test"], name
+        assert name in ONCE or service["healthcheck"]["test"], name
+        assert name == "import" or "/var/lib/shunt/mesh" in _mounted(service), name
     speeds = [services[name]["environment"]["SHUNT_ENGINE_RELATIVE_SPEED"] for name in ENGINES]
     assert speeds == ["3", "2", "3", "2"]
+
+
+def _mounted(service: Mapping[str, Any]) -> list[str]:
+    return [volume["target"] for volume in service["volumes"]]
 
 
 def test_jaeger_and_prometheus_come_only_when_asked_for() -> None:
@@ -182,7 +189,9 @@ def containers(docker_host: str, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 @pytest.fixture
-async def controller(containers: Containers) -> AsyncIterator[Any]:
+async def controller(containers: Containers, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
+    drawn = containers.compose("exec", "-T", "controller", "cat", "/var/lib/shunt/mesh/token")
+    monkeypatch.setenv(mesh_token.VARIABLE, drawn.strip())
     async with channels.open_channel(containers.address("controller", 7001)) as channel:
         yield controller_pb2_grpc.ControllerServiceStub(channel)
 
@@ -198,10 +207,46 @@ async def _until_ready(controller: Any, pipelines: int) -> controller_pb2.GetSta
 
 
 async def test_no_container_runs_as_root_and_all_are_healthy(containers: Containers) -> None:
-    for service in SERVICES - {"import"}:
+    for service in SERVICES - ONCE:
         found = containers.inspect(service)
         assert found["Config"]["User"] == "shunt", service
         assert found["State"]["Health"]["Status"] == "healthy", service
+
+
+async def test_who_has_not_the_token_of_the_mesh_is_not_heard(containers: Containers) -> None:
+    async with channels.open_channel(containers.address("controller", 7001)) as channel:
+        stub = controller_pb2_grpc.ControllerServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.Register(controller_pb2.RegisterRequest(node_id="engine-1"), timeout=10)
+    assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_controller_that_was_made_anew_at_another_address_loses_nobody(
+    containers: Containers, controller: Any
+) -> None:
+    await _until_ready(controller, 2)
+    events = controller.WatchEvents(controller_pb2.WatchEventsRequest(no_wait=True), timeout=5)
+    last = max([event.number async for event in events])
+    before = containers.address("controller", 7001)
+    containers.compose("rm", "--stop", "--force", "controller")
+    network = f"{containers.project}_mesh"
+    squatter = [*("docker", "run", "--detach", "--rm", "--network", network), "--entrypoint"]
+    name = _run([*squatter, "sleep", "shunt-placement", "600"], containers.environment, 60).strip()
+    try:
+        containers.compose("up", "--no-build", "--no-deps", "--detach", "controller")
+        after = containers.address("controller", 7001)
+        assert after != before
+        async with channels.open_channel(after) as channel:
+            stub = controller_pb2_grpc.ControllerServiceStub(channel)
+            await asyncio.wait_for(channel.channel_ready(), 60)
+            status = await _until_ready(stub, 2)
+            assert {node.node_id for node in status.nodes} == set(ENGINES)
+            await asyncio.sleep(5)  # who was not found by then counts as lost
+            request = controller_pb2.WatchEventsRequest(no_wait=True, from_number=last + 1)
+            kinds = [event.kind async for event in stub.WatchEvents(request, timeout=5)]
+            assert "node_lost" not in kinds, kinds
+    finally:
+        _run(["docker", "rm", "--force", name], containers.environment, 60)
 
 
 async def test_a_stream_outlives_the_engine_container_that_began_it(

@@ -1,6 +1,7 @@
 """The invariants of a generation, checked while a schedule runs and when it rests.
 
-Numbers are those of the design's list of invariants.
+Numbers are those of the design's list of invariants; 11: nothing that is read waits behind what is
+not.
 """
 
 from __future__ import annotations
@@ -26,12 +27,16 @@ from services.controller.outcomes import LedgerEvent, Outcome
 from services.controller.records import Appended, Bound, Ended, Forgotten, Granted, Record
 from services.engine.actions import SequenceKey
 from services.engine.held import Life
-from simulator.engine import token_of
+from simulator.engine import Engine, Running, token_of
 from simulator.router import Client, Following
 from simulator.world import World
 
 SETTLED_LAUNCHES = 3
 """Failed launches with which a plan may be made from the nodes there are."""
+
+
+YIELDS_WITHIN_S = 0.5
+"""What nobody reads gives way within this long: the blip, a tick of the head, a step."""
 
 
 class Violation(AssertionError):
@@ -70,6 +75,7 @@ class Oracle:
         self.trace: list[str] = []
         self.events: list[tuple[float, str, str]] = []
         """Time, kind and pipeline of the cluster's events."""
+        self.questions = 0
         self.grants: Counter[str] = Counter()
         self.planned: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
@@ -170,6 +176,10 @@ class Oracle:
     def _now_s(self) -> float:
         return self.world.clock.now_s if self.world is not None else 0.0
 
+    def asked(self, question: ResumeQuestion) -> None:
+        """A reader asks for an epoch."""
+        self.questions += 1
+
     def granted(self, ledger: Ledger, question: ResumeQuestion, outcome: Outcome[Grant]) -> None:
         """The ledger answered a Resume."""
         name, grant = question.generation_id, outcome.reply
@@ -211,6 +221,23 @@ class Oracle:
         self.events.append((self._now_s, event.kind, event.pipeline_id))
 
     # Heads and readers
+
+    def batched(self, engine: Engine, batch: Sequence[Running]) -> None:
+        """A head chose what runs in its next step."""
+        if engine.place is None:
+            return
+        held = engine.core._held
+        waits = [
+            s.key.generation_id
+            for s in engine.place.sequences.values()
+            if s not in batch and not s.stopping and held[s.key.generation_id].reader is not None
+        ]
+        for sequence in batch:
+            generation = held[sequence.key.generation_id]
+            unread_s = self._now_s - generation.unread_since_s
+            if waits and generation.reader is None and unread_s > YIELDS_WITHIN_S:
+                name = generation.request.generation_id
+                self.fail(11, f"{waits} wait behind {name}, unread for {unread_s:.2f} s")
 
     def sampled(self, key: SequenceKey, position: int, token: int) -> None:
         """A last stage drew a token."""
@@ -310,6 +337,13 @@ class Oracle:
             if self.grants[name] > faults + self.planned[name] + client.rejoins:
                 self.fail(9, f"{name}: {self.grants[name]} grants for {faults} faults")
 
+    def check_stillness(self) -> None:
+        """Nothing was lost: nobody moved, nobody asked, nobody was told of an error."""
+        if moved := sum(self.grants.values()):
+            self.fail(9, f"{moved} grants and {self.questions} questions, and nothing was lost")
+        if self.questions or self.errors:
+            self.fail(9, f"{self.questions} questions, {self.errors}, and nothing was lost")
+
     def check_serves(self) -> None:
         """Whatever was lost, or failed to start or load, was replaced."""
         pipelines = self.world.controller.cluster.pipelines_view() if self.world else ()
@@ -338,5 +372,6 @@ class Oracle:
                 self.fail(8, f"{router.name} still follows {router.followings}")
         ledger = world.controller.ledger
         ledger.tick(world.clock.now_s + 1e6)
-        if ledger._entries or ledger._tombstones or ledger._running:
+        left = (ledger._entries, ledger._tombstones, ledger._running, ledger._abandoned)
+        if any(map(len, left)):
             self.fail(8, "the journal forgets nothing")

@@ -81,6 +81,8 @@ class Schedule:
         """Clients whose generations must last until a fault finds its phase."""
         self._endless: set[int] = set()
         """Clients that leave: theirs would run on and on."""
+        self._whole = {n for n in range(self._arrivals) if Random(f"{seed} {n}").random() < 0.3}
+        """Clients that want their answer in one piece, and ask again when their line breaks."""
         self._arrived: dict[int, Client] = {}
         self._planned = self._plan()
         for number in range(self._arrivals):
@@ -130,6 +132,7 @@ class Schedule:
             ),
             choices=random.choice((1, 1, 1, 2)),
             stop_strings=("107",) if random.random() < 0.3 and max_tokens <= 100 else (),
+            ask_digest=f"d{number}" if number in self._whole else "",
         )
         self._arrived[number] = client = Client(self.world, request)
         self.world.clients.append(client)

@@ -46,6 +46,8 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         self.sampled = 0
         self.numerics_class = "exact"
         self.load_fails = 0
+        self.refusal = ""
+        """Why it never loads anything."""
         self.form_fails = 0
         self.hold_load: asyncio.Event | None = None
         self.dissolve_s = 0.0
@@ -116,6 +118,8 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
 
     async def Load(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.calls.append(("load", (request.layers.start, request.layers.end)))
+        if self.refusal:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, self.refusal)
         if self.load_fails:
             self.load_fails -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "no store")
@@ -216,6 +220,8 @@ class FakeProvider:
     launched: list[str] = field(default_factory=list)
     fails: int = 0
     prepare: Callable[[FakeEngine], None] = lambda engine: None
+    strangers: set[str] = field(default_factory=set)
+    """Nodes that it can neither end nor watch."""
     _stacks: dict[str, AsyncExitStack] = field(default_factory=dict)
     _events: asyncio.Queue[NodeGone | None] = field(default_factory=asyncio.Queue)
     _numbers: Any = field(default_factory=lambda: itertools.count(1))
@@ -238,6 +244,9 @@ class FakeProvider:
 
     async def recognise(self, node_id: str, pid: int) -> str:
         return ""
+
+    def holds(self, node_id: str) -> bool:
+        return node_id in self.engines and node_id not in self.strangers
 
     async def terminate(self, node_id: str, grace_s: float) -> None:
         if node_id not in self.engines:
@@ -281,6 +290,7 @@ class World:
             "tick_s": 0.02,
             "shutdown_grace_s": 0.0,
             "commit_interval_s": 0.001,
+            "journal_reserve_bytes": 4 << 20,
         }
         self._stack = AsyncExitStack()
         self.stub: Any = None
@@ -290,7 +300,9 @@ class World:
         self.options.update(options)
         settings = ControllerSettings(grpc_port=self.port, **self.options)
         self.journal = SqliteJournal(
-            settings.data_dir / "journal.db", commit_interval_s=settings.commit_interval_s
+            settings.data_dir / "journal.db",
+            commit_interval_s=settings.commit_interval_s,
+            reserve_bytes=settings.journal_reserve_bytes,
         )
         recovered = await self.journal.recover()
         controller = Controller(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -9,7 +10,10 @@ from shuntserve.common.v1 import common_pb2
 from shuntserve.controller.v1 import controller_pb2 as pb
 
 from services.common.errors import ResourceExhausted
+from services.controller.journal import Room
 from services.controller.journal_sqlite import SqliteJournal
+from tests.small_disk import fill, small_disk
+from tests.waiting import until
 
 World = Any
 CALL_S = 20.0
@@ -286,15 +290,6 @@ async def test_a_stop_needs_no_more_than_its_length(world: World, route: Any) ->
     head.close()
 
 
-async def test_the_status_shows_open_generations(world: World, route: Any) -> None:
-    head = Head(world)
-    await head.say(_checkpoint(route, _run(0, 5, 6), request=_request()))
-    (line,) = (await world.status()).generations
-    assert (line.generation_id, line.epoch, line.journaled_tokens) == ("g", 1, 2)
-    assert line.pipeline_id == route.pipeline_id
-    head.close()
-
-
 async def _fill(head: Head, route: Any, positions: list[int]) -> None:
     """Appends until the stream fails; `positions` are the lengths acknowledged."""
     while len(positions) < 1000:
@@ -329,10 +324,45 @@ async def test_a_full_disk_is_told_and_nothing_is_lost(world: World, route: Any)
     held = await _held_again(world)
     position = positions[-1]
     assert len(held.runs[0].ids) == position
+    await until(lambda: world.journal.room is Room.ENOUGH)
     head = Head(world)
     (result,) = await head.say(_checkpoint(route, _run(position, 1)))
     assert result.lengths[0].length == position + 1
     head.close()
+
+
+async def test_a_stream_moves_while_the_disk_is_full_and_is_journaled_when_there_is_room(
+    world: World, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", 16 << 20) as disk:
+        await world.start(data_dir=disk)
+        route = (await world.routes(2))[0]
+        head, positions = Head(world), [1]
+        await head.say(_checkpoint(route, _run(0, 5), request=_request()))
+        fill(disk / "other")
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await _fill(head, route, positions)
+        assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        left = await world.until_event("journal_room")
+        assert left.attributes == {"left": "reserve"}
+
+        await world.provider.kill(world.head(route).spec.node_id)
+        held = _run(0, 5, *(9,) * (positions[-1] + 2))
+        grant = await _resume(world, 1, held, left_formation_id=route.formation_id)
+        assert (grant.epoch, len(grant.base[0].ids)) == (2, positions[-1] + 3)
+        assert grant.head.formation_id != route.formation_id
+
+        (disk / "other").unlink()
+        await world.until_event("journal_room", attributes={"left": "enough"})
+        head = Head(world)
+        checkpoint = _checkpoint(grant.head, _run(positions[-1] + 3, 1), epoch=2)
+        (result,) = await head.say(checkpoint)
+        assert result.lengths[0].length == positions[-1] + 4
+        head.close()
+        await world.stop()
+        await world.start()
+        assert (await _held(world)).epoch == 2
+        await world.stop()
 
 
 async def test_a_start_on_a_full_disk_is_told_in_its_own_words(

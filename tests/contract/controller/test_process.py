@@ -107,6 +107,22 @@ async def _until_ready(channel: grpc.aio.Channel) -> None:
     watch.cancel()
 
 
+async def test_what_the_controller_keeps_is_for_its_owner_alone(
+    environment: dict[str, str],
+) -> None:
+    data = Path(environment["SHUNT_CONTROLLER_DATA_DIR"])
+    await asyncio.to_thread(data.mkdir, mode=0o755)
+    async with _process(environment), _channel(environment) as channel:
+        await _until_ready(channel)
+        modes = await asyncio.to_thread(_modes, data)
+    assert {"journal.db", "journal.db-wal", "journal.db-reserve"} < modes.keys()
+    assert {name for name, mode in modes.items() if mode & 0o077} == set()
+
+
+def _modes(directory: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mode for path in (directory, *directory.rglob("*"))}
+
+
 def _damage(environment: dict[str, str]) -> tuple[Path, bytes]:
     """Puts something else where the journal should be."""
     journal = Path(environment["SHUNT_CONTROLLER_DATA_DIR"]) / "journal.db"
@@ -158,7 +174,8 @@ async def test_a_damaged_journal_is_told_and_never_replaced(environment: dict[st
     async with _process(environment) as process:
         _, told = await asyncio.wait_for(process.communicate(), START_S)
     assert process.returncode == 1
-    assert b"the journal is damaged" in told
+    assert f"{journal} is damaged".encode() in told
+    assert b"move journal.db* away" in told
     assert journal.read_bytes() == damaged
 
 

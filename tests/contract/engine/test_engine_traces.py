@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 
 import pytest
 from opentelemetry import trace
@@ -8,7 +10,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from services.common import telemetry
+from services.common import logs, telemetry
 from tests.contract.engine.rig import Rig, generate, request
 from tests.contract.engine.tiny import expected_ids
 
@@ -68,3 +70,22 @@ async def test_an_untraced_request_makes_no_span(rig: Rig, spans: InMemorySpanEx
     await rig.form(workers, [2], "f1")
     await generate(workers[0], request("g", PROMPT, 30), "f1").end()
     assert not spans.get_finished_spans()
+
+
+async def test_the_head_tells_once_that_a_generation_begins_and_by_whose_request(rig: Rig) -> None:
+    lines, handler = [], logging.StreamHandler()
+    handler.setFormatter(logs.JsonFormatter("engine"))
+    handler.emit = lambda record: lines.append(json.loads(handler.format(record)))  # type: ignore[method-assign]
+    logs.access.addHandler(handler)
+    logs.access.setLevel(logging.INFO)
+    try:
+        worker = await rig.worker()
+        await rig.form([worker], [], "f1")
+        asked = (worker, request("g1", PROMPT, 5), "f1")
+        for _ in range(2):  # the second attaches to what the first began
+            await generate(*asked, metadata=(("x-request-id", "mine-1"),)).end()
+    finally:
+        logs.access.removeHandler(handler)
+    (line,) = lines
+    assert line["message"] == "generation begins"
+    assert (line["generation_id"], line["request_id"], line["epoch"]) == ("g1", "mine-1", 1)

@@ -17,19 +17,24 @@ from typing import Any
 
 import pytest
 import torch
+from shuntserve.tensorstore.v1 import tensorstore_pb2
 from torch import Tensor
 
 from services.common.errors import InvalidArgument
-from services.common.generation import LayerRange
+from services.common.generation import LayerRange, ModelRef
+from services.controller.model_store import facts_from
 from services.engine.native.arithmetic import Span
 from services.engine.native.model import load_stage
 from services.model.config import parse_config
+from services.router.model import Model
+from services.router.model_files import ModelFiles
 from services.tensorstore.client import open_store
 from services.tensorstore.directory import DirectoryBackend
 from services.tensorstore.importer import import_checkpoint
 from services.tensorstore.sources import open_source
 from tests.checkpoints import write_checkpoint
 from tests.config_mutants import BASES, mutant
+from tests.tiny_model import model_files, tiny_tokenizer
 
 transformers = pytest.importorskip("transformers")
 MUTANTS = 520
@@ -107,6 +112,16 @@ def served_logits(store: Path) -> Tensor:
     return logits
 
 
+def refusal_of(source: Path, backend: DirectoryBackend) -> InvalidArgument | None:
+    """Why an import refuses a directory; None where it stores it."""
+    try:
+        with contextlib.closing(open_source(source)) as checkpoint:
+            import_checkpoint(checkpoint, backend, "mutant")
+    except InvalidArgument as error:
+        return error
+    return None
+
+
 @pytest.fixture(scope="module")
 def base_tensors() -> dict[str, Tensor]:
     """Weights for mutants of which transformers makes no model."""
@@ -140,10 +155,8 @@ def test_a_mutant_is_served_as_transformers_would_or_refused_by_field(
         source, store = tmp_path / f"source-{seed}", tmp_path / f"store-{seed}"
         write_checkpoint(source, raw, reference.tensors if reference else base_tensors)
         backend = DirectoryBackend(store)
-        try:
-            with contextlib.closing(open_source(source)) as checkpoint:
-                import_checkpoint(checkpoint, backend, "mutant")
-        except InvalidArgument as refused:
+        refused = refusal_of(source, backend)
+        if refused is not None:
             assert refused.field
             assert "config.json" in refused.message
             assert list(backend.objects()) == []
@@ -162,3 +175,59 @@ def test_a_mutant_is_served_as_transformers_would_or_refused_by_field(
         print(f"{count:5} refused by {field}")
     assert wrong == []
     assert served >= LEAST_SERVED * loaded
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+@pytest.mark.parametrize("change", ["missing", "foreign", "bias", "transposed", "scales"])
+def test_tensors_that_are_not_the_configs_are_refused_by_name(
+    tmp_path: Path, model_type: str, change: str
+) -> None:
+    reference = reference_of(BASES[model_type])
+    assert reference is not None
+    tensors = dict(reference.tensors)
+    name = "model.layers.1.self_attn.o_proj.weight"
+    match change:
+        case "missing":
+            del tensors[name]
+        case "foreign":
+            name = "model.layers.3.self_attn.o_proj.weight"
+            tensors[name] = torch.zeros(48, 48)
+        case "bias":
+            name = "model.layers.1.self_attn.o_proj.bias"
+            tensors[name] = torch.zeros(48)
+        case "transposed":
+            name = "model.layers.1.mlp.down_proj.weight"
+            tensors[name] = tensors[name].t().contiguous()
+        case "scales":
+            name = "model.layers.1.self_attn.o_proj.weight_scale"
+            tensors[name] = torch.ones(1)
+    write_checkpoint(tmp_path / "source", BASES[model_type], tensors)
+    backend = DirectoryBackend(tmp_path / "store")
+    refused = refusal_of(tmp_path / "source", backend)
+    assert refused is not None
+    assert refused.field == name
+    assert list(backend.objects()) == []
+
+
+def test_one_limit_of_a_windowed_model_is_told_to_everybody(tmp_path: Path) -> None:
+    """A window shortens no context: engine, controller and router count the same positions."""
+    raw = {**BASES["mistral"], "vocab_size": 320}
+    reference = reference_of(raw)
+    assert reference is not None
+    write_checkpoint(tmp_path / "source", raw, reference.tensors)
+    assert refusal_of(tmp_path / "source", DirectoryBackend(tmp_path / "store")) is None
+    stored = open_store(str(tmp_path / "store")).model("mutant")
+    config = parse_config(stored.config)
+    with stored.stage(LayerRange(0, config.layer_count)) as weights:
+        stage = load_stage(config, weights.tensors, range(config.layer_count), kv_blocks=64)
+    reply = tensorstore_pb2.DescribeResponse(
+        manifest=json.dumps({"config": dict(stored.config)}).encode()
+    )
+    files = ModelFiles(ModelRef("m", "d"), dict(stored.config), model_files(tiny_tokenizer()))
+    assert raw["sliding_window"] < raw["max_position_embeddings"]
+    assert {
+        stage.facts.context_length,
+        facts_from(reply).context_length,
+        Model(files).facts.max_positions,
+    } == {raw["max_position_embeddings"]}
+    stage.close()

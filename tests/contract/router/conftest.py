@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,14 @@ async def http(router: Running) -> AsyncIterator[httpx.AsyncClient]:
     url = f"http://127.0.0.1:{router.http_port}"
     async with httpx.AsyncClient(base_url=url, timeout=20) as client:
         yield client
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @dataclass

@@ -67,12 +67,7 @@ RAW = {
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
         (400,),
     ),
-    "a body behind an upgrade": (
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 35\r\n\r\n"
-        b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
-        (400,),
-    ),
+    "a tunnel": (b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n", (400,)),
     "NUL in a header": (b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: a\x00b\r\n\r\n", (400,)),
 }
 
@@ -212,16 +207,61 @@ async def test_a_connection_is_used_again_behind_a_body_that_was_not_read(
     assert answer.endswith(b'{"alive":true}')
 
 
-async def test_an_upgrade_that_nobody_offers_is_ignored(router: Running) -> None:
-    upgrade = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
-    again = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+AGAIN = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1 << 16])
+@pytest.mark.parametrize("framed", ["length", "chunks"])
+async def test_an_offer_of_another_protocol_is_declined_and_its_body_is_a_body(
+    mesh: FakeMesh, router: Running, framed: str, piece: int
+) -> None:
+    """The body reads as a request of its own would; it must not become one."""
+    prompt = b'{"model":"tiny","prompt":"GET /metrics HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n"}'
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" + OFFER
+    if framed == "length":
+        request = head + b"Content-Length: %d\r\n\r\n%s" % (len(prompt), prompt)
+    else:
+        request = head + b"Transfer-Encoding: chunked\r\n\r\n"
+        request += b"%x\r\n%s\r\n0\r\n\r\n" % (len(prompt), prompt)
+    request += b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + OFFER + b"\r\n" + AGAIN
     reader, writer = await asyncio.open_connection("127.0.0.1", router.http_port)
+    for start in range(0, len(request), piece):
+        writer.write(request[start : start + piece])
+        await asyncio.sleep(0)
     async with asyncio.timeout(20):
-        writer.write(upgrade)
-        assert (await reader.readuntil(b'{"alive":true}')).startswith(b"HTTP/1.1 200 ")
-        writer.write(again)
-        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+        answer = await reader.read()
     writer.close()
+    assert answer.count(b"HTTP/1.1 200 ") == answer.count(b"HTTP/1.1 ") == 3
+    assert answer.count(b'{"alive":true}') == 2
+    assert len(mesh.calls) == 1
+
+
+async def test_many_offers_at_once_are_all_declined(mesh: FakeMesh) -> None:
+    async with mesh.router(max_requests_ahead=4096) as router:
+        offer = b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + OFFER + b"\r\n"
+        answer = await _raw(router, offer * 1500 + AGAIN)
+    assert answer.count(b'{"alive":true}') == 1501
+
+
+async def test_http_1_0_gets_no_chunks(router: Running) -> None:
+    body = json.dumps(_chat(stream=True, temperature=0)).encode()
+    head = "POST /v1/chat/completions HTTP/1.0\r\nContent-Type: application/json\r\n"
+    length = f"Connection: keep-alive\r\nContent-Length: {len(body)}\r\n\r\n"
+    answer = await _raw(router, (head + length).encode() + body)
+    headers, _, stream = answer.partition(b"\r\n\r\n")
+    assert headers.startswith(b"HTTP/1.1 200 ")
+    assert b"transfer-encoding" not in headers.lower()
+    assert b"connection: close" in headers.lower()
+    assert stream.startswith(b"id: ")
+    assert stream.endswith(b"data: [DONE]\n\n")
+
+
+async def test_http_1_0_keeps_its_connection_when_it_asks_to(router: Running) -> None:
+    kept = b"GET /v1/models HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
+    answer = await _raw(router, kept + kept + b"GET /v1/models HTTP/1.0\r\n\r\n")
+    assert answer.count(b'"object": "list"') == 3
+    assert answer.count(b"connection: keep-alive") == 2
 
 
 def _completion(size: int) -> tuple[bytes, bytes]:
@@ -329,7 +369,7 @@ async def test_one_connection_too_many_is_503(mesh: FakeMesh) -> None:
     assert b"retry-after" in answer
 
 
-PATHS = ["//v1/chat/completions", "/v1/%2e%2e/admin", "/V1/chat/completions", "/", "/v1/models/"]
+PATHS = ["//v1/chat/completions", "/v1/%2e%2e/admin", "/V1/chat/completions", "/", "/v1//models"]
 
 
 @pytest.mark.parametrize("path", PATHS)

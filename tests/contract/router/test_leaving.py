@@ -85,6 +85,65 @@ async def test_a_client_that_leaves_a_whole_answer_detaches(
     assert mesh.cancels == []
 
 
+def _told(mesh: FakeMesh) -> list[tuple[str, int, bool]]:
+    return [(told.generation_id, told.epoch, told.resumable) for told in mesh.detaches]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_a_client_that_leaves_before_its_answer_begins_parks_its_generation(
+    mesh: FakeMesh, http: httpx.AsyncClient, stream: bool
+) -> None:
+    mesh.limit = 0 if stream else 10
+    body = {"model": "tiny", "prompt": "hi", "stream": stream}
+    task = asyncio.create_task(http.post("/v1/completions", json=body))
+    await until(lambda: len(mesh.calls) == 1)
+    task.cancel()
+    await until(lambda: mesh.detaches)
+    assert _told(mesh) == [(mesh.calls[0][1].request.generation_id, 1, False)]
+    assert mesh.cancels == []
+
+
+async def test_a_client_that_can_come_back_by_an_event_is_told_apart(
+    mesh: FakeMesh, router: Running, http: httpx.AsyncClient, ask: Any, resume: Any
+) -> None:
+    mesh.limit = 10
+    told = await ask(http, until=lambda told: len(told.text()) > 5)
+    await until(lambda: mesh.readers == 0)
+    task = asyncio.create_task(resume(http, told.generation_id, told.ids[0]))
+    await until(lambda: mesh.readers == 1)
+    task.cancel()
+    await until(lambda: mesh.readers == 0 and router.router.streams == 0)
+    await until(lambda: len(mesh.detaches) == 2)
+    assert _told(mesh) == [(told.generation_id, 1, True)] * 2
+
+
+async def test_a_whole_answer_that_was_given_tells_nobody(
+    mesh: FakeMesh, router: Running, http: httpx.AsyncClient
+) -> None:
+    body = {"model": "tiny", "prompt": "hi"}
+    assert (await http.post("/v1/completions", json=body)).status_code == 200
+    await until(lambda: router.router.streams == 0 and mesh.readers == 0)
+    assert mesh.detaches == []
+
+
+@pytest.mark.parametrize("named", [False, True])
+async def test_a_grpc_client_that_leaves_before_it_knows_a_name_parks_its_generation(
+    mesh: FakeMesh, router: Running, named: bool
+) -> None:
+    mesh.limit = 0
+    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
+        stub = router_pb2_grpc.RouterServiceStub(channel)
+        request = router_pb2.GenerateRequest(
+            model="tiny", text="hi", generation_id="mine" if named else ""
+        )
+        call = stub.Generate(request, timeout=20)
+        await until(lambda: mesh.readers == 1)
+        call.cancel()
+        await until(lambda: mesh.readers == 0 and router.router.streams == 0)
+        await until(lambda: mesh.detaches)
+    assert [told.resumable for told in mesh.detaches] == [named]
+
+
 @pytest.mark.parametrize("door", ["http", "grpc"])
 async def test_a_prompt_in_the_making_counts_though_its_client_left(
     router: Running, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, door: str

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
+from typing import Any
 
+import httpx
 import openai
 import pytest
+from openai.types import Completion, Model
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from services.router.__main__ import Running
 from tests.fake_mesh import REPLY, FakeMesh
@@ -54,20 +59,40 @@ async def test_a_whole_chat_equals_the_streamed_one(
     assert answer.usage.completion_tokens == len(mesh.ids_of(REPLY)) + 1
 
 
-async def test_n_choices_come_each_with_its_own_end(
+async def test_n_choices_come_a_chunk_each_and_with_their_own_ends(
     client: openai.AsyncOpenAI, mesh: FakeMesh
 ) -> None:
     mesh.replies = [REPLY, "short", "another one"]
     stream = await client.chat.completions.create(
-        model="tiny", messages=ASKED, temperature=0, n=3, stream=True
+        model="tiny",
+        messages=ASKED,
+        temperature=0,
+        n=3,
+        stream=True,
+        stream_options={"include_usage": True},
     )
-    texts, finishes = ["", "", ""], [0, 0, 0]
+    texts, finishes, roles, sizes = ["", "", ""], [0, 0, 0], [0, 0, 0], []
     async for chunk in stream:
-        for choice in chunk.choices:
+        sizes.append(len(chunk.choices))
+        if chunk.choices:
+            choice = chunk.choices[0]
             texts[choice.index] += choice.delta.content or ""
+            roles[choice.index] += choice.delta.role is not None
             finishes[choice.index] += choice.finish_reason is not None
     assert texts == mesh.replies
-    assert finishes == [1, 1, 1]
+    assert finishes == roles == [1, 1, 1]
+    assert (set(sizes[:-1]), sizes[-1]) == ({1}, 0)  # the last one has usage
+
+
+async def test_n_completions_come_a_chunk_each(client: openai.AsyncOpenAI, mesh: FakeMesh) -> None:
+    mesh.replies = ["one", "short", "another one"]
+    texts = ["", "", ""]
+    async for chunk in await client.completions.create(
+        model="tiny", prompt="Once", temperature=0, n=3, stream=True
+    ):
+        (choice,) = chunk.choices
+        texts[choice.index] += choice.text
+    assert texts == mesh.replies
 
 
 async def test_logprobs_come_one_a_token_with_the_alternatives(
@@ -116,6 +141,64 @@ async def test_a_completion_has_its_own_shapes(client: openai.AsyncOpenAI) -> No
     ):
         text += chunk.choices[0].text
     assert text == choice.text
+
+
+async def test_the_token_that_came_is_among_the_likeliest_of_a_completion(
+    client: openai.AsyncOpenAI, mesh: FakeMesh
+) -> None:
+    mesh.unlikely = True
+    for wanted in (0, 2):
+        answer = await client.completions.create(
+            model="tiny", prompt="Once", temperature=0, logprobs=wanted, max_tokens=6
+        )
+        logprobs = answer.choices[0].logprobs
+        assert logprobs is not None
+        assert logprobs.tokens
+        assert logprobs.top_logprobs
+        assert logprobs.token_logprobs
+        for token, logprob, top in zip(
+            logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs, strict=True
+        ):
+            assert top[token] == logprob
+            assert len(top) == wanted + 1
+
+
+async def test_parts_of_a_character_are_told_apart_among_the_likeliest(
+    client: openai.AsyncOpenAI, mesh: FakeMesh
+) -> None:
+    mesh.replies = ["東京"]
+    answer = await client.completions.create(
+        model="tiny", prompt="Once", temperature=0, logprobs=5, max_tokens=3
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.tokens == [r"bytes:\xe6", r"bytes:\x9d", r"bytes:\xb1"]
+    assert [len(top) for top in logprobs.top_logprobs or ()] == [5, 5, 5]
+
+
+async def test_answers_have_the_types_of_the_official_client(
+    router: Running, mesh: FakeMesh
+) -> None:
+    mesh.replies = ["Über 東京", "two"]
+    url = f"http://127.0.0.1:{router.http_port}/v1"
+    chat = {"model": "tiny", "messages": ASKED, "n": 2, "logprobs": True, "top_logprobs": 2}
+    text = {"model": "tiny", "prompt": "Once", "n": 2, "logprobs": 2}
+    async with httpx.AsyncClient(base_url=url, timeout=20) as http:
+        whole = await http.post("/chat/completions", json=chat)
+        ChatCompletion.model_validate(whole.json(), strict=True)
+        for wanted in (chat, {**chat, "stream_options": {"include_usage": True}}):
+            told = await http.post("/chat/completions", json={**wanted, "stream": True})
+            for data in _data(told.text):
+                ChatCompletionChunk.model_validate(data, strict=True)
+        whole = await http.post("/completions", json=text)
+        Completion.model_validate(whole.json(), strict=True)
+        Model.model_validate((await http.get("/models/tiny")).json(), strict=True)
+
+
+def _data(text: str) -> list[Any]:
+    lines = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
 
 
 async def test_stop_and_max_tokens_end_a_text(client: openai.AsyncOpenAI) -> None:
@@ -174,6 +257,14 @@ async def test_sampling_values_reach_the_head(client: openai.AsyncOpenAI, mesh: 
     assert (sampling.max_tokens, sampling.min_tokens, sampling.seed) == (4, 2, 11)
     assert (sampling.ignore_eos, list(sampling.stop_token_ids)) == (True, [1, 2])
     assert list(sampling.eos_token_ids) == [mesh.eos]
+
+
+async def test_the_smallest_nucleus_is_the_likeliest_token(
+    client: openai.AsyncOpenAI, mesh: FakeMesh
+) -> None:
+    await client.chat.completions.create(model="tiny", messages=ASKED, top_p=0, max_tokens=1)
+    sampling = mesh.calls[0][1].request.sampling
+    assert (sampling.top_k, sampling.top_p) == (1, 1.0)
 
 
 async def test_models_are_listed_and_found(client: openai.AsyncOpenAI) -> None:

@@ -89,3 +89,16 @@ def test_a_process_lives_until_it_ends_though_nobody_waits_for_it(
     assert not processes.lives(child.pid)
     child.wait()
     assert not processes.lives(child.pid)
+
+
+def test_a_process_that_would_first_serve_on_is_asked_twice(
+    started: list[subprocess.Popen[str]],
+) -> None:
+    code = (
+        "import signal, sys, time; told = []; "
+        "signal.signal(signal.SIGTERM, lambda *_: told and sys.exit(7) or told.append(1)); "
+        "print('set', flush=True); [time.sleep(0.01) for _ in range(60_000)]"
+    )
+    mine = _start(started, "mine", code)
+    processes.end(processes.own_processes("mine"), grace_s=20)
+    assert mine.wait(5) == 7

@@ -1,6 +1,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import count
+from itertools import count, pairwise
 from typing import TypeVar
 
 import pytest
@@ -155,7 +155,7 @@ def test_a_failed_plan_is_asked_for_again() -> None:
     cluster = Cluster(SETTINGS, drawer(), 0.0, 0.0)
     cluster.register(facts("node-1"), 0.0)
     cluster.register(facts("node-2"), 0.0)
-    cluster.plan_failed("away", 0.0)
+    cluster.plan_failed("away", False, 0.0)
     assert all_of(cluster.tick(0.4), AskPlan) == []
     assert beat(cluster, "node-1", "", 0.6) == []
     assert len(all_of(cluster.tick(0.6), AskPlan)) == 1
@@ -178,7 +178,7 @@ def test_a_failed_load_or_form_is_tried_again() -> None:
     stages = (PlannedStage("node-1", FRONT), PlannedStage("node-2", BACK))
     cluster.plan_ready((PlannedPipeline(stages, 50.0),), 0.0)
     loaded(cluster, "node-1", FRONT, 0.0)
-    assert said(cluster.load_failed("node-2", "i-node-2", "slow", 0.0)) == ["load_failed"]
+    assert said(cluster.load_failed("node-2", "i-node-2", "slow", False, 0.0)) == ["load_failed"]
     assert one_of(cluster.tick(0.5), LoadStage).node_id == "node-2"
     assert one_of(loaded(cluster, "node-2", BACK, 0.6), FormPipeline)
     actions = cluster.form_failed("f1", "no", 0.6)
@@ -192,12 +192,12 @@ def failing(cluster: Cluster, node_id: str, now_s: float) -> list[float]:
     """Fails every load of a node until it is given up; returns the pauses between them."""
     pauses = []
     for _ in range(SETTINGS.load_attempts - 1):
-        cluster.load_failed(node_id, f"i-{node_id}", "no weights", now_s)
+        cluster.load_failed(node_id, f"i-{node_id}", "no weights", False, now_s)
         failed_s = now_s
         while not all_of(cluster.tick(now_s), LoadStage):
             now_s += 0.25
         pauses.append(now_s - failed_s)
-    assert said(cluster.load_failed(node_id, f"i-{node_id}", "no weights", now_s)) == [
+    assert said(cluster.load_failed(node_id, f"i-{node_id}", "no weights", False, now_s)) == [
         "load_failed"
     ]
     return pauses
@@ -213,11 +213,162 @@ def test_a_node_that_cannot_load_is_replaced_and_ended() -> None:
     assert one_of(actions, TerminateNode) == TerminateNode("node-3")
     assert all_of(cluster.tick(10.0), LoadStage) == []
     assert one_of(cluster.register(facts("node-4"), 10.0), LoadStage).node_id == "node-4"
-    failing(cluster, "node-4", 10.0)
-    assert one_of(cluster.tick(13.5), LaunchNode).node_id == "node-5"
+    cluster.load_failed("node-4", "i-node-4", "no weights", False, 10.0)  # one attempt is enough
+    assert one_of(cluster.tick(10.1), LaunchNode).node_id == "node-5"
     cluster.launch_failed("node-5", "no room", 13.6)
-    assert all_of(cluster.tick(14.4), LaunchNode) == []
-    assert one_of(cluster.tick(14.5), LaunchNode).node_id == "node-6"
+    assert all_of(cluster.tick(17.5), LaunchNode) == []
+    assert one_of(cluster.tick(17.6), LaunchNode).node_id == "node-6"
+
+
+def storm(
+    cluster: Cluster, fail: Callable[[str, float], list[Action]], until_s: float
+) -> list[float]:
+    """Fails every node that the cluster launches; returns when it launched them."""
+    launched_s, now_s = [], 0.0
+    actions = cluster.start(now_s)
+    while now_s < until_s:
+        while launches := all_of(actions, LaunchNode):
+            launched_s += [now_s] * len(launches)
+            actions = [a for launch in launches for a in fail(launch.node_id, now_s)]
+        now_s += 1.0
+        for view in cluster.nodes_view():
+            if view.incarnation and view.state is not NodeState.LOST:
+                beat(cluster, view.node_id, "", now_s)
+        actions = cluster.tick(now_s)
+    return launched_s
+
+
+HOUR_S = 3600.0
+
+
+@pytest.mark.parametrize("how", ["at its start", "behind its registration", "loading", "serving"])
+def test_a_node_that_fails_at_every_start_is_replaced_ever_more_seldom(how: str) -> None:
+    cluster = Cluster(SETTINGS, drawer(), 0.0, 0.0)
+
+    def fail(node_id: str, now_s: float) -> list[Action]:
+        if node_id == "node-1" and how in ("loading", "serving"):
+            return cluster.register(facts(node_id), now_s)
+        if how != "at its start":
+            cluster.register(facts(node_id), now_s)
+        if how in ("loading", "serving") and not cluster.pipelines_view():
+            stages = (PlannedStage("node-1", FRONT), PlannedStage("node-2", BACK))
+            cluster.plan_ready((PlannedPipeline(stages, 50.0),), now_s)
+            loaded(cluster, "node-1", FRONT, now_s)
+        if how == "serving":
+            form = one_of(loaded(cluster, node_id, BACK, now_s), FormPipeline)
+            cluster.formed(form.formation_id, now_s)
+        incarnation = "" if how == "at its start" else f"i-{node_id}"
+        return cluster.node_gone(node_id, incarnation, "exit status 1", now_s)
+
+    launched_s = storm(cluster, fail, 6 * HOUR_S)
+    pauses = [after - before for before, after in pairwise(launched_s)]
+    pauses = [pause for pause in pauses if pause]  # nodes of the first plan come together
+    assert pauses == sorted(pauses)
+    assert max(pauses) >= SETTINGS.replace_max_s
+    assert len(pauses) <= 6 * HOUR_S / SETTINGS.replace_max_s + 15
+    fault = cluster.faults()[0]
+    assert (fault.kind, fault.cause, fault.permanent) == ("start", "exit status 1", False)
+    assert fault.failures >= len(pauses)
+    assert cluster.unusable() == ""
+
+
+def test_a_node_that_cannot_load_passingly_is_replaced_ever_more_seldom() -> None:
+    cluster, loads = Cluster(SETTINGS, drawer(), 0.0, 0.0), 0
+    launched, now_s, actions = 0, 0.0, cluster.start(0.0)
+    while now_s < 6 * HOUR_S:
+        for launch in all_of(actions, LaunchNode):
+            launched += 1
+            more = cluster.register(facts(launch.node_id), now_s)
+            if all_of(more, AskPlan):
+                stages = (PlannedStage("node-1", FRONT), PlannedStage("node-2", BACK))
+                more = cluster.plan_ready((PlannedPipeline(stages, 50.0),), now_s)
+            actions = [*actions, *more]
+        for load in all_of(actions, LoadStage):
+            if load.layers == FRONT:
+                loaded(cluster, load.node_id, FRONT, now_s)
+            else:
+                loads += 1
+                cluster.load_failed(load.node_id, load.incarnation, "no weights", False, now_s)
+        now_s += 1.0
+        for view in cluster.nodes_view():
+            if view.incarnation and view.state is not NodeState.LOST:
+                beat(cluster, view.node_id, "", now_s)
+        actions = cluster.tick(now_s)
+    most = 6 * HOUR_S / SETTINGS.replace_max_s + 12
+    assert launched <= most
+    assert loads <= most + launched + SETTINGS.load_attempts
+    assert {fault.cause for fault in cluster.faults()} == {"no weights"}
+
+
+def refused(settings: ClusterSettings = PATIENT) -> Cluster:
+    """No node may ever load the back of the model."""
+    cluster = Cluster(settings, drawer(), 0.0, 0.0)
+    cluster.start(0.0)
+    cluster.register(facts("node-1"), 0.0)
+    cluster.register(facts("node-2"), 0.0)
+    stages = (PlannedStage("node-1", FRONT), PlannedStage("node-2", BACK))
+    cluster.plan_ready((PlannedPipeline(stages, 50.0),), 0.0)
+    loaded(cluster, "node-1", FRONT, 0.0)
+    assert cluster.unusable() == ""
+    cluster.load_failed("node-2", "i-node-2", "no head_dim of 3", True, 1.0)
+    return cluster
+
+
+def test_what_a_node_refuses_for_good_costs_no_other_node_and_is_said_first() -> None:
+    cluster = refused()
+    for now_s in (1.0, 2.0, HOUR_S, 24 * HOUR_S):
+        actions = cluster.tick(now_s)
+        assert (all_of(actions, LaunchNode), all_of(actions, LoadStage)) == ([], [])
+        assert all_of(actions, TerminateNode) == []
+    fault = cluster.faults()[0]
+    assert (fault.kind, fault.cause, fault.node_id) == ("load", "no head_dim of 3", "node-2")
+    assert (fault.permanent, fault.failures, fault.since_s) == (True, 1, 1.0)
+    assert cluster.unusable() == "no head_dim of 3"
+    version, routes = cluster.routes()
+    assert (version, routes) == (1, ())  # routers are told
+
+
+def test_what_one_node_refuses_for_good_another_one_may_try() -> None:
+    cluster = refused()
+    actions = cluster.register(facts("node-3"), 5.0)
+    assert one_of(actions, LoadStage).node_id == "node-3"
+    assert one_of(loaded(cluster, "node-3", BACK, 6.0), FormPipeline)
+    assert cluster.unusable() == ""
+
+
+def test_a_process_that_comes_anew_may_try_what_its_last_one_refused() -> None:
+    cluster = refused()
+    actions = cluster.register(facts("node-2", "i-again"), 5.0)
+    assert one_of(actions, LoadStage).incarnation == "i-again"
+
+
+def test_a_pipeline_that_none_can_run_leaves_the_others_their_nodes() -> None:
+    settings = replace(PATIENT, initial=(SHAPE, SHAPE), pipelines=2)
+    cluster = Cluster(settings, drawer(), 0.0, 0.0)
+    cluster.start(0.0)
+    cluster.register(facts("node-1"), 0.0)
+    cluster.register(facts("node-2"), 0.0)
+    whole = LayerRange(0, 30)
+    planned = [PlannedPipeline((PlannedStage(n, whole),), 1.0) for n in ("node-1", "node-2")]
+    cluster.plan_ready(tuple(planned), 0.0)
+    cluster.load_failed("node-2", "i-node-2", "never", True, 0.0)
+    form = one_of(loaded(cluster, "node-1", whole, 0.0), FormPipeline)
+    cluster.formed(form.formation_id, 0.0)
+    assert cluster.unusable() == ""
+    assert [fault.pipeline_id for fault in cluster.faults()] == ["pipeline-2"]
+    assert cluster.tick(HOUR_S) == []
+    assert [route.pipeline_id for route in cluster.routes()[1]] == ["pipeline-1"]
+
+
+def test_a_plan_that_cannot_be_is_asked_for_again_when_the_nodes_are_others() -> None:
+    cluster = Cluster(PATIENT, drawer(), 0.0, 0.0)
+    cluster.start(0.0)
+    cluster.register(facts("node-1"), 0.0)
+    assert one_of(cluster.register(facts("node-2"), 0.0), AskPlan)
+    cluster.plan_failed("nothing fits", True, 0.0)
+    assert all_of(cluster.tick(HOUR_S), AskPlan) == []
+    assert (cluster.unusable(), cluster.faults()[0].kind) == ("nothing fits", "plan")
+    assert one_of(cluster.register(facts("node-3"), HOUR_S), AskPlan)
 
 
 def test_a_spare_that_cannot_load_is_replaced_too() -> None:
@@ -236,7 +387,7 @@ def test_without_a_provider_a_node_that_idles_takes_what_another_cannot_load() -
     cluster.register(facts("node-3"), 1.0)
     failing(cluster, "node-3", 1.0)
     assert one_of(cluster.tick(100.0), LoadStage).node_id == "node-3"  # who else?
-    cluster.load_failed("node-3", "i-node-3", "no weights", 100.0)
+    cluster.load_failed("node-3", "i-node-3", "no weights", False, 100.0)
     actions = cluster.register(facts("node-4"), 100.0)
     assert one_of(actions, LoadStage).node_id == "node-4"
     assert all_of(actions, TerminateNode) == []
@@ -296,8 +447,9 @@ def test_a_restart_of_the_controller_is_no_time_that_a_pipeline_was_down() -> No
 
 def test_silence_loses_a_node() -> None:
     cluster = ready()
-    beat(cluster, "node-1", "f1", 0.9)
-    assert said(cluster.tick(0.9)) == []
+    for tenths in range(1, 10):
+        beat(cluster, "node-1", "f1", tenths / 10)
+        assert said(cluster.tick(tenths / 10)) == []
     assert said(cluster.tick(1.0))[0] == "node_lost"
     with pytest.raises(NotFound):
         beat(cluster, "node-2", "f1", 1.1)
@@ -316,6 +468,54 @@ def test_a_controller_that_was_stopped_counts_nobody_as_dead_for_it() -> None:
         beat(cluster, "node-1", "f1", now_s)
         lost += [(now_s, kind) for kind in said(cluster.tick(now_s)) if kind == "node_lost"]
     assert lost == [(stopped_s + SETTINGS.restart_grace_s, "node_lost")]
+
+
+PATIENT = replace(SETTINGS, node_lost_s=60.0, restart_grace_s=0.1)
+
+
+def watched(cluster: Cluster, seconds: range, **more: object) -> list[tuple[float, str]]:
+    """Beats of both nodes, and what is said, in tenths of a second."""
+    heard = []
+    for tenths in seconds:
+        now_s = tenths / 10
+        for node_id in ("node-1", "node-2"):
+            beat(cluster, node_id, "f1", now_s, **more)
+        heard += [(now_s, kind) for kind in said(cluster.tick(now_s))]
+    return heard
+
+
+def test_a_head_that_has_work_and_makes_no_step_does_not_serve_until_it_does() -> None:
+    cluster = ready(PATIENT)
+    assert watched(cluster, range(1, 70), steps=9, has_work=True) == [(5.1, "head_stalled")]
+    assert cluster.routes()[1] == ()
+    assert cluster.heads()[0].stalled
+    assert not cluster.heads()[0].takes_new
+    assert watched(cluster, range(70, 71), steps=10, has_work=True) == [(7.0, "head_serves")]
+    assert [route.formation_id for route in cluster.routes()[1]] == ["f1"]
+    assert not cluster.heads()[0].stalled
+
+
+def test_a_head_without_work_serves_though_it_makes_no_step() -> None:
+    assert watched(ready(PATIENT), range(1, 100), steps=9) == []
+
+
+def test_a_head_without_beats_does_not_serve_before_it_is_lost() -> None:
+    cluster = ready(PATIENT)
+    heard = []
+    for tenths in range(1, 31):
+        beat(cluster, "node-2", "f1", tenths / 10)
+        heard += [(tenths / 10, kind) for kind in said(cluster.tick(tenths / 10))]
+    assert heard == [(2.0, "head_stalled")]
+    beat(cluster, "node-1", "f1", 3.1)
+    assert said(cluster.tick(3.1)) == ["head_serves"]
+
+
+def test_time_that_the_controller_did_not_watch_is_nobodys_silence() -> None:
+    cluster = ready(PATIENT)
+    heard = []
+    for looks in range(1, 8):
+        heard += said(cluster.tick(0.75 * looks))
+    assert heard == []
 
 
 def test_a_lost_node_that_returns_takes_its_stage_before_the_new_one_is_there() -> None:
@@ -427,10 +627,10 @@ def test_a_launch_that_fails_or_never_registers_is_tried_again() -> None:
     cluster = ready()
     cluster.node_gone("node-2", "i-node-2", "exit", 0.0)
     assert "node_lost" in said(cluster.launch_failed("node-3", "no room", 0.1))
-    assert all_of(cluster.tick(0.5), LaunchNode) == []
-    launched = one_of(cluster.tick(0.7), LaunchNode)
+    assert all_of(cluster.tick(1.0), LaunchNode) == []
+    launched = one_of(cluster.tick(1.1), LaunchNode)
     assert launched.node_id == "node-4"
-    later_s = 0.7 + SETTINGS.launch_timeout_s
+    later_s = 1.1 + SETTINGS.launch_timeout_s
     beat(cluster, "node-1", "", later_s)
     assert TerminateNode("node-4", kill=True) in cluster.tick(later_s)
 
@@ -501,7 +701,8 @@ def test_a_hand_over_cut_short_by_a_restart_is_asked_for_again() -> None:
     again = restarted(snapshot, 1.0)
     actions = again.start(100.0)
     assert all_of(actions, DissolveFormation) == []
-    assert one_of(actions, DrainFormation) == DrainFormation("f1", actions[-1].head)
+    assert one_of(actions, DrainFormation).head.node_id == "node-1"
+    assert (again.routes()[1], again.handing_over()) == ((), ("f1",))
     assert again.heads()[0].hands_over
     done = again.drained("f1", 3, 100.1)
     assert one_of(done, TerminateNode) == TerminateNode("node-2")
@@ -547,3 +748,75 @@ def test_nodes_of_a_shape_that_is_not_wanted_any_more_are_exchanged() -> None:
     assert [end.node_id for end in all_of(actions, TerminateNode)] == ["node-2", "node-3"]
     assert one_of(actions, LaunchNode).shape == fast
     assert all_of(actions, AskPlan) == []
+
+
+def test_of_two_notices_the_earlier_deadline_counts() -> None:
+    cluster = ready(PATIENT)
+    assert "interruption_noticed" in said(cluster.interrupt("node-2", 120.0, False, 1.0))
+    assert cluster.interrupt("node-2", 120.0, False, 2.0) == []
+    assert cluster.deadlines_s() == {"node-2": 121.0}
+    assert "interruption_noticed" in said(cluster.interrupt("node-2", 10.0, False, 3.0))
+    assert cluster.deadlines_s() == {"node-2": 13.0}
+    assert cluster.interrupt("node-2", 60.0, False, 4.0) == []
+    assert said(cluster.tick(12.9)) == []
+    assert "undrained" in said(cluster.tick(13.0))
+
+
+def test_a_process_that_was_told_to_stop_is_replaced_and_let_go() -> None:
+    cluster = ready(PATIENT)
+    actions = beat(cluster, "node-2", "f1", 1.0, departs_in_s=20.0)
+    assert said(actions) == ["interruption_noticed", "node_launched"]
+    assert all_of(beat(cluster, "node-2", "f1", 1.2, departs_in_s=19.7), LogEvent) == []
+    assert "replacement_ready" in said(replaced(cluster, 5.0))
+    beat(cluster, "node-1", "f1", 5.2, sampled_tokens=1)
+    drain = one_of(beat(cluster, "node-1", "f1", 5.4, sampled_tokens=9), DrainFormation)
+    actions = cluster.drained(drain.formation_id, 1, 5.5)
+    assert one_of(actions, TerminateNode) == TerminateNode("node-2")
+    assert [m.node_id for m in one_of(actions, FormPipeline).members] == ["node-1", "node-3"]
+    assert all_of(cluster.node_gone("node-2", "i-node-2", "exit status 0", 6.0), LaunchNode) == []
+
+
+def test_one_that_no_other_replaces_in_time_is_sealed_before_it_goes() -> None:
+    cluster = ready(PATIENT)
+    beat(cluster, "node-2", "f1", 1.0, departs_in_s=20.0)
+    last_s = 21.0 - PATIENT.seal_s
+    assert all_of(cluster.tick(last_s - 0.1), DrainFormation) == []
+    drain = one_of(cluster.tick(last_s), DrainFormation)
+    actions = cluster.drained(drain.formation_id, 2, last_s)
+    assert one_of(actions, TerminateNode) == TerminateNode("node-2")
+    assert one_of(actions, DissolveFormation).formation_id == "f1"
+    assert all_of(actions, FormPipeline) == []
+    assert said(cluster.tick(22.0)) == []  # nothing lapses: it goes for certain
+    cluster.node_gone("node-2", "i-node-2", "exit status 0", 22.0)
+    assert one_of(replaced(cluster, 23.0), FormPipeline).formation_id == "f2"
+
+
+def test_where_none_will_come_the_other_pipelines_take_over_at_once() -> None:
+    settings = replace(PATIENT, can_launch=False, initial=(), pipelines=2)
+    cluster = Cluster(settings, drawer(), 0.0, 0.0)
+    cluster.start(0.0)
+    whole = LayerRange(0, 30)
+    for node_id in ("node-1", "node-2"):
+        cluster.register(facts(node_id), 0.0)
+    planned = [PlannedPipeline((PlannedStage(n, whole),), 1.0) for n in ("node-1", "node-2")]
+    cluster.plan_ready(tuple(planned), 0.0)
+    for node_id in ("node-1", "node-2"):
+        form = one_of(loaded(cluster, node_id, whole, 0.0), FormPipeline)
+        cluster.formed(form.formation_id, 0.0)
+    beat(cluster, "node-2", "f2", 1.0, departs_in_s=20.0)
+    assert one_of(cluster.tick(1.1), DrainFormation).formation_id == "f2"
+    cluster.drained("f2", 1, 1.2)
+    assert [route.pipeline_id for route in cluster.routes()[1]] == ["pipeline-1"]
+    cluster.node_gone("node-2", "i-node-2", "exit status 0", 2.0)
+    assert one_of(cluster.register(facts("node-2", "i-new"), 3.0), LoadStage).layers == whole
+    beat(cluster, "node-1", "f1", 4.0, departs_in_s=20.0)
+    assert all_of(cluster.tick(4.1), DrainFormation) == []  # the only one that serves
+
+
+def test_a_departure_goes_on_over_a_restart() -> None:
+    cluster = ready(PATIENT)
+    persist = one_of(beat(cluster, "node-2", "f1", 1.0, departs_in_s=20.0), PersistCluster)
+    again = Cluster.recover(PATIENT, drawer(), persist.snapshot, 2.0, 2.0)
+    again.start(2.0)
+    assert again.deadlines_s() == {"node-2": 21.0}
+    assert one_of(again.tick(21.0 - PATIENT.seal_s), DrainFormation).formation_id == "f1"

@@ -3,20 +3,21 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
 
-from services.common.errors import Diverged, ResourceExhausted
+from services.common.errors import Diverged, NotFound, ResourceExhausted
 from services.common.exchange import Checkpoint, CheckpointRefusal, ResumeQuestion
 from services.common.generation import GenerationRequest, ModelRef, Sampling, TokenSpan
 from services.controller.event_log import EventLog
 from services.controller.generations import Generations
-from services.controller.journal import Item, Recovered
+from services.controller.journal import Item, Recovered, Room
 from services.controller.ledger import Ledger
 from services.controller.outcomes import LedgerSettings
-from services.controller.records import Appended, Record
+from services.controller.records import Appended
 from services.controller.signal import Signal
 
 REQUEST = GenerationRequest("g", ModelRef("m", "d"), (1,), Sampling(max_tokens=50))
@@ -27,6 +28,7 @@ class Store:
 
     def __init__(self) -> None:
         self.full = False
+        self.room = Room.ENOUGH
         self.fails = False
         self.items: list[Item] = []
         self.recoveries = 0
@@ -73,6 +75,26 @@ def diverged() -> float:
     return REGISTRY.get_sample_value("shunt_controller_diverged_total") or 0.0
 
 
+async def test_what_was_asked_for_by_who_is_gone_can_be_claimed_by_a_retry() -> None:
+    generations = make(Store())
+    request = replace(REQUEST, ask_digest="d")
+    await generations.checkpoint([replace(said(5), request=request)])
+    question = ResumeQuestion("g", 1, None, (), "f")
+    with pytest.raises(NotFound):
+        await generations.claim("d")
+    asking = asyncio.create_task(generations.resume(question, 60.0))
+    await asyncio.sleep(0)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    assert (await generations.claim("d")).request == request
+    again = asyncio.create_task(generations.resume(question, 60.0))
+    await asyncio.sleep(0)
+    with pytest.raises(NotFound):
+        await generations.claim("d")
+    again.cancel()
+    await asyncio.gather(again, return_exceptions=True)
+
+
 async def test_a_full_journal_sheds_before_anything_changes() -> None:
     store = Store()
     generations = make(store)
@@ -104,7 +126,7 @@ async def test_the_loop_runs_on_while_the_ledger_is_read_again(
     store, running = Store(), threading.Event()
     generations, loop = make(store), asyncio.get_running_loop()
 
-    def read(settings: LedgerSettings, records: Sequence[Record], now_s: float) -> Ledger:
+    def read(settings: LedgerSettings, *_: object) -> Ledger:
         loop.call_soon_threadsafe(running.set)
         assert running.wait(5)
         return Ledger(settings)

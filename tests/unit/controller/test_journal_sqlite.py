@@ -306,7 +306,7 @@ async def test_a_full_disk_is_an_explicit_error_and_leaves_a_prefix(tmp_path: Pa
         check=False,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    assert "ResourceExhausted: the journal cannot be written" in done.stderr
+    assert f"ResourceExhausted: {path} cannot be written" in done.stderr
     acknowledged = int(done.stdout.split()[-1])
     records = (await _recovered(path)).records
     starts = [record.span.start for record in records if isinstance(record, Appended)]

@@ -14,7 +14,7 @@ from services.common.generation import (
 from services.controller.ledger import Ledger, LedgerSettings
 from services.controller.records import Forgotten, Record
 
-SETTINGS = LedgerSettings(retention_s=10.0, parked_retention_s=100.0, max_ended=3)
+SETTINGS = LedgerSettings(retention_s=10.0, parked_retention_s=100.0, max_ended=3, max_parked=3)
 
 
 class _Journal:
@@ -24,11 +24,11 @@ class _Journal:
         self.ledger = Ledger(SETTINGS)
         self.records: list[Record] = []
 
-    def run(self, name: str, now_s: float, tokens: int) -> None:
+    def run(self, name: str, now_s: float, tokens: int, **more: bool) -> None:
         """A generation of two tokens that has made some of them."""
         request = GenerationRequest(name, ModelRef("m", "d"), (1,), Sampling(max_tokens=2))
         span = TokenSpan(0, 0, (5, 6)[:tokens])
-        checkpoint = Checkpoint(name, 1, "i", "f", request, (span,))
+        checkpoint = Checkpoint(name, 1, "i", "f", request, (span,), **more)
         self.records += self.ledger.checkpoint(checkpoint, "p", now_s).records
 
     def tick(self, now_s: float) -> list[str]:
@@ -66,13 +66,25 @@ def test_an_open_generation_is_kept_until_nobody_touched_it_for_long() -> None:
     assert journal.tick(100.0) == ["open"]
 
 
+def test_only_so_many_parked_generations_are_kept_that_nobody_reads() -> None:
+    journal = _Journal()
+    for number in range(5):
+        journal.run(f"parked{number}", float(number), tokens=1, sealed=True, unread=True)
+        journal.run(f"handed-over{number}", float(number), tokens=1, sealed=True)
+        journal.run(f"unread{number}", float(number), tokens=1, unread=True)
+    assert journal.tick(5.0) == ["parked0", "parked1"]
+    assert journal.tick(5.0) == []
+    restarted = Ledger.recover(SETTINGS, journal.records, 5.0)
+    assert len(restarted.tick(5.0).records) == 5, "who reads what was handed over asks at once"
+
+
 def test_tombstones_count_as_ended_known_or_not() -> None:
     journal = _Journal()
     journal.run("known", 0.0, tokens=1)
     for name in ("known", "unknown"):
         outcome = journal.ledger.cancel(name, None, CancelReason.CLIENT, None, 1.0)
         journal.records += outcome.records
-    assert [g.generation_id for g in journal.ledger.open_generations()] == []
+    assert [g.generation_id for g in journal.ledger.population(()).open] == []
     assert journal.tick(10.9) == []
     assert journal.tick(11.0) == ["known", "unknown"]
 

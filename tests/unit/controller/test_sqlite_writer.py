@@ -46,7 +46,7 @@ class _Traced:
 
 def _writer(connection: object, **more: object) -> SqliteWriter:
     options = {"interval_s": 0.0, "pending_limit": 100, **more}
-    return SqliteWriter(connection, **options)  # type: ignore[arg-type]
+    return SqliteWriter(connection, Path("j.db"), **options)  # type: ignore[arg-type]
 
 
 def _close(writer: SqliteWriter) -> None:
@@ -182,4 +182,4 @@ async def test_a_reader_that_gave_up_changes_nothing(traced: _Traced, path: Path
 def test_each_failure_of_the_file_has_its_error(code: int, kind: type[Exception]) -> None:
     error = sqlite3.OperationalError("no")
     error.sqlite_errorcode = code
-    assert type(domain_error(error)) is kind
+    assert type(domain_error(error, Path("j.db"))) is kind

@@ -41,7 +41,8 @@ from services.engine.actions import (
     StopSequence,
     Wake,
 )
-from services.engine.generations import Generations, HeadSettings
+from services.engine.generations import Generations
+from services.engine.head_settings import HeadSettings
 
 REQUEST = GenerationRequest(
     "g", ModelRef("m", "d"), (1, 2), Sampling(max_tokens=50, eos_token_ids=(2,))
@@ -207,8 +208,19 @@ def test_a_reader_without_news_gets_a_sign_of_life(head: Generations) -> None:
     frames(head, 1)
     head.sequence_phase(KEY, Phase.PREFILL)
     head.stepped(9, [], 0.0)
-    assert head.next_frame(1, 0.09) is None
-    assert head.next_frame(1, 0.11) == Progress(9, Phase.PREFILL)
+    assert head.next_frame(1, 0.24) is None
+    assert not head.is_silent(1, 0.24)
+    assert head.is_silent(1, 0.26)
+    assert head.next_frame(1, 0.26) == Progress(9, Phase.PREFILL)
+
+
+def test_a_queued_reader_gets_signs_of_life_more_seldom(head: Generations) -> None:
+    head.generate(1, call(), 0.0)
+    frames(head, 1)
+    assert head.next_frame(1, 1.9) is None
+    assert not head.is_silent(1, 1.9)
+    assert head.next_frame(1, 2.0) == Progress(0, Phase.QUEUED)
+    assert not head.is_silent(99, 2.0)
 
 
 def test_an_end_of_sequence_finishes_and_is_kept_for_who_comes_late(head: Generations) -> None:
@@ -433,7 +445,7 @@ def test_what_nobody_reads_is_parked_and_then_forgotten(head: Generations) -> No
     step(head, 7)
     head.detach(1, 1.0)
     head.detach(1, 9.0)
-    assert head.tick(10.9) == []
+    assert StopSequence(KEY) not in head.tick(10.9)
     assert StopSequence(KEY) in head.tick(11.0)
     head.sequence_stopped(KEY, 11.0)
     answer(head, 11.0)

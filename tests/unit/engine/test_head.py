@@ -34,8 +34,9 @@ from services.common.generation import (
 )
 from services.engine.backend import Batch, Sampled
 from services.engine.counters import Counters
-from services.engine.generations import Generations, HeadSettings
+from services.engine.generations import Generations
 from services.engine.head import Head, ReaderLimits
+from services.engine.head_settings import HeadSettings
 from services.engine.pace import Pace
 from services.engine.scheduler import Scheduler, SchedulerSettings
 from services.engine.validation import Bounds
@@ -152,7 +153,7 @@ async def test_a_silent_head_still_sends_signs_of_life(rig: Rig) -> None:
     await _next(frames)
     waiting = asyncio.ensure_future(anext(frames))
     await asyncio.sleep(0)
-    rig.now_s += 0.05
+    rig.now_s += 0.2
     rig.head.tick()
     await asyncio.sleep(0)
     assert not waiting.done()

@@ -145,10 +145,12 @@ def test_any_order_of_events_gives_every_sequence_its_own_tokens(seed: int) -> N
     shapes = [(chance.randint(1, 40), chance.randint(1, 50)) for _ in range(chance.randint(2, 12))]
     waiting = deque(enumerate(shapes))
     while waiting:
-        event = chance.randint(0, 8)
+        event = chance.randint(0, 9)
         if event == 0:
             index, (prompt, count) = waiting.popleft()
             driver.start(str(index), prompt, count, chance.randint(0, count - 1))
+        elif event == 9:
+            driver.scheduler.set_unread(key(str(chance.randint(0, 11))), chance.random() < 0.6)
         elif event < 4 and driver.flights:
             driver.arrive()
         else:
@@ -352,3 +354,73 @@ def test_a_token_in_flight_is_told_when_its_sequence_stops() -> None:
     assert driver.outputs["a"] == expected(4, 1)
     assert driver.stopped == {"a"}
     assert driver.scheduler.stop(key("a"))
+
+
+def unread_flood(driver: Driver, count: int, prompt: int = 4) -> None:
+    for index in range(count):
+        driver.start(f"unread-{index}", prompt, 40)
+    for _ in range(3):
+        driver.depart()
+        driver.arrive()
+    for index in range(count):
+        driver.scheduler.set_unread(key(f"unread-{index}"), True)
+
+
+def test_what_is_read_takes_the_place_of_what_is_not_in_the_very_next_step() -> None:
+    driver = Driver(SchedulerSettings(64, 4, 8, 1000), 64, 1)
+    unread_flood(driver, 9)
+    driver.start("read", 30, 2)
+    step = driver.depart()
+    assert step is not None
+    assert step.keys == (key("read"),), "no unread row beside the prompt that a reader waits for"
+    driver.arrive()
+    both = driver.depart()
+    assert both is not None
+    assert both.keys[-1] == key("read")
+    assert len(both.keys) == 4, "with its first token there, the others go on beside it"
+    driver.finish()
+    assert driver.outputs["read"] == expected(30, 2)
+    assert driver.outputs["unread-8"] == expected(4, 40)
+
+
+def test_a_read_prompt_does_not_wait_for_blocks_that_unread_sequences_hold() -> None:
+    driver = Driver(SchedulerSettings(256, 8, 8, 1000), 8, 1)
+    unread_flood(driver, 3, prompt=30)
+    assert driver.scheduler.used_blocks >= 6
+    driver.start("read", 60, 2)
+    step = driver.depart()
+    assert step is not None
+    assert step.keys == (key("read"),)
+    driver.finish()
+    assert driver.outputs["read"] == expected(60, 2)
+
+
+def test_an_unread_prompt_in_pieces_lets_a_read_one_in_when_its_pieces_are_back() -> None:
+    driver = Driver(SchedulerSettings(16, 1, 8, 20), 64, 2)
+    driver.start("unread", 160, 2)
+    driver.depart()
+    driver.depart()
+    driver.scheduler.set_unread(key("unread"), True)
+    driver.start("read", 4, 2)
+    assert driver.depart() is None
+    driver.arrive()
+    assert driver.depart() is None
+    driver.arrive()
+    step = driver.depart()
+    assert step is not None
+    assert step.keys == (key("read"),)
+    driver.finish()
+    assert driver.outputs == {"unread": expected(160, 2), "read": expected(4, 2)}
+
+
+def test_a_sequence_that_is_read_again_has_its_turn_back() -> None:
+    driver = Driver(SchedulerSettings(64, 1, 8, 1000), 8, 1)
+    for name in ("a", "b", "c"):
+        driver.start(name, 4, 3)
+    driver.scheduler.set_unread(key("b"), True)
+    driver.scheduler.set_unread(key("c"), True)
+    driver.scheduler.set_unread(key("b"), False)
+    driver.scheduler.set_unread(key("nobody"), True)
+    driver.finish()
+    order = list(dict.fromkeys(k.generation_id for step in driver.steps for k in step.keys))
+    assert order == ["a", "b", "c"]

@@ -10,7 +10,7 @@ from services.common.errors import FailedPrecondition, InvalidArgument, OutOfRan
 from services.common.generation import FinishReason, GenerationRequest, TokenLogprob
 from services.common.token_run import TokenRun, event_id
 from services.model.tokenizer import Tokenizer
-from services.router.transcript import Event, Position, Transcript
+from services.router.transcript import Delta, Position, Transcript
 from tests.tiny_model import tiny_tokenizer
 
 ENCODER = tiny_tokenizer()
@@ -27,24 +27,22 @@ def _ids(text: str) -> list[int]:
 
 def _tell(
     request: GenerationRequest, ids: list[list[int]], pieces: list[int], after: str | None = None
-) -> list[Event]:
-    """Events of a transcript whose runs grow by these numbers of ids."""
+) -> list[Delta]:
+    """What a transcript tells whose runs grow by these numbers of ids."""
     runs = [TokenRun() for _ in ids]
     position = Position.parse(after) if after else None
     transcript = Transcript(request, runs, VOCABULARY, position)
-    events = []
+    told: list[Delta] = []
     for piece in pieces:
         for run, all_ids in zip(runs, ids, strict=True):
             run.append(len(run), all_ids[len(run) : len(run) + piece])
         transcript.advance()
-        event = transcript.take()
-        if event is not None:
-            events.append(event)
-    return events
+        told += transcript.take()
+    return told
 
 
-def _text(events: list[Event], choice: int) -> str:
-    return "".join(d.text for e in events for d in e.deltas if d.choice == choice)
+def _text(told: list[Delta], choice: int) -> str:
+    return "".join(delta.text for delta in told if delta.choice == choice)
 
 
 @given(st.lists(st.integers(1, 9), min_size=60, max_size=60), st.data())
@@ -53,16 +51,14 @@ def test_a_reader_resumed_at_any_event_gets_exactly_the_rest(
 ) -> None:
     ids = [[*_ids(REPLY), EOS], [*_ids("short 🚀"), EOS]]
     request = make_request(choices=2, stop_strings=("stop",))
-    events = _tell(request, ids, pieces)
-    cut = data.draw(st.integers(0, len(events) - 1))
-    again = _tell(request, ids, [data.draw(st.integers(1, 50))] * 60, events[cut].event_id)
+    told = _tell(request, ids, pieces)
+    cut = data.draw(st.integers(0, len(told) - 1))
+    again = _tell(request, ids, [data.draw(st.integers(1, 50))] * 60, told[cut].event_id)
     for choice in range(2):
-        assert _text(events[: cut + 1], choice) + _text(again, choice) == _text(events, choice)
-    finishes = [
-        (d.choice, d.finish) for e in events[: cut + 1] + again for d in e.deltas if d.finish
-    ]
+        assert _text(told[: cut + 1], choice) + _text(again, choice) == _text(told, choice)
+    finishes = [(delta.choice, delta.finish) for delta in told[: cut + 1] + again if delta.finish]
     assert sorted(finishes) == [(0, FinishReason.STOP), (1, FinishReason.STOP)]
-    assert all(e.event_id == events[-1].event_id for e in again[-1:])
+    assert all(delta.event_id == told[-1].event_id for delta in again[-1:])
 
 
 def test_a_choice_that_a_stop_string_ends_is_reported_once(make_request: Make) -> None:
@@ -106,13 +102,12 @@ def test_an_event_ahead_of_what_is_held_is_waited_for(make_request: Make) -> Non
     transcript = Transcript(make_request(), [run], VOCABULARY, after)
     transcript.advance()
     assert not transcript.caught_up
-    assert transcript.take() is None
+    assert transcript.take() == ()
     run.append(4, ids[4:])
     transcript.advance()
     assert transcript.caught_up
-    event = transcript.take()
-    assert event is not None
-    assert event.deltas[0].text == "it"
+    (delta,) = transcript.take()
+    assert delta.text == "it"
 
 
 def test_a_reader_that_had_usage_is_told_nothing_again(make_request: Make) -> None:
@@ -122,7 +117,7 @@ def test_a_reader_that_had_usage_is_told_nothing_again(make_request: Make) -> No
     first.take()
     again = Transcript(make_request(), [TokenRun(ids)], VOCABULARY, Position.parse(first.end_id()))
     again.advance()
-    assert again.take() is None
+    assert again.take() == ()
     assert again.told_end
     assert again.finished
 
@@ -143,9 +138,7 @@ def test_logprobs_come_one_a_token_with_their_offsets(make_request: Make) -> Non
     entries = [TokenLogprob(-float(i)) for i in range(len(ids))]
     transcript = Transcript(make_request(top_logprobs=0), [TokenRun(ids, entries)], VOCABULARY)
     transcript.advance()
-    event = transcript.take()
-    assert event is not None
-    delta = event.deltas[0]
+    (delta,) = transcript.take()
     assert len(delta.logprobs) == len(delta.ids) == len(delta.offsets) == len(ids)
     assert delta.offsets[0] == 0
     assert delta.offsets[-1] == 2

@@ -297,7 +297,7 @@ def test_a_tensor_of_another_shape_is_refused_before_anything_is_written(
     name = "model.layers.0.self_attn.o_proj.weight"
     write_checkpoint(tiny.source, tiny.config, tiny.tensors | {name: torch.zeros(shape)})
     backend = DirectoryBackend(tmp_path / "fresh")
-    with pytest.raises(InvalidArgument, match="config.json asks for"):
+    with pytest.raises(InvalidArgument, match=r"config\.json asks for"):
         run_import(backend, tiny.source, "tiny")
     assert list(backend.objects()) == []
 

@@ -1,0 +1,94 @@
+"""Who comes in: by the role of a certificate, or by the token that a mesh shares."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from services.common import mesh_token, roles
+from services.common.settings import ServiceSettings
+
+Handler = Any
+Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
+Context = grpc.aio.ServicerContext[Any, Any]
+_KINDS = {
+    (False, False): "unary_unary",
+    (False, True): "unary_stream",
+    (True, False): "stream_unary",
+    (True, True): "stream_stream",
+}
+
+
+def guards_of(settings: ServiceSettings) -> list[grpc.aio.ServerInterceptor]:
+    """What stands within the interceptor of errors."""
+    if settings.tls.enabled:
+        return [RoleInterceptor()]
+    token = mesh_token.own()
+    return [TokenInterceptor(token)] if token else []
+
+
+class RoleInterceptor(grpc.aio.ServerInterceptor):
+    """Lets a caller call what its certificate's role may call."""
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler:
+        handler, method = await continuation(handler_call_details), handler_call_details.method
+        if handler is None or method.startswith("/grpc."):
+            return handler
+
+        def let_in(request: Any, context: Context) -> Any:
+            caller = _caller(context)
+            roles.check_call(caller, method)
+            if method in roles.SPEAKS_FOR_A_NODE:
+                if handler.request_streaming:
+                    return _of_one_node(caller, request)
+                roles.check_node(caller, request)
+            return request
+
+        return _guarded(handler, let_in)
+
+
+class TokenInterceptor(grpc.aio.ServerInterceptor):
+    """Lets in who shows the mesh's token; what clients may call is open to everybody."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler:
+        handler, method = await continuation(handler_call_details), handler_call_details.method
+        if handler is None or method.startswith("/grpc.") or roles.is_for_clients(method):
+            return handler
+
+        def let_in(request: Any, context: Context) -> Any:
+            mesh_token.check(self._token, context.invocation_metadata())
+            return request
+
+        return _guarded(handler, let_in)
+
+
+def _guarded(handler: Handler, let_in: Callable[[Any, Context], Any]) -> Handler:
+    """The handler, called with what `let_in` makes of its request."""
+    kind = _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)]
+    inner = getattr(handler, kind)
+
+    def call(request: Any, context: Context) -> Any:
+        return inner(let_in(request, context), context)
+
+    make = getattr(grpc, f"{kind}_rpc_method_handler")
+    return make(call, handler.request_deserializer, handler.response_serializer)
+
+
+def _caller(context: Context) -> roles.Identity:
+    named = context.auth_context().get("peer_spiffe_id", ())
+    return roles.identity_of(value.decode("utf-8", "replace") for value in named)
+
+
+async def _of_one_node(caller: roles.Identity, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        roles.check_node(caller, request)
+        yield request

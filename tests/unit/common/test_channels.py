@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+
+from services.common import channels
+from tests.name_server import NameServer
+
+FOUND_S = 5.0
+"""It takes a second; gRPC left alone takes 30."""
+FIRST, SECOND = "127.0.0.2", "127.0.0.3"
+
+
+async def _serve(host: str, port: int = 0) -> tuple[grpc.aio.Server, int]:
+    server = grpc.aio.server(options=channels.options(1 << 20))
+    health_pb2_grpc.add_HealthServicer_to_server(health_aio.HealthServicer(), server)
+    port = server.add_insecure_port(f"{host}:{port}")
+    await server.start()
+    return server, port
+
+
+@pytest.fixture
+async def names() -> AsyncIterator[NameServer]:
+    server = NameServer(FIRST)
+    await server.start()
+    yield server
+    server.close()
+
+
+async def _answers(channel: grpc.aio.Channel, timeout_s: float = 1.0) -> bool:
+    try:
+        await health_pb2_grpc.HealthStub(channel).Check(
+            health_pb2.HealthCheckRequest(), timeout=timeout_s
+        )
+    except grpc.aio.AioRpcError:
+        return False
+    return True
+
+
+async def _silent(channel: grpc.aio.Channel, at_most_s: float) -> float:
+    """Seconds until the peer answers, or `at_most_s`."""
+    began_s = now_s = time.monotonic()
+    while now_s - began_s < at_most_s and not await _answers(channel):
+        await asyncio.sleep(0.05)
+        now_s = time.monotonic()
+    return now_s - began_s
+
+
+@pytest.mark.parametrize("away_s", [0.0, 3.0])
+async def test_a_peer_that_comes_back_at_another_address_is_found(
+    names: NameServer, away_s: float
+) -> None:
+    before, port = await _serve(FIRST)
+    target = f"dns://127.0.0.1:{names.port}/peer.test:{port}"
+    async with channels.open_channel(target) as channel:
+        assert await _answers(channel, 10)
+        names.address = None
+        await before.stop(0)
+        assert await _silent(channel, away_s) >= away_s
+        after, _ = await _serve(SECOND, port)
+        names.address = SECOND
+        assert await _silent(channel, 60.0) < FOUND_S
+        await after.stop(0)

@@ -1,0 +1,211 @@
+"""Servers of the kit behind the token of a mesh."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
+from shuntserve.router.v1 import router_pb2, router_pb2_grpc
+
+from services.common import channels, mesh_token, roles, settings
+from services.common.errors import Unauthenticated
+from services.common.server import Server
+from services.common.settings import ServiceSettings
+from services.common.statuses import from_rpc_error
+from services.tensorstore import remote
+from tests.certificates import Authority
+
+TOKEN = "a-token-of-24-characters"
+NAME = "shuntserve.controller.v1.ControllerService"
+ROUTER = "shuntserve.router.v1.RouterService"
+
+
+class _Controller(controller_pb2_grpc.ControllerServiceServicer):
+    async def Register(self, request: Any, context: Any) -> Any:
+        return controller_pb2.RegisterResponse()
+
+    async def Heartbeat(self, requests: Any, context: Any) -> AsyncIterator[Any]:
+        async for _ in requests:
+            yield controller_pb2.HeartbeatResponse()
+
+    async def WatchRoutes(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        yield controller_pb2.WatchRoutesResponse()
+
+
+class _Router(router_pb2_grpc.RouterServiceServicer):
+    def __init__(self) -> None:
+        self.saw: list[str] = []
+
+    async def ListModels(self, request: Any, context: Any) -> Any:
+        self.saw += [key for key, _ in context.invocation_metadata()]
+        return router_pb2.ListModelsResponse()
+
+
+@asynccontextmanager
+async def _asked_with(
+    shown: str, monkeypatch: pytest.MonkeyPatch, router: _Router | None = None
+) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel of a caller with that token, to a server with the right one."""
+    monkeypatch.setenv(mesh_token.VARIABLE, TOKEN)
+    server = Server(ServiceSettings(shutdown_grace_s=0), [NAME, ROUTER])
+    controller_pb2_grpc.add_ControllerServiceServicer_to_server(_Controller(), server.grpc_server)
+    router_pb2_grpc.add_RouterServiceServicer_to_server(router or _Router(), server.grpc_server)
+    port = await server.start()
+    monkeypatch.setenv(mesh_token.VARIABLE, shown)
+    try:
+        async with channels.open_channel(f"127.0.0.1:{port}") as channel:
+            yield channel
+    finally:
+        await server.stop()
+
+
+async def _every_kind(channel: grpc.aio.Channel) -> None:
+    stub = controller_pb2_grpc.ControllerServiceStub(channel)
+    await stub.Register(
+        controller_pb2.RegisterRequest(), timeout=10, metadata=(("traceparent", "x"),)
+    )
+    watch = stub.WatchRoutes(controller_pb2.WatchRoutesRequest(), timeout=10)
+    assert len([message async for message in watch]) == 1
+    beats = stub.Heartbeat(iter([controller_pb2.HeartbeatRequest()]), timeout=10)
+    assert len([message async for message in beats]) == 1
+    written = stub.Heartbeat(timeout=10)
+    await written.write(controller_pb2.HeartbeatRequest())
+    assert await written.read() == controller_pb2.HeartbeatResponse()
+    written.cancel()
+
+
+async def test_who_shows_the_token_may_call_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with _asked_with(TOKEN, monkeypatch) as channel:
+        await _every_kind(channel)
+
+
+@pytest.mark.parametrize("shown", ["", "another-of-24-characters", TOKEN + "x"])
+async def test_nobody_else_is_heard_but_by_health_and_the_clients_door(
+    monkeypatch: pytest.MonkeyPatch, shown: str
+) -> None:
+    async with _asked_with(shown, monkeypatch) as channel:
+        stub = controller_pb2_grpc.ControllerServiceStub(channel)
+        calls: list[Any] = [
+            stub.Register(controller_pb2.RegisterRequest(node_id="n"), timeout=10),
+            stub.WatchRoutes(controller_pb2.WatchRoutesRequest(), timeout=10).read(),
+            stub.Heartbeat(iter([controller_pb2.HeartbeatRequest()]), timeout=10).read(),
+        ]
+        for call in calls:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await call
+            error = from_rpc_error(refused.value)
+            assert isinstance(error, Unauthenticated)
+            assert mesh_token.VARIABLE in error.message
+            assert TOKEN not in str(refused.value)
+        await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=9)
+        models = router_pb2_grpc.RouterServiceStub(channel).ListModels
+        await models(router_pb2.ListModelsRequest(), timeout=9)
+
+
+async def test_a_router_never_sees_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    router = _Router()
+    async with _asked_with(TOKEN, monkeypatch, router) as channel:
+        models = router_pb2_grpc.RouterServiceStub(channel).ListModels
+        await models(router_pb2.ListModelsRequest(), timeout=9)
+    assert "authorization" not in router.saw
+    assert router.saw
+
+
+def test_every_rpc_but_the_clients_needs_the_token() -> None:
+    methods = [f"/{service}/{rpc}" for service, rpcs in roles.CALLERS.items() for rpc in rpcs]
+    free = {method for method in methods if roles.is_for_clients(method)}
+    assert {method.split("/")[1] for method in free} == {ROUTER}
+    assert len(methods) > 30
+
+
+async def test_the_stores_own_client_shows_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(mesh_token.VARIABLE, TOKEN)
+    shown: list[Any] = []
+
+    class _Calls:
+        def unary_unary(self, method: str, **options: Any) -> Any:
+            return lambda request, metadata, timeout: shown.append(metadata)
+
+        unary_stream = stream_unary = stream_stream = unary_unary
+
+    monkeypatch.setattr(grpc, "insecure_channel", lambda *_, **__: _Calls())
+    channel: Any = remote.open_channel("host:1")
+    channel.unary_unary("/shuntserve.tensorstore.v1.TensorStoreService/List")(b"", timeout=1)
+    assert shown == [(("authorization", f"Bearer {TOKEN}"),)]
+
+
+def _refused(capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stop:
+        settings.read(ServiceSettings)
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.5", "controller"])
+def test_beyond_loopback_a_service_starts_with_a_token_or_certificates_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, host: str
+) -> None:
+    monkeypatch.setenv("HOST", host)
+    said = _refused(capsys)
+    assert f"bad setting {mesh_token.VARIABLE}: beyond loopback" in said
+    assert mesh_token.FILE_VARIABLE in said
+    with monkeypatch.context() as certified:
+        for name, path in Authority(tmp_path).issue("controller").items():
+            certified.setenv(f"SHUNT_TLS_{name.upper()}", str(path))
+        settings.read(ServiceSettings)
+    monkeypatch.setenv(mesh_token.VARIABLE, TOKEN)
+    assert settings.read(ServiceSettings).host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.9", "localhost", "::1", "[::1]"])
+def test_on_loopback_nothing_is_asked_for(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("HOST", host)
+    assert settings.read(ServiceSettings).host == host
+
+
+def test_a_token_comes_from_a_file_that_the_program_can_draw(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "token"
+    draw = [sys.executable, "-m", "services.common.mesh_token", str(path)]
+    subprocess.run(draw, check=True, timeout=30)
+    monkeypatch.setenv(mesh_token.FILE_VARIABLE, str(path))
+    drawn = mesh_token.own()
+    assert len(drawn) >= 40
+    assert path.stat().st_mode & 0o077 == 0
+    subprocess.run(draw, check=True, timeout=30)
+    assert mesh_token.own() == drawn
+    monkeypatch.setenv(mesh_token.VARIABLE, TOKEN)
+    assert mesh_token.own() == TOKEN
+
+
+@pytest.mark.parametrize("token", ["short", "has a space in the middle", "ümläute" * 5])
+def test_a_bad_token_is_named_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], token: str
+) -> None:
+    monkeypatch.setenv(mesh_token.VARIABLE, token)
+    said = _refused(capsys)
+    assert mesh_token.VARIABLE in said
+    assert token not in said
+
+
+@pytest.mark.parametrize("content", [None, "", "short"])
+def test_a_bad_file_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    content: str | None,
+) -> None:
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setenv(mesh_token.FILE_VARIABLE, str(path))
+    assert mesh_token.FILE_VARIABLE in _refused(capsys)
