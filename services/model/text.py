@@ -11,6 +11,7 @@ from typing import Any
 
 from services.common.errors import InvalidArgument
 from services.model.chat import ChatTemplate
+from services.model.config import parse_config
 from services.model.special_tokens import CONFIG_FILE, MAP_FILE, parse_special_tokens
 from services.model.tokenizer import TOKENIZER_FILE, Tokenizer
 
@@ -48,7 +49,7 @@ class ModelText:
         source = _template(files, self.settings)
         self.template = None if source is None else ChatTemplate(source, special_tokens.variables)
         """None where the model has none."""
-        self.vocabulary_size = _positive(config, "vocab_size")
+        self.vocabulary_size = parse_config(config).vocab_size
         self.special_token_ids = {
             text: token_id
             for text, token_id in self.tokenizer.special_ids.items()
@@ -125,13 +126,6 @@ def _template(files: Mapping[str, bytes], settings: Mapping[str, Any]) -> str | 
         value = value.get("default")
     if value is not None and not isinstance(value, str):
         raise _refuse(file, "chat_template", "must be a text, or texts by name")
-    return value
-
-
-def _positive(config: Mapping[str, Any], field: str) -> int:
-    value = config.get(field)
-    if type(value) is not int or value < 1:
-        raise _refuse(CONFIG, field, "must be a positive integer")
     return value
 
 
