@@ -22,7 +22,7 @@ from services.common.exchange import (
 from services.common.generation import FinishReason, GenerationRequest, TokenSpan, finish_of
 from services.common.message_sizes import token_bytes
 from services.common.token_run import TokenRun
-from services.engine.actions import Action, SequenceKey, SetUnread, WakeCheckpoints
+from services.engine.actions import Action, SequenceKey, SetUnread, StopSequence, WakeCheckpoints
 from services.engine.head_settings import HeadSettings
 
 
@@ -236,6 +236,11 @@ class Held:
         """Raises Diverged where a caller's ids differ from what is held."""
         for span in spans:
             self.choice(span.choice).run.check(span.start, span.ids)
+
+    def stops(self) -> list[Action]:
+        """Takes what of it may be in a step out of the batch."""
+        choices = enumerate(self.choices)
+        return [StopSequence(self.key(i)) for i, c in choices if c.in_batch]
 
     def set_unread(self, unread: bool) -> list[Action]:
         """Lets the scheduler and the journal know whether it is read; said again, or of what runs
