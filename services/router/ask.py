@@ -271,7 +271,10 @@ def _at_most(name: str, values: Any, most: int) -> None:
 def _in_vocabulary(name: str, ids: Iterable[int], size: int) -> None:
     for token_id in ids:
         if not 0 <= token_id < size:
-            raise InvalidArgument(f"{name}: {token_id} is no id of {size}", field=name)
+            raise InvalidArgument(
+                f"{name}: {token_id} is no token of this model, whose ids go from 0 to {size - 1}",
+                field=name,
+            )
 
 
 def _single(value: float) -> float:

@@ -24,7 +24,7 @@ SCHEDULES = int(os.environ.get("SHUNT_SIMULATION_SCHEDULES", "2400"))
 LEAST_HITS = 20
 COVERED_SEEDS = 150
 MISTAKE_SEEDS = {"schedules.py": 300, "crowds.py": 6}
-CROWDS = 12
+CROWDS = 8
 CORES = (
     "services/common/generation.py",
     "services/common/token_run.py",

@@ -115,6 +115,7 @@ async def test_a_request_that_is_refused_before_its_route_has_an_id_too(
     answer = await http.get("/healthz", headers={f"x-{i}": "y" for i in range(200)})
     assert answer.status_code == 431
     assert answer.headers["x-request-id"] in {line.get("request_id") for line in logged()}
+    assert answer.headers["access-control-allow-origin"] == "*"
 
 
 @pytest.mark.parametrize("sent", ["x" * 129, "a b", 'a"b', "<b>"])
