@@ -205,6 +205,11 @@ class Held:
         return SequenceKey(self.request.generation_id, self.epoch, index)
 
     @property
+    def keys_in_batch(self) -> list[SequenceKey]:
+        """Of the sequences that the scheduler has, or that a step may carry."""
+        return [self.key(index) for index, choice in enumerate(self.choices) if choice.in_batch]
+
+    @property
     def lengths(self) -> Lengths:
         """Ids held, by choice."""
         return tuple(len(choice.run) for choice in self.choices)
