@@ -42,6 +42,7 @@ async def mesh_status(state: MeshState) -> dict[str, Any]:
         status = controller_pb2.GetStatusResponse()
     return {
         "faults": [fault_json(fault) for fault in status.faults],
+        "model": _model(status),
         "services": answers,
         "nodes": [_node(node) for node in status.nodes],
         "pipelines": [_pipeline(pipeline) for pipeline in status.pipelines],
@@ -58,6 +59,14 @@ async def mesh_status(state: MeshState) -> dict[str, Any]:
         ],
         "finished_generations": status.finished_generations,
         "cancelled_generations": status.cancelled_generations,
+    }
+
+
+def _model(status: controller_pb2.GetStatusResponse) -> dict[str, str | None]:
+    return {
+        "id": status.model.model_id or None,
+        "digest": status.model.digest or None,
+        "newer_in_store": status.newer_digest or None,
     }
 
 

@@ -26,7 +26,7 @@ from services.common.errors import (
 )
 from services.common.exchange import GenerationView, Route
 from services.common.generation import CancelReason, GenerationRequest, ModelRef
-from services.common.message_sizes import check_generation_fits
+from services.common.message_sizes import check_generation_fits, most_tokens
 from services.router import metrics
 from services.router.actions import SendCancel
 from services.router.ask import Ask, Drawn, ModelFacts
@@ -168,7 +168,10 @@ class Router:
             generation_id = f"g{created_unix_s:08x}{secrets.token_hex(12)}"
             drawn = Drawn(generation_id, secrets.randbits(63), created_unix_s)
             request = await self._resolve(ask, model, self._facts(ask.model, model), drawn)
-            route = await self._route(request.model.model_id)
+            route = await self._route(ask.model)
+            if route.model != request.model:  # another version is served since
+                model = await self._load(route.model)
+                request = await self._resolve(ask, model, self._facts(ask.model, model), drawn)
             session = self._session(request, model, None)
         # A name that somebody took meanwhile is the controller's to know.
         session.begin(None if ask.generation_id else route, asked_s)
@@ -184,7 +187,11 @@ class Router:
         else:
             prompt_ids = model.prompt_ids(ask, drawn.created_unix_s)
         request = ask.resolve(facts, prompt_ids, drawn)
-        check_generation_fits(request, self.settings.max_message_bytes)
+        limit_bytes = self.settings.max_message_bytes
+        if ask.max_tokens is None:  # what fits is the model's default, as what the context holds
+            most = max(1, min(request.sampling.max_tokens, most_tokens(request, limit_bytes)))
+            request = replace(request, sampling=replace(request.sampling, max_tokens=most))
+        check_generation_fits(request, limit_bytes)
         return request
 
     async def _begun_before(self, ask: Ask) -> GenerationView | None:

@@ -306,15 +306,6 @@ async def test_a_stop_needs_no_more_than_its_length(world: World, route: Any) ->
     head.close()
 
 
-async def test_the_status_shows_open_generations(world: World, route: Any) -> None:
-    head = Head(world)
-    await head.say(_checkpoint(route, _run(0, 5, 6), request=_request()))
-    (line,) = (await world.status()).generations
-    assert (line.generation_id, line.epoch, line.journaled_tokens) == ("g", 1, 2)
-    assert line.pipeline_id == route.pipeline_id
-    head.close()
-
-
 async def _fill(head: Head, route: Any, positions: list[int]) -> None:
     """Appends until the stream fails; `positions` are the lengths acknowledged."""
     while len(positions) < 1000:

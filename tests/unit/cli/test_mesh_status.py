@@ -68,6 +68,8 @@ STATUS = controller_pb2.GetStatusResponse(
     ],
     finished_generations=3,
     cancelled_generations=2,
+    model=common_pb2.ModelRef(model_id="m", digest="ab"),
+    newer_digest="cd",
 )
 
 
@@ -110,6 +112,7 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
                 "permanent": True,
             }
         ],
+        "model": {"id": "m", "digest": "ab", "newer_in_store": "cd"},
         "services": [
             {
                 "name": "controller",
@@ -181,6 +184,7 @@ async def test_without_its_controller_a_mesh_still_has_a_status() -> None:
     nobody = f"127.0.0.1:{free_ports(1)[0]}"
     status = await mesh_status(_state(ServiceRecord("controller", os.getpid(), nobody, None)))
     assert status["services"][0]["state"] == "starting"
+    assert status["model"] == {"id": None, "digest": None, "newer_in_store": None}
     assert status["nodes"] == status["pipelines"] == status["generations"] == []
 
 
