@@ -88,10 +88,9 @@ class Generations:
             return actions
         self._formation_id = ""
         for held in self._held.values():
-            for index, choice in enumerate(held.choices):
-                if choice.in_batch:
-                    choice.in_batch = False
-                    actions.append(DropSequence(held.key(index)))
+            actions += map(DropSequence, held.keys_in_batch)
+            for choice in held.choices:
+                choice.in_batch = False
             if held.life in (Life.LIVE, Life.SEALING):
                 held.close(Life.SEALED, CloseReason.DISSOLVED, now_s)
                 actions += self._tell(held)
@@ -378,7 +377,7 @@ class Generations:
 
     def _seal(self, held: Held, now_s: float) -> list[Action]:
         held.life = Life.SEALING
-        return [*held.stops(), *self._seal_if_out_of_batch(held, now_s)]
+        return [*map(StopSequence, held.keys_in_batch), *self._seal_if_out_of_batch(held, now_s)]
 
     def _seal_if_out_of_batch(self, held: Held, now_s: float) -> list[Action]:
         if held.life is not Life.SEALING or held.in_batch:
@@ -391,7 +390,7 @@ class Generations:
     def _give_up(self, held: Held, reason: CloseReason, now_s: float) -> list[Action]:
         """Nothing of it counts any more."""
         held.close(Life.FENCED, reason, now_s)
-        return [*held.stops(), *self._tell(held)]
+        return [*map(StopSequence, held.keys_in_batch), *self._tell(held)]
 
     def _tell(self, held: Held) -> list[Action]:
         readers = [] if held.reader is None else [Wake(held.reader.reader_id)]

@@ -22,7 +22,7 @@ from services.common.exchange import (
 from services.common.generation import FinishReason, GenerationRequest, TokenSpan, finish_of
 from services.common.message_sizes import token_bytes
 from services.common.token_run import TokenRun
-from services.engine.actions import Action, SequenceKey, SetUnread, StopSequence, WakeCheckpoints
+from services.engine.actions import Action, SequenceKey, SetUnread, WakeCheckpoints
 from services.engine.head_settings import HeadSettings
 
 
@@ -205,6 +205,11 @@ class Held:
         return SequenceKey(self.request.generation_id, self.epoch, index)
 
     @property
+    def keys_in_batch(self) -> list[SequenceKey]:
+        """Of the sequences that the scheduler has, or that a step may carry."""
+        return [self.key(index) for index, choice in enumerate(self.choices) if choice.in_batch]
+
+    @property
     def lengths(self) -> Lengths:
         """Ids held, by choice."""
         return tuple(len(choice.run) for choice in self.choices)
@@ -237,20 +242,13 @@ class Held:
         for span in spans:
             self.choice(span.choice).run.check(span.start, span.ids)
 
-    def stops(self) -> list[Action]:
-        """Takes what of it may be in a step out of the batch."""
-        choices = enumerate(self.choices)
-        return [StopSequence(self.key(i)) for i, c in choices if c.in_batch]
-
     def set_unread(self, unread: bool) -> list[Action]:
         """Lets the scheduler and the journal know whether it is read; said again, or of what runs
         no more, it changes nothing."""
         if self.unread is unread or self.life is not Life.LIVE:
             return []
         self.unread = unread
-        choices = enumerate(self.choices)
-        said = [SetUnread(self.key(i), unread) for i, c in choices if c.in_batch]
-        return [*said, WakeCheckpoints()]
+        return [*(SetUnread(key, unread) for key in self.keys_in_batch), WakeCheckpoints()]
 
     def attach(self, reader_id: int, start: Lengths, now_s: float) -> Reader:
         """A new reader that goes on at these positions, or at the length held if that is less:

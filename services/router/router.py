@@ -71,7 +71,7 @@ class Router:
         self._unusable = ""
         self._fewer = asyncio.Event()
         """Set when somebody is served no longer."""
-        self._leaving = False
+        self._leaving = self._refusing = False
         self.stopping = False
 
     async def run(self) -> None:
@@ -253,6 +253,10 @@ class Router:
         """Is not ready any more; whoever asks is served all the same."""
         self._leaving = True
 
+    def refuse(self) -> None:
+        """Sends whoever comes from now on elsewhere."""
+        self._refusing = True
+
     async def idle(self) -> None:
         """Returns when nobody is served."""
         while self._sessions or self._starting:
@@ -272,6 +276,8 @@ class Router:
     def _admitted(self) -> Iterator[None]:
         """Counts a request that has no session yet."""
         self._check_goes_on()
+        if self._refusing:
+            raise Unavailable("this router stops; ask another one")
         if len(self._sessions) + self._starting >= self.settings.max_streams:
             raise ResourceExhausted(f"{self.settings.max_streams} generations are followed already")
         self._starting += 1
