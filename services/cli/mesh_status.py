@@ -110,9 +110,11 @@ def fault_json(fault: controller_pb2.Fault) -> dict[str, Any]:
 
 def _node(node: controller_pb2.NodeStatus) -> dict[str, Any]:
     name = controller_pb2.NodeState.Name(node.state)
+    lost = node.state == controller_pb2.NODE_STATE_LOST
+    lives = bool(node.pid) and not lost and processes.lives(node.pid)
     return {
         "id": node.node_id,
-        "pid": None if node.state == controller_pb2.NODE_STATE_LOST else node.pid or None,
+        "pid": node.pid if lives else None,
         "incarnation": node.incarnation or None,
         "state": name.removeprefix("NODE_STATE_").lower(),
         "pipeline": node.pipeline_id or None,

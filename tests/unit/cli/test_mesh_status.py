@@ -24,14 +24,16 @@ STATUS = controller_pb2.GetStatusResponse(
     nodes=[
         controller_pb2.NodeStatus(
             node_id="n0",
-            pid=12,
+            pid=os.getpid(),
             incarnation="i0",
             state=controller_pb2.NODE_STATE_READY,
             pipeline_id="p0",
             stage_index=0,
         ),
         controller_pb2.NodeStatus(node_id="n1", state=controller_pb2.NODE_STATE_STARTING),
-        controller_pb2.NodeStatus(node_id="n2", pid=13, state=controller_pb2.NODE_STATE_LOST),
+        controller_pb2.NodeStatus(
+            node_id="n2", pid=os.getpid(), state=controller_pb2.NODE_STATE_LOST
+        ),
     ],
     faults=[
         controller_pb2.Fault(
@@ -134,7 +136,7 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
         "nodes": [
             {
                 "id": "n0",
-                "pid": 12,
+                "pid": os.getpid(),
                 "incarnation": "i0",
                 "state": "ready",
                 "pipeline": "p0",
