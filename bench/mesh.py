@@ -162,11 +162,13 @@ class StreamRecord:
 
 async def read_events(response: httpx.Response, record: StreamRecord) -> None:
     """Reads an SSE answer into the record, up to [DONE], an error, or the end."""
+    event_id = record.last_event_id
     async for line in response.aiter_lines():
         if line.startswith("id:"):
-            record.last_event_id = line[3:].strip()
+            event_id = line[3:].strip()
         if not line.startswith("data:"):
             continue
+        record.last_event_id = event_id  # an id whose data was cut off counts for nothing
         data = line[5:].strip()
         if data == "[DONE]":
             record.done = True

@@ -63,7 +63,7 @@ class Controller(Process):
 
     def thaw(self) -> None:
         """As SIGCONT does: the overdue timer goes before all that came meanwhile."""
-        self.frozen = False
+        self.frozen = self.late = False
         self.run(self._tick)
         super().thaw()
 
@@ -191,7 +191,7 @@ class Controller(Process):
             elif isinstance(action, DrainFormation):
                 self._drain(action)
             elif isinstance(action, RoutesChanged):
-                self.world.routes_changed(self.cluster.routes()[1])
+                self.world.routes_changed(self.cluster)
             elif isinstance(action, PersistCluster):
                 self.snapshot = action.snapshot
             else:
@@ -204,7 +204,7 @@ class Controller(Process):
 
     def _plan(self, ask: AskPlan) -> None:
         if self.world.random.random() < self.world.settings.plan_fails:
-            self.act(self.cluster.plan_failed("no answer", self.clock.now_s))
+            self.act(self.cluster.plan_failed("no answer", False, self.clock.now_s))
             return
         size = len(LAYERS)
         planned = []
@@ -223,7 +223,7 @@ class Controller(Process):
         def loaded(result: Any) -> None:
             now_s, cluster = self.clock.now_s, self.cluster
             if isinstance(result, ShuntError):
-                self.act(cluster.load_failed(load.node_id, load.incarnation, "", now_s))
+                self.act(cluster.load_failed(load.node_id, load.incarnation, "", False, now_s))
             else:
                 node, incarnation = load.node_id, load.incarnation
                 self.act(cluster.load_done(node, incarnation, load.layers, result, now_s))

@@ -80,9 +80,10 @@ class Engine(Process):
         self.numerics_class = world.numerics_class()
         self.place: Place | None = None
         self.layers: LayerRange | None = None
-        self.sampled = 0
+        self.sampled = self.steps = 0
         self.wedged = False
         """It lives, but no step comes out of it."""
+        self._departs_at_s: float | None = None
         self._readers: dict[int, Stream] = {}
         self._reader_count = 0
         self._journal: Stream | None = None
@@ -125,6 +126,9 @@ class Engine(Process):
             place.formation_id if place is not None else "",
             self.sampled,
             self._lost_node_ids,
+            self.steps,
+            place is not None and bool(place.sequences),
+            None if self._departs_at_s is None else self._departs_at_s - self.clock.now_s,
         )
         self._beats.send(self, beat)
         if self._journal is None:
@@ -215,6 +219,19 @@ class Engine(Process):
             late_s = self.world.network.latency_s()
             peer.after(late_s, peer.link_lost, place.formation_id, self.node_id)
 
+    def depart(self, notice_s: float) -> None:
+        """SIGTERM: it tells the controller, and ends when no formation needs it any more."""
+        self._departs_at_s = self.clock.now_s + notice_s
+        self._beat()
+        self._departing(self._departs_at_s)
+
+    def _departing(self, departs_at_s: float) -> None:
+        if self.place is not None and self.clock.now_s < departs_at_s:
+            self.after(0.05, self._departing, departs_at_s)
+        else:
+            self._leave()
+            self.after(0.2, self.world.kill_engine, self)
+
     def kill(self) -> None:
         super().kill()
         if self.place is not None:
@@ -255,9 +272,9 @@ class Engine(Process):
         self.act(self.core.cancel(name, choice, reason, self.clock.now_s))
         reply(None)
 
-    def park(self, reply: Reply, name: str, epoch: int) -> None:
-        """A reader leaves for good."""
-        self.act(self.core.park(name, epoch, self.clock.now_s))
+    def client_gone(self, reply: Reply, name: str, epoch: int, resumable: bool) -> None:
+        """A reader has no client any more."""
+        self.act(self.core.client_gone(name, epoch, resumable, self.clock.now_s))
         reply(None)
 
     def _pump(self, reader: int) -> None:
@@ -331,6 +348,7 @@ class Engine(Process):
             return
         self.world.monitor.batched(self, batch)
         place.stepping = True
+        self.steps += 1
         for sequence in batch:
             sequence.in_flight = True
             phase = Phase.PREFILL if sequence.prefill_steps else Phase.DECODE

@@ -45,6 +45,8 @@ class Process:
         self.clock = clock
         self.alive = True
         self.frozen = False
+        self.late = False
+        """Frozen only because its machine is busy."""
         self.streams: list[Stream] = []
         self._waiting: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
 
@@ -60,27 +62,39 @@ class Process:
         self.clock.after(delay_s, self.run, act, *args)
 
     def every(self, interval_s: float, act: Callable[[], None]) -> None:
-        """A timer that comes again; turns missed while frozen are missed."""
+        """A timer that comes again; turns missed while frozen are missed, but one that is late."""
         if not self.alive:
             return
         if not self.frozen:
             act()
+        elif self.late and (act, ()) not in self._waiting:
+            self._waiting.append((act, ()))
         self.clock.after(interval_s, self.every, interval_s, act)
 
     def freeze(self) -> None:
         """As SIGSTOP does."""
         self.frozen = True
 
+    def lag(self, for_s: float) -> None:
+        """A busy machine runs it again only then: what it should do meanwhile is late."""
+        if self.alive and not self.frozen:
+            self.frozen = self.late = True
+            self.clock.after(for_s, self._catch_up)
+
+    def _catch_up(self) -> None:
+        if self.late:
+            self.thaw()
+
     def thaw(self) -> None:
         """As SIGCONT does."""
-        self.frozen = False
+        self.frozen = self.late = False
         waiting, self._waiting = self._waiting, []
         for act, args in waiting:
             self.run(act, *args)
 
     def kill(self) -> None:
         """As SIGKILL does: the kernel closes its connections."""
-        self.alive = self.frozen = False
+        self.alive = self.frozen = self.late = False
         self._waiting = []
         for stream in list(self.streams):
             stream.broken_by(self)

@@ -22,7 +22,7 @@ from services.router.actions import (
     Gain,
     OpenStream,
     SendCancel,
-    SendPark,
+    SendDetach,
 )
 from services.router.balancer import Balancer
 from services.router.follower import Follower
@@ -31,7 +31,7 @@ from simulator.network import Process, Stream
 if TYPE_CHECKING:
     from simulator.world import World
 
-TICK_S = 0.05
+TICK_S = 0.25
 
 
 class Following:
@@ -71,8 +71,8 @@ class Following:
                     self._show(gain)
             elif isinstance(action, SendCancel):
                 self.router.send_cancel(action)
-            elif isinstance(action, SendPark):
-                self.router.send_park(action)
+            elif isinstance(action, SendDetach):
+                self.router.send_detach(action)
             elif isinstance(action, End):
                 self._end(action.error)
 
@@ -155,13 +155,16 @@ class Router(Process):
         self.followings: list[Following] = []
         self.every(TICK_S, self._tick)
 
-    def update(self, routes: tuple[Route, ...]) -> None:
+    def update(self, routes: tuple[Route, ...], handing_over: tuple[str, ...]) -> None:
         """The controller told the routes."""
-        self.balancer.update(routes)
+        self.balancer.update(routes, handing_over)
+        self._tick()
 
     def _tick(self) -> None:
         for following in list(self.followings):
-            following.act(following.follower.tick(self.clock.now_s))
+            route = following.follower.route
+            serves = route is not None and self.balancer.serves(route.formation_id)
+            following.act(following.follower.tick(self.clock.now_s, serves=serves))
 
     def generate(self, client: Stream, asked: tuple[GenerationRequest, bool]) -> None:
         """A new generation; one that was asked for before may run already, and only the
@@ -176,6 +179,8 @@ class Router(Process):
         """Joins what the client's first ask began, if nobody reads it."""
 
         def claimed(view: GenerationView | ShuntError) -> None:
+            if client not in self.streams:
+                return  # it left meanwhile
             if isinstance(view, ShuntError):
                 self._begin(client, request, True)
                 return
@@ -201,6 +206,8 @@ class Router(Process):
         name, seen = asked
 
         def viewed(view: GenerationView | ShuntError) -> None:
+            if client not in self.streams:
+                return  # it left meanwhile
             if isinstance(view, Unavailable | DeadlineExceeded):
                 client.close(self, view)
                 return
@@ -223,8 +230,7 @@ class Router(Process):
     def _client_gone(self, following: Following) -> None:
         if following in self.followings:
             self.followings.remove(following)
-            follower = following.follower
-            following.act(follower.leave() if following.whole else follower.detach())
+            following.act(following.follower.client_gone(not following.whole))
 
     def cancel(self, reply: Any, name: str) -> None:
         """The client gives up."""
@@ -238,6 +244,7 @@ class Router(Process):
     def ask(self, following: Following, ask: AskResume) -> None:
         """Resume at the controller."""
         follower, controller = following.follower, self.world.controller
+        self.world.monitor.asked(ask.question)
 
         def answered(result: Any) -> None:
             now_s = self.clock.now_s
@@ -249,11 +256,11 @@ class Router(Process):
         args = (ask.question, self.clock.now_s + ask.timeout_s)
         self.world.network.call(self, controller, controller.resume, args, answered, ask.timeout_s)
 
-    def send_park(self, park: SendPark) -> None:
+    def send_detach(self, detach: SendDetach) -> None:
         """To the head, once."""
-        engine = self.world.engine(park.head.incarnation)
-        args = (park.generation_id, park.epoch)
-        self.world.network.call(self, engine, engine.park, args, lambda _: None)
+        engine = self.world.engine(detach.head.incarnation)
+        args = (detach.generation_id, detach.epoch, detach.resumable)
+        self.world.network.call(self, engine, engine.client_gone, args, lambda _: None)
 
     def send_cancel(self, cancel: SendCancel) -> None:
         """To the controller until it is taken, and once to the head."""

@@ -7,16 +7,17 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Protocol
 
-from services.common.exchange import Checkpoint, Frame, ResumeQuestion, Route
+from services.common.exchange import Checkpoint, Frame, ResumeQuestion
 from services.common.generation import ModelRef
 from services.controller.actions import LaunchNode, LogEvent, Member, NodeShape
+from services.controller.cluster import Cluster
 from services.controller.cluster_settings import ClusterSettings
 from services.controller.ledger import Ledger
 from services.controller.outcomes import LedgerEvent, LedgerSettings, Outcome
 from services.controller.records import Record
 from services.engine.actions import SequenceKey
 from services.engine.head_settings import HeadSettings
-from services.router.follower import FollowerSettings
+from services.router.follower_settings import FollowerSettings
 from simulator.clock import Clock
 from simulator.controller import Controller
 from simulator.engine import Engine, Running
@@ -36,6 +37,7 @@ class Monitor(Protocol):
     def checkpoint(
         self, ledger: Ledger, checkpoint: Checkpoint, outcome: Outcome[Any], before: Any
     ) -> None: ...
+    def asked(self, question: ResumeQuestion) -> None: ...
     def granted(self, ledger: Ledger, question: ResumeQuestion, outcome: Outcome[Any]) -> None: ...
     def ledger_event(self, event: LedgerEvent) -> None: ...
     def cluster_event(self, event: LogEvent) -> None: ...
@@ -53,17 +55,20 @@ class WorldSettings:
         default_factory=lambda: LedgerSettings(retention_s=20.0, parked_retention_s=60.0)
     )
     follower: FollowerSettings = field(
-        default_factory=lambda: FollowerSettings(recover_s=20.0, resume_timeout_s=3.0)
+        default_factory=lambda: FollowerSettings(recover_s=20.0, resume_timeout_s=3.0, reach_s=3.0)
     )
     cluster: ClusterSettings = field(
         default_factory=lambda: ClusterSettings(
             model=MODEL,
             initial=(NodeShape(1 << 30, 1.0),) * 4,
             restart_grace_s=1.5,
+            progress_s=2.0,
             settle_s=2.0,
             launch_timeout_s=3.0,
             lost_kept_s=10.0,
             retry_max_s=2.0,
+            replace_max_s=2.0,
+            stable_s=1.0,
             load_attempts=3,
         )
     )
@@ -209,12 +214,14 @@ class World:
         if not self.routers[index].alive:
             self.routers[index] = Router(self, f"router-{index}")
             if self.controller.alive:
-                self.routers[index].update(self.controller.cluster.routes()[1])
+                cluster = self.controller.cluster
+                self.routers[index].update(cluster.routes()[1], cluster.handing_over())
 
-    def routes_changed(self, routes: tuple[Route, ...]) -> None:
+    def routes_changed(self, cluster: Cluster) -> None:
         """Every router hears of it, in order."""
+        routes, handing_over = cluster.routes()[1], cluster.handing_over()
         for router in self.routers:
-            router.after(0.002, router.update, routes)
+            router.after(0.002, router.update, routes, handing_over)
 
     def any_router(self) -> Router | None:
         """One that lives."""

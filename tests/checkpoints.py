@@ -19,7 +19,6 @@ DTYPES = (
     torch.float32,
     torch.float8_e4m3fn,
     torch.float8_e5m2,
-    torch.int8,
 )
 
 
@@ -70,6 +69,8 @@ def shapes_of(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
             "mlp.up_proj": (rows, hidden),
             "mlp.down_proj": (hidden, rows),
         }
+        for part in _biased(config):
+            shapes[f"model.layers.{layer}.{part}.bias"] = parts[part][:1]
         if config["model_type"] == "qwen3":
             parts["self_attn.q_norm"] = (config["head_dim"],)
             parts["self_attn.k_norm"] = (config["head_dim"],)
@@ -79,6 +80,17 @@ def shapes_of(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (config["vocab_size"], hidden)
     return shapes
+
+
+def _biased(config: Mapping[str, Any]) -> list[str]:
+    family, names = config["model_type"], []
+    if family == "qwen2" or (family in ("llama", "qwen3") and config.get("attention_bias")):
+        names += ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
+    if family in ("llama", "qwen3") and config.get("attention_bias"):
+        names.append("self_attn.o_proj")
+    if family == "llama" and config.get("mlp_bias"):
+        names += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+    return names
 
 
 def _random(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
@@ -193,6 +205,8 @@ def expected_slice(
         )
         return mine.reshape(-1, *tensor.shape[1:])
     axis = {**_ROWS, **_COLUMNS}.get(part)
+    if axis == 1 and tensor.dim() == 1:  # a bias, added once
+        axis = None
     return tensor if axis is None else tensor.chunk(degree, axis)[rank]
 
 

@@ -33,6 +33,7 @@ from services.common.telemetry import parent_of
 from services.router.__main__ import Running, running
 from services.router.settings import RouterSettings
 from tests.tiny_model import MAX_POSITIONS, MODEL, model_files, tiny_tokenizer
+from tests.waiting import until
 
 HEARTBEAT_S = 0.05
 REPLY = (
@@ -70,6 +71,8 @@ class FakeMesh:
         self.burst = 1
         """Tokens of a choice in a frame."""
         self.token_s = 0.0
+        self.phase = engine_pb2.PHASE_DECODE
+        """What heads say of a generation that has no new token."""
         self.unlikely = False
         """The token that comes is never among the likeliest."""
         self.journal_lag = 0
@@ -79,11 +82,13 @@ class FakeMesh:
         self.journal: dict[str, Journaled] = {}
         self.alive = [True] * heads
         self.silent = [False] * heads
+        self.stalled = [False] * heads
+        """What the controller thinks of each head; `stall` tells the routers."""
         self.addresses = [""] * heads
         self.calls: list[tuple[int, engine_pb2.GenerateRequest]] = []
         """Every Generate call: the head and its message."""
-        self.parks: list[engine_pb2.ParkRequest] = []
-        """Every Park call."""
+        self.detaches: list[engine_pb2.DetachRequest] = []
+        """Every Detach call."""
         self.cancels: list[tuple[str, Any]] = []
         """Every Cancel call: head or controller, and its message."""
         self.traceparents: list[tuple[str, str]] = []
@@ -100,6 +105,10 @@ class FakeMesh:
         """The digest each Describe call asked for."""
         self.store_fault: str = ""
         """away, damaged or nested: what the tensor store suffers from."""
+        self.files = model_files(self.tokenizer)
+        """Of the model, in the tensor store; changed before it serves."""
+        self.unusable = ""
+        """Why no pipeline ever comes."""
         self.version = 1
         self.routes_changed = asyncio.Event()
         self._servers: list[grpc.aio.Server] = []
@@ -134,7 +143,13 @@ class FakeMesh:
         )
 
     def routes(self) -> list[controller_pb2.Route]:
-        return [self.route(i) for i, alive in enumerate(self.alive) if alive]
+        serving = zip(self.alive, self.stalled, strict=True)
+        return [self.route(i) for i, (lives, stalls) in enumerate(serving) if lives and not stalls]
+
+    def stall(self, *stalled: bool) -> None:
+        """The controller finds that these heads do not serve, or do again."""
+        self.stalled[:] = stalled
+        self.change_routes()
 
     def change_routes(self) -> None:
         """Tells the routers that routes are no longer what they were."""
@@ -184,7 +199,7 @@ class FakeMesh:
             **settings,
         }
         async with running(RouterSettings(**chosen)) as router:
-            await router.router.catalogue.heard.wait()
+            await until(lambda: router.router.catalogue.heard)
             yield router
 
 
@@ -259,9 +274,8 @@ class _Head(engine_pb2_grpc.EngineServiceServicer):
             else:
                 await asyncio.sleep(HEARTBEAT_S)
                 if not mesh.silent[index]:
-                    phase = engine_pb2.PHASE_DECODE
                     yield engine_pb2.GenerateResponse(
-                        progress=engine_pb2.Progress(step=step, phase=phase)
+                        progress=engine_pb2.Progress(step=step, phase=mesh.phase)
                     )
 
     def _admit(self, request: GenerationRequest, message: Any) -> Journaled:
@@ -303,9 +317,9 @@ class _Head(engine_pb2_grpc.EngineServiceServicer):
         end = finish_of(request, entry.ids[choice])
         return end[1] if end else None
 
-    async def Park(self, message: Any, context: Any) -> Any:
-        self._mesh.parks.append(message)
-        return engine_pb2.ParkResponse()
+    async def Detach(self, message: Any, context: Any) -> Any:
+        self._mesh.detaches.append(message)
+        return engine_pb2.DetachResponse()
 
     async def Cancel(self, message: Any, context: Any) -> Any:
         self._mesh.cancels.append(("head", message))
@@ -360,7 +374,9 @@ class _Controller(controller_pb2_grpc.ControllerServiceServicer):
         mesh = self._mesh
         while True:
             changed = mesh.routes_changed
-            yield controller_pb2.WatchRoutesResponse(version=mesh.version, routes=mesh.routes())
+            yield controller_pb2.WatchRoutesResponse(
+                version=mesh.version, routes=mesh.routes(), unusable=mesh.unusable
+            )
             await changed.wait()
 
     async def Resume(self, message: Any, context: Any) -> Any:
@@ -446,17 +462,16 @@ class _Controller(controller_pb2_grpc.ControllerServiceServicer):
 class _Store(tensorstore_pb2_grpc.TensorStoreServiceServicer):
     def __init__(self, mesh: FakeMesh) -> None:
         self._mesh = mesh
-        files = model_files(mesh.tokenizer)
-        self._files = files
         self._objects: dict[str, bytes] = {}
 
     def _manifest(self, digest: str) -> bytes:
-        files = dict(self._files)
+        files = dict(self._mesh.files)
         if digest in self._mesh.templates:
             files["chat_template.jinja"] = self._mesh.templates[digest].encode()
         by_name = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         self._objects |= {by_name[name]: data for name, data in files.items()}
         config = {
+            "model_type": "llama",
             "max_position_embeddings": MAX_POSITIONS,
             "vocab_size": self._mesh.tokenizer.get_vocab_size(),
         }

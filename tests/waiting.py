@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable
 
 
-async def until(condition: Callable[[], object]) -> None:
-    """Looks again and again; TimeoutError after 20 s."""
-    async with asyncio.timeout(20):
+async def until(condition: Callable[[], object], within_s: float = 20.0) -> None:
+    """Looks again and again; TimeoutError when it takes longer."""
+    async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)

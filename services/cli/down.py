@@ -14,7 +14,7 @@ GRACE_S = 3.0
 
 
 def take_down(directory: MeshDirectory) -> bool:
-    """Ends supervisor, services and engines; False when there was nothing to end."""
+    """Ends supervisor, services and engines; False when none of them lived."""
     state = directory.read()
     if state is None:
         return False
@@ -25,9 +25,10 @@ def take_down(directory: MeshDirectory) -> bool:
             supervisor.signal(signal.SIGKILL)
             supervisor.wait(GRACE_S)
         supervisor.close()
-    processes.end(processes.own_processes(state.mesh_id), GRACE_S)
+    left = processes.own_processes(state.mesh_id)
+    processes.end(left, GRACE_S)
     directory.remove_state()
-    return True
+    return supervisor is not None or bool(left)
 
 
 def _supervisor(directory: MeshDirectory, pid: int) -> OwnProcess | None:

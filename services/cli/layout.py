@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from services.cli.mesh_directory import MeshDirectory
 from services.cli.ports import HOST, free_ports
+from services.common.speeds import parse_speeds
 
 MODEL = "smollm2-135m-instruct"
 NODE_SPEEDS = "3:2,3:2"
@@ -27,7 +28,7 @@ class MeshOptions:
 
     @property
     def pipelines(self) -> int:
-        return len(self.node_speeds.split(","))
+        return len(parse_speeds(self.node_speeds))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 
+from services.cli import processes
 from services.cli.mesh_directory import MeshState, ServiceRecord
 from services.common import channels, health
 from services.common.settings import TlsSettings
@@ -40,6 +41,7 @@ async def mesh_status(state: MeshState) -> dict[str, Any]:
     if status is None:
         status = controller_pb2.GetStatusResponse()
     return {
+        "faults": [fault_json(fault) for fault in status.faults],
         "model": _model(status),
         "services": answers,
         "nodes": [_node(node) for node in status.nodes],
@@ -74,24 +76,45 @@ def _standing(generation: controller_pb2.GenerationStatus) -> str:
 
 
 async def _service(service: ServiceRecord) -> dict[str, Any]:
-    if not service.pid or service.grpc is None:
-        state = "down"
-    else:
+    lives = bool(service.pid) and processes.lives(service.pid)
+    state, reason = "down", ""
+    if lives and service.grpc is not None:
         state = "ready" if await health.is_serving(service.grpc) else "starting"
+    if state == "ready" and service.http is not None:
+        complaint = await asyncio.to_thread(health.complaint, f"{service.http}/readyz")
+        if complaint is not None:
+            state, reason = "waiting", complaint.reason
     return {
         "name": service.name,
-        "pid": service.pid or None,
+        "pid": service.pid if lives else None,
         "http": service.http,
         "grpc": service.grpc,
         "state": state,
+        "reason": reason or None,
+    }
+
+
+def fault_json(fault: controller_pb2.Fault) -> dict[str, Any]:
+    """One of `faults` in the JSON of the status."""
+    kind = controller_pb2.FaultKind.Name(fault.kind)
+    return {
+        "kind": kind.removeprefix("FAULT_KIND_").lower(),
+        "cause": fault.cause,
+        "node": fault.node_id or None,
+        "pipeline": fault.pipeline_id or None,
+        "since_unix_s": fault.since_unix_s,
+        "failures": fault.failures,
+        "permanent": fault.permanent,
     }
 
 
 def _node(node: controller_pb2.NodeStatus) -> dict[str, Any]:
     name = controller_pb2.NodeState.Name(node.state)
+    lost = node.state == controller_pb2.NODE_STATE_LOST
+    lives = bool(node.pid) and not lost and processes.lives(node.pid)
     return {
         "id": node.node_id,
-        "pid": node.pid or None,
+        "pid": node.pid if lives else None,
         "incarnation": node.incarnation or None,
         "state": name.removeprefix("NODE_STATE_").lower(),
         "pipeline": node.pipeline_id or None,

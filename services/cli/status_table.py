@@ -7,11 +7,21 @@ from typing import Any
 
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
+NO_PIPELINE = "no pipeline is ready"
+"""What a router says that has nothing to say but what the pipelines' states do."""
+_FAULTS = {
+    "start": "nodes of {pipeline} come to nothing, {node} last",
+    "load": "{node} cannot load its stage of {pipeline}",
+    "form": "{pipeline} does not come to stand",
+    "plan": "there is no plan",
+}
 _COLOURS = {
     "ready": "green",
     "idle": "cyan",
     "starting": "yellow",
+    "waiting": "yellow",
     "loading": "yellow",
     "draining": "magenta",
     "lost": "red",
@@ -20,9 +30,26 @@ _COLOURS = {
 
 
 def status_table(status: dict[str, Any]) -> Group:
-    """The model, and tables of the services, the pipelines with their nodes, the generations."""
+    """What keeps failing, the model, then tables of the services, the pipelines with their nodes,
+    and the generations."""
     tables = _services(status), _pipelines(status), _generations(status)
-    return Group(*_model(status["model"]), *tables)
+    return Group(*_faults(status), *_model(status["model"]), *tables)
+
+
+def _faults(status: dict[str, Any]) -> list[Text]:
+    waiting = [s for s in status["services"] if s["reason"] and s["reason"] != NO_PIPELINE]
+    lines = [f"{service['name']} takes no requests: {service['reason']}" for service in waiting]
+    lines += [fault_line(fault) for fault in status["faults"]]
+    return [Text(line, style="red") for line in lines]
+
+
+def fault_line(fault: dict[str, Any]) -> str:
+    """One fault in words, its cause last."""
+    names = {"node": fault["node"], "pipeline": fault["pipeline"] or "the first plan"}
+    what = _FAULTS[fault["kind"]].format(**names)
+    often = "" if fault["failures"] == 1 else f", {fault['failures']} times"
+    again = ", not tried again" if fault["permanent"] else ""
+    return f"{what}{often}{again}: {fault['cause']}"
 
 
 def _model(model: dict[str, Any]) -> list[str]:
@@ -84,7 +111,7 @@ def _generations(status: dict[str, Any]) -> str:
     unread = sum(generation["unread"] for generation in held)
     tokens = sum(generation["journaled"] for generation in generations)
     return (
-        f"generations: {standing['running']} running, {standing['queued']} queued "
-        f"({unread} of them unread), {standing['parked']} parked with nobody reading, "
-        f"{status['finished_generations']} finished; {tokens} tokens journaled of those not ended"
+        f"{standing['running']} running, {standing['queued']} queued ({unread} of them unread), "
+        f"{standing['parked']} parked, {status['finished_generations']} finished; "
+        f"{tokens} tokens journaled"
     )

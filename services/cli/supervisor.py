@@ -15,7 +15,8 @@ from shuntserve.controller.v1 import controller_pb2
 from services.cli import processes
 from services.cli.layout import MeshOptions, ServiceSpec
 from services.cli.mesh_directory import MeshDirectory, MeshError, MeshState, Phase, ServiceRecord
-from services.cli.mesh_status import controller_status, ready_pipelines
+from services.cli.mesh_status import controller_status, fault_json, ready_pipelines
+from services.cli.status_table import fault_line
 from services.common import health, logs
 
 _log = logging.getLogger(__name__)
@@ -56,6 +57,8 @@ class Supervisor:
         self._tell = tell
         self._services = [_Running(spec) for spec in specs]
         self._stopping = False
+        self._remark = ""
+        """What is to be known of a mesh that is ready."""
         self._written: MeshState | None = None
         """The state that mesh.json holds."""
         self._state = MeshState(
@@ -80,7 +83,7 @@ class Supervisor:
             await self._first(stopped, ready, keepers)
             if not stopped.done():
                 await ready
-                self._save("ready", "ready")
+                self._save("ready", self._remark or "ready")
                 await self._first(stopped, stopped, keepers)
         except MeshError as error:
             self._save("failed", str(error))
@@ -186,14 +189,25 @@ class Supervisor:
             return "waiting for controller"
         engines = sum(node.state != controller_pb2.NODE_STATE_LOST for node in status.nodes)
         planned = len(status.pipelines)  # as many as the planner made
+        if status.unusable:
+            raise MeshError(f"{self._state.model} cannot be served: {status.unusable}")
+        faults = [fault_line(fault_json(fault)) for fault in status.faults]
+        because = f"; {faults[0]}" if faults else ""
         if not planned:
-            return f"waiting for engines: {engines} so far"
-        if (ready := ready_pipelines(status)) < planned:
-            return f"waiting for pipelines: {ready} of {planned} ready, {engines} engines"
+            return f"waiting for engines: {engines} so far{because}"
+        hopeless = {fault.pipeline_id for fault in status.faults if fault.permanent}
+        ready = ready_pipelines(status)
+        if not ready or ready < planned - len(hopeless):
+            message = f"waiting for pipelines: {ready} of {planned} ready, {engines} engines"
+            return message + because
         for service in self._services:
             url = service.spec.http
-            if url and not await asyncio.to_thread(health.answers, f"{url}/readyz"):
-                return f"waiting for {service.spec.name} to see the pipelines"
+            complaint = await asyncio.to_thread(health.complaint, f"{url}/readyz") if url else None
+            if complaint is not None and complaint.permanent:
+                raise MeshError(f"{self._state.model} cannot be served: {complaint.reason}")
+            if complaint is not None:
+                return f"waiting for {service.spec.name}: {complaint.reason}"
+        self._remark = f"{ready} of {planned} pipelines are ready{because}" if hopeless else ""
         return None
 
     def _save(self, phase: Phase, message: str) -> None:

@@ -19,7 +19,9 @@ from services.cli.mesh_directory import MeshDirectory, MeshError, MeshState
 from services.cli.mesh_status import mesh_status
 from services.cli.status_table import status_table
 from services.cli.supervisor import READY_TIMEOUT_S, Supervisor
+from services.common.errors import InvalidArgument
 from services.common.private import keep_files_private
+from services.common.speeds import parse_speeds
 
 START_TIMEOUT_S = READY_TIMEOUT_S + 30.0
 REFRESH_S = 1.0
@@ -32,6 +34,10 @@ def prepare(directory: MeshDirectory, options: MeshOptions, console: Console) ->
     if abs(options.http_port - options.grpc_port) < options.routers:
         raise MeshError("--http-port and --grpc-port overlap: each router takes one port of both")
     keep_files_private()
+    try:
+        parse_speeds(options.node_speeds)
+    except InvalidArgument as error:
+        raise MeshError(f"--node-speeds: {error.message}") from None
     with directory.locked():
         end_leftovers(directory)
         ports.check_free(options.http_port, options.routers, "--http-port")
@@ -157,9 +163,10 @@ def _end(supervisor: subprocess.Popen[bytes]) -> None:
 
 
 def where_it_listens(state: MeshState) -> str:
-    """Addresses, and a curl line that works."""
+    """What is to be known first, addresses, and a curl line that works."""
     routers = [service for service in state.services if service.http is not None]
-    lines = [f"{r.name}: HTTP {r.http}, gRPC {r.grpc}" for r in routers]
+    lines = [] if state.message == "ready" else [state.message]
+    lines += [f"{r.name}: HTTP {r.http}, gRPC {r.grpc}" for r in routers]
     body = (
         f'{{"model":"{state.model}","temperature":0,"messages":'
         '[{"role":"user","content":"What is the capital of France?"}]}'

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+MAX_MESSAGE_BYTES = 64 << 20
+"""What both ends take at most when nobody sets another limit."""
 KEEPALIVE_INTERVAL_S = 5.0
 KEEPALIVE_TIMEOUT_S = 5.0
 

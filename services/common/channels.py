@@ -8,6 +8,7 @@ import time
 import grpc
 
 from services.common import mesh_token
+from services.common.channel_options import MAX_MESSAGE_BYTES
 from services.common.channel_options import options as options
 from services.common.errors import DeadlineExceeded
 from services.common.settings import TlsSettings
@@ -21,7 +22,7 @@ def address_of(host: str, port: int) -> str:
 
 
 def open_channel(
-    address: str, *, max_message_bytes: int = 64 << 20, tls: TlsSettings | None = None
+    address: str, *, max_message_bytes: int = MAX_MESSAGE_BYTES, tls: TlsSettings | None = None
 ) -> grpc.aio.Channel:
     """A channel to host:port; the caller closes it. Without TLS its calls show the mesh's token."""
     if tls is not None and tls.enabled:

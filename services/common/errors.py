@@ -1,17 +1,19 @@
-"""The whole error tree.
+"""The whole error tree. Starred: permanent, asking the same again is of no use until something
+else has changed.
 
 ShuntError
-├── InvalidArgument       the caller sent something that can never work; names the field
+├── InvalidArgument*      the caller sent something that can never work; names the field
 ├── NotFound              no such thing
-├── AlreadyExists         the name is taken by something else
-├── FailedPrecondition    fine in itself, but not in this state; names what is missing
-├── OutOfRange            past the end of what there is
+├── AlreadyExists*        the name is taken by something else
+├── FailedPrecondition*   fine in itself, but not in this state; names what is missing
+│   └── ModelUnusable*    what is to be served cannot be, whoever asks
+├── OutOfRange*           past the end of what there is
 ├── PermissionDenied      not yours
 ├── Unauthenticated       nobody knows who you are
 ├── ResourceExhausted     a limit of size or number
 ├── Unavailable           not now; try again, perhaps after retry_after_s
 ├── DeadlineExceeded      there was not enough time
-├── Cancelled             ended on request
+├── Cancelled*            ended on request
 ├── DataLoss              bytes that are not what they should be
 ├── Aborted               lost against somebody newer
 │   ├── StaleEpoch        an epoch, incarnation or formation that no longer counts
@@ -21,11 +23,16 @@ ShuntError
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 ECHO_LIMIT_CHARS = 200
 
 
 class ShuntError(Exception):
     """Root of every error raised on purpose; `field` names what it is about."""
+
+    permanent: ClassVar[bool] = False
+    """Asking the same again is of no use until something else has changed."""
 
     def __init__(self, message: str, *, field: str = "") -> None:
         super().__init__(message[: ECHO_LIMIT_CHARS * 2])
@@ -36,6 +43,8 @@ class ShuntError(Exception):
 class InvalidArgument(ShuntError):
     """The caller sent something that can never work."""
 
+    permanent = True
+
 
 class NotFound(ShuntError):
     """No such thing."""
@@ -44,13 +53,23 @@ class NotFound(ShuntError):
 class AlreadyExists(ShuntError):
     """The name is taken by something else."""
 
+    permanent = True
+
 
 class FailedPrecondition(ShuntError):
     """Not possible in this state."""
 
+    permanent = True
+
+
+class ModelUnusable(FailedPrecondition):
+    """What is to be served cannot be, whoever asks."""
+
 
 class OutOfRange(ShuntError):
     """Past the end of what there is."""
+
+    permanent = True
 
 
 class PermissionDenied(ShuntError):
@@ -79,6 +98,8 @@ class DeadlineExceeded(ShuntError):
 
 class Cancelled(ShuntError):
     """Ended on request."""
+
+    permanent = True
 
 
 class DataLoss(ShuntError):

@@ -135,9 +135,20 @@ class Route:
     max_positions: int
 
 
+class LeaveReason(StrEnum):
+    """Why a reader leaves a head."""
+
+    SILENT = "silent"
+    """Neither frames nor steps come over an open stream: for the controller to judge."""
+    UNREACHABLE = "unreachable"
+    """The stream broke, or brought nothing for long, and another one did as well."""
+    REFUSED = "refused"
+    """The head said so: it refused the call, or closed the stream."""
+
+
 @dataclass(frozen=True, slots=True)
 class ResumeQuestion:
-    """Asks for the next epoch."""
+    """Asks for the next epoch. A head that lives is answered again, with the epoch it has."""
 
     generation_id: str
     last_epoch: int
@@ -148,6 +159,8 @@ class ResumeQuestion:
     """The reader's ids: a span from position 0 for each choice that has any."""
     left_formation_id: str = ""
     """The formation it leaves because it does not serve; empty when it leaves none."""
+    reason: LeaveReason | None = None
+    """Why it leaves that one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,12 @@ TARGET is host:port of a gRPC server, or a URL that answers 200.
 from __future__ import annotations
 
 import asyncio
+import http.client
+import json
 import sys
+import urllib.error
 import urllib.request
+from dataclasses import dataclass
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -33,11 +37,36 @@ async def is_serving(address: str, timeout_s: float = TIMEOUT_S) -> bool:
 
 def answers(url: str, timeout_s: float = TIMEOUT_S) -> bool:
     """Whether a GET of the URL is answered with 200."""
+    return complaint(url, timeout_s) is None
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """Why a service is not ready, in its own words."""
+
+    reason: str
+    permanent: bool
+    """It will not become ready by itself."""
+
+
+def complaint(url: str, timeout_s: float = TIMEOUT_S) -> Complaint | None:
+    """What stands in the way of a 200 for a GET of the URL; None when nothing does."""
     try:
-        with _DIRECT.open(url, timeout=timeout_s) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
+        with _DIRECT.open(url, timeout=timeout_s):
+            return None
+    except urllib.error.HTTPError as error:
+        with error:
+            return _complaint_from(error.read())
+    except (OSError, http.client.HTTPException):
+        return Complaint("it does not answer", False)
+
+
+def _complaint_from(body: bytes) -> Complaint:
+    try:
+        said = json.loads(body)
+        return Complaint(str(said["reason"]), bool(said["permanent"]))
+    except (ValueError, KeyError, TypeError):
+        return Complaint("it is not ready", False)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.common import mesh_token
+from services.common.channel_options import MAX_MESSAGE_BYTES
 from services.common.errors import InvalidArgument
 
 S = TypeVar("S", bound=BaseSettings)
@@ -79,7 +80,7 @@ class ServiceSettings(BaseSettings):
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     environment: Literal["development", "production"] = "development"
-    max_message_bytes: int = Field(default=64 << 20, ge=1 << 20, le=1 << 30)
+    max_message_bytes: int = Field(default=MAX_MESSAGE_BYTES, ge=1 << 20, le=1 << 30)
     max_concurrent_rpcs: int = Field(default=4096, ge=1)
     shutdown_grace_s: float = Field(default=5.0, ge=0, le=600)
     tls: TlsSettings = Field(default_factory=TlsSettings)

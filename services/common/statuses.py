@@ -19,6 +19,7 @@ _TABLE: dict[type[errors.ShuntError], int] = {
     errors.NotFound: code_pb2.NOT_FOUND,
     errors.AlreadyExists: code_pb2.ALREADY_EXISTS,
     errors.FailedPrecondition: code_pb2.FAILED_PRECONDITION,
+    errors.ModelUnusable: code_pb2.FAILED_PRECONDITION,
     errors.OutOfRange: code_pb2.OUT_OF_RANGE,
     errors.PermissionDenied: code_pb2.PERMISSION_DENIED,
     errors.Unauthenticated: code_pb2.UNAUTHENTICATED,

@@ -28,10 +28,6 @@ class PipelineState(StrEnum):
     LOST = "lost"
 
 
-MAX_SPEED = 1e6
-"""No node says of itself that it is faster."""
-
-
 @dataclass(frozen=True, slots=True)
 class NodeShape:
     """What a node is able to do; a replacement has the shape of what it replaces."""
@@ -63,6 +59,12 @@ class Beat:
     sampled_tokens: int = 0
     lost_node_ids: tuple[str, ...] = ()
     """Members of its formation, or of the last one while it is in none, that it cannot reach."""
+    steps: int = 0
+    """Begun since its start, if it is a head."""
+    has_work: bool = False
+    """Steps should be made: without rising ones the head does not serve."""
+    departs_in_s: float | None = None
+    """Its process was told to stop and will have ended by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +229,35 @@ class StageView:
     node_id: str
     layers: LayerRange
     tp_degree: int
+
+
+class FaultKind(StrEnum):
+    """What keeps failing."""
+
+    START = "start"
+    """Nodes are lost, or cannot do what they are for, before they have served for a while."""
+    LOAD = "load"
+    """A node cannot load its stage."""
+    FORM = "form"
+    """A pipeline's members do not come to stand."""
+    PLAN = "plan"
+    """Placement has no plan."""
+
+
+@dataclass(frozen=True, slots=True)
+class FaultView:
+    """Something that keeps failing, as the status shows it."""
+
+    kind: FaultKind
+    cause: str
+    node_id: str
+    """The last one it was seen at, if any."""
+    pipeline_id: str
+    since_s: float
+    failures: int
+    """In a row."""
+    permanent: bool
+    """It is not tried again until something else has changed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from services.controller.actions import (
     Action,
     Beat,
     DissolveFormation,
-    DrainFormation,
+    FaultView,
     Loaded,
     LogEvent,
     NodeFacts,
@@ -32,12 +32,21 @@ from services.controller.actions import (
     TerminateNode,
 )
 from services.controller.cluster_settings import ClusterSettings
-from services.controller.losses import dissolve, hand_stage, lose
-from services.controller.membership import FormationState, Membership, Node, Pipeline, Stage
+from services.controller.faults import faults_of, unusable
+from services.controller.liveness import hear, judge, overlook
+from services.controller.losses import dissolve, forgive, hand_stage, lose
+from services.controller.membership import (
+    FormationState,
+    Membership,
+    Node,
+    Pipeline,
+    Stage,
+)
+from services.controller.notices import hand_over, lapse, must_part, notice
 from services.controller.outcomes import Head
 from services.controller.reconcile import Reconciler
 from services.controller.recovery import first_actions
-from services.controller.routes import heads_of, routes_of
+from services.controller.routes import handing_over, heads_of, routes_of
 from services.controller.snapshot import from_json, to_json
 
 _STRANGE_BEATS = 2
@@ -59,12 +68,15 @@ class Cluster:
         self.settings = settings
         self._reconciler = Reconciler(settings, draw_id)
         self._state = Membership(settings.basis)
-        self._unix_offset_s = now_unix_s - now_s
+        self.unix_offset_s = now_unix_s - now_s
+        """Wall time less the clock that all times are on."""
         self._past: set[str] = set()
         """Incarnations that were replaced by a newer one of the same node."""
         self._grace_until_s = self._now_s = self._ticked_s = now_s
         self._route_version = 0
         self._routes: tuple[Route, ...] = ()
+        self._handing_over: tuple[str, ...] = ()
+        self._hopeless = ""
         self._snapshot = ""
 
     @classmethod
@@ -78,7 +90,7 @@ class Cluster:
     ) -> Cluster:
         """The cluster as its last snapshot had it; every node is given `restart_grace_s`."""
         cluster = cls(settings, draw_id, now_s, now_unix_s)
-        cluster._state = from_json(snapshot, now_s, cluster._unix_offset_s)
+        cluster._state = from_json(snapshot, now_s, cluster.unix_offset_s)
         cluster._grace_until_s = now_s + settings.restart_grace_s
         return cluster
 
@@ -117,8 +129,11 @@ class Cluster:
         facts = node.facts if node is not None and node.present else None
         if node is None or facts is None or facts.incarnation != beat.incarnation:
             raise NotFound("register first", field="node_id")
-        node.heard_s, node.confirmed = now_s, True
+        hear(node, beat, now_s)
         actions: list[Action] = []
+        if beat.departs_in_s is not None:
+            node.departs = True
+            actions += notice(node, now_s + beat.departs_in_s, now_s)
         for pipeline in self._state.pipelines:
             formation = pipeline.formation
             if formation is None or formation.state is FormationState.FORMING:
@@ -148,7 +163,11 @@ class Cluster:
 
     def launch_failed(self, node_id: str, reason: str, now_s: float) -> list[Action]:
         """The provider could not start it; another one is, after a pause."""
-        return self.node_gone(node_id, "", reason, now_s)
+        node = self._state.nodes.get(node_id)
+        if node is None or node.lost or node.facts is not None:
+            return []
+        lost = lose(self._state, self.settings, node, reason, now_s, started=False)
+        return self._advance(lost, now_s)
 
     def _lose(self, node: Node, cause: str, now_s: float) -> list[Action]:
         return lose(self._state, self.settings, node, cause, now_s)
@@ -160,6 +179,7 @@ class Cluster:
         self._reconciler.plan_answered()
         if self._state.pipelines:
             return []
+        self._state.first_launches.succeed()
         for number, planned in enumerate(pipelines, 1):
             stages = []
             for stage in planned.stages:
@@ -173,9 +193,9 @@ class Cluster:
             )
         return self._advance([LogEvent("plan_ready")], now_s)
 
-    def plan_failed(self, reason: str, now_s: float) -> list[Action]:
-        """Asked again after a pause."""
-        self._reconciler.plan_failed(now_s)
+    def plan_failed(self, reason: str, permanent: bool, now_s: float) -> list[Action]:
+        """Asked again after a pause; when the failure is permanent, once the nodes are others."""
+        self._reconciler.plan_failed(reason, permanent, now_s)
         return [LogEvent("plan_failed", attributes={"reason": reason})]
 
     def load_done(
@@ -185,22 +205,31 @@ class Cluster:
         node = self._loading(node_id, incarnation)
         if node is None or node.loading != layers:
             return []
-        node.layers, node.loading = layers, None
+        node.layers, node.loading, node.refused = layers, None, None
         node.kv_blocks, node.numerics_class = loaded.kv_blocks, loaded.numerics_class
         node.loads.succeed()
         attributes = {"layers": f"{layers.start}-{layers.end}"}
         return self._advance([LogEvent("stage_loaded", node_id, "", attributes)], now_s)
 
     def load_failed(
-        self, node_id: str, incarnation: str, reason: str, now_s: float
+        self, node_id: str, incarnation: str, reason: str, permanent: bool, now_s: float
     ) -> list[Action]:
-        """Tried again after a pause, in the end at another node."""
+        """Tried again after a pause, in the end at another node; a failure that is permanent only
+        where there is another one anyway."""
         node = self._loading(node_id, incarnation)
         if node is None:
             return []
-        node.loading, node.layers = None, None
-        node.loads.fail(self.settings, now_s)
-        return [LogEvent("load_failed", node_id, "", {"reason": reason})]
+        node.refused, node.loading, node.layers = node.loading, None, None
+        node.loads.fail(
+            now_s,
+            reason,
+            first_s=self.settings.retry_s,
+            longest_s=self.settings.replace_max_s,
+            node_id=node_id,
+            permanent=permanent,
+        )
+        attributes = {"reason": reason, "permanent": str(permanent).lower()}
+        return [LogEvent("load_failed", node_id, "", attributes)]
 
     def _loading(self, node_id: str, incarnation: str) -> Node | None:
         node = self._state.nodes.get(node_id)
@@ -214,12 +243,14 @@ class Cluster:
         if pipeline is None or pipeline.formation is None:
             return []
         pipeline.formation.state = FormationState.READY
+        pipeline.stalled = False
+        self._state.nodes[pipeline.formation.members[0].node_id].stepped_s = now_s
         pipeline.forms.succeed()
         pipeline.unlike = ""
-        for stage in pipeline.stages:
-            stage.launches.succeed()
         for member in pipeline.formation.members:
-            self._state.nodes[member.node_id].strange_beats = 0
+            node = self._state.nodes[member.node_id]
+            node.strange_beats = 0
+            node.served_s = now_s if node.served_s is None else node.served_s
         down_s = now_s - pipeline.down_since_s if pipeline.down_since_s is not None else 0.0
         pipeline.down_since_s = None
         attributes = {"formation": formation_id, "down_s": f"{down_s:.3f}"}
@@ -239,17 +270,14 @@ class Cluster:
     # Interruptions
 
     def interrupt(self, node_id: str, notice_s: float, kill: bool, now_s: float) -> list[Action]:
-        """A notice, or an order to kill. Raises NotFound. The same notice twice changes nothing."""
+        """A notice, or an order to kill. Raises NotFound. The same notice twice changes nothing, no
+        more than a later one."""
         node = self._state.nodes.get(node_id)
         if node is None or node.lost:
             raise NotFound("no such node", field="node_id")
         if kill:
             return [LogEvent("kill_ordered", node_id), TerminateNode(node_id, kill=True)]
-        if node.deadline_s is not None:
-            return []
-        node.deadline_s = now_s + notice_s
-        event = LogEvent("interruption_noticed", node_id, "", {"notice_s": f"{notice_s:g}"})
-        return self._advance([event], now_s)
+        return self._advance(notice(node, now_s + notice_s, now_s), now_s)
 
     def _head_beat(self, pipeline: Pipeline, beat: Beat, now_s: float) -> list[Action]:
         """Two beats after the replacement is ready show tokens from the old head in between."""
@@ -258,22 +286,7 @@ class Cluster:
         if pipeline.ready_sampled is None:
             pipeline.ready_sampled = beat.sampled_tokens
             return []
-        return self._hand_over(pipeline, beat.sampled_tokens - pipeline.ready_sampled, now_s)
-
-    def _hand_over(self, pipeline: Pipeline, tokens: int, now_s: float) -> list[Action]:
-        formation = pipeline.formation
-        if formation is None:
-            return []
-        formation.state = FormationState.HANDING_OVER
-        pipeline.down_since_s = now_s
-        attributes = {
-            "formation": formation.formation_id,
-            "tokens_since_replacement_ready": str(tokens),
-        }
-        return [
-            LogEvent("handover_started", "", pipeline.pipeline_id, attributes),
-            DrainFormation(formation.formation_id, formation.members[0]),
-        ]
+        return hand_over(pipeline, beat.sampled_tokens - pipeline.ready_sampled, now_s)
 
     def drained(self, formation_id: str, sealed: int, now_s: float) -> list[Action]:
         """Every generation of the formation is sealed."""
@@ -302,6 +315,7 @@ class Cluster:
         nobody counts as dead, as after a restart: who was stopped has heard nobody."""
         settings = self.settings
         actions: list[Action] = []
+        overlook(self._state, now_s - self._ticked_s, now_s)
         if now_s - self._ticked_s >= settings.doubt_s:
             self._grace_until_s = max(self._grace_until_s, now_s + settings.restart_grace_s)
         self._ticked_s = now_s
@@ -318,35 +332,27 @@ class Cluster:
                     actions.append(TerminateNode(node.node_id, kill=True))
             elif awake and now_s - node.heard_s >= settings.silence_s(node.layers is not None):
                 actions += self._lose(node, "silence", now_s)
-            elif node.deadline_s is not None and now_s >= node.deadline_s:
-                actions += self._undrain(node)
+            elif node.deadline_s is not None and now_s >= node.deadline_s and not node.departs:
+                actions += lapse(self._state, node)
+        actions += judge(self._state, settings, awake, now_s)
         for pipeline in self._state.pipelines:
             ready_s = pipeline.replacement_ready_s
             waited = ready_s is not None and now_s - ready_s >= settings.handover_s
-            if waited and pipeline.is_ready:
-                actions += self._hand_over(pipeline, 0, now_s)
-        return self._advance(actions, now_s)
-
-    def _undrain(self, node: Node) -> list[Action]:
-        """The deadline passed and nothing happened."""
-        for pipeline in self._state.pipelines:
-            formation = pipeline.formation
+            if pipeline.is_ready and (waited or must_part(self._state, settings, pipeline, now_s)):
+                actions += hand_over(pipeline, 0, now_s)
             for stage in pipeline.stages:
-                if stage.node_id != node.node_id:
-                    continue
-                if formation is not None and formation.state is FormationState.HANDING_OVER:
-                    return []
-                stage.spare_id = ""
-                pipeline.replacement_ready_s = pipeline.ready_sampled = None
-        node.deadline_s = None
-        node.leaving = False
-        return [LogEvent("undrained", node.node_id)]
+                forgive(self._state, settings, stage, now_s)
+        return self._advance(actions, now_s)
 
     # What others see
 
     def routes(self) -> tuple[int, tuple[Route, ...]]:
         """Version and pipelines that take new requests."""
         return self._route_version, self._routes
+
+    def handing_over(self) -> tuple[str, ...]:
+        """Formations that serve what they have and take nothing new; of the same version."""
+        return self._handing_over
 
     def heads(self) -> tuple[Head, ...]:
         """Every living formation's head, for the ledger."""
@@ -370,6 +376,14 @@ class Cluster:
         """For the status."""
         return self._state.node_views()
 
+    def faults(self) -> tuple[FaultView, ...]:
+        """What keeps failing, the worst first."""
+        return faults_of(self._state, self._reconciler.plans)
+
+    def unusable(self) -> str:
+        """Why no pipeline will ever take requests as things are; empty when one does or may."""
+        return unusable(self._state, self.faults())
+
     def pipelines_view(self) -> tuple[PipelineView, ...]:
         """For the status."""
         return self._state.pipeline_views()
@@ -377,12 +391,13 @@ class Cluster:
     def _advance(self, actions: list[Action], now_s: float) -> list[Action]:
         self._now_s = now_s
         actions = [*actions, *self._reconciler.advance(self._state, now_s)]
-        routes = routes_of(self._state, self.settings)
-        if routes != self._routes:
-            self._routes = routes
+        routes, leaving = routes_of(self._state, self.settings), handing_over(self._state)
+        hopeless = self.unusable()
+        if (routes, leaving, hopeless) != (self._routes, self._handing_over, self._hopeless):
+            self._routes, self._handing_over, self._hopeless = routes, leaving, hopeless
             self._route_version += 1
             actions.append(RoutesChanged(self._route_version))
-        snapshot = to_json(self._state, self._unix_offset_s) if actions else self._snapshot
+        snapshot = to_json(self._state, self.unix_offset_s) if actions else self._snapshot
         if snapshot != self._snapshot:
             self._snapshot = snapshot
             actions.insert(0, PersistCluster(snapshot))

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from services.common.errors import NotFound, ShuntError
+from services.common.errors import FailedPrecondition, NotFound, ShuntError
 from services.controller import metrics
 from services.controller.actions import (
     Action,
@@ -93,7 +93,8 @@ class ClusterRuntime:
         self._of_node: dict[str, set[asyncio.Task[None]]] = {}
         self._dissolving: dict[str, asyncio.Task[None]] = {}
         self._probing: set[str] = set()
-        self._noticed: set[str] = set()
+        self._noticed: dict[str, float] = {}
+        """When each node that was given notice is taken away."""
         self._unsaved: dict[str, str | None] = {}
         """Notes on their way to the journal, the newest of each key."""
 
@@ -140,7 +141,12 @@ class ClusterRuntime:
             self._tasks.create_task(self._probe(node))
 
     async def interrupt(self, node_id: str, notice_s: float, kill: bool) -> LoggedEvent:
-        """A node will be taken away, or is to be killed now. Raises NotFound."""
+        """A node will be taken away, or is to be killed now. Raises NotFound, and
+        FailedPrecondition for a node that nobody here can kill."""
+        if kill and self._node(node_id) is not None and not self._provider.holds(node_id):
+            raise FailedPrecondition(
+                "the node was not started by this controller's provider", field="node_id"
+            )
         self._submit(self.cluster.interrupt(node_id, notice_s, kill, self._clock()))
         deadline_s = self.cluster.deadlines_s().get(node_id)
         if deadline_s is not None:
@@ -154,8 +160,11 @@ class ClusterRuntime:
         return event
 
     def _take_away_later(self, node_id: str, deadline_s: float) -> None:
-        if self._settings.takes_noticed and node_id not in self._noticed:
-            self._noticed.add(node_id)
+        if not self._settings.takes_noticed:
+            return
+        known_s = self._noticed.get(node_id)
+        if known_s is None or deadline_s < known_s:
+            self._noticed[node_id] = deadline_s
             self._begin(self._take_away(node_id, deadline_s), node_id)
 
     async def _take_away(self, node_id: str, deadline_s: float) -> None:
@@ -206,7 +215,7 @@ class ClusterRuntime:
             metrics.NODES_LOST.inc(node.state is not NodeState.LOST)
             self._submit(self.cluster.node_gone(node_id, node.incarnation, reason, self._clock()))
             self._tasks.create_task(self._engines.forget(node.address))
-        self._noticed.discard(node_id)
+        self._noticed.pop(node_id, None)
         for task in self._of_node.pop(node_id, set()):
             task.cancel()
         self._unsaved[HANDLE_PREFIX + node_id] = None
@@ -312,7 +321,7 @@ class ClusterRuntime:
         try:
             pipelines: tuple[PlannedPipeline, ...] = await self._planning.plan(action)
         except ShuntError as error:
-            self._submit(self.cluster.plan_failed(error.message, self._clock()))
+            self._submit(self.cluster.plan_failed(error.message, error.permanent, self._clock()))
         else:
             self._submit(self.cluster.plan_ready(pipelines, self._clock()))
 
@@ -323,7 +332,11 @@ class ClusterRuntime:
         except ShuntError as error:
             self._submit(
                 self.cluster.load_failed(
-                    action.node_id, action.incarnation, error.message, self._clock()
+                    action.node_id,
+                    action.incarnation,
+                    error.message,
+                    error.permanent,
+                    self._clock(),
                 )
             )
         else:

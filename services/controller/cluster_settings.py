@@ -31,6 +31,10 @@ class ClusterSettings:
     """A node silent for this long is lost."""
     doubt_s: float = 1.0
     """No generation is moved to a node silent for this long."""
+    stall_s: float = 2.0
+    """A head silent for this long does not serve: its readers may leave it."""
+    progress_s: float = 5.0
+    """Nor does one that has work and makes no step for this long."""
     empty_node_lost_s: float = 15.0
     """The same for one that holds no stage: it imports and loads, and may hardly find time."""
     restart_grace_s: float = 3.0
@@ -42,11 +46,17 @@ class ClusterSettings:
     """Pause before a failed launch, plan, load or form is tried again; it doubles from failure to
     failure."""
     retry_max_s: float = 30.0
-    """The longest such pause."""
+    """The longest such pause, but for nodes that were paid for."""
+    replace_max_s: float = 600.0
+    """The longest pause before one more node replaces those that started and came to nothing."""
+    stable_s: float = 10.0
+    """A node that has served for so long came to something, whatever becomes of it."""
     load_attempts: int = 4
-    """A node that fails to load a stage so often gives it up to another one."""
+    """A node that fails to load a stage so often gives it up to another one, which has one."""
     handover_s: float = 1.0
     """A hand-over waits no longer for beats that show tokens from the old head."""
+    seal_s: float = 1.5
+    """A node that will end in any case has its generations sealed this long before."""
     lost_kept_s: float = 60.0
     """A lost node is shown this long."""
     max_positions: int = 8192

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from services.common.errors import InvalidArgument
@@ -136,3 +136,15 @@ class Entry:
         if request is None:
             return True
         return replace(request, numerics_class=self.request.numerics_class) == self.request
+
+
+def outlived(entries: Mapping[str, Entry], max_parked: int, untouched_since_s: float) -> list[str]:
+    """Which of those that have not ended, in the order they came, are kept no longer: what nobody
+    has touched since then, and the first of more parked ones than `max_parked`."""
+    parked = [name for name, entry in entries.items() if entry.sealed and entry.unread]
+    surplus = set(parked[: max(0, len(parked) - max_parked)])
+    return [
+        name
+        for name, entry in entries.items()
+        if name in surplus or entry.touched_s <= untouched_since_s
+    ]

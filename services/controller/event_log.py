@@ -14,6 +14,11 @@ from services.controller.signal import Signal
 
 _log = logging.getLogger(__name__)
 
+WARNINGS = frozenset(
+    ("drain_failed", "load_failed", "node_lost", "numerics_differ", "pipeline_lost", "plan_failed")
+)
+"""Kinds of events that somebody should look at."""
+
 
 class EventLog:
     """Numbered events; the newest `kept` can be read, here and after a restart."""
@@ -57,7 +62,7 @@ class EventLog:
         ids = {"node_id": node_id, "pipeline_id": pipeline_id, "generation_id": generation_id}
         told = {name: value for name, value in {**ids, **event.attributes}.items() if value}
         log = logs.access if kind == "generation_bound" else _log  # one line a generation
-        log.info(kind, extra=told)
+        log.log(logging.WARNING if kind in WARNINGS else logging.INFO, kind, extra=told)
         try:
             written = asyncio.ensure_future(self._journal.write((event,)))
             written.add_done_callback(_tell_failure)

@@ -28,7 +28,7 @@ from services.controller.signal import Signal
 _log = logging.getLogger(__name__)
 Reply = TypeVar("Reply")
 
-RESUME_POLL_S = 0.1
+RESUME_POLL_S = 0.25
 RECOVERY_PAUSE_S = 0.5
 NO_ROOM_RETRY_S = 5.0
 FORGOTTEN_AT_ONCE = 32
@@ -117,12 +117,16 @@ class Generations:
             except Diverged:
                 metrics.DIVERGED.inc()
                 raise
-            if outcome is not None:
-                return await self._settle(outcome)
-            left_s = give_up_s - self._clock()
-            if left_s <= 0:
-                raise Unavailable("no pipeline can take the generation now")
-            await self._heads_changed.wait(min(RESUME_POLL_S, left_s))
+            try:
+                if outcome is not None:
+                    return await self._settle(outcome)
+                left_s = give_up_s - self._clock()
+                if left_s <= 0:
+                    raise Unavailable("no pipeline can take the generation now")
+                await self._heads_changed.wait(min(RESUME_POLL_S, left_s))
+            except asyncio.CancelledError:
+                self._ledger.left(question.generation_id, self._clock())
+                raise
 
     async def cancel(
         self, generation_id: str, choice: int | None, reason: CancelReason, length: int | None

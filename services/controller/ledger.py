@@ -25,11 +25,13 @@ from services.common.exchange import (
     GenerationState,
     GenerationView,
     Grant,
+    LeaveReason,
     ResumeQuestion,
 )
 from services.common.generation import CancelReason, FinishReason
 from services.controller.abandoned import Abandoned
-from services.controller.entry import Entry
+from services.controller.entry import Entry, outlived
+from services.controller.granting import Complaints, best_head
 from services.controller.outcomes import (
     Head,
     LedgerEvent,
@@ -57,10 +59,7 @@ class Ledger:
         self._entries: dict[str, Entry] = {}
         self._tombstones: dict[str, float] = {}
         """Cancelled generations, known or not, and when."""
-        self._complaints: dict[tuple[str, int], float] = {}
-        """By generation and epoch: when its reader said that it left a formation."""
-        self._left: dict[str, float] = {}
-        """Formations that readers left because they do not serve, and when last."""
+        self._complaints = Complaints(settings.same_head_after_s, settings.retention_s)
         self._running: dict[str, set[str]] = {}
         """Generations by the formation that runs them."""
         self._ended: dict[str, None] = {}
@@ -207,8 +206,9 @@ class Ledger:
     def resume(
         self, question: ResumeQuestion, heads: Sequence[Head], now_s: float
     ) -> Outcome[Grant] | None:
-        """Grants the next epoch. None: no head to grant to yet; ask again when the heads change,
-        and every 0.1 s, until the caller's deadline.
+        """Grants the next epoch, or answers with the one there is: to who was not told of it, and
+        to who hears nothing from a head that serves. None: no head to grant to yet; ask again when
+        the heads change, and every 0.25 s, until the caller's deadline.
 
         Raises Cancelled, Diverged, NotFound (unknown and no request), AlreadyExists (the request
         is not the one known), InvalidArgument, ResourceExhausted.
@@ -232,46 +232,33 @@ class Ledger:
             return Outcome(Grant(entry.epoch, None, entry.spans()))
         if entry.finished_with(question.held):
             return self._grant(entry, question, None, now_s)
-        suspects = self._suspects_with(question, now_s)
-        holder = next((h for h in heads if h.route.formation_id == entry.formation_id), None)
-        if holder is not None and not entry.sealed:
-            if question.last_epoch < entry.epoch:
-                base = entry.spans(entry.base_lengths)
-                same = Outcome(Grant(entry.epoch, holder.route, base))
-                return same if holder.takes_new else None
-            if holder.hands_over and entry.formation_id in suspects:
-                return None  # its seal is on the way: no position shall be sampled twice
-        head = self._best(entry, [h for h in heads if h.route.formation_id not in suspects])
+        formation_id = entry.formation_id or question.left_formation_id
+        holder = next((h for h in heads if h.route.formation_id == formation_id), None)
+        if holder is None or entry.sealed:
+            return self._grant_elsewhere(entry, question, heads, now_s)
+        if question.last_epoch < entry.epoch:
+            return _same(entry, holder) if holder.takes_new else None
+        if holder.hands_over and question.left_formation_id:
+            return None  # its seal is on the way: no position shall be sampled twice
+        if question.reason not in (LeaveReason.SILENT, LeaveReason.UNREACHABLE):
+            return self._grant_elsewhere(entry, question, heads, now_s)
+        if question.reason is LeaveReason.SILENT and not holder.stalled:
+            return _same(entry, holder)  # slow is not dead
+        others = [head for head in heads if head is not holder]
+        granted = self._grant_elsewhere(entry, question, others, now_s)
+        if granted is None and not holder.stalled:
+            return _same(entry, holder)  # another epoch there would bring its reader no nearer
+        return granted
+
+    def _grant_elsewhere(
+        self, entry: Entry, question: ResumeQuestion, heads: Sequence[Head], now_s: float
+    ) -> Outcome[Grant] | None:
+        """At the best head that no reader has left of late."""
+        suspects = self._complaints.suspects_with(question, now_s)
+        trusted = [head for head in heads if head.route.formation_id not in suspects]
+        loads = {formation_id: len(names) for formation_id, names in self._running.items()}
+        head = best_head(entry.request, trusted, loads)
         return None if head is None else self._grant(entry, question, head, now_s)
-
-    def _suspects_with(self, question: ResumeQuestion, now_s: float) -> set[str]:
-        """Formations that readers left of late because they do not serve. The same question asked
-        again is one complaint."""
-        key = question.generation_id, question.last_epoch
-        if question.left_formation_id and key not in self._complaints:
-            self._complaints[key] = self._left[question.left_formation_id] = now_s
-        patience_s = self.settings.same_head_after_s
-        return {left for left, since_s in self._left.items() if now_s - since_s < patience_s}
-
-    def _best(self, entry: Entry, heads: Sequence[Head]) -> Head | None:
-        """The least loaded of the generation's own arithmetic, or of any when there is none; one
-        whose KV cache it cannot outgrow."""
-        request, wanted = entry.request, entry.request.numerics_class
-        positions = len(request.prompt_ids) + request.sampling.max_tokens
-        takers = [
-            h
-            for h in heads
-            if h.takes_new and h.route.model == request.model and h.route.max_positions >= positions
-        ]
-        return min(
-            takers,
-            key=lambda head: (
-                bool(wanted) and head.numerics_class != wanted,
-                (len(self._running.get(head.route.formation_id, ())) + 1)
-                / max(head.route.throughput_tokens_per_s, 1e-9),
-            ),
-            default=None,
-        )
 
     def _grant(
         self, entry: Entry, question: ResumeQuestion, head: Head | None, now_s: float
@@ -345,6 +332,12 @@ class Ledger:
             holder = next((r for r in routes if r.formation_id == entry.formation_id), None)
         return Outcome(GenerationView(entry.request, entry.spans(), entry.epoch, holder, state))
 
+    def left(self, generation_id: str, now_s: float) -> None:
+        """Whoever asked for its next epoch is gone, answered or not."""
+        entry = self._entries.get(generation_id)
+        if entry is not None and generation_id not in self._ended:
+            self._set_unread(entry, True, now_s)
+
     def claim(
         self, ask_digest: str, heads: Sequence[Head], now_s: float
     ) -> Outcome[GenerationView]:
@@ -370,19 +363,10 @@ class Ledger:
             for number, name in enumerate(self._ended)
             if number < surplus or now_s - self._last_s(name) >= settings.retention_s
         ]
-        still_open = [item for item in self._entries.items() if item[0] not in self._ended]
-        parked = [name for name, entry in still_open if entry.sealed and entry.unread]
-        surplus_parked = set(parked[: max(0, len(parked) - settings.max_parked)])
-        old += [
-            name
-            for name, entry in still_open
-            if name in surplus_parked or now_s - entry.touched_s >= settings.parked_retention_s
-        ]
+        still_open = {n: e for n, e in self._entries.items() if n not in self._ended}
+        old += outlived(still_open, settings.max_parked, now_s - settings.parked_retention_s)
         self._abandoned.forget(now_s)
-        complaints, left = self._complaints.items(), self._left.items()
-        kept_s, patience_s = settings.retention_s, settings.same_head_after_s
-        self._complaints = {key: since_s for key, since_s in complaints if now_s - since_s < kept_s}
-        self._left = {name: since_s for name, since_s in left if now_s - since_s < patience_s}
+        self._complaints.forget(now_s)
         return Outcome(None, self._commit([Forgotten(name) for name in old[:at_most]], now_s))
 
     def _last_s(self, name: str) -> float:
@@ -394,3 +378,8 @@ class Ledger:
         """Where every generation stands."""
         serving = {head.route.formation_id for head in heads}
         return population_of(self._entries, self._ended, self._tombstones, serving)
+
+
+def _same(entry: Entry, holder: Head) -> Outcome[Grant]:
+    """The epoch there is, as it was granted."""
+    return Outcome(Grant(entry.epoch, holder.route, entry.spans(entry.base_lengths)))

@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 from services.controller.actions import Action, DissolveFormation, LogEvent, TerminateNode
+from services.controller.backoff import Backoff
 from services.controller.cluster_settings import ClusterSettings
 from services.controller.membership import FormationState, Membership, Node, Pipeline, Stage
 
+_SERVED = 8
+"""The loss of a node that had served costs a pause so much shorter: it may have been taken away."""
+
 
 def lose(
-    state: Membership, settings: ClusterSettings, node: Node, cause: str, now_s: float
+    state: Membership,
+    settings: ClusterSettings,
+    node: Node,
+    cause: str,
+    now_s: float,
+    *,
+    started: bool = True,
 ) -> list[Action]:
-    """The node is gone: its stages go to their spares or stand empty, its formation dissolves."""
+    """The node is gone: its stages go to their spares or stand empty, its formation dissolves. One
+    that has `started` was paid for."""
     silent_s = f"{now_s - node.heard_s:.3f}" if node.facts is not None else "0"
+    came_to_nothing = node.deadline_s is None and not node.came_to_something(
+        settings.stable_s, now_s
+    )
     node.lost, node.since_s, node.loading = True, now_s, None
     node.deadline_s = None
     attributes = {"cause": cause, "silent_s": silent_s}
     actions: list[Action] = [LogEvent("node_lost", node.node_id, "", attributes)]
-    if node.layers is None and not state.pipelines:
-        state.first_launches.fail(settings, now_s)
+    longest_s = settings.replace_max_s if started else settings.retry_max_s
+    if came_to_nothing and not state.pipelines:
+        _count(state.first_launches, settings, now_s, cause, node, longest_s)
     for pipeline in state.pipelines:
         for stage in pipeline.stages:
-            if node.layers is None and node.node_id in (stage.node_id, stage.spare_id):
-                stage.launches.fail(settings, now_s)
+            if came_to_nothing and node.node_id in (stage.node_id, stage.spare_id):
+                _count(stage.launches, settings, now_s, cause, node, longest_s)
             if stage.spare_id == node.node_id:
                 stage.spare_id = ""
                 pipeline.replacement_ready_s = pipeline.ready_sampled = None
@@ -29,6 +44,39 @@ def lose(
                 stage.node_id, stage.spare_id = stage.spare_id, ""
                 actions += dissolve(state, settings, pipeline, cause, now_s)
     return actions
+
+
+def give_up(settings: ClusterSettings, stage: Stage, node: Node, now_s: float) -> None:
+    """The node could not load the stage."""
+    stage.given_up += 1
+    _count(stage.launches, settings, now_s, node.loads.cause, node, settings.replace_max_s)
+
+
+def forgive(state: Membership, settings: ClusterSettings, stage: Stage, now_s: float) -> None:
+    """What came to nothing at the stage before counts no more once a node has come to something."""
+    node = state.nodes.get(stage.node_id)
+    if node is not None and node.came_to_something(settings.stable_s, now_s):
+        stage.launches.succeed()
+        stage.given_up = 0
+
+
+def _count(
+    failing: Backoff,
+    settings: ClusterSettings,
+    now_s: float,
+    cause: str,
+    node: Node,
+    longest_s: float,
+) -> None:
+    served = node.served_s is not None
+    failing.fail(
+        now_s,
+        cause,
+        first_s=settings.retry_s / (_SERVED if served else 1),
+        longest_s=longest_s,
+        free=served,
+        node_id=node.node_id,
+    )
 
 
 def dissolve(
@@ -40,7 +88,7 @@ def dissolve(
     if formation is None:
         return []
     if formation.state is FormationState.FORMING:
-        pipeline.forms.fail(settings, now_s)
+        pipeline.forms.fail(now_s, cause, first_s=settings.retry_s, longest_s=settings.retry_max_s)
     if pipeline.down_since_s is None:
         pipeline.down_since_s = now_s
     actions = [action for stage in pipeline.stages for action in hand_stage(state, stage)]
@@ -53,11 +101,12 @@ def dissolve(
 
 
 def hand_stage(state: Membership, stage: Stage) -> list[Action]:
-    """Gives the stage to its spare, if that is ready, and lets the old node go."""
-    spare = state.nodes.get(stage.spare_id)
-    if spare is None or not spare.holds(stage.layers):
+    """Gives the stage to its spare and lets the old node go, if the spare is ready or the old node
+    goes anyway."""
+    node, spare = state.nodes.get(stage.node_id), state.nodes.get(stage.spare_id)
+    ready = spare is not None and spare.holds(stage.layers)
+    if not ready and (node is None or not node.departs):
         return []
-    node = state.nodes.get(stage.node_id)
     stage.node_id, stage.spare_id = stage.spare_id, ""
     if node is None:
         return []

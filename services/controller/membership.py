@@ -39,19 +39,34 @@ class Node:
     numerics_class: str = ""
     """Of the stage it holds."""
     loading: LayerRange | None = None
+    refused: LayerRange | None = None
+    """What it failed to load last."""
     loads: Backoff = field(default_factory=Backoff)
+    """Of what it refused."""
+    served_s: float | None = None
+    """When it first was in a formation that was ready."""
     heard_s: float = 0.0
+    steps: int = 0
+    """As its last beat told them."""
+    stepped_s: float = 0.0
+    """When a beat last showed more steps, or no work."""
     confirmed: bool = True
     """Heard from since the controller started."""
     strange_beats: int = 0
     """Beats in a row that name another formation than the one it should be in."""
     deadline_s: float | None = None
     """It was given notice: it will be taken away then."""
+    departs: bool = False
+    """It gave that notice itself: there is no doubt about it."""
 
     @property
     def present(self) -> bool:
         """Registered and not lost."""
         return self.facts is not None and not self.lost
+
+    def came_to_something(self, stable_s: float, now_s: float) -> bool:
+        """It has served for a while."""
+        return self.served_s is not None and now_s - self.served_s >= stable_s
 
     @property
     def usable(self) -> bool:
@@ -105,7 +120,9 @@ class Stage:
     spare_id: str = ""
     """The replacement of a node that will be taken away."""
     launches: Backoff = field(default_factory=Backoff)
-    """Nodes that were lost, or given up, before they held the layers."""
+    """Nodes that were lost, or given up, before they had proven themselves here."""
+    given_up: int = 0
+    """How many of them could not load it."""
 
 
 @dataclass(slots=True)
@@ -123,6 +140,8 @@ class Pipeline:
     ready_sampled: int | None = None
     """Tokens the head had sampled at its first beat after the replacement was ready."""
     replacement_ready_s: float | None = None
+    stalled: bool = False
+    """Its head is there, as far as is known, and does not serve."""
 
     @property
     def is_ready(self) -> bool:

@@ -17,13 +17,16 @@ from services.common.exchange import (
     GenerationState,
     GenerationView,
     Grant,
+    LeaveReason,
     ResumeQuestion,
     Route,
 )
 from services.common.generation import GenerationRequest, TokenSpan
+from services.common.speeds import MAX_SPEED
 from services.controller.actions import (
-    MAX_SPEED,
     Beat,
+    FaultKind,
+    FaultView,
     NodeFacts,
     NodeShape,
     NodeState,
@@ -37,6 +40,7 @@ from services.controller.population import OpenGeneration, Standing
 MAX_NAME_CHARS = 128
 MAX_MEMBERS = 1024
 """Of one formation: a stage has a layer or more."""
+MAX_NOTICE_S = 86_400.0
 MAX_EPOCH = 2**31 - 1
 """No generation gets there; the next one must fit a message."""
 
@@ -56,6 +60,11 @@ _GENERATION_STATES = {
     GenerationState.FINISHED: pb.GENERATION_STATE_FINISHED,
     GenerationState.CANCELLED: pb.GENERATION_STATE_CANCELLED,
 }
+_LEAVE_REASONS: dict[int, LeaveReason] = {
+    pb.LEAVE_REASON_SILENT: LeaveReason.SILENT,
+    pb.LEAVE_REASON_UNREACHABLE: LeaveReason.UNREACHABLE,
+    pb.LEAVE_REASON_REFUSED: LeaveReason.REFUSED,
+}
 _NODE_STATES = {
     NodeState.STARTING: pb.NODE_STATE_STARTING,
     NodeState.IDLE: pb.NODE_STATE_IDLE,
@@ -69,6 +78,12 @@ _PIPELINE_STATES = {
     PipelineState.READY: pb.PIPELINE_STATE_READY,
     PipelineState.DRAINING: pb.PIPELINE_STATE_DRAINING,
     PipelineState.LOST: pb.PIPELINE_STATE_LOST,
+}
+_FAULT_KINDS = {
+    FaultKind.START: pb.FAULT_KIND_START,
+    FaultKind.LOAD: pb.FAULT_KIND_LOAD,
+    FaultKind.FORM: pb.FAULT_KIND_FORM,
+    FaultKind.PLAN: pb.FAULT_KIND_PLAN,
 }
 
 
@@ -107,6 +122,14 @@ def facts_from(message: pb.RegisterRequest) -> NodeFacts:
     )
 
 
+def _departure_from(message: pb.HeartbeatRequest) -> float | None:
+    if not message.HasField("departs_in_s"):
+        return None
+    if not 0 <= message.departs_in_s <= MAX_NOTICE_S:
+        raise InvalidArgument(f"departs_in_s lies in [0, {MAX_NOTICE_S:g}]", field="departs_in_s")
+    return message.departs_in_s
+
+
 def beat_from(message: pb.HeartbeatRequest) -> Beat:
     """Raises InvalidArgument, naming the field."""
     if len(message.lost_node_ids) > MAX_MEMBERS:
@@ -120,6 +143,9 @@ def beat_from(message: pb.HeartbeatRequest) -> Beat:
         formation_id=name_from(formation_id, "formation_id") if formation_id else "",
         sampled_tokens=message.sampled_tokens,
         lost_node_ids=tuple(name_from(name, "lost_node_ids") for name in message.lost_node_ids),
+        steps=message.steps,
+        has_work=message.has_work,
+        departs_in_s=_departure_from(message),
     )
 
 
@@ -188,6 +214,7 @@ def question_from(message: pb.ResumeRequest, vocab_size: int) -> ResumeQuestion:
         request,
         held,
         name_from(left, "left_formation_id") if left else "",
+        _LEAVE_REASONS.get(message.reason),
     )
 
 
@@ -244,6 +271,19 @@ def node_to(node: NodeView) -> pb.NodeStatus:
         pipeline_id=node.pipeline_id,
         stage_index=node.stage_index,
         address=node.address,
+    )
+
+
+def fault_to(fault: FaultView, unix_offset_s: float) -> pb.Fault:
+    """`unix_offset_s`: wall time less the clock that the fault's time is on."""
+    return pb.Fault(
+        kind=_FAULT_KINDS[fault.kind],
+        cause=fault.cause,
+        node_id=fault.node_id,
+        pipeline_id=fault.pipeline_id,
+        since_unix_s=fault.since_s + unix_offset_s,
+        failures=fault.failures,
+        permanent=fault.permanent,
     )
 
 

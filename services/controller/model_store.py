@@ -11,10 +11,11 @@ from shuntserve.common.v1 import common_pb2
 from shuntserve.tensorstore.v1 import tensorstore_pb2, tensorstore_pb2_grpc
 
 from services.common import channels
-from services.common.errors import DataLoss, NotFound, ShuntError
+from services.common.errors import DataLoss, InvalidArgument, NotFound, ShuntError
 from services.common.settings import TlsSettings
 from services.common.statuses import from_rpc_error
 from services.controller.model_facts import ModelFacts
+from services.model.config import parse_config
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ async def describe(
     Of its versions it is the one with this digest, or without one the version known from before:
     what runs is not taken from its readers because somebody imported another one under its name.
     Only where none is known, or the store has it no more, it is the store's newest. With the facts
-    known it waits for `timeout_s` only, then those stand.
+    known it waits for `timeout_s` only, then those stand. Raises what is permanent, and DataLoss.
     """
     same = known is not None and known.model_id == model_id and digest in ("", known.digest)
     fallback = known if same else None
@@ -55,6 +56,8 @@ async def describe(
                 _log.warning("the version that ran is gone from the store", extra={"was": wanted})
                 wanted, fallback = "", None
                 continue
+            if why.permanent:
+                raise why
             if fallback is not None and loop.time() >= give_up_s:
                 _log.warning("the model is taken from the journal", extra={"why": why.message})
                 return fallback
@@ -81,14 +84,17 @@ async def newest_digest(
 def facts_from(reply: tensorstore_pb2.DescribeResponse) -> ModelFacts:
     """Raises DataLoss when the manifest lacks what a controller must know."""
     try:
-        config = json.loads(reply.manifest)["config"]
+        raw = json.loads(reply.manifest)["config"]
+        config = parse_config(raw)
         return ModelFacts(
             model_id=reply.summary.model.model_id,
             digest=reply.summary.model.digest,
-            layer_count=reply.summary.layers,
-            vocab_size=int(config["vocab_size"]),
-            context_length=int(config["max_position_embeddings"]),
-            config_json=json.dumps(config),
+            layer_count=config.layer_count,
+            vocab_size=config.vocab_size,
+            context_length=config.context_length,
+            config_json=json.dumps(raw),
         )
-    except (ValueError, TypeError, KeyError) as error:
+    except InvalidArgument as error:
+        raise DataLoss(f"the model cannot be served: {error.message}", field=error.field) from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataLoss("the model's manifest cannot be read", field="manifest") from error

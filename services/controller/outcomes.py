@@ -38,11 +38,13 @@ class Head:
 
     route: Route
     takes_new: bool
-    """False while it hands over, and while its members have not been heard from."""
+    """False while it hands over or stalls, and while its members have not been heard from."""
     numerics_class: str = ""
     """Class of its arithmetic."""
     hands_over: bool = False
     """Its generations are being sealed."""
+    stalled: bool = False
+    """It does not serve at present: its readers may leave it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,10 @@ class Provider(Protocol):
         """
         ...
 
+    def holds(self, node_id: str) -> bool:
+        """Whether `terminate` can end the node."""
+        ...
+
     async def terminate(self, node_id: str, grace_s: float) -> None:
         """Ends a node: asked to stop, then killed after `grace_s`; at once when that is zero.
 
@@ -83,6 +87,9 @@ class ExternalProvider:
 
     async def recognise(self, node_id: str, pid: int) -> str:
         return ""
+
+    def holds(self, node_id: str) -> bool:
+        return False
 
     async def terminate(self, node_id: str, grace_s: float) -> None:
         raise FailedPrecondition("nodes of an external provider cannot be ended", field="node_id")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from services.controller.provider import NodeGone, NodeSpec
 _log = logging.getLogger(__name__)
 
 NODE_ID_VARIABLE = "SHUNT_ENGINE_NODE_ID"
+INSIST_S = 0.5
+"""An engine that is ended is asked again after this long."""
 ENGINE_COMMAND = (sys.executable, "-m", "services.engine")
 
 
@@ -111,16 +114,20 @@ class LocalProvider:
             return ""
         return handle if await self.adopt(node_id, handle) else ""
 
+    def holds(self, node_id: str) -> bool:
+        return node_id in self._processes
+
     async def terminate(self, node_id: str, grace_s: float) -> None:
         process = self._processes.get(node_id)
         if process is None:
             raise FailedPrecondition("no such process of this mesh", field="node_id")
         if grace_s > 0:
-            self._signal(process, signal.SIGTERM)
-            try:
-                await asyncio.wait_for(process.ended.wait(), grace_s)
-            except TimeoutError:
-                _log.info("engine outlived its grace", extra={"node_id": node_id})
+            for wait_s in (min(INSIST_S, grace_s), grace_s):  # the second ends who would serve on
+                self._signal(process, signal.SIGTERM)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(process.ended.wait(), wait_s)
+                    return
+            _log.info("engine outlived its grace", extra={"node_id": node_id})
         if not process.ended.is_set():
             self._signal(process, signal.SIGKILL)
 

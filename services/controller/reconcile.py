@@ -16,10 +16,12 @@ from services.controller.actions import (
     LoadStage,
     LogEvent,
     Member,
+    NodeFacts,
     TerminateNode,
 )
 from services.controller.backoff import Backoff
 from services.controller.cluster_settings import ClusterSettings
+from services.controller.losses import give_up
 from services.controller.membership import (
     Formation,
     Membership,
@@ -37,17 +39,26 @@ class Reconciler:
         self._settings = settings
         self._draw_id = draw_id
         self._asking_plan = False
-        self._plans = Backoff()
+        self._asked: tuple[NodeFacts, ...] = ()
+        """Of which nodes a plan was asked for last."""
+        self.plans = Backoff()
 
     def plan_answered(self) -> None:
         """Placement answered."""
         self._asking_plan = False
-        self._plans.succeed()
+        self.plans.succeed()
 
-    def plan_failed(self, now_s: float) -> None:
-        """Placement did not."""
+    def plan_failed(self, reason: str, permanent: bool, now_s: float) -> None:
+        """Placement did not, or has none for these nodes."""
         self._asking_plan = False
-        self._plans.fail(self._settings, now_s)
+        settings = self._settings
+        self.plans.fail(
+            now_s,
+            reason,
+            first_s=settings.retry_s,
+            longest_s=settings.retry_max_s,
+            permanent=permanent,
+        )
 
     def advance(self, state: Membership, now_s: float) -> list[Action]:
         """The next steps."""
@@ -80,10 +91,13 @@ class Reconciler:
         first_s = min((node.since_s for node in nodes), default=now_s)
         starting = any(node.facts is None and not node.lost for node in state.nodes.values())
         settled = bool(nodes) and now_s - first_s >= self._settings.settle_s and not starting
-        if self._asking_plan or now_s < self._plans.retry_at_s or not (enough or settled):
+        if self._asking_plan or now_s < self.plans.retry_at_s or not (enough or settled):
             return []
-        self._asking_plan = True
         facts = tuple(node.facts for node in nodes if node.facts is not None)
+        if self.plans.permanent and facts == self._asked:
+            return []
+        self.plans.permanent = False
+        self._asking_plan, self._asked = True, facts
         return [AskPlan(self._settings.model, facts, self._settings.pipelines)]
 
     def _fill(
@@ -92,7 +106,7 @@ class Reconciler:
         """Finds a node for a vacant stage or one whose node cannot load it, and a spare for one
         that will be taken away."""
         node, spare = state.nodes.get(stage.node_id), state.nodes.get(stage.spare_id)
-        if node is None or self._cannot_load(node):
+        if node is None or self._cannot_load(node, stage):
             found, actions = self._find(state, pipeline, stage, node, now_s)
             stage.node_id = found or stage.node_id
             return [*actions, *self._give_up(node, stage, now_s)] if found else []
@@ -101,20 +115,23 @@ class Reconciler:
             if loaded is not None:
                 stage.node_id = loaded.node_id
                 return [LogEvent("stage_taken", loaded.node_id, pipeline.pipeline_id)]
-        elif node.deadline_s is not None and (spare is None or self._cannot_load(spare)):
+        elif node.deadline_s is not None and (spare is None or self._cannot_load(spare, stage)):
             found, actions = self._find(state, pipeline, stage, spare, now_s)
             stage.spare_id = found or stage.spare_id
             return [*actions, *self._give_up(spare, stage, now_s)] if found else []
         return []
 
-    def _cannot_load(self, node: Node) -> bool:
-        return node.loading is None and node.loads.failures >= self._settings.load_attempts
+    def _cannot_load(self, node: Node, stage: Stage) -> bool:
+        if node.loading is not None or node.refused != stage.layers:
+            return False
+        attempts = 1 if stage.given_up else self._settings.load_attempts
+        return node.loads.permanent or node.loads.failures >= attempts
 
     def _give_up(self, node: Node | None, stage: Stage, now_s: float) -> list[Action]:
         """Lets go of a node that could not load its stage."""
         if node is None:
             return []
-        stage.launches.fail(self._settings, now_s)
+        give_up(self._settings, stage, node, now_s)
         if not self._settings.can_launch:
             return []
         node.leaving = True
@@ -129,10 +146,12 @@ class Reconciler:
         now_s: float,
     ) -> tuple[str, list[Action]]:
         idle = self._idle(state, stage, loaded=True) or self._idle(state, stage, loaded=False)
-        if idle is not None and (instead_of is None or not self._cannot_load(idle)):
+        if idle is not None and (instead_of is None or not self._cannot_load(idle, stage)):
             return idle.node_id, [LogEvent("stage_taken", idle.node_id, pipeline.pipeline_id)]
         if not self._settings.can_launch or now_s < stage.launches.retry_at_s:
             return "", []
+        if instead_of is not None and instead_of.loads.permanent:
+            return "", []  # one more node of its shape would say the same
         node = state.launch(stage.shape, now_s)
         return node.node_id, [
             LaunchNode(node.node_id, node.shape),
@@ -144,7 +163,7 @@ class Reconciler:
         one that failed to load what it was given."""
         taken = {s.node_id for p in state.pipelines for s in p.stages}
         taken |= {s.spare_id for p in state.pipelines for s in p.stages}
-        for node in sorted(state.nodes.values(), key=self._cannot_load):
+        for node in sorted(state.nodes.values(), key=lambda n: self._cannot_load(n, stage)):
             if node.node_id in taken or not node.usable:
                 continue
             fits = node.shape.memory_bytes >= stage.shape.memory_bytes
@@ -156,8 +175,14 @@ class Reconciler:
         node = state.nodes.get(node_id)
         if node is None or node.facts is None or not node.present:
             return []
-        if node.loading is not None or node.layers == stage.layers or now_s < node.loads.retry_at_s:
+        if node.loading is not None or node.layers == stage.layers:
             return []
+        if node.refused != stage.layers:
+            node.loads.succeed()
+        elif node.loads.permanent or now_s < node.loads.retry_at_s:
+            return []
+        elif self._settings.can_launch and self._cannot_load(node, stage):
+            return []  # it has had its attempts; the next is another node's
         node.loading, node.layers = stage.layers, None
         facts, model = node.facts, self._settings.model
         incarnation, address = facts.incarnation, facts.address

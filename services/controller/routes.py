@@ -10,8 +10,19 @@ from services.controller.outcomes import Head
 
 def routes_of(state: Membership, settings: ClusterSettings) -> tuple[Route, ...]:
     """Pipelines that take new requests."""
-    ready = (_route(pipeline, settings) for pipeline in state.pipelines if pipeline.is_ready)
-    return tuple(route for route in ready if route is not None)
+    ready = (p for p in state.pipelines if p.is_ready and not p.stalled)
+    routes = (_route(pipeline, settings) for pipeline in ready)
+    return tuple(route for route in routes if route is not None)
+
+
+def handing_over(state: Membership) -> tuple[str, ...]:
+    """Formations whose generations are being sealed."""
+    formations = (pipeline.formation for pipeline in state.pipelines)
+    return tuple(
+        formation.formation_id
+        for formation in formations
+        if formation is not None and formation.state is FormationState.HANDING_OVER
+    )
 
 
 def heads_of(state: Membership, settings: ClusterSettings, now_s: float) -> tuple[Head, ...]:
@@ -24,7 +35,9 @@ def heads_of(state: Membership, settings: ClusterSettings, now_s: float) -> tupl
             head = state.nodes[formation.members[0].node_id]
             heard = state.heard_from(formation, now_s - settings.doubt_s)
             hands_over = formation.state is FormationState.HANDING_OVER
-            heads.append(Head(route, heard and not hands_over, head.numerics_class, hands_over))
+            stalled = pipeline.stalled
+            takes_new = heard and not hands_over and not stalled
+            heads.append(Head(route, takes_new, head.numerics_class, hands_over, stalled))
     return tuple(heads)
 
 

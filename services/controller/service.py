@@ -14,8 +14,8 @@ import grpc
 from shuntserve.controller.v1 import controller_pb2 as pb
 from shuntserve.controller.v1 import controller_pb2_grpc
 
-from services.common import channels, wire
-from services.common.errors import FailedPrecondition, InvalidArgument, NotFound, ShuntError
+from services.common import channels, logs, wire
+from services.common.errors import InvalidArgument, NotFound, ShuntError
 from services.common.exchange import CheckpointResult
 from services.common.generation import CancelReason, ModelRef
 from services.controller import messages, metrics
@@ -27,7 +27,6 @@ from services.controller.generations import Generations
 _log = logging.getLogger(__name__)
 
 MAX_CHECKPOINTS = 4096
-MAX_NOTICE_S = 86_400.0
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -42,8 +41,6 @@ class ServiceLimits:
     """Left of the caller's deadline for the answer to travel."""
     checkpoints_in_flight: int = 64
     """Messages of one head that may wait for the journal."""
-    can_end_nodes: bool = True
-    """The provider can kill a node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +155,10 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
                     continue
                 sent = version
                 yield pb.WatchRoutesResponse(
-                    version=version, routes=[messages.route_to(route) for route in routes]
+                    version=version,
+                    routes=[messages.route_to(route) for route in routes],
+                    handing_over_formation_ids=self._runtime.cluster.handing_over(),
+                    unusable=self._runtime.cluster.unusable(),
                 )
         finally:
             self._routers[router_id] -= 1
@@ -166,13 +166,15 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
 
     async def Resume(self, request: pb.ResumeRequest, context: Context) -> pb.ResumeResponse:
         question = messages.question_from(request, self._vocab_size)
+        logs.about(generation_id=question.generation_id)
         wait_s = channels.timeout(self._limits.resume_wait_s) - self._limits.resume_margin_s
         grant = await self._generations.resume(question, wait_s)
-        metrics.RESUMES.inc()
+        metrics.RESUMES.inc(grant.epoch > question.last_epoch)
         return messages.grant_to(grant)
 
     async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:
         generation_id = wire.generation_id_from(request.generation_id)
+        logs.about(generation_id=generation_id)
         choice = request.choice if request.HasField("choice") else None
         if choice is not None and choice >= wire.MAX_CHOICES:
             raise InvalidArgument(f"choices lie below {wire.MAX_CHOICES}", field="choice")
@@ -214,12 +216,12 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
     ) -> pb.ReportInterruptionResponse:
         node_id = messages.name_from(request.node_id, "node_id")
         notice_s = request.notice_s
-        if not math.isfinite(notice_s) or not 0 <= notice_s <= MAX_NOTICE_S:
-            raise InvalidArgument(f"notice_s lies in [0, {MAX_NOTICE_S:g}]", field="notice_s")
+        if not math.isfinite(notice_s) or not 0 <= notice_s <= messages.MAX_NOTICE_S:
+            raise InvalidArgument(
+                f"notice_s lies in [0, {messages.MAX_NOTICE_S:g}]", field="notice_s"
+            )
         if request.kill and notice_s:
             raise InvalidArgument("a kill comes without notice", field="notice_s")
-        if request.kill and not self._limits.can_end_nodes:
-            raise FailedPrecondition("the provider of these nodes cannot kill", field="kill")
         await self._runtime.started.wait()
         event = await self._runtime.interrupt(node_id, notice_s, request.kill)
         return pb.ReportInterruptionResponse(event_number=event.number)
@@ -238,6 +240,8 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
             newer_digest=self._served.newer_digest(),
             finished_generations=population.finished,
             cancelled_generations=population.cancelled,
+            faults=[messages.fault_to(fault, cluster.unix_offset_s) for fault in cluster.faults()],
+            unusable=cluster.unusable(),
         )
 
     async def WatchEvents(

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from services.common.errors import InvalidArgument
 from services.common.settings import ServiceSettings
-from services.controller.actions import MAX_SPEED, NodeShape
+from services.common.speeds import parse_speeds
+from services.controller.actions import NodeShape
 from services.controller.cluster_runtime import RuntimeSettings
 from services.controller.cluster_settings import ClusterSettings
 from services.controller.engines import EngineTimeouts
 from services.controller.model_facts import ModelFacts
 from services.controller.outcomes import LedgerSettings
 from services.controller.service import ServiceLimits
-
-_SPEEDS = re.compile(r"\d+(\.\d+)?([:,]\d+(\.\d+)?)*")
-
-
-def _speeds(text: str) -> list[float]:
-    return [float(speed) for speed in re.split("[:,]", text)]
 
 
 class ControllerSettings(ServiceSettings):
@@ -60,6 +55,8 @@ class ControllerSettings(ServiceSettings):
     """SIGTERM ends the local nodes too; otherwise they serve on and are adopted at the start."""
 
     heartbeat_interval_s: float = Field(default=0.25, gt=0, le=0.5)
+    stall_s: float = Field(default=2.0, gt=0, le=600)
+    progress_s: float = Field(default=5.0, gt=0, le=600)
     node_lost_s: float = Field(default=3.0, gt=0, le=600)
     empty_node_lost_s: float = Field(default=15.0, gt=0, le=600)
     restart_grace_s: float = Field(default=3.0, gt=0, le=600)
@@ -67,6 +64,8 @@ class ControllerSettings(ServiceSettings):
     launch_timeout_s: float = Field(default=60.0, gt=0, le=3600)
     retry_s: float = Field(default=0.5, gt=0, le=60)
     retry_max_s: float = Field(default=30.0, gt=0, le=3600)
+    replace_max_s: float = Field(default=600.0, gt=0, le=86_400)
+    stable_s: float = Field(default=10.0, gt=0, le=3600)
     load_attempts: int = Field(default=4, ge=1, le=100)
     tick_s: float = Field(default=0.1, gt=0, le=0.5)
     terminate_grace_s: float = Field(default=2.0, ge=0, le=600)
@@ -102,10 +101,10 @@ class ControllerSettings(ServiceSettings):
     @field_validator("node_speeds")
     @classmethod
     def _speeds_are_numbers(cls, value: str) -> str:
-        if not _SPEEDS.fullmatch(value):
-            raise ValueError("speeds read 3:2,3:2")
-        if not all(0 < speed <= MAX_SPEED for speed in _speeds(value)):
-            raise ValueError(f"speeds lie in (0, {MAX_SPEED:g}]")
+        try:
+            parse_speeds(value)
+        except InvalidArgument as error:
+            raise ValueError(error.message) from None
         return value
 
     @property
@@ -115,7 +114,8 @@ class ControllerSettings(ServiceSettings):
             return ()
         return tuple(
             NodeShape(self.node_memory_bytes, speed, self.node_device_type)
-            for speed in _speeds(self.node_speeds)
+            for part in parse_speeds(self.node_speeds)
+            for speed in part
         )
 
     def cluster(self, facts: ModelFacts) -> ClusterSettings:
@@ -129,6 +129,8 @@ class ControllerSettings(ServiceSettings):
             pipelines=self.pipelines,
             can_launch=self.provider == "local",
             heartbeat_interval_s=self.heartbeat_interval_s,
+            stall_s=self.stall_s,
+            progress_s=self.progress_s,
             node_lost_s=self.node_lost_s,
             empty_node_lost_s=self.empty_node_lost_s,
             restart_grace_s=self.restart_grace_s,
@@ -136,6 +138,8 @@ class ControllerSettings(ServiceSettings):
             launch_timeout_s=self.launch_timeout_s,
             retry_s=self.retry_s,
             retry_max_s=self.retry_max_s,
+            replace_max_s=self.replace_max_s,
+            stable_s=self.stable_s,
             load_attempts=self.load_attempts,
             max_positions=facts.context_length,
         )
@@ -178,5 +182,4 @@ class ControllerSettings(ServiceSettings):
             heartbeat_interval_s=self.heartbeat_interval_s,
             resume_wait_s=self.resume_wait_s,
             checkpoints_in_flight=self.checkpoints_in_flight,
-            can_end_nodes=self.provider == "local",
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from math import inf
 from typing import Any
 
 from services.common.generation import LayerRange
@@ -55,6 +56,7 @@ def _node_json(node: Node, unix_offset_s: float) -> dict[str, Any]:
         "kv_blocks": node.kv_blocks,
         "numerics_class": node.numerics_class,
         "deadline_unix_s": None if deadline_s is None else round(deadline_s + unix_offset_s, 3),
+        "departs": node.departs,
         "leaving": node.leaving,
         "lost": node.lost,
     }
@@ -102,10 +104,13 @@ def _node(item: dict[str, Any], now_s: float, unix_offset_s: float) -> Node:
         NodeFacts(**{**facts, "shape": NodeShape(**facts["shape"])}) if facts else None,
         lost=item.get("lost", False),
         leaving=item["leaving"],
+        departs=item.get("departs", False),
+        served_s=None if item["layers"] is None else -inf,
         layers=LayerRange(*item["layers"]) if item["layers"] else None,
         kv_blocks=item["kv_blocks"],
         numerics_class=item.get("numerics_class", ""),
         heard_s=now_s,
+        stepped_s=now_s,
         confirmed=False,
         deadline_s=None if deadline_unix_s is None else deadline_unix_s - unix_offset_s,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import time
 from contextlib import suppress
 from typing import Any
@@ -15,7 +16,7 @@ from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 
 from services.common import channels, logs, settings, telemetry
 from services.common.errors import Aborted
-from services.common.server import Server, until_signal
+from services.common.server import Server, Signals
 from services.engine.assembly import assemble
 from services.engine.controller_link import ControllerLink, Declaration
 from services.engine.engine import Engine
@@ -28,9 +29,13 @@ _log = logging.getLogger(__name__)
 SERVICE = engine_pb2.DESCRIPTOR.services_by_name["EngineService"].full_name
 LAST_CHECKPOINTS_S = 0.5
 """On the way out the journal gets this long to take what was sealed."""
+ABANDONED_S, ABANDONED_LOOK_S = 1.5, 0.25
+"""Told to stop, it waits no longer than this for a controller that is away, if it has no work."""
 
 
-async def serve(chosen: EngineSettings) -> None:
+async def serve(chosen: EngineSettings) -> bool:
+    """Serves until a signal, or until orphaned. True when a load still runs behind it."""
+    signals = Signals()
     loader = NativeLoader(
         NativeOptions(
             chosen.store,
@@ -50,18 +55,21 @@ async def serve(chosen: EngineSettings) -> None:
     await server.set_ready(True)
     address = f"{chosen.reachable_host}:{port}"
     print(f"engine {chosen.node_id}: grpc on {address}", flush=True)
+    link = _link(chosen, engine, address) if chosen.controller else None
     background: list[asyncio.Task[Any]] = [
         asyncio.create_task(engine.run()),
-        asyncio.create_task(until_signal()),
+        asyncio.create_task(_until_told(engine, link, signals, chosen.notice_s)),
     ]
     try:
-        if chosen.controller:
-            link = _link(chosen, engine, address)
+        if link is not None:
             background.append(asyncio.create_task(link.run()))
             background.append(asyncio.create_task(_until_orphaned(engine, link, chosen.orphan_s)))
         await asyncio.wait(background, return_when=asyncio.FIRST_COMPLETED)
+        served = engine.departs_at_s is not None
         if engine.formation is not None:
+            served = True
             engine.formation.end()
+        if served:
             await asyncio.sleep(LAST_CHECKPOINTS_S)
     finally:
         for task in background:
@@ -71,6 +79,39 @@ async def serve(chosen: EngineSettings) -> None:
         await engine.close()
         await server.stop()
         telemetry.shutdown()
+    return engine.weights.loading
+
+
+async def _until_told(
+    engine: Engine, link: ControllerLink | None, signals: Signals, notice_s: float
+) -> None:
+    """Returns when told to stop and nobody is hurt by it: at once while there is no formation, else
+    when its stage was handed over, when there is no work and nobody to hand over to, or when the
+    notice is over; told a second time, at once."""
+    await signals.next()
+    if link is None or engine.formation is None:
+        return
+    ends = (
+        asyncio.create_task(signals.next()),
+        asyncio.create_task(engine.depart(time.monotonic() + notice_s)),
+        asyncio.create_task(_until_abandoned(engine, link)),
+    )
+    try:
+        await asyncio.wait(ends, timeout=notice_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in ends:
+            task.cancel()
+
+
+async def _until_abandoned(engine: Engine, link: ControllerLink) -> None:
+    """Returns when the controller is away and no step was made for a while."""
+    steps = idle_looks = 0
+    while idle_looks * ABANDONED_LOOK_S < ABANDONED_S:
+        await asyncio.sleep(ABANDONED_LOOK_S)
+        silent = time.monotonic() - link.last_heard_s > ABANDONED_S
+        made = engine.formation.steps if engine.formation is not None else steps
+        idle_looks = idle_looks + 1 if silent and made == steps else 0
+        steps = made
 
 
 def _link(chosen: EngineSettings, engine: Engine, address: str) -> ControllerLink:
@@ -123,8 +164,12 @@ def main() -> None:
     telemetry.configure(
         "engine", chosen.node_id, metrics_host=chosen.host, metrics_port=chosen.metrics_port
     )
+    loads = False
     with suppress(KeyboardInterrupt):
-        uvloop.run(serve(chosen))
+        loads = uvloop.run(serve(chosen))
+    if loads:
+        sys.stdout.flush()
+        os._exit(0)  # in order, but for a thread that nothing ends
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ def assemble(settings: EngineSettings, loader: StageLoader) -> Engine:
 
     head_settings = HeadSettings(
         frame_interval_s=settings.frame_interval_s,
+        queued_frame_interval_s=settings.queued_frame_interval_s,
         checkpoint_interval_s=settings.checkpoint_interval_s,
+        yield_s=settings.yield_s,
         detach_s=settings.detach_s,
     )
     readers = ReaderLimits(settings.max_readers, settings.reader_stall_s)
@@ -50,7 +52,9 @@ def assemble(settings: EngineSettings, loader: StageLoader) -> Engine:
         weights=Weights(loader, compute),
         head=Head(generations, readers, counters, time.monotonic),
         counters=counters,
-        limits=EngineLimits(batches, settings.progress_s, settings.form_s),
+        limits=EngineLimits(
+            batches, settings.progress_s, settings.form_s, settings.max_message_bytes
+        ),
         connect=connect,
         silent=partial(silent, connect=connect, timeout_s=settings.probe_s),
     )

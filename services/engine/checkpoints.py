@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from services.common.exchange import Checkpoint, CheckpointRefusal, CloseReason
+from services.common.message_sizes import request_bytes
 from services.engine.head_settings import HeadSettings
 from services.engine.held import Held
 
@@ -21,12 +22,14 @@ def due_checkpoints(
 ) -> tuple[Checkpoint, ...]:
     """Checkpoints of those that are due, as many as a message may carry."""
     taken: list[Checkpoint] = []
-    ids = 0
+    room_bytes = settings.checkpoint_bytes_at_once
     for held in generations:
         if not held.due(settings.checkpoint_interval_s, settings.checkpoint_timeout_s, now_s):
             continue
-        taken.append(held.checkpoint(message, now_s))
-        ids += sum(len(span.ids) for span in taken[-1].spans)
-        if len(taken) >= settings.checkpoints_at_once or ids >= settings.checkpoint_ids_at_once:
+        checkpoint = held.checkpoint(message, room_bytes, now_s)
+        taken.append(checkpoint)
+        room_bytes -= held.token_bytes * sum(len(span.ids) for span in checkpoint.spans)
+        room_bytes -= request_bytes(checkpoint.request) if checkpoint.request is not None else 0
+        if len(taken) >= settings.checkpoints_at_once or room_bytes <= 0:
             break
     return tuple(taken)

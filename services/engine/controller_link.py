@@ -125,12 +125,17 @@ class ControllerLink:
 
     def _heartbeat(self) -> controller_pb2.HeartbeatRequest:
         engine = self._engine
+        departs_at_s = engine.departs_at_s
+        left_s = None if departs_at_s is None else max(0.0, departs_at_s - self._clock())
         return controller_pb2.HeartbeatRequest(
             node_id=engine.node_id,
             incarnation=engine.incarnation,
             formation_id=engine.reported_formation_id,
             sampled_tokens=engine.counters.sampled_tokens,
             lost_node_ids=engine.lost_node_ids,
+            steps=engine.counters.steps,
+            has_work=engine.head.has_work,
+            departs_in_s=left_s,
         )
 
     # Checkpoints

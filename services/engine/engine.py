@@ -5,11 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 
-from services.common.errors import FailedPrecondition, InvalidArgument, StaleEpoch, Unavailable
+from services.common.channel_options import MAX_MESSAGE_BYTES
+from services.common.errors import (
+    Aborted,
+    FailedPrecondition,
+    InvalidArgument,
+    StaleEpoch,
+    Unavailable,
+)
 from services.common.generation import LayerRange, ModelRef
 from services.engine.backend import BLOCK_SIZE, Sampled
 from services.engine.compute import Compute
@@ -19,6 +26,7 @@ from services.engine.head import Head
 from services.engine.loading import Loaded, Weights
 from services.engine.pace import Pace
 from services.engine.scheduler import Scheduler, SchedulerSettings
+from services.engine.step_size import most_rows
 from services.engine.validation import Bounds
 
 _log = logging.getLogger(__name__)
@@ -31,6 +39,7 @@ class EngineLimits:
     scheduler: SchedulerSettings
     progress_s: float = 2.0
     form_s: float = 8.0
+    max_message_bytes: int = MAX_MESSAGE_BYTES
 
 
 class Engine:
@@ -58,6 +67,10 @@ class Engine:
         self.lost_node_ids: tuple[str, ...] = ()
         self.changed = asyncio.Event()
         """Set when a heartbeat should not wait."""
+        self.departs_at_s: float | None = None
+        """Told to stop, the process will have ended by then, on the clock of `depart`."""
+        self._free = asyncio.Event()
+        self._free.set()
         self._limits = limits
         self._connect = connect
         self._silent = silent
@@ -73,13 +86,11 @@ class Engine:
     async def load(
         self, model: ModelRef, layers: LayerRange, tp_degree: int
     ) -> AsyncIterator[tuple[int, int]]:
-        """Progress of a load. Raises FailedPrecondition when a formation needs what is held."""
+        """Progress of a load. Raises Aborted when a formation needs what is held."""
         held = self.weights.held
         same = held is not None and (held.model, held.layers) == (model, layers)
         if self.formation is not None and not same:
-            raise FailedPrecondition(
-                f"the process is in formation {self.formation.id}", field="layers"
-            )
+            raise Aborted(f"the process is in formation {self.formation.id}", field="layers")
         async for progress in self.weights.load(model, layers, tp_degree):
             yield progress
 
@@ -100,6 +111,7 @@ class Engine:
                 on_end=self._ended,
             )
             self.formation = formation
+            self._free.clear()
             formation.start()
             self.changed.set()
         if not membership.is_head:
@@ -123,6 +135,12 @@ class Engine:
         if self.formation is None or self.formation.id != formation_id:
             raise FailedPrecondition("not a member of this formation", field="formation_id")
         return self.formation
+
+    async def depart(self, departs_at_s: float) -> None:
+        """Has the controller told that the process will end; returns when no formation needs it."""
+        self.departs_at_s = departs_at_s
+        self.changed.set()
+        await self._free.wait()
 
     async def run(self) -> None:
         """Lets time pass, until cancelled."""
@@ -162,12 +180,15 @@ class Engine:
         return held
 
     def _lead(self, formation: Formation, held: Loaded) -> None:
-        membership, facts = formation.membership, held.backend.facts
-        positions = min(facts.context_length, membership.kv_blocks * BLOCK_SIZE)
+        membership, facts, limits = formation.membership, held.backend.facts, self._limits
+        kv_blocks, limit_bytes = membership.kv_blocks, limits.max_message_bytes
+        positions = min(facts.context_length, kv_blocks * BLOCK_SIZE)
+        rows = most_rows(facts, kv_blocks, positions, limits.scheduler, limit_bytes)
+        batches = replace(limits.scheduler, token_budget=min(limits.scheduler.token_budget, rows))
         self.head.form(
             formation,
-            Scheduler(self._limits.scheduler, membership.kv_blocks, len(membership.members)),
-            Bounds(membership.model, facts.vocab_size, positions),
+            Scheduler(batches, kv_blocks, len(membership.members)),
+            Bounds(membership.model, facts.vocab_size, positions, limit_bytes),
             Pace(self._limits.progress_s),
             facts.numerics_class,
         )
@@ -183,6 +204,7 @@ class Engine:
         self.head.dissolve(formation.id)
         if self.formation is formation:
             self.formation = None
+            self._free.set()
         self.lost_node_ids = lost_node_ids
         self.changed.set()
         self._keep(formation.closed())

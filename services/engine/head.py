@@ -55,7 +55,6 @@ class ReaderLimits:
 @dataclass(slots=True, eq=False)
 class _Reader:
     task: asyncio.Task[object] | None
-    last_s: float
     due: asyncio.Event = field(default_factory=asyncio.Event)
     sending_since_s: float | None = None
 
@@ -103,6 +102,12 @@ class Head:
     @property
     def open_generations(self) -> int:
         return self._core.open_generations
+
+    @property
+    def has_work(self) -> bool:
+        """Steps are to be made, or to come back."""
+        scheduler = self.scheduler
+        return scheduler is not None and scheduler.has_work
 
     @property
     def formation_id(self) -> str:
@@ -157,7 +162,7 @@ class Head:
         if lead is not None and lead.formation.id == call.formation_id:
             lead.bounds.check(call)
         reader_id = next(self._reader_ids)
-        reader = _Reader(asyncio.current_task(), self._clock())
+        reader = _Reader(asyncio.current_task())
         self._readers[reader_id] = reader
         generation_id, followed = call.request.generation_id, None
         try:
@@ -174,7 +179,7 @@ class Head:
                     reader.due.clear()
                     await reader.due.wait()
                     continue
-                reader.last_s = reader.sending_since_s = self._clock()
+                reader.sending_since_s = self._clock()
                 yield frame
                 reader.sending_since_s = None
                 if isinstance(frame, Closed):
@@ -188,9 +193,10 @@ class Head:
         """Ends a generation or one choice of it."""
         self._carry_out(self._core.cancel(generation_id, choice, reason, self._clock()))
 
-    def park(self, generation_id: str, epoch: int) -> None:
-        """Parks a generation whose reader leaves for good, once that reader is gone."""
-        self._carry_out(self._core.park(generation_id, epoch, self._clock()))
+    def client_gone(self, generation_id: str, epoch: int, *, resumable: bool) -> None:
+        """The client of whoever reads a generation is gone."""
+        now_s = self._clock()
+        self._carry_out(self._core.client_gone(generation_id, epoch, resumable, now_s))
 
     # Journal
 
@@ -225,9 +231,9 @@ class Head:
         now_s = self._clock()
         self._carry_out(self._core.tick(now_s))
         self._counters.diverged(self._core.diverged)
-        for reader in list(self._readers.values()):
+        for reader_id, reader in list(self._readers.items()):
             if reader.sending_since_s is None:
-                if now_s - reader.last_s >= self._core.settings.frame_interval_s:
+                if self._core.is_silent(reader_id, now_s):
                     reader.due.set()
             elif now_s - reader.sending_since_s > self._limits.stall_s and reader.task:
                 reader.task.cancel()

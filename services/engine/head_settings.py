@@ -9,8 +9,10 @@ from dataclasses import dataclass
 class HeadSettings:
     """Limits and timings of the head core, in seconds."""
 
-    frame_interval_s: float = 0.1
-    """A reader gets a frame at least this often."""
+    frame_interval_s: float = 0.25
+    """A reader whose generation runs gets a frame at least this often."""
+    queued_frame_interval_s: float = 2.0
+    """The same while it is queued: of a crowd, most are."""
     checkpoint_interval_s: float = 0.05
     """Checkpoints of a generation are coalesced over at most this long."""
     checkpoint_timeout_s: float = 1.0
@@ -33,5 +35,7 @@ class HeadSettings:
     max_remembered: int = 65_536
     """Generations that are gone, and cancelled ones, whose memory is kept; the newest."""
     checkpoints_at_once: int = 256
-    checkpoint_ids_at_once: int = 32_768
-    """What one message to the journal may carry; a single generation's may be longer."""
+    checkpoint_bytes_at_once: int = 4 << 20
+    """What one message to the journal may carry, a request that begins there and an id apart."""
+    frame_bytes: int = 1 << 20
+    """What one frame to a reader may carry, an id apart."""

@@ -20,8 +20,10 @@ from services.common.exchange import (
     Tokens,
 )
 from services.common.generation import FinishReason, GenerationRequest, TokenSpan, finish_of
+from services.common.message_sizes import token_bytes
 from services.common.token_run import TokenRun
-from services.engine.actions import SequenceKey
+from services.engine.actions import Action, SequenceKey, SetUnread, WakeCheckpoints
+from services.engine.head_settings import HeadSettings
 
 
 class Life(StrEnum):
@@ -48,6 +50,34 @@ class Choice:
     """The scheduler has it, or a step with it may be in flight."""
 
 
+class Cut:
+    """What of several choices goes into one message."""
+
+    def __init__(self, room_bytes: int, token_bytes: int) -> None:
+        self.spans: list[TokenSpan] = []
+        self.whole = True
+        """Nothing was left out."""
+        self.end = 0
+        """Where the span taken last ends."""
+        self.ends = False
+        """It says that its choice ends there."""
+        self._room = max(1, room_bytes // token_bytes)
+
+    def take(self, index: int, choice: Choice, start: int, *, told: bool) -> bool:
+        """Takes what there is from `start` on, as far as there is room, and the choice's end if
+        that was not told; False: nothing."""
+        length = len(choice.run)
+        self.end = min(length, start + self._room)
+        self.ends = self.end == length and choice.finish is not None and not told
+        self.whole = self.whole and self.end == length
+        if self.end == start and not self.ends:
+            return False
+        finish = choice.finish if self.end == length else None
+        self.spans.append(choice.run.span(index, start, self.end, finish))
+        self._room -= self.end - start
+        return True
+
+
 @dataclass(slots=True)
 class Reader:
     """One attached stream and what it has had."""
@@ -62,38 +92,44 @@ class Reader:
     closing: CloseReason | None = None
     """Set when it ends apart from its generation."""
 
-    def next_frame(self, step: int, interval_s: float, now_s: float) -> Frame | None:
+    def is_silent(self, settings: HeadSettings, now_s: float) -> bool:
+        """It has had no frame for the interval of its generation: one that runs, or is queued."""
+        silent_s = now_s - self.last_frame_s
+        if silent_s < settings.frame_interval_s:
+            return False
+        queued = self.held.phase is Phase.QUEUED
+        return not queued or silent_s >= settings.queued_frame_interval_s
+
+    def next_frame(self, step: int, settings: HeadSettings, now_s: float) -> Frame | None:
         """What to send next; None when nothing is due."""
-        frame = self._due(step)
-        if frame is None and now_s - self.last_frame_s >= interval_s:
+        frame = self._due(step, settings.frame_bytes)
+        if frame is None and self.is_silent(settings, now_s):
             frame = Progress(step, self.held.phase)
         if frame is not None:
             self.last_frame_s = now_s
         return frame
 
-    def _due(self, step: int) -> Frame | None:
+    def _due(self, step: int, room_bytes: int) -> Frame | None:
         held = self.held
         if self.closing is not None:
             return Closed(self.closing, held.lengths)
         if not self.accepted:
             self.accepted = True
             return Accepted(held.formation_id, held.incarnation, held.numerics_class, held.lengths)
-        if held.life is not Life.FENCED and (spans := self._unsent()):
+        if held.life is not Life.FENCED and (spans := self._unsent(room_bytes)):
             return Tokens(spans, step)
         if held.closing is not None:
             return Closed(held.closing, held.lengths)
         return None
 
-    def _unsent(self) -> tuple[TokenSpan, ...]:
-        spans = []
+    def _unsent(self, room_bytes: int) -> tuple[TokenSpan, ...]:
+        cut = Cut(room_bytes, self.held.token_bytes)
         for index, choice in enumerate(self.held.choices):
-            ends = choice.finish is not None and index not in self.told
-            if len(choice.run) > self.sent[index] or ends:
-                spans.append(choice.run.span(index, self.sent[index], None, choice.finish))
-                self.sent[index] = len(choice.run)
-                if ends:
+            if cut.take(index, choice, self.sent[index], told=index in self.told):
+                self.sent[index] = cut.end
+                if cut.ends:
                     self.told.add(index)
-        return tuple(spans)
+        return tuple(cut.spans)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +152,8 @@ class Held:
         if not request.numerics_class:
             request = replace(request, numerics_class=numerics_class)
         self.request: GenerationRequest = request
+        self.token_bytes = token_bytes(request)
+        """Of one of its tokens in a message."""
         self.numerics_class = numerics_class
         """Of this head; the request names the one that the generation began with."""
         self.epoch = call.epoch
@@ -128,8 +166,8 @@ class Held:
         self.unread_since_s = now_s
         self.unread = False
         """Nobody reads it, and that is no blip: it yields to what is read."""
-        self.parks = False
-        """Its reader leaves with nothing to come back by: it is parked when the reader is gone."""
+        self.client_gone: bool | None = None
+        """The client of the present reader, or of the last, is gone, and whether it can resume."""
         self.ended_s = now_s
         for span in call.held:
             self._go_on_from(span)
@@ -167,6 +205,11 @@ class Held:
         return SequenceKey(self.request.generation_id, self.epoch, index)
 
     @property
+    def keys_in_batch(self) -> list[SequenceKey]:
+        """Of the sequences that the scheduler has, or that a step may carry."""
+        return [self.key(index) for index, choice in enumerate(self.choices) if choice.in_batch]
+
+    @property
     def lengths(self) -> Lengths:
         """Ids held, by choice."""
         return tuple(len(choice.run) for choice in self.choices)
@@ -199,13 +242,21 @@ class Held:
         for span in spans:
             self.choice(span.choice).run.check(span.start, span.ids)
 
+    def set_unread(self, unread: bool) -> list[Action]:
+        """Lets the scheduler and the journal know whether it is read; said again, or of what runs
+        no more, it changes nothing."""
+        if self.unread is unread or self.life is not Life.LIVE:
+            return []
+        self.unread = unread
+        return [*(SetUnread(key, unread) for key in self.keys_in_batch), WakeCheckpoints()]
+
     def attach(self, reader_id: int, start: Lengths, now_s: float) -> Reader:
         """A new reader that goes on at these positions, or at the length held if that is less:
         so it can compare what it holds beyond."""
         padded = [*start, *([0] * (len(self.choices) - len(start)))]
         sent = [min(s, len(c.run)) for s, c in zip(padded, self.choices, strict=True)]
         self.reader = Reader(reader_id, self, sent, now_s)
-        self.unread = self.parks = False
+        self.unread, self.client_gone = False, None
         return self.reader
 
     @property
@@ -238,15 +289,18 @@ class Held:
             for index, choice in enumerate(self.choices)
         )
 
-    def checkpoint(self, message: int, now_s: float) -> Checkpoint:
-        """Everything the journal has not answered for."""
-        spans = []
-        ends = frozenset(i for i, choice in enumerate(self.choices) if choice.finish is not None)
-        for index, (choice, start) in enumerate(zip(self.choices, self._journaled, strict=True)):
-            if len(choice.run) > start or (index in ends and index not in self._journaled_ends):
-                spans.append(choice.run.span(index, start, None, choice.finish))
-        sealed = self.life in (Life.SEALED, Life.FINISHED)
-        self._in_flight = _Sent(message, self.lengths, ends, self.unread)
+    def checkpoint(self, message: int, room_bytes: int, now_s: float) -> Checkpoint:
+        """What the journal has not answered for, as far as there is room."""
+        cut = Cut(room_bytes, self.token_bytes)
+        lengths, ends = list(self._journaled), set(self._journaled_ends)
+        for index, choice in enumerate(self.choices):
+            told = index in self._journaled_ends
+            if cut.take(index, choice, self._journaled[index], told=told):
+                lengths[index] = cut.end
+                if cut.ends:
+                    ends.add(index)
+        sealed = cut.whole and self.life in (Life.SEALED, Life.FINISHED)
+        self._in_flight = _Sent(message, tuple(lengths), frozenset(ends), self.unread)
         if sealed and self._sealed_since is None:
             self._sealed_since = message
         self._sent_s = now_s
@@ -256,7 +310,7 @@ class Held:
             self.incarnation,
             self.formation_id,
             None if self._answered else self.request,
-            tuple(spans),
+            tuple(cut.spans),
             sealed,
             self.unread,
         )

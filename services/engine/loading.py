@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from services.common.errors import Aborted, InvalidArgument
 from services.common.generation import LayerRange, ModelRef
@@ -14,6 +16,7 @@ from services.engine.backend import StageBackend
 from services.engine.compute import Compute
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 Progress = Callable[[int, int], None]
 """Bytes in memory so far, bytes in all; called from any thread."""
@@ -90,7 +93,7 @@ class Weights:
         try:
             if before is not None:
                 await self._compute.run(before.backend.close)
-            backend = await asyncio.to_thread(self._loader.load, model, layers, progress)
+            backend = await _in_thread(lambda: self._loader.load(model, layers, progress))
         finally:
             self._loading = None
         self.held = Loaded(model, layers, backend)
@@ -100,11 +103,38 @@ class Weights:
         )
         return self.held
 
+    @property
+    def loading(self) -> bool:
+        """Some thread loads."""
+        return self._loading is not None
+
     async def close(self) -> None:
         """Lets go of what is held, behind whatever still computes with it."""
         if self.held is not None:
             backend, self.held = self.held.backend, None
             await self._compute.run(backend.close)
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """In a thread of its own, that no end of the process waits for."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(settled: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(lambda: None if done.done() else settled())
+
+    def run() -> None:
+        try:
+            result = work()
+        except Exception as error:
+            fault = error
+            settle(lambda: done.set_exception(fault))
+        else:
+            settle(lambda: done.set_result(result))
+
+    threading.Thread(target=run, name="load", daemon=True).start()
+    return await done
 
 
 def _note_failure(task: asyncio.Task[Loaded]) -> None:

@@ -92,7 +92,7 @@ def _on_device(tensors: Mapping[str, Tensor], device: str) -> Mapping[str, Tenso
     if not device.startswith("cuda"):
         return tensors
     from services.engine.native.upload import CudaLink, upload
-    from services.engine.native.weights import EMBEDDING
+    from services.model.tensors import EMBEDDING
 
     layers = {name: tensor for name, tensor in tensors.items() if name != EMBEDDING}
     return {**tensors, **upload(layers, CudaLink(device))}

@@ -25,6 +25,9 @@ from services.engine.actions import NewToken, SequenceKey
 from services.engine.backend import BLOCK_SIZE, Batch, Sampled, SequenceOpen, SequenceStep
 from services.engine.blocks import BlockAllocator, blocks_for
 
+MAX_OPENED_IDS = 1 << 18
+"""Ids of the sequences that enter in one step together, the last one apart."""
+
 
 @dataclass(frozen=True, slots=True)
 class SchedulerSettings:
@@ -133,6 +136,11 @@ class Scheduler:
     def in_flight(self) -> int:
         return len(self._flights)
 
+    @property
+    def has_work(self) -> bool:
+        """Some step is to be made, or to come back."""
+        return bool(self._running or self._waiting or self._flights)
+
     def take_phases(self) -> dict[SequenceKey, Phase]:
         """Phases that changed since the last call."""
         phases, self._phases = self._phases, {}
@@ -239,7 +247,7 @@ class Scheduler:
         return list(running)
 
     def _admit(self) -> None:
-        while self._waiting:
+        while self._waiting and sum(len(s.tokens) for s in self._opens) < MAX_OPENED_IDS:
             sequence = self._waiting[0]
             needed = blocks_for(len(sequence.tokens) + 1)
             if not self._has_room(needed):

@@ -12,7 +12,7 @@ from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 
 from services.common import logs
 from services.common import wire as common_wire
-from services.common.errors import FailedPrecondition, InvalidArgument
+from services.common.errors import Aborted, InvalidArgument
 from services.engine import wire
 from services.engine.engine import Engine
 from services.engine.formation import Member, Membership
@@ -47,12 +47,12 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         )
         return engine_pb2.CancelResponse()
 
-    async def Park(
-        self, request: engine_pb2.ParkRequest, context: Context
-    ) -> engine_pb2.ParkResponse:
+    async def Detach(
+        self, request: engine_pb2.DetachRequest, context: Context
+    ) -> engine_pb2.DetachResponse:
         generation_id = common_wire.generation_id_from(request.generation_id)
-        self._engine.head.park(generation_id, request.epoch)
-        return engine_pb2.ParkResponse()
+        self._engine.head.client_gone(generation_id, request.epoch, resumable=request.resumable)
+        return engine_pb2.DetachResponse()
 
     async def Load(
         self, request: engine_pb2.LoadRequest, context: Context
@@ -64,7 +64,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
             yield engine_pb2.LoadResponse(loaded_bytes=loaded_bytes, total_bytes=total_bytes)
         held = self._engine.weights.held
         if held is None:
-            raise FailedPrecondition("the weights were let go of again", field="layers")
+            raise Aborted("the weights were let go of again", field="layers")
         size_bytes = sum(tensor.size_bytes for tensor in held.backend.resident_tensors())
         yield engine_pb2.LoadResponse(
             loaded_bytes=size_bytes,

@@ -45,14 +45,21 @@ class EngineSettings(ServiceSettings):
     min_overlap_rows: int = Field(default=128, ge=1)
     max_readers: int = Field(default=2048, ge=1)
     reader_stall_s: float = Field(default=60.0, gt=0)
+    yield_s: float = Field(default=0.25, ge=0)
+    """What nobody has read for this long gives its place to what is read."""
     detach_s: float = Field(default=10.0, gt=0)
     progress_s: float = Field(default=2.0, gt=0)
     """A step may take this much longer than expected before its formation counts as stuck."""
     form_s: float = Field(default=8.0, gt=0)
     probe_s: float = Field(default=0.5, gt=0)
     checkpoint_interval_s: float = Field(default=0.05, gt=0, le=0.1)
-    frame_interval_s: float = Field(default=0.1, gt=0, le=0.1)
-    """A reader hears at least this often; routers take half a second of silence for a death."""
+    frame_interval_s: float = Field(default=0.25, gt=0, le=0.25)
+    """A reader whose generation runs hears at least this often."""
+    queued_frame_interval_s: float = Field(default=2.0, gt=0, le=2.0)
+    """The same while it is queued; routers attach again after 5 s of silence or more."""
+    notice_s: float = Field(default=25.0, ge=0, le=3600)
+    """Told to stop while it serves, it does so for this long, or until its stage was handed over
+    to others."""
     controller_timeout_s: float = Field(default=2.0, gt=0)
     orphan_s: float = Field(default=120.0, gt=0)
     """Without a controller and without a reader for this long the process ends itself."""

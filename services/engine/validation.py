@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from services.common.channel_options import MAX_MESSAGE_BYTES
 from services.common.errors import FailedPrecondition, InvalidArgument
 from services.common.exchange import GenerateCall
 from services.common.generation import ModelRef
+from services.common.message_sizes import check_generation_fits
 
 MAX_TOP_LOGPROBS = 20
 
@@ -20,6 +22,7 @@ class Bounds:
     vocab_size: int
     max_positions: int
     """Most positions of one sequence, prompt and output."""
+    max_message_bytes: int = MAX_MESSAGE_BYTES
 
     def check(self, call: GenerateCall) -> None:
         """Raises InvalidArgument with the field and the limit, FailedPrecondition for another
@@ -36,6 +39,7 @@ class Bounds:
             )
         if sampling.top_logprobs is not None and sampling.top_logprobs > MAX_TOP_LOGPROBS:
             raise InvalidArgument(f"at most {MAX_TOP_LOGPROBS}", field="top_logprobs")
+        check_generation_fits(request, self.max_message_bytes)
         self._check_ids(request.prompt_ids, "prompt_ids")
         self._check_ids(sampling.logit_bias, "logit_bias")
         self._check_ids(sampling.stop_token_ids, "stop_token_ids")

@@ -1,25 +1,28 @@
-"""Chat templates, rendered in a sandbox that bounds loops, sizes and time.
+"""Chat templates: a conversation becomes a prompt as transformers renders it.
 
-A template comes with the model; a user's content must not end up as its markup. Where content
-spells a special token, a mark is set inside the spelling, and the tokenizer takes it out again
-behind the point where special tokens are found.
+A template comes with the model and sees what was said as it was said. Which characters of the
+prompt are its own, the rendered text knows (`Written`); a special token's text that a message
+spells is text.
 """
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import jinja2
 from jinja2.exceptions import SecurityError
 
-from services.common.errors import FailedPrecondition, InvalidArgument
-from services.model.sandbox import BUDGET, MAX_CHARS, Budget, Refused, Sandbox
+from services.common.errors import InvalidArgument
+from services.model.bounds import MAX_CHARS, Budget
+from services.model.sandbox import BUDGET, Refused, Sandbox
+from services.model.written import Written, written
 
 MAX_TEMPLATE_CHARS = 256 << 10
 MAX_RENDER_S = 2.0
-_MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,49 +33,45 @@ class Message:
     content: str
 
 
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """A prompt, and the mark that stands inside what must not become a special token."""
-
-    text: str
-    mark: str
-
-
 class ChatTemplate:
     """One model's template."""
 
     def __init__(
         self,
         source: str,
-        special_texts: Sequence[str],
-        variables: dict[str, str],
+        variables: Mapping[str, str],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`variables` are bos_token and its like. Raises FailedPrecondition for a template that
-        does not compile."""
+        """`variables` are bos_token and its like. Raises InvalidArgument for a template that does
+        not compile."""
         if len(source) > MAX_TEMPLATE_CHARS:
-            raise FailedPrecondition(f"the chat template is over {MAX_TEMPLATE_CHARS} characters")
+            raise _refused(f"has over {MAX_TEMPLATE_CHARS} characters")
         try:
             self._template = Sandbox().from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise _refused(f"line {error.lineno}: {error.message}") from error
         except (jinja2.TemplateError, RecursionError, SyntaxError) as error:
-            raise FailedPrecondition("the chat template does not compile") from error
-        self._special_texts = tuple(special_texts)
-        self._variables = dict(variables)
+            raise _refused("does not compile") from error
+        self.words = frozenset(re.findall(r"\w+", source))
+        """Every name that the template may read, and what else it spells."""
+        self.variables = {name: written(text) for name, text in variables.items()}
+        """Texts of the special tokens that have a name, by it."""
         self._clock = clock
 
-    def render(self, messages: Sequence[Message], created_unix_s: int) -> Rendered:
+    def render(self, messages: Sequence[Message], created_unix_s: int) -> Written:
         """The prompt up to the point where the assistant speaks.
 
         Raises InvalidArgument for a conversation that the template refuses.
         """
-        mark = self._free_mark(messages)
-        turns = [{"role": m.role, "content": self._marked(m.content, mark)} for m in messages]
         budget = Budget(self._clock, MAX_RENDER_S)
+        created = datetime.fromtimestamp(created_unix_s, UTC).replace(tzinfo=None)
         values = {
-            **self._variables,
-            "messages": turns,
+            **self.variables,
+            "messages": [{"role": written(m.role), "content": m.content} for m in messages],
+            "tools": None,
+            "documents": None,
             "add_generation_prompt": True,
-            "strftime_now": lambda form: time.strftime(form, time.gmtime(created_unix_s)),
+            "strftime_now": lambda form: written(created.strftime(form)),
             BUDGET: budget,
         }
         pieces, size = [], 0
@@ -91,21 +90,8 @@ class ChatTemplate:
             raise InvalidArgument("the chat template cannot render this", field="messages") from (
                 error
             )
-        return Rendered("".join(pieces), mark)
+        return written("").join(pieces)
 
-    def _free_mark(self, messages: Sequence[Message]) -> str:
-        for mark in _MARKS:
-            if not any(mark in message.content for message in messages):
-                return mark
-        raise InvalidArgument("content holds every noncharacter there is", field="messages")
 
-    def _marked(self, content: str, mark: str) -> str:
-        for special in self._special_texts:
-            content = content.replace(special, special[:1] + mark + special[1:])
-        end = content.rstrip()
-        for length in range(min(len(end), max(map(len, self._special_texts), default=0)), 0, -1):
-            begun = end[-length:]
-            if any(special.startswith(begun) for special in self._special_texts):
-                cut = len(end) - length + 1
-                return content[:cut] + mark + content[cut:]
-        return content
+def _refused(reason: str) -> InvalidArgument:
+    return InvalidArgument(f"the chat template {reason}", field="chat_template")

@@ -2,7 +2,8 @@
 
 A template is foreign code: it comes with a model. Jinja's own sandbox keeps it away from the
 process; here every loop turn and every call spends from a budget, statements and filters look at
-the clock, and what could build much out of little is bounded or not there.
+the clock, and what could build much out of little is measured before it is built. What a template
+finds here is what transformers gives it (`render_jinja_template`).
 """
 
 from __future__ import annotations
@@ -15,18 +16,30 @@ from typing import Any
 import jinja2
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
-from jinja2.runtime import Context
+from jinja2.ext import Extension
+from jinja2.filters import make_attrgetter
+from jinja2.parser import Parser
+from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
 
-MAX_CHARS = 16 << 20
-MAX_STEPS = 200_000
-MAX_INDENT = 64
-MAX_PRODUCT_BITS = 4096
-BUDGET = "shunt budget"  # no template can name a variable with a space in it
-_PADDING_METHODS = frozenset(
-    ("center", "expandtabs", "format", "format_map", "ljust", "rjust", "translate", "zfill")
+from services.model.bounds import (
+    MAX_CHARS,
+    MAX_INDENT,
+    MAX_ITEMS,
+    MAX_NUMBER_BITS,
+    MAX_SLOW_CHARS,
+    Budget,
+    printed_chars,
 )
-_UNBOUNDED_FILTERS = ("batch", "center", "format", "pprint", "slice", "urlize", "wordwrap")
+from services.model.formats import braces, percent
+from services.model.written import Written, written, written_as
+
+BUDGET = "shunt budget"  # no template can name a variable with a space in it
+_SLOW_FILTERS = ("pprint", "striptags", "title", "urlize", "wordcount", "wordwrap", "xmlattr")
+_PADDING_METHODS = ("center", "ljust", "rjust", "zfill")
+_DISPLAYS = (nodes.List, nodes.Tuple, nodes.Dict)
 
 
 class Refused(Exception):
@@ -40,18 +53,27 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=["jinja2.ext.loopcontrols", _Generation],
         )
-        replace, indent = self.filters["replace"], self.filters["indent"]
-        self.filters |= dict.fromkeys(_UNBOUNDED_FILTERS, _unbounded)
-        self.filters["tojson"] = _to_json
-        self.filters["shunt_counted"] = _counted
-        self.filters["shunt_in_time"] = _in_time
-        self.filters["shunt_joined"] = _joined
-        self.filters["replace"] = _bounded(replace, _check_replace, after_context=True)
-        self.filters["join"] = _join
-        self.filters["indent"] = _bounded(indent, _check_indent)
-        self.globals["raise_exception"] = _raise_exception
+        for name in _SLOW_FILTERS:
+            self.filters[name] = _bounded(self.filters[name], _check_slow)
+        for name in ("batch", "slice"):
+            self.filters[name] = _bounded(self.filters[name], _check_batch)
+        self.filters |= {
+            "center": _bounded(self.filters["center"], _check_center),
+            "format": _format,
+            "indent": _bounded(self.filters["indent"], _check_indent),
+            "join": _join,
+            "replace": _replace,
+            "tojson": _to_json,
+        } | _OWN_FILTERS
+        self.globals |= {
+            "raise_exception": _raise_exception,
+            "namespace": _Namespace,
+            "dict": _Dict(),
+        }
         del self.globals["lipsum"]
 
     @staticmethod
@@ -59,70 +81,116 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return _joined(parts)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**" or (operator == "%" and isinstance(left, str)):
-            raise SecurityError(f"operator {operator} is not for templates")
-        sizes = [len(v) for v in (left, right) if isinstance(v, (str, list, tuple))]
-        if operator == "*" and sizes:
-            if not isinstance(left if isinstance(left, str) else right, str):
-                raise SecurityError("a list is not repeated in templates")
-            times = [abs(v) for v in (left, right) if isinstance(v, int)]
-            if times and sizes[0] * times[0] > MAX_CHARS:
-                raise SecurityError("a repetition is too long")
-        numbers = [v.bit_length() for v in (left, right) if isinstance(v, int)]
-        if operator == "*" and not sizes and sum(numbers) > MAX_PRODUCT_BITS:
-            raise SecurityError("a product is too large")
-        if operator == "+" and sum(sizes) > MAX_CHARS:
-            raise SecurityError("a sum is too long")
+        if operator == "%" and isinstance(left, str):
+            return percent(left, right)
+        texts = [len(v) for v in (left, right) if isinstance(v, str)]
+        lists = [len(v) for v in (left, right) if isinstance(v, (list, tuple))]
+        bits = [v.bit_length() for v in (left, right) if isinstance(v, int)]
+        times = max((abs(v) for v in (left, right) if isinstance(v, int)), default=0)
+        if operator == "+":
+            context.parent[BUDGET].build(sum(texts))
+            _check_items(sum(lists))
+        elif operator == "*":
+            context.parent[BUDGET].build(sum(texts) * times)
+            _check_items(sum(lists) * times)
+            _check_bits(sum(bits) if len(bits) == 2 else 0)
+        elif operator == "**" and len(bits) == 2:
+            _check_bits(bits[0] * max(right, 0))
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        __context.parent[BUDGET].spend(1)
+        budget: Budget = __context.parent[BUDGET]
+        budget.spend(1)
         owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
         if isinstance(owner, str):
-            if name == "replace":
-                _check_replace(owner, *args)
-            elif name == "join":
-                _check_join(owner, *args)
+            if name == "format":
+                return braces(__self, owner, args, kwargs)
+            if name == "format_map":
+                return braces(__self, owner, (), *args)
+            budget.build(_method_chars(owner, name, *args))
+            if type(owner) is str:
+                __obj = getattr(written_as(owner), name)
         return super().call(__context, __obj, *args, **kwargs)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        padding = isinstance(obj, str) and attr in _PADDING_METHODS
-        return not padding and super().is_safe_attribute(obj, attr, value)
+        unbounded = isinstance(obj, str) and attr in ("expandtabs", "translate")
+        return not unbounded and super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> None:
-        """No stand-in for str.format: it pads, too."""
+        """Formats are followed in `call`."""
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        template = super()._parse(source, name, filename)
+        template: nodes.Template = _Literals().visit(super()._parse(source, name, filename))
         for filter_ in list(template.find_all(nodes.Filter)):
-            filter_.node = filter_.node and _timed(filter_.node)
+            if filter_.node is not None and filter_.name not in _OWN_FILTERS:
+                filter_.node = _timed(filter_.node)
         for assign in template.find_all(nodes.Assign):
             assign.node = _timed(assign.node)
         for condition in template.find_all(nodes.If):
             condition.test = _timed(condition.test)
         for output in template.find_all(nodes.Output):
-            output.nodes = [_timed(part) for part in output.nodes]
+            output.nodes = [_filtered(part, "shunt measured") for part in output.nodes]
         for loop in template.find_all(nodes.For):
-            loop.iter = nodes.Filter(loop.iter, "shunt_counted", [], [], None, None)
-        for concat in template.find_all(nodes.Concat):
-            parts = nodes.List(concat.nodes)
-            concat.nodes = [nodes.Filter(parts, "shunt_joined", [], [], None, None)]
+            loop.iter = _filtered(loop.iter, "shunt counted")
         return template
 
 
-class Budget:
-    """Loop turns, calls and time of one rendering."""
+class _Literals(NodeTransformer):
+    """Marks what the template spells out itself, and measures the lists it spells out."""
 
-    def __init__(self, clock: Callable[[], float], limit_s: float) -> None:
-        self._clock = clock
-        self._deadline_s = clock() + limit_s
-        self._left = MAX_STEPS
+    def visit_Const(self, node: nodes.Const) -> nodes.Expr:
+        return _filtered(node, "shunt written") if isinstance(node.value, str) else node
 
-    def spend(self, steps: int) -> None:
-        """Raises SecurityError when steps or time have run out."""
-        self._left -= steps
-        if self._left < 0 or self._clock() > self._deadline_s:
-            raise SecurityError("the template runs for too long")
+    def visit_TemplateData(self, node: nodes.TemplateData) -> nodes.Expr:
+        return _filtered(nodes.Const(node.data), "shunt written")
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Getitem:
+        node.node = self.visit(node.node)
+        if not isinstance(node.arg, nodes.Const):
+            node.arg = self.visit(node.arg)
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:
+        return _filtered(nodes.List([self.visit(part) for part in node.nodes]), "shunt joined")
+
+    def generic_visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> nodes.Node:
+        visited: nodes.Node = super().generic_visit(node, *args, **kwargs)
+        loaded = getattr(visited, "ctx", "load") == "load"
+        if isinstance(visited, _DISPLAYS) and loaded and list(visited.iter_child_nodes()):
+            return _filtered(visited, "shunt measured")
+        return visited
+
+
+class _Generation(Extension):
+    """`{% generation %}` surrounds what an assistant says; for a prompt it changes nothing."""
+
+    tags = {"generation"}  # noqa: RUF012 (as the class above has it)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        call = self.call_method("_body")
+        return nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+    def _body(self, caller: Macro) -> str:
+        text: str = caller()
+        return text
+
+
+class _Namespace(Namespace):
+    """Namespaces may hold one another many times: none is ever printed with what it holds."""
+
+    def __repr__(self) -> str:
+        return "<Namespace>"
+
+
+class _Dict:
+    """`dict(...)` without the attributes of the type."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        made: dict[Any, Any] = dict(*args, **kwargs)
+        printed_chars(made)
+        return made
 
 
 class _Counted:
@@ -141,16 +209,20 @@ class _Counted:
             yield value
 
 
+def _filtered(expression: nodes.Node, name: str) -> nodes.Filter:
+    return nodes.Filter(expression, name, [], [], None, None, lineno=expression.lineno or 1)
+
+
+def _timed(expression: nodes.Node) -> nodes.Filter:
+    """The same value, if there is time left for it."""
+    if isinstance(expression, nodes.Filter) and expression.name in _OWN_FILTERS:
+        return expression
+    return _filtered(expression, "shunt in_time")
+
+
 @jinja2.pass_context
 def _counted(context: Context, values: Any) -> Any:
     return _Counted(values, context.parent[BUDGET])
-
-
-def _timed(expression: Any) -> Any:
-    """The same value, if there is time left for it."""
-    if isinstance(expression, nodes.TemplateData):
-        return expression
-    return nodes.Filter(expression, "shunt_in_time", [], [], None, None)
 
 
 @jinja2.pass_context
@@ -159,58 +231,158 @@ def _in_time(context: Context, value: Any) -> Any:
     return value
 
 
+@jinja2.pass_context
+def _measured(context: Context, value: Any) -> Any:
+    context.parent[BUDGET].spend(0)
+    if isinstance(value, (list, tuple, dict)):
+        printed_chars(value)
+    return value
+
+
+@jinja2.pass_context
+def _written(_context: Context, text: str) -> Written:
+    """Looks at no context: without one, Jinja would work it out when it compiles."""
+    return written(text)
+
+
+@jinja2.pass_context
+def _joined_here(context: Context, parts: Iterable[Any]) -> str:
+    joined = _joined(parts)
+    context.parent[BUDGET].build(len(joined))
+    return joined
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    printed_chars(value)
+    return str(value)
+
+
 def _joined(parts: Iterable[Any]) -> str:
-    texts = [str(part) for part in parts]
+    texts = [_text(part) for part in parts]
     if sum(map(len, texts)) > MAX_CHARS:
         raise SecurityError("a text is too long")
-    return "".join(texts)
+    return written("").join(texts)
 
 
-def _bounded(
-    filter_: Callable[..., Any], check: Callable[..., None], *, after_context: bool = False
-) -> Callable[..., Any]:
-    """A filter whose arguments are checked first; some take Jinja's own context before them."""
+def _bounded(filter_: Callable[..., Any], check: Callable[..., None]) -> Callable[..., Any]:
+    """A filter whose arguments are checked first, but for what Jinja itself passes."""
+    passed = hasattr(filter_, "jinja_pass_arg")
 
     def checked(*args: Any, **kwargs: Any) -> Any:
-        check(*args[after_context:], **kwargs)
+        check(*args[passed:], **kwargs)
         return filter_(*args, **kwargs)
 
     vars(checked).update(vars(filter_))  # among them what Jinja is to pass
     return checked
 
 
-def _check_replace(text: Any, old: Any = "", new: Any = "", *_: Any, **__: Any) -> None:
-    text = str(text)
-    if len(text) + text.count(str(old)) * len(str(new)) > MAX_CHARS:
-        raise SecurityError("a replacement is too long")
+def _replace_chars(text: str, old: Any, new: Any) -> int:
+    return len(text) + text.count(str(old)) * len(str(new))
 
 
-def _check_join(separator: str, parts: Iterable[Any] = (), *_: Any) -> None:
-    if not isinstance(parts, (str, list, tuple)):
-        raise SecurityError("only lists and texts are joined in templates")
-    texts = sum(len(part) for part in parts if isinstance(part, str))
-    if len(separator) * len(parts) + texts > MAX_CHARS:
-        raise SecurityError("a text is too long")
+def _method_chars(owner: str, name: str, *args: Any) -> int:
+    """At most how many characters a text's method makes."""
+    if name == "replace" and len(args) > 1:
+        return _replace_chars(owner, *args[:2])
+    if name in _PADDING_METHODS and args and isinstance(args[0], int):
+        return max(len(owner), args[0])
+    if name == "join" and args:
+        if not isinstance(args[0], (str, list, tuple)):
+            raise SecurityError("only lists and texts are joined in templates")
+        texts = sum(len(part) for part in args[0] if isinstance(part, str))
+        return len(owner) * len(args[0]) + texts
+    return len(owner)
 
 
-def _join(parts: Iterable[Any], d: Any = "") -> str:
-    texts = [str(part) for part in itertools.islice(parts, MAX_STEPS)]
-    _check_join(str(d), texts)
-    return str(d).join(texts)
+@jinja2.pass_context
+def _replace(context: Context, value: Any, old: Any, new: Any, count: int | None = None) -> str:
+    text = written_as(_text(value))
+    context.parent[BUDGET].build(_replace_chars(text, old, new))
+    return text.replace(str(old), str(new), -1 if count is None else count)
 
 
-def _check_indent(_text: Any, width: Any = 4, *_: Any, **__: Any) -> None:
+@jinja2.pass_context
+def _join(
+    context: Context, values: Iterable[Any], d: Any = "", attribute: str | int | None = None
+) -> str:
+    if attribute is not None:
+        values = map(make_attrgetter(context.environment, attribute), values)
+    texts = [_text(part) for part in itertools.islice(values, MAX_ITEMS)]
+    separator = written_as(_text(d))
+    context.parent[BUDGET].build(len(separator) * len(texts) + sum(map(len, texts)))
+    return separator.join(texts)
+
+
+def _format(value: Any, *args: Any, **kwargs: Any) -> str:
+    if args and kwargs:
+        raise jinja2.TemplateRuntimeError("positional and keyword arguments exclude each other")
+    return percent(_text(value), kwargs or args)
+
+
+def _check_indent(_value: Any, width: Any = 4, *_: Any, **__: Any) -> None:
     if (width if isinstance(width, int) else len(width)) > MAX_INDENT:
         raise SecurityError("an indentation is too wide")
 
 
-def _unbounded(*_: Any, **__: Any) -> None:
-    raise SecurityError("this filter is not for templates")
+def _check_batch(_values: Any, count: int = 0, fill_with: Any = None) -> None:
+    _check_items(count)
+    if printed_chars(fill_with) * count > MAX_CHARS:
+        raise SecurityError("a value is too large")
+
+
+def _check_center(_value: Any, width: int = 80) -> None:
+    if width > MAX_CHARS:
+        raise SecurityError("a text is too long")
+
+
+def _check_slow(value: Any, *_: Any, **__: Any) -> None:
+    if printed_chars(value) > MAX_SLOW_CHARS:
+        raise SecurityError("a text is too long for this filter")
+
+
+def _check_items(count: int) -> None:
+    if count > MAX_ITEMS:
+        raise SecurityError("a list is too long")
+
+
+def _check_bits(bits: int) -> None:
+    if bits > MAX_NUMBER_BITS:
+        raise SecurityError("a number is too large")
 
 
 def _raise_exception(message: str) -> None:
     raise Refused(str(message))
 
 
-def _to_json(value: Any, indent: int | None = None, **_options: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=min(indent or 0, MAX_INDENT) or None)
+@jinja2.pass_context
+def _to_json(
+    context: Context,
+    x: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    _check_indent("", indent or 0)
+    printed_chars([x, separators])
+    budget: Budget = context.parent[BUDGET]
+    encoder = json.JSONEncoder(
+        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+    pieces = []
+    for piece in encoder.iterencode(x):
+        budget.build(len(piece))
+        pieces.append(piece)
+    return "".join(pieces)
+
+
+# No template can name a filter with a space in it.
+_OWN_FILTERS: dict[str, Callable[..., Any]] = {
+    "shunt counted": _counted,
+    "shunt in_time": _in_time,
+    "shunt joined": _joined_here,
+    "shunt measured": _measured,
+    "shunt written": _written,
+}

@@ -1,72 +1,107 @@
-"""Text to ids and ids to bytes, from a model's tokenizer.json.
+"""Text to ids, from a model's tokenizer.json: what the tokenizers library makes of the whole text.
 
-Two encoders of one vocabulary: one knows special tokens, the other takes their text for text.
+A special token's text is that token where the chat template wrote it, and text where a message
+spells it. Nearly always no message does, and the library's own encoder is right. Else a second
+encoder takes over: of the same vocabulary, but with each special token under a name of its own that
+no message can hold. What the template wrote goes in under those names, and everything around it is
+split, normalised and merged as for plain text.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterable
 
 from tokenizers import Tokenizer as Encoder
 
-from services.common.errors import FailedPrecondition, InvalidArgument, ShuntError
+from services.common.errors import InvalidArgument
+from services.model.decoding import parse_vocabulary
+from services.model.guard import Guard, unknown_id
+from services.model.library import encoded, failing_as, spans, untakeable
+from services.model.special_tokens import SpecialTokens
 from services.model.vocabulary import Vocabulary
+from services.model.written import origin_of
 
-MAX_IDS = 1 << 22
+TOKENIZER_FILE = "tokenizer.json"
+_WRITTEN = re.compile(b"\1+")
+_MOST_TRIES = 8
+_NONE = SpecialTokens({}, (), ())
 
 
 class Tokenizer:
     """One model's tokenizer; safe to share between threads."""
 
-    def __init__(self, tokenizer_json: bytes) -> None:
-        """Raises FailedPrecondition for a file that is not understood."""
-        with _failing_as(FailedPrecondition("tokenizer.json is not understood")):
-            self._encoder = Encoder.from_buffer(tokenizer_json)
-            self._plain = Encoder.from_buffer(tokenizer_json)
-        self._plain.encode_special_tokens = True
-        for encoder in (self._encoder, self._plain):
-            # What the file says of these was for training batches.
-            encoder.no_truncation()
-            encoder.no_padding()
-        added = self._encoder.get_added_tokens_decoder()
-        self.special_texts = tuple(
-            sorted({t.content for t in added.values() if t.special and t.content})
-        )
-        """Texts of the special tokens."""
-        self._special_ids = {t.content: token_id for token_id, t in added.items() if t.special}
-        longest_first = sorted(self.special_texts, key=len, reverse=True)
+    def __init__(self, tokenizer_json: bytes, special_tokens: SpecialTokens = _NONE) -> None:
+        """Raises InvalidArgument for a file that is not understood."""
+        with failing_as(_refuse("is not understood")):
+            encoder = Encoder.from_buffer(tokenizer_json)
+        # What the file says of these was for training batches.
+        encoder.no_truncation()
+        encoder.no_padding()
+        with failing_as(_refuse("cannot take the special tokens", "added_tokens")):
+            _add(encoder, special_tokens)
+        self._encoder = encoder
+        added = encoder.get_added_tokens_decoder()
+        self.special_ids = {t.content: i for i, t in added.items() if t.special and t.content}
+        """Ids of the special tokens, by their texts."""
+        self.vocabulary: Vocabulary = parse_vocabulary(encoder)
+        last = len(self.vocabulary) - 1
+        while last in added:
+            last -= 1
+        self.last_model_id = last
+        """The last id of the model's own vocabulary, without added tokens; -1 for none."""
+        self._telling = frozenset(self.special_ids.values()) - {unknown_id(encoder)}
+        """Ids that only a special token's text can lead to; the unknown token stands for any."""
+        longest_first = sorted(self.special_ids, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        self.vocabulary = _vocabulary(self._encoder, json.loads(tokenizer_json).get("decoder"))
+        digest = hashlib.blake2b(tokenizer_json, digest_size=16).hexdigest()
+        self._guard = Guard(encoder, digest, tokenizer_json)
 
     def encode(self, text: str) -> list[int]:
         """A prompt as a user wrote it: special tokens' texts are special tokens, and the tokenizer
         adds its own. Raises InvalidArgument for a text that the library fails on."""
-        return _encoded(self._encoder, text, "prompt", add_special_tokens=True)
+        return encoded(self._encoder, text, "prompt", add_special_tokens=True)
 
-    def encode_rendered(self, text: str, mark: str) -> list[int]:
-        """A rendered chat template; `mark` stands inside what must not become a special token.
+    def encode_rendered(self, text: str) -> list[int]:
+        """A rendered chat template. Raises InvalidArgument for a text that the library fails on."""
+        matches = list(self._special.finditer(text))
+        origin = origin_of(text)
+        if all(b"\0" not in origin[found.start() : found.end()] for found in matches):
+            ids = encoded(self._encoder, text, "messages", add_special_tokens=False)
+            if self._told(ids) == [self.special_ids[found[0]] for found in matches]:
+                return ids
+            if self._all_written(text):
+                return ids
+        return self.encode_guarded(text)
 
-        Raises InvalidArgument for a text that the library fails on.
-        """
-        ids: list[int] = []
-        position = 0
-        for found in self._special.finditer(text):
-            if len(found[0]) == 1 and mark and text.startswith(mark, found.end()):
-                continue  # nothing fits inside one character: its mark stands behind it
-            ids += self._encode_plain(text[position : found.start()], mark)
-            ids.append(self._special_ids[found[0]])
-            position = found.end()
-        return ids + self._encode_plain(text[position:], mark)
+    def encode_guarded(self, text: str) -> list[int]:
+        """The same for any text, whatever its messages spell; slower."""
+        plain, origin = str.__str__(text), origin_of(text)
+        if self._guard.digest in plain:
+            raise InvalidArgument("the text cannot be told from a special token", field="messages")
+        runs = (run.span() for run in _WRITTEN.finditer(origin))
+        places = [found for run in runs for found in self._special.finditer(plain, *run)]
+        for _ in range(_MOST_TRIES):
+            ids, unseen = self._guard.encode(plain, [found.span() for found in places])
+            if not unseen:
+                return ids
+            # A token that the library passes over, such as one within a word, is text.
+            places = [found for found in places if found.span() not in unseen]
+        raise untakeable("messages")
 
-    def _encode_plain(self, text: str, mark: str) -> list[int]:
-        if not text:
-            return []
-        plain = text.replace(mark, "") if mark else text
-        return _encoded(self._plain, plain, "messages", add_special_tokens=False)
+    def _told(self, ids: Iterable[int]) -> list[int]:
+        return [token_id for token_id in ids if token_id in self._telling]
+
+    def _all_written(self, text: str) -> bool:
+        """Every special token that the library sees stands where the template wrote it."""
+        origin = origin_of(text)
+        found = spans(self._encoder, text, "messages")
+        return all(
+            start < end and b"\0" not in origin[start:end]
+            for token_id, (start, end) in found
+            if token_id in self._telling
+        )
 
     def id_of(self, text: str) -> int | None:
         """The id of a token by its text."""
@@ -74,82 +109,17 @@ class Tokenizer:
         return token_id
 
 
-@contextmanager
-def _failing_as(error: ShuntError) -> Iterator[None]:
-    """The library raises nothing narrower than Exception, and a panic within it is not even one."""
-    try:
-        yield
-    except BaseException as failure:
-        if isinstance(failure, Exception) or type(failure).__name__ == "PanicException":
-            raise error from failure
-        raise
+def _add(encoder: Encoder, special_tokens: SpecialTokens) -> None:
+    """What tokenizer.json lacks of the special tokens (transformers, TokenizersBackend)."""
+    wanted = list(special_tokens.declared)
+    known = {token.content for token in encoder.get_added_tokens_decoder().values()}
+    known |= {token.content for token in wanted}
+    for token in (*special_tokens.named.values(), *special_tokens.others):
+        if token.content not in known:
+            known.add(token.content)
+            wanted.append(token)
+    encoder.add_tokens(wanted)
 
 
-def _encoded(encoder: Encoder, text: str, field: str, *, add_special_tokens: bool) -> list[int]:
-    """By the batch call: it lets other threads run meanwhile, and computes no offsets."""
-    with _failing_as(InvalidArgument("the model's tokenizer cannot take this", field=field)):
-        (found,) = encoder.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-    ids: list[int] = found.ids
-    return ids
-
-
-def _vocabulary(encoder: Encoder, decoder: Any) -> Vocabulary:
-    stages = _stages(decoder)
-    kinds = {stage.get("type") for stage in stages}
-    if "ByteLevel" in kinds:
-        to_bytes, strips = _byte_level, False
-    elif "ByteFallback" in kinds or "Metaspace" in kinds:
-        to_bytes, strips = _byte_fallback, any(map(_strips_first_space, stages))
-    else:
-        raise FailedPrecondition(f"decoder {sorted(map(str, kinds))} is not known")
-    added = encoder.get_added_tokens_decoder()
-    # The ids may have holes: as many as there are does not tell which is the last.
-    size = max(encoder.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-    if size > MAX_IDS:
-        raise FailedPrecondition(f"tokenizer.json has ids of {MAX_IDS} and over")
-    shown, labels = [], []
-    for token_id in range(size):
-        token = added.get(token_id)
-        text = encoder.id_to_token(token_id) or ""
-        label = to_bytes(text)
-        labels.append(label)
-        shown.append(b"" if token is not None and token.special else label)
-    return Vocabulary(shown, labels, strips)
-
-
-def _stages(decoder: Any) -> list[dict[str, Any]]:
-    if not isinstance(decoder, dict):
-        return []
-    if decoder.get("type") == "Sequence":
-        return [stage for stage in decoder.get("decoders", ()) if isinstance(stage, dict)]
-    return [decoder]
-
-
-def _strips_first_space(stage: dict[str, Any]) -> bool:
-    if stage.get("type") == "Metaspace":
-        return stage.get("prepend_scheme") != "never"
-    return stage.get("type") == "Strip" and stage.get("start") != 0
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """Printable stand-ins of the 256 bytes (GPT-2, encoder.py, bytes_to_unicode)."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in plain]
-    alphabet = {chr(byte): byte for byte in plain}
-    return alphabet | {chr(256 + index): byte for index, byte in enumerate(others)}
-
-
-_ALPHABET = _byte_alphabet()
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-
-
-def _byte_level(text: str) -> bytes:
-    try:
-        return bytes(_ALPHABET[character] for character in text)
-    except KeyError:
-        return text.encode()
-
-
-def _byte_fallback(text: str) -> bytes:
-    found = _BYTE_TOKEN.fullmatch(text)
-    return bytes([int(found[1], 16)]) if found else text.replace("\u2581", " ").encode()
+def _refuse(message: str, field: str = TOKENIZER_FILE) -> InvalidArgument:
+    return InvalidArgument(f"{TOKENIZER_FILE}: {message}", field=field)

@@ -7,21 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.common.errors import InvalidArgument, NotFound
+from services.model import config
+from services.model.tensor_parallel import TensorParallel
+from services.model.tensors import layer_shapes
 
-FAMILIES = ("llama", "qwen3", "mistral")
 BUILT_IN = Path(__file__).parent / "data" / "models"
 MAX_CONFIG_CHARS = 1 << 20
 ELEMENT_BYTES = 2
-_LIMITS = {
-    "hidden_size": 1 << 17,
-    "intermediate_size": 1 << 20,
-    "num_attention_heads": 4096,
-    "num_key_value_heads": 4096,
-    "num_hidden_layers": 1024,
-    "vocab_size": 1 << 24,
-    "head_dim": 4096,
-    "sliding_window": 1 << 30,
-}
 
 
 @dataclass(frozen=True)
@@ -38,14 +30,17 @@ class ModelShape:
     layers: int
     tied: bool = False
     qk_norm: bool = False
+    biases: int = 0
+    """Parameters of one layer that are added, not multiplied."""
     window: int | None = None
+    """Positions that every layer looks back on; None where one looks back on all."""
 
     @property
     def layer_parameters(self) -> int:
-        """Parameters of one layer, its norms among them."""
+        """Parameters of one layer, its norms and biases among them."""
         attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         norms = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
-        return attention + 3 * self.hidden * self.ffn + norms
+        return attention + 3 * self.hidden * self.ffn + norms + self.biases
 
     @property
     def layer_bytes(self) -> int:
@@ -69,10 +64,8 @@ class ModelShape:
         return max(1.0, self.kv_heads / tp)
 
     def allows_tp(self, tp: int) -> bool:
-        """The heads divide; the KV heads divide or are replicated evenly."""
-        if tp < 1 or self.heads % tp:
-            return False
-        return self.kv_heads % tp == 0 or tp % self.kv_heads == 0
+        """Whether the model's tensors can be cut for this degree."""
+        return TensorParallel(self.heads, self.kv_heads, self.ffn, self.vocab).divides(tp)
 
 
 def built_in_names() -> list[str]:
@@ -118,48 +111,28 @@ def parse_config(text: str, name: str = "") -> ModelShape:
     if len(text) > MAX_CONFIG_CHARS:
         raise InvalidArgument(f"over {MAX_CONFIG_CHARS} characters", field="config_json")
     try:
-        config = json.loads(text)
+        raw = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidArgument("not JSON", field="config_json") from error
-    if not isinstance(config, dict):
+    if not isinstance(raw, dict):
         raise InvalidArgument("not a JSON object", field="config_json")
-    family = config.get("model_type")
-    if family not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise InvalidArgument(
-            f"unknown family {str(family)[:40]!r}; known: {known}", field="model_type"
-        )
-    if config.get("num_experts") or config.get("num_local_experts"):
-        raise InvalidArgument("mixtures of experts are not supported", field="num_experts")
-    hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
-    kv_heads = _size(config, "num_key_value_heads", default=heads)
-    if heads % kv_heads:
-        raise InvalidArgument(
-            f"{kv_heads} does not divide {heads} heads", field="num_key_value_heads"
-        )
-    if config.get("head_dim") is None and hidden % heads:
-        raise InvalidArgument(f"{heads} heads do not divide {hidden}", field="head_dim")
-    uses_window = config.get("sliding_window") and config.get("use_sliding_window", True)
+    return shape_of(config.parse_config(raw), name)
+
+
+def shape_of(model: config.ModelConfig, name: str) -> ModelShape:
+    """What placement needs of a config."""
+    shapes = layer_shapes(model)
     return ModelShape(
         name=name,
-        hidden=hidden,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=_size(config, "head_dim", default=hidden // heads),
-        ffn=_size(config, "intermediate_size"),
-        vocab=_size(config, "vocab_size"),
-        layers=_size(config, "num_hidden_layers"),
-        tied=bool(config.get("tie_word_embeddings", False)),
-        qk_norm=family == "qwen3",
-        window=_size(config, "sliding_window") if uses_window else None,
+        hidden=model.hidden_size,
+        heads=model.heads,
+        kv_heads=model.kv_heads,
+        head_dim=model.head_dim,
+        ffn=model.intermediate_size,
+        vocab=model.vocab_size,
+        layers=model.layer_count,
+        tied=model.tied_embeddings,
+        qk_norm=model.qk_norm,
+        biases=sum(shape[0] for part, shape in shapes.items() if part.endswith(".bias")),
+        window=min(model.windows, default=0) or None,
     )
-
-
-def _size(config: dict[str, object], field: str, default: int | None = None) -> int:
-    value = config.get(field)
-    if value is None:
-        value = default
-    limit = _LIMITS[field]
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
-        raise InvalidArgument(f"{field} must be an integer from 1 to {limit}", field=field)
-    return value

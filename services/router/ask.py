@@ -27,6 +27,17 @@ MAX_MODEL_CHARS = 256
 ROLES = ("system", "user", "assistant")
 
 
+class ContextOverflow(InvalidArgument):
+    """A prompt, or what was asked for behind it, is more than the model can hold."""
+
+    def __init__(self, max_positions: int, asked: str, field: str) -> None:
+        super().__init__(
+            f"This model's maximum context length is {max_positions} tokens, prompt and answer "
+            f"together; {asked}",
+            field=field,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
     """One request as it was made; None is left to the model's default."""
@@ -56,30 +67,45 @@ class Ask:
     include_usage: bool = True
     generation_id: str = ""
     """Drawn when empty."""
+    template_names: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """What was sent beside the conversation for chat templates that read it: by its name in a
+    template, the parameter it came in. No template is given it."""
+    digest: str = ""
+    """Equal for a client's retries of it; empty when they cannot be known."""
+    is_retry: bool = False
+    """The client says that it asks again."""
 
     def check(self, max_choices: int) -> None:
         """Raises InvalidArgument for what no model could do."""
         if not self.model or len(self.model) > MAX_MODEL_CHARS:
             raise InvalidArgument(
-                f"a model's name has 1 to {MAX_MODEL_CHARS} characters", field="model"
+                f"model must be a string of 1 to {MAX_MODEL_CHARS} characters, and has "
+                f"{len(self.model)}",
+                field="model",
             )
         _between("choices", self.choices, 1, max_choices)
         for name, low, high in _RANGES:
             value = getattr(self, name)
             if value is not None:
                 _between(name, value, low, high)
-        if self.top_p == 0 or self.repetition_penalty == 0:
-            name = "top_p" if self.top_p == 0 else "repetition_penalty"
-            raise InvalidArgument(f"{name} must be over 0", field=name)
-        if self.min_p == 1:
-            raise InvalidArgument("min_p must be under 1", field="min_p")
-        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise InvalidArgument("min_tokens is over max_tokens", field="min_tokens")
-        _at_most("stop_strings", self.stop_strings, MAX_STOP_STRINGS)
-        if any(not 1 <= len(text) <= MAX_STOP_CHARS for text in self.stop_strings):
+        if self.repetition_penalty == 0:
             raise InvalidArgument(
-                f"a stop string has 1 to {MAX_STOP_CHARS} characters", field="stop_strings"
+                "repetition_penalty must be over 0, not 0", field="repetition_penalty"
             )
+        if self.min_p == 1:
+            raise InvalidArgument("min_p must be under 1, not 1", field="min_p")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidArgument(
+                f"min_tokens is {self.min_tokens}, over max_tokens, which is {self.max_tokens}",
+                field="min_tokens",
+            )
+        _at_most("stop_strings", self.stop_strings, MAX_STOP_STRINGS)
+        for length in map(len, self.stop_strings):
+            if not 1 <= length <= MAX_STOP_CHARS:
+                raise InvalidArgument(
+                    f"stop_strings: one has {length} characters, not 1 to {MAX_STOP_CHARS}",
+                    field="stop_strings",
+                )
         _at_most("stop_token_ids", self.stop_token_ids, MAX_STOP_IDS)
         _at_most("logit_bias", self.logit_bias, MAX_BIASES)
         for bias in self.logit_bias.values():
@@ -105,11 +131,10 @@ class Ask:
         """Raises InvalidArgument, before any work is done on it, for a prompt that cannot fit
         whatever its tokens are."""
         ids = 0 if isinstance(self.prompt, str) or self.turns else len(self.prompt)
-        if ids >= max_positions or self.prompt_bytes >= max_positions * longest_piece_bytes:
-            raise InvalidArgument(
-                f"the prompt is too long; prompt and output together may have {max_positions} "
-                "tokens",
-                field=self._prompt_field,
+        least = max(ids, -(-self.prompt_bytes // longest_piece_bytes))
+        if least >= max_positions:
+            raise ContextOverflow(
+                max_positions, f"the prompt alone has at least {least}", self._prompt_field
             )
 
     @property
@@ -123,21 +148,23 @@ class Ask:
         if not prompt_ids:
             raise InvalidArgument("the prompt has no tokens", field=self._prompt_field)
         if room < 1:
-            raise InvalidArgument(
-                f"the prompt has {len(prompt_ids)} tokens; prompt and output together may have "
-                f"{model.max_positions}",
-                field=self._prompt_field,
+            raise ContextOverflow(
+                model.max_positions,
+                f"the prompt alone has {len(prompt_ids)}",
+                self._prompt_field,
             )
         if self.max_tokens is not None and self.max_tokens > room:
-            raise InvalidArgument(
-                f"max_tokens {self.max_tokens} and a prompt of {len(prompt_ids)} tokens are over "
-                f"the {model.max_positions} positions there are",
-                field="max_tokens",
+            raise ContextOverflow(
+                model.max_positions,
+                f"you asked for {len(prompt_ids) + self.max_tokens}: {len(prompt_ids)} of the "
+                f"prompt and {self.max_tokens} of max_tokens",
+                "max_tokens",
             )
         max_tokens = self.max_tokens or min(room, self.most_tokens or room)
         if self.min_tokens > max_tokens:
             raise InvalidArgument(
-                f"min_tokens is over the {max_tokens} tokens that may come", field="min_tokens"
+                f"min_tokens is {self.min_tokens}, over the {max_tokens} tokens that may come",
+                field="min_tokens",
             )
         _in_vocabulary("stop_token_ids", self.stop_token_ids, model.vocabulary_size)
         _in_vocabulary("logit_bias", self.logit_bias, model.vocabulary_size)
@@ -153,7 +180,14 @@ class Ask:
             kind=self.kind,
             created_unix_s=drawn.created_unix_s,
             include_usage=self.include_usage,
+            ask_digest=self.digest,
         )
+
+    def _stop_token_ids(self, model: ModelFacts) -> tuple[int, ...]:
+        """Those asked for, and those of special tokens that stop strings spell."""
+        known = model.special_token_ids
+        spelt = (known[text] for text in self.stop_strings if text in known)
+        return tuple(dict.fromkeys((*self.stop_token_ids, *spelt)))
 
     def _sampling(self, model: ModelFacts, max_tokens: int, seed: int) -> Sampling:
         def chosen(name: str, neutral: float) -> float:
@@ -161,11 +195,14 @@ class Ask:
             return _single(model.defaults.get(name, neutral) if value is None else value)
 
         top_k = int(model.defaults.get("top_k", 0)) if self.top_k is None else self.top_k
+        top_p = chosen("top_p", 1.0)
+        if top_p == 0:  # the smallest nucleus there is: the likeliest token alone
+            top_k, top_p = 1, 1.0
         return Sampling(
             max_tokens=max_tokens,
             temperature=chosen("temperature", 1.0),
             top_k=max(top_k, 0),
-            top_p=chosen("top_p", 1.0),
+            top_p=top_p,
             min_p=chosen("min_p", 0.0),
             presence_penalty=chosen("presence_penalty", 0.0),
             frequency_penalty=chosen("frequency_penalty", 0.0),
@@ -173,7 +210,7 @@ class Ask:
             logit_bias=MappingProxyType({i: _single(b) for i, b in self.logit_bias.items()}),
             top_logprobs=self.top_logprobs,
             min_tokens=self.min_tokens,
-            stop_token_ids=self.stop_token_ids,
+            stop_token_ids=self._stop_token_ids(model),
             ignore_eos=self.ignore_eos,
             eos_token_ids=model.eos_token_ids,
             seed=(seed if self.seed is None else self.seed) % (1 << 64),
@@ -188,6 +225,8 @@ class ModelFacts:
     max_positions: int
     vocabulary_size: int
     eos_token_ids: tuple[int, ...]
+    special_token_ids: Mapping[str, int]
+    """By a special token's text: what never shows can stop by its id alone."""
     defaults: Mapping[str, float]
     """Sampling values the model comes with, by name."""
 
@@ -218,7 +257,10 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
 
 def _between(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
-        raise InvalidArgument(f"{name} must lie in [{low:g}, {high:g}]", field=name)
+        bounds = ", ".join(
+            f"{int(bound) if bound == int(bound) else bound}" for bound in (low, high)
+        )
+        raise InvalidArgument(f"{name} must lie in [{bounds}], not {value}", field=name)
 
 
 def _at_most(name: str, values: Any, most: int) -> None:
@@ -229,7 +271,10 @@ def _at_most(name: str, values: Any, most: int) -> None:
 def _in_vocabulary(name: str, ids: Iterable[int], size: int) -> None:
     for token_id in ids:
         if not 0 <= token_id < size:
-            raise InvalidArgument(f"{name}: {token_id} is no id of {size}", field=name)
+            raise InvalidArgument(
+                f"{name}: {token_id} is no token of this model, whose ids go from 0 to {size - 1}",
+                field=name,
+            )
 
 
 def _single(value: float) -> float:

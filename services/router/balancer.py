@@ -10,7 +10,7 @@ pipeline's credit, the richest is picked and pays the sum).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from services.common.exchange import Route
 
@@ -22,10 +22,13 @@ class Balancer:
         self._routes: tuple[Route, ...] = ()
         self._credit: dict[str, float] = {}
         self._running: dict[str, int] = {}
+        self._serving: frozenset[str] | None = None
+        """Formations whose heads serve; None before the routes are known."""
 
-    def update(self, routes: Sequence[Route]) -> None:
-        """Replaces all routes."""
+    def update(self, routes: Sequence[Route], handing_over: Iterable[str] = ()) -> None:
+        """Replaces all routes. `handing_over`: formations that still serve what they have."""
         self._routes = tuple(routes)
+        self._serving = frozenset((*(r.formation_id for r in routes), *handing_over))
         self._credit = {r.formation_id: self._credit.get(r.formation_id, 0.0) for r in routes}
 
     def pick(self, model_id: str) -> Route | None:
@@ -46,6 +49,10 @@ class Balancer:
         best = max(below, key=lambda r: self._credit[r.formation_id])
         self._credit[best.formation_id] -= sum(shares[r.formation_id] for r in below)
         return best
+
+    def serves(self, formation_id: str) -> bool:
+        """As far as the controller has told."""
+        return self._serving is None or formation_id in self._serving
 
     def began(self, formation_id: str) -> None:
         """A generation of this router runs there."""

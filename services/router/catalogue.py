@@ -6,7 +6,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Container, Sequence
 
-from services.common.errors import FailedPrecondition, NotFound, ShuntError
+from services.common.errors import (
+    FailedPrecondition,
+    ModelUnusable,
+    NotFound,
+    ShuntError,
+    Unavailable,
+)
 from services.common.exchange import Route
 from services.common.generation import ModelRef
 from services.router.model import Model
@@ -30,8 +36,10 @@ class Catalogue:
         self._positions: dict[str, int] = {}
         self.first_seen: dict[str, int] = {}
         """Wall-clock seconds, by name."""
-        self.heard = asyncio.Event()
+        self.heard = False
         """A pipeline of some model was ready at least once."""
+        self._faults: dict[str, str] = {}
+        """Of models whose files cannot be used, by digest."""
 
     def update(self, routes: Sequence[Route]) -> None:
         """Takes the names from the routes. A name that has no route now is still known, until its
@@ -45,8 +53,7 @@ class Catalogue:
         for name in served:
             held = [r.max_positions for r in routes if r.model.model_id == name]
             self._positions[name] = min((n for n in held if n > 0), default=0)
-        if self._current:
-            self.heard.set()
+        self.heard = bool(self._current)
 
     def _has_place(self, served: Container[str]) -> bool:
         """Forgets the name known for longest that is not served, if it must."""
@@ -71,9 +78,19 @@ class Catalogue:
         """Positions that model and every pipeline can hold."""
         return min(model.facts.max_positions, self._positions.get(name) or 1 << 62)
 
+    def why_not(self, ref: ModelRef) -> ShuntError | None:
+        """Why a model cannot be asked now; None when it can."""
+        if ref.digest in self._models:
+            return None
+        if ref.digest in self._faults:
+            return ModelUnusable(self._faults[ref.digest], field="model")
+        return Unavailable(f"{ref.model_id}: its files have not been read yet", field="model")
+
     async def load(self, ref: ModelRef) -> Model:
-        """The model, fetched when it is not here yet. Raises what fetching raises; the next caller
-        tries again."""
+        """The model, fetched when it is not here yet. Raises what fetching raises, and the next
+        caller tries again; ModelUnusable for files that cannot be used: they stay what they are."""
+        if ref.digest in self._faults:
+            raise ModelUnusable(self._faults[ref.digest], field="model")
         model = self._models.get(ref.digest)
         if model is not None:
             return model
@@ -85,23 +102,39 @@ class Catalogue:
         return await asyncio.shield(task)
 
     async def _load(self, ref: ModelRef) -> Model:
-        files = await self._fetch(ref)
         try:
-            model = await asyncio.to_thread(Model, files)
-        except ShuntError:
-            raise
-        except Exception as error:  # whatever stands in a model's files, the router lives
-            raise FailedPrecondition("the model's files are not understood") from error
+            model = await self._read(ref)
+        except FailedPrecondition as error:
+            if len(self._faults) >= MAX_MODELS:
+                self._faults.pop(next(iter(self._faults)))
+            self._faults[ref.digest] = f"{ref.model_id}: {error.message}"
+            raise ModelUnusable(self._faults[ref.digest], field="model") from error
         if len(self._models) >= MAX_MODELS:
             self._models.pop(next(iter(self._models)))
         self._models[ref.digest] = model
         _log.info("model loaded", extra={"model": ref.model_id, "digest": ref.digest[:12]})
         return model
 
-    async def preload(self) -> None:
-        """Loads what is current and not here yet; failures are left to the next request."""
+    async def _read(self, ref: ModelRef) -> Model:
+        files = await self._fetch(ref)
+        try:
+            return await asyncio.to_thread(Model, files)
+        except ShuntError:
+            raise
+        except Exception as error:  # whatever stands in a model's files, the router lives
+            raise FailedPrecondition(
+                f"the model's files are not understood: {type(error).__name__}"
+            ) from error
+
+    async def preload(self) -> bool:
+        """Loads what is current and not here yet. False when another attempt may help."""
+        done = True
         for ref in list(self._current.values()):
+            if ref.digest in self._models or ref.digest in self._faults:
+                continue
             try:
                 await self.load(ref)
             except ShuntError as error:
-                _log.warning("model not loaded", extra={"reason": error.message})
+                _log.error("model not loaded", extra={"reason": error.message})
+                done = done and error.permanent
+        return done

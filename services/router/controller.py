@@ -54,6 +54,18 @@ class Controller:
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
 
+    async def claim(self, ask_digest: str) -> GenerationView:
+        """What an equal ask began and nobody reads, for a retry to go on with."""
+        try:
+            claimed = await self._stub.ClaimGeneration(
+                controller_pb2.ClaimGenerationRequest(ask_digest=ask_digest),
+                timeout=channels.timeout(self._timeout_s),
+                metadata=telemetry.metadata(),
+            )
+            return messages.view_from(claimed.generation)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
     async def cancel(
         self,
         generation_id: str,
@@ -76,27 +88,29 @@ class Controller:
             raise from_rpc_error(error) from error
 
     async def watch_routes(
-        self, router_id: str, changed: Callable[[Sequence[Route]], None]
+        self, router_id: str, changed: Callable[[Sequence[Route], Sequence[str], str], None]
     ) -> None:
-        """Reports the routes whenever they change, for ever. While the controller is away, what
-        was reported last stands."""
+        """Reports the routes, the formations that hand over, and why there never will be any
+        route, whenever one of them changes, for ever.
+        While the controller is away, what was reported last stands."""
         pause_s = WATCH_PAUSE_S
         while True:
             try:
-                async for routes in self._routes(router_id):
+                async for news in self._routes(router_id):
                     pause_s = WATCH_PAUSE_S
-                    changed(routes)
+                    changed(*news)
             except ShuntError as error:
                 _log.warning("no routes", extra={"reason": error.message})
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, WATCH_PAUSE_MAX_S)
 
-    async def _routes(self, router_id: str) -> AsyncIterator[list[Route]]:
+    async def _routes(self, router_id: str) -> AsyncIterator[tuple[list[Route], list[str], str]]:
         request = controller_pb2.WatchRoutesRequest(router_id=router_id)
         call = self._stub.WatchRoutes(request, timeout=self._watch_s)
         try:
             async for message in call:
-                yield [messages.route_from(route) for route in message.routes]
+                routes = [messages.route_from(route) for route in message.routes]
+                yield routes, list(message.handing_over_formation_ids), message.unusable
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
         finally:

@@ -3,13 +3,18 @@
 The edge owns at most one open stream to a head and one question to the controller at a time; both
 are numbered, and what comes from another number is ignored. Every method returns actions, to be
 performed in order. Until `End`, exactly one of them leads on to the next event: the edge needs no
-logic of its own but timers (call `tick` at least every 50 ms).
+logic of its own but timers (call `tick` every 0.25 s or so, and when the routes change).
+
+Whether a head lives is not for its reader to judge: a crowd makes any head slow. Silence, or steps
+that do not come, count only once the controller lists the head's formation no more; a stream that
+breaks twice, or brings nothing for `reach_s`, twice, means that this reader does not reach it.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from services.common.errors import (
     AlreadyExists,
@@ -36,6 +41,7 @@ from services.common.exchange import (
     GenerationState,
     GenerationView,
     Grant,
+    LeaveReason,
     Progress,
     ResumeQuestion,
     Route,
@@ -57,26 +63,9 @@ from services.router.actions import (
     Gain,
     OpenStream,
     SendCancel,
-    SendPark,
+    SendDetach,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class FollowerSettings:
-    """Timings in seconds."""
-
-    silence_s: float = 0.5
-    """No frame for this long: attach once more."""
-    progress_s: float = 2.0
-    """No step for this long while not queued: attach once more."""
-    recover_s: float = 60.0
-    """From the first sign of trouble to an explicit error."""
-    resume_timeout_s: float = 10.0
-    """Deadline of one question to the controller."""
-    retry_s: float = 0.1
-    """Pause before a failed question is asked again; doubles up to `max_retry_s`."""
-    max_retry_s: float = 1.0
-
+from services.router.follower_settings import FollowerSettings
 
 _FOR_GOOD = (
     AlreadyExists,
@@ -120,14 +109,16 @@ class Follower:
         self._trouble_s: float | None = None
         """When the present trouble began."""
         self._attached_again = False
-        self._left = ""
-        """The formation it leaves because it does not serve."""
+        self._reason: LeaveReason | None = None
+        """Why it leaves its head; None when that handed over, or there is none."""
         self._in_vain = False
         """The last grant has brought no step yet."""
         self._step: int | None = None
         """The last step its head told; a first one says nothing about progress."""
-        self._frame_s = 0.0
-        self._step_s = 0.0
+        self._silent_s = 0.0
+        """Watched since the last frame."""
+        self._stepless_s = 0.0
+        self._ticked_s = 0.0
 
     # Beginnings and ends
 
@@ -170,17 +161,18 @@ class Follower:
         return [cancel, *self._end(Cancelled("cancelled by the client"))]
 
     def detach(self) -> list[Action]:
-        """The client is gone but may come back: closes the stream, cancels nothing."""
+        """This reader ends, its client may go on elsewhere: closes the stream, cancels nothing."""
         self.ended = True
         return self._close()
 
-    def leave(self) -> list[Action]:
-        """The client is gone with nothing to come back by but its request: detaches, and has the
-        generation parked."""
-        park: list[Action] = []
+    def client_gone(self, resumable: bool) -> list[Action]:
+        """The client is gone; `resumable`: it can come back by an event, not only by asking the
+        same again. Detaches, and says so."""
+        told: list[Action] = []
         if self._open and self.route is not None:
-            park = [SendPark(self.request.generation_id, self.epoch, self.route)]
-        return [*self.detach(), *park]
+            name = self.request.generation_id
+            told = [SendDetach(name, self.epoch, self.route, resumable)]
+        return [*self.detach(), *told]
 
     def finish_reason(self, choice: int) -> FinishReason | None:
         """Why a choice ended, as far as ids tell."""
@@ -192,7 +184,7 @@ class Follower:
         """A frame came."""
         if stream != self._stream or not self._open:
             return []
-        self._frame_s = now_s
+        self._silent_s = 0.0
         if isinstance(frame, Accepted):
             if not self.request.numerics_class:
                 self.request = replace(self.request, numerics_class=frame.numerics_class)
@@ -200,7 +192,7 @@ class Follower:
         if isinstance(frame, Closed):
             return self._closed(frame, now_s)
         if self._step is not None and frame.step > self._step:
-            self._at_ease(now_s)
+            self._at_ease()
         self._step = frame.step
         if isinstance(frame, Progress):
             return []
@@ -211,7 +203,7 @@ class Follower:
             return self._suspect(now_s)
         actions = self._merge(frame.spans)
         if actions:
-            self._at_ease(now_s)
+            self._at_ease()
         return actions
 
     def _closed(self, frame: Closed, now_s: float) -> list[Action]:
@@ -220,7 +212,7 @@ class Follower:
             return self._end(Superseded("a newer reader took the generation over"))
         if reason is CloseReason.DIVERGED:
             return self._end(Diverged(max(frame.lengths, default=0), 0, 0))
-        return self._resume(now_s, served=reason is CloseReason.MOVED)
+        return self._resume(now_s, None if reason is CloseReason.MOVED else LeaveReason.REFUSED)
 
     def broken(self, stream: int, error: ShuntError, now_s: float) -> list[Action]:
         """The stream ended without a Closed frame."""
@@ -231,13 +223,13 @@ class Follower:
         if isinstance(error, _FOR_GOOD) or refused_new:
             return self._end(error)
         if isinstance(error, _ASK_ELSEWHERE):
-            return self._resume(now_s)
+            return self._resume(now_s, LeaveReason.REFUSED)
         return self._suspect(now_s)
 
     def _suspect(self, now_s: float) -> list[Action]:
         """A blip is not a death: attaches once more before it asks for another head."""
         if self._attached_again or self.route is None:
-            return self._resume(now_s)
+            return self._resume(now_s, LeaveReason.UNREACHABLE)
         self._troubled(now_s)
         self._attached_again = True
         return [*self._close(), *self._attach(self.route, now_s)]
@@ -248,7 +240,8 @@ class Follower:
         self.route = route
         self._stream += 1
         self._open = True
-        self._frame_s = self._step_s = now_s
+        self._silent_s = self._stepless_s = 0.0
+        self._ticked_s = now_s
         call = GenerateCall(
             self.request,
             self.epoch,
@@ -260,17 +253,18 @@ class Follower:
 
     # The controller
 
-    def _resume(self, now_s: float, *, served: bool = False) -> list[Action]:
+    def _resume(self, now_s: float, reason: LeaveReason | None = None) -> list[Action]:
         """At once, but for grants in vain: those wait longer each time."""
         self._troubled(now_s)
-        self._left = self.route.formation_id if self.route is not None and not served else ""
+        self._reason = reason if self.route is not None else None
         if self._in_vain:
             self._back_off(now_s)
             return self._close()
         return [*self._close(), *self._ask(now_s)]
 
     def _back_off(self, now_s: float) -> None:
-        self._ask_at_s = now_s + self._retry_s
+        spread = 1 + zlib.crc32(self.request.generation_id.encode()) / 2**32
+        self._ask_at_s = now_s + self._retry_s * spread
         self._retry_s = min(2 * self._retry_s, self.settings.max_retry_s)
 
     def _ask(self, now_s: float) -> list[Action]:
@@ -282,9 +276,9 @@ class Follower:
             for index, run in enumerate(self.runs)
             if len(run) or self._finish[index] is not None
         )
-        question = ResumeQuestion(
-            self.request.generation_id, self.epoch, self.request, held, self._left
-        )
+        left = self.route.formation_id if self.route is not None and self._reason else ""
+        name, epoch, request = self.request.generation_id, self.epoch, self.request
+        question = ResumeQuestion(name, epoch, request, held, left, self._reason)
         return [AskResume(self._question, question, self.settings.resume_timeout_s)]
 
     def granted(self, number: int, grant: Grant, now_s: float) -> list[Action]:
@@ -293,6 +287,8 @@ class Follower:
             return []
         self._asking = False
         self._in_vain = True
+        if grant.head is not None and self._follows(grant.head, grant.epoch):
+            return self._attach(grant.head, now_s)
         self.moves += grant.epoch > self.epoch
         self.epoch = grant.epoch
         self._base = grant.base
@@ -304,6 +300,11 @@ class Follower:
         if grant.head is None:
             return [*actions, *self._end(DataLoss("the journal ends before the text does"))]
         return [*actions, *self._attach(grant.head, now_s)]
+
+    def _follows(self, head: Route, epoch: int) -> bool:
+        """That head lives: the reader goes on where it was, with what it compared."""
+        same = self.route is not None and self.route.formation_id == head.formation_id
+        return same and epoch == self.epoch
 
     def not_granted(self, number: int, error: ShuntError, now_s: float) -> list[Action]:
         """The controller refused, was not reached, or did not answer in time."""
@@ -317,24 +318,35 @@ class Follower:
 
     # Time
 
-    def tick(self, now_s: float) -> list[Action]:
-        """Silence, lack of progress and retries; call it at least every 50 ms."""
-        settings = self.settings
+    def tick(self, now_s: float, *, serves: bool) -> list[Action]:
+        """Silence, lack of progress and retries. `serves`: the controller lists the formation of
+        its head among those that do."""
         if self.ended:
             return []
-        if self._trouble_s is not None and now_s - self._trouble_s >= settings.recover_s:
-            return self._end(Unavailable("no pipeline took the generation; it can be resumed"))
         if self._open:
-            progress_s = settings.progress_s / (2 if self._attached_again else 1)
-            silent = now_s - self._frame_s >= settings.silence_s
-            return self._suspect(now_s) if silent or now_s - self._step_s >= progress_s else []
+            return self._watch(now_s, serves)
+        if self._trouble_s is not None and now_s - self._trouble_s >= self.settings.recover_s:
+            return self._end(Unavailable("no pipeline took the generation; it can be resumed"))
         return self._ask(now_s) if self._ask_at_s is not None and now_s >= self._ask_at_s else []
+
+    def _watch(self, now_s: float, serves: bool) -> list[Action]:
+        settings = self.settings
+        watched_s = min(now_s - self._ticked_s, settings.glance_s)
+        self._ticked_s = now_s
+        self._silent_s += watched_s
+        self._stepless_s += watched_s
+        if serves:
+            return self._suspect(now_s) if self._silent_s >= settings.reach_s else []
+        silent = self._silent_s >= settings.silence_s
+        if silent or self._stepless_s >= settings.progress_s:
+            return self._resume(now_s, LeaveReason.SILENT)
+        return []
 
     def _troubled(self, now_s: float) -> None:
         self._trouble_s = now_s if self._trouble_s is None else self._trouble_s
 
-    def _at_ease(self, now_s: float) -> None:
-        self._step_s = now_s
+    def _at_ease(self) -> None:
+        self._stepless_s = 0.0
         self._trouble_s = None
         self._attached_again = False
         self._in_vain = False

@@ -22,6 +22,7 @@ from services.common import logs, telemetry, wire
 from services.common.errors import ShuntError
 from services.common.generation import GenerationKind
 from services.router import metrics
+from services.router.ask import Ask
 from services.router.body_budget import BodyBudget
 from services.router.http_access import CLIENT_GONE, Access, visit_of
 from services.router.http_cors import Cors
@@ -30,6 +31,7 @@ from services.router.http_exchange import Exchange
 from services.router.json_body import parse_object
 from services.router.openai_answers import DONE, Answers
 from services.router.openai_requests import OpenAiRequest, parse_chat, parse_completion
+from services.router.retries import recognisable
 from services.router.router import Router
 from services.router.session import Session
 from services.router.settings import RouterSettings
@@ -98,19 +100,25 @@ class Gateway:
     async def _begun(self, exchange: Exchange, parse: Parser) -> tuple[Session, bool]:
         """The generation, and whether its answer is streamed; of the body nothing is left."""
         async with exchange.body() as body:
+
+            def understood() -> tuple[Ask, bool]:
+                request, path = parse(parse_object(body)), exchange.scope["path"]
+                return recognisable(request.ask, path, exchange.header, body), request.stream
+
             if len(body) > LARGE_BODY_BYTES:
                 async with self._large:
-                    request = await asyncio.to_thread(lambda: parse(parse_object(body)))
+                    ask, streamed = await asyncio.to_thread(understood)
             else:
-                request = parse(parse_object(body))
+                ask, streamed = understood()
             async with _while_connected(exchange):
-                session = await self._router.generate(request.ask)
-            return session, request.stream
+                session = await self._router.generate(ask)
+            return session, streamed
 
     async def _resume(self, exchange: Exchange) -> None:
         generation_id, after = _named(exchange), exchange.header("last-event-id")
         if len(after) > MAX_EVENT_ID_CHARS:
-            raise HttpError(400, "invalid_argument", "the event id is too long")
+            said = f"last-event-id has {len(after)} characters, over {MAX_EVENT_ID_CHARS}"
+            raise HttpError(400, "invalid_argument", said)
         async with _while_connected(exchange):
             session = await self._router.resume(generation_id, after or None)
         with _attached(session, exchange):
@@ -186,9 +194,10 @@ class Gateway:
 
     async def _readyz(self, request: Request) -> Response:
         reason = self._router.why_not_ready
-        if not reason:
+        if reason is None:
             return Response(b'{"ready":true}', media_type="application/json")
-        body = json.dumps({"ready": False, "reason": reason}).encode()
+        said = {"ready": False, "reason": reason.message, "permanent": reason.permanent}
+        body = json.dumps(said, ensure_ascii=False).encode()
         return Response(body, 503, media_type="application/json", headers={"retry-after": "1"})
 
 

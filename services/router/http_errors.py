@@ -6,6 +6,7 @@ import json
 import re
 
 from services.common import errors
+from services.router.ask import ContextOverflow
 from services.router.router import Expired
 
 
@@ -23,6 +24,7 @@ _STATUSES: dict[type[errors.ShuntError], int] = {
     errors.NotFound: 404,
     errors.AlreadyExists: 409,
     errors.FailedPrecondition: 409,
+    errors.ModelUnusable: 500,
     errors.OutOfRange: 409,
     errors.PermissionDenied: 403,
     errors.Unauthenticated: 401,
@@ -50,6 +52,8 @@ def code_of(error: errors.ShuntError) -> str:
         return error.code
     if isinstance(error, errors.NotFound) and error.field == "model":
         return "model_not_found"
+    if isinstance(error, ContextOverflow):
+        return "context_length_exceeded"
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(error).__name__).lower()
 
 
@@ -66,6 +70,12 @@ def body_of(error: errors.ShuntError) -> bytes:
         "code": code_of(error),
     }
     return json.dumps({"error": body}, ensure_ascii=False).encode()
+
+
+def is_worth_no_retry(error: errors.ShuntError) -> bool:
+    """Clients try again by themselves what has this status, and it would be in vain."""
+    status = status_of(error)
+    return error.permanent and (status in (408, 409, 429) or status >= 500)
 
 
 def retry_after_s(error: errors.ShuntError) -> int | None:

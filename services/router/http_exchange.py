@@ -11,7 +11,13 @@ from starlette.types import Message, Receive, Scope, Send
 
 from services.common.errors import ShuntError
 from services.router.body_budget import BodyBudget
-from services.router.http_errors import HttpError, body_of, retry_after_s, status_of
+from services.router.http_errors import (
+    HttpError,
+    body_of,
+    is_worth_no_retry,
+    retry_after_s,
+    status_of,
+)
 from services.router.http_protocol import abort_of
 from services.router.settings import RouterSettings
 
@@ -122,6 +128,8 @@ class Exchange:
         retry = retry_after_s(error)
         if retry is not None:
             self.headers["retry-after"] = str(retry)
+        if is_worth_no_retry(error):
+            self.headers["x-should-retry"] = "false"
         await self.answer(status_of(error), body_of(error))
 
     async def begin(self, status: int, headers: Mapping[str, str]) -> None:

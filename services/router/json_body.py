@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,7 +13,7 @@ from services.common.errors import InvalidArgument
 MAX_DEPTH = 64
 MAX_KEYS = 20_000
 MAX_BRACKETS = 1 << 18
-"""Lists and objects, counted before parsing; brackets within strings count too."""
+"""Arrays and objects, counted before parsing; brackets within strings count too."""
 MAX_NUMBER_CHARS = 64
 _SHOWN_CHARS = 40
 
@@ -29,7 +30,10 @@ def parse_object(body: bytes) -> dict[str, Any]:
             raise InvalidArgument(f"over {MAX_KEYS} keys", field="body")
         found = dict(pairs)
         if len(found) != len(pairs):
-            raise InvalidArgument("a key occurs twice in one object", field="body")
+            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+            raise InvalidArgument(
+                f"the key {shown(twice)} occurs twice in one object", field="body"
+            )
         return found
 
     if body.count(b"[") + body.count(b"{") > MAX_BRACKETS:
@@ -51,7 +55,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     except RecursionError:
         raise InvalidArgument(f"the body is nested over {MAX_DEPTH} deep", field="body") from None
     if not isinstance(value, dict):
-        raise InvalidArgument("the body must be a JSON object", field="body")
+        raise InvalidArgument(f"the body must be an object, not {shown(value)}", field="body")
     _check(value)
     return value
 
@@ -63,14 +67,19 @@ def _constant(text: str) -> Any:
 def _float(text: str) -> float:
     value = float(text) if len(text) <= MAX_NUMBER_CHARS else math.inf
     if not math.isfinite(value):
-        raise InvalidArgument("a number is too large or too long", field="body")
+        raise _too_long(text)
     return value
 
 
 def _int(text: str) -> int:
     if len(text) > MAX_NUMBER_CHARS:
-        raise InvalidArgument("a number is too large or too long", field="body")
+        raise _too_long(text)
     return int(text)
+
+
+def _too_long(text: str) -> InvalidArgument:
+    begun = text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "…"
+    return InvalidArgument(f"the number {begun} is too large or too long", field="body")
 
 
 def _check(root: dict[str, Any]) -> None:
@@ -101,7 +110,26 @@ def _check_texts(texts: Iterable[str]) -> None:
             raise InvalidArgument("the body holds a lone surrogate", field="body") from None
 
 
-def shown(value: Any) -> str:
-    """A value as an error may echo it."""
-    text = json.dumps(value) if isinstance(value, (str, int, float)) else type(value).__name__
+def kind_of(value: Any) -> str:
+    """A value's type in JSON's words, with integers apart from other numbers."""
+    return _KINDS[type(value)]
+
+
+_KINDS: dict[type, str] = {
+    type(None): "null",
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    str: "string",
+    list: "array",
+    dict: "object",
+}
+
+
+def shown(value: Any, *, whole: bool = False) -> str:
+    """A value as an error may echo it: of an array or object only that it is one, unless it is one
+    of ours."""
+    if isinstance(value, (list, dict)) and not whole:
+        return f"an {kind_of(value)}" if value else f"an empty {kind_of(value)}"
+    text = json.dumps(value)
     return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "…"

@@ -16,6 +16,7 @@ from services.common.exchange import (
     GenerationState,
     GenerationView,
     Grant,
+    LeaveReason,
     Phase,
     Progress,
     ResumeQuestion,
@@ -36,6 +37,11 @@ _CLOSE_REASONS: dict[int, CloseReason] = {
     engine_pb2.CLOSE_REASON_DIVERGED: CloseReason.DIVERGED,
     engine_pb2.CLOSE_REASON_DISSOLVED: CloseReason.DISSOLVED,
     engine_pb2.CLOSE_REASON_FENCED: CloseReason.FENCED,
+}
+_LEAVE_REASONS = {
+    LeaveReason.SILENT: controller_pb2.LEAVE_REASON_SILENT,
+    LeaveReason.UNREACHABLE: controller_pb2.LEAVE_REASON_UNREACHABLE,
+    LeaveReason.REFUSED: controller_pb2.LEAVE_REASON_REFUSED,
 }
 _STATES: dict[int, GenerationState] = {
     controller_pb2.GENERATION_STATE_OPEN: GenerationState.OPEN,
@@ -87,6 +93,11 @@ def question_to(question: ResumeQuestion) -> controller_pb2.ResumeRequest:
         request=None if question.request is None else wire.request_to(question.request),
         held=wire.spans_to(question.held),
         left_formation_id=question.left_formation_id,
+        reason=(
+            controller_pb2.LEAVE_REASON_UNSPECIFIED
+            if question.reason is None
+            else _LEAVE_REASONS[question.reason]
+        ),
     )
 
 

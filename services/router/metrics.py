@@ -8,6 +8,7 @@ REQUESTS = Counter("shunt_router_requests", "HTTP answers", ["route", "status"])
 STREAMS = Gauge("shunt_router_streams", "Generations followed now")
 TOKENS = Counter("shunt_router_tokens", "Tokens received for readers")
 RESUMES = Counter("shunt_router_resumes", "Questions for the next epoch")
+JOINED = Counter("shunt_router_joined", "Retries that went on with what their first ask began")
 MOVES = Counter("shunt_router_moves", "Epochs granted to generations that ended here")
 FAILED = Counter(
     "shunt_router_failed", "Streams that ended in an error that no reader asked for", ["kind"]

@@ -13,13 +13,8 @@ from services.common import wire
 from services.common.errors import DataLoss, FailedPrecondition
 from services.common.generation import ModelRef
 from services.common.statuses import from_rpc_error
+from services.model.text import FILES
 
-WANTED = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "generation_config.json",
-    "chat_template.jinja",
-)
 _READ_BYTES = 8 << 20
 
 
@@ -30,16 +25,6 @@ class ModelFiles:
     ref: ModelRef
     config: dict[str, Any]
     files: dict[str, bytes]
-
-    def json(self, name: str) -> dict[str, Any]:
-        """A file as a JSON object; empty where there is none. Raises FailedPrecondition."""
-        try:
-            value = json.loads(self.files.get(name, b"{}"))
-        except (ValueError, RecursionError) as error:
-            raise FailedPrecondition(f"{name} is not JSON") from error
-        if not isinstance(value, dict):
-            raise FailedPrecondition(f"{name} is not a JSON object")
-        return value
 
 
 class TensorStore:
@@ -60,7 +45,7 @@ class TensorStore:
             files = {
                 name: await self._read(name, entry["digest"], entry["size"])
                 for name, entry in manifest["files"].items()
-                if name in WANTED
+                if name in FILES
             }
             config = manifest["config"]
         except grpc.RpcError as error:

@@ -9,7 +9,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from services.common import logs, wire
@@ -17,7 +17,7 @@ from services.common.errors import (
     AlreadyExists,
     DataLoss,
     DeadlineExceeded,
-    FailedPrecondition,
+    ModelUnusable,
     NotFound,
     OutOfRange,
     ResourceExhausted,
@@ -26,6 +26,7 @@ from services.common.errors import (
 )
 from services.common.exchange import GenerationView, Route
 from services.common.generation import CancelReason, GenerationRequest, ModelRef
+from services.common.message_sizes import check_generation_fits, most_tokens
 from services.router import metrics
 from services.router.actions import SendCancel
 from services.router.ask import Ask, Drawn, ModelFacts
@@ -33,7 +34,8 @@ from services.router.balancer import Balancer
 from services.router.cancels import Cancels
 from services.router.catalogue import Catalogue
 from services.router.controller import Controller
-from services.router.follower import Follower, FollowerSettings
+from services.router.follower import Follower
+from services.router.follower_settings import FollowerSettings
 from services.router.heads import Heads
 from services.router.model import Model
 from services.router.session import Session
@@ -41,7 +43,8 @@ from services.router.settings import RouterSettings
 from services.router.transcript import Position, Transcript
 
 _log = logging.getLogger(__name__)
-TICK_S = 0.05
+TICK_S = 0.25
+PRELOAD_AGAIN_S = 1.0
 LONG_PROMPT_BYTES = 4096
 LONG_CONVERSATION = 64
 """What is longer than either is rendered and tokenised beside the event loop."""
@@ -68,9 +71,10 @@ class Router:
         self._sessions: set[Session] = set()
         self._starting = 0
         self._routes_changed = asyncio.Event()
+        self._unusable = ""
         self._fewer = asyncio.Event()
         """Set when somebody is served no longer."""
-        self._leaving = False
+        self._leaving = self._refusing = False
         self.stopping = False
 
     async def run(self) -> None:
@@ -82,11 +86,16 @@ class Router:
                 self._controller.watch_routes(self.settings.router_id, self.update_routes)
             )
 
-    def update_routes(self, routes: Sequence[Route]) -> None:
-        """Replaces the routes."""
-        self._balancer.update(routes)
+    def update_routes(
+        self, routes: Sequence[Route], handing_over: Sequence[str] = (), unusable: str = ""
+    ) -> None:
+        """Replaces the routes; readers of a head that serves no more hear of it at once.
+        `unusable` is why there never will be any."""
+        self._unusable = unusable
+        self._balancer.update(routes, handing_over)
         self.catalogue.update(routes)
         self._wake_waiting()
+        self._tick_sessions()
 
     def _wake_waiting(self) -> None:
         self._routes_changed.set()
@@ -95,27 +104,43 @@ class Router:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            now_s = time.monotonic()
-            for session in list(self._sessions):
-                session.tick(now_s, self.settings.comment_s, self.settings.write_timeout_s)
+            self._tick_sessions()
+
+    def _tick_sessions(self) -> None:
+        now_s = time.monotonic()
+        for session in list(self._sessions):
+            session.tick(now_s, self.settings.comment_s, self.settings.write_timeout_s)
 
     async def _preload(self) -> None:
         while True:
             changed = self._routes_changed
-            await self.catalogue.preload()
-            await changed.wait()
+            again_s = None if await self.catalogue.preload() else PRELOAD_AGAIN_S
+            with suppress(TimeoutError):
+                async with asyncio.timeout(again_s):
+                    await changed.wait()
 
     @property
     def ready(self) -> bool:
         """New requests are welcome, and some pipeline takes them."""
-        return not self.why_not_ready
+        return self.why_not_ready is None
 
     @property
-    def why_not_ready(self) -> str:
-        """Empty when it is ready."""
+    def why_not_ready(self) -> ShuntError | None:
+        """What it would be refused with; None when it is ready."""
         if self._leaving or self.stopping:
-            return "this router stops"
-        return "" if self._balancer.models() else "no pipeline is ready"
+            return Unavailable("this router stops")
+        routes = self._balancer.models()
+        if not routes:
+            return self._no_pipeline
+        reasons = [self.catalogue.why_not(route.model) for route in routes]
+        return None if None in reasons else reasons[0]
+
+    @property
+    def _no_pipeline(self) -> ShuntError:
+        if self._unusable:
+            message = f"no pipeline can run the model: {self._unusable}"
+            return ModelUnusable(message, field="model")
+        return Unavailable("no pipeline is ready", retry_after_s=5.0)
 
     @property
     def streams(self) -> int:
@@ -127,14 +152,15 @@ class Router:
         return self._balancer.models()
 
     async def generate(self, ask: Ask) -> Session:
-        """Starts a generation, or joins the one of that name if it is the same.
+        """Starts a generation, or joins the one of that name if it is the same, or the one that
+        the client's first ask began.
 
         Raises InvalidArgument, NotFound, AlreadyExists, ResourceExhausted, Unavailable.
         """
         asked_s = time.monotonic()
         ask.check(self.settings.max_choices)
         with self._admitted():
-            view = await self._named(ask.generation_id) if ask.generation_id else None
+            view = await self._begun_before(ask)
             if view is not None:
                 return await self._join(ask, view)
             model = await self._model(ask.model)
@@ -160,13 +186,27 @@ class Router:
             prompt_ids = await _to_its_end(asyncio.create_task(made))
         else:
             prompt_ids = model.prompt_ids(ask, drawn.created_unix_s)
-        return ask.resolve(facts, prompt_ids, drawn)
+        request = ask.resolve(facts, prompt_ids, drawn)
+        limit_bytes = self.settings.max_message_bytes
+        if ask.max_tokens is None:  # what fits is the model's default, as what the context holds
+            most = max(1, min(request.sampling.max_tokens, most_tokens(request, limit_bytes)))
+            request = replace(request, sampling=replace(request.sampling, max_tokens=most))
+        check_generation_fits(request, limit_bytes)
+        return request
 
-    async def _named(self, generation_id: str) -> GenerationView | None:
+    async def _begun_before(self, ask: Ask) -> GenerationView | None:
         try:
-            return await self._controller.generation(generation_id)
+            if ask.generation_id:
+                return await self._controller.generation(ask.generation_id)
+            if ask.is_retry:
+                return await self._controller.claim(ask.digest)
         except NotFound:
             return None
+        except (Unavailable, DeadlineExceeded):
+            if ask.generation_id:
+                raise
+            return None  # rather a second generation than no answer
+        return None
 
     async def _join(self, ask: Ask, view: GenerationView) -> Session:
         """Asking twice is asking once: what the first ask left to chance, to the clock and to the
@@ -175,6 +215,15 @@ class Router:
         if held.model.model_id != ask.model:
             raise AlreadyExists("another request has this id", field="generation_id")
         model = await self._load(held.model)
+        if ask.generation_id:
+            await self._check_same(ask, held, model)
+        metrics.JOINED.inc()
+        session = self._session(held, model, None)
+        session.rejoin(view)
+        return session
+
+    async def _check_same(self, ask: Ask, held: GenerationRequest, model: Model) -> None:
+        """Raises AlreadyExists when the ask would be another request than what is held."""
         facts = self._facts(ask.model, model)
         if ask.max_tokens is None:
             positions = len(held.prompt_ids) + held.sampling.max_tokens
@@ -183,9 +232,6 @@ class Router:
         request = await self._resolve(ask, model, facts, drawn)
         if replace(request, numerics_class=held.numerics_class) != held:
             raise AlreadyExists("another request has this id", field="generation_id")
-        session = self._session(held, model, None)
-        session.rejoin(view)
-        return session
 
     async def resume(self, generation_id: str, after: str | None) -> Session:
         """Goes on behind an event, or from the start; returns once the reader's position is
@@ -238,6 +284,10 @@ class Router:
         """Is not ready any more; whoever asks is served all the same."""
         self._leaving = True
 
+    def refuse(self) -> None:
+        """Sends whoever comes from now on elsewhere."""
+        self._refusing = True
+
     async def idle(self) -> None:
         """Returns when nobody is served."""
         while self._sessions or self._starting:
@@ -257,6 +307,8 @@ class Router:
     def _admitted(self) -> Iterator[None]:
         """Counts a request that has no session yet."""
         self._check_goes_on()
+        if self._refusing:
+            raise Unavailable("this router stops; ask another one")
         if len(self._sessions) + self._starting >= self.settings.max_streams:
             raise ResourceExhausted(f"{self.settings.max_streams} generations are followed already")
         self._starting += 1
@@ -270,10 +322,17 @@ class Router:
         if self.stopping:
             raise Unavailable("this router stops; ask another one")
 
+    def _check_usable(self) -> None:
+        if self._unusable:
+            raise self._no_pipeline
+
     async def _model(self, name: str) -> Model:
         try:
             async with asyncio.timeout(self.settings.route_wait_s):
-                await self.catalogue.heard.wait()
+                while not self.catalogue.heard:
+                    self._check_goes_on()
+                    self._check_usable()
+                    await self._routes_changed.wait()
                 return await self._load(self.catalogue.current(name))
         except TimeoutError:
             raise Unavailable("no model is ready at this router yet", retry_after_s=5.0) from None
@@ -285,20 +344,21 @@ class Router:
     async def _load(self, ref: ModelRef) -> Model:
         try:
             return await self.catalogue.load(ref)
-        except (NotFound, FailedPrecondition, DataLoss) as error:
-            _log.error("a model cannot be used", extra={"reason": error.message})
-            raise Unavailable("the model's files cannot be used", field="model") from error
+        except (NotFound, DataLoss) as error:
+            _log.error("a model cannot be read", extra={"reason": error.message})
+            raise Unavailable("the model's files cannot be read", field="model") from error
 
     async def _route(self, model_id: str) -> Route:
         """A pipeline for a new generation, waited for if there is none."""
         deadline_s = time.monotonic() + self.settings.route_wait_s
         while (route := self._balancer.pick(model_id)) is None:
             self._check_goes_on()
+            self._check_usable()
             changed, left_s = self._routes_changed, deadline_s - time.monotonic()
             try:
                 await asyncio.wait_for(changed.wait(), max(left_s, 0))
             except TimeoutError:
-                raise Unavailable("no pipeline is ready", retry_after_s=5.0) from None
+                raise self._no_pipeline from None
         return route
 
     async def _view(self, generation_id: str) -> GenerationView:
@@ -329,6 +389,7 @@ class Router:
             FollowerSettings(
                 silence_s=settings.silence_s,
                 progress_s=settings.progress_s,
+                reach_s=settings.reach_s,
                 recover_s=settings.recover_s,
                 resume_timeout_s=settings.resume_timeout_s,
             ),

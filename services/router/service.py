@@ -51,7 +51,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         with telemetry.entry("router/Generate") as span, _told("Generate") as facts:
             with self._budgeted(request):
                 session = await self._router.generate(ask_from(request))
-            session.resumable = bool(request.generation_id)
+                session.resumable = bool(request.generation_id)
             span.set_attribute("shunt.generation_id", session.generation_id)
             _close_with(context, session)
             async for event in _events(session, facts):

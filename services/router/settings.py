@@ -56,7 +56,11 @@ class RouterSettings(ServiceSettings):
     is a status."""
 
     silence_s: float = Field(default=0.5, gt=0)
+    """Of a head that the controller lists no more: its readers leave it."""
     progress_s: float = Field(default=5.0, gt=0)
+    """The same for steps."""
+    reach_s: float = Field(default=6.0, ge=5)
+    """Of a head that is listed: its readers attach again, and after as long again leave it."""
     recover_s: float = Field(default=60.0, gt=0)
     resume_timeout_s: float = Field(default=10.0, gt=0)
     control_timeout_s: float = Field(default=5.0, gt=0)

@@ -10,8 +10,13 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterable
 
-from services.common.generation import FinishReason, GenerationRequest, finish_at
-from services.model.vocabulary import Vocabulary
+from services.common.generation import (
+    FinishReason,
+    GenerationKind,
+    GenerationRequest,
+    finish_at,
+)
+from services.model.vocabulary import Pieces, Vocabulary
 
 
 class StopString:
@@ -51,12 +56,11 @@ class ChoiceText:
     """The text of one choice as its ids come in."""
 
     __slots__ = (
-        "_at_start",
         "_decoder",
         "_held",
+        "_pieces",
         "_request",
         "_stops",
-        "_vocabulary",
         "count",
         "finish",
         "offsets",
@@ -72,11 +76,12 @@ class ChoiceText:
         self.offsets: list[int] = [0]
         """Characters known before each id, kept when log probabilities were asked for."""
         self._request = request
-        self._vocabulary = vocabulary
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        # What a model continues reads on; what it answers is a text of its own.
+        continued = request.prompt_ids if request.kind is GenerationKind.COMPLETION else ()
+        self._pieces = Pieces(vocabulary, continued)
+        self._decoder = codecs.getincrementaldecoder("utf-8")(vocabulary.errors)
         self._stops = [StopString(text) for text in request.stop_strings]
         self._held = ""
-        self._at_start = vocabulary.strips_first_space
 
     def feed(self, ids: Iterable[int]) -> str:
         """Takes the next ids and returns the text they bring to light; ids behind the end count
@@ -91,10 +96,7 @@ class ChoiceText:
     def _one(self, token_id: int) -> str:
         reason = finish_at(self._request, self.count, token_id)
         self.count += 1
-        piece = b"" if reason is FinishReason.STOP else self._vocabulary.piece(token_id)
-        if self._at_start and piece:
-            self._at_start = False
-            piece = piece.removeprefix(b" ")
+        piece = b"" if reason is FinishReason.STOP else self._pieces.take(token_id)
         text = self._decoder.decode(piece, final=reason is not None)
         if self._request.sampling.top_logprobs is not None:
             self.offsets.append(self.offsets[-1] + len(text))

@@ -8,27 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from services.common.errors import InvalidArgument
+from services.model.check import check_model
+from services.model.config import ModelConfig
+from services.model.tensors import check_tensors
 from services.tensorstore.dtypes import item_bytes
-from services.tensorstore.tiling import EMBEDDING, FINAL_NORM, LM_HEAD, Tiling, place
 
-ARCHITECTURES = (
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-)
 CONFIG_LIMIT_BYTES = 4 << 20
-_NEEDED = (
-    "input_layernorm.weight",
-    "self_attn.q_proj.weight",
-    "self_attn.k_proj.weight",
-    "self_attn.v_proj.weight",
-    "self_attn.o_proj.weight",
-    "post_attention_layernorm.weight",
-    "mlp.gate_proj.weight",
-    "mlp.up_proj.weight",
-    "mlp.down_proj.weight",
-)
 
 
 @dataclass(frozen=True)
@@ -70,36 +55,12 @@ class Checkpoint(Protocol):
     def close(self) -> None: ...
 
 
-def check(checkpoint: Checkpoint) -> Tiling:
-    """Raises InvalidArgument unless the tensors are a whole model of a family the store knows."""
-    config, tensors = checkpoint.config, checkpoint.tensors
-    _check_config(config)
-    names = config.get("architectures")
-    if not isinstance(names, list) or not any(name in ARCHITECTURES for name in names):
-        raise InvalidArgument(
-            f"architectures must name one of {', '.join(ARCHITECTURES)}", field="architectures"
-        )
-    tiling = Tiling.of_config(config)
-    needed = [EMBEDDING, FINAL_NORM]
-    if not is_tied(config):
-        needed.append(LM_HEAD)
-    needed += [f"model.layers.{n}.{part}" for n in range(tiling.layers) for part in _NEEDED]
-    for name in needed:
-        if name not in tensors:
-            raise InvalidArgument(f"tensor {name} is missing", field="tensors")
-    for tensor in tensors.values():
-        where = place(tensor.name, tiling.layers)
-        if where.axis == 1 and len(tensor.shape) != 2:
-            raise InvalidArgument(
-                f"{tensor.name} of shape {list(tensor.shape)} is no matrix", field="shape"
-            )
-        if where.unit is not None and tensor.shape[where.axis] % tiling.units(where.unit):
-            raise InvalidArgument(
-                f"{tensor.name} of shape {list(tensor.shape)} is not made of"
-                f" {tiling.units(where.unit)} {where.unit} along axis {where.axis}",
-                field="shape",
-            )
-    return tiling
+def check(checkpoint: Checkpoint) -> ModelConfig:
+    """The model's config. Raises InvalidArgument unless files and tensors are a model to serve."""
+    config = check_model(checkpoint.config, checkpoint.files)
+    _check_config(checkpoint.config)
+    check_tensors(config, checkpoint.tensors)
+    return config
 
 
 def _check_config(config: Mapping[str, Any]) -> None:
@@ -110,8 +71,3 @@ def _check_config(config: Mapping[str, Any]) -> None:
         raise InvalidArgument(f"config: {ascii(str(error))[:120]}", field="config") from None
     if len(text) > CONFIG_LIMIT_BYTES:
         raise InvalidArgument(f"config has more than {CONFIG_LIMIT_BYTES} bytes", field="config")
-
-
-def is_tied(config: Mapping[str, Any]) -> bool:
-    """Whether the lm_head is the embedding."""
-    return config.get("tie_word_embeddings") is True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from services.common.errors import InvalidArgument
 
-ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1}
+ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1, "F8_E5M2": 1}
 
 TORCH_NAMES = {
     "BF16": "bfloat16",
@@ -12,7 +12,6 @@ TORCH_NAMES = {
     "F32": "float32",
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",
-    "I8": "int8",
 }
 
 

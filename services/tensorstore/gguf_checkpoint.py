@@ -13,6 +13,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from services.common.errors import InvalidArgument
+from services.model.check import check_model
 from services.tensorstore import gguf_config, gguf_set, gguf_tensors, gguf_tokenizer
 from services.tensorstore.checkpoint import SourceTensor
 from services.tensorstore.gguf_file import GgufTensor
@@ -67,7 +68,11 @@ class GgufCheckpoint:
             embedding.shape[0],
             None if factors is None else self._values(factors),
         ) | gguf_tensors.flags_of(family, tensors)
-        expected = gguf_tensors.expected(family, config, tensors)
+        tokenizer = gguf_tokenizer.read(metadata, config["vocab_size"])
+        metadata.refuse_rest()
+        self.config, self.files = config | tokenizer.ids, tokenizer.files
+        model = check_model(self.config, self.files)
+        expected = gguf_tensors.expected(family, model, tensors)
         for name, wanted in expected.items():
             if tensors[name].shape != wanted.shape:
                 raise InvalidArgument(
@@ -75,9 +80,6 @@ class GgufCheckpoint:
                     f" {list(wanted.shape)}",
                     field="shape",
                 )
-        tokenizer = gguf_tokenizer.read(metadata, config["vocab_size"])
-        metadata.refuse_rest()
-        self.config, self.files = config | tokenizer.ids, tokenizer.files
         return expected
 
     def read_rows(self, name: str, first: int, last: int, into: memoryview) -> None:

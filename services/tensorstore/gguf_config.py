@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from services.model.config import MAX_LAYERS
 from services.tensorstore.gguf_metadata import Metadata, refuse
 from services.tensorstore.gguf_rope import rope_parameters
-from services.tensorstore.tiling import MAX_LAYERS
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,6 @@ class Family:
     model_type: str
     permuted: bool = False
     """llama.cpp keeps the rows of Q and K in another order, for its own rotary embedding."""
-    qk_norm: bool = False
-    qkv_bias: bool = False
-    """Queries, keys and values always have a bias."""
     optional_bias: bool = False
     """The config says whether attention has biases, and whether the feed-forward layer has."""
     rope_freqs: bool = False
@@ -40,8 +37,8 @@ FAMILIES = {
             optional_bias=True,
             rope_freqs=True,
         ),
-        Family("qwen2", "Qwen2ForCausalLM", "qwen2", qkv_bias=True),
-        Family("qwen3", "Qwen3ForCausalLM", "qwen3", qk_norm=True),
+        Family("qwen2", "Qwen2ForCausalLM", "qwen2"),
+        Family("qwen3", "Qwen3ForCausalLM", "qwen3"),
     )
 }
 # What these may say without changing anything; llama.cpp's own defaults.

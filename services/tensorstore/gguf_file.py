@@ -55,8 +55,9 @@ class GgufHeader:
 
 def read_header(path: Path, within: Path | None = None) -> GgufHeader:
     """The header of a file; raises InvalidArgument for a malformed one."""
+    descriptor = open_file(path, within)
     try:
-        with os.fdopen(open_file(path, within), "rb") as file:
+        with os.fdopen(descriptor, "rb") as file:
             return _Parser(file).header()
     except OSError as error:
         raise translate(error) from None

@@ -24,6 +24,8 @@ def rope_parameters(
     by, if the file has one. Raises InvalidArgument for what no config can say."""
     theta = metadata.number(f"{family}.rope.freq_base", 10000.0)
     scaling = _scaling(metadata, family, context)
+    if factors is not None and len(factors) != head_dim // 2:
+        raise InvalidArgument(f"{ROPE_FREQS} has {len(factors)} factors", field=ROPE_FREQS)
     if factors is not None and not np.all(factors == 1.0):
         if scaling:
             raise refuse(f"{family}.rope.scaling.type", f"stands beside {ROPE_FREQS}")

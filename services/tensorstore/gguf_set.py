@@ -47,10 +47,10 @@ def read_set(path: Path, within: Path | None = None) -> GgufSet:
                 )
             tensors[name], part_of[name] = tensor, number
     declared = headers[0].metadata.get(_TENSORS)
-    if len(paths) > 1 and declared not in (None, len(tensors)):
+    if declared not in (None, len(tensors)):
         raise InvalidArgument(
-            f"{paths[0].name}: {_TENSORS}: says {ascii(declared)[:20]}, the {len(paths)} parts"
-            f" hold {len(tensors)}",
+            f"{paths[0].name}: {_TENSORS}: says {ascii(declared)[:20]}, the"
+            f" {len(paths)} of the set hold {len(tensors)}",
             field=_TENSORS,
         )
     return GgufSet(tuple(paths), headers[0].metadata, tensors, part_of)

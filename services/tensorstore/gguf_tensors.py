@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 from services.common.errors import InvalidArgument
+from services.model.config import ModelConfig
+from services.model.tensors import EMBEDDING, FINAL_NORM, LM_HEAD, stage_shapes
 from services.tensorstore.gguf_config import Family
 from services.tensorstore.gguf_rope import ROPE_FREQS
-from services.tensorstore.tiling import EMBEDDING, FINAL_NORM, LM_HEAD
 
 TOKEN_EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
-_WHOLE = {TOKEN_EMBEDDING: EMBEDDING, "output_norm.weight": FINAL_NORM, OUTPUT: LM_HEAD}
+_WHOLE = {EMBEDDING: TOKEN_EMBEDDING, FINAL_NORM: "output_norm.weight", LM_HEAD: OUTPUT}
 _PARTS = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
 }
-_QK_NORMS = ("attn_q_norm", "attn_k_norm")
-_QKV = ("attn_q", "attn_k", "attn_v")
 _OPTIONAL_BIASES = {
-    "attention_bias": (*_QKV, "attn_output"),
-    "mlp_bias": ("ffn_gate", "ffn_up", "ffn_down"),
+    "attention_bias": (".attn_q.bias", ".attn_k.bias", ".attn_v.bias", ".attn_output.bias"),
+    "mlp_bias": (".ffn_gate.bias", ".ffn_up.bias", ".ffn_down.bias"),
 }
 
 
@@ -40,68 +38,39 @@ class Expected:
 
     hf_name: str
     shape: tuple[int, ...]
-    heads: int = 0
+    heads: int
     """Into how many heads its rows are reordered; 0 for one whose rows stay."""
 
 
 def flags_of(family: Family, names: Collection[str]) -> dict[str, bool]:
     """What the config says of optional tensors, by which are there."""
     flags = {"tie_word_embeddings": OUTPUT not in names}
-    for flag, parts in _OPTIONAL_BIASES.items():
-        flags[flag] = family.optional_bias and any(
-            name.endswith(tuple(f".{part}.bias" for part in parts)) for name in names
-        )
+    for flag, endings in _OPTIONAL_BIASES.items() if family.optional_bias else ():
+        flags[flag] = any(name.endswith(endings) for name in names)
     return flags
 
 
-def expected(
-    family: Family, config: Mapping[str, Any], names: Collection[str]
-) -> dict[str, Expected]:
+def expected(family: Family, config: ModelConfig, names: Collection[str]) -> dict[str, Expected]:
     """The model's tensors by llama.cpp's names. Raises InvalidArgument naming one that is missing
     or that no engine would read."""
-    found = dict(_expected(family, config))
-    for name in found:
+    reordered = {"attn_q": config.heads, "attn_k": config.kv_heads} if family.permuted else {}
+    found: dict[str, Expected] = {}
+    for hf_name, shape in stage_shapes(config, range(config.layer_count)).items():
+        name = _WHOLE.get(hf_name) or _layer_name(hf_name)
+        found[name] = Expected(hf_name, shape, reordered.get(name.split(".")[-2], 0))
         if name not in names:
             raise InvalidArgument(f"tensor {name} is missing", field="tensors")
     for name in names:
         if name not in found and not (name == ROPE_FREQS and family.rope_freqs):
             raise InvalidArgument(
                 f"tensor {ascii(name)[:80]} is not part of a {family.architecture}"
-                f" of {config['num_hidden_layers']} layers",
+                f" of {config.layer_count} layers",
                 field="tensors",
             )
     return found
 
 
-def _expected(family: Family, config: Mapping[str, Any]) -> Iterator[tuple[str, Expected]]:
-    hidden, rows = config["hidden_size"], config["intermediate_size"]
-    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    query, keys = heads * config["head_dim"], kv_heads * config["head_dim"]
-    shapes: dict[str, tuple[int, ...]] = {
-        "attn_norm": (hidden,),
-        "attn_q": (query, hidden),
-        "attn_k": (keys, hidden),
-        "attn_v": (keys, hidden),
-        "attn_output": (hidden, query),
-        "ffn_norm": (hidden,),
-        "ffn_gate": (rows, hidden),
-        "ffn_up": (rows, hidden),
-        "ffn_down": (hidden, rows),
-    }
-    if family.qk_norm:
-        shapes |= dict.fromkeys(_QK_NORMS, (config["head_dim"],))
-    biased = set(_QKV) if family.qkv_bias else set()
-    for flag, parts in _OPTIONAL_BIASES.items():
-        biased.update(parts if config[flag] else ())
-    reordered = {"attn_q": heads, "attn_k": kv_heads} if family.permuted else {}
-    vocabulary = config["vocab_size"]
-    yield TOKEN_EMBEDDING, Expected(EMBEDDING, (vocabulary, hidden))
-    for layer in range(config["num_hidden_layers"]):
-        for part, shape in shapes.items():
-            name, cut = f"model.layers.{layer}.{_PARTS[part]}", reordered.get(part, 0)
-            yield f"blk.{layer}.{part}.weight", Expected(f"{name}.weight", shape, cut)
-            if part in biased:
-                yield f"blk.{layer}.{part}.bias", Expected(f"{name}.bias", shape[:1], cut)
-    yield "output_norm.weight", Expected(FINAL_NORM, (hidden,))
-    if not config["tie_word_embeddings"]:
-        yield OUTPUT, Expected(LM_HEAD, (vocabulary, hidden))
+def _layer_name(hf_name: str) -> str:
+    _, _, layer, rest = hf_name.split(".", 3)
+    part, _, kind = rest.rpartition(".")
+    return f"blk.{layer}.{_PARTS[part]}.{kind}"

@@ -44,7 +44,7 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
-class _Splitting:
+class Splitting:
     """What `tokenizer.ggml.pre` stands for."""
 
     pattern: str | None = None  # GPT-2's
@@ -55,26 +55,26 @@ class _Splitting:
     adds_bos: bool = False
 
 
-_GPT2_STYLE = _Splitting()
-_SMOLLM_STYLE = _Splitting(digits=True)
-_LLAMA3_STYLE = _Splitting(_LLAMA3, ignore_merges=True, adds_bos=True)
-_QWEN2_STYLE = _Splitting(_QWEN2, nfc=True)
-_SPLITTINGS = {
-    "dbrx": _Splitting(_LLAMA3),
-    "deepseek-r1-qwen": _Splitting(_QWEN2),
+_GPT2_STYLE = Splitting()
+_SMOLLM_STYLE = Splitting(digits=True)
+_LLAMA3_STYLE = Splitting(_LLAMA3, ignore_merges=True, adds_bos=True)
+_QWEN2_STYLE = Splitting(_QWEN2, nfc=True)
+SPLITTINGS = {
+    "dbrx": Splitting(_LLAMA3),
+    "deepseek-r1-qwen": Splitting(_QWEN2),
     "default": _GPT2_STYLE,
     "falcon3": _LLAMA3_STYLE,
     "gpt-2": _GPT2_STYLE,
-    "gpt-4o": _Splitting(_GPT4O),
+    "gpt-4o": Splitting(_GPT4O),
     "llama-bpe": _LLAMA3_STYLE,
     "llama-v3": _LLAMA3_STYLE,
     "llama3": _LLAMA3_STYLE,
     "qwen2": _QWEN2_STYLE,
     "refact": _SMOLLM_STYLE,
-    "smaug-bpe": _Splitting(_LLAMA3),
+    "smaug-bpe": Splitting(_LLAMA3),
     "smollm": _SMOLLM_STYLE,
     "starcoder": _SMOLLM_STYLE,
-    "tekken": _Splitting(_TEKKEN, ignore_merges=True, adds_bos=True),
+    "tekken": Splitting(_TEKKEN, ignore_merges=True, adds_bos=True),
 }
 
 
@@ -83,9 +83,9 @@ def byte_level(metadata: Metadata, tokens: list[str], kinds: list[int]) -> Vocab
     name = metadata.text("tokenizer.ggml.pre")
     if name is None:
         raise refuse("tokenizer.ggml.pre", "is missing, so how a text is split is not known")
-    if name not in _SPLITTINGS:
+    if name not in SPLITTINGS:
         raise refuse("tokenizer.ggml.pre", f"{ascii(name)[:40]} is not known")
-    splitting = _SPLITTINGS[name]
+    splitting = SPLITTINGS[name]
     merges = _merges(metadata)
     if merges is None:
         raise refuse("tokenizer.ggml.merges", "is missing")
@@ -100,7 +100,7 @@ def byte_level(metadata: Metadata, tokens: list[str], kinds: list[int]) -> Vocab
     return Vocabulary(tokenizer, tokens, kinds, splitting.adds_bos)
 
 
-def _pre_tokenizers(splitting: _Splitting) -> Iterator[Any]:
+def _pre_tokenizers(splitting: Splitting) -> Iterator[Any]:
     if splitting.digits:
         yield pre_tokenizers.Digits(individual_digits=True)
     if splitting.pattern is not None:

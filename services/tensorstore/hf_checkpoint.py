@@ -37,9 +37,7 @@ class HfCheckpoint:
         lead out of the one given."""
         self._within = within
         read = partial(read_file, limit_bytes=MANIFEST_LIMIT_BYTES, within=within)
-        self.config: Mapping[str, Any] = load_json(
-            read(directory / "config.json"), MANIFEST_LIMIT_BYTES
-        )
+        self.config: Mapping[str, Any] = _read_json(directory / "config.json", read)
         self.files: Mapping[str, bytes] = {
             name: read(directory / name) for name in FILES if (directory / name).is_file()
         }
@@ -78,7 +76,7 @@ def _shards(directory: Path, read: Callable[[Path], bytes]) -> list[Path]:
         if not found:
             raise InvalidArgument("the directory holds no *.safetensors", field="source")
         return found
-    weight_map = load_json(read(index), MANIFEST_LIMIT_BYTES).get("weight_map")
+    weight_map = _read_json(index, read).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InvalidArgument(f"{_INDEX} has no weight_map", field="weight_map")
     names = {check_file_name(name) for name in weight_map.values()}
@@ -87,3 +85,12 @@ def _shards(directory: Path, read: Callable[[Path], bytes]) -> list[Path]:
         if not shard.is_file():
             raise InvalidArgument(f"shard {shard.name} is missing", field="weight_map")
     return shards
+
+
+def _read_json(path: Path, read: Callable[[Path], bytes]) -> dict[str, Any]:
+    try:
+        return load_json(read(path), MANIFEST_LIMIT_BYTES)
+    except InvalidArgument as error:
+        if error.field:
+            raise
+        raise InvalidArgument(f"{path.name}: {error.message}", field=path.name) from None

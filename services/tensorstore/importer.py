@@ -20,8 +20,9 @@ import numpy as np
 from blake3 import blake3
 
 from services.common.errors import InvalidArgument
+from services.model.tensors import EMBEDDING, LM_HEAD
 from services.tensorstore.backend import Backend, digest_of
-from services.tensorstore.checkpoint import Checkpoint, SourceTensor, check, is_tied
+from services.tensorstore.checkpoint import Checkpoint, SourceTensor, check
 from services.tensorstore.directory import translate
 from services.tensorstore.dtypes import item_bytes
 from services.tensorstore.manifest import (
@@ -34,7 +35,7 @@ from services.tensorstore.manifest import (
     parse,
 )
 from services.tensorstore.names import check_file_name, check_model_name
-from services.tensorstore.tiling import EMBEDDING, LM_HEAD, Placement, Tiling, place
+from services.tensorstore.tiling import Placement, Tiling, place
 from services.tensorstore.upkeep import check_present, keep
 
 TILE_BYTES = 8 << 20
@@ -59,8 +60,8 @@ def import_checkpoint(
 ) -> Imported:
     """Stores a checkpoint under a name; a version under that name is replaced in one step."""
     check_model_name(name)
-    tiling = check(checkpoint)
-    tied = is_tied(checkpoint.config)
+    config = check(checkpoint)
+    tiling, tied = Tiling.of_config(config), config.tied_embeddings
     placed = [
         (place(tensor.name, tiling.layers), tensor)
         for tensor in checkpoint.tensors.values()

@@ -14,9 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from services.common.errors import DataLoss, InvalidArgument
+from services.model.config import MAX_LAYERS
+from services.model.fields import SIZE_LIMIT
+from services.model.tensor_parallel import UNITS
 from services.tensorstore.dtypes import ITEM_BYTES
 from services.tensorstore.names import check_digest, check_file_name, is_tensor_name
-from services.tensorstore.tiling import MAX_LAYERS, MAX_UNITS, UNITS, Tiling
+from services.tensorstore.tiling import Tiling
 
 FORMAT, VERSION = "traw", 1
 ALIGNMENT_BYTES = 64
@@ -230,7 +233,7 @@ def _integer(value: Any, low: int, high: int, what: str) -> int:
 
 def _tiling(entry: Any) -> Tiling:
     _fields(entry, _TILING_FIELDS, "tiling")
-    numbers = {key: _integer(entry[key], 1, MAX_UNITS, key) for key in UNITS}
+    numbers = {key: _integer(entry[key], 1, SIZE_LIMIT, key) for key in UNITS}
     if numbers["heads"] % numbers["kv_heads"]:
         raise InvalidArgument("heads must be a multiple of kv_heads", field="kv_heads")
     return Tiling(layers=_integer(entry["layers"], 1, MAX_LAYERS, "layers"), **numbers)

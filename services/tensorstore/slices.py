@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from services.common.errors import InvalidArgument
+from services.model.tensors import EMBEDDING
 from services.tensorstore.manifest import Manifest, Tensor
-from services.tensorstore.tiling import EMBEDDING
 
 
 class TensorSlice(NamedTuple):

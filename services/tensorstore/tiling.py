@@ -9,20 +9,18 @@ transposed. Either way a rank's slice is one contiguous range of bytes.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from services.common.errors import InvalidArgument
-
-HEADS, KV_HEADS, INTERMEDIATE, VOCABULARY = "heads", "kv_heads", "intermediate", "vocabulary"
-UNITS = (HEADS, KV_HEADS, INTERMEDIATE, VOCABULARY)
-MAX_TP_DEGREE = 8
-MAX_LAYERS = 1024
-MAX_UNITS = 1 << 24
-EMBEDDING = "model.embed_tokens.weight"
-FINAL_NORM = "model.norm.weight"
-LM_HEAD = "lm_head.weight"
+from services.model.config import ModelConfig
+from services.model.tensor_parallel import (
+    HEADS,
+    INTERMEDIATE,
+    KV_HEADS,
+    VOCABULARY,
+    TensorParallel,
+)
+from services.model.tensors import EMBEDDING, FINAL_NORM, LM_HEAD
 
 _PARTS: dict[str, tuple[str | None, int]] = {
     "input_layernorm": (None, 0),
@@ -53,94 +51,15 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class Tiling:
-    """Numbers that decide which TP degrees a model can be served at."""
+class Tiling(TensorParallel):
+    """What a stored model's tensors are cut by."""
 
     layers: int
-    heads: int
-    kv_heads: int
-    intermediate: int
-    vocabulary: int
 
     @classmethod
-    def of_config(cls, config: Mapping[str, Any]) -> Tiling:
-        """Reads a Hugging Face config; raises InvalidArgument naming the field that is wrong."""
-        heads = _count(config, "num_attention_heads", MAX_UNITS)
-        has_kv = config.get("num_key_value_heads") is not None
-        kv_heads = _count(config, "num_key_value_heads", MAX_UNITS) if has_kv else heads
-        if heads % kv_heads:
-            raise InvalidArgument(
-                f"{heads} attention heads are not a multiple of {kv_heads} key-value heads",
-                field="num_key_value_heads",
-            )
-        return cls(
-            layers=_count(config, "num_hidden_layers", MAX_LAYERS),
-            heads=heads,
-            kv_heads=kv_heads,
-            intermediate=_count(config, "intermediate_size", MAX_UNITS),
-            vocabulary=_count(config, "vocab_size", MAX_UNITS),
-        )
-
-    def units(self, kind: str) -> int:
-        """How many indivisible units a kind of tensor has."""
-        return int(getattr(self, kind))
-
-    def check_degree(self, degree: int, rank: int = 0) -> None:
-        """Raises InvalidArgument unless every tensor divides by the degree and the rank exists."""
-        if not 1 <= degree <= self.heads:
-            raise InvalidArgument(
-                f"TP degree {degree} is not between 1 and the model's {self.heads} attention heads",
-                field="tp_degree",
-            )
-        for kind, words in _DIVIDED.items():
-            if self.units(kind) % degree:
-                raise InvalidArgument(
-                    f"TP degree {degree} does not divide the model's {self.units(kind)} {words}",
-                    field="tp_degree",
-                )
-        if self.kv_heads % degree and degree % self.kv_heads:
-            raise InvalidArgument(
-                f"TP degree {degree} neither divides the model's {self.kv_heads} key-value heads"
-                " nor is a multiple of them",
-                field="tp_degree",
-            )
-        if not 0 <= rank < degree:
-            raise InvalidArgument(f"rank {rank} is not in 0..{degree - 1}", field="tp_rank")
-
-    def degrees(self) -> tuple[int, ...]:
-        """The degrees up to the tile count that this model can be served at."""
-        possible = []
-        for degree in range(1, MAX_TP_DEGREE + 1):
-            try:
-                self.check_degree(degree)
-            except InvalidArgument:
-                continue
-            possible.append(degree)
-        return tuple(possible)
-
-    def unit_range(self, kind: str, degree: int, rank: int) -> tuple[int, int]:
-        """The half-open range of units that one rank holds; the degree was checked before."""
-        units = self.units(kind)
-        if units % degree == 0:
-            share = units // degree
-            return rank * share, (rank + 1) * share
-        first = rank * units // degree  # fewer key-value heads than ranks: each is held by several
-        return first, first + 1
-
-    def cuts(self, kind: str) -> tuple[int, ...]:
-        """Every unit at which some rank's slice begins or ends, first and last included."""
-        found = {0, self.units(kind)}
-        for degree in self.degrees():
-            for rank in range(degree):
-                found.update(self.unit_range(kind, degree, rank))
-        return tuple(sorted(found))
-
-
-_DIVIDED = {
-    HEADS: "attention heads",
-    INTERMEDIATE: "feed-forward rows (intermediate_size)",
-    VOCABULARY: "rows of vocabulary",
-}
+    def of_config(cls, config: ModelConfig) -> Tiling:
+        """How a model of this config is cut."""
+        return cls(**asdict(config.tensor_parallel), layers=config.layer_count)
 
 
 def place(name: str, layers: int) -> Placement:
@@ -167,14 +86,6 @@ def place(name: str, layers: int) -> Placement:
             field="tensor",
         )
     raise InvalidArgument(
-        f"tensor {ascii(name)[:120]} is not part of a Llama, Qwen3 or Mistral model"
-        f" of {layers} layers",
+        f"tensor {ascii(name)[:120]} is not part of a model of {layers} layers",
         field="tensor",
     )
-
-
-def _count(config: Mapping[str, Any], key: str, limit: int) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
-        raise InvalidArgument(f"{key} must be an integer from 1 to {limit}", field=key)
-    return value

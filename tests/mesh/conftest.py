@@ -11,6 +11,7 @@ import pytest
 from shuntserve.controller.v1 import controller_pb2_grpc
 
 from bench import mesh as meshes
+from bench import rolling
 from bench.otlp import Receiver
 from services.common import channels
 
@@ -27,7 +28,11 @@ def mesh(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterat
     """One mesh with two routers for all tests; each test leaves it with two ready pipelines."""
     data_dir: Path = tmp_path_factory.mktemp("mesh")
     with asyncio.Runner() as runner:
-        env = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint}
+        env = {
+            **os.environ,
+            **rolling.ENVIRONMENT,
+            "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
+        }
         context = meshes.running(data_dir, routers=2, env=env)
         running = runner.run(context.__aenter__())
         try:

@@ -5,23 +5,9 @@ import time
 from typing import Any
 
 import httpx
-from shuntserve.controller.v1 import controller_pb2
-from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 
 from bench import mesh as meshes
-from services.common import channels
-
-
-async def _stats(controller: Any) -> dict[str, engine_pb2.EngineStats]:
-    status = await controller.GetStatus(controller_pb2.GetStatusRequest(), timeout=5)
-    found = {}
-    for pipeline in status.pipelines:
-        node = next(n for n in status.nodes if n.node_id == pipeline.stages[0].node_id)
-        async with channels.open_channel(node.address) as channel:
-            stub = engine_pb2_grpc.EngineServiceStub(channel)
-            answer = await stub.Describe(engine_pb2.DescribeRequest(), timeout=5)
-            found[pipeline.pipeline_id] = answer.stats
-    return found
+from tests.mesh.head_stats import head_stats
 
 
 async def test_streams_started_apart_are_decoded_together(
@@ -35,7 +21,7 @@ async def test_streams_started_apart_are_decoded_together(
     for body in bodies[1:]:
         expected += await meshes.undisturbed(client, ready.url(), [body])
 
-    before = await _stats(controller)
+    before = await head_stats(controller)
     records = [meshes.StreamRecord() for _ in bodies]
     started = time.monotonic()
     async with asyncio.TaskGroup() as group:
@@ -43,7 +29,7 @@ async def test_streams_started_apart_are_decoded_together(
             group.create_task(meshes.stream_chat(client, ready.url(), body, record))
             await asyncio.sleep(0.1)
     rate = 8 * 160 / (time.monotonic() - started)
-    after = await _stats(controller)
+    after = await head_stats(controller)
 
     for record, wanted in zip(records, expected, strict=True):
         assert record.complete, record.error

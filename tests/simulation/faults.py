@@ -98,6 +98,14 @@ class Faults:
             self.world.clock.after(notice_s, self._kill_if_alive, victim)
         return True
 
+    def tell_to_stop(self, client: Client) -> bool:
+        """SIGTERM; what is told so ends in any case."""
+        victim = self._victim(client, self.random.random() < 0.5)
+        if victim is None or victim.frozen or victim.place is None:
+            return False
+        victim.depart(self.random.choice((0.5, 2.0, 5.0)))
+        return True
+
     def order_kill(self, client: Client) -> bool:
         victim = self._victim(client, self.random.random() < 0.5)
         controller = self.world.controller
@@ -204,6 +212,7 @@ FAULTS: dict[str, tuple[str, Callable[[Faults, Client], bool]]] = {
     "freeze_controller": ("stop", Faults.freeze_controller),
     "notice": ("notice", lambda s, c: s.notice(c, s.random.choice((0.3, 1.5, 4.0)))),
     "long_notice": ("notice", lambda s, c: s.notice(c, 4.0)),
+    "told_to_stop": ("notice", Faults.tell_to_stop),
     "restart_node": ("restart", lambda s, c: s.kill(c, False, restart=True)),
     "crash_controller": ("restart", Faults.crash_controller),
     "change_the_mesh": ("restart", Faults.change_the_mesh),

@@ -9,6 +9,7 @@ HELD = "services/engine/held.py"
 LOSSES = "services/controller/losses.py"
 RECONCILE = "services/controller/reconcile.py"
 LEDGER = "services/controller/ledger.py"
+LIVENESS = "services/controller/liveness.py"
 FOLLOWER = "services/router/follower.py"
 TOKEN_RUN = "services/common/token_run.py"
 GENERATION = "services/common/generation.py"
@@ -22,6 +23,8 @@ class Mistake:
     path: str
     right: str
     wrong: str
+    program: str = "schedules.py"
+    """What must catch it."""
 
 
 MISTAKES = (
@@ -63,8 +66,8 @@ MISTAKES = (
     Mistake(
         "every question gets a new epoch",
         LEDGER,
-        "            if question.last_epoch < entry.epoch:",
-        "            if False:",
+        "        if question.last_epoch < entry.epoch:",
+        "        if False:",
     ),
     Mistake(
         "a cancelled generation goes on",
@@ -104,9 +107,9 @@ MISTAKES = (
     ),
     Mistake(
         "what nobody reads keeps its place",
-        HEAD,
-        "        return [SetUnread(held.key(i), unread) for i, c in choices if c.in_batch]",
-        "        return [SetUnread(held.key(i), False) for i, c in choices if c.in_batch]",
+        HELD,
+        "        said = [SetUnread(self.key(i), unread) for i, c in choices if c.in_batch]",
+        "        said = [SetUnread(self.key(i), False) for i, c in choices if c.in_batch]",
     ),
     Mistake(
         "max_tokens off by one",
@@ -117,8 +120,41 @@ MISTAKES = (
     Mistake(
         "the reader asks without its ids",
         FOLLOWER,
-        "            self.request.generation_id, self.epoch, self.request, held, self._left",
-        "            self.request.generation_id, self.epoch, self.request, (), self._left",
+        "        question = ResumeQuestion(name, epoch, request, held, left, self._reason)",
+        "        question = ResumeQuestion(name, epoch, request, (), left, self._reason)",
+    ),
+    Mistake(
+        "silence of a head is its death",
+        FOLLOWER,
+        "        if serves:\n"
+        "            return self._suspect(now_s) if self._silent_s >= settings.reach_s else []\n"
+        "        silent = self._silent_s >= settings.silence_s\n"
+        "        if silent or self._stepless_s >= settings.progress_s:\n"
+        "            return self._resume(now_s, LeaveReason.SILENT)\n",
+        "        silent = self._silent_s >= settings.silence_s\n"
+        "        if silent or self._stepless_s >= settings.progress_s:\n"
+        "            return self._resume(now_s, LeaveReason.UNREACHABLE)\n",
+        "crowds.py",
+    ),
+    Mistake(
+        "silence of a head is asked about though it serves",
+        FOLLOWER,
+        "        if serves:\n",
+        "        if serves and self._silent_s < settings.silence_s:\n",
+        "crowds.py",
+    ),
+    Mistake(
+        "a late beat is a death",
+        LIVENESS,
+        "    if now_s - head.heard_s >= settings.stall_s:",
+        "    if now_s - head.heard_s >= 0.5:",
+        "crowds.py",
+    ),
+    Mistake(
+        "who hears nothing from a head that serves gets another epoch",
+        LEDGER,
+        "        if question.reason is LeaveReason.SILENT and not holder.stalled:",
+        "        if False:",
     ),
     Mistake(
         "a first launch is tried once",

@@ -75,6 +75,7 @@ class Oracle:
         self.trace: list[str] = []
         self.events: list[tuple[float, str, str]] = []
         """Time, kind and pipeline of the cluster's events."""
+        self.questions = 0
         self.grants: Counter[str] = Counter()
         self.planned: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
@@ -174,6 +175,10 @@ class Oracle:
     @property
     def _now_s(self) -> float:
         return self.world.clock.now_s if self.world is not None else 0.0
+
+    def asked(self, question: ResumeQuestion) -> None:
+        """A reader asks for an epoch."""
+        self.questions += 1
 
     def granted(self, ledger: Ledger, question: ResumeQuestion, outcome: Outcome[Grant]) -> None:
         """The ledger answered a Resume."""
@@ -332,6 +337,13 @@ class Oracle:
             if self.grants[name] > faults + self.planned[name] + client.rejoins:
                 self.fail(9, f"{name}: {self.grants[name]} grants for {faults} faults")
 
+    def check_stillness(self) -> None:
+        """Nothing was lost: nobody moved, nobody asked, nobody was told of an error."""
+        if moved := sum(self.grants.values()):
+            self.fail(9, f"{moved} grants and {self.questions} questions, and nothing was lost")
+        if self.questions or self.errors:
+            self.fail(9, f"{self.questions} questions, {self.errors}, and nothing was lost")
+
     def check_serves(self) -> None:
         """Whatever was lost, or failed to start or load, was replaced."""
         pipelines = self.world.controller.cluster.pipelines_view() if self.world else ()
@@ -360,5 +372,6 @@ class Oracle:
                 self.fail(8, f"{router.name} still follows {router.followings}")
         ledger = world.controller.ledger
         ledger.tick(world.clock.now_s + 1e6)
-        if ledger._entries or ledger._tombstones or ledger._running:
+        left = (ledger._entries, ledger._tombstones, ledger._running, ledger._abandoned)
+        if any(map(len, left)):
             self.fail(8, "the journal forgets nothing")

@@ -7,7 +7,13 @@ from dataclasses import replace
 from random import Random
 
 from services.common.errors import NotFound, ShuntError
-from services.common.exchange import Checkpoint, GenerateCall, Phase, ResumeQuestion
+from services.common.exchange import (
+    Checkpoint,
+    GenerateCall,
+    LeaveReason,
+    Phase,
+    ResumeQuestion,
+)
 from services.common.generation import (
     CancelReason,
     GenerationRequest,
@@ -83,6 +89,7 @@ class Stranger:
                 self._refused(ledger.resume, self._question(name, None, wrong), (), now_s)
             if (entry.lengths, entry.epoch, entry.sealed) != before:
                 self.fail(4, f"a stranger changed {name}")
+        self._hear_nothing()
         unknown = Checkpoint("nobody", 1, "somebody", "elsewhere", None, ())
         if ledger.checkpoint(unknown, "", now_s).reply.refusal is None:
             self.fail(4, "a generation without a request was bound")
@@ -95,6 +102,21 @@ class Stranger:
     ) -> ResumeQuestion:
         return ResumeQuestion(name, 0, request, held)
 
+    def _hear_nothing(self) -> None:
+        """A reader's line is slow, or its router: the head that serves keeps its epoch."""
+        ledger, cluster = self.world.controller.ledger, self.world.controller.cluster
+        heads = {h.route.formation_id: h for h in cluster.heads() if not h.stalled}
+        for name, entry in list(ledger._entries.items()):
+            head = heads.get(entry.formation_id)
+            ended = entry.sealed or entry.finished or name in ledger._tombstones
+            if head is None or head.hands_over or ended:
+                continue
+            left, reason = entry.formation_id, LeaveReason.SILENT
+            question = ResumeQuestion(name, entry.epoch, entry.request, (), left, reason)
+            outcome = ledger.resume(question, cluster.heads(), self.world.clock.now_s)
+            if outcome is None or outcome.records or outcome.reply.epoch != entry.epoch:
+                self.fail(9, f"{name} moves from a head that serves")
+
     def _cluster(self) -> None:
         cluster, now_s = self.world.controller.cluster, self.world.clock.now_s
         layers, loaded = LayerRange(0, 1), Loaded(1, "")
@@ -103,7 +125,7 @@ class Stranger:
             *cluster.node_gone("node-1", "somebody", "rumour", now_s),
             *cluster.load_done("nobody", "", layers, loaded, now_s),
             *cluster.load_done("node-1", "somebody", layers, loaded, now_s),
-            *cluster.load_failed("nobody", "", "rumour", now_s),
+            *cluster.load_failed("nobody", "", "rumour", False, now_s),
             *cluster.formed("elsewhere", now_s),
             *cluster.form_failed("elsewhere", "rumour", now_s),
             *cluster.drained("elsewhere", 1, now_s),

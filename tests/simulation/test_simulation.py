@@ -1,4 +1,5 @@
-"""The production cores under random fault schedules; see schedules.py and oracles.py.
+"""The production cores under random fault schedules and before a crowd; see schedules.py, crowds.py
+and oracles.py.
 
 SHUNT_SIMULATION_SCHEDULES sets how many: 2,400 by default; fewer than 2,000 skip the table's bound.
 """
@@ -12,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from crowds import Crowd
 from faults import ROWS
 from mistakes import MISTAKES, Mistake
 from phases import PHASES
@@ -21,20 +23,28 @@ ROOT = Path(__file__).parents[2]
 SCHEDULES = int(os.environ.get("SHUNT_SIMULATION_SCHEDULES", "2400"))
 LEAST_HITS = 20
 COVERED_SEEDS = 150
-MISTAKE_SEEDS = 300
+MISTAKE_SEEDS = {"schedules.py": 300, "crowds.py": 6}
+CROWDS = 8
 CORES = (
     "services/common/generation.py",
     "services/common/token_run.py",
+    "services/controller/abandoned.py",
     "services/controller/backoff.py",
     "services/controller/cluster.py",
     "services/controller/entry.py",
+    "services/controller/faults.py",
+    "services/controller/granting.py",
     "services/controller/ledger.py",
+    "services/controller/liveness.py",
     "services/controller/losses.py",
     "services/controller/membership.py",
+    "services/controller/notices.py",
     "services/controller/reconcile.py",
+    "services/controller/population.py",
     "services/controller/recovery.py",
     "services/controller/routes.py",
     "services/controller/snapshot.py",
+    "services/engine/checkpoints.py",
     "services/engine/generations.py",
     "services/engine/held.py",
     "services/engine/recent.py",
@@ -43,11 +53,12 @@ CORES = (
 )
 
 
-def run_schedules(*arguments: str, root: Path, tool: tuple[str, ...] = ()) -> tuple[int, str]:
-    """The schedules as a program, over the cores under `root`."""
-    program = str(Path(__file__).parent / "schedules.py")
+def run_seeds(
+    program: str, *arguments: str, root: Path, tool: tuple[str, ...] = ()
+) -> tuple[int, str]:
+    """Schedules or crowds as a program, over the cores under `root`."""
     done = subprocess.run(
-        [sys.executable, *tool, program, *arguments],
+        [sys.executable, *tool, str(Path(__file__).parent / program), *arguments],
         env={**os.environ, "PYTHONPATH": str(root)},
         cwd=root,
         capture_output=True,
@@ -74,6 +85,17 @@ def test_every_invariant_holds_and_every_fault_meets_every_phase() -> None:
     assert SCHEDULES < 2000 or not rare
 
 
+@pytest.mark.timeout(300)
+def test_a_crowd_at_slow_processes_moves_nothing() -> None:
+    for seed in range(CROWDS):
+        crowd = Crowd(seed)
+        try:
+            crowd.run()
+        except Exception as error:
+            error.add_note(f"seed {seed} of the crowds")
+            raise
+
+
 @pytest.mark.parametrize("seed", [3, 8, 103])
 def test_the_same_seed_replays_the_same_events(seed: int) -> None:
     traces = []
@@ -92,7 +114,7 @@ def test_the_simulation_alone_covers_the_branches_of_the_cores(tmp_path: Path) -
     settings = tmp_path / "coverage.ini"
     settings.write_text(f"[run]\nbranch = True\ndata_file = {data}\n")
     tool = ("-m", "coverage", "run", f"--rcfile={settings}", f"--include={include}")
-    code, said = run_schedules("10000", str(COVERED_SEEDS), "1", root=ROOT, tool=tool)
+    code, said = run_seeds("schedules.py", "10000", str(COVERED_SEEDS), "1", root=ROOT, tool=tool)
     assert code == 0, said
     report = tmp_path / "report.json"
     ask = [sys.executable, "-m", "coverage", "json", f"--rcfile={settings}", "-o", str(report)]
@@ -113,7 +135,9 @@ def test_each_seeded_mistake_is_caught(mistake: Mistake, tmp_path: Path) -> None
     text = core.read_text()
     assert text.count(mistake.right) == 1
     core.write_text(text.replace(mistake.right, mistake.wrong))
-    code, said = run_schedules("0", str(MISTAKE_SEEDS), "1", root=tmp_path)
+    seeds = str(MISTAKE_SEEDS[mistake.program])
+    code, said = run_seeds(mistake.program, "0", seeds, "1", root=tmp_path)
     assert code == 1, said
-    print(f"\n{mistake.name}: {said.splitlines()[0]}")
-    assert ": Violation: " in said, said
+    caught = [line for line in said.splitlines() if ": Violation: " in line]
+    assert caught, said
+    print(f"\n{mistake.name}: {caught[0]}")

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from services.engine.backend import BLOCK_SIZE
 from services.engine.native.arithmetic import Arithmetic, Span
-from services.engine.native.weights import stage_shapes
 from services.model.config import ModelConfig
+from services.model.rope import plain_rope
+from services.model.tensors import stage_shapes
 
 ROWS = 40
 """Positions of the sequence that is run in all ways: two and a half blocks."""
@@ -37,10 +38,13 @@ PROBE = ModelConfig(
     vocab_size=80,
     context_length=4 * BLOCK_SIZE,
     rms_norm_eps=1e-5,
-    rope_theta=10000.0,
-    rope_scaling=None,
+    rope=plain_rope(10000.0, 32),
     qk_norm=True,
     tied_embeddings=False,
+    qkv_bias=True,
+    output_bias=True,
+    mlp_bias=True,
+    windows=(0, BLOCK_SIZE + 3),
 )
 """Small, but with sums longer than any piece that some implementation adds up at once."""
 

@@ -76,7 +76,7 @@ class Kernels:
         self.stage_free = dll.shunt_stage_free
         self.stage_free.argtypes = [pointer]
         self.stage_add_layer = dll.shunt_stage_add_layer
-        self.stage_add_layer.argtypes = [pointer, pointer]
+        self.stage_add_layer.argtypes = [pointer, pointer, number]
         self.stage_forward = dll.shunt_stage_forward
         self.stage_forward.argtypes = [
             *(pointer, pointer, number, pointer, number, pointer),

@@ -16,23 +16,27 @@ from services.engine.native import kernels
 from services.engine.native.arithmetic import Arithmetic
 from services.engine.native.compiled import CompiledLayers
 from services.engine.native.exactness import Build, fingerprint, is_exact
+from services.engine.native.padding import padded
 from services.engine.native.stage import DTYPES, NativeStage
 from services.engine.native.torch_layers import TorchLayers
-from services.engine.native.weights import EMBEDDING, check_tensors, stage_shapes
+from services.engine.native.weights import check_tensors
 from services.model.config import ModelConfig
+from services.model.tensors import EMBEDDING, stage_shapes
 
 ArithmeticChoice = Literal["auto", "torch"]
 
 
 def kv_block_bytes(config: ModelConfig, layers: range, dtype: HiddenDtype) -> int:
     """Bytes of one KV block over the layers of a stage."""
-    per_layer = 2 * config.kv_heads * config.head_dim * BLOCK_SIZE * DTYPES[dtype].itemsize
+    numbers = config.kv_heads * padded(config).head_dim * BLOCK_SIZE
+    per_layer = 2 * numbers * DTYPES[dtype].itemsize
     return per_layer * len(layers)
 
 
 def weight_bytes(config: ModelConfig, layers: range, dtype: HiddenDtype) -> int:
     """Bytes of a stage's weights as it holds them, whatever type they are stored in. A stage that
     embeds and samples with one tied matrix holds it in two forms."""
+    config = padded(config)
     numbers = sum(prod(shape) for shape in stage_shapes(config, layers).values())
     if config.tied_embeddings and len(layers) == config.layer_count:
         numbers += config.vocab_size * config.hidden_size

@@ -17,8 +17,9 @@ from torch import Tensor
 from services.engine.backend import BLOCK_SIZE
 from services.engine.native.arithmetic import Span
 from services.engine.native.rope import rope_table
-from services.engine.native.weights import EMBEDDING, FINAL_NORM, HEAD, LayerWeights, layer_weights
+from services.engine.native.weights import LayerWeights, layer_weights
 from services.model.config import ModelConfig
+from services.model.tensors import EMBEDDING, FINAL_NORM, LM_HEAD
 
 PIECE = 1024
 """Up to this K a oneDNN linear sums in one order for any number of rows."""
@@ -33,7 +34,8 @@ class Linear:
 
     _probed: dict[tuple[int, int, torch.dtype, int], bool] = {}  # noqa: RUF012
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self._bias = bias
         self._pieces: list[tuple[slice, Any]] = []
         self._by_row = False
         self.packed_bytes = weight.numel() * weight.element_size()
@@ -70,6 +72,10 @@ class Linear:
         return total
 
     def __call__(self, x: Tensor) -> Tensor:
+        y = self._product(x)
+        return y if self._bias is None else y + self._bias
+
+    def _product(self, x: Tensor) -> Tensor:
         if self._weight is None:
             return self._packed(x)
         if self._by_row:
@@ -89,16 +95,22 @@ def _prepack(weight: Tensor) -> list[tuple[slice, Any]]:
 
 
 class _Layer:
-    def __init__(self, weights: LayerWeights, device: torch.device) -> None:
-        def linear(weight: Tensor) -> Linear:
-            return Linear(weight.to(device))
+    def __init__(self, weights: LayerWeights, device: torch.device, window: int) -> None:
+        def linear(weight: Tensor, bias: Tensor | None) -> Linear:
+            added = None if bias is None else bias.to(device, weight.dtype, copy=True)
+            return Linear(weight.to(device), added)
 
         def norm(weight: Tensor | None) -> Tensor | None:
             return None if weight is None else weight.to(device, copy=True)
 
-        self.q, self.k, self.v = linear(weights.q), linear(weights.k), linear(weights.v)
-        self.output, self.down = linear(weights.output), linear(weights.down)
-        self.gate, self.up = linear(weights.gate), linear(weights.up)
+        self.window = window
+        self.q = linear(weights.q, weights.q_bias)
+        self.k = linear(weights.k, weights.k_bias)
+        self.v = linear(weights.v, weights.v_bias)
+        self.output = linear(weights.output, weights.output_bias)
+        self.gate = linear(weights.gate, weights.gate_bias)
+        self.up = linear(weights.up, weights.up_bias)
+        self.down = linear(weights.down, weights.down_bias)
         self.input_norm, self.post_norm = norm(weights.input_norm), norm(weights.post_norm)
         self.q_norm, self.k_norm = norm(weights.q_norm), norm(weights.k_norm)
 
@@ -129,15 +141,16 @@ class TorchLayers:
         version = torch.__version__.partition("+")[0]
         self.name = f"{self._device.type}-{kind}-torch{version}-{where}{threads}"
         positions = min(config.context_length, kv_blocks * BLOCK_SIZE)
-        self._rope = rope_table(config, positions).to(self._device)
+        self._rope = rope_table(config.rope, positions).to(self._device)
         self._layers = [
-            _Layer(layer_weights(config, tensors, layer, dtype), self._device) for layer in layers
+            _Layer(layer_weights(config, tensors, layer, dtype), self._device, config.window(layer))
+            for layer in layers
         ]
         shape = (len(layers), 2, kv_blocks, BLOCK_SIZE, config.kv_heads, config.head_dim)
         self._cache = torch.zeros(shape, dtype=dtype, device=self._device)
         self.packed_bytes = sum(layer.packed_bytes for layer in self._layers)
         if layers.stop == config.layer_count:
-            head = tensors[EMBEDDING if config.tied_embeddings else HEAD].to(dtype)
+            head = tensors[EMBEDDING if config.tied_embeddings else LM_HEAD].to(dtype)
             self._head = Linear(head.to(self._device))
             self._norm = tensors[FINAL_NORM].to(self._device, torch.float32, copy=True)
             self.packed_bytes += self._head.packed_bytes
@@ -157,7 +170,7 @@ class TorchLayers:
             cache = self._cache[index].view(2, -1, config.kv_heads, config.head_dim)
             cache[0, where] = k
             cache[1, where] = v
-            mixed = torch.cat([self._attend(q, cache, span) for span in spans])
+            mixed = torch.cat([self._attend(q, cache, span, layer.window) for span in spans])
             hidden = hidden + layer.output(mixed)
             normed = self._normalize(hidden, layer.post_norm)
             hidden = hidden + layer.down(_silu(layer.gate(normed)) * layer.up(normed))
@@ -187,7 +200,7 @@ class TorchLayers:
         rotated = (first * cosine - second * sine, second * cosine + first * sine)
         return torch.cat(rotated, -1).to(self._dtype)
 
-    def _attend(self, q: Tensor, cache: Tensor, span: Span) -> Tensor:
+    def _attend(self, q: Tensor, cache: Tensor, span: Span, window: int) -> Tensor:
         """Rows of one span over their contexts: [count, heads * head_dim]."""
         config, end = self._config, span.start + span.count
         cells = _cells(Span(0, end, 0, span.table)).to(self._device)
@@ -199,14 +212,16 @@ class TorchLayers:
             past = torch.arange(end, device=self._device)
             rows = past[span.start :, None].repeat_interleave(group, 0)
             folded = queries.transpose(0, 1).reshape(config.kv_heads, -1, config.head_dim)
-            mixed = F.scaled_dot_product_attention(folded, keys, values, attn_mask=past <= rows)
+            seen = (past <= rows) & (past > rows - (window or end))
+            mixed = F.scaled_dot_product_attention(folded, keys, values, attn_mask=seen)
             mixed = mixed.view(config.kv_heads, span.count, -1).transpose(0, 1)
             return mixed.reshape(span.count, -1)
         mixed_rows = []
         for row in range(span.count):
             context = span.start + row + 1
-            k = keys[:, :context].float().contiguous()
-            v = values[:, :context].float().contiguous()
+            first = max(0, context - window) if window else 0
+            k = keys[:, first:context].float().contiguous()
+            v = values[:, first:context].float().contiguous()
             scores = torch.bmm(queries[row].float(), k.transpose(1, 2)) * config.head_dim**-0.5
             mixed_rows.append(torch.bmm(scores.softmax(-1), v).view(1, -1))
         return torch.cat(mixed_rows).to(self._dtype)

@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 
 from services.common.errors import InvalidArgument
+from services.engine.native.padding import LANES
 from services.model.config import ModelConfig
+from services.model.tensors import layer_shapes, stage_shapes
 
 COLUMNS = 32
 """Outputs in one column block of a packed weight."""
 ALIGNMENT_BYTES = 64
-EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer's tensors, [out, in] as in the checkpoint."""
+    """One layer's tensors, [out, in] as in the checkpoint; what the model has not is None."""
 
     input_norm: Tensor
     post_norm: Tensor
@@ -33,42 +34,35 @@ class LayerWeights:
     gate: Tensor
     up: Tensor
     down: Tensor
+    q_bias: Tensor | None
+    k_bias: Tensor | None
+    v_bias: Tensor | None
+    output_bias: Tensor | None
+    gate_bias: Tensor | None
+    up_bias: Tensor | None
+    down_bias: Tensor | None
 
 
-def layer_shapes(config: ModelConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Field of LayerWeights to the tensor's name within its layer, and its shape."""
-    hidden, inner, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
-    queries, keys = config.heads * head_dim, config.kv_heads * head_dim
-    shapes: dict[str, tuple[str, tuple[int, ...]]] = {
-        "input_norm": ("input_layernorm", (hidden,)),
-        "post_norm": ("post_attention_layernorm", (hidden,)),
-        "q": ("self_attn.q_proj", (queries, hidden)),
-        "k": ("self_attn.k_proj", (keys, hidden)),
-        "v": ("self_attn.v_proj", (keys, hidden)),
-        "output": ("self_attn.o_proj", (hidden, queries)),
-        "gate": ("mlp.gate_proj", (inner, hidden)),
-        "up": ("mlp.up_proj", (inner, hidden)),
-        "down": ("mlp.down_proj", (hidden, inner)),
-    }
-    if config.qk_norm:
-        shapes["q_norm"] = ("self_attn.q_norm", (head_dim,))
-        shapes["k_norm"] = ("self_attn.k_norm", (head_dim,))
-    return shapes
-
-
-def stage_shapes(config: ModelConfig, layers: range) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors that a stage needs, and none besides."""
-    matrix = (config.vocab_size, config.hidden_size)
-    shapes: dict[str, tuple[int, ...]] = {}
-    if layers.start == 0:
-        shapes[EMBEDDING] = matrix
-    for layer in layers:
-        for name, shape in layer_shapes(config).values():
-            shapes[f"model.layers.{layer}.{name}.weight"] = shape
-    if layers.stop == config.layer_count:
-        shapes[FINAL_NORM] = (config.hidden_size,)
-        shapes[EMBEDDING if config.tied_embeddings else HEAD] = matrix
-    return shapes
+_NORMS = {
+    "input_norm": "input_layernorm",
+    "post_norm": "post_attention_layernorm",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+}
+_LINEARS = {
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "output": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+_PARTS = {
+    **{field: f"{name}.weight" for field, name in (_NORMS | _LINEARS).items()},
+    **{f"{field}_bias": f"{name}.bias" for field, name in _LINEARS.items()},
+}
+"""Field of LayerWeights to the tensor's name within its layer."""
 
 
 def check_tensors(
@@ -93,23 +87,31 @@ def check_tensors(
 def layer_weights(
     config: ModelConfig, tensors: Mapping[str, Tensor], layer: int, dtype: torch.dtype
 ) -> LayerWeights:
-    """One layer's tensors; matrices in `dtype`, norms in fp32."""
-    found: dict[str, Tensor | None] = {"q_norm": None, "k_norm": None}
-    for field, (name, shape) in layer_shapes(config).items():
-        tensor = tensors[f"model.layers.{layer}.{name}.weight"]
-        found[field] = tensor.to(torch.float32 if len(shape) == 1 else dtype)
+    """One layer's tensors; matrices in `dtype`, norms and biases in fp32."""
+    shapes = layer_shapes(config)
+    found: dict[str, Tensor | None] = dict.fromkeys(_PARTS)
+    for field, part in _PARTS.items():
+        if part in shapes:
+            tensor = tensors[f"model.layers.{layer}.{part}"]
+            found[field] = tensor.to(torch.float32 if len(shapes[part]) == 1 else dtype)
     return LayerWeights(**found)  # type: ignore[arg-type]
 
 
 def interleave(gate: Tensor, up: Tensor) -> Tensor:
-    """Gate and up [n, k] as one matrix [2 n, k] in which sixteen rows of either alternate."""
-    n, k = gate.shape
-    return torch.stack((gate.view(n // 16, 16, k), up.view(n // 16, 16, k)), 1).view(2 * n, k)
+    """Gate and up [n, ...] as one [2 n, ...] in which sixteen rows of either alternate."""
+    n, *rest = gate.shape
+    rows = (n // LANES, LANES, *rest)
+    return torch.stack((gate.view(rows), up.view(rows)), 1).view(2 * n, *rest)
+
+
+def whole_blocks(rows: int) -> int:
+    """Rows, rounded up to whole column blocks."""
+    return (rows + COLUMNS - 1) // COLUMNS * COLUMNS
 
 
 def packed_size_bytes(rows: int, columns: int, dtype: torch.dtype) -> int:
     """Bytes of the packed form of a matrix [rows, columns]."""
-    return (rows + COLUMNS - 1) // COLUMNS * COLUMNS * columns * dtype.itemsize
+    return whole_blocks(rows) * columns * dtype.itemsize
 
 
 def pack(weight: Tensor, out: Tensor) -> None:

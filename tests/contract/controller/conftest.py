@@ -46,12 +46,16 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         self.sampled = 0
         self.numerics_class = "exact"
         self.load_fails = 0
+        self.refusal = ""
+        """Why it never loads anything."""
         self.form_fails = 0
         self.hold_load: asyncio.Event | None = None
         self.dissolve_s = 0.0
         self.dissolving = False
         self.on_drain: Callable[[], Any] | None = None
         self.cancelled = asyncio.Event()
+        self.deaf = False
+        """Cancels do not reach it."""
         self.beating = asyncio.Event()
         self.beating.set()
         self.interval_s = 0.0
@@ -116,6 +120,8 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
 
     async def Load(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.calls.append(("load", (request.layers.start, request.layers.end)))
+        if self.refusal:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, self.refusal)
         if self.load_fails:
             self.load_fails -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "no store")
@@ -154,6 +160,8 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         return engine_pb2.DrainResponse(sealed_generations=1)
 
     async def Cancel(self, request: Any, context: Any) -> Any:
+        if self.deaf:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "deaf")
         self.calls.append(("cancel", request.generation_id))
         self.cancelled.set()
         return engine_pb2.CancelResponse()
@@ -216,6 +224,8 @@ class FakeProvider:
     launched: list[str] = field(default_factory=list)
     fails: int = 0
     prepare: Callable[[FakeEngine], None] = lambda engine: None
+    strangers: set[str] = field(default_factory=set)
+    """Nodes that it can neither end nor watch."""
     _stacks: dict[str, AsyncExitStack] = field(default_factory=dict)
     _events: asyncio.Queue[NodeGone | None] = field(default_factory=asyncio.Queue)
     _numbers: Any = field(default_factory=lambda: itertools.count(1))
@@ -238,6 +248,9 @@ class FakeProvider:
 
     async def recognise(self, node_id: str, pid: int) -> str:
         return ""
+
+    def holds(self, node_id: str) -> bool:
+        return node_id in self.engines and node_id not in self.strangers
 
     async def terminate(self, node_id: str, grace_s: float) -> None:
         if node_id not in self.engines:

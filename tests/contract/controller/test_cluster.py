@@ -162,6 +162,48 @@ async def test_a_noticed_node_is_taken_at_the_deadline_ready_or_not(world: World
     await world.routes(2)
 
 
+async def test_a_second_shorter_notice_counts(world: World) -> None:
+    await world.start()
+    routes = await world.routes(2)
+    victim = world.head(routes[0]).spec.node_id
+    world.provider.prepare = lambda engine: setattr(engine, "hold_load", asyncio.Event())
+    for notice_s in (600.0, 0.3, 500.0):
+        notice = pb.ReportInterruptionRequest(node_id=victim, notice_s=notice_s)
+        await world.stub.ReportInterruption(notice, timeout=CALL_S)
+    await world.until_event("node_lost", node_id=victim)
+    assert (await _kinds(world)).count("interruption_noticed") == 2
+
+
+async def test_a_kill_that_nobody_can_carry_out_is_refused(world: World) -> None:
+    await world.start()
+    routes = await world.routes(2)
+    stranger = world.head(routes[0]).spec.node_id
+    world.provider.strangers.add(stranger)
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await world.stub.ReportInterruption(
+            pb.ReportInterruptionRequest(node_id=stranger, kill=True), timeout=CALL_S
+        )
+    assert refusal.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert "kill_ordered" not in await _kinds(world)
+
+
+async def test_what_every_engine_refuses_is_said_and_costs_no_more_of_them(world: World) -> None:
+    reason = "head_dim must be even"
+    world.provider.prepare = lambda engine: setattr(engine, "refusal", reason)
+    await world.start()
+    await _until(world, lambda s: s.unusable)
+    status = await world.status()
+    assert status.unusable == reason
+    fault = status.faults[0]
+    assert (fault.kind, fault.cause, fault.permanent) == (pb.FAULT_KIND_LOAD, reason, True)
+    call = world.stub.WatchRoutes(pb.WatchRoutesRequest(router_id="r"), timeout=CALL_S)
+    told = await call.read()
+    assert (told.unusable, list(told.routes)) == (reason, [])
+    call.cancel()
+    assert world.provider.launched == [f"node-{number}" for number in range(1, 5)]
+    assert (await _kinds(world)).count("load_failed") == 4
+
+
 async def test_an_order_to_kill_ends_the_process_now(world: World) -> None:
     await world.start()
     routes = await world.routes(2)
@@ -365,6 +407,7 @@ async def test_nodes_of_their_own_form_pipelines_without_a_launch(world: World) 
     for number in range(4):
         await world.provider.launch(NodeSpec(f"own-{number}", 1 << 30, 3.0 - number % 2))
     await world.routes(2)
+    world.provider.strangers.add("own-0")
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await world.stub.ReportInterruption(
             pb.ReportInterruptionRequest(node_id="own-0", kill=True), timeout=CALL_S

@@ -17,7 +17,12 @@ from services.controller import model_store
 from services.controller.model_facts import ModelFacts
 from services.controller.model_store import describe, newest_digest
 
-CONFIG = {"vocab_size": 100, "max_position_embeddings": 512, "num_hidden_layers": 6}
+CONFIG = {
+    "model_type": "llama",
+    "vocab_size": 100,
+    "max_position_embeddings": 512,
+    "num_hidden_layers": 6,
+}
 FACTS = ModelFacts("tiny", "ab", 6, 100, 512, json.dumps(CONFIG))
 
 
@@ -100,7 +105,16 @@ async def test_the_facts_of_another_model_do_not_stand(store: tuple[_Store, str]
     assert await describe(store[1], "tiny", known=known, timeout_s=0.01) == FACTS
 
 
-@pytest.mark.parametrize("manifest", [b"", b"[]", b"{}", b'{"config": {"vocab_size": "x"}}'])
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"config": 5}',
+        b'{"config": {"model_type": "llama", "vocab_size": "x"}}',
+    ],
+)
 async def test_a_manifest_without_the_facts_is_data_loss(
     store: tuple[_Store, str], manifest: bytes
 ) -> None:

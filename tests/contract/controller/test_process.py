@@ -32,7 +32,7 @@ async def launch(self, spec):
 LocalProvider.launch = launch
 main()
 """
-CONFIG = {"vocab_size": 100, "max_position_embeddings": 512}
+CONFIG = {"model_type": "llama", "vocab_size": 100, "max_position_embeddings": 512}
 
 
 class _Store(tensorstore_pb2_grpc.TensorStoreServiceServicer):

@@ -11,6 +11,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from services.common import telemetry
 from tests.contract.engine.rig import Rig, generate, request
 from tests.contract.engine.tiny import expected_ids
+from tests.log_lines import log_lines
 
 PROMPT = [3, 1, 4, 1, 5]
 
@@ -68,3 +69,14 @@ async def test_an_untraced_request_makes_no_span(rig: Rig, spans: InMemorySpanEx
     await rig.form(workers, [2], "f1")
     await generate(workers[0], request("g", PROMPT, 30), "f1").end()
     assert not spans.get_finished_spans()
+
+
+async def test_the_head_tells_once_that_a_generation_begins_and_by_whose_request(rig: Rig) -> None:
+    worker = await rig.worker()
+    await rig.form([worker], [], "f1")
+    asked = (worker, request("g1", PROMPT, 5), "f1")
+    with log_lines() as lines:
+        for _ in range(2):  # the second attaches to what the first began
+            await generate(*asked, metadata=(("x-request-id", "mine-1"),)).end()
+    (line,) = lines.named("generation begins")
+    assert (line["generation_id"], line["request_id"], line["epoch"]) == ("g1", "mine-1", 1)

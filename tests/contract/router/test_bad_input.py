@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -87,7 +88,7 @@ PARAMETERS: list[tuple[str, Any, str]] = [
     *(("max_tokens", value, "max_tokens") for value in (-1, 0, 2**63, 1.0, "5", MAX_POSITIONS)),
     *(("max_completion_tokens", value, "max_completion_tokens") for value in ("x", [])),
     *(("temperature", value, "temperature") for value in (-1, 2.1, 1e308, "hot", True, [])),
-    *(("top_p", value, "top_p") for value in (0, 1.1, -0.1, "x")),
+    *(("top_p", value, "top_p") for value in (1.1, -0.1, "x")),
     *(("top_k", value, "top_k") for value in (-2, 1.5, 2**40)),
     *(("min_p", value, "min_p") for value in (-0.1, 1, 1.5)),
     *(("repetition_penalty", value, "repetition_penalty") for value in (0, -1, 3)),
@@ -114,9 +115,19 @@ PARAMETERS: list[tuple[str, Any, str]] = [
     ("tools", [{"type": "function", "function": {"name": "f"}}], "tools"),
     ("tool_choice", "required", "tool_choice"),
     ("functions", [{"name": "f"}], "functions"),
+    ("functions", {}, "functions"),
+    ("best_of", 2, "best_of"),
+    ("echo", True, "echo"),
+    ("suffix", "x", "suffix"),
+    ("audio", {"voice": "a"}, "audio"),
+    ("verbosity", "low", "verbosity"),
+    ("documents", [{"text": "x"}], "documents"),
+    ("chat_template_kwargs", {"messages": []}, "chat_template_kwargs.messages"),
+    ("chat_template_kwargs", [], "chat_template_kwargs"),
+    ("reasoning_effort", 3, "reasoning_effort"),
+    ("stream_options", {"else": 1}, "stream_options.else"),
     ("modalities", ["audio"], "modalities"),
     ("chat_template", "{{ 7 * 7 }}", "chat_template"),
-    ("chat_template_kwargs", {"x": 1}, "chat_template_kwargs"),
     ("nonsense", 1, "nonsense"),
     ("top_logprobs", 2, "top_logprobs"),
     ("logprobs", 2, "logprobs"),
@@ -148,6 +159,10 @@ MESSAGES: list[Any] = [
     [{"role": "user", "content": []}],
     [{"role": "user", "content": [{"type": "text"}]}],
     [{"role": "user", "content": "x", "tool_calls": [{}]}],
+    [{"role": "assistant", "content": "x", "refusal": "no"}],
+    [{"role": "assistant", "content": "x", "audio": {"id": "a"}}],
+    [{"role": "user", "content": None}],
+    [{"role": "user", "content": {"type": "text", "text": "x"}}],
     *(
         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
         for url in ("http://169.254.169.254/latest", "file:///etc/passwd", "data:image/png;base64,")
@@ -186,9 +201,103 @@ async def test_a_prompt_that_is_none_is_400(steady: httpx.AsyncClient, prompt: A
     _refused(await steady.post("/v1/completions", json=body), 400)
 
 
-async def test_a_prompt_over_the_context_is_400(steady: httpx.AsyncClient) -> None:
-    messages = [{"role": "user", "content": "東" * MAX_POSITIONS}]
-    _refused(await steady.post(CHAT, json=_chat() | {"messages": messages}), 400, "messages")
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"chat_template_kwargs": {"add_generation_prompt": False}}, "chat_template_kwargs"),
+        ({"messages": [{"role": "user", "content": "x", "message": "y"}]}, "messages[0].message"),
+    ],
+)
+async def test_what_the_models_template_reads_is_refused_by_name(
+    steady: httpx.AsyncClient, more: dict[str, Any], param: str
+) -> None:
+    answer = await steady.post(CHAT, json=_chat() | more)
+    _refused(answer, 400)
+    assert answer.json()["error"]["param"].startswith(param)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False}},
+        {"messages": [{"role": "user", "content": "x", "timestamp": 17}]},
+        {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": None}]},
+    ],
+)
+async def test_what_the_models_template_does_not_read_is_taken(
+    steady: httpx.AsyncClient, more: dict[str, Any]
+) -> None:
+    answer = await steady.post(CHAT, json=_chat(max_tokens=1) | more)
+    assert answer.status_code == 200, answer.text
+
+
+OVERFLOWS: list[tuple[str, dict[str, Any], str, str]] = [
+    (CHAT, {"messages": [{"role": "user", "content": "東" * MAX_POSITIONS}]}, "messages", ""),
+    (CHAT, {"messages": [{"role": "user", "content": "x" * 10**6}]}, "messages", "at least "),
+    (CHAT, {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2048}, "max_tokens", ""),
+    ("/v1/completions", {"prompt": [1] * MAX_POSITIONS}, "prompt", f"at least {MAX_POSITIONS}"),
+    ("/v1/completions", {"prompt": [1] * 10, "max_tokens": MAX_POSITIONS}, "max_tokens", "2058"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "param", "said"), OVERFLOWS)
+async def test_what_does_not_fit_the_context_is_told_as_clients_look_for_it(
+    steady: httpx.AsyncClient, path: str, body: dict[str, Any], param: str, said: str
+) -> None:
+    answer = await steady.post(path, json={"model": "tiny", **body})
+    _refused(answer, 400, param)
+    error = answer.json()["error"]
+    assert (error["code"], error["type"]) == ("context_length_exceeded", "invalid_request_error")
+    assert f"maximum context length is {MAX_POSITIONS} tokens" in error["message"]
+    assert said in error["message"]
+    assert len(re.findall(r"\d+", error["message"])) >= 2
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"messages": {}}, "messages must be an array, not an empty object"),
+    ({"messages": [["hi"]]}, "messages[0] must be an object, not an array"),
+    ({"stop": {"a": 1}}, "stop must be a string or an array, not an object"),
+    ({"stop": [["a"]]}, "stop must be a string or an array of strings, and holds an array"),
+    ({"temperature": "0.7"}, 'temperature must be a number, not "0.7"'),
+    ({"temperature": True}, "temperature must be a number, not true"),
+    ({"temperature": 2.5}, "temperature must lie in [0, 2], not 2.5"),
+    ({"n": 0}, "n must lie in [1, 16], not 0"),
+    ({"max_tokens": 1.5}, "max_tokens must be an integer, not 1.5"),
+    ({"logit_bias": [1]}, "logit_bias must be an object, not an array"),
+    ({"stop": [str(i) for i in range(17)]}, "stop has 17 entries, at most 16"),
+    ({"tools": [{}]}, "tools is not supported: leave it out or send [], not an array"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG)
+async def test_a_refusal_says_what_came_and_what_is_wanted(
+    steady: httpx.AsyncClient, wrong: dict[str, Any], message: str
+) -> None:
+    answer = await steady.post(CHAT, json=_chat(**wrong))
+    _refused(answer, 400)
+    assert answer.json()["error"]["message"] == message
+
+
+JSON_FAULTS = {
+    b'{"model": "tiny", "model": "x"}': 'the key "model" occurs twice in one object',
+    b'{"seed": 1e999}': "the number 1e999 is too large or too long",
+    b'{"n": NaN}': "NaN is not JSON",
+    b"{'n': 1}": "the body is not JSON: Expecting property name enclosed in double quotes",
+}
+
+
+@pytest.mark.parametrize("body", JSON_FAULTS)
+async def test_what_is_not_json_is_told_by_what_came(
+    steady: httpx.AsyncClient, body: bytes
+) -> None:
+    answer = await steady.post(CHAT, content=body, headers=JSON)
+    _refused(answer, 400)
+    assert answer.json()["error"]["message"].startswith(JSON_FAULTS[body])
+
+
+async def test_a_body_that_is_no_object_is_called_what_it_is(steady: httpx.AsyncClient) -> None:
+    answer = await steady.post(CHAT, content=b"[1]", headers=JSON)
+    assert answer.json()["error"]["message"] == "the body must be an object, not an array"
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "Tiny", "tiny ", "no\r\nX: y"])

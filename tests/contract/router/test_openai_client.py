@@ -259,6 +259,14 @@ async def test_sampling_values_reach_the_head(client: openai.AsyncOpenAI, mesh: 
     assert list(sampling.eos_token_ids) == [mesh.eos]
 
 
+async def test_the_smallest_nucleus_is_the_likeliest_token(
+    client: openai.AsyncOpenAI, mesh: FakeMesh
+) -> None:
+    await client.chat.completions.create(model="tiny", messages=ASKED, top_p=0, max_tokens=1)
+    sampling = mesh.calls[0][1].request.sampling
+    assert (sampling.top_k, sampling.top_p) == (1, 1.0)
+
+
 async def test_models_are_listed_and_found(client: openai.AsyncOpenAI) -> None:
     models = [model.id async for model in client.models.list()]
     assert models == ["tiny"]

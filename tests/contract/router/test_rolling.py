@@ -55,6 +55,7 @@ async def test_a_router_that_leaves_is_not_ready_and_serves_until_others_have_no
     mesh: FakeMesh,
 ) -> None:
     async with mesh.router(leave_pause_s=60) as router, _client(router.http_port) as kept:
+        await until(lambda: router.router.ready)
         assert (await kept.get("/readyz")).json() == {"ready": True}
         leaving = asyncio.create_task(router.leave())
         await until(lambda: not router.router.ready)

@@ -37,20 +37,40 @@ async def test_a_stream_outlives_the_head_that_began_it(
     assert len(mesh.calls[-1][1].held[0].ids) == 20
 
 
-async def test_a_silent_head_is_left_within_a_second_or_so(
+async def test_a_silent_head_is_left_when_the_controller_finds_that_it_does_not_serve(
     mesh: FakeMesh, http: httpx.AsyncClient, ask: Any
 ) -> None:
     async def freeze() -> None:
         await until(lambda: mesh.sampled >= 10)
-        mesh.silent[mesh.calls[0][0]] = True
+        frozen = mesh.calls[0][0]
+        mesh.silent[frozen] = True
+        mesh.stall(*(head == frozen for head in range(2)))
 
     mesh.token_s = 0.002
     freezer = asyncio.create_task(freeze())
     told = await ask(http)
     await freezer
     assert told.text() == REPLY
-    heads = [head for head, _ in mesh.calls]
-    assert heads[0] == heads[1] != heads[-1]  # attached once more, then elsewhere
+    first, then = (head for head, _ in mesh.calls)
+    assert first != then
+
+
+async def test_a_silent_head_that_serves_keeps_its_readers(
+    mesh: FakeMesh, http: httpx.AsyncClient, ask: Any
+) -> None:
+    async def slow() -> None:
+        await until(lambda: mesh.sampled >= 10)
+        mesh.silent[:] = [True, True]
+        await asyncio.sleep(3.0)  # far longer than a head that does not serve is given
+        mesh.silent[:] = [False, False]
+
+    mesh.token_s = 0.002
+    task = asyncio.create_task(slow())
+    told = await ask(http)
+    await task
+    assert told.text() == REPLY
+    assert [call.epoch for _, call in mesh.calls] == [1]
+    assert "controller" not in [who for who, _ in mesh.traceparents]
 
 
 async def test_a_stream_waits_for_the_first_pipeline_to_return(

@@ -63,9 +63,13 @@ async def test_a_recovery_begun_by_silence_belongs_to_the_trace(
 
     async def wake() -> None:
         async with asyncio.timeout(10):
+            while not mesh.calls:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            mesh.stall(True, True)
             while "controller" not in [who for who, _ in mesh.traceparents]:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         mesh.silent[:] = [False, False]
+        mesh.stall(False, False)
 
     waker = asyncio.create_task(wake())
     told = await ask(http)

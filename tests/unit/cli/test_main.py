@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from services.cli.mesh_directory import MeshDirectory, MeshState
+
 QUICK = """
 import sys
 sys.argv = ["shunt", *{arguments!r}]
@@ -65,6 +67,25 @@ def test_taking_down_nothing_is_no_error(tmp_path: Path) -> None:
     told = _run("down", "--data-dir", str(tmp_path))
     assert "no mesh runs" in told
     assert "CODE 0" in told
+
+
+def test_taking_down_what_has_ended_by_itself_says_that_nothing_runs(tmp_path: Path) -> None:
+    child = subprocess.Popen((sys.executable, "-c", ""))
+    child.wait()
+    MeshDirectory(tmp_path).write(MeshState("none", child.pid, "m", "ready", "ready", ()))
+    told = _run("down", "--data-dir", str(tmp_path))
+    assert "no mesh runs" in told
+    assert "CODE 0" in told
+
+
+@pytest.mark.parametrize("speeds", ["fast", "3:0", "3:-2", "3,,2", "1e9", ""])
+def test_speeds_that_are_none_are_refused_before_anything_starts(
+    tmp_path: Path, speeds: str
+) -> None:
+    told = _run("up", "--data-dir", str(tmp_path / "mesh"), f"--node-speeds={speeds}")
+    assert "shunt: --node-speeds: speeds " in told
+    assert "CODE 1" in told
+    assert not (tmp_path / "mesh").exists()
 
 
 def test_ports_of_http_and_grpc_may_not_overlap(tmp_path: Path) -> None:

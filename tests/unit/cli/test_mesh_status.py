@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import asyncio
+import io
+import os
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -7,24 +11,40 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
+from rich.console import Console
 from shuntserve.common.v1 import common_pb2
 from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 
 from services.cli.mesh_directory import MeshState, ServiceRecord
 from services.cli.mesh_status import mesh_status
 from services.cli.ports import free_ports
+from services.cli.status_table import status_table
 
 STATUS = controller_pb2.GetStatusResponse(
     nodes=[
         controller_pb2.NodeStatus(
             node_id="n0",
-            pid=12,
+            pid=os.getpid(),
             incarnation="i0",
             state=controller_pb2.NODE_STATE_READY,
             pipeline_id="p0",
             stage_index=0,
         ),
         controller_pb2.NodeStatus(node_id="n1", state=controller_pb2.NODE_STATE_STARTING),
+        controller_pb2.NodeStatus(
+            node_id="n2", pid=os.getpid(), state=controller_pb2.NODE_STATE_LOST
+        ),
+    ],
+    faults=[
+        controller_pb2.Fault(
+            kind=controller_pb2.FAULT_KIND_LOAD,
+            cause="no head_dim of 3",
+            node_id="n0",
+            pipeline_id="p0",
+            since_unix_s=5.0,
+            failures=1,
+            permanent=True,
+        )
     ],
     pipelines=[
         controller_pb2.PipelineStatus(
@@ -79,16 +99,30 @@ def _state(*services: ServiceRecord) -> MeshState:
 
 async def test_the_status_has_the_documented_shape(address: str) -> None:
     router = ServiceRecord("router-0", 0, f"127.0.0.1:{free_ports(1)[0]}", "http://127.0.0.1:8080")
-    status = await mesh_status(_state(ServiceRecord("controller", 5, address, None), router))
+    status = await mesh_status(
+        _state(ServiceRecord("controller", os.getpid(), address, None), router)
+    )
     assert status == {
+        "faults": [
+            {
+                "kind": "load",
+                "cause": "no head_dim of 3",
+                "node": "n0",
+                "pipeline": "p0",
+                "since_unix_s": 5.0,
+                "failures": 1,
+                "permanent": True,
+            }
+        ],
         "model": {"id": "m", "digest": "ab", "newer_in_store": "cd"},
         "services": [
             {
                 "name": "controller",
-                "pid": 5,
+                "pid": os.getpid(),
                 "http": None,
                 "grpc": address,
                 "state": "ready",
+                "reason": None,
             },
             {
                 "name": "router-0",
@@ -96,12 +130,13 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
                 "http": "http://127.0.0.1:8080",
                 "grpc": router.grpc,
                 "state": "down",
+                "reason": None,
             },
         ],
         "nodes": [
             {
                 "id": "n0",
-                "pid": 12,
+                "pid": os.getpid(),
                 "incarnation": "i0",
                 "state": "ready",
                 "pipeline": "p0",
@@ -112,6 +147,14 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
                 "pid": None,
                 "incarnation": None,
                 "state": "starting",
+                "pipeline": None,
+                "stage": None,
+            },
+            {
+                "id": "n2",
+                "pid": None,
+                "incarnation": None,
+                "state": "lost",
                 "pipeline": None,
                 "stage": None,
             },
@@ -141,7 +184,22 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
 
 async def test_without_its_controller_a_mesh_still_has_a_status() -> None:
     nobody = f"127.0.0.1:{free_ports(1)[0]}"
-    status = await mesh_status(_state(ServiceRecord("controller", 5, nobody, None)))
+    status = await mesh_status(_state(ServiceRecord("controller", os.getpid(), nobody, None)))
     assert status["services"][0]["state"] == "starting"
     assert status["model"] == {"id": None, "digest": None, "newer_in_store": None}
     assert status["nodes"] == status["pipelines"] == status["generations"] == []
+
+
+async def test_a_service_whose_process_is_dead_is_down_and_names_no_pid(address: str) -> None:
+    child = await asyncio.create_subprocess_exec(sys.executable, "-c", "")
+    await child.wait()
+    status = await mesh_status(_state(ServiceRecord("controller", child.pid, address, None)))
+    assert (status["services"][0]["pid"], status["services"][0]["state"]) == (None, "down")
+
+
+async def test_what_keeps_failing_stands_first(address: str) -> None:
+    status = await mesh_status(_state(ServiceRecord("controller", os.getpid(), address, None)))
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(status_table(status))
+    first = console.export_text().splitlines()[0]
+    assert first == "n0 cannot load its stage of p0, not tried again: no head_dim of 3"

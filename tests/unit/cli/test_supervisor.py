@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +224,75 @@ async def test_a_keeper_that_fails_ends_the_mesh(
         await watched.run()
     with pytest.raises(MeshError, match="has failed: nobody keeps router-0"):
         watched.directory.running()
+
+
+async def test_what_no_pipeline_can_run_ends_the_start_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def status(address: str) -> controller_pb2.GetStatusResponse:
+        return controller_pb2.GetStatusResponse(unusable="head_dim must be even")
+
+    async def serving(address: str) -> bool:
+        return True
+
+    monkeypatch.setattr(supervisor, "controller_status", status)
+    monkeypatch.setattr(supervisor.health, "is_serving", serving)
+    watched = _Watched(tmp_path, _spec("controller", WAITS))
+    with pytest.raises(MeshError, match="cannot be served: head_dim must be even"):
+        await watched.run()
+
+
+async def test_a_model_that_no_router_can_use_ends_the_start_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = controller_pb2.PipelineStatus(state=controller_pb2.PIPELINE_STATE_READY)
+
+    async def status(address: str) -> controller_pb2.GetStatusResponse:
+        return controller_pb2.GetStatusResponse(pipelines=[ready])
+
+    async def serving(address: str) -> bool:
+        return True
+
+    monkeypatch.setattr(supervisor, "controller_status", status)
+    monkeypatch.setattr(supervisor.health, "is_serving", serving)
+    said = supervisor.health.Complaint("m: the model has no tokenizer.json", True)
+    monkeypatch.setattr(supervisor.health, "complaint", lambda url: said)
+    router = replace(_spec("router-0", WAITS), http="http://127.0.0.1:1")
+    watched = _Watched(tmp_path, _spec("controller", WAITS), router)
+    with pytest.raises(MeshError, match=r"cannot be served: m: the model has no tokenizer\.json"):
+        await watched.run()
+
+
+async def test_a_mesh_is_ready_beside_a_pipeline_that_none_can_run_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading, ready = (
+        controller_pb2.PipelineStatus(pipeline_id=name, state=state)
+        for name, state in (
+            ("p1", controller_pb2.PIPELINE_STATE_LOADING),
+            ("p2", controller_pb2.PIPELINE_STATE_READY),
+        )
+    )
+    fault = controller_pb2.Fault(
+        kind=controller_pb2.FAULT_KIND_LOAD,
+        cause="head_dim must be even",
+        node_id="n1",
+        pipeline_id="p1",
+        failures=1,
+        permanent=True,
+    )
+
+    async def status(address: str) -> controller_pb2.GetStatusResponse:
+        return controller_pb2.GetStatusResponse(pipelines=[loading, ready], faults=[fault])
+
+    async def serving(address: str) -> bool:
+        return True
+
+    monkeypatch.setattr(supervisor, "controller_status", status)
+    monkeypatch.setattr(supervisor.health, "is_serving", serving)
+    watched = _Watched(tmp_path, _spec("controller", WAITS))
+    task = asyncio.create_task(watched.run())
+    state = await watched.until(lambda s: s.phase == "ready")
+    assert state.message.startswith("1 of 2 pipelines are ready; n1 cannot load its stage of p1")
+    watched.stop.set()
+    await task

@@ -1,24 +1,18 @@
-from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import count
-from typing import TypeVar
 
 import pytest
 
 from services.common.errors import NotFound, StaleEpoch
-from services.common.generation import LayerRange, ModelRef
+from services.common.generation import ModelRef
 from services.controller.actions import (
     Action,
     AskPlan,
-    Beat,
     DissolveFormation,
     DrainFormation,
     FormPipeline,
     LaunchNode,
-    Loaded,
     LoadStage,
     LogEvent,
-    NodeFacts,
     NodeShape,
     NodeState,
     PersistCluster,
@@ -30,82 +24,22 @@ from services.controller.actions import (
 )
 from services.controller.cluster import Cluster
 from services.controller.cluster_settings import ClusterSettings
-
-SHAPE = NodeShape(1 << 30, 1.0)
-SETTINGS = ClusterSettings(
-    ModelRef("m", "d"), (SHAPE, SHAPE), expected_nodes=2, pipelines=1, node_lost_s=1.0
+from tests.unit.controller.small_cluster import (
+    BACK,
+    FRONT,
+    PATIENT,
+    SETTINGS,
+    SHAPE,
+    all_of,
+    beat,
+    drawer,
+    facts,
+    loaded,
+    one_of,
+    ready,
+    replaced,
+    said,
 )
-PATIENT = replace(SETTINGS, node_lost_s=1e6, empty_node_lost_s=1e6)
-"""Nobody needs to beat."""
-FRONT, BACK = LayerRange(0, 18), LayerRange(18, 30)
-A = TypeVar("A", bound=Action)
-
-
-def drawer() -> Callable[[], str]:
-    numbers = count(1)
-    return lambda: f"f{next(numbers)}"
-
-
-def facts(node_id: str, incarnation: str = "") -> NodeFacts:
-    name = incarnation or f"i-{node_id}"
-    return NodeFacts(node_id, name, f"{name}:1", 7, SHAPE)
-
-
-def all_of(actions: Sequence[Action], kind: type[A]) -> list[A]:
-    return [action for action in actions if isinstance(action, kind)]
-
-
-def one_of(actions: Sequence[Action], kind: type[A]) -> A:
-    (action,) = all_of(actions, kind)
-    return action
-
-
-def said(actions: Sequence[Action]) -> list[str]:
-    return [event.kind for event in all_of(actions, LogEvent)]
-
-
-def beat(cluster: Cluster, node_id: str, formation: str, now_s: float, **more: object):
-    return cluster.heartbeat(
-        Beat(node_id, f"i-{node_id}", formation, **more),  # type: ignore[arg-type]
-        now_s,
-    )
-
-
-def loaded(
-    cluster: Cluster,
-    node_id: str,
-    layers: LayerRange,
-    now_s: float,
-    *,
-    kv_blocks: int = 64,
-    numerics_class: str = "a",
-) -> list[Action]:
-    found = Loaded(kv_blocks, numerics_class)
-    return cluster.load_done(node_id, f"i-{node_id}", layers, found, now_s)
-
-
-def ready(settings: ClusterSettings = SETTINGS) -> Cluster:
-    """One pipeline of node-1 and node-2, ready at 0 s in formation f1."""
-    cluster = Cluster(settings, drawer(), 0.0, 0.0)
-    cluster.start(0.0)
-    cluster.register(facts("node-1"), 0.0)
-    ask = one_of(cluster.register(facts("node-2"), 0.0), AskPlan)
-    assert [node.node_id for node in ask.nodes] == ["node-1", "node-2"]
-    stages = (PlannedStage("node-1", FRONT), PlannedStage("node-2", BACK))
-    loads = all_of(cluster.plan_ready((PlannedPipeline(stages, 50.0),), 0.0), LoadStage)
-    assert [(load.node_id, load.layers) for load in loads] == [("node-1", FRONT), ("node-2", BACK)]
-    assert all_of(loaded(cluster, "node-1", FRONT, 0.0), FormPipeline) == []
-    form = one_of(loaded(cluster, "node-2", BACK, 0.0, kv_blocks=32), FormPipeline)
-    assert ([m.node_id for m in form.members], form.kv_blocks) == (["node-1", "node-2"], 32)
-    assert one_of(cluster.formed(form.formation_id, 0.0), RoutesChanged).version == 1
-    return cluster
-
-
-def replaced(cluster: Cluster, now_s: float, layers: LayerRange = BACK) -> list[Action]:
-    """node-3 comes and loads."""
-    load = one_of(cluster.register(facts("node-3"), now_s), LoadStage)
-    assert load.layers == layers
-    return loaded(cluster, "node-3", layers, now_s)
 
 
 def test_nothing_is_launched_twice_and_the_plan_waits_for_nodes() -> None:
@@ -155,7 +89,7 @@ def test_a_failed_plan_is_asked_for_again() -> None:
     cluster = Cluster(SETTINGS, drawer(), 0.0, 0.0)
     cluster.register(facts("node-1"), 0.0)
     cluster.register(facts("node-2"), 0.0)
-    cluster.plan_failed("away", 0.0)
+    cluster.plan_failed("away", False, 0.0)
     assert all_of(cluster.tick(0.4), AskPlan) == []
     assert beat(cluster, "node-1", "", 0.6) == []
     assert len(all_of(cluster.tick(0.6), AskPlan)) == 1
@@ -178,7 +112,7 @@ def test_a_failed_load_or_form_is_tried_again() -> None:
     stages = (PlannedStage("node-1", FRONT), PlannedStage("node-2", BACK))
     cluster.plan_ready((PlannedPipeline(stages, 50.0),), 0.0)
     loaded(cluster, "node-1", FRONT, 0.0)
-    assert said(cluster.load_failed("node-2", "i-node-2", "slow", 0.0)) == ["load_failed"]
+    assert said(cluster.load_failed("node-2", "i-node-2", "slow", False, 0.0)) == ["load_failed"]
     assert one_of(cluster.tick(0.5), LoadStage).node_id == "node-2"
     assert one_of(loaded(cluster, "node-2", BACK, 0.6), FormPipeline)
     actions = cluster.form_failed("f1", "no", 0.6)
@@ -192,12 +126,12 @@ def failing(cluster: Cluster, node_id: str, now_s: float) -> list[float]:
     """Fails every load of a node until it is given up; returns the pauses between them."""
     pauses = []
     for _ in range(SETTINGS.load_attempts - 1):
-        cluster.load_failed(node_id, f"i-{node_id}", "no weights", now_s)
+        cluster.load_failed(node_id, f"i-{node_id}", "no weights", False, now_s)
         failed_s = now_s
         while not all_of(cluster.tick(now_s), LoadStage):
             now_s += 0.25
         pauses.append(now_s - failed_s)
-    assert said(cluster.load_failed(node_id, f"i-{node_id}", "no weights", now_s)) == [
+    assert said(cluster.load_failed(node_id, f"i-{node_id}", "no weights", False, now_s)) == [
         "load_failed"
     ]
     return pauses
@@ -213,11 +147,11 @@ def test_a_node_that_cannot_load_is_replaced_and_ended() -> None:
     assert one_of(actions, TerminateNode) == TerminateNode("node-3")
     assert all_of(cluster.tick(10.0), LoadStage) == []
     assert one_of(cluster.register(facts("node-4"), 10.0), LoadStage).node_id == "node-4"
-    failing(cluster, "node-4", 10.0)
-    assert one_of(cluster.tick(13.5), LaunchNode).node_id == "node-5"
+    cluster.load_failed("node-4", "i-node-4", "no weights", False, 10.0)  # one attempt is enough
+    assert one_of(cluster.tick(10.1), LaunchNode).node_id == "node-5"
     cluster.launch_failed("node-5", "no room", 13.6)
-    assert all_of(cluster.tick(14.4), LaunchNode) == []
-    assert one_of(cluster.tick(14.5), LaunchNode).node_id == "node-6"
+    assert all_of(cluster.tick(17.5), LaunchNode) == []
+    assert one_of(cluster.tick(17.6), LaunchNode).node_id == "node-6"
 
 
 def test_a_spare_that_cannot_load_is_replaced_too() -> None:
@@ -236,7 +170,7 @@ def test_without_a_provider_a_node_that_idles_takes_what_another_cannot_load() -
     cluster.register(facts("node-3"), 1.0)
     failing(cluster, "node-3", 1.0)
     assert one_of(cluster.tick(100.0), LoadStage).node_id == "node-3"  # who else?
-    cluster.load_failed("node-3", "i-node-3", "no weights", 100.0)
+    cluster.load_failed("node-3", "i-node-3", "no weights", False, 100.0)
     actions = cluster.register(facts("node-4"), 100.0)
     assert one_of(actions, LoadStage).node_id == "node-4"
     assert all_of(actions, TerminateNode) == []
@@ -296,8 +230,9 @@ def test_a_restart_of_the_controller_is_no_time_that_a_pipeline_was_down() -> No
 
 def test_silence_loses_a_node() -> None:
     cluster = ready()
-    beat(cluster, "node-1", "f1", 0.9)
-    assert said(cluster.tick(0.9)) == []
+    for tenths in range(1, 10):
+        beat(cluster, "node-1", "f1", tenths / 10)
+        assert said(cluster.tick(tenths / 10)) == []
     assert said(cluster.tick(1.0))[0] == "node_lost"
     with pytest.raises(NotFound):
         beat(cluster, "node-2", "f1", 1.1)
@@ -316,6 +251,54 @@ def test_a_controller_that_was_stopped_counts_nobody_as_dead_for_it() -> None:
         beat(cluster, "node-1", "f1", now_s)
         lost += [(now_s, kind) for kind in said(cluster.tick(now_s)) if kind == "node_lost"]
     assert lost == [(stopped_s + SETTINGS.restart_grace_s, "node_lost")]
+
+
+WATCHED = replace(SETTINGS, node_lost_s=60.0, restart_grace_s=0.1)
+
+
+def watched(cluster: Cluster, seconds: range, **more: object) -> list[tuple[float, str]]:
+    """Beats of both nodes, and what is said, in tenths of a second."""
+    heard = []
+    for tenths in seconds:
+        now_s = tenths / 10
+        for node_id in ("node-1", "node-2"):
+            beat(cluster, node_id, "f1", now_s, **more)
+        heard += [(now_s, kind) for kind in said(cluster.tick(now_s))]
+    return heard
+
+
+def test_a_head_that_has_work_and_makes_no_step_does_not_serve_until_it_does() -> None:
+    cluster = ready(WATCHED)
+    assert watched(cluster, range(1, 70), steps=9, has_work=True) == [(5.1, "head_stalled")]
+    assert cluster.routes()[1] == ()
+    assert cluster.heads()[0].stalled
+    assert not cluster.heads()[0].takes_new
+    assert watched(cluster, range(70, 71), steps=10, has_work=True) == [(7.0, "head_serves")]
+    assert [route.formation_id for route in cluster.routes()[1]] == ["f1"]
+    assert not cluster.heads()[0].stalled
+
+
+def test_a_head_without_work_serves_though_it_makes_no_step() -> None:
+    assert watched(ready(WATCHED), range(1, 100), steps=9) == []
+
+
+def test_a_head_without_beats_does_not_serve_before_it_is_lost() -> None:
+    cluster = ready(WATCHED)
+    heard = []
+    for tenths in range(1, 31):
+        beat(cluster, "node-2", "f1", tenths / 10)
+        heard += [(tenths / 10, kind) for kind in said(cluster.tick(tenths / 10))]
+    assert heard == [(2.0, "head_stalled")]
+    beat(cluster, "node-1", "f1", 3.1)
+    assert said(cluster.tick(3.1)) == ["head_serves"]
+
+
+def test_time_that_the_controller_did_not_watch_is_nobodys_silence() -> None:
+    cluster = ready(WATCHED)
+    heard = []
+    for looks in range(1, 8):
+        heard += said(cluster.tick(0.75 * looks))
+    assert heard == []
 
 
 def test_a_lost_node_that_returns_takes_its_stage_before_the_new_one_is_there() -> None:
@@ -427,10 +410,10 @@ def test_a_launch_that_fails_or_never_registers_is_tried_again() -> None:
     cluster = ready()
     cluster.node_gone("node-2", "i-node-2", "exit", 0.0)
     assert "node_lost" in said(cluster.launch_failed("node-3", "no room", 0.1))
-    assert all_of(cluster.tick(0.5), LaunchNode) == []
-    launched = one_of(cluster.tick(0.7), LaunchNode)
+    assert all_of(cluster.tick(1.0), LaunchNode) == []
+    launched = one_of(cluster.tick(1.1), LaunchNode)
     assert launched.node_id == "node-4"
-    later_s = 0.7 + SETTINGS.launch_timeout_s
+    later_s = 1.1 + SETTINGS.launch_timeout_s
     beat(cluster, "node-1", "", later_s)
     assert TerminateNode("node-4", kill=True) in cluster.tick(later_s)
 
@@ -501,7 +484,8 @@ def test_a_hand_over_cut_short_by_a_restart_is_asked_for_again() -> None:
     again = restarted(snapshot, 1.0)
     actions = again.start(100.0)
     assert all_of(actions, DissolveFormation) == []
-    assert one_of(actions, DrainFormation) == DrainFormation("f1", actions[-1].head)
+    assert one_of(actions, DrainFormation).head.node_id == "node-1"
+    assert (again.routes()[1], again.handing_over()) == ((), ("f1",))
     assert again.heads()[0].hands_over
     done = again.drained("f1", 3, 100.1)
     assert one_of(done, TerminateNode) == TerminateNode("node-2")

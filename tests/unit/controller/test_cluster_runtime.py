@@ -111,6 +111,9 @@ class Mesh:
         self.adopted.append(node_id)
         return True
 
+    def holds(self, node_id: str) -> bool:
+        return True
+
     async def terminate(self, node_id: str, grace_s: float) -> None:
         self.ended.append(node_id)
         self.ending.set()

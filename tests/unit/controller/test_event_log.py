@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
+import pytest
+
+from services.common import logs
 from services.common.errors import ResourceExhausted
 from services.controller.event_log import EventLog
 from services.controller.journal import LoggedEvent
@@ -96,3 +100,14 @@ async def test_a_journal_that_fails_loses_the_event_only() -> None:
     log.add("b")
     await asyncio.sleep(0)
     assert await _all(log) == [1, 2]
+
+
+async def test_a_line_about_a_generation_names_it(caplog: pytest.LogCaptureFixture) -> None:
+    log = _log(_Journal())
+    with caplog.at_level(logging.INFO):
+        for kind in ("generation_bound", "generation_granted"):
+            log.add(kind, pipeline_id="p", generation_id="g-1", attributes={"epoch": "1"})
+    told = [vars(record) for record in caplog.records]
+    assert [(line["generation_id"], line["epoch"]) for line in told] == [("g-1", "1")] * 2
+    assert all("node_id" not in line for line in told)
+    assert told[0]["name"] == logs.access.name  # one a generation, and never thinned out

@@ -3,12 +3,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
 
-from services.common.errors import Diverged, ResourceExhausted
+from services.common.errors import Diverged, NotFound, ResourceExhausted
 from services.common.exchange import Checkpoint, CheckpointRefusal, ResumeQuestion
 from services.common.generation import GenerationRequest, ModelRef, Sampling, TokenSpan
 from services.controller.event_log import EventLog
@@ -72,6 +73,26 @@ def said(*ids: int) -> Checkpoint:
 
 def diverged() -> float:
     return REGISTRY.get_sample_value("shunt_controller_diverged_total") or 0.0
+
+
+async def test_what_was_asked_for_by_who_is_gone_can_be_claimed_by_a_retry() -> None:
+    generations = make(Store())
+    request = replace(REQUEST, ask_digest="d")
+    await generations.checkpoint([replace(said(5), request=request)])
+    question = ResumeQuestion("g", 1, None, (), "f")
+    with pytest.raises(NotFound):
+        await generations.claim("d")
+    asking = asyncio.create_task(generations.resume(question, 60.0))
+    await asyncio.sleep(0)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    assert (await generations.claim("d")).request == request
+    again = asyncio.create_task(generations.resume(question, 60.0))
+    await asyncio.sleep(0)
+    with pytest.raises(NotFound):
+        await generations.claim("d")
+    again.cancel()
+    await asyncio.gather(again, return_exceptions=True)
 
 
 async def test_a_full_journal_sheds_before_anything_changes() -> None:

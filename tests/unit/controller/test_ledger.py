@@ -15,6 +15,7 @@ from services.common.exchange import (
     CheckpointRefusal,
     GenerationState,
     Grant,
+    LeaveReason,
     ResumeQuestion,
     Route,
 )
@@ -42,9 +43,10 @@ def head_of(
     model: ModelRef = MODEL,
     numerics: str = "",
     positions: int = 100,
+    stalled: bool = False,
 ) -> Head:
     route = Route(f"p-{name}", f"f-{name}", f"i-{name}", f"{name}:1", speed, model, positions)
-    return Head(route, not hands_over, numerics, hands_over)
+    return Head(route, not hands_over and not stalled, numerics, hands_over, stalled)
 
 
 A, B = head_of("a"), head_of("b")
@@ -69,9 +71,17 @@ class Book:
         changed = replace(whole, **changes)  # type: ignore[arg-type]
         return self.keep(self.ledger.checkpoint(changed, "p-a", now_s))
 
-    def resume(self, *ids: int, epoch: int = 1, left: str = "", heads=(A, B), now_s: float = 0.0):
+    def resume(
+        self,
+        *ids: int,
+        epoch: int = 1,
+        left: str = "",
+        heads=(A, B),
+        now_s: float = 0.0,
+        reason: LeaveReason = LeaveReason.REFUSED,
+    ):
         spans = (TokenSpan(0, 0, ids),) if ids else ()
-        question = ResumeQuestion("g", epoch, REQUEST, spans, left)
+        question = ResumeQuestion("g", epoch, REQUEST, spans, left, reason if left else None)
         outcome = self.ledger.resume(question, heads, now_s)
         return None if outcome is None else self.keep(outcome)
 
@@ -178,6 +188,53 @@ def test_a_head_that_a_reader_left_is_granted_again_only_after_a_while(book: Boo
     assert book.resume(7, left="f-a", heads=(A,)) is None
     assert book.resume(7, left="f-a", heads=(A,), now_s=0.9) is None
     assert book.resume(7, left="f-a", heads=(A,), now_s=1.0).head == A.route
+
+
+def silent(book: Book, *ids: int, heads: tuple[Head, ...], now_s: float = 0.0):
+    return book.resume(*ids, left="f-a", reason=LeaveReason.SILENT, heads=heads, now_s=now_s)
+
+
+def test_who_hears_nothing_from_a_head_that_serves_is_sent_back_and_nothing_is_written(
+    book: Book,
+) -> None:
+    book.checkpoint(7, 8)
+    written = len(book.records)
+    for now_s in (0.0, 0.1, 30.0):
+        grant = silent(book, 7, heads=(A, B), now_s=now_s)
+        assert (grant.epoch, grant.head, grant.base) == (1, A.route, ())
+    assert len(book.records) == written
+    assert book.checkpoint(9, start=2).refusal is None
+    other = book.resume(7, 8, left="f-b", heads=(A, B), epoch=0, now_s=30.1)
+    assert other.head == A.route, "a question that was refused is no complaint"
+
+
+def test_a_head_that_the_journal_has_yet_to_hear_from_is_gone_back_to(book: Book) -> None:
+    grant = silent(book, heads=(A, B))
+    assert (grant.epoch, grant.head, grant.base) == (1, A.route, ())
+    assert book.records == []
+
+
+def test_a_head_that_stalls_is_left_for_another_one(book: Book) -> None:
+    book.checkpoint(7)
+    grant = silent(book, 7, heads=(head_of("a", stalled=True), B))
+    assert (grant.epoch, grant.head) == (2, B.route)
+
+
+def test_a_head_that_stalls_and_has_no_other_beside_it_is_waited_for(book: Book) -> None:
+    book.checkpoint(7)
+    for now_s in (0.0, 5.0):
+        assert silent(book, 7, heads=(head_of("a", stalled=True),), now_s=now_s) is None
+    grant = silent(book, 7, heads=(A,), now_s=6.0)
+    assert (grant.epoch, grant.head) == (1, A.route)
+
+
+def test_a_head_that_lives_and_is_not_reached_is_left_only_for_another_one(book: Book) -> None:
+    book.checkpoint(7)
+    reason = LeaveReason.UNREACHABLE
+    for now_s in (0.0, 5.0):
+        grant = book.resume(7, left="f-a", reason=reason, heads=(A,), now_s=now_s)
+        assert (grant.epoch, grant.head) == (1, A.route)
+    assert book.resume(7, left="f-a", reason=reason, heads=(A, B), now_s=6.0).head == B.route
 
 
 def test_no_head_means_waiting(book: Book) -> None:
@@ -346,7 +403,8 @@ def test_what_was_kept_long_enough_is_forgotten() -> None:
     assert book.ledger.tick(30.0).records == ()
     book.keep(book.ledger.tick(39.0))
     assert book.ledger.population(()).open == ()
-    assert (book.ledger._complaints, book.ledger._left) == ({}, {})
+    complaints = book.ledger._complaints
+    assert (complaints._made, complaints._left) == ({}, {})
     book.keep(book.ledger.cancel("x", None, CancelReason.CLIENT, None, 40.0))
     assert len(book.ledger.tick(50.0).records) == 1
     book.restart()

@@ -208,8 +208,19 @@ def test_a_reader_without_news_gets_a_sign_of_life(head: Generations) -> None:
     frames(head, 1)
     head.sequence_phase(KEY, Phase.PREFILL)
     head.stepped(9, [], 0.0)
-    assert head.next_frame(1, 0.09) is None
-    assert head.next_frame(1, 0.11) == Progress(9, Phase.PREFILL)
+    assert head.next_frame(1, 0.24) is None
+    assert not head.is_silent(1, 0.24)
+    assert head.is_silent(1, 0.26)
+    assert head.next_frame(1, 0.26) == Progress(9, Phase.PREFILL)
+
+
+def test_a_queued_reader_gets_signs_of_life_more_seldom(head: Generations) -> None:
+    head.generate(1, call(), 0.0)
+    frames(head, 1)
+    assert head.next_frame(1, 1.9) is None
+    assert not head.is_silent(1, 1.9)
+    assert head.next_frame(1, 2.0) == Progress(0, Phase.QUEUED)
+    assert not head.is_silent(99, 2.0)
 
 
 def test_an_end_of_sequence_finishes_and_is_kept_for_who_comes_late(head: Generations) -> None:

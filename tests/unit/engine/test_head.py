@@ -153,7 +153,7 @@ async def test_a_silent_head_still_sends_signs_of_life(rig: Rig) -> None:
     await _next(frames)
     waiting = asyncio.ensure_future(anext(frames))
     await asyncio.sleep(0)
-    rig.now_s += 0.05
+    rig.now_s += 0.2
     rig.head.tick()
     await asyncio.sleep(0)
     assert not waiting.done()

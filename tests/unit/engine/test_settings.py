@@ -21,6 +21,8 @@ def test_a_batch_of_decodes_alone_must_leave_room_for_prompts() -> None:
 def test_readers_cannot_be_left_in_silence_until_routers_take_it_for_a_death() -> None:
     with pytest.raises(ValidationError, match="frame_interval_s"):
         EngineSettings(node_id="n", frame_interval_s=0.5)
+    with pytest.raises(ValidationError, match="queued_frame_interval_s"):
+        EngineSettings(node_id="n", queued_frame_interval_s=2.5)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "meta", "", "cpu\n"])

@@ -13,7 +13,7 @@ from services.router.catalogue import MAX_MODELS, Catalogue
 from services.router.model_files import ModelFiles
 from tests.tiny_model import MODEL, model_files, tiny_tokenizer
 
-CONFIG = {"max_position_embeddings": 64, "vocab_size": 303}
+CONFIG = {"model_type": "llama", "max_position_embeddings": 64, "vocab_size": 303}
 ROUTE = Route("p", "f", "i", "a", 1.0, MODEL, 64)
 
 

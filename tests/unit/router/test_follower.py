@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -20,6 +21,7 @@ from services.common.exchange import (
     GenerationState,
     GenerationView,
     Grant,
+    LeaveReason,
     Phase,
     Progress,
     Route,
@@ -42,9 +44,10 @@ from services.router.actions import (
     Gain,
     OpenStream,
     SendCancel,
-    SendPark,
+    SendDetach,
 )
-from services.router.follower import Follower, FollowerSettings
+from services.router.follower import Follower
+from services.router.follower_settings import FollowerSettings
 
 MODEL = ModelRef("m", "d")
 REQUEST = GenerationRequest("g", MODEL, (1, 2), Sampling(max_tokens=50, eos_token_ids=(2,)))
@@ -105,7 +108,7 @@ def test_the_end_of_all_choices_ends_the_reader(follower: Follower) -> None:
     assert kind(actions) == ["Deliver", "CloseStream", "End"]
     assert error_of(actions) is None
     assert follower.finish_reason(0) is FinishReason.STOP
-    assert follower.tick(99.0) == follower.cancel() == follower.stopped(0, 1) == []
+    assert follower.tick(99.0, serves=False) == follower.cancel() == follower.stopped(0, 1) == []
 
 
 def test_a_different_id_ends_the_reader(follower: Follower) -> None:
@@ -123,41 +126,93 @@ def test_a_frame_of_a_choice_that_was_not_asked_for_ends_the_reader(follower: Fo
     assert isinstance(error_of(follower.frame(1, frame, 0.1)), InvalidArgument)
 
 
-def test_silence_attaches_once_more_and_then_asks(follower: Follower) -> None:
-    assert follower.tick(0.4) == []
-    closed, opened = follower.tick(0.5)
+def watch(follower: Follower, seconds: tuple[float, float], *, serves: bool) -> list[Action]:
+    """What ticks bring, four a second, from behind the first time up to the last."""
+    first, last = (int(4 * second) for second in seconds)
+    ticks = (follower.tick(quarter / 4, serves=serves) for quarter in range(first + 1, last + 1))
+    return [action for actions in ticks for action in actions]
+
+
+def test_silence_of_a_head_that_serves_moves_nothing(follower: Follower) -> None:
+    assert watch(follower, (0, 5.75), serves=True) == []
+
+
+def test_silence_of_a_head_that_does_not_serve_is_asked_about(follower: Follower) -> None:
+    assert watch(follower, (0, 5), serves=True) == []
+    closed, asked = follower.tick(5.0, serves=False)
     assert closed == CloseStream(1)
-    assert isinstance(opened, OpenStream)
-    assert (opened.route, opened.call.from_lengths) == (A, (2,))
-    closed, asked = follower.tick(1.0)
     assert isinstance(asked, AskResume)
     assert asked.question.held == base(7, 8)
     assert (asked.question.last_epoch, asked.question.left_formation_id) == (1, "f-a")
+    assert asked.question.reason is LeaveReason.SILENT
+    assert watch(follower, (5, 50), serves=False) == [], "a question is put once"
 
 
-def test_a_blip_is_not_a_death(follower: Follower) -> None:
-    follower.tick(0.5)
-    follower.frame(2, tokens(9, start=2, step=5), 0.6)
-    assert kind(follower.tick(1.2)) == ["CloseStream", "OpenStream"]
+def test_a_head_that_does_not_serve_is_followed_while_it_speaks_and_steps(
+    follower: Follower,
+) -> None:
+    for quarter in range(1, 40):
+        assert follower.frame(1, Progress(quarter, Phase.DECODE), quarter / 4) == []
+        assert follower.tick(quarter / 4, serves=False) == []
 
 
 def test_signs_of_life_without_steps_are_no_progress(follower: Follower) -> None:
-    for tenth in range(1, 20):
-        assert follower.frame(1, Progress(1, Phase.DECODE), tenth / 10) == []
-        assert follower.tick(tenth / 10) == []
-    assert kind(follower.tick(2.0)) == ["CloseStream", "OpenStream"]
-    follower.frame(2, Progress(1, Phase.DECODE), 2.1)
-    for tenth in range(22, 30):
-        follower.frame(2, Progress(1, Phase.DECODE), tenth / 10)
-        assert follower.tick(tenth / 10) == []
-    follower.frame(2, Progress(1, Phase.DECODE), 3.0)
-    assert kind(follower.tick(3.0)) == ["CloseStream", "AskResume"]
+    for quarter in range(1, 8):
+        assert follower.frame(1, Progress(1, Phase.DECODE), quarter / 4) == []
+        assert follower.tick(quarter / 4, serves=False) == []
+    follower.frame(1, Progress(1, Phase.DECODE), 2.0)
+    assert kind(follower.tick(2.0, serves=False)) == ["CloseStream", "AskResume"]
 
 
-def test_a_queued_generation_waits_while_its_head_steps(follower: Follower) -> None:
-    for tenth in range(1, 60):
-        follower.frame(1, Progress(tenth + 1, Phase.QUEUED), tenth / 10)
-        assert follower.tick(tenth / 10) == []
+def test_a_head_that_is_not_reached_is_left_though_it_serves(follower: Follower) -> None:
+    closed, opened = watch(follower, (0, 6), serves=True)
+    assert closed == CloseStream(1)
+    assert isinstance(opened, OpenStream)
+    assert (opened.route, opened.call.from_lengths) == (A, (2,))
+    closed, asked = watch(follower, (6, 12), serves=True)
+    assert isinstance(asked, AskResume)
+    assert asked.question.reason is LeaveReason.UNREACHABLE
+
+
+def test_a_blip_is_not_a_death(follower: Follower) -> None:
+    watch(follower, (0, 6), serves=True)
+    follower.frame(2, tokens(9, start=2, step=5), 6.1)
+    assert kind(watch(follower, (6.25, 12.5), serves=True)) == ["CloseStream", "OpenStream"]
+
+
+def test_time_that_nobody_watched_is_no_silence(follower: Follower) -> None:
+    for second in range(30, 330, 30):
+        assert follower.tick(second, serves=True) == []
+
+
+def test_a_head_that_lives_is_gone_on_with_and_nothing_is_thrown_away(follower: Follower) -> None:
+    follower.tick(1.0, serves=False)
+    (opened,) = follower.granted(1, Grant(1, A, ()), 1.1)
+    assert isinstance(opened, OpenStream)
+    assert (opened.call.epoch, opened.call.from_lengths) == (1, (2,))
+    assert kind(follower.frame(2, tokens(9, start=2, step=2), 1.2)) == ["Deliver"]
+    assert follower.moves == 0
+
+
+def test_who_waits_at_a_head_that_serves_is_never_out_of_time(follower: Follower) -> None:
+    follower.frame(1, Closed(CloseReason.DISSOLVED, (2,)), 0.1)
+    follower.granted(1, Grant(2, B, base(7, 8)), 0.2)
+    for second in range(1, 300):
+        assert follower.frame(2, Progress(5, Phase.QUEUED), second) == []
+        assert follower.tick(second, serves=True) == []
+
+
+def test_a_crowd_does_not_ask_again_all_at_once() -> None:
+    asked_s = set()
+    for number in range(20):
+        request = replace(REQUEST, generation_id=f"g{number}")
+        follower = Follower(request, FollowerSettings())
+        follower.begin(None, 0.0)
+        follower.not_granted(1, Unavailable("away"), 0.0)
+        asked_s.add(next(ms for ms in range(1000) if follower.tick(ms / 1000, serves=False)))
+    assert min(asked_s) >= 100
+    assert max(asked_s) <= 200
+    assert len(asked_s) > 10
 
 
 @pytest.mark.parametrize(
@@ -167,12 +222,13 @@ def test_a_head_that_cannot_go_on_is_left(follower: Follower, reason: CloseReaso
     asked = follower.frame(1, Closed(reason, (2,)), 0.1)[-1]
     assert isinstance(asked, AskResume)
     assert asked.question.left_formation_id == "f-a"
+    assert asked.question.reason is LeaveReason.REFUSED
 
 
 def test_a_planned_move_complains_of_nobody(follower: Follower) -> None:
     asked = follower.frame(1, Closed(CloseReason.MOVED, (2,)), 0.1)[-1]
     assert isinstance(asked, AskResume)
-    assert asked.question.left_formation_id == ""
+    assert (asked.question.left_formation_id, asked.question.reason) == ("", None)
 
 
 def test_a_grant_goes_on_from_its_base_and_compares_what_lies_beyond(follower: Follower) -> None:
@@ -195,8 +251,8 @@ def test_grants_in_vain_are_asked_for_ever_more_slowly(follower: Follower) -> No
     follower.frame(1, Closed(CloseReason.DISSOLVED, (2,)), 0.1)
     follower.granted(1, Grant(2, B, base(7, 8)), 0.2)
     assert follower.broken(2, FailedPrecondition("gone"), 0.2) == [CloseStream(2)]
-    assert follower.tick(0.25) == []
-    assert kind(follower.tick(0.31)) == ["AskResume"]
+    assert follower.tick(0.25, serves=False) == []
+    assert kind(follower.tick(0.41, serves=False)) == ["AskResume"]
 
 
 def test_a_finished_journal_ends_the_reader(follower: Follower) -> None:
@@ -212,7 +268,7 @@ def test_a_journal_that_ends_too_early_is_an_error(follower: Follower) -> None:
 
 
 def test_answers_and_frames_of_old_numbers_mean_nothing(follower: Follower) -> None:
-    follower.tick(0.5)
+    follower.broken(1, Unavailable("gone"), 0.5)
     assert follower.frame(1, tokens(9, start=2), 0.6) == []
     assert follower.broken(1, Unavailable("gone"), 0.6) == []
     assert follower.granted(1, Grant(2, B, ()), 0.6) == []
@@ -222,11 +278,11 @@ def test_answers_and_frames_of_old_numbers_mean_nothing(follower: Follower) -> N
 def test_an_unanswered_question_is_asked_again_until_time_is_up(follower: Follower) -> None:
     follower.frame(1, Closed(CloseReason.DISSOLVED, (2,)), 0.1)
     assert follower.not_granted(1, Unavailable("away"), 0.2) == []
-    assert follower.tick(0.25) == []
-    assert kind(follower.tick(0.31)) == ["AskResume"]
+    assert follower.tick(0.25, serves=False) == []
+    assert kind(follower.tick(0.41, serves=False)) == ["AskResume"]
     follower.not_granted(2, Unavailable("away"), 0.4)
-    assert follower.tick(0.5) == []
-    assert isinstance(error_of(follower.tick(60.2)), Unavailable)
+    assert follower.tick(0.5, serves=False) == []
+    assert isinstance(error_of(follower.tick(60.2, serves=False)), Unavailable)
 
 
 @pytest.mark.parametrize("error", [Cancelled("x"), Diverged(1, 2, 3), InvalidArgument("x")])
@@ -305,20 +361,21 @@ def test_a_cancel_is_told_to_controller_and_head(follower: Follower) -> None:
 
 def test_a_client_that_is_gone_cancels_nothing(follower: Follower) -> None:
     assert follower.detach() == [CloseStream(1)]
-    assert follower.leave() == []
-    assert follower.tick(99.0) == []
+    assert follower.client_gone(True) == []
+    assert follower.tick(99.0, serves=False) == []
 
 
-def test_a_client_with_nothing_to_come_back_by_has_its_generation_parked(
-    follower: Follower,
+@pytest.mark.parametrize("resumable", [True, False])
+def test_the_head_is_told_that_a_client_is_gone_and_whether_it_can_resume(
+    follower: Follower, resumable: bool
 ) -> None:
-    assert follower.leave() == [CloseStream(1), SendPark("g", 1, A)]
-    assert follower.leave() == []
+    assert follower.client_gone(resumable) == [CloseStream(1), SendDetach("g", 1, A, resumable)]
+    assert follower.client_gone(resumable) == []
 
 
-def test_a_reader_that_was_superseded_parks_nothing(follower: Follower) -> None:
+def test_a_reader_that_was_superseded_tells_nothing(follower: Follower) -> None:
     follower.frame(1, Closed(CloseReason.SUPERSEDED, (0, 0)), 0.1)
-    assert follower.leave() == []
+    assert follower.client_gone(False) == []
 
 
 def view(state: GenerationState, head: Route | None, *ids: int) -> GenerationView:

@@ -59,4 +59,11 @@ def test_empty_containers_have_a_limit_too(empty: str) -> None:
 
 def test_an_echo_is_short() -> None:
     assert len(shown("x" * 10_000)) < 60
-    assert shown({"a": 1}) == "dict"
+    assert [shown(value) for value in ({"a": 1}, {}, [1], [], None, True)] == [
+        "an object",
+        "an empty object",
+        "an array",
+        "an empty array",
+        "null",
+        "true",
+    ]

@@ -12,7 +12,7 @@ from services.router.model import Model
 from services.router.model_files import ModelFiles
 from tests.tiny_model import CHAT_TEMPLATE, MODEL, model_files, tiny_tokenizer
 
-CONFIG = {"max_position_embeddings": 64, "vocab_size": 303}
+CONFIG = {"model_type": "llama", "max_position_embeddings": 64, "vocab_size": 303}
 START, END = (tiny_tokenizer().token_to_id(text) for text in ("<|im_start|>", "<|im_end|>"))
 DRAWN = Drawn("g1", 77, 1234)
 
@@ -38,7 +38,7 @@ def test_what_is_absent_takes_the_models_default() -> None:
     request = _ask().resolve(model.facts, [1, 2, 3], DRAWN)
     sampling = request.sampling
     assert (sampling.temperature, sampling.top_k, sampling.top_p) == (0.5, 20, 1.0)
-    assert (sampling.eos_token_ids, sampling.seed, sampling.max_tokens) == ((5, 6), 77, 61)
+    assert (sampling.eos_token_ids, sampling.seed, sampling.max_tokens) == ((5, 6, END), 77, 61)
     assert (request.generation_id, request.created_unix_s) == ("g1", 1234)
     chosen = _ask(temperature=0.0, top_k=-1, seed=-1).resolve(model.facts, [1], DRAWN).sampling
     assert (chosen.temperature, chosen.top_k, chosen.seed) == (0.0, 0, (1 << 64) - 1)
@@ -95,17 +95,47 @@ def test_the_longest_piece_of_a_vocabulary_may_be_a_special_token() -> None:
     assert _model().longest_piece_bytes == len("<|endoftext|>")
 
 
-def test_a_model_names_its_end_one_way_or_another() -> None:
-    assert _model(generation_config_json=None).facts.eos_token_ids == (END,)
-    assert _model(generation_config_json={"eos_token_id": 7}).facts.eos_token_ids == (7,)
-    assert _model(generation_config_json={"eos_token_id": 303}).facts.eos_token_ids == (END,)
-    with pytest.raises(FailedPrecondition):
-        _model(generation_config_json=None, tokenizer_config_json={})
+@pytest.mark.parametrize(
+    ("generation", "config", "ends"),
+    [
+        (None, None, (END,)),
+        (7, None, (7, END)),
+        ([7, 8], 8, (7, 8, END)),
+        (7, [9, 303], (7, 9, END)),
+        ([303, 7, -1], None, (7, END)),
+        (END, END, (END,)),
+    ],
+)
+def test_every_end_that_any_file_names_ends_a_sequence(
+    generation: object, config: object, ends: tuple[int, ...]
+) -> None:
+    contents = model_files(tiny_tokenizer())
+    contents["generation_config.json"] = json.dumps({"eos_token_id": generation}).encode()
+    model = Model(ModelFiles(MODEL, {**CONFIG, "eos_token_id": config}, contents))
+    assert model.facts.eos_token_ids == ends
+
+
+@pytest.mark.parametrize("end", ["7", 7.0, True, [[7]], {"id": 7}])
+def test_an_end_that_is_no_id_is_refused(end: object) -> None:
+    with pytest.raises(FailedPrecondition, match="eos_token_id: must be an id"):
+        _model(generation_config_json={"eos_token_id": end})
+
+
+def test_a_model_without_an_end_is_refused() -> None:
+    with pytest.raises(FailedPrecondition, match="eos_token"):
+        _model(generation_config_json={"eos_token_id": 303}, tokenizer_config_json={})
+
+
+def test_a_stop_string_that_is_a_special_token_stops_by_its_id() -> None:
+    ask = _ask(stop_strings=("<|im_start|>", "stop", "<|im_end|>"), stop_token_ids=(START, 5))
+    request = ask.resolve(_model().facts, [1], DRAWN)
+    assert request.sampling.stop_token_ids == (START, 5, END)
+    assert request.stop_strings == ("<|im_start|>", "stop", "<|im_end|>")
 
 
 @pytest.mark.parametrize(
     "default",
-    [{"top_k": float("nan")}, {"top_k": 2**40}, {"temperature": 1e300}, {"top_p": 0}],
+    [{"top_k": float("nan")}, {"top_k": 2**40}, {"temperature": 1e300}, {"top_p": 2}],
 )
 def test_a_default_that_no_client_may_ask_for_is_refused(default: dict[str, float]) -> None:
     with pytest.raises(FailedPrecondition):
@@ -166,6 +196,20 @@ def test_a_tokenizer_file_that_its_library_panics_over_is_refused() -> None:
         _model(tokenizer_json={**TOKENIZER, "normalizer": charsmap})
 
 
+@pytest.mark.parametrize("field", ["prompt", "messages"])
+def test_a_prompt_that_a_tokenizer_fails_on_is_refused(field: str) -> None:
+    words = {"type": "WordLevel", "vocab": {"hi": 0}, "unk_token": "nowhere"}
+    model = _model(
+        tokenizer_json={**TOKENIZER, "model": words, "added_tokens": []},
+        tokenizer_config_json={"chat_template": CHAT_TEMPLATE},
+    )
+    kind = GenerationKind.CHAT if field == "messages" else GenerationKind.COMPLETION
+    prompt = (Message("user", "ho"),) if field == "messages" else "ho"
+    with pytest.raises(InvalidArgument) as refused:
+        model.prompt_ids(_ask(kind=kind, prompt=prompt), 0)
+    assert refused.value.field == field
+
+
 @pytest.mark.parametrize(
     "broken",
     [
@@ -173,14 +217,18 @@ def test_a_tokenizer_file_that_its_library_panics_over_is_refused() -> None:
         {"model": {"type": "BPE", "vocab": {}, "merges": [], "unk_token": "nowhere"}},
     ],
 )
-@pytest.mark.parametrize("field", ["prompt", "messages"])
-def test_a_prompt_that_a_tokenizer_fails_on_is_refused(broken: object, field: str) -> None:
-    model = _model(tokenizer_json={**TOKENIZER, **broken})  # type: ignore[dict-item]
-    kind = GenerationKind.CHAT if field == "messages" else GenerationKind.COMPLETION
-    prompt = (Message("user", "hi"),) if field == "messages" else "hi"
+def test_a_tokenizer_file_that_cannot_encode_is_refused(broken: dict[str, object]) -> None:
+    with pytest.raises(FailedPrecondition, match="model: cannot encode"):
+        _model(tokenizer_json={**TOKENIZER, **broken})
+
+
+def test_a_token_that_the_model_has_no_row_for_is_refused() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens(["<pad>"] + [f"<{number}>" for number in range(20)])
+    model = _model(tokenizer_json=json.loads(tokenizer.to_str()))
     with pytest.raises(InvalidArgument) as refused:
-        model.prompt_ids(_ask(kind=kind, prompt=prompt), 0)
-    assert refused.value.field == field
+        model.prompt_ids(_ask(prompt="so <19>"), 0)
+    assert refused.value.field == "prompt"
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def _fallback(*behind: Any) -> Any:
     [
         _fallback(),
         _fallback(decoders.Strip(" ", 1, 0)),
-        _fallback(decoders.Strip(" ", 0, 1)),
+        _fallback(decoders.Strip(" ", 2, 0)),
         decoders.Metaspace("\u2581", "always"),
         decoders.Metaspace("\u2581", "never"),
     ],

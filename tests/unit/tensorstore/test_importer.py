@@ -241,7 +241,7 @@ def test_a_source_that_shrinks_in_mid_import_is_data_loss(tiny) -> None:
 def test_a_checkpoint_whose_weights_need_scales_is_refused_as_such(tiny, what: str) -> None:
     scale = {f"model.layers.0.mlp.up_proj.{what}": torch.ones(1)}
     write_checkpoint(tiny.source, tiny.config, tiny.tensors | scale)
-    with pytest.raises(InvalidArgument, match=f"{what}' belongs to a quantised checkpoint"):
+    with pytest.raises(InvalidArgument, match=f"{what} belongs to quantised weights"):
         tiny.store("other")
 
 
@@ -276,7 +276,6 @@ def test_no_mutant_of_a_config_crashes_an_import(tmp_path_factory, seed: int) ->
     [
         {"note": "x" * (5 << 20)},
         {"architectures": ["MixtralForCausalLM"]},
-        {"architectures": None},
         {"num_attention_heads": 0},
         {"num_attention_heads": "8"},
         {"num_key_value_heads": 3},
@@ -292,13 +291,13 @@ def test_a_config_that_does_not_fit_is_refused(tiny, changes: dict[str, object])
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 1), (32, 8, 4), (1, 8, 128)])
-def test_a_tensor_to_be_transposed_that_is_no_matrix_is_refused_before_anything_is_written(
+def test_a_tensor_of_another_shape_is_refused_before_anything_is_written(
     tiny, tmp_path: Path, shape: tuple[int, ...]
 ) -> None:
     name = "model.layers.0.self_attn.o_proj.weight"
     write_checkpoint(tiny.source, tiny.config, tiny.tensors | {name: torch.zeros(shape)})
     backend = DirectoryBackend(tmp_path / "fresh")
-    with pytest.raises(InvalidArgument, match="no matrix"):
+    with pytest.raises(InvalidArgument, match=r"config\.json asks for"):
         run_import(backend, tiny.source, "tiny")
     assert list(backend.objects()) == []
 

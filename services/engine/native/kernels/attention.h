@@ -11,7 +11,8 @@
 namespace shunt {
 
 struct Shape {
-  int64_t hidden, heads, kv_heads, head_dim, intermediate;
+  int64_t hidden, heads, kv_heads, head_dim, intermediate;  // padded to whole lanes
+  int64_t hidden_numbers, head_numbers;                     // without the padding
   float epsilon, scale;
   const float* rope;  // [positions][cos of D / 2, sin of D / 2]
 };
@@ -21,6 +22,8 @@ struct LayerOf {
   const float *input_norm, *post_norm, *q_norm, *k_norm;  // q_norm and k_norm may be null
   const E *qkv, *output, *gate_up, *down;
   E *keys, *values;
+  const float *qkv_bias, *output_bias, *gate_up_bias, *down_bias;  // may be null
+  int64_t window;  // positions a row looks back on, its own included; 0: on all
 };
 
 struct Sequence {
@@ -33,7 +36,7 @@ template <class T>
 void rotate(float* v, const float* norm, const Shape& s, int64_t position) {
   const int64_t d = s.head_dim, half = d / 2;
   if (norm) {
-    normalize<Fp32>([&](int64_t i) { return load(v + i); }, norm, d, s.epsilon, v);
+    normalize<Fp32>([&](int64_t i) { return load(v + i); }, norm, d, s.head_numbers, s.epsilon, v);
   }
   const float *cosine = s.rope + position * d, *sine = cosine + half;
   for (int64_t i = 0; i < half; i++) {
@@ -176,7 +179,8 @@ void mix_all(const typename T::E* weights, int64_t stride, int64_t m, const type
 }
 
 // Queries (row, head) of one sequence and one KV head: scores, softmax, mixture; each over its
-// own context 0..position. Blocks past a row's position add exact zeros.
+// own context, from 0 or from where its window begins up to its position. Blocks of the tile before
+// and past it add exact zeros.
 template <class T>
 void attend(const LayerOf<typename T::E>& layer, const Shape& s, const Sequence& q,
             const typename T::E* queries, typename T::E* out, int64_t kv_head, int64_t row,
@@ -184,7 +188,11 @@ void attend(const LayerOf<typename T::E>& layer, const Shape& s, const Sequence&
   using E = typename T::E;
   constexpr int64_t kMost = std::max(kQueries, kTiledQueries), kWidth = 4 * kLanes;
   const int64_t d = s.head_dim, page = s.kv_heads * d * kBlock, m_count = row_count * head_count;
-  const int64_t blocks = (q.start + row + row_count - 1) / kBlock + 1, length = blocks * kBlock;
+  const int64_t window = layer.window ? layer.window : q.start + row + row_count;
+  const int64_t begin = std::max<int64_t>(0, q.start + row + 1 - window) / kBlock;
+  const int64_t blocks = (q.start + row + row_count - 1) / kBlock + 1 - begin;
+  const int64_t length = blocks * kBlock;
+  const int32_t* table = q.table + begin;
   thread_local std::vector<float> scores, sums;
   thread_local std::vector<E> weights, vectors;
   if ((int64_t)scores.size() < m_count * length) scores.resize(m_count * length);
@@ -196,12 +204,13 @@ void attend(const LayerOf<typename T::E>& layer, const Shape& s, const Sequence&
     const int64_t at = (q.first + row + m / head_count) * s.heads + head + m % head_count;
     std::memcpy(vectors.data() + m * d, queries + at * d, d * sizeof(E));
   }
-  score_all<T>(vectors.data(), m_count, keys, q.table, page, blocks, d, scores.data(), length);
+  score_all<T>(vectors.data(), m_count, keys, table, page, blocks, d, scores.data(), length);
   float totals[kMost];
   const F scale = splat(s.scale);
   for (int64_t m = 0; m < m_count; m++) {
     float* x = scores.data() + m * length;
-    const int64_t context = q.start + row + m / head_count + 1;
+    const int64_t context = q.start + row + m / head_count + 1 - begin * kBlock;
+    for (int64_t i = 0; i < context - window; i++) x[i] = -__builtin_inff();
     for (int64_t i = context; i < length; i++) x[i] = -__builtin_inff();
     F top = load(x) * scale;
     for (int64_t i = kLanes; i < length; i += kLanes) top = larger(load(x + i) * scale, top);
@@ -219,7 +228,7 @@ void attend(const LayerOf<typename T::E>& layer, const Shape& s, const Sequence&
     for (int64_t column = 0; column < d; column += kWidth) {
       const int64_t width = std::min<int64_t>(4, (d - column) / kLanes);
       const E* shares = weights.data() + m * length;
-      mix_all<T>(shares, length, some, values, q.table, page, blocks, d, column, width,
+      mix_all<T>(shares, length, some, values, table, page, blocks, d, column, width,
                  sums.data());
       for (int64_t i = 0; i < some; i++) {
         const int64_t at = q.first + row + (m + i) / head_count;

@@ -10,12 +10,17 @@
 
 namespace shunt {
 
-// How the sums of a column block leave the registers.
+// How the sums of a column block leave the registers. A bias has whole blocks, and may be null.
 struct StoreRaw {
   float* out;
   int64_t stride;
+  const float* bias;
   void operator()(int64_t row, int64_t block, F a, F b) const {
     float* p = out + row * stride + block * kColumns;
+    if (bias) {
+      a += load(bias + block * kColumns);
+      b += load(bias + block * kColumns + kLanes);
+    }
     store(p, a);
     store(p + kLanes, b);
   }
@@ -25,7 +30,12 @@ template <class T>
 struct StoreSwiGlu {
   typename T::E* out;
   int64_t stride;
+  const float* bias;
   void operator()(int64_t row, int64_t block, F gate, F up) const {
+    if (bias) {
+      gate += load(bias + block * kColumns);
+      up += load(bias + block * kColumns + kLanes);
+    }
     F e = exponential(-select(gate < splat(-80.0f), splat(-80.0f), gate));
     T::narrow(out + row * stride + block * kLanes, gate / (e + 1.0f) * up);
   }
@@ -101,15 +111,17 @@ void linear(const typename T::E* x, int64_t rows, int64_t k, const typename T::E
   }
 }
 
-// out = x / rms(x) * weight over n elements, read through `at`.
+// out = x / rms(x) * weight over n elements, read through `at`; the last of them may be padding,
+// zeros: `count` are numbers.
 template <class T, class At>
-void normalize(const At& at, const float* weight, int64_t n, float epsilon, typename T::E* out) {
+void normalize(const At& at, const float* weight, int64_t n, int64_t count, float epsilon,
+               typename T::E* out) {
   F squares = {};
   for (int64_t i = 0; i < n; i += kLanes) {
     F v = at(i);
     squares = fma(v, v, squares);
   }
-  const F scale = splat(1.0f / __builtin_sqrtf(sum(squares) / (float)n + epsilon));
+  const F scale = splat(1.0f / __builtin_sqrtf(sum(squares) / (float)count + epsilon));
   for (int64_t i = 0; i < n; i += kLanes) T::narrow(out + i, at(i) * scale * load(weight + i));
 }
 

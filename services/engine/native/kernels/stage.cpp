@@ -23,8 +23,8 @@ struct Stage {
         for (int64_t i = 0; i < n; i += kLanes)
           T::narrow(x + i, T::widen(x + i) + load(update + r * stride + i));
       if (weight)
-        normalize<T>([&](int64_t i) { return T::widen(x + i); }, weight, n, shape.epsilon,
-                     out + r * n);
+        normalize<T>([&](int64_t i) { return T::widen(x + i); }, weight, n,
+                     shape.hidden_numbers, shape.epsilon, out + r * n);
     });
   }
 
@@ -48,7 +48,7 @@ struct Stage {
     for (const auto& layer : layers) {
       add_and_normalize(residual, pending, out_size, layer.input_norm, normed.data(), rows, threads);
       linear<T>(normed.data(), rows, s.hidden, layer.qkv, qkv_size, threads,
-                StoreRaw{qkv.data(), qkv_size});
+                StoreRaw{qkv.data(), qkv_size, layer.qkv_bias});
       parallel((int64_t)sequences.size() * s.kv_heads, threads, [&](int64_t i) {
         write_keys_and_values<T>(layer, s, sequences[i / s.kv_heads], qkv.data(), qkv_size,
                                  i % s.kv_heads);
@@ -71,13 +71,13 @@ struct Stage {
                     tile.row, tile.rows, kv_head * group + h, std::min(tile_heads, group - h));
       });
       linear<T>(mixed.data(), rows, attention, layer.output, s.hidden, threads,
-                StoreRaw{update.data(), out_size});
+                StoreRaw{update.data(), out_size, layer.output_bias});
       add_and_normalize(residual, update.data(), out_size, layer.post_norm, normed.data(), rows,
                         threads);
       linear<T>(normed.data(), rows, s.hidden, layer.gate_up, 2 * s.intermediate, threads,
-                StoreSwiGlu<T>{activated.data(), s.intermediate});
+                StoreSwiGlu<T>{activated.data(), s.intermediate, layer.gate_up_bias});
       linear<T>(activated.data(), rows, s.intermediate, layer.down, s.hidden, threads,
-                StoreRaw{update.data(), out_size});
+                StoreRaw{update.data(), out_size, layer.down_bias});
       pending = update.data();
     }
     add_and_normalize(residual, pending, out_size, nullptr, nullptr, rows, threads);
@@ -89,7 +89,7 @@ struct Stage {
     std::vector<E> normed(rows * shape.hidden);
     add_and_normalize(const_cast<E*>(hidden), nullptr, 0, norm, normed.data(), rows, threads);
     linear<T>(normed.data(), rows, shape.hidden, weight, vocabulary, threads,
-              StoreRaw{logits, padded(vocabulary)});
+              StoreRaw{logits, padded(vocabulary), nullptr});
   }
 };
 
@@ -108,30 +108,34 @@ struct Handle {
 };
 
 template <class T>
-void add_layer(shunt::Stage<T>& stage, void* const* p) {
+void add_layer(shunt::Stage<T>& stage, void* const* p, int64_t window) {
   using E = typename T::E;
   stage.layers.push_back({(const float*)p[0], (const float*)p[1], (const float*)p[2],
                           (const float*)p[3], (const E*)p[4], (const E*)p[5], (const E*)p[6],
-                          (const E*)p[7], (E*)p[8], (E*)p[9]});
+                          (const E*)p[7], (E*)p[8], (E*)p[9], (const float*)p[10],
+                          (const float*)p[11], (const float*)p[12], (const float*)p[13], window});
 }
 
 }  // namespace
 
 extern "C" {
 
-// shape: hidden, heads, kv_heads, head_dim, intermediate
+// shape: hidden, heads, kv_heads, head_dim, intermediate, padded to whole lanes; hidden and head_dim
+// without the padding
 void* shunt_stage_new(int bf16, const int64_t* shape, float epsilon, float scale,
                       const float* rope) {
-  const shunt::Shape s{shape[0], shape[1], shape[2], shape[3], shape[4], epsilon, scale, rope};
+  const shunt::Shape s{shape[0], shape[1], shape[2], shape[3],  shape[4],
+                       shape[5], shape[6], epsilon,  scale,     rope};
   return new Handle{bf16 != 0, {s, {}}, {s, {}}};
 }
 
 void shunt_stage_free(void* handle) { delete (Handle*)handle; }
 
-// pointers: input_norm, post_norm, q_norm, k_norm, qkv, output, gate_up, down, keys, values
-void shunt_stage_add_layer(void* handle, void* const* pointers) {
+// pointers: input_norm, post_norm, q_norm, k_norm, qkv, output, gate_up, down, keys, values, and the
+// biases of qkv, output, gate_up, down
+void shunt_stage_add_layer(void* handle, void* const* pointers, int64_t window) {
   auto* h = (Handle*)handle;
-  h->bf16 ? add_layer(h->narrow, pointers) : add_layer(h->wide, pointers);
+  h->bf16 ? add_layer(h->narrow, pointers, window) : add_layer(h->wide, pointers, window);
 }
 
 // sequences: four numbers each: first row, rows, position of the first row, offset in tables

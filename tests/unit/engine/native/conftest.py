@@ -22,8 +22,8 @@ from services.engine.backend import (
 )
 from services.engine.native.model import load_stage
 from services.engine.native.stage import NativeStage
-from services.engine.native.weights import stage_shapes
 from services.model.config import ModelConfig, parse_config
+from services.model.tensors import stage_shapes
 from tests.configs import LLAMA
 
 

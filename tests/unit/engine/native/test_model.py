@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from services.common.errors import InvalidArgument
 from services.engine.native.arithmetic import Span
 from services.engine.native.model import kv_block_bytes, load_stage
-from services.model.config import parse_config
+from tests.configs import LLAMA, QWEN3
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -18,6 +20,36 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+VARIANTS = {
+    "llama": {},
+    "llama3 rope": {"rope_parameters": LLAMA3_ROPE},
+    "yarn beside parameters": {"rope_parameters": LLAMA3_ROPE, "rope_scaling": YARN},
+    "multi-head": {"num_key_value_heads": None},
+    "mistral": {"model_type": "mistral", "sliding_window": None},
+    "qwen3": {"model_type": "qwen3"},
+    "qwen2": {"model_type": "qwen2"},
+    "all biases": {"attention_bias": True, "mlp_bias": True},
+    "qwen3 with biases": {"model_type": "qwen3", "attention_bias": True},
+    "window": {"model_type": "mistral", "sliding_window": 37},
+    "window of one": {"model_type": "mistral", "sliding_window": 1},
+    "windows of some layers": {
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 50,
+        "max_window_layers": 2,
+    },
+    "odd sizes": {"hidden_size": 90, "intermediate_size": 133, "head_dim": 30},
+    "odd sizes with biases": {
+        "hidden_size": 102,
+        "intermediate_size": 1001,
+        "head_dim": 18,
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
+    "odd heads with norms": {"model_type": "qwen3", "head_dim": 38, "hidden_size": 61},
+    "heads of two": {"head_dim": 2},
+}
 ROWS = 200
 """More than pass a weight in one go."""
 IDS = torch.tensor([[(37 * i * i + 11 * i) % 515 for i in range(ROWS)]])
@@ -26,14 +58,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 def _reference(model):
     transformers = pytest.importorskip("transformers")
-    kinds = {
-        "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
-        "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
-        "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
-    }
-    raw = dict(model.raw)
-    make_config, make_model = kinds[raw.pop("model_type")]
-    reference = make_model(make_config(**raw)).float().eval()
+    raw = json.loads(json.dumps(model.raw))
+    config = transformers.AutoConfig.for_model(raw.pop("model_type"), **raw)
+    reference = transformers.AutoModelForCausalLM.from_config(config).float().eval()
     missing, unexpected = reference.load_state_dict(model.tensors, strict=False)
     assert not unexpected
     assert set(missing) <= {"lm_head.weight"}
@@ -50,25 +77,22 @@ def _native(model, **options):
 
 @pytest.mark.parametrize("arithmetic", ["auto", "torch"])
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize(
-    ("base", "changes"),
-    [
-        ("llama", {}),
-        ("llama", {"rope_parameters": LLAMA3_ROPE}),
-        ("llama", {"num_key_value_heads": 6}),
-        ("llama", {"model_type": "mistral", "sliding_window": None}),
-        ("qwen3", {}),
-    ],
-    ids=["llama", "llama3-rope", "multi-head", "mistral", "qwen3"],
-)
-def test_logits_are_those_of_transformers(tiny_model, request, base, changes, tied, arithmetic):
-    raw = request.getfixturevalue(base)
-    model = tiny_model(raw, tie_word_embeddings=tied, **changes)
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_logits_are_those_of_transformers(tiny_model, changes, tied, arithmetic):
+    base = QWEN3 if changes.get("model_type") == "qwen3" else LLAMA
+    model = tiny_model(base, tie_word_embeddings=tied, **changes)
     expected = _reference(model)
     wide = _native(model, dtype="fp32", arithmetic=arithmetic)
     assert (wide - expected).abs().max() < 2e-5 * expected.abs().max()
     narrow = _native(model, dtype="bf16", arithmetic=arithmetic)
     assert (narrow - expected).norm() < 3e-2 * expected.norm()
+
+
+@pytest.mark.parametrize("arithmetic", ["auto", "torch"])
+@pytest.mark.parametrize("name", ["all biases", "window", "odd sizes"])
+def test_every_variant_is_exact(tiny_model, name, arithmetic):
+    model = tiny_model(LLAMA, **VARIANTS[name])
+    assert model.stage(self_test=True, arithmetic=arithmetic, kv_blocks=16).facts.exact
 
 
 def test_attention_of_whole_spans_as_on_cuda_is_that_of_rows(tiny_model, llama):
@@ -145,8 +169,3 @@ def test_the_last_position_of_the_context_can_be_used(tiny_model, llama, pipelin
     with pytest.raises(InvalidArgument) as refused:
         whole.generate(range(36), 6)
     assert refused.value.field == "steps.start"
-
-
-def test_qwen3_is_read_with_its_norms_and_llama_without(llama, qwen3):
-    assert parse_config(qwen3).qk_norm
-    assert not parse_config(llama).qk_norm

@@ -1,0 +1,96 @@
+"""The special tokens that a model's files name, resolved as transformers does.
+
+Names (`bos_token`, …) stand in tokenizer_config.json; special_tokens_map.json counts where that
+file has no `added_tokens_decoder`, and added_tokens.json is of no use beside a tokenizer.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import AddedToken
+
+from services.common.errors import InvalidArgument
+
+CONFIG_FILE = "tokenizer_config.json"
+MAP_FILE = "special_tokens_map.json"
+_FLAGS = ("lstrip", "normalized", "rstrip", "single_word", "special")
+_EXTRA = ("extra_special_tokens", "additional_special_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialTokens:
+    """What the files beside tokenizer.json say of special tokens."""
+
+    named: Mapping[str, AddedToken]
+    """By name: `bos_token` and its like, and names of the model's own."""
+    others: tuple[AddedToken, ...]
+    """Special tokens without a name."""
+    declared: tuple[AddedToken, ...]
+    """`added_tokens_decoder`, by id."""
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What a chat template finds under the tokens' names."""
+        return {name: token.content for name, token in self.named.items()}
+
+
+def parse_special_tokens(
+    settings: Mapping[str, Any], special_map: Mapping[str, Any]
+) -> SpecialTokens:
+    """Reads tokenizer_config.json and special_tokens_map.json. Raises InvalidArgument."""
+    declared = settings.get("added_tokens_decoder")
+    merged: dict[str, Any] = dict(settings)
+    file = CONFIG_FILE
+    if declared is None:
+        merged |= special_map
+        file = MAP_FILE if special_map else CONFIG_FILE
+    elif not isinstance(declared, Mapping):
+        raise _refuse(CONFIG_FILE, "added_tokens_decoder", "must be an object")
+    tokens = {
+        _id(text): _token(CONFIG_FILE, "added_tokens_decoder", value)
+        for text, value in (declared or {}).items()
+    }
+    by_text = {token.content: token for token in tokens.values()}
+    named: dict[str, AddedToken] = {}
+    others: list[AddedToken] = []
+    for field in _EXTRA:
+        extra = merged.get(field)
+        if isinstance(extra, Mapping):
+            named |= {name: _token(file, field, value) for name, value in extra.items()}
+        elif isinstance(extra, list):
+            others += [_token(file, field, value) for value in extra]
+        elif extra is not None:
+            raise _refuse(file, field, "must be a list or an object")
+        if extra:
+            break
+    for name, value in merged.items():
+        if name.endswith("_token") and isinstance(value, str | Mapping):
+            token = _token(file, name, value)
+            named[name] = by_text.get(token.content, token)
+    return SpecialTokens(named, tuple(others), tuple(tokens[key] for key in sorted(tokens)))
+
+
+def _token(file: str, field: str, value: Any) -> AddedToken:
+    if isinstance(value, str):
+        return AddedToken(value, special=True, normalized=False)
+    content = value.get("content") if isinstance(value, Mapping) else None
+    if not isinstance(content, str):
+        raise _refuse(file, field, "must be a text, or an object with content")
+    flags = {"special": True} | {name: value[name] for name in _FLAGS if name in value}
+    if not all(type(flag) is bool for flag in flags.values()):
+        raise _refuse(file, field, f"{', '.join(_FLAGS)} are true or false")
+    return AddedToken(content, **flags)
+
+
+def _id(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise _refuse(CONFIG_FILE, "added_tokens_decoder", "names ids") from None
+
+
+def _refuse(file: str, field: str, message: str) -> InvalidArgument:
+    return InvalidArgument(f"{file}: {field}: {message}", field=field)

@@ -1,0 +1,157 @@
+"""Whatever a config says, it is served as transformers would, or refused at import by field.
+
+A mutant's weights are those that transformers makes for it, where it makes a model of it. No third
+outcome: an import that succeeds and a stage that does not load, or that computes something else.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from services.common.errors import InvalidArgument
+from services.common.generation import LayerRange
+from services.engine.native.arithmetic import Span
+from services.engine.native.model import load_stage
+from services.model.config import parse_config
+from services.tensorstore.client import open_store
+from services.tensorstore.directory import DirectoryBackend
+from services.tensorstore.importer import import_checkpoint
+from services.tensorstore.sources import open_source
+from tests.checkpoints import write_checkpoint
+from tests.config_mutants import BASES, mutant
+
+transformers = pytest.importorskip("transformers")
+MUTANTS = 520
+LEAST_SERVED = 0.4
+IDS = [(37 * i * i + 11 * i) % 61 for i in range(40)]
+MOST_NUMBERS = 1 << 20
+"""Models beyond this are not tried: their shapes alone are compared."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model as transformers makes it."""
+
+    tensors: dict[str, Tensor]
+    logits: Tensor
+
+
+def reference_of(raw: dict[str, Any]) -> Reference | None:
+    """None where transformers makes no model of the config, or one too large to try."""
+    if (raw.get("quantization_config")) is not None:
+        return None  # `from_pretrained` would quantise, or fail
+    raw = json.loads(json.dumps(raw))
+    try:
+        config = transformers.AutoConfig.for_model(raw.pop("model_type"), **raw)
+        if config.num_hidden_layers > 64:
+            return None
+        with torch.device("meta"):
+            shapes = transformers.AutoModelForCausalLM.from_config(config).state_dict()
+        if sum(tensor.numel() for tensor in shapes.values()) > MOST_NUMBERS:
+            return None
+        torch.manual_seed(1)
+        model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+        generator = torch.Generator().manual_seed(5)
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.data = (1 + 0.2 * noise) if "norm" in name else 0.15 * noise
+        ids = [token % config.vocab_size for token in IDS[: config.max_position_embeddings]]
+        with torch.inference_mode():
+            logits = model(torch.tensor([ids])).logits[0]
+    except Exception:  # whatever it raises, it does not load
+        return None
+    tied = config.tie_word_embeddings
+    tensors = {
+        name: tensor.contiguous()
+        for name, tensor in model.state_dict().items()
+        if not (tied and name == "lm_head.weight")
+    }
+    return Reference(tensors, logits)
+
+
+def served_logits(store: Path) -> Tensor:
+    """What a stage of all layers computes from a stored model, as an engine loads it."""
+    stored = open_store(str(store)).model("mutant")
+    config = parse_config(stored.config)
+    with stored.stage(LayerRange(0, config.layer_count)) as weights:
+        stage = load_stage(
+            config,
+            weights.tensors,
+            range(config.layer_count),
+            dtype="fp32",
+            kv_blocks=4,
+            self_test=False,
+        )
+    ids = [token % config.vocab_size for token in IDS[: config.context_length]]
+    hidden = stage._embed(ids)
+    arithmetic = stage._arithmetic
+    assert arithmetic is not None
+    logits = arithmetic.logits(arithmetic.forward(hidden, [Span(0, len(ids), 0, range(4))]))
+    stage.close()
+    return logits
+
+
+@pytest.fixture(scope="module")
+def base_tensors() -> dict[str, Tensor]:
+    """Weights for mutants of which transformers makes no model."""
+    found = reference_of(BASES["llama"])
+    assert found is not None
+    return found.tensors
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Any:
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.timeout(600)
+def test_a_mutant_is_served_as_transformers_would_or_refused_by_field(
+    tmp_path: Path, base_tensors: dict[str, Tensor]
+) -> None:
+    refusals: collections.Counter[str] = collections.Counter()
+    served, loaded, wrong = 0, 0, []
+    for seed in range(MUTANTS):
+        raw = mutant(seed)
+        reference = reference_of(raw)
+        loaded += reference is not None
+        source, store = tmp_path / f"source-{seed}", tmp_path / f"store-{seed}"
+        write_checkpoint(source, raw, reference.tensors if reference else base_tensors)
+        backend = DirectoryBackend(store)
+        checkpoint = open_source(source)
+        try:
+            import_checkpoint(checkpoint, backend, "mutant")
+        except InvalidArgument as refused:
+            assert refused.field
+            assert "config.json" in refused.message
+            assert list(backend.objects()) == []
+            refusals[refused.field if reference else f"{refused.field}, as by transformers"] += 1
+            continue
+        finally:
+            checkpoint.close()
+        if reference is None:
+            wrong.append((seed, "served, though transformers makes no model of it"))
+            continue
+        served += 1
+        expected = reference.logits
+        found = served_logits(store)[: len(expected)]
+        if not torch.allclose(found, expected[: len(found)], rtol=1e-3, atol=2e-4):
+            wrong.append((seed, f"differs by {(found - expected).abs().max():.2g}"))
+    print(f"{loaded} of {MUTANTS} load in transformers, {served} are served")
+    for field, count in refusals.most_common():
+        print(f"{count:5} refused by {field}")
+    assert wrong == []
+    assert served >= LEAST_SERVED * loaded

@@ -1,0 +1,100 @@
+"""Hundreds of readers on few slots of a busy machine, and nothing is lost: nothing may move.
+
+Every process lags now and then for up to a second or so: frames, beats and timers are late, and
+steps take far longer than they should. Run as a program with seeds it prints the first violation.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from random import Random
+
+from oracles import Oracle
+
+from services.common.generation import GenerationRequest, Sampling
+from services.router.follower_settings import FollowerSettings
+from simulator.network import Process
+from simulator.router import Client
+from simulator.world import MODEL, World, WorldSettings
+
+READERS = (150, 250, 400)
+LAG_S = 1.2
+AWAKE_S = 1.0
+ARRIVE_S = 1.5
+END_S = 600.0
+RECOVER_S = 5.0
+"""Far less than most readers wait for their turn: to be queued is no trouble."""
+
+
+class Crowd:
+    """One world and the crowd that comes to it."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random = Random(seed)
+        self.oracle = Oracle(exact=seed % 2 == 0)
+        settings = WorldSettings()
+        cluster = replace(settings.cluster, progress_s=5.0, node_lost_s=3.0)
+        follower = FollowerSettings(recover_s=RECOVER_S)
+        settings = replace(settings, cluster=cluster, follower=follower)
+        self.world = World(random, settings, self.oracle, exact=self.oracle.exact)
+        self.oracle.world = self.world
+        self.readers = random.choice(READERS)
+        for number in range(self.readers):
+            self.world.clock.after(ARRIVE_S + random.random(), self._arrive, number)
+        self.world.clock.after(ARRIVE_S, self._be_busy)
+
+    def _arrive(self, number: int) -> None:
+        random = self.random
+        sampling = Sampling(
+            max_tokens=random.choice((1, 2, 4)), seed=number, eos_token_ids=(2,), ignore_eos=True
+        )
+        prompt = tuple(random.randrange(1000) for _ in range(3))
+        request = GenerationRequest(f"g{number}", MODEL, prompt, sampling)
+        self.world.clients.append(Client(self.world, request))
+
+    def _be_busy(self) -> None:
+        world = self.world
+        for process in (world.controller, *world.routers, *world.engines):
+            self._lag(process)
+
+    def _lag(self, process: Process) -> None:
+        """It has the machine for a moment, and then waits for it."""
+        process.lag(LAG_S * self.random.random())
+        again_s = LAG_S + AWAKE_S * self.random.random()
+        self.world.clock.after(again_s, self._lag, process)
+
+    def run(self) -> None:
+        """Raises Violation."""
+        world, oracle = self.world, self.oracle
+
+        def done() -> bool:
+            return len(world.clients) == self.readers and all(c.ended for c in world.clients)
+
+        world.clock.run(END_S, done)
+        oracle.check_ended()
+        oracle.check_stillness()
+        oracle.check_one_sequence()
+        world.clock.run(world.clock.now_s + 30.0)
+        oracle.check_serves()
+
+
+def main(first: int, count: int, patience: int) -> int:
+    """Runs seeds until `patience` of them broke an invariant; returns how many did."""
+    broken = 0
+    for seed in range(first, first + count):
+        crowd = Crowd(seed)
+        try:
+            crowd.run()
+            print(f"seed {seed}: {crowd.readers} readers, {crowd.world.clock.now_s:.0f} s")
+        except Exception as error:
+            broken += 1
+            print(f"seed {seed}: {type(error).__name__}: {error}")
+        if broken == patience:
+            break
+    return broken
+
+
+if __name__ == "__main__":
+    first, count, patience = map(int, sys.argv[1:])
+    sys.exit(main(first, count, patience) > 0)
