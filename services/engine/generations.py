@@ -104,11 +104,8 @@ class Generations:
         if self._drain_began_s is not None:
             return []
         self._drain_began_s = now_s
-        actions: list[Action] = []
-        for held in self._held.values():
-            if held.life is Life.LIVE:
-                actions += self._seal(held, now_s)
-        return actions
+        live = [held for held in self._held.values() if held.life is Life.LIVE]
+        return [action for held in live for action in self._seal(held, now_s)]
 
     def drained(self, formation_id: str, now_s: float) -> int | None:
         """How many generations the drain has sealed, once the journal has answered for each of
