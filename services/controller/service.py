@@ -14,7 +14,7 @@ import grpc
 from shuntserve.controller.v1 import controller_pb2 as pb
 from shuntserve.controller.v1 import controller_pb2_grpc
 
-from services.common import channels, wire
+from services.common import channels, logs, wire
 from services.common.errors import InvalidArgument, NotFound, ShuntError
 from services.common.exchange import CheckpointResult
 from services.common.generation import CancelReason, ModelRef
@@ -166,6 +166,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
 
     async def Resume(self, request: pb.ResumeRequest, context: Context) -> pb.ResumeResponse:
         question = messages.question_from(request, self._vocab_size)
+        logs.about(generation_id=question.generation_id)
         wait_s = channels.timeout(self._limits.resume_wait_s) - self._limits.resume_margin_s
         grant = await self._generations.resume(question, wait_s)
         metrics.RESUMES.inc(grant.epoch > question.last_epoch)
@@ -173,6 +174,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
 
     async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:
         generation_id = wire.generation_id_from(request.generation_id)
+        logs.about(generation_id=generation_id)
         choice = request.choice if request.HasField("choice") else None
         if choice is not None and choice >= wire.MAX_CHOICES:
             raise InvalidArgument(f"choices lie below {wire.MAX_CHOICES}", field="choice")

@@ -88,10 +88,9 @@ class Generations:
             return actions
         self._formation_id = ""
         for held in self._held.values():
-            for index, choice in enumerate(held.choices):
-                if choice.in_batch:
-                    choice.in_batch = False
-                    actions.append(DropSequence(held.key(index)))
+            actions += map(DropSequence, held.keys_in_batch)
+            for choice in held.choices:
+                choice.in_batch = False
             if held.life in (Life.LIVE, Life.SEALING):
                 held.close(Life.SEALED, CloseReason.DISSOLVED, now_s)
                 actions += self._tell(held)
@@ -105,11 +104,8 @@ class Generations:
         if self._drain_began_s is not None:
             return []
         self._drain_began_s = now_s
-        actions: list[Action] = []
-        for held in self._held.values():
-            if held.life is Life.LIVE:
-                actions += self._seal(held, now_s)
-        return actions
+        live = [held for held in self._held.values() if held.life is Life.LIVE]
+        return [action for held in live for action in self._seal(held, now_s)]
 
     def drained(self, formation_id: str, now_s: float) -> int | None:
         """How many generations the drain has sealed, once the journal has answered for each of
@@ -381,8 +377,7 @@ class Generations:
 
     def _seal(self, held: Held, now_s: float) -> list[Action]:
         held.life = Life.SEALING
-        stops = [StopSequence(held.key(i)) for i, c in enumerate(held.choices) if c.in_batch]
-        return [*stops, *self._seal_if_out_of_batch(held, now_s)]
+        return [*map(StopSequence, held.keys_in_batch), *self._seal_if_out_of_batch(held, now_s)]
 
     def _seal_if_out_of_batch(self, held: Held, now_s: float) -> list[Action]:
         if held.life is not Life.SEALING or held.in_batch:
@@ -394,9 +389,8 @@ class Generations:
 
     def _give_up(self, held: Held, reason: CloseReason, now_s: float) -> list[Action]:
         """Nothing of it counts any more."""
-        stops = [StopSequence(held.key(i)) for i, c in enumerate(held.choices) if c.in_batch]
         held.close(Life.FENCED, reason, now_s)
-        return [*stops, *self._tell(held)]
+        return [*map(StopSequence, held.keys_in_batch), *self._tell(held)]
 
     def _tell(self, held: Held) -> list[Action]:
         readers = [] if held.reader is None else [Wake(held.reader.reader_id)]

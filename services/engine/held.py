@@ -205,6 +205,11 @@ class Held:
         return SequenceKey(self.request.generation_id, self.epoch, index)
 
     @property
+    def keys_in_batch(self) -> list[SequenceKey]:
+        """Of the sequences that the scheduler has, or that a step may carry."""
+        return [self.key(index) for index, choice in enumerate(self.choices) if choice.in_batch]
+
+    @property
     def lengths(self) -> Lengths:
         """Ids held, by choice."""
         return tuple(len(choice.run) for choice in self.choices)
@@ -243,9 +248,7 @@ class Held:
         if self.unread is unread or self.life is not Life.LIVE:
             return []
         self.unread = unread
-        choices = enumerate(self.choices)
-        said = [SetUnread(self.key(i), unread) for i, c in choices if c.in_batch]
-        return [*said, WakeCheckpoints()]
+        return [*(SetUnread(key, unread) for key in self.keys_in_batch), WakeCheckpoints()]
 
     def attach(self, reader_id: int, start: Lengths, now_s: float) -> Reader:
         """A new reader that goes on at these positions, or at the length held if that is less:

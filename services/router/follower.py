@@ -168,10 +168,8 @@ class Follower:
     def client_gone(self, resumable: bool) -> list[Action]:
         """The client is gone; `resumable`: it can come back by an event, not only by asking the
         same again. Detaches, and says so."""
-        told: list[Action] = []
-        if self._open and self.route is not None:
-            name = self.request.generation_id
-            told = [SendDetach(name, self.epoch, self.route, resumable)]
+        name, route = self.request.generation_id, self.route if self._open else None
+        told = [SendDetach(name, self.epoch, route, resumable)] if route is not None else []
         return [*self.detach(), *told]
 
     def finish_reason(self, choice: int) -> FinishReason | None:
