@@ -33,7 +33,10 @@ MAX_FILE_BYTES = 64 << 20
 class ModelText:
     """Raises InvalidArgument, naming file and field, for files that cannot be used."""
 
-    def __init__(self, config: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], vocabulary_size: int, files: Mapping[str, bytes]
+    ) -> None:
+        """`config` is config.json; the model can embed as many ids as its vocabulary's size."""
         for name in FILES:
             if len(files.get(name, b"")) > MAX_FILE_BYTES:
                 raise _refuse(name, "", f"has over {MAX_FILE_BYTES} bytes")
@@ -48,7 +51,7 @@ class ModelText:
         source = _template(files, self.settings)
         self.template = None if source is None else ChatTemplate(source, special_tokens.variables)
         """None where the model has none."""
-        self.vocabulary_size = _positive(config, "vocab_size")
+        self.vocabulary_size = vocabulary_size
         self.special_token_ids = {
             text: token_id
             for text, token_id in self.tokenizer.special_ids.items()
@@ -125,13 +128,6 @@ def _template(files: Mapping[str, bytes], settings: Mapping[str, Any]) -> str | 
         value = value.get("default")
     if value is not None and not isinstance(value, str):
         raise _refuse(file, "chat_template", "must be a text, or texts by name")
-    return value
-
-
-def _positive(config: Mapping[str, Any], field: str) -> int:
-    value = config.get(field)
-    if type(value) is not int or value < 1:
-        raise _refuse(CONFIG, field, "must be a positive integer")
     return value
 
 
