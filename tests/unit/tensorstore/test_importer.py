@@ -132,7 +132,7 @@ def test_a_killed_import_leaves_the_old_version_and_the_next_completes(tiny, par
         (importer._Packer, "pack", 0, 3000),  # a chunk
         (importer._Packer, "pack", 2, 5000),
         (importer._Packer, "put_bytes", 0, 8),  # a file
-        (importer._Packer, "put_bytes", 1, 1000),  # the manifest
+        (importer._Packer, "put_bytes", 2, 1000),  # the manifest
         (DirectoryBackend, "publish", 0, 60),  # the name
     ],
 )
