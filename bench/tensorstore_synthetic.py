@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from services.tensorstore.checkpoint import SourceTensor
+from tests.checkpoints import smallest_tokenizer
 
 _POOL_BYTES = 16 << 20
 
@@ -47,7 +48,10 @@ class SyntheticCheckpoint:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = config
-        self.files: Mapping[str, bytes] = {}
+        self.files: Mapping[str, bytes] = {
+            "tokenizer.json": smallest_tokenizer().to_str().encode(),
+            "generation_config.json": b'{"eos_token_id": 0}',
+        }
         hidden, rows = config["hidden_size"], config["intermediate_size"]
         keys = config["num_key_value_heads"] * config["head_dim"]
         parts = {

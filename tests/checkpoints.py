@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 DTYPES = (
     torch.bfloat16,
@@ -39,6 +39,14 @@ def make_config(**changes: Any) -> dict[str, Any]:
         "max_position_embeddings": 128,
         "tie_word_embeddings": False,
     } | changes
+
+
+def smallest_tokenizer() -> Tokenizer:
+    """Of two ids: the end, and the unknown word."""
+    tokenizer = Tokenizer(models.WordLevel({"</s>": 0, "<unk>": 1}, "<unk>"))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["</s>", "<unk>"])
+    return tokenizer
 
 
 def make_tensors(
@@ -105,7 +113,8 @@ def write_checkpoint(
     """A Hugging Face directory, of one file or of several with an index."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config))
-    (directory / "tokenizer.json").write_text('{"version": "1.0"}')
+    (directory / "tokenizer.json").write_text(smallest_tokenizer().to_str())
+    (directory / "generation_config.json").write_text('{"eos_token_id": 0}')
     names = list(tensors)
     weight_map = {}
     for shard in range(shards):

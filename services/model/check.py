@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from services.model.config import ModelConfig, parse_config
+from services.model.text_check import check_text
 
 
 def check_model(config: Mapping[str, Any], files: Mapping[str, bytes]) -> ModelConfig:
@@ -13,4 +14,6 @@ def check_model(config: Mapping[str, Any], files: Mapping[str, bytes]) -> ModelC
 
     Raises InvalidArgument that names the file and the field which no service here can follow.
     """
-    return parse_config(config)
+    parsed = parse_config(config)
+    check_text(config, parsed.vocab_size, files)
+    return parsed

@@ -42,35 +42,43 @@ def parse_special_tokens(
 ) -> SpecialTokens:
     """Reads tokenizer_config.json and special_tokens_map.json. Raises InvalidArgument."""
     declared = settings.get("added_tokens_decoder")
-    merged: dict[str, Any] = dict(settings)
-    file = CONFIG_FILE
-    if declared is None:
-        merged |= special_map
-        file = MAP_FILE if special_map else CONFIG_FILE
-    elif not isinstance(declared, Mapping):
+    if not isinstance(declared, Mapping | None):
         raise _refuse(CONFIG_FILE, "added_tokens_decoder", "must be an object")
+    mapped = special_map if declared is None else {}
     tokens = {
         _id(text): _token(CONFIG_FILE, "added_tokens_decoder", value)
         for text, value in (declared or {}).items()
     }
     by_text = {token.content: token for token in tokens.values()}
-    named: dict[str, AddedToken] = {}
-    others: list[AddedToken] = []
-    for field in _EXTRA:
-        extra = merged.get(field)
-        if isinstance(extra, Mapping):
-            named |= {name: _token(file, field, value) for name, value in extra.items()}
-        elif isinstance(extra, list):
-            others += [_token(file, field, value) for value in extra]
-        elif extra is not None:
-            raise _refuse(file, field, "must be a list or an object")
-        if extra:
-            break
+    named, others = _extra(CONFIG_FILE, settings, None)
+    more, others = _extra(MAP_FILE, mapped, others)
+    named |= more
+    file, merged = MAP_FILE if mapped else CONFIG_FILE, {**settings, **mapped}
     for name, value in merged.items():
         if name.endswith("_token") and isinstance(value, str | Mapping):
             token = _token(file, name, value)
             named[name] = by_text.get(token.content, token)
-    return SpecialTokens(named, tuple(others), tuple(tokens[key] for key in sorted(tokens)))
+    return SpecialTokens(named, tuple(others or ()), tuple(tokens[key] for key in sorted(tokens)))
+
+
+def _extra(
+    file: str, entries: Mapping[str, Any], others: list[AddedToken] | None
+) -> tuple[dict[str, AddedToken], list[AddedToken] | None]:
+    """Tokens with names of the model's own, and those without; the older spelling counts where
+    nothing is under the newer."""
+    named: dict[str, AddedToken] = {}
+    for field in _EXTRA:
+        extra = entries.get(field)
+        if isinstance(extra, Mapping):
+            named |= {name: _token(file, field, value) for name, value in extra.items()}
+        elif isinstance(extra, list):
+            if field == _EXTRA[0] or others is None:
+                others = [*(others or ()), *(_token(file, field, value) for value in extra)]
+        elif extra is not None:
+            raise _refuse(file, field, "must be a list or an object")
+        if extra:
+            break
+    return named, others
 
 
 def _token(file: str, field: str, value: Any) -> AddedToken:

@@ -11,7 +11,6 @@ from typing import Any
 
 from services.common.errors import InvalidArgument
 from services.model.chat import ChatTemplate
-from services.model.config import parse_config
 from services.model.special_tokens import CONFIG_FILE, MAP_FILE, parse_special_tokens
 from services.model.tokenizer import TOKENIZER_FILE, Tokenizer
 
@@ -34,7 +33,10 @@ MAX_FILE_BYTES = 64 << 20
 class ModelText:
     """Raises InvalidArgument, naming file and field, for files that cannot be used."""
 
-    def __init__(self, config: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], vocabulary_size: int, files: Mapping[str, bytes]
+    ) -> None:
+        """`config` is config.json; the model can embed as many ids as its vocabulary's size."""
         for name in FILES:
             if len(files.get(name, b"")) > MAX_FILE_BYTES:
                 raise _refuse(name, "", f"has over {MAX_FILE_BYTES} bytes")
@@ -49,7 +51,7 @@ class ModelText:
         source = _template(files, self.settings)
         self.template = None if source is None else ChatTemplate(source, special_tokens.variables)
         """None where the model has none."""
-        self.vocabulary_size = parse_config(config).vocab_size
+        self.vocabulary_size = vocabulary_size
         self.special_token_ids = {
             text: token_id
             for text, token_id in self.tokenizer.special_ids.items()

@@ -16,12 +16,12 @@ from services.model.written import written
 _TRIAL = "Is a \u00e9 one letter?\n  12,5 "
 
 
-def check_text(config: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+def check_text(config: Mapping[str, Any], vocabulary_size: int, files: Mapping[str, bytes]) -> None:
     """Reads the files beside the weights as a router will, and tries them.
 
     Raises InvalidArgument naming the file and the field that no router could serve.
     """
-    text = ModelText(config, files)
+    text = ModelText(config, vocabulary_size, files)
     parse_defaults(text.generation)
     _check_vocabulary(text)
     _check_specials(text)

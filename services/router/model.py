@@ -19,7 +19,7 @@ class Model:
     def __init__(self, files: ModelFiles) -> None:
         try:
             config = parse_config(files.config)
-            self._text = ModelText(files.config, files.files)
+            self._text = ModelText(files.config, config.vocab_size, files.files)
             defaults = parse_defaults(self._text.generation)
         except InvalidArgument as error:
             raise FailedPrecondition(error.message) from error

@@ -78,7 +78,7 @@ def test_a_version_is_opened_by_its_digest(tiny) -> None:
     model = open_store(tiny.root.as_uri()).model("tiny", digest)
     assert model.digest == digest
     assert model.config == tiny.config
-    assert set(model.tokenizer_files()) == {"tokenizer.json"}
+    assert set(model.tokenizer_files()) == {"tokenizer.json", "generation_config.json"}
 
 
 class Replacing:

@@ -24,7 +24,14 @@ from services.tensorstore.backend import read_manifest
 from services.tensorstore.client import open_store
 from services.tensorstore.directory import DirectoryBackend
 from services.tensorstore.sources import default_source, open_source
-from tests.checkpoints import bits, make_config, make_tensors, write_checkpoint, write_gguf
+from tests.checkpoints import (
+    bits,
+    make_config,
+    make_tensors,
+    smallest_tokenizer,
+    write_checkpoint,
+    write_gguf,
+)
 from tests.limits import no_file_above
 from tests.mutants import mutate_json
 
@@ -125,7 +132,7 @@ def test_a_killed_import_leaves_the_old_version_and_the_next_completes(tiny, par
         (importer._Packer, "pack", 0, 3000),  # a chunk
         (importer._Packer, "pack", 2, 5000),
         (importer._Packer, "put_bytes", 0, 8),  # a file
-        (importer._Packer, "put_bytes", 1, 1000),  # the manifest
+        (importer._Packer, "put_bytes", 2, 1000),  # the manifest
         (DirectoryBackend, "publish", 0, 60),  # the name
     ],
 )
@@ -140,7 +147,7 @@ def test_a_full_disk_leaves_the_store_readable_and_the_next_import_completes(
     config, calls = make_config(num_hidden_layers=2), itertools.count()
     tensors = make_tensors(config, seed=1)
     source = write_checkpoint(tiny.root.parent / "new", config, tensors)
-    (source / "tokenizer.json").write_text('{"version": "2.0"}')
+    (source / "tokenizer.json").write_text(smallest_tokenizer().to_str(pretty=True))
     original = getattr(owner, method)
 
     def on_a_full_disk(*arguments: object) -> object:
