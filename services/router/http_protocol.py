@@ -193,7 +193,8 @@ def limited(settings: RouterSettings) -> type[HttpToolsProtocol]:
                 return
             status, body, request_id = status_of(error), body_of(error), logs.request_id_from("")
             _log.info(
-                "no request", extra={"status": status, "code": error.code, "request_id": request_id}
+                "refused before its route",
+                extra={"status": status, "code": error.code, "request_id": request_id},
             )
             retry = retry_after_s(error)
             lines = [
