@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.npm_tokenizers import folder
 
-TEMPLATES = Path(__file__).parent / "families"
+TEMPLATES = Path(__file__).parent / "chat_templates"
 Change = Callable[[dict[str, Any]], None]
 
 
@@ -29,7 +29,7 @@ class Family:
     base: str
     """The real tokenizer."""
     template: str = ""
-    """File under families/; empty for the template that comes with the tokenizer."""
+    """File under chat_templates/; empty for the template that comes with the tokenizer."""
     specials: tuple[str | Mapping[str, Any], ...] = ()
     """Tokens added, or changed in their flags."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Family:
         tokenizer = json.loads((source / "tokenizer.json").read_bytes())
         added = {token["content"]: token for token in tokenizer["added_tokens"]}
         for special in self.specials:
-            flags = {"content": special} if isinstance(special, str) else special
+            flags = {"content": special} if isinstance(special, str) else dict(special)
             known = added.get(flags["content"]) or _token(tokenizer, added, flags["content"])
             added[flags["content"]] = known | flags
         tokenizer["added_tokens"] = sorted(added.values(), key=lambda token: token["id"])
@@ -142,7 +142,7 @@ FAMILIES: Mapping[str, Family] = {
     "hermes": Family(
         "llama2",
         "chatml_default_system.jinja",
-        ("<|im_end|>", {"content": "<|im_start|>", "single_word": True}),
+        ("<|im_start|>", "<|im_end|>"),
         settings={"eos_token": "<|im_end|>"},
     ),
     "deepseek-r1-qwen": Family(

@@ -132,8 +132,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
             output.nodes = [_filtered(part, "shunt measured") for part in output.nodes]
         for loop in template.find_all(nodes.For):
             loop.iter = _filtered(loop.iter, "shunt counted")
-        for concat in template.find_all(nodes.Concat):
-            concat.nodes = [_filtered(nodes.List(concat.nodes), "shunt joined")]
         return template
 
 
@@ -151,6 +149,9 @@ class _Literals(NodeTransformer):
         if not isinstance(node.arg, nodes.Const):
             node.arg = self.visit(node.arg)
         return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:
+        return _filtered(nodes.List([self.visit(part) for part in node.nodes]), "shunt joined")
 
     def generic_visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> nodes.Node:
         visited: nodes.Node = super().generic_visit(node, *args, **kwargs)

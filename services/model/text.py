@@ -42,7 +42,9 @@ class ModelText:
         self.settings = _object(files, CONFIG_FILE)
         self.generation = _object(files, GENERATION_FILE)
         special_tokens = parse_special_tokens(self.settings, _object(files, MAP_FILE))
-        self.tokenizer = Tokenizer(files[TOKENIZER_FILE], special_tokens, self.settings)
+        if self.settings.get("split_special_tokens"):
+            raise _refuse(CONFIG_FILE, "split_special_tokens", "must be false")
+        self.tokenizer = Tokenizer(files[TOKENIZER_FILE], special_tokens)
         source = _template(files, self.settings)
         self.template = None if source is None else ChatTemplate(source, special_tokens.variables)
         """None where the model has none."""

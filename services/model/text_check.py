@@ -56,16 +56,21 @@ def _check_specials(text: ModelText) -> None:
 
 
 def _check_turn(text: ModelText, template: ChatTemplate, file: str) -> None:
-    """A conversation of one plain turn becomes a prompt."""
+    """A conversation of one plain turn becomes a prompt, and of every special token in it is known
+    that the template wrote it."""
     try:
         rendered = template.render([Message("user", _TRIAL)], 0)
         ids = text.tokenizer.encode_rendered(rendered)
+        as_written = text.tokenizer.encode_rendered(written(rendered))
     except InvalidArgument as error:
-        raise InvalidArgument(
-            f"{file}: chat_template: one turn of a user cannot be rendered: {error.message}",
-            field="chat_template",
-        ) from error
+        raise _refuse_template(file, f"cannot render a user's turn: {error.message}") from error
+    if ids != as_written:
+        raise _refuse_template(file, "makes special tokens in a way that is not followed here")
     _check_ids(text, ids, "chat_template")
+
+
+def _refuse_template(file: str, reason: str) -> InvalidArgument:
+    return InvalidArgument(f"{file}: chat_template: {reason}", field="chat_template")
 
 
 def _check_ids(text: ModelText, ids: list[int], field: str) -> None:

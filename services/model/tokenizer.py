@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from tokenizers import Tokenizer as Encoder
-from tokenizers.processors import TemplateProcessing
 
 from services.common.errors import InvalidArgument
 from services.model.decoding import parse_vocabulary
 from services.model.guard import Guard, unknown_id
-from services.model.library import encoded, failing_as, id_of, spans, untakeable
-from services.model.special_tokens import CONFIG_FILE, SpecialTokens
+from services.model.library import encoded, failing_as, spans, untakeable
+from services.model.special_tokens import SpecialTokens
 from services.model.vocabulary import Vocabulary
 from services.model.written import origin_of
 
@@ -34,14 +32,8 @@ _NONE = SpecialTokens({}, (), ())
 class Tokenizer:
     """One model's tokenizer; safe to share between threads."""
 
-    def __init__(
-        self,
-        tokenizer_json: bytes,
-        special_tokens: SpecialTokens = _NONE,
-        settings: Mapping[str, Any] | None = None,
-    ) -> None:
-        """`settings` are those of tokenizer_config.json. Raises InvalidArgument for files that are
-        not understood."""
+    def __init__(self, tokenizer_json: bytes, special_tokens: SpecialTokens = _NONE) -> None:
+        """Raises InvalidArgument for a file that is not understood."""
         with failing_as(_refuse("is not understood")):
             encoder = Encoder.from_buffer(tokenizer_json)
         # What the file says of these was for training batches.
@@ -49,7 +41,6 @@ class Tokenizer:
         encoder.no_padding()
         with failing_as(_refuse("cannot take the special tokens", "added_tokens")):
             _add(encoder, special_tokens)
-        _set_ends(encoder, special_tokens, settings or {})
         self._encoder = encoder
         added = encoder.get_added_tokens_decoder()
         self.special_ids = {t.content: i for i, t in added.items() if t.special and t.content}
@@ -128,25 +119,6 @@ def _add(encoder: Encoder, special_tokens: SpecialTokens) -> None:
             known.add(token.content)
             wanted.append(token)
     encoder.add_tokens(wanted)
-
-
-def _set_ends(encoder: Encoder, special_tokens: SpecialTokens, settings: Mapping[str, Any]) -> None:
-    """add_bos_token and add_eos_token, where either is named, decide what surrounds a text."""
-    if settings.get("split_special_tokens"):
-        raise InvalidArgument(
-            f"{CONFIG_FILE}: split_special_tokens: must be false", field="split_special_tokens"
-        )
-    if not {"add_bos_token", "add_eos_token"} & settings.keys():
-        return
-    around: list[tuple[str, int]] = []
-    single = ["$A"]
-    for name, setting in (("bos_token", "add_bos_token"), ("eos_token", "add_eos_token")):
-        token = special_tokens.named.get(name)
-        if not settings.get(setting) or token is None:
-            continue
-        around.append((token.content, id_of(encoder, token.content)))
-        single.insert(0 if name == "bos_token" else len(single), token.content)
-    encoder.post_processor = TemplateProcessing(single=single, special_tokens=around)
 
 
 def _refuse(message: str, field: str = TOKENIZER_FILE) -> InvalidArgument:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,9 @@ import jinja2
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Encoder
+from tokenizers.pre_tokenizers import Metaspace
 from transformers import PreTrainedTokenizerFast
 
 from services.common.errors import InvalidArgument
@@ -44,30 +44,27 @@ QUICK = settings(
 )
 
 
-@dataclass(frozen=True)
 class Loaded:
     """One family, read by transformers and by us."""
 
-    name: str
-    theirs: Any
-    ours: ModelText
-    folder: Path
+    def __init__(self, name: str, folder: Path) -> None:
+        self._name = name
+        self.theirs: Any = PreTrainedTokenizerFast.from_pretrained(folder)
+        self.files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        self.ours = ModelText({"vocab_size": len(self.theirs)}, self.files)
+        backend = self.theirs.backend_tokenizer
+        self.plain = (_plain_encoder(backend, later=False), _plain_encoder(backend, later=True))
+        """The library's encoder that sees no special token: for a text's start, and behind it."""
 
-    @property
-    def files(self) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in self.folder.iterdir()}
+    def __repr__(self) -> str:
+        return self._name
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def family(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Loaded]:
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     directory = tmp_path_factory.mktemp("family")
     FAMILIES[request.param].write(directory)
-    theirs = PreTrainedTokenizerFast.from_pretrained(directory)
-    files = {path.name: path.read_bytes() for path in directory.iterdir()}
-    config = {"vocab_size": len(theirs)}
-    return Loaded(request.param, theirs, ModelText(config, files), directory)
+    return Loaded(request.param, directory)
 
 
 def _turns(contents: list[str], system: str | None) -> list[dict[str, str]]:
@@ -145,6 +142,8 @@ def test_what_a_message_spells_is_text(family: Loaded, data: st.DataObject) -> N
     contents = data.draw(st.lists(pieces.map("".join), min_size=3, max_size=3))
     turns = _turns(contents, None)
     ours = _rendered(family, turns)
+    if any(token.normalized for token in _specials(family)):
+        return  # the library does not cut a text where they stand
     hidden = [{**t, "content": _hide(t["content"], spelt)} for t in turns]
     safe = family.theirs.apply_chat_template(hidden, tokenize=False, add_generation_prompt=True)
     assert _shown(safe, spelt) == ours
@@ -161,6 +160,10 @@ def _shown(text: str, spelt: list[str]) -> str:
     return re.sub("\ue000(.)", lambda found: spelt[ord(found[1]) - 0xE100], text)
 
 
+def _specials(family: Loaded) -> list[AddedToken]:
+    return [token for token in family.theirs.added_tokens_decoder.values() if token.special]
+
+
 def _piecewise(family: Loaded, safe: str, spelt: list[str]) -> list[int]:
     """The library's ids of the texts between the template's special tokens, each with the library
     told to see no special token."""
@@ -169,7 +172,7 @@ def _piecewise(family: Loaded, safe: str, spelt: list[str]) -> list[int]:
         for token_id, token in family.theirs.added_tokens_decoder.items()
         if token.special
     }
-    first, later = _plain_encoder(family, later=False), _plain_encoder(family, later=True)
+    first, later = family.plain
     pattern = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))
     ids: list[int] = []
     pieces = re.split(f"({pattern})", safe)
@@ -187,12 +190,18 @@ def _piecewise(family: Loaded, safe: str, spelt: list[str]) -> list[int]:
     return ids
 
 
-def _plain_encoder(family: Loaded, *, later: bool) -> Encoder:
-    encoder = Encoder.from_str(family.theirs.backend_tokenizer.to_str())
-    encoder.encode_special_tokens = True
-    scheme = getattr(encoder.pre_tokenizer, "prepend_scheme", None)
+def _plain_encoder(backend: Any, *, later: bool) -> Encoder:
+    encoder = Encoder(backend.model)
+    if backend.normalizer is not None:
+        encoder.normalizer = backend.normalizer
+    scheme = getattr(backend.pre_tokenizer, "prepend_scheme", None)
     if later and scheme == "first":
-        encoder.pre_tokenizer.prepend_scheme = "never"
+        encoder.pre_tokenizer = Metaspace("\u2581", "never", split=False)
+    elif backend.pre_tokenizer is not None:
+        encoder.pre_tokenizer = backend.pre_tokenizer
+    tokens = backend.get_added_tokens_decoder()
+    encoder.add_tokens([tokens[token_id] for token_id in sorted(tokens)])
+    encoder.encode_special_tokens = True
     return encoder
 
 
