@@ -188,6 +188,23 @@ async def test_the_same_question_gets_the_same_epoch(world: World, route: Any) -
     head.close()
 
 
+async def test_silence_of_a_head_that_serves_moves_nothing_and_a_line_that_breaks_does(
+    world: World, route: Any
+) -> None:
+    head = Head(world)
+    await head.say(_checkpoint(route, _run(0, 5, 6), request=_request()))
+    left, held = {"left_formation_id": route.formation_id}, _run(0, 5, 6)
+    silent = await _resume(world, 1, held, reason=pb.LEAVE_REASON_SILENT, **left)
+    assert (silent.epoch, silent.head.incarnation) == (1, route.incarnation)
+    (taken,) = await head.say(_checkpoint(route, _run(2, 7)))
+    assert taken.refusal == pb.CHECKPOINT_REFUSAL_UNSPECIFIED
+    cut_off = await _resume(world, 1, held, reason=pb.LEAVE_REASON_UNREACHABLE, **left)
+    assert cut_off.epoch == 2
+    assert list(cut_off.base[0].ids) == [5, 6, 7]
+    assert cut_off.head.incarnation != route.incarnation
+    head.close()
+
+
 async def test_a_grant_outlives_the_controller(world: World, route: Any) -> None:
     first = await _resume(world, 1, _run(0, 5, 6, 7))
     await world.stop()
