@@ -28,7 +28,8 @@ class Guard:
         self.digest = digest
         added = encoder.get_added_tokens_decoder()
         specials = [token for token in added.values() if token.special and token.content]
-        names = {t.content: _name(digest, i, t.content) for i, t in enumerate(specials)}
+        edges = _edges("".join(token.content for token in added.values()))
+        names = {t.content: _name(digest, i, t.content, edges) for i, t in enumerate(specials)}
         self._names = names
         tokens = [added[token_id] for token_id in sorted(added)]
         self._encoder = _bare(encoder)
@@ -89,11 +90,21 @@ def unknown_id(encoder: Encoder) -> int | None:
     return token_id if text is None else encoder.token_to_id(text)
 
 
-def _name(digest: str, number: int, text: str) -> str:
-    """Letters and digits, so that no normaliser changes it; at its ends a word where the token's
-    text has one."""
-    before, after = ("" if re.match(r"\w", c) else "|" for c in (text[0], text[-1]))
-    return f"{before}{digest}x{number}z{after}"
+def _edges(texts: str) -> tuple[str, str]:
+    """A letter and a mark that stand in no added token, so that none can begin in a name; no
+    normaliser changes them."""
+    letter = next((c for c in "\u1200\u1203\u1208\u120b" if c not in texts), None)
+    mark = next((c for c in "\u2020\u2021\u2016\u203b" if c not in texts), None)
+    if letter is None or mark is None:
+        raise _refuse("added_tokens", "special tokens cannot be told from text")
+    return letter, mark
+
+
+def _name(digest: str, number: int, text: str, edges: tuple[str, str]) -> str:
+    """At its ends a letter where the token's text has one."""
+    letter, mark = edges
+    before, after = (letter if re.match(r"\w", c) else mark for c in (text[0], text[-1]))
+    return f"{before}{digest}x{number}{after}"
 
 
 def _bare(encoder: Encoder) -> Encoder:

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models
 from tokenizers import Tokenizer as Encoder
-from tokenizers import decoders, models
 
-from services.common.generation import FinishReason, GenerationRequest
+from services.common.generation import FinishReason, GenerationKind, GenerationRequest
 from services.model.tokenizer import Tokenizer
 from services.router.text import ChoiceText, StopString
 from tests.tiny_model import tiny_tokenizer
@@ -200,3 +201,60 @@ def test_byte_fallback_vocabularies_decode_like_their_library(
     ids = [256 if byte == 0x20 else byte for byte in text.encode()]
     shown = ChoiceText(make_request(max_tokens=len(ids) or 1), vocabulary).feed(ids)
     assert shown == encoder.decode(ids)
+
+
+DECODERS = [
+    _fallback(),
+    _fallback(decoders.Strip(" ", 1, 0)),
+    _fallback(decoders.Strip(" ", 2, 0)),
+    decoders.Metaspace("\u2581", "always"),
+    decoders.Metaspace("\u2581", "first"),
+    decoders.Metaspace("\u2581", "never"),
+    decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace("\u2581", "always")]),
+    decoders.ByteLevel(),
+    decoders.Sequence([decoders.ByteLevel(), decoders.Fuse()]),
+]
+MORE = {"\u2581\u2581b": 258, "x\u2581y": 259, "\u0120z": 260, "c": 261}
+WORDS = st.integers(256, 261) | st.sampled_from((0x41, 0x20, 262, 263))
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@given(prompt=st.lists(WORDS, min_size=1, max_size=6), ids=st.lists(WORDS, max_size=8))
+def test_a_completion_reads_on_as_the_library_decodes_both_together(
+    make_request: Make, decoder: Any, prompt: list[int], ids: list[int]
+) -> None:
+    encoder = Encoder(models.BPE(PIECES | MORE, [], byte_fallback=True))
+    encoder.decoder = decoder
+    encoder.add_tokens([AddedToken("<s>", special=True), AddedToken("\u2581<t> ", special=False)])
+    vocabulary = Tokenizer(encoder.to_str().encode()).vocabulary
+    before = encoder.decode(prompt)
+    answer = replace(make_request(max_tokens=len(ids) or 1), prompt_ids=tuple(prompt))
+    continued = replace(answer, kind=GenerationKind.COMPLETION)
+    assert before + ChoiceText(continued, vocabulary).feed(ids) == encoder.decode([*prompt, *ids])
+    assert ChoiceText(answer, vocabulary).feed(ids) == encoder.decode(ids)
+
+
+def test_bytes_that_are_no_utf8_are_replaced_one_by_one_under_byte_fallback(
+    make_request: Make,
+) -> None:
+    encoder = Encoder(models.BPE(PIECES, [], byte_fallback=True))
+    encoder.decoder = _fallback()
+    vocabulary = Tokenizer(encoder.to_str().encode()).vocabulary
+    for ids in ([0xE6, 0x9D, 257], [257, 0xFF, 0xFE], [257, 0xF0, 0x9F]):
+        request = make_request(max_tokens=len(ids))
+        assert ChoiceText(request, vocabulary).feed(ids) == encoder.decode(ids)
+
+
+def test_a_special_token_that_a_stop_string_spells_ends_the_text_and_shows_nothing(
+    make_request: Make,
+) -> None:
+    """It stands in the request as an id; the string stays, for a model that spells it out."""
+    start = ENCODER.token_to_id("<|im_start|>")
+    request = make_request(stop_strings=("<|im_start|>",), stop_token_ids=(start,))
+    text = ChoiceText(request, VOCABULARY)
+    assert text.feed([*_ids("yes"), start, *_ids("more")]) == "yes"
+    assert (text.finish, text.count) == (FinishReason.STOP, len(_ids("yes")) + 1)
+    assert not text.stopped_by_text
+    spelt = ChoiceText(request, VOCABULARY)
+    assert spelt.feed(_ids("yes") + _ids("<|im_") + _ids("start|>") + _ids("more")) == "yes"
+    assert spelt.stopped_by_text
