@@ -108,8 +108,8 @@ MISTAKES = (
     Mistake(
         "what nobody reads keeps its place",
         HELD,
-        "        said = [SetUnread(self.key(i), unread) for i, c in choices if c.in_batch]",
-        "        said = [SetUnread(self.key(i), False) for i, c in choices if c.in_batch]",
+        "[*(SetUnread(key, unread) for key in self.keys_in_batch), WakeCheckpoints()]",
+        "[*(SetUnread(key, False) for key in self.keys_in_batch), WakeCheckpoints()]",
     ),
     Mistake(
         "max_tokens off by one",
