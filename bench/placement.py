@@ -58,7 +58,7 @@ PUBLISHED = {
 BASELINES = ("proportional", "hexgen", "alpaserve", "vllm", "helix", "thunderserve", "spotserve")
 # Cards that hold their clock lend each other their share of peak, and so do those that do not.
 PEERS = {"a100": "v100", "v100": "a100", "l4": "t4", "t4": "l4"}
-CONTEXT = 1024
+CONTEXT = 512
 
 
 def costs_of(model: str, calibration: str) -> Costs:
