@@ -11,8 +11,8 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 RELEASE := $(shell git describe --tags --abbrev=0 --match 'v*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo test check docs bench bench-chaos bench-tensorstore bench-placement \
-  proto up down clean
+.PHONY: help install run demo test check docs bench bench-chaos bench-crowd bench-rolling \
+  bench-tensorstore bench-placement proto up down clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,12 @@ bench: $(INSTALLED) ## Measures engine, router and the stall of a kill; JSON lan
 
 bench-chaos: $(INSTALLED) ## Kills 100 engine processes under load
 	$(BIN)/python -m bench.chaos --out bench/out/chaos.json
+
+bench-crowd: $(INSTALLED) ## Sends 900 requests at once to a busy mesh
+	$(BIN)/python -m bench.crowd --out bench/out/crowd.json
+
+bench-rolling: $(INSTALLED) ## Restarts everything, one after another, under 20 streams
+	$(BIN)/python -m bench.rolling --out bench/out/rolling.json
 
 bench-tensorstore: $(INSTALLED) ## Measures how fast weights are stored, read and verified
 	$(BIN)/python -m bench.tensorstore

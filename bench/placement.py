@@ -29,6 +29,7 @@ from bench.placement_clusters import (
     random_cluster,
 )
 from services.common.errors import ShuntError
+from services.placement.budget import Unlimited
 from services.placement.calibration import Calibration, Efficiency, load_calibration
 from services.placement.catalogue import load_catalogue
 from services.placement.cli import solved
@@ -40,7 +41,7 @@ from services.placement.estimator import estimate_pipeline, estimate_plan
 from services.placement.fitting import Measurement, errors, fit
 from services.placement.model import load_model
 from services.placement.planners import exact, shuntserve
-from services.placement.problem import Objective, Problem, Unlimited
+from services.placement.problem import Objective, Problem
 from services.placement.registry import NAMES, planner
 from services.placement.replan import Change, replan
 

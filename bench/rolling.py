@@ -1,8 +1,9 @@
 """Restarts everything, one after another, under streams, and compares every text.
 
 `python -m bench.rolling` starts a mesh of its own with two routers and keeps twenty streams
-running: clients that resume go on at the other router behind the last event they were given;
-plain ones know nothing of that, ask a router that says it is ready, and read until the end. SIGTERM
+running: clients that resume go on at the other router behind the last event they were given, and
+the answers of some last longer than any drain; plain ones know nothing of that, ask a router that
+says it is ready, and read until the end. SIGTERM
 goes to both routers, the controller, placement, the tensor store and every engine in turn, each
 when the one before is back.
 """
@@ -30,13 +31,29 @@ from bench import mesh as meshes
 from bench.bounds import rate_bound_95
 from services.common import channels
 
-RESUMING, PLAIN = 16, 4
-TOKENS, PLAIN_TOKENS = 60, 24
+LONG, SHORT, PLAIN = 4, 12, 4
+"""How many clients of each kind."""
+LONG_TOKENS, SHORT_TOKENS, PLAIN_TOKENS = 160, 60, 16
 RETRY_S = 0.2
 BACK_S = 90.0
 SERVICES = ("router-0", "router-1", "controller", "placement", "tensorstore")
-ENVIRONMENT = {"SHUNT_ROUTER_LEAVE_PAUSE_S": "1", "SHUNT_ROUTER_DRAIN_S": "60"}
+ENVIRONMENT = {"SHUNT_ROUTER_LEAVE_PAUSE_S": "1", "SHUNT_ROUTER_DRAIN_S": "10"}
 """What the routers of a mesh for this are started with."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked, and what was answered with nothing in the way."""
+
+    bodies: Sequence[dict[str, Any]]
+    expected: Sequence[meshes.StreamRecord]
+
+
+async def _asked(
+    client: httpx.AsyncClient, mesh: meshes.Mesh, tokens: int, count: int
+) -> Questions:
+    bodies = meshes.request_bodies(tokens)[:count]
+    return Questions(bodies, await meshes.undisturbed(client, mesh.url(), bodies))
 
 
 @dataclass
@@ -44,17 +61,15 @@ class Load:
     """Clients that never stop; each compares every answer with the undisturbed one."""
 
     mesh: meshes.Mesh
-    expected: Sequence[meshes.StreamRecord]
-    plain_expected: Sequence[meshes.StreamRecord]
     answers: Counter[str] = field(default_factory=Counter)
     resumes: int = 0
     failed: list[str] = field(default_factory=list)
     different: list[str] = field(default_factory=list)
     stopping: bool = False
 
-    async def resuming(self, client: httpx.AsyncClient, index: int) -> None:
+    async def resuming(self, client: httpx.AsyncClient, questions: Questions, index: int) -> None:
         """Comes back at the next router until it has everything."""
-        bodies, turn = meshes.request_bodies(TOKENS), index
+        bodies, turn = questions.bodies, index
         while not self.stopping:
             which, record, router = turn % len(bodies), meshes.StreamRecord(), turn
             deadline = time.monotonic() + BACK_S
@@ -69,17 +84,17 @@ class Load:
                 if not record.complete:
                     router += 1
                     await asyncio.sleep(RETRY_S)
-            self._judge("resuming", record, self.expected[which])
+            self._judge("resuming", record, questions.expected[which])
             turn += 3
 
-    async def plain(self, client: httpx.AsyncClient, index: int) -> None:
+    async def plain(self, client: httpx.AsyncClient, questions: Questions, index: int) -> None:
         """Asks a router that says it is ready, as a balancer would, and reads."""
-        bodies, turn = meshes.request_bodies(PLAIN_TOKENS), index
+        bodies, turn = questions.bodies, index
         while not self.stopping:
             url = await self._ready_router(client, turn)
             which, record = turn % len(bodies), meshes.StreamRecord()
             await meshes.stream_chat(client, url, bodies[which], record)
-            self._judge("plain", record, self.plain_expected[which])
+            self._judge("plain", record, questions.expected[which])
             turn += 1
 
     async def _ready_router(self, client: httpx.AsyncClient, turn: int) -> str:
@@ -143,14 +158,14 @@ async def run(mesh: meshes.Mesh) -> dict[str, Any]:
     """The report, as JSON; `mesh` has two routers that were started with ENVIRONMENT."""
     limits = httpx.Limits(max_keepalive_connections=0)  # a connection of a dead router is no use
     async with httpx.AsyncClient(timeout=120.0, limits=limits) as client:
-        expected, plain_expected = [
-            await meshes.undisturbed(client, mesh.url(), meshes.request_bodies(tokens))
-            for tokens in (TOKENS, PLAIN_TOKENS)
-        ]
+        long = await _asked(client, mesh, LONG_TOKENS, LONG)
+        short = await _asked(client, mesh, SHORT_TOKENS, 8)
+        brief = await _asked(client, mesh, PLAIN_TOKENS, 8)
         known = len(await _events(mesh))
-        load = Load(mesh, expected, plain_expected)
-        clients = [load.resuming(client, index) for index in range(RESUMING)]
-        clients += [load.plain(client, index) for index in range(PLAIN)]
+        load = Load(mesh)
+        clients = [load.resuming(client, long, index) for index in range(LONG)]
+        clients += [load.resuming(client, short, index) for index in range(SHORT)]
+        clients += [load.plain(client, brief, index) for index in range(PLAIN)]
         tasks = [asyncio.create_task(work) for work in clients]
         took_s: dict[str, float] = {}
         try:

@@ -272,9 +272,9 @@ class Engine(Process):
         self.act(self.core.cancel(name, choice, reason, self.clock.now_s))
         reply(None)
 
-    def park(self, reply: Reply, name: str, epoch: int) -> None:
-        """A reader leaves for good."""
-        self.act(self.core.park(name, epoch, self.clock.now_s))
+    def client_gone(self, reply: Reply, name: str, epoch: int, resumable: bool) -> None:
+        """A reader has no client any more."""
+        self.act(self.core.client_gone(name, epoch, resumable, self.clock.now_s))
         reply(None)
 
     def _pump(self, reader: int) -> None:

@@ -22,7 +22,7 @@ from services.router.actions import (
     Gain,
     OpenStream,
     SendCancel,
-    SendPark,
+    SendDetach,
 )
 from services.router.balancer import Balancer
 from services.router.follower import Follower
@@ -71,8 +71,8 @@ class Following:
                     self._show(gain)
             elif isinstance(action, SendCancel):
                 self.router.send_cancel(action)
-            elif isinstance(action, SendPark):
-                self.router.send_park(action)
+            elif isinstance(action, SendDetach):
+                self.router.send_detach(action)
             elif isinstance(action, End):
                 self._end(action.error)
 
@@ -230,8 +230,7 @@ class Router(Process):
     def _client_gone(self, following: Following) -> None:
         if following in self.followings:
             self.followings.remove(following)
-            follower = following.follower
-            following.act(follower.leave() if following.whole else follower.detach())
+            following.act(following.follower.client_gone(not following.whole))
 
     def cancel(self, reply: Any, name: str) -> None:
         """The client gives up."""
@@ -257,11 +256,11 @@ class Router(Process):
         args = (ask.question, self.clock.now_s + ask.timeout_s)
         self.world.network.call(self, controller, controller.resume, args, answered, ask.timeout_s)
 
-    def send_park(self, park: SendPark) -> None:
+    def send_detach(self, detach: SendDetach) -> None:
         """To the head, once."""
-        engine = self.world.engine(park.head.incarnation)
-        args = (park.generation_id, park.epoch)
-        self.world.network.call(self, engine, engine.park, args, lambda _: None)
+        engine = self.world.engine(detach.head.incarnation)
+        args = (detach.generation_id, detach.epoch, detach.resumable)
+        self.world.network.call(self, engine, engine.client_gone, args, lambda _: None)
 
     def send_cancel(self, cancel: SendCancel) -> None:
         """To the controller until it is taken, and once to the head."""

@@ -87,8 +87,8 @@ class FakeMesh:
         self.addresses = [""] * heads
         self.calls: list[tuple[int, engine_pb2.GenerateRequest]] = []
         """Every Generate call: the head and its message."""
-        self.parks: list[engine_pb2.ParkRequest] = []
-        """Every Park call."""
+        self.detaches: list[engine_pb2.DetachRequest] = []
+        """Every Detach call."""
         self.cancels: list[tuple[str, Any]] = []
         """Every Cancel call: head or controller, and its message."""
         self.traceparents: list[tuple[str, str]] = []
@@ -97,6 +97,12 @@ class FakeMesh:
         self.readers = 0
         """Streams open at heads."""
         self.controller_away = False
+        self.model = MODEL
+        """The version that every head runs."""
+        self.templates: dict[str, str] = {}
+        """Chat templates that versions have of their own, by digest."""
+        self.described: list[str] = []
+        """The digest each Describe call asked for."""
         self.store_fault: str = ""
         """away, damaged or nested: what the tensor store suffers from."""
         self.files = model_files(self.tokenizer)
@@ -132,7 +138,7 @@ class FakeMesh:
             incarnation=f"i{head}",
             address=self.addresses[head],
             throughput_tokens_per_s=100.0 + head,
-            model=wire.model_to(MODEL),
+            model=wire.model_to(self.model),
             max_positions=MAX_POSITIONS,
         )
 
@@ -311,9 +317,9 @@ class _Head(engine_pb2_grpc.EngineServiceServicer):
         end = finish_of(request, entry.ids[choice])
         return end[1] if end else None
 
-    async def Park(self, message: Any, context: Any) -> Any:
-        self._mesh.parks.append(message)
-        return engine_pb2.ParkResponse()
+    async def Detach(self, message: Any, context: Any) -> Any:
+        self._mesh.detaches.append(message)
+        return engine_pb2.DetachResponse()
 
     async def Cancel(self, message: Any, context: Any) -> Any:
         self._mesh.cancels.append(("head", message))
@@ -456,27 +462,28 @@ class _Controller(controller_pb2_grpc.ControllerServiceServicer):
 class _Store(tensorstore_pb2_grpc.TensorStoreServiceServicer):
     def __init__(self, mesh: FakeMesh) -> None:
         self._mesh = mesh
-        files = mesh.files
-        self._objects = {hashlib.sha256(data).hexdigest(): data for data in files.values()}
-        self._manifest = json.dumps(
-            {
-                "config": {
-                    "model_type": "llama",
-                    "max_position_embeddings": MAX_POSITIONS,
-                    "vocab_size": mesh.tokenizer.get_vocab_size(),
-                },
-                "files": {
-                    name: {"digest": hashlib.sha256(data).hexdigest(), "size": len(data)}
-                    for name, data in files.items()
-                },
-            }
-        ).encode()
+        self._objects: dict[str, bytes] = {}
+
+    def _manifest(self, digest: str) -> bytes:
+        files = dict(self._mesh.files)
+        if digest in self._mesh.templates:
+            files["chat_template.jinja"] = self._mesh.templates[digest].encode()
+        by_name = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        self._objects |= {by_name[name]: data for name, data in files.items()}
+        config = {
+            "model_type": "llama",
+            "max_position_embeddings": MAX_POSITIONS,
+            "vocab_size": self._mesh.tokenizer.get_vocab_size(),
+        }
+        entries = {n: {"digest": by_name[n], "size": len(data)} for n, data in files.items()}
+        return json.dumps({"config": config, "files": entries}).encode()
 
     async def Describe(self, message: Any, context: Any) -> Any:
         if self._mesh.store_fault == "away":
             await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
         faulty = {"damaged": b"{}", "nested": b"[" * 100_000}
-        manifest = faulty.get(self._mesh.store_fault, self._manifest)
+        self._mesh.described.append(message.model.digest)
+        manifest = faulty.get(self._mesh.store_fault) or self._manifest(message.model.digest)
         return tensorstore_pb2.DescribeResponse(manifest=manifest)
 
     async def Read(self, message: Any, context: Any) -> AsyncIterator[Any]:

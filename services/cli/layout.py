@@ -44,7 +44,9 @@ class ServiceSpec:
     """Services that must have served once before its first start."""
 
 
-def local_mesh(directory: MeshDirectory, options: MeshOptions) -> list[ServiceSpec]:
+def local_mesh(
+    directory: MeshDirectory, options: MeshOptions, model_digest: str
+) -> list[ServiceSpec]:
     """The services in the order they start; the controller launches the engines."""
     ports = free_ports(3)
     tensorstore, placement, controller = (f"{HOST}:{port}" for port in ports)
@@ -57,6 +59,7 @@ def local_mesh(directory: MeshDirectory, options: MeshOptions) -> list[ServiceSp
             {
                 "DATA_DIR": str(directory.controller),
                 "MODEL_ID": options.model,
+                "MODEL_DIGEST": model_digest,
                 "TENSORSTORE_ADDRESS": tensorstore,
                 "PLACEMENT_ADDRESS": placement,
                 "NODE_SPEEDS": options.node_speeds,

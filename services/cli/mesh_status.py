@@ -42,6 +42,7 @@ async def mesh_status(state: MeshState) -> dict[str, Any]:
         status = controller_pb2.GetStatusResponse()
     return {
         "faults": [fault_json(fault) for fault in status.faults],
+        "model": _model(status),
         "services": answers,
         "nodes": [_node(node) for node in status.nodes],
         "pipelines": [_pipeline(pipeline) for pipeline in status.pipelines],
@@ -58,6 +59,14 @@ async def mesh_status(state: MeshState) -> dict[str, Any]:
         ],
         "finished_generations": status.finished_generations,
         "cancelled_generations": status.cancelled_generations,
+    }
+
+
+def _model(status: controller_pb2.GetStatusResponse) -> dict[str, str | None]:
+    return {
+        "id": status.model.model_id or None,
+        "digest": status.model.digest or None,
+        "newer_in_store": status.newer_digest or None,
     }
 
 
@@ -101,9 +110,11 @@ def fault_json(fault: controller_pb2.Fault) -> dict[str, Any]:
 
 def _node(node: controller_pb2.NodeStatus) -> dict[str, Any]:
     name = controller_pb2.NodeState.Name(node.state)
+    lost = node.state == controller_pb2.NODE_STATE_LOST
+    lives = bool(node.pid) and not lost and processes.lives(node.pid)
     return {
         "id": node.node_id,
-        "pid": None if node.state == controller_pb2.NODE_STATE_LOST else node.pid or None,
+        "pid": node.pid if lives else None,
         "incarnation": node.incarnation or None,
         "state": name.removeprefix("NODE_STATE_").lower(),
         "pipeline": node.pipeline_id or None,

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from services.cli.layout import MODEL
 from services.cli.mesh_directory import MeshDirectory, MeshError
+from services.tensorstore.backend import find_manifest
 from services.tensorstore.directory import DirectoryBackend
 
 
@@ -27,3 +28,8 @@ def import_if_missing(directory: MeshDirectory, name: str, console: Console) -> 
     result = subprocess.run([*command, "--store", str(directory.store)], check=False)
     if result.returncode != 0:
         raise MeshError(f"{name} could not be imported; the reason stands above")
+
+
+def newest(directory: MeshDirectory, name: str) -> str:
+    """Digest of what the store has under a name now: a mesh serves that until its end."""
+    return find_manifest(DirectoryBackend(directory.store), name)

@@ -30,9 +30,10 @@ _COLOURS = {
 
 
 def status_table(status: dict[str, Any]) -> Group:
-    """What keeps failing, then tables of the services, the pipelines with their nodes, and the
-    generations."""
-    return Group(*_faults(status), _services(status), _pipelines(status), _generations(status))
+    """What keeps failing, the model, then tables of the services, the pipelines with their nodes,
+    and the generations."""
+    tables = _services(status), _pipelines(status), _generations(status)
+    return Group(*_faults(status), *_model(status["model"]), *tables)
 
 
 def _faults(status: dict[str, Any]) -> list[Text]:
@@ -49,6 +50,16 @@ def fault_line(fault: dict[str, Any]) -> str:
     often = "" if fault["failures"] == 1 else f", {fault['failures']} times"
     again = ", not tried again" if fault["permanent"] else ""
     return f"{what}{often}{again}: {fault['cause']}"
+
+
+def _model(model: dict[str, Any]) -> list[str]:
+    if model["id"] is None:
+        return []
+    lines = [f"{model['id']}, version {model['digest'][:12]}"]
+    if model["newer_in_store"]:
+        newer = model["newer_in_store"][:12]
+        lines.append(f"[yellow]the store has version {newer} by now: a new start serves it[/]")
+    return lines
 
 
 def _coloured(state: str) -> str:

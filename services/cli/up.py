@@ -68,7 +68,7 @@ async def _supervise(directory: MeshDirectory, options: MeshOptions, console: Co
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup asks for that
             loop.add_signal_handler(number, stop.set)
     states: asyncio.Queue[MeshState] = asyncio.Queue()
-    specs = local_mesh(directory, options)
+    specs = local_mesh(directory, options, model.newest(directory, options.model))
     supervisor = Supervisor(directory, specs, options, states.put_nowait)
     run = asyncio.create_task(supervisor.run(stop))
     show = asyncio.create_task(_show(states, console))

@@ -33,13 +33,18 @@ def request_bytes(request: GenerationRequest) -> int:
     return ID_BYTES * ids + _TOP_BYTES * len(sampling.logit_bias) + texts
 
 
+def most_tokens(request: GenerationRequest, max_message_bytes: int) -> int:
+    """Of each choice, so that the generation fits a message whatever it becomes."""
+    room_bytes = int(max_message_bytes * _GENERATION_SHARE) - request_bytes(request)
+    return max(0, room_bytes // token_bytes(request) // request.choices)
+
+
 def check_generation_fits(request: GenerationRequest, max_message_bytes: int) -> None:
     """Raises InvalidArgument and names the field for a generation that could outgrow a message."""
-    room = int(max_message_bytes * _GENERATION_SHARE) - request_bytes(request)
-    most = max(0, room // token_bytes(request))
-    if request.choices * request.sampling.max_tokens > most:
+    most = most_tokens(request, max_message_bytes)
+    if request.sampling.max_tokens > most:
         raise InvalidArgument(
-            f"all choices together may have {most} tokens with what is asked about each; "
-            f"{request.choices} of {request.sampling.max_tokens} could come",
+            f"max_tokens {request.sampling.max_tokens} is over the {most} tokens that each of "
+            f"{request.choices} choices may have with what is asked about each token",
             field="choices" if request.choices > 1 else "max_tokens",
         )

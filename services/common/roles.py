@@ -91,7 +91,7 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
     "shuntserve.engine.v1.EngineService": {
         "Generate": _only(Role.ROUTER),
         "Cancel": _only(Role.ROUTER, Role.CONTROLLER),
-        "Park": _only(Role.ROUTER),
+        "Detach": _only(Role.ROUTER),
         "Load": _only(Role.CONTROLLER),
         "Form": _only(Role.CONTROLLER),
         "Dissolve": _only(Role.CONTROLLER),

@@ -161,12 +161,10 @@ class Server:
         for name in ("", *self._names):
             await self._health.set(name, status)
 
-    async def stop(self, grace_s: float | None = None) -> None:
-        """Takes no more calls and ends what runs after the grace, which is that of the settings
-        unless another is given; a second call may shorten it. Open health watches would hold it."""
+    async def stop(self) -> None:
+        """Stops taking work, ends what runs after the grace. Open health watches would hold it."""
         await self._health.enter_graceful_shutdown()
-        grace_s = self._settings.shutdown_grace_s if grace_s is None else grace_s
-        await self.grpc_server.stop(grace_s)
+        await self.grpc_server.stop(self._settings.shutdown_grace_s)
 
 
 class Signals:

@@ -116,7 +116,9 @@ def parse_event_id(text: str) -> tuple[tuple[int, ...], int]:
     """Lengths by choice and the checksum. Raises InvalidArgument."""
     match = _EVENT_ID.fullmatch(text)
     if match is None:
-        raise InvalidArgument("an event id reads k[,k…]-checksum", field="last_event_id")
+        raise InvalidArgument(
+            f"an event id reads k[,k…]-checksum, not {text[:40]!r}", field="last_event_id"
+        )
     return tuple(int(part) for part in match[1].split(",")), int(match[2], 16)
 
 

@@ -57,6 +57,7 @@ async def serve(chosen: ControllerSettings) -> None:
         facts = await describe(
             chosen.tensorstore_address,
             chosen.model_id,
+            digest=chosen.model_digest,
             known=None if known is None else ModelFacts.from_json(known),
             timeout_s=chosen.describe_timeout_s,
             tls=chosen.tls,

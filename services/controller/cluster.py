@@ -19,8 +19,6 @@ from services.controller.actions import (
     Action,
     Beat,
     DissolveFormation,
-    DrainFormation,
-    FaultKind,
     FaultView,
     Loaded,
     LogEvent,
@@ -34,24 +32,23 @@ from services.controller.actions import (
     TerminateNode,
 )
 from services.controller.cluster_settings import ClusterSettings
+from services.controller.faults import faults_of, unusable
 from services.controller.liveness import hear, judge, overlook
-from services.controller.losses import dissolve, hand_stage, lose
+from services.controller.losses import dissolve, forgive, hand_stage, lose
 from services.controller.membership import (
     FormationState,
     Membership,
     Node,
     Pipeline,
     Stage,
-    fault_of,
 )
+from services.controller.notices import hand_over, lapse, must_part, notice
 from services.controller.outcomes import Head
 from services.controller.reconcile import Reconciler
 from services.controller.recovery import first_actions
 from services.controller.routes import handing_over, heads_of, routes_of
 from services.controller.snapshot import from_json, to_json
 
-_SAME_NOTICE_S = 0.5
-"""A deadline is not taken for another one for so little."""
 _STRANGE_BEATS = 2
 """One beat may have been on its way while the formation changed."""
 
@@ -79,7 +76,7 @@ class Cluster:
         self._route_version = 0
         self._routes: tuple[Route, ...] = ()
         self._handing_over: tuple[str, ...] = ()
-        self._unusable = ""
+        self._hopeless = ""
         self._snapshot = ""
 
     @classmethod
@@ -136,7 +133,7 @@ class Cluster:
         actions: list[Action] = []
         if beat.departs_in_s is not None:
             node.departs = True
-            actions += self._notice(node, now_s + beat.departs_in_s, now_s)
+            actions += notice(node, now_s + beat.departs_in_s, now_s)
         for pipeline in self._state.pipelines:
             formation = pipeline.formation
             if formation is None or formation.state is FormationState.FORMING:
@@ -280,15 +277,7 @@ class Cluster:
             raise NotFound("no such node", field="node_id")
         if kill:
             return [LogEvent("kill_ordered", node_id), TerminateNode(node_id, kill=True)]
-        return self._advance(self._notice(node, now_s + notice_s, now_s), now_s)
-
-    def _notice(self, node: Node, deadline_s: float, now_s: float) -> list[Action]:
-        """The earliest deadline of several counts."""
-        if node.deadline_s is not None and deadline_s > node.deadline_s - _SAME_NOTICE_S:
-            return []
-        node.deadline_s = deadline_s
-        attributes = {"notice_s": f"{deadline_s - now_s:g}"}
-        return [LogEvent("interruption_noticed", node.node_id, "", attributes)]
+        return self._advance(notice(node, now_s + notice_s, now_s), now_s)
 
     def _head_beat(self, pipeline: Pipeline, beat: Beat, now_s: float) -> list[Action]:
         """Two beats after the replacement is ready show tokens from the old head in between."""
@@ -297,22 +286,7 @@ class Cluster:
         if pipeline.ready_sampled is None:
             pipeline.ready_sampled = beat.sampled_tokens
             return []
-        return self._hand_over(pipeline, beat.sampled_tokens - pipeline.ready_sampled, now_s)
-
-    def _hand_over(self, pipeline: Pipeline, tokens: int, now_s: float) -> list[Action]:
-        formation = pipeline.formation
-        if formation is None:
-            return []
-        formation.state = FormationState.HANDING_OVER
-        pipeline.down_since_s = now_s
-        attributes = {
-            "formation": formation.formation_id,
-            "tokens_since_replacement_ready": str(tokens),
-        }
-        return [
-            LogEvent("handover_started", "", pipeline.pipeline_id, attributes),
-            DrainFormation(formation.formation_id, formation.members[0]),
-        ]
+        return hand_over(pipeline, beat.sampled_tokens - pipeline.ready_sampled, now_s)
 
     def drained(self, formation_id: str, sealed: int, now_s: float) -> list[Action]:
         """Every generation of the formation is sealed."""
@@ -359,50 +333,16 @@ class Cluster:
             elif awake and now_s - node.heard_s >= settings.silence_s(node.layers is not None):
                 actions += self._lose(node, "silence", now_s)
             elif node.deadline_s is not None and now_s >= node.deadline_s and not node.departs:
-                actions += self._undrain(node)
+                actions += lapse(self._state, node)
         actions += judge(self._state, settings, awake, now_s)
         for pipeline in self._state.pipelines:
             ready_s = pipeline.replacement_ready_s
             waited = ready_s is not None and now_s - ready_s >= settings.handover_s
-            if pipeline.is_ready and (waited or self._must_part(pipeline, now_s)):
-                actions += self._hand_over(pipeline, 0, now_s)
+            if pipeline.is_ready and (waited or must_part(self._state, settings, pipeline, now_s)):
+                actions += hand_over(pipeline, 0, now_s)
             for stage in pipeline.stages:
-                self._forgive(stage, now_s)
+                forgive(self._state, settings, stage, now_s)
         return self._advance(actions, now_s)
-
-    def _must_part(self, pipeline: Pipeline, now_s: float) -> bool:
-        """A member is about to end without a replacement, or none will come and others serve."""
-        others = any(p.is_ready for p in self._state.pipelines if p is not pipeline)
-        for stage in pipeline.stages:
-            node = self._state.nodes.get(stage.node_id)
-            if node is None or not node.departs or node.deadline_s is None:
-                continue
-            hopeless = not (stage.spare_id or self.settings.can_launch)
-            if (hopeless and others) or now_s >= node.deadline_s - self.settings.seal_s:
-                return True
-        return False
-
-    def _forgive(self, stage: Stage, now_s: float) -> None:
-        """What came to nothing before counts no more once a node has."""
-        node = self._state.nodes.get(stage.node_id)
-        if node is not None and node.came_to_something(self.settings.stable_s, now_s):
-            stage.launches.succeed()
-            stage.given_up = 0
-
-    def _undrain(self, node: Node) -> list[Action]:
-        """The deadline passed and nothing happened."""
-        for pipeline in self._state.pipelines:
-            formation = pipeline.formation
-            for stage in pipeline.stages:
-                if stage.node_id != node.node_id:
-                    continue
-                if formation is not None and formation.state is FormationState.HANDING_OVER:
-                    return []
-                stage.spare_id = ""
-                pipeline.replacement_ready_s = pipeline.ready_sampled = None
-        node.deadline_s = None
-        node.leaving = False
-        return [LogEvent("undrained", node.node_id)]
 
     # What others see
 
@@ -437,21 +377,12 @@ class Cluster:
         return self._state.node_views()
 
     def faults(self) -> tuple[FaultView, ...]:
-        """What keeps failing, the permanent first, then what has failed most often."""
-        plans = self._reconciler.plans
-        found = self._state.faults()
-        if plans.failures:
-            found.append(fault_of(FaultKind.PLAN, plans, ""))
-        return tuple(sorted(found, key=lambda fault: (not fault.permanent, -fault.failures)))
+        """What keeps failing, the worst first."""
+        return faults_of(self._state, self._reconciler.plans)
 
     def unusable(self) -> str:
         """Why no pipeline will ever take requests as things are; empty when one does or may."""
-        faults, pipelines = self.faults(), self._state.pipelines
-        if any(pipeline.formation is not None for pipeline in pipelines):
-            return ""
-        hopeless = {fault.pipeline_id for fault in faults if fault.permanent}
-        all_are = hopeless >= {pipeline.pipeline_id for pipeline in pipelines}
-        return faults[0].cause if hopeless and all_are else ""
+        return unusable(self._state, self.faults())
 
     def pipelines_view(self) -> tuple[PipelineView, ...]:
         """For the status."""
@@ -461,9 +392,9 @@ class Cluster:
         self._now_s = now_s
         actions = [*actions, *self._reconciler.advance(self._state, now_s)]
         routes, leaving = routes_of(self._state, self.settings), handing_over(self._state)
-        unusable = self.unusable()
-        if (routes, leaving, unusable) != (self._routes, self._handing_over, self._unusable):
-            self._routes, self._handing_over, self._unusable = routes, leaving, unusable
+        hopeless = self.unusable()
+        if (routes, leaving, hopeless) != (self._routes, self._handing_over, self._hopeless):
+            self._routes, self._handing_over, self._hopeless = routes, leaving, hopeless
             self._route_version += 1
             actions.append(RoutesChanged(self._route_version))
         snapshot = to_json(self._state, self.unix_offset_s) if actions else self._snapshot

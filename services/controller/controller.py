@@ -21,9 +21,10 @@ from services.controller.event_log import EventLog
 from services.controller.generations import Generations
 from services.controller.journal import Journal, Recovered, Room, Saved
 from services.controller.model_facts import ModelFacts
+from services.controller.model_store import newest_digest
 from services.controller.planning import Planning
 from services.controller.provider import Provider
-from services.controller.service import ControllerService
+from services.controller.service import ControllerService, ServedModel
 from services.controller.settings import ControllerSettings
 from services.controller.signal import Signal
 
@@ -32,6 +33,7 @@ _log = logging.getLogger(__name__)
 SERVICE = controller_pb2.DESCRIPTOR.services_by_name["ControllerService"].full_name
 FACTS = "model"
 HOUSEKEEPING_S = 1.0
+STORE_CHECK_S = 5.0
 
 
 class Controller:
@@ -54,6 +56,7 @@ class Controller:
         self._journal = journal
         self._provider = provider
         self._saved = recovered.saved
+        self._newer_digest = ""
         clock = time.monotonic
         heads_changed = Signal()
         self.events = EventLog(journal, time.time, settings.events_kept)
@@ -100,6 +103,7 @@ class Controller:
                 generations=self._generations,
                 events=self.events,
                 engines=self._engines,
+                served=ServedModel(facts.ref, lambda: self._newer_digest),
             ),
             self._server.grpc_server,
         )
@@ -124,6 +128,7 @@ class Controller:
             work = [
                 tasks.create_task(self._runtime.run(self._saved)),
                 tasks.create_task(self._keep_house()),
+                tasks.create_task(self._watch_store()),
             ]
             try:
                 await self._runtime.started.wait()
@@ -149,6 +154,26 @@ class Controller:
             metrics.show_cluster(cluster.nodes_view(), cluster.pipelines_view())
             metrics.OPEN.set(len(self._generations.population().open))
             await asyncio.sleep(HOUSEKEEPING_S)
+
+    async def _watch_store(self) -> None:
+        """Tells when somebody imports another version; what runs stays what it is."""
+        settings, served = self._settings, self._facts.ref
+        while True:
+            await asyncio.sleep(STORE_CHECK_S)
+            try:
+                found = await newest_digest(
+                    settings.tensorstore_address,
+                    served.model_id,
+                    timeout_s=settings.describe_timeout_s,
+                    tls=settings.tls,
+                )
+            except ShuntError:
+                continue  # a store that is away, or has the name no more, has nothing newer
+            newer = "" if found == served.digest else found
+            if newer and newer != self._newer_digest:
+                attributes = {"served": served.digest, "stored": newer}
+                self.events.add("model_newer_in_store", attributes=attributes)
+            self._newer_digest = newer
 
     async def _mind_the_disk(self, before: Room) -> Room:
         self._journal.tend()

@@ -44,6 +44,8 @@ class Entry:
         """The epoch's head has said its last word."""
         self.unread = False
         """Its last reader is known to be gone."""
+        self.begun = True
+        """The epoch's head has said something of it, or is owed the time to do so."""
         self.touched_s = now_s
 
     def give_to(self, record: Bound | Granted, epoch: int) -> None:
@@ -54,6 +56,7 @@ class Entry:
         self.pipeline_id = record.pipeline_id
         self.base_lengths = self.lengths
         self.sealed = False
+        self.begun = isinstance(record, Bound)
 
     @property
     def finished(self) -> bool:

@@ -28,7 +28,7 @@ from services.controller.signal import Signal
 _log = logging.getLogger(__name__)
 Reply = TypeVar("Reply")
 
-RESUME_POLL_S = 0.1
+RESUME_POLL_S = 0.25
 RECOVERY_PAUSE_S = 0.5
 NO_ROOM_RETRY_S = 5.0
 FORGOTTEN_AT_ONCE = 32

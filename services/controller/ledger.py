@@ -81,6 +81,7 @@ class Ledger:
             ledger._apply(record, now_s - age_s)
         for entry in ledger._entries.values():
             entry.unread = entry.sealed  # a reader that is there asks for it in a moment
+            entry.begun = True  # heads do not repeat what was no record
         return ledger
 
     def _apply(self, record: Record, now_s: float) -> None:
@@ -168,6 +169,7 @@ class Ledger:
         if refusal is not None:
             return refused(checkpoint, refusal, entry.lengths)
         entry.touched_s = now_s
+        entry.begun = True
         self._set_unread(entry, checkpoint.unread, now_s)
         new = [Appended(name, span) for span in entry.fresh(checkpoint.spans)]
         records += self._commit(new, now_s)
@@ -365,6 +367,10 @@ class Ledger:
         ]
         still_open = {n: e for n, e in self._entries.items() if n not in self._ended}
         old += outlived(still_open, settings.max_parked, now_s - settings.parked_retention_s)
+        for entry in still_open.values():
+            unbegun = not (entry.begun or entry.unread)
+            if unbegun and now_s - entry.touched_s >= settings.unbegun_s:
+                self._set_unread(entry, True, now_s)
         self._abandoned.forget(now_s)
         self._complaints.forget(now_s)
         return Outcome(None, self._commit([Forgotten(name) for name in old[:at_most]], now_s))

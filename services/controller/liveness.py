@@ -35,7 +35,7 @@ def overlook(state: Membership, gap_s: float, now_s: float) -> None:
 
 def judge(state: Membership, settings: ClusterSettings, awake: bool, now_s: float) -> list[Action]:
     """Looks at the head of every formation that serves; what changed is logged. Not `awake`:
-    nobody is to count as dead."""
+    nobody new is to count as dead."""
     actions: list[Action] = []
     for pipeline in state.pipelines:
         formation = pipeline.formation
@@ -43,8 +43,8 @@ def judge(state: Membership, settings: ClusterSettings, awake: bool, now_s: floa
             pipeline.stalled = False
             continue
         head = state.nodes[formation.members[0].node_id]
-        cause = _stall(head, settings, now_s) if awake else ""
-        if bool(cause) == pipeline.stalled:
+        cause = _stall(head, settings, now_s)
+        if bool(cause) == pipeline.stalled or (cause and not awake):
             continue
         pipeline.stalled = bool(cause)
         kind, attributes = ("head_stalled", {"cause": cause}) if cause else ("head_serves", {})

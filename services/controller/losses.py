@@ -7,6 +7,9 @@ from services.controller.backoff import Backoff
 from services.controller.cluster_settings import ClusterSettings
 from services.controller.membership import FormationState, Membership, Node, Pipeline, Stage
 
+_SERVED = 8
+"""The loss of a node that had served costs a pause so much shorter: it may have been taken away."""
+
 
 def lose(
     state: Membership,
@@ -49,6 +52,14 @@ def give_up(settings: ClusterSettings, stage: Stage, node: Node, now_s: float) -
     _count(stage.launches, settings, now_s, node.loads.cause, node, settings.replace_max_s)
 
 
+def forgive(state: Membership, settings: ClusterSettings, stage: Stage, now_s: float) -> None:
+    """What came to nothing at the stage before counts no more once a node has come to something."""
+    node = state.nodes.get(stage.node_id)
+    if node is not None and node.came_to_something(settings.stable_s, now_s):
+        stage.launches.succeed()
+        stage.given_up = 0
+
+
 def _count(
     failing: Backoff,
     settings: ClusterSettings,
@@ -57,12 +68,13 @@ def _count(
     node: Node,
     longest_s: float,
 ) -> None:
+    served = node.served_s is not None
     failing.fail(
         now_s,
         cause,
-        first_s=settings.retry_s,
+        first_s=settings.retry_s / (_SERVED if served else 1),
         longest_s=longest_s,
-        free=node.served_s is not None,
+        free=served,
         node_id=node.node_id,
     )
 

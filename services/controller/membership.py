@@ -8,8 +8,6 @@ from enum import StrEnum
 
 from services.common.generation import LayerRange
 from services.controller.actions import (
-    FaultKind,
-    FaultView,
     Member,
     NodeFacts,
     NodeShape,
@@ -217,20 +215,6 @@ class Membership:
         nodes = (self.nodes.get(stage.node_id) for stage in pipeline.stages)
         return any(node is not None and node.deadline_s is not None for node in nodes)
 
-    def faults(self) -> list[FaultView]:
-        """What keeps failing at nodes and pipelines."""
-        found = [fault_of(FaultKind.START, self.first_launches, "")]
-        for pipeline in self.pipelines:
-            name = pipeline.pipeline_id
-            found.append(fault_of(FaultKind.FORM, pipeline.forms, name))
-            for stage in pipeline.stages:
-                found.append(fault_of(FaultKind.START, stage.launches, name))
-                for node_id in (stage.node_id, stage.spare_id):
-                    node = self.nodes.get(node_id)
-                    if node is not None and node.refused == stage.layers:
-                        found.append(fault_of(FaultKind.LOAD, node.loads, name))
-        return [each for each in found if each.failures]
-
     def node_views(self) -> tuple[NodeView, ...]:
         """For the status."""
         places = {
@@ -253,19 +237,6 @@ class Membership:
             )
             for pipeline in self.pipelines
         )
-
-
-def fault_of(kind: FaultKind, failing: Backoff, pipeline_id: str) -> FaultView:
-    """What fails, as the status shows it."""
-    return FaultView(
-        kind,
-        failing.cause,
-        failing.node_id,
-        pipeline_id,
-        failing.since_s,
-        failing.failures,
-        failing.permanent,
-    )
 
 
 def match_shapes(

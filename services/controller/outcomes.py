@@ -65,6 +65,9 @@ class LedgerSettings:
     """Parked generations kept that nobody reads; the oldest makes room."""
     retry_window_s: float = 60.0
     """A client's retry joins what it asked first when that was left no longer ago."""
+    unbegun_s: float = 10.0
+    """A head that was granted a generation and says nothing of it for this long never had the
+    call: its reader was gone by then."""
     claim_s: float = 5.0
     """What a retry was given is not given to another one for this long; by then it is read."""
 

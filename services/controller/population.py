@@ -65,6 +65,7 @@ def population_of(
 
 
 def _standing(entry: Entry, serving: Container[str]) -> Standing:
-    if entry.sealed or entry.formation_id not in serving:
+    never_begun = entry.unread and not entry.begun
+    if entry.sealed or never_begun or entry.formation_id not in serving:
         return Standing.PARKED
     return Standing.QUEUED if entry.lengths == entry.base_lengths else Standing.RUNNING

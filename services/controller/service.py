@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,10 @@ import grpc
 from shuntserve.controller.v1 import controller_pb2 as pb
 from shuntserve.controller.v1 import controller_pb2_grpc
 
-from services.common import channels, wire
-from services.common.errors import FailedPrecondition, InvalidArgument, NotFound, ShuntError
+from services.common import channels, logs, wire
+from services.common.errors import InvalidArgument, NotFound, ShuntError
 from services.common.exchange import CheckpointResult
-from services.common.generation import CancelReason
+from services.common.generation import CancelReason, ModelRef
 from services.controller import messages, metrics
 from services.controller.cluster_runtime import ClusterRuntime
 from services.controller.engines import Engines
@@ -41,8 +41,14 @@ class ServiceLimits:
     """Left of the caller's deadline for the answer to travel."""
     checkpoints_in_flight: int = 64
     """Messages of one head that may wait for the journal."""
-    can_end_nodes: bool = True
-    """The provider can kill a node."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """The version that pipelines run, and the digest of a newer one in the store, or empty."""
+
+    ref: ModelRef
+    newer_digest: Callable[[], str]
 
 
 class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
@@ -57,6 +63,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         generations: Generations,
         events: EventLog,
         engines: Engines,
+        served: ServedModel,
     ) -> None:
         self._limits = limits
         self._vocab_size = vocab_size
@@ -64,6 +71,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         self._generations = generations
         self._events = events
         self._engines = engines
+        self._served = served
         self._routers: Counter[str] = Counter()
         self._passing_on: set[asyncio.Task[None]] = set()
 
@@ -158,13 +166,15 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
 
     async def Resume(self, request: pb.ResumeRequest, context: Context) -> pb.ResumeResponse:
         question = messages.question_from(request, self._vocab_size)
+        logs.about(generation_id=question.generation_id)
         wait_s = channels.timeout(self._limits.resume_wait_s) - self._limits.resume_margin_s
         grant = await self._generations.resume(question, wait_s)
-        metrics.RESUMES.inc()
+        metrics.RESUMES.inc(grant.epoch > question.last_epoch)
         return messages.grant_to(grant)
 
     async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:
         generation_id = wire.generation_id_from(request.generation_id)
+        logs.about(generation_id=generation_id)
         choice = request.choice if request.HasField("choice") else None
         if choice is not None and choice >= wire.MAX_CHOICES:
             raise InvalidArgument(f"choices lie below {wire.MAX_CHOICES}", field="choice")
@@ -212,8 +222,6 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
             )
         if request.kill and notice_s:
             raise InvalidArgument("a kill comes without notice", field="notice_s")
-        if request.kill and not self._limits.can_end_nodes:
-            raise FailedPrecondition("the provider of these nodes cannot kill", field="kill")
         await self._runtime.started.wait()
         event = await self._runtime.interrupt(node_id, notice_s, request.kill)
         return pb.ReportInterruptionResponse(event_number=event.number)
@@ -228,6 +236,8 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
             pipelines=[messages.pipeline_to(pipeline) for pipeline in cluster.pipelines_view()],
             generations=[messages.generation_to(line) for line in population.open],
             router_ids=sorted(self._routers),
+            model=wire.model_to(self._served.ref),
+            newer_digest=self._served.newer_digest(),
             finished_generations=population.finished,
             cancelled_generations=population.cancelled,
             faults=[messages.fault_to(fault, cluster.unix_offset_s) for fault in cluster.faults()],

@@ -34,6 +34,8 @@ class ControllerSettings(ServiceSettings):
     """Where engines find this service, host:port; empty: where it listens."""
 
     model_id: str = Field(default="smollm2-135m-instruct", min_length=1, max_length=256)
+    model_digest: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    """The version to serve; empty: the one that ran before, or at first the store's newest."""
     tensorstore_address: str = "127.0.0.1:7004"
     store: str = ""
     """URI of the tensor store for local engines; empty: grpc:// at its address."""
@@ -180,5 +182,4 @@ class ControllerSettings(ServiceSettings):
             heartbeat_interval_s=self.heartbeat_interval_s,
             resume_wait_s=self.resume_wait_s,
             checkpoints_in_flight=self.checkpoints_in_flight,
-            can_end_nodes=self.provider == "local",
         )

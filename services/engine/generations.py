@@ -37,7 +37,6 @@ from services.engine.actions import (
     DropSequence,
     NewToken,
     SequenceKey,
-    SetUnread,
     StartSequence,
     StopSequence,
     Wake,
@@ -89,10 +88,9 @@ class Generations:
             return actions
         self._formation_id = ""
         for held in self._held.values():
-            for index, choice in enumerate(held.choices):
-                if choice.in_batch:
-                    choice.in_batch = False
-                    actions.append(DropSequence(held.key(index)))
+            actions += map(DropSequence, held.keys_in_batch)
+            for choice in held.choices:
+                choice.in_batch = False
             if held.life in (Life.LIVE, Life.SEALING):
                 held.close(Life.SEALED, CloseReason.DISSOLVED, now_s)
                 actions += self._tell(held)
@@ -106,11 +104,8 @@ class Generations:
         if self._drain_began_s is not None:
             return []
         self._drain_began_s = now_s
-        actions: list[Action] = []
-        for held in self._held.values():
-            if held.life is Life.LIVE:
-                actions += self._seal(held, now_s)
-        return actions
+        live = [held for held in self._held.values() if held.life is Life.LIVE]
+        return [action for held in live for action in self._seal(held, now_s)]
 
     def drained(self, formation_id: str, now_s: float) -> int | None:
         """How many generations the drain has sealed, once the journal has answered for each of
@@ -172,8 +167,7 @@ class Generations:
         if held.reader is not None:
             held.reader.closing = CloseReason.SUPERSEDED
             actions.append(Wake(held.reader.reader_id))
-        if held.unread:
-            actions += [*self._set_unread(held, False), WakeCheckpoints()]
+        actions += held.set_unread(False)
         self._readers[reader_id] = held.attach(reader_id, call.from_lengths, now_s)
         return [*actions, Wake(reader_id)]
 
@@ -186,16 +180,19 @@ class Generations:
         held = reader.held
         held.reader = None
         held.unread_since_s = now_s
-        return self._park(held, now_s) if held.parks else []
+        return self._left(held, now_s)
 
-    def park(self, generation_id: str, epoch: int, now_s: float) -> list[Action]:
-        """Whoever reads it now leaves with nothing to come back by: the generation is parked when
-        that reader is gone, unless another one has come. Known or not, the answer is the same."""
+    def client_gone(
+        self, generation_id: str, epoch: int, resumable: bool, now_s: float
+    ) -> list[Action]:
+        """The client of whoever reads it now is gone: when that reader is too, and no other has
+        come, the generation yields, or is parked if nobody can resume it. Known or not, the answer
+        is the same."""
         held = self._held.get(generation_id)
         if held is None or held.epoch != epoch:
             return []
-        held.parks = True
-        return self._park(held, now_s) if held.reader is None else []
+        held.client_gone = resumable
+        return self._left(held, now_s) if held.reader is None else []
 
     def is_silent(self, reader_id: int, now_s: float) -> bool:
         """A sign of life is due to this reader; look at least every `frame_interval_s / 2`."""
@@ -309,8 +306,7 @@ class Generations:
             held.resend()
 
     def tick(self, now_s: float) -> list[Action]:
-        """Parks what nobody reads, or lets it yield, and forgets what has ended; call it every
-        0.1 s or so."""
+        """Lets what nobody reads yield, parks it, forgets what has ended; call it every 0.1 s."""
         actions: list[Action] = []
         settings = self.settings
         for generation_id, held in list(self._held.items()):
@@ -320,8 +316,8 @@ class Generations:
                 unread_s = now_s - held.unread_since_s
                 if unread_s >= settings.detach_s:
                     actions += self._park(held, now_s)
-                elif unread_s >= settings.yield_s and not held.unread:
-                    actions += [*self._set_unread(held, True), WakeCheckpoints()]
+                elif unread_s >= settings.yield_s:
+                    actions += held.set_unread(True)
             elif held.journal_done and (
                 held.life is not Life.FINISHED or now_s - held.ended_s >= settings.keep_s
             ):
@@ -359,10 +355,10 @@ class Generations:
         held.close(Life.FINISHED, CloseReason.FINISHED, now_s)
         return self._tell(held)
 
-    def _set_unread(self, held: Held, unread: bool) -> list[Action]:
-        held.unread = unread
-        choices = enumerate(held.choices)
-        return [SetUnread(held.key(i), unread) for i, c in choices if c.in_batch]
+    def _left(self, held: Held, now_s: float) -> list[Action]:
+        if held.client_gone is None:
+            return []  # perhaps a blip
+        return held.set_unread(True) if held.client_gone else self._park(held, now_s)
 
     def _park(self, held: Held, now_s: float) -> list[Action]:
         """Seals what nobody reads; the journal keeps its ids for whoever comes back."""
@@ -381,8 +377,7 @@ class Generations:
 
     def _seal(self, held: Held, now_s: float) -> list[Action]:
         held.life = Life.SEALING
-        stops = [StopSequence(held.key(i)) for i, c in enumerate(held.choices) if c.in_batch]
-        return [*stops, *self._seal_if_out_of_batch(held, now_s)]
+        return [*map(StopSequence, held.keys_in_batch), *self._seal_if_out_of_batch(held, now_s)]
 
     def _seal_if_out_of_batch(self, held: Held, now_s: float) -> list[Action]:
         if held.life is not Life.SEALING or held.in_batch:
@@ -394,9 +389,8 @@ class Generations:
 
     def _give_up(self, held: Held, reason: CloseReason, now_s: float) -> list[Action]:
         """Nothing of it counts any more."""
-        stops = [StopSequence(held.key(i)) for i, c in enumerate(held.choices) if c.in_batch]
         held.close(Life.FENCED, reason, now_s)
-        return [*stops, *self._tell(held)]
+        return [*map(StopSequence, held.keys_in_batch), *self._tell(held)]
 
     def _tell(self, held: Held) -> list[Action]:
         readers = [] if held.reader is None else [Wake(held.reader.reader_id)]

@@ -193,9 +193,10 @@ class Head:
         """Ends a generation or one choice of it."""
         self._carry_out(self._core.cancel(generation_id, choice, reason, self._clock()))
 
-    def park(self, generation_id: str, epoch: int) -> None:
-        """Parks a generation whose reader leaves for good, once that reader is gone."""
-        self._carry_out(self._core.park(generation_id, epoch, self._clock()))
+    def client_gone(self, generation_id: str, epoch: int, *, resumable: bool) -> None:
+        """The client of whoever reads a generation is gone."""
+        now_s = self._clock()
+        self._carry_out(self._core.client_gone(generation_id, epoch, resumable, now_s))
 
     # Journal
 

@@ -22,7 +22,7 @@ from services.common.exchange import (
 from services.common.generation import FinishReason, GenerationRequest, TokenSpan, finish_of
 from services.common.message_sizes import token_bytes
 from services.common.token_run import TokenRun
-from services.engine.actions import SequenceKey
+from services.engine.actions import Action, SequenceKey, SetUnread, WakeCheckpoints
 from services.engine.head_settings import HeadSettings
 
 
@@ -166,8 +166,8 @@ class Held:
         self.unread_since_s = now_s
         self.unread = False
         """Nobody reads it, and that is no blip: it yields to what is read."""
-        self.parks = False
-        """Its reader leaves with nothing to come back by: it is parked when the reader is gone."""
+        self.client_gone: bool | None = None
+        """The client of the present reader, or of the last, is gone, and whether it can resume."""
         self.ended_s = now_s
         for span in call.held:
             self._go_on_from(span)
@@ -205,6 +205,11 @@ class Held:
         return SequenceKey(self.request.generation_id, self.epoch, index)
 
     @property
+    def keys_in_batch(self) -> list[SequenceKey]:
+        """Of the sequences that the scheduler has, or that a step may carry."""
+        return [self.key(index) for index, choice in enumerate(self.choices) if choice.in_batch]
+
+    @property
     def lengths(self) -> Lengths:
         """Ids held, by choice."""
         return tuple(len(choice.run) for choice in self.choices)
@@ -237,13 +242,21 @@ class Held:
         for span in spans:
             self.choice(span.choice).run.check(span.start, span.ids)
 
+    def set_unread(self, unread: bool) -> list[Action]:
+        """Lets the scheduler and the journal know whether it is read; said again, or of what runs
+        no more, it changes nothing."""
+        if self.unread is unread or self.life is not Life.LIVE:
+            return []
+        self.unread = unread
+        return [*(SetUnread(key, unread) for key in self.keys_in_batch), WakeCheckpoints()]
+
     def attach(self, reader_id: int, start: Lengths, now_s: float) -> Reader:
         """A new reader that goes on at these positions, or at the length held if that is less:
         so it can compare what it holds beyond."""
         padded = [*start, *([0] * (len(self.choices) - len(start)))]
         sent = [min(s, len(c.run)) for s, c in zip(padded, self.choices, strict=True)]
         self.reader = Reader(reader_id, self, sent, now_s)
-        self.unread = self.parks = False
+        self.unread, self.client_gone = False, None
         return self.reader
 
     @property

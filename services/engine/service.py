@@ -47,12 +47,12 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         )
         return engine_pb2.CancelResponse()
 
-    async def Park(
-        self, request: engine_pb2.ParkRequest, context: Context
-    ) -> engine_pb2.ParkResponse:
+    async def Detach(
+        self, request: engine_pb2.DetachRequest, context: Context
+    ) -> engine_pb2.DetachResponse:
         generation_id = common_wire.generation_id_from(request.generation_id)
-        self._engine.head.park(generation_id, request.epoch)
-        return engine_pb2.ParkResponse()
+        self._engine.head.client_gone(generation_id, request.epoch, resumable=request.resumable)
+        return engine_pb2.DetachResponse()
 
     async def Load(
         self, request: engine_pb2.LoadRequest, context: Context

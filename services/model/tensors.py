@@ -9,10 +9,11 @@ from services.common.errors import InvalidArgument
 from services.model.config import ModelConfig
 
 EMBEDDING, FINAL_NORM, LM_HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
-_QUANTISED = (
+QUANTISED = (
     *("_scale", "_scale_inv", "_zero_point", "_packed", "_shape"),
     *(".scales", ".qweight", ".qzeros", ".g_idx", ".absmax", ".quant_map", ".SCB"),
 )
+"""How names of tensors end that make numbers of others."""
 _NAME_CHARS = 120
 
 
@@ -75,7 +76,7 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, AnyTensor]) -> None
     for name in tensors:
         if name in shapes:
             continue
-        if name.endswith(_QUANTISED):
+        if name.endswith(QUANTISED):
             raise _refuse(name, "belongs to quantised weights, which are not served")
         raise _refuse(name, "is not part of the model that config.json describes")
     for name, shape in shapes.items():

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from services.placement.budget import Budget
 from services.placement.columns import Columns, Members
 from services.placement.field import Field
-from services.placement.problem import Budget
 from services.placement.rates import Ints
 from services.placement.roofline import Array
 
@@ -31,12 +31,15 @@ class Pool:
     whole: bool  # nothing was left out
 
 
-def class_values(field: Field) -> Array:
-    """What a node of each class is worth: its share of the best pipeline of its kind alone."""
+def class_values(field: Field, budget: Budget) -> Array:
+    """What a node of each class is worth: its share of the best pipeline of its kind alone. Little
+    for one that was not looked at before the budget was over."""
     values = np.zeros(len(field.stock.kinds))
     longest = field.columns.tables.longest
     lengths = sorted({1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 26, 32, 40, longest})
     for o, option in enumerate(field.options):
+        if budget.expired():
+            break
         for length in (n for n in lengths if n <= longest):
             guide = field.columns.guides(np.full((1, length), o))[0] / length
             values[option.kind] = max(values[option.kind], float(guide))
@@ -62,7 +65,7 @@ def search(field: Field, values: Array, width: int, keep: int, budget: Budget) -
         guide = columns.guides(level) / worth[level].sum(axis=1)
         kept = np.argsort(-guide, kind="stable")[:width]
         level, guide = level[kept], guide[kept]
-        full = _holds(columns, level)
+        full = _holds(columns, level) & (guide > 0)
         finished, density = level[full], guide[full]
         if len(finished):
             top = float(density.max())

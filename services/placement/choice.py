@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from services.placement.budget import Budget
 from services.placement.columns import Members
 from services.placement.field import Field
 from services.placement.packing import Limits, pack, pack_scenarios
-from services.placement.problem import Budget, ObjectiveKind
+from services.placement.problem import ObjectiveKind
 from services.placement.rates import Ints
 from services.placement.risk import down_shares, scenarios
 from services.placement.roofline import Array

@@ -9,6 +9,7 @@ from itertools import combinations, pairwise, permutations
 import numpy as np
 
 from services.placement.bounds import partial_rates, rate_bounds, terms
+from services.placement.budget import UNLIMITED, Budget
 from services.placement.rates import Ints, Option, RateTables
 from services.placement.roofline import Array
 from services.placement.splits import Split, best_split
@@ -33,10 +34,14 @@ class Candidate:
 
 
 class Columns:
-    """Bounds and best splits of multisets of options, each computed once."""
+    """Bounds and best splits of multisets of options, each computed once.
 
-    def __init__(self, tables: RateTables, tolerance: float) -> None:
-        self.tables, self._tolerance = tables, tolerance
+    When the budget is over guides are 0 for what was not reached, and a split is the best of the
+    orders that were looked at, one at least. Bounds are always computed.
+    """
+
+    def __init__(self, tables: RateTables, tolerance: float, budget: Budget = UNLIMITED) -> None:
+        self.tables, self._tolerance, self._budget = tables, tolerance, budget
         self._solved: dict[Members, Candidate | None] = {}
         self._network = [option.cost.network_bytes_per_s for option in tables.options]
 
@@ -125,7 +130,12 @@ class Columns:
 
     def _chunked(self, rows: Ints, width: int, work: Callable[[Ints], Array]) -> Array:
         size = max(1, CHUNK_ELEMENTS // (rows.shape[1] * width))
-        return np.concatenate([work(rows[i : i + size]) for i in range(0, len(rows), size)])
+        out = np.zeros((len(rows), width))
+        for i in range(0, len(rows), size):
+            if self._budget.expired():
+                break
+            out[i : i + size] = work(rows[i : i + size])
+        return out
 
     def solve(self, members: Members) -> Candidate | None:
         """A very good order with its best split: every order for short pipelines; else every head
@@ -133,7 +143,7 @@ class Columns:
         are slowed; then exchanges of two stages while they help."""
         if members not in self._solved:
             if len(members) <= SHORT:
-                found = self.best_of(self._distinct(set(permutations(members))))
+                found = self.best_of(self._distinct(permutations(members)))
             else:
                 found = self.best_of(self._distinct(self._orders(members)), likely=True)
                 for _ in range(EXCHANGES if found else 0):
@@ -187,23 +197,34 @@ class Columns:
         if not len(rows):
             return None
         table = self.tables.of(rows.shape[1])
-        at = np.broadcast_to(self._coarse(), (len(rows), len(self._coarse())))
-        ceilings = rate_bounds(table, terms(table, rows, at, ordered=True), at, close=False)
+        ceilings = self._rough(rows)
         best: Candidate | None = None
-        ranked = np.argsort(-ceilings.max(axis=1), kind="stable")
+        ranked = np.argsort(-ceilings, kind="stable")
         for tried, i in enumerate(ranked):
             reached = best.split.rate_rps if best else floor_rps
-            if likely and (tried == LIKELY_ORDERS or ceilings[i].max() < reached * LIKELY):
+            if likely and (tried == LIKELY_ORDERS or ceilings[i] < reached * LIKELY):
+                break
+            if tried and self._budget.expired():
                 break
             split = best_split(table, tuple(int(o) for o in rows[i]), reached, self._tolerance)
             if split is not None:
                 best = Candidate(tuple(int(o) for o in rows[i]), split)
         return best
 
+    def _rough(self, rows: Ints) -> Array:
+        """What each order may carry [rows], on a coarse grid of batches."""
+        table, grid = self.tables.of(rows.shape[1]), self._coarse()
+
+        def work(part: Ints) -> Array:
+            at = np.broadcast_to(grid, (len(part), len(grid)))
+            return rate_bounds(table, terms(table, part, at, ordered=True), at, close=False)
+
+        return _most(self._chunked(rows, len(grid), work))
+
     def solve_exactly(self, members: Members) -> Candidate | None:
-        """The best order of all with its best split."""
+        """The best order of all with its best split, unless the budget is over meanwhile."""
         found = self.solve(members)
-        orders = self._distinct(set(permutations(members)))
+        orders = self._distinct(permutations(members))
         better = self.best_of(orders, found.split.rate_rps if found else 0.0)
         if better is not None:
             self._solved[members] = better
@@ -214,6 +235,8 @@ class Columns:
         network = self._network
         kept: dict[object, Members] = {}
         for order in orders:
+            if kept and self._budget.expired():
+                break
             hops = sorted((a, min(network[a], network[b])) for a, b in pairwise(order))
             kept.setdefault((order[0], order[-1], tuple(hops)), order)
         return set(kept.values())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from services.placement.budget import UNLIMITED, Budget
 from services.placement.cluster import Inventory, Node, NodeClass, Phase, Pipeline, Stage, inventory
 from services.placement.columns import Candidate, Columns, Members
 from services.placement.problem import Problem, nothing_fits
@@ -57,20 +58,22 @@ def field(
     tp: int = 0,
     phase: Phase = Phase.BOTH,
     *,
+    budget: Budget = UNLIMITED,
     by_price: bool = False,
     tolerance: float = 2e-4,
 ) -> Field:
-    """The field of a problem; FailedPrecondition when no stage can be run at all (at that degree).
+    """The field of a problem; FailedPrecondition when no stage can be run at all (at that degree),
+    DeadlineExceeded when the budget is over before the stages' times are known.
 
     Classes that differ in price, pool or market alone are one class unless `by_price`.
     """
     stock = inventory(problem.nodes) if by_price else alike(problem.nodes)
-    chosen = options(problem.costs, stock.kinds, tp)
+    chosen = options(problem.costs, stock.kinds, tp, budget)
     if not chosen:
         raise nothing_fits(problem)
     longest = min(len(problem.nodes), problem.costs.model.layers, MAX_STAGES)
-    tables = RateTables(problem.costs, chosen, longest, phase)
-    return Field(problem, stock, tuple(chosen), Columns(tables, tolerance))
+    tables = RateTables(problem.costs, chosen, longest, phase, budget)
+    return Field(problem, stock, tuple(chosen), Columns(tables, tolerance, budget))
 
 
 def alike(nodes: Sequence[Node]) -> Inventory:

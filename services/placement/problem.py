@@ -6,33 +6,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from services.common.errors import (
-    DeadlineExceeded,
-    FailedPrecondition,
-    InvalidArgument,
-    ShuntError,
-)
+from services.common.errors import FailedPrecondition, InvalidArgument, ShuntError
+from services.placement.budget import Budget, out_of_time
 from services.placement.cluster import Node, Pipeline, check_nodes
 from services.placement.costs import Costs
 from services.placement.estimator import GIB
-
-
-class Budget(Protocol):
-    """Time left for a search; the edge owns the clock and the caller's cancellation."""
-
-    def expired(self) -> bool: ...
-
-    def remaining_s(self) -> float: ...
-
-
-class Unlimited:
-    """No limit: for small searches and tests."""
-
-    def expired(self) -> bool:
-        return False
-
-    def remaining_s(self) -> float:
-        return 3600.0
 
 
 class ObjectiveKind(Enum):
@@ -105,7 +83,7 @@ class Planner(Protocol):
 def nothing_found(problem: Problem, budget: Budget) -> ShuntError:
     """Why a search has no plan to show."""
     if budget.expired():
-        return DeadlineExceeded("time ran out before a plan was found")
+        return out_of_time()
     return nothing_fits(problem)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from services.placement.budget import UNLIMITED, Budget, check_time
 from services.placement.cluster import NodeClass, Phase
 from services.placement.costs import Costs, StageCost
 from services.placement.model import ELEMENT_BYTES
@@ -32,13 +33,17 @@ class Option:
     cost: StageCost
 
 
-def options(costs: Costs, kinds: Sequence[NodeClass], tp: int = 0) -> list[Option]:
+def options(
+    costs: Costs, kinds: Sequence[NodeClass], tp: int = 0, budget: Budget = UNLIMITED
+) -> list[Option]:
     """Every way to run a stage on these classes that another does not dominate.
 
     `tp` restricts them to one degree. Dominated: no better time at any batch and no more room.
+    Raises DeadlineExceeded when the budget is over.
     """
     found = []
     for index, kind in enumerate(kinds):
+        check_time(budget)
         degrees = [n for n in costs.degrees(kind) if tp in (0, n)]
         made = [Option(index, n, costs.of(kind, n)) for n in degrees]
         made = [option for option in made if option.cost.free_bytes(1, False, False) > 0]
@@ -99,7 +104,9 @@ class RateTables:
         chosen: Sequence[Option],
         longest: int,
         phase: Phase = Phase.BOTH,
+        budget: Budget = UNLIMITED,
     ) -> None:
+        """Raises DeadlineExceeded when the budget is over."""
         self.options, self.longest = tuple(chosen), longest
         self._costs, self._phase = costs, phase
         self.batches = _batches(costs.calibration.max_sequences)
@@ -110,6 +117,7 @@ class RateTables:
         self._prefill, self._decode, self._head = (np.empty(shape) for _ in range(3))
         self._embedding, self._embedding_one = np.empty(shape), np.empty(shape)
         for i, option in enumerate(chosen):
+            check_time(budget)
             cost = option.cost
             self._prefill[i] = cost.prefill_layer_s(b)
             self._decode[i] = cost.decode_layer_s(b)

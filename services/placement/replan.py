@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from services.common.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
+from services.placement.budget import Budget
 from services.placement.cluster import Node, Pipeline
 from services.placement.estimator import check_layers, check_pipeline, estimate_pipeline
 from services.placement.moves import (
@@ -21,7 +22,7 @@ from services.placement.moves import (
     node_moves,
     remap,
 )
-from services.placement.problem import Budget, Planner, Problem
+from services.placement.problem import Planner, Problem
 
 HYSTERESIS = 0.01
 

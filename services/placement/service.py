@@ -15,13 +15,14 @@ from shuntserve.placement.v1 import placement_pb2_grpc
 
 from services.common.errors import DeadlineExceeded, InvalidArgument
 from services.placement import wire, wire_replan
+from services.placement.budget import Budget
 from services.placement.calibration import load_calibration
 from services.placement.catalogue import Catalogue
 from services.placement.cluster import Pipeline
 from services.placement.costs import Costs
 from services.placement.estimator import estimate_plan
 from services.placement.explain import explain_pipeline
-from services.placement.problem import Budget, Problem
+from services.placement.problem import Problem
 from services.placement.registry import planner
 from services.placement.replan import replan
 from services.placement.score import goodput

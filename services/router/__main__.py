@@ -123,12 +123,10 @@ class Running:
         self.http.keep_no_connection()
         await asyncio.sleep(settings.leave_pause_s)
         self.http.should_exit = True
-        async with asyncio.TaskGroup() as closing:
-            doors = closing.create_task(self.grpc.stop(settings.drain_s))
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(settings.drain_s):
-                    await router.idle()
-            doors.cancel()
+        router.refuse()  # gRPC's door would cancel what comes while it closes
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(settings.drain_s):
+                await router.idle()
         _log.info("drained", extra={"streams": router.streams})
 
 

@@ -62,12 +62,14 @@ class SendCancel:
 
 
 @dataclass(frozen=True, slots=True)
-class SendPark:
-    """Call Park once at this head: what it misses, time brings about."""
+class SendDetach:
+    """Call Detach once at this head: what it misses, time brings about."""
 
     generation_id: str
     epoch: int
     head: Route
+    resumable: bool
+    """The client can come back by an event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,4 +80,4 @@ class End:
     error: ShuntError | None = None
 
 
-Action = OpenStream | CloseStream | AskResume | Deliver | SendCancel | SendPark | End
+Action = OpenStream | CloseStream | AskResume | Deliver | SendCancel | SendDetach | End

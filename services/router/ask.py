@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from services.common.channel_options import MAX_MESSAGE_BYTES
 from services.common.errors import InvalidArgument
 from services.common.generation import GenerationKind, GenerationRequest, ModelRef, Sampling
 from services.model.chat import Message
@@ -229,6 +230,8 @@ class ModelFacts:
     """By a special token's text: what never shows can stop by its id alone."""
     defaults: Mapping[str, float]
     """Sampling values the model comes with, by name."""
+    max_message_bytes: int = MAX_MESSAGE_BYTES
+    """What a whole generation must fit, as a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +274,10 @@ def _at_most(name: str, values: Any, most: int) -> None:
 def _in_vocabulary(name: str, ids: Iterable[int], size: int) -> None:
     for token_id in ids:
         if not 0 <= token_id < size:
-            raise InvalidArgument(f"{name}: {token_id} is no id of {size}", field=name)
+            raise InvalidArgument(
+                f"{name}: {token_id} is no token of this model, whose ids go from 0 to {size - 1}",
+                field=name,
+            )
 
 
 def _single(value: float) -> float:

@@ -1,5 +1,5 @@
-"""Last words on their way: cancels to the controller until it takes them; cancels and requests to
-park to the head, once."""
+"""Last words on their way: cancels to the controller until it takes them; cancels and
+detaches to the head, once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from services.common import channels
 from services.common.errors import DeadlineExceeded, ShuntError, Unavailable
-from services.router.actions import SendCancel, SendPark
+from services.router.actions import SendCancel, SendDetach
 from services.router.controller import Controller
 from services.router.heads import Heads
 
@@ -43,10 +43,10 @@ class Cancels:
         """Only the head, for a cancel that the controller has taken."""
         self._start(self._tell_head(cancel), context)
 
-    def park(self, park: SendPark, context: contextvars.Context) -> None:
+    def detach(self, detach: SendDetach, context: contextvars.Context) -> None:
         """Tells the head; one too many is dropped."""
         if len(self._tasks) < MAX_WAITING:
-            self._start(self._park(park), context)
+            self._start(self._detach(detach), context)
 
     def _start(self, work: Coroutine[Any, Any, None], context: contextvars.Context) -> None:
         task = asyncio.get_running_loop().create_task(work, context=context.copy())
@@ -84,10 +84,12 @@ class Cancels:
         except ShuntError as error:
             _log.info("a head was not told", extra={"reason": error.message})
 
-    async def _park(self, park: SendPark) -> None:
+    async def _detach(self, detach: SendDetach) -> None:
         channels.hand_on_deadline(None)
         try:
-            await self._heads.park(park.head, park.generation_id, park.epoch)
+            await self._heads.detach(
+                detach.head, detach.generation_id, detach.epoch, resumable=detach.resumable
+            )
         except ShuntError as error:
             _log.info("a head was not told", extra={"reason": error.message})
 

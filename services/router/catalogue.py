@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Container, Sequence
 
 from services.common.errors import (
     FailedPrecondition,
@@ -42,17 +42,30 @@ class Catalogue:
         """Of models whose files cannot be used, by digest."""
 
     def update(self, routes: Sequence[Route]) -> None:
-        """Takes the names from the routes; a name that has no route now is still known."""
-        for route in routes:
-            name = route.model.model_id
-            if len(self._current) >= MAX_MODELS and name not in self._current:
+        """Takes the names from the routes. A name that has no route now is still known, until its
+        place is needed."""
+        served = {route.model.model_id: route.model for route in routes}
+        for name, ref in served.items():
+            if name not in self._current and not self._has_place(served):
                 continue
-            self._current[name] = route.model
+            self._current[name] = ref
             self.first_seen.setdefault(name, int(self._clock()))
-        for name in {route.model.model_id for route in routes}:
+        for name in served:
             held = [r.max_positions for r in routes if r.model.model_id == name]
             self._positions[name] = min((n for n in held if n > 0), default=0)
         self.heard = bool(self._current)
+
+    def _has_place(self, served: Container[str]) -> bool:
+        """Forgets the name known for longest that is not served, if it must."""
+        if len(self._current) < MAX_MODELS:
+            return True
+        left = next((name for name in self._current if name not in served), None)
+        if left is None:
+            return False
+        del self._current[left]
+        self.first_seen.pop(left)
+        self._positions.pop(left, None)
+        return True
 
     def current(self, name: str) -> ModelRef:
         """The version a name stands for. Raises NotFound."""

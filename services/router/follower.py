@@ -63,7 +63,7 @@ from services.router.actions import (
     Gain,
     OpenStream,
     SendCancel,
-    SendPark,
+    SendDetach,
 )
 from services.router.follower_settings import FollowerSettings
 
@@ -161,17 +161,16 @@ class Follower:
         return [cancel, *self._end(Cancelled("cancelled by the client"))]
 
     def detach(self) -> list[Action]:
-        """The client is gone but may come back: closes the stream, cancels nothing."""
+        """This reader ends, its client may go on elsewhere: closes the stream, cancels nothing."""
         self.ended = True
         return self._close()
 
-    def leave(self) -> list[Action]:
-        """The client is gone with nothing to come back by but its request: detaches, and has the
-        generation parked."""
-        park: list[Action] = []
-        if self._open and self.route is not None:
-            park = [SendPark(self.request.generation_id, self.epoch, self.route)]
-        return [*self.detach(), *park]
+    def client_gone(self, resumable: bool) -> list[Action]:
+        """The client is gone; `resumable`: it can come back by an event, not only by asking the
+        same again. Detaches, and says so."""
+        name, route = self.request.generation_id, self.route if self._open else None
+        told = [SendDetach(name, self.epoch, route, resumable)] if route is not None else []
+        return [*self.detach(), *told]
 
     def finish_reason(self, choice: int) -> FinishReason | None:
         """Why a choice ended, as far as ids tell."""

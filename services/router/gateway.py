@@ -117,7 +117,8 @@ class Gateway:
     async def _resume(self, exchange: Exchange) -> None:
         generation_id, after = _named(exchange), exchange.header("last-event-id")
         if len(after) > MAX_EVENT_ID_CHARS:
-            raise HttpError(400, "invalid_argument", "the event id is too long")
+            said = f"last-event-id has {len(after)} characters, over {MAX_EVENT_ID_CHARS}"
+            raise HttpError(400, "invalid_argument", said)
         async with _while_connected(exchange):
             session = await self._router.resume(generation_id, after or None)
         with _attached(session, exchange):

@@ -87,10 +87,14 @@ class Heads:
         finally:
             self._release(line)
 
-    async def park(self, route: Route, generation_id: str, epoch: int) -> None:
-        """Tells a head once that a generation's reader has left for good."""
-        request = engine_pb2.ParkRequest(generation_id=generation_id, epoch=epoch)
-        await self._tell(route.address, lambda stub: stub.Park, request)
+    async def detach(
+        self, route: Route, generation_id: str, epoch: int, *, resumable: bool
+    ) -> None:
+        """Tells a head once that the client of a generation's reader is gone."""
+        request = engine_pb2.DetachRequest(
+            generation_id=generation_id, epoch=epoch, resumable=resumable
+        )
+        await self._tell(route.address, lambda stub: stub.Detach, request)
 
     def _line(self, address: str) -> _Line:
         line = self._lines.pop(address, None)

@@ -18,6 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from services.common import logs
+from services.router.http_cors import Cors
 from services.router.http_errors import HttpError, body_of, retry_after_s, status_of
 from services.router.settings import RouterSettings
 
@@ -30,6 +31,7 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, for no time
 
 def limited(settings: RouterSettings) -> type[HttpToolsProtocol]:
     """The protocol class for one router's limits."""
+    cors = Cors(settings.cors_origins)
 
     class LimitedProtocol(HttpToolsProtocol):
         _header_bytes = 0
@@ -191,7 +193,8 @@ def limited(settings: RouterSettings) -> type[HttpToolsProtocol]:
                 return
             status, body, request_id = status_of(error), body_of(error), logs.request_id_from("")
             _log.info(
-                "no request", extra={"status": status, "code": error.code, "request_id": request_id}
+                "refused before its route",
+                extra={"status": status, "code": error.code, "request_id": request_id},
             )
             retry = retry_after_s(error)
             lines = [
@@ -199,6 +202,7 @@ def limited(settings: RouterSettings) -> type[HttpToolsProtocol]:
                 "content-type: application/json",
                 f"content-length: {len(body)}",
                 f"{logs.REQUEST_ID_HEADER}: {request_id}",
+                *(f"{name.decode()}: {value.decode()}" for name, value in cors.headers({})),
                 *([] if retry is None else [f"retry-after: {retry}"]),
                 "connection: close",
             ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -29,7 +30,10 @@ def parse_object(body: bytes) -> dict[str, Any]:
             raise InvalidArgument(f"over {MAX_KEYS} keys", field="body")
         found = dict(pairs)
         if len(found) != len(pairs):
-            raise InvalidArgument("a key occurs twice in one object", field="body")
+            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+            raise InvalidArgument(
+                f"the key {shown(twice)} occurs twice in one object", field="body"
+            )
         return found
 
     if body.count(b"[") + body.count(b"{") > MAX_BRACKETS:
@@ -63,14 +67,19 @@ def _constant(text: str) -> Any:
 def _float(text: str) -> float:
     value = float(text) if len(text) <= MAX_NUMBER_CHARS else math.inf
     if not math.isfinite(value):
-        raise InvalidArgument("a number is too large or too long", field="body")
+        raise _too_long(text)
     return value
 
 
 def _int(text: str) -> int:
     if len(text) > MAX_NUMBER_CHARS:
-        raise InvalidArgument("a number is too large or too long", field="body")
+        raise _too_long(text)
     return int(text)
+
+
+def _too_long(text: str) -> InvalidArgument:
+    begun = text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "…"
+    return InvalidArgument(f"the number {begun} is too large or too long", field="body")
 
 
 def _check(root: dict[str, Any]) -> None:

@@ -26,7 +26,6 @@ from services.common.errors import (
 )
 from services.common.exchange import GenerationView, Route
 from services.common.generation import CancelReason, GenerationRequest, ModelRef
-from services.common.message_sizes import check_generation_fits
 from services.router import metrics
 from services.router.actions import SendCancel
 from services.router.ask import Ask, Drawn, ModelFacts
@@ -38,6 +37,7 @@ from services.router.follower import Follower
 from services.router.follower_settings import FollowerSettings
 from services.router.heads import Heads
 from services.router.model import Model
+from services.router.resolving import check_same, resolve
 from services.router.session import Session
 from services.router.settings import RouterSettings
 from services.router.transcript import Position, Transcript
@@ -45,9 +45,6 @@ from services.router.transcript import Position, Transcript
 _log = logging.getLogger(__name__)
 TICK_S = 0.25
 PRELOAD_AGAIN_S = 1.0
-LONG_PROMPT_BYTES = 4096
-LONG_CONVERSATION = 64
-"""What is longer than either is rendered and tokenised beside the event loop."""
 _DRAWN_ID = re.compile(r"g([0-9a-f]{8})[0-9a-f]{24}")
 _YOUNG_S = 5.0
 
@@ -74,7 +71,7 @@ class Router:
         self._unusable = ""
         self._fewer = asyncio.Event()
         """Set when somebody is served no longer."""
-        self._leaving = False
+        self._leaving = self._refusing = False
         self.stopping = False
 
     async def run(self) -> None:
@@ -167,25 +164,15 @@ class Router:
             created_unix_s = int(time.time())
             generation_id = f"g{created_unix_s:08x}{secrets.token_hex(12)}"
             drawn = Drawn(generation_id, secrets.randbits(63), created_unix_s)
-            request = await self._resolve(ask, model, self._facts(ask.model, model), drawn)
-            route = await self._route(request.model.model_id)
+            request = await resolve(ask, model, self._facts(ask.model, model), drawn)
+            route = await self._route(ask.model)
+            if route.model != request.model:  # another version is served since
+                model = await self._load(route.model)
+                request = await resolve(ask, model, self._facts(ask.model, model), drawn)
             session = self._session(request, model, None)
         # A name that somebody took meanwhile is the controller's to know.
         session.begin(None if ask.generation_id else route, asked_s)
         return session
-
-    async def _resolve(
-        self, ask: Ask, model: Model, facts: ModelFacts, drawn: Drawn
-    ) -> GenerationRequest:
-        ask.check_size(facts.max_positions, model.longest_piece_bytes)
-        if ask.prompt_bytes > LONG_PROMPT_BYTES or ask.turns > LONG_CONVERSATION:
-            made = asyncio.to_thread(model.prompt_ids, ask, drawn.created_unix_s)
-            prompt_ids = await _to_its_end(asyncio.create_task(made))
-        else:
-            prompt_ids = model.prompt_ids(ask, drawn.created_unix_s)
-        request = ask.resolve(facts, prompt_ids, drawn)
-        check_generation_fits(request, self.settings.max_message_bytes)
-        return request
 
     async def _begun_before(self, ask: Ask) -> GenerationView | None:
         try:
@@ -209,22 +196,11 @@ class Router:
             raise AlreadyExists("another request has this id", field="generation_id")
         model = await self._load(held.model)
         if ask.generation_id:
-            await self._check_same(ask, held, model)
+            await check_same(ask, held, model, self._facts(ask.model, model))
         metrics.JOINED.inc()
         session = self._session(held, model, None)
         session.rejoin(view)
         return session
-
-    async def _check_same(self, ask: Ask, held: GenerationRequest, model: Model) -> None:
-        """Raises AlreadyExists when the ask would be another request than what is held."""
-        facts = self._facts(ask.model, model)
-        if ask.max_tokens is None:
-            positions = len(held.prompt_ids) + held.sampling.max_tokens
-            facts = replace(facts, max_positions=positions)
-        drawn = Drawn(held.generation_id, held.sampling.seed, held.created_unix_s)
-        request = await self._resolve(ask, model, facts, drawn)
-        if replace(request, numerics_class=held.numerics_class) != held:
-            raise AlreadyExists("another request has this id", field="generation_id")
 
     async def resume(self, generation_id: str, after: str | None) -> Session:
         """Goes on behind an event, or from the start; returns once the reader's position is
@@ -277,6 +253,10 @@ class Router:
         """Is not ready any more; whoever asks is served all the same."""
         self._leaving = True
 
+    def refuse(self) -> None:
+        """Sends whoever comes from now on elsewhere."""
+        self._refusing = True
+
     async def idle(self) -> None:
         """Returns when nobody is served."""
         while self._sessions or self._starting:
@@ -296,6 +276,8 @@ class Router:
     def _admitted(self) -> Iterator[None]:
         """Counts a request that has no session yet."""
         self._check_goes_on()
+        if self._refusing:
+            raise Unavailable("this router stops; ask another one")
         if len(self._sessions) + self._starting >= self.settings.max_streams:
             raise ResourceExhausted(f"{self.settings.max_streams} generations are followed already")
         self._starting += 1
@@ -326,7 +308,8 @@ class Router:
 
     def _facts(self, name: str, model: Model) -> ModelFacts:
         positions = self.catalogue.max_positions(name, model)
-        return replace(model.facts, max_positions=positions)
+        limit_bytes = self.settings.max_message_bytes
+        return replace(model.facts, max_positions=positions, max_message_bytes=limit_bytes)
 
     async def _load(self, ref: ModelRef) -> Model:
         try:
@@ -400,13 +383,3 @@ class Router:
         self._sessions.discard(session)
         self._fewer.set()
         metrics.STREAMS.set(len(self._sessions))
-
-
-async def _to_its_end(made: asyncio.Task[list[int]]) -> list[int]:
-    """Nothing ends a thread: whoever is cancelled meanwhile counts until it is done, else any
-    number of prompts could be in the making whose callers left."""
-    try:
-        return await asyncio.shield(made)
-    except asyncio.CancelledError:
-        await asyncio.gather(made, return_exceptions=True)
-        raise

@@ -29,7 +29,7 @@ from services.router.actions import (
     End,
     OpenStream,
     SendCancel,
-    SendPark,
+    SendDetach,
 )
 from services.router.balancer import Balancer
 from services.router.cancels import Cancels
@@ -168,7 +168,7 @@ class Session:
         if self._closed:
             return
         self._closed = True
-        self._apply(self._follower.detach() if self.resumable else self._follower.leave())
+        self._apply(self._follower.client_gone(self.resumable))
         self._leave_all()
         for task in self._tasks:
             task.cancel()
@@ -192,8 +192,8 @@ class Session:
                 self._spawn(self._ask(action))
             elif isinstance(action, SendCancel):
                 self._cancels.send(action, self._context)
-            elif isinstance(action, SendPark):
-                self._cancels.park(action, self._context)
+            elif isinstance(action, SendDetach):
+                self._cancels.detach(action, self._context)
             else:
                 self._end(action)
 
@@ -266,10 +266,11 @@ class Session:
         except ShuntError as error:
             self._apply(self._follower.not_granted(action.number, error, self._clock()))
         else:
-            _log.info(
-                "epoch granted",
-                extra={"generation_id": self.generation_id, "epoch": grant.epoch},
-            )
+            if grant.epoch > action.question.last_epoch:
+                _log.info(
+                    "epoch granted",
+                    extra={"generation_id": self.generation_id, "epoch": grant.epoch},
+                )
             self._apply(self._follower.granted(action.number, grant, self._clock()))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

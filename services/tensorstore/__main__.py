@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import uvloop
 from prometheus_client import Counter
 from shuntserve.tensorstore.v1 import tensorstore_pb2, tensorstore_pb2_grpc
@@ -62,6 +65,14 @@ async def serve(chosen: TensorStoreSettings) -> None:
         telemetry.shutdown()
 
 
+async def _serve_and_end(chosen: TensorStoreSettings) -> None:
+    """Waits for no thread at the end: one that reads from a store that hangs may take minutes, and
+    what it leaves unfinished is swept by whoever comes next."""
+    await serve(chosen)
+    sys.stdout.flush()
+    os._exit(0)
+
+
 def main() -> None:
     chosen = settings.read(TensorStoreSettings)
     logs.configure("tensorstore", chosen.log_level)
@@ -71,7 +82,7 @@ def main() -> None:
         metrics_host=chosen.host,
         metrics_port=chosen.metrics_port,
     )
-    uvloop.run(serve(chosen))
+    uvloop.run(_serve_and_end(chosen))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from services.common.errors import InvalidArgument
+from services.model.config import parse_config
 from services.tensorstore import safetensors_file
 from services.tensorstore.checkpoint import SourceTensor
 from services.tensorstore.manifest import MANIFEST_LIMIT_BYTES, load_json
@@ -38,6 +39,7 @@ class HfCheckpoint:
         self._within = within
         read = partial(read_file, limit_bytes=MANIFEST_LIMIT_BYTES, within=within)
         self.config: Mapping[str, Any] = _read_json(directory / "config.json", read)
+        parse_config(self.config)  # said before the weights are looked at: they follow from it
         self.files: Mapping[str, bytes] = {
             name: read(directory / name) for name in FILES if (directory / name).is_file()
         }

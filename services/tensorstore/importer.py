@@ -108,7 +108,7 @@ def _check_same(checkpoint: Checkpoint) -> None:
         same = one.digest() == other.digest()
     if not same:
         raise InvalidArgument(
-            "tie_word_embeddings is true, but lm_head.weight is not the embedding",
+            "config.json: tie_word_embeddings: is true, but lm_head.weight is not the embedding",
             field="tie_word_embeddings",
         )
 

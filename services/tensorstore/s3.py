@@ -2,8 +2,8 @@
 
 Ranges are read in parallel by the caller's threads. Every read carries If-Match with the ETag
 seen first, so an object that is replaced in mid-read is noticed; what fails in passing is tried
-again with growing waits. No object outlasts its time, not even from a server that sends a byte now
-and then; listings and the heads of answers have the socket's timeout alone.
+again with growing waits. No answer outlasts its time, not even from a server that sends a byte now
+and then.
 """
 
 from __future__ import annotations
@@ -36,7 +36,14 @@ from services.tensorstore import s3_calls
 from services.tensorstore.backend import Pieces, StoredObject
 from services.tensorstore.directory import pointer_digest, remove_older, translate
 from services.tensorstore.names import check_digest, check_model_name, is_digest, is_model_name
-from services.tensorstore.s3_calls import attempts, closed_unless_read, received_of, translated
+from services.tensorstore.s3_calls import (
+    attempts,
+    closed_unless_read,
+    limit_s,
+    received_of,
+    translated,
+)
+from services.tensorstore.s3_connections import in_time, watch_connections
 
 T = TypeVar("T")
 
@@ -74,6 +81,7 @@ class S3Backend:
             )
         except (BotoCoreError, ValueError) as error:
             raise InvalidArgument(f"S3: {str(error)[:200]}", field="store") from None
+        watch_connections(self._client)
 
     def size(self, digest: str) -> int | None:
         found = self.stat(digest)
@@ -94,7 +102,7 @@ class S3Backend:
             if size_bytes > COPY_LIMIT_BYTES:
                 return False
             try:
-                self._renew(digest)
+                self._renew(digest, size_bytes)
             except NotFound:
                 return False
         return True
@@ -143,6 +151,7 @@ class S3Backend:
                 self._try(
                     lambda: self._client.complete_multipart_upload(**target, MultipartUpload=parts),
                     digest,
+                    size_bytes,
                 )
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -172,12 +181,14 @@ class S3Backend:
         etag = self._etags.get(digest) or str(self._head(digest)["ETag"])
         if start == stop:
             return
-        answer = self._client.get_object(
-            Bucket=self._bucket,
-            Key=self._object_key(digest),
-            Range=f"bytes={start}-{stop - 1}",
-            IfMatch=etag,
-        )
+        with in_time(limit_s(), digest) as awaited:
+            answer = self._client.get_object(
+                Bucket=self._bucket,
+                Key=self._object_key(digest),
+                Range=f"bytes={start}-{stop - 1}",
+                IfMatch=etag,
+            )
+            awaited.body = answer["Body"]
         with closed_unless_read(answer["Body"]):
             placed = str(answer.get("ContentRange", "")).rpartition("/")[0]
             if placed != f"bytes {start}-{stop - 1}":
@@ -254,18 +265,20 @@ class S3Backend:
                     swept += 1
         return swept
 
-    def _renew(self, digest: str) -> None:
+    def _renew(self, digest: str, size_bytes: int) -> None:
         """Copies an object onto itself; S3 allows that when the metadata are replaced."""
         ours = {"Bucket": self._bucket, "Key": self._object_key(digest)}
         self._try(
             lambda: self._client.copy_object(**ours, CopySource=ours, MetadataDirective="REPLACE"),
             digest,
+            size_bytes,
         )
         self._etags.pop(digest, None)  # parts that became one have another
 
     def _head(self, digest: str) -> Any:
         """One attempt; the ETag is remembered."""
-        answer = self._client.head_object(Bucket=self._bucket, Key=self._object_key(digest))
+        with in_time(limit_s(), digest):
+            answer = self._client.head_object(Bucket=self._bucket, Key=self._object_key(digest))
         self._etags[digest] = str(answer["ETag"])
         return answer
 
@@ -303,7 +316,7 @@ class S3Backend:
 
     def _try(self, call: Callable[[], T], what: str, size_bytes: int = 0) -> T:
         for attempt in attempts(size_bytes):
-            with attempt, translated(what):
+            with attempt, translated(what), in_time(limit_s(size_bytes), what):
                 return call()
         raise Unavailable(f"S3 gave no answer at {what}")
 

@@ -66,11 +66,15 @@ def received_of(body: Any, size_bytes: int, what: str) -> Generator[bytes, None,
         raise Unavailable(f"S3 sent {received} bytes of {size_bytes} of {what}", field="store")
 
 
+def limit_s(size_bytes: int = 0) -> float:
+    """How long one answer, or so many bytes, may take."""
+    return READ_TIMEOUT_S + size_bytes / LEAST_BYTES_PER_S
+
+
 @contextmanager
 def _in_time(body: Any, size_bytes: int) -> Iterator[None]:
     """Breaks off a body that crawls: each byte begins the socket's timeout again."""
-    limit_s = READ_TIMEOUT_S + size_bytes / LEAST_BYTES_PER_S
-    timer = threading.Timer(limit_s, _break_off, (body._raw_stream,))
+    timer = threading.Timer(limit_s(size_bytes), _break_off, (body._raw_stream,))
     timer.daemon = True
     timer.start()
     try:

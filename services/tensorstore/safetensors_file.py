@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.common.errors import InvalidArgument
+from services.model.tensors import QUANTISED
 from services.tensorstore.dtypes import ITEM_BYTES
 from services.tensorstore.manifest import MAX_RANK, MAX_TENSORS, load_json
 from services.tensorstore.names import is_tensor_name
 from services.tensorstore.source_file import open_file, read_exactly
-from services.tensorstore.tiling import QUANTISED
 
 HEADER_LIMIT_BYTES = 100_000_000
 _PACKED = ("I32", "U32", "U8")

@@ -36,7 +36,6 @@ _PARTS: dict[str, tuple[str | None, int]] = {
     "mlp.down_proj": (INTERMEDIATE, 1),
 }
 _ORDER = {part: position for position, part in enumerate(_PARTS)}
-QUANTISED = ("_scale", "_scale_inv", "_zero_point", ".scales", ".qweight", ".qzeros", ".g_idx")
 _LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,3})\.([a-z_.]+)\.(weight|bias)", re.ASCII)
 
 
@@ -79,12 +78,6 @@ def place(name: str, layers: int) -> Placement:
                 return Placement(int(match[1]), order + 1, None, 0)
             return Placement(int(match[1]), order + 1, unit, 0)
         return Placement(int(match[1]), order, unit, axis)
-    if name.endswith(QUANTISED):
-        raise InvalidArgument(
-            f"tensor {ascii(name)[:120]} belongs to a quantised checkpoint, and weights that need"
-            " scales or zero points are not kept",
-            field="tensor",
-        )
     raise InvalidArgument(
         f"tensor {ascii(name)[:120]} is not part of a model of {layers} layers",
         field="tensor",

@@ -15,5 +15,6 @@ async def test_nobody_notices_a_rolling_restart_of_everything(ready: meshes.Mesh
     assert report["restarted_engines"] == 4
     assert report["handovers"] >= 4, "an engine that was told to stop handed nothing over"
     assert report["pipelines_lost"] == 0
-    assert report["answers"]["resuming"] >= rolling.RESUMING
+    assert report["resumes"] > 0, "no answer was longer than a drain"
+    assert report["answers"]["resuming"] >= rolling.LONG + rolling.SHORT
     assert report["answers"]["plain"] >= rolling.PLAIN

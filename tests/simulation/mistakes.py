@@ -72,7 +72,7 @@ MISTAKES = (
     Mistake(
         "a cancelled generation goes on",
         LEDGER,
-        "            return refused(checkpoint, CheckpointRefusal.ENDED, None)",
+        "            return refused(checkpoint, CheckpointRefusal.ENDED)",
         "            pass",
     ),
     Mistake(
@@ -107,9 +107,9 @@ MISTAKES = (
     ),
     Mistake(
         "what nobody reads keeps its place",
-        HEAD,
-        "        return [SetUnread(held.key(i), unread) for i, c in choices if c.in_batch]",
-        "        return [SetUnread(held.key(i), False) for i, c in choices if c.in_batch]",
+        HELD,
+        "[*(SetUnread(key, unread) for key in self.keys_in_batch), WakeCheckpoints()]",
+        "[*(SetUnread(key, False) for key in self.keys_in_batch), WakeCheckpoints()]",
     ),
     Mistake(
         "max_tokens off by one",

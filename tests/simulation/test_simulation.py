@@ -24,7 +24,7 @@ SCHEDULES = int(os.environ.get("SHUNT_SIMULATION_SCHEDULES", "2400"))
 LEAST_HITS = 20
 COVERED_SEEDS = 150
 MISTAKE_SEEDS = {"schedules.py": 300, "crowds.py": 6}
-CROWDS = 12
+CROWDS = 8
 CORES = (
     "services/common/generation.py",
     "services/common/token_run.py",
@@ -32,11 +32,13 @@ CORES = (
     "services/controller/backoff.py",
     "services/controller/cluster.py",
     "services/controller/entry.py",
+    "services/controller/faults.py",
     "services/controller/granting.py",
     "services/controller/ledger.py",
     "services/controller/liveness.py",
     "services/controller/losses.py",
     "services/controller/membership.py",
+    "services/controller/notices.py",
     "services/controller/reconcile.py",
     "services/controller/population.py",
     "services/controller/recovery.py",

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("services", "simulator", "protos")
-FILES = ("pyproject.toml", "hatch_build.py", "README.md")
+FILES = ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", "CHANGELOG.md")
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys
@@ -82,3 +82,15 @@ def test_the_wheel_carries_what_is_read_at_run_time(wheel: Path) -> None:
     assert "shuntserve/engine/v1/engine_pb2.pyi" in names
     assert not [name for name in names if name.startswith(("tests/", "bench/", "gen/"))]
     assert "shuntserve/__init__.py" not in names
+
+
+def test_the_licence_is_the_one_the_project_names_and_goes_with_it(wheel: Path) -> None:
+    text = (ROOT / "LICENSE").read_text()
+    assert text.split()[:4] == ["Apache", "License", "Version", "2.0,"]
+    with zipfile.ZipFile(wheel) as archive:
+        carried = [
+            name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE")
+        ]
+        assert archive.read(carried[0]).decode() == text
+        facts = next(name for name in archive.namelist() if name.endswith("/METADATA"))
+        assert "License-Expression: Apache-2.0\n" in archive.read(facts).decode()

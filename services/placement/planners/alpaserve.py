@@ -9,22 +9,25 @@ from __future__ import annotations
 import numpy as np
 
 from services.common.errors import FailedPrecondition
+from services.placement.budget import Budget
 from services.placement.cluster import Pipeline, Stage
 from services.placement.columns import Candidate
 from services.placement.costs import StageCost
 from services.placement.estimator import estimate_pipeline
 from services.placement.field import Field
 from services.placement.planners.groups import Groups, groups
-from services.placement.problem import Budget, Problem, Solution, nothing_found
+from services.placement.problem import Problem, Solution, nothing_found
 from services.placement.roofline import Array
 from services.placement.splits import Split
 
 
 def plan(problem: Problem, budget: Budget) -> Solution:
     """For each type the pipeline length whose copies carry most together."""
-    known = groups(problem)
+    known = groups(problem, budget)
     chosen: list[Candidate] = []
     for kind, group in enumerate(known.ground.stock.nodes):
+        if chosen and budget.expired():
+            break
         best: tuple[float, list[Candidate]] = (0.0, [])
         for stages in range(1, min(len(group), known.ground.columns.tables.longest) + 1):
             candidate = _pipeline(problem, known, kind, stages)

@@ -10,27 +10,31 @@ from __future__ import annotations
 import numpy as np
 
 from services.common.errors import FailedPrecondition
+from services.placement.budget import Budget, check_time
 from services.placement.columns import Candidate, Members
 from services.placement.field import Field, field
 from services.placement.packing import pack
-from services.placement.problem import Budget, Problem, Solution, nothing_fits, nothing_found
+from services.placement.problem import Problem, Solution, nothing_fits, nothing_found
 from services.placement.rates import Ints
 
 MAX_MULTISETS = 60_000
 MAX_STAGES = 9
+TOGETHER = 1024
 BOUNDED, CLOSELY, SOLVED = range(3)
 
 
 def plan(problem: Problem, budget: Budget) -> Solution:
     """The best plan; FailedPrecondition when the cluster is too large to enumerate."""
-    ground = field(problem, tolerance=1e-9)
+    ground = field(problem, budget=budget, tolerance=1e-9)
     members = enumerate_members(ground)
     by_length: dict[int, list[int]] = {}
     for i, group in enumerate(members):
         by_length.setdefault(len(group), []).append(i)
     bound = np.zeros(len(members))
     for rows in by_length.values():
-        bound[rows] = ground.columns.sure_bounds(_rows(members, rows), dense=False)
+        for some in (rows[i : i + TOGETHER] for i in range(0, len(rows), TOGETHER)):
+            check_time(budget)
+            bound[some] = ground.columns.sure_bounds(_rows(members, some), dense=False)
     useful = np.flatnonzero(bound > 0)
     if not len(useful):
         raise nothing_fits(problem)
@@ -53,14 +57,21 @@ def plan(problem: Problem, budget: Budget) -> Solution:
                 continue
             candidate = ground.columns.solve_exactly(members[i])
             reached[i] = candidate.split.rate_rps if candidate else 0.0
+            if budget.expired():  # perhaps before every order was looked at
+                break
             bound[i] = max(reached[i], float(ground.columns.small_batch_bounds(row)[0]))
             known[i] = SOLVED
-    upper = float(pack(usage, bound, ground.counts, time_limit_s=10.0) @ bound)
+    upper = _upper(ground, usage, bound) if complete else None
     chosen = _chosen(ground, members, usage, reached)
     if not chosen:
         raise nothing_found(problem, budget)
     reasons = (f"{len(members)} sets of stages bounded, {int((known == SOLVED).sum())} solved",)
     return Solution(ground.build(chosen), complete, upper, reasons)
+
+
+def _upper(ground: Field, usage: Ints, bound: np.ndarray) -> float:
+    """What no plan carries more than."""
+    return float(pack(usage, bound, ground.counts, time_limit_s=10.0) @ bound)
 
 
 def enumerate_members(ground: Field) -> list[Members]:
@@ -98,6 +109,12 @@ def _chosen(
 ) -> list[Candidate]:
     if not np.any(reached > 0):
         return []
+    known = reached > 0  # the others would only make the packing slower
+    members, usage, reached = (
+        [m for m, k in zip(members, known, strict=True) if k],
+        usage[known],
+        reached[known],
+    )
     uses = pack(usage, reached, ground.counts, time_limit_s=10.0)
     chosen: list[Candidate] = []
     for i in np.flatnonzero(uses > 0):

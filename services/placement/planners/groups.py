@@ -7,6 +7,7 @@ from itertools import islice, product
 
 import numpy as np
 
+from services.placement.budget import Budget
 from services.placement.cluster import Node, Phase
 from services.placement.columns import Candidate
 from services.placement.field import Field, field
@@ -63,8 +64,9 @@ class Groups:
         return best
 
 
-def groups(problem: Problem, phase: Phase = Phase.BOTH) -> Groups:
-    return Groups(field(problem, phase=phase, tolerance=1e-3))
+def groups(problem: Problem, budget: Budget, phase: Phase = Phase.BOTH) -> Groups:
+    """Raises DeadlineExceeded when the budget is over before the stages' times are known."""
+    return Groups(field(problem, phase=phase, budget=budget, tolerance=1e-3))
 
 
 def kinds_of(ground: Field) -> list[int]:

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from services.common.errors import DeadlineExceeded, FailedPrecondition
+from services.placement.budget import Budget
 from services.placement.cluster import Node, Pipeline, Stage
 from services.placement.costs import StageCost
 from services.placement.estimator import estimate_pipeline
 from services.placement.planners import alpaserve
 from services.placement.planners.groups import groups, kinds_of, nodes_of
-from services.placement.problem import Budget, Problem, Solution, nothing_found
+from services.placement.problem import Problem, Solution, nothing_found
 from services.placement.roofline import Array
 from services.placement.score import score
 
@@ -45,7 +46,7 @@ def plan(problem: Problem, budget: Budget) -> Solution:
             f"helix plans at most {MAX_NODES} nodes: its program grows with their square",
             field="planner",
         )
-    known = groups(problem)
+    known = groups(problem, budget)
     sites = []
     for node, kind in zip(nodes_of(known.ground), kinds_of(known.ground), strict=True):
         option = known.fastest(kind)

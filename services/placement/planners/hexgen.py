@@ -10,9 +10,10 @@ import random
 
 from deap import base, tools
 
+from services.placement.budget import Budget
 from services.placement.columns import Candidate
 from services.placement.planners.groups import Groups, groups, kinds_of
-from services.placement.problem import Budget, Problem, Solution, nothing_found
+from services.placement.problem import Problem, Solution, nothing_found
 
 POPULATION = 40
 GENERATIONS = 80
@@ -34,7 +35,7 @@ class Genome(list[int]):
 
 def plan(problem: Problem, budget: Budget) -> Solution:
     """The best genome after the generations, or when the budget is over."""
-    known = groups(problem)
+    known = groups(problem, budget)
     kinds = kinds_of(known.ground)
     draw = random.Random(problem.seed)
     population = [_random_genome(len(kinds), draw) for _ in range(POPULATION)]

@@ -12,20 +12,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from services.common.errors import DeadlineExceeded, FailedPrecondition
+from services.placement import registry
 from services.placement.beam import Pool, class_values, joined, search
+from services.placement.budget import Budget
 from services.placement.choice import Choose, chooser
 from services.placement.columns import Candidate, Members
 from services.placement.field import Field, field
 from services.placement.packing import class_prices
 from services.placement.planners import proportional, thunderserve
-from services.placement.problem import (
-    Budget,
-    Objective,
-    ObjectiveKind,
-    Problem,
-    Solution,
-    nothing_fits,
-)
+from services.placement.problem import Objective, ObjectiveKind, Problem, Solution, nothing_found
 from services.placement.roofline import Array
 from services.placement.score import score, violation
 
@@ -47,7 +42,8 @@ class State:
 
 
 def plan(problem: Problem, budget: Budget) -> Solution:
-    """The best plan found within the budget."""
+    """The best plan found within the budget; when that is over, the plain planner's if it is
+    better, or if there is none, but only where nothing but throughput is asked for."""
     degrees = [0]
     if problem.objective.uniform_tp:
         kinds = {node.kind for node in problem.nodes}
@@ -59,15 +55,18 @@ def plan(problem: Problem, budget: Budget) -> Solution:
             found += _plan_at(problem, tp, budget)
         except FailedPrecondition as error:  # another degree may meet the targets
             missed = error
+        except DeadlineExceeded:
+            break
     if found and problem.objective == Objective(allow_phase_split=True):
         with suppress(FailedPrecondition, DeadlineExceeded):
             found.append(thunderserve.plan(problem, budget))
+    if budget.expired() and not registry.ignored("proportional", problem.objective):
+        with suppress(FailedPrecondition, DeadlineExceeded):
+            found.append(replace(proportional.plan(problem, budget), complete=False))
     if not found and missed:
         raise missed
-    if not found and budget.expired():
-        return replace(proportional.plan(problem, budget), complete=False)
     if not found:
-        raise nothing_fits(problem)
+        raise nothing_found(problem, budget)
     if len(found) == 1:
         return found[0]
     return max(found, key=lambda solution: score(problem, solution.pipelines))
@@ -77,7 +76,7 @@ def _plan_at(problem: Problem, tp: int, budget: Budget) -> list[Solution]:
     """The best plan at one degree (0: at any), if there is one; FailedPrecondition when none meets
     the targets."""
     try:
-        ground = field(problem, tp, by_price=_minds_price(problem.objective))
+        ground = field(problem, tp, budget=budget, by_price=_minds_price(problem.objective))
     except FailedPrecondition:
         return []
     pool = _pool(ground, budget)
@@ -107,7 +106,7 @@ def _pool(ground: Field, budget: Budget) -> Pool:
     """Candidates; unless these are all, searched again at the prices a packing puts on nodes."""
     small = len(ground.problem.nodes) <= SMALL_NODES
     width, keep = SMALL if small else LARGE
-    pool = search(ground, _values(ground), width, keep, budget)
+    pool = search(ground, _values(ground, budget), width, keep, budget)
     if pool.whole or ground.problem.objective.kind is not ObjectiveKind.THROUGHPUT:
         return pool
     for _ in range(1 if small else PRICE_ROUNDS):
@@ -127,21 +126,24 @@ def _minds_price(objective: Objective) -> bool:
     )
 
 
-def _values(ground: Field) -> Array:
+def _values(ground: Field, budget: Budget) -> Array:
     """What competing states pay for their nodes: their worth, or their price."""
     if ground.problem.objective.kind is ObjectiveKind.THROUGHPUT:
-        return class_values(ground)
+        return class_values(ground, budget)
     prices = np.array([kind.price_per_hour for kind in ground.stock.kinds])
     floor: Array = np.maximum(prices, 1e-6)
     return floor
 
 
 def _settle(ground: Field, state: State, choose: Choose, budget: Budget) -> None:
-    """Solves what the choice uses until it uses nothing unsolved."""
+    """Solves what the choice uses until it uses nothing unsolved, or time is out and something
+    is solved."""
     for _ in range(ROUNDS):
         uses = choose(state.value)
         open_ = np.flatnonzero((uses > 0) & ~state.solved)
         for i in open_:
+            if budget.expired() and np.any(state.solved & (state.value > 0)):
+                break
             candidate = ground.columns.solve(state.members[i])
             state.value[i] = candidate.split.rate_rps if candidate else 0.0
             state.solved[i] = True

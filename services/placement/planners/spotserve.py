@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from services.placement.budget import Budget
 from services.placement.cluster import Node, Pipeline
 from services.placement.estimator import estimate_pipeline
 from services.placement.planners.vllm import even_pipeline, rate_of, uniform_degrees
-from services.placement.problem import Budget, Problem, Solution, nothing_found
+from services.placement.problem import Problem, Solution, nothing_found
 
 
 def plan(problem: Problem, budget: Budget) -> Solution:

@@ -12,10 +12,11 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from services.placement.budget import Budget
 from services.placement.cluster import Phase, Pipeline
 from services.placement.columns import Candidate
 from services.placement.planners.groups import Groups, groups, kinds_of
-from services.placement.problem import Budget, Problem, Solution, nothing_found
+from services.placement.problem import Problem, Solution, nothing_found
 from services.placement.transport import carried_rps
 
 STARTS = 20
@@ -73,7 +74,7 @@ class Search:
 def plan(problem: Problem, budget: Budget) -> Solution:
     """The best state met."""
     phases = SPLIT if problem.objective.allow_phase_split else TOGETHER
-    by_phase = {phase: groups(problem, phase) for phase in phases}
+    by_phase = {phase: groups(problem, budget, phase) for phase in phases}
     search = Search(problem, by_phase, {})
     kinds = kinds_of(by_phase[phases[0]].ground)
     draw = random.Random(problem.seed)

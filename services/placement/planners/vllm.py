@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from services.common.errors import FailedPrecondition
+from services.placement.budget import Budget
 from services.placement.cluster import Node, Pipeline, Stage, inventory
 from services.placement.estimator import estimate_pipeline
-from services.placement.problem import Budget, Problem, Solution, nothing_found
+from services.placement.problem import Problem, Solution, nothing_found
 
 MAX_TYPES = 8
 

@@ -54,6 +54,8 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         self.dissolving = False
         self.on_drain: Callable[[], Any] | None = None
         self.cancelled = asyncio.Event()
+        self.deaf = False
+        """Cancels do not reach it."""
         self.beating = asyncio.Event()
         self.beating.set()
         self.interval_s = 0.0
@@ -158,6 +160,8 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         return engine_pb2.DrainResponse(sealed_generations=1)
 
     async def Cancel(self, request: Any, context: Any) -> Any:
+        if self.deaf:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "deaf")
         self.calls.append(("cancel", request.generation_id))
         self.cancelled.set()
         return engine_pb2.CancelResponse()

@@ -9,6 +9,7 @@ from shuntserve.controller.v1 import controller_pb2 as pb
 from shuntserve.controller.v1 import controller_pb2_grpc
 
 from services.common import channels
+from services.controller import controller
 from services.controller.provider import NodeSpec
 
 World = Any
@@ -406,6 +407,7 @@ async def test_nodes_of_their_own_form_pipelines_without_a_launch(world: World) 
     for number in range(4):
         await world.provider.launch(NodeSpec(f"own-{number}", 1 << 30, 3.0 - number % 2))
     await world.routes(2)
+    world.provider.strangers.add("own-0")
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await world.stub.ReportInterruption(
             pb.ReportInterruptionRequest(node_id="own-0", kill=True), timeout=CALL_S
@@ -512,3 +514,27 @@ async def test_a_message_over_the_limit_is_refused(world: World) -> None:
             )
         assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     await world.status()
+
+
+async def test_another_version_in_the_store_is_told_and_changes_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = ["ab" * 32]
+
+    async def newest(*_: Any, **__: Any) -> str:
+        return stored[-1]
+
+    monkeypatch.setattr(controller, "newest_digest", newest)
+    monkeypatch.setattr(controller, "STORE_CHECK_S", 0.01)
+    await world.start()
+    formations = {route.formation_id for route in await world.routes(2)}
+    assert (await world.status()).newer_digest == ""
+    stored.append("cd" * 32)
+    event = await world.until_event("model_newer_in_store")
+    assert event.attributes == {"served": "ab" * 32, "stored": "cd" * 32}
+    status = await _until(world, lambda status: status.newer_digest == "cd" * 32)
+    assert (status.model.model_id, status.model.digest) == ("tiny", "ab" * 32)
+    assert {route.formation_id for route in await world.routes(2)} == formations
+    stored.append("ab" * 32)
+    await _until(world, lambda status: not status.newer_digest)
+    assert (await _kinds(world)).count("model_newer_in_store") == 1

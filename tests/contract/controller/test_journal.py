@@ -12,6 +12,7 @@ from shuntserve.controller.v1 import controller_pb2 as pb
 from services.common.errors import ResourceExhausted
 from services.controller.journal import Room
 from services.controller.journal_sqlite import SqliteJournal
+from tests.log_lines import log_lines
 from tests.small_disk import fill, small_disk
 from tests.waiting import until
 
@@ -187,6 +188,23 @@ async def test_the_same_question_gets_the_same_epoch(world: World, route: Any) -
     head.close()
 
 
+async def test_silence_of_a_head_that_serves_moves_nothing_and_a_line_that_breaks_does(
+    world: World, route: Any
+) -> None:
+    head = Head(world)
+    await head.say(_checkpoint(route, _run(0, 5, 6), request=_request()))
+    left, held = {"left_formation_id": route.formation_id}, _run(0, 5, 6)
+    silent = await _resume(world, 1, held, reason=pb.LEAVE_REASON_SILENT, **left)
+    assert (silent.epoch, silent.head.incarnation) == (1, route.incarnation)
+    (taken,) = await head.say(_checkpoint(route, _run(2, 7)))
+    assert taken.refusal == pb.CHECKPOINT_REFUSAL_UNSPECIFIED
+    cut_off = await _resume(world, 1, held, reason=pb.LEAVE_REASON_UNREACHABLE, **left)
+    assert cut_off.epoch == 2
+    assert list(cut_off.base[0].ids) == [5, 6, 7]
+    assert cut_off.head.incarnation != route.incarnation
+    head.close()
+
+
 async def test_a_grant_outlives_the_controller(world: World, route: Any) -> None:
     first = await _resume(world, 1, _run(0, 5, 6, 7))
     await world.stop()
@@ -265,6 +283,21 @@ async def test_a_cancel_is_kept_and_reaches_the_head(world: World, route: Any) -
     assert (await _held(world)).state == pb.GENERATION_STATE_CANCELLED
 
 
+async def test_a_head_that_misses_a_cancel_is_told_of_with_the_generations_name(
+    world: World, route: Any
+) -> None:
+    head = Head(world)
+    await head.say(_checkpoint(route, _run(0, 5), request=_request()))
+    world.head(route).deaf = True
+    with log_lines() as lines:
+        cancel = pb.CancelRequest(generation_id="g", reason=common_pb2.CANCEL_REASON_CLIENT)
+        await world.stub.Cancel(cancel, timeout=CALL_S, metadata=(("x-request-id", "mine-1"),))
+        await until(lambda: lines.named("head not told of a cancel"))
+    (line,) = lines.named("head not told of a cancel")
+    assert (line["generation_id"], line["request_id"]) == ("g", "mine-1")
+    head.close()
+
+
 async def test_a_cancel_before_anything_is_known_holds(world: World, route: Any) -> None:
     await world.stub.Cancel(
         pb.CancelRequest(generation_id="g", reason=common_pb2.CANCEL_REASON_CLIENT),
@@ -287,15 +320,6 @@ async def test_a_stop_needs_no_more_than_its_length(world: World, route: Any) ->
     )
     assert (await _held(world)).state == pb.GENERATION_STATE_FINISHED
     assert (await _resume(world, 1)).finished
-    head.close()
-
-
-async def test_the_status_shows_open_generations(world: World, route: Any) -> None:
-    head = Head(world)
-    await head.say(_checkpoint(route, _run(0, 5, 6), request=_request()))
-    (line,) = (await world.status()).generations
-    assert (line.generation_id, line.epoch, line.journaled_tokens) == ("g", 1, 2)
-    assert line.pipeline_id == route.pipeline_id
     head.close()
 
 

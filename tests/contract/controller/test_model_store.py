@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -14,7 +15,7 @@ from services.common import channels
 from services.common.errors import DataLoss
 from services.controller import model_store
 from services.controller.model_facts import ModelFacts
-from services.controller.model_store import describe
+from services.controller.model_store import describe, newest_digest
 
 CONFIG = {
     "model_type": "llama",
@@ -29,14 +30,18 @@ class _Store(tensorstore_pb2_grpc.TensorStoreServiceServicer):
     def __init__(self) -> None:
         self.fails = 0
         self.manifest = json.dumps({"config": CONFIG}).encode()
+        self.versions = ["ab"]
+        """Digests under the name, the newest last."""
 
     async def Describe(self, request: Any, context: Any) -> Any:
-        if self.fails:
-            self.fails -= 1
+        model = request.model
+        digest = model.digest or self.versions[-1]
+        if self.fails or digest not in self.versions:
+            self.fails -= bool(self.fails)
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such model")
         return tensorstore_pb2.DescribeResponse(
             summary=tensorstore_pb2.ModelSummary(
-                model=common_pb2.ModelRef(model_id=request.model.model_id, digest="ab"), layers=6
+                model=common_pb2.ModelRef(model_id=model.model_id, digest=digest), layers=6
             ),
             manifest=self.manifest,
         )
@@ -66,6 +71,32 @@ async def test_a_model_that_is_not_imported_yet_is_waited_for(store: tuple[_Stor
 async def test_without_a_store_the_journaled_facts_stand() -> None:
     known = replace(FACTS, digest="old")
     assert await describe("127.0.0.1:1", "tiny", known=known, timeout_s=0.01) == known
+
+
+async def test_the_version_that_ran_is_kept_when_another_is_imported_under_its_name(
+    store: tuple[_Store, str],
+) -> None:
+    store[0].versions.append("cd")
+    known = replace(FACTS, vocab_size=7)
+    assert await describe(store[1], "tiny", known=known, timeout_s=20) == FACTS
+    assert await newest_digest(store[1], "tiny", timeout_s=20) == "cd"
+
+
+async def test_a_start_that_names_a_version_gets_that_one(store: tuple[_Store, str]) -> None:
+    store[0].versions += ["cd", "ef"]
+    found = await describe(store[1], "tiny", digest="cd", known=FACTS, timeout_s=20)
+    assert found == replace(FACTS, digest="cd")
+    waits = describe(store[1], "tiny", digest="99", known=FACTS, timeout_s=0.01)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(waits, 0.5)
+
+
+async def test_a_version_that_the_store_has_no_more_gives_way_to_the_newest(
+    store: tuple[_Store, str],
+) -> None:
+    store[0].versions = ["cd"]
+    found = await describe(store[1], "tiny", known=FACTS, timeout_s=20)
+    assert found == replace(FACTS, digest="cd")
 
 
 async def test_the_facts_of_another_model_do_not_stand(store: tuple[_Store, str]) -> None:

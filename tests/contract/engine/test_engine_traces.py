@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 
 import pytest
 from opentelemetry import trace
@@ -10,9 +8,10 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from services.common import logs, telemetry
+from services.common import telemetry
 from tests.contract.engine.rig import Rig, generate, request
 from tests.contract.engine.tiny import expected_ids
+from tests.log_lines import log_lines
 
 PROMPT = [3, 1, 4, 1, 5]
 
@@ -73,19 +72,11 @@ async def test_an_untraced_request_makes_no_span(rig: Rig, spans: InMemorySpanEx
 
 
 async def test_the_head_tells_once_that_a_generation_begins_and_by_whose_request(rig: Rig) -> None:
-    lines, handler = [], logging.StreamHandler()
-    handler.setFormatter(logs.JsonFormatter("engine"))
-    handler.emit = lambda record: lines.append(json.loads(handler.format(record)))  # type: ignore[method-assign]
-    logs.access.addHandler(handler)
-    logs.access.setLevel(logging.INFO)
-    try:
-        worker = await rig.worker()
-        await rig.form([worker], [], "f1")
-        asked = (worker, request("g1", PROMPT, 5), "f1")
+    worker = await rig.worker()
+    await rig.form([worker], [], "f1")
+    asked = (worker, request("g1", PROMPT, 5), "f1")
+    with log_lines() as lines:
         for _ in range(2):  # the second attaches to what the first began
             await generate(*asked, metadata=(("x-request-id", "mine-1"),)).end()
-    finally:
-        logs.access.removeHandler(handler)
-    (line,) = lines
-    assert line["message"] == "generation begins"
+    (line,) = lines.named("generation begins")
     assert (line["generation_id"], line["request_id"], line["epoch"]) == ("g1", "mine-1", 1)

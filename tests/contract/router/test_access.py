@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -13,11 +12,12 @@ import httpx
 import pytest
 from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
-from services.common import channels, logs
+from services.common import channels
 from services.common.errors import Unavailable
 from services.common.statuses import from_rpc_error
 from services.router.__main__ import Running
 from tests.fake_mesh import REPLY, FakeMesh
+from tests.log_lines import LogLines, log_lines
 from tests.waiting import until
 
 CHAT = "/v1/chat/completions"
@@ -28,48 +28,26 @@ ASKED = {
     "temperature": 0,
     "max_tokens": 3,
 }
-Lines = Callable[[], list[dict[str, Any]]]
-
-
-class _Kept(logging.Handler):
-    """Renders each record where it is logged, for ids come from the context."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-        self.setFormatter(logs.JsonFormatter("router"))
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(self.format(record))
 
 
 @pytest.fixture
-def logged() -> Iterator[Lines]:
+def logged() -> Iterator[LogLines]:
     """All lines of this process so far."""
-    kept, root = _Kept(), logging.getLogger()
-    root.addHandler(kept)
-    level = root.level
-    root.setLevel(logging.INFO)
-    yield lambda: [json.loads(line) for line in kept.lines]
-    root.setLevel(level)
-    root.removeHandler(kept)
-    assert not any(SECRET in line or REPLY[:15] in line for line in kept.lines)
-
-
-def _requests(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [line for line in lines if line["message"] == "request"]
+    with log_lines() as lines:
+        yield lines
+    assert not any(SECRET in text or REPLY[:15] in text for text in lines.texts)
 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_request_is_one_line_that_names_all_its_ids(
-    http: httpx.AsyncClient, logged: Lines, stream: bool
+    http: httpx.AsyncClient, logged: LogLines, stream: bool
 ) -> None:
     answer = await http.post(
         CHAT, json={**ASKED, "stream": stream}, headers={"x-request-id": "mine-1"}
     )
     assert answer.headers["x-request-id"] == "mine-1"
-    await until(lambda: _requests(logged()))
-    (line,) = _requests(logged())
+    await until(lambda: logged.named("request"))
+    (line,) = logged.named("request")
     assert (line["method"], line["route"], line["status"]) == ("POST", CHAT, 200)
     assert line["request_id"] == "mine-1"
     assert line["generation_id"] == answer.headers["x-generation-id"]
@@ -98,8 +76,14 @@ ANSWERS: list[tuple[str, str, dict[str, Any], int]] = [
 
 @pytest.mark.parametrize(("method", "path", "more", "status"), ANSWERS)
 async def test_every_answer_has_a_request_id_and_may_be_read_by_any_page(
-    http: httpx.AsyncClient, method: str, path: str, more: dict[str, Any], status: int
+    router: Running,
+    http: httpx.AsyncClient,
+    method: str,
+    path: str,
+    more: dict[str, Any],
+    status: int,
 ) -> None:
+    await until(lambda: router.router.ready)
     answer = await http.request(method, path, headers={"origin": "http://page.test"}, **more)
     assert answer.status_code == status
     assert answer.headers["x-request-id"].startswith("req_")
@@ -110,11 +94,12 @@ async def test_every_answer_has_a_request_id_and_may_be_read_by_any_page(
 
 
 async def test_a_request_that_is_refused_before_its_route_has_an_id_too(
-    http: httpx.AsyncClient, logged: Lines
+    http: httpx.AsyncClient, logged: LogLines
 ) -> None:
     answer = await http.get("/healthz", headers={f"x-{i}": "y" for i in range(200)})
     assert answer.status_code == 431
-    assert answer.headers["x-request-id"] in {line.get("request_id") for line in logged()}
+    assert answer.headers["x-request-id"] in {line.get("request_id") for line in logged.all()}
+    assert answer.headers["access-control-allow-origin"] == "*"
 
 
 @pytest.mark.parametrize("sent", ["x" * 129, "a b", 'a"b', "<b>"])
@@ -124,29 +109,29 @@ async def test_an_id_that_may_not_be_echoed_is_replaced(http: httpx.AsyncClient,
 
 
 async def test_a_client_that_leaves_is_told_in_the_log(
-    mesh: FakeMesh, http: httpx.AsyncClient, ask: Any, logged: Lines
+    mesh: FakeMesh, http: httpx.AsyncClient, ask: Any, logged: LogLines
 ) -> None:
     mesh.limit = 5
     told = await ask(http, until=lambda told: len(told.text()) > 3)
-    await until(lambda: _requests(logged()))
-    (line,) = _requests(logged())
+    await until(lambda: logged.named("request"))
+    (line,) = logged.named("request")
     assert (line["generation_id"], line["error"]) == (told.generation_id, "disconnected")
 
 
 async def test_a_refusal_by_the_head_is_told_with_its_code(
-    mesh: FakeMesh, http: httpx.AsyncClient, ask: Any, logged: Lines
+    mesh: FakeMesh, http: httpx.AsyncClient, ask: Any, logged: LogLines
 ) -> None:
     mesh.refusal = Unavailable("away")
     async with mesh.router(recover_s=0.3) as router:
         url = f"http://127.0.0.1:{router.http_port}"
         async with httpx.AsyncClient(base_url=url, timeout=20) as client:
             await ask(client)
-    await until(lambda: _requests(logged()))
-    assert _requests(logged())[0]["error"] == "unavailable"
+    await until(lambda: logged.named("request"))
+    assert logged.named("request")[0]["error"] == "unavailable"
 
 
 async def test_every_line_about_a_generation_names_it(
-    mesh: FakeMesh, http: httpx.AsyncClient, ask: Any, logged: Lines
+    mesh: FakeMesh, http: httpx.AsyncClient, ask: Any, logged: LogLines
 ) -> None:
     mesh.limit = 10
 
@@ -158,8 +143,8 @@ async def test_every_line_about_a_generation_names_it(
     killer = asyncio.create_task(kill())
     told = await ask(http, headers={"x-request-id": "mine-3"})
     await killer
-    await until(lambda: _requests(logged()))
-    lines = [line for line in logged() if line.get("request_id") == "mine-3"]
+    await until(lambda: logged.named("request"))
+    lines = [line for line in logged.all() if line.get("request_id") == "mine-3"]
     assert {"epoch granted", "request"} <= {line["message"] for line in lines}
     assert {line["generation_id"] for line in lines} == {told.generation_id}
 
@@ -174,7 +159,7 @@ async def test_a_requests_id_reaches_head_and_controller(
 
 
 async def test_a_call_over_grpc_is_one_line_too(
-    mesh: FakeMesh, router: Running, logged: Lines
+    mesh: FakeMesh, router: Running, logged: LogLines
 ) -> None:
     async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
         stub = router_pb2_grpc.RouterServiceStub(channel)
@@ -184,8 +169,8 @@ async def test_a_call_over_grpc_is_one_line_too(
         with pytest.raises(grpc.aio.AioRpcError):
             async for _ in stub.Generate(router_pb2.GenerateRequest(model="none", text="x")):
                 pass
-    await until(lambda: len(_requests(logged())) == 2)
-    served, refused = _requests(logged())
+    await until(lambda: len(logged.named("request")) == 2)
+    served, refused = logged.named("request")
     assert (served["route"], served["status"]) == ("router/Generate", "ok")
     assert (served["request_id"], served["generation_id"]) == ("mine-2", events[0].generation_id)
     assert served["completion_tokens"] == events[-1].usage.completion_tokens
@@ -260,8 +245,9 @@ async def test_options_tell_what_a_route_takes(http: httpx.AsyncClient) -> None:
 
 
 async def test_head_is_get_without_a_body_and_reads_no_stream(
-    mesh: FakeMesh, http: httpx.AsyncClient, ask: Any
+    mesh: FakeMesh, router: Running, http: httpx.AsyncClient, ask: Any
 ) -> None:
+    await until(lambda: router.router.ready)
     for path in ("/v1/models", "/v1/models/tiny", "/healthz", "/readyz"):
         answer = await http.head(path)
         assert (answer.status_code, answer.content) == (200, b"")

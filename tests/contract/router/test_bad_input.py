@@ -278,6 +278,23 @@ async def test_a_refusal_says_what_came_and_what_is_wanted(
     assert answer.json()["error"]["message"] == message
 
 
+JSON_FAULTS = {
+    b'{"model": "tiny", "model": "x"}': 'the key "model" occurs twice in one object',
+    b'{"seed": 1e999}': "the number 1e999 is too large or too long",
+    b'{"n": NaN}': "NaN is not JSON",
+    b"{'n': 1}": "the body is not JSON: Expecting property name enclosed in double quotes",
+}
+
+
+@pytest.mark.parametrize("body", JSON_FAULTS)
+async def test_what_is_not_json_is_told_by_what_came(
+    steady: httpx.AsyncClient, body: bytes
+) -> None:
+    answer = await steady.post(CHAT, content=body, headers=JSON)
+    _refused(answer, 400)
+    assert answer.json()["error"]["message"].startswith(JSON_FAULTS[body])
+
+
 async def test_a_body_that_is_no_object_is_called_what_it_is(steady: httpx.AsyncClient) -> None:
     answer = await steady.post(CHAT, content=b"[1]", headers=JSON)
     assert answer.json()["error"]["message"] == "the body must be an object, not an array"

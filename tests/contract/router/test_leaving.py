@@ -85,8 +85,8 @@ async def test_a_client_that_leaves_a_whole_answer_detaches(
     assert mesh.cancels == []
 
 
-def _parked(mesh: FakeMesh) -> list[tuple[str, int]]:
-    return [(park.generation_id, park.epoch) for park in mesh.parks]
+def _told(mesh: FakeMesh) -> list[tuple[str, int, bool]]:
+    return [(told.generation_id, told.epoch, told.resumable) for told in mesh.detaches]
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
@@ -98,12 +98,12 @@ async def test_a_client_that_leaves_before_its_answer_begins_parks_its_generatio
     task = asyncio.create_task(http.post("/v1/completions", json=body))
     await until(lambda: len(mesh.calls) == 1)
     task.cancel()
-    await until(lambda: mesh.parks)
-    assert _parked(mesh) == [(mesh.calls[0][1].request.generation_id, 1)]
+    await until(lambda: mesh.detaches)
+    assert _told(mesh) == [(mesh.calls[0][1].request.generation_id, 1, False)]
     assert mesh.cancels == []
 
 
-async def test_a_client_that_can_come_back_by_an_event_parks_nothing(
+async def test_a_client_that_can_come_back_by_an_event_is_told_apart(
     mesh: FakeMesh, router: Running, http: httpx.AsyncClient, ask: Any, resume: Any
 ) -> None:
     mesh.limit = 10
@@ -113,16 +113,17 @@ async def test_a_client_that_can_come_back_by_an_event_parks_nothing(
     await until(lambda: mesh.readers == 1)
     task.cancel()
     await until(lambda: mesh.readers == 0 and router.router.streams == 0)
-    assert mesh.parks == []
+    await until(lambda: len(mesh.detaches) == 2)
+    assert _told(mesh) == [(told.generation_id, 1, True)] * 2
 
 
-async def test_a_whole_answer_that_was_given_parks_nothing(
+async def test_a_whole_answer_that_was_given_tells_nobody(
     mesh: FakeMesh, router: Running, http: httpx.AsyncClient
 ) -> None:
     body = {"model": "tiny", "prompt": "hi"}
     assert (await http.post("/v1/completions", json=body)).status_code == 200
     await until(lambda: router.router.streams == 0 and mesh.readers == 0)
-    assert mesh.parks == []
+    assert mesh.detaches == []
 
 
 @pytest.mark.parametrize("named", [False, True])
@@ -139,8 +140,8 @@ async def test_a_grpc_client_that_leaves_before_it_knows_a_name_parks_its_genera
         await until(lambda: mesh.readers == 1)
         call.cancel()
         await until(lambda: mesh.readers == 0 and router.router.streams == 0)
-        await until(lambda: named or mesh.parks)
-    assert len(mesh.parks) == (not named)
+        await until(lambda: mesh.detaches)
+    assert [told.resumable for told in mesh.detaches] == [named]
 
 
 @pytest.mark.parametrize("door", ["http", "grpc"])

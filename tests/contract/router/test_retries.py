@@ -56,7 +56,7 @@ async def test_the_official_clients_own_retries_join_what_it_asked_first(
         answers = [group.create_task(ask(client, number)) for number in range(10)]
         await until(lambda: len(mesh.calls) >= 10)
         firsts = set(mesh.journal)
-        await until(lambda: len(mesh.parks) >= 10)  # each has given up once
+        await until(lambda: len(mesh.detaches) >= 10)  # each has given up once
         mesh.limit = 1 << 30
     assert [task.result() for task in answers] == [REPLY] * 10
     assert len(firsts) == 10

@@ -17,7 +17,11 @@ from services.router.settings import RouterSettings
 from tests.fake_mesh import FakeMesh
 from tests.waiting import until
 
-NO_TOKENIZER = "tiny: the model has no tokenizer.json"
+NO_TOKENIZER = "tiny: tokenizer.json is missing"
+NO_END = (
+    "tiny: no file names an end of sequence: eos_token_id in generation_config.json or "
+    "config.json, or eos_token in tokenizer_config.json"
+)
 
 
 @asynccontextmanager
@@ -56,8 +60,8 @@ def _no_pipeline(mesh: FakeMesh) -> None:
     ("damage", "reason"),
     [
         (_no_tokenizer, NO_TOKENIZER),
-        (_no_end, "tiny: the model names no end-of-sequence id"),
-        (_no_json, "tiny: generation_config.json is not JSON"),
+        (_no_end, NO_END),
+        (_no_json, "tiny: generation_config.json: is not JSON"),
         (_no_pipeline, "no pipeline can run the model: hidden_act must be silu"),
     ],
 )

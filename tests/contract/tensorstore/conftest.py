@@ -71,6 +71,7 @@ class Faults:
     range: int = 0
     slow: int = 0  # answers that do not come before the test ends
     drip: int = 0  # bodies that come byte by byte
+    drip_head: int = 0  # heads of answers that come byte by byte
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     sent_bytes: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -119,6 +120,10 @@ def proxy(s3_endpoint: str) -> Iterator[tuple[str, Faults]]:
                 faults.over.wait(60)
                 self.close_connection = True
                 return
+            if spoiled and faults.take("drip_head"):
+                head = f"HTTP/1.1 {status} Here it comes\r\nX-Long: {'a' * 100_000}\r\n\r\n"
+                self.drip(head.encode())
+                return
             if spoiled and faults.take("times"):
                 self.send_response(faults.status)
                 self.send_header("Content-Length", str(len(faults.body)))
@@ -143,15 +148,18 @@ def proxy(s3_endpoint: str) -> Iterator[tuple[str, Faults]]:
                 self.close_connection = True
                 return
             if spoiled and faults.take("drip"):
-                for at in range(len(data)):
-                    self.wfile.write(data[at : at + 1])
-                    if faults.over.wait(0.02):
-                        break
-                self.close_connection = True
+                self.drip(data)
                 return
             with faults.lock:
                 faults.sent_bytes += len(data) if spoiled else 0
             self.wfile.write(data)
+
+        def drip(self, data: bytes) -> None:
+            self.close_connection = True
+            for at in range(len(data)):
+                self.wfile.write(data[at : at + 1])
+                if faults.over.wait(0.02):
+                    return
 
         do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = handle_any
 

@@ -15,6 +15,7 @@ from typing import Any
 import boto3
 import pytest
 import torch
+from shuntserve.tensorstore.v1 import tensorstore_pb2, tensorstore_pb2_grpc
 from tenacity import retry, stop_after_delay, wait_fixed
 
 from services.common.errors import (
@@ -25,7 +26,7 @@ from services.common.errors import (
     Unavailable,
 )
 from services.common.generation import LayerRange
-from services.tensorstore import s3, s3_calls, upkeep
+from services.tensorstore import remote, s3, s3_calls, upkeep
 from services.tensorstore.backend import digest_of
 from services.tensorstore.client import open_store
 from services.tensorstore.importer import import_checkpoint
@@ -202,6 +203,68 @@ def test_a_slow_answer_ends_in_time_with_a_typed_error(
         backend.resolve("tiny")
     setattr(faults, fault, 1)
     assert backend.resolve("tiny") == stored.imported.digest
+
+
+ASKS = {
+    "head": lambda backend, digest: backend.size(digest),
+    "range": lambda backend, digest: list(backend.pieces(digest, 0, 100)),
+    "entry": lambda backend, digest: backend.resolve("tiny"),
+    "list": lambda backend, digest: backend.names(),
+    "objects": lambda backend, digest: list(backend.objects()),
+    "uploads": lambda backend, digest: backend.sweep(0.0),
+}
+
+
+@pytest.mark.parametrize(
+    ("ask", "fault"),
+    [
+        ("head", "drip_head"),
+        ("range", "drip_head"),
+        ("list", "drip_head"),
+        ("objects", "drip"),
+        ("entry", "drip"),
+        ("uploads", "drip"),
+    ],
+)
+def test_an_answer_that_drips_ends_in_time_with_a_typed_error(
+    stored: Any, proxy: Any, monkeypatch: pytest.MonkeyPatch, ask: str, fault: str
+) -> None:
+    monkeypatch.setattr(s3_calls, "READ_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(s3_calls, "DEADLINE_S", 1.0)
+    monkeypatch.setattr(s3_calls, "LEAST_BYTES_PER_S", 1 << 30)
+    endpoint, faults = proxy
+    backend = S3Backend(stored.uri, endpoint)
+    digest = stored.imported.manifest.chunks[0].digest
+    before = ASKS[ask](backend, digest)
+    faults.chosen = lambda method, path: True
+    setattr(faults, fault, PERSISTENT)
+    began_s = time.monotonic()
+    with pytest.raises(Unavailable):
+        ASKS[ask](backend, digest)
+    assert (
+        time.monotonic() - began_s < 20
+    )  # dripping it all takes half an hour, or 2 s at the least
+    setattr(faults, fault, 0)
+    assert ASKS[ask](backend, digest) == before
+
+
+def test_a_store_told_to_stop_ends_though_s3_hangs(
+    stored: Any, proxy: Any, start_service: Any, tmp_path: Path
+) -> None:
+    endpoint, faults = proxy
+    settings = {"store": stored.uri, "endpoint_url": endpoint, "shutdown_grace_s": 0.5}
+    running = start_service(grpc_port=0, cache_directory=tmp_path / "cache", **settings)
+    faults.chosen = lambda method, path: True
+    faults.slow = PERSISTENT
+    asked = len(faults.requests)
+    with closing(remote.open_channel(running.address)) as channel:
+        stub: Any = tensorstore_pb2_grpc.TensorStoreServiceStub(channel)
+        waiting = stub.List.future(tensorstore_pb2.ListRequest())
+        while len(faults.requests) == asked:
+            time.sleep(0.01)
+        running.process.terminate()
+        assert running.process.wait(10) == 0  # the socket's own timeout is 20 s, six times over
+        waiting.cancel()
 
 
 def test_an_object_that_is_kept_is_young_again_and_one_of_another_size_is_not_kept(

@@ -8,7 +8,7 @@ from services.cli.mesh_directory import MeshDirectory
 
 def test_routers_take_consecutive_ports(tmp_path: Path) -> None:
     options = MeshOptions(routers=2, http_port=9000, grpc_port=9100)
-    specs = {spec.name: spec for spec in local_mesh(MeshDirectory(tmp_path), options)}
+    specs = {spec.name: spec for spec in local_mesh(MeshDirectory(tmp_path), options, "ab")}
     assert list(specs) == ["tensorstore", "placement", "controller", "router-0", "router-1"]
     assert [specs[f"router-{i}"].http for i in (0, 1)] == [
         "http://127.0.0.1:9000",
@@ -19,15 +19,16 @@ def test_routers_take_consecutive_ports(tmp_path: Path) -> None:
 
 
 def test_everyone_is_told_where_the_others_are(tmp_path: Path) -> None:
-    specs = {spec.name: spec for spec in local_mesh(MeshDirectory(tmp_path), MeshOptions())}
+    specs = {spec.name: spec for spec in local_mesh(MeshDirectory(tmp_path), MeshOptions(), "ab")}
     controller, router = specs["controller"].environment, specs["router-0"].environment
     assert controller["SHUNT_CONTROLLER_TENSORSTORE_ADDRESS"] == specs["tensorstore"].grpc
     assert controller["SHUNT_CONTROLLER_PLACEMENT_ADDRESS"] == specs["placement"].grpc
+    assert controller["SHUNT_CONTROLLER_MODEL_DIGEST"] == "ab"
     assert router["SHUNT_ROUTER_CONTROLLER_ADDRESS"] == specs["controller"].grpc
     assert router["SHUNT_ROUTER_TENSORSTORE_ADDRESS"] == specs["tensorstore"].grpc
 
 
 def test_the_local_nodes_are_of_unequal_speed(tmp_path: Path) -> None:
-    specs = {spec.name: spec for spec in local_mesh(MeshDirectory(tmp_path), MeshOptions())}
+    specs = {spec.name: spec for spec in local_mesh(MeshDirectory(tmp_path), MeshOptions(), "ab")}
     assert NODE_SPEEDS == "3:2,3:2"
     assert specs["controller"].environment["SHUNT_CONTROLLER_NODE_SPEEDS"] == NODE_SPEEDS

@@ -24,14 +24,16 @@ STATUS = controller_pb2.GetStatusResponse(
     nodes=[
         controller_pb2.NodeStatus(
             node_id="n0",
-            pid=12,
+            pid=os.getpid(),
             incarnation="i0",
             state=controller_pb2.NODE_STATE_READY,
             pipeline_id="p0",
             stage_index=0,
         ),
         controller_pb2.NodeStatus(node_id="n1", state=controller_pb2.NODE_STATE_STARTING),
-        controller_pb2.NodeStatus(node_id="n2", pid=13, state=controller_pb2.NODE_STATE_LOST),
+        controller_pb2.NodeStatus(
+            node_id="n2", pid=os.getpid(), state=controller_pb2.NODE_STATE_LOST
+        ),
     ],
     faults=[
         controller_pb2.Fault(
@@ -68,6 +70,8 @@ STATUS = controller_pb2.GetStatusResponse(
     ],
     finished_generations=3,
     cancelled_generations=2,
+    model=common_pb2.ModelRef(model_id="m", digest="ab"),
+    newer_digest="cd",
 )
 
 
@@ -110,6 +114,7 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
                 "permanent": True,
             }
         ],
+        "model": {"id": "m", "digest": "ab", "newer_in_store": "cd"},
         "services": [
             {
                 "name": "controller",
@@ -131,7 +136,7 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
         "nodes": [
             {
                 "id": "n0",
-                "pid": 12,
+                "pid": os.getpid(),
                 "incarnation": "i0",
                 "state": "ready",
                 "pipeline": "p0",
@@ -181,6 +186,7 @@ async def test_without_its_controller_a_mesh_still_has_a_status() -> None:
     nobody = f"127.0.0.1:{free_ports(1)[0]}"
     status = await mesh_status(_state(ServiceRecord("controller", os.getpid(), nobody, None)))
     assert status["services"][0]["state"] == "starting"
+    assert status["model"] == {"id": None, "digest": None, "newer_in_store": None}
     assert status["nodes"] == status["pipelines"] == status["generations"] == []
 
 

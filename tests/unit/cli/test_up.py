@@ -43,6 +43,7 @@ class Signalled:
         await stop.wait()
 
 up.prepare, up.Supervisor = lambda *_: None, Signalled
+up.model.newest = lambda *_: "ab"
 up.run_in_foreground(MeshDirectory(Path(sys.argv[1])), MeshOptions(), Console())
 """
 

@@ -16,6 +16,7 @@ from services.common.generation import (
 from services.controller.abandoned import Abandoned
 from services.controller.ledger import Ledger
 from services.controller.outcomes import Head, LedgerSettings
+from services.controller.population import Standing
 
 MODEL = ModelRef("m", "d")
 HEAD = Head(Route("p", "f", "i", "a:1", 1.0, MODEL, 100), takes_new=True)
@@ -83,10 +84,10 @@ class Book:
     def __init__(self) -> None:
         self.ledger = Ledger(LedgerSettings())
 
-    def say(self, name: str, *ids: int, now_s: float = 0.0, **more: bool) -> None:
+    def say(self, name: str, *ids: int, now_s: float = 0.0, epoch: int = 1, **more: bool) -> None:
         request = GenerationRequest(name, MODEL, (1,), Sampling(max_tokens=3), ask_digest="d")
         spans = (TokenSpan(0, 0, ids),) if ids else ()
-        checkpoint = Checkpoint(name, 1, "i", "f", request, spans, **more)
+        checkpoint = Checkpoint(name, epoch, "i", "f", request, spans, **more)
         self.ledger.checkpoint(checkpoint, "p", now_s)
 
     def claim(self, now_s: float = 0.0) -> str | None:
@@ -115,6 +116,28 @@ def test_a_reader_that_resumes_takes_it_out_of_reach(book: Book) -> None:
     book.say("g", 7, unread=True, sealed=True)
     book.ledger.resume(ResumeQuestion("g", 1, None, ()), (HEAD,), 1.0)
     assert book.claim(1.0) is None
+
+
+def test_what_a_head_was_granted_and_never_began_is_unread_in_time(book: Book) -> None:
+    book.say("g", 7, unread=True, sealed=True)
+    book.ledger.resume(ResumeQuestion("g", 1, None, ()), (HEAD,), 1.0)
+    book.ledger.tick(10.9)
+    assert book.claim(10.9) is None, "its reader may be on the way"
+    book.ledger.tick(11.0)
+    (line,) = book.ledger.population((HEAD,)).open
+    assert (line.standing, line.unread) == (Standing.PARKED, True)
+    assert book.claim(11.0) == "g"
+    for now_s in range(12, 200):
+        book.ledger.tick(float(now_s))
+    assert len(book.ledger._abandoned) == 0
+
+
+def test_what_its_head_has_begun_stays_its_readers(book: Book) -> None:
+    book.say("g", 7, unread=True, sealed=True)
+    book.ledger.resume(ResumeQuestion("g", 1, None, ()), (HEAD,), 1.0)
+    book.say("g", 7, epoch=2)
+    book.ledger.tick(500.0)
+    assert book.claim(500.0) is None
 
 
 def test_a_running_one_comes_with_its_head_and_a_parked_one_without(book: Book) -> None:

@@ -1,24 +1,18 @@
-from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import count, pairwise
-from typing import TypeVar
 
 import pytest
 
 from services.common.errors import NotFound, StaleEpoch
-from services.common.generation import LayerRange, ModelRef
+from services.common.generation import ModelRef
 from services.controller.actions import (
     Action,
     AskPlan,
-    Beat,
     DissolveFormation,
     DrainFormation,
     FormPipeline,
     LaunchNode,
-    Loaded,
     LoadStage,
     LogEvent,
-    NodeFacts,
     NodeShape,
     NodeState,
     PersistCluster,
@@ -30,82 +24,22 @@ from services.controller.actions import (
 )
 from services.controller.cluster import Cluster
 from services.controller.cluster_settings import ClusterSettings
-
-SHAPE = NodeShape(1 << 30, 1.0)
-SETTINGS = ClusterSettings(
-    ModelRef("m", "d"), (SHAPE, SHAPE), expected_nodes=2, pipelines=1, node_lost_s=1.0
+from tests.unit.controller.small_cluster import (
+    BACK,
+    FRONT,
+    PATIENT,
+    SETTINGS,
+    SHAPE,
+    all_of,
+    beat,
+    drawer,
+    facts,
+    loaded,
+    one_of,
+    ready,
+    replaced,
+    said,
 )
-PATIENT = replace(SETTINGS, node_lost_s=1e6, empty_node_lost_s=1e6)
-"""Nobody needs to beat."""
-FRONT, BACK = LayerRange(0, 18), LayerRange(18, 30)
-A = TypeVar("A", bound=Action)
-
-
-def drawer() -> Callable[[], str]:
-    numbers = count(1)
-    return lambda: f"f{next(numbers)}"
-
-
-def facts(node_id: str, incarnation: str = "") -> NodeFacts:
-    name = incarnation or f"i-{node_id}"
-    return NodeFacts(node_id, name, f"{name}:1", 7, SHAPE)
-
-
-def all_of(actions: Sequence[Action], kind: type[A]) -> list[A]:
-    return [action for action in actions if isinstance(action, kind)]
-
-
-def one_of(actions: Sequence[Action], kind: type[A]) -> A:
-    (action,) = all_of(actions, kind)
-    return action
-
-
-def said(actions: Sequence[Action]) -> list[str]:
-    return [event.kind for event in all_of(actions, LogEvent)]
-
-
-def beat(cluster: Cluster, node_id: str, formation: str, now_s: float, **more: object):
-    return cluster.heartbeat(
-        Beat(node_id, f"i-{node_id}", formation, **more),  # type: ignore[arg-type]
-        now_s,
-    )
-
-
-def loaded(
-    cluster: Cluster,
-    node_id: str,
-    layers: LayerRange,
-    now_s: float,
-    *,
-    kv_blocks: int = 64,
-    numerics_class: str = "a",
-) -> list[Action]:
-    found = Loaded(kv_blocks, numerics_class)
-    return cluster.load_done(node_id, f"i-{node_id}", layers, found, now_s)
-
-
-def ready(settings: ClusterSettings = SETTINGS) -> Cluster:
-    """One pipeline of node-1 and node-2, ready at 0 s in formation f1."""
-    cluster = Cluster(settings, drawer(), 0.0, 0.0)
-    cluster.start(0.0)
-    cluster.register(facts("node-1"), 0.0)
-    ask = one_of(cluster.register(facts("node-2"), 0.0), AskPlan)
-    assert [node.node_id for node in ask.nodes] == ["node-1", "node-2"]
-    stages = (PlannedStage("node-1", FRONT), PlannedStage("node-2", BACK))
-    loads = all_of(cluster.plan_ready((PlannedPipeline(stages, 50.0),), 0.0), LoadStage)
-    assert [(load.node_id, load.layers) for load in loads] == [("node-1", FRONT), ("node-2", BACK)]
-    assert all_of(loaded(cluster, "node-1", FRONT, 0.0), FormPipeline) == []
-    form = one_of(loaded(cluster, "node-2", BACK, 0.0, kv_blocks=32), FormPipeline)
-    assert ([m.node_id for m in form.members], form.kv_blocks) == (["node-1", "node-2"], 32)
-    assert one_of(cluster.formed(form.formation_id, 0.0), RoutesChanged).version == 1
-    return cluster
-
-
-def replaced(cluster: Cluster, now_s: float, layers: LayerRange = BACK) -> list[Action]:
-    """node-3 comes and loads."""
-    load = one_of(cluster.register(facts("node-3"), now_s), LoadStage)
-    assert load.layers == layers
-    return loaded(cluster, "node-3", layers, now_s)
 
 
 def test_nothing_is_launched_twice_and_the_plan_waits_for_nodes() -> None:
@@ -220,157 +154,6 @@ def test_a_node_that_cannot_load_is_replaced_and_ended() -> None:
     assert one_of(cluster.tick(17.6), LaunchNode).node_id == "node-6"
 
 
-def storm(
-    cluster: Cluster, fail: Callable[[str, float], list[Action]], until_s: float
-) -> list[float]:
-    """Fails every node that the cluster launches; returns when it launched them."""
-    launched_s, now_s = [], 0.0
-    actions = cluster.start(now_s)
-    while now_s < until_s:
-        while launches := all_of(actions, LaunchNode):
-            launched_s += [now_s] * len(launches)
-            actions = [a for launch in launches for a in fail(launch.node_id, now_s)]
-        now_s += 1.0
-        for view in cluster.nodes_view():
-            if view.incarnation and view.state is not NodeState.LOST:
-                beat(cluster, view.node_id, "", now_s)
-        actions = cluster.tick(now_s)
-    return launched_s
-
-
-HOUR_S = 3600.0
-
-
-@pytest.mark.parametrize("how", ["at its start", "behind its registration", "loading", "serving"])
-def test_a_node_that_fails_at_every_start_is_replaced_ever_more_seldom(how: str) -> None:
-    cluster = Cluster(SETTINGS, drawer(), 0.0, 0.0)
-
-    def fail(node_id: str, now_s: float) -> list[Action]:
-        if node_id == "node-1" and how in ("loading", "serving"):
-            return cluster.register(facts(node_id), now_s)
-        if how != "at its start":
-            cluster.register(facts(node_id), now_s)
-        if how in ("loading", "serving") and not cluster.pipelines_view():
-            stages = (PlannedStage("node-1", FRONT), PlannedStage("node-2", BACK))
-            cluster.plan_ready((PlannedPipeline(stages, 50.0),), now_s)
-            loaded(cluster, "node-1", FRONT, now_s)
-        if how == "serving":
-            form = one_of(loaded(cluster, node_id, BACK, now_s), FormPipeline)
-            cluster.formed(form.formation_id, now_s)
-        incarnation = "" if how == "at its start" else f"i-{node_id}"
-        return cluster.node_gone(node_id, incarnation, "exit status 1", now_s)
-
-    launched_s = storm(cluster, fail, 6 * HOUR_S)
-    pauses = [after - before for before, after in pairwise(launched_s)]
-    pauses = [pause for pause in pauses if pause]  # nodes of the first plan come together
-    assert pauses == sorted(pauses)
-    assert max(pauses) >= SETTINGS.replace_max_s
-    assert len(pauses) <= 6 * HOUR_S / SETTINGS.replace_max_s + 12
-    fault = cluster.faults()[0]
-    assert (fault.kind, fault.cause, fault.permanent) == ("start", "exit status 1", False)
-    assert fault.failures >= len(pauses)
-    assert cluster.unusable() == ""
-
-
-def test_a_node_that_cannot_load_passingly_is_replaced_ever_more_seldom() -> None:
-    cluster, loads = Cluster(SETTINGS, drawer(), 0.0, 0.0), 0
-    launched, now_s, actions = 0, 0.0, cluster.start(0.0)
-    while now_s < 6 * HOUR_S:
-        for launch in all_of(actions, LaunchNode):
-            launched += 1
-            more = cluster.register(facts(launch.node_id), now_s)
-            if all_of(more, AskPlan):
-                stages = (PlannedStage("node-1", FRONT), PlannedStage("node-2", BACK))
-                more = cluster.plan_ready((PlannedPipeline(stages, 50.0),), now_s)
-            actions = [*actions, *more]
-        for load in all_of(actions, LoadStage):
-            if load.layers == FRONT:
-                loaded(cluster, load.node_id, FRONT, now_s)
-            else:
-                loads += 1
-                cluster.load_failed(load.node_id, load.incarnation, "no weights", False, now_s)
-        now_s += 1.0
-        for view in cluster.nodes_view():
-            if view.incarnation and view.state is not NodeState.LOST:
-                beat(cluster, view.node_id, "", now_s)
-        actions = cluster.tick(now_s)
-    most = 6 * HOUR_S / SETTINGS.replace_max_s + 12
-    assert launched <= most
-    assert loads <= most + launched + SETTINGS.load_attempts
-    assert {fault.cause for fault in cluster.faults()} == {"no weights"}
-
-
-def refused(settings: ClusterSettings = PATIENT) -> Cluster:
-    """No node may ever load the back of the model."""
-    cluster = Cluster(settings, drawer(), 0.0, 0.0)
-    cluster.start(0.0)
-    cluster.register(facts("node-1"), 0.0)
-    cluster.register(facts("node-2"), 0.0)
-    stages = (PlannedStage("node-1", FRONT), PlannedStage("node-2", BACK))
-    cluster.plan_ready((PlannedPipeline(stages, 50.0),), 0.0)
-    loaded(cluster, "node-1", FRONT, 0.0)
-    assert cluster.unusable() == ""
-    cluster.load_failed("node-2", "i-node-2", "no head_dim of 3", True, 1.0)
-    return cluster
-
-
-def test_what_a_node_refuses_for_good_costs_no_other_node_and_is_said_first() -> None:
-    cluster = refused()
-    for now_s in (1.0, 2.0, HOUR_S, 24 * HOUR_S):
-        actions = cluster.tick(now_s)
-        assert (all_of(actions, LaunchNode), all_of(actions, LoadStage)) == ([], [])
-        assert all_of(actions, TerminateNode) == []
-    fault = cluster.faults()[0]
-    assert (fault.kind, fault.cause, fault.node_id) == ("load", "no head_dim of 3", "node-2")
-    assert (fault.permanent, fault.failures, fault.since_s) == (True, 1, 1.0)
-    assert cluster.unusable() == "no head_dim of 3"
-    version, routes = cluster.routes()
-    assert (version, routes) == (1, ())  # routers are told
-
-
-def test_what_one_node_refuses_for_good_another_one_may_try() -> None:
-    cluster = refused()
-    actions = cluster.register(facts("node-3"), 5.0)
-    assert one_of(actions, LoadStage).node_id == "node-3"
-    assert one_of(loaded(cluster, "node-3", BACK, 6.0), FormPipeline)
-    assert cluster.unusable() == ""
-
-
-def test_a_process_that_comes_anew_may_try_what_its_last_one_refused() -> None:
-    cluster = refused()
-    actions = cluster.register(facts("node-2", "i-again"), 5.0)
-    assert one_of(actions, LoadStage).incarnation == "i-again"
-
-
-def test_a_pipeline_that_none_can_run_leaves_the_others_their_nodes() -> None:
-    settings = replace(PATIENT, initial=(SHAPE, SHAPE), pipelines=2)
-    cluster = Cluster(settings, drawer(), 0.0, 0.0)
-    cluster.start(0.0)
-    cluster.register(facts("node-1"), 0.0)
-    cluster.register(facts("node-2"), 0.0)
-    whole = LayerRange(0, 30)
-    planned = [PlannedPipeline((PlannedStage(n, whole),), 1.0) for n in ("node-1", "node-2")]
-    cluster.plan_ready(tuple(planned), 0.0)
-    cluster.load_failed("node-2", "i-node-2", "never", True, 0.0)
-    form = one_of(loaded(cluster, "node-1", whole, 0.0), FormPipeline)
-    cluster.formed(form.formation_id, 0.0)
-    assert cluster.unusable() == ""
-    assert [fault.pipeline_id for fault in cluster.faults()] == ["pipeline-2"]
-    assert cluster.tick(HOUR_S) == []
-    assert [route.pipeline_id for route in cluster.routes()[1]] == ["pipeline-1"]
-
-
-def test_a_plan_that_cannot_be_is_asked_for_again_when_the_nodes_are_others() -> None:
-    cluster = Cluster(PATIENT, drawer(), 0.0, 0.0)
-    cluster.start(0.0)
-    cluster.register(facts("node-1"), 0.0)
-    assert one_of(cluster.register(facts("node-2"), 0.0), AskPlan)
-    cluster.plan_failed("nothing fits", True, 0.0)
-    assert all_of(cluster.tick(HOUR_S), AskPlan) == []
-    assert (cluster.unusable(), cluster.faults()[0].kind) == ("nothing fits", "plan")
-    assert one_of(cluster.register(facts("node-3"), HOUR_S), AskPlan)
-
-
 def test_a_spare_that_cannot_load_is_replaced_too() -> None:
     cluster = ready(PATIENT)
     cluster.interrupt("node-2", 600.0, False, 1.0)
@@ -470,7 +253,7 @@ def test_a_controller_that_was_stopped_counts_nobody_as_dead_for_it() -> None:
     assert lost == [(stopped_s + SETTINGS.restart_grace_s, "node_lost")]
 
 
-PATIENT = replace(SETTINGS, node_lost_s=60.0, restart_grace_s=0.1)
+WATCHED = replace(SETTINGS, node_lost_s=60.0, restart_grace_s=0.1)
 
 
 def watched(cluster: Cluster, seconds: range, **more: object) -> list[tuple[float, str]]:
@@ -485,7 +268,7 @@ def watched(cluster: Cluster, seconds: range, **more: object) -> list[tuple[floa
 
 
 def test_a_head_that_has_work_and_makes_no_step_does_not_serve_until_it_does() -> None:
-    cluster = ready(PATIENT)
+    cluster = ready(WATCHED)
     assert watched(cluster, range(1, 70), steps=9, has_work=True) == [(5.1, "head_stalled")]
     assert cluster.routes()[1] == ()
     assert cluster.heads()[0].stalled
@@ -496,11 +279,11 @@ def test_a_head_that_has_work_and_makes_no_step_does_not_serve_until_it_does() -
 
 
 def test_a_head_without_work_serves_though_it_makes_no_step() -> None:
-    assert watched(ready(PATIENT), range(1, 100), steps=9) == []
+    assert watched(ready(WATCHED), range(1, 100), steps=9) == []
 
 
 def test_a_head_without_beats_does_not_serve_before_it_is_lost() -> None:
-    cluster = ready(PATIENT)
+    cluster = ready(WATCHED)
     heard = []
     for tenths in range(1, 31):
         beat(cluster, "node-2", "f1", tenths / 10)
@@ -511,7 +294,7 @@ def test_a_head_without_beats_does_not_serve_before_it_is_lost() -> None:
 
 
 def test_time_that_the_controller_did_not_watch_is_nobodys_silence() -> None:
-    cluster = ready(PATIENT)
+    cluster = ready(WATCHED)
     heard = []
     for looks in range(1, 8):
         heard += said(cluster.tick(0.75 * looks))
@@ -748,75 +531,3 @@ def test_nodes_of_a_shape_that_is_not_wanted_any_more_are_exchanged() -> None:
     assert [end.node_id for end in all_of(actions, TerminateNode)] == ["node-2", "node-3"]
     assert one_of(actions, LaunchNode).shape == fast
     assert all_of(actions, AskPlan) == []
-
-
-def test_of_two_notices_the_earlier_deadline_counts() -> None:
-    cluster = ready(PATIENT)
-    assert "interruption_noticed" in said(cluster.interrupt("node-2", 120.0, False, 1.0))
-    assert cluster.interrupt("node-2", 120.0, False, 2.0) == []
-    assert cluster.deadlines_s() == {"node-2": 121.0}
-    assert "interruption_noticed" in said(cluster.interrupt("node-2", 10.0, False, 3.0))
-    assert cluster.deadlines_s() == {"node-2": 13.0}
-    assert cluster.interrupt("node-2", 60.0, False, 4.0) == []
-    assert said(cluster.tick(12.9)) == []
-    assert "undrained" in said(cluster.tick(13.0))
-
-
-def test_a_process_that_was_told_to_stop_is_replaced_and_let_go() -> None:
-    cluster = ready(PATIENT)
-    actions = beat(cluster, "node-2", "f1", 1.0, departs_in_s=20.0)
-    assert said(actions) == ["interruption_noticed", "node_launched"]
-    assert all_of(beat(cluster, "node-2", "f1", 1.2, departs_in_s=19.7), LogEvent) == []
-    assert "replacement_ready" in said(replaced(cluster, 5.0))
-    beat(cluster, "node-1", "f1", 5.2, sampled_tokens=1)
-    drain = one_of(beat(cluster, "node-1", "f1", 5.4, sampled_tokens=9), DrainFormation)
-    actions = cluster.drained(drain.formation_id, 1, 5.5)
-    assert one_of(actions, TerminateNode) == TerminateNode("node-2")
-    assert [m.node_id for m in one_of(actions, FormPipeline).members] == ["node-1", "node-3"]
-    assert all_of(cluster.node_gone("node-2", "i-node-2", "exit status 0", 6.0), LaunchNode) == []
-
-
-def test_one_that_no_other_replaces_in_time_is_sealed_before_it_goes() -> None:
-    cluster = ready(PATIENT)
-    beat(cluster, "node-2", "f1", 1.0, departs_in_s=20.0)
-    last_s = 21.0 - PATIENT.seal_s
-    assert all_of(cluster.tick(last_s - 0.1), DrainFormation) == []
-    drain = one_of(cluster.tick(last_s), DrainFormation)
-    actions = cluster.drained(drain.formation_id, 2, last_s)
-    assert one_of(actions, TerminateNode) == TerminateNode("node-2")
-    assert one_of(actions, DissolveFormation).formation_id == "f1"
-    assert all_of(actions, FormPipeline) == []
-    assert said(cluster.tick(22.0)) == []  # nothing lapses: it goes for certain
-    cluster.node_gone("node-2", "i-node-2", "exit status 0", 22.0)
-    assert one_of(replaced(cluster, 23.0), FormPipeline).formation_id == "f2"
-
-
-def test_where_none_will_come_the_other_pipelines_take_over_at_once() -> None:
-    settings = replace(PATIENT, can_launch=False, initial=(), pipelines=2)
-    cluster = Cluster(settings, drawer(), 0.0, 0.0)
-    cluster.start(0.0)
-    whole = LayerRange(0, 30)
-    for node_id in ("node-1", "node-2"):
-        cluster.register(facts(node_id), 0.0)
-    planned = [PlannedPipeline((PlannedStage(n, whole),), 1.0) for n in ("node-1", "node-2")]
-    cluster.plan_ready(tuple(planned), 0.0)
-    for node_id in ("node-1", "node-2"):
-        form = one_of(loaded(cluster, node_id, whole, 0.0), FormPipeline)
-        cluster.formed(form.formation_id, 0.0)
-    beat(cluster, "node-2", "f2", 1.0, departs_in_s=20.0)
-    assert one_of(cluster.tick(1.1), DrainFormation).formation_id == "f2"
-    cluster.drained("f2", 1, 1.2)
-    assert [route.pipeline_id for route in cluster.routes()[1]] == ["pipeline-1"]
-    cluster.node_gone("node-2", "i-node-2", "exit status 0", 2.0)
-    assert one_of(cluster.register(facts("node-2", "i-new"), 3.0), LoadStage).layers == whole
-    beat(cluster, "node-1", "f1", 4.0, departs_in_s=20.0)
-    assert all_of(cluster.tick(4.1), DrainFormation) == []  # the only one that serves
-
-
-def test_a_departure_goes_on_over_a_restart() -> None:
-    cluster = ready(PATIENT)
-    persist = one_of(beat(cluster, "node-2", "f1", 1.0, departs_in_s=20.0), PersistCluster)
-    again = Cluster.recover(PATIENT, drawer(), persist.snapshot, 2.0, 2.0)
-    again.start(2.0)
-    assert again.deadlines_s() == {"node-2": 21.0}
-    assert one_of(again.tick(21.0 - PATIENT.seal_s), DrainFormation).formation_id == "f1"

@@ -111,3 +111,14 @@ async def test_a_line_about_a_generation_names_it(caplog: pytest.LogCaptureFixtu
     assert [(line["generation_id"], line["epoch"]) for line in told] == [("g-1", "1")] * 2
     assert all("node_id" not in line for line in told)
     assert told[0]["name"] == logs.access.name  # one a generation, and never thinned out
+
+
+async def test_what_somebody_should_look_at_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    log = _log(_Journal())
+    with caplog.at_level(logging.INFO):
+        log.add("load_failed", node_id="n-1", attributes={"reason": "no weights"})
+        log.add("stage_loaded", node_id="n-1")
+    assert [(r.message, r.levelno) for r in caplog.records] == [
+        ("load_failed", logging.WARNING),
+        ("stage_loaded", logging.INFO),
+    ]

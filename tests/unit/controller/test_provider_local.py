@@ -245,3 +245,28 @@ async def test_an_external_node_is_waited_for_and_never_ended() -> None:
         await provider.terminate("n-1", 0)
     await provider.close()
     assert [event async for event in provider.events()] == []
+
+
+async def test_an_engine_that_would_first_serve_on_is_asked_twice(tmp_path: Path) -> None:
+    code = (
+        "import signal, sys, time; told = []; "
+        "signal.signal(signal.SIGTERM, lambda *_: told and sys.exit(7) or told.append(1)); "
+        "open(sys.argv[1], 'w').close(); [time.sleep(0.01) for _ in range(60_000)]"
+    )
+    marker = tmp_path / "set"
+    async with _provider(tmp_path, (sys.executable, "-c", code, str(marker))) as make:
+        provider = make()
+        await provider.launch(SPEC)
+        async with asyncio.timeout(20):
+            while not marker.exists():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await provider.terminate("n-1", 20)
+        assert await _next(provider) == NodeGone("n-1", "exit status 7")
+
+
+async def test_it_holds_what_it_started_and_nothing_else(tmp_path: Path) -> None:
+    async with _provider(tmp_path) as make:
+        provider = make()
+        await provider.launch(SPEC)
+        assert (provider.holds("n-1"), provider.holds("n-2")) == (True, False)
+    assert not ExternalProvider().holds("n-1")

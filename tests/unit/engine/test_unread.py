@@ -99,7 +99,7 @@ def test_a_journal_that_started_anew_is_told_again_of_what_is_unread(head: Gener
 def test_a_reader_with_nothing_to_come_back_by_leaves_a_parked_generation(
     head: Generations,
 ) -> None:
-    assert head.park("g", 1, 1.0) == [], "its stream still stands"
+    assert head.client_gone("g", 1, False, 1.0) == [], "its stream still stands"
     assert StopSequence(KEY) in head.detach(1, 1.1)
     head.sequence_stopped(KEY, 1.2)
     (sealed,) = journaled(head, 1.2)
@@ -113,41 +113,48 @@ def test_it_is_parked_as_well_when_the_stream_is_gone_before_the_word_comes(
     head: Generations,
 ) -> None:
     head.detach(1, 1.0)
-    assert StopSequence(KEY) in head.park("g", 1, 1.1)
-    assert StopSequence(KEY) not in head.park("g", 1, 1.1)
+    assert StopSequence(KEY) in head.client_gone("g", 1, False, 1.1)
+    assert StopSequence(KEY) not in head.client_gone("g", 1, False, 1.1)
 
 
 def test_the_journal_is_told_too_of_what_ended_before_its_reader_had_it(head: Generations) -> None:
     head.stepped(2, [NewToken(KEY, position, 7) for position in range(1, 50)], 0.9)
     head.detach(1, 1.0)
-    assert head.park("g", 1, 1.0) == [WakeCheckpoints()]
+    assert head.client_gone("g", 1, False, 1.0) == [WakeCheckpoints()]
     (told,) = journaled(head, 1.0)
     assert (told.sealed, told.unread) == (True, True)
-    assert head.park("g", 1, 1.1) == [], "it is the journal's"
+    assert head.client_gone("g", 1, False, 1.1) == [], "it is the journal's"
+
+
+def test_a_client_that_is_known_to_be_gone_is_no_blip(head: Generations) -> None:
+    assert head.client_gone("g", 1, True, 1.0) == []
+    assert head.detach(1, 1.0) == [SetUnread(KEY, True), WakeCheckpoints()]
+    assert head.client_gone("g", 1, True, 1.0) == head.tick(1.5) == []
+    assert StopSequence(KEY) in head.tick(11.0)
 
 
 def test_the_word_of_a_former_reader_does_not_end_a_newer_one(head: Generations) -> None:
     head.generate(2, CALL, 1.0)
-    assert head.park("g", 1, 1.1) == []
+    assert head.client_gone("g", 1, False, 1.1) == []
     assert head.detach(1, 1.2) == []
     assert head._held["g"].reader is not None
 
 
 def test_a_reader_that_came_behind_the_word_keeps_its_generation(head: Generations) -> None:
-    head.park("g", 1, 1.0)
+    head.client_gone("g", 1, False, 1.0)
     head.generate(2, CALL, 1.0)
     assert head.detach(2, 1.1) == []
 
 
 def test_a_word_about_another_epoch_or_nobody_means_nothing(head: Generations) -> None:
-    assert head.park("g", 2, 1.0) == head.park("nobody", 1, 1.0) == []
+    assert head.client_gone("g", 2, False, 1.0) == head.client_gone("nobody", 1, False, 1.0) == []
     assert head.detach(1, 1.0) == []
 
 
 def test_a_reader_that_comes_while_its_generation_is_being_parked_is_sent_on(
     head: Generations,
 ) -> None:
-    head.park("g", 1, 1.0)
+    head.client_gone("g", 1, False, 1.0)
     head.detach(1, 1.0)
     head.generate(2, CALL, 1.1)
     head.sequence_stopped(KEY, 1.2)

@@ -8,11 +8,12 @@ import pytest
 
 from bench.placement_clusters import cluster
 from services.common.errors import FailedPrecondition
+from services.placement.budget import Unlimited
 from services.placement.catalogue import load_catalogue
 from services.placement.cluster import Node, Workload, described
 from services.placement.estimator import estimate_plan
 from services.placement.planners import shuntserve
-from services.placement.problem import Objective, ObjectiveKind, Problem, Unlimited
+from services.placement.problem import Objective, ObjectiveKind, Problem
 from services.placement.registry import NAMES, planner
 from services.placement.risk import down_shares, goodput_rps, outages
 from services.placement.score import score

@@ -8,11 +8,12 @@ import pytest
 
 from bench.placement_clusters import cluster
 from services.common.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
+from services.placement.budget import Unlimited
 from services.placement.cluster import Workload
 from services.placement.estimator import estimate_pipeline
 from services.placement.moves import Handover, Held, kept_bytes, stage_bytes
 from services.placement.planners import shuntserve
-from services.placement.problem import Problem, Unlimited
+from services.placement.problem import Problem
 from services.placement.replan import Change, replan
 
 

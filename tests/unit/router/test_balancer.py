@@ -77,3 +77,14 @@ def test_only_pipelines_of_the_model_are_picked() -> None:
     balancer.update([route("a", 1.0, "other"), route("b", 0.0)])
     assert balancer.pick("m").pipeline_id == "b"  # type: ignore[union-attr]
     assert {r.model.model_id for r in balancer.models()} == {"m", "other"}
+
+
+def test_a_head_serves_while_it_is_listed_or_hands_over_or_nothing_is_known() -> None:
+    balancer = Balancer()
+    assert balancer.serves("f-a")
+    balancer.update([route("a", 1.0)], handing_over=["f-b"])
+    assert balancer.serves("f-a")
+    assert balancer.serves("f-b")
+    assert not balancer.serves("f-c")
+    balancer.update([])
+    assert not balancer.serves("f-a")

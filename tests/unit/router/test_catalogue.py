@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from services.common.errors import FailedPrecondition
+from services.common.errors import FailedPrecondition, NotFound
 from services.common.exchange import Route
 from services.common.generation import ModelRef
-from services.router.catalogue import Catalogue
+from services.router.catalogue import MAX_MODELS, Catalogue
 from services.router.model_files import ModelFiles
 from tests.tiny_model import MODEL, model_files, tiny_tokenizer
 
@@ -61,3 +61,37 @@ async def test_a_model_with_malformed_files_is_refused_and_nothing_else_happens(
     await catalogue.preload()
     with pytest.raises(FailedPrecondition):
         await catalogue.load(MODEL)
+
+
+def _route(name: str, digest: str = "ab" * 32) -> Route:
+    return Route("p", "f", "i", "a", 1.0, ModelRef(name, digest), 64)
+
+
+def test_a_name_stands_for_the_version_that_is_served_last() -> None:
+    catalogue = _catalogue()
+    catalogue.update([_route("tiny", "cd" * 32)])
+    assert catalogue.current("tiny").digest == "cd" * 32
+    catalogue.update([])
+    assert catalogue.current("tiny").digest == "cd" * 32
+
+
+def test_names_that_are_served_no_more_make_room_the_oldest_first() -> None:
+    catalogue = _catalogue()
+    for number in range(3 * MAX_MODELS):
+        catalogue.update([_route("always"), _route(f"model-{number}")])
+        assert catalogue.current(f"model-{number}")
+        assert catalogue.current("always")
+    known = set(catalogue.first_seen)
+    assert len(known) == MAX_MODELS
+    assert "tiny" not in known
+    assert f"model-{2 * MAX_MODELS}" not in known
+    with pytest.raises(NotFound):
+        catalogue.current("model-0")
+
+
+def test_more_names_than_there_are_places_leave_those_that_were_first() -> None:
+    catalogue = _catalogue()
+    served = [_route(f"model-{number:03}") for number in range(MAX_MODELS + 9)]
+    for _ in range(3):
+        catalogue.update(served)
+    assert set(catalogue.first_seen) == {r.model.model_id for r in served[:MAX_MODELS]}

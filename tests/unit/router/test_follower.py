@@ -44,7 +44,7 @@ from services.router.actions import (
     Gain,
     OpenStream,
     SendCancel,
-    SendPark,
+    SendDetach,
 )
 from services.router.follower import Follower
 from services.router.follower_settings import FollowerSettings
@@ -361,20 +361,21 @@ def test_a_cancel_is_told_to_controller_and_head(follower: Follower) -> None:
 
 def test_a_client_that_is_gone_cancels_nothing(follower: Follower) -> None:
     assert follower.detach() == [CloseStream(1)]
-    assert follower.leave() == []
+    assert follower.client_gone(True) == []
     assert follower.tick(99.0, serves=False) == []
 
 
-def test_a_client_with_nothing_to_come_back_by_has_its_generation_parked(
-    follower: Follower,
+@pytest.mark.parametrize("resumable", [True, False])
+def test_the_head_is_told_that_a_client_is_gone_and_whether_it_can_resume(
+    follower: Follower, resumable: bool
 ) -> None:
-    assert follower.leave() == [CloseStream(1), SendPark("g", 1, A)]
-    assert follower.leave() == []
+    assert follower.client_gone(resumable) == [CloseStream(1), SendDetach("g", 1, A, resumable)]
+    assert follower.client_gone(resumable) == []
 
 
-def test_a_reader_that_was_superseded_parks_nothing(follower: Follower) -> None:
+def test_a_reader_that_was_superseded_tells_nothing(follower: Follower) -> None:
     follower.frame(1, Closed(CloseReason.SUPERSEDED, (0, 0)), 0.1)
-    assert follower.leave() == []
+    assert follower.client_gone(False) == []
 
 
 def view(state: GenerationState, head: Route | None, *ids: int) -> GenerationView:

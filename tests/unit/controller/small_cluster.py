@@ -1,0 +1,100 @@
+"""A cluster core of one pipeline on two nodes, and what its tests say and read."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import count
+from typing import TypeVar
+
+from services.common.generation import LayerRange, ModelRef
+from services.controller.actions import (
+    Action,
+    AskPlan,
+    Beat,
+    FormPipeline,
+    Loaded,
+    LoadStage,
+    LogEvent,
+    NodeFacts,
+    NodeShape,
+    PlannedPipeline,
+    PlannedStage,
+    RoutesChanged,
+)
+from services.controller.cluster import Cluster
+from services.controller.cluster_settings import ClusterSettings
+
+SHAPE = NodeShape(1 << 30, 1.0)
+SETTINGS = ClusterSettings(
+    ModelRef("m", "d"), (SHAPE, SHAPE), expected_nodes=2, pipelines=1, node_lost_s=1.0
+)
+PATIENT = replace(SETTINGS, node_lost_s=1e6, empty_node_lost_s=1e6)
+"""Nobody needs to beat."""
+FRONT, BACK = LayerRange(0, 18), LayerRange(18, 30)
+A = TypeVar("A", bound=Action)
+
+
+def drawer() -> Callable[[], str]:
+    numbers = count(1)
+    return lambda: f"f{next(numbers)}"
+
+
+def facts(node_id: str, incarnation: str = "") -> NodeFacts:
+    name = incarnation or f"i-{node_id}"
+    return NodeFacts(node_id, name, f"{name}:1", 7, SHAPE)
+
+
+def all_of(actions: Sequence[Action], kind: type[A]) -> list[A]:
+    return [action for action in actions if isinstance(action, kind)]
+
+
+def one_of(actions: Sequence[Action], kind: type[A]) -> A:
+    (action,) = all_of(actions, kind)
+    return action
+
+
+def said(actions: Sequence[Action]) -> list[str]:
+    return [event.kind for event in all_of(actions, LogEvent)]
+
+
+def beat(cluster: Cluster, node_id: str, formation: str, now_s: float, **more: object):
+    return cluster.heartbeat(
+        Beat(node_id, f"i-{node_id}", formation, **more),  # type: ignore[arg-type]
+        now_s,
+    )
+
+
+def loaded(
+    cluster: Cluster,
+    node_id: str,
+    layers: LayerRange,
+    now_s: float,
+    *,
+    kv_blocks: int = 64,
+    numerics_class: str = "a",
+) -> list[Action]:
+    found = Loaded(kv_blocks, numerics_class)
+    return cluster.load_done(node_id, f"i-{node_id}", layers, found, now_s)
+
+
+def ready(settings: ClusterSettings = SETTINGS) -> Cluster:
+    """One pipeline of node-1 and node-2, ready at 0 s in formation f1."""
+    cluster = Cluster(settings, drawer(), 0.0, 0.0)
+    cluster.start(0.0)
+    cluster.register(facts("node-1"), 0.0)
+    ask = one_of(cluster.register(facts("node-2"), 0.0), AskPlan)
+    assert [node.node_id for node in ask.nodes] == ["node-1", "node-2"]
+    stages = (PlannedStage("node-1", FRONT), PlannedStage("node-2", BACK))
+    loads = all_of(cluster.plan_ready((PlannedPipeline(stages, 50.0),), 0.0), LoadStage)
+    assert [(load.node_id, load.layers) for load in loads] == [("node-1", FRONT), ("node-2", BACK)]
+    assert all_of(loaded(cluster, "node-1", FRONT, 0.0), FormPipeline) == []
+    form = one_of(loaded(cluster, "node-2", BACK, 0.0, kv_blocks=32), FormPipeline)
+    assert ([m.node_id for m in form.members], form.kv_blocks) == (["node-1", "node-2"], 32)
+    assert one_of(cluster.formed(form.formation_id, 0.0), RoutesChanged).version == 1
+    return cluster
+
+
+def replaced(cluster: Cluster, now_s: float, layers: LayerRange = BACK) -> list[Action]:
+    """node-3 comes and loads."""
+    load = one_of(cluster.register(facts("node-3"), now_s), LoadStage)
+    assert load.layers == layers
+    return loaded(cluster, "node-3", layers, now_s)
