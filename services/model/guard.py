@@ -32,13 +32,15 @@ class Guard:
         names = {t.content: _name(digest, i, t.content, edges) for i, t in enumerate(specials)}
         self._names = names
         tokens = [added[token_id] for token_id in sorted(added)]
+        renamed = [_renamed(token, names) for token in tokens]
         self._encoder = _bare(encoder)
         with failing_as(_refuse("model", "cannot encode a text")):
-            spells = self._spells(encoder, list(names))
+            self._encoder.add_tokens(renamed)
+            spells = self._spells(encoder, names)
         with failing_as(_refuse("added_tokens", "special tokens cannot be told from text")):
             if spells:
                 self._encoder = _bare(Encoder.from_str(_without(tokenizer_json, names)))
-            self._encoder.add_tokens([_renamed(token, names) for token in tokens])
+                self._encoder.add_tokens(renamed)
         ids = {
             id_of(self._encoder, names.get(text, text)): id_of(encoder, text)
             for text in (token.content for token in tokens)
@@ -74,11 +76,14 @@ class Guard:
         unseen = {place for start, place in named.items() if start not in seen}
         return [self._true_ids.get(token_id, token_id) for token_id, _ in found], unseen
 
-    def _spells(self, encoder: Encoder, texts: list[str]) -> bool:
-        """The model alone makes a special token out of some token's text."""
-        places = [*texts, *(f"a{text}" for text in texts)]
+    def _spells(self, encoder: Encoder, names: Mapping[str, str]) -> bool:
+        """The model alone makes a special token out of some token's text: at a text's start, behind
+        a letter, or behind another special token."""
+        token = next(iter(names.values()), "")
+        places = [before + text for text in names for before in ("", "a", token)]
         found = self._encoder.encode_batch_fast(places, add_special_tokens=False)
-        ids = {id_of(encoder, text) for text in texts} - {unknown_id(encoder)}
+        ids = {id_of(encoder, text) for text in names}
+        ids -= {unknown_id(encoder), self._encoder.token_to_id(token)}
         return any(not ids.isdisjoint(encoding.ids) for encoding in found)
 
 

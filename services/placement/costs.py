@@ -65,12 +65,11 @@ class StageCost:
         return (whole + vocab * self.model.vocab_bytes) / self.tp
 
     def kv_bytes_per_sequence(self, layers: int, phase: Phase = Phase.BOTH) -> float:
-        """KV cache a device needs for one sequence at its full length."""
+        """KV cache a device needs for one sequence at its full length. Engines keep every position,
+        also those that a sliding window no longer sees."""
         tokens = self.workload.total_tokens
         if phase is Phase.PREFILL:
             tokens = self.workload.input_tokens
-        if self.model.window is not None:
-            tokens = min(tokens, self.model.window)
         per_rank = self.model.kv_heads_per_rank(self.tp) * 2 * self.model.head_dim * ELEMENT_BYTES
         return tokens * per_rank * layers
 

@@ -26,6 +26,7 @@ from tests.checkpoints import (
     make_config,
     make_tensors,
     rot,
+    smallest_tokenizer,
     write_checkpoint,
 )
 
@@ -71,7 +72,10 @@ def code_of(call: Any) -> grpc.StatusCode:
 def test_an_engine_maps_the_files_of_its_node(stored: Any, address: str, tmp_path: Path) -> None:
     model = open_store(f"grpc://{address}").model("tiny")
     assert model.digest == stored.imported.digest
-    assert model.tokenizer_files() == {"tokenizer.json": b'{"version": "1.0"}'}
+    assert model.tokenizer_files() == {
+        "generation_config.json": b'{"eos_token_id": 0}',
+        "tokenizer.json": smallest_tokenizer().to_str().encode(),
+    }
     for rank in range(2):
         with model.stage(LayerRange(0, 3), 2, rank) as stage:
             for name, tensor in stage.tensors.items():

@@ -12,6 +12,7 @@ from services.placement.cluster import Phase, Pipeline, Stage
 from services.placement.clusterfile import parse_pipeline
 from services.placement.estimator import Bound, estimate_pipeline, estimate_plan
 from services.placement.explain import explain_pipeline
+from services.placement.model import load_model
 
 PUBLISHED = {
     "g6.12xlarge:20,g6.12xlarge:21,g6.12xlarge:21,g6e.xlarge:10,g6e.xlarge:8": (
@@ -39,6 +40,15 @@ def test_nominal_reproduces_the_published_pipelines(make_costs, text):
     assert got.batch_latency_s == pytest.approx(batch_s, rel=0.01)
     assert got.single_request_latency_s == pytest.approx(alone_s, rel=0.01)
     assert got.throughput_rps == pytest.approx(rate, rel=0.01)
+
+
+def test_a_window_saves_no_room_for_engines_keep_every_position(make_costs):
+    model = load_model("llama-3.1-70b")
+    node = parse_pipeline("g6e.xlarge:80", load_catalogue()).stages[0].node
+    whole, windowed = (
+        make_costs(replace(model, window=window)).of(node.kind, 1) for window in (None, 16)
+    )
+    assert windowed.kv_bytes_per_sequence(4) == whole.kv_bytes_per_sequence(4)
 
 
 def test_a_stage_that_lacks_memory_is_named_with_what_is_missing(make_costs):
