@@ -11,6 +11,7 @@ from services.common import mesh_token
 from services.common.channel_options import MAX_MESSAGE_BYTES
 from services.common.channel_options import options as options
 from services.common.errors import DeadlineExceeded
+from services.common.renewal import RenewedChannel
 from services.common.settings import TlsSettings
 
 _deadline: contextvars.ContextVar[float | None] = contextvars.ContextVar("deadline", default=None)
@@ -24,11 +25,15 @@ def address_of(host: str, port: int) -> str:
 def open_channel(
     address: str, *, max_message_bytes: int = MAX_MESSAGE_BYTES, tls: TlsSettings | None = None
 ) -> grpc.aio.Channel:
-    """A channel to host:port; the caller closes it. Without TLS its calls show the mesh's token."""
+    """A channel to host:port, whose address may change; the caller closes it.
+
+    Without TLS its calls show the mesh's token.
+    """
+    chosen = options(max_message_bytes)
     if tls is not None and tls.enabled:
         credentials = grpc.ssl_channel_credentials(*_files(tls))
-        return grpc.aio.secure_channel(address, credentials, options(max_message_bytes))
-    return mesh_token.present(grpc.aio.insecure_channel(address, options(max_message_bytes)))
+        return RenewedChannel(lambda: grpc.aio.secure_channel(address, credentials, chosen))
+    return mesh_token.present(RenewedChannel(lambda: grpc.aio.insecure_channel(address, chosen)))
 
 
 def bind(server: grpc.aio.Server, address: str, tls: TlsSettings | None) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -32,6 +33,7 @@ _OTLP = "OTEL_EXPORTER_OTLP_"
 _GRPC, _HTTP = "grpc", "http/protobuf"
 _HTTP_PORT = 4318
 _EXPORT_TIMEOUT_S = 2.0
+_SHUTDOWN_S = 2.0
 tracer = trace.get_tracer("shuntserve")
 
 
@@ -101,10 +103,13 @@ def _serve_metrics(service: str, host: str, port: int) -> None:
 
 
 def shutdown() -> None:
-    """Sends the spans that still wait."""
+    """Sends the spans that still wait, as many as go out within `_SHUTDOWN_S`: each batch may take
+    its whole timeout, and one may be on its way already."""
     provider = trace.get_tracer_provider()
     if isinstance(provider, TracerProvider):
-        provider.shutdown()
+        sending = threading.Thread(target=provider.shutdown, daemon=True)
+        sending.start()
+        sending.join(_SHUTDOWN_S)
 
 
 def traceparent() -> str:

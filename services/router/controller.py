@@ -18,7 +18,7 @@ from services.router import messages
 
 _log = logging.getLogger(__name__)
 WATCH_PAUSE_S = 0.2
-WATCH_PAUSE_MAX_S = 2.0
+WATCH_PAUSE_MAX_S = 1.0
 
 
 class Controller:

@@ -7,6 +7,7 @@ loop is somebody else's.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +18,15 @@ from shuntserve.common.v1 import common_pb2
 from shuntserve.tensorstore.v1 import tensorstore_pb2 as pb
 from shuntserve.tensorstore.v1 import tensorstore_pb2_grpc as rpc
 
-from services.common import channel_options, mesh_token
-from services.common.errors import Aborted, DataLoss, FailedPrecondition, NotFound, Unavailable
+from services.common import channel_options, mesh_token, renewal
+from services.common.errors import (
+    Aborted,
+    DataLoss,
+    FailedPrecondition,
+    NotFound,
+    ShuntError,
+    Unavailable,
+)
 from services.common.statuses import from_rpc_error
 from services.tensorstore.backend import Pieces, digest_of
 from services.tensorstore.manifest import MANIFEST_LIMIT_BYTES
@@ -61,22 +69,36 @@ class RemoteReader:
         self._address = address
         self._timeout_s = timeout_s
         self._cached_only = cached_only
-        self.channel = open_channel(address)
-        self._stub: Any = rpc.TensorStoreServiceStub(self.channel)
-        self._read: Any = self.channel.unary_stream(
+        self._connect()
+
+    def _connect(self) -> None:
+        """Calls on the channel before, if there is one, are left alone."""
+        self._channel = open_channel(self._address)
+        self._opened_s = time.monotonic()
+        self._stub: Any = rpc.TensorStoreServiceStub(self._channel)
+        self._read: Any = self._channel.unary_stream(
             "/shuntserve.tensorstore.v1.TensorStoreService/Read",
             request_serializer=pb.ReadRequest.SerializeToString,
             response_deserializer=frame_of,
         )
 
+    def failure(self, error: grpc.RpcError) -> ShuntError:
+        """What a failed call raises. Where the service is away, the next call looks it up anew: the
+        channel that failed would do so less and less often."""
+        failure = from_rpc_error(error)
+        old = time.monotonic() - self._opened_s >= renewal.RENEWAL_INTERVAL_S
+        if isinstance(failure, Unavailable) and old:
+            self._connect()
+        return failure
+
     def names(self) -> list[str]:
-        answer = self._call(self._stub.List, pb.ListRequest())
+        answer = self._call("List", pb.ListRequest())
         return sorted(model.model.model_id for model in answer.models)
 
     def resolve(self, name: str) -> str | None:
         reference = common_pb2.ModelRef(model_id=name)
         try:
-            answer = self._call(self._stub.Describe, pb.DescribeRequest(model=reference))
+            answer = self._call("Describe", pb.DescribeRequest(model=reference))
         except NotFound:
             return None
         return str(answer.summary.model.digest)
@@ -85,7 +107,7 @@ class RemoteReader:
         """Only manifests are ever asked for their size."""
         reference = common_pb2.ModelRef(digest=digest)
         try:
-            answer = self._call(self._stub.Describe, pb.DescribeRequest(model=reference))
+            answer = self._call("Describe", pb.DescribeRequest(model=reference))
         except NotFound:
             return None
         if digest_of(answer.manifest) != digest:
@@ -106,14 +128,14 @@ class RemoteReader:
                     raise DataLoss(f"object {digest}: more was sent than asked for")
                 yield data
         except grpc.RpcError as error:
-            raise from_rpc_error(error) from None
+            raise self.failure(error) from None
         finally:
             call.cancel()
         if start != stop:
             raise DataLoss(f"object {digest} broke off at {start}", field="digest")
 
     def close(self) -> None:
-        self.channel.close()
+        self._channel.close()
 
     def open(self, selection: Selection) -> Any:
         """The call that brings a slice to the node and holds it there while it lasts."""
@@ -125,11 +147,11 @@ class RemoteReader:
         )
         return self._stub.Open(pb.OpenRequest(slice=wanted), timeout=OPEN_TIMEOUT_S)
 
-    def _call(self, method: Any, request: Any) -> Any:
+    def _call(self, method: str, request: Any) -> Any:
         try:
-            return method(request, timeout=CALL_TIMEOUT_S)
+            return getattr(self._stub, method)(request, timeout=CALL_TIMEOUT_S)
         except grpc.RpcError as error:
-            raise from_rpc_error(error) from None
+            raise self.failure(error) from None
 
 
 def frame_of(message: bytes) -> memoryview:
@@ -155,7 +177,11 @@ class RemoteResidence:
     def hold(self, selection: Selection, progress: Progress | None) -> Iterator[list[HeldFile]]:
         call = self._reader.open(selection)
         try:
-            yield _opened(call, selection, progress)
+            try:
+                opened = _opened(call, selection, progress)
+            except grpc.RpcError as error:
+                raise self._reader.failure(error) from None
+            yield opened
             if not call.is_active():
                 raise Aborted("the store ended the call before all was mapped", field="slice")
         finally:
@@ -163,24 +189,21 @@ class RemoteResidence:
 
 
 def _opened(call: Any, selection: Selection, progress: Progress | None) -> list[HeldFile]:
-    try:
-        for answer in call:
-            if answer.HasField("progress"):
-                if progress is not None:
-                    progress(answer.progress.done_bytes, answer.progress.total_bytes)
-                continue
-            opened = answer.opened
-            chunks = [selection.manifest.chunks[wanted.chunk] for wanted in selection.ranges]
-            if (
-                opened.digest != selection.digest
-                or [path.rpartition("/")[2] for path in opened.paths] != [c.digest for c in chunks]
-                or len(opened.inodes) != len(chunks)
-            ):
-                raise DataLoss("the store opened something else", field="slice")
-            return [
-                HeldFile(path, inode, chunk.size_bytes)
-                for path, inode, chunk in zip(opened.paths, opened.inodes, chunks, strict=True)
-            ]
-    except grpc.RpcError as error:
-        raise from_rpc_error(error) from None
+    for answer in call:
+        if answer.HasField("progress"):
+            if progress is not None:
+                progress(answer.progress.done_bytes, answer.progress.total_bytes)
+            continue
+        opened = answer.opened
+        chunks = [selection.manifest.chunks[wanted.chunk] for wanted in selection.ranges]
+        if (
+            opened.digest != selection.digest
+            or [path.rpartition("/")[2] for path in opened.paths] != [c.digest for c in chunks]
+            or len(opened.inodes) != len(chunks)
+        ):
+            raise DataLoss("the store opened something else", field="slice")
+        return [
+            HeldFile(path, inode, chunk.size_bytes)
+            for path, inode, chunk in zip(opened.paths, opened.inodes, chunks, strict=True)
+        ]
     raise Unavailable("the store ended the call", field="slice")

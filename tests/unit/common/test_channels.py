@@ -9,7 +9,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
-from services.common import channels
+from services.common import channels, renewal
 from tests.name_server import NameServer
 
 FOUND_S = 5.0
@@ -52,7 +52,7 @@ async def _silent(channel: grpc.aio.Channel, at_most_s: float) -> float:
     return now_s - began_s
 
 
-@pytest.mark.parametrize("away_s", [0.0, 3.0])
+@pytest.mark.parametrize("away_s", [0.0, 3.0, 12.0])
 async def test_a_peer_that_comes_back_at_another_address_is_found(
     names: NameServer, away_s: float
 ) -> None:
@@ -67,3 +67,60 @@ async def test_a_peer_that_comes_back_at_another_address_is_found(
         names.address = SECOND
         assert await _silent(channel, 60.0) < FOUND_S
         await after.stop(0)
+
+
+async def test_a_name_without_an_address_is_asked_for_as_often_as_ever(
+    names: NameServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renewal, "RENEWAL_INTERVAL_S", 0.2)
+    others = NameServer(None)
+    await others.start()
+    names.address = None
+    plain = f"dns://127.0.0.1:{others.port}/peer.test:1"
+    async with (
+        channels.open_channel(f"dns://127.0.0.1:{names.port}/peer.test:1") as channel,
+        grpc.aio.insecure_channel(plain, channels.options(1 << 20)) as left_alone,
+    ):
+        assert not await _answers(channel)
+        assert not await _answers(left_alone)
+        for _ in range(60):
+            await _answers(channel)
+            await _answers(left_alone)
+            await asyncio.sleep(0.1)
+    others.close()
+    assert names.asked > 2 * others.asked
+
+
+async def test_calls_over_an_old_connection_live_on_beside_those_over_a_new_one(
+    names: NameServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renewal, "RENEWAL_INTERVAL_S", 0.2)
+    before, port = await _serve(FIRST)
+    async with channels.open_channel(f"dns://127.0.0.1:{names.port}/peer.test:{port}") as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert isinstance(await watch.read(), health_pb2.HealthCheckResponse)
+        names.address = None
+        stopping = asyncio.create_task(before.stop(30))
+        await _silent(channel, 3.0)
+        after, _ = await _serve(SECOND, port)
+        names.address = SECOND
+        assert await _silent(channel, 60.0) < 60.0
+        assert not watch.done()
+        watch.cancel()
+        await stopping
+        await after.stop(0)
+
+
+async def test_a_channel_is_not_looked_up_when_nobody_calls(
+    names: NameServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renewal, "RENEWAL_INTERVAL_S", 0.05)
+    monkeypatch.setattr(renewal, "INTEREST_S", 0.5)
+    names.address = None
+    async with channels.open_channel(f"dns://127.0.0.1:{names.port}/peer.test:1") as channel:
+        assert await _silent(channel, 2.0) >= 2.0
+        (looking,) = asyncio.all_tasks() - {asyncio.current_task()}
+        await looking
+        looks = names.asked
+        assert await _silent(channel, 2.0) >= 2.0
+        assert names.asked > looks + 2

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,10 +13,12 @@ import grpc
 import pytest
 from shuntserve.tensorstore.v1 import tensorstore_pb2 as pb
 
-from services.common.errors import Aborted, DataLoss, FailedPrecondition
-from services.tensorstore.remote import RemoteResidence, open_channel
+from services.common import renewal
+from services.common.errors import Aborted, DataLoss, FailedPrecondition, Unavailable
+from services.tensorstore.remote import RemoteReader, RemoteResidence, open_channel
 from services.tensorstore.residence import LocalResidence
 from services.tensorstore.slices import Selection
+from tests.name_server import NameServer
 
 
 class Call:
@@ -108,3 +113,65 @@ def test_half_of_tls_is_refused(absent: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv(f"SHUNT_TLS_{absent}", raising=False)
     with pytest.raises(FailedPrecondition, match=f"SHUNT_TLS_{absent}"):
         open_channel("127.0.0.1:1")
+
+
+class _Away(grpc.GenericRpcHandler):
+    """A store whose objects come in two halves, the second when told; it lists no models."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+
+    def service(self, details: grpc.HandlerCallDetails) -> Any:
+        if details.method.endswith("/Read"):
+            return grpc.unary_stream_rpc_method_handler(self._read)
+        return grpc.unary_unary_rpc_method_handler(self._list)
+
+    def _read(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        yield pb.ReadResponse(data=b"1").SerializeToString()
+        self.go_on.wait(20)
+        yield pb.ReadResponse(data=b"2").SerializeToString()
+
+    def _list(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+        context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+        raise AssertionError
+
+
+def test_a_reader_that_looks_its_store_up_anew_breaks_no_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(renewal, "RENEWAL_INTERVAL_S", 0.0)
+    away = _Away()
+    server = grpc.server(ThreadPoolExecutor(2), handlers=[away])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    reader = RemoteReader(f"127.0.0.1:{port}")
+    pieces = reader.pieces("sha256:x", 0, 2)
+    first, before = bytes(next(pieces)), reader._channel
+    with pytest.raises(Unavailable):
+        reader.names()
+    assert reader._channel is not before
+    del before
+    gc.collect()
+    away.go_on.set()
+    assert [first, *map(bytes, pieces)] == [b"1", b"2"]
+    reader.close()
+    server.stop(None)
+
+
+async def test_a_store_without_an_address_is_looked_up_as_often_as_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+    for interval_s in (0.2, 3600.0):
+        monkeypatch.setattr(renewal, "RENEWAL_INTERVAL_S", interval_s)
+        names = NameServer(None)
+        await names.start()
+        reader = RemoteReader(f"dns://127.0.0.1:{names.port}/store.test:1")
+        for _ in range(30):
+            with pytest.raises(Unavailable):
+                await asyncio.to_thread(reader.names)
+            await asyncio.sleep(0.1)
+        asked.append(names.asked)
+        reader.close()
+        names.close()
+    assert asked[0] > 2 * asked[1]
