@@ -257,7 +257,7 @@ async def test_loads_are_joined_refused_and_repeated(rig: Rig) -> None:
     request_.layers.end = 3
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await worker.stub.Load(request_, timeout=5).read()
-    assert failed.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert failed.value.code() is grpc.StatusCode.ABORTED
 
 
 class Babbler(engine_pb2_grpc.EngineServiceServicer):
