@@ -17,6 +17,7 @@ from services.common.errors import InvalidArgument
 CONFIG_FILE = "tokenizer_config.json"
 MAP_FILE = "special_tokens_map.json"
 _FLAGS = ("lstrip", "normalized", "rstrip", "single_word", "special")
+_NAMED = tuple(f"{kind}_token" for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 _EXTRA = ("extra_special_tokens", "additional_special_tokens")
 
 
@@ -55,6 +56,8 @@ def parse_special_tokens(
     named |= more
     file, merged = MAP_FILE if mapped else CONFIG_FILE, {**settings, **mapped}
     for name, value in merged.items():
+        if name in _NAMED and value is not None and not isinstance(value, str | Mapping):
+            raise _refuse(file, name, "must be a text, or an object with content")
         if name.endswith("_token") and isinstance(value, str | Mapping):
             token = _token(file, name, value)
             named[name] = by_text.get(token.content, token)

@@ -11,7 +11,12 @@ from typing import Any
 
 from services.common.errors import InvalidArgument
 from services.model.chat import ChatTemplate
-from services.model.special_tokens import CONFIG_FILE, MAP_FILE, parse_special_tokens
+from services.model.special_tokens import (
+    CONFIG_FILE,
+    MAP_FILE,
+    SpecialTokens,
+    parse_special_tokens,
+)
 from services.model.tokenizer import TOKENIZER_FILE, Tokenizer
 
 CONFIG = "config.json"
@@ -49,7 +54,7 @@ class ModelText:
             raise _refuse(CONFIG_FILE, "split_special_tokens", "must be false")
         self.tokenizer = Tokenizer(files[TOKENIZER_FILE], special_tokens)
         source = _template(files, self.settings)
-        self.template = None if source is None else ChatTemplate(source, special_tokens.variables)
+        self.template = None if source is None else _compiled(files, source, special_tokens)
         """None where the model has none."""
         self.vocabulary_size = vocabulary_size
         self.special_token_ids = {
@@ -74,6 +79,8 @@ class ModelText:
             if any(type(token_id) is not int for token_id in named):
                 raise _refuse(file, "eos_token_id", "must be an id or a list of ids")
             ids += named
+        if token == "":
+            raise _refuse(CONFIG_FILE, "eos_token", "must not be empty")
         spelt = self.tokenizer.id_of(token) if token is not None else None
         if spelt is not None:
             ids.append(spelt)
@@ -129,6 +136,16 @@ def _template(files: Mapping[str, bytes], settings: Mapping[str, Any]) -> str | 
     if value is not None and not isinstance(value, str):
         raise _refuse(file, "chat_template", "must be a text, or texts by name")
     return value
+
+
+def _compiled(
+    files: Mapping[str, bytes], source: str, special_tokens: SpecialTokens
+) -> ChatTemplate:
+    try:
+        return ChatTemplate(source, special_tokens.variables)
+    except InvalidArgument as error:
+        file = TEMPLATE_FILE if TEMPLATE_FILE in files else CONFIG_FILE
+        raise _refuse(file, "chat_template", error.message) from error
 
 
 def _refuse(file: str, field: str, message: str) -> InvalidArgument:

@@ -25,7 +25,7 @@ def check_text(config: Mapping[str, Any], vocabulary_size: int, files: Mapping[s
     parse_defaults(text.generation)
     _check_vocabulary(text)
     _check_specials(text)
-    _check_ids(text, text.tokenizer.encode(_TRIAL), "post_processor")
+    _check_prompt(text)
     if text.template is not None:
         file = TEMPLATE_FILE if TEMPLATE_FILE in files else CONFIG_FILE
         _check_turn(text, text.template, file)
@@ -53,6 +53,15 @@ def _check_specials(text: ModelText) -> None:
                 f"{TOKENIZER_FILE}: added_tokens: {special!a} cannot be told from text",
                 field="added_tokens",
             )
+
+
+def _check_prompt(text: ModelText) -> None:
+    try:
+        ids = text.tokenizer.encode(_TRIAL)
+    except InvalidArgument as error:
+        message = f"{TOKENIZER_FILE}: a plain text cannot be encoded"
+        raise InvalidArgument(message, field=TOKENIZER_FILE) from error
+    _check_ids(text, ids, "post_processor")
 
 
 def _check_turn(text: ModelText, template: ChatTemplate, file: str) -> None:
