@@ -22,14 +22,12 @@ from services.model.tokenizer import TOKENIZER_FILE, Tokenizer
 CONFIG = "config.json"
 GENERATION_FILE = "generation_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
-PROCESSOR_TEMPLATE_FILE = "chat_template.json"
 FILES = (
     TOKENIZER_FILE,
     CONFIG_FILE,
     MAP_FILE,
     GENERATION_FILE,
     TEMPLATE_FILE,
-    PROCESSOR_TEMPLATE_FILE,
 )
 """The files that are read here."""
 MAX_FILE_BYTES = 64 << 20
@@ -123,18 +121,15 @@ def _template(files: Mapping[str, bytes], settings: Mapping[str, Any]) -> str | 
             return files[TEMPLATE_FILE].decode()
         except UnicodeDecodeError as error:
             raise _refuse(TEMPLATE_FILE, "", "is not UTF-8") from error
-    file, value = CONFIG_FILE, settings.get("chat_template")
-    if value is None:
-        file = PROCESSOR_TEMPLATE_FILE
-        value = _object(files, file).get("chat_template")
+    value = settings.get("chat_template")
     if isinstance(value, list):
         if not all(isinstance(entry, dict) for entry in value):
-            raise _refuse(file, "chat_template", "must hold objects with name and template")
+            raise _refuse(CONFIG_FILE, "chat_template", "must hold objects with name and template")
         value = {entry.get("name"): entry.get("template") for entry in value}
     if isinstance(value, dict):
         value = value.get("default")
     if value is not None and not isinstance(value, str):
-        raise _refuse(file, "chat_template", "must be a text, or texts by name")
+        raise _refuse(CONFIG_FILE, "chat_template", "must be a text, or texts by name")
     return value
 
 
