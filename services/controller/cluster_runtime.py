@@ -40,6 +40,8 @@ _log = logging.getLogger(__name__)
 
 HANDLE_PREFIX = "handle/"
 SNAPSHOT = "cluster"
+_LOOKS_S = (0.0, 0.1, 0.4)
+"""Pauses before the looks at a suspect: one that ends may listen a moment longer than it speaks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +224,11 @@ class ClusterRuntime:
 
     async def _probe(self, node: NodeView) -> None:
         try:
-            if await self._engines.refuses(node.address):
-                self._gone(node.node_id, "connection refused", node.incarnation)
+            for pause_s in _LOOKS_S:
+                await asyncio.sleep(pause_s)
+                if await self._engines.refuses(node.address):
+                    self._gone(node.node_id, "connection refused", node.incarnation)
+                    break
         finally:
             self._probing.discard(node.node_id)
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from typing import Any
 
+import grpc
 import httpx
 from shuntserve.controller.v1 import controller_pb2
 from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
@@ -23,12 +25,12 @@ def _address(status: controller_pb2.GetStatusResponse, node_id: str) -> str:
 async def _engines(controller: Any) -> dict[str, engine_pb2.DescribeResponse]:
     status = await controller.GetStatus(controller_pb2.GetStatusRequest(), timeout=5)
     found = {}
-    for node in status.nodes:
-        if node.state != controller_pb2.NODE_STATE_READY:
-            continue
+    for node in (node for node in status.nodes if node.address):
         async with channels.open_channel(node.address) as channel:
             stub = engine_pb2_grpc.EngineServiceStub(channel)
-            found[node.node_id] = await stub.Describe(engine_pb2.DescribeRequest(), timeout=5)
+            # One that counts as lost may be back in a moment, or never answer again.
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                found[node.node_id] = await stub.Describe(engine_pb2.DescribeRequest(), timeout=5)
     return found
 
 
