@@ -41,7 +41,15 @@ _CHAT = (
     "{{ message.content | trim }}{{ eos_token }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
 )
-_OTHER_TYPES: tuple[Any, ...] = (None, True, 7, -1, 1.5, "x", "", [], [1], {}, {"a": 1})
+_OTHER_TYPES: tuple[Any, ...] = (None, True, False, 7, -1, 1.5, "x", "", [], [1], {}, {"a": 1})
+
+
+_SETTINGS: tuple[tuple[str, Any], ...] = (
+    ("chat_template", "{{ messages[0].content }}"),
+    ("split_special_tokens", True),
+    ("add_bos_token", False),
+    ("add_eos_token", True),
+)
 
 
 @cache
@@ -73,7 +81,7 @@ def mutant(seed: int) -> tuple[str, str, dict[str, bytes]]:
 
 def _damage(files: dict[str, bytes], name: str, chance: random.Random) -> str:
     data = files[name]
-    how = chance.choice(("missing", "empty", "cut short", "not UTF-8", "LFS pointer"))
+    how = chance.choice(("missing", "empty", "cut short", "not UTF-8", "BOM", "LFS pointer"))
     if how == "missing":
         del files[name]
     else:
@@ -81,15 +89,19 @@ def _damage(files: dict[str, bytes], name: str, chance: random.Random) -> str:
             "empty": b"",
             "cut short": data[: chance.randrange(1, len(data))],
             "not UTF-8": data[:2] + b"\xff\xfe" + data[2:],
+            "BOM": b"\xef\xbb\xbf" + data,
             "LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
         }[how]
     return f"{name} {how}"
 
 
 def _contradict(files: dict[str, bytes], chance: random.Random) -> str:
-    """A second opinion on a special token, or on what ends a sequence."""
+    """A second opinion on a special token, on what ends a sequence, or on a setting."""
     name = chance.choice((SETTINGS, SPECIALS, GENERATION))
-    if name == GENERATION:
+    key, value = chance.choice(_SETTINGS)
+    if name != GENERATION and chance.random() < 0.4:
+        pass
+    elif name == GENERATION:
         key, value = "eos_token_id", chance.choice((5, [5, 6], [6, 100_000], [], 100_000))
     else:
         key = chance.choice(("bos_token", "eos_token", "pad_token", "unk_token"))

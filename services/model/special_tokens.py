@@ -46,6 +46,7 @@ def parse_special_tokens(
     if not isinstance(declared, Mapping | None):
         raise _refuse(CONFIG_FILE, "added_tokens_decoder", "must be an object")
     mapped = special_map if declared is None else {}
+    _check_map(mapped)
     tokens = {
         _id(text): _token(CONFIG_FILE, "added_tokens_decoder", value)
         for text, value in (declared or {}).items()
@@ -62,6 +63,14 @@ def parse_special_tokens(
             token = _token(file, name, value)
             named[name] = by_text.get(token.content, token)
     return SpecialTokens(named, tuple(others or ()), tuple(tokens[key] for key in sorted(tokens)))
+
+
+def _check_map(mapped: Mapping[str, Any]) -> None:
+    """transformers takes every entry of it for a setting: those of other kinds are not followed."""
+    for name, value in mapped.items():
+        token = name.endswith("_token") and isinstance(value, str | Mapping | None)
+        if not token and name not in _EXTRA:
+            raise _refuse(MAP_FILE, name, "is no special token; such settings are not read there")
 
 
 def _extra(

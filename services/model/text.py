@@ -105,9 +105,9 @@ def _no_tokenizer(files: Mapping[str, bytes]) -> str:
 def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     """A file as a JSON object; empty where there is none."""
     try:
-        value = json.loads(files.get(name, b"{}"))
+        value = json.loads(files.get(name, b"{}").decode())
     except (ValueError, RecursionError) as error:
-        raise _refuse(name, "", "is not JSON") from error
+        raise _refuse(name, "", "is not JSON (in UTF-8, without a byte order mark)") from error
     if not isinstance(value, dict):
         raise _refuse(name, "", "is not a JSON object")
     return value

@@ -111,9 +111,15 @@ class Tokenizer:
 
 def _add(encoder: Encoder, special_tokens: SpecialTokens) -> None:
     """What tokenizer.json lacks of the special tokens (transformers, TokenizersBackend)."""
+    added = {token.content: token for token in encoder.get_added_tokens_decoder().values()}
     wanted = list(special_tokens.declared)
-    known = {token.content for token in encoder.get_added_tokens_decoder().values()}
-    known |= {token.content for token in wanted}
+    known = added.keys() | {token.content for token in wanted}
+    if not wanted:  # a token that is named is special, whatever tokenizer.json says of it
+        for token in special_tokens.named.values():
+            plain = added.get(token.content)
+            if plain is not None and not plain.special:
+                plain.special = True
+                wanted.append(plain)
     for token in (*special_tokens.named.values(), *special_tokens.others):
         if token.content not in known:
             known.add(token.content)

@@ -27,6 +27,7 @@ FILES = (
     "merges.txt",
     "tokenizer.model",
 )
+_TEMPLATE, _OTHER_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 _INDEX = "model.safetensors.index.json"
 
 
@@ -43,6 +44,7 @@ class HfCheckpoint:
         self.files: Mapping[str, bytes] = {
             name: read(directory / name) for name in FILES if (directory / name).is_file()
         }
+        _check_templates(directory)
         self._entries: dict[str, safetensors_file.Entry] = {}
         for shard in _shards(directory, read):
             for entry in safetensors_file.read_header(shard, within):
@@ -69,6 +71,16 @@ class HfCheckpoint:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
+
+
+def _check_templates(directory: Path) -> None:
+    """Templates by other names change nothing beside a `chat_template.jinja`; without one, or where
+    one of them is the default, transformers takes them for the model's."""
+    names = {path.name for path in (directory / _OTHER_TEMPLATES).glob("*.jinja")}
+    if names and ("default.jinja" in names or not (directory / _TEMPLATE).is_file()):
+        raise InvalidArgument(
+            f"{_OTHER_TEMPLATES}: the default template must be {_TEMPLATE}", field=_OTHER_TEMPLATES
+        )
 
 
 def _shards(directory: Path, read: Callable[[Path], bytes]) -> list[Path]:

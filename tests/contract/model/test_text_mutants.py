@@ -21,7 +21,7 @@ from services.common.errors import InvalidArgument
 from services.model.chat import Message
 from services.model.text import ModelText
 from services.model.text_check import check_text
-from services.model.vocabulary import Pieces
+from services.model.vocabulary import Pieces, Vocabulary
 from tests.text_mutants import (
     GENERATION,
     SETTINGS,
@@ -51,7 +51,10 @@ class Read:
 
     plain: list[int]
     chat: list[int] | None
+    answer: str
+    """The plain text's ids as the answer of a chat."""
     continued: str
+    """Those behind the prompt's, as they go on from it."""
     ends: frozenset[int]
 
 
@@ -75,7 +78,7 @@ def theirs(folder: Path) -> Read | None:
             return None
         raise
     kept = frozenset(i for i in ends if type(i) is int and 0 <= i < VOCABULARY_SIZE)
-    return Read(plain, chat, whole.removeprefix(start), kept)
+    return Read(plain, chat, whole, whole.removeprefix(start), kept)
 
 
 def ours(files: dict[str, bytes]) -> Read:
@@ -87,10 +90,15 @@ def ours(files: dict[str, bytes]) -> Read:
         rendered = text.template.render([Message(**turn) for turn in TURNS], 0)
         chat = text.tokenizer.encode_rendered(rendered)
     plain = text.tokenizer.encode(PLAIN)
-    pieces = Pieces(text.tokenizer.vocabulary, plain[:PROMPT_IDS])
-    shown = b"".join(pieces.take(token_id) for token_id in plain[PROMPT_IDS:])
-    continued = shown.decode(errors=text.tokenizer.vocabulary.errors)
-    return Read(plain, chat, continued, frozenset(text.eos_token_ids))
+    vocabulary = text.tokenizer.vocabulary
+    answer = _shown(Pieces(vocabulary), plain, vocabulary)
+    behind = Pieces(vocabulary, plain[:PROMPT_IDS])
+    continued = _shown(behind, plain[PROMPT_IDS:], vocabulary)
+    return Read(plain, chat, answer, continued, frozenset(text.eos_token_ids))
+
+
+def _shown(pieces: Pieces, ids: list[int], vocabulary: Vocabulary) -> str:
+    return b"".join(map(pieces.take, ids)).decode(errors=vocabulary.errors)
 
 
 def _told(error: InvalidArgument) -> bool:

@@ -61,7 +61,10 @@ def _no_pipeline(mesh: FakeMesh) -> None:
     [
         (_no_tokenizer, NO_TOKENIZER),
         (_no_end, NO_END),
-        (_no_json, "tiny: generation_config.json: is not JSON"),
+        (
+            _no_json,
+            "tiny: generation_config.json: is not JSON (in UTF-8, without a byte order mark)",
+        ),
         (_no_pipeline, "no pipeline can run the model: hidden_act must be silu"),
     ],
 )

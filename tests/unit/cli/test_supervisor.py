@@ -126,16 +126,19 @@ async def test_a_silent_death_is_not_explained_by_an_earlier_meshs_log(tmp_path:
         await watched.run()
 
 
+def _loading_and_ready() -> tuple[controller_pb2.PipelineStatus, controller_pb2.PipelineStatus]:
+    return (
+        controller_pb2.PipelineStatus(
+            pipeline_id="p1", state=controller_pb2.PIPELINE_STATE_LOADING
+        ),
+        controller_pb2.PipelineStatus(pipeline_id="p2", state=controller_pb2.PIPELINE_STATE_READY),
+    )
+
+
 async def test_a_mesh_is_ready_when_all_that_its_controller_planned_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loading, ready = (
-        controller_pb2.PipelineStatus(pipeline_id=name, state=state)
-        for name, state in (
-            ("p1", controller_pb2.PIPELINE_STATE_LOADING),
-            ("p2", controller_pb2.PIPELINE_STATE_READY),
-        )
-    )
+    loading, ready = _loading_and_ready()
     planned = [[], [loading, ready], [ready]]
 
     async def status(address: str) -> controller_pb2.GetStatusResponse:
@@ -266,13 +269,7 @@ async def test_a_model_that_no_router_can_use_ends_the_start_with_the_reason(
 async def test_a_mesh_is_ready_beside_a_pipeline_that_none_can_run_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loading, ready = (
-        controller_pb2.PipelineStatus(pipeline_id=name, state=state)
-        for name, state in (
-            ("p1", controller_pb2.PIPELINE_STATE_LOADING),
-            ("p2", controller_pb2.PIPELINE_STATE_READY),
-        )
-    )
+    loading, ready = _loading_and_ready()
     fault = controller_pb2.Fault(
         kind=controller_pb2.FAULT_KIND_LOAD,
         cause="head_dim must be even",

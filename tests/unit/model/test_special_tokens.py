@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from services.common.errors import InvalidArgument
 from services.model.text import ModelText
 from tests.tiny_model import model_files, tiny_tokenizer
 
@@ -59,3 +60,35 @@ def test_special_tokens_are_those_of_transformers(
     assert ours.tokenizer.special_ids == special
     text = "a <image> <a> <b> <c> [PAD] <s> <new> <plain> <|im_end|> b"
     assert ours.tokenizer.encode(text) == theirs(text)["input_ids"]
+
+
+def test_a_named_token_is_special_whatever_the_tokenizer_says(tmp_path: Path) -> None:
+    files = model_files(tiny_tokenizer())
+    tokenizer = json.loads(files["tokenizer.json"])
+    for token in tokenizer["added_tokens"]:
+        token["special"] = False
+    files |= {
+        "tokenizer.json": json.dumps(tokenizer).encode(),
+        "tokenizer_config.json": json.dumps({"eos_token": "<|im_end|>"}).encode(),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    ours = ModelText({}, 400, files).tokenizer
+    end = ours.special_ids["<|im_end|>"]
+    assert ours.vocabulary.piece(end) == b""
+    assert theirs.decode([end], skip_special_tokens=True) == ""
+    added = theirs.added_tokens_decoder
+    assert ours.special_ids == {t.content: i for i, t in added.items() if t.special}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("chat_template", "{{ 1 }}"), ("split_special_tokens", True), ("add_eos_token", True)],
+)
+def test_a_setting_among_the_special_tokens_is_refused(name: str, value: Any) -> None:
+    files = model_files(tiny_tokenizer())
+    files["special_tokens_map.json"] = json.dumps({name: value}).encode()
+    with pytest.raises(InvalidArgument, match=r"special_tokens_map\.json") as refused:
+        ModelText({"eos_token_id": 1}, 400, files)
+    assert refused.value.field == name

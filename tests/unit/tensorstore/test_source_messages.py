@@ -92,3 +92,26 @@ def test_another_element_type_is_named_with_those_that_are_kept(tmp_path: Path) 
     (tmp_path / "config.json").write_text(json.dumps(make_config()))
     save_file({"x": torch.zeros(4, dtype=torch.float64)}, tmp_path / "model.safetensors")
     assert "dtype 'F64' of x is not one of BF16, F16" in message(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("others", "own", "taken"),
+    [
+        (("default",), True, False),
+        (("tool_use",), False, False),
+        (("tool_use",), True, True),
+        ((), False, True),
+    ],
+)
+def test_a_default_template_among_other_templates_is_refused(
+    directory: Path, others: tuple[str, ...], own: bool, taken: bool
+) -> None:
+    (directory / "additional_chat_templates").mkdir()
+    for name in others:
+        (directory / "additional_chat_templates" / f"{name}.jinja").write_text("{{ 1 }}")
+    if own:
+        (directory / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    if taken:
+        open_source(directory).close()
+    else:
+        assert message(directory).startswith("additional_chat_templates")
