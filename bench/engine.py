@@ -31,7 +31,7 @@ from services.engine.backend import BLOCK_SIZE, Batch, SequenceOpen, SequenceSte
 from services.engine.native.model import load_stage
 from services.engine.native.stage import NativeStage
 from services.model.config import parse_config
-from services.tensorstore.sources import default_source, open_source
+from services.tensorstore.sources.opening import default_source, open_source
 
 PROMPT_TOKENS = 32
 DECODED_TOKENS = 24

@@ -29,21 +29,21 @@ from bench.placement_clusters import (
     random_cluster,
 )
 from services.common.errors import ShuntError
-from services.placement.budget import Unlimited
-from services.placement.calibration import Calibration, Efficiency, load_calibration
-from services.placement.catalogue import load_catalogue
 from services.placement.cli import solved
-from services.placement.cluster import Node, Workload
-from services.placement.clusterfile import parse_pipeline
-from services.placement.comparison import compare_planners
-from services.placement.costs import Costs
-from services.placement.estimator import estimate_pipeline, estimate_plan
-from services.placement.fitting import Measurement, errors, fit
-from services.placement.model import load_model
-from services.placement.planners import exact, shuntserve
-from services.placement.problem import Objective, Problem
-from services.placement.registry import NAMES, planner
-from services.placement.replan import Change, replan
+from services.placement.command.clusterfile import parse_pipeline
+from services.placement.command.comparison import compare_planners
+from services.placement.estimate.calibration import Calibration, Efficiency, load_calibration
+from services.placement.estimate.catalogue import load_catalogue
+from services.placement.estimate.cluster import Node, Workload
+from services.placement.estimate.costs import Costs
+from services.placement.estimate.estimator import estimate_pipeline, estimate_plan
+from services.placement.estimate.fitting import Measurement, errors, fit
+from services.placement.estimate.model import load_model
+from services.placement.replan.next_plan import Change, replan
+from services.placement.search.budget import Unlimited
+from services.placement.search.planners import exact, shuntserve
+from services.placement.search.problem import Objective, Problem
+from services.placement.search.registry import NAMES, planner
 
 MODELS = ("llama-3.1-70b", "qwen3-32b")
 PUBLISHED = {

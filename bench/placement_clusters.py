@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from services.placement.catalogue import load_catalogue
-from services.placement.cluster import Node, described
+from services.placement.estimate.catalogue import load_catalogue
+from services.placement.estimate.cluster import Node, described
 
 SEED = 20_26
 TYPES = (

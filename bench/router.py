@@ -34,9 +34,9 @@ from services.common.exchange import GenerateCall, Route
 from services.common.generation import GenerationKind
 from services.model.chat import Message
 from services.router.ask import Ask, Drawn
-from services.router.messages import generate_call_to, route_from
 from services.router.model import Model
 from services.router.model_files import TensorStore
+from services.router.wire import generate_call_to, route_from
 
 STREAMS = 8
 TIMEOUT_S = 120.0

@@ -40,10 +40,10 @@ from bench.tensorstore_timing import after, compare, drop, resident_bytes, timed
 from services.common.generation import LayerRange
 from services.tensorstore import upkeep
 from services.tensorstore.client import Store, open_store
-from services.tensorstore.directory import DirectoryBackend
 from services.tensorstore.export import export
 from services.tensorstore.importer import import_checkpoint
-from services.tensorstore.s3 import S3Backend
+from services.tensorstore.places.directory import DirectoryBackend
+from services.tensorstore.places.s3 import S3Backend
 
 MODEL = "synthetic"
 READ_BYTES = 8 << 20

@@ -13,16 +13,18 @@ from safetensors.torch import save
 from bench.bounds import rate_bound_95
 from services.common.errors import DataLoss, InvalidArgument
 from services.common.generation import LayerRange
-from services.tensorstore import gguf_file, manifest, safetensors_file
-from services.tensorstore.backend import Pieces
-from services.tensorstore.cache import ChunkCache
-from services.tensorstore.checkpoint import check
+from services.tensorstore.cache.cache import ChunkCache
 from services.tensorstore.client import open_store
-from services.tensorstore.directory import DirectoryBackend
-from services.tensorstore.gguf_checkpoint import GgufCheckpoint
+from services.tensorstore.format import manifest
+from services.tensorstore.format.slices import Selection
 from services.tensorstore.importer import import_checkpoint
-from services.tensorstore.slices import Selection
-from services.tensorstore.sources import open_source
+from services.tensorstore.places.backend import Pieces
+from services.tensorstore.places.directory import DirectoryBackend
+from services.tensorstore.sources import safetensors_file
+from services.tensorstore.sources.checkpoint import check
+from services.tensorstore.sources.gguf import file as gguf_file
+from services.tensorstore.sources.gguf.checkpoint import GgufCheckpoint
+from services.tensorstore.sources.opening import open_source
 from tests.checkpoints import make_config, make_tensors, write_checkpoint, write_gguf
 from tests.mutants import flip, mutate_bytes, mutate_gguf, mutate_json
 

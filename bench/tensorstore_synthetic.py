@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from services.tensorstore.checkpoint import SourceTensor
+from services.tensorstore.sources.checkpoint import SourceTensor
 from tests.checkpoints import smallest_tokenizer
 
 _POOL_BYTES = 16 << 20

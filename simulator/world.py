@@ -9,20 +9,20 @@ from typing import Any, Protocol
 
 from services.common.exchange import Checkpoint, Frame, ResumeQuestion
 from services.common.generation import ModelRef
-from services.controller.actions import LaunchNode, LogEvent, Member, NodeShape
-from services.controller.cluster import Cluster
-from services.controller.cluster_settings import ClusterSettings
-from services.controller.ledger import Ledger
-from services.controller.outcomes import LedgerEvent, LedgerSettings, Outcome
-from services.controller.records import Record
-from services.engine.actions import SequenceKey
-from services.engine.head_settings import HeadSettings
-from services.router.follower_settings import FollowerSettings
-from simulator.clock import Clock
-from simulator.controller import Controller
-from simulator.engine import Engine, Running
-from simulator.network import Network, Process, Stream
-from simulator.router import Client, Following, Router
+from services.controller.core.cluster.actions import LaunchNode, LogEvent, Member, NodeShape
+from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.settings import ClusterSettings
+from services.controller.core.ledger.ledger import Ledger
+from services.controller.core.ledger.outcomes import LedgerEvent, LedgerSettings, Outcome
+from services.controller.core.ledger.records import Record
+from services.engine.core.actions import SequenceKey
+from services.engine.core.head_settings import HeadSettings
+from services.router.core.follower_settings import FollowerSettings
+from simulator.environment.clock import Clock
+from simulator.environment.network import Network, Process, Stream
+from simulator.processes.controller import Controller
+from simulator.processes.engine import Engine, Running
+from simulator.processes.router import Client, Following, Router
 
 MODEL = ModelRef("model", "d1")
 

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from services.cli.layout import MODEL
 from services.cli.mesh_directory import MeshDirectory, MeshError
-from services.tensorstore.backend import find_manifest
-from services.tensorstore.directory import DirectoryBackend
+from services.tensorstore.places.backend import find_manifest
+from services.tensorstore.places.directory import DirectoryBackend
 
 
 def import_if_missing(directory: MeshDirectory, name: str, console: Console) -> None:

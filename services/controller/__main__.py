@@ -15,12 +15,12 @@ from services.common import logs, settings, telemetry
 from services.common.errors import ShuntError
 from services.common.private import keep_files_private, make_private
 from services.common.server import until_signal
-from services.controller.controller import FACTS, Controller
-from services.controller.journal_sqlite import SqliteJournal
-from services.controller.model_facts import ModelFacts
+from services.controller.assembly import FACTS, Controller
+from services.controller.core.model_facts import ModelFacts
+from services.controller.journal.sqlite import SqliteJournal
 from services.controller.model_store import describe
-from services.controller.provider import ExternalProvider, NodeSpec, Provider
-from services.controller.provider_local import LocalProvider
+from services.controller.providers.local import LocalProvider
+from services.controller.providers.provider import ExternalProvider, NodeSpec, Provider
 from services.controller.settings import ControllerSettings
 
 

@@ -15,7 +15,7 @@ from services.common.errors import DeadlineExceeded, Unavailable
 from services.common.generation import CancelReason
 from services.common.settings import TlsSettings
 from services.common.statuses import from_rpc_error
-from services.controller.actions import FormPipeline, Loaded, LoadStage, Member
+from services.controller.core.cluster.actions import FormPipeline, Loaded, LoadStage, Member
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
 from services.common import logs
 from services.common.errors import ShuntError
-from services.controller.journal import Journal, LoggedEvent
+from services.controller.journal.journal import Journal, LoggedEvent
 from services.controller.signal import Signal
 
 _log = logging.getLogger(__name__)

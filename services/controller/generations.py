@@ -17,12 +17,12 @@ from services.common.exchange import (
 )
 from services.common.generation import CancelReason
 from services.controller import metrics
+from services.controller.core.ledger.ledger import Ledger
+from services.controller.core.ledger.outcomes import Head, LedgerEvent, LedgerSettings, Outcome
+from services.controller.core.ledger.population import Population
+from services.controller.core.ledger.records import Record
 from services.controller.event_log import EventLog
-from services.controller.journal import Journal, Recovered, Room
-from services.controller.ledger import Ledger
-from services.controller.outcomes import Head, LedgerEvent, LedgerSettings, Outcome
-from services.controller.population import Population
-from services.controller.records import Record
+from services.controller.journal.journal import Journal, Recovered, Room
 from services.controller.signal import Signal
 
 _log = logging.getLogger(__name__)

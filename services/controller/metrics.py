@@ -8,8 +8,13 @@ from collections.abc import Iterable, Sequence
 from prometheus_client import Counter, Gauge
 
 from services.common.exchange import Checkpoint, CheckpointRefusal, CheckpointResult
-from services.controller.actions import NodeState, NodeView, PipelineState, PipelineView
-from services.controller.journal import Room
+from services.controller.core.cluster.actions import (
+    NodeState,
+    NodeView,
+    PipelineState,
+    PipelineView,
+)
+from services.controller.journal.journal import Room
 
 _CHECKPOINTS = Counter("shunt_controller_checkpoints", "Checkpoints received.")
 _TOKENS = Counter("shunt_controller_checkpoint_tokens", "Token ids received in checkpoints.")

@@ -14,7 +14,7 @@ from services.common import channels
 from services.common.errors import DataLoss, InvalidArgument, NotFound, ShuntError
 from services.common.settings import TlsSettings
 from services.common.statuses import from_rpc_error
-from services.controller.model_facts import ModelFacts
+from services.controller.core.model_facts import ModelFacts
 from services.model.config import parse_config
 
 _log = logging.getLogger(__name__)

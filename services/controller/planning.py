@@ -9,8 +9,8 @@ from services.common import channels, wire
 from services.common.errors import DataLoss
 from services.common.settings import TlsSettings
 from services.common.statuses import from_rpc_error
-from services.controller.actions import AskPlan, PlannedPipeline, PlannedStage
-from services.controller.model_facts import ModelFacts
+from services.controller.core.cluster.actions import AskPlan, PlannedPipeline, PlannedStage
+from services.controller.core.model_facts import ModelFacts
 
 
 class Planning:

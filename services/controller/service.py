@@ -18,11 +18,12 @@ from services.common import channels, logs, wire
 from services.common.errors import InvalidArgument, NotFound, ShuntError
 from services.common.exchange import CheckpointResult
 from services.common.generation import CancelReason, ModelRef
-from services.controller import messages, metrics
-from services.controller.cluster_runtime import ClusterRuntime
+from services.controller import metrics
+from services.controller import wire as messages
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
 from services.controller.generations import Generations
+from services.controller.runtime import ClusterRuntime
 
 _log = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ from pydantic_settings import SettingsConfigDict
 from services.common.errors import InvalidArgument
 from services.common.settings import ServiceSettings
 from services.common.speeds import parse_speeds
-from services.controller.actions import NodeShape
-from services.controller.cluster_runtime import RuntimeSettings
-from services.controller.cluster_settings import ClusterSettings
+from services.controller.core.cluster.actions import NodeShape
+from services.controller.core.cluster.settings import ClusterSettings
+from services.controller.core.ledger.outcomes import LedgerSettings
+from services.controller.core.model_facts import ModelFacts
 from services.controller.engines import EngineTimeouts
-from services.controller.model_facts import ModelFacts
-from services.controller.outcomes import LedgerSettings
+from services.controller.runtime import RuntimeSettings
 from services.controller.service import ServiceLimits
 
 

@@ -20,7 +20,7 @@ from services.common.server import Server, Signals
 from services.engine.assembly import assemble
 from services.engine.controller_link import ControllerLink, Declaration
 from services.engine.engine import Engine
-from services.engine.native_loader import NativeLoader, NativeOptions
+from services.engine.native.loader import NativeLoader, NativeOptions
 from services.engine.service import EngineService
 from services.engine.settings import EngineSettings
 

@@ -10,14 +10,14 @@ import grpc
 
 from services.common import channels
 from services.engine.compute import Compute
+from services.engine.core.generations import Generations
+from services.engine.core.head_settings import HeadSettings
+from services.engine.core.scheduler import SchedulerSettings
 from services.engine.counters import Counters
 from services.engine.engine import Engine, EngineLimits
-from services.engine.generations import Generations
 from services.engine.head import Head, ReaderLimits
-from services.engine.head_settings import HeadSettings
 from services.engine.loading import StageLoader, Weights
 from services.engine.neighbours import silent
-from services.engine.scheduler import SchedulerSettings
 from services.engine.settings import EngineSettings
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from services.engine.scheduler import Scheduler, Step
+from services.engine.core.scheduler import Scheduler, Step
 
 STEPS = Counter("shunt_engine_steps", "Steps begun by this head.")
 SAMPLED = Counter("shunt_engine_sampled_tokens", "Tokens sampled for this head's generations.")

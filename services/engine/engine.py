@@ -20,14 +20,14 @@ from services.common.errors import (
 from services.common.generation import LayerRange, ModelRef
 from services.engine.backend import BLOCK_SIZE, Sampled
 from services.engine.compute import Compute
+from services.engine.core.pace import Pace
+from services.engine.core.scheduler import Scheduler, SchedulerSettings
+from services.engine.core.step_size import most_rows
+from services.engine.core.validation import Bounds
 from services.engine.counters import FORMATIONS_ENDED, Counters
 from services.engine.formation import Formation, Member, Membership
 from services.engine.head import Head
 from services.engine.loading import Loaded, Weights
-from services.engine.pace import Pace
-from services.engine.scheduler import Scheduler, SchedulerSettings
-from services.engine.step_size import most_rows
-from services.engine.validation import Bounds
 
 _log = logging.getLogger(__name__)
 

@@ -22,7 +22,8 @@ from services.common.exchange import (
     GenerateCall,
 )
 from services.common.generation import CancelReason
-from services.engine.actions import (
+from services.engine.backend import Sampled
+from services.engine.core.actions import (
     Action,
     DropSequence,
     SetUnread,
@@ -31,14 +32,13 @@ from services.engine.actions import (
     Wake,
     WakeCheckpoints,
 )
-from services.engine.backend import Sampled
+from services.engine.core.generations import Generations
+from services.engine.core.pace import Pace
+from services.engine.core.scheduler import Scheduler
+from services.engine.core.validation import Bounds
 from services.engine.counters import Counters
 from services.engine.formation import Formation
-from services.engine.generations import Generations
-from services.engine.pace import Pace
-from services.engine.scheduler import Scheduler
 from services.engine.tracing import StepTraces
-from services.engine.validation import Bounds
 
 _log = logging.getLogger(__name__)
 

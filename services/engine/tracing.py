@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from opentelemetry.trace import Span, use_span
 
 from services.common import telemetry
-from services.engine.scheduler import Step
+from services.engine.core.scheduler import Step
 
 FOLLOWED_LIMIT = 4096
 

@@ -7,7 +7,7 @@ from shuntserve.placement.v1 import placement_pb2, placement_pb2_grpc
 
 from services.common import logs, settings, telemetry
 from services.common.server import Server, until_signal
-from services.placement.catalogue import load_catalogue
+from services.placement.estimate.catalogue import load_catalogue
 from services.placement.service import PlacementServicer
 from services.placement.settings import PlacementSettings
 

@@ -11,18 +11,23 @@ import typer
 from rich.console import Console
 
 from services.common.errors import FailedPrecondition, InvalidArgument, NotFound, ShuntError
-from services.placement.calibration import load_calibration
-from services.placement.catalogue import Catalogue, load_catalogue
-from services.placement.cluster import Workload
-from services.placement.clusterfile import parse_pipeline, read_cluster
-from services.placement.costs import Costs
-from services.placement.estimator import estimate_pipeline, estimate_plan
-from services.placement.layers import layer_times
-from services.placement.model import load_model
-from services.placement.problem import Objective, ObjectiveKind, Problem
-from services.placement.registry import DEFAULT_PLANNER, NAMES, planner
-from services.placement.replan import Change, replan
-from services.placement.report import pipeline_data, pipeline_table, pipeline_title, plan_data
+from services.placement.command.clusterfile import parse_pipeline, read_cluster
+from services.placement.command.report import (
+    pipeline_data,
+    pipeline_table,
+    pipeline_title,
+    plan_data,
+)
+from services.placement.estimate.calibration import load_calibration
+from services.placement.estimate.catalogue import Catalogue, load_catalogue
+from services.placement.estimate.cluster import Workload
+from services.placement.estimate.costs import Costs
+from services.placement.estimate.estimator import estimate_pipeline, estimate_plan
+from services.placement.estimate.layers import layer_times
+from services.placement.estimate.model import load_model
+from services.placement.replan.next_plan import Change, replan
+from services.placement.search.problem import Objective, ObjectiveKind, Problem
+from services.placement.search.registry import DEFAULT_PLANNER, NAMES, planner
 from services.placement.stopwatch import Stopwatch
 
 app = typer.Typer(help="Plan pipelines over GPUs of several kinds.", no_args_is_help=True)
@@ -81,7 +86,7 @@ def estimate(
         stages = parse_pipeline(pipeline, known)
         data = pipeline_data(stages, estimate_pipeline(costs, stages, rate))
         if explain:
-            from services.placement.explain import explain_pipeline, explanation_data
+            from services.placement.estimate.explain import explain_pipeline, explanation_data
 
             data["explanation"] = explanation_data(explain_pipeline(costs, stages))
     except ShuntError as error:
@@ -91,7 +96,7 @@ def estimate(
         return
     console.print(pipeline_table(pipeline_title(data), data))
     if explain:
-        from services.placement.report import explanation_tables
+        from services.placement.command.report import explanation_tables
 
         console.print(*explanation_tables(data), sep="\n")
 
@@ -177,7 +182,7 @@ def solve(
         )
         workload = Workload(input_tokens, output_tokens, rate)
         if server:
-            from services.placement.client import solve_on
+            from services.placement.command.client import solve_on
 
             data = solve_on(
                 server,
@@ -195,7 +200,7 @@ def solve(
             problem = Problem(costs, nodes, wanted, seed=seed)
             data = solved(problem, planner_name, time_limit_s)
         if plot is not None:
-            from services.placement.plot import draw
+            from services.placement.command.plot import draw
 
             draw(data, plot)
     except ShuntError as error:
@@ -235,7 +240,7 @@ def compare(
     json_: JsonOption = False,
 ) -> None:
     """Every planner on one cluster, judged by one estimator."""
-    from services.placement.comparison import compare_planners, comparison_table
+    from services.placement.command.comparison import compare_planners, comparison_table
 
     try:
         known = load_catalogue(catalogue)
@@ -249,7 +254,7 @@ def compare(
             problem = Problem(costs, nodes, Objective(allow_phase_split=phase_split))
             results.append(compare_planners(one, problem, names, solved, time_limit_s))
         if plot is not None and results[0]["planners"]:
-            from services.placement.plot import draw
+            from services.placement.command.plot import draw
 
             plans = [row["plan"] for row in results[0]["planners"] if row["plan"]]
             draw(plans[0], plot, plans[1:])
@@ -279,7 +284,7 @@ def what_if(
     json_: JsonOption = False,
 ) -> None:
     """The plan after nodes are lost or gained, and what it moves."""
-    from services.placement.whatif import change_cluster, moved_data
+    from services.placement.command.whatif import change_cluster, moved_data
 
     try:
         known = load_catalogue(catalogue)
@@ -329,7 +334,7 @@ def calibrate(
     json_: JsonOption = False,
 ) -> None:
     """Fit the efficiencies to measurements of your own, GPU type by GPU type."""
-    from services.placement.fitting import calibrated, read_measurements, write_calibration
+    from services.placement.estimate.fitting import calibrated, read_measurements, write_calibration
 
     try:
         measured = read_measurements(measurements)
@@ -361,7 +366,7 @@ def prices(
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 
-    from services.placement.prices import spot_prices
+    from services.placement.command.prices import spot_prices
 
     try:
         client = boto3.client("ec2", region_name=region)

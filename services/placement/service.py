@@ -15,17 +15,17 @@ from shuntserve.placement.v1 import placement_pb2_grpc
 
 from services.common.errors import DeadlineExceeded, InvalidArgument
 from services.placement import wire, wire_replan
-from services.placement.budget import Budget
-from services.placement.calibration import load_calibration
-from services.placement.catalogue import Catalogue
-from services.placement.cluster import Pipeline
-from services.placement.costs import Costs
-from services.placement.estimator import estimate_plan
-from services.placement.explain import explain_pipeline
-from services.placement.problem import Problem
-from services.placement.registry import planner
-from services.placement.replan import replan
-from services.placement.score import goodput
+from services.placement.estimate.calibration import load_calibration
+from services.placement.estimate.catalogue import Catalogue
+from services.placement.estimate.cluster import Pipeline
+from services.placement.estimate.costs import Costs
+from services.placement.estimate.estimator import estimate_plan
+from services.placement.estimate.explain import explain_pipeline
+from services.placement.replan.next_plan import replan
+from services.placement.search.budget import Budget
+from services.placement.search.problem import Problem
+from services.placement.search.registry import planner
+from services.placement.search.score import goodput
 from services.placement.settings import PlacementSettings
 from services.placement.stopwatch import Stopwatch
 

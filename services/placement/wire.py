@@ -8,12 +8,12 @@ from shuntserve.common.v1 import common_pb2
 from shuntserve.placement.v1 import placement_pb2 as pb
 
 from services.common.errors import InvalidArgument
-from services.placement.catalogue import Catalogue
-from services.placement.cluster import Node, Phase, Pipeline, Stage, Workload, described
-from services.placement.estimator import Bound, PipelineEstimate, PlanEstimate
-from services.placement.model import ModelShape, built_in, parse_config
-from services.placement.problem import Objective, ObjectiveKind
-from services.placement.registry import DEFAULT_PLANNER
+from services.placement.estimate.catalogue import Catalogue
+from services.placement.estimate.cluster import Node, Phase, Pipeline, Stage, Workload, described
+from services.placement.estimate.estimator import Bound, PipelineEstimate, PlanEstimate
+from services.placement.estimate.model import ModelShape, built_in, parse_config
+from services.placement.search.problem import Objective, ObjectiveKind
+from services.placement.search.registry import DEFAULT_PLANNER
 
 _CALIBRATIONS = {
     pb.CALIBRATION_UNSPECIFIED: "measured",

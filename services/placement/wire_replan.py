@@ -9,10 +9,10 @@ from shuntserve.placement.v1 import placement_pb2 as pb
 
 from services.common.errors import InvalidArgument
 from services.placement import wire
-from services.placement.cluster import Node, Pipeline, Stage
-from services.placement.explain import PipelineExplanation, StageExplanation
-from services.placement.moves import GenerationMove, Handover, Held, NodeMove
-from services.placement.replan import Change
+from services.placement.estimate.cluster import Node, Pipeline, Stage
+from services.placement.estimate.explain import PipelineExplanation, StageExplanation
+from services.placement.replan.moves import GenerationMove, Handover, Held, NodeMove
+from services.placement.replan.next_plan import Change
 
 _HANDOVER_OF = {
     Handover.REPLAY: pb.HANDOVER_REPLAY,

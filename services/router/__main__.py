@@ -17,12 +17,12 @@ from shuntserve.router.v1 import router_pb2_grpc
 
 from services.common import channels, logs, server, telemetry
 from services.common.settings import read, refuse
-from services.router.body_budget import BodyBudget
 from services.router.catalogue import Catalogue
 from services.router.controller import Controller
-from services.router.gateway import Gateway
+from services.router.core.body_budget import BodyBudget
 from services.router.heads import Heads
-from services.router.http_protocol import limited
+from services.router.http.gateway import Gateway
+from services.router.http.protocol import limited
 from services.router.model_files import TensorStore
 from services.router.router import Router
 from services.router.service import RouterService

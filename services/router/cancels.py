@@ -11,8 +11,8 @@ from typing import Any
 
 from services.common import channels
 from services.common.errors import DeadlineExceeded, ShuntError, Unavailable
-from services.router.actions import SendCancel, SendDetach
 from services.router.controller import Controller
+from services.router.core.actions import SendCancel, SendDetach
 from services.router.heads import Heads
 
 _log = logging.getLogger(__name__)

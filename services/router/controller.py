@@ -14,7 +14,7 @@ from services.common.errors import ShuntError
 from services.common.exchange import GenerationView, Grant, ResumeQuestion, Route
 from services.common.generation import CancelReason
 from services.common.statuses import from_rpc_error
-from services.router import messages
+from services.router import wire as messages
 
 _log = logging.getLogger(__name__)
 WATCH_PAUSE_S = 0.2

@@ -17,7 +17,7 @@ from services.common.exchange import Frame, GenerateCall, Route
 from services.common.generation import CancelReason
 from services.common.settings import TlsSettings
 from services.common.statuses import from_rpc_error
-from services.router.messages import frame_from, generate_call_to
+from services.router.wire import frame_from, generate_call_to
 
 MAX_CHANNELS = 256
 

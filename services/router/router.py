@@ -27,20 +27,20 @@ from services.common.errors import (
 from services.common.exchange import GenerationView, Route
 from services.common.generation import CancelReason, GenerationRequest, ModelRef
 from services.router import metrics
-from services.router.actions import SendCancel
 from services.router.ask import Ask, Drawn, ModelFacts
-from services.router.balancer import Balancer
 from services.router.cancels import Cancels
 from services.router.catalogue import Catalogue
 from services.router.controller import Controller
-from services.router.follower import Follower
-from services.router.follower_settings import FollowerSettings
+from services.router.core.actions import SendCancel
+from services.router.core.balancer import Balancer
+from services.router.core.follower import Follower
+from services.router.core.follower_settings import FollowerSettings
+from services.router.core.transcript import Position, Transcript
 from services.router.heads import Heads
 from services.router.model import Model
 from services.router.resolving import check_same, resolve
 from services.router.session import Session
 from services.router.settings import RouterSettings
-from services.router.transcript import Position, Transcript
 
 _log = logging.getLogger(__name__)
 TICK_S = 0.25

@@ -15,12 +15,12 @@ from services.common.errors import InvalidArgument, ShuntError, Unavailable
 from services.common.generation import GenerationKind
 from services.model.chat import Message
 from services.router.ask import MAX_PROMPT_IDS, ROLES, Ask
-from services.router.body_budget import BodyBudget
 from services.router.catalogue import Catalogue
-from services.router.http_errors import code_of
+from services.router.core.body_budget import BodyBudget
+from services.router.core.transcript import Delta
+from services.router.http.errors import code_of
 from services.router.router import Router
 from services.router.session import Session
-from services.router.transcript import Delta
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

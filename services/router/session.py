@@ -21,7 +21,9 @@ from services.common.errors import (
 )
 from services.common.exchange import Closed, GenerationView, Route
 from services.router import metrics
-from services.router.actions import (
+from services.router.cancels import Cancels
+from services.router.controller import Controller
+from services.router.core.actions import (
     Action,
     AskResume,
     CloseStream,
@@ -31,12 +33,10 @@ from services.router.actions import (
     SendCancel,
     SendDetach,
 )
-from services.router.balancer import Balancer
-from services.router.cancels import Cancels
-from services.router.controller import Controller
-from services.router.follower import Follower
+from services.router.core.balancer import Balancer
+from services.router.core.follower import Follower
+from services.router.core.transcript import Transcript
 from services.router.heads import Heads
-from services.router.transcript import Transcript
 
 _log = logging.getLogger(__name__)
 

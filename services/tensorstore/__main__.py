@@ -13,8 +13,8 @@ from services.common import logs, settings, telemetry
 from services.common.server import Server, until_signal
 from services.tensorstore.link_share import LinkShare
 from services.tensorstore.node import CachePlan, Node, build
-from services.tensorstore.places import open_backend
-from services.tensorstore.remote import RemoteReader
+from services.tensorstore.places.remote import RemoteReader
+from services.tensorstore.places.uris import open_backend
 from services.tensorstore.service import TensorStoreServicer
 from services.tensorstore.settings import TensorStoreSettings
 

@@ -19,7 +19,7 @@ from services.common.errors import DataLoss, InvalidArgument, NotFound, ShuntErr
 from services.common.generation import LayerRange
 
 if TYPE_CHECKING:
-    from services.tensorstore.backend import Reader
+    from services.tensorstore.places.backend import Reader
 
 app = typer.Typer(help="Stored models and their weights.", no_args_is_help=True)
 _errors = Console(stderr=True)
@@ -55,8 +55,8 @@ def import_(
 ) -> None:
     """Stores a checkpoint; an import that was interrupted goes on where it stopped."""
     from services.tensorstore.importer import import_checkpoint
-    from services.tensorstore.places import open_backend
-    from services.tensorstore.sources import DEFAULT_MODEL, default_source, open_source
+    from services.tensorstore.places.uris import open_backend
+    from services.tensorstore.sources.opening import DEFAULT_MODEL, default_source, open_source
 
     with _reported():
         if source is not None and name is None:
@@ -82,7 +82,7 @@ def list_(
     endpoint_url: EndpointOption = None,
 ) -> None:
     """Lists the models; one that cannot be read is listed with what is wrong with it."""
-    from services.tensorstore.places import open_reader
+    from services.tensorstore.places.uris import open_reader
 
     with _reported():
         reader = open_reader(store, endpoint_url)
@@ -109,8 +109,8 @@ def show(
     endpoint_url: EndpointOption = None,
 ) -> None:
     """Shows what a model is made of."""
-    from services.tensorstore.names import check_model_name
-    from services.tensorstore.places import open_reader
+    from services.tensorstore.format.names import check_model_name
+    from services.tensorstore.places.uris import open_reader
 
     with _reported():
         found = _summary(open_reader(store, endpoint_url), check_model_name(name), whole=True)
@@ -155,9 +155,9 @@ def verify(
     cache_dir: CacheOption = None,
 ) -> None:
     """Reads every byte again, in the store and in its cache; exits 1 and names what is damaged."""
-    from services.tensorstore import held
-    from services.tensorstore.backend import find_manifest, read_manifest
-    from services.tensorstore.places import default_cache_directory, local_path, open_backend
+    from services.tensorstore.cache import held
+    from services.tensorstore.places.backend import find_manifest, read_manifest
+    from services.tensorstore.places.uris import default_cache_directory, local_path, open_backend
 
     with _reported():
         backend = open_backend(store, endpoint_url)
@@ -231,7 +231,7 @@ def delete(
     name: NameArgument, store: StoreOption = DEFAULT_STORE, endpoint_url: EndpointOption = None
 ) -> None:
     """Forgets a name; `gc` frees the space."""
-    from services.tensorstore.places import open_backend
+    from services.tensorstore.places.uris import open_backend
 
     with _reported():
         existed = open_backend(store, endpoint_url).withdraw(name)
@@ -248,7 +248,7 @@ def gc(
 ) -> None:
     """Deletes the objects that no model's name leads to."""
     from services.tensorstore import upkeep
-    from services.tensorstore.places import open_backend
+    from services.tensorstore.places.uris import open_backend
 
     with _reported():
         done = upkeep.collect(open_backend(store, endpoint_url), time.time(), grace_s)
@@ -257,7 +257,7 @@ def gc(
 
 def _copy(name: str, source: tuple[str, str | None], target: tuple[str, str | None]) -> None:
     from services.tensorstore import upkeep
-    from services.tensorstore.places import open_backend
+    from services.tensorstore.places.uris import open_backend
 
     with _reported(), _bar(f"copy {name}") as progress:
         digest, copied = upkeep.copy(open_backend(*source), open_backend(*target), name, progress)
@@ -272,7 +272,7 @@ def _summary_or_problem(reader: Reader, name: str) -> dict[str, Any]:
 
 
 def _summary(reader: Reader, name: str, *, whole: bool = False) -> dict[str, Any]:
-    from services.tensorstore.backend import find_manifest, read_manifest
+    from services.tensorstore.places.backend import find_manifest, read_manifest
 
     digest = find_manifest(reader, name)
     _, manifest = read_manifest(reader, digest)

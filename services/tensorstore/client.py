@@ -23,16 +23,20 @@ from typing import Any, Protocol
 import torch
 
 from services.common.errors import Aborted
-from services.tensorstore.backend import Reader, find_manifest, read_manifest, read_whole
-from services.tensorstore.cache import ChunkCache
-from services.tensorstore.directory import DirectoryBackend
-from services.tensorstore.kept import KeptReader
-from services.tensorstore.manifest import Manifest
-from services.tensorstore.mapping import MappedFiles
-from services.tensorstore.names import check_model_name
-from services.tensorstore.places import DEFAULT_CACHE_BYTES, default_cache_directory, open_backend
-from services.tensorstore.residence import LocalResidence, Progress, Residence
-from services.tensorstore.slices import Selection
+from services.tensorstore.cache.cache import ChunkCache
+from services.tensorstore.cache.kept import KeptReader
+from services.tensorstore.cache.mapping import MappedFiles
+from services.tensorstore.cache.residence import LocalResidence, Progress, Residence
+from services.tensorstore.format.manifest import Manifest
+from services.tensorstore.format.names import check_model_name
+from services.tensorstore.format.slices import Selection
+from services.tensorstore.places.backend import Reader, find_manifest, read_manifest, read_whole
+from services.tensorstore.places.directory import DirectoryBackend
+from services.tensorstore.places.uris import (
+    DEFAULT_CACHE_BYTES,
+    default_cache_directory,
+    open_backend,
+)
 
 HOLD_ATTEMPTS = 5
 
@@ -184,7 +188,7 @@ def open_store(
     the node's service; a cache directory makes this process keep chunks of its own instead.
     """
     if uri.startswith("grpc://"):
-        from services.tensorstore.remote import RemoteReader, RemoteResidence
+        from services.tensorstore.places.remote import RemoteReader, RemoteResidence
 
         remote = RemoteReader(uri.removeprefix("grpc://"))
         if cache_directory is None:

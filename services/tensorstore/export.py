@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from services.tensorstore.cache.residence import Progress
 from services.tensorstore.client import Layers, Model
-from services.tensorstore.directory import translate
-from services.tensorstore.residence import Progress
+from services.tensorstore.places.directory import translate
 
 
 def export(

@@ -21,11 +21,8 @@ from blake3 import blake3
 
 from services.common.errors import InvalidArgument
 from services.model.tensors import EMBEDDING, LM_HEAD
-from services.tensorstore.backend import Backend, digest_of
-from services.tensorstore.checkpoint import Checkpoint, SourceTensor, check
-from services.tensorstore.directory import translate
-from services.tensorstore.dtypes import item_bytes
-from services.tensorstore.manifest import (
+from services.tensorstore.format.dtypes import item_bytes
+from services.tensorstore.format.manifest import (
     Chunk,
     Manifest,
     StoredFile,
@@ -34,8 +31,11 @@ from services.tensorstore.manifest import (
     dump,
     parse,
 )
-from services.tensorstore.names import check_file_name, check_model_name
-from services.tensorstore.tiling import Placement, Tiling, place
+from services.tensorstore.format.names import check_file_name, check_model_name
+from services.tensorstore.format.tiling import Placement, Tiling, place
+from services.tensorstore.places.backend import Backend, digest_of
+from services.tensorstore.places.directory import translate
+from services.tensorstore.sources.checkpoint import Checkpoint, SourceTensor, check
 from services.tensorstore.upkeep import check_present, keep
 
 TILE_BYTES = 8 << 20

@@ -15,26 +15,26 @@ from services.common.errors import (
     PermissionDenied,
     ShuntError,
 )
-from services.tensorstore.backend import (
+from services.tensorstore.cache.cache import ChunkCache
+from services.tensorstore.cache.fetch import Source, Tally
+from services.tensorstore.cache.held import Damaged, HeldChunks, verify
+from services.tensorstore.cache.kept import KeptReader
+from services.tensorstore.cache.residence import LocalResidence, Progress, Residence
+from services.tensorstore.cache.tiers import TieredResidence
+from services.tensorstore.format.manifest import Manifest, parse
+from services.tensorstore.format.names import check_digest, check_file_name, check_model_name
+from services.tensorstore.format.slices import Selection
+from services.tensorstore.importer import Imported, import_checkpoint
+from services.tensorstore.places.backend import (
     Backend,
     Reader,
     find_manifest,
     read_manifest,
     read_whole,
 )
-from services.tensorstore.cache import ChunkCache
-from services.tensorstore.directory import DirectoryBackend
-from services.tensorstore.fetch import Source, Tally
-from services.tensorstore.held import Damaged, HeldChunks, verify
-from services.tensorstore.importer import Imported, import_checkpoint
-from services.tensorstore.kept import KeptReader
-from services.tensorstore.manifest import Manifest, parse
-from services.tensorstore.names import check_digest, check_file_name, check_model_name
-from services.tensorstore.places import default_cache_directory
-from services.tensorstore.residence import LocalResidence, Progress, Residence
-from services.tensorstore.slices import Selection
-from services.tensorstore.sources import open_source
-from services.tensorstore.tiers import TieredResidence
+from services.tensorstore.places.directory import DirectoryBackend
+from services.tensorstore.places.uris import default_cache_directory
+from services.tensorstore.sources.opening import open_source
 
 MANIFESTS_KEPT = 32
 

@@ -20,12 +20,12 @@ from shuntserve.tensorstore.v1 import tensorstore_pb2 as pb
 from shuntserve.tensorstore.v1 import tensorstore_pb2_grpc as rpc
 
 from services.common.errors import DataLoss, InvalidArgument, NotFound, ResourceExhausted
+from services.tensorstore.cache.residence import Progress
+from services.tensorstore.format.manifest import Manifest
+from services.tensorstore.format.names import check_model_name
+from services.tensorstore.format.slices import Selection
 from services.tensorstore.link_share import LinkShare
-from services.tensorstore.manifest import Manifest
-from services.tensorstore.names import check_model_name
 from services.tensorstore.node import Node
-from services.tensorstore.residence import Progress
-from services.tensorstore.slices import Selection
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from services.common.settings import ServiceSettings
-from services.tensorstore.places import DEFAULT_CACHE_BYTES
+from services.tensorstore.places.uris import DEFAULT_CACHE_BYTES
 
 
 class TensorStoreSettings(ServiceSettings):

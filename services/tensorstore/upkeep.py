@@ -12,11 +12,11 @@ from functools import partial
 from blake3 import blake3
 
 from services.common.errors import DataLoss, NotFound, Unavailable
-from services.tensorstore.backend import Backend, find_manifest, read_manifest
-from services.tensorstore.directory import translate
-from services.tensorstore.manifest import Chunk, Manifest
-from services.tensorstore.residence import Progress
-from services.tensorstore.tile_check import TileCheck
+from services.tensorstore.cache.residence import Progress
+from services.tensorstore.format.manifest import Chunk, Manifest
+from services.tensorstore.format.tile_check import TileCheck
+from services.tensorstore.places.backend import Backend, find_manifest, read_manifest
+from services.tensorstore.places.directory import translate
 
 THREADS = 8
 GRACE_S = 3600.0

@@ -13,9 +13,9 @@ from random import Random
 from oracles import Oracle
 
 from services.common.generation import GenerationRequest, Sampling
-from services.router.follower_settings import FollowerSettings
-from simulator.network import Process
-from simulator.router import Client
+from services.router.core.follower_settings import FollowerSettings
+from simulator.environment.network import Process
+from simulator.processes.router import Client
 from simulator.world import MODEL, World, WorldSettings
 
 READERS = (150, 250, 400)

@@ -8,8 +8,8 @@ from random import Random
 
 from phases import following_of, head_of
 
-from simulator.engine import Engine
-from simulator.router import Client, Router
+from simulator.processes.engine import Engine
+from simulator.processes.router import Client, Router
 from simulator.world import World
 
 ROWS = (

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-HEAD = "services/engine/generations.py"
-HELD = "services/engine/held.py"
-LOSSES = "services/controller/losses.py"
-RECONCILE = "services/controller/reconcile.py"
-LEDGER = "services/controller/ledger.py"
-LIVENESS = "services/controller/liveness.py"
-FOLLOWER = "services/router/follower.py"
+HEAD = "services/engine/core/generations.py"
+HELD = "services/engine/core/held.py"
+LOSSES = "services/controller/core/cluster/losses.py"
+RECONCILE = "services/controller/core/cluster/reconcile.py"
+LEDGER = "services/controller/core/ledger/ledger.py"
+LIVENESS = "services/controller/core/cluster/liveness.py"
+FOLLOWER = "services/router/core/follower.py"
 TOKEN_RUN = "services/common/token_run.py"
 GENERATION = "services/common/generation.py"
 

@@ -21,14 +21,21 @@ from services.common.errors import (
 )
 from services.common.exchange import Checkpoint, Frame, Grant, ResumeQuestion
 from services.common.generation import FinishReason, GenerationRequest
-from services.controller.actions import LogEvent, PipelineState
-from services.controller.ledger import Ledger
-from services.controller.outcomes import LedgerEvent, Outcome
-from services.controller.records import Appended, Bound, Ended, Forgotten, Granted, Record
-from services.engine.actions import SequenceKey
-from services.engine.held import Life
-from simulator.engine import Engine, Running, token_of
-from simulator.router import Client, Following
+from services.controller.core.cluster.actions import LogEvent, PipelineState
+from services.controller.core.ledger.ledger import Ledger
+from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
+from services.controller.core.ledger.records import (
+    Appended,
+    Bound,
+    Ended,
+    Forgotten,
+    Granted,
+    Record,
+)
+from services.engine.core.actions import SequenceKey
+from services.engine.core.held import Life
+from simulator.processes.engine import Engine, Running, token_of
+from simulator.processes.router import Client, Following
 from simulator.world import World
 
 SETTLED_LAUNCHES = 3

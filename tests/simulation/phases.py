@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from services.engine.held import Life
-from simulator.engine import Engine
-from simulator.router import Client, Following
+from services.engine.core.held import Life
+from simulator.processes.engine import Engine
+from simulator.processes.router import Client, Following
 from simulator.world import World
 
 PHASES = ("queued", "prefill", "decode", "sealing", "granting", "attaching", "finished")

@@ -17,8 +17,8 @@ from phases import PHASES, phase_of
 from strangers import Stranger
 
 from services.common.generation import GenerationRequest, Sampling
-from simulator.network import Trouble
-from simulator.router import Client
+from simulator.environment.network import Trouble
+from simulator.processes.router import Client
 from simulator.world import MODEL, World, WorldSettings
 
 RARE = ("queued", "sealing", "granting", "attaching", "finished")

@@ -23,9 +23,9 @@ from services.common.generation import (
     TokenSpan,
 )
 from services.common.token_run import TokenRun, parse_event_id
-from services.controller.actions import Beat, Loaded
-from services.engine.actions import NewToken, SequenceKey
-from simulator.engine import Engine
+from services.controller.core.cluster.actions import Beat, Loaded
+from services.engine.core.actions import NewToken, SequenceKey
+from simulator.processes.engine import Engine
 from simulator.world import World
 
 GARBLED = (TokenSpan(7, 0, (1,)),)

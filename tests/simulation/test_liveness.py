@@ -9,8 +9,8 @@ from oracles import Oracle
 from phases import head_of
 
 from services.common.generation import GenerationRequest, Sampling
-from services.controller.actions import NodeShape
-from simulator.router import Client
+from services.controller.core.cluster.actions import NodeShape
+from simulator.processes.router import Client
 from simulator.world import MODEL, World, WorldSettings
 
 LONG_S = 60.0

@@ -77,7 +77,7 @@ def test_every_module_of_the_wheel_imports_outside_the_tree(wheel: Path, tmp_pat
 def test_the_wheel_carries_what_is_read_at_run_time(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    assert "services/placement/data/gpus.yaml" in names
+    assert "services/placement/estimate/data/gpus.yaml" in names
     assert "services/engine/native/kernels/stage.cpp" in names
     assert "shuntserve/engine/v1/engine_pb2.pyi" in names
     assert not [name for name in names if name.startswith(("tests/", "bench/", "gen/"))]

@@ -22,10 +22,10 @@ from shuntserve.placement.v1 import placement_pb2, placement_pb2_grpc
 
 from services.common import channels
 from services.common.errors import FailedPrecondition, Unavailable
-from services.controller.controller import Controller
-from services.controller.journal_sqlite import SqliteJournal
-from services.controller.model_facts import ModelFacts
-from services.controller.provider import NodeGone, NodeSpec
+from services.controller.assembly import Controller
+from services.controller.core.model_facts import ModelFacts
+from services.controller.journal.sqlite import SqliteJournal
+from services.controller.providers.provider import NodeGone, NodeSpec
 from services.controller.settings import ControllerSettings
 
 LAYERS = 6

@@ -9,8 +9,8 @@ from shuntserve.controller.v1 import controller_pb2 as pb
 from shuntserve.controller.v1 import controller_pb2_grpc
 
 from services.common import channels
-from services.controller import controller
-from services.controller.provider import NodeSpec
+from services.controller import assembly as controller
+from services.controller.providers.provider import NodeSpec
 
 World = Any
 CALL_S = 20.0

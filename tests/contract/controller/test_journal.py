@@ -10,8 +10,8 @@ from shuntserve.common.v1 import common_pb2
 from shuntserve.controller.v1 import controller_pb2 as pb
 
 from services.common.errors import ResourceExhausted
-from services.controller.journal import Room
-from services.controller.journal_sqlite import SqliteJournal
+from services.controller.journal.journal import Room
+from services.controller.journal.sqlite import SqliteJournal
 from tests.log_lines import log_lines
 from tests.small_disk import fill, small_disk
 from tests.waiting import until

@@ -14,7 +14,7 @@ from shuntserve.tensorstore.v1 import tensorstore_pb2, tensorstore_pb2_grpc
 from services.common import channels
 from services.common.errors import DataLoss
 from services.controller import model_store
-from services.controller.model_facts import ModelFacts
+from services.controller.core.model_facts import ModelFacts
 from services.controller.model_store import describe, newest_digest
 
 CONFIG = {

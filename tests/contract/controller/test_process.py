@@ -24,7 +24,7 @@ from services.common import channels
 START_S = 60.0
 DEFECTIVE = """
 from services.controller.__main__ import main
-from services.controller.provider_local import LocalProvider
+from services.controller.providers.local import LocalProvider
 
 async def launch(self, spec):
     raise RuntimeError("a defect")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from services.engine import __main__ as engine
-from services.engine.native_loader import NativeOptions
+from services.engine.native.loader import NativeOptions
 from tests.contract.engine.tiny import TinyLoader
 
 

@@ -11,11 +11,11 @@ from tokenizers import Tokenizer
 from services.common.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from services.common.generation import GenerationRequest, LayerRange, ModelRef, Sampling
 from services.engine.backend import HiddenDtype
-from services.engine.native_loader import NativeLoader, NativeOptions
+from services.engine.native.loader import NativeLoader, NativeOptions
 from services.tensorstore.client import open_store
-from services.tensorstore.directory import DirectoryBackend
 from services.tensorstore.importer import import_checkpoint
-from services.tensorstore.sources import DEFAULT_MODEL, default_source, open_source
+from services.tensorstore.places.directory import DirectoryBackend
+from services.tensorstore.sources.opening import DEFAULT_MODEL, default_source, open_source
 from tests.contract.engine.rig import Rig, Worker, generate
 
 QUESTION = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"

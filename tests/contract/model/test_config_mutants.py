@@ -29,9 +29,9 @@ from services.model.config import parse_config
 from services.router.model import Model
 from services.router.model_files import ModelFiles
 from services.tensorstore.client import open_store
-from services.tensorstore.directory import DirectoryBackend
 from services.tensorstore.importer import import_checkpoint
-from services.tensorstore.sources import open_source
+from services.tensorstore.places.directory import DirectoryBackend
+from services.tensorstore.sources.opening import open_source
 from tests.checkpoints import write_checkpoint
 from tests.config_mutants import BASES, mutant
 from tests.tiny_model import model_files, tiny_tokenizer

@@ -11,7 +11,7 @@ from shuntserve.placement.v1 import placement_pb2_grpc
 from services.common import channels
 from services.common.server import Server
 from services.placement.__main__ import SERVICE
-from services.placement.catalogue import load_catalogue
+from services.placement.estimate.catalogue import load_catalogue
 from services.placement.service import PlacementServicer
 from services.placement.settings import PlacementSettings
 

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from bench.placement_clusters import PAPER, PAPER_PRICES, cluster
-from services.placement.calibration import load_calibration
-from services.placement.catalogue import load_catalogue
 from services.placement.cli import solved
-from services.placement.client import solve_on
-from services.placement.cluster import Workload
-from services.placement.costs import Costs
-from services.placement.model import load_model
-from services.placement.problem import Objective, Problem
+from services.placement.command.client import solve_on
+from services.placement.estimate.calibration import load_calibration
+from services.placement.estimate.catalogue import load_catalogue
+from services.placement.estimate.cluster import Workload
+from services.placement.estimate.costs import Costs
+from services.placement.estimate.model import load_model
+from services.placement.search.problem import Objective, Problem
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from shuntserve.common.v1 import common_pb2
 from shuntserve.placement.v1 import placement_pb2 as pb
 
-from services.placement.model import BUILT_IN
+from services.placement.estimate.model import BUILT_IN
 
 TIMEOUT_S = 60.0
 PAPER = [("g5.12xlarge", 2, 2.29), ("g6.12xlarge", 3, 1.94), ("g6e.xlarge", 4, 0.70)]

@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 
 from bench import tensorstore_s3
-from services.tensorstore.directory import DirectoryBackend
 from services.tensorstore.importer import Imported, import_checkpoint
-from services.tensorstore.s3 import S3Backend
-from services.tensorstore.sources import open_source
+from services.tensorstore.places.directory import DirectoryBackend
+from services.tensorstore.places.s3 import S3Backend
+from services.tensorstore.sources.opening import open_source
 from tests.checkpoints import make_config, make_tensors, write_checkpoint
 
 

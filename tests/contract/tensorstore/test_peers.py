@@ -19,13 +19,13 @@ from services.common.channel_options import options
 from services.common.errors import Unavailable
 from services.common.generation import LayerRange
 from services.common.server import ErrorInterceptor
-from services.tensorstore.cache import ChunkCache
+from services.tensorstore.cache.cache import ChunkCache
 from services.tensorstore.client import Model
+from services.tensorstore.format.slices import Selection
 from services.tensorstore.node import CachePlan, build
-from services.tensorstore.remote import RemoteReader
-from services.tensorstore.s3 import S3Backend
+from services.tensorstore.places.remote import RemoteReader
+from services.tensorstore.places.s3 import S3Backend
 from services.tensorstore.service import TensorStoreServicer
-from services.tensorstore.slices import Selection
 from tests.checkpoints import bits, expected_slice
 
 Part = tuple[int, int, int, int]  # layers, TP degree and rank

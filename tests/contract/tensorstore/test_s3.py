@@ -26,13 +26,14 @@ from services.common.errors import (
     Unavailable,
 )
 from services.common.generation import LayerRange
-from services.tensorstore import remote, s3, s3_calls, upkeep
-from services.tensorstore.backend import digest_of
+from services.tensorstore import upkeep
 from services.tensorstore.client import open_store
+from services.tensorstore.format.slices import Selection
 from services.tensorstore.importer import import_checkpoint
-from services.tensorstore.s3 import S3Backend
-from services.tensorstore.slices import Selection
-from services.tensorstore.sources import open_source
+from services.tensorstore.places import remote, s3, s3_calls
+from services.tensorstore.places.backend import digest_of
+from services.tensorstore.places.s3 import S3Backend
+from services.tensorstore.sources.opening import open_source
 from tests.checkpoints import bits, expected_slice, make_tensors, write_checkpoint
 
 PERSISTENT = 10**6
@@ -327,8 +328,8 @@ KILLED = """
     import os, signal, sys
     from pathlib import Path
     from services.tensorstore.importer import import_checkpoint
-    from services.tensorstore.s3 import S3Backend
-    from services.tensorstore.sources import open_source
+    from services.tensorstore.places.s3 import S3Backend
+    from services.tensorstore.sources.opening import open_source
 
     def progress(done, total):
         if done > total * float(sys.argv[4]):
@@ -435,7 +436,7 @@ def test_a_server_that_is_away_is_unavailable() -> None:
 def test_garbage_goes_and_copies_come_back_whole(
     stored: Any, s3_endpoint: str, tmp_path: Path
 ) -> None:
-    from services.tensorstore.directory import DirectoryBackend
+    from services.tensorstore.places.directory import DirectoryBackend
 
     backend, target = S3Backend(stored.uri, s3_endpoint), DirectoryBackend(tmp_path / "back")
     digest, _ = upkeep.copy(backend, target, "tiny")

@@ -17,9 +17,9 @@ from shuntserve.tensorstore.v1 import tensorstore_pb2_grpc as rpc
 from services.common.errors import DataLoss, InvalidArgument, NotFound
 from services.common.generation import LayerRange
 from services.tensorstore.client import open_store
-from services.tensorstore.directory import DirectoryBackend
 from services.tensorstore.importer import import_checkpoint
-from services.tensorstore.sources import open_source
+from services.tensorstore.places.directory import DirectoryBackend
+from services.tensorstore.sources.opening import open_source
 from tests.checkpoints import (
     bits,
     expected_slice,

@@ -20,7 +20,7 @@ from services.common.errors import Unauthenticated
 from services.common.server import Server
 from services.common.settings import ServiceSettings
 from services.common.statuses import from_rpc_error
-from services.tensorstore import remote
+from services.tensorstore.places import remote
 from tests.certificates import Authority
 
 TOKEN = "a-token-of-24-characters"

@@ -6,7 +6,7 @@ from itertools import count
 from typing import TypeVar
 
 from services.common.generation import LayerRange, ModelRef
-from services.controller.actions import (
+from services.controller.core.cluster.actions import (
     Action,
     AskPlan,
     Beat,
@@ -20,8 +20,8 @@ from services.controller.actions import (
     PlannedStage,
     RoutesChanged,
 )
-from services.controller.cluster import Cluster
-from services.controller.cluster_settings import ClusterSettings
+from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.settings import ClusterSettings
 
 SHAPE = NodeShape(1 << 30, 1.0)
 SETTINGS = ClusterSettings(

@@ -10,7 +10,7 @@ import pytest
 from services.common import logs
 from services.common.errors import ResourceExhausted
 from services.controller.event_log import EventLog
-from services.controller.journal import LoggedEvent
+from services.controller.journal.journal import LoggedEvent
 
 
 class _Journal:

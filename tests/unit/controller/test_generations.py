@@ -12,12 +12,12 @@ from prometheus_client import REGISTRY
 from services.common.errors import Diverged, NotFound, ResourceExhausted
 from services.common.exchange import Checkpoint, CheckpointRefusal, ResumeQuestion
 from services.common.generation import GenerationRequest, ModelRef, Sampling, TokenSpan
+from services.controller.core.ledger.ledger import Ledger
+from services.controller.core.ledger.outcomes import LedgerSettings
+from services.controller.core.ledger.records import Appended
 from services.controller.event_log import EventLog
 from services.controller.generations import Generations
-from services.controller.journal import Item, Recovered, Room
-from services.controller.ledger import Ledger
-from services.controller.outcomes import LedgerSettings
-from services.controller.records import Appended
+from services.controller.journal.journal import Item, Recovered, Room
 from services.controller.signal import Signal
 
 REQUEST = GenerationRequest("g", ModelRef("m", "d"), (1,), Sampling(max_tokens=50))

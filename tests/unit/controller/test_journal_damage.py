@@ -20,12 +20,12 @@ from services.common.generation import (
     Sampling,
     TokenSpan,
 )
-from services.controller.journal import LoggedEvent, Recovered, Saved
-from services.controller.journal_log import log_of
-from services.controller.journal_sqlite import SqliteJournal
-from services.controller.ledger import Ledger
-from services.controller.outcomes import LedgerSettings
-from services.controller.records import Appended, Bound, Ended, Record, Sealed
+from services.controller.core.ledger.ledger import Ledger
+from services.controller.core.ledger.outcomes import LedgerSettings
+from services.controller.core.ledger.records import Appended, Bound, Ended, Record, Sealed
+from services.controller.journal.journal import LoggedEvent, Recovered, Saved
+from services.controller.journal.log import log_of
+from services.controller.journal.sqlite import SqliteJournal
 
 REQUEST = GenerationRequest("g", ModelRef("m", "d"), tuple(range(900)), Sampling(max_tokens=7))
 FLIPS = 400

@@ -18,12 +18,12 @@ from services.common.generation import (
     Sampling,
     TokenSpan,
 )
+from services.controller.core.ledger.outcomes import Head, LedgerSettings
+from services.controller.core.ledger.records import Appended, Ended, Forgotten, Granted
 from services.controller.event_log import EventLog
 from services.controller.generations import Generations
-from services.controller.journal import Room
-from services.controller.journal_sqlite import SqliteJournal
-from services.controller.outcomes import Head, LedgerSettings
-from services.controller.records import Appended, Ended, Forgotten, Granted
+from services.controller.journal.journal import Room
+from services.controller.journal.sqlite import SqliteJournal
 from services.controller.signal import Signal
 from tests.small_disk import fill, small_disk
 

@@ -11,8 +11,8 @@ from services.common.generation import (
     Sampling,
     TokenSpan,
 )
-from services.controller.ledger import Ledger, LedgerSettings
-from services.controller.records import Forgotten, Record
+from services.controller.core.ledger.ledger import Ledger, LedgerSettings
+from services.controller.core.ledger.records import Forgotten, Record
 
 SETTINGS = LedgerSettings(retention_s=10.0, parked_retention_s=100.0, max_ended=3, max_parked=3)
 

@@ -6,9 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from services.common.settings import read
-from services.controller.actions import NodeShape
-from services.controller.cluster_settings import ClusterSettings
-from services.controller.model_facts import ModelFacts
+from services.controller.core.cluster.actions import NodeShape
+from services.controller.core.cluster.settings import ClusterSettings
+from services.controller.core.model_facts import ModelFacts
 from services.controller.settings import ControllerSettings
 
 FACTS = ModelFacts("tiny", "ab", 6, 100, 512, "{}")

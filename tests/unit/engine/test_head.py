@@ -33,13 +33,13 @@ from services.common.generation import (
     TokenSpan,
 )
 from services.engine.backend import Batch, Sampled
+from services.engine.core.generations import Generations
+from services.engine.core.head_settings import HeadSettings
+from services.engine.core.pace import Pace
+from services.engine.core.scheduler import Scheduler, SchedulerSettings
+from services.engine.core.validation import Bounds
 from services.engine.counters import Counters
-from services.engine.generations import Generations
 from services.engine.head import Head, ReaderLimits
-from services.engine.head_settings import HeadSettings
-from services.engine.pace import Pace
-from services.engine.scheduler import Scheduler, SchedulerSettings
-from services.engine.validation import Bounds
 
 MODEL = ModelRef("m", "d")
 

@@ -15,7 +15,6 @@ from services.common.generation import (
     TokenSpan,
 )
 from services.engine import wire
-from services.engine.actions import SequenceKey
 from services.engine.backend import (
     BLOCK_SIZE,
     Batch,
@@ -24,10 +23,11 @@ from services.engine.backend import (
     SequenceStep,
     StageFacts,
 )
-from services.engine.generations import Generations
-from services.engine.head_settings import HeadSettings
-from services.engine.scheduler import MAX_OPENED_IDS, Scheduler, SchedulerSettings
-from services.engine.step_size import most_rows
+from services.engine.core.actions import SequenceKey
+from services.engine.core.generations import Generations
+from services.engine.core.head_settings import HeadSettings
+from services.engine.core.scheduler import MAX_OPENED_IDS, Scheduler, SchedulerSettings
+from services.engine.core.step_size import most_rows
 
 LIMIT_BYTES = 32 << 10
 OVERHEAD_BYTES = 4096

@@ -13,15 +13,15 @@ from services.common.exchange import (
     GenerateCall,
 )
 from services.common.generation import GenerationRequest, ModelRef, Sampling
-from services.engine.actions import (
+from services.engine.core.actions import (
     NewToken,
     SequenceKey,
     SetUnread,
     StopSequence,
     WakeCheckpoints,
 )
-from services.engine.generations import Generations
-from services.engine.head_settings import HeadSettings
+from services.engine.core.generations import Generations
+from services.engine.core.head_settings import HeadSettings
 
 REQUEST = GenerationRequest("g", ModelRef("m", "d"), (1, 2), Sampling(max_tokens=50))
 KEY = SequenceKey("g", 1, 0)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from services.common.errors import InvalidArgument
 from services.model.tensor_parallel import UNITS, TensorParallel
-from services.placement.model import ModelShape
+from services.placement.estimate.model import ModelShape
 
 COUNTS = st.integers(1, 64)
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 
 from bench.placement_clusters import PAPER, PAPER_PRICES, cluster
-from services.placement.calibration import load_calibration
-from services.placement.catalogue import load_catalogue
-from services.placement.cluster import Node, Workload
-from services.placement.costs import Costs
-from services.placement.model import ModelShape, load_model
+from services.placement.estimate.calibration import load_calibration
+from services.placement.estimate.catalogue import load_catalogue
+from services.placement.estimate.cluster import Node, Workload
+from services.placement.estimate.costs import Costs
+from services.placement.estimate.model import ModelShape, load_model
 
 MakeCosts = Callable[..., Costs]
 

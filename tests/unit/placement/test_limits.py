@@ -10,12 +10,12 @@ import pytest
 
 from bench.placement_clusters import cluster
 from services.common.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
-from services.placement import columns, splits
-from services.placement.budget import UNLIMITED
-from services.placement.cluster import Node
-from services.placement.costs import StageCost
-from services.placement.problem import Objective, ObjectiveKind, Problem
-from services.placement.registry import NAMES, planner
+from services.placement.estimate.cluster import Node
+from services.placement.estimate.costs import StageCost
+from services.placement.search import columns, splits
+from services.placement.search.budget import UNLIMITED
+from services.placement.search.problem import Objective, ObjectiveKind, Problem
+from services.placement.search.registry import NAMES, planner
 from tests.unit.placement.conftest import MakeCosts
 
 

@@ -8,15 +8,15 @@ import pytest
 
 from bench.placement_clusters import cluster
 from services.common.errors import FailedPrecondition
-from services.placement.budget import Unlimited
-from services.placement.catalogue import load_catalogue
-from services.placement.cluster import Node, Workload, described
-from services.placement.estimator import estimate_plan
-from services.placement.planners import shuntserve
-from services.placement.problem import Objective, ObjectiveKind, Problem
-from services.placement.registry import NAMES, planner
-from services.placement.risk import down_shares, goodput_rps, outages
-from services.placement.score import score
+from services.placement.estimate.catalogue import load_catalogue
+from services.placement.estimate.cluster import Node, Workload, described
+from services.placement.estimate.estimator import estimate_plan
+from services.placement.search.budget import Unlimited
+from services.placement.search.planners import shuntserve
+from services.placement.search.problem import Objective, ObjectiveKind, Problem
+from services.placement.search.registry import NAMES, planner
+from services.placement.search.risk import down_shares, goodput_rps, outages
+from services.placement.search.score import score
 
 
 def nodes_in(pools: dict[str, float], count: int, spot: bool = True) -> tuple[Node, ...]:

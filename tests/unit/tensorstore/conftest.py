@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from services.tensorstore.client import Model, open_store
-from services.tensorstore.directory import DirectoryBackend
 from services.tensorstore.importer import Imported, import_checkpoint
-from services.tensorstore.sources import DEFAULT_MODEL, default_source, open_source
+from services.tensorstore.places.directory import DirectoryBackend
+from services.tensorstore.sources.opening import DEFAULT_MODEL, default_source, open_source
 from tests.checkpoints import make_config, make_tensors, write_checkpoint
 
 

@@ -13,9 +13,9 @@ import torch
 
 from services.common.errors import Aborted, InvalidArgument
 from services.common.generation import LayerRange
+from services.tensorstore.cache.residence import HeldFile, LocalResidence, Progress, Residence
 from services.tensorstore.client import HOLD_ATTEMPTS, Model, open_store
-from services.tensorstore.residence import HeldFile, LocalResidence, Progress, Residence
-from services.tensorstore.slices import Selection
+from services.tensorstore.format.slices import Selection
 from tests.checkpoints import bits
 
 

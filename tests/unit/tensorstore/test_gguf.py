@@ -16,13 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common.errors import InvalidArgument, ShuntError
-from services.tensorstore import gguf_checkpoint, gguf_set, importer
-from services.tensorstore.backend import read_manifest
-from services.tensorstore.directory import DirectoryBackend
-from services.tensorstore.gguf_checkpoint import GgufCheckpoint, round_to_bf16
-from services.tensorstore.gguf_file import read_header
+from services.tensorstore import importer
 from services.tensorstore.importer import import_checkpoint
-from services.tensorstore.sources import default_source
+from services.tensorstore.places.backend import read_manifest
+from services.tensorstore.places.directory import DirectoryBackend
+from services.tensorstore.sources.gguf import checkpoint as gguf_checkpoint
+from services.tensorstore.sources.gguf import set as gguf_set
+from services.tensorstore.sources.gguf.checkpoint import GgufCheckpoint, round_to_bf16
+from services.tensorstore.sources.gguf.file import read_header
+from services.tensorstore.sources.opening import default_source
 from tests.checkpoints import make_config, write_gguf
 from tests.mutants import mutate_bytes, mutate_gguf
 

@@ -14,8 +14,8 @@ import torch
 from services.engine.native.arithmetic import Span
 from services.engine.native.model import load_stage
 from services.model.config import parse_config
-from services.tensorstore.gguf_checkpoint import GgufCheckpoint
-from services.tensorstore.gguf_rope import llama3_factors
+from services.tensorstore.sources.gguf.checkpoint import GgufCheckpoint
+from services.tensorstore.sources.gguf.rope import llama3_factors
 from tests import gguf_models
 from tests.gguf_models import GgufModel
 

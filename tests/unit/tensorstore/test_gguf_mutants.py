@@ -14,10 +14,10 @@ import pytest
 from tokenizers import Tokenizer
 
 from services.common.errors import InvalidArgument
-from services.tensorstore.directory import DirectoryBackend
-from services.tensorstore.gguf_checkpoint import GgufCheckpoint
 from services.tensorstore.importer import import_checkpoint
-from services.tensorstore.sources import open_source
+from services.tensorstore.places.directory import DirectoryBackend
+from services.tensorstore.sources.gguf.checkpoint import GgufCheckpoint
+from services.tensorstore.sources.opening import open_source
 from tests.gguf_mutants import Mutant, mutant, sound_models
 
 COUNT = 400

@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from services.common.errors import DataLoss, InvalidArgument, ResourceExhausted, ShuntError
 from services.common.generation import LayerRange
 from services.tensorstore import importer, upkeep
-from services.tensorstore.backend import read_manifest
 from services.tensorstore.client import open_store
-from services.tensorstore.directory import DirectoryBackend
-from services.tensorstore.sources import default_source, open_source
+from services.tensorstore.places.backend import read_manifest
+from services.tensorstore.places.directory import DirectoryBackend
+from services.tensorstore.sources.opening import default_source, open_source
 from tests.checkpoints import (
     bits,
     make_config,
@@ -91,9 +91,9 @@ def test_a_tied_head_that_is_the_embedding_is_stored_once(tmp_path: Path) -> Non
 KILLED = """
     import os, signal, sys
     from pathlib import Path
-    from services.tensorstore.directory import DirectoryBackend
+    from services.tensorstore.places.directory import DirectoryBackend
     from services.tensorstore.importer import import_checkpoint
-    from services.tensorstore.sources import open_source
+    from services.tensorstore.sources.opening import open_source
 
     def progress(done, total):
         if done > total * float(sys.argv[3]):
@@ -172,9 +172,9 @@ def test_a_full_disk_leaves_the_store_readable_and_the_next_import_completes(
 MEASURED = """
     import sys
     from pathlib import Path
-    from services.tensorstore.directory import DirectoryBackend
+    from services.tensorstore.places.directory import DirectoryBackend
     from services.tensorstore.importer import import_checkpoint
-    from services.tensorstore.sources import open_source
+    from services.tensorstore.sources.opening import open_source
 
     def status(field):
         text = Path("/proc/self/status").read_text()

@@ -11,9 +11,9 @@ import pytest
 
 from services.common.errors import NotFound, OutOfRange
 from services.tensorstore import node as node_module
-from services.tensorstore.cache import ChunkCache
+from services.tensorstore.cache.cache import ChunkCache
+from services.tensorstore.format.slices import Selection
 from services.tensorstore.node import CachePlan, Node, build
-from services.tensorstore.slices import Selection
 from tests.checkpoints import rot
 
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from services.common.errors import InvalidArgument
 from services.common.generation import LayerRange
 from services.tensorstore.client import Model, open_store
-from services.tensorstore.directory import DirectoryBackend
+from services.tensorstore.format.slices import Selection
 from services.tensorstore.importer import import_checkpoint
-from services.tensorstore.slices import Selection
-from services.tensorstore.sources import open_source
+from services.tensorstore.places.directory import DirectoryBackend
+from services.tensorstore.sources.opening import open_source
 from tests.checkpoints import (
     DTYPES,
     bits,

@@ -15,13 +15,13 @@ from shuntserve.tensorstore.v1 import tensorstore_pb2 as pb
 
 from services.common.errors import ResourceExhausted
 from services.tensorstore.__main__ import build_servicer
-from services.tensorstore.held import HeldChunks
+from services.tensorstore.cache.held import HeldChunks
+from services.tensorstore.cache.residence import HeldFile, Progress
+from services.tensorstore.format.slices import Selection
 from services.tensorstore.link_share import LinkShare
 from services.tensorstore.node import CachePlan, Node, build
-from services.tensorstore.residence import HeldFile, Progress
 from services.tensorstore.service import TensorStoreServicer
 from services.tensorstore.settings import TensorStoreSettings
-from services.tensorstore.slices import Selection
 
 STEPS = 2
 CONTEXT: Any = None

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from services.common.errors import InvalidArgument
-from services.tensorstore.sources import open_source
+from services.tensorstore.sources.opening import open_source
 from tests.checkpoints import make_config, make_tensors, write_checkpoint
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 4431388448\n"

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from services.common.generation import LayerRange
 from services.tensorstore.client import Model
-from services.tensorstore.sources import default_source
+from services.tensorstore.sources.opening import default_source
 
 TEXTS = [
     "Hello world",

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from services.common.errors import DataLoss, NotFound, ResourceExhausted, Unavailable
 from services.common.generation import LayerRange
 from services.tensorstore import upkeep
-from services.tensorstore.backend import StoredObject
-from services.tensorstore.directory import DirectoryBackend
 from services.tensorstore.export import export
 from services.tensorstore.importer import import_checkpoint
-from services.tensorstore.sources import open_source
+from services.tensorstore.places.backend import StoredObject
+from services.tensorstore.places.directory import DirectoryBackend
+from services.tensorstore.sources.opening import open_source
 from tests.checkpoints import bits, expected_slice
 from tests.limits import no_file_above
 from tests.mutants import flip

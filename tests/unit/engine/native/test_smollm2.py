@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from services.common.errors import NotFound
 from services.engine.native.model import load_stage
 from services.model.config import parse_config
-from services.tensorstore.sources import default_source, open_source
+from services.tensorstore.sources.opening import default_source, open_source
 
 QUESTION = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
 STORY = "<|im_start|>user\nTell me a story about a boat.<|im_end|>\n<|im_start|>assistant\n"

@@ -1,0 +1,404 @@
+"""Nodes, pipelines, formations and their replacement. Events in, actions out.
+
+A drain: the replacement (an idle node, or a new one) loads the interrupted node's layers while the
+old formation serves on. When it has, routes change, the old formation is drained (every generation
+sealed behind its last step), dissolved, and the survivors form the next formation with the new
+node. A survivor is a member of one formation at a time: it has one KV cache and one batch of steps,
+and giving it two would halve both for the sake of some tens of milliseconds. Meanwhile readers
+resume on the other pipelines; when there is none their Resume waits for the new formation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from services.common.errors import NotFound, StaleEpoch
+from services.common.exchange import Route
+from services.common.generation import LayerRange
+from services.controller.core.cluster.actions import (
+    Action,
+    Beat,
+    DissolveFormation,
+    FaultView,
+    Loaded,
+    LogEvent,
+    NodeFacts,
+    NodeShape,
+    NodeView,
+    PersistCluster,
+    PipelineView,
+    PlannedPipeline,
+    RoutesChanged,
+    TerminateNode,
+)
+from services.controller.core.cluster.faults import faults_of, unusable
+from services.controller.core.cluster.liveness import hear, judge, overlook
+from services.controller.core.cluster.losses import dissolve, forgive, hand_stage, lose
+from services.controller.core.cluster.membership import (
+    FormationState,
+    Membership,
+    Node,
+    Pipeline,
+    Stage,
+)
+from services.controller.core.cluster.notices import hand_over, lapse, must_part, notice
+from services.controller.core.cluster.reconcile import Reconciler
+from services.controller.core.cluster.recovery import first_actions
+from services.controller.core.cluster.routes import handing_over, heads_of, routes_of
+from services.controller.core.cluster.settings import ClusterSettings
+from services.controller.core.cluster.snapshot import from_json, to_json
+from services.controller.core.ledger.outcomes import Head
+
+_STRANGE_BEATS = 2
+"""One beat may have been on its way while the formation changed."""
+
+
+class Cluster:
+    """The cluster as the controller knows it."""
+
+    def __init__(
+        self,
+        settings: ClusterSettings,
+        draw_id: Callable[[], str],
+        now_s: float,
+        now_unix_s: float,
+    ) -> None:
+        """`draw_id` gives unique strings: ids of formations. `now_unix_s` is the wall time at
+        `now_s`, which is on the clock that every other time is on."""
+        self.settings = settings
+        self._reconciler = Reconciler(settings, draw_id)
+        self._state = Membership(settings.basis)
+        self.unix_offset_s = now_unix_s - now_s
+        """Wall time less the clock that all times are on."""
+        self._past: set[str] = set()
+        """Incarnations that were replaced by a newer one of the same node."""
+        self._grace_until_s = self._now_s = self._ticked_s = now_s
+        self._route_version = 0
+        self._routes: tuple[Route, ...] = ()
+        self._handing_over: tuple[str, ...] = ()
+        self._hopeless = ""
+        self._snapshot = ""
+
+    @classmethod
+    def recover(
+        cls,
+        settings: ClusterSettings,
+        draw_id: Callable[[], str],
+        snapshot: str,
+        now_s: float,
+        now_unix_s: float,
+    ) -> Cluster:
+        """The cluster as its last snapshot had it; every node is given `restart_grace_s`."""
+        cluster = cls(settings, draw_id, now_s, now_unix_s)
+        cluster._state = from_json(snapshot, now_s, cluster.unix_offset_s)
+        cluster._grace_until_s = now_s + settings.restart_grace_s
+        return cluster
+
+    def start(self, now_s: float) -> list[Action]:
+        """First actions after __init__ or recover."""
+        return self._advance(first_actions(self._state, self.settings), now_s)
+
+    # Nodes
+
+    def register(self, facts: NodeFacts, now_s: float) -> list[Action]:
+        """A node is there; the same incarnation may say so again. Raises StaleEpoch for an older
+        incarnation of a node that has a newer one."""
+        if facts.incarnation in self._past:
+            raise StaleEpoch("a newer process has this node's name", field="incarnation")
+        actions: list[Action] = []
+        node = self._state.nodes.get(facts.node_id)
+        if node is not None and node.facts is not None:
+            if node.facts.incarnation != facts.incarnation:
+                actions += self._lose(node, "replaced", now_s)
+                self._past.add(node.facts.incarnation)
+                node = None
+            elif node.lost:
+                node.lost, node.strange_beats = False, 0
+                actions.append(LogEvent("node_returned", node.node_id))
+        if node is None:
+            node = self._state.nodes[facts.node_id] = Node(facts.node_id, facts.shape, now_s)
+        if node.facts is None:
+            actions.append(LogEvent("node_registered", node.node_id))
+            node.since_s = now_s
+        node.facts, node.shape, node.heard_s, node.confirmed = facts, facts.shape, now_s, True
+        return self._advance(actions, now_s)
+
+    def heartbeat(self, beat: Beat, now_s: float) -> list[Action]:
+        """Raises NotFound when the node must register (again)."""
+        node = self._state.nodes.get(beat.node_id)
+        facts = node.facts if node is not None and node.present else None
+        if node is None or facts is None or facts.incarnation != beat.incarnation:
+            raise NotFound("register first", field="node_id")
+        hear(node, beat, now_s)
+        actions: list[Action] = []
+        if beat.departs_in_s is not None:
+            node.departs = True
+            actions += notice(node, now_s + beat.departs_in_s, now_s)
+        for pipeline in self._state.pipelines:
+            formation = pipeline.formation
+            if formation is None or formation.state is FormationState.FORMING:
+                continue
+            if all(member.incarnation != beat.incarnation for member in formation.members):
+                continue
+            strange = beat.formation_id != formation.formation_id
+            node.strange_beats = node.strange_beats + 1 if strange else 0
+            members = {member.node_id for member in formation.members}
+            broken = not members.isdisjoint(beat.lost_node_ids)
+            if node.strange_beats >= _STRANGE_BEATS or broken:
+                actions += self._dissolve(pipeline, "member_left", now_s)
+            elif formation.members[0].incarnation == beat.incarnation:
+                actions += self._head_beat(pipeline, beat, now_s)
+        self._now_s = now_s
+        return self._advance(actions, now_s) if actions else []  # a beat alone lacks nothing new
+
+    def node_gone(self, node_id: str, incarnation: str, cause: str, now_s: float) -> list[Action]:
+        """The edge knows that the process is dead (its exit was seen, or its connection was
+        refused); `incarnation` may be empty for a launched process that never registered."""
+        node = self._state.nodes.get(node_id)
+        if node is None or node.lost:
+            return []
+        if (node.facts.incarnation if node.facts is not None else "") != incarnation:
+            return []
+        return self._advance(self._lose(node, cause, now_s), now_s)
+
+    def launch_failed(self, node_id: str, reason: str, now_s: float) -> list[Action]:
+        """The provider could not start it; another one is, after a pause."""
+        node = self._state.nodes.get(node_id)
+        if node is None or node.lost or node.facts is not None:
+            return []
+        lost = lose(self._state, self.settings, node, reason, now_s, started=False)
+        return self._advance(lost, now_s)
+
+    def _lose(self, node: Node, cause: str, now_s: float) -> list[Action]:
+        return lose(self._state, self.settings, node, cause, now_s)
+
+    # Plans, loads, formations
+
+    def plan_ready(self, pipelines: tuple[PlannedPipeline, ...], now_s: float) -> list[Action]:
+        """Placement's answer to AskPlan."""
+        self._reconciler.plan_answered()
+        if self._state.pipelines:
+            return []
+        self._state.first_launches.succeed()
+        for number, planned in enumerate(pipelines, 1):
+            stages = []
+            for stage in planned.stages:
+                node = self._state.nodes.get(stage.node_id)
+                shape = node.shape if node is not None else NodeShape(0, 1.0)
+                node_id = stage.node_id if node is not None and node.present else ""
+                stages.append(Stage(stage.layers, stage.tp_degree, shape, node_id))
+            throughput = planned.throughput_tokens_per_s
+            self._state.pipelines.append(
+                Pipeline(f"pipeline-{number}", stages, throughput, down_since_s=now_s)
+            )
+        return self._advance([LogEvent("plan_ready")], now_s)
+
+    def plan_failed(self, reason: str, permanent: bool, now_s: float) -> list[Action]:
+        """Asked again after a pause; when the failure is permanent, once the nodes are others."""
+        self._reconciler.plan_failed(reason, permanent, now_s)
+        return [LogEvent("plan_failed", attributes={"reason": reason})]
+
+    def load_done(
+        self, node_id: str, incarnation: str, layers: LayerRange, loaded: Loaded, now_s: float
+    ) -> list[Action]:
+        """The node holds these layers."""
+        node = self._loading(node_id, incarnation)
+        if node is None or node.loading != layers:
+            return []
+        node.layers, node.loading, node.refused = layers, None, None
+        node.kv_blocks, node.numerics_class = loaded.kv_blocks, loaded.numerics_class
+        node.loads.succeed()
+        attributes = {"layers": f"{layers.start}-{layers.end}"}
+        return self._advance([LogEvent("stage_loaded", node_id, "", attributes)], now_s)
+
+    def load_failed(
+        self, node_id: str, incarnation: str, reason: str, permanent: bool, now_s: float
+    ) -> list[Action]:
+        """Tried again after a pause, in the end at another node; a failure that is permanent only
+        where there is another one anyway."""
+        node = self._loading(node_id, incarnation)
+        if node is None:
+            return []
+        node.refused, node.loading, node.layers = node.loading, None, None
+        node.loads.fail(
+            now_s,
+            reason,
+            first_s=self.settings.retry_s,
+            longest_s=self.settings.replace_max_s,
+            node_id=node_id,
+            permanent=permanent,
+        )
+        attributes = {"reason": reason, "permanent": str(permanent).lower()}
+        return [LogEvent("load_failed", node_id, "", attributes)]
+
+    def _loading(self, node_id: str, incarnation: str) -> Node | None:
+        node = self._state.nodes.get(node_id)
+        if node is None or node.lost or node.loading is None or node.facts is None:
+            return None
+        return node if node.facts.incarnation == incarnation else None
+
+    def formed(self, formation_id: str, now_s: float) -> list[Action]:
+        """All members stand."""
+        pipeline = self._state.pipeline(formation_id)
+        if pipeline is None or pipeline.formation is None:
+            return []
+        pipeline.formation.state = FormationState.READY
+        pipeline.stalled = False
+        self._state.nodes[pipeline.formation.members[0].node_id].stepped_s = now_s
+        pipeline.forms.succeed()
+        pipeline.unlike = ""
+        for member in pipeline.formation.members:
+            node = self._state.nodes[member.node_id]
+            node.strange_beats = 0
+            node.served_s = now_s if node.served_s is None else node.served_s
+        down_s = now_s - pipeline.down_since_s if pipeline.down_since_s is not None else 0.0
+        pipeline.down_since_s = None
+        attributes = {"formation": formation_id, "down_s": f"{down_s:.3f}"}
+        event = LogEvent("pipeline_ready", "", pipeline.pipeline_id, attributes)
+        return self._advance([event], now_s)
+
+    def form_failed(self, formation_id: str, reason: str, now_s: float) -> list[Action]:
+        """Some member does not; dissolved, and formed anew after a pause."""
+        pipeline = self._state.pipeline(formation_id)
+        if pipeline is None:
+            return []
+        return self._advance(self._dissolve(pipeline, f"form_failed: {reason}", now_s), now_s)
+
+    def _dissolve(self, pipeline: Pipeline, cause: str, now_s: float) -> list[Action]:
+        return dissolve(self._state, self.settings, pipeline, cause, now_s)
+
+    # Interruptions
+
+    def interrupt(self, node_id: str, notice_s: float, kill: bool, now_s: float) -> list[Action]:
+        """A notice, or an order to kill. Raises NotFound. The same notice twice changes nothing, no
+        more than a later one."""
+        node = self._state.nodes.get(node_id)
+        if node is None or node.lost:
+            raise NotFound("no such node", field="node_id")
+        if kill:
+            return [LogEvent("kill_ordered", node_id), TerminateNode(node_id, kill=True)]
+        return self._advance(notice(node, now_s + notice_s, now_s), now_s)
+
+    def _head_beat(self, pipeline: Pipeline, beat: Beat, now_s: float) -> list[Action]:
+        """Two beats after the replacement is ready show tokens from the old head in between."""
+        if pipeline.replacement_ready_s is None or not pipeline.is_ready:
+            return []
+        if pipeline.ready_sampled is None:
+            pipeline.ready_sampled = beat.sampled_tokens
+            return []
+        return hand_over(pipeline, beat.sampled_tokens - pipeline.ready_sampled, now_s)
+
+    def drained(self, formation_id: str, sealed: int, now_s: float) -> list[Action]:
+        """Every generation of the formation is sealed."""
+        pipeline = self._state.pipeline(formation_id)
+        if pipeline is None or pipeline.formation is None:
+            return []
+        formation, pipeline.formation = pipeline.formation, None
+        pipeline.replacement_ready_s = pipeline.ready_sampled = None
+        actions: list[Action] = [
+            LogEvent("handover_finished", "", pipeline.pipeline_id, {"sealed": str(sealed)}),
+            DissolveFormation(formation_id, self._state.living(formation)),
+        ]
+        for stage in pipeline.stages:
+            actions += hand_stage(self._state, stage)
+        return self._advance(actions, now_s)
+
+    def drain_failed(self, formation_id: str, reason: str, now_s: float) -> list[Action]:
+        """The head did not answer; the formation is dissolved all the same."""
+        event = LogEvent("drain_failed", "", self.pipeline_of(formation_id), {"reason": reason})
+        return [event, *self.drained(formation_id, 0, now_s)]
+
+    # Time
+
+    def tick(self, now_s: float) -> list[Action]:
+        """Silence, timeouts and retries; call it every 0.1 s or so. Behind a gap between two calls
+        nobody counts as dead, as after a restart: who was stopped has heard nobody."""
+        settings = self.settings
+        actions: list[Action] = []
+        overlook(self._state, now_s - self._ticked_s, now_s)
+        if now_s - self._ticked_s >= settings.doubt_s:
+            self._grace_until_s = max(self._grace_until_s, now_s + settings.restart_grace_s)
+        self._ticked_s = now_s
+        awake = now_s >= self._grace_until_s
+        for node in list(self._state.nodes.values()):
+            if node.lost:
+                if now_s - node.since_s >= settings.lost_kept_s:
+                    # one that was lost by its silence may live on
+                    actions.append(TerminateNode(node.node_id, kill=True))
+                    del self._state.nodes[node.node_id]
+            elif node.facts is None:
+                if now_s - node.since_s >= settings.launch_timeout_s:
+                    actions += self._lose(node, "launch timed out", now_s)
+                    actions.append(TerminateNode(node.node_id, kill=True))
+            elif awake and now_s - node.heard_s >= settings.silence_s(node.layers is not None):
+                actions += self._lose(node, "silence", now_s)
+            elif node.deadline_s is not None and now_s >= node.deadline_s and not node.departs:
+                actions += lapse(self._state, node)
+        actions += judge(self._state, settings, awake, now_s)
+        for pipeline in self._state.pipelines:
+            ready_s = pipeline.replacement_ready_s
+            waited = ready_s is not None and now_s - ready_s >= settings.handover_s
+            if pipeline.is_ready and (waited or must_part(self._state, settings, pipeline, now_s)):
+                actions += hand_over(pipeline, 0, now_s)
+            for stage in pipeline.stages:
+                forgive(self._state, settings, stage, now_s)
+        return self._advance(actions, now_s)
+
+    # What others see
+
+    def routes(self) -> tuple[int, tuple[Route, ...]]:
+        """Version and pipelines that take new requests."""
+        return self._route_version, self._routes
+
+    def handing_over(self) -> tuple[str, ...]:
+        """Formations that serve what they have and take nothing new; of the same version."""
+        return self._handing_over
+
+    def heads(self) -> tuple[Head, ...]:
+        """Every living formation's head, for the ledger."""
+        return heads_of(self._state, self.settings, self._now_s)
+
+    def pipeline_of(self, formation_id: str) -> str:
+        """The pipeline a formation serves; '' when it is not known."""
+        pipeline = self._state.pipeline(formation_id)
+        return pipeline.pipeline_id if pipeline is not None else ""
+
+    def deadlines_s(self) -> dict[str, float]:
+        """Nodes that were given notice, and when they will be taken away."""
+        nodes = self._state.nodes.values()
+        return {n.node_id: n.deadline_s for n in nodes if n.deadline_s is not None}
+
+    def addresses(self) -> set[str]:
+        """Of the nodes that are known."""
+        return {n.facts.address for n in self._state.nodes.values() if n.facts is not None}
+
+    def nodes_view(self) -> tuple[NodeView, ...]:
+        """For the status."""
+        return self._state.node_views()
+
+    def faults(self) -> tuple[FaultView, ...]:
+        """What keeps failing, the worst first."""
+        return faults_of(self._state, self._reconciler.plans)
+
+    def unusable(self) -> str:
+        """Why no pipeline will ever take requests as things are; empty when one does or may."""
+        return unusable(self._state, self.faults())
+
+    def pipelines_view(self) -> tuple[PipelineView, ...]:
+        """For the status."""
+        return self._state.pipeline_views()
+
+    def _advance(self, actions: list[Action], now_s: float) -> list[Action]:
+        self._now_s = now_s
+        actions = [*actions, *self._reconciler.advance(self._state, now_s)]
+        routes, leaving = routes_of(self._state, self.settings), handing_over(self._state)
+        hopeless = self.unusable()
+        if (routes, leaving, hopeless) != (self._routes, self._handing_over, self._hopeless):
+            self._routes, self._handing_over, self._hopeless = routes, leaving, hopeless
+            self._route_version += 1
+            actions.append(RoutesChanged(self._route_version))
+        snapshot = to_json(self._state, self.unix_offset_s) if actions else self._snapshot
+        if snapshot != self._snapshot:
+            self._snapshot = snapshot
+            actions.insert(0, PersistCluster(snapshot))
+        return actions

@@ -1,0 +1,81 @@
+"""Shape and timings of the cluster."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from services.common.generation import ModelRef
+from services.controller.core.cluster.actions import NodeShape
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """Shape and timings (seconds) of the cluster."""
+
+    model: ModelRef
+    initial: tuple[NodeShape, ...] = ()
+    """Nodes to launch for the first plan; empty: they come by themselves."""
+    expected_nodes: int = 4
+    """A plan is asked for when so many are idle, or `settle_s` after the first, once none is on
+    its way any more."""
+    pipelines: int = 2
+    layer_count: int = 0
+    """Of the model."""
+    planner: str = ""
+    """The placement API's name of who makes the plan."""
+    can_launch: bool = True
+    """The provider starts nodes; else a replacement must register by itself."""
+    heartbeat_interval_s: float = 0.25
+    node_lost_s: float = 3.0
+    """A node silent for this long is lost."""
+    doubt_s: float = 1.0
+    """No generation is moved to a node silent for this long."""
+    stall_s: float = 2.0
+    """A head silent for this long does not serve: its readers may leave it."""
+    progress_s: float = 5.0
+    """Nor does one that has work and makes no step for this long."""
+    empty_node_lost_s: float = 15.0
+    """The same for one that holds no stage: it imports and loads, and may hardly find time."""
+    restart_grace_s: float = 3.0
+    """Nobody counts as dead for this long after a restart, but for what the edge knows."""
+    settle_s: float = 10.0
+    launch_timeout_s: float = 60.0
+    """A launched node that does not register within this is given up."""
+    retry_s: float = 0.5
+    """Pause before a failed launch, plan, load or form is tried again; it doubles from failure to
+    failure."""
+    retry_max_s: float = 30.0
+    """The longest such pause, but for nodes that were paid for."""
+    replace_max_s: float = 600.0
+    """The longest pause before one more node replaces those that started and came to nothing."""
+    stable_s: float = 10.0
+    """A node that has served for so long came to something, whatever becomes of it."""
+    load_attempts: int = 4
+    """A node that fails to load a stage so often gives it up to another one, which has one."""
+    handover_s: float = 1.0
+    """A hand-over waits no longer for beats that show tokens from the old head."""
+    seal_s: float = 1.5
+    """A node that will end in any case has its generations sealed this long before."""
+    lost_kept_s: float = 60.0
+    """A lost node is shown this long."""
+    max_positions: int = 8192
+    block_positions: int = 16
+
+    @property
+    def basis(self) -> str:
+        """What decides a plan, as JSON: a plan made for something else is of no use."""
+        return json.dumps(
+            {
+                "model": asdict(self.model),
+                "layer_count": self.layer_count,
+                "planner": self.planner,
+                "pipelines": self.pipelines,
+                "initial": [asdict(shape) for shape in self.initial],
+            },
+            sort_keys=True,
+        )
+
+    def silence_s(self, loaded: bool) -> float:
+        """How long a node may be silent before it is lost."""
+        return self.node_lost_s if loaded else self.empty_node_lost_s

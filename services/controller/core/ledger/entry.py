@@ -1,0 +1,153 @@
+"""One generation in the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from services.common.errors import InvalidArgument
+from services.common.generation import FinishReason, GenerationRequest, TokenSpan, finish_of
+from services.common.token_run import TokenRun
+from services.controller.core.ledger.records import Bound, Granted
+
+
+@dataclass(slots=True)
+class JournalChoice:
+    """The ids of one choice, and where it ends."""
+
+    run: TokenRun = field(default_factory=TokenRun)
+    finish: FinishReason | None = None
+    stop_length: int | None = None
+    """A router found a stop string within this many ids."""
+
+    def reason(self, length: int) -> FinishReason | None:
+        """Why the choice ends, if no more than `length` ids are needed."""
+        if self.finish is None and self.stop_length is not None and length >= self.stop_length:
+            return FinishReason.STOP
+        return self.finish
+
+
+class Entry:
+    """One generation: its request, its ids, and who may add to them."""
+
+    def __init__(self, request: GenerationRequest, epoch: int, now_s: float) -> None:
+        self.request = request
+        self.epoch = epoch
+        self.incarnation = ""
+        """The head process that holds the epoch; empty when nothing is to run."""
+        self.formation_id = ""
+        self.pipeline_id = ""
+        self.choices = [JournalChoice() for _ in range(request.choices)]
+        self.base_lengths: tuple[int, ...] = (0,) * request.choices
+        """Ids before this epoch, by choice."""
+        self.sealed = False
+        """The epoch's head has said its last word."""
+        self.unread = False
+        """Its last reader is known to be gone."""
+        self.begun = True
+        """The epoch's head has said something of it, or is owed the time to do so."""
+        self.touched_s = now_s
+
+    def give_to(self, record: Bound | Granted, epoch: int) -> None:
+        """The epoch belongs to this head from now on, with the ids there are as its base."""
+        self.epoch = epoch
+        self.incarnation = record.incarnation
+        self.formation_id = record.formation_id
+        self.pipeline_id = record.pipeline_id
+        self.base_lengths = self.lengths
+        self.sealed = False
+        self.begun = isinstance(record, Bound)
+
+    @property
+    def finished(self) -> bool:
+        """Every choice has ended."""
+        return self.finished_with(())
+
+    def finished_with(self, held: Sequence[TokenSpan]) -> bool:
+        """Every choice has ended, counting what a reader holds beyond the journal."""
+        ended = {i for i, c in enumerate(self.choices) if c.reason(len(c.run)) is not None}
+        for span in held:
+            choice = self.choice(span.choice)
+            before = max(0, len(choice.run) - span.start)
+            if (
+                span.finish_reason is not None
+                or choice.reason(span.end) is not None
+                or finish_of(self.request, span.ids[before:], span.start + before) is not None
+            ):
+                ended.add(span.choice)
+        return len(ended) == len(self.choices)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Ids held, by choice."""
+        return tuple(len(choice.run) for choice in self.choices)
+
+    def choice(self, index: int) -> JournalChoice:
+        """Raises InvalidArgument for a choice that was not asked for."""
+        if not 0 <= index < len(self.choices):
+            raise InvalidArgument(
+                f"choice {index} of a request for {len(self.choices)}", field="choice"
+            )
+        return self.choices[index]
+
+    def compare(self, spans: Sequence[TokenSpan]) -> None:
+        """Raises Diverged where ids differ from those held; changes nothing."""
+        for span in spans:
+            self.choice(span.choice).run.check(span.start, span.ids)
+
+    def fresh(self, spans: Sequence[TokenSpan]) -> tuple[TokenSpan, ...]:
+        """What spans that were compared would add; a span behind a gap adds nothing."""
+        fresh = (self._fresh(span) for span in spans)
+        return tuple(span for span in fresh if span is not None)
+
+    def _fresh(self, span: TokenSpan) -> TokenSpan | None:
+        choice = self.choice(span.choice)
+        length = len(choice.run)
+        if span.start > length:
+            return None
+        ids, logprobs = span.ids[length - span.start :], span.logprobs[length - span.start :]
+        finish = None
+        if choice.finish is None:
+            end = finish_of(self.request, ids, length)
+            finish = end[1] if end is not None else None
+            if finish is None and span.end >= length:
+                finish = span.finish_reason
+        if not ids and finish is None:
+            return None
+        return TokenSpan(span.choice, length, ids, logprobs, finish)
+
+    def append(self, spans: Sequence[TokenSpan]) -> None:
+        """Adds what `fresh` gave."""
+        for span in spans:
+            choice = self.choice(span.choice)
+            choice.run.append(span.start, span.ids, span.logprobs)
+            choice.finish = choice.finish or span.finish_reason
+
+    def spans(self, lengths: Sequence[int] | None = None) -> tuple[TokenSpan, ...]:
+        """All ids (up to `lengths`): a span from position 0 for each choice that has any, or that
+        has ended."""
+        spans = []
+        for index, choice in enumerate(self.choices):
+            length = len(choice.run) if lengths is None else lengths[index]
+            reason = choice.reason(length) if length == len(choice.run) else None
+            if length or reason is not None:
+                spans.append(choice.run.span(index, 0, length, reason))
+        return tuple(spans)
+
+    def is_for(self, request: GenerationRequest | None) -> bool:
+        """The request, if given, is this one, whatever arithmetic it began under."""
+        if request is None:
+            return True
+        return replace(request, numerics_class=self.request.numerics_class) == self.request
+
+
+def outlived(entries: Mapping[str, Entry], max_parked: int, untouched_since_s: float) -> list[str]:
+    """Which of those that have not ended, in the order they came, are kept no longer: what nobody
+    has touched since then, and the first of more parked ones than `max_parked`."""
+    parked = [name for name, entry in entries.items() if entry.sealed and entry.unread]
+    surplus = set(parked[: max(0, len(parked) - max_parked)])
+    return [
+        name
+        for name, entry in entries.items()
+        if name in surplus or entry.touched_s <= untouched_since_s
+    ]

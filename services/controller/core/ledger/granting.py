@@ -1,0 +1,60 @@
+"""Which head a generation is granted to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from services.common.exchange import ResumeQuestion
+from services.common.generation import GenerationRequest
+from services.controller.core.ledger.outcomes import Head
+
+
+class Complaints:
+    """Formations that readers left because they do not serve."""
+
+    def __init__(self, patience_s: float, kept_s: float) -> None:
+        """A formation that was left is suspected for `patience_s`."""
+        self._patience_s = patience_s
+        self._kept_s = kept_s
+        self._made: dict[tuple[str, int], float] = {}
+        """By generation and epoch: when its reader said that it left a formation."""
+        self._left: dict[str, float] = {}
+        """When each was left last."""
+
+    def suspects_with(self, question: ResumeQuestion, now_s: float) -> set[str]:
+        """Those that were left of late, by this reader or another. The same question asked again
+        is one complaint."""
+        key = question.generation_id, question.last_epoch
+        if question.left_formation_id and key not in self._made:
+            self._made[key] = self._left[question.left_formation_id] = now_s
+        return {left for left, at_s in self._left.items() if now_s - at_s < self._patience_s}
+
+    def forget(self, now_s: float) -> None:
+        """Lets go of what is too old; call it now and then."""
+        self._made = {k: at_s for k, at_s in self._made.items() if now_s - at_s < self._kept_s}
+        self._left = {f: at_s for f, at_s in self._left.items() if now_s - at_s < self._patience_s}
+
+
+def best_head(
+    request: GenerationRequest, heads: Iterable[Head], loads: Mapping[str, int]
+) -> Head | None:
+    """The least loaded of the generation's own arithmetic, or of any when there is none; one whose
+    KV cache it cannot outgrow. `loads`: generations that run, by formation."""
+    wanted = request.numerics_class
+    positions = len(request.prompt_ids) + request.sampling.max_tokens
+    takers = [
+        head
+        for head in heads
+        if head.takes_new
+        and head.route.model == request.model
+        and head.route.max_positions >= positions
+    ]
+    return min(
+        takers,
+        key=lambda head: (
+            bool(wanted) and head.numerics_class != wanted,
+            (loads.get(head.route.formation_id, 0) + 1)
+            / max(head.route.throughput_tokens_per_s, 1e-9),
+        ),
+        default=None,
+    )

@@ -1,0 +1,391 @@
+"""Epochs and the journal: who may add to a generation, and what it has so far.
+
+Every method answers with an Outcome: the reply, and the records it rests on. The store writes the
+records of all outcomes in order and releases a reply only when everything recorded before and with
+it is durable (`fsync` set: on disk; else with the next group commit). So a crash between any two
+loses nothing that anybody was told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import chain, repeat
+
+from services.common.errors import (
+    AlreadyExists,
+    Cancelled,
+    Diverged,
+    NotFound,
+    ResourceExhausted,
+)
+from services.common.exchange import (
+    Checkpoint,
+    CheckpointRefusal,
+    CheckpointResult,
+    GenerationState,
+    GenerationView,
+    Grant,
+    LeaveReason,
+    ResumeQuestion,
+)
+from services.common.generation import CancelReason, FinishReason
+from services.controller.core.ledger.abandoned import Abandoned
+from services.controller.core.ledger.entry import Entry, outlived
+from services.controller.core.ledger.granting import Complaints, best_head
+from services.controller.core.ledger.outcomes import (
+    Head,
+    LedgerEvent,
+    LedgerSettings,
+    Outcome,
+    refused,
+)
+from services.controller.core.ledger.population import Population, population_of
+from services.controller.core.ledger.records import (
+    Appended,
+    Bound,
+    Ended,
+    Forgotten,
+    Granted,
+    Record,
+    Sealed,
+)
+
+
+class Ledger:
+    """Epochs and journal of all generations."""
+
+    def __init__(self, settings: LedgerSettings) -> None:
+        self.settings = settings
+        self._entries: dict[str, Entry] = {}
+        self._tombstones: dict[str, float] = {}
+        """Cancelled generations, known or not, and when."""
+        self._complaints = Complaints(settings.same_head_after_s, settings.retention_s)
+        self._running: dict[str, set[str]] = {}
+        """Generations by the formation that runs them."""
+        self._ended: dict[str, None] = {}
+        """Finished and cancelled generations, the oldest end first."""
+        self._abandoned = Abandoned(settings.retry_window_s, settings.claim_s)
+
+    @classmethod
+    def recover(
+        cls,
+        settings: LedgerSettings,
+        records: Iterable[Record],
+        now_s: float,
+        ages_s: Iterable[float] = (),
+    ) -> Ledger:
+        """The ledger as it was when the last of the records was written, each so long ago; without
+        ages just now."""
+        ledger = cls(settings)
+        for record, age_s in zip(records, chain(ages_s, repeat(0.0)), strict=False):
+            ledger._apply(record, now_s - age_s)
+        for entry in ledger._entries.values():
+            entry.unread = entry.sealed  # a reader that is there asks for it in a moment
+            entry.begun = True  # heads do not repeat what was no record
+        return ledger
+
+    def _apply(self, record: Record, now_s: float) -> None:
+        """The one place where a record changes the ledger, now or at recovery."""
+        name = record.generation_id
+        if isinstance(record, Forgotten):
+            self._tombstones.pop(name, None)
+            self._ended.pop(name, None)
+            self._place(name, self._entries.pop(name, None), False)
+            self._abandoned.remove(name)
+            return
+        entry = self._entries.get(name)
+        if entry is None and isinstance(record, (Bound, Granted)):
+            self._entries[name] = entry = Entry(record.request, 0, now_s)
+        if isinstance(record, Ended) and record.choice is None:
+            self._tombstones[name] = now_s
+            self._ended.setdefault(name)
+            self._abandoned.remove(name)
+        if entry is None:
+            return
+        entry.touched_s = now_s
+        self._place(name, entry, False)
+        if isinstance(record, Bound):
+            entry.give_to(record, 1)
+        elif isinstance(record, Granted):
+            entry.append(record.spans)
+            entry.give_to(record, record.epoch)
+        elif isinstance(record, Appended):
+            entry.append((record.span,))
+        elif isinstance(record, Sealed):
+            entry.sealed = True
+        elif record.choice is not None:
+            choice = entry.choice(record.choice)
+            if record.reason is CancelReason.CLIENT:
+                choice.finish = choice.finish or FinishReason.CANCELLED
+            else:
+                choice.stop_length = record.length
+        open_here = not entry.sealed and not entry.finished and name not in self._tombstones
+        self._place(name, entry, open_here)
+        if entry.finished:
+            self._ended.setdefault(name)
+
+    def _place(self, name: str, entry: Entry | None, runs: bool) -> None:
+        if entry is None:
+            return
+        names = self._running.setdefault(entry.formation_id, set())
+        if runs:
+            names.add(name)
+        else:
+            names.discard(name)
+            if not names:
+                del self._running[entry.formation_id]
+
+    def _commit(self, records: Sequence[Record], now_s: float) -> tuple[Record, ...]:
+        for record in records:
+            self._apply(record, now_s)
+        return tuple(records)
+
+    def checkpoint(
+        self, checkpoint: Checkpoint, pipeline_id: str, now_s: float
+    ) -> Outcome[CheckpointResult]:
+        """Binds epoch 1 to its first head, appends, compares, or refuses. `pipeline_id` is the
+        pipeline of the checkpoint's formation, for the status ('' when not known)."""
+        name = checkpoint.generation_id
+        records: tuple[Record, ...] = ()
+        events: list[LedgerEvent] = []
+        if name in self._tombstones:
+            return refused(checkpoint, CheckpointRefusal.ENDED)
+        if name not in self._entries:
+            full = len(self._entries) >= self.settings.max_generations
+            if checkpoint.epoch != 1 or checkpoint.request is None or full:
+                return refused(checkpoint, CheckpointRefusal.STALE_EPOCH)
+            Entry(checkpoint.request, 1, now_s).compare(checkpoint.spans)  # raises before Bound
+            bound = Bound(
+                name,
+                checkpoint.incarnation,
+                checkpoint.formation_id,
+                pipeline_id,
+                checkpoint.request,
+            )
+            records = self._commit([bound], now_s)
+            events.append(LedgerEvent("generation_bound", name, pipeline_id))
+        entry = self._entries[name]
+        refusal = self._refusal(entry, checkpoint)
+        if refusal is not None:
+            return refused(checkpoint, refusal, entry.lengths)
+        entry.touched_s = now_s
+        entry.begun = True
+        self._set_unread(entry, checkpoint.unread, now_s)
+        new = [Appended(name, span) for span in entry.fresh(checkpoint.spans)]
+        records += self._commit(new, now_s)
+        complete = all(span.end <= entry.lengths[span.choice] for span in checkpoint.spans)
+        if checkpoint.sealed and complete and not entry.sealed:
+            records += self._commit([Sealed(name, entry.epoch)], now_s)
+            kind = "generation_finished" if entry.finished else "generation_sealed"
+            lengths = ",".join(map(str, entry.lengths))
+            attributes = {"epoch": str(entry.epoch), "lengths": lengths}
+            events.append(LedgerEvent(kind, name, entry.pipeline_id, attributes))
+        result = CheckpointResult(name, checkpoint.epoch, entry.lengths)
+        return Outcome(result, records, events=tuple(events))
+
+    def _set_unread(self, entry: Entry, unread: bool, now_s: float) -> None:
+        name, entry.unread = entry.request.generation_id, unread
+        if unread:
+            self._abandoned.left(name, entry.request.ask_digest, now_s)
+        else:
+            self._abandoned.remove(name)
+
+    def _refusal(self, entry: Entry, checkpoint: Checkpoint) -> CheckpointRefusal | None:
+        if (checkpoint.epoch, checkpoint.incarnation) != (entry.epoch, entry.incarnation):
+            return CheckpointRefusal.STALE_EPOCH
+        if checkpoint.formation_id != entry.formation_id:
+            return CheckpointRefusal.UNKNOWN_FORMATION
+        if not entry.is_for(checkpoint.request):
+            return CheckpointRefusal.DIVERGED
+        try:
+            entry.compare(checkpoint.spans)
+        except Diverged:
+            return CheckpointRefusal.DIVERGED
+        if entry.sealed and any(s.end > entry.lengths[s.choice] for s in checkpoint.spans):
+            return CheckpointRefusal.STALE_EPOCH
+        return None
+
+    def resume(
+        self, question: ResumeQuestion, heads: Sequence[Head], now_s: float
+    ) -> Outcome[Grant] | None:
+        """Grants the next epoch, or answers with the one there is: to who was not told of it, and
+        to who hears nothing from a head that serves. None: no head to grant to yet; ask again when
+        the heads change, and every 0.25 s, until the caller's deadline.
+
+        Raises Cancelled, Diverged, NotFound (unknown and no request), AlreadyExists (the request
+        is not the one known), InvalidArgument, ResourceExhausted.
+        """
+        name = question.generation_id
+        if name in self._tombstones:
+            raise Cancelled("the generation was cancelled")
+        entry = self._entries.get(name)
+        if entry is None:
+            if question.request is None:
+                raise NotFound("no such generation", field="generation_id")
+            if len(self._entries) >= self.settings.max_generations:
+                raise ResourceExhausted("the journal is full", field="generation_id")
+            entry = Entry(question.request, question.last_epoch, now_s)
+        elif not entry.is_for(question.request):
+            raise AlreadyExists("another request has this id", field="generation_id")
+        entry.compare(question.held)
+        entry.touched_s = now_s
+        self._set_unread(entry, False, now_s)
+        if entry.finished:
+            return Outcome(Grant(entry.epoch, None, entry.spans()))
+        if entry.finished_with(question.held):
+            return self._grant(entry, question, None, now_s)
+        formation_id = entry.formation_id or question.left_formation_id
+        holder = next((h for h in heads if h.route.formation_id == formation_id), None)
+        if holder is None or entry.sealed:
+            return self._grant_elsewhere(entry, question, heads, now_s)
+        if question.last_epoch < entry.epoch:
+            return _same(entry, holder) if holder.takes_new else None
+        if holder.hands_over and question.left_formation_id:
+            return None  # its seal is on the way: no position shall be sampled twice
+        if question.reason not in (LeaveReason.SILENT, LeaveReason.UNREACHABLE):
+            return self._grant_elsewhere(entry, question, heads, now_s)
+        if question.reason is LeaveReason.SILENT and not holder.stalled:
+            return _same(entry, holder)  # slow is not dead
+        others = [head for head in heads if head is not holder]
+        granted = self._grant_elsewhere(entry, question, others, now_s)
+        if granted is None and not holder.stalled:
+            return _same(entry, holder)  # another epoch there would bring its reader no nearer
+        return granted
+
+    def _grant_elsewhere(
+        self, entry: Entry, question: ResumeQuestion, heads: Sequence[Head], now_s: float
+    ) -> Outcome[Grant] | None:
+        """At the best head that no reader has left of late."""
+        suspects = self._complaints.suspects_with(question, now_s)
+        trusted = [head for head in heads if head.route.formation_id not in suspects]
+        loads = {formation_id: len(names) for formation_id, names in self._running.items()}
+        head = best_head(entry.request, trusted, loads)
+        return None if head is None else self._grant(entry, question, head, now_s)
+
+    def _grant(
+        self, entry: Entry, question: ResumeQuestion, head: Head | None, now_s: float
+    ) -> Outcome[Grant]:
+        name, route = question.generation_id, head.route if head is not None else None
+        planned, before = entry.sealed and not question.left_formation_id, entry.pipeline_id
+        record = Granted(
+            name,
+            max(entry.epoch, question.last_epoch) + 1,
+            route.incarnation if route is not None else "",
+            route.formation_id if route is not None else "",
+            route.pipeline_id if route is not None else "",
+            entry.request,
+            entry.fresh(question.held),
+        )
+        records = self._commit([record], now_s)
+        entry = self._entries[name]
+        attributes = {
+            "epoch": str(entry.epoch),
+            "from": before,
+            "planned": str(planned).lower(),
+            "base": ",".join(map(str, entry.lengths)),
+        }
+        began_in = entry.request.numerics_class
+        if head is not None and began_in and head.numerics_class != began_in:
+            attributes["numerics"] = f"{began_in} to {head.numerics_class}"
+        event = LedgerEvent("generation_granted", name, entry.pipeline_id, attributes)
+        return Outcome(Grant(entry.epoch, route, entry.spans()), records, True, (event,))
+
+    def cancel(
+        self,
+        generation_id: str,
+        choice: int | None,
+        reason: CancelReason,
+        length: int | None,
+        now_s: float,
+    ) -> Outcome[None]:
+        """Reason client: a tombstone, for an unknown id too. Reason stop: the choice (or each)
+        needs no more than `length` ids, or than there are."""
+        entry = self._entries.get(generation_id)
+        if reason is CancelReason.CLIENT and choice is None:
+            if generation_id in self._tombstones:
+                return Outcome(None)
+            records = self._commit([Ended(generation_id, None, reason, None)], now_s)
+            event = LedgerEvent("generation_cancelled", generation_id)
+            return Outcome(None, records, True, (event,))
+        if entry is None:
+            return Outcome(None)  # its head is told too, and ends it in its checkpoints
+        indices = range(len(entry.choices)) if choice is None else (choice,)
+        ends = [
+            Ended(generation_id, i, reason, len(entry.choice(i).run) if length is None else length)
+            for i in indices
+            if entry.choice(i).finish is None and entry.choice(i).stop_length is None
+        ]
+        return Outcome(None, self._commit(ends, now_s), reason is CancelReason.CLIENT)
+
+    def view(
+        self, generation_id: str, heads: Sequence[Head], now_s: float
+    ) -> Outcome[GenerationView]:
+        """What the journal holds. Raises NotFound; a tombstone without a request counts as such."""
+        entry = self._entries.get(generation_id)
+        if entry is None:
+            raise NotFound("no such generation", field="generation_id")
+        entry.touched_s = now_s
+        state = GenerationState.FINISHED if entry.finished else GenerationState.OPEN
+        if generation_id in self._tombstones:
+            state = GenerationState.CANCELLED
+        holder = None
+        if state is GenerationState.OPEN and not entry.sealed:
+            routes = (h.route for h in heads)
+            holder = next((r for r in routes if r.formation_id == entry.formation_id), None)
+        return Outcome(GenerationView(entry.request, entry.spans(), entry.epoch, holder, state))
+
+    def left(self, generation_id: str, now_s: float) -> None:
+        """Whoever asked for its next epoch is gone, answered or not."""
+        entry = self._entries.get(generation_id)
+        if entry is not None and generation_id not in self._ended:
+            self._set_unread(entry, True, now_s)
+
+    def claim(
+        self, ask_digest: str, heads: Sequence[Head], now_s: float
+    ) -> Outcome[GenerationView]:
+        """Gives a client's retry what its first ask began, if nobody reads it. Raises NotFound."""
+        name = self._abandoned.claim(ask_digest, now_s)
+        if name is None:
+            raise NotFound("no such generation is left unread", field="ask_digest")
+        if self._entries[name].finished:
+            self._abandoned.remove(name)  # nothing will tell that it is read
+        return self.view(name, heads, now_s)
+
+    def head_of(self, generation_id: str) -> str | None:
+        """Incarnation that holds the generation's epoch, to pass a Cancel on to."""
+        entry = self._entries.get(generation_id)
+        return entry.incarnation or None if entry is not None else None
+
+    def tick(self, now_s: float, at_most: int | None = None) -> Outcome[None]:
+        """Forgets what was kept long enough, the oldest end first; call it every second or so."""
+        settings = self.settings
+        surplus = len(self._ended) - settings.max_ended
+        old = [
+            name
+            for number, name in enumerate(self._ended)
+            if number < surplus or now_s - self._last_s(name) >= settings.retention_s
+        ]
+        still_open = {n: e for n, e in self._entries.items() if n not in self._ended}
+        old += outlived(still_open, settings.max_parked, now_s - settings.parked_retention_s)
+        for entry in still_open.values():
+            unbegun = not (entry.begun or entry.unread)
+            if unbegun and now_s - entry.touched_s >= settings.unbegun_s:
+                self._set_unread(entry, True, now_s)
+        self._abandoned.forget(now_s)
+        self._complaints.forget(now_s)
+        return Outcome(None, self._commit([Forgotten(name) for name in old[:at_most]], now_s))
+
+    def _last_s(self, name: str) -> float:
+        """When an ended generation was cancelled, or last asked for."""
+        cancelled_s = self._tombstones.get(name)
+        return self._entries[name].touched_s if cancelled_s is None else cancelled_s
+
+    def population(self, heads: Sequence[Head]) -> Population:
+        """Where every generation stands."""
+        serving = {head.route.formation_id for head in heads}
+        return population_of(self._entries, self._ended, self._tombstones, serving)
+
+
+def _same(entry: Entry, holder: Head) -> Outcome[Grant]:
+    """The epoch there is, as it was granted."""
+    return Outcome(Grant(entry.epoch, holder.route, entry.spans(entry.base_lengths)))

@@ -1,0 +1,82 @@
+"""What goes into the ledger and what comes out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from services.common.exchange import Checkpoint, CheckpointRefusal, CheckpointResult, Route
+from services.controller.core.ledger.records import Record
+
+Reply = TypeVar("Reply")
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEvent:
+    """An entry for the event log."""
+
+    kind: str
+    """generation_bound, _granted, _sealed, _finished, _cancelled, or checkpoint_refused."""
+    generation_id: str
+    pipeline_id: str = ""
+    attributes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[Reply]):
+    """A reply and what must be durable before it is given."""
+
+    reply: Reply
+    records: tuple[Record, ...] = ()
+    fsync: bool = False
+    events: tuple[LedgerEvent, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A formation that runs generations now, as the cluster knows it."""
+
+    route: Route
+    takes_new: bool
+    """False while it hands over or stalls, and while its members have not been heard from."""
+    numerics_class: str = ""
+    """Class of its arithmetic."""
+    hands_over: bool = False
+    """Its generations are being sealed."""
+    stalled: bool = False
+    """It does not serve at present: its readers may leave it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerSettings:
+    """Limits and timings of the ledger, in seconds."""
+
+    retention_s: float = 600.0
+    """An ended generation is kept this long."""
+    parked_retention_s: float = 3600.0
+    """An open one that nobody touches is kept this long."""
+    same_head_after_s: float = 1.0
+    """A formation that a reader left because it does not serve is granted again only after this
+    long: by then the cluster knows better."""
+    max_generations: int = 100_000
+    max_ended: int = 10_000
+    """Ended generations kept; the oldest end makes room."""
+    max_parked: int = 10_000
+    """Parked generations kept that nobody reads; the oldest makes room."""
+    retry_window_s: float = 60.0
+    """A client's retry joins what it asked first when that was left no longer ago."""
+    unbegun_s: float = 10.0
+    """A head that was granted a generation and says nothing of it for this long never had the
+    call: its reader was gone by then."""
+    claim_s: float = 5.0
+    """What a retry was given is not given to another one for this long; by then it is read."""
+
+
+def refused(
+    checkpoint: Checkpoint, refusal: CheckpointRefusal, lengths: tuple[int, ...] = ()
+) -> Outcome[CheckpointResult]:
+    """The answer to a checkpoint that was not taken; `lengths` are the ids held, by choice."""
+    name = checkpoint.generation_id
+    result = CheckpointResult(name, checkpoint.epoch, lengths, refusal)
+    attributes = {"epoch": str(checkpoint.epoch), "refusal": refusal.value}
+    return Outcome(result, events=(LedgerEvent("checkpoint_refused", name, "", attributes),))

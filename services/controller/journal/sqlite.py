@@ -1,0 +1,280 @@
+"""The journal in an embedded SQLite file: one row a record, in the order they were written."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from services.common.errors import DataLoss, InvalidArgument, ShuntError
+from services.controller.core.ledger.records import Appended, Bound, Ended, Forgotten, Record
+from services.controller.journal.journal import Item, LoggedEvent, Recovered, Room, Saved
+from services.controller.journal.log import LogWatch, log_of
+from services.controller.journal.reserve import Reserve
+from services.controller.journal.rows import (
+    JoinBodies,
+    Row,
+    checked,
+    checksum,
+    records_of,
+    row_of,
+    with_checksum,
+)
+from services.controller.journal.writer import (
+    SqliteWriter,
+    Statement,
+    damaged,
+    domain_error,
+    lacks_room,
+    open_connection,
+)
+
+SCHEMA_VERSION = 2
+WORKABLE_BYTES = 1 << 20
+"""With less than this to write in, a journal that failed is not tried again."""
+_SCHEMA = """
+BEGIN IMMEDIATE;
+CREATE TABLE records(
+    number INTEGER PRIMARY KEY, written_s REAL NOT NULL,
+    generation_id TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    epoch INTEGER, incarnation TEXT, formation_id TEXT, pipeline_id TEXT,
+    choice INTEGER, reason TEXT, length INTEGER,
+    body BLOB, checksum INTEGER NOT NULL
+);
+CREATE INDEX records_by_generation ON records(generation_id);
+CREATE TABLE events(
+    number INTEGER PRIMARY KEY,
+    time_unix_s REAL NOT NULL,
+    kind TEXT NOT NULL, node_id TEXT NOT NULL, pipeline_id TEXT NOT NULL,
+    generation_id TEXT NOT NULL, attributes TEXT NOT NULL, checksum INTEGER NOT NULL
+);
+CREATE TABLE saved(key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL);
+PRAGMA user_version = 2;
+COMMIT;
+"""
+_INSERT = "INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_OF_EPOCH = (
+    "generation_id = ?1 AND kind = 'Appended' AND number > (SELECT max(number) FROM records"
+    " WHERE generation_id = ?1 AND kind IN ('Bound', 'Granted'))"
+)
+_NOTHING = ", ".join(["NULL"] * 7)
+_JOIN = (
+    "INSERT INTO records"
+    f" SELECT ?2, written_s, ?1, 'Appended', {_NOTHING}, body,"
+    f" row_checksum(?2, written_s, ?1, 'Appended', {_NOTHING}, body)"
+    " FROM (SELECT max(written_s) AS written_s,"
+    " join_bodies(number, written_s, generation_id, body, checksum) AS body"
+    f" FROM records WHERE {_OF_EPOCH} GROUP BY generation_id HAVING count(*) > 1)"
+)
+_DROP_JOINED = (
+    f"DELETE FROM records WHERE {_OF_EPOCH} AND number <"
+    " (SELECT max(number) FROM records WHERE generation_id = ?1 AND kind = 'Appended')"
+)
+_LAST_NUMBER = "SELECT max(number) FROM records"
+_FORGET = "DELETE FROM records WHERE generation_id = ?"
+_EVENT = "INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_DROP_EVENTS = "DELETE FROM events WHERE number <= ?"
+_SAVE = "INSERT OR REPLACE INTO saved VALUES (?, ?, ?)"
+_UNSAVE = "DELETE FROM saved WHERE key = ?"
+
+
+class SqliteJournal:
+    """A Journal in one file; grants are fsynced, tokens committed in groups. A reserve beside the
+    file is given away when the disk is full, and taken back when there is room again."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        commit_interval_s: float = 0.01,
+        pending_limit: int = 10_000,
+        events_kept: int = 10_000,
+        sync_always: bool = False,
+        reserve_bytes: int = 0,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Opens or creates the file; raises DataLoss when it is no journal of this version, and
+        ResourceExhausted when the disk has no room to open it."""
+        self._path = path
+        self._events_kept = events_kept
+        self._sync_always = sync_always
+        self._wall_clock = wall_clock
+        self._reserve = Reserve(path.with_name(f"{path.name}-reserve"), reserve_bytes)
+        self._log_watch = LogWatch(path)
+        connection = self._open()
+        self._reserve.take()
+        self._next_number = 1 + (connection.execute(_LAST_NUMBER).fetchone()[0] or 0)
+        self._writer = SqliteWriter(
+            connection,
+            path,
+            interval_s=commit_interval_s,
+            pending_limit=pending_limit,
+            make_room=self._reserve.release,
+            tidied=self._tidied,
+        )
+        self._last: asyncio.Future[None] | None = None
+
+    def _open(self) -> sqlite3.Connection:
+        while True:
+            try:
+                return self._prepared()
+            except sqlite3.Error as error:
+                if not (lacks_room(error) and self._reserve.release()):
+                    raise self._unreadable(error) from error
+
+    def _unreadable(self, error: sqlite3.Error) -> ShuntError:
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+        if code == sqlite3.SQLITE_ERROR:  # what is asked for is always the same
+            return damaged(self._path, str(error))
+        return domain_error(error, self._path)
+
+    def _prepared(self) -> sqlite3.Connection:
+        connection = open_connection(self._path)
+        try:
+            _prepare(connection, self._path)
+            frames = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
+            self._log_watch.opened(frames)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    @property
+    def full(self) -> bool:
+        return self._writer.full
+
+    @property
+    def room(self) -> Room:
+        if self._writer.exhausted:
+            return Room.NONE
+        return Room.ENOUGH if self._reserve.held else Room.RESERVE
+
+    def tend(self) -> None:
+        if self.room is not Room.ENOUGH:
+            self._writer.tidy()
+
+    def _tidied(self, emptied: bool) -> None:
+        self._reserve.take()
+        log = log_of(self._path)
+        self._try_again(log.stat().st_size if emptied and log.exists() else 0)
+
+    def _try_again(self, reusable_bytes: int = 0) -> None:
+        if self._writer.exhausted:
+            disk = os.statvfs(self._path.parent)
+            room_bytes = disk.f_bavail * disk.f_frsize + reusable_bytes
+            self._writer.exhausted = room_bytes < WORKABLE_BYTES
+
+    def write(self, items: Sequence[Item], *, fsync: bool = False) -> asyncio.Future[None]:
+        statements = [statement for item in items for statement in self._statements(item)]
+        self._last = self._writer.write(statements, sync=fsync or self._sync_always)
+        return asyncio.shield(self._last)
+
+    async def settled(self) -> None:
+        if self._last is not None:
+            await asyncio.shield(self._last)
+
+    async def recover(self) -> Recovered:
+        if self._last is not None:
+            await asyncio.wait([self._last])
+        try:
+            recovered = await asyncio.to_thread(_read, self._path, self._wall_clock())
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from error
+        except DataLoss as error:
+            raise damaged(self._path, error.message) from error
+        except (InvalidArgument, DecodeError, ValueError, IndexError) as error:
+            raise damaged(self._path, str(error)) from error
+        self._last = None
+        self._try_again()
+        self._writer.reset()
+        return recovered
+
+    async def close(self) -> None:
+        self._writer.stop()
+        await asyncio.to_thread(self._writer.join)
+        self._log_watch.closed()
+
+    def _statements(self, item: Item) -> Sequence[Statement]:
+        if isinstance(item, Appended):  # by far the most
+            return ((_INSERT, self._row(item)),)
+        if isinstance(item, LoggedEvent):
+            attributes = json.dumps(dict(item.attributes))
+            where = (item.node_id, item.pipeline_id, item.generation_id, attributes)
+            return (
+                (_EVENT, with_checksum(item.number, item.time_unix_s, item.kind, *where)),
+                (_DROP_EVENTS, (item.number - self._events_kept,)),
+            )
+        if isinstance(item, Saved):
+            if item.value is None:
+                return ((_UNSAVE, (item.key,)),)
+            return ((_SAVE, with_checksum(item.key, item.value)),)
+        if isinstance(item, Forgotten):
+            return ((_FORGET, (item.generation_id,)),)
+        if isinstance(item, Bound) or (isinstance(item, Ended) and item.choice is not None):
+            return ((_INSERT, self._row(item)),)
+        name = item.generation_id  # its epoch is over
+        joined = (_JOIN, (name, self._number()))
+        return (joined, (_DROP_JOINED, (name,)), (_INSERT, self._row(item)))
+
+    def _row(self, record: Record) -> tuple[object, ...]:
+        return row_of(self._number(), self._wall_clock(), record)
+
+    def _number(self) -> int:
+        self._next_number += 1
+        return self._next_number - 1
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version == 0:
+        connection.executescript(_SCHEMA)
+    elif version != SCHEMA_VERSION:
+        raise DataLoss(
+            f"{path} has schema {version}, this program reads {SCHEMA_VERSION}: start the program"
+            f" that wrote it, or move {path.name}* away",
+            field="data_dir",
+        )
+    aggregate: Any = JoinBodies  # the stubs know sums of integers only
+    connection.create_aggregate("join_bodies", 5, aggregate)
+    connection.create_function("row_checksum", -1, checksum, deterministic=True)
+
+
+def _read(path: Path, now_s: float) -> Recovered:
+    with closing(open_connection(path)) as connection:
+        # Text that is not UTF-8 is for the checksums to find.
+        connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
+        connection.execute("BEGIN")
+        found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        if found != "ok":
+            raise DataLoss(found)
+        records: list[Record] = []
+        ages_s: list[float] = []
+        for row in _rows(connection, "records"):
+            said = tuple(records_of(row))
+            records += said
+            ages_s += [max(0.0, now_s - row[1])] * len(said)
+        return Recovered(
+            records=tuple(records),
+            events=tuple(
+                LoggedEvent(number, time_s, kind, node, pipeline, generation, json.loads(more))
+                for number, time_s, kind, node, pipeline, generation, more in _rows(
+                    connection, "events"
+                )
+            ),
+            saved=dict(_rows(connection, "saved")),
+            ages_s=tuple(ages_s),
+        )
+
+
+def _rows(connection: sqlite3.Connection, table: str) -> Iterator[Row]:
+    for row in connection.execute(f"SELECT * FROM {table} ORDER BY 1"):
+        yield checked(table, row)

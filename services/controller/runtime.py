@@ -1,0 +1,388 @@
+"""Carries out what the cluster core asks for, and tells it what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from services.common.errors import FailedPrecondition, NotFound, ShuntError
+from services.controller import metrics
+from services.controller.core.cluster.actions import (
+    Action,
+    AskPlan,
+    Beat,
+    DissolveFormation,
+    DrainFormation,
+    FormPipeline,
+    LaunchNode,
+    LoadStage,
+    LogEvent,
+    Member,
+    NodeFacts,
+    NodeState,
+    NodeView,
+    PersistCluster,
+    PlannedPipeline,
+    RoutesChanged,
+    TerminateNode,
+)
+from services.controller.core.cluster.cluster import Cluster
+from services.controller.engines import Engines
+from services.controller.event_log import EventLog
+from services.controller.journal.journal import Journal, LoggedEvent, Saved
+from services.controller.planning import Planning
+from services.controller.providers.provider import NodeSpec, Provider
+from services.controller.signal import Signal
+
+_log = logging.getLogger(__name__)
+
+HANDLE_PREFIX = "handle/"
+SNAPSHOT = "cluster"
+_LOOKS_S = (0.0, 0.1, 0.4)
+"""Pauses before the looks at a suspect: one that ends may listen a moment longer than it speaks."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeSettings:
+    """Timings in seconds."""
+
+    tick_s: float = 0.1
+    terminate_grace_s: float = 2.0
+    takes_noticed: bool = True
+    """A node that an operator gives notice is killed at the deadline, as a cloud would do."""
+
+
+class ClusterRuntime:
+    """The cluster core at work.
+
+    Actions are carried out in the order they were asked for, behind the attempt to make the newest
+    snapshot and the nodes' handles durable. What the journal does not take is tried again at every
+    tick and holds nothing up: nodes must be replaced on a full disk too. Calls to others run beside
+    each other.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        settings: RuntimeSettings,
+        *,
+        provider: Provider,
+        engines: Engines,
+        planning: Planning,
+        journal: Journal,
+        events: EventLog,
+        heads_changed: Signal,
+        clock: Callable[[], float],
+    ) -> None:
+        self.cluster = cluster
+        self.routes_changed = Signal()
+        self.started = asyncio.Event()
+        """The nodes launched before a restart were looked for; register and heartbeat work."""
+        self.closing = False
+        self._settings = settings
+        self._provider = provider
+        self._engines = engines
+        self._planning = planning
+        self._journal = journal
+        self._events = events
+        self._heads_changed = heads_changed
+        self._clock = clock
+        self._queue: asyncio.Queue[tuple[Sequence[Action], asyncio.Future[None]]] = asyncio.Queue()
+        self._tasks: asyncio.TaskGroup
+        self._carrying_out: asyncio.Task[None] | None = None
+        self._of_node: dict[str, set[asyncio.Task[None]]] = {}
+        self._dissolving: dict[str, asyncio.Task[None]] = {}
+        self._probing: set[str] = set()
+        self._noticed: dict[str, float] = {}
+        """When each node that was given notice is taken away."""
+        self._unsaved: dict[str, str | None] = {}
+        """Notes on their way to the journal, the newest of each key."""
+
+    async def run(self, saved: Mapping[str, str]) -> None:
+        """Works until cancelled; `saved` is what the journal held at the start."""
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                self._submit(self.cluster.start(self._clock()))
+                await self._adopt(saved)
+                self._carrying_out = self._tasks.create_task(self._carry_out_all())
+                for node_id, deadline_s in self.cluster.deadlines_s().items():
+                    self._take_away_later(node_id, deadline_s)
+                self._tasks.create_task(self._watch_provider())
+                self.started.set()
+                while True:
+                    self._submit(self.cluster.tick(self._clock()))
+                    if self._unsaved and self._queue.empty():
+                        self._queue.put_nowait(((), asyncio.get_running_loop().create_future()))
+                    await asyncio.sleep(self._settings.tick_s)
+        finally:
+            await self._engines.close()
+
+    async def register(self, facts: NodeFacts) -> None:
+        """A node says what it is. Raises StaleEpoch, PermissionDenied."""
+        handle = await self._provider.recognise(facts.node_id, facts.pid)
+        actions = self.cluster.register(facts, self._clock())
+        if handle:
+            self._unsaved[HANDLE_PREFIX + facts.node_id] = handle
+        await self._submit(actions)
+
+    def heartbeat(self, beat: Beat) -> None:
+        """A node lives. Raises NotFound when it must register."""
+        self._submit(self.cluster.heartbeat(beat, self._clock()))
+        for node_id in beat.lost_node_ids:
+            self.suspect(node_id)
+
+    def suspect(self, node_id: str) -> None:
+        """Somebody lost a node: looks whether its process still listens."""
+        node = self._node(node_id)
+        if self.closing or node is None or not node.address:
+            return
+        if node_id not in self._probing:
+            self._probing.add(node_id)
+            self._tasks.create_task(self._probe(node))
+
+    async def interrupt(self, node_id: str, notice_s: float, kill: bool) -> LoggedEvent:
+        """A node will be taken away, or is to be killed now. Raises NotFound, and
+        FailedPrecondition for a node that nobody here can kill."""
+        if kill and self._node(node_id) is not None and not self._provider.holds(node_id):
+            raise FailedPrecondition(
+                "the node was not started by this controller's provider", field="node_id"
+            )
+        self._submit(self.cluster.interrupt(node_id, notice_s, kill, self._clock()))
+        deadline_s = self.cluster.deadlines_s().get(node_id)
+        if deadline_s is not None:
+            self._take_away_later(node_id, deadline_s)
+        await self.settle()  # the same notice, given before, may wait to be logged yet
+        await self._journal.settled()
+        kind = "kill_ordered" if kill else "interruption_noticed"
+        event = self._events.newest(kind, node_id)
+        if event is None:
+            raise NotFound("the notice is too old to be known", field="node_id")
+        return event
+
+    def _take_away_later(self, node_id: str, deadline_s: float) -> None:
+        if not self._settings.takes_noticed:
+            return
+        known_s = self._noticed.get(node_id)
+        if known_s is None or deadline_s < known_s:
+            self._noticed[node_id] = deadline_s
+            self._begin(self._take_away(node_id, deadline_s), node_id)
+
+    async def _take_away(self, node_id: str, deadline_s: float) -> None:
+        """Plays the cloud: a node that was given notice ends at the deadline, ready or not."""
+        await asyncio.sleep(deadline_s - self._clock())
+        await self._terminate(TerminateNode(node_id, kill=True))
+
+    def close(self) -> None:
+        """Ends everyone who watches routes; nothing new is begun."""
+        self.closing = True
+        self.routes_changed.fire()
+
+    async def settle(self) -> None:
+        """Waits until what was asked for so far is begun and its snapshot durable, or until
+        nothing is carried out any more."""
+        if self._carrying_out is None:
+            return
+        done = asyncio.get_running_loop().create_future()
+        self._queue.put_nowait(((), done))
+        await asyncio.wait((done, self._carrying_out), return_when=asyncio.FIRST_COMPLETED)
+
+    async def end_nodes(self) -> None:
+        """Ends every node the provider launched."""
+        ends = [self._terminate(TerminateNode(node.node_id)) for node in self.cluster.nodes_view()]
+        await asyncio.gather(*ends)
+
+    def _node(self, node_id: str) -> NodeView | None:
+        return next((n for n in self.cluster.nodes_view() if n.node_id == node_id), None)
+
+    async def _adopt(self, saved: Mapping[str, str]) -> None:
+        """Finds the nodes launched before a restart; those that died meanwhile are gone."""
+        for key, handle in saved.items():
+            if not key.startswith(HANDLE_PREFIX):
+                continue
+            node_id = key.removeprefix(HANDLE_PREFIX)
+            if not await self._provider.adopt(node_id, handle):
+                self._gone(node_id, "ended while the controller was away")
+
+    async def _watch_provider(self) -> None:
+        async for event in self._provider.events():
+            self._gone(event.node_id, event.reason)
+
+    def _gone(self, node_id: str, reason: str, incarnation: str | None = None) -> None:
+        node = self._node(node_id)
+        if node is not None:
+            if incarnation not in (None, node.incarnation):
+                return  # a newer process has its name
+            metrics.NODES_LOST.inc(node.state is not NodeState.LOST)
+            self._submit(self.cluster.node_gone(node_id, node.incarnation, reason, self._clock()))
+            self._tasks.create_task(self._engines.forget(node.address))
+        self._noticed.pop(node_id, None)
+        for task in self._of_node.pop(node_id, set()):
+            task.cancel()
+        self._unsaved[HANDLE_PREFIX + node_id] = None
+
+    async def _probe(self, node: NodeView) -> None:
+        try:
+            for pause_s in _LOOKS_S:
+                await asyncio.sleep(pause_s)
+                if await self._engines.refuses(node.address):
+                    self._gone(node.node_id, "connection refused", node.incarnation)
+                    break
+        finally:
+            self._probing.discard(node.node_id)
+
+    def _submit(self, actions: Iterable[Action]) -> asyncio.Future[None]:
+        """Has actions carried out; resolves when they are begun."""
+        done = asyncio.get_running_loop().create_future()
+        actions = tuple(actions)
+        if actions:
+            self._queue.put_nowait((actions, done))
+        else:
+            done.set_result(None)
+        return done
+
+    async def _carry_out_all(self) -> None:
+        while True:
+            actions, done = await self._queue.get()
+            for action in actions:
+                if isinstance(action, PersistCluster):
+                    self._unsaved[SNAPSHOT] = action.snapshot
+            if self._unsaved:
+                await self._persist()
+            for action in actions:
+                self._carry_out(action)
+            for address in self._engines.addresses - self.cluster.addresses():
+                self._tasks.create_task(self._engines.forget(address))
+            self._heads_changed.fire()
+            if not done.done():
+                done.set_result(None)
+
+    async def _persist(self) -> None:
+        notes, self._unsaved = self._unsaved, {}
+        try:
+            await self._journal.write([Saved(*note) for note in notes.items()], fsync=True)
+        except ShuntError as error:
+            self._unsaved = notes | self._unsaved
+            _log.error("notes not journaled", extra={"error": error.message})
+
+    def _carry_out(self, action: Action) -> None:
+        match action:
+            case LogEvent(kind, node_id, pipeline_id, attributes):
+                self._events.add(
+                    kind, node_id=node_id, pipeline_id=pipeline_id, attributes=attributes
+                )
+            case RoutesChanged():
+                self.routes_changed.fire()
+            case PersistCluster():
+                return
+            case LaunchNode():
+                self._begin(self._launch(action))
+            case TerminateNode():
+                self._begin(self._terminate(action))
+            case AskPlan():
+                self._begin(self._plan(action))
+            case LoadStage():
+                self._begin(self._load(action), action.node_id)
+            case FormPipeline():
+                self._begin(self._form(action))
+            case DissolveFormation():
+                for member in action.members:
+                    task = self._begin(self._dissolve(action.formation_id, member))
+                    self._dissolving[member.incarnation] = task
+            case DrainFormation():
+                self._begin(self._drain(action), action.head.node_id)
+
+    def _begin(
+        self, work: Coroutine[None, None, None], node_id: str | None = None
+    ) -> asyncio.Task[None]:
+        """Starts a call; one that belongs to a node ends when the node is gone."""
+        task = self._tasks.create_task(work)
+        if node_id is not None:
+            tasks = self._of_node.setdefault(node_id, set())
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        return task
+
+    async def _launch(self, action: LaunchNode) -> None:
+        shape = action.shape
+        spec = NodeSpec(action.node_id, shape.memory_bytes, shape.relative_speed, shape.device_type)
+        try:
+            handle = await self._provider.launch(spec)
+        except ShuntError as error:
+            self._submit(self.cluster.launch_failed(action.node_id, error.message, self._clock()))
+            return
+        if handle:
+            self._unsaved[HANDLE_PREFIX + action.node_id] = handle
+
+    async def _terminate(self, action: TerminateNode) -> None:
+        grace_s = 0.0 if action.kill else self._settings.terminate_grace_s
+        try:
+            await self._provider.terminate(action.node_id, grace_s)
+        except ShuntError as error:
+            _log.info("node not ended", extra={"node_id": action.node_id, "why": error.message})
+
+    async def _plan(self, action: AskPlan) -> None:
+        try:
+            pipelines: tuple[PlannedPipeline, ...] = await self._planning.plan(action)
+        except ShuntError as error:
+            self._submit(self.cluster.plan_failed(error.message, error.permanent, self._clock()))
+        else:
+            self._submit(self.cluster.plan_ready(pipelines, self._clock()))
+
+    async def _load(self, action: LoadStage) -> None:
+        loaded = metrics.LOADED.labels(action.node_id)
+        try:
+            held = await self._engines.load(action, lambda done, total: loaded.set(done))
+        except ShuntError as error:
+            self._submit(
+                self.cluster.load_failed(
+                    action.node_id,
+                    action.incarnation,
+                    error.message,
+                    error.permanent,
+                    self._clock(),
+                )
+            )
+        else:
+            self._submit(
+                self.cluster.load_done(
+                    action.node_id, action.incarnation, action.layers, held, self._clock()
+                )
+            )
+        finally:
+            metrics.LOADED.remove(action.node_id)
+
+    async def _form(self, action: FormPipeline) -> None:
+        before = [self._dissolving.get(member.incarnation) for member in action.members]
+        if waiting := [task for task in before if task is not None]:
+            await asyncio.wait(waiting)
+        if not self.cluster.pipeline_of(action.formation_id):
+            return  # a member was lost meanwhile
+        try:
+            await self._engines.form(action)
+        except ShuntError as error:
+            self._submit(
+                self.cluster.form_failed(action.formation_id, error.message, self._clock())
+            )
+        else:
+            self._submit(self.cluster.formed(action.formation_id, self._clock()))
+
+    async def _dissolve(self, formation_id: str, member: Member) -> None:
+        try:
+            await self._engines.dissolve(formation_id, member)
+        except ShuntError as error:
+            _log.info("member not told", extra={"node_id": member.node_id, "why": error.message})
+        finally:
+            if self._dissolving.get(member.incarnation) is asyncio.current_task():
+                del self._dissolving[member.incarnation]
+
+    async def _drain(self, action: DrainFormation) -> None:
+        try:
+            sealed = await self._engines.drain(action.formation_id, action.head)
+        except ShuntError as error:
+            self._submit(
+                self.cluster.drain_failed(action.formation_id, error.message, self._clock())
+            )
+        else:
+            self._submit(self.cluster.drained(action.formation_id, sealed, self._clock()))

@@ -1,0 +1,326 @@
+"""The controller's own values as messages, and what engines and routers send as values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from shuntserve.common.v1 import common_pb2
+from shuntserve.controller.v1 import controller_pb2 as pb
+
+from services.common import wire
+from services.common.errors import InvalidArgument
+from services.common.exchange import (
+    Checkpoint,
+    CheckpointRefusal,
+    CheckpointResult,
+    GenerationState,
+    GenerationView,
+    Grant,
+    LeaveReason,
+    ResumeQuestion,
+    Route,
+)
+from services.common.generation import GenerationRequest, TokenSpan
+from services.common.speeds import MAX_SPEED
+from services.controller.core.cluster.actions import (
+    Beat,
+    FaultKind,
+    FaultView,
+    NodeFacts,
+    NodeShape,
+    NodeState,
+    NodeView,
+    PipelineState,
+    PipelineView,
+)
+from services.controller.core.ledger.population import OpenGeneration, Standing
+from services.controller.journal.journal import LoggedEvent
+
+MAX_NAME_CHARS = 128
+MAX_MEMBERS = 1024
+"""Of one formation: a stage has a layer or more."""
+MAX_NOTICE_S = 86_400.0
+MAX_EPOCH = 2**31 - 1
+"""No generation gets there; the next one must fit a message."""
+
+_REFUSALS = {
+    CheckpointRefusal.STALE_EPOCH: pb.CHECKPOINT_REFUSAL_STALE_EPOCH,
+    CheckpointRefusal.DIVERGED: pb.CHECKPOINT_REFUSAL_DIVERGED,
+    CheckpointRefusal.ENDED: pb.CHECKPOINT_REFUSAL_ENDED,
+    CheckpointRefusal.UNKNOWN_FORMATION: pb.CHECKPOINT_REFUSAL_UNKNOWN_FORMATION,
+}
+_STANDINGS = {
+    Standing.QUEUED: pb.STANDING_QUEUED,
+    Standing.RUNNING: pb.STANDING_RUNNING,
+    Standing.PARKED: pb.STANDING_PARKED,
+}
+_GENERATION_STATES = {
+    GenerationState.OPEN: pb.GENERATION_STATE_OPEN,
+    GenerationState.FINISHED: pb.GENERATION_STATE_FINISHED,
+    GenerationState.CANCELLED: pb.GENERATION_STATE_CANCELLED,
+}
+_LEAVE_REASONS: dict[int, LeaveReason] = {
+    pb.LEAVE_REASON_SILENT: LeaveReason.SILENT,
+    pb.LEAVE_REASON_UNREACHABLE: LeaveReason.UNREACHABLE,
+    pb.LEAVE_REASON_REFUSED: LeaveReason.REFUSED,
+}
+_NODE_STATES = {
+    NodeState.STARTING: pb.NODE_STATE_STARTING,
+    NodeState.IDLE: pb.NODE_STATE_IDLE,
+    NodeState.LOADING: pb.NODE_STATE_LOADING,
+    NodeState.READY: pb.NODE_STATE_READY,
+    NodeState.DRAINING: pb.NODE_STATE_DRAINING,
+    NodeState.LOST: pb.NODE_STATE_LOST,
+}
+_PIPELINE_STATES = {
+    PipelineState.LOADING: pb.PIPELINE_STATE_LOADING,
+    PipelineState.READY: pb.PIPELINE_STATE_READY,
+    PipelineState.DRAINING: pb.PIPELINE_STATE_DRAINING,
+    PipelineState.LOST: pb.PIPELINE_STATE_LOST,
+}
+_FAULT_KINDS = {
+    FaultKind.START: pb.FAULT_KIND_START,
+    FaultKind.LOAD: pb.FAULT_KIND_LOAD,
+    FaultKind.FORM: pb.FAULT_KIND_FORM,
+    FaultKind.PLAN: pb.FAULT_KIND_PLAN,
+}
+
+
+@lru_cache(maxsize=4096)
+def name_from(text: str, field: str) -> str:
+    """An id a process drew or was given; raises InvalidArgument for an empty or a long one."""
+    if not 1 <= len(text) <= MAX_NAME_CHARS or not text.isprintable():
+        raise InvalidArgument(f"{field} has 1 to {MAX_NAME_CHARS} characters", field=field)
+    return text
+
+
+generation_id_from = lru_cache(maxsize=4096)(wire.generation_id_from)
+
+
+def facts_from(message: pb.RegisterRequest) -> NodeFacts:
+    """Raises InvalidArgument, naming the field."""
+    host, _, port = name_from(message.address, "address").rpartition(":")
+    if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise InvalidArgument("address reads host:port", field="address")
+    if not 0 < message.relative_speed <= MAX_SPEED:  # nor is NaN a speed
+        raise InvalidArgument(
+            f"relative_speed must lie in (0, {MAX_SPEED:g}]", field="relative_speed"
+        )
+    if message.memory_bytes == 0:
+        raise InvalidArgument("memory_bytes must be over 0", field="memory_bytes")
+    return NodeFacts(
+        node_id=name_from(message.node_id, "node_id"),
+        incarnation=name_from(message.incarnation, "incarnation"),
+        address=message.address,
+        pid=message.pid,
+        shape=NodeShape(
+            message.memory_bytes,
+            message.relative_speed,
+            name_from(message.device_type or "cpu", "device_type"),
+        ),
+    )
+
+
+def _departure_from(message: pb.HeartbeatRequest) -> float | None:
+    if not message.HasField("departs_in_s"):
+        return None
+    if not 0 <= message.departs_in_s <= MAX_NOTICE_S:
+        raise InvalidArgument(f"departs_in_s lies in [0, {MAX_NOTICE_S:g}]", field="departs_in_s")
+    return message.departs_in_s
+
+
+def beat_from(message: pb.HeartbeatRequest) -> Beat:
+    """Raises InvalidArgument, naming the field."""
+    if len(message.lost_node_ids) > MAX_MEMBERS:
+        raise InvalidArgument(
+            f"a formation has at most {MAX_MEMBERS} members", field="lost_node_ids"
+        )
+    formation_id = message.formation_id
+    return Beat(
+        node_id=name_from(message.node_id, "node_id"),
+        incarnation=name_from(message.incarnation, "incarnation"),
+        formation_id=name_from(formation_id, "formation_id") if formation_id else "",
+        sampled_tokens=message.sampled_tokens,
+        lost_node_ids=tuple(name_from(name, "lost_node_ids") for name in message.lost_node_ids),
+        steps=message.steps,
+        has_work=message.has_work,
+        departs_in_s=_departure_from(message),
+    )
+
+
+def request_from(message: common_pb2.GenerationRequest, vocab_size: int) -> GenerationRequest:
+    """Raises InvalidArgument for what this model cannot have been asked."""
+    request = wire.request_from(message)
+    if max(request.prompt_ids) >= vocab_size:
+        raise InvalidArgument(f"ids lie below {vocab_size}", field="prompt_ids")
+    return request
+
+
+def spans_from(messages: Sequence[common_pb2.TokenRun], vocab_size: int) -> tuple[TokenSpan, ...]:
+    """Raises InvalidArgument for ids outside the vocabulary and for two spans of one choice: each
+    alone is compared with what is held, not with the other."""
+    few = len(messages) <= wire.MAX_CHOICES
+    if not few or len({message.choice for message in messages}) != len(messages):
+        raise InvalidArgument("one run a choice", field="runs")
+    spans = wire.spans_from(messages)
+    for span in spans:
+        if span.ids and max(span.ids) >= vocab_size:
+            raise InvalidArgument(f"ids lie below {vocab_size}", field="ids")
+    return spans
+
+
+def checkpoint_from(message: pb.Checkpoint, vocab_size: int) -> Checkpoint:
+    """Raises InvalidArgument, naming the field."""
+    generation_id = generation_id_from(message.generation_id)
+    if message.epoch == 0:
+        raise InvalidArgument("epochs count from 1", field="epoch")
+    request = None
+    if message.HasField("request"):
+        request = request_from(message.request, vocab_size)
+        if request.generation_id != generation_id:
+            raise InvalidArgument("the request has another id", field="request")
+    return Checkpoint(
+        generation_id=generation_id,
+        epoch=message.epoch,
+        incarnation=name_from(message.incarnation, "incarnation"),
+        formation_id=name_from(message.formation_id, "formation_id"),
+        request=request,
+        spans=spans_from(message.runs, vocab_size),
+        sealed=message.sealed,
+        unread=message.unread,
+    )
+
+
+def question_from(message: pb.ResumeRequest, vocab_size: int) -> ResumeQuestion:
+    """Raises InvalidArgument, naming the field."""
+    generation_id = generation_id_from(message.generation_id)
+    if message.last_epoch > MAX_EPOCH:
+        raise InvalidArgument(f"last_epoch is at most {MAX_EPOCH}", field="last_epoch")
+    held = spans_from(message.held, vocab_size)
+    if any(span.start for span in held):
+        raise InvalidArgument("held has one run from position 0 a choice", field="held")
+    request = None
+    if message.HasField("request"):
+        request = request_from(message.request, vocab_size)
+        if request.generation_id != generation_id:
+            raise InvalidArgument("the request has another id", field="request")
+        if any(span.choice >= request.choices for span in held):
+            raise InvalidArgument(f"choices lie below {request.choices}", field="held")
+    left = message.left_formation_id
+    return ResumeQuestion(
+        generation_id,
+        message.last_epoch,
+        request,
+        held,
+        name_from(left, "left_formation_id") if left else "",
+        _LEAVE_REASONS.get(message.reason),
+    )
+
+
+def result_to(result: CheckpointResult) -> pb.CheckpointResult:
+    return pb.CheckpointResult(
+        generation_id=result.generation_id,
+        epoch=result.epoch,
+        lengths=wire.lengths_to(result.lengths),
+        refusal=(
+            pb.CHECKPOINT_REFUSAL_UNSPECIFIED
+            if result.refusal is None
+            else _REFUSALS[result.refusal]
+        ),
+    )
+
+
+def route_to(route: Route) -> pb.Route:
+    return pb.Route(
+        pipeline_id=route.pipeline_id,
+        formation_id=route.formation_id,
+        incarnation=route.incarnation,
+        address=route.address,
+        throughput_tokens_per_s=route.throughput_tokens_per_s,
+        model=wire.model_to(route.model),
+        max_positions=route.max_positions,
+    )
+
+
+def grant_to(grant: Grant) -> pb.ResumeResponse:
+    return pb.ResumeResponse(
+        epoch=grant.epoch,
+        head=None if grant.head is None else route_to(grant.head),
+        base=wire.spans_to(grant.base),
+        finished=grant.finished,
+    )
+
+
+def view_to(view: GenerationView) -> pb.GetGenerationResponse:
+    return pb.GetGenerationResponse(
+        request=wire.request_to(view.request),
+        runs=wire.spans_to(view.spans),
+        epoch=view.epoch,
+        head=None if view.head is None else route_to(view.head),
+        state=_GENERATION_STATES[view.state],
+    )
+
+
+def node_to(node: NodeView) -> pb.NodeStatus:
+    return pb.NodeStatus(
+        node_id=node.node_id,
+        pid=node.pid,
+        incarnation=node.incarnation,
+        state=_NODE_STATES[node.state],
+        pipeline_id=node.pipeline_id,
+        stage_index=node.stage_index,
+        address=node.address,
+    )
+
+
+def fault_to(fault: FaultView, unix_offset_s: float) -> pb.Fault:
+    """`unix_offset_s`: wall time less the clock that the fault's time is on."""
+    return pb.Fault(
+        kind=_FAULT_KINDS[fault.kind],
+        cause=fault.cause,
+        node_id=fault.node_id,
+        pipeline_id=fault.pipeline_id,
+        since_unix_s=fault.since_s + unix_offset_s,
+        failures=fault.failures,
+        permanent=fault.permanent,
+    )
+
+
+def pipeline_to(pipeline: PipelineView) -> pb.PipelineStatus:
+    return pb.PipelineStatus(
+        pipeline_id=pipeline.pipeline_id,
+        state=_PIPELINE_STATES[pipeline.state],
+        formation_id=pipeline.formation_id,
+        stages=[
+            pb.StageStatus(
+                node_id=stage.node_id,
+                layers=wire.layers_to(stage.layers),
+                tp_degree=stage.tp_degree,
+            )
+            for stage in pipeline.stages
+        ],
+    )
+
+
+def generation_to(generation: OpenGeneration) -> pb.GenerationStatus:
+    return pb.GenerationStatus(
+        generation_id=generation.generation_id,
+        epoch=generation.epoch,
+        pipeline_id=generation.pipeline_id,
+        journaled_tokens=generation.journaled_tokens,
+        standing=_STANDINGS[generation.standing],
+        unread=generation.unread,
+    )
+
+
+def event_to(event: LoggedEvent) -> pb.WatchEventsResponse:
+    return pb.WatchEventsResponse(
+        number=event.number,
+        time_unix_s=event.time_unix_s,
+        kind=event.kind,
+        node_id=event.node_id,
+        pipeline_id=event.pipeline_id,
+        generation_id=event.generation_id,
+        attributes=event.attributes,
+    )

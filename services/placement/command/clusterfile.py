@@ -1,0 +1,66 @@
+"""Clusters from YAML, and pipelines from the command line's short form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from services.common.errors import InvalidArgument
+from services.placement.estimate.catalogue import Catalogue, Row, read_yaml
+from services.placement.estimate.cluster import MAX_NODES, Node, Pipeline, Stage, described
+
+
+class InstanceRow(Row):
+    """Instances of one type in one pool; no price takes the catalogue's."""
+
+    type: str = Field(min_length=1, max_length=64)
+    count: int = Field(default=1, ge=0, le=MAX_NODES)
+    price_per_hour: float = Field(default=0, ge=0, lt=1e6, allow_inf_nan=False)
+    pool: str = Field(default="", max_length=128)
+    spot: bool = False
+    interruptions_per_hour: float = Field(default=0, ge=0, lt=1e3, allow_inf_nan=False)
+
+
+class ClusterFile(Row):
+    """The whole file."""
+
+    instances: tuple[InstanceRow, ...] = Field(max_length=MAX_NODES)
+
+
+def read_cluster(path: Path, catalogue: Catalogue) -> tuple[Node, ...]:
+    """The nodes of a cluster file, named by type and number."""
+    nodes: list[Node] = []
+    for row in read_yaml(path, ClusterFile).instances:
+        kind = described(
+            catalogue,
+            instance_type=row.type,
+            price_per_hour=row.price_per_hour,
+            pool=row.pool,
+            spot=row.spot,
+            interruptions_per_hour=row.interruptions_per_hour,
+        )
+        if len(nodes) + row.count > MAX_NODES:
+            raise InvalidArgument(f"over {MAX_NODES} instances", field="count")
+        for _ in range(row.count):
+            nodes.append(Node(f"{row.type}-{len(nodes)}", kind))
+    if not nodes:
+        raise InvalidArgument("the cluster has no instances: zero GPUs", field="instances")
+    return tuple(nodes)
+
+
+def parse_pipeline(text: str, catalogue: Catalogue) -> Pipeline:
+    """`type:layers[:tp],...`, TP defaulting to the GPU count."""
+    stages: list[Stage] = []
+    start = 0
+    for index, part in enumerate(text.split(",")):
+        fields = part.strip().split(":")
+        if len(fields) not in (2, 3) or not all(f.isdecimal() and len(f) < 7 for f in fields[1:]):
+            raise InvalidArgument(
+                f"stage {index} is {part[:60]!r}, not type:layers[:tp]", field="pipeline"
+            )
+        kind = described(catalogue, instance_type=fields[0])
+        layers, tp = int(fields[1]), int(fields[2]) if len(fields) == 3 else kind.gpu_count
+        stages.append(Stage(Node(f"{fields[0]}-{index}", kind), start, start + layers, tp))
+        start += layers
+    return Pipeline(tuple(stages))

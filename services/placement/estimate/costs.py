@@ -1,0 +1,128 @@
+"""What a stage costs for one model and workload: time by layer, room for sequences, its hop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from services.placement.estimate.calibration import Calibration
+from services.placement.estimate.catalogue import Catalogue
+from services.placement.estimate.cluster import NodeClass, Phase, Workload
+from services.placement.estimate.model import ELEMENT_BYTES, ModelShape
+from services.placement.estimate.roofline import Array, Device, Number, device, total_s
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """A node class at a TP degree. Times in seconds for `b` sequences in a microbatch."""
+
+    kind: NodeClass
+    device: Device
+    workload: Workload
+    budget_bytes: float  # a device, after utilisation and reserve
+    max_sequences: int
+    network_bytes_per_s: float
+    hop_latency_s: float
+
+    @property
+    def model(self) -> ModelShape:
+        return self.device.model
+
+    @property
+    def tp(self) -> int:
+        return self.device.tp
+
+    @property
+    def context(self) -> float:
+        """Mean positions behind a decoded token."""
+        return self.workload.input_tokens + self.workload.output_tokens / 2
+
+    def prefill_layer_s(self, b: Number) -> Array:
+        return total_s(self.device.prefill(b, self.workload.input_tokens))
+
+    def decode_layer_s(self, b: Number) -> Array:
+        return total_s(self.device.decode(b, self.context))
+
+    def embedding_s(self, b: Number, prefill: bool) -> Array:
+        tokens = np.asarray(b, dtype=float) * (self.workload.input_tokens if prefill else 1)
+        return self.device.embedding(tokens).time_s
+
+    def head_s(self, b: Number) -> Array:
+        return self.device.lm_head(np.asarray(b, dtype=float)).time_s
+
+    def hop_s(self, b: Number, prefill: bool, next_bytes_per_s: float) -> Array:
+        """Hands a microbatch's activations to a node with that rate."""
+        tokens = np.asarray(b, dtype=float) * (self.workload.input_tokens if prefill else 1)
+        size = ELEMENT_BYTES * tokens * self.model.hidden
+        return size / min(self.network_bytes_per_s, next_bytes_per_s) + self.hop_latency_s
+
+    def weight_bytes(self, layers: int, first: bool, last: bool) -> float:
+        """Weights a device holds."""
+        whole = layers * self.model.layer_bytes
+        vocab = int(first) + int(last) - int(first and last and self.model.tied)
+        return (whole + vocab * self.model.vocab_bytes) / self.tp
+
+    def kv_bytes_per_sequence(self, layers: int, phase: Phase = Phase.BOTH) -> float:
+        """KV cache a device needs for one sequence at its full length. Engines keep every position,
+        also those that a sliding window no longer sees."""
+        tokens = self.workload.total_tokens
+        if phase is Phase.PREFILL:
+            tokens = self.workload.input_tokens
+        per_rank = self.model.kv_heads_per_rank(self.tp) * 2 * self.model.head_dim * ELEMENT_BYTES
+        return tokens * per_rank * layers
+
+    def free_bytes(self, layers: int, first: bool, last: bool) -> float:
+        """Left for KV cache on a device; negative when the weights do not fit."""
+        return self.budget_bytes - self.weight_bytes(layers, first, last)
+
+    def capacity(self, layers: int, first: bool, last: bool, phase: Phase = Phase.BOTH) -> int:
+        """Sequences the stage has room for, at most `max_sequences`; 0 when none."""
+        free = self.free_bytes(layers, first, last)
+        if free <= 0:
+            return 0
+        room = free / self.kv_bytes_per_sequence(layers, phase)
+        return min(self.max_sequences, math.floor(room * (1 + 1e-12)))
+
+
+class Costs:
+    """Stage costs of one model, workload and calibration, made once a class and TP degree."""
+
+    def __init__(
+        self, model: ModelShape, workload: Workload, calibration: Calibration, catalogue: Catalogue
+    ) -> None:
+        self.model, self.workload = model, workload
+        self.calibration, self.catalogue = calibration, catalogue
+        self._made: dict[tuple[NodeClass, int], StageCost] = {}
+
+    def of(self, kind: NodeClass, tp: int) -> StageCost:
+        key = (kind, tp)
+        if key not in self._made:
+            self._made[key] = self._make(kind, tp)
+        return self._made[key]
+
+    def degrees(self, kind: NodeClass) -> list[int]:
+        """TP degrees a node can run: powers of two and the whole node, where the heads allow."""
+        sizes = {1 << i for i in range(kind.gpu_count.bit_length()) if 1 << i <= kind.gpu_count}
+        return sorted(n for n in sizes | {kind.gpu_count} if self.model.allows_tp(n))
+
+    def reserve_bytes(self, kind: NodeClass, tp: int) -> float:
+        """Activations kept free on each device."""
+        c = self.calibration
+        tokens = c.efficiency(kind.gpu).reserve_tokens
+        tokens = c.reserve_tokens if tokens is None else tokens
+        activations = tokens * (3 * self.model.ffn + self.model.vocab) * ELEMENT_BYTES
+        return activations * (c.reserve_fixed + c.reserve_split / tp)
+
+    def _make(self, kind: NodeClass, tp: int) -> StageCost:
+        c = self.calibration
+        return StageCost(
+            kind=kind,
+            device=device(self.model, kind, tp, c, self.catalogue),
+            workload=self.workload,
+            budget_bytes=kind.memory_bytes * c.memory_utilisation - self.reserve_bytes(kind, tp),
+            max_sequences=c.max_sequences,
+            network_bytes_per_s=c.network_bytes_per_s(kind.network_gbps, kind.burst_gbps),
+            hop_latency_s=c.network.hop_latency_us * 1e-6,
+        )

@@ -1,1 +1,0 @@
-"""One planner a module, all behind `services.placement.problem.Planner`."""

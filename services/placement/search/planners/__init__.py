@@ -1,0 +1,1 @@
+"""One planner a module, all behind `services.placement.search.problem.Planner`."""

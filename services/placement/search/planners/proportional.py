@@ -1,0 +1,111 @@
+"""Layers in proportion to each node's speed, within its memory: the plain planner.
+
+Nodes are dealt to pipelines fastest first, each to the pipeline with the least speed so far.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+
+from services.common.errors import FailedPrecondition
+from services.placement.estimate.cluster import Node, NodeClass, Pipeline, Stage
+from services.placement.estimate.costs import StageCost
+from services.placement.estimate.estimator import capacities
+from services.placement.search.budget import Budget
+from services.placement.search.problem import Problem, Solution, nothing_fits, nothing_found
+
+Speeds = Mapping[NodeClass, float]
+
+
+def plan(problem: Problem, budget: Budget) -> Solution:
+    """As many pipelines as asked for, or as many as fit; when time is out, the first number that
+    fits of ever a tenth fewer."""
+    speeds = {kind: _speed(problem, kind) for kind in {node.kind for node in problem.nodes}}
+    nodes = sorted(problem.nodes, key=lambda node: -speeds[node.kind])
+    most = min(len(nodes), int(_room_bytes(problem) // problem.costs.model.total_bytes))
+    count, complete = problem.pipeline_count or most, True
+    while count:
+        pipelines = []
+        for group in _deal(nodes, speeds, count):
+            pipelines.append(_split(problem, group, speeds))
+            if pipelines[-1] is None:
+                break
+        if all(pipelines):
+            reasons = (f"{count} pipelines, layers in proportion to speed, within memory",)
+            return Solution(tuple(p for p in pipelines if p), complete, reasons=reasons)
+        if problem.pipeline_count:
+            break
+        complete = complete and not budget.expired()
+        count = count - 1 if complete else count * 9 // 10
+    if problem.pipeline_count > 1:
+        raise FailedPrecondition(
+            f"no {problem.pipeline_count} pipelines fit; {nothing_fits(problem).message}",
+            field="pipeline_count",
+        )
+    raise nothing_found(problem, budget)
+
+
+def _part(problem: Problem, kind: NodeClass) -> StageCost:
+    """The class at its largest TP degree."""
+    degrees = problem.costs.degrees(kind)
+    return problem.costs.of(kind, degrees[-1] if degrees else 1)
+
+
+def _speed(problem: Problem, kind: NodeClass) -> float:
+    """Layers a second in decode of one sequence."""
+    return 1.0 / float(_part(problem, kind).decode_layer_s(1.0))
+
+
+def _room_bytes(problem: Problem) -> float:
+    parts = (_part(problem, node.kind) for node in problem.nodes)
+    return sum(max(0.0, part.budget_bytes) * part.tp for part in parts)
+
+
+def _deal(nodes: Sequence[Node], speeds: Speeds, count: int) -> list[list[Node]]:
+    """Fastest first, each to the group with the least speed so far."""
+    groups: list[list[Node]] = [[] for _ in range(count)]
+    slowest = [(0.0, i) for i in range(count)]
+    for node in nodes:
+        speed, i = heapq.heappop(slowest)
+        groups[i].append(node)
+        heapq.heappush(slowest, (speed + speeds[node.kind], i))
+    return groups
+
+
+def _split(problem: Problem, group: Sequence[Node], speeds: Speeds) -> Pipeline | None:
+    """The group's pipeline, fastest node first, or None when its layers do not fit."""
+    total = problem.costs.model.layers
+    group = group[:total]
+    parts = [_part(problem, node.kind) for node in group]
+    most = [_most_layers(parts, i, total) for i in range(len(parts))]
+    if sum(most) < total or min(most) < 1:
+        return None
+    layers = proportional([speeds[node.kind] for node in group], most, total)
+    stages, start = [], 0
+    for node, part, count in zip(group, parts, layers, strict=True):
+        stages.append(Stage(node, start, start + count, part.tp))
+        start += count
+    if min(capacities(parts, layers)) < 1:
+        return None
+    return Pipeline(tuple(stages))
+
+
+def _most_layers(parts: Sequence[StageCost], index: int, total: int) -> int:
+    """Most layers that leave room for one sequence."""
+    part, first, last = parts[index], index == 0, index == len(parts) - 1
+    low, high = 0, total
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if part.capacity(middle, first, last) else (low, middle - 1)
+    return low
+
+
+def proportional(weights: Sequence[float], most: Sequence[int], total: int) -> list[int]:
+    """Integers from 1 to `most` that sum to `total`, as near to the weights as they can be."""
+    shares = [1] * len(weights)
+    for _ in range(total - len(weights)):
+        open_ = [i for i in range(len(shares)) if shares[i] < most[i]]
+        i = max(open_, key=lambda i: weights[i] / (shares[i] + 0.5))
+        shares[i] += 1
+    return shares

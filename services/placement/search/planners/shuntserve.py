@@ -1,0 +1,167 @@
+"""Beam search over pipelines, a packing of the best, exact splits of what the packing uses.
+
+Candidates enter the packing with their upper bound; those that a packing uses are solved and take
+their true rate, until a packing consists of solved ones alone.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from services.common.errors import DeadlineExceeded, FailedPrecondition
+from services.placement.estimate.roofline import Array
+from services.placement.search import registry
+from services.placement.search.beam import Pool, class_values, joined, search
+from services.placement.search.budget import Budget
+from services.placement.search.choice import Choose, chooser
+from services.placement.search.columns import Candidate, Members
+from services.placement.search.field import Field, field
+from services.placement.search.packing import class_prices
+from services.placement.search.planners import proportional, thunderserve
+from services.placement.search.problem import (
+    Objective,
+    ObjectiveKind,
+    Problem,
+    Solution,
+    nothing_found,
+)
+from services.placement.search.score import score, violation
+
+SMALL_NODES = 32
+SMALL = (200, 1000)  # beam width, candidates kept
+LARGE = (400, 2000)
+PRICE_ROUNDS = 2
+ROUNDS = 40
+DROPS = 20
+
+
+@dataclass
+class State:
+    """Candidates with what is known of each: a bound, or the rate of its best split."""
+
+    members: tuple[Members, ...]
+    value: Array
+    solved: np.ndarray  # bool [candidates]
+
+
+def plan(problem: Problem, budget: Budget) -> Solution:
+    """The best plan found within the budget; when that is over, the plain planner's if it is
+    better, or if there is none, but only where nothing but throughput is asked for."""
+    degrees = [0]
+    if problem.objective.uniform_tp:
+        kinds = {node.kind for node in problem.nodes}
+        degrees = sorted({n for kind in kinds for n in problem.costs.degrees(kind)})
+    found: list[Solution] = []
+    missed: FailedPrecondition | None = None
+    for tp in degrees:
+        try:
+            found += _plan_at(problem, tp, budget)
+        except FailedPrecondition as error:  # another degree may meet the targets
+            missed = error
+        except DeadlineExceeded:
+            break
+    if found and problem.objective == Objective(allow_phase_split=True):
+        with suppress(FailedPrecondition, DeadlineExceeded):
+            found.append(thunderserve.plan(problem, budget))
+    if budget.expired() and not registry.ignored("proportional", problem.objective):
+        with suppress(FailedPrecondition, DeadlineExceeded):
+            found.append(replace(proportional.plan(problem, budget), complete=False))
+    if not found and missed:
+        raise missed
+    if not found:
+        raise nothing_found(problem, budget)
+    if len(found) == 1:
+        return found[0]
+    return max(found, key=lambda solution: score(problem, solution.pipelines))
+
+
+def _plan_at(problem: Problem, tp: int, budget: Budget) -> list[Solution]:
+    """The best plan at one degree (0: at any), if there is one; FailedPrecondition when none meets
+    the targets."""
+    try:
+        ground = field(problem, tp, budget=budget, by_price=_minds_price(problem.objective))
+    except FailedPrecondition:
+        return []
+    pool = _pool(ground, budget)
+    if not pool.members:
+        return []
+    state = State(pool.members, pool.bound.copy(), np.zeros(len(pool.members), dtype=bool))
+    choose = chooser(ground, pool.members, budget)
+    reason = ""
+    for _ in range(DROPS):
+        _settle(ground, state, choose, budget)
+        chosen = _best_solved(ground, state, choose)
+        if not chosen:
+            break
+        pipelines = ground.build([candidate for _, candidate in chosen])
+        reason, culprit = violation(problem, pipelines)
+        if culprit is None:
+            reasons = (f"{len(pool.members)} candidates, {int(state.solved.sum())} solved",)
+            return [Solution(pipelines, complete=not budget.expired(), reasons=reasons)]
+        state.value[chosen[culprit][0]] = 0.0
+        state.solved[chosen[culprit][0]] = True
+    if reason:
+        raise FailedPrecondition(f"no plan found meets the targets: {reason}", field="objective")
+    return []
+
+
+def _pool(ground: Field, budget: Budget) -> Pool:
+    """Candidates; unless these are all, searched again at the prices a packing puts on nodes."""
+    small = len(ground.problem.nodes) <= SMALL_NODES
+    width, keep = SMALL if small else LARGE
+    pool = search(ground, _values(ground, budget), width, keep, budget)
+    if pool.whole or ground.problem.objective.kind is not ObjectiveKind.THROUGHPUT:
+        return pool
+    for _ in range(1 if small else PRICE_ROUNDS):
+        if budget.expired() or not pool.members:
+            break
+        prices = class_prices(ground.usage(pool.members), pool.bound, ground.counts)
+        prices = np.maximum(prices, max(float(prices.max()) * 1e-3, 1e-12))
+        pool = joined(pool, search(ground, prices, width, keep, budget))
+    return pool
+
+
+def _minds_price(objective: Objective) -> bool:
+    return (
+        objective.kind is not ObjectiveKind.THROUGHPUT
+        or objective.budget_per_hour > 0
+        or objective.min_on_demand_share > 0
+    )
+
+
+def _values(ground: Field, budget: Budget) -> Array:
+    """What competing states pay for their nodes: their worth, or their price."""
+    if ground.problem.objective.kind is ObjectiveKind.THROUGHPUT:
+        return class_values(ground, budget)
+    prices = np.array([kind.price_per_hour for kind in ground.stock.kinds])
+    floor: Array = np.maximum(prices, 1e-6)
+    return floor
+
+
+def _settle(ground: Field, state: State, choose: Choose, budget: Budget) -> None:
+    """Solves what the choice uses until it uses nothing unsolved, or time is out and something
+    is solved."""
+    for _ in range(ROUNDS):
+        uses = choose(state.value)
+        open_ = np.flatnonzero((uses > 0) & ~state.solved)
+        for i in open_:
+            if budget.expired() and np.any(state.solved & (state.value > 0)):
+                break
+            candidate = ground.columns.solve(state.members[i])
+            state.value[i] = candidate.split.rate_rps if candidate else 0.0
+            state.solved[i] = True
+        if not len(open_) or budget.expired():
+            break
+
+
+def _best_solved(ground: Field, state: State, choose: Choose) -> list[tuple[int, Candidate]]:
+    """What is chosen when only solved candidates count; each with its index."""
+    uses = choose(np.where(state.solved, state.value, 0.0))
+    chosen: list[tuple[int, Candidate]] = []
+    for i in np.flatnonzero((uses > 0) & state.solved & (state.value > 0)):
+        candidate = ground.columns.solve(state.members[i])
+        chosen.extend([(int(i), candidate)] * int(uses[i]) if candidate else [])
+    return chosen

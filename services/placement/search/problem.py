@@ -1,0 +1,113 @@
+"""What every planner is given, and what it gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from services.common.errors import FailedPrecondition, InvalidArgument, ShuntError
+from services.placement.estimate.cluster import Node, Pipeline, check_nodes
+from services.placement.estimate.costs import Costs
+from services.placement.estimate.estimator import GIB
+from services.placement.search.budget import Budget, out_of_time
+
+
+class ObjectiveKind(Enum):
+    """What a better plan has more of."""
+
+    THROUGHPUT = "throughput"
+    THROUGHPUT_PER_COST = "throughput-per-cost"
+    GOODPUT_PER_COST = "goodput-per-cost"
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What to maximise, and within which limits; 0 does not bind."""
+
+    kind: ObjectiveKind = ObjectiveKind.THROUGHPUT
+    budget_per_hour: float = 0.0
+    ttft_target_s: float = 0.0
+    tpot_target_s: float = 0.0
+    uniform_tp: bool = False
+    min_on_demand_share: float = 0.0
+    recovery_s: float = 120.0
+    allow_phase_split: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("budget_per_hour", "ttft_target_s", "tpot_target_s", "recovery_s"):
+            if not 0 <= getattr(self, name) < 1e9:
+                raise InvalidArgument(f"{name} must be from 0 to 1e9", field=name)
+        if not 0 <= self.min_on_demand_share <= 1:
+            raise InvalidArgument(
+                "min_on_demand_share must be from 0 to 1", field="min_on_demand_share"
+            )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A cluster, a model under a workload (in `costs`), and what is wanted."""
+
+    costs: Costs
+    nodes: tuple[Node, ...]
+    objective: Objective = field(default_factory=Objective)
+    pipeline_count: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_nodes(self.nodes)
+        if not 0 <= self.pipeline_count <= len(self.nodes):
+            raise InvalidArgument(
+                f"pipeline_count must be from 0 to the {len(self.nodes)} nodes there are",
+                field="pipeline_count",
+            )
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A planner's answer."""
+
+    pipelines: tuple[Pipeline, ...]
+    complete: bool = True
+    upper_bound_rps: float | None = None
+    reasons: tuple[str, ...] = ()
+
+
+class Planner(Protocol):
+    """Searches until it is done or the budget is. FailedPrecondition when nothing fits,
+    DeadlineExceeded when the budget was over before there was a plan."""
+
+    def __call__(self, problem: Problem, budget: Budget) -> Solution: ...
+
+
+def nothing_found(problem: Problem, budget: Budget) -> ShuntError:
+    """Why a search has no plan to show."""
+    if budget.expired():
+        return out_of_time()
+    return nothing_fits(problem)
+
+
+def nothing_fits(problem: Problem) -> FailedPrecondition:
+    """Says how much memory is missing for one pipeline of all the nodes."""
+    costs, nodes = problem.costs, problem.nodes
+    have = sum(_most_usable(costs, node) for node in nodes)
+    model = costs.model
+    sequence = model.layers * model.kv_bytes_per_token_layer * costs.workload.total_tokens
+    need = model.total_bytes + sequence
+    kinds = sorted({node.kind.type_name for node in nodes})
+    short = (
+        f"{(need - have) / GIB:.1f} GiB short"
+        if need > have
+        else "the layers do not divide over the devices"
+    )
+    return FailedPrecondition(
+        f"{model.name or 'the model'} does not fit: {short}; weights {model.total_bytes / GIB:.1f} "
+        f"GiB and {sequence / GIB:.2f} GiB KV cache of one sequence, usable "
+        f"{max(0.0, have) / GIB:.1f} GiB on {len(nodes)} nodes ({', '.join(kinds)[:120]})",
+        field="nodes",
+    )
+
+
+def _most_usable(costs: Costs, node: Node) -> float:
+    degrees = costs.degrees(node.kind)
+    return max((max(0.0, costs.of(node.kind, n).budget_bytes) * n for n in degrees), default=0.0)

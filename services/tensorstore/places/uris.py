@@ -1,0 +1,50 @@
+"""From a store's URI to what reads and writes it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from services.common.errors import InvalidArgument
+from services.tensorstore.places.backend import Backend, Reader
+from services.tensorstore.places.directory import DirectoryBackend
+
+DEFAULT_CACHE_BYTES = 64 << 30
+
+
+def local_path(uri: str) -> Path | None:
+    """The directory a URI names, None for another scheme."""
+    parts = urlsplit(uri)
+    if parts.scheme == "":
+        return Path(uri)
+    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
+        return Path(unquote(parts.path))
+    return None
+
+
+def open_backend(uri: str, endpoint_url: str | None = None) -> Backend:
+    """A path, file:// or s3://bucket/prefix; raises InvalidArgument for anything else."""
+    root = local_path(uri)
+    if root is not None:
+        return DirectoryBackend(root)
+    if urlsplit(uri).scheme == "s3":
+        from services.tensorstore.places.s3 import S3Backend  # boto3 is heavy, and not everywhere
+
+        return S3Backend(uri, endpoint_url)
+    raise InvalidArgument("a store is a path, file://… or s3://bucket/prefix", field="store")
+
+
+def open_reader(uri: str, endpoint_url: str | None = None) -> Reader:
+    """Like open_backend, but knows a running service too: grpc://host:port."""
+    if uri.startswith("grpc://"):
+        from services.tensorstore.places.remote import RemoteReader  # grpc likewise
+
+        return RemoteReader(uri.removeprefix("grpc://"))
+    return open_backend(uri, endpoint_url)
+
+
+def default_cache_directory() -> Path:
+    """Where chunks of a remote store are kept when nobody says otherwise."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "shuntserve"

@@ -1,0 +1,129 @@
+"""The config.json that transformers would write for the model in a GGUF file."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from services.model.config import MAX_LAYERS
+from services.tensorstore.sources.gguf.metadata import Metadata, refuse
+from services.tensorstore.sources.gguf.rope import rope_parameters
+
+
+@dataclass(frozen=True)
+class Family:
+    """One of llama.cpp's architectures that is a model of ours."""
+
+    name: str
+    architecture: str
+    model_type: str
+    permuted: bool = False
+    """llama.cpp keeps the rows of Q and K in another order, for its own rotary embedding."""
+    optional_bias: bool = False
+    """The config says whether attention has biases, and whether the feed-forward layer has."""
+    rope_freqs: bool = False
+    """The file may scale its rotary frequencies by a tensor."""
+
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family(
+            "llama",
+            "LlamaForCausalLM",
+            "llama",
+            permuted=True,
+            optional_bias=True,
+            rope_freqs=True,
+        ),
+        Family("qwen2", "Qwen2ForCausalLM", "qwen2"),
+        Family("qwen3", "Qwen3ForCausalLM", "qwen3"),
+    )
+}
+# What these may say without changing anything; llama.cpp's own defaults.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.layer_norm_epsilon": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "attention.output_scale": (0.0, 1.0),
+    "attention.shared_kv_layers": (0,),
+    "attention.temperature_length": (0,),
+    "attention.temperature_scale": (0.0,),
+    "attn_logit_softcapping": (0.0,),
+    "embedding_scale": (0.0, 1.0),
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "final_logit_softcapping": (0.0,),
+    "leading_dense_block_count": (0,),
+    "logit_scale": (0.0, 1.0),
+    "nextn_predict_layers": (0,),
+    "pooling_type": (0,),
+    "residual_scale": (0.0, 1.0),
+    "swin_norm": (False,),
+    "tensor_data_layout": ("Meta AI original pth",),  # the order that every such file has
+    "use_parallel_residual": (False,),
+}
+
+
+def family_of(metadata: Metadata) -> Family:
+    """Raises InvalidArgument for a file that is no model, or not of a family we read."""
+    metadata.neutral("general.type", ("model",))
+    metadata.neutral("general.quantization_version", (2,))
+    name = metadata.text("general.architecture")
+    if name not in FAMILIES:
+        raise refuse("general.architecture", f"{ascii(name)[:40]} is not {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def config_of(
+    metadata: Metadata, family: Family, vocabulary: int, factors: Any | None
+) -> dict[str, Any]:
+    """The config but for what tensors and tokenizer say. `vocabulary` counts the embedding's rows,
+    `factors` is the tensor of rotary factors, if there is one. Raises InvalidArgument."""
+    name = family.name
+    for key, values in _NEUTRAL.items():
+        metadata.neutral(f"{name}.{key}", values)
+    heads = metadata.size(f"{name}.attention.head_count")
+    hidden = metadata.size(f"{name}.embedding_length")
+    context = metadata.size(f"{name}.context_length")
+    head_dim = _head_dim(metadata, name, hidden, heads)
+    if metadata.size(f"{name}.vocab_size", vocabulary) != vocabulary:
+        raise refuse(f"{name}.vocab_size", f"the embedding has {vocabulary} rows")
+    window = metadata.index(f"{name}.attention.sliding_window", 1 << 31)
+    if window and window < context:
+        raise refuse(f"{name}.attention.sliding_window", f"is below the context of {context}")
+    return {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "intermediate_size": metadata.size(f"{name}.feed_forward_length"),
+        "num_hidden_layers": metadata.size(f"{name}.block_count", limit=MAX_LAYERS),
+        "num_attention_heads": heads,
+        "num_key_value_heads": metadata.size(f"{name}.attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": context,
+        "rms_norm_eps": metadata.number(f"{name}.attention.layer_norm_rms_epsilon"),
+        "rope_parameters": rope_parameters(metadata, name, head_dim, context, factors),
+        "torch_dtype": "bfloat16",
+    }
+
+
+def _head_dim(metadata: Metadata, name: str, hidden: int, heads: int) -> int:
+    """One size for queries, keys, values and the rotated part; nothing else is served."""
+    head_dim = metadata.size(f"{name}.attention.key_length", max(1, hidden // heads))
+    for key in ("attention.value_length", "rope.dimension_count"):
+        found = metadata.size(f"{name}.{key}", head_dim)
+        if found != head_dim:
+            raise refuse(f"{name}.{key}", f"is {found}, the key length {head_dim}")
+    if head_dim % 2:
+        raise refuse(f"{name}.attention.key_length", f"is {head_dim}, an odd number")
+    scale = metadata.take(f"{name}.attention.scale")
+    if scale not in (None, 0.0) and not (
+        type(scale) is float and math.isclose(scale, head_dim**-0.5, rel_tol=1e-6)
+    ):
+        raise refuse(f"{name}.attention.scale", "is not 1 / √key_length")
+    return head_dim

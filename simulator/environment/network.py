@@ -1,0 +1,261 @@
+"""Processes that can die and freeze, and what goes between them: calls and streams.
+
+A call is a request and a reply, each of which may be lost, late or doubled: so a call may take
+effect and time out. A stream keeps its order and loses nothing, but it can break, as TCP does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from services.common.errors import DeadlineExceeded, ShuntError, Unavailable
+from simulator.environment.clock import Clock
+
+Reply = Callable[[Any], None]
+CONNECT_S = (0.004, 0.016)
+
+
+@dataclass(slots=True)
+class Trouble:
+    """How many of the next messages go astray, and how."""
+
+    lost: int = 0
+    late: int = 0
+    doubled: int = 0
+    half_done: int = 0
+    """Replies that are lost: the call took effect."""
+
+    def strikes(self, kind: str, random: Random) -> bool:
+        """Whether this message is one of them."""
+        left = getattr(self, kind)
+        if not left or random.random() < 0.5:
+            return False
+        setattr(self, kind, left - 1)
+        return True
+
+
+class Process:
+    """Something that runs, until it is killed; while it is frozen, what comes waits."""
+
+    def __init__(self, name: str, clock: Clock) -> None:
+        self.name = name
+        self.clock = clock
+        self.alive = True
+        self.frozen = False
+        self.late = False
+        """Frozen only because its machine is busy."""
+        self.streams: list[Stream] = []
+        self._waiting: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+
+    def run(self, act: Callable[..., None], *args: Any) -> None:
+        """Does something inside this process."""
+        if self.frozen:
+            self._waiting.append((act, args))
+        elif self.alive:
+            act(*args)
+
+    def after(self, delay_s: float, act: Callable[..., None], *args: Any) -> None:
+        """A timer of this process."""
+        self.clock.after(delay_s, self.run, act, *args)
+
+    def every(self, interval_s: float, act: Callable[[], None]) -> None:
+        """A timer that comes again; turns missed while frozen are missed, but one that is late."""
+        if not self.alive:
+            return
+        if not self.frozen:
+            act()
+        elif self.late and (act, ()) not in self._waiting:
+            self._waiting.append((act, ()))
+        self.clock.after(interval_s, self.every, interval_s, act)
+
+    def freeze(self) -> None:
+        """As SIGSTOP does."""
+        self.frozen = True
+
+    def lag(self, for_s: float) -> None:
+        """A busy machine runs it again only then: what it should do meanwhile is late."""
+        if self.alive and not self.frozen:
+            self.frozen = self.late = True
+            self.clock.after(for_s, self._catch_up)
+
+    def _catch_up(self) -> None:
+        if self.late:
+            self.thaw()
+
+    def thaw(self) -> None:
+        """As SIGCONT does."""
+        self.frozen = self.late = False
+        waiting, self._waiting = self._waiting, []
+        for act, args in waiting:
+            self.run(act, *args)
+
+    def kill(self) -> None:
+        """As SIGKILL does: the kernel closes its connections."""
+        self.alive = self.frozen = self.late = False
+        self._waiting = []
+        for stream in list(self.streams):
+            stream.broken_by(self)
+
+
+class Network:
+    """Carries calls and opens streams."""
+
+    def __init__(self, clock: Clock, random: Random) -> None:
+        self.clock = clock
+        self.random = random
+        self.trouble = Trouble()
+        self.cut: set[frozenset[str]] = set()
+        """Pairs of processes that do not reach each other."""
+        self.struck: Callable[[str], None] = lambda kind: None
+        """Told of every message that goes astray."""
+
+    def latency_s(self) -> float:
+        """Of one message on a good day."""
+        return 0.0005 + 0.002 * self.random.random()
+
+    def reaches(self, one: Process, other: Process) -> bool:
+        """No cut between them."""
+        return frozenset((one.name, other.name)) not in self.cut
+
+    def call(
+        self,
+        caller: Process,
+        server: Process | None,
+        serve: Callable[..., None],
+        args: tuple[Any, ...],
+        answer: Reply,
+        timeout_s: float = 1.0,
+    ) -> None:
+        """Runs `serve(reply, *args)` at the server; `answer` gets the reply or an error, once."""
+        answered = False
+
+        def once(result: Any) -> None:
+            nonlocal answered
+            if not answered:
+                answered = True
+                answer(result)
+
+        def reply(result: Any) -> None:
+            if server is not None and server.alive and self.reaches(caller, server):
+                if self._strikes("half_done"):
+                    return
+                for delay_s in self.fates():
+                    caller.after(delay_s, once, result)
+
+        def arrive() -> None:
+            if server is None or not server.alive:
+                caller.after(self.latency_s(), once, Unavailable("connection refused"))
+            elif self.reaches(caller, server):
+                server.run(serve, reply, *args)
+
+        for delay_s in self.fates():
+            self.clock.after(delay_s, arrive)
+        caller.after(timeout_s, once, DeadlineExceeded("no answer in time"))
+
+    def fates(self, *, reply: bool = False) -> list[float]:
+        """When each copy of a message arrives, from now."""
+        if self._strikes("lost") or (reply and self._strikes("half_done")):
+            return []
+        copies = 2 if self._strikes("doubled") else 1
+        return [
+            self.latency_s() + (self.random.random() if self._strikes("late") else 0.0)
+            for _ in range(copies)
+        ]
+
+    def _strikes(self, kind: str) -> bool:
+        strikes = self.trouble.strikes(kind, self.random)
+        if strikes:
+            self.struck(kind)
+        return strikes
+
+
+class Stream:
+    """A bidirectional stream between two processes; messages stay in order."""
+
+    def __init__(
+        self,
+        network: Network,
+        client: Process,
+        server: Process,
+        accept: Callable[[Stream, Any], None],
+        first: Any,
+    ) -> None:
+        self.network = network
+        self.client = client
+        self.server = server
+        self.on_message: dict[Process, Callable[[Any], None]] = {}
+        self.on_end: dict[Process, Callable[[ShuntError | None], None]] = {}
+        self._last_s = {client: 0.0, server: 0.0}
+        self._broken = False
+        client.streams.append(self)
+        server.streams.append(self)
+        if server.alive:
+            delay_s = network.random.uniform(*CONNECT_S)
+            self._last_s[server] = network.clock.now_s + delay_s
+            server.after(delay_s, self._accept, accept, first)
+        else:
+            self._push(client, self._end, client, Unavailable("connection refused"))
+
+    def _accept(self, accept: Callable[[Stream, Any], None], first: Any) -> None:
+        if not self._broken and self.network.reaches(self.client, self.server):
+            accept(self, first)
+
+    def send(self, sender: Process, message: Any) -> None:
+        """To the other end; nothing once the stream has ended."""
+        receiver = self.server if sender is self.client else self.client
+        if self in sender.streams:
+            self._push(receiver, self._hand, receiver, message)
+
+    def post(self, sender: Process, message: Any) -> None:
+        """As send, but like the messages of calls it may be lost, late or doubled."""
+        receiver = self.server if sender is self.client else self.client
+        if self in sender.streams and self.network.reaches(self.client, self.server):
+            for delay_s in self.network.fates(reply=sender is self.server):
+                receiver.after(delay_s, self._hand, receiver, message)
+
+    def _hand(self, receiver: Process, message: Any) -> None:
+        if receiver in self.on_message and not self._broken:
+            self.on_message[receiver](message)
+
+    def _push(self, receiver: Process, act: Callable[..., None], *args: Any) -> None:
+        if not self.network.reaches(self.client, self.server):
+            return
+        clock = self.network.clock
+        at_s = max(clock.now_s + self.network.latency_s(), self._last_s[receiver])
+        self._last_s[receiver] = at_s
+        receiver.after(at_s - clock.now_s, act, *args)
+
+    def close(self, closer: Process, error: ShuntError | None = None) -> None:
+        """Ends it; the other end hears of it behind what was sent before."""
+        other = self.server if closer is self.client else self.client
+        if self in closer.streams:
+            self._forget(closer)
+            self._push(other, self._end, other, error)
+
+    def broken_by(self, dead: Process) -> None:
+        """One end died, or the line did."""
+        for end in (self.client, self.server):
+            if end is dead:
+                self._forget(end)
+            else:
+                self._push(end, self._end, end, Unavailable("connection lost"))
+
+    def break_line(self) -> None:
+        """Both ends hear of it; what was under way is lost."""
+        self._broken = True
+        for end in (self.client, self.server):
+            self._push(end, self._end, end, Unavailable("connection lost"))
+
+    def _end(self, end: Process, error: ShuntError | None) -> None:
+        if self in end.streams:
+            self._forget(end)
+            if end in self.on_end:
+                self.on_end[end](error)
+
+    def _forget(self, end: Process) -> None:
+        if self in end.streams:
+            end.streams.remove(self)
+        self.on_message.pop(end, None)

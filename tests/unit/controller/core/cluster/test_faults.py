@@ -1,0 +1,184 @@
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from services.common.generation import LayerRange
+from services.controller.core.cluster.actions import (
+    Action,
+    AskPlan,
+    FormPipeline,
+    LaunchNode,
+    LoadStage,
+    NodeState,
+    PlannedPipeline,
+    PlannedStage,
+    TerminateNode,
+)
+from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.settings import ClusterSettings
+from tests.unit.controller.small_cluster import (
+    BACK,
+    FRONT,
+    PATIENT,
+    SETTINGS,
+    SHAPE,
+    all_of,
+    beat,
+    drawer,
+    facts,
+    loaded,
+    one_of,
+)
+
+
+def storm(
+    cluster: Cluster, fail: Callable[[str, float], list[Action]], until_s: float
+) -> list[float]:
+    """Fails every node that the cluster launches; returns when it launched them."""
+    launched_s, now_s = [], 0.0
+    actions = cluster.start(now_s)
+    while now_s < until_s:
+        while launches := all_of(actions, LaunchNode):
+            launched_s += [now_s] * len(launches)
+            actions = [a for launch in launches for a in fail(launch.node_id, now_s)]
+        now_s += 1.0
+        for view in cluster.nodes_view():
+            if view.incarnation and view.state is not NodeState.LOST:
+                beat(cluster, view.node_id, "", now_s)
+        actions = cluster.tick(now_s)
+    return launched_s
+
+
+HOUR_S = 3600.0
+
+
+@pytest.mark.parametrize("how", ["at its start", "behind its registration", "loading", "serving"])
+def test_a_node_that_fails_at_every_start_is_replaced_ever_more_seldom(how: str) -> None:
+    cluster = Cluster(SETTINGS, drawer(), 0.0, 0.0)
+
+    def fail(node_id: str, now_s: float) -> list[Action]:
+        if node_id == "node-1" and how in ("loading", "serving"):
+            return cluster.register(facts(node_id), now_s)
+        if how != "at its start":
+            cluster.register(facts(node_id), now_s)
+        if how in ("loading", "serving") and not cluster.pipelines_view():
+            stages = (PlannedStage("node-1", FRONT), PlannedStage("node-2", BACK))
+            cluster.plan_ready((PlannedPipeline(stages, 50.0),), now_s)
+            loaded(cluster, "node-1", FRONT, now_s)
+        if how == "serving":
+            form = one_of(loaded(cluster, node_id, BACK, now_s), FormPipeline)
+            cluster.formed(form.formation_id, now_s)
+        incarnation = "" if how == "at its start" else f"i-{node_id}"
+        return cluster.node_gone(node_id, incarnation, "exit status 1", now_s)
+
+    launched_s = storm(cluster, fail, 6 * HOUR_S)
+    pauses = [after - before for before, after in pairwise(launched_s)]
+    pauses = [pause for pause in pauses if pause]  # nodes of the first plan come together
+    assert pauses == sorted(pauses)
+    assert max(pauses) >= SETTINGS.replace_max_s
+    assert len(pauses) <= 6 * HOUR_S / SETTINGS.replace_max_s + 15
+    fault = cluster.faults()[0]
+    assert (fault.kind, fault.cause, fault.permanent) == ("start", "exit status 1", False)
+    assert fault.failures >= len(pauses)
+    assert cluster.unusable() == ""
+
+
+def test_a_node_that_cannot_load_passingly_is_replaced_ever_more_seldom() -> None:
+    cluster, loads = Cluster(SETTINGS, drawer(), 0.0, 0.0), 0
+    launched, now_s, actions = 0, 0.0, cluster.start(0.0)
+    while now_s < 6 * HOUR_S:
+        for launch in all_of(actions, LaunchNode):
+            launched += 1
+            more = cluster.register(facts(launch.node_id), now_s)
+            if all_of(more, AskPlan):
+                stages = (PlannedStage("node-1", FRONT), PlannedStage("node-2", BACK))
+                more = cluster.plan_ready((PlannedPipeline(stages, 50.0),), now_s)
+            actions = [*actions, *more]
+        for load in all_of(actions, LoadStage):
+            if load.layers == FRONT:
+                loaded(cluster, load.node_id, FRONT, now_s)
+            else:
+                loads += 1
+                cluster.load_failed(load.node_id, load.incarnation, "no weights", False, now_s)
+        now_s += 1.0
+        for view in cluster.nodes_view():
+            if view.incarnation and view.state is not NodeState.LOST:
+                beat(cluster, view.node_id, "", now_s)
+        actions = cluster.tick(now_s)
+    most = 6 * HOUR_S / SETTINGS.replace_max_s + 12
+    assert launched <= most
+    assert loads <= most + launched + SETTINGS.load_attempts
+    assert {fault.cause for fault in cluster.faults()} == {"no weights"}
+
+
+def refused(settings: ClusterSettings = PATIENT) -> Cluster:
+    """No node may ever load the back of the model."""
+    cluster = Cluster(settings, drawer(), 0.0, 0.0)
+    cluster.start(0.0)
+    cluster.register(facts("node-1"), 0.0)
+    cluster.register(facts("node-2"), 0.0)
+    stages = (PlannedStage("node-1", FRONT), PlannedStage("node-2", BACK))
+    cluster.plan_ready((PlannedPipeline(stages, 50.0),), 0.0)
+    loaded(cluster, "node-1", FRONT, 0.0)
+    assert cluster.unusable() == ""
+    cluster.load_failed("node-2", "i-node-2", "no head_dim of 3", True, 1.0)
+    return cluster
+
+
+def test_what_a_node_refuses_for_good_costs_no_other_node_and_is_said_first() -> None:
+    cluster = refused()
+    for now_s in (1.0, 2.0, HOUR_S, 24 * HOUR_S):
+        actions = cluster.tick(now_s)
+        assert (all_of(actions, LaunchNode), all_of(actions, LoadStage)) == ([], [])
+        assert all_of(actions, TerminateNode) == []
+    fault = cluster.faults()[0]
+    assert (fault.kind, fault.cause, fault.node_id) == ("load", "no head_dim of 3", "node-2")
+    assert (fault.permanent, fault.failures, fault.since_s) == (True, 1, 1.0)
+    assert cluster.unusable() == "no head_dim of 3"
+    version, routes = cluster.routes()
+    assert (version, routes) == (1, ())  # routers are told
+
+
+def test_what_one_node_refuses_for_good_another_one_may_try() -> None:
+    cluster = refused()
+    actions = cluster.register(facts("node-3"), 5.0)
+    assert one_of(actions, LoadStage).node_id == "node-3"
+    assert one_of(loaded(cluster, "node-3", BACK, 6.0), FormPipeline)
+    assert cluster.unusable() == ""
+
+
+def test_a_process_that_comes_anew_may_try_what_its_last_one_refused() -> None:
+    cluster = refused()
+    actions = cluster.register(facts("node-2", "i-again"), 5.0)
+    assert one_of(actions, LoadStage).incarnation == "i-again"
+
+
+def test_a_pipeline_that_none_can_run_leaves_the_others_their_nodes() -> None:
+    settings = replace(PATIENT, initial=(SHAPE, SHAPE), pipelines=2)
+    cluster = Cluster(settings, drawer(), 0.0, 0.0)
+    cluster.start(0.0)
+    cluster.register(facts("node-1"), 0.0)
+    cluster.register(facts("node-2"), 0.0)
+    whole = LayerRange(0, 30)
+    planned = [PlannedPipeline((PlannedStage(n, whole),), 1.0) for n in ("node-1", "node-2")]
+    cluster.plan_ready(tuple(planned), 0.0)
+    cluster.load_failed("node-2", "i-node-2", "never", True, 0.0)
+    form = one_of(loaded(cluster, "node-1", whole, 0.0), FormPipeline)
+    cluster.formed(form.formation_id, 0.0)
+    assert cluster.unusable() == ""
+    assert [fault.pipeline_id for fault in cluster.faults()] == ["pipeline-2"]
+    assert cluster.tick(HOUR_S) == []
+    assert [route.pipeline_id for route in cluster.routes()[1]] == ["pipeline-1"]
+
+
+def test_a_plan_that_cannot_be_is_asked_for_again_when_the_nodes_are_others() -> None:
+    cluster = Cluster(PATIENT, drawer(), 0.0, 0.0)
+    cluster.start(0.0)
+    cluster.register(facts("node-1"), 0.0)
+    assert one_of(cluster.register(facts("node-2"), 0.0), AskPlan)
+    cluster.plan_failed("nothing fits", True, 0.0)
+    assert all_of(cluster.tick(HOUR_S), AskPlan) == []
+    assert (cluster.unusable(), cluster.faults()[0].kind) == ("nothing fits", "plan")
+    assert one_of(cluster.register(facts("node-3"), HOUR_S), AskPlan)

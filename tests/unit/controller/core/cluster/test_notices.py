@@ -1,0 +1,100 @@
+from dataclasses import replace
+
+from services.common.generation import LayerRange
+from services.controller.core.cluster.actions import (
+    DissolveFormation,
+    DrainFormation,
+    FormPipeline,
+    LaunchNode,
+    LoadStage,
+    LogEvent,
+    PersistCluster,
+    PlannedPipeline,
+    PlannedStage,
+    TerminateNode,
+)
+from services.controller.core.cluster.cluster import Cluster
+from tests.unit.controller.small_cluster import (
+    PATIENT,
+    all_of,
+    beat,
+    drawer,
+    facts,
+    loaded,
+    one_of,
+    ready,
+    replaced,
+    said,
+)
+
+
+def test_of_two_notices_the_earlier_deadline_counts() -> None:
+    cluster = ready(PATIENT)
+    assert "interruption_noticed" in said(cluster.interrupt("node-2", 120.0, False, 1.0))
+    assert cluster.interrupt("node-2", 120.0, False, 2.0) == []
+    assert cluster.deadlines_s() == {"node-2": 121.0}
+    assert "interruption_noticed" in said(cluster.interrupt("node-2", 10.0, False, 3.0))
+    assert cluster.deadlines_s() == {"node-2": 13.0}
+    assert cluster.interrupt("node-2", 60.0, False, 4.0) == []
+    assert said(cluster.tick(12.9)) == []
+    assert "undrained" in said(cluster.tick(13.0))
+
+
+def test_a_process_that_was_told_to_stop_is_replaced_and_let_go() -> None:
+    cluster = ready(PATIENT)
+    actions = beat(cluster, "node-2", "f1", 1.0, departs_in_s=20.0)
+    assert said(actions) == ["interruption_noticed", "node_launched"]
+    assert all_of(beat(cluster, "node-2", "f1", 1.2, departs_in_s=19.7), LogEvent) == []
+    assert "replacement_ready" in said(replaced(cluster, 5.0))
+    beat(cluster, "node-1", "f1", 5.2, sampled_tokens=1)
+    drain = one_of(beat(cluster, "node-1", "f1", 5.4, sampled_tokens=9), DrainFormation)
+    actions = cluster.drained(drain.formation_id, 1, 5.5)
+    assert one_of(actions, TerminateNode) == TerminateNode("node-2")
+    assert [m.node_id for m in one_of(actions, FormPipeline).members] == ["node-1", "node-3"]
+    assert all_of(cluster.node_gone("node-2", "i-node-2", "exit status 0", 6.0), LaunchNode) == []
+
+
+def test_one_that_no_other_replaces_in_time_is_sealed_before_it_goes() -> None:
+    cluster = ready(PATIENT)
+    beat(cluster, "node-2", "f1", 1.0, departs_in_s=20.0)
+    last_s = 21.0 - PATIENT.seal_s
+    assert all_of(cluster.tick(last_s - 0.1), DrainFormation) == []
+    drain = one_of(cluster.tick(last_s), DrainFormation)
+    actions = cluster.drained(drain.formation_id, 2, last_s)
+    assert one_of(actions, TerminateNode) == TerminateNode("node-2")
+    assert one_of(actions, DissolveFormation).formation_id == "f1"
+    assert all_of(actions, FormPipeline) == []
+    assert said(cluster.tick(22.0)) == []  # nothing lapses: it goes for certain
+    cluster.node_gone("node-2", "i-node-2", "exit status 0", 22.0)
+    assert one_of(replaced(cluster, 23.0), FormPipeline).formation_id == "f2"
+
+
+def test_where_none_will_come_the_other_pipelines_take_over_at_once() -> None:
+    settings = replace(PATIENT, can_launch=False, initial=(), pipelines=2)
+    cluster = Cluster(settings, drawer(), 0.0, 0.0)
+    cluster.start(0.0)
+    whole = LayerRange(0, 30)
+    for node_id in ("node-1", "node-2"):
+        cluster.register(facts(node_id), 0.0)
+    planned = [PlannedPipeline((PlannedStage(n, whole),), 1.0) for n in ("node-1", "node-2")]
+    cluster.plan_ready(tuple(planned), 0.0)
+    for node_id in ("node-1", "node-2"):
+        form = one_of(loaded(cluster, node_id, whole, 0.0), FormPipeline)
+        cluster.formed(form.formation_id, 0.0)
+    beat(cluster, "node-2", "f2", 1.0, departs_in_s=20.0)
+    assert one_of(cluster.tick(1.1), DrainFormation).formation_id == "f2"
+    cluster.drained("f2", 1, 1.2)
+    assert [route.pipeline_id for route in cluster.routes()[1]] == ["pipeline-1"]
+    cluster.node_gone("node-2", "i-node-2", "exit status 0", 2.0)
+    assert one_of(cluster.register(facts("node-2", "i-new"), 3.0), LoadStage).layers == whole
+    beat(cluster, "node-1", "f1", 4.0, departs_in_s=20.0)
+    assert all_of(cluster.tick(4.1), DrainFormation) == []  # the only one that serves
+
+
+def test_a_departure_goes_on_over_a_restart() -> None:
+    cluster = ready(PATIENT)
+    persist = one_of(beat(cluster, "node-2", "f1", 1.0, departs_in_s=20.0), PersistCluster)
+    again = Cluster.recover(PATIENT, drawer(), persist.snapshot, 2.0, 2.0)
+    again.start(2.0)
+    assert again.deadlines_s() == {"node-2": 21.0}
+    assert one_of(again.tick(21.0 - PATIENT.seal_s), DrainFormation).formation_id == "f1"

@@ -1,0 +1,435 @@
+from dataclasses import replace
+
+import pytest
+
+from services.common.errors import (
+    AlreadyExists,
+    Cancelled,
+    Diverged,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
+from services.common.exchange import (
+    Checkpoint,
+    CheckpointRefusal,
+    GenerationState,
+    Grant,
+    LeaveReason,
+    ResumeQuestion,
+    Route,
+)
+from services.common.generation import (
+    CancelReason,
+    FinishReason,
+    GenerationRequest,
+    ModelRef,
+    Sampling,
+    TokenSpan,
+)
+from services.controller.core.ledger.ledger import Ledger
+from services.controller.core.ledger.outcomes import Head, LedgerSettings, Outcome
+from services.controller.core.ledger.records import Appended, Bound, Ended, Granted, Record, Sealed
+
+MODEL = ModelRef("m", "d")
+REQUEST = GenerationRequest("g", MODEL, (1, 2), Sampling(max_tokens=50, eos_token_ids=(2,)))
+
+
+def head_of(
+    name: str,
+    *,
+    hands_over: bool = False,
+    speed: float = 1.0,
+    model: ModelRef = MODEL,
+    numerics: str = "",
+    positions: int = 100,
+    stalled: bool = False,
+) -> Head:
+    route = Route(f"p-{name}", f"f-{name}", f"i-{name}", f"{name}:1", speed, model, positions)
+    return Head(route, not hands_over and not stalled, numerics, hands_over, stalled)
+
+
+A, B = head_of("a"), head_of("b")
+
+
+class Book:
+    """A ledger and everything it would have stored."""
+
+    def __init__(self, **settings: float) -> None:
+        self.settings = LedgerSettings(**settings)  # type: ignore[arg-type]
+        self.ledger = Ledger(self.settings)
+        self.records: list[Record] = []
+
+    def keep(self, outcome: Outcome | None) -> object:
+        assert outcome is not None
+        self.records += outcome.records
+        return outcome.reply
+
+    def checkpoint(self, *ids: int, start: int = 0, now_s: float = 0.0, **changes: object):
+        spans = (TokenSpan(0, start, ids),) if ids else ()
+        whole = Checkpoint("g", 1, "i-a", "f-a", REQUEST, spans)
+        changed = replace(whole, **changes)  # type: ignore[arg-type]
+        return self.keep(self.ledger.checkpoint(changed, "p-a", now_s))
+
+    def resume(
+        self,
+        *ids: int,
+        epoch: int = 1,
+        left: str = "",
+        heads=(A, B),
+        now_s: float = 0.0,
+        reason: LeaveReason = LeaveReason.REFUSED,
+    ):
+        spans = (TokenSpan(0, 0, ids),) if ids else ()
+        question = ResumeQuestion("g", epoch, REQUEST, spans, left, reason if left else None)
+        outcome = self.ledger.resume(question, heads, now_s)
+        return None if outcome is None else self.keep(outcome)
+
+    def restart(self) -> None:
+        self.ledger = Ledger.recover(self.settings, self.records, 0.0)
+
+
+@pytest.fixture
+def book() -> Book:
+    return Book()
+
+
+def ids_of(grant: Grant) -> tuple[int, ...]:
+    return grant.base[0].ids if grant.base else ()
+
+
+def test_the_first_checkpoint_binds_the_epoch_to_its_head(book: Book) -> None:
+    assert book.checkpoint().lengths == (0,)
+    assert isinstance(book.records[0], Bound)
+    other = book.checkpoint(7, incarnation="i-b")
+    assert other.refusal is CheckpointRefusal.STALE_EPOCH
+    assert book.checkpoint(7, formation_id="f-b").refusal is CheckpointRefusal.UNKNOWN_FORMATION
+    assert len(book.records) == 1
+
+
+@pytest.mark.parametrize("changes", [{"epoch": 2}, {"request": None}])
+def test_an_unknown_generation_begins_only_with_its_request_at_epoch_1(
+    book: Book, changes: dict[str, object]
+) -> None:
+    assert book.checkpoint(**changes).refusal is CheckpointRefusal.STALE_EPOCH
+
+
+def test_below_the_length_compares_at_it_appends_above_it_answers_the_length(book: Book) -> None:
+    assert book.checkpoint(7, 8).lengths == (2,)
+    assert book.checkpoint(8, 9, start=1).lengths == (3,)
+    assert book.checkpoint(5, start=9).lengths == (3,)
+    assert book.checkpoint(7, 8, 9).lengths == (3,)
+    refused = book.checkpoint(6, start=1)
+    assert (refused.refusal, refused.lengths) == (CheckpointRefusal.DIVERGED, (3,))
+    assert [r.span.ids for r in book.records if isinstance(r, Appended)] == [(7, 8), (9,)]
+
+
+def test_a_first_checkpoint_for_a_choice_not_asked_for_binds_nothing(book: Book) -> None:
+    with pytest.raises(InvalidArgument):
+        book.checkpoint(spans=(TokenSpan(9, 0, (7,)),))
+    assert book.checkpoint(7).lengths == (1,)
+    book.restart()
+    assert book.ledger.view("g", (A,), 0.0).reply.spans[0].ids == (7,)
+
+
+def test_another_request_under_the_same_id_is_refused(book: Book) -> None:
+    book.checkpoint()
+    other = replace(REQUEST, model=ModelRef("m", "other"))
+    assert book.checkpoint(request=other).refusal is CheckpointRefusal.DIVERGED
+
+
+def test_nothing_is_added_behind_a_seal(book: Book) -> None:
+    book.checkpoint(7, sealed=True)
+    assert isinstance(book.records[-1], Sealed)
+    assert book.checkpoint(7, sealed=True).refusal is None
+    assert book.checkpoint(7, 8).refusal is CheckpointRefusal.STALE_EPOCH
+
+
+def test_a_seal_behind_a_gap_does_not_seal(book: Book) -> None:
+    book.checkpoint(7)
+    book.checkpoint(9, start=5, sealed=True)
+    assert not any(isinstance(record, Sealed) for record in book.records)
+
+
+def test_a_grant_extends_what_the_journal_and_the_reader_have(book: Book) -> None:
+    book.checkpoint(7, 8)
+    grant = book.resume(7, 8, 9, left="f-a")
+    assert (grant.epoch, grant.head, ids_of(grant)) == (2, B.route, (7, 8, 9))
+    assert book.checkpoint(7, 8, 9).refusal is CheckpointRefusal.STALE_EPOCH
+    shorter = book.resume(7, epoch=2, left="f-b", now_s=2.0)
+    assert ids_of(shorter) == (7, 8, 9)
+
+
+def test_a_grant_waits_for_the_disk(book: Book) -> None:
+    outcome = book.ledger.resume(ResumeQuestion("g", 1, REQUEST, ()), (A,), 0.0)
+    assert outcome is not None
+    assert outcome.fsync
+    assert isinstance(outcome.records[0], Granted)
+
+
+def test_the_same_question_gets_the_same_answer_while_that_head_lives(book: Book) -> None:
+    book.checkpoint(7)
+    first = book.resume(7, left="f-a")
+    book.checkpoint(8, start=1, epoch=2, incarnation="i-b", formation_id="f-b")
+    assert book.resume(7, left="f-a") == first
+    assert book.resume(7, left="f-a", heads=(A,)) is None
+    assert book.resume(7, left="f-a", heads=(A,), now_s=2.0).epoch == 3
+
+
+def test_a_reader_with_other_ids_is_told_and_nothing_changes(book: Book) -> None:
+    book.checkpoint(7)
+    with pytest.raises(Diverged):
+        book.resume(6)
+    assert len(book.records) == 2
+
+
+def test_a_head_that_a_reader_left_is_granted_again_only_after_a_while(book: Book) -> None:
+    book.checkpoint(7)
+    assert book.resume(7, left="f-a", heads=(A,)) is None
+    assert book.resume(7, left="f-a", heads=(A,), now_s=0.9) is None
+    assert book.resume(7, left="f-a", heads=(A,), now_s=1.0).head == A.route
+
+
+def silent(book: Book, *ids: int, heads: tuple[Head, ...], now_s: float = 0.0):
+    return book.resume(*ids, left="f-a", reason=LeaveReason.SILENT, heads=heads, now_s=now_s)
+
+
+def test_who_hears_nothing_from_a_head_that_serves_is_sent_back_and_nothing_is_written(
+    book: Book,
+) -> None:
+    book.checkpoint(7, 8)
+    written = len(book.records)
+    for now_s in (0.0, 0.1, 30.0):
+        grant = silent(book, 7, heads=(A, B), now_s=now_s)
+        assert (grant.epoch, grant.head, grant.base) == (1, A.route, ())
+    assert len(book.records) == written
+    assert book.checkpoint(9, start=2).refusal is None
+    other = book.resume(7, 8, left="f-b", heads=(A, B), epoch=0, now_s=30.1)
+    assert other.head == A.route, "a question that was refused is no complaint"
+
+
+def test_a_head_that_the_journal_has_yet_to_hear_from_is_gone_back_to(book: Book) -> None:
+    grant = silent(book, heads=(A, B))
+    assert (grant.epoch, grant.head, grant.base) == (1, A.route, ())
+    assert book.records == []
+
+
+def test_a_head_that_stalls_is_left_for_another_one(book: Book) -> None:
+    book.checkpoint(7)
+    grant = silent(book, 7, heads=(head_of("a", stalled=True), B))
+    assert (grant.epoch, grant.head) == (2, B.route)
+
+
+def test_a_head_that_stalls_and_has_no_other_beside_it_is_waited_for(book: Book) -> None:
+    book.checkpoint(7)
+    for now_s in (0.0, 5.0):
+        assert silent(book, 7, heads=(head_of("a", stalled=True),), now_s=now_s) is None
+    grant = silent(book, 7, heads=(A,), now_s=6.0)
+    assert (grant.epoch, grant.head) == (1, A.route)
+
+
+def test_a_head_that_lives_and_is_not_reached_is_left_only_for_another_one(book: Book) -> None:
+    book.checkpoint(7)
+    reason = LeaveReason.UNREACHABLE
+    for now_s in (0.0, 5.0):
+        grant = book.resume(7, left="f-a", reason=reason, heads=(A,), now_s=now_s)
+        assert (grant.epoch, grant.head) == (1, A.route)
+    assert book.resume(7, left="f-a", reason=reason, heads=(A, B), now_s=6.0).head == B.route
+
+
+def test_no_head_means_waiting(book: Book) -> None:
+    assert book.resume(heads=()) is None
+    assert book.resume(heads=(head_of("c", model=ModelRef("m", "x")),)) is None
+    assert book.resume(heads=(head_of("c", hands_over=True),)) is None
+
+
+def test_a_head_that_hands_over_is_waited_for_until_it_has_sealed(book: Book) -> None:
+    leaving = head_of("a", hands_over=True)
+    book.checkpoint(7)
+    assert book.resume(7, epoch=0, heads=(leaving, B)) is None
+    assert book.resume(7, left="f-a", heads=(leaving, B)) is None
+    book.checkpoint(7, 8, sealed=True)
+    assert ids_of(book.resume(7, left="f-a", heads=(leaving, B))) == (7, 8)
+
+
+def test_a_reader_that_was_told_moved_does_not_wait(book: Book) -> None:
+    book.checkpoint(7)
+    leaving = head_of("a", hands_over=True)
+    assert book.resume(7, 8, heads=(leaving, B)).head == B.route
+
+
+def test_a_parked_generation_returns_to_the_head_it_had(book: Book) -> None:
+    book.checkpoint(7, sealed=True)
+    assert book.resume(7, heads=(A,)).head == A.route
+
+
+def test_a_generation_stays_in_its_arithmetic_while_there_is_a_head_of_it(book: Book) -> None:
+    exact = replace(REQUEST, numerics_class="exact")
+    book.checkpoint(7, request=exact, sealed=True)
+    other, same = head_of("b", speed=9.0, numerics="inexact"), head_of("c", numerics="exact")
+    question = ResumeQuestion("g", 1, exact, ())
+    outcome = book.ledger.resume(question, (other, same), 0.0)
+    assert outcome is not None
+    assert outcome.reply.head == same.route
+    assert "numerics" not in outcome.events[0].attributes
+
+
+def test_a_grant_that_leaves_its_arithmetic_says_so(book: Book) -> None:
+    exact = replace(REQUEST, numerics_class="exact")
+    book.checkpoint(7, request=exact, sealed=True)
+    other = head_of("b", numerics="inexact")
+    outcome = book.ledger.resume(ResumeQuestion("g", 1, exact, ()), (other,), 0.0)
+    assert outcome is not None
+    assert outcome.reply.head == other.route
+    assert outcome.events[0].attributes["numerics"] == "exact to inexact"
+
+
+def test_a_generation_waits_for_a_pipeline_that_it_cannot_outgrow() -> None:
+    book = Book()
+    book.checkpoint(7)
+    small, large = head_of("s", speed=9.0, positions=51), head_of("l", positions=52)
+    assert book.resume(7, heads=(small,)) is None
+    grant = book.resume(7, heads=(small, large))
+    assert isinstance(grant, Grant)
+    assert grant.head == large.route
+
+
+def test_shares_follow_throughput_and_load(book: Book) -> None:
+    fast, slow = head_of("a", speed=3.0), head_of("b", speed=1.0)
+    heads = []
+    for number in range(8):
+        request = replace(REQUEST, generation_id=f"g{number}")
+        outcome = book.ledger.resume(ResumeQuestion(f"g{number}", 0, request, ()), (fast, slow), 0)
+        assert outcome is not None
+        heads.append(outcome.reply.head)
+    assert heads.count(fast.route) == 6
+
+
+def test_a_generation_that_the_journal_never_saw_goes_on_with_its_request(book: Book) -> None:
+    grant = book.resume(7)
+    assert (grant.epoch, ids_of(grant)) == (2, (7,))
+    with pytest.raises(NotFound):
+        book.ledger.resume(ResumeQuestion("x", 1, None, ()), (A,), 0.0)
+    other = replace(REQUEST, prompt_ids=(9,))
+    with pytest.raises(AlreadyExists):
+        book.ledger.resume(ResumeQuestion("g", 1, other, ()), (A,), 0.0)
+
+
+def test_a_full_journal_refuses_new_generations() -> None:
+    book = Book(max_generations=0)
+    with pytest.raises(ResourceExhausted):
+        book.resume()
+    assert book.checkpoint().refusal is CheckpointRefusal.STALE_EPOCH
+
+
+def test_a_finished_generation_grants_nothing(book: Book) -> None:
+    book.checkpoint(7, 2, sealed=True)
+    grant = book.resume(7)
+    assert grant.finished
+    assert grant.base == (TokenSpan(0, 0, (7, 2), (), FinishReason.STOP),)
+
+
+def test_a_reader_that_holds_the_end_finishes_the_journal(book: Book) -> None:
+    book.checkpoint(7)
+    grant = book.resume(7, 2, left="f-a", heads=())
+    assert grant.finished
+    assert grant.epoch == 2
+    assert book.resume(7, epoch=2) == grant
+    assert book.checkpoint(7, 2).refusal is CheckpointRefusal.STALE_EPOCH
+
+
+def test_a_stop_string_ends_a_choice_once_its_ids_are_there(book: Book) -> None:
+    book.checkpoint(7)
+    book.keep(book.ledger.cancel("g", 0, CancelReason.STOP, 2, 0.0))
+    assert not book.resume(7, epoch=0).finished
+    book.checkpoint(7, 8, 9)
+    grant = book.resume(7)
+    assert grant.finished
+    assert grant.base[0].finish_reason is FinishReason.STOP
+    assert book.ledger.cancel("g", 0, CancelReason.STOP, 1, 0.0).records == ()
+    assert book.ledger.cancel("x", 0, CancelReason.STOP, 1, 0.0).records == ()
+    with pytest.raises(InvalidArgument):
+        book.ledger.cancel("g", 5, CancelReason.STOP, 1, 0.0)
+
+
+def test_a_stop_without_a_length_ends_what_there_is(book: Book) -> None:
+    book.checkpoint(7)
+    book.keep(book.ledger.cancel("g", None, CancelReason.STOP, None, 0.0))
+    assert book.resume(7).finished
+
+
+def test_a_cancelled_choice_is_finished_as_cancelled(book: Book) -> None:
+    book.checkpoint(7)
+    outcome = book.ledger.cancel("g", 0, CancelReason.CLIENT, None, 0.0)
+    assert outcome.fsync
+    book.keep(outcome)
+    assert book.resume(7).base[0].finish_reason is FinishReason.CANCELLED
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_cancel_is_for_good(book: Book, known: bool) -> None:
+    if known:
+        book.checkpoint(7)
+    book.keep(book.ledger.cancel("g", None, CancelReason.CLIENT, None, 0.0))
+    assert book.ledger.cancel("g", None, CancelReason.CLIENT, None, 0.0).records == ()
+    book.restart()
+    assert book.checkpoint(7, 8).refusal is CheckpointRefusal.ENDED
+    with pytest.raises(Cancelled):
+        book.resume(7)
+    assert book.ledger.population(()).open == ()
+
+
+def test_a_view_shows_what_there_is(book: Book) -> None:
+    with pytest.raises(NotFound):
+        book.ledger.view("g", (A,), 0.0)
+    book.checkpoint(7)
+    view = book.ledger.view("g", (A, B), 0.0).reply
+    assert (view.epoch, view.head, view.state) == (1, A.route, GenerationState.OPEN)
+    assert book.ledger.view("g", (B,), 0.0).reply.head is None
+    assert book.ledger.head_of("g") == "i-a"
+    assert book.ledger.head_of("x") is None
+    book.checkpoint(7, 2)
+    assert book.ledger.view("g", (A,), 0.0).reply.state is GenerationState.FINISHED
+    book.ledger.cancel("g", None, CancelReason.CLIENT, None, 0.0)
+    assert book.ledger.view("g", (A,), 0.0).reply.state is GenerationState.CANCELLED
+
+
+def test_what_was_kept_long_enough_is_forgotten() -> None:
+    book = Book(retention_s=10.0, parked_retention_s=20.0)
+    book.checkpoint(7)
+    book.resume(left="f-a", heads=())
+    assert book.ledger.tick(19.0).records == ()
+    book.checkpoint(8, start=1, now_s=19.0)
+    assert book.ledger.tick(30.0).records == ()
+    book.keep(book.ledger.tick(39.0))
+    assert book.ledger.population(()).open == ()
+    complaints = book.ledger._complaints
+    assert (complaints._made, complaints._left) == ({}, {})
+    book.keep(book.ledger.cancel("x", None, CancelReason.CLIENT, None, 40.0))
+    assert len(book.ledger.tick(50.0).records) == 1
+    book.restart()
+    assert book.ledger.population(()).open == ()
+
+
+def test_every_prefix_of_the_records_is_a_state_the_ledger_was_in(book: Book) -> None:
+    book.checkpoint(7, 8)
+    book.checkpoint(9, start=2, sealed=True)
+    book.resume(7, 8, 9, left="f-a")
+    book.checkpoint(5, start=3, epoch=2, incarnation="i-b", formation_id="f-b")
+    book.keep(book.ledger.cancel("g", 0, CancelReason.STOP, 9, 0.0))
+    book.keep(book.ledger.cancel("g", None, CancelReason.CLIENT, None, 0.0))
+    assert isinstance(book.records[-1], Ended)
+    lengths = []
+    for count in range(len(book.records)):
+        ledger = Ledger.recover(book.settings, book.records[:count], 0.0)
+        lengths.append(sum(line.journaled_tokens for line in ledger.population(()).open))
+    assert lengths == sorted(lengths)
+    assert lengths[-1] == 4
+
+
+def test_a_restarted_ledger_gives_the_same_answer(book: Book) -> None:
+    book.checkpoint(7)
+    grant = book.resume(7, 8, left="f-a")
+    book.restart()
+    assert book.resume(7, 8) == grant
+    assert book.checkpoint(7, 8).refusal is CheckpointRefusal.STALE_EPOCH

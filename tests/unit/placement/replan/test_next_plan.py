@@ -1,0 +1,159 @@
+"""A change of plan moves no more than it must, and only when it pays."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from bench.placement_clusters import cluster
+from services.common.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
+from services.placement.estimate.cluster import Workload
+from services.placement.estimate.estimator import estimate_pipeline
+from services.placement.replan.moves import Handover, Held, kept_bytes, stage_bytes
+from services.placement.replan.next_plan import Change, replan
+from services.placement.search.budget import Unlimited
+from services.placement.search.planners import shuntserve
+from services.placement.search.problem import Problem
+
+
+@pytest.fixture
+def running(make_costs):
+    costs = make_costs("qwen3-32b", "measured")
+    problem = Problem(costs, cluster({"g5.12xlarge": 4, "g6e.xlarge": 6, "g6.12xlarge": 3}))
+    return problem, shuntserve.plan(problem, Unlimited()).pipelines
+
+
+def without(problem: Problem, node_id: str) -> Problem:
+    return replace(problem, nodes=tuple(n for n in problem.nodes if n.node_id != node_id))
+
+
+def test_a_lost_node_leaves_other_pipelines_alone(running):
+    problem, pipelines = running
+    lost = pipelines[0].node_ids[0]
+    found = replan(without(problem, lost), Change(pipelines, {}), shuntserve.plan, Unlimited())
+    assert all(p in found.pipelines for p in pipelines[1:])
+    assert lost not in [node_id for p in found.pipelines for node_id in p.node_ids]
+    staying = {node_id for p in pipelines[1:] for node_id in p.node_ids}
+    moves = {move.stage.node.node_id: move for move in found.node_moves}
+    assert all(moves[node_id].load_bytes == 0 for node_id in staying)
+    for move in found.node_moves:
+        whole = stage_bytes(problem.costs.model, move.stage.start, move.stage.end)
+        assert move.load_bytes + move.resident_bytes == whole
+
+
+def test_nothing_changes_when_nothing_changed(running):
+    problem, pipelines = running
+    found = replan(problem, Change(pipelines, {}), shuntserve.plan, Unlimited())
+    assert not found.change
+    assert found.pipelines == pipelines
+    assert found.time_to_serve_s == 0
+
+
+def test_capacity_that_comes_back_is_used(running):
+    problem, pipelines = running
+    lost = pipelines[0].node_ids[0]
+    after = replan(without(problem, lost), Change(pipelines, {}), shuntserve.plan, Unlimited())
+    more = Change(after.pipelines, {}, horizon_s=1e5, improve=True)
+    back = replan(problem, more, shuntserve.plan, Unlimited())
+
+    def rate(chosen):
+        return sum(estimate_pipeline(problem.costs, p).throughput_rps for p in chosen)
+
+    assert back.change
+    assert rate(back.pipelines) > rate(after.pipelines)
+
+
+def test_a_gain_smaller_than_the_move_is_left_alone(running):
+    problem, pipelines = running
+    lost = pipelines[0].node_ids[0]
+    after = replan(without(problem, lost), Change(pipelines, {}), shuntserve.plan, Unlimited())
+    short = Change(after.pipelines, {}, horizon_s=1.0, load_bytes_per_s=1e6, improve=True)
+    back = replan(problem, short, shuntserve.plan, Unlimited())
+    assert not back.change
+    assert back.pipelines == after.pipelines
+
+
+def test_a_workload_outside_the_plan_is_a_change_like_a_loss(running, make_costs):
+    problem, pipelines = running
+    long = make_costs("qwen3-32b", "measured", Workload(60_000, 4_000))
+    change = Change(pipelines, {}, horizon_s=1e5, improve=True)
+    found = replan(replace(problem, costs=long), change, shuntserve.plan, Unlimited())
+    assert all(estimate_pipeline(long, p).max_batch >= 1 for p in found.pipelines)
+    assert found.change
+
+
+def test_resident_weights_decide_which_of_equal_nodes_takes_a_slot(make_costs):
+    costs = make_costs("qwen3-32b")
+    problem = Problem(costs, cluster({"g6.12xlarge": 3}))
+    first = shuntserve.plan(problem, Unlimited()).pipelines
+    held = {
+        stage.node.node_id: (Held(other.start, other.end, other.tp),)
+        for pipeline in first
+        for stage, other in zip(pipeline.stages, reversed(pipeline.stages), strict=True)
+    }
+    found = replan(problem, Change((), held), shuntserve.plan, Unlimited())
+    assert sum(move.load_bytes for move in found.node_moves) == 0
+
+
+def test_weights_at_another_degree_are_not_reused(make_costs):
+    model = make_costs().model
+    assert kept_bytes(model, [Held(0, 10, 4)], 0, 10, 4) == stage_bytes(model, 0, 10)
+    assert kept_bytes(model, [Held(0, 10, 4)], 0, 10, 2) == 0
+    assert kept_bytes(model, [Held(5, 15, 4)], 0, 10, 4) == 5 * model.layer_bytes
+
+
+def test_a_kv_cache_is_moved_only_with_notice_enough(running):
+    problem, pipelines = running
+    lost = pipelines[0].node_ids[-1]
+    left = without(problem, lost)
+
+    def handover(notice_s: float) -> Handover:
+        change = Change(
+            pipelines,
+            {},
+            notice_s=notice_s,
+            generations=(200,) * len(pipelines),
+            tokens_per_generation=4000,
+        )
+        found = replan(left, change, shuntserve.plan, Unlimited())
+        assert [m.running_pipeline for m in found.generation_moves] == [0]
+        return found.generation_moves[0].handover
+
+    assert handover(0.0) is Handover.REPLAY
+    assert handover(1e5) is Handover.TRANSFER
+
+
+def test_nothing_left_to_plan_with_is_said(running):
+    problem, pipelines = running
+    small = replace(problem, nodes=problem.nodes[-1:])
+    with pytest.raises(FailedPrecondition, match="GiB"):
+        replan(
+            replace(small, nodes=cluster({"g4dn.xlarge": 1})),
+            Change(pipelines, {}),
+            shuntserve.plan,
+            Unlimited(),
+        )
+    with pytest.raises(InvalidArgument, match="horizon_s"):
+        Change(pipelines, {}, horizon_s=float("inf"))
+
+
+def test_what_is_left_stays_when_time_is_out(running):
+    problem, pipelines = running
+    lost = pipelines[0].node_ids[0]
+
+    def late(*_: object):
+        raise DeadlineExceeded("late")
+
+    found = replan(without(problem, lost), Change(pipelines, {}, improve=True), late, Unlimited())
+    assert found.pipelines == pipelines[1:]
+
+
+@pytest.mark.parametrize("end", [0, 65, 2**32 - 1])
+def test_a_pipeline_that_lost_a_node_is_checked_too(running, end):
+    problem, pipelines = running
+    first, *others = pipelines[0].stages
+    wrong = replace(pipelines[0], stages=(replace(first, end=end), *others))
+    change = Change((wrong,), {}, generations=(1,), tokens_per_generation=1)
+    with pytest.raises(InvalidArgument, match="layer"):
+        replan(without(problem, first.node.node_id), change, shuntserve.plan, Unlimited())
