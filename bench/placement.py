@@ -34,7 +34,7 @@ from services.placement.command.clusterfile import parse_pipeline
 from services.placement.command.comparison import compare_planners
 from services.placement.estimate.calibration import Calibration, Efficiency, load_calibration
 from services.placement.estimate.catalogue import load_catalogue
-from services.placement.estimate.cluster import Node, Workload
+from services.placement.estimate.cluster import CandidateNode, Workload
 from services.placement.estimate.costs import Costs
 from services.placement.estimate.estimator import estimate_pipeline, estimate_plan
 from services.placement.estimate.fitting import Measurement, errors, fit
@@ -183,7 +183,7 @@ def scale() -> dict[str, Any]:
     rows = []
     singles = dict.fromkeys(("g4dn.xlarge", "g5.xlarge", "g6.xlarge", "g6e.xlarge"), 1)
     for gpus, limit_s in ((24, 1.0), (128, 10.0), (1000, 60.0)):
-        grounds: dict[str, tuple[Node, ...]] = {
+        grounds: dict[str, tuple[CandidateNode, ...]] = {
             f"random {i}": cluster_of_gpus(gpus, i) for i in range(3)
         }
         grounds["one GPU each"] = cluster(dict.fromkeys(singles, gpus // 4))

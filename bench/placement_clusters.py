@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping
 
 from services.placement.estimate.catalogue import load_catalogue
-from services.placement.estimate.cluster import Node, described
+from services.placement.estimate.cluster import CandidateNode, described
 
 SEED = 20_26
 TYPES = (
@@ -29,11 +29,11 @@ PAPER_PRICES = {"g5.12xlarge": 2.29, "g6.12xlarge": 1.94, "g6e.xlarge": 0.70}
 
 def cluster(
     counts: Mapping[str, int], prices: Mapping[str, float] | None = None
-) -> tuple[Node, ...]:
+) -> tuple[CandidateNode, ...]:
     """Nodes by type, named by type and number."""
     catalogue = load_catalogue()
     return tuple(
-        Node(
+        CandidateNode(
             f"{name}-{i}",
             described(catalogue, instance_type=name, price_per_hour=(prices or {}).get(name, 0.0)),
         )
@@ -42,7 +42,7 @@ def cluster(
     )
 
 
-def random_cluster(number: int, most_nodes: int = 8) -> tuple[Node, ...]:
+def random_cluster(number: int, most_nodes: int = 8) -> tuple[CandidateNode, ...]:
     """Two to `most_nodes` instances of one to four types."""
     draw = random.Random(SEED * 1000 + number)
     types = draw.sample(TYPES, draw.randint(1, 4))
@@ -53,7 +53,7 @@ def random_cluster(number: int, most_nodes: int = 8) -> tuple[Node, ...]:
     return cluster(counts)
 
 
-def cluster_of_gpus(gpus: int, number: int) -> tuple[Node, ...]:
+def cluster_of_gpus(gpus: int, number: int) -> tuple[CandidateNode, ...]:
     """Instances of three to six types, together at least `gpus` GPUs and less than 8 more."""
     draw = random.Random(SEED * 2000 + number)
     types, catalogue = draw.sample(TYPES, draw.randint(3, 6)), load_catalogue()

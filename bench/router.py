@@ -34,7 +34,7 @@ from services.common.exchange import GenerateCall, Route
 from services.common.generation import GenerationKind
 from services.model.chat import Message
 from services.router.ask import Ask, Drawn
-from services.router.model import Model
+from services.router.model import ServedModel
 from services.router.model_files import TensorStore
 from services.router.wire import generate_call_to, route_from
 
@@ -53,7 +53,7 @@ class Bench:
     routes: list[Route]
     heads: dict[str, Any]
     """Stubs by address."""
-    model: Model
+    model: ServedModel
     idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
     """Connections to the router."""
 
@@ -149,7 +149,7 @@ async def opened(mesh: meshes.Mesh) -> AsyncIterator[Bench]:
                 ("127.0.0.1", mesh.http_port),
                 routes,
                 {a: engine_pb2_grpc.EngineServiceStub(c) for a, c in opened.items()},
-                Model(files),
+                ServedModel(files),
             )
             yield bench
             for _, writer in bench.idle:

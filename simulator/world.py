@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from services.common.exchange import Checkpoint, Frame, ResumeQuestion
 from services.common.generation import ModelRef
-from services.controller.core.cluster.actions import LaunchNode, LogEvent, Member, NodeShape
+from services.common.nodes import Member, NodeShape
+from services.controller.core.cluster.actions import LaunchNode, LogEvent
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.ledger.ledger import Ledger
@@ -19,10 +20,10 @@ from services.engine.core.actions import SequenceKey
 from services.engine.core.head_settings import HeadSettings
 from services.router.core.follower_settings import FollowerSettings
 from simulator.environment.clock import Clock
-from simulator.environment.network import Network, Process, Stream
-from simulator.processes.controller import Controller
-from simulator.processes.engine import Engine, Running
-from simulator.processes.router import Client, Following, Router
+from simulator.environment.network import Process, SimulatedNetwork, Stream
+from simulator.processes.controller import SimulatedController
+from simulator.processes.engine import RunningSequence, SimulatedEngine
+from simulator.processes.router import Client, Following, SimulatedRouter
 
 MODEL = ModelRef("model", "d1")
 
@@ -30,7 +31,7 @@ MODEL = ModelRef("model", "d1")
 class Monitor(Protocol):
     """Sees everything that matters to an oracle."""
 
-    def batched(self, engine: Engine, batch: Sequence[Running]) -> None: ...
+    def batched(self, engine: SimulatedEngine, batch: Sequence[RunningSequence]) -> None: ...
     def sampled(self, key: SequenceKey, position: int, token: int) -> None: ...
     def durable(self, ledger: Ledger, records: Sequence[Record]) -> None: ...
     def before(self, ledger: Ledger, checkpoint: Checkpoint) -> Any: ...
@@ -105,12 +106,12 @@ class World:
         self.monitor = monitor
         self.exact = exact
         self.clock = Clock()
-        self.network = Network(self.clock, random)
+        self.network = SimulatedNetwork(self.clock, random)
         self._ids = 0
-        self._engines: dict[str, Engine] = {}
-        self._names: dict[str, Engine] = {}
-        self.routers = [Router(self, f"router-{number}") for number in range(routers)]
-        self.controller = Controller(self, [], "")
+        self._engines: dict[str, SimulatedEngine] = {}
+        self._names: dict[str, SimulatedEngine] = {}
+        self.routers = [SimulatedRouter(self, f"router-{number}") for number in range(routers)]
+        self.controller = SimulatedController(self, [], "")
         self.clients: list[Client] = []
 
     def draw_id(self) -> str:
@@ -127,15 +128,15 @@ class World:
     # Engines
 
     @property
-    def engines(self) -> list[Engine]:
+    def engines(self) -> list[SimulatedEngine]:
         """Those that live."""
         return [engine for engine in self._engines.values() if engine.alive]
 
-    def engine(self, incarnation: str) -> Engine:
+    def engine(self, incarnation: str) -> SimulatedEngine:
         """By incarnation, dead or alive."""
         return self._names[incarnation]
 
-    def engines_of(self, members: Iterable[Member]) -> list[Engine]:
+    def engines_of(self, members: Iterable[Member]) -> list[SimulatedEngine]:
         """The processes of a formation."""
         return [self._names[member.incarnation] for member in members]
 
@@ -151,7 +152,7 @@ class World:
         """Of a new engine's arithmetic."""
         return "other" if self.random.random() < self.settings.other_class else "sim"
 
-    def launch(self, launch: LaunchNode, controller: Controller) -> None:
+    def launch(self, launch: LaunchNode, controller: SimulatedController) -> None:
         """The provider starts a process."""
         if self.fails("launch", self.settings.launch_fails):
             self.failed_launches += 1
@@ -164,7 +165,7 @@ class World:
         controller.act(controller.cluster.launch_failed(launch.node_id, "", self.clock.now_s))
 
     def _started(self, launch: LaunchNode) -> None:
-        engine = Engine(self, launch.node_id, launch.shape)
+        engine = SimulatedEngine(self, launch.node_id, launch.shape)
         self._engines[launch.node_id] = self._names[engine.name] = engine
 
     def terminate(self, node_id: str) -> None:
@@ -173,26 +174,26 @@ class World:
         if engine is not None and engine.alive:
             self.kill_engine(engine)
 
-    def kill_engine(self, engine: Engine) -> None:
+    def kill_engine(self, engine: SimulatedEngine) -> None:
         """SIGKILL."""
         engine.kill()
         if self.settings.exits_seen:
             self.clock.after(0.02, self._exit_seen, engine)
 
-    def _exit_seen(self, engine: Engine) -> None:
+    def _exit_seen(self, engine: SimulatedEngine) -> None:
         controller = self.controller
         controller.run(self._tell_exit, controller, engine)
 
-    def _tell_exit(self, controller: Controller, engine: Engine) -> None:
+    def _tell_exit(self, controller: SimulatedController, engine: SimulatedEngine) -> None:
         now_s = self.clock.now_s
         controller.act(controller.cluster.node_gone(engine.node_id, engine.name, "exit", now_s))
 
-    def restart_engine(self, engine: Engine) -> None:
+    def restart_engine(self, engine: SimulatedEngine) -> None:
         """Killed, and started again under the same node name by something outside."""
         self.kill_engine(engine)
         self._started(LaunchNode(engine.node_id, engine.facts.shape))
 
-    # Controller and routers
+    # SimulatedController and routers
 
     def crash_controller(self, away_s: float) -> None:
         """SIGKILL; what was durable is there when it is back."""
@@ -202,9 +203,9 @@ class World:
     def _restart_controller(self) -> None:
         old = self.controller
         if not old.alive:
-            self.controller = Controller(self, old.records, old.snapshot)
+            self.controller = SimulatedController(self, old.records, old.snapshot)
 
-    def crash_router(self, router: Router, away_s: float) -> None:
+    def crash_router(self, router: SimulatedRouter, away_s: float) -> None:
         """SIGKILL; a new one takes its place."""
         index = self.routers.index(router)
         router.kill()
@@ -212,7 +213,7 @@ class World:
 
     def _restart_router(self, index: int) -> None:
         if not self.routers[index].alive:
-            self.routers[index] = Router(self, f"router-{index}")
+            self.routers[index] = SimulatedRouter(self, f"router-{index}")
             if self.controller.alive:
                 cluster = self.controller.cluster
                 self.routers[index].update(cluster.routes()[1], cluster.handing_over())
@@ -223,7 +224,7 @@ class World:
         for router in self.routers:
             router.after(0.002, router.update, routes, handing_over)
 
-    def any_router(self) -> Router | None:
+    def any_router(self) -> SimulatedRouter | None:
         """One that lives."""
         living = [router for router in self.routers if router.alive]
         return self.random.choice(living) if living else None

@@ -30,7 +30,7 @@ from services.common.generation import (
 )
 from services.common.statuses import abort_with
 from services.common.telemetry import parent_of
-from services.router.__main__ import Running, running
+from services.router.__main__ import RunningDoors, running
 from services.router.settings import RouterSettings
 from tests.tiny_model import MAX_POSITIONS, MODEL, model_files, tiny_tokenizer
 from tests.waiting import until
@@ -188,7 +188,7 @@ class FakeMesh:
             await asyncio.gather(*(server.stop(0) for server in servers))
 
     @asynccontextmanager
-    async def router(self, **settings: Any) -> AsyncIterator[Running]:
+    async def router(self, **settings: Any) -> AsyncIterator[RunningDoors]:
         """A router of this mesh that has heard of its pipelines."""
         chosen: dict[str, Any] = {
             "http_port": 0,

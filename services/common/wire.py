@@ -222,8 +222,8 @@ def logprob_from(message: common_pb2.TokenLogprob) -> TokenLogprob:
     return TokenLogprob(message.logprob, tuple((t.token_id, t.logprob) for t in message.top))
 
 
-def span_to(span: TokenSpan) -> common_pb2.TokenRun:
-    return common_pb2.TokenRun(
+def span_to(span: TokenSpan) -> common_pb2.TokenSpan:
+    return common_pb2.TokenSpan(
         choice=span.choice,
         start=span.start,
         ids=span.ids,
@@ -232,7 +232,7 @@ def span_to(span: TokenSpan) -> common_pb2.TokenRun:
     )
 
 
-def span_from(message: common_pb2.TokenRun) -> TokenSpan:
+def span_from(message: common_pb2.TokenSpan) -> TokenSpan:
     """Raises InvalidArgument when logprobs are there, but not one an id."""
     if message.logprobs and len(message.logprobs) != len(message.ids):
         raise InvalidArgument(
@@ -247,11 +247,11 @@ def span_from(message: common_pb2.TokenRun) -> TokenSpan:
     )
 
 
-def spans_to(spans: Iterable[TokenSpan]) -> list[common_pb2.TokenRun]:
+def spans_to(spans: Iterable[TokenSpan]) -> list[common_pb2.TokenSpan]:
     return [span_to(span) for span in spans]
 
 
-def spans_from(messages: Iterable[common_pb2.TokenRun]) -> tuple[TokenSpan, ...]:
+def spans_from(messages: Iterable[common_pb2.TokenSpan]) -> tuple[TokenSpan, ...]:
     return tuple(map(span_from, messages))
 
 

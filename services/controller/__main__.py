@@ -13,14 +13,15 @@ import uvloop
 
 from services.common import logs, settings, telemetry
 from services.common.errors import ShuntError
+from services.common.nodes import NodeShape
 from services.common.private import keep_files_private, make_private
 from services.common.server import until_signal
-from services.controller.assembly import FACTS, Controller
+from services.controller.assembly import FACTS, AssembledController
 from services.controller.core.model_facts import ModelFacts
 from services.controller.journal.sqlite import SqliteJournal
 from services.controller.model_store import describe
 from services.controller.providers.local import LocalProvider
-from services.controller.providers.provider import ExternalProvider, NodeSpec, Provider
+from services.controller.providers.provider import ExternalProvider, Provider
 from services.controller.settings import ControllerSettings
 
 
@@ -29,13 +30,13 @@ def make_provider(chosen: ControllerSettings, address: Callable[[], str]) -> Pro
     if chosen.provider == "external":
         return ExternalProvider()
 
-    def environment(spec: NodeSpec) -> dict[str, str]:
+    def environment(shape: NodeShape) -> dict[str, str]:
         return {
             "SHUNT_ENGINE_CONTROLLER": address(),
             "SHUNT_ENGINE_STORE": chosen.store or f"grpc://{chosen.tensorstore_address}",
-            "SHUNT_ENGINE_MEMORY_BYTES": str(spec.memory_bytes),
-            "SHUNT_ENGINE_RELATIVE_SPEED": str(spec.relative_speed),
-            "SHUNT_ENGINE_DEVICE_TYPE": spec.device_type,
+            "SHUNT_ENGINE_MEMORY_BYTES": str(shape.memory_bytes),
+            "SHUNT_ENGINE_RELATIVE_SPEED": str(shape.relative_speed),
+            "SHUNT_ENGINE_DEVICE_TYPE": shape.device_type,
             "OMP_WAIT_POLICY": "PASSIVE",
         }
 
@@ -66,7 +67,7 @@ async def serve(chosen: ControllerSettings) -> None:
         def address() -> str:
             return chosen.advertise_address or f"{chosen.host}:{controller.port}"
 
-        controller = Controller(
+        controller = AssembledController(
             chosen,
             facts,
             journal=journal,

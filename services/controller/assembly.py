@@ -18,13 +18,13 @@ from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.model_facts import ModelFacts
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
-from services.controller.generations import Generations
-from services.controller.journal.journal import Journal, Recovered, Room, Saved
+from services.controller.generations import LedgerRuntime
+from services.controller.journal.journal import Journal, JournalRoom, Recovered, Saved
 from services.controller.model_store import newest_digest
 from services.controller.planning import Planning
 from services.controller.providers.provider import Provider
 from services.controller.runtime import SNAPSHOT, ClusterRuntime
-from services.controller.service import ControllerService, ServedModel
+from services.controller.service import ControllerService, ServedVersion
 from services.controller.settings import ControllerSettings
 from services.controller.signal import Signal
 
@@ -36,7 +36,7 @@ HOUSEKEEPING_S = 1.0
 STORE_CHECK_S = 5.0
 
 
-class Controller:
+class AssembledController:
     """One controller process; `serving` is its life."""
 
     def __init__(
@@ -84,7 +84,7 @@ class Controller:
             heads_changed=heads_changed,
             clock=clock,
         )
-        self._generations = Generations(
+        self._generations = LedgerRuntime(
             settings.ledger,
             journal,
             self.events,
@@ -103,7 +103,7 @@ class Controller:
                 generations=self._generations,
                 events=self.events,
                 engines=self._engines,
-                served=ServedModel(facts.ref, lambda: self._newer_digest),
+                served=ServedVersion(facts.ref, lambda: self._newer_digest),
             ),
             self._server.grpc_server,
         )
@@ -143,7 +143,7 @@ class Controller:
                     task.cancel()
 
     async def _keep_house(self) -> None:
-        room = Room.ENOUGH
+        room = JournalRoom.ENOUGH
         while True:
             room = await self._mind_the_disk(room)
             try:
@@ -175,12 +175,12 @@ class Controller:
                 self.events.add("model_newer_in_store", attributes=attributes)
             self._newer_digest = newer
 
-    async def _mind_the_disk(self, before: Room) -> Room:
+    async def _mind_the_disk(self, before: JournalRoom) -> JournalRoom:
         self._journal.tend()
         room = self._journal.room
         if room is not before:
             self.events.add("journal_room", attributes={"left": room.value})
-            await self._server.set_ready(room is not Room.NONE)
+            await self._server.set_ready(room is not JournalRoom.NONE)
         metrics.show_room(room)
         return room
 

@@ -13,9 +13,10 @@ from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 from services.common import channels, telemetry, wire
 from services.common.errors import DeadlineExceeded, Unavailable
 from services.common.generation import CancelReason
+from services.common.nodes import Member
 from services.common.settings import TlsSettings
 from services.common.statuses import from_rpc_error
-from services.controller.core.cluster.actions import FormPipeline, Loaded, LoadStage, Member
+from services.controller.core.cluster.actions import FormPipeline, Loaded, LoadStage
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,16 @@ from services.common.exchange import (
 from services.common.generation import CancelReason
 from services.controller import metrics
 from services.controller.core.ledger.ledger import Ledger
-from services.controller.core.ledger.outcomes import Head, LedgerEvent, LedgerSettings, Outcome
+from services.controller.core.ledger.outcomes import (
+    LedgerEvent,
+    LedgerSettings,
+    Outcome,
+    ServingHead,
+)
 from services.controller.core.ledger.population import Population
 from services.controller.core.ledger.records import Record
 from services.controller.event_log import EventLog
-from services.controller.journal.journal import Journal, Recovered, Room
+from services.controller.journal.journal import Journal, JournalRoom, Recovered
 from services.controller.signal import Signal
 
 _log = logging.getLogger(__name__)
@@ -35,7 +40,7 @@ FORGOTTEN_AT_ONCE = 32
 """On a full disk: a deletion needs room in the log for the pages it changes."""
 
 
-class Generations:
+class LedgerRuntime:
     """Epochs and journal, behind durability.
 
     When the journal fails, nothing it did not take may live on here: the ledger is read again from
@@ -48,7 +53,7 @@ class Generations:
         journal: Journal,
         events: EventLog,
         *,
-        heads: Callable[[], Sequence[Head]],
+        heads: Callable[[], Sequence[ServingHead]],
         pipeline_of: Callable[[str], str],
         heads_changed: Signal,
         clock: Callable[[], float],
@@ -81,7 +86,7 @@ class Generations:
         grants and ends, and heads keep what is not acknowledged.
         """
         self._check_usable()
-        if self._journal.room is not Room.ENOUGH:
+        if self._journal.room is not JournalRoom.ENOUGH:
             raise ResourceExhausted("the journal's disk is full", field="journal")
         now_s = self._clock()
         results: list[CheckpointResult] = []
@@ -130,7 +135,7 @@ class Generations:
 
     async def cancel(
         self, generation_id: str, choice: int | None, reason: CancelReason, length: int | None
-    ) -> Head | None:
+    ) -> ServingHead | None:
         """Ends a generation or one choice, durably; returns the head that may still run it."""
         self._check_usable()
         self._check_room()
@@ -155,7 +160,7 @@ class Generations:
         """Forgets what was kept long enough."""
         self._check_usable()
         self._check_room()
-        at_most = None if self._journal.room is Room.ENOUGH else FORGOTTEN_AT_ONCE
+        at_most = None if self._journal.room is JournalRoom.ENOUGH else FORGOTTEN_AT_ONCE
         await self._settle(self._ledger.tick(self._clock(), at_most))
 
     def population(self) -> Population:
@@ -172,7 +177,7 @@ class Generations:
 
     def _check_room(self) -> None:
         """Asked before the ledger changes: what cannot be made durable is refused at once."""
-        if self._journal.room is Room.NONE:
+        if self._journal.room is JournalRoom.NONE:
             raise Unavailable("the journal's disk is full", retry_after_s=NO_ROOM_RETRY_S)
 
     def _settle(self, outcome: Outcome[Reply]) -> Awaitable[Reply]:

@@ -14,7 +14,7 @@ from services.controller.core.cluster.actions import (
     PipelineState,
     PipelineView,
 )
-from services.controller.journal.journal import Room
+from services.controller.journal.journal import JournalRoom
 
 _CHECKPOINTS = Counter("shunt_controller_checkpoints", "Checkpoints received.")
 _TOKENS = Counter("shunt_controller_checkpoint_tokens", "Token ids received in checkpoints.")
@@ -42,8 +42,8 @@ def count_checkpoints(
             DIVERGED.inc(result.refusal is CheckpointRefusal.DIVERGED)
 
 
-def show_room(room: Room) -> None:
-    for left in Room:
+def show_room(room: JournalRoom) -> None:
+    for left in JournalRoom:
         _ROOM.labels(left.value).set(left is room)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from services.common.errors import FailedPrecondition, NotFound, ShuntError
+from services.common.nodes import Member, NodeFacts
 from services.controller import metrics
 from services.controller.core.cluster.actions import (
     Action,
@@ -19,8 +20,6 @@ from services.controller.core.cluster.actions import (
     LaunchNode,
     LoadStage,
     LogEvent,
-    Member,
-    NodeFacts,
     NodeState,
     NodeView,
     PersistCluster,
@@ -33,7 +32,7 @@ from services.controller.engines import Engines
 from services.controller.event_log import EventLog
 from services.controller.journal.journal import Journal, LoggedEvent, Saved
 from services.controller.planning import Planning
-from services.controller.providers.provider import NodeSpec, Provider
+from services.controller.providers.provider import Provider
 from services.controller.signal import Signal
 
 _log = logging.getLogger(__name__)
@@ -305,10 +304,8 @@ class ClusterRuntime:
         return task
 
     async def _launch(self, action: LaunchNode) -> None:
-        shape = action.shape
-        spec = NodeSpec(action.node_id, shape.memory_bytes, shape.relative_speed, shape.device_type)
         try:
-            handle = await self._provider.launch(spec)
+            handle = await self._provider.launch(action.node_id, action.shape)
         except ShuntError as error:
             self._submit(self.cluster.launch_failed(action.node_id, error.message, self._clock()))
             return

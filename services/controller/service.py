@@ -22,7 +22,7 @@ from services.controller import metrics
 from services.controller import wire as messages
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
-from services.controller.generations import Generations
+from services.controller.generations import LedgerRuntime
 from services.controller.runtime import ClusterRuntime
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class ServiceLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class ServedModel:
+class ServedVersion:
     """The version that pipelines run, and the digest of a newer one in the store, or empty."""
 
     ref: ModelRef
@@ -61,10 +61,10 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         *,
         vocab_size: int,
         runtime: ClusterRuntime,
-        generations: Generations,
+        generations: LedgerRuntime,
         events: EventLog,
         engines: Engines,
-        served: ServedModel,
+        served: ServedVersion,
     ) -> None:
         self._limits = limits
         self._vocab_size = vocab_size

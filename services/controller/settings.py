@@ -9,9 +9,9 @@ from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.common.errors import InvalidArgument
+from services.common.nodes import NodeShape
 from services.common.settings import ServiceSettings
 from services.common.speeds import parse_speeds
-from services.controller.core.cluster.actions import NodeShape
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.ledger.outcomes import LedgerSettings
 from services.controller.core.model_facts import ModelFacts

@@ -22,13 +22,12 @@ from services.common.exchange import (
     Route,
 )
 from services.common.generation import GenerationRequest, TokenSpan
+from services.common.nodes import NodeFacts, NodeShape
 from services.common.speeds import MAX_SPEED
 from services.controller.core.cluster.actions import (
     Beat,
     FaultKind,
     FaultView,
-    NodeFacts,
-    NodeShape,
     NodeState,
     NodeView,
     PipelineState,
@@ -157,7 +156,7 @@ def request_from(message: common_pb2.GenerationRequest, vocab_size: int) -> Gene
     return request
 
 
-def spans_from(messages: Sequence[common_pb2.TokenRun], vocab_size: int) -> tuple[TokenSpan, ...]:
+def spans_from(messages: Sequence[common_pb2.TokenSpan], vocab_size: int) -> tuple[TokenSpan, ...]:
     """Raises InvalidArgument for ids outside the vocabulary and for two spans of one choice: each
     alone is compared with what is held, not with the other."""
     few = len(messages) <= wire.MAX_CHOICES

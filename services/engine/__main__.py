@@ -16,9 +16,10 @@ from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 
 from services.common import channels, logs, settings, telemetry
 from services.common.errors import Aborted
+from services.common.nodes import NodeFacts, NodeShape
 from services.common.server import Server, Signals
 from services.engine.assembly import assemble
-from services.engine.controller_link import ControllerLink, Declaration
+from services.engine.controller_link import ControllerLink
 from services.engine.engine import Engine
 from services.engine.native.loader import NativeLoader, NativeOptions
 from services.engine.service import EngineService
@@ -121,12 +122,12 @@ def _link(chosen: EngineSettings, engine: Engine, address: str) -> ControllerLin
     return ControllerLink(
         controller_pb2_grpc.ControllerServiceStub(channel),
         engine,
-        Declaration(
+        NodeFacts(
+            engine.node_id,
+            engine.incarnation,
             address,
             os.getpid(),
-            chosen.memory_bytes,
-            chosen.relative_speed,
-            chosen.device_type,
+            NodeShape(chosen.memory_bytes, chosen.relative_speed, chosen.device_type),
         ),
         timeout_s=chosen.controller_timeout_s,
         checkpoint_interval_s=chosen.checkpoint_interval_s,

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
 
 import grpc
 from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 
 from services.common.errors import Aborted
+from services.common.nodes import NodeFacts
 from services.common.statuses import from_rpc_error
 from services.engine import wire
 from services.engine.engine import Engine
@@ -23,17 +23,6 @@ _log = logging.getLogger(__name__)
 
 FIRST_RETRY_S = 0.1
 LAST_RETRY_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Declaration:
-    """What the node says of itself when it registers."""
-
-    address: str
-    pid: int
-    memory_bytes: int
-    relative_speed: float
-    device_type: str
 
 
 CheckpointCall = grpc.aio.StreamStreamCall[
@@ -48,7 +37,7 @@ class ControllerLink:
         self,
         stub: controller_pb2_grpc.ControllerServiceAsyncStub,
         engine: Engine,
-        declaration: Declaration,
+        facts: NodeFacts,
         *,
         timeout_s: float,
         checkpoint_interval_s: float,
@@ -56,7 +45,7 @@ class ControllerLink:
     ) -> None:
         self._stub = stub
         self._engine = engine
-        self._declaration = declaration
+        self._facts = facts
         self._timeout_s = timeout_s
         self._checkpoint_interval_s = checkpoint_interval_s
         self._clock = clock
@@ -93,16 +82,16 @@ class ControllerLink:
 
     async def _live(self) -> None:
         """Registers, then beats until the stream ends or the controller asks to register again."""
-        engine, mine = self._engine, self._declaration
+        engine, mine = self._engine, self._facts
         reply = await self._stub.Register(
             controller_pb2.RegisterRequest(
-                node_id=engine.node_id,
-                incarnation=engine.incarnation,
+                node_id=mine.node_id,
+                incarnation=mine.incarnation,
                 address=mine.address,
                 pid=mine.pid,
-                memory_bytes=mine.memory_bytes,
-                relative_speed=mine.relative_speed,
-                device_type=mine.device_type,
+                memory_bytes=mine.shape.memory_bytes,
+                relative_speed=mine.shape.relative_speed,
+                device_type=mine.shape.device_type,
             ),
             timeout=self._timeout_s,
         )

@@ -18,6 +18,7 @@ from services.common.errors import (
     Unavailable,
 )
 from services.common.generation import LayerRange, ModelRef
+from services.common.nodes import Member
 from services.engine.backend import BLOCK_SIZE, Sampled
 from services.engine.compute import Compute
 from services.engine.core.pace import Pace
@@ -25,9 +26,9 @@ from services.engine.core.scheduler import Scheduler, SchedulerSettings
 from services.engine.core.step_size import most_rows
 from services.engine.core.validation import Bounds
 from services.engine.counters import FORMATIONS_ENDED, Counters
-from services.engine.formation import Formation, Member, Membership
+from services.engine.formation import FormationPart, FormationPlace
 from services.engine.head import Head
-from services.engine.loading import Loaded, Weights
+from services.engine.loading import LoadedStage, Weights
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Engine:
         self.weights = weights
         self.head = head
         self.counters = counters
-        self.formation: Formation | None = None
+        self.formation: FormationPart | None = None
         self.lost_node_ids: tuple[str, ...] = ()
         self.changed = asyncio.Event()
         """Set when a heartbeat should not wait."""
@@ -94,7 +95,7 @@ class Engine:
         async for progress in self.weights.load(model, layers, tp_degree):
             yield progress
 
-    async def form(self, membership: Membership) -> None:
+    async def form(self, membership: FormationPlace) -> None:
         """Joins a formation, leaving any other; a head waits until all stages stand."""
         held = self._check(membership)
         formation = self.formation
@@ -102,7 +103,7 @@ class Engine:
             if formation is not None:
                 formation.end()
             self.lost_node_ids = ()
-            formation = Formation(
+            formation = FormationPart(
                 membership,
                 held.backend,
                 self._compute,
@@ -130,7 +131,7 @@ class Engine:
         if self.formation is not None and self.formation.id == formation_id:
             self.formation.end()
 
-    def member_of(self, formation_id: str) -> Formation:
+    def member_of(self, formation_id: str) -> FormationPart:
         """Raises FailedPrecondition for a formation this process is not in."""
         if self.formation is None or self.formation.id != formation_id:
             raise FailedPrecondition("not a member of this formation", field="formation_id")
@@ -159,7 +160,7 @@ class Engine:
         await self.weights.close()
         self._compute.close()
 
-    def _check(self, membership: Membership) -> Loaded:
+    def _check(self, membership: FormationPlace) -> LoadedStage:
         mine = membership.members[membership.stage_index]
         if mine.incarnation != self.incarnation:
             raise StaleEpoch("another process was meant", field="incarnation")
@@ -179,7 +180,7 @@ class Engine:
             )
         return held
 
-    def _lead(self, formation: Formation, held: Loaded) -> None:
+    def _lead(self, formation: FormationPart, held: LoadedStage) -> None:
         membership, facts, limits = formation.membership, held.backend.facts, self._limits
         kv_blocks, limit_bytes = membership.kv_blocks, limits.max_message_bytes
         positions = min(facts.context_length, kv_blocks * BLOCK_SIZE)
@@ -193,10 +194,10 @@ class Engine:
             facts.numerics_class,
         )
 
-    def _sampled(self, formation: Formation, step: int, tokens: Sequence[Sampled]) -> None:
+    def _sampled(self, formation: FormationPart, step: int, tokens: Sequence[Sampled]) -> None:
         self.head.sampled(formation, step, tokens)
 
-    def _ended(self, formation: Formation, lost_node_ids: tuple[str, ...]) -> None:
+    def _ended(self, formation: FormationPart, lost_node_ids: tuple[str, ...]) -> None:
         FORMATIONS_ENDED.inc()
         _log.info(
             "formation ended", extra={"formation_id": formation.id, "lost": list(lost_node_ids)}
@@ -209,7 +210,7 @@ class Engine:
         self.changed.set()
         self._keep(formation.closed())
 
-    async def _give_up_stuck(self, formation: Formation) -> None:
+    async def _give_up_stuck(self, formation: FormationPart) -> None:
         """A step does not come back: ends the formation, knowing who does not answer."""
         try:
             others = [m for m in formation.membership.members if m.node_id != self.node_id]

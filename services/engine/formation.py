@@ -18,7 +18,8 @@ from shuntserve.engine.v1 import engine_pb2
 
 from services.common import telemetry
 from services.common.errors import AlreadyExists, ShuntError, StaleEpoch, Unavailable
-from services.common.generation import LayerRange, ModelRef
+from services.common.generation import ModelRef
+from services.common.nodes import Member
 from services.engine import wire
 from services.engine.backend import Batch, Hidden, Sampled, StageBackend
 from services.engine.compute import Compute
@@ -34,17 +35,7 @@ CANCELLATION_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
-    """A stage as the formation knows it."""
-
-    node_id: str
-    incarnation: str
-    address: str
-    layers: LayerRange
-
-
-@dataclass(frozen=True, slots=True)
-class Membership:
+class FormationPlace:
     """A formation and this process's place in it."""
 
     formation_id: str
@@ -73,18 +64,18 @@ class _Work:
     """What goes on to the next stage; None when the head has yet to build it."""
 
 
-class Formation:
+class FormationPart:
     """Runs until `end`, which anything may call any number of times."""
 
     def __init__(
         self,
-        membership: Membership,
+        membership: FormationPlace,
         backend: StageBackend,
         compute: Compute,
         *,
         connect: Callable[[str], grpc.aio.Channel],
-        on_sampled: Callable[[Formation, int, Sequence[Sampled]], None],
-        on_end: Callable[[Formation, tuple[str, ...]], None],
+        on_sampled: Callable[[FormationPart, int, Sequence[Sampled]], None],
+        on_end: Callable[[FormationPart, tuple[str, ...]], None],
     ) -> None:
         self.membership = membership
         self.steps = 0

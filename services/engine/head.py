@@ -37,7 +37,7 @@ from services.engine.core.pace import Pace
 from services.engine.core.scheduler import Scheduler
 from services.engine.core.validation import Bounds
 from services.engine.counters import Counters
-from services.engine.formation import Formation
+from services.engine.formation import FormationPart
 from services.engine.tracing import StepTraces
 
 _log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class _Reader:
 class _Lead:
     """What exists while this process heads a formation."""
 
-    formation: Formation
+    formation: FormationPart
     scheduler: Scheduler
     bounds: Bounds
     pace: Pace
@@ -123,7 +123,7 @@ class Head:
 
     def form(
         self,
-        formation: Formation,
+        formation: FormationPart,
         scheduler: Scheduler,
         bounds: Bounds,
         pace: Pace,
@@ -212,7 +212,7 @@ class Head:
 
     # Steps
 
-    def sampled(self, formation: Formation, step: int, tokens: Sequence[Sampled]) -> None:
+    def sampled(self, formation: FormationPart, step: int, tokens: Sequence[Sampled]) -> None:
         """A step came back."""
         lead, now_s = self._lead, self._clock()
         if lead is None or lead.formation is not formation:

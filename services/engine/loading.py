@@ -31,7 +31,7 @@ class StageLoader(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedStage:
     """A stage in memory."""
 
     model: ModelRef
@@ -43,7 +43,7 @@ class Loaded:
 class _Loading:
     model: ModelRef
     layers: LayerRange
-    task: asyncio.Task[Loaded]
+    task: asyncio.Task[LoadedStage]
     so_far: tuple[int, int] = (0, 0)
 
 
@@ -56,7 +56,7 @@ class Weights:
         self._compute = compute
         self._report_s = report_s
         self._loading: _Loading | None = None
-        self.held: Loaded | None = None
+        self.held: LoadedStage | None = None
 
     async def load(
         self, model: ModelRef, layers: LayerRange, tp_degree: int
@@ -85,7 +85,9 @@ class Weights:
         self._loading = _Loading(model, layers, task)
         return self._loading
 
-    async def _run(self, before: Loaded | None, model: ModelRef, layers: LayerRange) -> Loaded:
+    async def _run(
+        self, before: LoadedStage | None, model: ModelRef, layers: LayerRange
+    ) -> LoadedStage:
         def progress(done_bytes: int, total_bytes: int) -> None:
             if self._loading is not None:
                 self._loading.so_far = (done_bytes, total_bytes)
@@ -96,7 +98,7 @@ class Weights:
             backend = await _in_thread(lambda: self._loader.load(model, layers, progress))
         finally:
             self._loading = None
-        self.held = Loaded(model, layers, backend)
+        self.held = LoadedStage(model, layers, backend)
         _log.info(
             "stage loaded",
             extra={"layers": f"[{layers.start}, {layers.end})", "model": model.model_id},
@@ -137,7 +139,7 @@ async def _in_thread(work: Callable[[], T]) -> T:
     return await done
 
 
-def _note_failure(task: asyncio.Task[Loaded]) -> None:
+def _note_failure(task: asyncio.Task[LoadedStage]) -> None:
     """The caller may be gone by now."""
     if not task.cancelled() and (error := task.exception()) is not None:
         _log.warning("load failed", extra={"why": str(error) or type(error).__name__})

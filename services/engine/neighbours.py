@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import grpc
 from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 
-from services.engine.formation import Member
+from services.common.nodes import Member
 
 
 async def silent(

@@ -13,9 +13,10 @@ from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 from services.common import logs
 from services.common import wire as common_wire
 from services.common.errors import Aborted, InvalidArgument
+from services.common.nodes import Member
 from services.engine import wire
 from services.engine.engine import Engine
-from services.engine.formation import Member, Membership
+from services.engine.formation import FormationPlace
 
 MAX_STAGES = 256
 
@@ -130,7 +131,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
                 yield answer
 
 
-def _membership_from(request: engine_pb2.FormRequest) -> Membership:
+def _membership_from(request: engine_pb2.FormRequest) -> FormationPlace:
     """Raises InvalidArgument and names the field."""
     if not request.formation_id:
         raise InvalidArgument("the formation must be named", field="formation_id")
@@ -150,7 +151,7 @@ def _membership_from(request: engine_pb2.FormRequest) -> Membership:
     for before, after in pairwise(members):
         if before.layers.end != after.layers.start:
             raise InvalidArgument("each stage begins where the last one ended", field="members")
-    return Membership(
+    return FormationPlace(
         request.formation_id,
         request.pipeline_id,
         common_wire.model_from(request.model),

@@ -21,7 +21,7 @@ MAX_SLOW_CHARS = 64 << 10
 MAX_NUMBER_BITS = 4096
 
 
-class Budget:
+class RenderBudget:
     """Loop turns, calls, characters and time of one rendering."""
 
     def __init__(self, clock: Callable[[], float], limit_s: float) -> None:

@@ -17,7 +17,7 @@ import jinja2
 from jinja2.exceptions import SecurityError
 
 from services.common.errors import InvalidArgument
-from services.model.bounds import MAX_CHARS, Budget
+from services.model.bounds import MAX_CHARS, RenderBudget
 from services.model.sandbox import BUDGET, Refused, Sandbox
 from services.model.written import Written, written
 
@@ -63,7 +63,7 @@ class ChatTemplate:
 
         Raises InvalidArgument for a conversation that the template refuses.
         """
-        budget = Budget(self._clock, MAX_RENDER_S)
+        budget = RenderBudget(self._clock, MAX_RENDER_S)
         created = datetime.fromtimestamp(created_unix_s, UTC).replace(tzinfo=None)
         values = {
             **self.variables,

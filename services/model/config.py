@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from services.model.families import Family, family_of
+from services.model.families import ModelFamily, family_of
 from services.model.fields import NUMBER_LIMIT, flag, refuse, size
 from services.model.rope import Rope, parse_rope
 from services.model.tensor_parallel import TensorParallel
@@ -90,7 +90,7 @@ def parse_config(config: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def _kv_heads(values: Mapping[str, Any], family: Family, heads: int) -> int:
+def _kv_heads(values: Mapping[str, Any], family: ModelFamily, heads: int) -> int:
     field = "num_key_value_heads"
     if values[field] is None and field in family.nullable:
         return heads
@@ -100,7 +100,7 @@ def _kv_heads(values: Mapping[str, Any], family: Family, heads: int) -> int:
     return kv_heads
 
 
-def _head_dim(values: Mapping[str, Any], family: Family, hidden_size: int, heads: int) -> int:
+def _head_dim(values: Mapping[str, Any], family: ModelFamily, hidden_size: int, heads: int) -> int:
     if family.heads_divide_hidden and hidden_size % heads:
         raise refuse("hidden_size", f"must be a multiple of the {heads} attention heads")
     absent = "head_dim" not in values or (
@@ -121,7 +121,7 @@ def _epsilon(values: Mapping[str, Any]) -> float:
 
 
 def _windows(
-    values: Mapping[str, Any], family: Family, layer_count: int, context_length: int
+    values: Mapping[str, Any], family: ModelFamily, layer_count: int, context_length: int
 ) -> tuple[int, ...]:
     """Empty where no layer's window is shorter than the context."""
     window = None
@@ -135,7 +135,7 @@ def _windows(
 
 
 def _sliding_layers(
-    values: Mapping[str, Any], family: Family, layer_count: int, *, windowed: bool
+    values: Mapping[str, Any], family: ModelFamily, layer_count: int, *, windowed: bool
 ) -> list[bool]:
     kinds = values.get("layer_types")
     if family.layerwise_window:

@@ -14,7 +14,7 @@ from services.model.fields import refuse
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class ModelFamily:
     """One `model_type`."""
 
     architecture: str
@@ -54,8 +54,8 @@ _QWEN: dict[str, Any] = {
     "max_window_layers": 28,
     "layer_types": None,
 }
-FAMILIES: dict[str, Family] = {
-    "llama": Family(
+FAMILIES: dict[str, ModelFamily] = {
+    "llama": ModelFamily(
         architecture="LlamaForCausalLM",
         defaults={
             **_COMMON,
@@ -70,7 +70,7 @@ FAMILIES: dict[str, Family] = {
         nullable=frozenset({"num_key_value_heads", "head_dim"}),
         heads_divide_hidden=True,
     ),
-    "mistral": Family(
+    "mistral": ModelFamily(
         architecture="MistralForCausalLM",
         defaults={
             **_COMMON,
@@ -83,14 +83,14 @@ FAMILIES: dict[str, Family] = {
         },
         nullable=frozenset({"head_dim", "sliding_window"}),
     ),
-    "qwen2": Family(
+    "qwen2": ModelFamily(
         architecture="Qwen2ForCausalLM",
         defaults=_QWEN,
         nullable=frozenset({"num_key_value_heads", "sliding_window", "layer_types"}),
         qkv_bias=True,
         layerwise_window=True,
     ),
-    "qwen3": Family(
+    "qwen3": ModelFamily(
         architecture="Qwen3ForCausalLM",
         defaults={**_QWEN, "head_dim": 128, "attention_bias": False},
         nullable=frozenset({"num_key_value_heads", "sliding_window", "layer_types"}),
@@ -130,7 +130,7 @@ _FOREIGN = (
 _DTYPES = ("bfloat16", "float16", "float32")
 
 
-def family_of(config: Mapping[str, Any]) -> Family:
+def family_of(config: Mapping[str, Any]) -> ModelFamily:
     """Raises InvalidArgument for a model type, an architecture or a field of another kind."""
     model_type = config.get("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None

@@ -30,7 +30,7 @@ from services.model.bounds import (
     MAX_ITEMS,
     MAX_NUMBER_BITS,
     MAX_SLOW_CHARS,
-    Budget,
+    RenderBudget,
     printed_chars,
 )
 from services.model.formats import braces, percent
@@ -47,7 +47,7 @@ class Refused(Exception):
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Render with a `Budget` under the name BUDGET. Raises SecurityError at a limit."""
+    """Render with a `RenderBudget` under the name BUDGET. Raises SecurityError at a limit."""
 
     intercepted_binops = frozenset(["*", "**", "+", "%"])
 
@@ -99,7 +99,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        budget: Budget = __context.parent[BUDGET]
+        budget: RenderBudget = __context.parent[BUDGET]
         budget.spend(1)
         owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
         if isinstance(owner, str):
@@ -196,7 +196,7 @@ class _Dict:
 class _Counted:
     """What a loop goes through; each turn spends."""
 
-    def __init__(self, values: Any, budget: Budget) -> None:
+    def __init__(self, values: Any, budget: RenderBudget) -> None:
         self._values = values
         self._budget = budget
 
@@ -367,7 +367,7 @@ def _to_json(
 ) -> str:
     _check_indent("", indent or 0)
     printed_chars([x, separators])
-    budget: Budget = context.parent[BUDGET]
+    budget: RenderBudget = context.parent[BUDGET]
     encoder = json.JSONEncoder(
         ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

@@ -19,7 +19,7 @@ from services.placement.command.report import (
     plan_data,
 )
 from services.placement.estimate.calibration import load_calibration
-from services.placement.estimate.catalogue import Catalogue, load_catalogue
+from services.placement.estimate.catalogue import HardwareCatalogue, load_catalogue
 from services.placement.estimate.cluster import Workload
 from services.placement.estimate.costs import Costs
 from services.placement.estimate.estimator import estimate_pipeline, estimate_plan
@@ -59,7 +59,9 @@ def fail(error: ShuntError) -> typer.Exit:
     return typer.Exit(2 if isinstance(error, InvalidArgument | NotFound) else 1)
 
 
-def costs_of(model: str, workload: Workload, calibration: str, catalogue: Catalogue) -> Costs:
+def costs_of(
+    model: str, workload: Workload, calibration: str, catalogue: HardwareCatalogue
+) -> Costs:
     return Costs(load_model(model), workload, load_calibration(calibration), catalogue)
 
 

@@ -16,13 +16,13 @@ from shuntserve.placement.v1 import placement_pb2_grpc
 from services.common.errors import DeadlineExceeded, InvalidArgument
 from services.placement import wire, wire_replan
 from services.placement.estimate.calibration import load_calibration
-from services.placement.estimate.catalogue import Catalogue
-from services.placement.estimate.cluster import Pipeline
+from services.placement.estimate.catalogue import HardwareCatalogue
+from services.placement.estimate.cluster import PlacedPipeline
 from services.placement.estimate.costs import Costs
 from services.placement.estimate.estimator import estimate_plan
 from services.placement.estimate.explain import explain_pipeline
 from services.placement.replan.next_plan import replan
-from services.placement.search.budget import Budget
+from services.placement.search.budget import SearchBudget
 from services.placement.search.problem import Problem
 from services.placement.search.registry import planner
 from services.placement.search.score import goodput
@@ -39,7 +39,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
     """PlacementService. A search runs in one of `max_searches` threads and polls its deadline."""
 
-    def __init__(self, settings: PlacementSettings, catalogue: Catalogue) -> None:
+    def __init__(self, settings: PlacementSettings, catalogue: HardwareCatalogue) -> None:
         self._settings, self._catalogue = settings, catalogue
         self._threads = ThreadPoolExecutor(settings.max_searches, "search")
 
@@ -58,7 +58,7 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
     async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:
         return await self._search(context, lambda _: self._explain(request))
 
-    async def _search(self, context: Context, work: Callable[[Budget], Reply]) -> Reply:
+    async def _search(self, context: Context, work: Callable[[SearchBudget], Reply]) -> Reply:
         """Runs `work` in a thread; it is told to stop before the deadline and on cancellation."""
         limit_s = self._settings.max_search_s
         remaining_s = context.time_remaining()
@@ -81,7 +81,7 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
             self._catalogue,
         )
 
-    def _plan(self, request: pb.PlanRequest, budget: Budget) -> pb.PlanResponse:
+    def _plan(self, request: pb.PlanRequest, budget: SearchBudget) -> pb.PlanResponse:
         begin = time.monotonic()
         costs = self._costs(request)
         problem = Problem(
@@ -124,14 +124,14 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
 
     def _given(
         self, request: pb.EstimateRequest | pb.ExplainRequest
-    ) -> tuple[Problem, tuple[Pipeline, ...]]:
+    ) -> tuple[Problem, tuple[PlacedPipeline, ...]]:
         nodes = wire.nodes_from(self._catalogue, request.nodes)
         pipelines = wire.pipelines_from(nodes, request.pipelines)
         if not pipelines:
             raise InvalidArgument("at least one pipeline is needed", field="pipelines")
         return Problem(self._costs(request), nodes), pipelines
 
-    def _replan(self, request: pb.ReplanRequest, budget: Budget) -> pb.ReplanResponse:
+    def _replan(self, request: pb.ReplanRequest, budget: SearchBudget) -> pb.ReplanResponse:
         begin = time.monotonic()
         costs = self._costs(request)
         problem = Problem(
@@ -162,7 +162,7 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
             solve_time_s=time.monotonic() - begin,
         )
 
-    def _total(self, problem: Problem, pipelines: tuple[Pipeline, ...]) -> pb.PlanEstimate:
+    def _total(self, problem: Problem, pipelines: tuple[PlacedPipeline, ...]) -> pb.PlanEstimate:
         if not pipelines:
             return pb.PlanEstimate()
         total, each = estimate_plan(problem.costs, pipelines)

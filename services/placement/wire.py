@@ -8,9 +8,16 @@ from shuntserve.common.v1 import common_pb2
 from shuntserve.placement.v1 import placement_pb2 as pb
 
 from services.common.errors import InvalidArgument
-from services.placement.estimate.catalogue import Catalogue
-from services.placement.estimate.cluster import Node, Phase, Pipeline, Stage, Workload, described
-from services.placement.estimate.estimator import Bound, PipelineEstimate, PlanEstimate
+from services.placement.estimate.catalogue import HardwareCatalogue
+from services.placement.estimate.cluster import (
+    CandidateNode,
+    PipelinePhase,
+    PlacedPipeline,
+    PlacedStage,
+    Workload,
+    described,
+)
+from services.placement.estimate.estimator import Bottleneck, PipelineEstimate, PlanEstimate
 from services.placement.estimate.model import ModelShape, built_in, parse_config
 from services.placement.search.problem import Objective, ObjectiveKind
 from services.placement.search.registry import DEFAULT_PLANNER
@@ -27,16 +34,16 @@ _OBJECTIVES = {
     pb.OBJECTIVE_KIND_GOODPUT_PER_COST: ObjectiveKind.GOODPUT_PER_COST,
 }
 _PHASES = {
-    pb.PHASE_UNSPECIFIED: Phase.BOTH,
-    pb.PHASE_PREFILL: Phase.PREFILL,
-    pb.PHASE_DECODE: Phase.DECODE,
+    pb.PHASE_UNSPECIFIED: PipelinePhase.BOTH,
+    pb.PHASE_PREFILL: PipelinePhase.PREFILL,
+    pb.PHASE_DECODE: PipelinePhase.DECODE,
 }
 _PHASE_OF = {phase: number for number, phase in _PHASES.items()}
 BOUND_OF = {
-    Bound.COMPUTE: pb.BOUND_COMPUTE,
-    Bound.BANDWIDTH: pb.BOUND_BANDWIDTH,
-    Bound.NETWORK: pb.BOUND_NETWORK,
-    Bound.MEMORY: pb.BOUND_MEMORY,
+    Bottleneck.COMPUTE: pb.BOUND_COMPUTE,
+    Bottleneck.BANDWIDTH: pb.BOUND_BANDWIDTH,
+    Bottleneck.NETWORK: pb.BOUND_NETWORK,
+    Bottleneck.MEMORY: pb.BOUND_MEMORY,
 }
 
 
@@ -89,9 +96,11 @@ def planner_number(name: str) -> pb.Planner.ValueType:
     return pb.Planner.Value(f"PLANNER_{name.upper()}")
 
 
-def nodes_from(catalogue: Catalogue, messages: Iterable[pb.Node]) -> tuple[Node, ...]:
+def nodes_from(
+    catalogue: HardwareCatalogue, messages: Iterable[pb.Node]
+) -> tuple[CandidateNode, ...]:
     return tuple(
-        Node(
+        CandidateNode(
             message.node_id,
             described(
                 catalogue,
@@ -111,8 +120,8 @@ def nodes_from(catalogue: Catalogue, messages: Iterable[pb.Node]) -> tuple[Node,
 
 
 def pipelines_from(
-    nodes: Sequence[Node], messages: Iterable[pb.Pipeline], field: str = "pipelines"
-) -> tuple[Pipeline, ...]:
+    nodes: Sequence[CandidateNode], messages: Iterable[pb.Pipeline], field: str = "pipelines"
+) -> tuple[PlacedPipeline, ...]:
     """Pipelines whose stages name nodes of the request."""
     by_id = {node.node_id: node for node in nodes}
     pipelines = []
@@ -123,18 +132,18 @@ def pipelines_from(
                 raise InvalidArgument(f"no node {stage.node_id[:64]!r}", field=field)
             node = by_id[stage.node_id]
             tp = stage.tp_degree or node.kind.gpu_count
-            stages.append(Stage(node, stage.layers.start, stage.layers.end, tp))
-        pipelines.append(Pipeline(tuple(stages), phase_from(message.phase)))
+            stages.append(PlacedStage(node, stage.layers.start, stage.layers.end, tp))
+        pipelines.append(PlacedPipeline(tuple(stages), phase_from(message.phase)))
     return tuple(pipelines)
 
 
-def phase_from(number: int) -> Phase:
+def phase_from(number: int) -> PipelinePhase:
     if number not in _PHASES:
         raise InvalidArgument("unknown phase", field="phase")
     return _PHASES[pb.Phase.ValueType(number)]
 
 
-def pipeline_message(pipeline: Pipeline) -> pb.Pipeline:
+def pipeline_message(pipeline: PlacedPipeline) -> pb.Pipeline:
     return pb.Pipeline(
         stages=[
             pb.Stage(

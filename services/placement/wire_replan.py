@@ -9,9 +9,9 @@ from shuntserve.placement.v1 import placement_pb2 as pb
 
 from services.common.errors import InvalidArgument
 from services.placement import wire
-from services.placement.estimate.cluster import Node, Pipeline, Stage
+from services.placement.estimate.cluster import CandidateNode, PlacedPipeline, PlacedStage
 from services.placement.estimate.explain import PipelineExplanation, StageExplanation
-from services.placement.replan.moves import GenerationMove, Handover, Held, NodeMove
+from services.placement.replan.moves import GenerationMove, Handover, NodeMove, ResidentStage
 from services.placement.replan.next_plan import Change
 
 _HANDOVER_OF = {
@@ -20,7 +20,7 @@ _HANDOVER_OF = {
 }
 
 
-def change_from(request: pb.ReplanRequest, nodes: Sequence[Node]) -> Change:
+def change_from(request: pb.ReplanRequest, nodes: Sequence[CandidateNode]) -> Change:
     """The running plan may name nodes that are gone: any class stands in for theirs."""
     known = {node.node_id: node for node in nodes}
     return Change(
@@ -35,24 +35,28 @@ def change_from(request: pb.ReplanRequest, nodes: Sequence[Node]) -> Change:
     )
 
 
-def _running(message: pb.Pipeline, known: dict[str, Node], nodes: Sequence[Node]) -> Pipeline:
+def _running(
+    message: pb.Pipeline, known: dict[str, CandidateNode], nodes: Sequence[CandidateNode]
+) -> PlacedPipeline:
     if not message.stages:
         raise InvalidArgument("a running pipeline needs stages", field="running")
     stages = []
     for stage in message.stages:
-        node = known.get(stage.node_id) or Node(stage.node_id, nodes[0].kind)
+        node = known.get(stage.node_id) or CandidateNode(stage.node_id, nodes[0].kind)
         tp = stage.tp_degree or node.kind.gpu_count
-        stages.append(Stage(node, stage.layers.start, stage.layers.end, tp))
-    return Pipeline(tuple(stages), wire.phase_from(message.phase))
+        stages.append(PlacedStage(node, stage.layers.start, stage.layers.end, tp))
+    return PlacedPipeline(tuple(stages), wire.phase_from(message.phase))
 
 
-def _resident(request: pb.ReplanRequest, known: dict[str, Node]) -> dict[str, tuple[Held, ...]]:
-    held: dict[str, tuple[Held, ...]] = {}
+def _resident(
+    request: pb.ReplanRequest, known: dict[str, CandidateNode]
+) -> dict[str, tuple[ResidentStage, ...]]:
+    held: dict[str, tuple[ResidentStage, ...]] = {}
     for one in request.resident:
         if one.node_id not in known:
             raise InvalidArgument(f"no node {one.node_id[:64]!r}", field="resident")
         tp = one.tp_degree or known[one.node_id].kind.gpu_count
-        more = Held(one.layers.start, one.layers.end, tp)
+        more = ResidentStage(one.layers.start, one.layers.end, tp)
         held[one.node_id] = (*held.get(one.node_id, ()), more)
     return held
 

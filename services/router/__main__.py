@@ -17,8 +17,8 @@ from shuntserve.router.v1 import router_pb2_grpc
 
 from services.common import channels, logs, server, telemetry
 from services.common.settings import read, refuse
-from services.router.catalogue import Catalogue
-from services.router.controller import Controller
+from services.router.catalogue import ModelCatalogue
+from services.router.controller import ControllerClient
 from services.router.core.body_budget import BodyBudget
 from services.router.heads import Heads
 from services.router.http.gateway import Gateway
@@ -101,7 +101,7 @@ def listen(settings: RouterSettings) -> socket.socket:
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class RunningDoors:
     """A router that serves."""
 
     router: Router
@@ -131,16 +131,16 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def running(settings: RouterSettings) -> AsyncIterator[Running]:
+async def running(settings: RouterSettings) -> AsyncIterator[RunningDoors]:
     """Serves inside the block; leaving it lets every reader go."""
     controller_channel = channels.open_channel(settings.controller_address, tls=settings.tls)
     store_channel = channels.open_channel(settings.tensorstore_address, tls=settings.tls)
-    controller = Controller(
+    controller = ControllerClient(
         controller_channel, settings.control_timeout_s, settings.stream_timeout_s
     )
     store = TensorStore(store_channel, settings.resume_timeout_s, settings.max_model_file_bytes)
     heads = Heads(settings.stream_timeout_s, settings.control_timeout_s, settings.tls)
-    router = Router(settings, controller, heads, Catalogue(store.files, time.time))
+    router = Router(settings, controller, heads, ModelCatalogue(store.files, time.time))
     bodies = BodyBudget(settings.max_bodies_bytes)
     grpc_server = server.Server(settings, [NAME])
     router_pb2_grpc.add_RouterServiceServicer_to_server(
@@ -153,7 +153,7 @@ async def running(settings: RouterSettings) -> AsyncIterator[Running]:
     await grpc_server.set_ready(True)
     try:
         http_port = listening.getsockname()[1]
-        yield Running(router, http_port, grpc_port, (serving, work), http, grpc_server)
+        yield RunningDoors(router, http_port, grpc_port, (serving, work), http, grpc_server)
     finally:
         await grpc_server.set_ready(False)
         await router.close()

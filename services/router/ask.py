@@ -142,7 +142,7 @@ class Ask:
     def _prompt_field(self) -> str:
         return "messages" if self.kind is GenerationKind.CHAT else "prompt"
 
-    def resolve(self, model: ModelFacts, prompt_ids: list[int], drawn: Drawn) -> GenerationRequest:
+    def resolve(self, model: ModelLimits, prompt_ids: list[int], drawn: Drawn) -> GenerationRequest:
         """The request with nothing left open. Raises InvalidArgument when it does not fit the
         model."""
         room = model.max_positions - len(prompt_ids)
@@ -184,13 +184,13 @@ class Ask:
             ask_digest=self.digest,
         )
 
-    def _stop_token_ids(self, model: ModelFacts) -> tuple[int, ...]:
+    def _stop_token_ids(self, model: ModelLimits) -> tuple[int, ...]:
         """Those asked for, and those of special tokens that stop strings spell."""
         known = model.special_token_ids
         spelt = (known[text] for text in self.stop_strings if text in known)
         return tuple(dict.fromkeys((*self.stop_token_ids, *spelt)))
 
-    def _sampling(self, model: ModelFacts, max_tokens: int, seed: int) -> Sampling:
+    def _sampling(self, model: ModelLimits, max_tokens: int, seed: int) -> Sampling:
         def chosen(name: str, neutral: float) -> float:
             value = getattr(self, name)
             return _single(model.defaults.get(name, neutral) if value is None else value)
@@ -219,7 +219,7 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFacts:
+class ModelLimits:
     """What of a model decides a request."""
 
     ref: ModelRef

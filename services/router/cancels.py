@@ -11,7 +11,7 @@ from typing import Any
 
 from services.common import channels
 from services.common.errors import DeadlineExceeded, ShuntError, Unavailable
-from services.router.controller import Controller
+from services.router.controller import ControllerClient
 from services.router.core.actions import SendCancel, SendDetach
 from services.router.heads import Heads
 
@@ -24,7 +24,7 @@ RETRY_MAX_S = 5.0
 class Cancels:
     """Outlives the sessions that ask; gives one up after `recover_s`."""
 
-    def __init__(self, controller: Controller, heads: Heads, recover_s: float) -> None:
+    def __init__(self, controller: ControllerClient, heads: Heads, recover_s: float) -> None:
         self._controller = controller
         self._heads = heads
         self._recover_s = recover_s

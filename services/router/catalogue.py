@@ -15,14 +15,14 @@ from services.common.errors import (
 )
 from services.common.exchange import Route
 from services.common.generation import ModelRef
-from services.router.model import Model
+from services.router.model import ServedModel
 from services.router.model_files import ModelFiles
 
 _log = logging.getLogger(__name__)
 MAX_MODELS = 64
 
 
-class Catalogue:
+class ModelCatalogue:
     """Knows which version a name stands for, and when it was seen first."""
 
     def __init__(
@@ -30,8 +30,8 @@ class Catalogue:
     ) -> None:
         self._fetch = fetch
         self._clock = clock
-        self._models: dict[str, Model] = {}
-        self._loads: dict[str, asyncio.Task[Model]] = {}
+        self._models: dict[str, ServedModel] = {}
+        self._loads: dict[str, asyncio.Task[ServedModel]] = {}
         self._current: dict[str, ModelRef] = {}
         self._positions: dict[str, int] = {}
         self.first_seen: dict[str, int] = {}
@@ -74,7 +74,7 @@ class Catalogue:
             raise NotFound("no model of that name is served here", field="model")
         return ref
 
-    def max_positions(self, name: str, model: Model) -> int:
+    def max_positions(self, name: str, model: ServedModel) -> int:
         """Positions that model and every pipeline can hold."""
         return min(model.facts.max_positions, self._positions.get(name) or 1 << 62)
 
@@ -86,7 +86,7 @@ class Catalogue:
             return ModelUnusable(self._faults[ref.digest], field="model")
         return Unavailable(f"{ref.model_id}: its files have not been read yet", field="model")
 
-    async def load(self, ref: ModelRef) -> Model:
+    async def load(self, ref: ModelRef) -> ServedModel:
         """The model, fetched when it is not here yet. Raises what fetching raises, and the next
         caller tries again; ModelUnusable for files that cannot be used: they stay what they are."""
         if ref.digest in self._faults:
@@ -101,7 +101,7 @@ class Catalogue:
             task.add_done_callback(lambda _: self._loads.pop(ref.digest, None))
         return await asyncio.shield(task)
 
-    async def _load(self, ref: ModelRef) -> Model:
+    async def _load(self, ref: ModelRef) -> ServedModel:
         try:
             model = await self._read(ref)
         except FailedPrecondition as error:
@@ -115,10 +115,10 @@ class Catalogue:
         _log.info("model loaded", extra={"model": ref.model_id, "digest": ref.digest[:12]})
         return model
 
-    async def _read(self, ref: ModelRef) -> Model:
+    async def _read(self, ref: ModelRef) -> ServedModel:
         files = await self._fetch(ref)
         try:
-            return await asyncio.to_thread(Model, files)
+            return await asyncio.to_thread(ServedModel, files)
         except ShuntError:
             raise
         except Exception as error:  # whatever stands in a model's files, the router lives

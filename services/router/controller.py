@@ -21,7 +21,7 @@ WATCH_PAUSE_S = 0.2
 WATCH_PAUSE_MAX_S = 1.0
 
 
-class Controller:
+class ControllerClient:
     """Calls over one channel."""
 
     def __init__(self, channel: grpc.aio.Channel, timeout_s: float, watch_s: float) -> None:

@@ -9,11 +9,11 @@ from services.model.config import parse_config
 from services.model.defaults import parse_defaults
 from services.model.text import ModelText
 from services.model.vocabulary import Vocabulary
-from services.router.ask import Ask, ModelFacts
+from services.router.ask import Ask, ModelLimits
 from services.router.model_files import ModelFiles
 
 
-class Model:
+class ServedModel:
     """Loaded from a model's files; raises FailedPrecondition for those it cannot use."""
 
     def __init__(self, files: ModelFiles) -> None:
@@ -25,7 +25,7 @@ class Model:
             raise FailedPrecondition(error.message) from error
         self.vocabulary: Vocabulary = self._text.tokenizer.vocabulary
         self.longest_piece_bytes = max(map(len, self.vocabulary.labels), default=1)
-        self.facts = ModelFacts(
+        self.facts = ModelLimits(
             ref=files.ref,
             max_positions=config.context_length,
             vocabulary_size=self._text.vocabulary_size,

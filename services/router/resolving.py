@@ -8,15 +8,17 @@ from dataclasses import replace
 from services.common.errors import AlreadyExists
 from services.common.generation import GenerationRequest
 from services.common.message_sizes import check_generation_fits, most_tokens
-from services.router.ask import Ask, Drawn, ModelFacts
-from services.router.model import Model
+from services.router.ask import Ask, Drawn, ModelLimits
+from services.router.model import ServedModel
 
 LONG_PROMPT_BYTES = 4096
 LONG_CONVERSATION = 64
 """What is longer than either is rendered and tokenised beside the event loop."""
 
 
-async def resolve(ask: Ask, model: Model, facts: ModelFacts, drawn: Drawn) -> GenerationRequest:
+async def resolve(
+    ask: Ask, model: ServedModel, facts: ModelLimits, drawn: Drawn
+) -> GenerationRequest:
     """The request. Raises InvalidArgument when it does not fit the model, or a message."""
     ask.check_size(facts.max_positions, model.longest_piece_bytes)
     if ask.prompt_bytes > LONG_PROMPT_BYTES or ask.turns > LONG_CONVERSATION:
@@ -34,7 +36,9 @@ async def resolve(ask: Ask, model: Model, facts: ModelFacts, drawn: Drawn) -> Ge
     return request
 
 
-async def check_same(ask: Ask, held: GenerationRequest, model: Model, facts: ModelFacts) -> None:
+async def check_same(
+    ask: Ask, held: GenerationRequest, model: ServedModel, facts: ModelLimits
+) -> None:
     """Raises AlreadyExists when the ask would be another request than what is held."""
     if ask.max_tokens is None:
         positions = len(held.prompt_ids) + held.sampling.max_tokens

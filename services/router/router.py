@@ -27,17 +27,17 @@ from services.common.errors import (
 from services.common.exchange import GenerationView, Route
 from services.common.generation import CancelReason, GenerationRequest, ModelRef
 from services.router import metrics
-from services.router.ask import Ask, Drawn, ModelFacts
+from services.router.ask import Ask, Drawn, ModelLimits
 from services.router.cancels import Cancels
-from services.router.catalogue import Catalogue
-from services.router.controller import Controller
+from services.router.catalogue import ModelCatalogue
+from services.router.controller import ControllerClient
 from services.router.core.actions import SendCancel
 from services.router.core.balancer import Balancer
 from services.router.core.follower import Follower
 from services.router.core.follower_settings import FollowerSettings
 from services.router.core.transcript import Position, Transcript
 from services.router.heads import Heads
-from services.router.model import Model
+from services.router.model import ServedModel
 from services.router.resolving import check_same, resolve
 from services.router.session import Session
 from services.router.settings import RouterSettings
@@ -57,7 +57,11 @@ class Router:
     """Starts sessions and keeps their clock."""
 
     def __init__(
-        self, settings: RouterSettings, controller: Controller, heads: Heads, catalogue: Catalogue
+        self,
+        settings: RouterSettings,
+        controller: ControllerClient,
+        heads: Heads,
+        catalogue: ModelCatalogue,
     ) -> None:
         self.settings = settings
         self.catalogue = catalogue
@@ -295,7 +299,7 @@ class Router:
         if self._unusable:
             raise self._no_pipeline
 
-    async def _model(self, name: str) -> Model:
+    async def _model(self, name: str) -> ServedModel:
         try:
             async with asyncio.timeout(self.settings.route_wait_s):
                 while not self.catalogue.heard:
@@ -306,12 +310,12 @@ class Router:
         except TimeoutError:
             raise Unavailable("no model is ready at this router yet", retry_after_s=5.0) from None
 
-    def _facts(self, name: str, model: Model) -> ModelFacts:
+    def _facts(self, name: str, model: ServedModel) -> ModelLimits:
         positions = self.catalogue.max_positions(name, model)
         limit_bytes = self.settings.max_message_bytes
         return replace(model.facts, max_positions=positions, max_message_bytes=limit_bytes)
 
-    async def _load(self, ref: ModelRef) -> Model:
+    async def _load(self, ref: ModelRef) -> ServedModel:
         try:
             return await self.catalogue.load(ref)
         except (NotFound, DataLoss) as error:
@@ -350,7 +354,9 @@ class Router:
                     raise
             await asyncio.sleep(0.1)
 
-    def _session(self, request: GenerationRequest, model: Model, after: Position | None) -> Session:
+    def _session(
+        self, request: GenerationRequest, model: ServedModel, after: Position | None
+    ) -> Session:
         self._check_goes_on()  # it may have stopped while the request was being made
         logs.about(generation_id=request.generation_id)
         settings = self.settings

@@ -15,7 +15,7 @@ from services.common.errors import InvalidArgument, ShuntError, Unavailable
 from services.common.generation import GenerationKind
 from services.model.chat import Message
 from services.router.ask import MAX_PROMPT_IDS, ROLES, Ask
-from services.router.catalogue import Catalogue
+from services.router.catalogue import ModelCatalogue
 from services.router.core.body_budget import BodyBudget
 from services.router.core.transcript import Delta
 from services.router.http.errors import code_of
@@ -81,7 +81,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
     async def ListModels(
         self, request: router_pb2.ListModelsRequest, context: Context
     ) -> router_pb2.ListModelsResponse:
-        catalogue: Catalogue = self._router.catalogue
+        catalogue: ModelCatalogue = self._router.catalogue
         return router_pb2.ListModelsResponse(
             models=[
                 router_pb2.Model(

@@ -22,7 +22,7 @@ from services.common.errors import (
 from services.common.exchange import Closed, GenerationView, Route
 from services.router import metrics
 from services.router.cancels import Cancels
-from services.router.controller import Controller
+from services.router.controller import ControllerClient
 from services.router.core.actions import (
     Action,
     AskResume,
@@ -67,7 +67,7 @@ class Session:
         transcript: Transcript,
         *,
         heads: Heads,
-        controller: Controller,
+        controller: ControllerClient,
         balancer: Balancer,
         cancels: Cancels,
         clock: Callable[[], float],

@@ -12,7 +12,7 @@ from shuntserve.tensorstore.v1 import tensorstore_pb2, tensorstore_pb2_grpc
 from services.common import logs, settings, telemetry
 from services.common.server import Server, until_signal
 from services.tensorstore.link_share import LinkShare
-from services.tensorstore.node import CachePlan, Node, build
+from services.tensorstore.node import CachePlan, NodeStore, build
 from services.tensorstore.places.remote import RemoteReader
 from services.tensorstore.places.uris import open_backend
 from services.tensorstore.service import TensorStoreServicer
@@ -22,7 +22,7 @@ SERVICE = tensorstore_pb2.DESCRIPTOR.services_by_name["TensorStoreService"].full
 _FETCHED = Counter("shunt_tensorstore_fetched_bytes", "Weights fetched, by source", ["source"])
 
 
-def build_node(chosen: TensorStoreSettings) -> Node:
+def build_node(chosen: TensorStoreSettings) -> NodeStore:
     """The node's store that the settings ask for."""
     peers = [
         RemoteReader(address, cached_only=True, timeout_s=chosen.peer_timeout_s)

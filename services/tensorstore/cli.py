@@ -19,7 +19,7 @@ from services.common.errors import DataLoss, InvalidArgument, NotFound, ShuntErr
 from services.common.generation import LayerRange
 
 if TYPE_CHECKING:
-    from services.tensorstore.places.backend import Reader
+    from services.tensorstore.places.backend import ObjectReader
 
 app = typer.Typer(help="Stored models and their weights.", no_args_is_help=True)
 _errors = Console(stderr=True)
@@ -264,14 +264,14 @@ def _copy(name: str, source: tuple[str, str | None], target: tuple[str, str | No
     print(f"{name} {digest} copied {copied} bytes")
 
 
-def _summary_or_problem(reader: Reader, name: str) -> dict[str, Any]:
+def _summary_or_problem(reader: ObjectReader, name: str) -> dict[str, Any]:
     try:
         return _summary(reader, name)
     except (DataLoss, NotFound) as error:
         return {"name": name, "problem": error.message}
 
 
-def _summary(reader: Reader, name: str, *, whole: bool = False) -> dict[str, Any]:
+def _summary(reader: ObjectReader, name: str, *, whole: bool = False) -> dict[str, Any]:
     from services.tensorstore.places.backend import find_manifest, read_manifest
 
     digest = find_manifest(reader, name)

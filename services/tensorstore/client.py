@@ -30,7 +30,12 @@ from services.tensorstore.cache.residence import LocalResidence, Progress, Resid
 from services.tensorstore.format.manifest import Manifest
 from services.tensorstore.format.names import check_model_name
 from services.tensorstore.format.slices import Selection
-from services.tensorstore.places.backend import Reader, find_manifest, read_manifest, read_whole
+from services.tensorstore.places.backend import (
+    ObjectReader,
+    find_manifest,
+    read_manifest,
+    read_whole,
+)
 from services.tensorstore.places.directory import DirectoryBackend
 from services.tensorstore.places.uris import (
     DEFAULT_CACHE_BYTES,
@@ -50,7 +55,7 @@ class Layers(Protocol):
     def end(self) -> int: ...
 
 
-class Stage:
+class StageWeights:
     """The mapped weights of one rank of one stage."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], files: MappedFiles) -> None:
@@ -73,11 +78,16 @@ class Stage:
         self._files.release()
 
 
-class Model:
+class StoredModel:
     """One whole version of a stored model."""
 
     def __init__(
-        self, name: str, digest: str, manifest: Manifest, backend: Reader, residence: Residence
+        self,
+        name: str,
+        digest: str,
+        manifest: Manifest,
+        backend: ObjectReader,
+        residence: Residence,
     ) -> None:
         self.name = name
         self.digest = digest
@@ -109,7 +119,7 @@ class Model:
         rank: int = 0,
         *,
         progress: Progress | None = None,
-    ) -> Iterator[Stage]:
+    ) -> Iterator[StageWeights]:
         """Maps one rank's slice of a layer range: exactly it, verified.
 
         The first range carries the embedding, the last the final norm and the lm_head (with tied
@@ -120,7 +130,7 @@ class Model:
         wanted = self._select(layers, tp_degree, rank)
         files = self._mapped(wanted, progress)
         place = {needed.chunk: number for number, needed in enumerate(wanted.ranges)}
-        stage = Stage(
+        stage = StageWeights(
             {
                 piece.tensor.name: files.view(place[piece.tensor.chunk], piece)
                 for piece in wanted.pieces
@@ -159,7 +169,7 @@ class Model:
 class Store:
     """A place that holds models."""
 
-    def __init__(self, backend: Reader, residence: Residence) -> None:
+    def __init__(self, backend: ObjectReader, residence: Residence) -> None:
         self.backend = backend
         self._residence = residence
 
@@ -167,12 +177,12 @@ class Store:
         """The models it holds."""
         return self.backend.names()
 
-    def model(self, name: str, digest: str = "") -> Model:
+    def model(self, name: str, digest: str = "") -> StoredModel:
         """A model by name, or the version of it with this digest; raises NotFound or DataLoss."""
         check_model_name(name)
         digest = digest or find_manifest(self.backend, name)
         _, manifest = read_manifest(self.backend, digest)
-        return Model(name, digest, manifest, self.backend, self._residence)
+        return StoredModel(name, digest, manifest, self.backend, self._residence)
 
 
 def open_store(
@@ -200,5 +210,5 @@ def open_store(
     return _cached(backend, cache_directory or default_cache_directory(), cache_bytes)
 
 
-def _cached(reader: Reader, root: Path, limit_bytes: int) -> Store:
+def _cached(reader: ObjectReader, root: Path, limit_bytes: int) -> Store:
     return Store(KeptReader(reader, root), ChunkCache(root, limit_bytes, [reader]))

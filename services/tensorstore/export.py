@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from services.tensorstore.cache.residence import Progress
-from services.tensorstore.client import Layers, Model
+from services.tensorstore.client import Layers, StoredModel
 from services.tensorstore.places.directory import translate
 
 
 def export(
-    model: Model,
+    model: StoredModel,
     out: Path,
     layers: Layers,
     tp_degree: int = 1,

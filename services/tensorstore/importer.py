@@ -35,7 +35,7 @@ from services.tensorstore.format.names import check_file_name, check_model_name
 from services.tensorstore.format.tiling import Placement, Tiling, place
 from services.tensorstore.places.backend import Backend, digest_of
 from services.tensorstore.places.directory import translate
-from services.tensorstore.sources.checkpoint import Checkpoint, SourceTensor, check
+from services.tensorstore.sources.checkpoint import SourceTensor, WeightsCheckpoint, check
 from services.tensorstore.upkeep import check_present, keep
 
 TILE_BYTES = 8 << 20
@@ -56,7 +56,7 @@ class Imported:
 
 
 def import_checkpoint(
-    checkpoint: Checkpoint, backend: Backend, name: str, progress: Progress | None = None
+    checkpoint: WeightsCheckpoint, backend: Backend, name: str, progress: Progress | None = None
 ) -> Imported:
     """Stores a checkpoint under a name; a version under that name is replaced in one step."""
     check_model_name(name)
@@ -95,7 +95,7 @@ def import_checkpoint(
     return Imported(digest, manifest, packer.stored_bytes, packer.kept_bytes)
 
 
-def _check_same(checkpoint: Checkpoint) -> None:
+def _check_same(checkpoint: WeightsCheckpoint) -> None:
     """A tied model may carry its lm_head a second time, if it is the embedding."""
     head, embedding = checkpoint.tensors[LM_HEAD], checkpoint.tensors[EMBEDDING]
     same = head.shape == embedding.shape and head.dtype == embedding.dtype
@@ -130,7 +130,9 @@ def _groups(
         yield small
 
 
-def stored_bytes(checkpoint: Checkpoint, tensor: SourceTensor, axis: int) -> Iterator[memoryview]:
+def stored_bytes(
+    checkpoint: WeightsCheckpoint, tensor: SourceTensor, axis: int
+) -> Iterator[memoryview]:
     """A tensor's bytes as they are stored; each view is good until the next is asked for."""
     row_bytes, rows = tensor.row_bytes, tensor.shape[0]
     if axis == 0:
@@ -169,7 +171,7 @@ class _Packer:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: WeightsCheckpoint,
         backend: Backend,
         tiling: Tiling,
         total_bytes: int,

@@ -27,7 +27,7 @@ from services.tensorstore.format.slices import Selection
 from services.tensorstore.importer import Imported, import_checkpoint
 from services.tensorstore.places.backend import (
     Backend,
-    Reader,
+    ObjectReader,
     find_manifest,
     read_manifest,
     read_whole,
@@ -50,13 +50,13 @@ class CachePlan:
 
 
 @dataclass
-class Node:
+class NodeStore:
     """What a store service does, without the wire."""
 
     backend: Backend
     residence: Residence
     held: HeldChunks
-    reader: Reader  # the backend, or what outlives it
+    reader: ObjectReader  # the backend, or what outlives it
     import_directory: Path | None = None
     in_place: bool = False  # the backend is a directory of this node
     _manifests: dict[str, tuple[bytes, Manifest]] = field(default_factory=dict)
@@ -137,7 +137,7 @@ def build(
     peers: Sequence[Source] = (),
     import_directory: Path | None = None,
     tally: Tally | None = None,
-) -> Node:
+) -> NodeStore:
     """A node's store with the caches that the plan asks for."""
     memory = plan.memory_directory
     if isinstance(backend, DirectoryBackend) and plan.directory is None:
@@ -145,7 +145,7 @@ def build(
         if memory is not None:
             residence = TieredResidence(residence, backend.root, memory, plan.memory_limit_bytes)
         held = HeldChunks([] if memory is None else [memory])
-        return Node(backend, residence, held, backend, import_directory, in_place=True)
+        return NodeStore(backend, residence, held, backend, import_directory, in_place=True)
     root, sources = plan.directory or default_cache_directory(), [*peers, backend]
     residence = ChunkCache(root, plan.limit_bytes, sources, tally)
     roots = [root]
@@ -160,4 +160,4 @@ def build(
             data = reader.kept(digest)
             if data is not None:
                 held.learn(digest, parse(data))
-    return Node(backend, residence, held, reader, import_directory)
+    return NodeStore(backend, residence, held, reader, import_directory)

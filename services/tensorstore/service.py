@@ -25,7 +25,7 @@ from services.tensorstore.format.manifest import Manifest
 from services.tensorstore.format.names import check_model_name
 from services.tensorstore.format.slices import Selection
 from services.tensorstore.link_share import LinkShare
-from services.tensorstore.node import Node
+from services.tensorstore.node import NodeStore
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -39,7 +39,7 @@ PROGRESS_INTERVAL_S = 0.1
 class TensorStoreServicer(rpc.TensorStoreServiceServicer):
     """Serves one node's store; long steps run in threads, a bounded number at a time."""
 
-    def __init__(self, node: Node, share: LinkShare, *, max_steps: int, hold_s: float) -> None:
+    def __init__(self, node: NodeStore, share: LinkShare, *, max_steps: int, hold_s: float) -> None:
         """All that readers of other nodes are sent keeps to the share of the link."""
         self._node = node
         self.share = share

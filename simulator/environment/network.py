@@ -100,7 +100,7 @@ class Process:
             stream.broken_by(self)
 
 
-class Network:
+class SimulatedNetwork:
     """Carries calls and opens streams."""
 
     def __init__(self, clock: Clock, random: Random) -> None:
@@ -177,7 +177,7 @@ class Stream:
 
     def __init__(
         self,
-        network: Network,
+        network: SimulatedNetwork,
         client: Process,
         server: Process,
         accept: Callable[[Stream, Any], None],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from services.common.errors import DeadlineExceeded, ShuntError
 from services.common.exchange import Checkpoint, ResumeQuestion
 from services.common.generation import CancelReason, LayerRange
+from services.common.nodes import NodeFacts
 from services.controller.core.cluster import actions as cluster_actions
 from services.controller.core.cluster.actions import (
     AskPlan,
@@ -17,7 +18,6 @@ from services.controller.core.cluster.actions import (
     FormPipeline,
     LaunchNode,
     LoadStage,
-    NodeFacts,
     PersistCluster,
     PlannedPipeline,
     PlannedStage,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 LAYERS = (LayerRange(0, 18), LayerRange(18, 30))
 
 
-class Controller(Process):
+class SimulatedController(Process):
     """One life of the controller; a restart makes the next from what is durable."""
 
     def __init__(self, world: World, records: list[Record], snapshot: str) -> None:

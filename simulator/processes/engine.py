@@ -11,14 +11,8 @@ from typing import TYPE_CHECKING, Any
 from services.common.errors import ShuntError, Unavailable
 from services.common.exchange import Checkpoint, CheckpointResult, Closed, GenerateCall, Phase
 from services.common.generation import CancelReason, GenerationRequest, LayerRange
-from services.controller.core.cluster.actions import (
-    Beat,
-    FormPipeline,
-    Loaded,
-    Member,
-    NodeFacts,
-    NodeShape,
-)
+from services.common.nodes import Member, NodeFacts, NodeShape
+from services.controller.core.cluster.actions import Beat, FormPipeline, Loaded
 from services.engine.core.actions import (
     Action,
     DropSequence,
@@ -51,7 +45,7 @@ def token_of(request: GenerationRequest, choice: int, ids: Iterable[int], salt: 
 
 
 @dataclass(slots=True)
-class Running:
+class RunningSequence:
     """A sequence in the scheduler."""
 
     key: SequenceKey
@@ -72,10 +66,10 @@ class Place:
     index: int
     step: int = 0
     stepping: bool = False
-    sequences: dict[SequenceKey, Running] = field(default_factory=dict)
+    sequences: dict[SequenceKey, RunningSequence] = field(default_factory=dict)
 
 
-class Engine(Process):
+class SimulatedEngine(Process):
     """One node's process."""
 
     def __init__(self, world: World, node_id: str, shape: NodeShape) -> None:
@@ -317,7 +311,7 @@ class Engine(Process):
             if isinstance(action, StartSequence):
                 if self.place is not None:
                     steps = 2 + len(action.output_ids) // 8
-                    self.place.sequences[action.key] = Running(
+                    self.place.sequences[action.key] = RunningSequence(
                         action.key, action.request, list(action.output_ids), steps
                     )
                     self.after(ADMIT_S, self._step)
@@ -362,7 +356,7 @@ class Engine(Process):
             self.core.sequence_phase(sequence.key, phase)
         self.after(STEP_S, self._stepped, place, batch)
 
-    def _stepped(self, place: Place, batch: list[Running]) -> None:
+    def _stepped(self, place: Place, batch: list[RunningSequence]) -> None:
         if place is not self.place:
             return
         members = self.world.engines_of(place.members)
@@ -389,12 +383,12 @@ class Engine(Process):
                 self._stopped(sequence.key)
         self._step()
 
-    def _carried_by(self, place: Place, peer: Engine) -> bool:
+    def _carried_by(self, place: Place, peer: SimulatedEngine) -> bool:
         if not peer.alive or not self.world.network.reaches(self, peer):
             return False
         return peer.place is not None and peer.place.formation_id == place.formation_id
 
-    def _sample(self, sequence: Running) -> NewToken:
+    def _sample(self, sequence: RunningSequence) -> NewToken:
         key = sequence.key
         salt = "" if self.world.exact else f"{key.epoch} {self.name}"
         token = token_of(sequence.request, key.choice, sequence.ids, salt)

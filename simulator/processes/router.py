@@ -39,7 +39,7 @@ class Following:
     is an id named in the request."""
 
     def __init__(
-        self, router: Router, client: Stream, request: GenerationRequest, seen: str
+        self, router: SimulatedRouter, client: Stream, request: GenerationRequest, seen: str
     ) -> None:
         self.router = router
         self.client = client
@@ -145,7 +145,7 @@ class Following:
             self.client.close(self.router)
 
 
-class Router(Process):
+class SimulatedRouter(Process):
     """One replica."""
 
     def __init__(self, world: World, name: str) -> None:

@@ -8,8 +8,8 @@ from random import Random
 
 from phases import following_of, head_of
 
-from simulator.processes.engine import Engine
-from simulator.processes.router import Client, Router
+from simulator.processes.engine import SimulatedEngine
+from simulator.processes.router import Client, SimulatedRouter
 from simulator.world import World
 
 ROWS = (
@@ -34,7 +34,7 @@ class Faults:
         self.world = world
         self.random = random
 
-    def _victim(self, client: Client, stage: bool) -> Engine | None:
+    def _victim(self, client: Client, stage: bool) -> SimulatedEngine | None:
         head = head_of(self.world, client)
         if head is None or not head.alive or head.place is None:
             heads = [e for e in self.world.engines if e.place is not None]
@@ -75,7 +75,7 @@ class Faults:
         self.world.clock.after(0.5 + 4.0 * self.random.random(), self._unwedge, victim)
         return True
 
-    def _unwedge(self, victim: Engine) -> None:
+    def _unwedge(self, victim: SimulatedEngine) -> None:
         victim.wedged = False
 
     def freeze_controller(self, client: Client) -> bool:
@@ -118,7 +118,7 @@ class Faults:
         controller.act(controller.cluster.interrupt(victim.node_id, 0.0, True, now_s))
         return True
 
-    def _kill_if_alive(self, victim: Engine) -> None:
+    def _kill_if_alive(self, victim: SimulatedEngine) -> None:
         if victim.alive:
             self.world.kill_engine(victim)
 
@@ -137,7 +137,9 @@ class Faults:
     def crash_router(self, client: Client) -> bool:
         following = following_of(self.world, client)
         routers = [r for r in self.world.routers if r.alive]
-        router: Router = following.router if following is not None else self.random.choice(routers)
+        router: SimulatedRouter = (
+            following.router if following is not None else self.random.choice(routers)
+        )
         if not router.alive or len(routers) < 2:
             return False
         client.away_s = self.random.choice((0.05, 0.5, 3.0))

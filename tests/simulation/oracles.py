@@ -25,16 +25,16 @@ from services.controller.core.cluster.actions import LogEvent, PipelineState
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
 from services.controller.core.ledger.records import (
-    Appended,
-    Bound,
     Ended,
     Forgotten,
     Granted,
+    HeadBound,
+    IdsAppended,
     Record,
 )
 from services.engine.core.actions import SequenceKey
 from services.engine.core.held import Life
-from simulator.processes.engine import Engine, Running, token_of
+from simulator.processes.engine import RunningSequence, SimulatedEngine, token_of
 from simulator.processes.router import Client, Following
 from simulator.world import World
 
@@ -117,10 +117,10 @@ class Oracle:
                 self._durable.pop(name, None)
                 self._tombstones.discard(name)
                 continue
-            if isinstance(record, (Bound, Granted)):
+            if isinstance(record, (HeadBound, Granted)):
                 epoch = record.epoch if isinstance(record, Granted) else 1
                 self._durable_owners[name, epoch] = record.incarnation, record.formation_id
-            if isinstance(record, Bound):
+            if isinstance(record, HeadBound):
                 if name in self._durable:
                     self.fail(3, f"{name} is bound twice")
                 self._durable[name] = Durable(1)
@@ -136,7 +136,7 @@ class Oracle:
                 held.epoch = record.epoch
                 for span in record.spans:
                     self._append(name, span.choice, span.start, span.ids)
-            if isinstance(record, Appended):
+            if isinstance(record, IdsAppended):
                 self._append(name, record.span.choice, record.span.start, record.span.ids)
 
     def _append(self, name: str, choice: int, start: int, ids: Sequence[int]) -> None:
@@ -169,7 +169,7 @@ class Oracle:
         if self._owners.setdefault((name, epoch), owner) != owner:
             self.fail(2, f"{name}: epoch {epoch} has two heads")
         for record in outcome.records:
-            if isinstance(record, Appended):
+            if isinstance(record, IdsAppended):
                 span = record.span
                 for position, token in enumerate(span.ids, span.start):
                     sampled = self._samples.get((name, epoch, span.choice, position))
@@ -229,7 +229,7 @@ class Oracle:
 
     # Heads and readers
 
-    def batched(self, engine: Engine, batch: Sequence[Running]) -> None:
+    def batched(self, engine: SimulatedEngine, batch: Sequence[RunningSequence]) -> None:
         """A head chose what runs in its next step."""
         if engine.place is None:
             return

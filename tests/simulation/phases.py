@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.engine.core.held import Life
-from simulator.processes.engine import Engine
+from simulator.processes.engine import SimulatedEngine
 from simulator.processes.router import Client, Following
 from simulator.world import World
 
@@ -20,7 +20,7 @@ def following_of(world: World, client: Client) -> Following | None:
     return None
 
 
-def head_of(world: World, client: Client) -> Engine | None:
+def head_of(world: World, client: Client) -> SimulatedEngine | None:
     """The head a client's reader follows, or followed last."""
     following = following_of(world, client)
     if following is not None and following.follower.route is not None:

@@ -25,7 +25,7 @@ from services.common.generation import (
 from services.common.token_run import TokenRun, parse_event_id
 from services.controller.core.cluster.actions import Beat, Loaded
 from services.engine.core.actions import NewToken, SequenceKey
-from simulator.processes.engine import Engine
+from simulator.processes.engine import SimulatedEngine
 from simulator.world import World
 
 GARBLED = (TokenSpan(7, 0, (1,)),)
@@ -150,7 +150,7 @@ class Stranger:
         for router in self.world.routers:
             router.balancer.models()
 
-    def _head(self, engine: Engine) -> None:
+    def _head(self, engine: SimulatedEngine) -> None:
         core, now_s = engine.core, self.world.clock.now_s
         name, held = next(iter(core._held.items()))
         good = GenerateCall(held.request, held.epoch, held.formation_id)

@@ -9,7 +9,7 @@ from oracles import Oracle
 from phases import head_of
 
 from services.common.generation import GenerationRequest, Sampling
-from services.controller.core.cluster.actions import NodeShape
+from services.common.nodes import NodeShape
 from simulator.processes.router import Client
 from simulator.world import MODEL, World, WorldSettings
 

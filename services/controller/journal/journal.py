@@ -46,7 +46,7 @@ class Recovered:
     """How long ago each record was written; empty: just now."""
 
 
-class Room(enum.StrEnum):
+class JournalRoom(enum.StrEnum):
     """What the disk has left for the journal."""
 
     ENOUGH = "enough"
@@ -64,7 +64,7 @@ class Journal(Protocol):
         ...
 
     @property
-    def room(self) -> Room:
+    def room(self) -> JournalRoom:
         """While there is none, writes fail."""
         ...
 

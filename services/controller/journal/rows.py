@@ -13,11 +13,11 @@ from services.common import wire
 from services.common.errors import DataLoss, InvalidArgument
 from services.common.generation import CancelReason, GenerationRequest, TokenSpan
 from services.controller.core.ledger.records import (
-    Appended,
-    Bound,
     Ended,
     Forgotten,
     Granted,
+    HeadBound,
+    IdsAppended,
     Record,
     Sealed,
 )
@@ -57,13 +57,13 @@ def row_of(number: int, written_s: float, record: Record) -> Row:
 def _columns(record: Record) -> tuple[object, ...]:
     kind = type(record).__name__
     match record:
-        case Bound(_, incarnation, formation_id, pipeline_id, request):
+        case HeadBound(_, incarnation, formation_id, pipeline_id, request):
             head = (1, incarnation, formation_id, pipeline_id)
             return (kind, *head, None, None, None, _body(request, ()))
         case Granted(_, epoch, incarnation, formation_id, pipeline_id, request, spans):
             head = (epoch, incarnation, formation_id, pipeline_id)
             return (kind, *head, None, None, None, _body(request, spans))
-        case Appended(_, span):
+        case IdsAppended(_, span):
             return (kind, *_UNNAMED, _body(None, (span,)))
         case Sealed(_, epoch):
             return (kind, epoch, *(None,) * 7)
@@ -92,18 +92,18 @@ def records_of(row: Row) -> Iterator[Record]:
         message = controller_pb2.Checkpoint.FromString(body)
         spans = wire.spans_from(message.runs)
         head = (incarnation, formation_id, pipeline_id)
-        if kind == "Appended":
+        if kind == "IdsAppended":
             for span in spans:
-                yield Appended(generation_id, span)
-        elif kind == "Bound":
-            yield Bound(generation_id, *head, wire.request_from(message.request))
+                yield IdsAppended(generation_id, span)
+        elif kind == "HeadBound":
+            yield HeadBound(generation_id, *head, wire.request_from(message.request))
         elif kind == "Granted":
             yield Granted(generation_id, epoch, *head, wire.request_from(message.request), spans)
         else:
             raise InvalidArgument(f"unknown kind of record {kind}")
 
 
-def _place(run: common_pb2.TokenRun) -> tuple[int, int, int]:
+def _place(run: common_pb2.TokenSpan) -> tuple[int, int, int]:
     return run.choice, run.start, run.finish_reason
 
 
@@ -111,15 +111,15 @@ class JoinBodies:
     """Makes one body of an epoch's many, a run a choice: a long generation is read back fast."""
 
     def __init__(self) -> None:
-        self._runs: list[common_pb2.TokenRun] = []
+        self._runs: list[common_pb2.TokenSpan] = []
 
     def step(self, number: int, written_s: float, name: str, body: bytes, found: int) -> None:
         """Takes one append; what is damaged gets no checksum that says otherwise."""
-        checked("records", (number, written_s, name, Appended.__name__, *_UNNAMED, body, found))
+        checked("records", (number, written_s, name, IdsAppended.__name__, *_UNNAMED, body, found))
         self._runs += controller_pb2.Checkpoint.FromString(body).runs
 
     def finalize(self) -> bytes:
-        joined: dict[int, common_pb2.TokenRun] = {}
+        joined: dict[int, common_pb2.TokenSpan] = {}
         for run in sorted(self._runs, key=_place):
             whole = joined.setdefault(run.choice, run)
             if whole is not run:

@@ -15,8 +15,8 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from services.common.errors import DataLoss, InvalidArgument, ShuntError
-from services.controller.core.ledger.records import Appended, Bound, Ended, Forgotten, Record
-from services.controller.journal.journal import Item, LoggedEvent, Recovered, Room, Saved
+from services.controller.core.ledger.records import Ended, Forgotten, HeadBound, IdsAppended, Record
+from services.controller.journal.journal import Item, JournalRoom, LoggedEvent, Recovered, Saved
 from services.controller.journal.log import LogWatch, log_of
 from services.controller.journal.reserve import Reserve
 from services.controller.journal.rows import (
@@ -63,21 +63,21 @@ COMMIT;
 """
 _INSERT = "INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _OF_EPOCH = (
-    "generation_id = ?1 AND kind = 'Appended' AND number > (SELECT max(number) FROM records"
-    " WHERE generation_id = ?1 AND kind IN ('Bound', 'Granted'))"
+    "generation_id = ?1 AND kind = 'IdsAppended' AND number > (SELECT max(number) FROM records"
+    " WHERE generation_id = ?1 AND kind IN ('HeadBound', 'Granted'))"
 )
 _NOTHING = ", ".join(["NULL"] * 7)
 _JOIN = (
     "INSERT INTO records"
-    f" SELECT ?2, written_s, ?1, 'Appended', {_NOTHING}, body,"
-    f" row_checksum(?2, written_s, ?1, 'Appended', {_NOTHING}, body)"
+    f" SELECT ?2, written_s, ?1, 'IdsAppended', {_NOTHING}, body,"
+    f" row_checksum(?2, written_s, ?1, 'IdsAppended', {_NOTHING}, body)"
     " FROM (SELECT max(written_s) AS written_s,"
     " join_bodies(number, written_s, generation_id, body, checksum) AS body"
     f" FROM records WHERE {_OF_EPOCH} GROUP BY generation_id HAVING count(*) > 1)"
 )
 _DROP_JOINED = (
     f"DELETE FROM records WHERE {_OF_EPOCH} AND number <"
-    " (SELECT max(number) FROM records WHERE generation_id = ?1 AND kind = 'Appended')"
+    " (SELECT max(number) FROM records WHERE generation_id = ?1 AND kind = 'IdsAppended')"
 )
 _LAST_NUMBER = "SELECT max(number) FROM records"
 _FORGET = "DELETE FROM records WHERE generation_id = ?"
@@ -153,13 +153,13 @@ class SqliteJournal:
         return self._writer.full
 
     @property
-    def room(self) -> Room:
+    def room(self) -> JournalRoom:
         if self._writer.exhausted:
-            return Room.NONE
-        return Room.ENOUGH if self._reserve.held else Room.RESERVE
+            return JournalRoom.NONE
+        return JournalRoom.ENOUGH if self._reserve.held else JournalRoom.RESERVE
 
     def tend(self) -> None:
-        if self.room is not Room.ENOUGH:
+        if self.room is not JournalRoom.ENOUGH:
             self._writer.tidy()
 
     def _tidied(self, emptied: bool) -> None:
@@ -204,7 +204,7 @@ class SqliteJournal:
         self._log_watch.closed()
 
     def _statements(self, item: Item) -> Sequence[Statement]:
-        if isinstance(item, Appended):  # by far the most
+        if isinstance(item, IdsAppended):  # by far the most
             return ((_INSERT, self._row(item)),)
         if isinstance(item, LoggedEvent):
             attributes = json.dumps(dict(item.attributes))
@@ -219,7 +219,7 @@ class SqliteJournal:
             return ((_SAVE, with_checksum(item.key, item.value)),)
         if isinstance(item, Forgotten):
             return ((_FORGET, (item.generation_id,)),)
-        if isinstance(item, Bound) or (isinstance(item, Ended) and item.choice is not None):
+        if isinstance(item, HeadBound) or (isinstance(item, Ended) and item.choice is not None):
             return ((_INSERT, self._row(item)),)
         name = item.generation_id  # its epoch is over
         joined = (_JOIN, (name, self._number()))

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.common.errors import FailedPrecondition, PermissionDenied, Unavailable
-from services.controller.providers.provider import NodeGone, NodeSpec
+from services.common.nodes import NodeShape
+from services.controller.providers.provider import NodeGone
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class LocalProvider:
     def __init__(
         self,
         *,
-        environment: Callable[[NodeSpec], Mapping[str, str]],
+        environment: Callable[[NodeShape], Mapping[str, str]],
         log_dir: Path,
         command: Sequence[str] = ENGINE_COMMAND,
         log_files_kept: int = 64,
@@ -78,13 +79,13 @@ class LocalProvider:
         self._processes: dict[str, _Process] = {}
         self._events: asyncio.Queue[NodeGone | None] = asyncio.Queue()
 
-    async def launch(self, spec: NodeSpec) -> str:
-        if spec.node_id in self._processes:
-            return self._processes[spec.node_id].handle
+    async def launch(self, node_id: str, shape: NodeShape) -> str:
+        if node_id in self._processes:
+            return self._processes[node_id].handle
         try:
             self._log_dir.mkdir(parents=True, exist_ok=True)
             self._drop_old_logs()
-            return self._watch(spec.node_id, self._start(spec)).handle
+            return self._watch(node_id, self._start(node_id, shape)).handle
         except OSError as error:
             raise Unavailable(f"cannot start an engine: {error.strerror}") from error
 
@@ -141,9 +142,9 @@ class LocalProvider:
         self._processes.clear()
         self._events.put_nowait(None)
 
-    def _start(self, spec: NodeSpec) -> subprocess.Popen[bytes]:
-        variables = {**self._environment(spec), NODE_ID_VARIABLE: spec.node_id}
-        with (self._log_dir / f"{spec.node_id}.log").open("ab") as log:
+    def _start(self, node_id: str, shape: NodeShape) -> subprocess.Popen[bytes]:
+        variables = {**self._environment(shape), NODE_ID_VARIABLE: node_id}
+        with (self._log_dir / f"{node_id}.log").open("ab") as log:
             return subprocess.Popen(
                 self._command,
                 env={**os.environ, **variables},

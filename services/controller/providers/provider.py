@@ -8,16 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from services.common.errors import FailedPrecondition
-
-
-@dataclass(frozen=True, slots=True)
-class NodeSpec:
-    """A node to launch; the id is new for every launch."""
-
-    node_id: str
-    memory_bytes: int
-    relative_speed: float
-    device_type: str = "cpu"
+from services.common.nodes import NodeShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +25,9 @@ class Provider(Protocol):
     A handle is whatever finds a node again after the controller restarted; it is journaled.
     """
 
-    async def launch(self, spec: NodeSpec) -> str:
-        """Starts a node and watches it; returns its handle, empty when nodes come by themselves.
+    async def launch(self, node_id: str, shape: NodeShape) -> str:
+        """Starts a node, its id new for every launch, and watches it; returns its handle, empty
+        when nodes come by themselves.
 
         Raises Unavailable when there is no capacity.
         """
@@ -79,7 +71,7 @@ class ExternalProvider:
     def __init__(self) -> None:
         self._closed = asyncio.Event()
 
-    async def launch(self, spec: NodeSpec) -> str:
+    async def launch(self, node_id: str, shape: NodeShape) -> str:
         return ""
 
     async def adopt(self, node_id: str, handle: str) -> bool:

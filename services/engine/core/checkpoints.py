@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from services.common.exchange import Checkpoint, CheckpointRefusal, CloseReason
 from services.common.message_sizes import request_bytes
 from services.engine.core.head_settings import HeadSettings
-from services.engine.core.held import Held
+from services.engine.core.held import HeldGeneration
 
 CLOSE_REASONS = {
     CheckpointRefusal.STALE_EPOCH: CloseReason.FENCED,
@@ -18,7 +18,7 @@ CLOSE_REASONS = {
 
 
 def due_checkpoints(
-    generations: Iterable[Held], settings: HeadSettings, message: int, now_s: float
+    generations: Iterable[HeldGeneration], settings: HeadSettings, message: int, now_s: float
 ) -> tuple[Checkpoint, ...]:
     """Checkpoints of those that are due, as many as a message may carry."""
     taken: list[Checkpoint] = []

@@ -44,7 +44,7 @@ from services.engine.core.actions import (
 )
 from services.engine.core.checkpoints import CLOSE_REASONS, due_checkpoints
 from services.engine.core.head_settings import HeadSettings
-from services.engine.core.held import Choice, Held, Life, Reader
+from services.engine.core.held import Choice, HeldGeneration, Life, StreamReader
 from services.engine.core.recent import Recent
 
 
@@ -62,8 +62,8 @@ class Generations:
         self._drain_began_s: float | None = None
         self._sealed: set[str] = set()
         """Generations that the drain has sealed."""
-        self._held: dict[str, Held] = {}
-        self._readers: dict[int, Reader] = {}
+        self._held: dict[str, HeldGeneration] = {}
+        self._readers: dict[int, StreamReader] = {}
         self._past = Recent[int](settings.keep_s, settings.max_remembered)
         """Generations no longer held: their last epoch here."""
         self._cancelled = Recent[None](settings.keep_s, settings.max_remembered)
@@ -142,7 +142,7 @@ class Generations:
             raise ResourceExhausted(
                 "the journal is too far behind to begin another generation", field="generation_id"
             )
-        begun = Held(call, self.incarnation, self._numerics_class, now_s)
+        begun = HeldGeneration(call, self.incarnation, self._numerics_class, now_s)
         actions: list[Action] = []
         if held is None and self.open_generations >= self.settings.max_generations:
             actions += self._park_longest_unread(now_s)
@@ -157,7 +157,9 @@ class Generations:
                 actions.append(StartSequence(begun.key(index), begun.request, ids))
         return [*actions, *self._finish_if_ended(begun, now_s), Wake(reader_id), WakeCheckpoints()]
 
-    def _attach(self, held: Held, reader_id: int, call: GenerateCall, now_s: float) -> list[Action]:
+    def _attach(
+        self, held: HeldGeneration, reader_id: int, call: GenerateCall, now_s: float
+    ) -> list[Action]:
         if call.formation_id != held.formation_id:
             raise StaleEpoch("the epoch began in another formation", field="formation_id")
         if replace(call.request, numerics_class=held.request.numerics_class) != held.request:
@@ -338,29 +340,31 @@ class Generations:
 
     # Inside
 
-    def _find(self, key: SequenceKey) -> tuple[Held, Choice] | None:
+    def _find(self, key: SequenceKey) -> tuple[HeldGeneration, Choice] | None:
         held = self._held.get(key.generation_id)
         if held is None or held.epoch != key.epoch or held.life is Life.FENCED:
             return None
         return held, held.choices[key.choice]
 
-    def _finish_choice(self, held: Held, index: int, finish: FinishReason) -> list[Action]:
+    def _finish_choice(
+        self, held: HeldGeneration, index: int, finish: FinishReason
+    ) -> list[Action]:
         choice = held.choices[index]
         choice.finish = finish
         return [StopSequence(held.key(index))] if choice.in_batch else []
 
-    def _finish_if_ended(self, held: Held, now_s: float) -> list[Action]:
+    def _finish_if_ended(self, held: HeldGeneration, now_s: float) -> list[Action]:
         if not held.ended:
             return []
         held.close(Life.FINISHED, CloseReason.FINISHED, now_s)
         return self._tell(held)
 
-    def _left(self, held: Held, now_s: float) -> list[Action]:
+    def _left(self, held: HeldGeneration, now_s: float) -> list[Action]:
         if held.client_gone is None:
             return []  # perhaps a blip
         return held.set_unread(True) if held.client_gone else self._park(held, now_s)
 
-    def _park(self, held: Held, now_s: float) -> list[Action]:
+    def _park(self, held: HeldGeneration, now_s: float) -> list[Action]:
         """Seals what nobody reads; the journal keeps its ids for whoever comes back."""
         if held.journal_done:
             return []
@@ -375,11 +379,11 @@ class Generations:
             raise ResourceExhausted("too many open generations", field="generation_id")
         return self._park(min(unread, key=lambda h: h.unread_since_s), now_s)
 
-    def _seal(self, held: Held, now_s: float) -> list[Action]:
+    def _seal(self, held: HeldGeneration, now_s: float) -> list[Action]:
         held.life = Life.SEALING
         return [*map(StopSequence, held.keys_in_batch), *self._seal_if_out_of_batch(held, now_s)]
 
-    def _seal_if_out_of_batch(self, held: Held, now_s: float) -> list[Action]:
+    def _seal_if_out_of_batch(self, held: HeldGeneration, now_s: float) -> list[Action]:
         if held.life is not Life.SEALING or held.in_batch:
             return []
         held.close(Life.SEALED, CloseReason.MOVED, now_s)
@@ -387,11 +391,11 @@ class Generations:
             self._sealed.add(held.request.generation_id)
         return self._tell(held)
 
-    def _give_up(self, held: Held, reason: CloseReason, now_s: float) -> list[Action]:
+    def _give_up(self, held: HeldGeneration, reason: CloseReason, now_s: float) -> list[Action]:
         """Nothing of it counts any more."""
         held.close(Life.FENCED, reason, now_s)
         return [*map(StopSequence, held.keys_in_batch), *self._tell(held)]
 
-    def _tell(self, held: Held) -> list[Action]:
+    def _tell(self, held: HeldGeneration) -> list[Action]:
         readers = [] if held.reader is None else [Wake(held.reader.reader_id)]
         return [*readers, *([] if held.journal_done else [WakeCheckpoints()])]

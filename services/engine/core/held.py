@@ -79,11 +79,11 @@ class Cut:
 
 
 @dataclass(slots=True)
-class Reader:
+class StreamReader:
     """One attached stream and what it has had."""
 
     reader_id: int
-    held: Held
+    held: HeldGeneration
     sent: list[int]
     last_frame_s: float
     told: set[int] = field(default_factory=set)
@@ -142,7 +142,7 @@ class _Sent:
     unread: bool
 
 
-class Held:
+class HeldGeneration:
     """One generation in one epoch."""
 
     def __init__(
@@ -162,7 +162,7 @@ class Held:
         self.choices = [Choice() for _ in range(request.choices)]
         self.life = Life.LIVE
         self.closing: CloseReason | None = None
-        self.reader: Reader | None = None
+        self.reader: StreamReader | None = None
         self.unread_since_s = now_s
         self.unread = False
         """Nobody reads it, and that is no blip: it yields to what is read."""
@@ -250,12 +250,12 @@ class Held:
         self.unread = unread
         return [*(SetUnread(key, unread) for key in self.keys_in_batch), WakeCheckpoints()]
 
-    def attach(self, reader_id: int, start: Lengths, now_s: float) -> Reader:
+    def attach(self, reader_id: int, start: Lengths, now_s: float) -> StreamReader:
         """A new reader that goes on at these positions, or at the length held if that is less:
         so it can compare what it holds beyond."""
         padded = [*start, *([0] * (len(self.choices) - len(start)))]
         sent = [min(s, len(c.run)) for s, c in zip(padded, self.choices, strict=True)]
-        self.reader = Reader(reader_id, self, sent, now_s)
+        self.reader = StreamReader(reader_id, self, sent, now_s)
         self.unread, self.client_gone = False, None
         return self.reader
 

@@ -15,7 +15,7 @@ from torch import Tensor
 BUFFER_BYTES = 32 << 20
 
 
-class Link(Protocol):
+class DeviceLink(Protocol):
     """The way to one device."""
 
     def buffer(self, size_bytes: int) -> Tensor:
@@ -52,7 +52,7 @@ class CudaLink:
 
 
 def upload(
-    tensors: Mapping[str, Tensor], link: Link, buffer_bytes: int = BUFFER_BYTES
+    tensors: Mapping[str, Tensor], link: DeviceLink, buffer_bytes: int = BUFFER_BYTES
 ) -> dict[str, Tensor]:
     """The tensors on the device, of the same shapes, bit for bit; those that are stored transposed
     stay so. Returns when everything is there."""

@@ -15,7 +15,7 @@ from services.common.errors import InvalidArgument
 from services.common.settings import TlsSettings, read
 from services.common.statuses import from_rpc_error
 from services.placement.command.report import number
-from services.placement.estimate.cluster import Node, Phase, Workload
+from services.placement.estimate.cluster import CandidateNode, PipelinePhase, Workload
 from services.placement.estimate.model import built_in_names, read_config
 from services.placement.search.problem import Objective, ObjectiveKind
 from services.placement.search.registry import NAMES
@@ -25,14 +25,14 @@ _KINDS = {
     ObjectiveKind.THROUGHPUT_PER_COST: pb.OBJECTIVE_KIND_THROUGHPUT_PER_COST,
     ObjectiveKind.GOODPUT_PER_COST: pb.OBJECTIVE_KIND_GOODPUT_PER_COST,
 }
-_PHASES = {pb.PHASE_PREFILL: Phase.PREFILL, pb.PHASE_DECODE: Phase.DECODE}
+_PHASES = {pb.PHASE_PREFILL: PipelinePhase.PREFILL, pb.PHASE_DECODE: PipelinePhase.DECODE}
 _CALIBRATIONS = {"measured": pb.CALIBRATION_MEASURED, "nominal": pb.CALIBRATION_NOMINAL}
 
 
 def solve_on(
     server: str,
     model: str,
-    nodes: Sequence[Node],
+    nodes: Sequence[CandidateNode],
     workload: Workload,
     objective: Objective,
     planner: str,
@@ -86,7 +86,7 @@ def _model(name_or_path: str) -> pb.ModelSpec:
     return pb.ModelSpec(name=name, config_json=text)
 
 
-def _node(node: Node) -> pb.Node:
+def _node(node: CandidateNode) -> pb.Node:
     kind = node.kind
     return pb.Node(
         node_id=node.node_id,
@@ -100,7 +100,7 @@ def _node(node: Node) -> pb.Node:
     )
 
 
-def _data(planner: str, nodes: Sequence[Node], reply: pb.PlanResponse) -> dict[str, Any]:
+def _data(planner: str, nodes: Sequence[CandidateNode], reply: pb.PlanResponse) -> dict[str, Any]:
     types = {node.node_id: node.kind.type_name for node in nodes}
     return {
         "planner": planner,

@@ -7,8 +7,14 @@ from pathlib import Path
 from pydantic import Field
 
 from services.common.errors import InvalidArgument
-from services.placement.estimate.catalogue import Catalogue, Row, read_yaml
-from services.placement.estimate.cluster import MAX_NODES, Node, Pipeline, Stage, described
+from services.placement.estimate.catalogue import HardwareCatalogue, Row, read_yaml
+from services.placement.estimate.cluster import (
+    MAX_NODES,
+    CandidateNode,
+    PlacedPipeline,
+    PlacedStage,
+    described,
+)
 
 
 class InstanceRow(Row):
@@ -28,9 +34,9 @@ class ClusterFile(Row):
     instances: tuple[InstanceRow, ...] = Field(max_length=MAX_NODES)
 
 
-def read_cluster(path: Path, catalogue: Catalogue) -> tuple[Node, ...]:
+def read_cluster(path: Path, catalogue: HardwareCatalogue) -> tuple[CandidateNode, ...]:
     """The nodes of a cluster file, named by type and number."""
-    nodes: list[Node] = []
+    nodes: list[CandidateNode] = []
     for row in read_yaml(path, ClusterFile).instances:
         kind = described(
             catalogue,
@@ -43,15 +49,15 @@ def read_cluster(path: Path, catalogue: Catalogue) -> tuple[Node, ...]:
         if len(nodes) + row.count > MAX_NODES:
             raise InvalidArgument(f"over {MAX_NODES} instances", field="count")
         for _ in range(row.count):
-            nodes.append(Node(f"{row.type}-{len(nodes)}", kind))
+            nodes.append(CandidateNode(f"{row.type}-{len(nodes)}", kind))
     if not nodes:
         raise InvalidArgument("the cluster has no instances: zero GPUs", field="instances")
     return tuple(nodes)
 
 
-def parse_pipeline(text: str, catalogue: Catalogue) -> Pipeline:
+def parse_pipeline(text: str, catalogue: HardwareCatalogue) -> PlacedPipeline:
     """`type:layers[:tp],...`, TP defaulting to the GPU count."""
-    stages: list[Stage] = []
+    stages: list[PlacedStage] = []
     start = 0
     for index, part in enumerate(text.split(",")):
         fields = part.strip().split(":")
@@ -61,6 +67,8 @@ def parse_pipeline(text: str, catalogue: Catalogue) -> Pipeline:
             )
         kind = described(catalogue, instance_type=fields[0])
         layers, tp = int(fields[1]), int(fields[2]) if len(fields) == 3 else kind.gpu_count
-        stages.append(Stage(Node(f"{fields[0]}-{index}", kind), start, start + layers, tp))
+        stages.append(
+            PlacedStage(CandidateNode(f"{fields[0]}-{index}", kind), start, start + layers, tp)
+        )
         start += layers
-    return Pipeline(tuple(stages))
+    return PlacedPipeline(tuple(stages))

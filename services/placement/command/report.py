@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from services.placement.estimate.cluster import Phase, Pipeline
+from services.placement.estimate.cluster import PipelinePhase, PlacedPipeline
 from services.placement.estimate.estimator import PipelineEstimate, PlanEstimate
 
 
@@ -17,7 +17,7 @@ def number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def pipeline_data(pipeline: Pipeline, estimate: PipelineEstimate) -> dict[str, Any]:
+def pipeline_data(pipeline: PlacedPipeline, estimate: PipelineEstimate) -> dict[str, Any]:
     data: dict[str, Any] = {
         "kv_blocks": estimate.kv_blocks,
         "max_batch": estimate.max_batch,
@@ -41,14 +41,14 @@ def pipeline_data(pipeline: Pipeline, estimate: PipelineEstimate) -> dict[str, A
             for stage, one in zip(pipeline.stages, estimate.stages, strict=True)
         ],
     }
-    if pipeline.phase is not Phase.BOTH:
+    if pipeline.phase is not PipelinePhase.BOTH:
         data["phase"] = pipeline.phase.value
     return data
 
 
 def plan_data(
     planner: str,
-    pipelines: Sequence[Pipeline],
+    pipelines: Sequence[PlacedPipeline],
     total: PlanEstimate,
     each: Sequence[PipelineEstimate],
     solve_time_s: float,

@@ -7,8 +7,8 @@ from typing import Any
 
 from services.common.errors import FailedPrecondition, InvalidArgument
 from services.placement.command.report import pipeline_data
-from services.placement.estimate.catalogue import Catalogue
-from services.placement.estimate.cluster import Node, Pipeline, described
+from services.placement.estimate.catalogue import HardwareCatalogue
+from services.placement.estimate.cluster import CandidateNode, PlacedPipeline, described
 from services.placement.estimate.costs import Costs
 from services.placement.estimate.estimator import estimate_pipeline, estimate_plan
 from services.placement.replan.next_plan import NextPlan
@@ -26,12 +26,12 @@ def counts_of(text: str, field: str) -> list[tuple[str, int]]:
 
 
 def change_cluster(
-    catalogue: Catalogue,
-    nodes: Sequence[Node],
-    running: Sequence[Pipeline],
+    catalogue: HardwareCatalogue,
+    nodes: Sequence[CandidateNode],
+    running: Sequence[PlacedPipeline],
     lose: str,
     gain: str,
-) -> tuple[Node, ...]:
+) -> tuple[CandidateNode, ...]:
     """The nodes afterwards; nodes that serve are lost before idle ones."""
     serving = {node_id for pipeline in running for node_id in pipeline.node_ids}
     left = sorted(nodes, key=lambda node: node.node_id not in serving)
@@ -45,12 +45,12 @@ def change_cluster(
             (node.kind for node in nodes if node.kind.type_name == name),
             None,
         ) or described(catalogue, instance_type=name)
-        left += [Node(f"{name}-new-{i}", kind) for i in range(count)]
+        left += [CandidateNode(f"{name}-new-{i}", kind) for i in range(count)]
     return tuple(left)
 
 
 def moved_data(
-    costs: Costs, running: Sequence[Pipeline], found: NextPlan, solve_time_s: float
+    costs: Costs, running: Sequence[PlacedPipeline], found: NextPlan, solve_time_s: float
 ) -> dict[str, Any]:
     total, each = estimate_plan(costs, found.pipelines)
     before = sum(estimate_pipeline(costs, p).throughput_rps for p in running)

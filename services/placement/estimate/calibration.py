@@ -11,8 +11,8 @@ from pydantic import Field
 from services.common.errors import InvalidArgument
 from services.placement.estimate.catalogue import (
     DATA,
-    Catalogue,
     Gpu,
+    HardwareCatalogue,
     Name,
     Positive,
     Row,
@@ -49,7 +49,7 @@ class LinkRate(Row):
     latency_us: NotNegative
 
 
-class Network(Row):
+class NetworkEfficiency(Row):
     """Between nodes: burst or sustained rate, what one TCP flow carries, flows a hop."""
 
     burst: bool
@@ -68,7 +68,7 @@ class Calibration(Row):
     reserve_tokens: int = Field(ge=0, le=1 << 20)
     reserve_fixed: NotNegative
     reserve_split: NotNegative
-    network: Network
+    network: NetworkEfficiency
     links: dict[str, LinkRate] = Field(default_factory=dict)
     default: Efficiency
     low_power: Efficiency | None = None
@@ -81,7 +81,7 @@ class Calibration(Row):
             return self.low_power
         return self.default
 
-    def all_reduce(self, catalogue: Catalogue, gpu: Gpu, n: int) -> tuple[float, float]:
+    def all_reduce(self, catalogue: HardwareCatalogue, gpu: Gpu, n: int) -> tuple[float, float]:
         """Bus bandwidth in bytes/s and latency in seconds among n devices."""
         if gpu.link in self.links:
             rate = self.links[gpu.link]

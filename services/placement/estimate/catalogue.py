@@ -46,7 +46,7 @@ class LinkRanks(Row):
     latency_us: Positive
 
 
-class Link(Row):
+class NetworkLink(Row):
     """What joins the devices of one instance."""
 
     name: Name
@@ -81,21 +81,21 @@ class _Instances(Row):
 
 
 class _Links(Row):
-    links: tuple[Link, ...]
+    links: tuple[NetworkLink, ...]
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class HardwareCatalogue:
     """Everything that can be named."""
 
     gpus: dict[str, Gpu]
-    links: dict[str, Link]
+    links: dict[str, NetworkLink]
     instances: dict[str, InstanceType]
 
     def gpu(self, name: str) -> Gpu:
         return _named(self.gpus, name, "device_type")
 
-    def link(self, gpu: Gpu) -> Link:
+    def link(self, gpu: Gpu) -> NetworkLink:
         return self.links[gpu.link]
 
     def instance(self, name: str) -> InstanceType:
@@ -129,12 +129,12 @@ def read_yaml(path: Path, kind: type[Document]) -> Document:
 
 
 @cache
-def load_catalogue(extra: Path | None = None) -> Catalogue:
+def load_catalogue(extra: Path | None = None) -> HardwareCatalogue:
     """The shipped catalogue, overlaid with the files of another directory."""
     if extra is not None and not extra.is_dir():
         raise NotFound(f"{extra.name} is no directory", field="catalogue")
     gpus: dict[str, Gpu] = {}
-    links: dict[str, Link] = {}
+    links: dict[str, NetworkLink] = {}
     instances: dict[str, InstanceType] = {}
     for directory in (DATA, extra):
         if directory is None:
@@ -149,4 +149,4 @@ def load_catalogue(extra: Path | None = None) -> Catalogue:
         _named(links, gpu.link, "link")
     for instance in instances.values():
         _named(gpus, instance.gpu, "gpu")
-    return Catalogue(gpus, links, instances)
+    return HardwareCatalogue(gpus, links, instances)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from services.common.errors import InvalidArgument
-from services.placement.estimate.catalogue import Catalogue, Gpu
+from services.placement.estimate.catalogue import Gpu, HardwareCatalogue
 
 MAX_NODES = 4096
 LEAST_SPEED = 1e-6  # what is slower counts as this: times stay finite
@@ -32,14 +32,14 @@ class NodeClass:
 
 
 @dataclass(frozen=True)
-class Node:
+class CandidateNode:
     """A machine that can hold one stage."""
 
     node_id: str
     kind: NodeClass
 
 
-class Phase(Enum):
+class PipelinePhase(Enum):
     """The work of a pipeline."""
 
     BOTH = "both"
@@ -48,10 +48,10 @@ class Phase(Enum):
 
 
 @dataclass(frozen=True)
-class Stage:
+class PlacedStage:
     """Layers [start, end) on the first `tp` devices of a node."""
 
-    node: Node
+    node: CandidateNode
     start: int
     end: int
     tp: int
@@ -62,11 +62,11 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Pipeline:
+class PlacedPipeline:
     """Stages, head first."""
 
-    stages: tuple[Stage, ...]
-    phase: Phase = Phase.BOTH
+    stages: tuple[PlacedStage, ...]
+    phase: PipelinePhase = PipelinePhase.BOTH
 
     @property
     def cost_per_hour(self) -> float:
@@ -100,7 +100,7 @@ class Workload:
 
 
 def described(
-    catalogue: Catalogue,
+    catalogue: HardwareCatalogue,
     *,
     instance_type: str = "",
     device_type: str = "",
@@ -149,7 +149,7 @@ def described(
     )
 
 
-def check_nodes(nodes: Sequence[Node]) -> None:
+def check_nodes(nodes: Sequence[CandidateNode]) -> None:
     """At least one node, not absurdly many, each id once."""
     if not nodes:
         raise InvalidArgument("no nodes: at least one GPU is needed", field="nodes")
@@ -169,15 +169,15 @@ class Inventory:
     """Nodes by class, in order of first appearance."""
 
     kinds: tuple[NodeClass, ...]
-    nodes: tuple[tuple[Node, ...], ...] = field(repr=False)
+    nodes: tuple[tuple[CandidateNode, ...], ...] = field(repr=False)
 
     @property
     def counts(self) -> tuple[int, ...]:
         return tuple(len(group) for group in self.nodes)
 
 
-def inventory(nodes: Iterable[Node]) -> Inventory:
-    groups: dict[NodeClass, list[Node]] = {}
+def inventory(nodes: Iterable[CandidateNode]) -> Inventory:
+    groups: dict[NodeClass, list[CandidateNode]] = {}
     for node in nodes:
         groups.setdefault(node.kind, []).append(node)
     return Inventory(tuple(groups), tuple(tuple(group) for group in groups.values()))

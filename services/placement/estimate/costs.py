@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from services.placement.estimate.calibration import Calibration
-from services.placement.estimate.catalogue import Catalogue
-from services.placement.estimate.cluster import NodeClass, Phase, Workload
+from services.placement.estimate.catalogue import HardwareCatalogue
+from services.placement.estimate.cluster import NodeClass, PipelinePhase, Workload
 from services.placement.estimate.model import ELEMENT_BYTES, ModelShape
 from services.placement.estimate.roofline import Array, Device, Number, device, total_s
 
@@ -64,11 +64,13 @@ class StageCost:
         vocab = int(first) + int(last) - int(first and last and self.model.tied)
         return (whole + vocab * self.model.vocab_bytes) / self.tp
 
-    def kv_bytes_per_sequence(self, layers: int, phase: Phase = Phase.BOTH) -> float:
+    def kv_bytes_per_sequence(
+        self, layers: int, phase: PipelinePhase = PipelinePhase.BOTH
+    ) -> float:
         """KV cache a device needs for one sequence at its full length. Engines keep every position,
         also those that a sliding window no longer sees."""
         tokens = self.workload.total_tokens
-        if phase is Phase.PREFILL:
+        if phase is PipelinePhase.PREFILL:
             tokens = self.workload.input_tokens
         per_rank = self.model.kv_heads_per_rank(self.tp) * 2 * self.model.head_dim * ELEMENT_BYTES
         return tokens * per_rank * layers
@@ -77,7 +79,9 @@ class StageCost:
         """Left for KV cache on a device; negative when the weights do not fit."""
         return self.budget_bytes - self.weight_bytes(layers, first, last)
 
-    def capacity(self, layers: int, first: bool, last: bool, phase: Phase = Phase.BOTH) -> int:
+    def capacity(
+        self, layers: int, first: bool, last: bool, phase: PipelinePhase = PipelinePhase.BOTH
+    ) -> int:
         """Sequences the stage has room for, at most `max_sequences`; 0 when none."""
         free = self.free_bytes(layers, first, last)
         if free <= 0:
@@ -90,7 +94,11 @@ class Costs:
     """Stage costs of one model, workload and calibration, made once a class and TP degree."""
 
     def __init__(
-        self, model: ModelShape, workload: Workload, calibration: Calibration, catalogue: Catalogue
+        self,
+        model: ModelShape,
+        workload: Workload,
+        calibration: Calibration,
+        catalogue: HardwareCatalogue,
     ) -> None:
         self.model, self.workload = model, workload
         self.calibration, self.catalogue = calibration, catalogue

@@ -9,7 +9,7 @@ from enum import Enum
 
 from services.common.errors import FailedPrecondition, InvalidArgument
 from services.placement.estimate import queueing
-from services.placement.estimate.cluster import Phase, Pipeline, Stage
+from services.placement.estimate.cluster import PipelinePhase, PlacedPipeline, PlacedStage
 from services.placement.estimate.costs import Costs, StageCost
 from services.placement.estimate.roofline import Operation
 from services.placement.search import transport
@@ -18,7 +18,7 @@ BLOCK_TOKENS = 16
 GIB = 2**30
 
 
-class Bound(Enum):
+class Bottleneck(Enum):
     """What limits a stage or an operation."""
 
     COMPUTE = "compute"
@@ -33,7 +33,7 @@ class StageEstimate:
 
     prefill_s: float
     decode_s: float
-    bound_by: Bound
+    bound_by: Bottleneck
     weight_bytes_per_device: int
     kv_bytes_per_device: int
 
@@ -70,7 +70,7 @@ class StageTimes:
     decode_s: tuple[float, ...]
 
 
-def stage_costs(costs: Costs, stages: Sequence[Stage]) -> list[StageCost]:
+def stage_costs(costs: Costs, stages: Sequence[PlacedStage]) -> list[StageCost]:
     return [costs.of(stage.node.kind, stage.tp) for stage in stages]
 
 
@@ -119,17 +119,17 @@ def stage_times(parts: Sequence[StageCost], layers: Sequence[int], b: float) -> 
 
 
 def batch_latency_s(
-    times: StageTimes, microbatches: int, output_tokens: int, phase: Phase
+    times: StageTimes, microbatches: int, output_tokens: int, phase: PipelinePhase
 ) -> float:
     """A batch from prompt to last token: the fill of the pipeline, or its slowest stage."""
     prefill = max(sum(times.prefill_s), microbatches * max(times.prefill_s))
     decode = max(sum(times.decode_s), microbatches * max(times.decode_s))
-    if phase is Phase.PREFILL:
+    if phase is PipelinePhase.PREFILL:
         return prefill
-    return (prefill if phase is Phase.BOTH else 0.0) + output_tokens * decode
+    return (prefill if phase is PipelinePhase.BOTH else 0.0) + output_tokens * decode
 
 
-def check_pipeline(costs: Costs, pipeline: Pipeline) -> None:
+def check_pipeline(costs: Costs, pipeline: PlacedPipeline) -> None:
     """Every layer once and in order, nodes once, TP possible; InvalidArgument says what is not."""
     if not pipeline.stages:
         raise InvalidArgument("a pipeline needs at least one stage", field="stages")
@@ -146,7 +146,7 @@ def check_pipeline(costs: Costs, pipeline: Pipeline) -> None:
             )
 
 
-def check_layers(costs: Costs, pipeline: Pipeline) -> None:
+def check_layers(costs: Costs, pipeline: PlacedPipeline) -> None:
     """Every layer once and in order; InvalidArgument says what is not."""
     expected = 0
     for index, stage in enumerate(pipeline.stages):
@@ -164,7 +164,7 @@ def check_layers(costs: Costs, pipeline: Pipeline) -> None:
 
 
 def capacities(
-    parts: Sequence[StageCost], layers: Sequence[int], phase: Phase = Phase.BOTH
+    parts: Sequence[StageCost], layers: Sequence[int], phase: PipelinePhase = PipelinePhase.BOTH
 ) -> list[int]:
     """Sequences each stage has room for."""
     last = len(parts) - 1
@@ -175,7 +175,7 @@ def capacities(
 
 
 def estimate_pipeline(
-    costs: Costs, pipeline: Pipeline, arrival_rate_rps: float = 0.0
+    costs: Costs, pipeline: PlacedPipeline, arrival_rate_rps: float = 0.0
 ) -> PipelineEstimate:
     """The estimate; FailedPrecondition names the stage that lacks memory, and how much."""
     check_pipeline(costs, pipeline)
@@ -210,7 +210,7 @@ def estimate_pipeline(
 
 
 def _check_room(
-    parts: Sequence[StageCost], layers: Sequence[int], rooms: Sequence[int], phase: Phase
+    parts: Sequence[StageCost], layers: Sequence[int], rooms: Sequence[int], phase: PipelinePhase
 ) -> None:
     last = len(parts) - 1
     for i, (part, n, room) in enumerate(zip(parts, layers, rooms, strict=True)):
@@ -224,13 +224,13 @@ def _check_room(
             )
 
 
-def dominant(operations: Sequence[Operation]) -> Bound:
+def dominant(operations: Sequence[Operation]) -> Bottleneck:
     """What takes most of the time: each operation counts for the resource that limits it."""
-    spent = dict.fromkeys((Bound.COMPUTE, Bound.BANDWIDTH, Bound.NETWORK), 0.0)
+    spent = dict.fromkeys((Bottleneck.COMPUTE, Bottleneck.BANDWIDTH, Bottleneck.NETWORK), 0.0)
     for op in operations:
-        slower = Bound.COMPUTE if op.compute_s > op.traffic_s else Bound.BANDWIDTH
+        slower = Bottleneck.COMPUTE if op.compute_s > op.traffic_s else Bottleneck.BANDWIDTH
         spent[slower] += float(op.time_s) - float(op.network_s)
-        spent[Bound.NETWORK] += float(op.network_s)
+        spent[Bottleneck.NETWORK] += float(op.network_s)
     return max(spent, key=lambda bound: spent[bound])
 
 
@@ -251,7 +251,7 @@ def _stage_estimate(
         times.decode_s
     )
     fullest = rooms[index] == batch < part.max_sequences
-    bound = Bound.MEMORY if fullest and not slowest else dominant([*prefill, *decode])
+    bound = Bottleneck.MEMORY if fullest and not slowest else dominant([*prefill, *decode])
     return StageEstimate(
         prefill_s=times.prefill_s[index],
         decode_s=times.decode_s[index],
@@ -262,12 +262,12 @@ def _stage_estimate(
 
 
 def estimate_plan(
-    costs: Costs, pipelines: Sequence[Pipeline]
+    costs: Costs, pipelines: Sequence[PlacedPipeline]
 ) -> tuple[PlanEstimate, list[PipelineEstimate]]:
     """All pipelines at the workload's arrival rate, shared in proportion to throughput."""
     known: dict[object, PipelineEstimate] = {}
     idle = [_estimated(costs, pipeline, 0.0, known) for pipeline in pipelines]
-    split = any(pipeline.phase is not Phase.BOTH for pipeline in pipelines)
+    split = any(pipeline.phase is not PipelinePhase.BOTH for pipeline in pipelines)
     total = sum(e.throughput_rps for e in idle)
     if split:
         total = transport.carried_rps(costs, pipelines, [e.throughput_rps for e in idle])
@@ -286,7 +286,7 @@ def estimate_plan(
 
 
 def _estimated(
-    costs: Costs, pipeline: Pipeline, rate: float, known: dict[object, PipelineEstimate]
+    costs: Costs, pipeline: PlacedPipeline, rate: float, known: dict[object, PipelineEstimate]
 ) -> PipelineEstimate:
     """The estimate, computed once for pipelines that are alike."""
     alike = tuple((stage.node.kind, stage.start, stage.end, stage.tp) for stage in pipeline.stages)
@@ -297,13 +297,16 @@ def _estimated(
     return known[key]
 
 
-def _shares(pipelines: Sequence[Pipeline], rates: Sequence[float]) -> list[float]:
+def _shares(pipelines: Sequence[PlacedPipeline], rates: Sequence[float]) -> list[float]:
     """Share of all requests that pass each pipeline; split phases pass two."""
-    sides = [(Phase.BOTH, Phase.PREFILL), (Phase.BOTH, Phase.DECODE)]
+    sides = [
+        (PipelinePhase.BOTH, PipelinePhase.PREFILL),
+        (PipelinePhase.BOTH, PipelinePhase.DECODE),
+    ]
     sums = [
         sum(r for r, p in zip(rates, pipelines, strict=True) if p.phase in side) for side in sides
     ]
     return [
-        rate / (sums[0] if pipeline.phase is not Phase.DECODE else sums[1])
+        rate / (sums[0] if pipeline.phase is not PipelinePhase.DECODE else sums[1])
         for pipeline, rate in zip(pipelines, rates, strict=True)
     ]

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from services.common.errors import ShuntError
-from services.placement.estimate.cluster import Node, Pipeline, Stage
+from services.placement.estimate.cluster import CandidateNode, PlacedPipeline, PlacedStage
 from services.placement.estimate.costs import Costs
 from services.placement.estimate.estimator import (
-    Bound,
+    Bottleneck,
     PipelineEstimate,
     capacities,
     dominant,
@@ -28,8 +28,8 @@ class OperationTime:
     name: str
     prefill_s: float
     decode_s: float
-    prefill_bound: Bound
-    decode_bound: Bound
+    prefill_bound: Bottleneck
+    decode_bound: Bottleneck
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class StageExplanation:
     """One stage opened."""
 
     operations: tuple[OperationTime, ...]
-    bound_by: Bound
+    bound_by: Bottleneck
     prefill_bottleneck: bool
     decode_bottleneck: bool
     memory_bottleneck: bool
@@ -62,7 +62,7 @@ class PipelineExplanation:
     estimate: PipelineEstimate
 
 
-def explain_pipeline(costs: Costs, pipeline: Pipeline) -> PipelineExplanation:
+def explain_pipeline(costs: Costs, pipeline: PlacedPipeline) -> PipelineExplanation:
     estimate = estimate_pipeline(costs, pipeline)
     parts = stage_costs(costs, pipeline.stages)
     layers = [stage.layers for stage in pipeline.stages]
@@ -92,7 +92,7 @@ def explain_pipeline(costs: Costs, pipeline: Pipeline) -> PipelineExplanation:
 
 
 def _alternatives(
-    costs: Costs, pipeline: Pipeline, index: int, estimate: PipelineEstimate
+    costs: Costs, pipeline: PlacedPipeline, index: int, estimate: PipelineEstimate
 ) -> list[Alternative]:
     """One layer more or fewer (traded with the slowest or fastest other stage), more GPUs."""
     out = costs.workload.output_tokens
@@ -112,15 +112,17 @@ def _alternatives(
     if degree is not None:
         kind = stage.node.kind
         bigger = replace(kind, gpu_count=max(degree, kind.gpu_count))
-        wider = Stage(Node(stage.node.node_id, bigger), stage.start, stage.end, degree)
+        wider = PlacedStage(
+            CandidateNode(stage.node.node_id, bigger), stage.start, stage.end, degree
+        )
         stages = (*pipeline.stages[:index], wider, *pipeline.stages[index + 1 :])
         plural = "one GPU" if degree == stage.tp + 1 else f"{degree - stage.tp} GPUs"
         name = f"{plural} more (TP {degree})"
-        found.append(_try(costs, name, Pipeline(stages, pipeline.phase), index))
+        found.append(_try(costs, name, PlacedPipeline(stages, pipeline.phase), index))
     return found
 
 
-def _traded(pipeline: Pipeline, giver: int, taker: int) -> Pipeline | None:
+def _traded(pipeline: PlacedPipeline, giver: int, taker: int) -> PlacedPipeline | None:
     counts = [stage.layers for stage in pipeline.stages]
     counts[giver] -= 1
     counts[taker] += 1
@@ -128,12 +130,12 @@ def _traded(pipeline: Pipeline, giver: int, taker: int) -> Pipeline | None:
         return None
     stages, start = [], 0
     for stage, count in zip(pipeline.stages, counts, strict=True):
-        stages.append(Stage(stage.node, start, start + count, stage.tp))
+        stages.append(PlacedStage(stage.node, start, start + count, stage.tp))
         start += count
-    return Pipeline(tuple(stages), pipeline.phase)
+    return PlacedPipeline(tuple(stages), pipeline.phase)
 
 
-def _try(costs: Costs, name: str, pipeline: Pipeline | None, index: int) -> Alternative:
+def _try(costs: Costs, name: str, pipeline: PlacedPipeline | None, index: int) -> Alternative:
     if pipeline is None:
         return Alternative(name, 0.0, 0.0, 0.0)
     try:

@@ -14,7 +14,7 @@ import yaml
 
 from services.common.errors import InvalidArgument, NotFound
 from services.placement.estimate.calibration import Calibration, Efficiency
-from services.placement.estimate.catalogue import Catalogue
+from services.placement.estimate.catalogue import HardwareCatalogue
 from services.placement.estimate.layers import layer_times
 from services.placement.estimate.model import ModelShape
 
@@ -77,7 +77,7 @@ def errors(
     model: ModelShape,
     measured: Sequence[Measurement],
     calibration: Calibration,
-    catalogue: Catalogue,
+    catalogue: HardwareCatalogue,
 ) -> np.ndarray:
     """Relative errors [measurements], predicted over measured less one."""
     order = sorted(range(len(measured)), key=lambda i: _setting(measured[i]))
@@ -107,7 +107,7 @@ def fit(
     model: ModelShape,
     measured: Sequence[Measurement],
     calibration: Calibration,
-    catalogue: Catalogue,
+    catalogue: HardwareCatalogue,
 ) -> Efficiency:
     """The one efficiency that serves all the measurements best, whatever their GPU types."""
     names = {one.gpu for one in measured}
@@ -160,7 +160,7 @@ def calibrated(
     model: ModelShape,
     measured: Sequence[Measurement],
     calibration: Calibration,
-    catalogue: Catalogue,
+    catalogue: HardwareCatalogue,
 ) -> tuple[Calibration, list[dict[str, Any]]]:
     """A calibration with each measured GPU type fitted, and the error by type and phase."""
     fitted = calibration.model_copy(update={"name": "fitted"})

@@ -8,7 +8,7 @@ import numpy as np
 
 from services.common.errors import InvalidArgument
 from services.placement.estimate.calibration import Calibration
-from services.placement.estimate.catalogue import Catalogue
+from services.placement.estimate.catalogue import HardwareCatalogue
 from services.placement.estimate.cluster import described
 from services.placement.estimate.model import ModelShape
 from services.placement.estimate.roofline import device, total_s
@@ -22,7 +22,7 @@ def layer_times(
     tokens: Sequence[int],
     context: int,
     calibration: Calibration,
-    catalogue: Catalogue,
+    catalogue: HardwareCatalogue,
 ) -> list[float]:
     """Milliseconds of one layer: a prompt of `tokens`, or one token of each of `tokens` sequences
     with `context` tokens behind it."""

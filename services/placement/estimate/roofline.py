@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.placement.estimate.calibration import Calibration
-from services.placement.estimate.catalogue import Catalogue
+from services.placement.estimate.catalogue import HardwareCatalogue
 from services.placement.estimate.cluster import NodeClass
 from services.placement.estimate.model import ELEMENT_BYTES, ModelShape
 
@@ -132,7 +132,7 @@ def device(
     kind: NodeClass,
     tp: int,
     calibration: Calibration,
-    catalogue: Catalogue,
+    catalogue: HardwareCatalogue,
     *,
     exact_tiles: bool = False,
 ) -> Device:

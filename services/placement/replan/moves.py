@@ -8,7 +8,7 @@ from enum import Enum
 
 import numpy as np
 
-from services.placement.estimate.cluster import Node, Pipeline, Stage
+from services.placement.estimate.cluster import CandidateNode, PlacedPipeline, PlacedStage
 from services.placement.estimate.costs import Costs
 from services.placement.estimate.estimator import stage_costs
 from services.placement.estimate.model import ModelShape
@@ -25,7 +25,7 @@ class Handover(Enum):
 
 
 @dataclass(frozen=True)
-class Held:
+class ResidentStage:
     """Layers [start, end) that a node holds at a TP degree."""
 
     start: int
@@ -37,7 +37,7 @@ class Held:
 class NodeMove:
     """What a node keeps and loads for its new stage."""
 
-    stage: Stage
+    stage: PlacedStage
     load_bytes: int
     resident_bytes: int
     load_s: float
@@ -62,7 +62,9 @@ def stage_bytes(model: ModelShape, start: int, end: int) -> int:
     return (end - start) * model.layer_bytes + vocab * model.vocab_bytes
 
 
-def kept_bytes(model: ModelShape, held: Sequence[Held], start: int, end: int, tp: int) -> int:
+def kept_bytes(
+    model: ModelShape, held: Sequence[ResidentStage], start: int, end: int, tp: int
+) -> int:
     """Weights of a stage that are in the right slices already."""
     layers, first, last = 0, False, False
     for one in held:
@@ -78,10 +80,10 @@ def kept_bytes(model: ModelShape, held: Sequence[Held], start: int, end: int, tp
 
 def remap(
     model: ModelShape,
-    pipelines: Sequence[Pipeline],
-    nodes: Sequence[Node],
-    held: Mapping[str, Sequence[Held]],
-) -> tuple[Pipeline, ...]:
+    pipelines: Sequence[PlacedPipeline],
+    nodes: Sequence[CandidateNode],
+    held: Mapping[str, Sequence[ResidentStage]],
+) -> tuple[PlacedPipeline, ...]:
     """The same pipelines with equal nodes exchanged so that the fewest bytes are loaded.
 
     `nodes` may be used; Kuhn-Munkres by class, slots against nodes.
@@ -90,7 +92,7 @@ def remap(
     for p, pipeline in enumerate(pipelines):
         for s, stage in enumerate(pipeline.stages):
             slots.setdefault(stage.node.kind, []).append((p, s))
-    chosen: dict[tuple[int, int], Node] = {}
+    chosen: dict[tuple[int, int], CandidateNode] = {}
     for kind, places in slots.items():
         free = [node for node in nodes if node.kind == kind]
         cost = np.empty((len(places), len(free)))
@@ -103,9 +105,9 @@ def remap(
         for place, column in zip(places, assign(cost), strict=True):
             chosen[place] = free[int(column)]
     return tuple(
-        Pipeline(
+        PlacedPipeline(
             tuple(
-                Stage(chosen[p, s], stage.start, stage.end, stage.tp)
+                PlacedStage(chosen[p, s], stage.start, stage.end, stage.tp)
                 for s, stage in enumerate(pipeline.stages)
             ),
             pipeline.phase,
@@ -116,8 +118,8 @@ def remap(
 
 def node_moves(
     model: ModelShape,
-    pipelines: Sequence[Pipeline],
-    held: Mapping[str, Sequence[Held]],
+    pipelines: Sequence[PlacedPipeline],
+    held: Mapping[str, Sequence[ResidentStage]],
     load_bytes_per_s: float,
 ) -> list[NodeMove]:
     """One entry a stage, in order."""
@@ -135,8 +137,8 @@ def node_moves(
 def generation_move(
     costs: Costs,
     index: int,
-    running: Pipeline,
-    target: Pipeline,
+    running: PlacedPipeline,
+    target: PlacedPipeline,
     generations: int,
     tokens: int,
     notice_s: float,

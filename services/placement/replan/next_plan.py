@@ -11,17 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from services.common.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
-from services.placement.estimate.cluster import Node, Pipeline
+from services.placement.estimate.cluster import CandidateNode, PlacedPipeline
 from services.placement.estimate.estimator import check_layers, check_pipeline, estimate_pipeline
 from services.placement.replan.moves import (
     GenerationMove,
-    Held,
     NodeMove,
+    ResidentStage,
     generation_move,
     node_moves,
     remap,
 )
-from services.placement.search.budget import Budget
+from services.placement.search.budget import SearchBudget
 from services.placement.search.problem import Planner, Problem
 
 HYSTERESIS = 0.01
@@ -31,8 +31,8 @@ HYSTERESIS = 0.01
 class Change:
     """The circumstances of a change."""
 
-    running: tuple[Pipeline, ...]
-    resident: Mapping[str, tuple[Held, ...]]
+    running: tuple[PlacedPipeline, ...]
+    resident: Mapping[str, tuple[ResidentStage, ...]]
     horizon_s: float = 600.0
     notice_s: float = 0.0
     load_bytes_per_s: float = 1e9
@@ -56,8 +56,8 @@ class Change:
 class NextPlan:
     """The plan from now on; `change` is False when what is left of the old one stays."""
 
-    pipelines: tuple[Pipeline, ...]
-    left: tuple[Pipeline, ...]
+    pipelines: tuple[PlacedPipeline, ...]
+    left: tuple[PlacedPipeline, ...]
     change: bool
     node_moves: tuple[NodeMove, ...]
     generation_moves: tuple[GenerationMove, ...]
@@ -67,7 +67,7 @@ class NextPlan:
     reasons: tuple[str, ...]
 
 
-def replan(problem: Problem, change: Change, search: Planner, budget: Budget) -> NextPlan:
+def replan(problem: Problem, change: Change, search: Planner, budget: SearchBudget) -> NextPlan:
     """The next plan and its moves; FailedPrecondition when nothing fits any more."""
     for pipeline in change.running:  # of which those with a lost node are looked at no further
         check_layers(problem.costs, pipeline)
@@ -93,7 +93,7 @@ def replan(problem: Problem, change: Change, search: Planner, budget: Budget) ->
     return best
 
 
-def _fits(problem: Problem, pipeline: Pipeline) -> bool:
+def _fits(problem: Problem, pipeline: PlacedPipeline) -> bool:
     check_pipeline(problem.costs, pipeline)
     try:
         estimate_pipeline(problem.costs, pipeline)
@@ -102,19 +102,19 @@ def _fits(problem: Problem, pipeline: Pipeline) -> bool:
     return True
 
 
-def _held(change: Change, present: set[str]) -> dict[str, list[Held]]:
+def _held(change: Change, present: set[str]) -> dict[str, list[ResidentStage]]:
     held = {node_id: list(layers) for node_id, layers in change.resident.items()}
     for pipeline in change.running:
         for stage in pipeline.stages:
             if stage.node.node_id in present:
-                one = Held(stage.start, stage.end, stage.tp)
+                one = ResidentStage(stage.start, stage.end, stage.tp)
                 held.setdefault(stage.node.node_id, []).append(one)
     return held
 
 
 def _planned(
-    problem: Problem, nodes: Sequence[Node], search: Planner, budget: Budget
-) -> tuple[Pipeline, ...]:
+    problem: Problem, nodes: Sequence[CandidateNode], search: Planner, budget: SearchBudget
+) -> tuple[PlacedPipeline, ...]:
     """A plan of some of the nodes; none when they hold no pipeline, or time is out."""
     count = 0 if len(nodes) < len(problem.nodes) else problem.pipeline_count
     part = replace(problem, nodes=tuple(nodes), pipeline_count=count)
@@ -127,9 +127,9 @@ def _planned(
 def _assess(
     problem: Problem,
     change: Change,
-    left: Sequence[Pipeline],
-    wanted: Sequence[Pipeline],
-    held: Mapping[str, Sequence[Held]],
+    left: Sequence[PlacedPipeline],
+    wanted: Sequence[PlacedPipeline],
+    held: Mapping[str, Sequence[ResidentStage]],
 ) -> NextPlan:
     """The moves from what is left to what is wanted, and what they gain and cost."""
     costs = problem.costs
@@ -170,8 +170,8 @@ def _assess(
 def _handovers(
     problem: Problem,
     change: Change,
-    pipelines: Sequence[Pipeline],
-    kept: Sequence[Pipeline],
+    pipelines: Sequence[PlacedPipeline],
+    kept: Sequence[PlacedPipeline],
 ) -> list[GenerationMove]:
     """Each running pipeline that ends hands its generations to the nearest new one."""
     moves = []

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from services.placement.estimate.roofline import Array
-from services.placement.search.budget import Budget
+from services.placement.search.budget import SearchBudget
 from services.placement.search.columns import Columns, Members
-from services.placement.search.field import Field
+from services.placement.search.field import SearchField
 from services.placement.search.rates import Ints
 
 PATIENCE = 4
@@ -31,7 +31,7 @@ class Pool:
     whole: bool  # nothing was left out
 
 
-def class_values(field: Field, budget: Budget) -> Array:
+def class_values(field: SearchField, budget: SearchBudget) -> Array:
     """What a node of each class is worth: its share of the best pipeline of its kind alone. Little
     for one that was not looked at before the budget was over."""
     values = np.zeros(len(field.stock.kinds))
@@ -47,7 +47,7 @@ def class_values(field: Field, budget: Budget) -> Array:
     return floor
 
 
-def search(field: Field, values: Array, width: int, keep: int, budget: Budget) -> Pool:
+def search(field: SearchField, values: Array, width: int, keep: int, budget: SearchBudget) -> Pool:
     """Up to `keep` multisets worth building, by growing the best `width` a stage at a time."""
     columns, counts = field.columns, field.counts
     kinds = np.array([option.kind for option in field.options])

@@ -7,7 +7,7 @@ from typing import Protocol
 from services.common.errors import DeadlineExceeded
 
 
-class Budget(Protocol):
+class SearchBudget(Protocol):
     """Time left for a search; the edge owns the clock and the caller's cancellation."""
 
     def expired(self) -> bool: ...
@@ -28,7 +28,7 @@ class Unlimited:
 UNLIMITED = Unlimited()
 
 
-def check_time(budget: Budget) -> None:
+def check_time(budget: SearchBudget) -> None:
     """Raises DeadlineExceeded when the budget is over: for what comes before there is a plan."""
     if budget.expired():
         raise out_of_time()

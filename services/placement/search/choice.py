@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from services.placement.estimate.roofline import Array
-from services.placement.search.budget import Budget
+from services.placement.search.budget import SearchBudget
 from services.placement.search.columns import Members
-from services.placement.search.field import Field
+from services.placement.search.field import SearchField
 from services.placement.search.packing import Limits, pack, pack_scenarios
 from services.placement.search.problem import ObjectiveKind
 from services.placement.search.rates import Ints
@@ -20,7 +20,7 @@ SOLVE_S = 3.0
 Choose = Callable[[Array], Ints]
 
 
-def chooser(ground: Field, members: Sequence[Members], budget: Budget) -> Choose:
+def chooser(ground: SearchField, members: Sequence[Members], budget: SearchBudget) -> Choose:
     """From what each candidate carries to how often each is used."""
     objective = ground.problem.objective
     usage, counts = ground.usage(members), ground.counts
@@ -94,13 +94,13 @@ def chooser(ground: Field, members: Sequence[Members], budget: Budget) -> Choose
     return most
 
 
-def _pools(ground: Field, members: Sequence[Members]) -> list[frozenset[str]]:
+def _pools(ground: SearchField, members: Sequence[Members]) -> list[frozenset[str]]:
     pools = [ground.stock.kinds[option.kind].pool for option in ground.options]
     return [frozenset(pools[o] for o in group) for group in members]
 
 
-def _limits(ground: Field, usage: Ints, prices: Array, cost: Array) -> Limits | None:
-    """Budget, and the share of cost that is not on the spot market."""
+def _limits(ground: SearchField, usage: Ints, prices: Array, cost: Array) -> Limits | None:
+    """SearchBudget, and the share of cost that is not on the spot market."""
     objective = ground.problem.objective
     rows, bounds = [], []
     if objective.budget_per_hour:

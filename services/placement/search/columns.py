@@ -10,7 +10,7 @@ import numpy as np
 
 from services.placement.estimate.roofline import Array
 from services.placement.search.bounds import partial_rates, rate_bounds, terms
-from services.placement.search.budget import UNLIMITED, Budget
+from services.placement.search.budget import UNLIMITED, SearchBudget
 from services.placement.search.rates import Ints, Option, RateTables
 from services.placement.search.splits import Split, best_split
 
@@ -40,7 +40,9 @@ class Columns:
     orders that were looked at, one at least. Bounds are always computed.
     """
 
-    def __init__(self, tables: RateTables, tolerance: float, budget: Budget = UNLIMITED) -> None:
+    def __init__(
+        self, tables: RateTables, tolerance: float, budget: SearchBudget = UNLIMITED
+    ) -> None:
         self.tables, self._tolerance, self._budget = tables, tolerance, budget
         self._solved: dict[Members, Candidate | None] = {}
         self._network = [option.cost.network_bytes_per_s for option in tables.options]

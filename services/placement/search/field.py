@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from services.placement.estimate.cluster import (
+    CandidateNode,
     Inventory,
-    Node,
     NodeClass,
-    Phase,
-    Pipeline,
-    Stage,
+    PipelinePhase,
+    PlacedPipeline,
+    PlacedStage,
     inventory,
 )
-from services.placement.search.budget import UNLIMITED, Budget
+from services.placement.search.budget import UNLIMITED, SearchBudget
 from services.placement.search.columns import Candidate, Columns, Members
 from services.placement.search.problem import Problem, nothing_fits
 from services.placement.search.rates import Ints, Option, RateTables, options
@@ -25,7 +25,7 @@ MAX_STAGES = 40
 
 
 @dataclass(frozen=True)
-class Field:
+class SearchField:
     """Classes with their nodes, and what can be built of them."""
 
     problem: Problem
@@ -46,8 +46,8 @@ class Field:
         return out
 
     def build(
-        self, candidates: Sequence[Candidate], phase: Phase = Phase.BOTH
-    ) -> tuple[Pipeline, ...]:
+        self, candidates: Sequence[Candidate], phase: PipelinePhase = PipelinePhase.BOTH
+    ) -> tuple[PlacedPipeline, ...]:
         """Pipelines of real nodes, each node once."""
         free = [list(group) for group in self.stock.nodes]
         pipelines = []
@@ -55,21 +55,21 @@ class Field:
             stages, start = [], 0
             for o, layers in zip(candidate.order, candidate.split.layers, strict=True):
                 node = free[self.options[o].kind].pop(0)
-                stages.append(Stage(node, start, start + layers, self.options[o].tp))
+                stages.append(PlacedStage(node, start, start + layers, self.options[o].tp))
                 start += layers
-            pipelines.append(Pipeline(tuple(stages), phase))
+            pipelines.append(PlacedPipeline(tuple(stages), phase))
         return tuple(pipelines)
 
 
 def field(
     problem: Problem,
     tp: int = 0,
-    phase: Phase = Phase.BOTH,
+    phase: PipelinePhase = PipelinePhase.BOTH,
     *,
-    budget: Budget = UNLIMITED,
+    budget: SearchBudget = UNLIMITED,
     by_price: bool = False,
     tolerance: float = 2e-4,
-) -> Field:
+) -> SearchField:
     """The field of a problem; FailedPrecondition when no stage can be run at all (at that degree),
     DeadlineExceeded when the budget is over before the stages' times are known.
 
@@ -81,12 +81,12 @@ def field(
         raise nothing_fits(problem)
     longest = min(len(problem.nodes), problem.costs.model.layers, MAX_STAGES)
     tables = RateTables(problem.costs, chosen, longest, phase, budget)
-    return Field(problem, stock, tuple(chosen), Columns(tables, tolerance, budget))
+    return SearchField(problem, stock, tuple(chosen), Columns(tables, tolerance, budget))
 
 
-def alike(nodes: Sequence[Node]) -> Inventory:
+def alike(nodes: Sequence[CandidateNode]) -> Inventory:
     """Nodes grouped by what decides their speed, the cheapest first."""
-    groups: dict[NodeClass, list[Node]] = {}
+    groups: dict[NodeClass, list[CandidateNode]] = {}
     for node in sorted(nodes, key=lambda node: node.kind.price_per_hour):
         groups.setdefault(_performance(node.kind), []).append(node)
     return Inventory(tuple(groups), tuple(tuple(group) for group in groups.values()))

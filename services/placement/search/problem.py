@@ -7,10 +7,10 @@ from enum import Enum
 from typing import Protocol
 
 from services.common.errors import FailedPrecondition, InvalidArgument, ShuntError
-from services.placement.estimate.cluster import Node, Pipeline, check_nodes
+from services.placement.estimate.cluster import CandidateNode, PlacedPipeline, check_nodes
 from services.placement.estimate.costs import Costs
 from services.placement.estimate.estimator import GIB
-from services.placement.search.budget import Budget, out_of_time
+from services.placement.search.budget import SearchBudget, out_of_time
 
 
 class ObjectiveKind(Enum):
@@ -49,7 +49,7 @@ class Problem:
     """A cluster, a model under a workload (in `costs`), and what is wanted."""
 
     costs: Costs
-    nodes: tuple[Node, ...]
+    nodes: tuple[CandidateNode, ...]
     objective: Objective = field(default_factory=Objective)
     pipeline_count: int = 0
     seed: int = 0
@@ -67,7 +67,7 @@ class Problem:
 class Solution:
     """A planner's answer."""
 
-    pipelines: tuple[Pipeline, ...]
+    pipelines: tuple[PlacedPipeline, ...]
     complete: bool = True
     upper_bound_rps: float | None = None
     reasons: tuple[str, ...] = ()
@@ -77,10 +77,10 @@ class Planner(Protocol):
     """Searches until it is done or the budget is. FailedPrecondition when nothing fits,
     DeadlineExceeded when the budget was over before there was a plan."""
 
-    def __call__(self, problem: Problem, budget: Budget) -> Solution: ...
+    def __call__(self, problem: Problem, budget: SearchBudget) -> Solution: ...
 
 
-def nothing_found(problem: Problem, budget: Budget) -> ShuntError:
+def nothing_found(problem: Problem, budget: SearchBudget) -> ShuntError:
     """Why a search has no plan to show."""
     if budget.expired():
         return out_of_time()
@@ -108,6 +108,6 @@ def nothing_fits(problem: Problem) -> FailedPrecondition:
     )
 
 
-def _most_usable(costs: Costs, node: Node) -> float:
+def _most_usable(costs: Costs, node: CandidateNode) -> float:
     degrees = costs.degrees(node.kind)
     return max((max(0.0, costs.of(node.kind, n).budget_bytes) * n for n in degrees), default=0.0)

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from services.placement.estimate.cluster import NodeClass, Phase
+from services.placement.estimate.cluster import NodeClass, PipelinePhase
 from services.placement.estimate.costs import Costs, StageCost
 from services.placement.estimate.model import ELEMENT_BYTES
 from services.placement.estimate.roofline import Array
-from services.placement.search.budget import UNLIMITED, Budget, check_time
+from services.placement.search.budget import UNLIMITED, SearchBudget, check_time
 
 Ints = npt.NDArray[np.int64]
 DENSE_BATCHES = 512
@@ -34,7 +34,7 @@ class Option:
 
 
 def options(
-    costs: Costs, kinds: Sequence[NodeClass], tp: int = 0, budget: Budget = UNLIMITED
+    costs: Costs, kinds: Sequence[NodeClass], tp: int = 0, budget: SearchBudget = UNLIMITED
 ) -> list[Option]:
     """Every way to run a stage on these classes that another does not dominate.
 
@@ -103,8 +103,8 @@ class RateTables:
         costs: Costs,
         chosen: Sequence[Option],
         longest: int,
-        phase: Phase = Phase.BOTH,
-        budget: Budget = UNLIMITED,
+        phase: PipelinePhase = PipelinePhase.BOTH,
+        budget: SearchBudget = UNLIMITED,
     ) -> None:
         """Raises DeadlineExceeded when the budget is over."""
         self.options, self.longest = tuple(chosen), longest
@@ -161,8 +161,8 @@ class RateTables:
                 hop_latency_s=self.options[0].cost.hop_latency_s,
                 layers=self._costs.model.layers,
                 weights=(
-                    0.0 if self._phase is Phase.DECODE else 1.0,
-                    0.0 if self._phase is Phase.PREFILL else out,
+                    0.0 if self._phase is PipelinePhase.DECODE else 1.0,
+                    0.0 if self._phase is PipelinePhase.PREFILL else out,
                 ),
             )
         return self._made[stages]

@@ -6,7 +6,7 @@ from dataclasses import fields
 from importlib import import_module
 
 from services.common.errors import InvalidArgument
-from services.placement.search.budget import Budget
+from services.placement.search.budget import SearchBudget
 from services.placement.search.problem import Objective, Planner, Problem, Solution
 
 DEFAULT_PLANNER = "shuntserve"
@@ -56,7 +56,7 @@ def planner(name: str) -> Planner:
         )
     search: Planner = import_module(f"services.placement.search.planners.{name}").plan
 
-    def checked(problem: Problem, budget: Budget) -> Solution:
+    def checked(problem: Problem, budget: SearchBudget) -> Solution:
         if field := ignored(name, problem.objective):
             shown = "objective" if field == "kind" else field
             raise InvalidArgument(

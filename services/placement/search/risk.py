@@ -13,14 +13,14 @@ from itertools import combinations
 
 import numpy as np
 
-from services.placement.estimate.cluster import Node, Pipeline
+from services.placement.estimate.cluster import CandidateNode, PlacedPipeline
 from services.placement.search.packing import Scenario
 
 MAX_POOLS_EXACT = 10
 MOST_DOWN = 2
 
 
-def down_shares(nodes: Sequence[Node], recovery_s: float) -> dict[str, float]:
+def down_shares(nodes: Sequence[CandidateNode], recovery_s: float) -> dict[str, float]:
     """By pool: the share of the time it is away."""
     rates: dict[str, float] = {}
     for node in nodes:
@@ -55,7 +55,7 @@ def scenarios(pools: Sequence[frozenset[str]], down: Mapping[str, float]) -> lis
 
 
 def goodput_rps(
-    pipelines: Sequence[Pipeline],
+    pipelines: Sequence[PlacedPipeline],
     rates_rps: Sequence[float],
     down: Mapping[str, float],
     arrival_rate_rps: float = 0.0,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from services.placement.estimate.cluster import Pipeline
+from services.placement.estimate.cluster import PlacedPipeline
 from services.placement.estimate.estimator import estimate_pipeline, estimate_plan
 from services.placement.search.problem import ObjectiveKind, Problem
 from services.placement.search.risk import down_shares, goodput_rps
 from services.placement.search.transport import carried_rps
 
 
-def score(problem: Problem, pipelines: Sequence[Pipeline]) -> float:
+def score(problem: Problem, pipelines: Sequence[PlacedPipeline]) -> float:
     """More is better; requests a second, over dollars an hour where cost counts."""
     if not pipelines:
         return -math.inf
@@ -30,13 +30,15 @@ def score(problem: Problem, pipelines: Sequence[Pipeline]) -> float:
     return rate / cost if cost > 0 else math.inf
 
 
-def goodput(problem: Problem, pipelines: Sequence[Pipeline], rates_rps: Sequence[float]) -> float:
+def goodput(
+    problem: Problem, pipelines: Sequence[PlacedPipeline], rates_rps: Sequence[float]
+) -> float:
     """Expected requests a second under the pools' interruptions."""
     down = down_shares(problem.nodes, problem.objective.recovery_s)
     return goodput_rps(pipelines, rates_rps, down, problem.costs.workload.arrival_rate_rps)
 
 
-def violation(problem: Problem, pipelines: Sequence[Pipeline]) -> tuple[str, int | None]:
+def violation(problem: Problem, pipelines: Sequence[PlacedPipeline]) -> tuple[str, int | None]:
     """The worst miss of a latency target in words, and the pipeline that misses it."""
     objective = problem.objective
     targets = (("TTFT", objective.ttft_target_s), ("TPOT", objective.tpot_target_s))

@@ -10,18 +10,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from services.placement.estimate.cluster import Phase, Pipeline
+from services.placement.estimate.cluster import PipelinePhase, PlacedPipeline
 from services.placement.estimate.costs import Costs
 from services.placement.estimate.roofline import Array
 from services.placement.search.packing import maximise
 
 
-def carried_rps(costs: Costs, pipelines: Sequence[Pipeline], rates_rps: Sequence[float]) -> float:
+def carried_rps(
+    costs: Costs, pipelines: Sequence[PlacedPipeline], rates_rps: Sequence[float]
+) -> float:
     """Requests a second that all pipelines carry together."""
     rates = np.asarray(rates_rps, dtype=float)
-    whole = np.array([p.phase is Phase.BOTH for p in pipelines])
-    prefill = [i for i, p in enumerate(pipelines) if p.phase is Phase.PREFILL]
-    decode = [i for i, p in enumerate(pipelines) if p.phase is Phase.DECODE]
+    whole = np.array([p.phase is PipelinePhase.BOTH for p in pipelines])
+    prefill = [i for i, p in enumerate(pipelines) if p.phase is PipelinePhase.PREFILL]
+    decode = [i for i, p in enumerate(pipelines) if p.phase is PipelinePhase.DECODE]
     total = float(rates[whole].sum()) if len(rates) else 0.0
     if prefill and decode:
         links = np.array([kv_rate(costs, p) for p in pipelines])
@@ -34,7 +36,7 @@ def carried_rps(costs: Costs, pipelines: Sequence[Pipeline], rates_rps: Sequence
     return total
 
 
-def kv_rate(costs: Costs, pipeline: Pipeline) -> float:
+def kv_rate(costs: Costs, pipeline: PlacedPipeline) -> float:
     """Requests a second whose prompt's KV cache the pipeline's network can move."""
     per_layer = costs.workload.input_tokens * costs.model.kv_bytes_per_token_layer
     return min(

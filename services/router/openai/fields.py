@@ -25,7 +25,7 @@ class Use(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
+class RequestField:
     """A field of an object; null is the same as absent in all of them."""
 
     name: str
@@ -67,128 +67,132 @@ def _equal(value: Any, other: Any) -> bool:
     )
 
 
-def _table(*groups: Iterable[Field]) -> Mapping[str, Field]:
+def _table(*groups: Iterable[RequestField]) -> Mapping[str, RequestField]:
     return {field.name: field for group in groups for field in group}
 
 
 _BOTH = (
-    Field("model", "string"),
-    Field("max_tokens", "integer"),
-    Field("temperature", "number"),
-    Field("top_p", "number"),
-    Field("n", "integer"),
-    Field("stop", "string|array", neutral=([],)),
-    Field("seed", "integer"),
-    Field("logit_bias", "object", neutral=({},)),
-    Field("presence_penalty", "number"),
-    Field("frequency_penalty", "number"),
-    Field("stream", "boolean"),
-    Field("stream_options", "object", neutral=({},)),
-    Field("top_k", "integer"),
-    Field("min_p", "number"),
-    Field("repetition_penalty", "number"),
-    Field("min_tokens", "integer"),
-    Field("ignore_eos", "boolean"),
-    Field("stop_token_ids", "array", neutral=([],)),
-    Field("best_of", "integer"),
-    Field("user", "any", Use.IGNORED),
-    Field("metadata", "any", Use.IGNORED),
-    Field("store", "any", Use.IGNORED),
-    Field("service_tier", "any", Use.IGNORED),
-    Field("safety_identifier", "any", Use.IGNORED),
-    Field("prompt_cache_key", "any", Use.IGNORED),
-    Field("prompt_cache_retention", "any", Use.IGNORED),
-    Field("prompt_cache_options", "any", Use.IGNORED),
-    Field("prediction", "any", Use.IGNORED),
-    Field("parallel_tool_calls", "any", Use.IGNORED),
-    Field("include_reasoning", "any", Use.IGNORED),
-    Field("echo", "boolean", Use.NEUTRAL, (False,)),
-    Field("suffix", "string", Use.NEUTRAL, ("",)),
-    Field("tools", "array", Use.NEUTRAL, ([],)),
-    Field("tool_choice", "string|object", Use.NEUTRAL, ("none", "auto")),
-    Field("functions", "array", Use.NEUTRAL, ([],)),
-    Field("function_call", "string|object", Use.NEUTRAL, ("none", "auto")),
-    Field("response_format", "object", Use.NEUTRAL, ({"type": "text"},)),
-    Field("modalities", "array", Use.NEUTRAL, (["text"],)),
-    Field("audio", "object", Use.NEUTRAL),
-    Field("web_search_options", "object", Use.NEUTRAL),
-    Field("verbosity", "string", Use.NEUTRAL, ("medium",)),
-    Field("documents", "array", Use.NEUTRAL, ([],)),
-    Field("chat_template", "string", Use.NEUTRAL),
-    Field("add_generation_prompt", "boolean", Use.NEUTRAL, (True,)),
-    Field("continue_final_message", "boolean", Use.NEUTRAL, (False,)),
-    Field("use_beam_search", "boolean", Use.NEUTRAL, (False,)),
-    Field("length_penalty", "number", Use.NEUTRAL, (1,)),
-    Field("typical_p", "number", Use.NEUTRAL, (1,)),
-    Field("bad_words", "array", Use.NEUTRAL, ([],)),
-    Field("logits_processors", "array", Use.NEUTRAL, ([],)),
-    Field("skip_special_tokens", "boolean", Use.NEUTRAL, (True,)),
-    Field("spaces_between_special_tokens", "boolean", Use.NEUTRAL, (True,)),
-    Field("include_stop_str_in_output", "boolean", Use.NEUTRAL, (False,)),
-    Field("return_token_ids", "boolean", Use.NEUTRAL, (False,)),
-    Field("return_tokens_as_token_ids", "boolean", Use.NEUTRAL, (False,)),
-    Field("priority", "integer", Use.NEUTRAL, (0,)),
+    RequestField("model", "string"),
+    RequestField("max_tokens", "integer"),
+    RequestField("temperature", "number"),
+    RequestField("top_p", "number"),
+    RequestField("n", "integer"),
+    RequestField("stop", "string|array", neutral=([],)),
+    RequestField("seed", "integer"),
+    RequestField("logit_bias", "object", neutral=({},)),
+    RequestField("presence_penalty", "number"),
+    RequestField("frequency_penalty", "number"),
+    RequestField("stream", "boolean"),
+    RequestField("stream_options", "object", neutral=({},)),
+    RequestField("top_k", "integer"),
+    RequestField("min_p", "number"),
+    RequestField("repetition_penalty", "number"),
+    RequestField("min_tokens", "integer"),
+    RequestField("ignore_eos", "boolean"),
+    RequestField("stop_token_ids", "array", neutral=([],)),
+    RequestField("best_of", "integer"),
+    RequestField("user", "any", Use.IGNORED),
+    RequestField("metadata", "any", Use.IGNORED),
+    RequestField("store", "any", Use.IGNORED),
+    RequestField("service_tier", "any", Use.IGNORED),
+    RequestField("safety_identifier", "any", Use.IGNORED),
+    RequestField("prompt_cache_key", "any", Use.IGNORED),
+    RequestField("prompt_cache_retention", "any", Use.IGNORED),
+    RequestField("prompt_cache_options", "any", Use.IGNORED),
+    RequestField("prediction", "any", Use.IGNORED),
+    RequestField("parallel_tool_calls", "any", Use.IGNORED),
+    RequestField("include_reasoning", "any", Use.IGNORED),
+    RequestField("echo", "boolean", Use.NEUTRAL, (False,)),
+    RequestField("suffix", "string", Use.NEUTRAL, ("",)),
+    RequestField("tools", "array", Use.NEUTRAL, ([],)),
+    RequestField("tool_choice", "string|object", Use.NEUTRAL, ("none", "auto")),
+    RequestField("functions", "array", Use.NEUTRAL, ([],)),
+    RequestField("function_call", "string|object", Use.NEUTRAL, ("none", "auto")),
+    RequestField("response_format", "object", Use.NEUTRAL, ({"type": "text"},)),
+    RequestField("modalities", "array", Use.NEUTRAL, (["text"],)),
+    RequestField("audio", "object", Use.NEUTRAL),
+    RequestField("web_search_options", "object", Use.NEUTRAL),
+    RequestField("verbosity", "string", Use.NEUTRAL, ("medium",)),
+    RequestField("documents", "array", Use.NEUTRAL, ([],)),
+    RequestField("chat_template", "string", Use.NEUTRAL),
+    RequestField("add_generation_prompt", "boolean", Use.NEUTRAL, (True,)),
+    RequestField("continue_final_message", "boolean", Use.NEUTRAL, (False,)),
+    RequestField("use_beam_search", "boolean", Use.NEUTRAL, (False,)),
+    RequestField("length_penalty", "number", Use.NEUTRAL, (1,)),
+    RequestField("typical_p", "number", Use.NEUTRAL, (1,)),
+    RequestField("bad_words", "array", Use.NEUTRAL, ([],)),
+    RequestField("logits_processors", "array", Use.NEUTRAL, ([],)),
+    RequestField("skip_special_tokens", "boolean", Use.NEUTRAL, (True,)),
+    RequestField("spaces_between_special_tokens", "boolean", Use.NEUTRAL, (True,)),
+    RequestField("include_stop_str_in_output", "boolean", Use.NEUTRAL, (False,)),
+    RequestField("return_token_ids", "boolean", Use.NEUTRAL, (False,)),
+    RequestField("return_tokens_as_token_ids", "boolean", Use.NEUTRAL, (False,)),
+    RequestField("priority", "integer", Use.NEUTRAL, (0,)),
 )
 CHAT = _table(
     (
-        Field("messages", "array"),
-        Field("max_completion_tokens", "integer"),
-        Field("logprobs", "boolean"),
-        Field("top_logprobs", "integer"),
-        Field("add_special_tokens", "boolean", Use.NEUTRAL, (False,)),
-        Field("reasoning_effort", "string", Use.TEMPLATE),
-        Field("chat_template_kwargs", "object", Use.TEMPLATE, ({},)),
+        RequestField("messages", "array"),
+        RequestField("max_completion_tokens", "integer"),
+        RequestField("logprobs", "boolean"),
+        RequestField("top_logprobs", "integer"),
+        RequestField("add_special_tokens", "boolean", Use.NEUTRAL, (False,)),
+        RequestField("reasoning_effort", "string", Use.TEMPLATE),
+        RequestField("chat_template_kwargs", "object", Use.TEMPLATE, ({},)),
     ),
     _BOTH,
 )
 """The body of /v1/chat/completions."""
 COMPLETION = _table(
     (
-        Field("prompt", "string|array"),
-        Field("logprobs", "integer|boolean", neutral=(False,)),
-        Field("top_logprobs", "integer", Use.NEUTRAL, (0,)),
-        Field("add_special_tokens", "boolean", Use.NEUTRAL, (True,)),
-        Field("reasoning_effort", "string", Use.IGNORED),
-        Field("chat_template_kwargs", "object", Use.IGNORED),
+        RequestField("prompt", "string|array"),
+        RequestField("logprobs", "integer|boolean", neutral=(False,)),
+        RequestField("top_logprobs", "integer", Use.NEUTRAL, (0,)),
+        RequestField("add_special_tokens", "boolean", Use.NEUTRAL, (True,)),
+        RequestField("reasoning_effort", "string", Use.IGNORED),
+        RequestField("chat_template_kwargs", "object", Use.IGNORED),
     ),
     _BOTH,
 )
 """The body of /v1/completions."""
 MESSAGE = _table(
     (
-        Field("role", "string"),
-        Field("content", "string|array"),
-        Field("name", "any", Use.IGNORED),
-        Field("id", "any", Use.IGNORED),
-        Field("annotations", "any", Use.IGNORED),
-        Field("refusal", "string", Use.NEUTRAL, ("",)),
-        Field("audio", "object", Use.NEUTRAL, ({},)),
-        Field("tool_calls", "array", Use.NEUTRAL, ([],)),
-        Field("tool_call_id", "string", Use.NEUTRAL, ("",)),
-        Field("function_call", "object", Use.NEUTRAL, ({},)),
+        RequestField("role", "string"),
+        RequestField("content", "string|array"),
+        RequestField("name", "any", Use.IGNORED),
+        RequestField("id", "any", Use.IGNORED),
+        RequestField("annotations", "any", Use.IGNORED),
+        RequestField("refusal", "string", Use.NEUTRAL, ("",)),
+        RequestField("audio", "object", Use.NEUTRAL, ({},)),
+        RequestField("tool_calls", "array", Use.NEUTRAL, ([],)),
+        RequestField("tool_call_id", "string", Use.NEUTRAL, ("",)),
+        RequestField("function_call", "object", Use.NEUTRAL, ({},)),
     )
 )
 """A message of a chat; a field that is none of these is as one of `Use.TEMPLATE`."""
 PART = _table(
     (
-        Field("type", "string"),
-        Field("text", "string"),
-        Field("cache_control", "any", Use.IGNORED),
-        Field("annotations", "any", Use.IGNORED),
+        RequestField("type", "string"),
+        RequestField("text", "string"),
+        RequestField("cache_control", "any", Use.IGNORED),
+        RequestField("annotations", "any", Use.IGNORED),
     )
 )
 """A part of a message's content."""
 STREAM_OPTIONS = _table(
     (
-        Field("include_usage", "boolean", neutral=(False,)),
-        Field("include_obfuscation", "any", Use.IGNORED),
-        Field("continuous_usage_stats", "boolean", Use.NEUTRAL, (False,)),
+        RequestField("include_usage", "boolean", neutral=(False,)),
+        RequestField("include_obfuscation", "any", Use.IGNORED),
+        RequestField("continuous_usage_stats", "boolean", Use.NEUTRAL, (False,)),
     )
 )
 
 
 def given(
-    values: Mapping[str, Any], table: Mapping[str, Field], where: str = "", *, others: bool = False
+    values: Mapping[str, Any],
+    table: Mapping[str, RequestField],
+    where: str = "",
+    *,
+    others: bool = False,
 ) -> dict[str, Any]:
     """What of an object's fields says anything, each of its kind; with `others`, fields that the
     table does not have, too. `where` names the object and ends in a dot, or is empty.
@@ -217,13 +221,13 @@ def given(
     return found
 
 
-def _unsupported(field: Field, path: str, value: Any) -> str:
+def _unsupported(field: RequestField, path: str, value: Any) -> str:
     neutral = " or ".join(shown(other, whole=True) for other in field.neutral)
     instead = f"leave it out or send {neutral}" if neutral else "leave it out"
     return f"{path} is not supported: {instead}, not {shown(value)}"
 
 
-def rows(table: Mapping[str, Field]) -> list[str]:
+def rows(table: Mapping[str, RequestField]) -> list[str]:
     """The table in Markdown."""
     lines = ["| field | type | taken | same as absent |", "|---|---|---|---|"]
     for field in table.values():

@@ -27,7 +27,7 @@ from services.tensorstore.cache.residence import (
     state_of,
     state_of_open,
 )
-from services.tensorstore.cache.room import Room, blocks
+from services.tensorstore.cache.room import CacheRoom, blocks
 from services.tensorstore.format.manifest import Chunk, Manifest
 from services.tensorstore.format.slices import Range, Selection
 from services.tensorstore.places.directory import translate
@@ -55,7 +55,7 @@ class ChunkCache:
         self._damage = damage
         self._below = below
         self._locks = HoldLocks(root / "holds")
-        self._room = Room(root, limit_bytes, self._locks)
+        self._room = CacheRoom(root, limit_bytes, self._locks)
 
     @property
     def root(self) -> Path:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from services.common.errors import DeadlineExceeded, ShuntError, Unavailable
 from services.tensorstore.format.manifest import MANIFEST_LIMIT_BYTES
 from services.tensorstore.format.names import check_digest, check_model_name
-from services.tensorstore.places.backend import PIECE_BYTES, Pieces, Reader, digest_of
+from services.tensorstore.places.backend import PIECE_BYTES, ObjectReader, Pieces, digest_of
 from services.tensorstore.places.directory import pointer_digest
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ ASKED_AT_ONCE = 4
 class KeptReader:
     """A reader that outlives its store; a directory that cannot be written to only forgets."""
 
-    def __init__(self, store: Reader, root: Path, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, store: ObjectReader, root: Path, patience_s: float = PATIENCE_S) -> None:
         """Where a name is known, the store is given this long to answer."""
         self._store = store
         self._objects = root / "kept"

@@ -33,7 +33,7 @@ class _Kept(NamedTuple):
     size_bytes: int  # on the medium
 
 
-class Room:
+class CacheRoom:
     """What the files below objects/ may take up together."""
 
     def __init__(self, root: Path, limit_bytes: int, locks: HoldLocks) -> None:

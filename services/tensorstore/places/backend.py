@@ -22,7 +22,7 @@ class StoredObject:
     modified_s: float  # seconds since 1970
 
 
-class Reader(Protocol):
+class ObjectReader(Protocol):
     """What is needed to load a model.
 
     Every method raises Unavailable when the place cannot be reached and DataLoss when it answers
@@ -45,7 +45,7 @@ class Reader(Protocol):
     def names(self) -> list[str]: ...
 
 
-class Backend(Reader, Protocol):
+class Backend(ObjectReader, Protocol):
     """Content-addressed objects, and names that point at manifests."""
 
     def stat(self, digest: str) -> StoredObject | None:
@@ -85,7 +85,7 @@ def digest_of(data: bytes | bytearray | memoryview) -> str:
     return blake3(data).hexdigest()
 
 
-def read_whole(backend: Reader, digest: str, size_bytes: int) -> bytes:
+def read_whole(backend: ObjectReader, digest: str, size_bytes: int) -> bytes:
     """An object's bytes, verified; for manifests and files, not for weights."""
     data = b"".join(map(bytes, backend.pieces(digest, 0, size_bytes)))
     if digest_of(data) != digest:
@@ -93,7 +93,7 @@ def read_whole(backend: Reader, digest: str, size_bytes: int) -> bytes:
     return data
 
 
-def read_manifest(backend: Reader, digest: str) -> tuple[bytes, Manifest]:
+def read_manifest(backend: ObjectReader, digest: str) -> tuple[bytes, Manifest]:
     """A manifest and its bytes; raises NotFound or DataLoss."""
     size = backend.size(digest)
     if size is None:
@@ -104,7 +104,7 @@ def read_manifest(backend: Reader, digest: str) -> tuple[bytes, Manifest]:
     return data, parse(data)
 
 
-def find_manifest(backend: Reader, name: str) -> str:
+def find_manifest(backend: ObjectReader, name: str) -> str:
     """Digest of a model's manifest; raises NotFound, naming what there is."""
     digest = backend.resolve(name)
     if digest is None:

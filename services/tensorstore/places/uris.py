@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from services.common.errors import InvalidArgument
-from services.tensorstore.places.backend import Backend, Reader
+from services.tensorstore.places.backend import Backend, ObjectReader
 from services.tensorstore.places.directory import DirectoryBackend
 
 DEFAULT_CACHE_BYTES = 64 << 30
@@ -35,7 +35,7 @@ def open_backend(uri: str, endpoint_url: str | None = None) -> Backend:
     raise InvalidArgument("a store is a path, file://… or s3://bucket/prefix", field="store")
 
 
-def open_reader(uri: str, endpoint_url: str | None = None) -> Reader:
+def open_reader(uri: str, endpoint_url: str | None = None) -> ObjectReader:
     """Like open_backend, but knows a running service too: grpc://host:port."""
     if uri.startswith("grpc://"):
         from services.tensorstore.places.remote import RemoteReader  # grpc likewise

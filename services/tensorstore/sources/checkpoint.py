@@ -37,7 +37,7 @@ class SourceTensor:
         return self.row_bytes * self.shape[0]
 
 
-class Checkpoint(Protocol):
+class WeightsCheckpoint(Protocol):
     """A source of weights."""
 
     @property
@@ -55,7 +55,7 @@ class Checkpoint(Protocol):
     def close(self) -> None: ...
 
 
-def check(checkpoint: Checkpoint) -> ModelConfig:
+def check(checkpoint: WeightsCheckpoint) -> ModelConfig:
     """The model's config. Raises InvalidArgument unless files and tensors are a model to serve."""
     config = check_model(checkpoint.config, checkpoint.files)
     _check_config(checkpoint.config)

@@ -45,7 +45,7 @@ class HfCheckpoint:
             name: read(directory / name) for name in FILES if (directory / name).is_file()
         }
         _check_templates(directory)
-        self._entries: dict[str, safetensors_file.Entry] = {}
+        self._entries: dict[str, safetensors_file.HeaderEntry] = {}
         for shard in _shards(directory, read):
             for entry in safetensors_file.read_header(shard, within):
                 if entry.name in self._entries:

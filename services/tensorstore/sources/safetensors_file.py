@@ -19,7 +19,7 @@ _PACKED = ("I32", "U32", "U8")
 
 
 @dataclass(frozen=True)
-class Entry:
+class HeaderEntry:
     """One tensor of a file; start counts from the file's beginning."""
 
     path: Path
@@ -30,7 +30,7 @@ class Entry:
     size_bytes: int
 
 
-def read_header(path: Path, within: Path | None = None) -> list[Entry]:
+def read_header(path: Path, within: Path | None = None) -> list[HeaderEntry]:
     """The tensors of a file, in file order; raises InvalidArgument for a malformed one."""
     descriptor = open_file(path, within)
     try:
@@ -41,7 +41,7 @@ def read_header(path: Path, within: Path | None = None) -> list[Entry]:
         os.close(descriptor)
 
 
-def _read_header(path: Path, descriptor: int) -> list[Entry]:
+def _read_header(path: Path, descriptor: int) -> list[HeaderEntry]:
     file_bytes = os.fstat(descriptor).st_size
     if not file_bytes:
         raise InvalidArgument("the file is empty", field="header")
@@ -77,7 +77,7 @@ def _read_header(path: Path, descriptor: int) -> list[Entry]:
     return found
 
 
-def _entry(path: Path, name: str, value: object, base: int) -> Entry:
+def _entry(path: Path, name: str, value: object, base: int) -> HeaderEntry:
     if not is_tensor_name(name):
         raise InvalidArgument(f"tensor name {ascii(name)[:80]} is not allowed", field="name")
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
@@ -101,7 +101,7 @@ def _entry(path: Path, name: str, value: object, base: int) -> Entry:
         raise InvalidArgument(
             f"{name}: {offsets[1] - offsets[0]} bytes for a shape of {size}", field="data_offsets"
         )
-    return Entry(path, name, dtype, tuple(shape), base + offsets[0], size)
+    return HeaderEntry(path, name, dtype, tuple(shape), base + offsets[0], size)
 
 
 def _refuse_dtype(name: str, dtype: object) -> InvalidArgument:

@@ -22,10 +22,11 @@ from shuntserve.placement.v1 import placement_pb2, placement_pb2_grpc
 
 from services.common import channels
 from services.common.errors import FailedPrecondition, Unavailable
-from services.controller.assembly import Controller
+from services.common.nodes import NodeShape
+from services.controller.assembly import AssembledController
 from services.controller.core.model_facts import ModelFacts
 from services.controller.journal.sqlite import SqliteJournal
-from services.controller.providers.provider import NodeGone, NodeSpec
+from services.controller.providers.provider import NodeGone
 from services.controller.settings import ControllerSettings
 
 LAYERS = 6
@@ -37,8 +38,10 @@ CALL_S = 20.0
 class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
     """An engine process that computes nothing: it registers, beats and does as it is told."""
 
-    def __init__(self, spec: NodeSpec, controller: Callable[[], str], incarnation: str) -> None:
-        self.spec = spec
+    def __init__(
+        self, node_id: str, shape: NodeShape, controller: Callable[[], str], incarnation: str
+    ) -> None:
+        self.node_id, self.shape = node_id, shape
         self.incarnation = incarnation
         self.controller = controller
         self.calls: list[tuple[str, Any]] = []
@@ -78,12 +81,12 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
 
     def facts(self) -> pb.RegisterRequest:
         return pb.RegisterRequest(
-            node_id=self.spec.node_id,
+            node_id=self.node_id,
             incarnation=self.incarnation,
             address=self.address,
             pid=4242,
-            memory_bytes=self.spec.memory_bytes,
-            relative_speed=self.spec.relative_speed,
+            memory_bytes=self.shape.memory_bytes,
+            relative_speed=self.shape.relative_speed,
             device_type="cpu",
         )
 
@@ -104,7 +107,7 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
                 await self.beating.wait()
                 await call.write(
                     pb.HeartbeatRequest(
-                        node_id=self.spec.node_id,
+                        node_id=self.node_id,
                         incarnation=self.incarnation,
                         formation_id=self.formation_id,
                         sampled_tokens=self.sampled,
@@ -230,17 +233,17 @@ class FakeProvider:
     _events: asyncio.Queue[NodeGone | None] = field(default_factory=asyncio.Queue)
     _numbers: Any = field(default_factory=lambda: itertools.count(1))
 
-    async def launch(self, spec: NodeSpec) -> str:
+    async def launch(self, node_id: str, shape: NodeShape) -> str:
         if self.fails:
             self.fails -= 1
             raise Unavailable("no capacity")
-        self.launched.append(spec.node_id)
-        engine = FakeEngine(spec, lambda: self.controller(), f"i{next(self._numbers)}")
+        self.launched.append(node_id)
+        engine = FakeEngine(node_id, shape, lambda: self.controller(), f"i{next(self._numbers)}")
         self.prepare(engine)
         stack = AsyncExitStack()
         await stack.enter_async_context(engine.living())
-        self.engines[spec.node_id], self._stacks[spec.node_id] = engine, stack
-        return f"handle-{spec.node_id}"
+        self.engines[node_id], self._stacks[node_id] = engine, stack
+        return f"handle-{node_id}"
 
     async def adopt(self, node_id: str, handle: str) -> bool:
         assert handle == f"handle-{node_id}"
@@ -309,7 +312,7 @@ class World:
             reserve_bytes=settings.journal_reserve_bytes,
         )
         recovered = await self.journal.recover()
-        controller = Controller(
+        controller = AssembledController(
             settings, FACTS, journal=self.journal, recovered=recovered, provider=self.provider
         )
         self._stack.push_async_callback(self.journal.close)

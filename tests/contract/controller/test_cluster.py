@@ -9,8 +9,8 @@ from shuntserve.controller.v1 import controller_pb2 as pb
 from shuntserve.controller.v1 import controller_pb2_grpc
 
 from services.common import channels
+from services.common.nodes import NodeShape
 from services.controller import assembly as controller
-from services.controller.providers.provider import NodeSpec
 
 World = Any
 CALL_S = 20.0
@@ -39,7 +39,7 @@ async def test_nodes_become_two_pipelines_of_uneven_stages(world: World) -> None
     assert layers == [[(0, 4), (4, 6)]] * 2
     assert {node.state for node in status.nodes} == {pb.NODE_STATE_READY}
     assert {p.state for p in status.pipelines} == {pb.PIPELINE_STATE_READY}
-    heads = {world.head(route).spec.node_id for route in routes}
+    heads = {world.head(route).node_id for route in routes}
     assert heads == {p.stages[0].node_id for p in status.pipelines}
     assert all(route.max_positions == 64 * 16 for route in routes)
 
@@ -67,7 +67,7 @@ async def test_the_head_is_formed_when_the_other_stages_stand(world: World) -> N
 async def test_a_killed_node_is_replaced_by_a_new_one(world: World) -> None:
     await world.start()
     before = await world.routes(2)
-    victim = world.head(before[0]).spec.node_id
+    victim = world.head(before[0]).node_id
     await world.provider.kill(victim)
     await world.routes(1)
     after = await world.routes(2)
@@ -110,7 +110,7 @@ async def test_no_member_is_formed_anew_before_it_has_dissolved(world: World) ->
 async def test_a_node_nobody_heard_the_end_of_is_lost_when_it_refuses(world: World) -> None:
     await world.start(node_lost_s=600.0)
     routes = await world.routes(2)
-    victim = world.head(routes[0]).spec.node_id
+    victim = world.head(routes[0]).node_id
     await world.provider.kill(victim, told=False)
     event = await world.until_event("node_lost", node_id=victim)
     assert event.attributes["cause"] == "connection refused"
@@ -122,7 +122,7 @@ async def test_a_silent_node_is_lost(world: World) -> None:
     routes = await world.routes(2)
     victim = world.head(routes[0])
     victim.beating.clear()
-    event = await world.until_event("node_lost", node_id=victim.spec.node_id)
+    event = await world.until_event("node_lost", node_id=victim.node_id)
     assert event.attributes["cause"] == "silence"
     await world.until_event("pipeline_lost", pipeline_id=routes[0].pipeline_id)
 
@@ -130,7 +130,7 @@ async def test_a_silent_node_is_lost(world: World) -> None:
 async def test_a_notice_moves_the_stage_before_the_node_goes(world: World) -> None:
     await world.start()
     routes = await world.routes(2)
-    victim = world.head(routes[0]).spec.node_id
+    victim = world.head(routes[0]).node_id
     notice = pb.ReportInterruptionRequest(node_id=victim, notice_s=600.0)
     reply = await world.stub.ReportInterruption(notice, timeout=CALL_S)
     again = await world.stub.ReportInterruption(notice, timeout=CALL_S)
@@ -150,7 +150,7 @@ async def test_a_notice_moves_the_stage_before_the_node_goes(world: World) -> No
 async def test_a_noticed_node_is_taken_at_the_deadline_ready_or_not(world: World) -> None:
     await world.start()
     routes = await world.routes(2)
-    victim = world.head(routes[0]).spec.node_id
+    victim = world.head(routes[0]).node_id
     world.provider.prepare = lambda engine: setattr(engine, "hold_load", asyncio.Event())
     await world.stub.ReportInterruption(
         pb.ReportInterruptionRequest(node_id=victim, notice_s=0.3), timeout=CALL_S
@@ -165,7 +165,7 @@ async def test_a_noticed_node_is_taken_at_the_deadline_ready_or_not(world: World
 async def test_a_second_shorter_notice_counts(world: World) -> None:
     await world.start()
     routes = await world.routes(2)
-    victim = world.head(routes[0]).spec.node_id
+    victim = world.head(routes[0]).node_id
     world.provider.prepare = lambda engine: setattr(engine, "hold_load", asyncio.Event())
     for notice_s in (600.0, 0.3, 500.0):
         notice = pb.ReportInterruptionRequest(node_id=victim, notice_s=notice_s)
@@ -177,7 +177,7 @@ async def test_a_second_shorter_notice_counts(world: World) -> None:
 async def test_a_kill_that_nobody_can_carry_out_is_refused(world: World) -> None:
     await world.start()
     routes = await world.routes(2)
-    stranger = world.head(routes[0]).spec.node_id
+    stranger = world.head(routes[0]).node_id
     world.provider.strangers.add(stranger)
     with pytest.raises(grpc.aio.AioRpcError) as refusal:
         await world.stub.ReportInterruption(
@@ -207,7 +207,7 @@ async def test_what_every_engine_refuses_is_said_and_costs_no_more_of_them(world
 async def test_an_order_to_kill_ends_the_process_now(world: World) -> None:
     await world.start()
     routes = await world.routes(2)
-    victim = world.head(routes[0]).spec.node_id
+    victim = world.head(routes[0]).node_id
     await world.stub.ReportInterruption(
         pb.ReportInterruptionRequest(node_id=victim, kill=True), timeout=CALL_S
     )
@@ -240,14 +240,14 @@ async def test_a_launch_that_finds_no_capacity_is_tried_again(world: World) -> N
     await world.start()
     routes = await world.routes(2)
     world.provider.fails = 2
-    await world.provider.kill(world.head(routes[0]).spec.node_id)
+    await world.provider.kill(world.head(routes[0]).node_id)
     await world.routes(1)
     await world.routes(2)
     assert len(world.provider.launched) == 5
 
 
 async def test_a_defect_ends_the_controller(world: World) -> None:
-    async def launch(spec: NodeSpec) -> str:
+    async def launch(node_id: str, shape: NodeShape) -> str:
         raise RuntimeError("a defect")
 
     async def life() -> None:
@@ -281,7 +281,7 @@ async def test_a_beat_has_limits(world: World, bad: dict[str, Any]) -> None:
     routes = await world.routes(2)
     engine = world.head(routes[0])
     call = world.stub.Heartbeat(timeout=CALL_S)
-    beat = {"node_id": engine.spec.node_id, "incarnation": engine.incarnation, **bad}
+    beat = {"node_id": engine.node_id, "incarnation": engine.incarnation, **bad}
     await call.write(pb.HeartbeatRequest(**beat))
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await call.read()
@@ -337,7 +337,7 @@ async def test_a_hand_over_goes_on_over_a_restart(world: World) -> None:
 
     head.on_drain = hold
     await world.stub.ReportInterruption(
-        pb.ReportInterruptionRequest(node_id=head.spec.node_id, notice_s=600.0), timeout=CALL_S
+        pb.ReportInterruptionRequest(node_id=head.node_id, notice_s=600.0), timeout=CALL_S
     )
     async with asyncio.timeout(CALL_S):
         await draining.wait()
@@ -387,7 +387,7 @@ async def test_stages_of_different_arithmetic_form_no_pipeline(world: World) -> 
 async def test_a_node_that_died_while_nobody_watched_is_replaced_at_once(world: World) -> None:
     await world.start(restart_grace_s=600.0)
     before = await world.routes(2)
-    victim = world.head(before[0]).spec.node_id
+    victim = world.head(before[0]).node_id
     await world.stop()
     await world.provider.kill(victim, told=False)
     await world.start()
@@ -405,7 +405,7 @@ async def test_nodes_end_with_the_controller_when_it_is_told_so(world: World) ->
 async def test_nodes_of_their_own_form_pipelines_without_a_launch(world: World) -> None:
     await world.start(provider="external", expected_nodes=4)
     for number in range(4):
-        await world.provider.launch(NodeSpec(f"own-{number}", 1 << 30, 3.0 - number % 2))
+        await world.provider.launch(f"own-{number}", NodeShape(1 << 30, 3.0 - number % 2))
     await world.routes(2)
     world.provider.strangers.add("own-0")
     with pytest.raises(grpc.aio.AioRpcError) as failed:
@@ -415,7 +415,7 @@ async def test_nodes_of_their_own_form_pipelines_without_a_launch(world: World) 
     assert failed.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     await world.provider.kill("own-0")
     await world.routes(1)
-    await world.provider.launch(NodeSpec("own-4", 1 << 30, 3.0))
+    await world.provider.launch("own-4", NodeShape(1 << 30, 3.0))
     await world.routes(2)
 
 
@@ -427,7 +427,7 @@ async def test_the_event_log_goes_on_over_a_restart(world: World) -> None:
     await world.stop()
     await world.start()
     routes = await world.routes(2)
-    await world.provider.kill(world.head(routes[0]).spec.node_id)
+    await world.provider.kill(world.head(routes[0]).node_id)
     await world.until_event("node_lost")
     later = await world.events()
     assert [event.number for event in later] == list(range(1, len(later) + 1))

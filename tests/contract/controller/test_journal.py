@@ -10,7 +10,7 @@ from shuntserve.common.v1 import common_pb2
 from shuntserve.controller.v1 import controller_pb2 as pb
 
 from services.common.errors import ResourceExhausted
-from services.controller.journal.journal import Room
+from services.controller.journal.journal import JournalRoom
 from services.controller.journal.sqlite import SqliteJournal
 from tests.log_lines import log_lines
 from tests.small_disk import fill, small_disk
@@ -33,8 +33,8 @@ def _request(name: str = "g", **more: Any) -> common_pb2.GenerationRequest:
     )
 
 
-def _run(start: int, *ids: int, choice: int = 0) -> common_pb2.TokenRun:
-    return common_pb2.TokenRun(choice=choice, start=start, ids=ids)
+def _run(start: int, *ids: int, choice: int = 0) -> common_pb2.TokenSpan:
+    return common_pb2.TokenSpan(choice=choice, start=start, ids=ids)
 
 
 def _checkpoint(route: Any, *runs: Any, epoch: int = 1, **more: Any) -> pb.Checkpoint:
@@ -357,7 +357,7 @@ async def test_a_full_disk_is_told_and_nothing_is_lost(world: World, route: Any)
     held = await _held_again(world)
     position = positions[-1]
     assert len(held.runs[0].ids) == position
-    await until(lambda: world.journal.room is Room.ENOUGH)
+    await until(lambda: world.journal.room is JournalRoom.ENOUGH)
     head = Head(world)
     (result,) = await head.say(_checkpoint(route, _run(position, 1)))
     assert result.lengths[0].length == position + 1

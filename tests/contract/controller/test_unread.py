@@ -46,7 +46,7 @@ async def journal(world: World, route: Any) -> Any:
             incarnation=route.incarnation,
             formation_id=route.formation_id,
             request=_request(name),
-            runs=[common_pb2.TokenRun(choice=0, start=0, ids=ids)] if ids else [],
+            runs=[common_pb2.TokenSpan(choice=0, start=0, ids=ids)] if ids else [],
             **more,
         )
         await call.write(pb.StreamCheckpointsRequest(checkpoints=[checkpoint]))

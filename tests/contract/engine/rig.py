@@ -212,7 +212,7 @@ def generate(
         request=wire.request_to(asked), epoch=epoch, formation_id=formation_id
     )
     if held:
-        message.held.append(common_pb2.TokenRun(choice=0, start=0, ids=held))
+        message.held.append(common_pb2.TokenSpan(choice=0, start=0, ids=held))
     if start:
         getattr(message, "from").append(common_pb2.ChoiceLength(choice=0, length=start))
     return Stream(worker.stub.Generate(message, timeout=DEADLINE_S, metadata=metadata))

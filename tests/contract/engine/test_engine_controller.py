@@ -19,9 +19,10 @@ from shuntserve.engine.v1 import engine_pb2
 
 from services.common import channels
 from services.common.errors import StaleEpoch
+from services.common.nodes import NodeFacts, NodeShape
 from services.common.server import Server
 from services.common.settings import ServiceSettings
-from services.engine.controller_link import ControllerLink, Declaration
+from services.engine.controller_link import ControllerLink
 from tests.contract.engine.rig import DEADLINE_S, ROOT, Rig, Worker, generate, request, until
 from tests.contract.engine.tiny import expected_ids
 
@@ -99,7 +100,13 @@ async def linked(worker: Worker, port: int) -> AsyncIterator[asyncio.Task[None]]
         link = ControllerLink(
             controller_pb2_grpc.ControllerServiceStub(channel),
             worker.engine,
-            Declaration(worker.address, 4711, 1 << 30, 1.5, "cpu"),
+            NodeFacts(
+                worker.engine.node_id,
+                worker.engine.incarnation,
+                worker.address,
+                4711,
+                NodeShape(1 << 30, 1.5),
+            ),
             timeout_s=1.0,
             checkpoint_interval_s=0.02,
             clock=time.monotonic,

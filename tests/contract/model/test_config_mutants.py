@@ -26,7 +26,7 @@ from services.controller.model_store import facts_from
 from services.engine.native.arithmetic import Span
 from services.engine.native.model import load_stage
 from services.model.config import parse_config
-from services.router.model import Model
+from services.router.model import ServedModel
 from services.router.model_files import ModelFiles
 from services.tensorstore.client import open_store
 from services.tensorstore.importer import import_checkpoint
@@ -228,6 +228,6 @@ def test_one_limit_of_a_windowed_model_is_told_to_everybody(tmp_path: Path) -> N
     assert {
         stage.facts.context_length,
         facts_from(reply).context_length,
-        Model(files).facts.max_positions,
+        ServedModel(files).facts.max_positions,
     } == {raw["max_position_embeddings"]}
     stage.close()

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from services.router.__main__ import Running
+from services.router.__main__ import RunningDoors
 from tests.fake_mesh import FakeMesh
 
 
@@ -21,13 +21,13 @@ async def mesh() -> AsyncIterator[FakeMesh]:
 
 
 @pytest.fixture
-async def router(mesh: FakeMesh) -> AsyncIterator[Running]:
+async def router(mesh: FakeMesh) -> AsyncIterator[RunningDoors]:
     async with mesh.router(recover_s=5.0, route_wait_s=0.5) as router:
         yield router
 
 
 @pytest.fixture
-async def http(router: Running) -> AsyncIterator[httpx.AsyncClient]:
+async def http(router: RunningDoors) -> AsyncIterator[httpx.AsyncClient]:
     url = f"http://127.0.0.1:{router.http_port}"
     async with httpx.AsyncClient(base_url=url, timeout=20) as client:
         yield client

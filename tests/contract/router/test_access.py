@@ -15,7 +15,7 @@ from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 from services.common import channels
 from services.common.errors import Unavailable
 from services.common.statuses import from_rpc_error
-from services.router.__main__ import Running
+from services.router.__main__ import RunningDoors
 from tests.fake_mesh import REPLY, FakeMesh
 from tests.log_lines import LogLines, log_lines
 from tests.waiting import until
@@ -76,7 +76,7 @@ ANSWERS: list[tuple[str, str, dict[str, Any], int]] = [
 
 @pytest.mark.parametrize(("method", "path", "more", "status"), ANSWERS)
 async def test_every_answer_has_a_request_id_and_may_be_read_by_any_page(
-    router: Running,
+    router: RunningDoors,
     http: httpx.AsyncClient,
     method: str,
     path: str,
@@ -159,7 +159,7 @@ async def test_a_requests_id_reaches_head_and_controller(
 
 
 async def test_a_call_over_grpc_is_one_line_too(
-    mesh: FakeMesh, router: Running, logged: LogLines
+    mesh: FakeMesh, router: RunningDoors, logged: LogLines
 ) -> None:
     async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
         stub = router_pb2_grpc.RouterServiceStub(channel)
@@ -245,7 +245,7 @@ async def test_options_tell_what_a_route_takes(http: httpx.AsyncClient) -> None:
 
 
 async def test_head_is_get_without_a_body_and_reads_no_stream(
-    mesh: FakeMesh, router: Running, http: httpx.AsyncClient, ask: Any
+    mesh: FakeMesh, router: RunningDoors, http: httpx.AsyncClient, ask: Any
 ) -> None:
     await until(lambda: router.router.ready)
     for path in ("/v1/models", "/v1/models/tiny", "/healthz", "/readyz"):

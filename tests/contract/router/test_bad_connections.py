@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from services.router.__main__ import Running
+from services.router.__main__ import RunningDoors
 from tests.fake_mesh import FakeMesh
 from tests.waiting import until
 
@@ -23,7 +23,7 @@ def _chat(**more: Any) -> dict[str, Any]:
 
 
 async def _raw(
-    router: Running, request: bytes, until: Callable[[bytes], bool] | None = None
+    router: RunningDoors, request: bytes, until: Callable[[bytes], bool] | None = None
 ) -> bytes:
     """Writes raw bytes and returns all that comes back until the router closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", router.http_port)
@@ -73,7 +73,9 @@ RAW = {
 
 
 @pytest.mark.parametrize("name", RAW)
-async def test_broken_http_is_refused_and_the_connection_closed(router: Running, name: str) -> None:
+async def test_broken_http_is_refused_and_the_connection_closed(
+    router: RunningDoors, name: str
+) -> None:
     request, statuses = RAW[name]
     answer = await _raw(router, request)
     assert int(answer.split(b" ", 2)[1]) in statuses
@@ -84,7 +86,9 @@ TRAILERS = {"many": b"X-A: y\r\n" * 512, "one that is endless": b"a" * 4096}
 
 
 @pytest.mark.parametrize("name", TRAILERS)
-async def test_trailers_of_a_body_have_the_limit_of_headers(router: Running, name: str) -> None:
+async def test_trailers_of_a_body_have_the_limit_of_headers(
+    router: RunningDoors, name: str
+) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", router.http_port)
     writer.write(
         b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -98,7 +102,7 @@ async def test_trailers_of_a_body_have_the_limit_of_headers(router: Running, nam
     writer.close()
 
 
-async def test_a_body_in_small_chunks_is_taken_whole(router: Running) -> None:
+async def test_a_body_in_small_chunks_is_taken_whole(router: RunningDoors) -> None:
     body = json.dumps({"model": "tiny", "prompt": "hi", "max_tokens": 1, "user": "x" * 40_000})
     chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body.encode())
     head = (
@@ -134,7 +138,7 @@ async def test_requests_sent_ahead_have_a_limit(mesh: FakeMesh, ahead: int, take
 
 @pytest.mark.parametrize("streamed", [True, False])
 async def test_broken_http_behind_a_request_ends_its_answer(
-    mesh: FakeMesh, router: Running, caplog: pytest.LogCaptureFixture, streamed: bool
+    mesh: FakeMesh, router: RunningDoors, caplog: pytest.LogCaptureFixture, streamed: bool
 ) -> None:
     mesh.limit = 10
     body = json.dumps(_chat(stream=streamed)).encode()
@@ -198,7 +202,7 @@ async def test_bytes_that_nobody_wants_keep_no_connection(mesh: FakeMesh, name: 
 
 
 async def test_a_connection_is_used_again_behind_a_body_that_was_not_read(
-    router: Running,
+    router: RunningDoors,
 ) -> None:
     unread = b"POST /v1/nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
     again = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -214,7 +218,7 @@ AGAIN = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 @pytest.mark.parametrize("piece", [1, 7, 1 << 16])
 @pytest.mark.parametrize("framed", ["length", "chunks"])
 async def test_an_offer_of_another_protocol_is_declined_and_its_body_is_a_body(
-    mesh: FakeMesh, router: Running, framed: str, piece: int
+    mesh: FakeMesh, router: RunningDoors, framed: str, piece: int
 ) -> None:
     """The body reads as a request of its own would; it must not become one."""
     prompt = b'{"model":"tiny","prompt":"GET /metrics HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n"}'
@@ -244,7 +248,7 @@ async def test_many_offers_at_once_are_all_declined(mesh: FakeMesh) -> None:
     assert answer.count(b'{"alive":true}') == 1501
 
 
-async def test_http_1_0_gets_no_chunks(router: Running) -> None:
+async def test_http_1_0_gets_no_chunks(router: RunningDoors) -> None:
     body = json.dumps(_chat(stream=True, temperature=0)).encode()
     head = "POST /v1/chat/completions HTTP/1.0\r\nContent-Type: application/json\r\n"
     length = f"Connection: keep-alive\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -257,7 +261,7 @@ async def test_http_1_0_gets_no_chunks(router: Running) -> None:
     assert stream.endswith(b"data: [DONE]\n\n")
 
 
-async def test_http_1_0_keeps_its_connection_when_it_asks_to(router: Running) -> None:
+async def test_http_1_0_keeps_its_connection_when_it_asks_to(router: RunningDoors) -> None:
     kept = b"GET /v1/models HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
     answer = await _raw(router, kept + kept + b"GET /v1/models HTTP/1.0\r\n\r\n")
     assert answer.count(b'"object": "list"') == 3
@@ -300,7 +304,7 @@ async def test_a_body_that_breaks_off_gives_its_share_back(mesh: FakeMesh) -> No
         assert (await _raw(router, head + body)).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_default_times_close_a_slow_sender_within_30_s(router: Running) -> None:
+async def test_default_times_close_a_slow_sender_within_30_s(router: RunningDoors) -> None:
     settings = router.router.settings
     assert max(settings.header_timeout_s, settings.body_timeout_s) <= 30
     assert settings.write_timeout_s <= 60
@@ -373,7 +377,7 @@ PATHS = ["//v1/chat/completions", "/v1/%2e%2e/admin", "/V1/chat/completions", "/
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_an_unknown_route_is_404(router: Running, path: str) -> None:
+async def test_an_unknown_route_is_404(router: RunningDoors, path: str) -> None:
     request = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     answer = await _raw(router, request.encode())
     assert answer.startswith(b"HTTP/1.1 404 ")

@@ -21,13 +21,13 @@ from services.common.errors import (
     ResourceExhausted,
 )
 from services.common.statuses import from_rpc_error
-from services.router.__main__ import Running
+from services.router.__main__ import RunningDoors
 from tests.fake_mesh import REPLY, FakeMesh
 from tests.tiny_model import MAX_POSITIONS, MODEL
 
 
 @pytest.fixture
-async def stub(router: Running) -> AsyncIterator[router_pb2_grpc.RouterServiceStub]:
+async def stub(router: RunningDoors) -> AsyncIterator[router_pb2_grpc.RouterServiceStub]:
     async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
         yield router_pb2_grpc.RouterServiceStub(channel)
 
@@ -224,7 +224,7 @@ async def test_a_cancelled_stream_ends_cancelled(
 
 
 async def test_a_caller_that_leaves_detaches(
-    stub: router_pb2_grpc.RouterServiceStub, mesh: FakeMesh, router: Running
+    stub: router_pb2_grpc.RouterServiceStub, mesh: FakeMesh, router: RunningDoors
 ) -> None:
     mesh.limit = 5
     call = stub.Generate(_request(), timeout=20)
@@ -276,7 +276,7 @@ async def test_a_message_over_the_limit_is_refused(mesh: FakeMesh) -> None:
 
 
 async def test_a_thousand_resets_do_no_harm(
-    stub: router_pb2_grpc.RouterServiceStub, router: Running
+    stub: router_pb2_grpc.RouterServiceStub, router: RunningDoors
 ) -> None:
     for _ in range(50):
         calls = [stub.Generate(_request(), timeout=20) for _ in range(20)]

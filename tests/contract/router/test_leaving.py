@@ -12,9 +12,9 @@ from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from services.common import channels, errors
 from services.common.generation import GenerationKind, ModelRef
-from services.router.__main__ import Running
+from services.router.__main__ import RunningDoors
 from services.router.ask import Ask
-from services.router.model import Model
+from services.router.model import ServedModel
 from tests.fake_mesh import REPLY, FakeMesh
 from tests.waiting import until
 
@@ -29,7 +29,7 @@ async def test_a_reader_that_leaves_detaches_and_cancels_nothing(
 
 
 async def test_a_reader_that_leaves_before_its_event_is_there_detaches(
-    mesh: FakeMesh, router: Running, http: httpx.AsyncClient, ask: Any, resume: Any
+    mesh: FakeMesh, router: RunningDoors, http: httpx.AsyncClient, ask: Any, resume: Any
 ) -> None:
     mesh.limit = 10
     first = await ask(http, until=lambda told: len(told.text()) > 5)
@@ -104,7 +104,7 @@ async def test_a_client_that_leaves_before_its_answer_begins_parks_its_generatio
 
 
 async def test_a_client_that_can_come_back_by_an_event_is_told_apart(
-    mesh: FakeMesh, router: Running, http: httpx.AsyncClient, ask: Any, resume: Any
+    mesh: FakeMesh, router: RunningDoors, http: httpx.AsyncClient, ask: Any, resume: Any
 ) -> None:
     mesh.limit = 10
     told = await ask(http, until=lambda told: len(told.text()) > 5)
@@ -118,7 +118,7 @@ async def test_a_client_that_can_come_back_by_an_event_is_told_apart(
 
 
 async def test_a_whole_answer_that_was_given_tells_nobody(
-    mesh: FakeMesh, router: Running, http: httpx.AsyncClient
+    mesh: FakeMesh, router: RunningDoors, http: httpx.AsyncClient
 ) -> None:
     body = {"model": "tiny", "prompt": "hi"}
     assert (await http.post("/v1/completions", json=body)).status_code == 200
@@ -128,7 +128,7 @@ async def test_a_whole_answer_that_was_given_tells_nobody(
 
 @pytest.mark.parametrize("named", [False, True])
 async def test_a_grpc_client_that_leaves_before_it_knows_a_name_parks_its_generation(
-    mesh: FakeMesh, router: Running, named: bool
+    mesh: FakeMesh, router: RunningDoors, named: bool
 ) -> None:
     mesh.limit = 0
     async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
@@ -146,18 +146,18 @@ async def test_a_grpc_client_that_leaves_before_it_knows_a_name_parks_its_genera
 
 @pytest.mark.parametrize("door", ["http", "grpc"])
 async def test_a_prompt_in_the_making_counts_though_its_client_left(
-    router: Running, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, door: str
+    router: RunningDoors, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, door: str
 ) -> None:
     begun, go_on = threading.Event(), threading.Event()
-    prompt_ids, text = Model.prompt_ids, "capital " * 1000
+    prompt_ids, text = ServedModel.prompt_ids, "capital " * 1000
 
-    def slow(self: Model, ask: Ask, created_unix_s: int) -> list[int]:
+    def slow(self: ServedModel, ask: Ask, created_unix_s: int) -> list[int]:
         if ask.prompt == text:
             begun.set()
             go_on.wait(20)
         return prompt_ids(self, ask, created_unix_s)
 
-    monkeypatch.setattr(Model, "prompt_ids", slow)
+    monkeypatch.setattr(ServedModel, "prompt_ids", slow)
     async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
         stub = router_pb2_grpc.RouterServiceStub(channel)
         if door == "http":
@@ -215,13 +215,13 @@ async def test_a_stopping_router_sends_who_waits_for_a_pipeline_elsewhere(mesh: 
 
 
 async def test_a_request_in_the_making_begins_nothing_at_a_router_that_stopped(
-    mesh: FakeMesh, router: Running, monkeypatch: pytest.MonkeyPatch
+    mesh: FakeMesh, router: RunningDoors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ask = Ask("tiny", GenerationKind.COMPLETION, (1, 2))
     catalogue, go_on = router.router.catalogue, asyncio.Event()
     load = catalogue.load
 
-    async def slow(ref: ModelRef) -> Model:
+    async def slow(ref: ModelRef) -> ServedModel:
         await go_on.wait()
         return await load(ref)
 

@@ -12,7 +12,7 @@ from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from services.common import channels
 from services.common.errors import InvalidArgument
-from services.router.__main__ import Running
+from services.router.__main__ import RunningDoors
 from tests.fake_mesh import FakeMesh
 
 
@@ -24,7 +24,7 @@ def _failed(kind: str) -> float:
     return REGISTRY.get_sample_value("shunt_router_failed_total", {"kind": kind}) or 0.0
 
 
-async def _events(router: Running, **more: Any) -> list[Any]:
+async def _events(router: RunningDoors, **more: Any) -> list[Any]:
     async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
         stub = router_pb2_grpc.RouterServiceStub(channel)
         request = router_pb2.GenerateRequest(model="tiny", text="hi", **more)
@@ -32,7 +32,7 @@ async def _events(router: Running, **more: Any) -> list[Any]:
 
 
 async def test_the_first_token_of_a_request_counts_once_and_that_of_a_resume_never(
-    router: Running, http: httpx.AsyncClient, ask: Any, resume: Any
+    router: RunningDoors, http: httpx.AsyncClient, ask: Any, resume: Any
 ) -> None:
     before = _first_tokens()
     told = await ask(http)
@@ -44,7 +44,7 @@ async def test_the_first_token_of_a_request_counts_once_and_that_of_a_resume_nev
 
 
 async def test_a_failure_counts_at_either_door(
-    mesh: FakeMesh, router: Running, http: httpx.AsyncClient, ask: Any
+    mesh: FakeMesh, router: RunningDoors, http: httpx.AsyncClient, ask: Any
 ) -> None:
     mesh.refusal, before = InvalidArgument("no"), _failed("InvalidArgument")
     await ask(http)

@@ -12,12 +12,12 @@ import pytest
 from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from services.router.__main__ import Running
+from services.router.__main__ import RunningDoors
 from tests.fake_mesh import REPLY, FakeMesh
 
 
 @pytest.fixture
-async def client(router: Running) -> AsyncIterator[openai.AsyncOpenAI]:
+async def client(router: RunningDoors) -> AsyncIterator[openai.AsyncOpenAI]:
     url = f"http://127.0.0.1:{router.http_port}/v1"
     async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
         yield client
@@ -177,7 +177,7 @@ async def test_parts_of_a_character_are_told_apart_among_the_likeliest(
 
 
 async def test_answers_have_the_types_of_the_official_client(
-    router: Running, mesh: FakeMesh
+    router: RunningDoors, mesh: FakeMesh
 ) -> None:
     mesh.replies = ["Über 東京", "two"]
     url = f"http://127.0.0.1:{router.http_port}/v1"

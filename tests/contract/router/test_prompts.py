@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from services.router.model import Model
+from services.router.model import ServedModel
 from tests.tiny_model import MAX_POSITIONS
 
 
@@ -16,13 +16,13 @@ from tests.tiny_model import MAX_POSITIONS
 def threads(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """For each prompt that was tokenised: whether the event loop's thread did it."""
     made: list[bool] = []
-    prompt_ids = Model.prompt_ids
+    prompt_ids = ServedModel.prompt_ids
 
-    def watched(self: Model, *arguments: Any) -> list[int]:
+    def watched(self: ServedModel, *arguments: Any) -> list[int]:
         made.append(threading.current_thread() is threading.main_thread())
         return prompt_ids(self, *arguments)
 
-    monkeypatch.setattr(Model, "prompt_ids", watched)
+    monkeypatch.setattr(ServedModel, "prompt_ids", watched)
     return made
 
 

@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from services.router.__main__ import Running
+from services.router.__main__ import RunningDoors
 from tests.fake_mesh import REPLY, FakeMesh
 from tests.waiting import until
 
@@ -31,7 +31,7 @@ async def _leave(mesh: FakeMesh, http: httpx.AsyncClient, **more: Any) -> str:
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 async def test_the_official_clients_own_retries_join_what_it_asked_first(
-    mesh: FakeMesh, router: Running, stream: bool
+    mesh: FakeMesh, router: RunningDoors, stream: bool
 ) -> None:
     mesh.limit = 0 if stream else 5
     firsts: set[str] = set()

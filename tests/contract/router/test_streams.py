@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from services.common import errors
-from services.router.__main__ import Running
+from services.router.__main__ import RunningDoors
 from tests.fake_mesh import REPLY, FakeMesh
 from tests.waiting import until
 
@@ -141,7 +141,7 @@ def _text_up_to(told: Any, cut: int) -> str:
 
 
 async def test_a_reader_that_lost_its_connection_resumes_in_mid_stream(
-    mesh: FakeMesh, router: Running, http: httpx.AsyncClient, ask: Any, resume: Any
+    mesh: FakeMesh, router: RunningDoors, http: httpx.AsyncClient, ask: Any, resume: Any
 ) -> None:
     mesh.limit = 30
     first = await ask(http, until=lambda told: len(told.text()) > 25)

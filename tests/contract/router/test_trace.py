@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from services.common import channels, telemetry
-from services.router.__main__ import Running
+from services.router.__main__ import RunningDoors
 from tests.fake_mesh import REPLY, FakeMesh
 
 
@@ -81,7 +81,7 @@ async def test_a_recovery_begun_by_silence_belongs_to_the_trace(
 
 @pytest.mark.parametrize("caller", [(), (("traceparent", f"00-{'ab' * 16}-{'cd' * 8}-01"),)])
 async def test_a_request_over_grpc_is_one_trace_too(
-    spans: InMemorySpanExporter, mesh: FakeMesh, router: Running, caller: Any
+    spans: InMemorySpanExporter, mesh: FakeMesh, router: RunningDoors, caller: Any
 ) -> None:
     async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
         stub = router_pb2_grpc.RouterServiceStub(channel)

@@ -12,7 +12,7 @@ import pytest
 from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from services.common import channels
-from services.router.__main__ import Running, running
+from services.router.__main__ import RunningDoors, running
 from services.router.settings import RouterSettings
 from tests.fake_mesh import FakeMesh
 from tests.waiting import until
@@ -25,7 +25,7 @@ NO_END = (
 
 
 @asynccontextmanager
-async def _serving(mesh: FakeMesh) -> AsyncIterator[Running]:
+async def _serving(mesh: FakeMesh) -> AsyncIterator[RunningDoors]:
     """A router that may never hear of a pipeline."""
     settings = RouterSettings(
         http_port=0,

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from services.common.generation import ModelRef
-from services.router.__main__ import Running
+from services.router.__main__ import RunningDoors
 from tests.fake_mesh import FakeMesh
 from tests.tiny_model import MODEL
 from tests.waiting import until
@@ -20,7 +20,7 @@ BODY = {"model": MODEL.model_id, "messages": [{"role": "user", "content": "hello
 
 
 @pytest.fixture
-async def router(mesh: FakeMesh) -> AsyncIterator[Running]:
+async def router(mesh: FakeMesh) -> AsyncIterator[RunningDoors]:
     mesh.templates = {MODEL.digest: "older{{ messages[0].content }}", NEWER.digest: "newer: hi"}
     async with mesh.router(recover_s=5.0, route_wait_s=20.0) as router:
         yield router
@@ -37,7 +37,7 @@ def _said(mesh: FakeMesh, message: Any) -> str:
 
 
 async def test_a_request_goes_by_the_version_that_pipelines_run(
-    mesh: FakeMesh, router: Running, http: httpx.AsyncClient
+    mesh: FakeMesh, router: RunningDoors, http: httpx.AsyncClient
 ) -> None:
     assert (await http.post("/v1/chat/completions", json=BODY)).status_code == 200
     _serve(mesh, NEWER)
@@ -50,7 +50,7 @@ async def test_a_request_goes_by_the_version_that_pipelines_run(
 
 
 async def test_a_request_that_waits_while_the_version_changes_is_made_for_the_new_one(
-    mesh: FakeMesh, router: Running, http: httpx.AsyncClient
+    mesh: FakeMesh, router: RunningDoors, http: httpx.AsyncClient
 ) -> None:
     assert (await http.post("/v1/chat/completions", json=BODY)).status_code == 200
     _serve(mesh, MODEL, heads=False)
@@ -66,7 +66,7 @@ async def test_a_request_that_waits_while_the_version_changes_is_made_for_the_ne
 
 
 async def test_what_began_under_the_old_version_is_read_with_its_files(
-    mesh: FakeMesh, router: Running, http: httpx.AsyncClient
+    mesh: FakeMesh, router: RunningDoors, http: httpx.AsyncClient
 ) -> None:
     whole = await http.post("/v1/chat/completions", json=BODY)
     name = whole.headers["x-generation-id"]

@@ -20,7 +20,7 @@ from services.common.errors import Unavailable
 from services.common.generation import LayerRange
 from services.common.server import ErrorInterceptor
 from services.tensorstore.cache.cache import ChunkCache
-from services.tensorstore.client import Model
+from services.tensorstore.client import StoredModel
 from services.tensorstore.format.slices import Selection
 from services.tensorstore.node import CachePlan, build
 from services.tensorstore.places.remote import RemoteReader
@@ -97,7 +97,9 @@ async def test_every_byte_is_sent_once(
         def load(rank: int) -> None:
             readers = [RemoteReader(address, cached_only=True) for address, _ in peers]
             cache = ChunkCache(tmp_path / f"own{rank}", 1 << 30, [*readers, store])
-            model = Model("tiny", stored.imported.digest, stored.imported.manifest, store, cache)
+            model = StoredModel(
+                "tiny", stored.imported.digest, stored.imported.manifest, store, cache
+            )
             with model.stage(LayerRange(0, 3), degree, rank) as stage:
                 for name, tensor in stage.tensors.items():
                     wanted = expected_slice(stored.config, name, stored.tensors[name], degree, rank)

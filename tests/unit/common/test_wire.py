@@ -80,7 +80,7 @@ def test_a_run_of_tokens_survives_the_wire(
         FinishReason.LENGTH if ended else None,
     )
     data = wire.span_to(span).SerializeToString()
-    assert wire.span_from(common_pb2.TokenRun.FromString(data)) == span
+    assert wire.span_from(common_pb2.TokenSpan.FromString(data)) == span
 
 
 @pytest.mark.parametrize("reason", CancelReason)
@@ -149,6 +149,6 @@ def test_lengths_of_unnamed_choices_are_zero_and_unknown_choices_are_refused() -
 
 
 def test_logprobs_come_one_an_id_or_not_at_all() -> None:
-    message = common_pb2.TokenRun(ids=[1, 2], logprobs=[common_pb2.TokenLogprob(logprob=-1)])
+    message = common_pb2.TokenSpan(ids=[1, 2], logprobs=[common_pb2.TokenLogprob(logprob=-1)])
     with pytest.raises(InvalidArgument):
         wire.span_from(message)

@@ -6,6 +6,7 @@ from itertools import count
 from typing import TypeVar
 
 from services.common.generation import LayerRange, ModelRef
+from services.common.nodes import NodeFacts, NodeShape
 from services.controller.core.cluster.actions import (
     Action,
     AskPlan,
@@ -14,8 +15,6 @@ from services.controller.core.cluster.actions import (
     Loaded,
     LoadStage,
     LogEvent,
-    NodeFacts,
-    NodeShape,
     PlannedPipeline,
     PlannedStage,
     RoutesChanged,

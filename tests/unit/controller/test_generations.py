@@ -14,10 +14,10 @@ from services.common.exchange import Checkpoint, CheckpointRefusal, ResumeQuesti
 from services.common.generation import GenerationRequest, ModelRef, Sampling, TokenSpan
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerSettings
-from services.controller.core.ledger.records import Appended
+from services.controller.core.ledger.records import IdsAppended
 from services.controller.event_log import EventLog
-from services.controller.generations import Generations
-from services.controller.journal.journal import Item, Recovered, Room
+from services.controller.generations import LedgerRuntime
+from services.controller.journal.journal import Item, JournalRoom, Recovered
 from services.controller.signal import Signal
 
 REQUEST = GenerationRequest("g", ModelRef("m", "d"), (1,), Sampling(max_tokens=50))
@@ -28,7 +28,7 @@ class Store:
 
     def __init__(self) -> None:
         self.full = False
-        self.room = Room.ENOUGH
+        self.room = JournalRoom.ENOUGH
         self.fails = False
         self.items: list[Item] = []
         self.recoveries = 0
@@ -54,9 +54,9 @@ class Store:
         return Recovered()
 
 
-def make(store: Store) -> Generations:
+def make(store: Store) -> LedgerRuntime:
     journal: Any = store
-    return Generations(
+    return LedgerRuntime(
         LedgerSettings(),
         journal,
         EventLog(journal, lambda: 0.0, 10),
@@ -105,7 +105,7 @@ async def test_a_full_journal_sheds_before_anything_changes() -> None:
     store.full = False
     (result,) = await generations.checkpoint([said(5, 6)])
     assert result.lengths == (2,)
-    spans = [item.span.ids for item in store.items if isinstance(item, Appended)]
+    spans = [item.span.ids for item in store.items if isinstance(item, IdsAppended)]
     assert (spans, store.recoveries) == ([(5,), (6,)], 0)
 
 

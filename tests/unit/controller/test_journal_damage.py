@@ -22,7 +22,7 @@ from services.common.generation import (
 )
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerSettings
-from services.controller.core.ledger.records import Appended, Bound, Ended, Record, Sealed
+from services.controller.core.ledger.records import Ended, HeadBound, IdsAppended, Record, Sealed
 from services.controller.journal.journal import LoggedEvent, Recovered, Saved
 from services.controller.journal.log import log_of
 from services.controller.journal.sqlite import SqliteJournal
@@ -34,8 +34,8 @@ FLIPS = 400
 def _records() -> list[Record]:
     records: list[Record] = []
     for name in ("a", "b", "c", "d"):
-        records.append(Bound(name, "incarnation", "formation", "pipeline", REQUEST))
-        records += [Appended(name, TokenSpan(0, 40 * n, tuple(range(40)))) for n in range(20)]
+        records.append(HeadBound(name, "incarnation", "formation", "pipeline", REQUEST))
+        records += [IdsAppended(name, TokenSpan(0, 40 * n, tuple(range(40)))) for n in range(20)]
         records += [Sealed(name, 1), Ended(name, None, CancelReason.CLIENT, None)]
     return records
 
@@ -129,7 +129,7 @@ async def killed(tmp_path: Path) -> Path:
     path = tmp_path / "j"
     journal = SqliteJournal(path, commit_interval_s=0.0)
     for number in range(20):
-        await journal.write((Appended("g", TokenSpan(0, number, (number,))),))
+        await journal.write((IdsAppended("g", TokenSpan(0, number, (number,))),))
     _copy(path, tmp_path / "killed", "", "-wal", "-open")
     await journal.close()
     return tmp_path / "killed"
@@ -177,12 +177,12 @@ async def test_a_journal_read_again_keeps_the_ages_of_what_it_holds(tmp_path: Pa
     now = [1000.0]
     request = GenerationRequest("old", ModelRef("m", "d"), (1,), Sampling(max_tokens=1))
     journal = SqliteJournal(tmp_path / "j", wall_clock=lambda: now[0])
-    ended = Appended("old", TokenSpan(0, 0, (5,), (), FinishReason.LENGTH))
-    await journal.write((Bound("old", "i", "f", "p", request), ended, Sealed("old", 1)))
+    ended = IdsAppended("old", TokenSpan(0, 0, (5,), (), FinishReason.LENGTH))
+    await journal.write((HeadBound("old", "i", "f", "p", request), ended, Sealed("old", 1)))
     now[0] += 9.0
     young = GenerationRequest("young", ModelRef("m", "d"), (1,), Sampling(max_tokens=1))
-    await journal.write((Bound("young", "i", "f", "p", young),))
-    await journal.write((Appended("young", TokenSpan(0, 0, (5,), (), FinishReason.LENGTH)),))
+    await journal.write((HeadBound("young", "i", "f", "p", young),))
+    await journal.write((IdsAppended("young", TokenSpan(0, 0, (5,), (), FinishReason.LENGTH)),))
     now[0] += 2.0
     recovered = await journal.recover()
     await journal.close()

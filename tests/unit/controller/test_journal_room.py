@@ -18,11 +18,11 @@ from services.common.generation import (
     Sampling,
     TokenSpan,
 )
-from services.controller.core.ledger.outcomes import Head, LedgerSettings
-from services.controller.core.ledger.records import Appended, Ended, Forgotten, Granted
+from services.controller.core.ledger.outcomes import LedgerSettings, ServingHead
+from services.controller.core.ledger.records import Ended, Forgotten, Granted, IdsAppended
 from services.controller.event_log import EventLog
-from services.controller.generations import Generations
-from services.controller.journal.journal import Room
+from services.controller.generations import LedgerRuntime
+from services.controller.journal.journal import JournalRoom
 from services.controller.journal.sqlite import SqliteJournal
 from services.controller.signal import Signal
 from tests.small_disk import fill, small_disk
@@ -48,11 +48,11 @@ async def opened(disk: Path) -> AsyncIterator[SqliteJournal]:
         await journal.close()
 
 
-def ids(name: str, number: int) -> Appended:
-    return Appended(name, TokenSpan(0, 1000 * number, tuple(range(1000))))
+def ids(name: str, number: int) -> IdsAppended:
+    return IdsAppended(name, TokenSpan(0, 1000 * number, tuple(range(1000))))
 
 
-async def until(journal: SqliteJournal, room: Room) -> None:
+async def until(journal: SqliteJournal, room: JournalRoom) -> None:
     async with asyncio.timeout(20):
         while journal.room is not room:
             journal.tend()
@@ -65,7 +65,7 @@ async def exhaust(journal: SqliteJournal) -> None:
         await journal.write(much, fsync=True)
 
 
-class _Timed(Generations):
+class _Timed(LedgerRuntime):
     now_s = 0.0
 
 
@@ -74,7 +74,7 @@ def generations_over(journal: SqliteJournal) -> _Timed:
         LedgerSettings(),
         journal,
         EventLog(journal, lambda: 0.0, 10),
-        heads=lambda: (Head(ROUTE, takes_new=True),),
+        heads=lambda: (ServingHead(ROUTE, takes_new=True),),
         pipeline_of=lambda formation_id: "p",
         heads_changed=Signal(),
         clock=lambda: made.now_s,
@@ -84,11 +84,11 @@ def generations_over(journal: SqliteJournal) -> _Timed:
 
 async def test_a_group_that_finds_the_disk_full_is_written_into_the_reserve(disk: Path) -> None:
     async with opened(disk) as journal:
-        assert journal.room is Room.ENOUGH
+        assert journal.room is JournalRoom.ENOUGH
         await journal.write((ids("g", 0),), fsync=True)
         fill(disk / "other")
         await journal.write([ids("g", number) for number in range(1, 300)], fsync=True)
-        assert journal.room is Room.RESERVE
+        assert journal.room is JournalRoom.RESERVE
         assert len((await journal.recover()).records) == 300
 
 
@@ -121,7 +121,7 @@ async def test_without_room_for_a_grant_it_is_refused_at_once_and_nothing_is_gra
         fill(disk / "other")
         await exhaust(journal)
         generations.recover(await journal.recover())
-        assert journal.room is Room.NONE
+        assert journal.room is JournalRoom.NONE
         question = ResumeQuestion("g", 1, REQUEST, (span,), "f")
         for _ in range(3):
             with pytest.raises(Unavailable, match="disk is full") as refused:
@@ -129,7 +129,7 @@ async def test_without_room_for_a_grant_it_is_refused_at_once_and_nothing_is_gra
             assert refused.value.retry_after_s >= 1
         assert (await generations.view("g")).epoch == 1
         (disk / "other").unlink()
-        await until(journal, Room.ENOUGH)
+        await until(journal, JournalRoom.ENOUGH)
         assert (await generations.resume(question, 0.0)).epoch == 2
 
 
@@ -140,13 +140,13 @@ async def test_what_is_forgotten_gives_its_room_back_and_the_reserve_is_taken_ag
         for name in range(10):
             await journal.write([ids(f"g{name}", number) for number in range(400)])
         fill(disk / "other")
-        while journal.room is Room.ENOUGH:
+        while journal.room is JournalRoom.ENOUGH:
             await journal.write((ids("g0", 9000),), fsync=True)
         for name in range(10):
             await journal.write((Forgotten(f"g{name}"),), fsync=True)
         (disk / "other").write_bytes(bytes(1 << 20))
         fill(disk / "other")
-        await until(journal, Room.ENOUGH)
+        await until(journal, JournalRoom.ENOUGH)
         assert (disk / "j").stat().st_size < 1 << 20
         assert (disk / "j-reserve").stat().st_size == RESERVE_BYTES
 
@@ -158,7 +158,7 @@ async def test_what_has_ended_is_forgotten_little_by_little_on_a_full_disk(disk:
             await generations.cancel(f"g{number}", None, CancelReason.CLIENT, None)
         fill(disk / "other")
         await journal.write([ids("x", number) for number in range(300)], fsync=True)
-        assert journal.room is Room.RESERVE
+        assert journal.room is JournalRoom.RESERVE
         generations.now_s = 1000.0
         for left in (68, 36, 4, 0):
             await generations.tick()
@@ -171,7 +171,7 @@ async def test_a_journal_starts_on_a_full_disk_from_its_reserve(disk: Path) -> N
         await journal.write((ids("g", 0),), fsync=True)
     fill(disk / "other")
     async with opened(disk) as journal:
-        assert journal.room is Room.RESERVE
+        assert journal.room is JournalRoom.RESERVE
         assert (await journal.recover()).records == (ids("g", 0),)
         granted = Granted("g", 2, "i", "f", "p", REQUEST, ())
         await journal.write((granted,), fsync=True)

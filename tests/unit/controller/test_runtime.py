@@ -10,13 +10,11 @@ import pytest
 
 from services.common.errors import ResourceExhausted
 from services.common.generation import LayerRange, ModelRef
+from services.common.nodes import Member, NodeFacts, NodeShape
 from services.controller.core.cluster.actions import (
     FormPipeline,
     Loaded,
     LoadStage,
-    Member,
-    NodeFacts,
-    NodeShape,
     PlannedPipeline,
     PlannedStage,
 )
@@ -26,7 +24,7 @@ from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.snapshot import to_json
 from services.controller.event_log import EventLog
 from services.controller.journal.journal import Item, Saved
-from services.controller.providers.provider import NodeGone, NodeSpec
+from services.controller.providers.provider import NodeGone
 from services.controller.runtime import (
     HANDLE_PREFIX,
     SNAPSHOT,
@@ -98,8 +96,8 @@ class Mesh:
         """Connections to engines."""
         self.gone: asyncio.Queue[NodeGone] = asyncio.Queue()
 
-    async def launch(self, spec: NodeSpec) -> str:
-        return f"handle-{spec.node_id}"
+    async def launch(self, node_id: str, shape: NodeShape) -> str:
+        return f"handle-{node_id}"
 
     async def recognise(self, node_id: str, pid: int) -> str:
         return f"handle-{node_id}"

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from services.common.nodes import NodeShape
 from services.common.settings import read
-from services.controller.core.cluster.actions import NodeShape
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.model_facts import ModelFacts
 from services.controller.settings import ControllerSettings

@@ -9,7 +9,7 @@ import pytest
 from bench.placement_clusters import PAPER, PAPER_PRICES, cluster
 from services.placement.estimate.calibration import load_calibration
 from services.placement.estimate.catalogue import load_catalogue
-from services.placement.estimate.cluster import Node, Workload
+from services.placement.estimate.cluster import CandidateNode, Workload
 from services.placement.estimate.costs import Costs
 from services.placement.estimate.model import ModelShape, load_model
 
@@ -30,5 +30,5 @@ def make_costs() -> MakeCosts:
 
 
 @pytest.fixture
-def paper_cluster() -> tuple[Node, ...]:
+def paper_cluster() -> tuple[CandidateNode, ...]:
     return cluster(PAPER, PAPER_PRICES)

@@ -10,7 +10,7 @@ import pytest
 
 from bench.placement_clusters import cluster
 from services.common.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
-from services.placement.estimate.cluster import Node
+from services.placement.estimate.cluster import CandidateNode
 from services.placement.estimate.costs import StageCost
 from services.placement.search import columns, splits
 from services.placement.search.budget import UNLIMITED
@@ -47,15 +47,15 @@ class Counted:
         return 0.05
 
 
-def of_distinct_speeds(count: int) -> tuple[Node, ...]:
+def of_distinct_speeds(count: int) -> tuple[CandidateNode, ...]:
     nodes = cluster({"g6.xlarge": count // 2, "g5.xlarge": count - count // 2})
     return tuple(
         replace(node, kind=replace(node.kind, speed=1 - i * 1e-4)) for i, node in enumerate(nodes)
     )
 
 
-def of_distinct_networks(count: int) -> tuple[Node, ...]:
-    def changed(node: Node, factor: float) -> Node:
+def of_distinct_networks(count: int) -> tuple[CandidateNode, ...]:
+    def changed(node: CandidateNode, factor: float) -> CandidateNode:
         kind = replace(
             node.kind,
             speed=2 - factor,

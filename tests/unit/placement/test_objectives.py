@@ -9,7 +9,7 @@ import pytest
 from bench.placement_clusters import cluster
 from services.common.errors import FailedPrecondition
 from services.placement.estimate.catalogue import load_catalogue
-from services.placement.estimate.cluster import Node, Workload, described
+from services.placement.estimate.cluster import CandidateNode, Workload, described
 from services.placement.estimate.estimator import estimate_plan
 from services.placement.search.budget import Unlimited
 from services.placement.search.planners import shuntserve
@@ -19,10 +19,10 @@ from services.placement.search.risk import down_shares, goodput_rps, outages
 from services.placement.search.score import score
 
 
-def nodes_in(pools: dict[str, float], count: int, spot: bool = True) -> tuple[Node, ...]:
+def nodes_in(pools: dict[str, float], count: int, spot: bool = True) -> tuple[CandidateNode, ...]:
     """g6e.12xlarge nodes by pool, with its interruptions an hour."""
     return tuple(
-        Node(
+        CandidateNode(
             f"{pool}-{i}",
             described(
                 load_catalogue(),
@@ -121,7 +121,7 @@ def test_spreading_carries_more_of_a_rate_than_one_pool():
     class Fake:
         def __init__(self, pool: str) -> None:
             kind = described(load_catalogue(), instance_type="g6e.xlarge", pool=pool)
-            self.stages = (type("S", (), {"node": Node(pool, kind)})(),)
+            self.stages = (type("S", (), {"node": CandidateNode(pool, kind)})(),)
 
     same, apart = [Fake("a"), Fake("a")], [Fake("a"), Fake("b")]
     rates = [10.0, 10.0]
@@ -143,7 +143,7 @@ def test_a_uniform_degree_at_which_no_layer_fits_leaves_the_others(make_costs):
     small = described(
         load_catalogue(), device_type="l4", device_count=4, memory_bytes=3_400_000_000
     )
-    nodes = tuple(Node(f"n{i}", small) for i in range(32))
+    nodes = tuple(CandidateNode(f"n{i}", small) for i in range(32))
     assert costs.of(small, 1).free_bytes(1, False, False) < 0
     solution = shuntserve.plan(Problem(costs, nodes, Objective(uniform_tp=True)), Unlimited())
     assert {stage.tp for p in solution.pipelines for stage in p.stages} == {4}
@@ -164,7 +164,9 @@ def test_a_uniform_degree_that_misses_a_target_leaves_the_others(make_costs):
 @pytest.mark.parametrize("speed", [5e-324, 1e-300, 1e-9])
 def test_a_node_slower_than_can_be_counted_ends_no_search(make_costs, name, speed):
     kind = described(load_catalogue(), device_type="l4", relative_speed=speed)
-    problem = Problem(make_costs("llama-3.1-8b", "measured"), (Node("a", kind), Node("b", kind)))
+    problem = Problem(
+        make_costs("llama-3.1-8b", "measured"), (CandidateNode("a", kind), CandidateNode("b", kind))
+    )
     solution = planner(name)(problem, Unlimited())
     total, _ = estimate_plan(problem.costs, solution.pipelines)
     assert 0 < total.throughput_rps < 1

@@ -9,7 +9,7 @@ import pytest
 from services.common.errors import FailedPrecondition, NotFound
 from services.common.exchange import Route
 from services.common.generation import ModelRef
-from services.router.catalogue import MAX_MODELS, Catalogue
+from services.router.catalogue import MAX_MODELS, ModelCatalogue
 from services.router.model_files import ModelFiles
 from tests.tiny_model import MODEL, model_files, tiny_tokenizer
 
@@ -17,7 +17,7 @@ CONFIG = {"model_type": "llama", "max_position_embeddings": 64, "vocab_size": 30
 ROUTE = Route("p", "f", "i", "a", 1.0, MODEL, 64)
 
 
-def _catalogue(fetched: list[ModelRef] | None = None, **settings: Any) -> Catalogue:
+def _catalogue(fetched: list[ModelRef] | None = None, **settings: Any) -> ModelCatalogue:
     """Of one model, whose tokenizer_config.json holds these; notes what is fetched."""
     files = model_files(tiny_tokenizer())
     files["tokenizer_config.json"] = json.dumps({"eos_token": "<|im_end|>", **settings}).encode()
@@ -27,7 +27,7 @@ def _catalogue(fetched: list[ModelRef] | None = None, **settings: Any) -> Catalo
             fetched.append(ref)
         return ModelFiles(ref, CONFIG, files)
 
-    found = Catalogue(fetch, lambda: 0.0)
+    found = ModelCatalogue(fetch, lambda: 0.0)
     found.update([ROUTE])
     return found
 

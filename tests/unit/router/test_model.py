@@ -8,7 +8,7 @@ from services.common.errors import FailedPrecondition, InvalidArgument
 from services.common.generation import GenerationKind
 from services.model.chat import Message
 from services.router.ask import Ask, Drawn
-from services.router.model import Model
+from services.router.model import ServedModel
 from services.router.model_files import ModelFiles
 from tests.tiny_model import CHAT_TEMPLATE, MODEL, model_files, tiny_tokenizer
 
@@ -17,7 +17,7 @@ START, END = (tiny_tokenizer().token_to_id(text) for text in ("<|im_start|>", "<
 DRAWN = Drawn("g1", 77, 1234)
 
 
-def _model(**files: object) -> Model:
+def _model(**files: object) -> ServedModel:
     contents = model_files(tiny_tokenizer())
     for name, value in files.items():
         key = name.replace("_json", ".json")
@@ -25,7 +25,7 @@ def _model(**files: object) -> Model:
             contents.pop(key)
         else:
             contents[key] = json.dumps(value).encode()
-    return Model(ModelFiles(MODEL, CONFIG, contents))
+    return ServedModel(ModelFiles(MODEL, CONFIG, contents))
 
 
 def _ask(**more: object) -> Ask:
@@ -111,7 +111,7 @@ def test_every_end_that_any_file_names_ends_a_sequence(
 ) -> None:
     contents = model_files(tiny_tokenizer())
     contents["generation_config.json"] = json.dumps({"eos_token_id": generation}).encode()
-    model = Model(ModelFiles(MODEL, {**CONFIG, "eos_token_id": config}, contents))
+    model = ServedModel(ModelFiles(MODEL, {**CONFIG, "eos_token_id": config}, contents))
     assert model.facts.eos_token_ids == ends
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from services.tensorstore.client import Model, open_store
+from services.tensorstore.client import StoredModel, open_store
 from services.tensorstore.importer import Imported, import_checkpoint
 from services.tensorstore.places.directory import DirectoryBackend
 from services.tensorstore.sources.opening import DEFAULT_MODEL, default_source, open_source
@@ -27,7 +27,7 @@ def smollm2_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def smollm2(smollm2_store: Path) -> Model:
+def smollm2(smollm2_store: Path) -> StoredModel:
     return open_store(str(smollm2_store)).model(DEFAULT_MODEL)
 
 
@@ -49,7 +49,7 @@ class Tiny:
         finally:
             checkpoint.close()
 
-    def model(self) -> Model:
+    def model(self) -> StoredModel:
         return open_store(str(self.root)).model("tiny")
 
     def files(self) -> list[Path]:

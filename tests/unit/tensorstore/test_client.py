@@ -14,7 +14,7 @@ import torch
 from services.common.errors import Aborted, InvalidArgument
 from services.common.generation import LayerRange
 from services.tensorstore.cache.residence import HeldFile, LocalResidence, Progress, Residence
-from services.tensorstore.client import HOLD_ATTEMPTS, Model, open_store
+from services.tensorstore.client import HOLD_ATTEMPTS, StoredModel, open_store
 from services.tensorstore.format.slices import Selection
 from tests.checkpoints import bits
 
@@ -110,7 +110,7 @@ def test_what_is_mapped_is_what_was_verified(tiny, leave: bool) -> None:
 
     def stage(times: int) -> None:
         residence = Replacing(LocalResidence(tiny.root), times, leave=leave)
-        model = Model("tiny", tiny.imported.digest, wanted, tiny.backend, residence)
+        model = StoredModel("tiny", tiny.imported.digest, wanted, tiny.backend, residence)
         with model.stage(LayerRange(0, 3)) as stage:
             for name, tensor in stage.tensors.items():
                 assert torch.equal(bits(tensor), bits(tiny.tensors[name])), name

@@ -13,11 +13,11 @@ from services.common.errors import NotFound, OutOfRange
 from services.tensorstore import node as node_module
 from services.tensorstore.cache.cache import ChunkCache
 from services.tensorstore.format.slices import Selection
-from services.tensorstore.node import CachePlan, Node, build
+from services.tensorstore.node import CachePlan, NodeStore, build
 from tests.checkpoints import rot
 
 
-def make_node(tiny, root: Path) -> Node:
+def make_node(tiny, root: Path) -> NodeStore:
     plan = CachePlan(directory=root / "disk", memory_directory=root / "memory")
     return build(tiny.backend, plan)
 

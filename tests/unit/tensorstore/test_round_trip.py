@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from services.common.errors import InvalidArgument
 from services.common.generation import LayerRange
-from services.tensorstore.client import Model, open_store
+from services.tensorstore.client import StoredModel, open_store
 from services.tensorstore.format.slices import Selection
 from services.tensorstore.importer import import_checkpoint
 from services.tensorstore.places.directory import DirectoryBackend
@@ -28,7 +28,7 @@ from tests.checkpoints import (
 )
 
 
-def expected_names(model: Model, start: int, end: int) -> set[str]:
+def expected_names(model: StoredModel, start: int, end: int) -> set[str]:
     layers = model.layers
     names = {
         name
@@ -44,7 +44,12 @@ def expected_names(model: Model, start: int, end: int) -> set[str]:
 
 
 def assert_same(
-    model: Model, tensors: dict[str, torch.Tensor], start: int, end: int, degree: int, rank: int
+    model: StoredModel,
+    tensors: dict[str, torch.Tensor],
+    start: int,
+    end: int,
+    degree: int,
+    rank: int,
 ) -> None:
     with model.stage(LayerRange(start, end), degree, rank) as stage:
         assert set(stage.tensors) == expected_names(model, start, end)
@@ -92,7 +97,7 @@ def test_every_slice_equals_the_slice_of_the_original(
 
 
 @pytest.mark.parametrize("degree", [1, 3])
-def test_smollm2_splits_over_its_nine_heads(smollm2: Model, degree: int) -> None:
+def test_smollm2_splits_over_its_nine_heads(smollm2: StoredModel, degree: int) -> None:
     with smollm2.stage(LayerRange(0, 30)) as whole:
         tensors = {name: tensor.clone() for name, tensor in whole.tensors.items()}
     for rank in range(degree):
@@ -101,7 +106,7 @@ def test_smollm2_splits_over_its_nine_heads(smollm2: Model, degree: int) -> None
 
 
 @pytest.mark.parametrize("degree", [2, 4, 8])
-def test_smollm2_refuses_degrees_that_do_not_divide(smollm2: Model, degree: int) -> None:
+def test_smollm2_refuses_degrees_that_do_not_divide(smollm2: StoredModel, degree: int) -> None:
     with (
         pytest.raises(InvalidArgument, match="9 attention heads"),
         smollm2.stage(LayerRange(0, 1), degree, 0),
@@ -147,7 +152,7 @@ def test_what_is_fetched_is_the_slice_and_the_ranks_add_up_to_the_model(tiny, de
     ) == sum(tensor.size_bytes for tensor in split)
 
 
-def test_a_whole_smollm2_is_stored_once(smollm2: Model, smollm2_store: Path) -> None:
+def test_a_whole_smollm2_is_stored_once(smollm2: StoredModel, smollm2_store: Path) -> None:
     stored = sum(f.stat().st_size for f in smollm2_store.rglob("objects/??/*"))
     weights = sum(tensor.size_bytes for tensor in smollm2.manifest.tensors)
     files = sum(file.size_bytes for file in smollm2.manifest.files.values())

@@ -19,7 +19,7 @@ from services.tensorstore.cache.held import HeldChunks
 from services.tensorstore.cache.residence import HeldFile, Progress
 from services.tensorstore.format.slices import Selection
 from services.tensorstore.link_share import LinkShare
-from services.tensorstore.node import CachePlan, Node, build
+from services.tensorstore.node import CachePlan, NodeStore, build
 from services.tensorstore.service import TensorStoreServicer
 from services.tensorstore.settings import TensorStoreSettings
 
@@ -49,7 +49,7 @@ async def stuck() -> Stuck:
 
 @pytest.fixture
 async def servicer(tiny, stuck: Stuck) -> TensorStoreServicer:
-    node = Node(tiny.backend, stuck, HeldChunks([]), tiny.backend)
+    node = NodeStore(tiny.backend, stuck, HeldChunks([]), tiny.backend)
     return TensorStoreServicer(node, LinkShare(1e9), max_steps=STEPS, hold_s=10)
 
 

@@ -12,7 +12,7 @@ from gguf.quants import dequantize
 from tokenizers import Tokenizer
 
 from services.common.generation import LayerRange
-from services.tensorstore.client import Model
+from services.tensorstore.client import StoredModel
 from services.tensorstore.sources.opening import default_source
 
 TEXTS = [
@@ -43,14 +43,16 @@ def theirs() -> Tokenizer:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_ids_equal_those_of_transformers(smollm2: Model, theirs: Tokenizer, text: str) -> None:
+def test_ids_equal_those_of_transformers(
+    smollm2: StoredModel, theirs: Tokenizer, text: str
+) -> None:
     ours = Tokenizer.from_str(smollm2.tokenizer_files()["tokenizer.json"].decode())
     ids = ours.encode(text, add_special_tokens=False).ids
     assert ids == theirs.encode(text, add_special_tokens=False).ids
     assert ours.decode(ids, skip_special_tokens=False) == text
 
 
-def test_special_tokens_and_chat_template_come_along(smollm2: Model) -> None:
+def test_special_tokens_and_chat_template_come_along(smollm2: StoredModel) -> None:
     files = smollm2.tokenizer_files()
     config = json.loads(files["tokenizer_config.json"])
     assert config["eos_token"] == "<|im_end|>"
@@ -60,7 +62,7 @@ def test_special_tokens_and_chat_template_come_along(smollm2: Model) -> None:
     assert ours.encode("<|im_start|>").ids == [1]
 
 
-def test_weights_equal_an_independent_dequantisation(smollm2: Model) -> None:
+def test_weights_equal_an_independent_dequantisation(smollm2: StoredModel) -> None:
     found = {tensor.name: tensor for tensor in GGUFReader(default_source()).tensors}
     with smollm2.stage(LayerRange(0, 30)) as stage:
         for ours, name in (

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from services.common.generation import LayerRange, ModelRef
+from services.common.nodes import Member, NodeFacts, NodeShape
 
 
 class NodeState(StrEnum):
@@ -26,26 +27,6 @@ class PipelineState(StrEnum):
     READY = "ready"
     DRAINING = "draining"
     LOST = "lost"
-
-
-@dataclass(frozen=True, slots=True)
-class NodeShape:
-    """What a node is able to do; a replacement has the shape of what it replaces."""
-
-    memory_bytes: int
-    relative_speed: float
-    device_type: str = "cpu"
-
-
-@dataclass(frozen=True, slots=True)
-class NodeFacts:
-    """A node that registers."""
-
-    node_id: str
-    incarnation: str
-    address: str
-    pid: int
-    shape: NodeShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +63,6 @@ class PlannedPipeline:
 
     stages: tuple[PlannedStage, ...]
     throughput_tokens_per_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One member of a formation."""
-
-    node_id: str
-    incarnation: str
-    address: str
-    layers: LayerRange
 
 
 @dataclass(frozen=True, slots=True)

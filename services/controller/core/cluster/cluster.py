@@ -15,6 +15,7 @@ from collections.abc import Callable
 from services.common.errors import NotFound, StaleEpoch
 from services.common.exchange import Route
 from services.common.generation import LayerRange
+from services.common.nodes import NodeFacts, NodeShape
 from services.controller.core.cluster.actions import (
     Action,
     Beat,
@@ -22,8 +23,6 @@ from services.controller.core.cluster.actions import (
     FaultView,
     Loaded,
     LogEvent,
-    NodeFacts,
-    NodeShape,
     NodeView,
     PersistCluster,
     PipelineView,
@@ -47,7 +46,7 @@ from services.controller.core.cluster.recovery import first_actions
 from services.controller.core.cluster.routes import handing_over, heads_of, routes_of
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.snapshot import from_json, to_json
-from services.controller.core.ledger.outcomes import Head
+from services.controller.core.ledger.outcomes import ServingHead
 
 _STRANGE_BEATS = 2
 """One beat may have been on its way while the formation changed."""
@@ -354,7 +353,7 @@ class Cluster:
         """Formations that serve what they have and take nothing new; of the same version."""
         return self._handing_over
 
-    def heads(self) -> tuple[Head, ...]:
+    def heads(self) -> tuple[ServingHead, ...]:
         """Every living formation's head, for the ledger."""
         return heads_of(self._state, self.settings, self._now_s)
 

@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from services.common.generation import LayerRange
+from services.common.nodes import Member, NodeFacts, NodeShape
 from services.controller.core.cluster.actions import (
-    Member,
-    NodeFacts,
-    NodeShape,
     NodeState,
     NodeView,
     PipelineState,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from services.common.nodes import Member, NodeFacts
 from services.controller.core.cluster.actions import (
     Action,
     AskPlan,
@@ -15,8 +16,6 @@ from services.controller.core.cluster.actions import (
     LaunchNode,
     LoadStage,
     LogEvent,
-    Member,
-    NodeFacts,
     TerminateNode,
 )
 from services.controller.core.cluster.backoff import Backoff

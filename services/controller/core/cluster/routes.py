@@ -5,7 +5,7 @@ from __future__ import annotations
 from services.common.exchange import Route
 from services.controller.core.cluster.membership import FormationState, Membership, Pipeline
 from services.controller.core.cluster.settings import ClusterSettings
-from services.controller.core.ledger.outcomes import Head
+from services.controller.core.ledger.outcomes import ServingHead
 
 
 def routes_of(state: Membership, settings: ClusterSettings) -> tuple[Route, ...]:
@@ -25,7 +25,7 @@ def handing_over(state: Membership) -> tuple[str, ...]:
     )
 
 
-def heads_of(state: Membership, settings: ClusterSettings, now_s: float) -> tuple[Head, ...]:
+def heads_of(state: Membership, settings: ClusterSettings, now_s: float) -> tuple[ServingHead, ...]:
     """Every living formation's head; none is granted anything while a member is silent, or after a
     restart before all were heard from."""
     heads = []
@@ -37,7 +37,7 @@ def heads_of(state: Membership, settings: ClusterSettings, now_s: float) -> tupl
             hands_over = formation.state is FormationState.HANDING_OVER
             stalled = pipeline.stalled
             takes_new = heard and not hands_over and not stalled
-            heads.append(Head(route, takes_new, head.numerics_class, hands_over, stalled))
+            heads.append(ServingHead(route, takes_new, head.numerics_class, hands_over, stalled))
     return tuple(heads)
 
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from services.common.generation import ModelRef
-from services.controller.core.cluster.actions import NodeShape
+from services.common.nodes import NodeShape
 
 
 @dataclass(frozen=True, slots=True)

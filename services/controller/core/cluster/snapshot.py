@@ -11,7 +11,7 @@ from math import inf
 from typing import Any
 
 from services.common.generation import LayerRange
-from services.controller.core.cluster.actions import Member, NodeFacts, NodeShape
+from services.common.nodes import Member, NodeFacts, NodeShape
 from services.controller.core.cluster.membership import (
     Formation,
     FormationState,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from services.common.errors import InvalidArgument
 from services.common.generation import FinishReason, GenerationRequest, TokenSpan, finish_of
 from services.common.token_run import TokenRun
-from services.controller.core.ledger.records import Bound, Granted
+from services.controller.core.ledger.records import Granted, HeadBound
 
 
 @dataclass(slots=True)
@@ -27,7 +27,7 @@ class JournalChoice:
         return self.finish
 
 
-class Entry:
+class JournalEntry:
     """One generation: its request, its ids, and who may add to them."""
 
     def __init__(self, request: GenerationRequest, epoch: int, now_s: float) -> None:
@@ -48,7 +48,7 @@ class Entry:
         """The epoch's head has said something of it, or is owed the time to do so."""
         self.touched_s = now_s
 
-    def give_to(self, record: Bound | Granted, epoch: int) -> None:
+    def give_to(self, record: HeadBound | Granted, epoch: int) -> None:
         """The epoch belongs to this head from now on, with the ids there are as its base."""
         self.epoch = epoch
         self.incarnation = record.incarnation
@@ -56,7 +56,7 @@ class Entry:
         self.pipeline_id = record.pipeline_id
         self.base_lengths = self.lengths
         self.sealed = False
-        self.begun = isinstance(record, Bound)
+        self.begun = isinstance(record, HeadBound)
 
     @property
     def finished(self) -> bool:
@@ -141,7 +141,9 @@ class Entry:
         return replace(request, numerics_class=self.request.numerics_class) == self.request
 
 
-def outlived(entries: Mapping[str, Entry], max_parked: int, untouched_since_s: float) -> list[str]:
+def outlived(
+    entries: Mapping[str, JournalEntry], max_parked: int, untouched_since_s: float
+) -> list[str]:
     """Which of those that have not ended, in the order they came, are kept no longer: what nobody
     has touched since then, and the first of more parked ones than `max_parked`."""
     parked = [name for name, entry in entries.items() if entry.sealed and entry.unread]

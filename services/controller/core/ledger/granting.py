@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from services.common.exchange import ResumeQuestion
 from services.common.generation import GenerationRequest
-from services.controller.core.ledger.outcomes import Head
+from services.controller.core.ledger.outcomes import ServingHead
 
 
 class Complaints:
@@ -36,8 +36,8 @@ class Complaints:
 
 
 def best_head(
-    request: GenerationRequest, heads: Iterable[Head], loads: Mapping[str, int]
-) -> Head | None:
+    request: GenerationRequest, heads: Iterable[ServingHead], loads: Mapping[str, int]
+) -> ServingHead | None:
     """The least loaded of the generation's own arithmetic, or of any when there is none; one whose
     KV cache it cannot outgrow. `loads`: generations that run, by formation."""
     wanted = request.numerics_class

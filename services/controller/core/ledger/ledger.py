@@ -30,22 +30,22 @@ from services.common.exchange import (
 )
 from services.common.generation import CancelReason, FinishReason
 from services.controller.core.ledger.abandoned import Abandoned
-from services.controller.core.ledger.entry import Entry, outlived
+from services.controller.core.ledger.entry import JournalEntry, outlived
 from services.controller.core.ledger.granting import Complaints, best_head
 from services.controller.core.ledger.outcomes import (
-    Head,
     LedgerEvent,
     LedgerSettings,
     Outcome,
+    ServingHead,
     refused,
 )
 from services.controller.core.ledger.population import Population, population_of
 from services.controller.core.ledger.records import (
-    Appended,
-    Bound,
     Ended,
     Forgotten,
     Granted,
+    HeadBound,
+    IdsAppended,
     Record,
     Sealed,
 )
@@ -56,7 +56,7 @@ class Ledger:
 
     def __init__(self, settings: LedgerSettings) -> None:
         self.settings = settings
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, JournalEntry] = {}
         self._tombstones: dict[str, float] = {}
         """Cancelled generations, known or not, and when."""
         self._complaints = Complaints(settings.same_head_after_s, settings.retention_s)
@@ -94,8 +94,8 @@ class Ledger:
             self._abandoned.remove(name)
             return
         entry = self._entries.get(name)
-        if entry is None and isinstance(record, (Bound, Granted)):
-            self._entries[name] = entry = Entry(record.request, 0, now_s)
+        if entry is None and isinstance(record, (HeadBound, Granted)):
+            self._entries[name] = entry = JournalEntry(record.request, 0, now_s)
         if isinstance(record, Ended) and record.choice is None:
             self._tombstones[name] = now_s
             self._ended.setdefault(name)
@@ -104,12 +104,12 @@ class Ledger:
             return
         entry.touched_s = now_s
         self._place(name, entry, False)
-        if isinstance(record, Bound):
+        if isinstance(record, HeadBound):
             entry.give_to(record, 1)
         elif isinstance(record, Granted):
             entry.append(record.spans)
             entry.give_to(record, record.epoch)
-        elif isinstance(record, Appended):
+        elif isinstance(record, IdsAppended):
             entry.append((record.span,))
         elif isinstance(record, Sealed):
             entry.sealed = True
@@ -124,7 +124,7 @@ class Ledger:
         if entry.finished:
             self._ended.setdefault(name)
 
-    def _place(self, name: str, entry: Entry | None, runs: bool) -> None:
+    def _place(self, name: str, entry: JournalEntry | None, runs: bool) -> None:
         if entry is None:
             return
         names = self._running.setdefault(entry.formation_id, set())
@@ -154,8 +154,10 @@ class Ledger:
             full = len(self._entries) >= self.settings.max_generations
             if checkpoint.epoch != 1 or checkpoint.request is None or full:
                 return refused(checkpoint, CheckpointRefusal.STALE_EPOCH)
-            Entry(checkpoint.request, 1, now_s).compare(checkpoint.spans)  # raises before Bound
-            bound = Bound(
+            JournalEntry(checkpoint.request, 1, now_s).compare(
+                checkpoint.spans
+            )  # raises before HeadBound
+            bound = HeadBound(
                 name,
                 checkpoint.incarnation,
                 checkpoint.formation_id,
@@ -171,7 +173,7 @@ class Ledger:
         entry.touched_s = now_s
         entry.begun = True
         self._set_unread(entry, checkpoint.unread, now_s)
-        new = [Appended(name, span) for span in entry.fresh(checkpoint.spans)]
+        new = [IdsAppended(name, span) for span in entry.fresh(checkpoint.spans)]
         records += self._commit(new, now_s)
         complete = all(span.end <= entry.lengths[span.choice] for span in checkpoint.spans)
         if checkpoint.sealed and complete and not entry.sealed:
@@ -183,14 +185,14 @@ class Ledger:
         result = CheckpointResult(name, checkpoint.epoch, entry.lengths)
         return Outcome(result, records, events=tuple(events))
 
-    def _set_unread(self, entry: Entry, unread: bool, now_s: float) -> None:
+    def _set_unread(self, entry: JournalEntry, unread: bool, now_s: float) -> None:
         name, entry.unread = entry.request.generation_id, unread
         if unread:
             self._abandoned.left(name, entry.request.ask_digest, now_s)
         else:
             self._abandoned.remove(name)
 
-    def _refusal(self, entry: Entry, checkpoint: Checkpoint) -> CheckpointRefusal | None:
+    def _refusal(self, entry: JournalEntry, checkpoint: Checkpoint) -> CheckpointRefusal | None:
         if (checkpoint.epoch, checkpoint.incarnation) != (entry.epoch, entry.incarnation):
             return CheckpointRefusal.STALE_EPOCH
         if checkpoint.formation_id != entry.formation_id:
@@ -206,7 +208,7 @@ class Ledger:
         return None
 
     def resume(
-        self, question: ResumeQuestion, heads: Sequence[Head], now_s: float
+        self, question: ResumeQuestion, heads: Sequence[ServingHead], now_s: float
     ) -> Outcome[Grant] | None:
         """Grants the next epoch, or answers with the one there is: to who was not told of it, and
         to who hears nothing from a head that serves. None: no head to grant to yet; ask again when
@@ -224,7 +226,7 @@ class Ledger:
                 raise NotFound("no such generation", field="generation_id")
             if len(self._entries) >= self.settings.max_generations:
                 raise ResourceExhausted("the journal is full", field="generation_id")
-            entry = Entry(question.request, question.last_epoch, now_s)
+            entry = JournalEntry(question.request, question.last_epoch, now_s)
         elif not entry.is_for(question.request):
             raise AlreadyExists("another request has this id", field="generation_id")
         entry.compare(question.held)
@@ -253,7 +255,11 @@ class Ledger:
         return granted
 
     def _grant_elsewhere(
-        self, entry: Entry, question: ResumeQuestion, heads: Sequence[Head], now_s: float
+        self,
+        entry: JournalEntry,
+        question: ResumeQuestion,
+        heads: Sequence[ServingHead],
+        now_s: float,
     ) -> Outcome[Grant] | None:
         """At the best head that no reader has left of late."""
         suspects = self._complaints.suspects_with(question, now_s)
@@ -263,7 +269,7 @@ class Ledger:
         return None if head is None else self._grant(entry, question, head, now_s)
 
     def _grant(
-        self, entry: Entry, question: ResumeQuestion, head: Head | None, now_s: float
+        self, entry: JournalEntry, question: ResumeQuestion, head: ServingHead | None, now_s: float
     ) -> Outcome[Grant]:
         name, route = question.generation_id, head.route if head is not None else None
         planned, before = entry.sealed and not question.left_formation_id, entry.pipeline_id
@@ -318,7 +324,7 @@ class Ledger:
         return Outcome(None, self._commit(ends, now_s), reason is CancelReason.CLIENT)
 
     def view(
-        self, generation_id: str, heads: Sequence[Head], now_s: float
+        self, generation_id: str, heads: Sequence[ServingHead], now_s: float
     ) -> Outcome[GenerationView]:
         """What the journal holds. Raises NotFound; a tombstone without a request counts as such."""
         entry = self._entries.get(generation_id)
@@ -341,7 +347,7 @@ class Ledger:
             self._set_unread(entry, True, now_s)
 
     def claim(
-        self, ask_digest: str, heads: Sequence[Head], now_s: float
+        self, ask_digest: str, heads: Sequence[ServingHead], now_s: float
     ) -> Outcome[GenerationView]:
         """Gives a client's retry what its first ask began, if nobody reads it. Raises NotFound."""
         name = self._abandoned.claim(ask_digest, now_s)
@@ -380,12 +386,12 @@ class Ledger:
         cancelled_s = self._tombstones.get(name)
         return self._entries[name].touched_s if cancelled_s is None else cancelled_s
 
-    def population(self, heads: Sequence[Head]) -> Population:
+    def population(self, heads: Sequence[ServingHead]) -> Population:
         """Where every generation stands."""
         serving = {head.route.formation_id for head in heads}
         return population_of(self._entries, self._ended, self._tombstones, serving)
 
 
-def _same(entry: Entry, holder: Head) -> Outcome[Grant]:
+def _same(entry: JournalEntry, holder: ServingHead) -> Outcome[Grant]:
     """The epoch there is, as it was granted."""
     return Outcome(Grant(entry.epoch, holder.route, entry.spans(entry.base_lengths)))

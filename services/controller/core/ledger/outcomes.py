@@ -33,7 +33,7 @@ class Outcome(Generic[Reply]):
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class ServingHead:
     """A formation that runs generations now, as the cluster knows it."""
 
     route: Route

@@ -6,7 +6,7 @@ from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from services.controller.core.ledger.entry import Entry
+from services.controller.core.ledger.entry import JournalEntry
 
 
 class Standing(StrEnum):
@@ -42,7 +42,7 @@ class Population:
 
 
 def population_of(
-    entries: Mapping[str, Entry],
+    entries: Mapping[str, JournalEntry],
     ended: Collection[str],
     cancelled: Collection[str],
     serving: Container[str],
@@ -64,7 +64,7 @@ def population_of(
     return Population(open_here, len(ended) - len(cancelled), len(cancelled))
 
 
-def _standing(entry: Entry, serving: Container[str]) -> Standing:
+def _standing(entry: JournalEntry, serving: Container[str]) -> Standing:
     never_begun = entry.unread and not entry.begun
     if entry.sealed or never_begun or entry.formation_id not in serving:
         return Standing.PARKED

@@ -12,7 +12,7 @@ from services.common.generation import CancelReason, GenerationRequest, TokenSpa
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
+class HeadBound:
     """Epoch 1 belongs to this head from now on."""
 
     generation_id: str
@@ -39,7 +39,7 @@ class Granted:
 
 
 @dataclass(frozen=True, slots=True)
-class Appended:
+class IdsAppended:
     """New ids of one choice."""
 
     generation_id: str
@@ -72,4 +72,4 @@ class Forgotten:
     generation_id: str
 
 
-Record = Bound | Granted | Appended | Sealed | Ended | Forgotten
+Record = HeadBound | Granted | IdsAppended | Sealed | Ended | Forgotten

@@ -9,19 +9,19 @@ from __future__ import annotations
 import numpy as np
 
 from services.common.errors import FailedPrecondition
-from services.placement.estimate.cluster import Pipeline, Stage
+from services.placement.estimate.cluster import PlacedPipeline, PlacedStage
 from services.placement.estimate.costs import StageCost
 from services.placement.estimate.estimator import estimate_pipeline
 from services.placement.estimate.roofline import Array
-from services.placement.search.budget import Budget
+from services.placement.search.budget import SearchBudget
 from services.placement.search.columns import Candidate
-from services.placement.search.field import Field
+from services.placement.search.field import SearchField
 from services.placement.search.planners.groups import Groups, groups
 from services.placement.search.problem import Problem, Solution, nothing_found
 from services.placement.search.splits import Split
 
 
-def plan(problem: Problem, budget: Budget) -> Solution:
+def plan(problem: Problem, budget: SearchBudget) -> Solution:
     """For each type the pipeline length whose copies carry most together."""
     known = groups(problem, budget)
     chosen: list[Candidate] = []
@@ -82,14 +82,16 @@ def stage_layers(each: float, embedding: float, head: float, stages: int, total:
 
 
 def _with_layers(
-    problem: Problem, ground: Field, members: tuple[int, ...], layers: list[int]
+    problem: Problem, ground: SearchField, members: tuple[int, ...], layers: list[int]
 ) -> Candidate | None:
     option = ground.options[members[0]]
     nodes = ground.stock.nodes[option.kind][: len(members)]
     starts = np.concatenate([[0], np.cumsum(layers)]).tolist()
-    stages = tuple(Stage(node, starts[i], starts[i + 1], option.tp) for i, node in enumerate(nodes))
+    stages = tuple(
+        PlacedStage(node, starts[i], starts[i + 1], option.tp) for i, node in enumerate(nodes)
+    )
     try:
-        estimate = estimate_pipeline(problem.costs, Pipeline(stages))
+        estimate = estimate_pipeline(problem.costs, PlacedPipeline(stages))
     except FailedPrecondition:
         return None
     return Candidate(members, Split(estimate.throughput_rps, estimate.max_batch, tuple(layers)))

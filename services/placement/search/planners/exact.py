@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 
 from services.common.errors import FailedPrecondition
-from services.placement.search.budget import Budget, check_time
+from services.placement.search.budget import SearchBudget, check_time
 from services.placement.search.columns import Candidate, Members
-from services.placement.search.field import Field, field
+from services.placement.search.field import SearchField, field
 from services.placement.search.packing import pack
 from services.placement.search.problem import Problem, Solution, nothing_fits, nothing_found
 from services.placement.search.rates import Ints
@@ -23,7 +23,7 @@ TOGETHER = 1024
 BOUNDED, CLOSELY, SOLVED = range(3)
 
 
-def plan(problem: Problem, budget: Budget) -> Solution:
+def plan(problem: Problem, budget: SearchBudget) -> Solution:
     """The best plan; FailedPrecondition when the cluster is too large to enumerate."""
     ground = field(problem, budget=budget, tolerance=1e-9)
     members = enumerate_members(ground)
@@ -69,12 +69,12 @@ def plan(problem: Problem, budget: Budget) -> Solution:
     return Solution(ground.build(chosen), complete, upper, reasons)
 
 
-def _upper(ground: Field, usage: Ints, bound: np.ndarray) -> float:
+def _upper(ground: SearchField, usage: Ints, bound: np.ndarray) -> float:
     """What no plan carries more than."""
     return float(pack(usage, bound, ground.counts, time_limit_s=10.0) @ bound)
 
 
-def enumerate_members(ground: Field) -> list[Members]:
+def enumerate_members(ground: SearchField) -> list[Members]:
     """Every multiset of options that the inventory allows."""
     counts = ground.counts
     kinds = [option.kind for option in ground.options]
@@ -105,7 +105,7 @@ def _rows(members: list[Members], at: list[int]) -> Ints:
 
 
 def _chosen(
-    ground: Field, members: list[Members], usage: Ints, reached: np.ndarray
+    ground: SearchField, members: list[Members], usage: Ints, reached: np.ndarray
 ) -> list[Candidate]:
     if not np.any(reached > 0):
         return []

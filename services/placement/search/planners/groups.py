@@ -7,10 +7,10 @@ from itertools import islice, product
 
 import numpy as np
 
-from services.placement.estimate.cluster import Node, Phase
-from services.placement.search.budget import Budget
+from services.placement.estimate.cluster import CandidateNode, PipelinePhase
+from services.placement.search.budget import SearchBudget
 from services.placement.search.columns import Candidate
-from services.placement.search.field import Field, field
+from services.placement.search.field import SearchField, field
 from services.placement.search.problem import Problem
 
 MAX_CHOICES = 16
@@ -19,7 +19,7 @@ MAX_CHOICES = 16
 class Groups:
     """Rates of groups of nodes, nodes of one class at one TP degree, computed once a group."""
 
-    def __init__(self, ground: Field) -> None:
+    def __init__(self, ground: SearchField) -> None:
         self.ground = ground
         self._options = [
             [o for o, option in enumerate(ground.options) if option.kind == kind]
@@ -64,16 +64,18 @@ class Groups:
         return best
 
 
-def groups(problem: Problem, budget: Budget, phase: Phase = Phase.BOTH) -> Groups:
+def groups(
+    problem: Problem, budget: SearchBudget, phase: PipelinePhase = PipelinePhase.BOTH
+) -> Groups:
     """Raises DeadlineExceeded when the budget is over before the stages' times are known."""
     return Groups(field(problem, phase=phase, budget=budget, tolerance=1e-3))
 
 
-def kinds_of(ground: Field) -> list[int]:
+def kinds_of(ground: SearchField) -> list[int]:
     """The class of every node, node by node."""
     return [kind for kind, group in enumerate(ground.stock.nodes) for _ in group]
 
 
-def nodes_of(ground: Field) -> list[Node]:
+def nodes_of(ground: SearchField) -> list[CandidateNode]:
     """Every node in the order of `kinds_of`."""
     return [node for group in ground.stock.nodes for node in group]

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from services.common.errors import DeadlineExceeded, FailedPrecondition
-from services.placement.estimate.cluster import Node, Pipeline, Stage
+from services.placement.estimate.cluster import CandidateNode, PlacedPipeline, PlacedStage
 from services.placement.estimate.costs import StageCost
 from services.placement.estimate.estimator import estimate_pipeline
 from services.placement.estimate.roofline import Array
-from services.placement.search.budget import Budget
+from services.placement.search.budget import SearchBudget
 from services.placement.search.planners import alpaserve
 from services.placement.search.planners.groups import groups, kinds_of, nodes_of
 from services.placement.search.problem import Problem, Solution, nothing_found
@@ -34,12 +34,12 @@ Range = tuple[int, int]
 class Site:
     """A node, its cost, and what it carries by layers held: [(layers, requests a second)]."""
 
-    node: Node
+    node: CandidateNode
     cost: StageCost
     sizes: tuple[tuple[int, float], ...]
 
 
-def plan(problem: Problem, budget: Budget) -> Solution:
+def plan(problem: Problem, budget: SearchBudget) -> Solution:
     """Chains of the best ranges found; FailedPrecondition beyond 24 nodes."""
     if len(problem.nodes) > MAX_NODES:
         raise FailedPrecondition(
@@ -67,7 +67,7 @@ def plan(problem: Problem, budget: Budget) -> Solution:
     return Solution(pipelines, complete=proven, reasons=(reason,))
 
 
-def _heuristic(problem: Problem, budget: Budget) -> tuple[Pipeline, ...]:
+def _heuristic(problem: Problem, budget: SearchBudget) -> tuple[PlacedPipeline, ...]:
     try:
         return alpaserve.plan(problem, budget).pipelines
     except (FailedPrecondition, DeadlineExceeded):
@@ -92,7 +92,7 @@ def _sizes(cost: StageCost) -> tuple[tuple[int, float], ...]:
 
 
 def _solve(
-    sites: list[Site], layers: int, budget: Budget
+    sites: list[Site], layers: int, budget: SearchBudget
 ) -> tuple[list[Range | None], float, bool]:
     """Ranges by node, the flow, and whether it is proven greatest."""
     import highspy
@@ -158,18 +158,20 @@ def _link_rate(one: StageCost, other: StageCost) -> float:
     return rate / (one.workload.total_tokens * one.model.hidden * 2)
 
 
-def _chains(problem: Problem, sites: list[Site], ranges: list[Range | None]) -> list[Pipeline]:
+def _chains(
+    problem: Problem, sites: list[Site], ranges: list[Range | None]
+) -> list[PlacedPipeline]:
     """Disjoint chains of nodes whose ranges follow each other, the fewest overlaps first."""
     free = {i for i, one in enumerate(ranges) if one is not None}
-    pipelines: list[Pipeline] = []
+    pipelines: list[PlacedPipeline] = []
     while chain := _chain(ranges, free, problem.costs.model.layers):
         stages, at = [], 0
         for i in chain:
             end = ranges[i][1]  # type: ignore[index]
-            stages.append(Stage(sites[i].node, at, end, sites[i].cost.tp))
+            stages.append(PlacedStage(sites[i].node, at, end, sites[i].cost.tp))
             at = end
         free -= set(chain)
-        pipeline = Pipeline(tuple(stages))
+        pipeline = PlacedPipeline(tuple(stages))
         try:
             estimate_pipeline(problem.costs, pipeline)
         except FailedPrecondition:

@@ -10,7 +10,7 @@ import random
 
 from deap import base, tools
 
-from services.placement.search.budget import Budget
+from services.placement.search.budget import SearchBudget
 from services.placement.search.columns import Candidate
 from services.placement.search.planners.groups import Groups, groups, kinds_of
 from services.placement.search.problem import Problem, Solution, nothing_found
@@ -33,7 +33,7 @@ class Genome(list[int]):
         self.fitness = Fitness()
 
 
-def plan(problem: Problem, budget: Budget) -> Solution:
+def plan(problem: Problem, budget: SearchBudget) -> Solution:
     """The best genome after the generations, or when the budget is over."""
     known = groups(problem, budget)
     kinds = kinds_of(known.ground)

@@ -9,16 +9,21 @@ import heapq
 from collections.abc import Mapping, Sequence
 
 from services.common.errors import FailedPrecondition
-from services.placement.estimate.cluster import Node, NodeClass, Pipeline, Stage
+from services.placement.estimate.cluster import (
+    CandidateNode,
+    NodeClass,
+    PlacedPipeline,
+    PlacedStage,
+)
 from services.placement.estimate.costs import StageCost
 from services.placement.estimate.estimator import capacities
-from services.placement.search.budget import Budget
+from services.placement.search.budget import SearchBudget
 from services.placement.search.problem import Problem, Solution, nothing_fits, nothing_found
 
 Speeds = Mapping[NodeClass, float]
 
 
-def plan(problem: Problem, budget: Budget) -> Solution:
+def plan(problem: Problem, budget: SearchBudget) -> Solution:
     """As many pipelines as asked for, or as many as fit; when time is out, the first number that
     fits of ever a tenth fewer."""
     speeds = {kind: _speed(problem, kind) for kind in {node.kind for node in problem.nodes}}
@@ -62,9 +67,9 @@ def _room_bytes(problem: Problem) -> float:
     return sum(max(0.0, part.budget_bytes) * part.tp for part in parts)
 
 
-def _deal(nodes: Sequence[Node], speeds: Speeds, count: int) -> list[list[Node]]:
+def _deal(nodes: Sequence[CandidateNode], speeds: Speeds, count: int) -> list[list[CandidateNode]]:
     """Fastest first, each to the group with the least speed so far."""
-    groups: list[list[Node]] = [[] for _ in range(count)]
+    groups: list[list[CandidateNode]] = [[] for _ in range(count)]
     slowest = [(0.0, i) for i in range(count)]
     for node in nodes:
         speed, i = heapq.heappop(slowest)
@@ -73,7 +78,9 @@ def _deal(nodes: Sequence[Node], speeds: Speeds, count: int) -> list[list[Node]]
     return groups
 
 
-def _split(problem: Problem, group: Sequence[Node], speeds: Speeds) -> Pipeline | None:
+def _split(
+    problem: Problem, group: Sequence[CandidateNode], speeds: Speeds
+) -> PlacedPipeline | None:
     """The group's pipeline, fastest node first, or None when its layers do not fit."""
     total = problem.costs.model.layers
     group = group[:total]
@@ -84,11 +91,11 @@ def _split(problem: Problem, group: Sequence[Node], speeds: Speeds) -> Pipeline 
     layers = proportional([speeds[node.kind] for node in group], most, total)
     stages, start = [], 0
     for node, part, count in zip(group, parts, layers, strict=True):
-        stages.append(Stage(node, start, start + count, part.tp))
+        stages.append(PlacedStage(node, start, start + count, part.tp))
         start += count
     if min(capacities(parts, layers)) < 1:
         return None
-    return Pipeline(tuple(stages))
+    return PlacedPipeline(tuple(stages))
 
 
 def _most_layers(parts: Sequence[StageCost], index: int, total: int) -> int:

@@ -15,10 +15,10 @@ from services.common.errors import DeadlineExceeded, FailedPrecondition
 from services.placement.estimate.roofline import Array
 from services.placement.search import registry
 from services.placement.search.beam import Pool, class_values, joined, search
-from services.placement.search.budget import Budget
+from services.placement.search.budget import SearchBudget
 from services.placement.search.choice import Choose, chooser
 from services.placement.search.columns import Candidate, Members
-from services.placement.search.field import Field, field
+from services.placement.search.field import SearchField, field
 from services.placement.search.packing import class_prices
 from services.placement.search.planners import proportional, thunderserve
 from services.placement.search.problem import (
@@ -47,7 +47,7 @@ class State:
     solved: np.ndarray  # bool [candidates]
 
 
-def plan(problem: Problem, budget: Budget) -> Solution:
+def plan(problem: Problem, budget: SearchBudget) -> Solution:
     """The best plan found within the budget; when that is over, the plain planner's if it is
     better, or if there is none, but only where nothing but throughput is asked for."""
     degrees = [0]
@@ -78,7 +78,7 @@ def plan(problem: Problem, budget: Budget) -> Solution:
     return max(found, key=lambda solution: score(problem, solution.pipelines))
 
 
-def _plan_at(problem: Problem, tp: int, budget: Budget) -> list[Solution]:
+def _plan_at(problem: Problem, tp: int, budget: SearchBudget) -> list[Solution]:
     """The best plan at one degree (0: at any), if there is one; FailedPrecondition when none meets
     the targets."""
     try:
@@ -108,7 +108,7 @@ def _plan_at(problem: Problem, tp: int, budget: Budget) -> list[Solution]:
     return []
 
 
-def _pool(ground: Field, budget: Budget) -> Pool:
+def _pool(ground: SearchField, budget: SearchBudget) -> Pool:
     """Candidates; unless these are all, searched again at the prices a packing puts on nodes."""
     small = len(ground.problem.nodes) <= SMALL_NODES
     width, keep = SMALL if small else LARGE
@@ -132,7 +132,7 @@ def _minds_price(objective: Objective) -> bool:
     )
 
 
-def _values(ground: Field, budget: Budget) -> Array:
+def _values(ground: SearchField, budget: SearchBudget) -> Array:
     """What competing states pay for their nodes: their worth, or their price."""
     if ground.problem.objective.kind is ObjectiveKind.THROUGHPUT:
         return class_values(ground, budget)
@@ -141,7 +141,7 @@ def _values(ground: Field, budget: Budget) -> Array:
     return floor
 
 
-def _settle(ground: Field, state: State, choose: Choose, budget: Budget) -> None:
+def _settle(ground: SearchField, state: State, choose: Choose, budget: SearchBudget) -> None:
     """Solves what the choice uses until it uses nothing unsolved, or time is out and something
     is solved."""
     for _ in range(ROUNDS):
@@ -157,7 +157,7 @@ def _settle(ground: Field, state: State, choose: Choose, budget: Budget) -> None
             break
 
 
-def _best_solved(ground: Field, state: State, choose: Choose) -> list[tuple[int, Candidate]]:
+def _best_solved(ground: SearchField, state: State, choose: Choose) -> list[tuple[int, Candidate]]:
     """What is chosen when only solved candidates count; each with its index."""
     uses = choose(np.where(state.solved, state.value, 0.0))
     chosen: list[tuple[int, Candidate]] = []

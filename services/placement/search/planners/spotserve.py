@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from services.placement.estimate.cluster import Node, Pipeline
+from services.placement.estimate.cluster import CandidateNode, PlacedPipeline
 from services.placement.estimate.estimator import estimate_pipeline
-from services.placement.search.budget import Budget
+from services.placement.search.budget import SearchBudget
 from services.placement.search.planners.vllm import even_pipeline, rate_of, uniform_degrees
 from services.placement.search.problem import Problem, Solution, nothing_found
 
 
-def plan(problem: Problem, budget: Budget) -> Solution:
+def plan(problem: Problem, budget: SearchBudget) -> Solution:
     """The degrees chosen as SpotServe does."""
     nodes = sorted(problem.nodes, key=lambda node: -_power(node))
     rate = problem.costs.workload.arrival_rate_rps
-    best: tuple[tuple[bool, float], tuple[Pipeline, ...]] | None = None
+    best: tuple[tuple[bool, float], tuple[PlacedPipeline, ...]] | None = None
     for used, stages in _degrees(len(nodes), problem.costs.model.layers):
         for tp in uniform_degrees(problem, nodes[:used]):
             pipelines = _even(problem, nodes[:used], stages, tp)
@@ -44,17 +44,19 @@ def _degrees(nodes: int, layers: int) -> Iterator[tuple[int, int]]:
                 yield used, stages
 
 
-def _power(node: Node) -> float:
+def _power(node: CandidateNode) -> float:
     return node.kind.gpu.fp16_tflops * node.kind.gpu_count * node.kind.speed
 
 
-def _even(problem: Problem, nodes: Sequence[Node], stages: int, tp: int) -> tuple[Pipeline, ...]:
+def _even(
+    problem: Problem, nodes: Sequence[CandidateNode], stages: int, tp: int
+) -> tuple[PlacedPipeline, ...]:
     made = [even_pipeline(problem, nodes[i : i + stages], tp) for i in range(0, len(nodes), stages)]
     return tuple(p for p in made if p) if all(made) else ()
 
 
 def _rank(
-    problem: Problem, pipelines: Sequence[Pipeline], carried: float, rate: float
+    problem: Problem, pipelines: Sequence[PlacedPipeline], carried: float, rate: float
 ) -> tuple[bool, float]:
     """Enough throughput first, then latency; else throughput."""
     if rate and carried >= rate:

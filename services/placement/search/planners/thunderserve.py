@@ -12,8 +12,8 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from services.placement.estimate.cluster import Phase, Pipeline
-from services.placement.search.budget import Budget
+from services.placement.estimate.cluster import PipelinePhase, PlacedPipeline
+from services.placement.search.budget import SearchBudget
 from services.placement.search.columns import Candidate
 from services.placement.search.planners.groups import Groups, groups, kinds_of
 from services.placement.search.problem import Problem, Solution, nothing_found
@@ -24,10 +24,10 @@ ITERATIONS = 150
 NEIGHBOURS = 14
 TABU = 60
 PATIENCE = 50
-Group = tuple[Phase, tuple[int, ...]]  # phase, classes ascending
+Group = tuple[PipelinePhase, tuple[int, ...]]  # phase, classes ascending
 State = tuple[Group, ...]
-SPLIT = (Phase.PREFILL, Phase.DECODE)
-TOGETHER = (Phase.BOTH,)
+SPLIT = (PipelinePhase.PREFILL, PipelinePhase.DECODE)
+TOGETHER = (PipelinePhase.BOTH,)
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Search:
     """Rates of groups in each phase, and of whole states."""
 
     problem: Problem
-    by_phase: dict[Phase, Groups]
+    by_phase: dict[PipelinePhase, Groups]
     known: dict[State, float]
 
     def rate(self, state: State) -> float:
@@ -46,7 +46,7 @@ class Search:
             self.known[state] = carried_rps(self.problem.costs, pipelines, rates)
         return self.known[state]
 
-    def best(self, states: Iterable[State], budget: Budget) -> State:
+    def best(self, states: Iterable[State], budget: SearchBudget) -> State:
         """The best of these, of which there is one; when time is out, of those looked at."""
         found: State | None = None
         for state in states:
@@ -57,8 +57,8 @@ class Search:
         assert found is not None
         return found
 
-    def pipelines(self, state: State) -> tuple[Pipeline, ...]:
-        made: list[tuple[Phase, Candidate]] = []
+    def pipelines(self, state: State) -> tuple[PlacedPipeline, ...]:
+        made: list[tuple[PipelinePhase, Candidate]] = []
         for phase, kinds in state:
             candidate = self.by_phase[phase].candidate(kinds)
             if candidate is not None:
@@ -66,12 +66,12 @@ class Search:
         ground = next(iter(self.by_phase.values())).ground
         bare = ground.build([candidate for _, candidate in made])
         return tuple(
-            Pipeline(pipeline.stages, phase)
+            PlacedPipeline(pipeline.stages, phase)
             for (phase, _), pipeline in zip(made, bare, strict=True)
         )
 
 
-def plan(problem: Problem, budget: Budget) -> Solution:
+def plan(problem: Problem, budget: SearchBudget) -> Solution:
     """The best state met."""
     phases = SPLIT if problem.objective.allow_phase_split else TOGETHER
     by_phase = {phase: groups(problem, budget, phase) for phase in phases}
@@ -99,7 +99,7 @@ def _tidy(made: list[Group]) -> State:
     return tuple(sorted(full, key=lambda group: (group[0].value, group[1])))
 
 
-def _start(kinds: list[int], phases: tuple[Phase, ...], draw: random.Random) -> State:
+def _start(kinds: list[int], phases: tuple[PipelinePhase, ...], draw: random.Random) -> State:
     """Nodes dealt to groups, phases in turn."""
     count = draw.randint(len(phases), max(2, min(6, len(kinds) // 2)))
     dealt: list[list[int]] = [[] for _ in range(count)]
@@ -108,7 +108,7 @@ def _start(kinds: list[int], phases: tuple[Phase, ...], draw: random.Random) -> 
     return _tidy([(phases[i % len(phases)], tuple(group)) for i, group in enumerate(dealt)])
 
 
-def _neighbour(state: State, phases: tuple[Phase, ...], draw: random.Random) -> State:
+def _neighbour(state: State, phases: tuple[PipelinePhase, ...], draw: random.Random) -> State:
     made = list(state)
     i = draw.randrange(len(made))
     phase, kinds = made[i]

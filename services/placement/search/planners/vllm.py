@@ -9,20 +9,25 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from services.common.errors import FailedPrecondition
-from services.placement.estimate.cluster import Node, Pipeline, Stage, inventory
+from services.placement.estimate.cluster import (
+    CandidateNode,
+    PlacedPipeline,
+    PlacedStage,
+    inventory,
+)
 from services.placement.estimate.estimator import estimate_pipeline
-from services.placement.search.budget import Budget
+from services.placement.search.budget import SearchBudget
 from services.placement.search.problem import Problem, Solution, nothing_found
 
 MAX_TYPES = 8
 
 
-def plan(problem: Problem, budget: Budget) -> Solution:
+def plan(problem: Problem, budget: SearchBudget) -> Solution:
     """The best of the even pipelines."""
     stock = inventory(problem.nodes)
     kinds = range(len(stock.kinds))
     sizes = kinds if len(kinds) <= MAX_TYPES else [0, len(kinds) - 1]
-    best: tuple[float, Pipeline] | None = None
+    best: tuple[float, PlacedPipeline] | None = None
     for size in sizes:
         for chosen in combinations(kinds, size + 1):
             nodes = [node for kind in chosen for node in stock.nodes[kind]]
@@ -38,13 +43,15 @@ def plan(problem: Problem, budget: Budget) -> Solution:
     return Solution((best[1],), complete=not budget.expired())
 
 
-def uniform_degrees(problem: Problem, nodes: Sequence[Node]) -> list[int]:
+def uniform_degrees(problem: Problem, nodes: Sequence[CandidateNode]) -> list[int]:
     """TP degrees that every node can run."""
     sets = [set(problem.costs.degrees(kind)) for kind in {node.kind for node in nodes}]
     return sorted(set.intersection(*sets)) if sets else []
 
 
-def even_pipeline(problem: Problem, nodes: Sequence[Node], tp: int) -> Pipeline | None:
+def even_pipeline(
+    problem: Problem, nodes: Sequence[CandidateNode], tp: int
+) -> PlacedPipeline | None:
     """Layers as even as can be, later stages one fewer."""
     total, count = problem.costs.model.layers, len(nodes)
     if not 1 <= count <= total:
@@ -52,12 +59,12 @@ def even_pipeline(problem: Problem, nodes: Sequence[Node], tp: int) -> Pipeline 
     stages, start = [], 0
     for i, node in enumerate(nodes):
         end = start + total // count + (1 if i < total % count else 0)
-        stages.append(Stage(node, start, end, tp))
+        stages.append(PlacedStage(node, start, end, tp))
         start = end
-    return Pipeline(tuple(stages))
+    return PlacedPipeline(tuple(stages))
 
 
-def rate_of(problem: Problem, pipeline: Pipeline | None) -> float:
+def rate_of(problem: Problem, pipeline: PlacedPipeline | None) -> float:
     """Requests a second; 0 when it does not fit."""
     if pipeline is None:
         return 0.0

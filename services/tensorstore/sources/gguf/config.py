@@ -12,7 +12,7 @@ from services.tensorstore.sources.gguf.rope import rope_parameters
 
 
 @dataclass(frozen=True)
-class Family:
+class GgufArchitecture:
     """One of llama.cpp's architectures that is a model of ours."""
 
     name: str
@@ -29,7 +29,7 @@ class Family:
 FAMILIES = {
     family.name: family
     for family in (
-        Family(
+        GgufArchitecture(
             "llama",
             "LlamaForCausalLM",
             "llama",
@@ -37,8 +37,8 @@ FAMILIES = {
             optional_bias=True,
             rope_freqs=True,
         ),
-        Family("qwen2", "Qwen2ForCausalLM", "qwen2"),
-        Family("qwen3", "Qwen3ForCausalLM", "qwen3"),
+        GgufArchitecture("qwen2", "Qwen2ForCausalLM", "qwen2"),
+        GgufArchitecture("qwen3", "Qwen3ForCausalLM", "qwen3"),
     )
 }
 # What these may say without changing anything; llama.cpp's own defaults.
@@ -67,7 +67,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-def family_of(metadata: Metadata) -> Family:
+def family_of(metadata: Metadata) -> GgufArchitecture:
     """Raises InvalidArgument for a file that is no model, or not of a family we read."""
     metadata.neutral("general.type", ("model",))
     metadata.neutral("general.quantization_version", (2,))
@@ -78,7 +78,7 @@ def family_of(metadata: Metadata) -> Family:
 
 
 def config_of(
-    metadata: Metadata, family: Family, vocabulary: int, factors: Any | None
+    metadata: Metadata, family: GgufArchitecture, vocabulary: int, factors: Any | None
 ) -> dict[str, Any]:
     """The config but for what tensors and tokenizer say. `vocabulary` counts the embedding's rows,
     `factors` is the tensor of rotary factors, if there is one. Raises InvalidArgument."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from services.common.errors import InvalidArgument
 from services.model.config import ModelConfig
 from services.model.tensors import EMBEDDING, FINAL_NORM, LM_HEAD, stage_shapes
-from services.tensorstore.sources.gguf.config import Family
+from services.tensorstore.sources.gguf.config import GgufArchitecture
 from services.tensorstore.sources.gguf.rope import ROPE_FREQS
 
 TOKEN_EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
@@ -42,7 +42,7 @@ class Expected:
     """Into how many heads its rows are reordered; 0 for one whose rows stay."""
 
 
-def flags_of(family: Family, names: Collection[str]) -> dict[str, bool]:
+def flags_of(family: GgufArchitecture, names: Collection[str]) -> dict[str, bool]:
     """What the config says of optional tensors, by which are there."""
     flags = {"tie_word_embeddings": OUTPUT not in names}
     for flag, endings in _OPTIONAL_BIASES.items() if family.optional_bias else ():
@@ -50,7 +50,9 @@ def flags_of(family: Family, names: Collection[str]) -> dict[str, bool]:
     return flags
 
 
-def expected(family: Family, config: ModelConfig, names: Collection[str]) -> dict[str, Expected]:
+def expected(
+    family: GgufArchitecture, config: ModelConfig, names: Collection[str]
+) -> dict[str, Expected]:
     """The model's tensors by llama.cpp's names. Raises InvalidArgument naming one that is missing
     or that no engine would read."""
     reordered = {"attn_q": config.heads, "attn_k": config.kv_heads} if family.permuted else {}

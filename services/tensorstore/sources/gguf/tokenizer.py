@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, processors
 
 from services.tensorstore.sources.gguf.metadata import Metadata, refuse
-from services.tensorstore.sources.gguf.vocabulary import Vocabulary, byte_level, sentencepiece
+from services.tensorstore.sources.gguf.vocabulary import GgufVocabulary, byte_level, sentencepiece
 
 _CONTROL, _USER_DEFINED = 3, 4
 _NAMED = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
@@ -86,7 +86,7 @@ def read(metadata: Metadata, rows: int) -> TokenizerFiles:
     return TokenizerFiles(files, kept)
 
 
-def _vocabulary(metadata: Metadata, rows: int) -> Vocabulary:
+def _vocabulary(metadata: Metadata, rows: int) -> GgufVocabulary:
     kind = metadata.text("tokenizer.ggml.model")
     if kind in (None, "none", "no_vocab"):
         raise refuse("tokenizer.ggml.model", "the file has no tokenizer")

@@ -32,7 +32,7 @@ _GPT4O = (
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class GgufVocabulary:
     """A tokenizer without its special tokens."""
 
     tokenizer: Tokenizer
@@ -78,7 +78,7 @@ SPLITTINGS = {
 }
 
 
-def byte_level(metadata: Metadata, tokens: list[str], kinds: list[int]) -> Vocabulary:
+def byte_level(metadata: Metadata, tokens: list[str], kinds: list[int]) -> GgufVocabulary:
     """Byte-level BPE, as GPT-2's."""
     name = metadata.text("tokenizer.ggml.pre")
     if name is None:
@@ -97,7 +97,7 @@ def byte_level(metadata: Metadata, tokens: list[str], kinds: list[int]) -> Vocab
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(_pre_tokenizers(splitting)))
     tokenizer.decoder = decoders.ByteLevel()
-    return Vocabulary(tokenizer, tokens, kinds, splitting.adds_bos)
+    return GgufVocabulary(tokenizer, tokens, kinds, splitting.adds_bos)
 
 
 def _pre_tokenizers(splitting: Splitting) -> Iterator[Any]:
@@ -108,7 +108,7 @@ def _pre_tokenizers(splitting: Splitting) -> Iterator[Any]:
     yield pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=splitting.pattern is None)
 
 
-def sentencepiece(metadata: Metadata, tokens: list[str], kinds: list[int]) -> Vocabulary:
+def sentencepiece(metadata: Metadata, tokens: list[str], kinds: list[int]) -> GgufVocabulary:
     """SentencePiece BPE with bytes for what no piece spells, as Llama 2's; transformers'
     `LlamaTokenizer` is the model of it."""
     metadata.neutral("tokenizer.ggml.pre", ("default",))
@@ -130,7 +130,7 @@ def sentencepiece(metadata: Metadata, tokens: list[str], kinds: list[int]) -> Vo
     if prefixed:
         steps.append(decoders.Strip(content=" ", left=1))
     tokenizer.decoder = decoders.Sequence(steps)
-    return Vocabulary(tokenizer, tokens, kinds, adds_bos=True)
+    return GgufVocabulary(tokenizer, tokens, kinds, adds_bos=True)
 
 
 def _merges(metadata: Metadata) -> list[tuple[str, str]] | None:

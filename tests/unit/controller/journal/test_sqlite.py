@@ -26,11 +26,11 @@ from services.common.generation import (
     TokenSpan,
 )
 from services.controller.core.ledger.records import (
-    Appended,
-    Bound,
     Ended,
     Forgotten,
     Granted,
+    HeadBound,
+    IdsAppended,
     Record,
     Sealed,
 )
@@ -68,8 +68,8 @@ REQUEST = GenerationRequest(
 )
 SPAN = TokenSpan(1, 4, (7, 2**32 - 1), (TokenLogprob(-0.5, ((7, -0.5),)), TokenLogprob(-1.0)))
 RECORDS: tuple[Record, ...] = (
-    Bound("g", "i", "f", "p", REQUEST),
-    Appended("g", SPAN),
+    HeadBound("g", "i", "f", "p", REQUEST),
+    IdsAppended("g", SPAN),
     Granted("g", 2, "i2", "f2", "p2", REQUEST, (TokenSpan(0, 0, (), (), FinishReason.STOP), SPAN)),
     Sealed("g", 2),
     Ended("g", 1, CancelReason.STOP, 3),
@@ -80,13 +80,13 @@ SOURCE = """
 import asyncio, pathlib, sys
 from services.common.generation import TokenSpan
 from services.controller.journal.sqlite import SqliteJournal
-from services.controller.core.ledger.records import Appended
+from services.controller.core.ledger.records import IdsAppended
 
 async def main():
     journal = SqliteJournal(pathlib.Path(sys.argv[1]), commit_interval_s=0.0)
     for number in range(10**9):
         span = TokenSpan(0, number, (number,) * 50)
-        await journal.write((Appended("g", span),), fsync=number % 7 == 0)
+        await journal.write((IdsAppended("g", span),), fsync=number % 7 == 0)
         print(number, flush=True)
 
 asyncio.run(main())
@@ -124,8 +124,8 @@ def _write_until_killed(path: Path, kill_after: int) -> int:
     return acknowledged
 
 
-def _appended(number: int) -> Appended:
-    return Appended("g", TokenSpan(0, number, (number,) * 200))
+def _appended(number: int) -> IdsAppended:
+    return IdsAppended("g", TokenSpan(0, number, (number,) * 200))
 
 
 async def test_every_record_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -135,9 +135,11 @@ async def test_every_record_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 async def test_an_epoch_that_is_over_is_kept_as_one_record_a_choice(tmp_path: Path) -> None:
-    def part(choice: int, start: int, end: int, reason: FinishReason | None = None) -> Appended:
+    def part(choice: int, start: int, end: int, reason: FinishReason | None = None) -> IdsAppended:
         ids = tuple(range(start, end))
-        return Appended("g", TokenSpan(choice, start, ids, tuple(map(TokenLogprob, ids)), reason))
+        return IdsAppended(
+            "g", TokenSpan(choice, start, ids, tuple(map(TokenLogprob, ids)), reason)
+        )
 
     stop = FinishReason.STOP
     grant = Granted("g", 2, "i2", "f2", "p2", REQUEST, (TokenSpan(0, 4, (4,)),))
@@ -153,8 +155,8 @@ async def test_an_epoch_that_is_over_is_kept_as_one_record_a_choice(tmp_path: Pa
         Sealed("g", 2),
     ]
     async with _open(tmp_path / "j") as journal:
-        await journal.write((Bound("other", "i", "f", "p", replace(REQUEST)),))
-        await journal.write((Appended("other", TokenSpan(0, 0, (9,))),))
+        await journal.write((HeadBound("other", "i", "f", "p", replace(REQUEST)),))
+        await journal.write((IdsAppended("other", TokenSpan(0, 0, (9,))),))
         for record in written:
             await journal.write((record,))
         records = (await journal.recover()).records
@@ -167,7 +169,7 @@ async def test_an_epoch_that_is_over_is_kept_as_one_record_a_choice(tmp_path: Pa
         part(1, 1, 2, stop),
         Sealed("g", 2),
     ]
-    assert Appended("other", TokenSpan(0, 0, (9,))) in records
+    assert IdsAppended("other", TokenSpan(0, 0, (9,))) in records
 
 
 @pytest.mark.parametrize("end", [Sealed("g", 1), Ended("g", None, CancelReason.CLIENT, None)])
@@ -176,10 +178,10 @@ async def test_an_end_before_later_ids_is_kept_when_an_epoch_is_over(
 ) -> None:
     stop, behind = TokenSpan(0, 0, (1, 2), (), FinishReason.STOP), TokenSpan(0, 2, (3,))
     async with _open(tmp_path / "j") as journal:
-        await journal.write((RECORDS[0], Appended("g", stop), Appended("g", behind), end))
+        await journal.write((RECORDS[0], IdsAppended("g", stop), IdsAppended("g", behind), end))
         records = (await journal.recover()).records
     whole = TokenSpan(0, 0, (1, 2, 3), (), FinishReason.STOP)
-    assert records == (RECORDS[0], Appended("g", whole), end)
+    assert records == (RECORDS[0], IdsAppended("g", whole), end)
 
 
 async def test_a_log_cut_while_epochs_end_still_holds_a_prefix(tmp_path: Path) -> None:
@@ -187,7 +189,7 @@ async def test_a_log_cut_while_epochs_end_still_holds_a_prefix(tmp_path: Path) -
     written: list[Record] = [RECORDS[0]]
     for epoch in range(2, 8):
         spans = [TokenSpan(0, 10 * epoch + n, (n,) * 300) for n in range(5)]
-        written += [Appended("g", span) for span in spans]
+        written += [IdsAppended("g", span) for span in spans]
         written += [Sealed("g", epoch), Granted("g", epoch, "i", "f", "p", REQUEST, ())]
     async with _open(path) as journal:
         for record in written:
@@ -205,7 +207,7 @@ def _flat(records: Sequence[Record]) -> tuple[object, ...]:
     """The same for records that say the same."""
     flat: list[object] = []
     for record in records:
-        flat += record.span.ids if isinstance(record, Appended) else [type(record).__name__]
+        flat += record.span.ids if isinstance(record, IdsAppended) else [type(record).__name__]
     return tuple(flat)
 
 
@@ -286,7 +288,7 @@ async def test_a_killed_process_lost_nothing_that_was_acknowledged(
     path = tmp_path / "j"
     acknowledged = await asyncio.to_thread(_write_until_killed, path, kill_after)
     records = (await _recovered(path)).records
-    starts = [record.span.start for record in records if isinstance(record, Appended)]
+    starts = [record.span.start for record in records if isinstance(record, IdsAppended)]
     assert starts == list(range(len(starts)))
     assert len(starts) > acknowledged
 
@@ -309,7 +311,7 @@ async def test_a_full_disk_is_an_explicit_error_and_leaves_a_prefix(tmp_path: Pa
     assert f"ResourceExhausted: {path} cannot be written" in done.stderr
     acknowledged = int(done.stdout.split()[-1])
     records = (await _recovered(path)).records
-    starts = [record.span.start for record in records if isinstance(record, Appended)]
+    starts = [record.span.start for record in records if isinstance(record, IdsAppended)]
     assert starts == list(range(len(starts)))
     assert len(starts) == acknowledged + 1
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from services.common.errors import FailedPrecondition, Unavailable
+from services.common.nodes import NodeShape
 from services.controller.providers import local as provider_local
 from services.controller.providers.local import LocalProvider
-from services.controller.providers.provider import ExternalProvider, NodeGone, NodeSpec
+from services.controller.providers.provider import ExternalProvider, NodeGone
 
 SLEEPER = (sys.executable, "-c", "import time; time.sleep(600)")
 STUBBORN = (
@@ -23,7 +24,7 @@ STUBBORN = (
     "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
     "open(sys.argv[1], 'w').close(); time.sleep(600)",
 )
-SPEC = NodeSpec("n-1", memory_bytes=1 << 30, relative_speed=3.0)
+SHAPE = NodeShape(memory_bytes=1 << 30, relative_speed=3.0)
 Make = Callable[..., LocalProvider]
 
 
@@ -34,7 +35,7 @@ async def _provider(tmp_path: Path, command: tuple[str, ...] = SLEEPER) -> Async
     def make(**more: object) -> LocalProvider:
         made.append(
             LocalProvider(
-                environment=lambda spec: {"SPEED": str(spec.relative_speed)},
+                environment=lambda shape: {"SPEED": str(shape.relative_speed)},
                 log_dir=tmp_path / "logs",
                 command=more.pop("command", command),  # type: ignore[arg-type]
                 **more,  # type: ignore[arg-type]
@@ -80,14 +81,14 @@ async def _forget_by_crash(provider: LocalProvider) -> None:
 async def test_a_killed_node_is_known_at_once(tmp_path: Path) -> None:
     async with _provider(tmp_path) as make:
         provider = make()
-        handle = await provider.launch(SPEC)
+        handle = await provider.launch("n-1", SHAPE)
         os.kill(_pid(handle), signal.SIGKILL)
         assert await _next(provider) == NodeGone("n-1", "exit status -9")
 
 
 async def test_a_node_runs_in_a_session_of_its_own(tmp_path: Path) -> None:
     async with _provider(tmp_path) as make:
-        pid = _pid(await make().launch(SPEC))
+        pid = _pid(await make().launch("n-1", SHAPE))
         assert os.getsid(pid) == pid
 
 
@@ -100,7 +101,7 @@ async def test_the_engine_gets_its_id_and_its_environment(tmp_path: Path) -> Non
                 "import os; print(os.environ['SHUNT_ENGINE_NODE_ID'], os.environ['SPEED'])",
             )
         )
-        await provider.launch(SPEC)
+        await provider.launch("n-1", SHAPE)
         await _next(provider)
         assert (tmp_path / "logs" / "n-1.log").read_text() == "n-1 3.0\n"
 
@@ -108,13 +109,13 @@ async def test_the_engine_gets_its_id_and_its_environment(tmp_path: Path) -> Non
 async def test_a_doubled_launch_starts_one_process(tmp_path: Path) -> None:
     async with _provider(tmp_path) as make:
         provider = make()
-        assert await provider.launch(SPEC) == await provider.launch(SPEC)
+        assert await provider.launch("n-1", SHAPE) == await provider.launch("n-1", SHAPE)
 
 
 async def test_a_restarted_provider_adopts_a_living_node(tmp_path: Path) -> None:
     async with _provider(tmp_path) as make:
         before = make()
-        handle = await before.launch(SPEC)
+        handle = await before.launch("n-1", SHAPE)
         await _forget_by_crash(before)
         after = make()
         assert await after.adopt("n-1", handle)
@@ -126,7 +127,7 @@ async def test_a_restarted_provider_adopts_a_living_node(tmp_path: Path) -> None
 
 async def test_a_process_that_took_over_the_pid_is_not_adopted(tmp_path: Path) -> None:
     async with _provider(tmp_path) as make:
-        handle = await make().launch(SPEC)
+        handle = await make().launch("n-1", SHAPE)
         assert not await make().adopt("n-2", f"{_pid(handle)}:1")
         assert not await make().adopt("n-2", "4194305:1")
         assert not await make().adopt("n-2", "nonsense")
@@ -135,7 +136,7 @@ async def test_a_process_that_took_over_the_pid_is_not_adopted(tmp_path: Path) -
 async def test_a_node_whose_handle_was_never_journaled_is_recognised(tmp_path: Path) -> None:
     async with _provider(tmp_path) as make:
         before = make()
-        handle = await before.launch(SPEC)
+        handle = await before.launch("n-1", SHAPE)
         _await_environment(handle)
         await _forget_by_crash(before)
         after = make()
@@ -150,7 +151,7 @@ async def test_a_node_whose_handle_was_never_journaled_is_recognised(tmp_path: P
 async def test_a_node_that_heeds_its_grace_is_not_killed(tmp_path: Path) -> None:
     async with _provider(tmp_path) as make:
         provider = make()
-        await provider.launch(SPEC)
+        await provider.launch("n-1", SHAPE)
         await provider.terminate("n-1", 20)
         assert await _next(provider) == NodeGone("n-1", f"exit status -{int(signal.SIGTERM)}")
 
@@ -160,7 +161,7 @@ async def test_a_node_that_outlives_its_grace_is_killed(tmp_path: Path) -> None:
     os.mkfifo(deaf)
     async with _provider(tmp_path, (*STUBBORN, str(deaf))) as make:
         provider = make()
-        await provider.launch(SPEC)
+        await provider.launch("n-1", SHAPE)
         await asyncio.to_thread(deaf.read_bytes)
         await provider.terminate("n-1", 0.05)
         assert await _next(provider) == NodeGone("n-1", "exit status -9")
@@ -169,7 +170,7 @@ async def test_a_node_that_outlives_its_grace_is_killed(tmp_path: Path) -> None:
 async def test_a_stopped_node_can_be_killed(tmp_path: Path) -> None:
     async with _provider(tmp_path) as make:
         provider = make()
-        os.kill(_pid(await provider.launch(SPEC)), signal.SIGSTOP)
+        os.kill(_pid(await provider.launch("n-1", SHAPE)), signal.SIGSTOP)
         await provider.terminate("n-1", 0)
         assert await _next(provider) == NodeGone("n-1", "exit status -9")
 
@@ -183,14 +184,14 @@ async def test_a_strange_node_is_never_killed(tmp_path: Path) -> None:
 async def test_a_command_that_does_not_exist_is_no_capacity(tmp_path: Path) -> None:
     async with _provider(tmp_path, ("/nowhere/engine",)) as make:
         with pytest.raises(Unavailable):
-            await make().launch(SPEC)
+            await make().launch("n-1", SHAPE)
 
 
 async def test_a_log_directory_that_cannot_be_is_no_capacity(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("no directory")
     async with _provider(tmp_path) as make:
         with pytest.raises(Unavailable):
-            await make().launch(SPEC)
+            await make().launch("n-1", SHAPE)
 
 
 @pytest.mark.parametrize("lacking", ["pidfd_open", "start_time"])
@@ -210,7 +211,7 @@ async def test_a_child_that_cannot_be_watched_does_not_live_on(
     before = _open_files()
     async with _provider(tmp_path) as make:
         with pytest.raises(Unavailable, match="Too many open files"):
-            await make().launch(SPEC)
+            await make().launch("n-1", SHAPE)
         with pytest.raises(ProcessLookupError):
             os.kill(asked[0], 0)
         assert _open_files() == before
@@ -220,7 +221,7 @@ async def test_only_the_newest_log_files_are_kept(tmp_path: Path) -> None:
     async with _provider(tmp_path, (sys.executable, "-c", "pass")) as make:
         provider = make(log_files_kept=2)
         for number in range(4):
-            await provider.launch(NodeSpec(f"n-{number}", 1, 1.0))
+            await provider.launch(f"n-{number}", NodeShape(1, 1.0))
             await _next(provider)
         assert len(list((tmp_path / "logs").iterdir())) == 3
 
@@ -228,17 +229,17 @@ async def test_only_the_newest_log_files_are_kept(tmp_path: Path) -> None:
 async def test_the_log_of_a_node_that_lives_is_kept_however_old(tmp_path: Path) -> None:
     async with _provider(tmp_path) as make:
         provider = make(log_files_kept=1)
-        await provider.launch(SPEC)
+        await provider.launch("n-1", SHAPE)
         provider._command = (sys.executable, "-c", "pass")
         for number in range(2, 5):
-            await provider.launch(NodeSpec(f"n-{number}", 1, 1.0))
+            await provider.launch(f"n-{number}", NodeShape(1, 1.0))
             await _next(provider)
         assert (tmp_path / "logs" / "n-1.log").exists()
 
 
 async def test_an_external_node_is_waited_for_and_never_ended() -> None:
     provider = ExternalProvider()
-    assert await provider.launch(SPEC) == ""
+    assert await provider.launch("n-1", SHAPE) == ""
     assert await provider.adopt("n-1", "")
     assert await provider.recognise("n-1", 1) == ""
     with pytest.raises(FailedPrecondition):
@@ -256,7 +257,7 @@ async def test_an_engine_that_would_first_serve_on_is_asked_twice(tmp_path: Path
     marker = tmp_path / "set"
     async with _provider(tmp_path, (sys.executable, "-c", code, str(marker))) as make:
         provider = make()
-        await provider.launch(SPEC)
+        await provider.launch("n-1", SHAPE)
         async with asyncio.timeout(20):
             while not marker.exists():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
@@ -267,6 +268,6 @@ async def test_an_engine_that_would_first_serve_on_is_asked_twice(tmp_path: Path
 async def test_it_holds_what_it_started_and_nothing_else(tmp_path: Path) -> None:
     async with _provider(tmp_path) as make:
         provider = make()
-        await provider.launch(SPEC)
+        await provider.launch("n-1", SHAPE)
         assert (provider.holds("n-1"), provider.holds("n-2")) == (True, False)
     assert not ExternalProvider().holds("n-1")

@@ -9,8 +9,8 @@ import pytest
 from services.common.errors import FailedPrecondition, InvalidArgument
 from services.placement.command.clusterfile import parse_pipeline
 from services.placement.estimate.catalogue import load_catalogue
-from services.placement.estimate.cluster import Phase, Pipeline, Stage
-from services.placement.estimate.estimator import Bound, estimate_pipeline, estimate_plan
+from services.placement.estimate.cluster import PipelinePhase, PlacedPipeline, PlacedStage
+from services.placement.estimate.estimator import Bottleneck, estimate_pipeline, estimate_plan
 from services.placement.estimate.explain import explain_pipeline
 from services.placement.estimate.model import load_model
 
@@ -76,7 +76,7 @@ def test_a_wrong_pipeline_is_refused_by_field(make_costs, text, field):
 def test_a_node_used_twice_is_refused(make_costs):
     pipeline = parse_pipeline("g6.12xlarge:40,g6.12xlarge:40", load_catalogue())
     node = pipeline.stages[0].node
-    twice = Pipeline((Stage(node, 0, 40, 4), Stage(node, 40, 80, 4)))
+    twice = PlacedPipeline((PlacedStage(node, 0, 40, 4), PlacedStage(node, 40, 80, 4)))
     with pytest.raises(InvalidArgument, match="twice"):
         estimate_pipeline(make_costs(), twice)
 
@@ -88,7 +88,7 @@ def test_an_explanation_adds_up_to_the_stage_it_explains(make_costs):
         assert sum(op.prefill_s for op in one.operations) == pytest.approx(stage.prefill_s)
         assert sum(op.decode_s for op in one.operations) == pytest.approx(stage.decode_s)
     assert [one.memory_bottleneck for one in explained.stages] == [False, True, True, False, False]
-    assert explained.estimate.stages[1].bound_by is Bound.MEMORY
+    assert explained.estimate.stages[1].bound_by is Bottleneck.MEMORY
     more = explained.stages[4].alternatives[0]
     assert more.change == "one layer more"
     assert more.throughput_rps > explained.estimate.throughput_rps  # 20/20/21/10/9 is better
@@ -106,9 +106,9 @@ def test_load_raises_latency_until_saturation(make_costs):
 def test_split_phases_carry_what_the_slower_side_and_the_network_carry(make_costs):
     costs = make_costs()
     whole = parse_pipeline("g6.12xlarge:40,g6.12xlarge:40", load_catalogue())
-    prefill = replace(whole, phase=Phase.PREFILL)
+    prefill = replace(whole, phase=PipelinePhase.PREFILL)
     other = parse_pipeline("g5.12xlarge:40,g5.12xlarge:40", load_catalogue())
-    decode = replace(other, phase=Phase.DECODE)
+    decode = replace(other, phase=PipelinePhase.DECODE)
     total, each = estimate_plan(costs, [prefill, decode])
     assert total.throughput_rps <= min(e.throughput_rps for e in each) + 1e-9
     assert total.throughput_rps > 0

@@ -10,7 +10,7 @@ from bench.placement_clusters import cluster
 from services.common.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
 from services.placement.estimate.cluster import Workload
 from services.placement.estimate.estimator import estimate_pipeline
-from services.placement.replan.moves import Handover, Held, kept_bytes, stage_bytes
+from services.placement.replan.moves import Handover, ResidentStage, kept_bytes, stage_bytes
 from services.placement.replan.next_plan import Change, replan
 from services.placement.search.budget import Unlimited
 from services.placement.search.planners import shuntserve
@@ -88,7 +88,7 @@ def test_resident_weights_decide_which_of_equal_nodes_takes_a_slot(make_costs):
     problem = Problem(costs, cluster({"g6.12xlarge": 3}))
     first = shuntserve.plan(problem, Unlimited()).pipelines
     held = {
-        stage.node.node_id: (Held(other.start, other.end, other.tp),)
+        stage.node.node_id: (ResidentStage(other.start, other.end, other.tp),)
         for pipeline in first
         for stage, other in zip(pipeline.stages, reversed(pipeline.stages), strict=True)
     }
@@ -98,9 +98,9 @@ def test_resident_weights_decide_which_of_equal_nodes_takes_a_slot(make_costs):
 
 def test_weights_at_another_degree_are_not_reused(make_costs):
     model = make_costs().model
-    assert kept_bytes(model, [Held(0, 10, 4)], 0, 10, 4) == stage_bytes(model, 0, 10)
-    assert kept_bytes(model, [Held(0, 10, 4)], 0, 10, 2) == 0
-    assert kept_bytes(model, [Held(5, 15, 4)], 0, 10, 4) == 5 * model.layer_bytes
+    assert kept_bytes(model, [ResidentStage(0, 10, 4)], 0, 10, 4) == stage_bytes(model, 0, 10)
+    assert kept_bytes(model, [ResidentStage(0, 10, 4)], 0, 10, 2) == 0
+    assert kept_bytes(model, [ResidentStage(5, 15, 4)], 0, 10, 4) == 5 * model.layer_bytes
 
 
 def test_a_kv_cache_is_moved_only_with_notice_enough(running):

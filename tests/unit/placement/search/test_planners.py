@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from bench.placement_clusters import TYPES, cluster, random_cluster
 from services.common.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
-from services.placement.estimate.cluster import Pipeline, Workload
+from services.placement.estimate.cluster import PlacedPipeline, Workload
 from services.placement.estimate.estimator import estimate_pipeline, estimate_plan
-from services.placement.search.budget import Budget, Unlimited
+from services.placement.search.budget import SearchBudget, Unlimited
 from services.placement.search.planners import exact, shuntserve, thunderserve
 from services.placement.search.problem import Objective, Problem
 from services.placement.search.registry import NAMES, planner
@@ -39,13 +39,13 @@ class Spent:
         return 0.05
 
 
-def rate(problem: Problem, name: str, budget: Budget | None = None) -> float:
+def rate(problem: Problem, name: str, budget: SearchBudget | None = None) -> float:
     solution = planner(name)(problem, budget or Unlimited())
     check(problem, solution.pipelines)
     return estimate_plan(problem.costs, solution.pipelines)[0].throughput_rps
 
 
-def check(problem: Problem, pipelines: tuple[Pipeline, ...]) -> None:
+def check(problem: Problem, pipelines: tuple[PlacedPipeline, ...]) -> None:
     """Layers once and in order, memory, TP (all by the estimator); nodes once, and known."""
     used = [node_id for pipeline in pipelines for node_id in pipeline.node_ids]
     assert pipelines
@@ -161,10 +161,10 @@ def test_phases_are_split_only_when_asked(make_costs, paper_cluster):
 
 def test_the_plain_planner_splits_in_proportion_to_speed(make_costs):
     from services.placement.estimate.catalogue import load_catalogue
-    from services.placement.estimate.cluster import Node, described
+    from services.placement.estimate.cluster import CandidateNode, described
 
     nodes = tuple(
-        Node(f"n{i}", described(load_catalogue(), device_type="cpu", relative_speed=speed))
+        CandidateNode(f"n{i}", described(load_catalogue(), device_type="cpu", relative_speed=speed))
         for i, speed in enumerate((3.0, 2.0, 3.0, 2.0))
     )
     problem = Problem(make_costs("smollm2-135m", "measured"), nodes, pipeline_count=2)

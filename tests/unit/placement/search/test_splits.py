@@ -9,7 +9,7 @@ import pytest
 
 from bench.placement_clusters import cluster
 from services.common.errors import FailedPrecondition
-from services.placement.estimate.cluster import Phase, Pipeline, Stage, Workload
+from services.placement.estimate.cluster import PipelinePhase, PlacedPipeline, PlacedStage, Workload
 from services.placement.estimate.estimator import estimate_pipeline
 from services.placement.estimate.model import ModelShape
 from services.placement.search.field import field
@@ -24,16 +24,18 @@ def best_by_trial(costs, nodes, phase):
     for cuts in product(range(1, SMALL.layers), repeat=len(nodes) - 1):
         ends = [0, *cuts, SMALL.layers]
         if all(a < b for a, b in pairwise(ends)):
-            stages = [Stage(n, a, b, 1) for n, a, b in zip(nodes, ends, ends[1:], strict=False)]
+            stages = [
+                PlacedStage(n, a, b, 1) for n, a, b in zip(nodes, ends, ends[1:], strict=False)
+            ]
             try:
-                got = estimate_pipeline(costs, Pipeline(tuple(stages), phase))
+                got = estimate_pipeline(costs, PlacedPipeline(tuple(stages), phase))
             except FailedPrecondition:
                 continue
             best = max(best, got.throughput_rps)
     return best
 
 
-@pytest.mark.parametrize("phase", list(Phase))
+@pytest.mark.parametrize("phase", list(PipelinePhase))
 @pytest.mark.parametrize("calibration", ["nominal", "measured"])
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0), (0, 2), (2,)])
 def test_the_best_split_is_the_best_of_all(make_costs, order, calibration, phase):

@@ -7,7 +7,7 @@ import pytest
 
 from services.common.errors import InvalidArgument
 from services.router.openai import fields as openai_fields
-from services.router.openai.fields import CHAT, COMPLETION, MESSAGE, Field, Use
+from services.router.openai.fields import CHAT, COMPLETION, MESSAGE, RequestField, Use
 from services.router.openai.requests import parse_chat, parse_completion
 
 
@@ -101,7 +101,7 @@ VALUES: dict[str, Any] = {
 
 @pytest.mark.parametrize(("name", "table"), UNSUPPORTED)
 def test_what_would_change_the_answer_is_refused_by_name(
-    name: str, table: dict[str, Field]
+    name: str, table: dict[str, RequestField]
 ) -> None:
     field = table[name]
     value = VALUES.get(field.kind.split("|")[0], field.neutral[:1] != (True,))
@@ -124,13 +124,13 @@ def test_what_is_not_supported_is_blamed_and_not_the_null_beside_it() -> None:
 
 
 @pytest.mark.parametrize("table", [CHAT, COMPLETION, MESSAGE])
-def test_neutral_values_are_of_their_fields_kind(table: dict[str, Field]) -> None:
+def test_neutral_values_are_of_their_fields_kind(table: dict[str, RequestField]) -> None:
     for field in table.values():
         for value in field.neutral:
             field.check_kind(value, field.name)
 
 
 @pytest.mark.parametrize("table", [CHAT, COMPLETION, MESSAGE])
-def test_the_page_about_the_door_shows_every_field(table: dict[str, Field]) -> None:
+def test_the_page_about_the_door_shows_every_field(table: dict[str, RequestField]) -> None:
     page = Path(__file__).parents[4] / "docs" / "http-api.md"
     assert "\n".join(openai_fields.rows(table)) in page.read_text()

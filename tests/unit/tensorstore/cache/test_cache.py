@@ -24,7 +24,7 @@ from services.tensorstore.cache.cache import ChunkCache
 from services.tensorstore.cache.fetch import Source
 from services.tensorstore.cache.residence import LocalResidence
 from services.tensorstore.cache.tiers import TieredResidence
-from services.tensorstore.client import Model
+from services.tensorstore.client import StoredModel
 from services.tensorstore.format.slices import Range, Selection
 from services.tensorstore.places.backend import Pieces
 from tests.checkpoints import bits, rot
@@ -69,7 +69,7 @@ def select(tiny, start: int = 0, end: int = 3, degree: int = 1, rank: int = 0) -
 
 
 def assert_whole(tiny, cache: ChunkCache | TieredResidence) -> None:
-    model = Model("tiny", tiny.imported.digest, tiny.imported.manifest, tiny.backend, cache)
+    model = StoredModel("tiny", tiny.imported.digest, tiny.imported.manifest, tiny.backend, cache)
     with model.stage(LayerRange(0, 3)) as stage:
         for name, tensor in stage.tensors.items():
             assert torch.equal(bits(tensor), bits(tiny.tensors[name])), name
@@ -207,7 +207,7 @@ def test_what_is_mapped_outlives_its_place_in_the_cache(
     tiny, source: Counting, tmp_path: Path
 ) -> None:
     cache = make_cache(tmp_path / "c", [source])
-    model = Model("tiny", tiny.imported.digest, tiny.imported.manifest, tiny.backend, cache)
+    model = StoredModel("tiny", tiny.imported.digest, tiny.imported.manifest, tiny.backend, cache)
     with model.stage(LayerRange(0, 3)) as stage:
         for chunk in tiny.imported.manifest.chunks:
             assert cache.forget(chunk.digest)
@@ -362,7 +362,7 @@ def test_a_tile_that_may_be_mapped_is_not_written_over(
     tiny, source: Counting, tmp_path: Path
 ) -> None:
     cache = make_cache(tmp_path / "c", [source])
-    model = Model("tiny", tiny.imported.digest, tiny.imported.manifest, tiny.backend, cache)
+    model = StoredModel("tiny", tiny.imported.digest, tiny.imported.manifest, tiny.backend, cache)
     with model.stage(LayerRange(0, 3), 2, 0) as stage:
         before = {name: bits(tensor).clone() for name, tensor in stage.tensors.items()}
         (tmp_path / "c" / "verified" / tiny.imported.digest).unlink()
@@ -398,7 +398,7 @@ def test_what_was_good_of_a_source_that_sends_too_much_is_not_asked_for_again(
 
 
 def test_a_peer_that_breaks_off_is_followed_up_where_it_stopped(
-    smollm2: Model, tmp_path: Path
+    smollm2: StoredModel, tmp_path: Path
 ) -> None:
     selection = Selection.of(smollm2.digest, smollm2.manifest, 0, 1)
 

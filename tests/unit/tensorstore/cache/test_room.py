@@ -8,7 +8,7 @@ import pytest
 
 from services.common.errors import ResourceExhausted
 from services.tensorstore.cache.hold_locks import HoldLocks
-from services.tensorstore.cache.room import BLOCK_BYTES, Room
+from services.tensorstore.cache.room import BLOCK_BYTES, CacheRoom
 
 LIMIT = 10 * BLOCK_BYTES
 A, B, C = (digit * 64 for digit in "abc")
@@ -20,8 +20,8 @@ def locks(tmp_path: Path) -> HoldLocks:
 
 
 @pytest.fixture
-def room(tmp_path: Path, locks: HoldLocks) -> Room:
-    return Room(tmp_path, LIMIT, locks)
+def room(tmp_path: Path, locks: HoldLocks) -> CacheRoom:
+    return CacheRoom(tmp_path, LIMIT, locks)
 
 
 def put(root: Path, digest: str, blocks: int) -> Path:
@@ -31,7 +31,7 @@ def put(root: Path, digest: str, blocks: int) -> Path:
     return path
 
 
-def test_room_that_is_set_aside_is_not_given_twice(room: Room) -> None:
+def test_room_that_is_set_aside_is_not_given_twice(room: CacheRoom) -> None:
     room.reserve({A: 6 * BLOCK_BYTES})
     with pytest.raises(ResourceExhausted, match=str(LIMIT)):
         room.reserve({B: 5 * BLOCK_BYTES})
@@ -41,7 +41,7 @@ def test_room_that_is_set_aside_is_not_given_twice(room: Room) -> None:
 
 
 def test_what_has_come_of_a_reservation_counts_once(
-    room: Room, locks: HoldLocks, tmp_path: Path
+    room: CacheRoom, locks: HoldLocks, tmp_path: Path
 ) -> None:
     with locks.held([A]):
         room.reserve({A: 6 * BLOCK_BYTES})
@@ -50,7 +50,7 @@ def test_what_has_come_of_a_reservation_counts_once(
 
 
 def test_files_of_others_and_of_failed_fills_count(
-    room: Room, locks: HoldLocks, tmp_path: Path
+    room: CacheRoom, locks: HoldLocks, tmp_path: Path
 ) -> None:
     stray = put(tmp_path, A, 6)
     with locks.held([A]), pytest.raises(ResourceExhausted):
@@ -60,7 +60,7 @@ def test_files_of_others_and_of_failed_fills_count(
     assert not stray.exists()
 
 
-def test_nothing_is_forgotten_in_vain(room: Room, locks: HoldLocks, tmp_path: Path) -> None:
+def test_nothing_is_forgotten_in_vain(room: CacheRoom, locks: HoldLocks, tmp_path: Path) -> None:
     held, idle = put(tmp_path, A, 6), put(tmp_path, B, 3)
     with locks.held([A]), pytest.raises(ResourceExhausted):
         room.reserve({C: 5 * BLOCK_BYTES})
@@ -68,7 +68,7 @@ def test_nothing_is_forgotten_in_vain(room: Room, locks: HoldLocks, tmp_path: Pa
     assert idle.exists()
 
 
-def test_the_least_recently_used_goes_first(room: Room, tmp_path: Path) -> None:
+def test_the_least_recently_used_goes_first(room: CacheRoom, tmp_path: Path) -> None:
     files = [put(tmp_path, digest, 3) for digest in (A, B, C)]
     room.touch([A])
     room.touch([C])

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from services.common.errors import DataLoss, InvalidArgument, NotFound
-from services.tensorstore.sources.checkpoint import Checkpoint
+from services.tensorstore.sources.checkpoint import WeightsCheckpoint
 from services.tensorstore.sources.hf_checkpoint import HfCheckpoint
 from services.tensorstore.sources.opening import default_source, open_source
 from services.tensorstore.sources.safetensors_file import read_header
@@ -97,7 +97,7 @@ def test_a_source_truncated_while_it_is_read_is_data_loss(tiny) -> None:
     checkpoint.close()
 
 
-def read_everything(checkpoint: Checkpoint) -> None:
+def read_everything(checkpoint: WeightsCheckpoint) -> None:
     for name, tensor in checkpoint.tensors.items():
         checkpoint.read_rows(name, 0, tensor.shape[0], memoryview(bytearray(tensor.size_bytes)))
 

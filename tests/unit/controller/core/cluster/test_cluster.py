@@ -4,6 +4,7 @@ import pytest
 
 from services.common.errors import NotFound, StaleEpoch
 from services.common.generation import ModelRef
+from services.common.nodes import NodeShape
 from services.controller.core.cluster.actions import (
     Action,
     AskPlan,
@@ -13,7 +14,6 @@ from services.controller.core.cluster.actions import (
     LaunchNode,
     LoadStage,
     LogEvent,
-    NodeShape,
     NodeState,
     PersistCluster,
     PipelineState,

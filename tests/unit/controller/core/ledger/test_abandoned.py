@@ -15,11 +15,11 @@ from services.common.generation import (
 )
 from services.controller.core.ledger.abandoned import Abandoned
 from services.controller.core.ledger.ledger import Ledger
-from services.controller.core.ledger.outcomes import Head, LedgerSettings
+from services.controller.core.ledger.outcomes import LedgerSettings, ServingHead
 from services.controller.core.ledger.population import Standing
 
 MODEL = ModelRef("m", "d")
-HEAD = Head(Route("p", "f", "i", "a:1", 1.0, MODEL, 100), takes_new=True)
+HEAD = ServingHead(Route("p", "f", "i", "a:1", 1.0, MODEL, 100), takes_new=True)
 
 
 def test_each_of_many_equal_asks_is_claimed_once() -> None:

@@ -28,8 +28,15 @@ from services.common.generation import (
     TokenSpan,
 )
 from services.controller.core.ledger.ledger import Ledger
-from services.controller.core.ledger.outcomes import Head, LedgerSettings, Outcome
-from services.controller.core.ledger.records import Appended, Bound, Ended, Granted, Record, Sealed
+from services.controller.core.ledger.outcomes import LedgerSettings, Outcome, ServingHead
+from services.controller.core.ledger.records import (
+    Ended,
+    Granted,
+    HeadBound,
+    IdsAppended,
+    Record,
+    Sealed,
+)
 
 MODEL = ModelRef("m", "d")
 REQUEST = GenerationRequest("g", MODEL, (1, 2), Sampling(max_tokens=50, eos_token_ids=(2,)))
@@ -44,9 +51,9 @@ def head_of(
     numerics: str = "",
     positions: int = 100,
     stalled: bool = False,
-) -> Head:
+) -> ServingHead:
     route = Route(f"p-{name}", f"f-{name}", f"i-{name}", f"{name}:1", speed, model, positions)
-    return Head(route, not hands_over and not stalled, numerics, hands_over, stalled)
+    return ServingHead(route, not hands_over and not stalled, numerics, hands_over, stalled)
 
 
 A, B = head_of("a"), head_of("b")
@@ -100,7 +107,7 @@ def ids_of(grant: Grant) -> tuple[int, ...]:
 
 def test_the_first_checkpoint_binds_the_epoch_to_its_head(book: Book) -> None:
     assert book.checkpoint().lengths == (0,)
-    assert isinstance(book.records[0], Bound)
+    assert isinstance(book.records[0], HeadBound)
     other = book.checkpoint(7, incarnation="i-b")
     assert other.refusal is CheckpointRefusal.STALE_EPOCH
     assert book.checkpoint(7, formation_id="f-b").refusal is CheckpointRefusal.UNKNOWN_FORMATION
@@ -121,7 +128,7 @@ def test_below_the_length_compares_at_it_appends_above_it_answers_the_length(boo
     assert book.checkpoint(7, 8, 9).lengths == (3,)
     refused = book.checkpoint(6, start=1)
     assert (refused.refusal, refused.lengths) == (CheckpointRefusal.DIVERGED, (3,))
-    assert [r.span.ids for r in book.records if isinstance(r, Appended)] == [(7, 8), (9,)]
+    assert [r.span.ids for r in book.records if isinstance(r, IdsAppended)] == [(7, 8), (9,)]
 
 
 def test_a_first_checkpoint_for_a_choice_not_asked_for_binds_nothing(book: Book) -> None:
@@ -190,7 +197,7 @@ def test_a_head_that_a_reader_left_is_granted_again_only_after_a_while(book: Boo
     assert book.resume(7, left="f-a", heads=(A,), now_s=1.0).head == A.route
 
 
-def silent(book: Book, *ids: int, heads: tuple[Head, ...], now_s: float = 0.0):
+def silent(book: Book, *ids: int, heads: tuple[ServingHead, ...], now_s: float = 0.0):
     return book.resume(*ids, left="f-a", reason=LeaveReason.SILENT, heads=heads, now_s=now_s)
 
 

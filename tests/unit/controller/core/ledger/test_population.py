@@ -9,11 +9,11 @@ from services.common.generation import (
     TokenSpan,
 )
 from services.controller.core.ledger.ledger import Ledger
-from services.controller.core.ledger.outcomes import Head, LedgerSettings
+from services.controller.core.ledger.outcomes import LedgerSettings, ServingHead
 from services.controller.core.ledger.population import Standing
 
 MODEL = ModelRef("m", "d")
-HEAD = Head(Route("p", "f", "i", "a:1", 1.0, MODEL, 100), takes_new=True)
+HEAD = ServingHead(Route("p", "f", "i", "a:1", 1.0, MODEL, 100), takes_new=True)
 
 
 def _say(ledger: Ledger, name: str, *ids: int, **more: bool) -> None:
@@ -22,7 +22,7 @@ def _say(ledger: Ledger, name: str, *ids: int, **more: bool) -> None:
     ledger.checkpoint(Checkpoint(name, 1, "i", "f", request, spans, **more), "p", 0.0)
 
 
-def _standing(ledger: Ledger, *heads: Head) -> dict[str, tuple[Standing, bool]]:
+def _standing(ledger: Ledger, *heads: ServingHead) -> dict[str, tuple[Standing, bool]]:
     lines = ledger.population(heads).open
     return {line.generation_id: (line.standing, line.unread) for line in lines}
 
