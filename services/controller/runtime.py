@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from services.common.errors import FailedPrecondition, NotFound, ShuntError
-from services.common.nodes import Member, NodeFacts
+from services.common.errors import FailedPrecondition, NotFound, ShuntError, Unavailable
+from services.common.nodes import Member, NodeFacts, StageSpec
 from services.controller import metrics
 from services.controller.core.cluster.actions import (
     Action,
@@ -18,6 +18,7 @@ from services.controller.core.cluster.actions import (
     DrainFormation,
     FormPipeline,
     LaunchNode,
+    Loaded,
     LoadStage,
     LogEvent,
     NodeState,
@@ -330,7 +331,12 @@ class ClusterRuntime:
     async def _load(self, action: LoadStage) -> None:
         loaded = metrics.LOADED.labels(action.node_id)
         try:
-            held = await self._engines.load(action, lambda done, total: loaded.set(done))
+            stages = [StageSpec(action.layers, action.tp_degree)]
+            (held,) = await self._engines.hold(
+                action.address, action.model, stages, lambda done, total: loaded.set(done)
+            )
+            if not held.held:
+                raise Unavailable("another stage takes up the node's memory", field="stages")
         except ShuntError as error:
             self._submit(
                 self.cluster.load_failed(
@@ -344,7 +350,11 @@ class ClusterRuntime:
         else:
             self._submit(
                 self.cluster.load_done(
-                    action.node_id, action.incarnation, action.layers, held, self._clock()
+                    action.node_id,
+                    action.incarnation,
+                    action.layers,
+                    Loaded(held.kv_blocks, held.numerics_class),
+                    self._clock(),
                 )
             )
         finally:
