@@ -118,14 +118,18 @@ async def test_a_hold_is_joined_and_a_newer_one_takes_its_place(rig: Rig) -> Non
     worker = await rig.worker()
     loader = loader_of(worker)
     loader.gate.set()
-    first, same = (asyncio.create_task(rig.hold(worker, (0, 3))) for _ in range(2))
-    call = worker.stub.Hold(rig.hold_request((0, 3)), timeout=10)
-    begun = await call.read()
-    assert isinstance(begun, engine_pb2.HoldResponse)
-    assert not begun.done
-    call.cancel()  # whose caller is gone
+    calls = [worker.stub.Hold(rig.hold_request((0, 3)), timeout=10) for _ in range(3)]
+    for call in calls:
+        begun = await call.read()
+        assert isinstance(begun, engine_pb2.HoldResponse)
+        assert not begun.done
+    calls.pop(0).cancel()  # the load goes on without the one who asked first
     loader.gate.clear()
-    assert await first == await same
+    for call in calls:
+        while isinstance(message := await call.read(), engine_pb2.HoldResponse):
+            last = message
+        assert last.stages[0].held
+        assert last.loaded_bytes == 3 * LAYER_BYTES
     assert loader.read == [0, 1, 2]
     loader.gate.set()
     older = asyncio.create_task(refusal(worker, rig.hold_request((2, 6))))
