@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from services.common import mesh_token
 from services.common.errors import FailedPrecondition, PermissionDenied, Unavailable
 from services.controller.provider import NodeGone, NodeSpec
 
@@ -142,7 +143,11 @@ class LocalProvider:
         self._events.put_nowait(None)
 
     def _start(self, spec: NodeSpec) -> subprocess.Popen[bytes]:
-        variables = {**self._environment(spec), NODE_ID_VARIABLE: spec.node_id}
+        variables = {
+            **self._environment(spec),
+            **mesh_token.narrowed(spec.node_id),
+            NODE_ID_VARIABLE: spec.node_id,
+        }
         with (self._log_dir / f"{spec.node_id}.log").open("ab") as log:
             return subprocess.Popen(
                 self._command,
