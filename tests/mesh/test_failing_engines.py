@@ -154,7 +154,7 @@ async def test_a_place_where_no_engine_starts_takes_nothing_from_the_others(
             group.create_task(ask())
         await tiny.shunt("interrupt", goes["stages"][0]["node"], "--kill")
         status = await tiny_mesh.until_status(
-            tiny, lambda s: any(starts(fault, 4) for fault in s["faults"])
+            tiny, lambda s: any(starts(fault, 3) for fault in s["faults"])
         )
         failing += status["faults"]
 
@@ -230,7 +230,7 @@ async def test_engines_that_refuse_their_load_for_good_are_not_launched_again(
 async def test_up_ends_with_the_reason_when_no_engine_can_ever_load_the_model(
     tmp_path: Path, store: Path, machine: Machine
 ) -> None:
-    up = Up(with_store(tmp_path, store), pipelines=2)
+    up = Up(with_store(tmp_path, store), pipelines=1)
     memory = {"SHUNT_CONTROLLER_NODE_MEMORY_BYTES": str(5_000_000)}
     async with up.running({**machine.environment, **ENVIRONMENT, **memory}):
         assert await asyncio.wait_for(up.process.wait(), 60) == 1
@@ -238,5 +238,5 @@ async def test_up_ends_with_the_reason_when_no_engine_can_ever_load_the_model(
     assert last.startswith(f"{tiny_mesh.NAME} cannot be served: ")
     assert TOO_SMALL in last
     log = (tmp_path / "logs" / "controller.log").read_text()
-    assert log.count('"node_launched"') == 2
-    assert len(warnings(up.mesh, "load_failed")) in (1, 2), "the first may be reason enough"
+    assert log.count('"node_launched"') == 1
+    assert len(warnings(up.mesh, "load_failed")) == 1

@@ -82,12 +82,15 @@ def reference() -> transformers.MistralForCausalLM:
 
 def greedy(model: transformers.MistralForCausalLM, ids: list[int], count: int) -> list[int]:
     """What transformers says, whatever ends an answer."""
-    torch.set_num_threads(1)  # threads that wait for cores which engines have take seconds
     model.generation_config.eos_token_id = None
-    given = torch.tensor([ids])
-    answer = model.generate(
-        given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=count
-    )
+    given, threads = torch.tensor([ids]), torch.get_num_threads()
+    torch.set_num_threads(1)  # threads that wait for cores which engines have take seconds
+    try:
+        answer = model.generate(
+            given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=count
+        )
+    finally:
+        torch.set_num_threads(threads)
     return answer[0, len(ids) :].tolist()
 
 
