@@ -13,6 +13,8 @@ from typing import Protocol
 
 IN_FLIGHT_S = 0.5
 """A token that was on its way at the time of a kill may still arrive."""
+_TOLD_S = 0.25
+"""A pipeline that serves is in the log once that is durable; epochs may be granted before."""
 _ENDS = ("pipeline_lost", "handover_started")
 
 
@@ -151,7 +153,8 @@ class History:
         return next((g.at_s for g in later if self._serves(g.pipeline, g.at_s)), None)
 
     def _serves(self, pipeline: str, at_s: float) -> bool:
-        return any(began <= at_s < ended for began, ended in self._served.get(pipeline, ()))
+        served = self._served.get(pipeline, ())
+        return any(began - _TOLD_S <= at_s < ended for began, ended in served)
 
     def _served_between(self, start_s: float, end_s: float) -> float:
         """For how long any pipeline served within that time."""

@@ -107,3 +107,10 @@ def test_a_head_that_hands_over_serves_nothing_new() -> None:
     kills = [strike("single", 5.0, "a", "g")]
     seen = history(kills, begun, lost(5.1, "a"), ready(7.0, "b"), granted(7.5, "b"))
     assert seen.left_standing_s() == pytest.approx([0.5])
+
+
+def test_a_grant_may_be_told_before_its_pipeline_is() -> None:
+    kills = [strike("solo", 5.0, "a", "g"), strike("prelude", 4.0, "b")]
+    seen = history(kills, lost(5.1, "a"), granted(7.95, "a"), ready(8.0, "a"), granted(9.0, "a"))
+    assert seen.left_standing_s() == pytest.approx([0.0])
+    assert only(seen.moves({"g": [4.9, 9.5]})).grants_to_dead == 0
