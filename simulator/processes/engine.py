@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import zlib
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from services.common.errors import ShuntError, Unavailable
 from services.common.exchange import Checkpoint, CheckpointResult, Closed, GenerateCall, Phase
@@ -25,10 +25,9 @@ from services.engine.core.actions import (
     WakeCheckpoints,
 )
 from services.engine.core.generations import Generations
+from simulator.environment.addresses import CONTROLLER
+from simulator.environment.environment import Environment
 from simulator.environment.network import Process, Reply, Stream
-
-if TYPE_CHECKING:
-    from simulator.world import World
 
 MAX_BATCH = 2
 STEP_S = 0.03
@@ -69,16 +68,27 @@ class Place:
     sequences: dict[SequenceKey, RunningSequence] = field(default_factory=dict)
 
 
+class HeadMonitor(Protocol):
+    """Sees what a head runs and what comes of it."""
+
+    def batched(self, engine: SimulatedEngine, batch: Sequence[RunningSequence]) -> None: ...
+    def sampled(self, key: SequenceKey, position: int, token: int) -> None: ...
+
+
 class SimulatedEngine(Process):
     """One node's process."""
 
-    def __init__(self, world: World, node_id: str, shape: NodeShape) -> None:
-        super().__init__(f"{node_id}/{world.draw_id()}", world.clock)
-        self.world = world
+    def __init__(
+        self, environment: Environment, monitor: HeadMonitor, node_id: str, shape: NodeShape
+    ) -> None:
+        super().__init__(f"{node_id}/{environment.draw_id()}", environment.network)
+        random, settings = environment.random, environment.settings
+        self.environment = environment
+        self.monitor = monitor
         self.node_id = node_id
         self.facts = NodeFacts(node_id, self.name, self.name, 1, shape)
-        self.core = Generations(self.name, world.settings.head)
-        self.numerics_class = world.numerics_class()
+        self.core = Generations(self.name, settings.head)
+        self.numerics_class = "other" if random.random() < settings.other_class else "sim"
         self.place: Place | None = None
         self.layers: LayerRange | None = None
         self.sampled = self.steps = 0
@@ -93,22 +103,20 @@ class SimulatedEngine(Process):
         self._lost_node_ids: tuple[str, ...] = ()
         self._draining: list[tuple[str, Reply]] = []
         self._register()
-        self.every(world.settings.cluster.heartbeat_interval_s, self._beat)
+        self.every(settings.cluster.heartbeat_interval_s, self._beat)
         self.every(TICK_S, self._tick)
         self.every(TICK_S / 2, self._pump_all)
 
     # The controller
 
     def _register(self) -> None:
-        controller = self.world.controller
-        self.call(controller, controller.register, (self.facts,), self._registered)
+        self.call(CONTROLLER, "register", (self.facts,), self._registered)
 
     def _registered(self, result: Any) -> None:
         if isinstance(result, ShuntError):
             self.after(0.2, self._register)
         elif self._beats is None:
-            controller = self.world.controller
-            self._beats = stream = self.world.stream(self, controller, controller.beats, self.name)
+            self._beats = stream = self.open(CONTROLLER, "beats", self.name)
             stream.on_message[self] = self._beaten
             stream.on_end[self] = self._beats_ended
             self._beat()
@@ -138,15 +146,8 @@ class SimulatedEngine(Process):
     def _beaten(self, error: ShuntError) -> None:
         self._register()
 
-    def call(
-        self, server: Process, serve: Callable[..., None], args: tuple[Any, ...], answer: Reply
-    ) -> None:
-        """A call with a deadline of a second."""
-        self.world.network.call(self, server, serve, args, answer)
-
     def _open_journal(self) -> None:
-        controller = self.world.controller
-        self._journal = stream = self.world.stream(self, controller, controller.journal, self.name)
+        self._journal = stream = self.open(CONTROLLER, "journal", self.name)
         stream.on_message[self] = self._journaled
         stream.on_end[self] = self._journal_ended
         self.core.checkpoint_stream_opened()
@@ -171,15 +172,16 @@ class SimulatedEngine(Process):
 
     def load(self, reply: Reply, layers: LayerRange) -> None:
         """Takes its time."""
+        environment, settings = self.environment, self.environment.settings
 
         def loaded() -> None:
-            if self.world.fails("load", self.world.settings.load_fails):
+            if environment.fails("load", environment.settings.load_fails):
                 reply(Unavailable("no weights"))
                 return
             self.layers = layers
             reply(Loaded(64, self.numerics_class))
 
-        self.after(self.world.load_s(), loaded)
+        self.after(settings.load_s * (0.5 + environment.random.random()), loaded)
 
     def form(self, reply: Reply, form: FormPipeline, index: int) -> None:
         """Joins a formation; the head checks that the others have."""
@@ -216,9 +218,13 @@ class SimulatedEngine(Process):
             return
         self.place = None
         self.act(self.core.dissolve(place.formation_id, self.clock.now_s))
-        for peer in self.world.engines_of(place.members):
-            late_s = self.world.network.latency_s()
-            peer.after(late_s, peer.link_lost, place.formation_id, self.node_id)
+        for member in place.members:
+            self._part(member, place.formation_id, self.network.latency_s())
+
+    def _part(self, member: Member, formation_id: str, after_s: float) -> None:
+        """A neighbour hears that the connection closed."""
+        args = (formation_id, self.node_id)
+        self.network.tell(member.incarnation, "link_lost", *args, after_s=after_s)
 
     def depart(self, notice_s: float) -> None:
         """SIGTERM: it tells the controller, and ends when no formation needs it any more."""
@@ -231,13 +237,13 @@ class SimulatedEngine(Process):
             self.after(0.05, self._departing, departs_at_s)
         else:
             self._leave()
-            self.after(0.2, self.world.kill_engine, self)
+            self.after(0.2, self.kill)
 
     def kill(self) -> None:
         super().kill()
         if self.place is not None:
-            for peer in self.world.engines_of(self.place.members):
-                peer.after(0.001, peer.link_lost, self.place.formation_id, self.node_id)
+            for member in self.place.members:
+                self._part(member, self.place.formation_id, 0.001)
 
     def drain(self, reply: Reply, formation_id: str) -> None:
         """Seals, and answers when the journal has."""
@@ -347,7 +353,7 @@ class SimulatedEngine(Process):
         batch = sorted(waiting, key=lambda s: s.unread)[:MAX_BATCH]
         if not batch:
             return
-        self.world.monitor.batched(self, batch)
+        self.monitor.batched(self, batch)
         place.stepping = True
         self.steps += 1
         for sequence in batch:
@@ -359,7 +365,7 @@ class SimulatedEngine(Process):
     def _stepped(self, place: Place, batch: list[RunningSequence]) -> None:
         if place is not self.place:
             return
-        members = self.world.engines_of(place.members)
+        members = [self.network.process(m.incarnation, SimulatedEngine) for m in place.members]
         if any(peer.frozen or peer.wedged for peer in members):
             self.after(STEP_S, self._stepped, place, batch)
             return
@@ -384,16 +390,16 @@ class SimulatedEngine(Process):
         self._step()
 
     def _carried_by(self, place: Place, peer: SimulatedEngine) -> bool:
-        if not peer.alive or not self.world.network.reaches(self, peer):
+        if not peer.alive or not self.network.reaches(self, peer):
             return False
         return peer.place is not None and peer.place.formation_id == place.formation_id
 
     def _sample(self, sequence: RunningSequence) -> NewToken:
         key = sequence.key
-        salt = "" if self.world.exact else f"{key.epoch} {self.name}"
+        salt = "" if self.environment.settings.exact else f"{key.epoch} {self.name}"
         token = token_of(sequence.request, key.choice, sequence.ids, salt)
         position = len(sequence.ids)
         sequence.ids.append(token)
         self.sampled += 1
-        self.world.monitor.sampled(key, position, token)
+        self.monitor.sampled(key, position, token)
         return NewToken(key, position, token)

@@ -34,8 +34,9 @@ from services.controller.core.ledger.records import (
 )
 from services.engine.core.actions import SequenceKey
 from services.engine.core.held import Life
+from services.router.core.follower import Follower
+from simulator.processes.client import Client
 from simulator.processes.engine import RunningSequence, SimulatedEngine, token_of
-from simulator.processes.router import Client, Following
 from simulator.world import World
 
 SETTLED_LAUNCHES = 3
@@ -260,11 +261,11 @@ class Oracle:
         self._sampled_to[name, epoch, choice] = position + 1
         self.note("sampled", name, epoch, choice, position, token)
 
-    def frame(self, following: Following, stream: int, frame: Frame) -> None:
+    def frame(self, follower: Follower, frame: Frame) -> None:
         """A head told a reader something."""
-        route = following.follower.route
+        route = follower.route
         for client in self.world.clients if self.world is not None else ():
-            if client.request.generation_id == following.follower.request.generation_id:
+            if client.request.generation_id == follower.request.generation_id:
                 client.last_head = route.incarnation if route is not None else ""
 
     def _reference(self, request: GenerationRequest, choice: int) -> tuple[list[int], FinishReason]:
@@ -357,7 +358,7 @@ class Oracle:
         idle = [view for view in pipelines if view.state is not PipelineState.READY]
         if idle:
             self.fail(5, f"faults ceased, but this does not serve: {idle}")
-        patient = self.world is not None and self.world.failed_launches < SETTLED_LAUNCHES
+        patient = self.world is not None and self.world.provider.failed_launches < SETTLED_LAUNCHES
         if len(pipelines) < (2 if patient else 1):
             self.fail(5, f"a plan of {len(pipelines)} pipelines")
 

@@ -18,8 +18,9 @@ from strangers import Stranger
 
 from services.common.generation import GenerationRequest, Sampling
 from simulator.environment.network import Trouble
-from simulator.processes.router import Client
-from simulator.world import MODEL, World, WorldSettings
+from simulator.environment.settings import MODEL, SimulationSettings
+from simulator.processes.client import Client
+from simulator.world import World
 
 RARE = ("queued", "sealing", "granting", "attaching", "finished")
 """Phases that faults are steered at twice as often: they pass in no time."""
@@ -60,7 +61,8 @@ class Schedule:
         self.random = random = Random(seed)
         self.exact = seed % 2 == 0
         self.oracle = Oracle(exact=self.exact)
-        settings = WorldSettings(
+        settings = SimulationSettings(
+            exact=self.exact,
             exits_seen=random.random() < 0.5,
             launch_fails=0.2 if random.random() < 0.2 else 0.0,
             plan_fails=0.5 if random.random() < 0.1 else 0.0,
@@ -70,7 +72,7 @@ class Schedule:
         if random.random() < 0.1:  # nobody launches nodes: they come by themselves
             cluster = replace(settings.cluster, expected_nodes=5)
             settings = replace(settings, cluster=cluster)
-        self.world = World(random, settings, self.oracle, exact=self.exact)
+        self.world = World(random, settings, self.oracle)
         self.oracle.world = self.world
         self._faults = Faults(self.world, random)
         self.world.network.struck = self._struck
@@ -134,8 +136,7 @@ class Schedule:
             stop_strings=("107",) if random.random() < 0.3 and max_tokens <= 100 else (),
             ask_digest=f"d{number}" if number in self._whole else "",
         )
-        self._arrived[number] = client = Client(self.world, request)
-        self.world.clients.append(client)
+        self._arrived[number] = self.world.ask(request)
 
     def _strange(self) -> None:
         self._stranger.turn()
@@ -173,8 +174,10 @@ class Schedule:
         world = self.world
         world.network.trouble = Trouble()
         world.network.cut.clear()
-        world.failing.clear()
-        world.settings = replace(world.settings, launch_fails=0.0, plan_fails=0.0, load_fails=0.0)
+        world.environment.failing.clear()
+        world.environment.settings = replace(
+            world.settings, launch_fails=0.0, plan_fails=0.0, load_fails=0.0
+        )
         if world.controller.frozen:
             world.controller.thaw()
         if not world.controller.alive:
