@@ -9,6 +9,7 @@ from services.common.nodes import NodeShape
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.ledger.outcomes import LedgerSettings
 from services.engine.core.head_settings import HeadSettings
+from services.engine.core.scheduler import SchedulerSettings
 from services.router.core.follower_settings import FollowerSettings
 
 MODEL = ModelRef("model", "d1")
@@ -41,6 +42,15 @@ class SimulationSettings:
         )
     )
     """Of the next controller."""
+    scheduler: SchedulerSettings = field(
+        default_factory=lambda: SchedulerSettings(
+            token_budget=8, max_sequences=2, min_overlap_sequences=2, min_overlap_rows=12
+        )
+    )
+    kv_blocks: int = 64
+    """Of every engine; each holds the ids of BLOCK_SIZE positions."""
+    progress_s: float = 2.0
+    """A step that takes this much longer than expected is stuck."""
     routers: int = 2
     exact: bool = True
     """A head goes on as the one before would have: its ids depend on those before them alone."""

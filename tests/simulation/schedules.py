@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from faults import FAULTS, MESSAGE_FAULTS, ROWS, Faults
-from oracles import Oracle
+from oracles import Oracle, Violation
 from phases import PHASES, phase_of
 from strangers import Stranger
 
@@ -39,6 +39,10 @@ CAUSES = {
 }
 """What brings a generation to a phase that it would not see by itself."""
 FAULTS_CEASE_S = 7.0
+PROMPTS = (1, 3, 20, 40)
+ENDLESS = 340
+KV_BLOCKS = (24, 24, 64)
+"""The least holds one of the longest sequences, and few of them together."""
 END_S = 60.0
 
 
@@ -69,6 +73,8 @@ class Schedule:
             load_fails=0.4 if random.random() < 0.1 else 0.0,
             other_class=0.2 if random.random() < 0.05 else 0.0,
         )
+        batches = replace(settings.scheduler, max_sequences=random.choice((1, 2, 2, 4)))
+        settings = replace(settings, scheduler=batches, kv_blocks=random.choice(KV_BLOCKS))
         if random.random() < 0.1:  # nobody launches nodes: they come by themselves
             cluster = replace(settings.cluster, expected_nodes=5)
             settings = replace(settings, cluster=cluster)
@@ -121,11 +127,11 @@ class Schedule:
     def _arrive(self, number: int) -> None:
         random = self.random
         max_tokens = 150 if number in self._long else random.choice((4, 40, 80))
-        max_tokens = 600 if number in self._endless else max_tokens
+        max_tokens = ENDLESS if number in self._endless else max_tokens
         request = GenerationRequest(
             f"g{number}",
             MODEL,
-            tuple(random.randrange(1000) for _ in range(3)),
+            tuple(random.randrange(1000) for _ in range(random.choice(PROMPTS))),
             Sampling(
                 max_tokens=max_tokens,
                 seed=random.randrange(1000),
@@ -187,6 +193,14 @@ class Schedule:
 
     def run(self) -> None:
         """Raises Violation."""
+        try:
+            self._run()
+        except Violation:
+            raise
+        except Exception as error:
+            raise Violation(f"invariant 12: a core failed: {error!r}") from error
+
+    def _run(self) -> None:
         world, oracle = self.world, self.oracle
 
         def done() -> bool:
