@@ -138,7 +138,7 @@ class Stages:
         """Holds these stages and no others, the first ones first; what does not fit beside them and
         the formation that lives is fetched into the node's store.
 
-        Raises ResourceExhausted for a stage beyond all memory, before anything is dropped or
+        Raises FailedPrecondition for a stage beyond all memory, before anything is dropped or
         loaded, and Superseded when another Hold takes over.
         """
         _check(stages)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from services.common.errors import ResourceExhausted
+from services.common.errors import FailedPrecondition
 from services.common.generation import LayerRange, ModelRef
 
 
@@ -52,7 +52,7 @@ class Memory:
     def fitting(self, wanted: Sequence[StageSize], in_use: InUse | None) -> tuple[bool, ...]:
         """Which of the stages can be held, those asked for first before those behind.
 
-        Raises ResourceExhausted for a stage that would not fit into empty memory.
+        Raises FailedPrecondition for a stage that would not fit into empty memory: it never will.
         """
         for stage in wanted:
             self._check(stage)
@@ -77,10 +77,10 @@ class Memory:
     def _check(self, stage: StageSize) -> None:
         least_bytes = stage.weight_bytes + stage.kv_block_bytes
         if least_bytes > self.size_bytes:
-            raise ResourceExhausted(
-                f"layers [{stage.layers.start}, {stage.layers.end}) take {stage.weight_bytes} "
-                f"bytes and {stage.kv_block_bytes} for a block of KV cache, "
-                f"{least_bytes - self.size_bytes} more than the {self.size_bytes} of this node",
+            raise FailedPrecondition(
+                f"{stage.weight_bytes} bytes of layers [{stage.layers.start}, {stage.layers.end}) "
+                f"leave no room for a KV cache in {self.size_bytes}: "
+                f"{least_bytes - self.size_bytes} bytes are lacking",
                 field="stages.layers",
             )
 

@@ -14,7 +14,7 @@ import pytest
 from shuntserve.engine.v1 import engine_pb2
 from tokenizers import Tokenizer
 
-from services.common.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable
+from services.common.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from services.common.generation import GenerationRequest, LayerRange, ModelRef, Sampling
 from services.engine.backend import HiddenDtype
 from services.engine.core.memory import Memory
@@ -214,7 +214,7 @@ def test_a_cache_is_as_large_as_memory_allows(store: Path, model: ModelRef) -> N
     block_bytes = 2 * 2 * 192 * 2 * 16
     assert blocks(1 << 30) == 4096 // 16
     assert blocks(2 * layer_bytes + 10 * block_bytes) == 10
-    with pytest.raises(ResourceExhausted, match="1 more than"):
+    with pytest.raises(FailedPrecondition, match=r"leave no room for a KV cache in .*: 1 bytes"):
         Memory(2 * layer_bytes + block_bytes - 1, 256).fitting([size], None)
 
 

@@ -12,7 +12,6 @@ from shuntserve.engine.v1 import engine_pb2
 from services.common.errors import (
     FailedPrecondition,
     InvalidArgument,
-    ResourceExhausted,
     ShuntError,
     Superseded,
     Unavailable,
@@ -84,10 +83,10 @@ async def test_a_stage_beyond_memory_is_refused_by_how_much_and_nothing_is_dropp
     worker = await rig.worker(memory_bytes=1 << 20)  # five layers and no sixth
     await rig.hold(worker, (0, 2))
     refused = await refusal(worker, rig.hold_request((2, 4), (0, 6)))
-    assert isinstance(refused, ResourceExhausted)
+    assert isinstance(refused, FailedPrecondition)
     assert refused.field == "stages.layers"
     lacking = LAYERS * LAYER_BYTES + LAYERS * 1000 - (1 << 20)
-    assert f" {lacking} more than the {1 << 20} of this node" in refused.message
+    assert f"in {1 << 20}: {lacking} bytes are lacking" in refused.message
     assert await ranges_of(worker) == [(0, 2)]
     assert loader_of(worker).read == [0, 1]
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.errors import ResourceExhausted
+from services.common.errors import FailedPrecondition
 from services.common.generation import LayerRange, ModelRef
 from services.engine.core.memory import InUse, Memory, StageSize, total_bytes
 
@@ -24,10 +24,10 @@ def test_what_stages_share_is_counted_once() -> None:
 
 
 def test_a_stage_beyond_all_memory_is_refused_by_how_much() -> None:
-    with pytest.raises(ResourceExhausted, match=r"\[0, 4\) take 400 bytes.* 59 more than the 349"):
+    with pytest.raises(FailedPrecondition, match=r"400 bytes of layers \[0, 4\) .*in 349: 59 "):
         Memory(349, 10).fitting([stage(0, 2), stage(0, 4)], None)
     assert Memory(408, 10).fitting([stage(0, 4)], None) == (True,)
-    with pytest.raises(ResourceExhausted, match=" 1 more than the 407") as refused:
+    with pytest.raises(FailedPrecondition, match=" in 407: 1 bytes are lacking") as refused:
         Memory(407, 10).fitting([stage(0, 4)], None)
     assert refused.value.field == "stages.layers"
 
@@ -81,7 +81,7 @@ def test_what_is_held_fits_now_and_when_any_of_it_serves(
         return  # no formation lives beyond memory
     try:
         fitting = memory.fitting(wanted, in_use)
-    except ResourceExhausted:
+    except FailedPrecondition:
         assert any(s.weight_bytes + s.kv_block_bytes > size_bytes for s in wanted)
         return
     held = [size for size, fits in zip(wanted, fitting, strict=True) if fits]
