@@ -313,4 +313,5 @@ async def _in_thread(work: Callable[[], T], niceness: int = 0) -> T:
 def _note_failure(task: asyncio.Task[tuple[StageHolding, ...]]) -> None:
     """The caller may be gone by now."""
     if not task.cancelled() and (error := task.exception()) is not None:
-        _log.warning("hold failed", extra={"why": str(error) or type(error).__name__})
+        level = logging.INFO if isinstance(error, Superseded) else logging.WARNING
+        _log.log(level, "hold failed", extra={"why": str(error) or type(error).__name__})

@@ -222,9 +222,17 @@ async def test_a_stage_asked_for_again_stays_behind_its_formation(rig: Rig) -> N
     await rig.form([worker], [], "f1")
     await rig.hold(worker, (2, 4))
     await rig.hold(worker, (0, 6))
+    (whole, _) = loader_of(worker).backends
+    assert whole.kv_blocks == 64
     await dissolve([worker], "f1")
     assert await ranges_of(worker) == [(0, 6)]
+
+    async def cache_gone() -> bool:
+        return not whole.kv_blocks
+
+    await until(cache_gone)
     await rig.join([worker], [], "f2")
+    assert whole.kv_blocks == 64
     assert loader_of(worker).read == [0, 1, 2, 3, 4, 5]
 
 
