@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from services.common import mesh_token
 from services.common.errors import FailedPrecondition, PermissionDenied, Unavailable
 from services.common.nodes import NodeShape
 from services.controller.providers.provider import NodeGone
@@ -143,7 +144,11 @@ class LocalProvider:
         self._events.put_nowait(None)
 
     def _start(self, node_id: str, shape: NodeShape) -> subprocess.Popen[bytes]:
-        variables = {**self._environment(shape), NODE_ID_VARIABLE: node_id}
+        variables = {
+            **self._environment(shape),
+            **mesh_token.narrowed(node_id),
+            NODE_ID_VARIABLE: node_id,
+        }
         with (self._log_dir / f"{node_id}.log").open("ab") as log:
             return subprocess.Popen(
                 self._command,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from services.common import mesh_token
 from services.common.errors import FailedPrecondition, Unavailable
 from services.common.nodes import NodeShape
 from services.controller.providers import local as provider_local
@@ -69,6 +70,11 @@ def _await_environment(handle: str) -> None:
         os.sched_yield()
 
 
+def _variables(handle: str) -> list[str]:
+    _await_environment(handle)
+    return Path(f"/proc/{_pid(handle)}/environ").read_text().split("\0")
+
+
 def _open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
@@ -76,6 +82,20 @@ def _open_files() -> int:
 async def _forget_by_crash(provider: LocalProvider) -> None:
     """What is left of a controller that was killed: nothing watches, nothing was said."""
     await provider.close()
+
+
+async def test_an_engine_is_given_its_nodes_token_and_not_the_meshs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, path = "a-token-of-24-characters", tmp_path / "token"
+    path.write_text(token)
+    monkeypatch.setenv(mesh_token.FILE_VARIABLE, str(path))
+    async with _provider(tmp_path) as make:
+        handle = await make().launch("n-1", SHAPE)
+        variables = _variables(handle)
+    assert f"{mesh_token.VARIABLE}={mesh_token.of_node(token, 'n-1')}" in variables
+    assert f"{mesh_token.FILE_VARIABLE}=" in variables
+    assert not [variable for variable in variables if token in variable or str(path) in variable]
 
 
 async def test_a_killed_node_is_known_at_once(tmp_path: Path) -> None:
