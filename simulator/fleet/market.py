@@ -1,7 +1,7 @@
 """Random spot markets: hours of prices, capacity and arrivals, drawn from a seed.
 
-Spot prices revert to a mean of their own and jump now and then; capacity comes and goes by the pool,
-and with it the nodes that run there; on-demand nodes are always to be had, at their price.
+Spot prices revert to a mean of their own and jump now and then; capacity comes and goes by the
+pool, and with it the nodes that run there; on-demand nodes are always to be had, at their price.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def random_market(
             mean = means[offer.instance_type]
             pull = 0.5 * (mean - (offer.price_per_hour or mean))
             price = (offer.price_per_hour or mean) + pull + mean * random.gauss(0.0, 0.15)
-            highest = next(k.price_per_hour for k in chosen if k.instance_type == offer.instance_type)
+            highest = firm[index].price_per_hour or price
             spot[index] = replace(offer, price_per_hour=min(max(price, 0.1 * mean), highest))
         elif change < 0.6 and offer.count:
             away = offer.count if random.random() < 0.5 else random.randint(1, offer.count)

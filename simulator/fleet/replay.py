@@ -2,8 +2,8 @@
 
 Time jumps from one moment of the market, or wish of the replanner, to the next. A new pipeline
 serves once its nodes have started and loaded; what it replaces serves and is paid for until then.
-The bound it is compared with knows the market ahead: at each moment it has the best plan for what is
-offered, at once and without a move.
+The bound it is compared with knows the market ahead: at each moment it has the best plan for what
+is offered, at once and without a move.
 """
 
 from __future__ import annotations
