@@ -7,7 +7,13 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from services.common.errors import FailedPrecondition, InvalidArgument, NotFound, ShuntError
+from services.common.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ShuntError,
+    Unavailable,
+)
 from services.common.nodes import Member, NodeFacts
 from services.controller import metrics
 from services.controller.core.cluster.actions import (
@@ -50,6 +56,8 @@ _log = logging.getLogger(__name__)
 
 HANDLE_PREFIX = "handle/"
 SNAPSHOT = "cluster"
+_NOTICED_WITHIN_S = 5.0
+"""A provider that is to give notice does so."""
 _OFFERS_NAMED = 8
 """Of those that changed, in one event."""
 _LOOKS_S = (0.0, 0.1, 0.4)
@@ -168,8 +176,7 @@ class ClusterRuntime:
         if self._provider.capabilities.gives_notice and holds and not kill:
             deadline_s = self._clock() + notice_s
             self._provider.give_notice(node_id, notice_s, NoticeKind.OPERATOR)
-            while self._lives(node_id) and not self._goes_by(node_id, deadline_s):
-                await self._told.wait()
+            await self._until_noticed(node_id, deadline_s)
         else:
             self._submit(self.cluster.interrupt(node_id, notice_s, kill, self._clock()))
         await self.settle()  # the same notice, given before, may wait to be logged yet
@@ -179,6 +186,15 @@ class ClusterRuntime:
         if event is None:
             raise NotFound("the notice is too old to be known", field="node_id")
         return event
+
+    async def _until_noticed(self, node_id: str, deadline_s: float) -> None:
+        """Raises Unavailable when the provider gives no notice."""
+        try:
+            async with asyncio.timeout(_NOTICED_WITHIN_S):
+                while self._lives(node_id) and not self._goes_by(node_id, deadline_s):
+                    await self._told.wait()
+        except TimeoutError:
+            raise Unavailable("the provider has given no notice yet") from None
 
     def _goes_by(self, node_id: str, deadline_s: float) -> bool:
         known_s = self.cluster.deadlines_s().get(node_id)

@@ -90,7 +90,7 @@ class LocalProvider:
         try:
             self._market.launch(node_id, offer.offer_id)
         except ShuntError as error:
-            self._launch_failed(node_id, error.message)
+            self._launch_failed(node_id, error.message, RETRY_AFTER_S)
             return ""
         return await self._carry_out(node_id, offer)
 
@@ -224,7 +224,7 @@ class LocalProvider:
             if called_off.is_set():
                 self._launch_failed(node_id, "called off")
             elif not self._market.fits(offer.offer_id):
-                self._launch_failed(node_id, NO_CAPACITY)
+                self._launch_failed(node_id, NO_CAPACITY, RETRY_AFTER_S)
             else:
                 self._log_dir.mkdir(parents=True, exist_ok=True)
                 self._drop_old_logs()
@@ -237,8 +237,8 @@ class LocalProvider:
                 self._over(node_id)
         return "" if process is None else process.handle
 
-    def _launch_failed(self, node_id: str, reason: str) -> None:
-        self._events.put_nowait(LaunchFailed(node_id, reason, RETRY_AFTER_S))
+    def _launch_failed(self, node_id: str, reason: str, retry_after_s: float = 0.0) -> None:
+        self._events.put_nowait(LaunchFailed(node_id, reason, retry_after_s))
 
     def _start(self, node_id: str, offer: Offer) -> subprocess.Popen[bytes]:
         variables = {NODE_ID_VARIABLE: node_id, OFFER_ID_VARIABLE: offer.offer_id}

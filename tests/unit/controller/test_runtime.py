@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from services.common.errors import ResourceExhausted
+from services.common.errors import ResourceExhausted, Unavailable
 from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import Member, NodeFacts, NodeShape
+from services.controller import runtime as controller_runtime
 from services.controller.core.cluster.actions import (
     FormPipeline,
     Loaded,
@@ -403,3 +404,13 @@ async def test_what_was_launched_before_is_found_before_it_is_asked_for_anything
     async with world.working(to_json(state, 0.0), (f"{HANDLE_PREFIX}a", "handle-a")):
         await world.mesh.ending.wait()
     assert (world.mesh.adopted, world.mesh.ended) == (["a"], ["a"])
+
+
+async def test_a_provider_that_gives_no_notice_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = Set()
+    monkeypatch.setattr(controller_runtime, "_NOTICED_WITHIN_S", 0.02)
+    monkeypatch.setattr(world.mesh, "give_notice", lambda *_: None)
+    async with world.working() as runtime:
+        await runtime.register(facts("a"))
+        with pytest.raises(Unavailable, match="no notice"):
+            await runtime.interrupt("a", 60.0, False)

@@ -74,7 +74,8 @@ async def _refused(provider: LocalProvider, reason: str, offer: Offer = OFFER) -
     assert not provider.holds("n-1")
     failed = await _next(provider)
     assert isinstance(failed, LaunchFailed)
-    assert (failed.node_id, failed.retry_after_s) == ("n-1", RETRY_AFTER_S)
+    left_alone_s = RETRY_AFTER_S if failed.reason == "no capacity" else 0.0
+    assert (failed.node_id, failed.retry_after_s) == ("n-1", left_alone_s)
     assert re.search(reason, failed.reason), failed.reason
 
 
@@ -367,7 +368,7 @@ async def test_a_launch_takes_its_time_and_can_be_called_off(tmp_path: Path) -> 
         assert await provider.launch("n-1", slow) == ""
         await provider.terminate("n-1", 0)
         assert await launching == ""
-        assert await _next(provider) == LaunchFailed("n-1", "called off", RETRY_AFTER_S)
+        assert await _next(provider) == LaunchFailed("n-1", "called off")
         soon = asyncio.create_task(provider.launch("n-2", replace(slow, launch_s=0.02)))
         assert await soon
 
