@@ -15,7 +15,7 @@ STREAMS = 4
 MARKET = """
 offers:
   - {id: spot-3, instance_type: big, count: 3, price_per_hour: 0.3, spot: true, relative_speed: 3}
-  - {id: spot-2, instance_type: small, count: 2, price_per_hour: 0.2, spot: true, relative_speed: 2}
+  - {id: spot-2, instance_type: small, count: 3, price_per_hour: 0.2, spot: true, relative_speed: 2}
   - {id: demand-3, instance_type: big, count: 2, price_per_hour: 0.9, relative_speed: 3}
   - {id: demand-2, instance_type: small, count: 2, price_per_hour: 0.6, relative_speed: 2}
 events:

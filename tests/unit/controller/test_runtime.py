@@ -105,13 +105,15 @@ class Mesh:
         """Connections to engines."""
         self.capabilities = Capabilities(launches=True, ends=True, gives_notice=True)
         self.noticed: list[tuple[str, float]] = []
+        self.sold = ""
+        """The offer of every node."""
         self.told: asyncio.Queue[ProviderEvent] = asyncio.Queue()
 
     def offers(self) -> tuple[Offer, ...]:
         return ()
 
     def offer_of(self, node_id: str) -> str:
-        return ""
+        return self.sold
 
     async def launch(self, node_id: str, offer: Offer) -> str:
         return f"handle-{node_id}"
@@ -414,3 +416,14 @@ async def test_a_provider_that_gives_no_notice_is_told_of(monkeypatch: pytest.Mo
         await runtime.register(facts("a"))
         with pytest.raises(Unavailable, match="no notice"):
             await runtime.interrupt("a", 60.0, False)
+
+
+async def test_a_node_whose_handle_was_lost_is_of_its_offer_all_the_same() -> None:
+    world = Set()
+    world.mesh.sold = "spot-a"
+    async with world.working() as runtime:
+        await runtime.register(facts("a"))
+        assert runtime.market.offer_id_of("a") == "spot-a"
+        world.mesh.told.put_nowait(NodeGone("a", "killed"))
+        while runtime.market.running("spot-a"):
+            await runtime.routes_changed.wait(0.01)

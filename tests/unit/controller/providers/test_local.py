@@ -432,3 +432,23 @@ async def test_the_next_controller_finds_what_a_node_was_launched_from(tmp_path:
         await _next(after)
         _reap(handle)
         assert after.offer_of("n-1") == ""
+
+
+async def test_age_is_the_process_own_and_not_when_it_was_found(tmp_path: Path) -> None:
+    async with _provider(tmp_path) as make:
+        before = make()
+        handles = {}
+        for node_id in ("n-1", "n-2"):
+            handles[node_id] = await before.launch(node_id, OFFER)
+            _await_environment(handles[node_id])
+            _await_tick(handles[node_id])
+        await _forget_by_crash(before)
+        after = make()
+        for node_id in ("n-2", "n-1"):
+            assert await after.adopt(node_id, handles[node_id])
+        after.take("spot-a", 1, 0.0)
+        assert await _next(after) == NodeGone("n-1", "process ended")
+        await after.terminate("n-2", 0)
+        await _next(after)
+        for handle in handles.values():
+            _reap(handle)
