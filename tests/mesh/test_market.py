@@ -10,7 +10,7 @@ import pytest
 
 from bench import mesh as meshes
 
-TOKENS = 200
+TOKENS = 120
 STREAMS = 4
 MARKET = """
 offers:
@@ -19,8 +19,8 @@ offers:
   - {id: demand-3, instance_type: big, count: 2, price_per_hour: 0.9, relative_speed: 3}
   - {id: demand-2, instance_type: small, count: 2, price_per_hour: 0.6, relative_speed: 2}
 events:
-  - {at_s: 4, offer: spot-3, take: 1, notice_s: 5}
-  - {at_s: 12, offer: spot-2, take: 1, notice_s: 0}
+  - {at_s: 2, offer: spot-3, take: 1, notice_s: 5}
+  - {at_s: 8, offer: spot-2, take: 1, notice_s: 0}
 """
 
 
