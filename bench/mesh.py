@@ -113,10 +113,12 @@ async def running(
     data_dir: Path,
     *,
     routers: int = 1,
-    options: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
+    options: Sequence[str] = (),
+    pipelines: int = 2,
 ) -> AsyncIterator[Mesh]:
-    """A mesh that is up inside the block and down behind it; `options` are more of `shunt up`."""
+    """A mesh that is up inside the block and down behind it; `options` are more ones of `shunt up`,
+    of which `pipelines` come."""
     first = free_ports(2 * routers)
     mesh = Mesh(data_dir, http_port=first, grpc_port=first + routers, routers=routers)
     try:
@@ -135,7 +137,7 @@ async def running(
             timeout_s=UP_TIMEOUT_S,
             env=env,
         )
-        await mesh.until_ready()
+        await mesh.until_ready(pipelines)
         yield mesh
     finally:
         await mesh.shunt("down")

@@ -14,7 +14,7 @@ import grpc
 from shuntserve.controller.v1 import controller_pb2 as pb
 from shuntserve.controller.v1 import controller_pb2_grpc
 
-from services.common import channels, logs, wire
+from services.common import channels, guards, logs, wire
 from services.common.errors import InvalidArgument, NotFound, ShuntError
 from services.common.exchange import CheckpointResult
 from services.common.generation import CancelReason, ModelRef
@@ -25,6 +25,7 @@ from services.controller.core.cluster.market import MAX_NOTICE_S
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
 from services.controller.generations import LedgerRuntime
+from services.controller.processes import Processes
 from services.controller.runtime import ClusterRuntime
 
 _log = logging.getLogger(__name__)
@@ -76,11 +77,13 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         self._engines = engines
         self._served = served
         self._routers: Counter[str] = Counter()
+        self._processes: Processes | None = None
         self._passing_on: set[asyncio.Task[None]] = set()
 
     async def Register(self, request: pb.RegisterRequest, context: Context) -> pb.RegisterResponse:
         facts = messages.facts_from(request)
         await self._runtime.started.wait()
+        self._known_processes().registered(facts.node_id, facts.incarnation)
         await self._runtime.register(facts)
         return pb.RegisterResponse(heartbeat_interval_s=self._limits.heartbeat_interval_s)
 
@@ -97,6 +100,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
                 node_id = beat.node_id
                 try:
                     self._runtime.heartbeat(beat)
+                    self._known_processes().registered(beat.node_id, beat.incarnation)
                     yield pb.HeartbeatResponse()
                 except NotFound:
                     yield pb.HeartbeatResponse(register_again=True)
@@ -140,9 +144,21 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
                     messages.checkpoint_from(message, self._vocab_size)
                     for message in request.checkpoints
                 ]
+                if node_id := guards.speaks_for():
+                    for incarnation in {checkpoint.incarnation for checkpoint in checkpoints}:
+                        self._known_processes().check(node_id, incarnation)
                 await waiting.put((request.sequence, self._generations.checkpoint(checkpoints)))
         finally:
             await waiting.put(None)
+
+    def _known_processes(self) -> Processes:
+        """Those of the journal too: a controller that was started again knows whose they are."""
+        if self._processes is None:
+            self._processes = Processes()
+            for node in self._runtime.cluster.nodes_view():
+                if node.incarnation:
+                    self._processes.registered(node.node_id, node.incarnation)
+        return self._processes
 
     async def WatchRoutes(
         self, request: pb.WatchRoutesRequest, context: Context

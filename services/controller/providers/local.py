@@ -19,7 +19,13 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from services.common.errors import FailedPrecondition, PermissionDenied, ShuntError
+from services.common import mesh_token
+from services.common.errors import (
+    ECHO_LIMIT_CHARS,
+    FailedPrecondition,
+    PermissionDenied,
+    ShuntError,
+)
 from services.controller.core.cluster.market import (
     NO_CAPACITY,
     Capabilities,
@@ -47,6 +53,7 @@ INSIST_S = 0.5
 """An engine that is ended is asked again after this long."""
 RETRY_AFTER_S = 5.0
 """An offer that had no capacity is left alone for this long, unless it changes before."""
+_LAST_WORDS_BYTES = 4096
 ENGINE_COMMAND = (sys.executable, "-m", "services.engine")
 
 
@@ -241,11 +248,16 @@ class LocalProvider:
         self._events.put_nowait(LaunchFailed(node_id, reason, retry_after_s))
 
     def _start(self, node_id: str, offer: Offer) -> subprocess.Popen[bytes]:
-        variables = {NODE_ID_VARIABLE: node_id, OFFER_ID_VARIABLE: offer.offer_id}
+        variables = {
+            **self._environment(offer),
+            **mesh_token.narrowed(node_id),
+            NODE_ID_VARIABLE: node_id,
+            OFFER_ID_VARIABLE: offer.offer_id,
+        }
         with (self._log_dir / f"{node_id}.log").open("ab") as log:
             return subprocess.Popen(
                 self._command,
-                env={**os.environ, **self._environment(offer), **variables},
+                env={**os.environ, **variables},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -271,14 +283,26 @@ class LocalProvider:
     def _ended(self, node_id: str, process: EngineProcess) -> None:
         reason = "process ended"
         if process.child is not None:
-            status = process.child.poll()
-            reason = f"exit status {status}"
+            status = process.child.poll() or 0
+            said = self._last_words(node_id) if status > 0 else ""
+            reason = f"exit status {status}" + (f": {said}" if said else "")
         self._forget(process)
         del self._processes[node_id]
         process.ended.set()
         self._over(node_id)
         _log.info("engine process ended", extra={"node_id": node_id, "reason": reason})
         self._events.put_nowait(NodeGone(node_id, reason))
+
+    def _last_words(self, node_id: str) -> str:
+        """What an engine that failed said last of all; empty when that is a line of its log."""
+        try:
+            with (self._log_dir / f"{node_id}.log").open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - _LAST_WORDS_BYTES))
+                lines = log.read().decode(errors="replace").split("\n")
+        except OSError:
+            return ""
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return "" if last.startswith("{") else last[:ECHO_LIMIT_CHARS]
 
     def _over(self, node_id: str) -> None:
         """Nothing runs for the node any more: its place in the market is free."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from services.common import mesh_token
 from services.common.errors import FailedPrecondition
 from services.common.nodes import NodeShape
 from services.controller.core.cluster.market import (
@@ -93,6 +94,11 @@ def _await_environment(handle: str) -> None:
         os.sched_yield()
 
 
+def _variables(handle: str) -> list[str]:
+    _await_environment(handle)
+    return Path(f"/proc/{_pid(handle)}/environ").read_text().split("\0")
+
+
 def _await_tick(handle: str) -> None:
     """The next process will be younger by the kernel's clock, too."""
     started = int(handle.partition(":")[2])
@@ -110,12 +116,46 @@ async def _forget_by_crash(provider: LocalProvider) -> None:
     await provider.close()
 
 
+async def test_an_engine_is_given_its_nodes_token_and_not_the_meshs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, path = "a-token-of-24-characters", tmp_path / "token"
+    path.write_text(token)
+    monkeypatch.setenv(mesh_token.FILE_VARIABLE, str(path))
+    async with _provider(tmp_path) as make:
+        handle = await make().launch("n-1", OFFER)
+        variables = _variables(handle)
+    assert f"{mesh_token.VARIABLE}={mesh_token.of_node(token, 'n-1')}" in variables
+    assert f"{mesh_token.FILE_VARIABLE}=" in variables
+    assert not [variable for variable in variables if token in variable or str(path) in variable]
+
+
 async def test_a_killed_node_is_known_at_once(tmp_path: Path) -> None:
     async with _provider(tmp_path) as make:
         provider = make()
         handle = await provider.launch("n-1", OFFER)
         os.kill(_pid(handle), signal.SIGKILL)
         assert await _next(provider) == NodeGone("n-1", "exit status -9")
+
+
+@pytest.mark.parametrize(
+    ("does", "reason"),
+    [
+        ("sys.exit('no such GPU')", "exit status 1: no such GPU"),
+        ("sys.exit(f'first\\n{\"x\" * 9000}\\n ')", f"exit status 1: {'x' * 200}"),
+        ("raise ModuleNotFoundError('torch')", "exit status 1: ModuleNotFoundError: torch"),
+        ('print(\'{"level":"INFO"}\'); sys.exit(3)', "exit status 3"),
+        ("sys.exit(3)", "exit status 3"),
+        ("print('bye')", "exit status 0"),
+    ],
+)
+async def test_a_node_that_fails_is_gone_with_what_it_said_last(
+    tmp_path: Path, does: str, reason: str
+) -> None:
+    async with _provider(tmp_path, (sys.executable, "-c", f"import sys; {does}")) as make:
+        provider = make()
+        await provider.launch("n-1", OFFER)
+        assert await _next(provider) == NodeGone("n-1", reason)
 
 
 async def test_a_node_runs_in_a_session_of_its_own(tmp_path: Path) -> None:
