@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from services.common.errors import DeadlineExceeded, ShuntError
-from services.common.exchange import Checkpoint, ResumeQuestion
+from services.common.exchange import Checkpoint, Grant, ResumeQuestion
 from services.common.generation import CancelReason, LayerRange
 from services.common.nodes import NodeFacts
 from services.controller.core.cluster import actions as cluster_actions
@@ -18,6 +18,7 @@ from services.controller.core.cluster.actions import (
     FormPipeline,
     LaunchNode,
     LoadStage,
+    LogEvent,
     PersistCluster,
     PlannedPipeline,
     PlannedStage,
@@ -26,34 +27,58 @@ from services.controller.core.cluster.actions import (
 )
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.ledger.ledger import Ledger
-from services.controller.core.ledger.outcomes import Outcome
+from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
 from services.controller.core.ledger.records import Record
+from simulator.environment.addresses import CONTROLLER, ROUTERS
+from simulator.environment.environment import Environment
 from simulator.environment.network import Process, Reply, Stream
-
-if TYPE_CHECKING:
-    from simulator.world import World
+from simulator.processes.provider import SimulatedProvider
 
 LAYERS = (LayerRange(0, 18), LayerRange(18, 30))
+
+
+class ControllerMonitor(Protocol):
+    """Sees what the controller decides."""
+
+    def durable(self, ledger: Ledger, records: Sequence[Record]) -> None: ...
+    def before(self, ledger: Ledger, checkpoint: Checkpoint) -> Any: ...
+    def checkpoint(
+        self, ledger: Ledger, checkpoint: Checkpoint, outcome: Outcome[Any], before: Any
+    ) -> None: ...
+    def granted(
+        self, ledger: Ledger, question: ResumeQuestion, outcome: Outcome[Grant]
+    ) -> None: ...
+    def ledger_event(self, event: LedgerEvent) -> None: ...
+    def cluster_event(self, event: LogEvent) -> None: ...
 
 
 class SimulatedController(Process):
     """One life of the controller; a restart makes the next from what is durable."""
 
-    def __init__(self, world: World, records: list[Record], snapshot: str) -> None:
-        super().__init__("controller", world.clock)
-        self.world = world
+    def __init__(
+        self,
+        environment: Environment,
+        monitor: ControllerMonitor,
+        provider: SimulatedProvider,
+        records: list[Record],
+        snapshot: str,
+    ) -> None:
+        super().__init__(CONTROLLER, environment.network)
+        self.environment = environment
+        self.monitor = monitor
+        self.provider = provider
         self.records = records
         """Durable."""
         self.snapshot = snapshot
         self._pending: list[tuple[tuple[Record, ...], Callable[[], None]]] = []
         self._committing = False
-        now_s, settings = world.clock.now_s, world.settings
+        now_s, settings = self.clock.now_s, environment.settings
         self.ledger = Ledger.recover(settings.ledger, records, now_s)
-        cluster = world.cluster_settings
+        cluster, draw_id = settings.cluster, environment.draw_id
         if snapshot:
-            self.cluster = Cluster.recover(cluster, world.draw_id, snapshot, now_s, now_s)
+            self.cluster = Cluster.recover(cluster, draw_id, snapshot, now_s, now_s)
         else:
-            self.cluster = Cluster(cluster, world.draw_id, now_s, now_s)
+            self.cluster = Cluster(cluster, draw_id, now_s, now_s)
         self.act(self.cluster.start(now_s))
         self.every(0.1, self._tick)
         self.every(1.0, lambda: self._commit(self.ledger.tick(self.clock.now_s), lambda _: None))
@@ -71,20 +96,20 @@ class SimulatedController(Process):
 
     def _commit(self, outcome: Outcome[Any], reply: Reply) -> None:
         for event in outcome.events:
-            self.world.monitor.ledger_event(event)
+            self.monitor.ledger_event(event)
         if not outcome.records and not self._pending:
             reply(outcome.reply)
             return
         self._pending.append((outcome.records, lambda: reply(outcome.reply)))
         if not self._committing:
             self._committing = True
-            self.after(0.001 + 0.004 * self.world.random.random(), self._committed)
+            self.after(0.001 + 0.004 * self.environment.random.random(), self._committed)
 
     def _committed(self) -> None:
         pending, self._pending = self._pending, []
         self._committing = False
         for records, _ in pending:
-            self.world.monitor.durable(self.ledger, records)
+            self.monitor.durable(self.ledger, records)
             self.records.extend(records)
         for _, release in pending:
             release()
@@ -124,9 +149,9 @@ class SimulatedController(Process):
         message, checkpoints = sent
         for checkpoint in checkpoints:
             pipeline = self.cluster.pipeline_of(checkpoint.formation_id)
-            before = self.world.monitor.before(self.ledger, checkpoint)
+            before = self.monitor.before(self.ledger, checkpoint)
             outcome = self.ledger.checkpoint(checkpoint, pipeline, self.clock.now_s)
-            self.world.monitor.checkpoint(self.ledger, checkpoint, outcome, before)
+            self.monitor.checkpoint(self.ledger, checkpoint, outcome, before)
             self._commit(outcome, lambda result: stream.post(self, (message, result)))
 
     def resume(self, reply: Reply, question: ResumeQuestion, until_s: float) -> None:
@@ -138,7 +163,7 @@ class SimulatedController(Process):
             reply(error)
             return
         if outcome is not None:
-            self.world.monitor.granted(self.ledger, question, outcome)
+            self.monitor.granted(self.ledger, question, outcome)
             self._commit(outcome, reply)
         elif now_s < until_s:
             self.after(0.1, self.resume, reply, question, until_s)
@@ -175,9 +200,9 @@ class SimulatedController(Process):
         """Does what the core asks."""
         for action in actions:
             if isinstance(action, LaunchNode):
-                self.world.launch(action, self)
+                self.provider.launch(action.node_id, action.shape)
             elif isinstance(action, TerminateNode):
-                self.after(0.01, self.world.terminate, action.node_id)
+                self.after(0.01, self.provider.terminate, action.node_id)
             elif isinstance(action, AskPlan):
                 self.after(0.01, self._plan, action)
             elif isinstance(action, LoadStage):
@@ -185,25 +210,45 @@ class SimulatedController(Process):
             elif isinstance(action, FormPipeline):
                 self._form(action, len(action.members) - 1)
             elif isinstance(action, DissolveFormation):
-                for engine in self.world.engines_of(action.members):
-                    args = (action.formation_id,)
-                    self._call(engine, engine.dissolve, args, lambda _: None)
+                for member in action.members:
+                    self._call(member.incarnation, "dissolve", (action.formation_id,))
             elif isinstance(action, DrainFormation):
                 self._drain(action)
             elif isinstance(action, RoutesChanged):
-                self.world.routes_changed(self.cluster)
+                self._tell_routes()
             elif isinstance(action, PersistCluster):
                 self.snapshot = action.snapshot
             else:
-                self.world.monitor.cluster_event(action)
+                self.monitor.cluster_event(action)
 
     def _call(
-        self, server: Process | None, serve: Callable[..., None], args: Any, answer: Reply
+        self,
+        incarnation: str,
+        method: str,
+        args: tuple[Any, ...],
+        answer: Reply = lambda _: None,
     ) -> None:
-        self.world.network.call(self, server, serve, args, answer, 2.0)
+        self.call(incarnation, method, args, answer, 2.0)
+
+    def _tell_routes(self) -> None:
+        routes, handing_over = self.cluster.routes()[1], self.cluster.handing_over()
+        for router in self.network.living(ROUTERS):
+            self.network.tell(router, "update", routes, handing_over, after_s=0.002)
+
+    # What the provider tells
+
+    def launch_failed(self, node_id: str) -> None:
+        """A node's process could not be started."""
+        self.act(self.cluster.launch_failed(node_id, "", self.clock.now_s))
+
+    def node_exited(self, node_id: str, incarnation: str) -> None:
+        """A node's process has ended."""
+        self.act(self.cluster.node_gone(node_id, incarnation, "exit", self.clock.now_s))
+
+    # What others do for the cluster
 
     def _plan(self, ask: AskPlan) -> None:
-        if self.world.random.random() < self.world.settings.plan_fails:
+        if self.environment.random.random() < self.environment.settings.plan_fails:
             self.act(self.cluster.plan_failed("no answer", False, self.clock.now_s))
             return
         size = len(LAYERS)
@@ -218,8 +263,6 @@ class SimulatedController(Process):
         self.act(self.cluster.plan_ready(tuple(planned), self.clock.now_s))
 
     def _load(self, load: LoadStage) -> None:
-        engine = self.world.engine(load.incarnation)
-
         def loaded(result: Any) -> None:
             now_s, cluster = self.clock.now_s, self.cluster
             if isinstance(result, ShuntError):
@@ -228,11 +271,10 @@ class SimulatedController(Process):
                 node, incarnation = load.node_id, load.incarnation
                 self.act(cluster.load_done(node, incarnation, load.layers, result, now_s))
 
-        self._call(engine, engine.load, (load.layers,), loaded)
+        self._call(load.incarnation, "load", (load.layers,), loaded)
 
     def _form(self, form: FormPipeline, index: int) -> None:
         """From the last stage to the head."""
-        engine = self.world.engine(form.members[index].incarnation)
 
         def formed(result: Any) -> None:
             if isinstance(result, ShuntError):
@@ -242,11 +284,9 @@ class SimulatedController(Process):
             else:
                 self._form(form, index - 1)
 
-        self._call(engine, engine.form, (form, index), formed)
+        self._call(form.members[index].incarnation, "form", (form, index), formed)
 
     def _drain(self, drain: DrainFormation) -> None:
-        engine = self.world.engine(drain.head.incarnation)
-
         def drained(result: Any) -> None:
             now_s = self.clock.now_s
             if isinstance(result, ShuntError):
@@ -254,4 +294,4 @@ class SimulatedController(Process):
             else:
                 self.act(self.cluster.drained(drain.formation_id, result, now_s))
 
-        self._call(engine, engine.drain, (drain.formation_id,), drained)
+        self._call(drain.head.incarnation, "drain", (drain.formation_id,), drained)

@@ -1,8 +1,8 @@
-"""A simulated router and its clients: the production follower, balancer and event ids."""
+"""A simulated router: the production follower, balancer and event ids."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from services.common.errors import (
     DeadlineExceeded,
@@ -10,7 +10,7 @@ from services.common.errors import (
     ShuntError,
     Unavailable,
 )
-from services.common.exchange import Closed, Frame, GenerationView, Route
+from services.common.exchange import Closed, Frame, GenerationView, ResumeQuestion, Route
 from services.common.generation import CancelReason, FinishReason, GenerationRequest
 from services.common.token_run import event_id, matches_event_id, parse_event_id
 from services.router.core.actions import (
@@ -26,12 +26,18 @@ from services.router.core.actions import (
 )
 from services.router.core.balancer import Balancer
 from services.router.core.follower import Follower
+from simulator.environment.addresses import CONTROLLER
+from simulator.environment.environment import Environment
 from simulator.environment.network import Process, Stream
 
-if TYPE_CHECKING:
-    from simulator.world import World
-
 TICK_S = 0.25
+
+
+class RouterMonitor(Protocol):
+    """Sees what a router hears and asks."""
+
+    def asked(self, question: ResumeQuestion) -> None: ...
+    def frame(self, follower: Follower, frame: Frame) -> None: ...
 
 
 class Following:
@@ -43,7 +49,7 @@ class Following:
     ) -> None:
         self.router = router
         self.client = client
-        self.follower = Follower(request, router.world.settings.follower)
+        self.follower = Follower(request, router.environment.settings.follower)
         self.finish: list[FinishReason | None] = [None] * request.choices
         self.accepted = False
         """The present stream to a head has answered."""
@@ -77,14 +83,13 @@ class Following:
                 self._end(action.error)
 
     def _open(self, action: OpenStream) -> None:
-        world, router, number = self.router.world, self.router, action.stream
-        engine = world.engine(action.route.incarnation)
-        stream = world.stream(router, engine, engine.generate, action.call)
+        router, number = self.router, action.stream
+        stream = router.open(action.route.incarnation, "generate", action.call)
         self.accepted = False
 
         def frame(message: Frame) -> None:
             self.accepted = True
-            world.monitor.frame(self, number, message)
+            router.monitor.frame(self.follower, message)
             if isinstance(message, Closed):
                 stream.close(router)
             self.act(self.follower.frame(number, message, router.clock.now_s))
@@ -148,9 +153,10 @@ class Following:
 class SimulatedRouter(Process):
     """One replica."""
 
-    def __init__(self, world: World, name: str) -> None:
-        super().__init__(name, world.clock)
-        self.world = world
+    def __init__(self, environment: Environment, monitor: RouterMonitor, name: str) -> None:
+        super().__init__(name, environment.network)
+        self.environment = environment
+        self.monitor = monitor
         self.balancer = Balancer()
         self.followings: list[Following] = []
         self.every(TICK_S, self._tick)
@@ -188,9 +194,7 @@ class SimulatedRouter(Process):
             following.whole = True
             following.act(following.follower.rejoin(view, self.clock.now_s))
 
-        controller = self.world.controller
-        args = (request.ask_digest,)
-        self.world.network.call(self, controller, controller.claim, args, claimed)
+        self.call(CONTROLLER, "claim", (request.ask_digest,), claimed)
 
     def _begin(self, client: Stream, request: GenerationRequest, again: bool) -> None:
         following = self._follow(client, request, "")
@@ -218,8 +222,7 @@ class SimulatedRouter(Process):
             following = self._follow(client, view.request, seen)
             following.act(following.follower.rejoin(view, self.clock.now_s))
 
-        controller = self.world.controller
-        self.world.network.call(self, controller, controller.view, (name,), viewed)
+        self.call(CONTROLLER, "view", (name,), viewed)
 
     def _follow(self, client: Stream, request: GenerationRequest, seen: str) -> Following:
         following = Following(self, client, request, seen)
@@ -243,8 +246,8 @@ class SimulatedRouter(Process):
 
     def ask(self, following: Following, ask: AskResume) -> None:
         """Resume at the controller."""
-        follower, controller = following.follower, self.world.controller
-        self.world.monitor.asked(ask.question)
+        follower = following.follower
+        self.monitor.asked(ask.question)
 
         def answered(result: Any) -> None:
             now_s = self.clock.now_s
@@ -254,112 +257,21 @@ class SimulatedRouter(Process):
                 following.act(follower.granted(ask.number, result, now_s))
 
         args = (ask.question, self.clock.now_s + ask.timeout_s)
-        self.world.network.call(self, controller, controller.resume, args, answered, ask.timeout_s)
+        self.call(CONTROLLER, "resume", args, answered, ask.timeout_s)
 
     def send_detach(self, detach: SendDetach) -> None:
         """To the head, once."""
-        engine = self.world.engine(detach.head.incarnation)
         args = (detach.generation_id, detach.epoch, detach.resumable)
-        self.world.network.call(self, engine, engine.client_gone, args, lambda _: None)
+        self.call(detach.head.incarnation, "client_gone", args)
 
     def send_cancel(self, cancel: SendCancel) -> None:
         """To the controller until it is taken, and once to the head."""
-        controller = self.world.controller
         args = (cancel.generation_id, cancel.choice, cancel.reason)
 
         def answered(result: Any) -> None:
             if isinstance(result, ShuntError):
                 self.after(0.2, self.send_cancel, cancel)
 
-        whole = (*args, cancel.length)
-        self.world.network.call(self, controller, controller.cancel, whole, answered)
+        self.call(CONTROLLER, "cancel", (*args, cancel.length), answered)
         if cancel.head is not None:
-            engine = self.world.engine(cancel.head.incarnation)
-            self.world.network.call(self, engine, engine.cancel, args, lambda _: None)
-
-
-class Client(Process):
-    """Asks, reads, comes back when its line or its router breaks."""
-
-    def __init__(
-        self, world: World, request: GenerationRequest, first: Client | None = None
-    ) -> None:
-        """`first`: the client that asked; this one reads the same generation from the start."""
-        super().__init__(f"client/{request.generation_id}", world.clock)
-        self.first = first
-        self.last_head = ""
-        """Incarnation of the head its reader followed last."""
-        self.world = world
-        self.request = request
-        self.whole = bool(request.ask_digest) and first is None
-        """It wants one answer in the end: what came before its line broke is lost to it."""
-        self.ids: list[list[int]] = [[] for _ in range(request.choices)]
-        self.finish: tuple[FinishReason | None, ...] = ()
-        self.error: ShuntError | None = None
-        self.ends = 0
-        """Ends it was told of; one is right."""
-        self.cancelled = False
-        self.left_s: float | None = None
-        """When it left for good."""
-        self.away_s = 0.2
-        """How long it stays away when its line breaks."""
-        self.rejoins = 0
-        self._seen = ""
-        self._stream: Stream | None = None
-        self._connect(new=first is None)
-
-    @property
-    def ended(self) -> bool:
-        """It was told the end."""
-        return self.ends > 0
-
-    def _connect(self, new: bool) -> None:
-        router = self.world.any_router()
-        if router is None:
-            self.after(0.2, self._connect, new)
-            return
-        again = self._stream is not None
-        name = self.request.generation_id
-        asked: Any = (self.request, again) if new else (name, self._seen)
-        accept: Any = router.generate if new else router.rejoin
-        self.rejoins += self._stream is not None
-        self._stream = stream = self.world.stream(self, router, accept, asked)
-        stream.on_message[self] = self._message
-        stream.on_end[self] = self._line_ended
-
-    def _message(self, message: tuple[Any, ...]) -> None:
-        if message[0] == "ids":
-            _, choice, ids, _, self._seen = message
-            self.ids[choice] += ids
-            self.world.monitor.shown(self)
-        else:
-            _, self.error, self.finish = message
-            self.ends += 1
-            self.world.monitor.client_ended(self)
-
-    def _line_ended(self, error: ShuntError | None) -> None:
-        if self.whole and not self.ended:
-            self.ids, self._seen = [[] for _ in self.ids], ""
-        if not self.ended:
-            new = not self._seen and self.first is None
-            self.after(self.away_s, self._connect, new)
-
-    def hang_up(self) -> None:
-        """Closes its line, and comes back."""
-        if self._stream in self.streams:
-            self._stream.close(self)
-            self._line_ended(None)
-
-    def leave(self) -> None:
-        """Closes its line, and never comes back."""
-        if self._stream in self.streams:
-            self.left_s = self.clock.now_s
-            self._stream.close(self)
-
-    def cancel(self) -> None:
-        """Gives up, at any router."""
-        router = self.world.any_router()
-        if router is not None:
-            self.cancelled = True
-            args = (self.request.generation_id,)
-            self.world.network.call(self, router, router.cancel, args, lambda _: None)
+            self.call(cancel.head.incarnation, "cancel", args)

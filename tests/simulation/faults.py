@@ -8,8 +8,9 @@ from random import Random
 
 from phases import following_of, head_of
 
+from simulator.processes.client import Client
 from simulator.processes.engine import SimulatedEngine
-from simulator.processes.router import Client, SimulatedRouter
+from simulator.processes.router import SimulatedRouter
 from simulator.world import World
 
 ROWS = (
@@ -48,14 +49,14 @@ class Faults:
         victim = self._victim(client, stage)
         if victim is None:
             return False
-        self.world.restart_engine(victim) if restart else self.world.kill_engine(victim)
+        self.world.provider.restart(victim.node_id) if restart else victim.kill()
         return True
 
     def kill_in_scarcity(self, client: Client, stage: bool) -> bool:
         """For a while no node that is to replace it starts, or none loads its stage."""
         world = self.world
-        world.failing.add(self.random.choice(("launch", "load")))
-        world.clock.after(0.5 + 2.0 * self.random.random(), world.failing.clear)
+        world.environment.failing.add(self.random.choice(("launch", "load")))
+        world.clock.after(0.5 + 2.0 * self.random.random(), world.environment.failing.clear)
         return self.kill(client, stage)
 
     def freeze(self, client: Client, stage: bool) -> bool:
@@ -120,7 +121,7 @@ class Faults:
 
     def _kill_if_alive(self, victim: SimulatedEngine) -> None:
         if victim.alive:
-            self.world.kill_engine(victim)
+            victim.kill()
 
     def crash_controller(self, client: Client) -> bool:
         if not self.world.controller.alive:
@@ -130,8 +131,10 @@ class Faults:
 
     def change_the_mesh(self, client: Client) -> bool:
         """The controller starts again with other settings, for which its plan is of no use."""
-        cluster = self.world.cluster_settings
-        self.world.cluster_settings = replace(cluster, planner=cluster.planner + "'")
+        environment = self.world.environment
+        cluster = self.world.settings.cluster
+        cluster = replace(cluster, planner=cluster.planner + "'")
+        environment.settings = replace(environment.settings, cluster=cluster)
         return self.crash_controller(client)
 
     def crash_router(self, client: Client) -> bool:
@@ -181,8 +184,7 @@ class Faults:
 
     def hang_up(self, client: Client, away_s: float) -> bool:
         if client.ended:
-            reader = Client(self.world, client.request, client.first or client)
-            self.world.clients.append(reader)
+            self.world.ask(client.request, client.first or client)
             return True
         client.away_s = away_s
         client.hang_up()

@@ -1,7 +1,7 @@
 """The invariants of a generation, checked while a schedule runs and when it rests.
 
 Numbers are those of the design's list of invariants; 11: nothing that is read waits behind what is
-not.
+not; 12: no core raises what is no domain error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from services.common.errors import (
     Superseded,
     Unavailable,
 )
-from services.common.exchange import Checkpoint, Frame, Grant, ResumeQuestion
+from services.common.exchange import Checkpoint, Frame, Grant, Phase, ResumeQuestion
 from services.common.generation import FinishReason, GenerationRequest
 from services.controller.core.cluster.actions import LogEvent, PipelineState
 from services.controller.core.ledger.ledger import Ledger
@@ -33,9 +33,12 @@ from services.controller.core.ledger.records import (
     Record,
 )
 from services.engine.core.actions import SequenceKey
+from services.engine.core.generations import Generations
 from services.engine.core.held import Life
-from simulator.processes.engine import RunningSequence, SimulatedEngine, token_of
-from simulator.processes.router import Client, Following
+from services.engine.core.scheduler import Step
+from services.router.core.follower import Follower
+from simulator.processes.client import Client
+from simulator.processes.stages import bytes_of, token_of
 from simulator.world import World
 
 SETTLED_LAUNCHES = 3
@@ -63,7 +66,8 @@ def reference(request: GenerationRequest, choice: int) -> tuple[list[int], Finis
     stops = {int(text) for text in request.stop_strings}
     ids: list[int] = []
     while True:
-        token = token_of(request, choice, ids, "")
+        held = bytes_of((*request.prompt_ids, *ids))
+        token = token_of(request.sampling, choice, held, "")
         ids.append(token)
         if token in stops:
             return ids[:-1], FinishReason.STOP
@@ -229,21 +233,21 @@ class Oracle:
 
     # Heads and readers
 
-    def batched(self, engine: SimulatedEngine, batch: Sequence[RunningSequence]) -> None:
+    def batched(self, generations: Generations, step: Step) -> None:
         """A head chose what runs in its next step."""
-        if engine.place is None:
-            return
-        held = engine.core._held
+        held, running = generations._held, set(step.keys)
         waits = [
-            s.key.generation_id
-            for s in engine.place.sequences.values()
-            if s not in batch and not s.stopping and held[s.key.generation_id].reader is not None
+            key
+            for generation in held.values()
+            if generation.reader is not None and generation.life is Life.LIVE
+            for key in generation.keys_in_batch
+            if key not in running and generation.choices[key.choice].phase is not Phase.DECODE
         ]
-        for sequence in batch:
-            generation = held[sequence.key.generation_id]
+        for key in step.keys:
+            generation = held[key.generation_id]
             unread_s = self._now_s - generation.unread_since_s
             if waits and generation.reader is None and unread_s > YIELDS_WITHIN_S:
-                name = generation.request.generation_id
+                name = key.generation_id
                 self.fail(11, f"{waits} wait behind {name}, unread for {unread_s:.2f} s")
 
     def sampled(self, key: SequenceKey, position: int, token: int) -> None:
@@ -260,11 +264,11 @@ class Oracle:
         self._sampled_to[name, epoch, choice] = position + 1
         self.note("sampled", name, epoch, choice, position, token)
 
-    def frame(self, following: Following, stream: int, frame: Frame) -> None:
+    def frame(self, follower: Follower, frame: Frame) -> None:
         """A head told a reader something."""
-        route = following.follower.route
+        route = follower.route
         for client in self.world.clients if self.world is not None else ():
-            if client.request.generation_id == following.follower.request.generation_id:
+            if client.request.generation_id == follower.request.generation_id:
                 client.last_head = route.incarnation if route is not None else ""
 
     def _reference(self, request: GenerationRequest, choice: int) -> tuple[list[int], FinishReason]:
@@ -357,7 +361,7 @@ class Oracle:
         idle = [view for view in pipelines if view.state is not PipelineState.READY]
         if idle:
             self.fail(5, f"faults ceased, but this does not serve: {idle}")
-        patient = self.world is not None and self.world.failed_launches < SETTLED_LAUNCHES
+        patient = self.world is not None and self.world.provider.failed_launches < SETTLED_LAUNCHES
         if len(pipelines) < (2 if patient else 1):
             self.fail(5, f"a plan of {len(pipelines)} pipelines")
 
@@ -372,8 +376,9 @@ class Oracle:
             left = [n for n, h in engine.core._held.items() if h.life is not Life.FINISHED]
             if left or engine.core._readers or engine.core.open_generations:
                 self.fail(8, f"{engine.name} still holds {left} {engine.core._readers}")
-            if engine.place is not None and engine.place.sequences:
-                self.fail(8, f"{engine.name} still runs {list(engine.place.sequences)}")
+            lead = engine.batching.lead
+            if lead is not None and (lead.scheduler.has_work or lead.scheduler.used_blocks):
+                self.fail(8, f"{engine.name} still runs, in {lead.scheduler.used_blocks} blocks")
         for router in world.routers:
             if router.followings or any(s.client is not router for s in router.streams):
                 self.fail(8, f"{router.name} still follows {router.followings}")

@@ -12,14 +12,15 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from faults import FAULTS, MESSAGE_FAULTS, ROWS, Faults
-from oracles import Oracle
+from oracles import Oracle, Violation
 from phases import PHASES, phase_of
 from strangers import Stranger
 
 from services.common.generation import GenerationRequest, Sampling
 from simulator.environment.network import Trouble
-from simulator.processes.router import Client
-from simulator.world import MODEL, World, WorldSettings
+from simulator.environment.settings import MODEL, SimulationSettings
+from simulator.processes.client import Client
+from simulator.world import World
 
 RARE = ("queued", "sealing", "granting", "attaching", "finished")
 """Phases that faults are steered at twice as often: they pass in no time."""
@@ -38,6 +39,10 @@ CAUSES = {
 }
 """What brings a generation to a phase that it would not see by itself."""
 FAULTS_CEASE_S = 7.0
+PROMPTS = (1, 3, 20, 40)
+ENDLESS = 340
+KV_BLOCKS = (24, 24, 64)
+"""The least holds one of the longest sequences, and few of them together."""
 END_S = 60.0
 
 
@@ -60,17 +65,20 @@ class Schedule:
         self.random = random = Random(seed)
         self.exact = seed % 2 == 0
         self.oracle = Oracle(exact=self.exact)
-        settings = WorldSettings(
+        settings = SimulationSettings(
+            exact=self.exact,
             exits_seen=random.random() < 0.5,
             launch_fails=0.2 if random.random() < 0.2 else 0.0,
             plan_fails=0.5 if random.random() < 0.1 else 0.0,
             load_fails=0.4 if random.random() < 0.1 else 0.0,
             other_class=0.2 if random.random() < 0.05 else 0.0,
         )
+        batches = replace(settings.scheduler, max_sequences=random.choice((1, 2, 2, 4)))
+        settings = replace(settings, scheduler=batches, kv_blocks=random.choice(KV_BLOCKS))
         if random.random() < 0.1:  # nobody launches nodes: they come by themselves
             cluster = replace(settings.cluster, expected_nodes=5)
             settings = replace(settings, cluster=cluster)
-        self.world = World(random, settings, self.oracle, exact=self.exact)
+        self.world = World(random, settings, self.oracle)
         self.oracle.world = self.world
         self._faults = Faults(self.world, random)
         self.world.network.struck = self._struck
@@ -119,11 +127,11 @@ class Schedule:
     def _arrive(self, number: int) -> None:
         random = self.random
         max_tokens = 150 if number in self._long else random.choice((4, 40, 80))
-        max_tokens = 600 if number in self._endless else max_tokens
+        max_tokens = ENDLESS if number in self._endless else max_tokens
         request = GenerationRequest(
             f"g{number}",
             MODEL,
-            tuple(random.randrange(1000) for _ in range(3)),
+            tuple(random.randrange(1000) for _ in range(random.choice(PROMPTS))),
             Sampling(
                 max_tokens=max_tokens,
                 seed=random.randrange(1000),
@@ -134,8 +142,7 @@ class Schedule:
             stop_strings=("107",) if random.random() < 0.3 and max_tokens <= 100 else (),
             ask_digest=f"d{number}" if number in self._whole else "",
         )
-        self._arrived[number] = client = Client(self.world, request)
-        self.world.clients.append(client)
+        self._arrived[number] = self.world.ask(request)
 
     def _strange(self) -> None:
         self._stranger.turn()
@@ -173,8 +180,10 @@ class Schedule:
         world = self.world
         world.network.trouble = Trouble()
         world.network.cut.clear()
-        world.failing.clear()
-        world.settings = replace(world.settings, launch_fails=0.0, plan_fails=0.0, load_fails=0.0)
+        world.environment.failing.clear()
+        world.environment.settings = replace(
+            world.settings, launch_fails=0.0, plan_fails=0.0, load_fails=0.0
+        )
         if world.controller.frozen:
             world.controller.thaw()
         if not world.controller.alive:
@@ -184,6 +193,14 @@ class Schedule:
 
     def run(self) -> None:
         """Raises Violation."""
+        try:
+            self._run()
+        except Violation:
+            raise
+        except Exception as error:
+            raise Violation(f"invariant 12: a core failed: {error!r}") from error
+
+    def _run(self) -> None:
         world, oracle = self.world, self.oracle
 
         def done() -> bool:
