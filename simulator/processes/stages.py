@@ -11,8 +11,13 @@ from services.common.errors import InvalidArgument
 from services.common.generation import Sampling
 from services.engine.backend import BLOCK_SIZE, Sampled, SequenceOpen, SequenceStep
 from services.engine.core.scheduler import Step
+from services.model.vocabulary import Vocabulary
 
 VOCAB_SIZE = 1000
+VOCABULARY = Vocabulary(
+    shown=tuple(f" {token}".encode() for token in range(VOCAB_SIZE)),
+    labels=tuple(f" {token}".encode() for token in range(VOCAB_SIZE)),
+)
 ID_BYTES = 4
 BLOCK_BYTES = BLOCK_SIZE * ID_BYTES
 

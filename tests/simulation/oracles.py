@@ -16,6 +16,7 @@ from services.common.errors import (
     Diverged,
     FailedPrecondition,
     NotFound,
+    OutOfRange,
     Superseded,
     Unavailable,
 )
@@ -61,20 +62,35 @@ class Durable:
     ids: defaultdict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
 
 
-def reference(request: GenerationRequest, choice: int) -> tuple[list[int], FinishReason]:
-    """Text and finish of an exact engine that nobody disturbs."""
-    stops = {int(text) for text in request.stop_strings}
-    ids: list[int] = []
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a reader gets for one choice."""
+
+    ids: tuple[int, ...]
+    text: str
+    finish: FinishReason | None
+
+
+def reference(request: GenerationRequest, choice: int) -> Answer:
+    """Of an exact engine that nobody disturbs, and a router that reads the whole at once."""
+    sampling, ids, text = request.sampling, [], ""
     while True:
         held = bytes_of((*request.prompt_ids, *ids))
-        token = token_of(request.sampling, choice, held, "")
+        token = token_of(sampling, choice, held, "")
         ids.append(token)
-        if token in stops:
-            return ids[:-1], FinishReason.STOP
-        if token in request.sampling.eos_token_ids and not request.sampling.ignore_eos:
-            return ids, FinishReason.STOP
-        if len(ids) == request.sampling.max_tokens:
-            return ids, FinishReason.LENGTH
+        if token in sampling.eos_token_ids and not sampling.ignore_eos:
+            return Answer(tuple(ids), text, FinishReason.STOP)
+        text += f" {token}"
+        if stops := [stop for stop in request.stop_strings if stop in text]:
+            cut = min(text.index(stop) for stop in stops)
+            return Answer(tuple(ids), text[:cut], FinishReason.STOP)
+        if len(ids) == sampling.max_tokens:
+            return Answer(tuple(ids), text, FinishReason.LENGTH)
+
+
+def answer(client: Client, choice: int) -> Answer:
+    """As far as a client has it."""
+    return Answer(tuple(client.ids[choice]), client.texts[choice], client.finish[choice])
 
 
 class Oracle:
@@ -98,7 +114,7 @@ class Oracle:
         """Head of each epoch, as the present controller has it."""
         self._durable_owners: dict[tuple[str, int], tuple[str, str]] = {}
         self._ledger: Ledger | None = None
-        self._references: dict[tuple[str, int], tuple[list[int], FinishReason]] = {}
+        self._references: dict[tuple[str, int], Answer] = {}
         self._bases: dict[tuple[str, int], dict[int, int]] = {}
 
     def fail(self, number: int, message: str) -> None:
@@ -271,7 +287,7 @@ class Oracle:
             if client.request.generation_id == follower.request.generation_id:
                 client.last_head = route.incarnation if route is not None else ""
 
-    def _reference(self, request: GenerationRequest, choice: int) -> tuple[list[int], FinishReason]:
+    def _reference(self, request: GenerationRequest, choice: int) -> Answer:
         key = request.generation_id, choice
         if key not in self._references:
             self._references[key] = reference(request, choice)
@@ -280,10 +296,10 @@ class Oracle:
     def shown(self, client: Client) -> None:
         """A client got text."""
         if self.exact:
-            for choice, ids in enumerate(client.ids):
-                text = self._reference(client.request, choice)[0]
-                if text[: len(ids)] != ids:
-                    self.fail(1, f"{client.name}: {ids} is no prefix of {text}")
+            for choice in range(client.request.choices):
+                has, right = answer(client, choice), self._reference(client.request, choice)
+                if not right.text.startswith(has.text) or right.ids[: len(has.ids)] != has.ids:
+                    self.fail(1, f"{client.name}: {has} is no prefix of {right}")
 
     def client_ended(self, client: Client) -> None:
         """A client got its end."""
@@ -293,17 +309,17 @@ class Oracle:
         if client.error is not None:
             self._error(client)
             return
-        if len(client.finish) != client.request.choices or None in client.finish:
+        if None in client.finish:
             self.fail(5, f"{client.name} ended with {client.finish}")
         if client.first is not None and client.first.error is None and client.first.ended:
-            same = (client.ids, client.finish) == (client.first.ids, client.first.finish)
-            if not same:
-                self.fail(6, f"{client.name}: another router gives {client.ids} {client.finish}")
+            for choice in range(client.request.choices):
+                if answer(client, choice) != answer(client.first, choice):
+                    self.fail(6, f"{client.name}: another router gives {answer(client, choice)}")
         if self.exact:
-            for choice, ids in enumerate(client.ids):
-                text, finish = self._reference(client.request, choice)
-                if (ids, client.finish[choice]) != (text, finish):
-                    self.fail(6, f"{client.name}: {ids} {client.finish} is not {text} {finish}")
+            for choice in range(client.request.choices):
+                has, right = answer(client, choice), self._reference(client.request, choice)
+                if has != right:
+                    self.fail(6, f"{client.name}: {has} is not {right}")
 
     def _error(self, client: Client) -> None:
         error = client.error
@@ -317,7 +333,7 @@ class Oracle:
         if left_router:
             allowed += (NotFound, Superseded)
         if left_router and not self.exact:
-            allowed += (Diverged, FailedPrecondition)
+            allowed += (Diverged, FailedPrecondition, OutOfRange)
         if not isinstance(error, allowed):
             self.fail(5, f"{client.name} ended with {error!r}")
 

@@ -39,6 +39,8 @@ CAUSES = {
 }
 """What brings a generation to a phase that it would not see by itself."""
 FAULTS_CEASE_S = 7.0
+STOPS = (("107",), ("7 11", "105 1"))
+"""Of one id, and of a few that follow each other."""
 PROMPTS = (1, 3, 20, 40)
 ENDLESS = 340
 KV_BLOCKS = (24, 24, 64)
@@ -139,7 +141,9 @@ class Schedule:
                 ignore_eos=max_tokens > 100 or random.random() < 0.2,
             ),
             choices=random.choice((1, 1, 1, 2)),
-            stop_strings=("107",) if random.random() < 0.3 and max_tokens <= 100 else (),
+            stop_strings=(
+                random.choice(STOPS) if random.random() < 0.3 and max_tokens <= 100 else ()
+            ),
             ask_digest=f"d{number}" if number in self._whole else "",
         )
         self._arrived[number] = self.world.ask(request)
@@ -204,9 +208,9 @@ class Schedule:
         world, oracle = self.world, self.oracle
 
         def done() -> bool:
-            arrived = len(world.clients) >= self._arrivals
-            ended = all(c.ended or c.left_s is not None for c in world.clients)
-            return arrived and not self._planned and ended
+            if self._planned or len(world.clients) < self._arrivals:
+                return False
+            return all(c.ended or c.left_s is not None for c in world.clients)
 
         world.clock.run(END_S, done)
         self._planned.clear()
