@@ -26,7 +26,7 @@ class StageLoader(Protocol):
     """Makes a backend from stored weights; blocking, run in a thread of its own."""
 
     def load(self, model: ModelRef, layers: LayerRange, progress: Progress) -> StageBackend:
-        """Raises NotFound, InvalidArgument, DataLoss or Unavailable."""
+        """Raises NotFound, InvalidArgument, FailedPrecondition, DataLoss or Unavailable."""
         ...
 
 

@@ -14,7 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.common import mesh_token
-from services.common.errors import FailedPrecondition, PermissionDenied, Unavailable
+from services.common.errors import (
+    ECHO_LIMIT_CHARS,
+    FailedPrecondition,
+    PermissionDenied,
+    Unavailable,
+)
 from services.common.nodes import NodeShape
 from services.controller.providers.provider import NodeGone
 
@@ -23,6 +28,7 @@ _log = logging.getLogger(__name__)
 NODE_ID_VARIABLE = "SHUNT_ENGINE_NODE_ID"
 INSIST_S = 0.5
 """An engine that is ended is asked again after this long."""
+_LAST_WORDS_BYTES = 4096
 ENGINE_COMMAND = (sys.executable, "-m", "services.engine")
 
 
@@ -178,13 +184,25 @@ class LocalProvider:
     def _ended(self, node_id: str, process: _Process) -> None:
         reason = "process ended"
         if process.child is not None:
-            status = process.child.poll()
-            reason = f"exit status {status}"
+            status = process.child.poll() or 0
+            said = self._last_words(node_id) if status > 0 else ""
+            reason = f"exit status {status}" + (f": {said}" if said else "")
         self._forget(process)
         del self._processes[node_id]
         process.ended.set()
         _log.info("engine process ended", extra={"node_id": node_id, "reason": reason})
         self._events.put_nowait(NodeGone(node_id, reason))
+
+    def _last_words(self, node_id: str) -> str:
+        """What an engine that failed said last of all; empty when that is a line of its log."""
+        try:
+            with (self._log_dir / f"{node_id}.log").open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - _LAST_WORDS_BYTES))
+                lines = log.read().decode(errors="replace").split("\n")
+        except OSError:
+            return ""
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return "" if last.startswith("{") else last[:ECHO_LIMIT_CHARS]
 
     def _forget(self, process: _Process) -> None:
         asyncio.get_running_loop().remove_reader(process.pidfd)

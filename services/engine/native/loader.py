@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from services.common.errors import ResourceExhausted, Unavailable
+from services.common.errors import FailedPrecondition, Unavailable
 from services.common.generation import LayerRange, ModelRef
 from services.engine.backend import BLOCK_SIZE, StageBackend
 from services.engine.loading import Progress
@@ -62,17 +62,18 @@ class NativeLoader:
         stored = open_store(options.store).model(model.model_id, model.digest)
         config = parse_config(stored.config)
         span = range(layers.start, layers.end)
+        # Before the weights come. It is for good: the same memory never holds the same layers.
+        held_bytes = weight_bytes(config, span, options.dtype)
+        block_bytes = kv_block_bytes(config, span, options.dtype)
+        fitting = (options.memory_bytes - held_bytes) // block_bytes
+        blocks = min(options.kv_positions // BLOCK_SIZE, fitting)
+        if blocks < 1:
+            raise FailedPrecondition(
+                f"{held_bytes} bytes of weights leave no room for a KV cache in "
+                f"{options.memory_bytes}",
+                field="memory_bytes",
+            )
         with stored.stage(layers, progress=progress) as stage:
-            held_bytes = weight_bytes(config, span, options.dtype)
-            block_bytes = kv_block_bytes(config, span, options.dtype)
-            fitting = (options.memory_bytes - held_bytes) // block_bytes
-            blocks = min(options.kv_positions // BLOCK_SIZE, fitting)
-            if blocks < 1:
-                raise ResourceExhausted(
-                    f"{held_bytes} bytes of weights leave no room for a KV cache in "
-                    f"{options.memory_bytes}",
-                    field="memory_bytes",
-                )
             backend = load_stage(
                 config,
                 _on_device(stage.tensors, options.device),

@@ -8,7 +8,7 @@ import pytest
 from shuntserve.engine.v1 import engine_pb2
 from tokenizers import Tokenizer
 
-from services.common.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable
+from services.common.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from services.common.generation import GenerationRequest, LayerRange, ModelRef, Sampling
 from services.engine.backend import HiddenDtype
 from services.engine.native.loader import NativeLoader, NativeOptions
@@ -101,9 +101,12 @@ async def test_a_real_model_says_the_same_in_every_layout_alone_and_replayed(
 
 
 def test_a_cache_is_as_large_as_memory_allows(store: Path, model: ModelRef) -> None:
+    read: list[tuple[int, int]] = []
+
     def blocks(memory_bytes: int) -> int:
+        read.clear()
         options = NativeOptions(str(store), memory_bytes, 4096, "bf16", "cpu", 1, None)
-        stage = NativeLoader(options).load(model, LayerRange(20, 22), lambda *_: None)
+        stage = NativeLoader(options).load(model, LayerRange(20, 22), lambda *at: read.append(at))
         try:
             return stage.facts.kv_blocks
         finally:
@@ -113,8 +116,9 @@ def test_a_cache_is_as_large_as_memory_allows(store: Path, model: ModelRef) -> N
     block_bytes = 2 * 2 * 192 * 2 * 16
     assert blocks(1 << 30) == 4096 // 16
     assert blocks(2 * layer_bytes + 10 * block_bytes) == 10
-    with pytest.raises(ResourceExhausted):
+    with pytest.raises(FailedPrecondition, match="leave no room for a KV cache"):
         blocks(2 * layer_bytes + block_bytes - 1)
+    assert read == [], "it is refused before any weight comes"
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])

@@ -106,6 +106,26 @@ async def test_a_killed_node_is_known_at_once(tmp_path: Path) -> None:
         assert await _next(provider) == NodeGone("n-1", "exit status -9")
 
 
+@pytest.mark.parametrize(
+    ("does", "reason"),
+    [
+        ("sys.exit('no such GPU')", "exit status 1: no such GPU"),
+        ("sys.exit(f'first\\n{\"x\" * 9000}\\n ')", f"exit status 1: {'x' * 200}"),
+        ("raise ModuleNotFoundError('torch')", "exit status 1: ModuleNotFoundError: torch"),
+        ('print(\'{"level":"INFO"}\'); sys.exit(3)', "exit status 3"),
+        ("sys.exit(3)", "exit status 3"),
+        ("print('bye')", "exit status 0"),
+    ],
+)
+async def test_a_node_that_fails_is_gone_with_what_it_said_last(
+    tmp_path: Path, does: str, reason: str
+) -> None:
+    async with _provider(tmp_path, (sys.executable, "-c", f"import sys; {does}")) as make:
+        provider = make()
+        await provider.launch("n-1", SHAPE)
+        assert await _next(provider) == NodeGone("n-1", reason)
+
+
 async def test_a_node_runs_in_a_session_of_its_own(tmp_path: Path) -> None:
     async with _provider(tmp_path) as make:
         pid = _pid(await make().launch("n-1", SHAPE))
