@@ -28,6 +28,7 @@ from services.controller.core.cluster.actions import (
     TerminateNode,
 )
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.turns import Turns
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
 from services.controller.journal.journal import Journal, LoggedEvent, Saved
@@ -92,7 +93,7 @@ class ClusterRuntime:
         self._tasks: asyncio.TaskGroup
         self._carrying_out: asyncio.Task[None] | None = None
         self._of_node: dict[str, set[asyncio.Task[None]]] = {}
-        self._dissolving: dict[str, asyncio.Task[None]] = {}
+        self._turns = Turns()
         self._probing: set[str] = set()
         self._noticed: dict[str, float] = {}
         """When each node that was given notice is taken away."""
@@ -284,11 +285,11 @@ class ClusterRuntime:
             case LoadStage():
                 self._begin(self._load(action), action.node_id)
             case FormPipeline():
-                self._begin(self._form(action))
+                self._form_all(self._turns.form(action))
             case DissolveFormation():
+                self._turns.dissolve(action)
                 for member in action.members:
-                    task = self._begin(self._dissolve(action.formation_id, member))
-                    self._dissolving[member.incarnation] = task
+                    self._begin(self._dissolve(action.formation_id, member))
             case DrainFormation():
                 self._begin(self._drain(action), action.head.node_id)
 
@@ -350,10 +351,11 @@ class ClusterRuntime:
         finally:
             metrics.LOADED.remove(action.node_id)
 
+    def _form_all(self, actions: Iterable[FormPipeline]) -> None:
+        for action in actions:
+            self._begin(self._form(action))
+
     async def _form(self, action: FormPipeline) -> None:
-        before = [self._dissolving.get(member.incarnation) for member in action.members]
-        if waiting := [task for task in before if task is not None]:
-            await asyncio.wait(waiting)
         if not self.cluster.pipeline_of(action.formation_id):
             return  # a member was lost meanwhile
         try:
@@ -371,8 +373,7 @@ class ClusterRuntime:
         except ShuntError as error:
             _log.info("member not told", extra={"node_id": member.node_id, "why": error.message})
         finally:
-            if self._dissolving.get(member.incarnation) is asyncio.current_task():
-                del self._dissolving[member.incarnation]
+            self._form_all(self._turns.left(member.incarnation, formation_id))
 
     async def _drain(self, action: DrainFormation) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from services.common.errors import DeadlineExceeded, ShuntError
@@ -26,6 +27,7 @@ from services.controller.core.cluster.actions import (
     TerminateNode,
 )
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.turns import Turns
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
 from services.controller.core.ledger.records import Record
@@ -40,6 +42,7 @@ LAYERS = (LayerRange(0, 18), LayerRange(18, 30))
 class ControllerMonitor(Protocol):
     """Sees what the controller decides."""
 
+    def restarted(self) -> None: ...
     def durable(self, ledger: Ledger, records: Sequence[Record]) -> None: ...
     def before(self, ledger: Ledger, checkpoint: Checkpoint) -> Any: ...
     def checkpoint(
@@ -50,6 +53,9 @@ class ControllerMonitor(Protocol):
     ) -> None: ...
     def ledger_event(self, event: LedgerEvent) -> None: ...
     def cluster_event(self, event: LogEvent) -> None: ...
+    def dissolves(self, incarnation: str, formation_id: str) -> None: ...
+    def dissolved(self, incarnation: str, formation_id: str) -> None: ...
+    def forms(self, form: FormPipeline) -> None: ...
 
 
 class SimulatedController(Process):
@@ -72,6 +78,8 @@ class SimulatedController(Process):
         self.snapshot = snapshot
         self._pending: list[tuple[tuple[Record, ...], Callable[[], None]]] = []
         self._committing = False
+        self._turns = Turns()
+        monitor.restarted()
         now_s, settings = self.clock.now_s, environment.settings
         self.ledger = Ledger.recover(settings.ledger, records, now_s)
         cluster, draw_id = settings.cluster, environment.draw_id
@@ -208,10 +216,11 @@ class SimulatedController(Process):
             elif isinstance(action, LoadStage):
                 self._load(action)
             elif isinstance(action, FormPipeline):
-                self._form(action, len(action.members) - 1)
+                self._form_all(self._turns.form(action))
             elif isinstance(action, DissolveFormation):
+                self._turns.dissolve(action)
                 for member in action.members:
-                    self._call(member.incarnation, "dissolve", (action.formation_id,))
+                    self._dissolve(action.formation_id, member.incarnation)
             elif isinstance(action, DrainFormation):
                 self._drain(action)
             elif isinstance(action, RoutesChanged):
@@ -273,18 +282,43 @@ class SimulatedController(Process):
 
         self._call(load.incarnation, "load", (load.layers,), loaded)
 
-    def _form(self, form: FormPipeline, index: int) -> None:
-        """From the last stage to the head."""
+    def _dissolve(self, formation_id: str, incarnation: str) -> None:
+        self.monitor.dissolves(incarnation, formation_id)
 
-        def formed(result: Any) -> None:
+        def answered(_: Any) -> None:
+            self.monitor.dissolved(incarnation, formation_id)
+            self._form_all(self._turns.left(incarnation, formation_id))
+
+        self._call(incarnation, "dissolve", (formation_id,), answered)
+
+    def _form_all(self, forms: list[FormPipeline]) -> None:
+        for form in forms:
+            if self.cluster.pipeline_of(form.formation_id):  # else a member was lost meanwhile
+                self.monitor.forms(form)
+                self._form(form)
+
+    def _form(self, form: FormPipeline) -> None:
+        """The head comes last, for it connects the others."""
+        others = {member.incarnation for member in form.members[1:]}
+
+        def formed(incarnation: str, result: Any) -> None:
             if isinstance(result, ShuntError):
                 self.act(self.cluster.form_failed(form.formation_id, "", self.clock.now_s))
-            elif index == 0:
+            elif incarnation == form.members[0].incarnation:
                 self.act(self.cluster.formed(form.formation_id, self.clock.now_s))
             else:
-                self._form(form, index - 1)
+                others.discard(incarnation)
+                if not others:
+                    self._form_member(form, 0, formed)
 
-        self._call(form.members[index].incarnation, "form", (form, index), formed)
+        for index in range(1, len(form.members)) if others else (0,):
+            self._form_member(form, index, formed)
+
+    def _form_member(
+        self, form: FormPipeline, index: int, formed: Callable[[str, Any], None]
+    ) -> None:
+        incarnation = form.members[index].incarnation
+        self._call(incarnation, "form", (form, index), partial(formed, incarnation))
 
     def _drain(self, drain: DrainFormation) -> None:
         def drained(result: Any) -> None:

@@ -1,7 +1,8 @@
 """The invariants of a generation, checked while a schedule runs and when it rests.
 
 Numbers are those of the design's list of invariants; 11: nothing that is read waits behind what is
-not; 12: no core raises what is no domain error.
+not; 12: no core raises what is no domain error; 13: no node is told to join a formation before it
+has left the one it was told to leave.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from services.common.errors import (
 )
 from services.common.exchange import Checkpoint, Frame, Grant, Phase, ResumeQuestion
 from services.common.generation import FinishReason, GenerationRequest
-from services.controller.core.cluster.actions import LogEvent, PipelineState
+from services.controller.core.cluster.actions import FormPipeline, LogEvent, PipelineState
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
 from services.controller.core.ledger.records import (
@@ -114,6 +115,8 @@ class Oracle:
         """Head of each epoch, as the present controller has it."""
         self._durable_owners: dict[tuple[str, int], tuple[str, str]] = {}
         self._ledger: Ledger | None = None
+        self._leaving: set[tuple[str, str]] = set()
+        """Members that were told to leave a formation, and have yet to answer."""
         self._references: dict[tuple[str, int], Answer] = {}
         self._bases: dict[tuple[str, int], dict[int, int]] = {}
 
@@ -246,6 +249,27 @@ class Oracle:
         """Of the event log."""
         self.note(event.kind, event.node_id, event.pipeline_id)
         self.events.append((self._now_s, event.kind, event.pipeline_id))
+
+    # Formations
+
+    def dissolves(self, incarnation: str, formation_id: str) -> None:
+        """A member is told to leave."""
+        self._leaving.add((incarnation, formation_id))
+
+    def dissolved(self, incarnation: str, formation_id: str) -> None:
+        """It answered, or did not in time."""
+        self._leaving.discard((incarnation, formation_id))
+
+    def forms(self, form: FormPipeline) -> None:
+        """Members are told to join."""
+        self.note("forms", form.formation_id)
+        for incarnation, formation_id in self._leaving:
+            if any(member.incarnation == incarnation for member in form.members):
+                self.fail(13, f"{incarnation} is to join before it has left {formation_id}")
+
+    def restarted(self) -> None:
+        """What the one before waited for, nobody waits for any more."""
+        self._leaving.clear()
 
     # Heads and readers
 

@@ -42,8 +42,8 @@ FAULTS_CEASE_S = 7.0
 STOPS = (("107",), ("7 11", "105 1"))
 """Of one id, and of a few that follow each other."""
 PROMPTS = (1, 3, 20, 40)
-ENDLESS = 340
-KV_BLOCKS = (24, 24, 64)
+ENDLESS = 260
+KV_BLOCKS = (19, 19, 64)
 """The least holds one of the longest sequences, and few of them together."""
 END_S = 60.0
 
