@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
-from services.common.errors import DeadlineExceeded, ShuntError
+from services.common.errors import DeadlineExceeded, NotFound, ShuntError
 from services.common.exchange import Checkpoint, Grant, ResumeQuestion
 from services.common.generation import CancelReason, LayerRange
 from services.common.nodes import NodeFacts
@@ -88,6 +89,9 @@ class SimulatedController(Process):
         else:
             self.cluster = Cluster(cluster, draw_id, now_s, now_s)
         self.act(self.cluster.start(now_s))
+        for node in self.cluster.nodes_view():
+            if not provider.adopt(node.node_id):
+                self.node_exited(node.node_id, node.incarnation)
         self.every(0.1, self._tick)
         self.every(1.0, lambda: self._commit(self.ledger.tick(self.clock.now_s), lambda _: None))
 
@@ -253,6 +257,13 @@ class SimulatedController(Process):
     def node_exited(self, node_id: str, incarnation: str) -> None:
         """A node's process has ended."""
         self.act(self.cluster.node_gone(node_id, incarnation, "exit", self.clock.now_s))
+
+    def node_noticed(self, node_id: str, deadline_s: float) -> None:
+        """A node will be taken away."""
+        now_s = self.clock.now_s
+        left_s = max(0.0, deadline_s - now_s)
+        with suppress(NotFound):  # it ended meanwhile, or was launched by nobody known
+            self.act(self.cluster.interrupt(node_id, left_s, False, now_s))
 
     # What others do for the cluster
 

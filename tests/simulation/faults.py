@@ -86,17 +86,12 @@ class Faults:
         return True
 
     def notice(self, client: Client, notice_s: float) -> bool:
+        """Of a market, which takes the node away behind it, or does not in the end."""
         victim = self._victim(client, self.random.random() < 0.5)
-        controller = self.world.controller
-        if victim is None or not controller.alive or controller.frozen:
+        if victim is None or not victim.alive:
             return False
-        now_s = self.world.clock.now_s
-        node = controller.cluster._state.nodes.get(victim.node_id)
-        if node is None or node.lost:
-            return False
-        controller.act(controller.cluster.interrupt(victim.node_id, notice_s, False, now_s))
-        if self.random.random() < 0.6:
-            self.world.clock.after(notice_s, self._kill_if_alive, victim)
+        taken = self.random.random() < 0.6
+        self.world.provider.notice(victim.node_id, notice_s, taken=taken)
         return True
 
     def tell_to_stop(self, client: Client) -> bool:
@@ -118,10 +113,6 @@ class Faults:
         now_s = self.world.clock.now_s
         controller.act(controller.cluster.interrupt(victim.node_id, 0.0, True, now_s))
         return True
-
-    def _kill_if_alive(self, victim: SimulatedEngine) -> None:
-        if victim.alive:
-            victim.kill()
 
     def crash_controller(self, client: Client) -> bool:
         if not self.world.controller.alive:

@@ -44,7 +44,8 @@ from simulator.processes.stages import bytes_of, token_of
 from simulator.world import World
 
 SETTLED_LAUNCHES = 3
-"""Failed launches with which a plan may be made from the nodes there are."""
+"""Failed launches with which a plan may be made from the nodes there are; one of which nobody
+hears again is waited for longer than for a plan."""
 
 
 YIELDS_WITHIN_S = 0.5
@@ -401,8 +402,10 @@ class Oracle:
         idle = [view for view in pipelines if view.state is not PipelineState.READY]
         if idle:
             self.fail(5, f"faults ceased, but this does not serve: {idle}")
-        patient = self.world is not None and self.world.provider.failed_launches < SETTLED_LAUNCHES
-        if len(pipelines) < (2 if patient else 1):
+        provider = self.world.provider if self.world is not None else None
+        all_came = provider is not None and not provider.lost_launches
+        whole = all_came and provider.failed_launches < SETTLED_LAUNCHES
+        if len(pipelines) < (2 if whole else 1):
             self.fail(5, f"a plan of {len(pipelines)} pipelines")
 
     def check_rest(self) -> None:

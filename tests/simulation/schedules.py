@@ -71,6 +71,7 @@ class Schedule:
             exact=self.exact,
             exits_seen=random.random() < 0.5,
             launch_fails=0.2 if random.random() < 0.2 else 0.0,
+            launch_lost=0.15 if random.random() < 0.1 else 0.0,
             plan_fails=0.5 if random.random() < 0.1 else 0.0,
             load_fails=0.4 if random.random() < 0.1 else 0.0,
             other_class=0.2 if random.random() < 0.05 else 0.0,
@@ -186,7 +187,7 @@ class Schedule:
         world.network.cut.clear()
         world.environment.failing.clear()
         world.environment.settings = replace(
-            world.settings, launch_fails=0.0, plan_fails=0.0, load_fails=0.0
+            world.settings, launch_fails=0.0, launch_lost=0.0, plan_fails=0.0, load_fails=0.0
         )
         if world.controller.frozen:
             world.controller.thaw()
