@@ -94,9 +94,7 @@ def test_the_simulation_alone_covers_the_branches_of_the_cores(tmp_path: Path) -
     data = tmp_path / "coverage"
     settings = tmp_path / "coverage.ini"
     cores = "\n    ".join(CORES)
-    settings.write_text(
-        f"[run]\nbranch = True\ndata_file = {data}\nsource_pkgs =\n    {cores}\n"
-    )
+    settings.write_text(f"[run]\nbranch = True\ndata_file = {data}\nsource_pkgs =\n    {cores}\n")
     tool = ("-m", "coverage", "run", f"--rcfile={settings}")
     code, said = run_seeds("schedules.py", "10000", str(COVERED_SEEDS), "1", root=ROOT, tool=tool)
     assert code == 0, said
