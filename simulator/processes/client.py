@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from services.common.errors import ShuntError
 from services.common.generation import FinishReason, GenerationRequest
-from services.router.core.transcript import Delta
+from services.router.core.transcript import Delta, Usage
 from simulator.environment.addresses import ROUTERS
 from simulator.environment.environment import Environment
 from simulator.environment.network import Process, Stream
@@ -42,6 +42,7 @@ class Client(Process):
         self.ids: list[list[int]] = [[] for _ in range(request.choices)]
         self.texts = [""] * request.choices
         self.finish: list[FinishReason | None] = [None] * request.choices
+        self.usage: Usage | None = None
         self.error: ShuntError | None = None
         self.ends = 0
         """Ends it was told of; one is right."""
@@ -82,7 +83,7 @@ class Client(Process):
             self._seen = delta.event_id
             self.monitor.shown(self)
         else:
-            self.error = message[1]
+            _, self.error, self.usage, _ = message
             self.ends += 1
             self.monitor.client_ended(self)
 

@@ -107,7 +107,8 @@ class Following:
             self.client.send(self.router, ("delta", delta))
         if self.reading.ended and self in self.router.followings:
             self.router.followings.remove(self)
-            self.client.send(self.router, ("end", self.reading.error))
+            end = self.transcript.usage, self.transcript.end_id()
+            self.client.send(self.router, ("end", self.reading.error, *end))
             self.client.close(self.router)
 
 
@@ -172,7 +173,7 @@ class SimulatedRouter(Process):
                 client.close(self, view)
                 return
             if isinstance(view, ShuntError):
-                client.send(self, ("end", view))
+                client.send(self, ("end", view, None, ""))
                 client.close(self)
                 return
             after = Position.parse(seen, view.request.choices) if seen else None

@@ -39,6 +39,7 @@ from services.engine.core.generations import Generations
 from services.engine.core.held import Life
 from services.engine.core.scheduler import Step
 from services.router.core.follower import Follower
+from services.router.core.transcript import Usage
 from simulator.processes.client import Client
 from simulator.processes.stages import bytes_of, token_of
 from simulator.world import World
@@ -334,6 +335,9 @@ class Oracle:
         if client.error is not None:
             self._error(client)
             return
+        counted = Usage(len(client.request.prompt_ids), sum(map(len, client.ids)))
+        if client.usage != counted:
+            self.fail(6, f"{client.name}: {client.usage}, but it had {counted}")
         if None in client.finish:
             self.fail(5, f"{client.name} ended with {client.finish}")
         if client.first is not None and client.first.error is None and client.first.ended:

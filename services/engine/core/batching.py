@@ -8,10 +8,11 @@ does. What is left for the edge is what this answers with.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.common.exchange import GenerateCall
-from services.engine.backend import Sampled
+from services.common.generation import ModelRef
+from services.engine.backend import BLOCK_SIZE, Sampled, StageFacts
 from services.engine.core.actions import (
     Action,
     DropSequence,
@@ -23,7 +24,8 @@ from services.engine.core.actions import (
 )
 from services.engine.core.generations import Generations
 from services.engine.core.pace import Pace
-from services.engine.core.scheduler import Scheduler, Step, StepResult
+from services.engine.core.scheduler import Scheduler, SchedulerSettings, Step, StepResult
+from services.engine.core.step_size import most_rows
 from services.engine.core.validation import Bounds
 
 
@@ -51,6 +53,32 @@ class Lead:
     scheduler: Scheduler
     bounds: Bounds
     pace: Pace
+
+
+def lead_of(
+    formation_id: str,
+    model: ModelRef,
+    facts: StageFacts,
+    *,
+    stages: int,
+    kv_blocks: int,
+    settings: SchedulerSettings,
+    progress_s: float,
+    limit_bytes: int,
+) -> Lead:
+    """What the head of this many stages begins with; `facts` are those of its own.
+
+    Raises FailedPrecondition when no step fits into a message.
+    """
+    positions = min(facts.context_length, kv_blocks * BLOCK_SIZE)
+    rows = most_rows(facts, kv_blocks, positions, settings, limit_bytes)
+    batches = replace(settings, token_budget=min(settings.token_budget, rows))
+    return Lead(
+        formation_id,
+        Scheduler(batches, kv_blocks, stages),
+        Bounds(model, facts.vocab_size, positions, limit_bytes),
+        Pace(progress_s),
+    )
 
 
 class Batching:
