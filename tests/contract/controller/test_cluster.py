@@ -11,6 +11,7 @@ from shuntserve.controller.v1 import controller_pb2_grpc
 from services.common import channels
 from services.common.nodes import NodeShape
 from services.controller import assembly as controller
+from services.controller.core.cluster.market import Offer
 
 World = Any
 CALL_S = 20.0
@@ -247,7 +248,7 @@ async def test_a_launch_that_finds_no_capacity_is_tried_again(world: World) -> N
 
 
 async def test_a_defect_ends_the_controller(world: World) -> None:
-    async def launch(node_id: str, shape: NodeShape) -> str:
+    async def launch(node_id: str, offer: Offer) -> str:
         raise RuntimeError("a defect")
 
     async def life() -> None:
@@ -405,7 +406,7 @@ async def test_nodes_end_with_the_controller_when_it_is_told_so(world: World) ->
 async def test_nodes_of_their_own_form_pipelines_without_a_launch(world: World) -> None:
     await world.start(provider="external", expected_nodes=4)
     for number in range(4):
-        await world.provider.launch(f"own-{number}", NodeShape(1 << 30, 3.0 - number % 2))
+        await world.provider.start(f"own-{number}", NodeShape(1 << 30, 3.0 - number % 2))
     await world.routes(2)
     world.provider.strangers.add("own-0")
     with pytest.raises(grpc.aio.AioRpcError) as failed:
@@ -415,7 +416,7 @@ async def test_nodes_of_their_own_form_pipelines_without_a_launch(world: World) 
     assert failed.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     await world.provider.kill("own-0")
     await world.routes(1)
-    await world.provider.launch("own-4", NodeShape(1 << 30, 3.0))
+    await world.provider.start("own-4", NodeShape(1 << 30, 3.0))
     await world.routes(2)
 
 
