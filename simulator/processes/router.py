@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from services.common.errors import DeadlineExceeded, ShuntError, Unavailable
+from services.common.errors import DeadlineExceeded, ResourceExhausted, ShuntError, Unavailable
 from services.common.exchange import Closed, Frame, GenerationView, ResumeQuestion, Route
 from services.common.generation import CancelReason, GenerationRequest
 from services.router.core.actions import (
@@ -26,7 +26,8 @@ from simulator.environment.network import Process, Stream
 from simulator.processes.stages import VOCABULARY
 
 TICK_S = 0.25
-MAX_UNREAD_BYTES = 1 << 20
+MAX_UNREAD_BYTES = 1024
+WRITE_TIMEOUT_S = 2.0
 
 
 class RouterMonitor(Protocol):
@@ -58,6 +59,8 @@ class Following:
         self.whole = False
         """Its client wants one answer in the end, and has nothing to come back by before."""
         self._streams: dict[int, Stream] = {}
+        self._writing_s: float | None = None
+        """Since when its client does not read."""
 
     def perform(self, actions: Sequence[Action]) -> None:
         """Does what the follower asks."""
@@ -102,7 +105,26 @@ class Following:
         stream.on_end[router] = ended
         self._streams[number] = stream
 
+    def tick(self) -> None:
+        """Lets a client go that has taken nothing for long; it can come back."""
+        now_s = self.router.clock.now_s
+        self.do(self.reading.tick(now_s))
+        if self._writing_s is not None and now_s - self._writing_s >= WRITE_TIMEOUT_S:
+            self.do(self.reading.fail(ResourceExhausted("the client does not read")))
+        self._tell()
+
     def _tell(self) -> None:
+        """As far as the client takes it."""
+        slow = self.client.client.frozen
+        self._writing_s = (self._writing_s or self.router.clock.now_s) if slow else None
+        self.reading.writing = slow
+        if isinstance(self.reading.error, ResourceExhausted):
+            if self in self.router.followings:
+                self.router.followings.remove(self)
+                self.client.close(self.router, self.reading.error)
+            return
+        if slow:
+            return
         for delta in self.transcript.take():
             self.client.send(self.router, ("delta", delta))
         if self.reading.ended and self in self.router.followings:
@@ -130,7 +152,7 @@ class SimulatedRouter(Process):
 
     def _tick(self) -> None:
         for following in list(self.followings):
-            following.do(following.reading.tick(self.clock.now_s))
+            following.tick()
 
     def generate(self, client: Stream, asked: tuple[GenerationRequest, bool]) -> None:
         """A new generation; one that was asked for before may run already, and only the

@@ -181,6 +181,14 @@ class Faults:
         client.hang_up()
         return True
 
+    def stop_reading(self, client: Client) -> bool:
+        """It takes nothing for a while."""
+        if client.frozen or client.ended:
+            return False
+        client.freeze()
+        self.world.clock.after(0.3 + 3.0 * self.random.random(), client.thaw)
+        return True
+
     def leave(self, client: Client) -> bool:
         client.leave()
         return client.left_s is not None
@@ -218,6 +226,7 @@ FAULTS: dict[str, tuple[str, Callable[[Faults, Client], bool]]] = {
     "cut_controller": ("break", lambda s, c: s.cut(c, True)),
     "hang_up": ("client", lambda s, c: s.hang_up(c, s.random.choice((0.01, 0.3, 3.0)))),
     "absence": ("client", lambda s, c: s.hang_up(c, 3.0)),
+    "stop_reading": ("client", Faults.stop_reading),
     "leave": ("client", Faults.leave),
     "cancel": ("client", Faults.cancel),
     **{

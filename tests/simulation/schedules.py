@@ -22,12 +22,14 @@ from simulator.environment.settings import MODEL, SimulationSettings
 from simulator.processes.client import Client
 from simulator.world import World
 
-RARE = ("queued", "sealing", "granting", "attaching", "finished")
+RARE = ("queued", "prefill", "sealing", "granting", "attaching", "finished")
 """Phases that faults are steered at twice as often: they pass in no time."""
 SCARCE = {
+    "queued": ("restart", "stop", "client"),
+    "prefill": ("stop", "restart", "client"),
     "granting": ("notice", "kill", "restart", "stop", "break"),
-    "finished": ("break", "stop", "client", "notice", "restart", "kill"),
-    "sealing": ("restart", "stop", "kill", "break"),
+    "finished": ("break", "stop", "client", "notice", "restart", "kill", "kill"),
+    "sealing": ("restart", "stop", "kill", "kill", "break", "client"),
 }
 """Rows that meet a phase more seldom than others."""
 EARLY = ("queued", "prefill", "attaching")
@@ -107,7 +109,7 @@ class Schedule:
         planned = []
         for _ in range(random.choice((0, 1, 2, 2, 3, 4))):
             phase = random.choice(PHASES + RARE)
-            row = random.choice(SCARCE.get(phase, ROWS) if random.random() < 0.25 else ROWS)
+            row = random.choice(SCARCE.get(phase, ROWS) if random.random() < 0.35 else ROWS)
             client = random.randrange(self._arrivals)
             start_s = 1.0 if phase in EARLY else 1.2 + 1.5 * random.random()
             if phase in CAUSES:

@@ -150,6 +150,14 @@ class Stranger:
             controller.ledger.head_of(line.generation_id)
         for router in self.world.routers:
             router.balancer.models()
+        most = self.world.settings.scheduler.max_sequences
+        for engine in self.world.engines:
+            lead = engine.batching.lead
+            if lead is None or engine.place is None:
+                continue
+            batch, stages = lead.scheduler, len(engine.place.members)
+            if batch.running > most or batch.in_flight > stages or batch.queued < 0:
+                self.fail(8, f"{engine.name} runs {batch.running} in {batch.in_flight} steps")
 
     def _head(self, engine: SimulatedEngine) -> None:
         core, now_s = engine.core, self.world.clock.now_s
