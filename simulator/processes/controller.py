@@ -34,7 +34,7 @@ from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
 from services.controller.core.ledger.records import Record
 from simulator.environment.addresses import CONTROLLER, ROUTERS
 from simulator.environment.environment import Environment
-from simulator.environment.network import Process, Reply, Stream
+from simulator.environment.network import Call, Process, Reply, Stream
 from simulator.processes.provider import SimulatedProvider
 
 LAYERS = (LayerRange(0, 18), LayerRange(18, 30))
@@ -166,9 +166,12 @@ class SimulatedController(Process):
             self.monitor.checkpoint(self.ledger, checkpoint, outcome, before)
             self._commit(outcome, lambda result: stream.post(self, (message, result)))
 
-    def resume(self, reply: Reply, question: ResumeQuestion, until_s: float) -> None:
-        """Waits while there is no head to grant to."""
+    def resume(self, reply: Call, question: ResumeQuestion, until_s: float) -> None:
+        """Waits while there is no head to grant to, and somebody waits for the grant."""
         now_s = self.clock.now_s
+        if reply.given_up:
+            self.ledger.left(question.generation_id, now_s)
+            return
         try:
             outcome = self.ledger.resume(question, self.cluster.heads(), now_s)
         except ShuntError as error:
@@ -176,11 +179,16 @@ class SimulatedController(Process):
             return
         if outcome is not None:
             self.monitor.granted(self.ledger, question, outcome)
-            self._commit(outcome, reply)
+            self._commit(outcome, partial(self._grant, reply, question.generation_id))
         elif now_s < until_s:
             self.after(0.1, self.resume, reply, question, until_s)
         else:
             reply(DeadlineExceeded("no pipeline"))
+
+    def _grant(self, reply: Call, generation_id: str, grant: Any) -> None:
+        if reply.given_up:
+            self.ledger.left(generation_id, self.clock.now_s)
+        reply(grant)
 
     def cancel(
         self, reply: Reply, name: str, choice: int | None, reason: CancelReason, length: int | None
