@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import grpc
 
@@ -17,12 +17,10 @@ from services.common.errors import (
     Unavailable,
 )
 from services.common.nodes import Member
-from services.engine.backend import BLOCK_SIZE, Sampled
+from services.engine.backend import Sampled
 from services.engine.compute import Compute
-from services.engine.core.pace import Pace
-from services.engine.core.scheduler import Scheduler, SchedulerSettings
-from services.engine.core.step_size import most_rows
-from services.engine.core.validation import Bounds
+from services.engine.core.batching import lead_of
+from services.engine.core.scheduler import SchedulerSettings
 from services.engine.counters import FORMATIONS_ENDED, Counters
 from services.engine.formation import FormationPart, FormationPlace
 from services.engine.head import Head
@@ -169,17 +167,17 @@ class Engine:
 
     def _lead(self, formation: FormationPart, held: HeldStage) -> None:
         membership, facts, limits = formation.membership, held.backend.facts, self._limits
-        kv_blocks, limit_bytes = membership.kv_blocks, limits.max_message_bytes
-        positions = min(facts.context_length, kv_blocks * BLOCK_SIZE)
-        rows = most_rows(facts, kv_blocks, positions, limits.scheduler, limit_bytes)
-        batches = replace(limits.scheduler, token_budget=min(limits.scheduler.token_budget, rows))
-        self.head.form(
-            formation,
-            Scheduler(batches, kv_blocks, len(membership.members)),
-            Bounds(membership.model, facts.vocab_size, positions, limit_bytes),
-            Pace(self._limits.progress_s),
-            facts.numerics_class,
+        lead = lead_of(
+            formation.id,
+            membership.model,
+            facts,
+            stages=len(membership.members),
+            kv_blocks=membership.kv_blocks,
+            settings=limits.scheduler,
+            progress_s=limits.progress_s,
+            limit_bytes=limits.max_message_bytes,
         )
+        self.head.form(formation, lead, facts.numerics_class)
 
     def _sampled(self, formation: FormationPart, step: int, tokens: Sequence[Sampled]) -> None:
         self.head.sampled(formation, step, tokens)
