@@ -14,7 +14,7 @@ from services.common.errors import (
     ShuntError,
     Unavailable,
 )
-from services.common.nodes import Member, NodeFacts
+from services.common.nodes import Member, NodeFacts, StageSpec
 from services.controller import metrics
 from services.controller.core.cluster.actions import (
     Action,
@@ -24,6 +24,7 @@ from services.controller.core.cluster.actions import (
     DrainFormation,
     FormPipeline,
     LaunchNode,
+    Loaded,
     LoadStage,
     LogEvent,
     NodeState,
@@ -45,6 +46,7 @@ from services.controller.core.cluster.market import (
     ProviderEvent,
 )
 from services.controller.core.cluster.notices import SAME_NOTICE_S
+from services.controller.core.cluster.turns import Turns
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
 from services.controller.journal.journal import Journal, LoggedEvent, Saved
@@ -114,7 +116,7 @@ class ClusterRuntime:
         self._tasks: asyncio.TaskGroup
         self._carrying_out: asyncio.Task[None] | None = None
         self._of_node: dict[str, set[asyncio.Task[None]]] = {}
-        self._dissolving: dict[str, asyncio.Task[None]] = {}
+        self._turns = Turns()
         self._probing: set[str] = set()
         self._told = Signal()
         """The provider said something, and it was heard."""
@@ -368,11 +370,11 @@ class ClusterRuntime:
             case LoadStage():
                 self._begin(self._load(action), action.node_id)
             case FormPipeline():
-                self._begin(self._form(action))
+                self._form_all(self._turns.form(action))
             case DissolveFormation():
+                self._turns.dissolve(action)
                 for member in action.members:
-                    task = self._begin(self._dissolve(action.formation_id, member))
-                    self._dissolving[member.incarnation] = task
+                    self._begin(self._dissolve(action.formation_id, member))
             case DrainFormation():
                 self._begin(self._drain(action), action.head.node_id)
 
@@ -420,7 +422,12 @@ class ClusterRuntime:
     async def _load(self, action: LoadStage) -> None:
         loaded = metrics.LOADED.labels(action.node_id)
         try:
-            held = await self._engines.load(action, lambda done, total: loaded.set(done))
+            stages = [StageSpec(action.layers, action.tp_degree)]
+            (held,) = await self._engines.hold(
+                action.address, action.model, stages, lambda done, total: loaded.set(done)
+            )
+            if not held.held:
+                raise Unavailable("another stage takes up the node's memory", field="stages")
         except ShuntError as error:
             self._submit(
                 self.cluster.load_failed(
@@ -434,16 +441,21 @@ class ClusterRuntime:
         else:
             self._submit(
                 self.cluster.load_done(
-                    action.node_id, action.incarnation, action.layers, held, self._clock()
+                    action.node_id,
+                    action.incarnation,
+                    action.layers,
+                    Loaded(held.kv_blocks, held.numerics_class),
+                    self._clock(),
                 )
             )
         finally:
             metrics.LOADED.remove(action.node_id)
 
+    def _form_all(self, actions: Iterable[FormPipeline]) -> None:
+        for action in actions:
+            self._begin(self._form(action))
+
     async def _form(self, action: FormPipeline) -> None:
-        before = [self._dissolving.get(member.incarnation) for member in action.members]
-        if waiting := [task for task in before if task is not None]:
-            await asyncio.wait(waiting)
         if not self.cluster.pipeline_of(action.formation_id):
             return  # a member was lost meanwhile
         try:
@@ -461,8 +473,7 @@ class ClusterRuntime:
         except ShuntError as error:
             _log.info("member not told", extra={"node_id": member.node_id, "why": error.message})
         finally:
-            if self._dissolving.get(member.incarnation) is asyncio.current_task():
-                del self._dissolving[member.incarnation]
+            self._form_all(self._turns.left(member.incarnation, formation_id))
 
     async def _drain(self, action: DrainFormation) -> None:
         try:

@@ -78,8 +78,8 @@ class ControllerSettings(ServiceSettings):
     tick_s: float = Field(default=0.1, gt=0, le=0.5)
     terminate_grace_s: float = Field(default=2.0, ge=0, le=600)
 
-    load_timeout_s: float = Field(default=900.0, gt=0, le=86_400)
-    load_progress_s: float = Field(default=60.0, gt=0, le=3600)
+    hold_timeout_s: float = Field(default=900.0, gt=0, le=86_400)
+    hold_progress_s: float = Field(default=60.0, gt=0, le=3600)
     form_timeout_s: float = Field(default=10.0, gt=0, le=600)
     dissolve_timeout_s: float = Field(default=1.0, gt=0, le=600)
     drain_timeout_s: float = Field(default=10.0, gt=0, le=600)
@@ -207,8 +207,8 @@ class ControllerSettings(ServiceSettings):
     @property
     def engine_timeouts(self) -> EngineTimeouts:
         return EngineTimeouts(
-            load_s=self.load_timeout_s,
-            load_progress_s=self.load_progress_s,
+            hold_s=self.hold_timeout_s,
+            hold_progress_s=self.hold_progress_s,
             form_s=self.form_timeout_s,
             dissolve_s=self.dissolve_timeout_s,
             drain_s=self.drain_timeout_s,

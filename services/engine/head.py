@@ -25,9 +25,7 @@ from services.engine.backend import Sampled
 from services.engine.core.actions import Action
 from services.engine.core.batching import Batching, Due, Lead
 from services.engine.core.generations import Generations
-from services.engine.core.pace import Pace
 from services.engine.core.scheduler import Scheduler
-from services.engine.core.validation import Bounds
 from services.engine.counters import Counters
 from services.engine.formation import FormationPart
 from services.engine.tracing import StepTraces
@@ -105,17 +103,9 @@ class Head:
 
     # Formations
 
-    def form(
-        self,
-        formation: FormationPart,
-        scheduler: Scheduler,
-        bounds: Bounds,
-        pace: Pace,
-        numerics_class: str,
-    ) -> None:
+    def form(self, formation: FormationPart, lead: Lead, numerics_class: str) -> None:
         """Heads a formation that stands."""
         self._formation = formation
-        lead = Lead(formation.id, scheduler, bounds, pace)
         self._do(self._batching.form(lead, numerics_class, self._clock()))
 
     def dissolve(self, formation_id: str) -> None:

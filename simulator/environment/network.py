@@ -122,6 +122,44 @@ class Process:
         return Stream(self.network, self, self.network.processes[address], method, first)
 
 
+class Call:
+    """One call; whoever serves it calls it with the reply."""
+
+    def __init__(
+        self, network: SimulatedNetwork, caller: Process, server: Process | None, answer: Reply
+    ) -> None:
+        self._network = network
+        self._caller = caller
+        self._server = server
+        self._answer: Reply | None = answer
+        self._given_up = False
+
+    @property
+    def given_up(self) -> bool:
+        """Nobody waits for a reply, and none was had."""
+        return self._given_up or not self._caller.alive
+
+    def __call__(self, result: Any) -> None:
+        network, server = self._network, self._server
+        if server is not None and server.alive and network.reaches(self._caller, server):
+            if network.strikes("half_done"):
+                return
+            for delay_s in network.fates():
+                self._caller.after(delay_s, self.answered, result)
+
+    def answered(self, result: Any) -> None:
+        """The caller hears it, if it is the first."""
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            answer(result)
+
+    def give_up(self) -> None:
+        """Its time is over."""
+        if self._answer is not None:
+            self._given_up = True
+            self.answered(DeadlineExceeded("no answer in time"))
+
+
 class SimulatedNetwork:
     """Carries calls and opens streams."""
 
@@ -178,46 +216,35 @@ class SimulatedNetwork:
     ) -> None:
         """Runs `method(reply, *args)` at whoever has the address now."""
         server = self.processes.get(address)
-        answered = False
-
-        def once(result: Any) -> None:
-            nonlocal answered
-            if not answered:
-                answered = True
-                answer(result)
-
-        def reply(result: Any) -> None:
-            if server is not None and server.alive and self.reaches(caller, server):
-                if self._strikes("half_done"):
-                    return
-                for delay_s in self.fates():
-                    caller.after(delay_s, once, result)
+        call = Call(self, caller, server, answer)
 
         def arrive() -> None:
             if server is None or not server.alive:
-                caller.after(self.latency_s(), once, Unavailable("connection refused"))
+                refused = Unavailable("connection refused")
+                caller.after(self.latency_s(), call.answered, refused)
             elif self.reaches(caller, server):
-                server.run(getattr(server, method), reply, *args)
+                server.run(getattr(server, method), call, *args)
 
         for delay_s in self.fates():
             self.clock.after(delay_s, arrive)
-        caller.after(timeout_s, once, DeadlineExceeded("no answer in time"))
+        caller.after(timeout_s, call.give_up)
 
-    def fates(self, *, reply: bool = False) -> list[float]:
-        """When each copy of a message arrives, from now."""
-        if self._strikes("lost") or (reply and self._strikes("half_done")):
-            return []
-        copies = 2 if self._strikes("doubled") else 1
-        return [
-            self.latency_s() + (self.random.random() if self._strikes("late") else 0.0)
-            for _ in range(copies)
-        ]
-
-    def _strikes(self, kind: str) -> bool:
+    def strikes(self, kind: str) -> bool:
+        """Whether a message goes astray in this way."""
         strikes = self.trouble.strikes(kind, self.random)
         if strikes:
             self.struck(kind)
         return strikes
+
+    def fates(self, *, reply: bool = False) -> list[float]:
+        """When each copy of a message arrives, from now."""
+        if self.strikes("lost") or (reply and self.strikes("half_done")):
+            return []
+        copies = 2 if self.strikes("doubled") else 1
+        return [
+            self.latency_s() + (self.random.random() if self.strikes("late") else 0.0)
+            for _ in range(copies)
+        ]
 
 
 class Stream:

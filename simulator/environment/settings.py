@@ -59,6 +59,8 @@ class SimulationSettings:
     exits_seen: bool = True
     """The provider tells the controller when a process it started dies."""
     launch_fails: float = 0.0
+    launch_lost: float = 0.0
+    """Share of the launches of which nobody hears again."""
     plan_fails: float = 0.0
     load_fails: float = 0.0
     other_class: float = 0.0

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from services.common.errors import ShuntError
 from services.common.generation import FinishReason, GenerationRequest
+from services.router.core.transcript import Delta, Usage
 from simulator.environment.addresses import ROUTERS
 from simulator.environment.environment import Environment
 from simulator.environment.network import Process, Stream
@@ -39,7 +40,9 @@ class Client(Process):
         self.whole = bool(request.ask_digest) and first is None
         """It wants one answer in the end: what came before its line broke is lost to it."""
         self.ids: list[list[int]] = [[] for _ in range(request.choices)]
-        self.finish: tuple[FinishReason | None, ...] = ()
+        self.texts = [""] * request.choices
+        self.finish: list[FinishReason | None] = [None] * request.choices
+        self.usage: Usage | None = None
         self.error: ShuntError | None = None
         self.ends = 0
         """Ends it was told of; one is right."""
@@ -72,18 +75,22 @@ class Client(Process):
         stream.on_end[self] = self._line_ended
 
     def _message(self, message: tuple[Any, ...]) -> None:
-        if message[0] == "ids":
-            _, choice, ids, _, self._seen = message
-            self.ids[choice] += ids
+        if message[0] == "delta":
+            delta: Delta = message[1]
+            self.ids[delta.choice] += delta.ids
+            self.texts[delta.choice] += delta.text
+            self.finish[delta.choice] = delta.finish or self.finish[delta.choice]
+            self._seen = delta.event_id
             self.monitor.shown(self)
         else:
-            _, self.error, self.finish = message
+            _, self.error, self.usage, _ = message
             self.ends += 1
             self.monitor.client_ended(self)
 
     def _line_ended(self, error: ShuntError | None) -> None:
         if self.whole and not self.ended:
-            self.ids, self._seen = [[] for _ in self.ids], ""
+            self.ids, self.texts = [[] for _ in self.ids], [""] * len(self.ids)
+            self.finish, self._seen = [None] * len(self.ids), ""
         if not self.ended:
             new = not self._seen and self.first is None
             self.after(self.away_s, self._connect, new)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 
-from services.common.errors import DeadlineExceeded, ShuntError
+from services.common.errors import DeadlineExceeded, NotFound, ShuntError
 from services.common.exchange import Checkpoint, Grant, ResumeQuestion
 from services.common.generation import CancelReason, LayerRange
 from services.common.nodes import NodeFacts
@@ -26,12 +28,13 @@ from services.controller.core.cluster.actions import (
     TerminateNode,
 )
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.turns import Turns
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
 from services.controller.core.ledger.records import Record
 from simulator.environment.addresses import CONTROLLER, ROUTERS
 from simulator.environment.environment import Environment
-from simulator.environment.network import Process, Reply, Stream
+from simulator.environment.network import Call, Process, Reply, Stream
 from simulator.processes.provider import SimulatedProvider
 
 LAYERS = (LayerRange(0, 18), LayerRange(18, 30))
@@ -40,6 +43,7 @@ LAYERS = (LayerRange(0, 18), LayerRange(18, 30))
 class ControllerMonitor(Protocol):
     """Sees what the controller decides."""
 
+    def restarted(self) -> None: ...
     def durable(self, ledger: Ledger, records: Sequence[Record]) -> None: ...
     def before(self, ledger: Ledger, checkpoint: Checkpoint) -> Any: ...
     def checkpoint(
@@ -50,6 +54,9 @@ class ControllerMonitor(Protocol):
     ) -> None: ...
     def ledger_event(self, event: LedgerEvent) -> None: ...
     def cluster_event(self, event: LogEvent) -> None: ...
+    def dissolves(self, incarnation: str, formation_id: str) -> None: ...
+    def dissolved(self, incarnation: str, formation_id: str) -> None: ...
+    def forms(self, form: FormPipeline) -> None: ...
 
 
 class SimulatedController(Process):
@@ -72,6 +79,8 @@ class SimulatedController(Process):
         self.snapshot = snapshot
         self._pending: list[tuple[tuple[Record, ...], Callable[[], None]]] = []
         self._committing = False
+        self._turns = Turns()
+        monitor.restarted()
         now_s, settings = self.clock.now_s, environment.settings
         self.ledger = Ledger.recover(settings.ledger, records, now_s)
         cluster, draw_id = settings.cluster, environment.draw_id
@@ -80,6 +89,9 @@ class SimulatedController(Process):
         else:
             self.cluster = Cluster(cluster, draw_id, now_s, now_s)
         self.act(self.cluster.start(now_s))
+        for node in self.cluster.nodes_view():
+            if not provider.adopt(node.node_id):
+                self.node_exited(node.node_id, node.incarnation)
         self.every(0.1, self._tick)
         self.every(1.0, lambda: self._commit(self.ledger.tick(self.clock.now_s), lambda _: None))
 
@@ -154,9 +166,12 @@ class SimulatedController(Process):
             self.monitor.checkpoint(self.ledger, checkpoint, outcome, before)
             self._commit(outcome, lambda result: stream.post(self, (message, result)))
 
-    def resume(self, reply: Reply, question: ResumeQuestion, until_s: float) -> None:
-        """Waits while there is no head to grant to."""
+    def resume(self, reply: Call, question: ResumeQuestion, until_s: float) -> None:
+        """Waits while there is no head to grant to, and somebody waits for the grant."""
         now_s = self.clock.now_s
+        if reply.given_up:
+            self.ledger.left(question.generation_id, now_s)
+            return
         try:
             outcome = self.ledger.resume(question, self.cluster.heads(), now_s)
         except ShuntError as error:
@@ -164,11 +179,16 @@ class SimulatedController(Process):
             return
         if outcome is not None:
             self.monitor.granted(self.ledger, question, outcome)
-            self._commit(outcome, reply)
+            self._commit(outcome, partial(self._grant, reply, question.generation_id))
         elif now_s < until_s:
             self.after(0.1, self.resume, reply, question, until_s)
         else:
             reply(DeadlineExceeded("no pipeline"))
+
+    def _grant(self, reply: Call, generation_id: str, grant: Any) -> None:
+        if reply.given_up:
+            self.ledger.left(generation_id, self.clock.now_s)
+        reply(grant)
 
     def cancel(
         self, reply: Reply, name: str, choice: int | None, reason: CancelReason, length: int | None
@@ -208,10 +228,11 @@ class SimulatedController(Process):
             elif isinstance(action, LoadStage):
                 self._load(action)
             elif isinstance(action, FormPipeline):
-                self._form(action, len(action.members) - 1)
+                self._form_all(self._turns.form(action))
             elif isinstance(action, DissolveFormation):
+                self._turns.dissolve(action)
                 for member in action.members:
-                    self._call(member.incarnation, "dissolve", (action.formation_id,))
+                    self._dissolve(action.formation_id, member.incarnation)
             elif isinstance(action, DrainFormation):
                 self._drain(action)
             elif isinstance(action, RoutesChanged):
@@ -245,6 +266,13 @@ class SimulatedController(Process):
         """A node's process has ended."""
         self.act(self.cluster.node_gone(node_id, incarnation, "exit", self.clock.now_s))
 
+    def node_noticed(self, node_id: str, deadline_s: float) -> None:
+        """A node will be taken away."""
+        now_s = self.clock.now_s
+        left_s = max(0.0, deadline_s - now_s)
+        with suppress(NotFound):  # it ended meanwhile, or was launched by nobody known
+            self.act(self.cluster.interrupt(node_id, left_s, False, now_s))
+
     # What others do for the cluster
 
     def _plan(self, ask: AskPlan) -> None:
@@ -273,18 +301,43 @@ class SimulatedController(Process):
 
         self._call(load.incarnation, "load", (load.layers,), loaded)
 
-    def _form(self, form: FormPipeline, index: int) -> None:
-        """From the last stage to the head."""
+    def _dissolve(self, formation_id: str, incarnation: str) -> None:
+        self.monitor.dissolves(incarnation, formation_id)
 
-        def formed(result: Any) -> None:
+        def answered(_: Any) -> None:
+            self.monitor.dissolved(incarnation, formation_id)
+            self._form_all(self._turns.left(incarnation, formation_id))
+
+        self._call(incarnation, "dissolve", (formation_id,), answered)
+
+    def _form_all(self, forms: list[FormPipeline]) -> None:
+        for form in forms:
+            if self.cluster.pipeline_of(form.formation_id):  # else a member was lost meanwhile
+                self.monitor.forms(form)
+                self._form(form)
+
+    def _form(self, form: FormPipeline) -> None:
+        """The head comes last, for it connects the others."""
+        others = {member.incarnation for member in form.members[1:]}
+
+        def formed(incarnation: str, result: Any) -> None:
             if isinstance(result, ShuntError):
                 self.act(self.cluster.form_failed(form.formation_id, "", self.clock.now_s))
-            elif index == 0:
+            elif incarnation == form.members[0].incarnation:
                 self.act(self.cluster.formed(form.formation_id, self.clock.now_s))
             else:
-                self._form(form, index - 1)
+                others.discard(incarnation)
+                if not others:
+                    self._form_member(form, 0, formed)
 
-        self._call(form.members[index].incarnation, "form", (form, index), formed)
+        for index in range(1, len(form.members)) if others else (0,):
+            self._form_member(form, index, formed)
+
+    def _form_member(
+        self, form: FormPipeline, index: int, formed: Callable[[str, Any], None]
+    ) -> None:
+        incarnation = form.members[index].incarnation
+        self._call(incarnation, "form", (form, index), partial(formed, incarnation))
 
     def _drain(self, drain: DrainFormation) -> None:
         def drained(result: Any) -> None:

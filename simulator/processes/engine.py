@@ -5,23 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from services.common.channel_options import MAX_MESSAGE_BYTES
 from services.common.errors import ShuntError, Unavailable
 from services.common.exchange import Checkpoint, CheckpointResult, Closed, GenerateCall
 from services.common.generation import CancelReason, LayerRange
 from services.common.nodes import Member, NodeFacts, NodeShape
 from services.controller.core.cluster.actions import Beat, FormPipeline, Loaded
-from services.engine.backend import BLOCK_SIZE
 from services.engine.core.actions import Action, SequenceKey
-from services.engine.core.batching import Batching, Due, Lead
+from services.engine.core.batching import Batching, Due, lead_of
 from services.engine.core.generations import Generations
-from services.engine.core.pace import Pace
-from services.engine.core.scheduler import Scheduler, Step
-from services.engine.core.validation import Bounds
+from services.engine.core.scheduler import Step
 from simulator.environment.addresses import CONTROLLER
 from simulator.environment.environment import Environment
 from simulator.environment.network import Process, Reply, Stream
 from simulator.environment.settings import MODEL
-from simulator.processes.stages import VOCAB_SIZE, SimulatedStages
+from simulator.processes.stages import SimulatedStages, facts_of
 
 STEP_S = 0.03
 """A step's way through all stages."""
@@ -179,11 +177,15 @@ class SimulatedEngine(Process):
     def _head(self, place: Place, kv_blocks: int) -> None:
         settings = self.environment.settings
         place.stages = SimulatedStages(kv_blocks, "" if settings.exact else self.name)
-        lead = Lead(
+        lead = lead_of(
             place.formation_id,
-            Scheduler(settings.scheduler, kv_blocks, len(place.members)),
-            Bounds(MODEL, VOCAB_SIZE, kv_blocks * BLOCK_SIZE),
-            Pace(settings.progress_s),
+            MODEL,
+            facts_of(place.members[0], kv_blocks, self.numerics_class),
+            stages=len(place.members),
+            kv_blocks=kv_blocks,
+            settings=settings.scheduler,
+            progress_s=settings.progress_s,
+            limit_bytes=MAX_MESSAGE_BYTES,
         )
         self._do(self.batching.form(lead, self.numerics_class, self.clock.now_s))
 

@@ -9,10 +9,17 @@ from dataclasses import dataclass
 
 from services.common.errors import InvalidArgument
 from services.common.generation import Sampling
-from services.engine.backend import BLOCK_SIZE, Sampled, SequenceOpen, SequenceStep
+from services.common.nodes import Member
+from services.engine.backend import BLOCK_SIZE, Sampled, SequenceOpen, SequenceStep, StageFacts
 from services.engine.core.scheduler import Step
+from services.model.vocabulary import Vocabulary
 
+LAYER_COUNT = 30
 VOCAB_SIZE = 1000
+VOCABULARY = Vocabulary(
+    shown=tuple(f" {token}".encode() for token in range(VOCAB_SIZE)),
+    labels=tuple(f" {token}".encode() for token in range(VOCAB_SIZE)),
+)
 ID_BYTES = 4
 BLOCK_BYTES = BLOCK_SIZE * ID_BYTES
 
@@ -28,6 +35,21 @@ def token_of(sampling: Sampling, choice: int, ids: bytes, salt: str) -> int:
 def bytes_of(ids: Iterable[int]) -> bytes:
     """As a cache holds them."""
     return array("I", ids).tobytes()
+
+
+def facts_of(member: Member, kv_blocks: int, numerics_class: str) -> StageFacts:
+    """Of a stage of the one model there is."""
+    return StageFacts(
+        layers=range(member.layers.start, member.layers.end),
+        layer_count=LAYER_COUNT,
+        hidden_size=1024,
+        vocab_size=VOCAB_SIZE,
+        context_length=4096,
+        kv_blocks=kv_blocks,
+        hidden_dtype="bf16",
+        numerics_class=numerics_class,
+        exact=True,
+    )
 
 
 @dataclass(slots=True)

@@ -86,17 +86,12 @@ class Faults:
         return True
 
     def notice(self, client: Client, notice_s: float) -> bool:
+        """Of a market, which takes the node away behind it, or does not in the end."""
         victim = self._victim(client, self.random.random() < 0.5)
-        controller = self.world.controller
-        if victim is None or not controller.alive or controller.frozen:
+        if victim is None or not victim.alive:
             return False
-        now_s = self.world.clock.now_s
-        node = controller.cluster._state.nodes.get(victim.node_id)
-        if node is None or node.lost:
-            return False
-        controller.act(controller.cluster.interrupt(victim.node_id, notice_s, False, now_s))
-        if self.random.random() < 0.6:
-            self.world.clock.after(notice_s, self._kill_if_alive, victim)
+        taken = self.random.random() < 0.6
+        self.world.provider.notice(victim.node_id, notice_s, taken=taken)
         return True
 
     def tell_to_stop(self, client: Client) -> bool:
@@ -118,10 +113,6 @@ class Faults:
         now_s = self.world.clock.now_s
         controller.act(controller.cluster.interrupt(victim.node_id, 0.0, True, now_s))
         return True
-
-    def _kill_if_alive(self, victim: SimulatedEngine) -> None:
-        if victim.alive:
-            victim.kill()
 
     def crash_controller(self, client: Client) -> bool:
         if not self.world.controller.alive:
@@ -190,6 +181,14 @@ class Faults:
         client.hang_up()
         return True
 
+    def stop_reading(self, client: Client) -> bool:
+        """It takes nothing for a while."""
+        if client.frozen or client.ended:
+            return False
+        client.freeze()
+        self.world.clock.after(0.3 + 3.0 * self.random.random(), client.thaw)
+        return True
+
     def leave(self, client: Client) -> bool:
         client.leave()
         return client.left_s is not None
@@ -227,6 +226,7 @@ FAULTS: dict[str, tuple[str, Callable[[Faults, Client], bool]]] = {
     "cut_controller": ("break", lambda s, c: s.cut(c, True)),
     "hang_up": ("client", lambda s, c: s.hang_up(c, s.random.choice((0.01, 0.3, 3.0)))),
     "absence": ("client", lambda s, c: s.hang_up(c, 3.0)),
+    "stop_reading": ("client", Faults.stop_reading),
     "leave": ("client", Faults.leave),
     "cancel": ("client", Faults.cancel),
     **{

@@ -22,12 +22,14 @@ from simulator.environment.settings import MODEL, SimulationSettings
 from simulator.processes.client import Client
 from simulator.world import World
 
-RARE = ("queued", "sealing", "granting", "attaching", "finished")
+RARE = ("queued", "prefill", "sealing", "granting", "attaching", "finished")
 """Phases that faults are steered at twice as often: they pass in no time."""
 SCARCE = {
+    "queued": ("restart", "stop", "client"),
+    "prefill": ("stop", "restart", "client"),
     "granting": ("notice", "kill", "restart", "stop", "break"),
-    "finished": ("break", "stop", "client", "notice", "restart", "kill"),
-    "sealing": ("restart", "stop", "kill", "break"),
+    "finished": ("break", "stop", "client", "notice", "restart", "kill", "kill"),
+    "sealing": ("restart", "stop", "kill", "kill", "break", "client"),
 }
 """Rows that meet a phase more seldom than others."""
 EARLY = ("queued", "prefill", "attaching")
@@ -39,9 +41,11 @@ CAUSES = {
 }
 """What brings a generation to a phase that it would not see by itself."""
 FAULTS_CEASE_S = 7.0
+STOPS = (("107",), ("7 11", "105 1"))
+"""Of one id, and of a few that follow each other."""
 PROMPTS = (1, 3, 20, 40)
-ENDLESS = 340
-KV_BLOCKS = (24, 24, 64)
+ENDLESS = 260
+KV_BLOCKS = (19, 19, 64)
 """The least holds one of the longest sequences, and few of them together."""
 END_S = 60.0
 
@@ -69,6 +73,7 @@ class Schedule:
             exact=self.exact,
             exits_seen=random.random() < 0.5,
             launch_fails=0.2 if random.random() < 0.2 else 0.0,
+            launch_lost=0.15 if random.random() < 0.1 else 0.0,
             plan_fails=0.5 if random.random() < 0.1 else 0.0,
             load_fails=0.4 if random.random() < 0.1 else 0.0,
             other_class=0.2 if random.random() < 0.05 else 0.0,
@@ -104,7 +109,7 @@ class Schedule:
         planned = []
         for _ in range(random.choice((0, 1, 2, 2, 3, 4))):
             phase = random.choice(PHASES + RARE)
-            row = random.choice(SCARCE.get(phase, ROWS) if random.random() < 0.25 else ROWS)
+            row = random.choice(SCARCE.get(phase, ROWS) if random.random() < 0.35 else ROWS)
             client = random.randrange(self._arrivals)
             start_s = 1.0 if phase in EARLY else 1.2 + 1.5 * random.random()
             if phase in CAUSES:
@@ -139,7 +144,9 @@ class Schedule:
                 ignore_eos=max_tokens > 100 or random.random() < 0.2,
             ),
             choices=random.choice((1, 1, 1, 2)),
-            stop_strings=("107",) if random.random() < 0.3 and max_tokens <= 100 else (),
+            stop_strings=(
+                random.choice(STOPS) if random.random() < 0.3 and max_tokens <= 100 else ()
+            ),
             ask_digest=f"d{number}" if number in self._whole else "",
         )
         self._arrived[number] = self.world.ask(request)
@@ -182,7 +189,7 @@ class Schedule:
         world.network.cut.clear()
         world.environment.failing.clear()
         world.environment.settings = replace(
-            world.settings, launch_fails=0.0, plan_fails=0.0, load_fails=0.0
+            world.settings, launch_fails=0.0, launch_lost=0.0, plan_fails=0.0, load_fails=0.0
         )
         if world.controller.frozen:
             world.controller.thaw()
@@ -204,9 +211,9 @@ class Schedule:
         world, oracle = self.world, self.oracle
 
         def done() -> bool:
-            arrived = len(world.clients) >= self._arrivals
-            ended = all(c.ended or c.left_s is not None for c in world.clients)
-            return arrived and not self._planned and ended
+            if self._planned or len(world.clients) < self._arrivals:
+                return False
+            return all(c.ended or c.left_s is not None for c in world.clients)
 
         world.clock.run(END_S, done)
         self._planned.clear()

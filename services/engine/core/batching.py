@@ -8,10 +8,11 @@ does. What is left for the edge is what this answers with.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.common.exchange import GenerateCall
-from services.engine.backend import Sampled
+from services.common.generation import ModelRef
+from services.engine.backend import BLOCK_SIZE, Sampled, StageFacts
 from services.engine.core.actions import (
     Action,
     DropSequence,
@@ -23,7 +24,8 @@ from services.engine.core.actions import (
 )
 from services.engine.core.generations import Generations
 from services.engine.core.pace import Pace
-from services.engine.core.scheduler import Scheduler, Step
+from services.engine.core.scheduler import Scheduler, SchedulerSettings, Step, StepResult
+from services.engine.core.step_size import most_rows
 from services.engine.core.validation import Bounds
 
 
@@ -53,6 +55,32 @@ class Lead:
     pace: Pace
 
 
+def lead_of(
+    formation_id: str,
+    model: ModelRef,
+    facts: StageFacts,
+    *,
+    stages: int,
+    kv_blocks: int,
+    settings: SchedulerSettings,
+    progress_s: float,
+    limit_bytes: int,
+) -> Lead:
+    """What the head of this many stages begins with; `facts` are those of its own.
+
+    Raises FailedPrecondition when no step fits into a message.
+    """
+    positions = min(facts.context_length, kv_blocks * BLOCK_SIZE)
+    rows = most_rows(facts, kv_blocks, positions, settings, limit_bytes)
+    batches = replace(settings, token_budget=min(settings.token_budget, rows))
+    return Lead(
+        formation_id,
+        Scheduler(batches, kv_blocks, stages),
+        Bounds(model, facts.vocab_size, positions, limit_bytes),
+        Pace(progress_s),
+    )
+
+
 class Batching:
     """Runs the generations in the batch of the formation that is led at the time."""
 
@@ -68,7 +96,8 @@ class Batching:
     def form(self, lead: Lead, numerics_class: str, now_s: float) -> Due:
         """Heads a formation that stands."""
         self.lead = lead
-        return self.act(self.generations.form(lead.formation_id, numerics_class, now_s), now_s)
+        actions = self.generations.form(lead.formation_id, numerics_class, now_s)
+        return self._carry_out(actions, now_s)
 
     def dissolve(self, formation_id: str, now_s: float) -> Due:
         """Seals what is known and tells every reader; nothing in flight counts any more."""
@@ -96,22 +125,31 @@ class Batching:
         actions = self.generations.stepped(step, result.tokens, now_s)
         for key in result.stopped:
             actions += self.generations.sequence_stopped(key, now_s)
-        return self.act(actions, now_s, len(result.tokens))
+        return self._carry_out(actions, now_s, came_back=result)
 
     def overdue(self, now_s: float) -> bool:
         """A step should have been back; to be asked every GLANCE_S or sooner."""
         return self.lead is not None and self.lead.pace.overdue(now_s)
 
-    def act(self, actions: Iterable[Action], now_s: float, sampled: int = 0) -> Due:
+    def act(self, actions: Iterable[Action], now_s: float) -> Due:
         """Does what the generations ask."""
+        return self._carry_out(actions, now_s)
+
+    def _carry_out(
+        self, actions: Iterable[Action], now_s: float, came_back: StepResult | None = None
+    ) -> Due:
         scheduler = self.lead.scheduler if self.lead is not None else None
         waiting, readers, checkpoints, begins = list(actions), [], False, False
+        changed = came_back is not None
         for action in waiting:  # which grows while it is walked
             if isinstance(action, Wake):
                 readers.append(action.reader_id)
-            elif isinstance(action, WakeCheckpoints):
+                continue
+            if isinstance(action, WakeCheckpoints):
                 checkpoints = True
-            elif isinstance(action, StopSequence):
+                continue
+            changed = True
+            if isinstance(action, StopSequence):
                 if scheduler is None or scheduler.stop(action.key):
                     waiting += self.generations.sequence_stopped(action.key, now_s)
             elif scheduler is not None:
@@ -122,7 +160,9 @@ class Batching:
                     scheduler.set_unread(action.key, action.unread)
                 elif isinstance(action, DropSequence):
                     scheduler.drop(action.key)
-        return Due(self._steps(now_s), tuple(readers), checkpoints, begins, sampled)
+        steps = self._steps(now_s) if changed else ()  # most ticks change nothing
+        sampled = len(came_back.tokens) if came_back is not None else 0
+        return Due(steps, tuple(readers), checkpoints, begins, sampled)
 
     def _steps(self, now_s: float) -> tuple[Step, ...]:
         lead, steps = self.lead, []

@@ -59,6 +59,8 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         self.numerics_class = "exact"
         self.load_fails = 0
         self.refusal = ""
+        self.crowded = 0
+        """Holds that find no room yet."""
         """Why it never loads anything."""
         self.form_fails = 0
         self.hold_load: asyncio.Event | None = None
@@ -130,23 +132,25 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         finally:
             call.cancel()
 
-    async def Load(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        self.calls.append(("load", (request.layers.start, request.layers.end)))
+    async def Hold(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        (stage,) = request.stages
+        self.calls.append(("hold", (stage.layers.start, stage.layers.end)))
         if self.refusal:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, self.refusal)
         if self.load_fails:
             self.load_fails -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "no store")
-        yield engine_pb2.LoadResponse(loaded_bytes=1, total_bytes=2)
+        yield engine_pb2.HoldResponse(loaded_bytes=1, total_bytes=2)
         if self.hold_load is not None:
             await self.hold_load.wait()
-        yield engine_pb2.LoadResponse(
-            loaded_bytes=2,
-            total_bytes=2,
-            done=True,
-            kv_blocks=64,
-            numerics_class=self.numerics_class,
-        )
+        holding = engine_pb2.StageHolding(model=request.model, stage=stage)
+        if self.crowded:
+            self.crowded -= 1
+            holding.cached = True
+        else:
+            holding.held, holding.kv_blocks = True, 64
+            holding.numerics_class = self.numerics_class
+        yield engine_pb2.HoldResponse(loaded_bytes=2, total_bytes=2, done=True, stages=[holding])
 
     async def Form(self, request: Any, context: Any) -> Any:
         self.calls.append(("form" if not self.dissolving else "overlap", request.formation_id))

@@ -77,7 +77,7 @@ async def test_a_killed_node_is_replaced_by_a_new_one(world: World) -> None:
     assert victim not in {s.node_id for p in status.pipelines for s in p.stages}
     assert len(world.provider.launched) == len(set(world.provider.launched)) == 5
     survivor = next(p for p in status.pipelines if p.pipeline_id == before[0].pipeline_id)
-    loads = [c for c in world.provider.engines[survivor.stages[1].node_id].calls if c[0] == "load"]
+    loads = [c for c in world.provider.engines[survivor.stages[1].node_id].calls if c[0] == "hold"]
     assert len(loads) == 1
 
 
@@ -91,7 +91,7 @@ async def test_the_members_left_are_told_to_dissolve(world: World) -> None:
     await world.routes(2)
     head = world.head(before[0])
     calls = [name for name, _ in head.calls]
-    assert calls == ["load", "form", "dissolve", "form"]
+    assert calls == ["hold", "form", "dissolve", "form"]
 
 
 async def test_no_member_is_formed_anew_before_it_has_dissolved(world: World) -> None:
@@ -105,7 +105,7 @@ async def test_no_member_is_formed_anew_before_it_has_dissolved(world: World) ->
     await world.provider.kill(pipeline.stages[0].node_id)
     await world.routes(1)
     await world.routes(2)
-    assert [name for name, _ in survivor.calls] == ["load", "form", "dissolve", "form"]
+    assert [name for name, _ in survivor.calls] == ["hold", "form", "dissolve", "form"]
 
 
 async def test_a_node_nobody_heard_the_end_of_is_lost_when_it_refuses(world: World) -> None:
@@ -230,6 +230,13 @@ async def test_what_fails_is_tried_again(world: World) -> None:
     assert len(world.placement.requests) == 3
 
 
+async def test_a_stage_that_a_node_only_cached_is_asked_for_again(world: World) -> None:
+    world.provider.prepare = lambda engine: setattr(engine, "crowded", 1)
+    await world.start()
+    await world.routes(2)
+    assert (await _kinds(world)).count("load_failed") == 4
+
+
 async def test_a_plan_that_lacks_an_estimate_is_not_cut_short(world: World) -> None:
     world.placement.lacks_estimate = True
     await world.start()
@@ -351,7 +358,7 @@ async def test_a_hand_over_goes_on_over_a_restart(world: World) -> None:
     assert kinds.count("handover_started") == 1
     assert "pipeline_lost" not in kinds
     calls = [name for name, _ in head.calls if name != "dissolve"]
-    assert calls == ["load", "form", "drain", "drain"]
+    assert calls == ["hold", "form", "drain", "drain"]
 
 
 async def test_a_restart_with_another_mesh_plans_anew(world: World) -> None:

@@ -11,12 +11,10 @@ import pytest
 
 from services.common.errors import ResourceExhausted, Unavailable
 from services.common.generation import LayerRange, ModelRef
-from services.common.nodes import Member, NodeFacts, NodeShape
+from services.common.nodes import Member, NodeFacts, NodeShape, StageHolding, StageSpec
 from services.controller import runtime as controller_runtime
 from services.controller.core.cluster.actions import (
     FormPipeline,
-    Loaded,
-    LoadStage,
     PlannedPipeline,
     PlannedStage,
 )
@@ -150,11 +148,16 @@ class Mesh:
         stages = tuple(PlannedStage(name, part) for name, part in zip(names, layers, strict=True))
         return (PlannedPipeline(stages, 1.0),)
 
-    async def load(self, stage: LoadStage, progress: Any) -> Loaded:
+    async def hold(
+        self, address: str, model: ModelRef, stages: Sequence[StageSpec], progress: Any
+    ) -> tuple[StageHolding, ...]:
         self.loads += 1
-        self.addresses.add(stage.address)
+        self.addresses.add(address)
         await self.loadable.wait()
-        return Loaded(64, "a")
+        return tuple(
+            StageHolding(model, stage, held=True, kv_blocks=64, numerics_class="a")
+            for stage in stages
+        )
 
     async def form(self, formation: FormPipeline) -> None:
         self.formed.append(formation.formation_id)

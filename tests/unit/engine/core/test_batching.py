@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from services.common.errors import InvalidArgument
+from services.common.errors import FailedPrecondition, InvalidArgument
 from services.common.exchange import GenerateCall, Phase
 from services.common.generation import CancelReason, GenerationRequest, ModelRef, Sampling
-from services.engine.backend import Sampled
-from services.engine.core.batching import Batching, Due, Lead
+from services.engine.backend import Sampled, StageFacts
+from services.engine.core.batching import Batching, Due, Lead, lead_of
 from services.engine.core.generations import Generations
 from services.engine.core.head_settings import HeadSettings
 from services.engine.core.pace import Pace
@@ -81,3 +81,31 @@ def test_a_step_that_stays_out_is_overdue() -> None:
     batching.generate(1, call(), 0.0)
     assert not batching.overdue(0.0)
     assert any(batching.overdue(0.2 * glance) for glance in range(1, 20))
+
+
+def test_a_head_leads_with_what_its_stage_and_one_message_hold() -> None:
+    facts = StageFacts(range(1), 1, 8, 1000, 100, 64, "fp32", "exact", exact=True)
+    settings = SchedulerSettings(token_budget=1 << 30)
+    lead = lead_of(
+        "f",
+        MODEL,
+        facts,
+        stages=2,
+        kv_blocks=4,
+        settings=settings,
+        progress_s=1.0,
+        limit_bytes=16 << 20,
+    )
+    assert lead.bounds.max_positions == 64
+    assert lead.scheduler._settings.token_budget < 1 << 20
+    with pytest.raises(FailedPrecondition, match="max_message_bytes"):
+        lead_of(
+            "f",
+            MODEL,
+            facts,
+            stages=2,
+            kv_blocks=4,
+            settings=settings,
+            progress_s=1.0,
+            limit_bytes=1,
+        )
