@@ -15,7 +15,15 @@ from services.controller.signal import Signal
 _log = logging.getLogger(__name__)
 
 WARNINGS = frozenset(
-    ("drain_failed", "load_failed", "node_lost", "numerics_differ", "pipeline_lost", "plan_failed")
+    (
+        "drain_failed",
+        "load_failed",
+        "node_lost",
+        "numerics_differ",
+        "offers_dropped",
+        "pipeline_lost",
+        "plan_failed",
+    )
 )
 """Kinds of events that somebody should look at."""
 
