@@ -180,7 +180,7 @@ class SimulatedEngine(Process):
         lead = lead_of(
             place.formation_id,
             MODEL,
-            facts_of(place.members[0], kv_blocks, self.numerics_class),
+            facts_of(place.members[0], self.numerics_class),
             stages=len(place.members),
             kv_blocks=kv_blocks,
             settings=settings.scheduler,

@@ -37,7 +37,7 @@ def bytes_of(ids: Iterable[int]) -> bytes:
     return array("I", ids).tobytes()
 
 
-def facts_of(member: Member, kv_blocks: int, numerics_class: str) -> StageFacts:
+def facts_of(member: Member, numerics_class: str) -> StageFacts:
     """Of a stage of the one model there is."""
     return StageFacts(
         layers=range(member.layers.start, member.layers.end),
@@ -45,7 +45,6 @@ def facts_of(member: Member, kv_blocks: int, numerics_class: str) -> StageFacts:
         hidden_size=1024,
         vocab_size=VOCAB_SIZE,
         context_length=4096,
-        kv_blocks=kv_blocks,
         hidden_dtype="bf16",
         numerics_class=numerics_class,
         exact=True,
