@@ -25,11 +25,11 @@ from simulator.world import World
 RARE = ("queued", "prefill", "sealing", "granting", "attaching", "finished")
 """Phases that faults are steered at twice as often: they pass in no time."""
 SCARCE = {
-    "queued": ("restart", "stop", "client"),
+    "queued": ("restart", "restart", "break", "stop", "client"),
     "prefill": ("stop", "restart", "client"),
-    "granting": ("notice", "kill", "restart", "stop", "break"),
+    "granting": ("notice", "kill", "kill", "restart", "stop", "break"),
     "finished": ("break", "stop", "client", "notice", "restart", "kill", "kill"),
-    "sealing": ("restart", "stop", "kill", "kill", "break", "client"),
+    "sealing": ("restart", "stop", "kill", "kill", "break", "client", "notice"),
 }
 """Rows that meet a phase more seldom than others."""
 EARLY = ("queued", "prefill", "attaching")
@@ -78,7 +78,7 @@ class Schedule:
             load_fails=0.4 if random.random() < 0.1 else 0.0,
             other_class=0.2 if random.random() < 0.05 else 0.0,
         )
-        batches = replace(settings.scheduler, max_sequences=random.choice((1, 2, 2, 4)))
+        batches = replace(settings.scheduler, max_sequences=random.choice((1, 1, 2, 4)))
         settings = replace(settings, scheduler=batches, kv_blocks=random.choice(KV_BLOCKS))
         if random.random() < 0.1:  # nobody launches nodes: they come by themselves
             cluster = replace(settings.cluster, expected_nodes=5)
@@ -109,7 +109,7 @@ class Schedule:
         planned = []
         for _ in range(random.choice((0, 1, 2, 2, 3, 4))):
             phase = random.choice(PHASES + RARE)
-            row = random.choice(SCARCE.get(phase, ROWS) if random.random() < 0.35 else ROWS)
+            row = random.choice(SCARCE.get(phase, ROWS) if random.random() < 0.45 else ROWS)
             client = random.randrange(self._arrivals)
             start_s = 1.0 if phase in EARLY else 1.2 + 1.5 * random.random()
             if phase in CAUSES:

@@ -84,7 +84,7 @@ def test_a_step_that_stays_out_is_overdue() -> None:
 
 
 def test_a_head_leads_with_what_its_stage_and_one_message_hold() -> None:
-    facts = StageFacts(range(1), 1, 8, 1000, 100, 64, "fp32", "exact", exact=True)
+    facts = StageFacts(range(1), 1, 8, 1000, 100, "fp32", "exact", exact=True)
     settings = SchedulerSettings(token_budget=1 << 30)
     lead = lead_of(
         "f",
