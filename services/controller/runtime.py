@@ -23,7 +23,6 @@ from services.controller.core.cluster.actions import (
     NodeState,
     NodeView,
     PersistCluster,
-    PlannedPipeline,
     RoutesChanged,
     TerminateNode,
 )
@@ -321,13 +320,14 @@ class ClusterRuntime:
 
     async def _plan(self, action: AskPlan) -> None:
         try:
-            pipelines: tuple[PlannedPipeline, ...] = await self._planning.plan(action)
+            plan = await self._planning.plan(action)
         except ShuntError as error:
             self._submit(self.cluster.plan_failed(error.message, error.permanent, self._clock()))
         else:
-            self._submit(self.cluster.plan_ready(pipelines, self._clock()))
+            self._submit(self.cluster.plan_ready(plan, self._clock()))
 
     async def _load(self, action: LoadStage) -> None:
+        await self._dissolved([action.incarnation])
         loaded = metrics.LOADED.labels(action.node_id)
         try:
             held = await self._engines.load(action, lambda done, total: loaded.set(done))
@@ -351,9 +351,7 @@ class ClusterRuntime:
             metrics.LOADED.remove(action.node_id)
 
     async def _form(self, action: FormPipeline) -> None:
-        before = [self._dissolving.get(member.incarnation) for member in action.members]
-        if waiting := [task for task in before if task is not None]:
-            await asyncio.wait(waiting)
+        await self._dissolved([member.incarnation for member in action.members])
         if not self.cluster.pipeline_of(action.formation_id):
             return  # a member was lost meanwhile
         try:
@@ -364,6 +362,12 @@ class ClusterRuntime:
             )
         else:
             self._submit(self.cluster.formed(action.formation_id, self._clock()))
+
+    async def _dissolved(self, incarnations: Iterable[str]) -> None:
+        """Waits until these processes have left what they were told to leave, or did not answer."""
+        before = (self._dissolving.get(incarnation) for incarnation in incarnations)
+        if waiting := [task for task in before if task is not None]:
+            await asyncio.wait(waiting)
 
     async def _dissolve(self, formation_id: str, member: Member) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,17 @@ from services.controller.core.cluster.actions import (
     LaunchNode,
     LoadStage,
     PersistCluster,
-    PlannedPipeline,
-    PlannedStage,
     RoutesChanged,
     TerminateNode,
 )
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.plan import (
+    THROUGHPUT,
+    Deployment,
+    Plan,
+    PlannedPipeline,
+    PlannedStage,
+)
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import Outcome
 from services.controller.core.ledger.records import Record
@@ -47,6 +53,9 @@ class SimulatedController(Process):
         self.snapshot = snapshot
         self._pending: list[tuple[tuple[Record, ...], Callable[[], None]]] = []
         self._committing = False
+        self._dissolving: Counter[str] = Counter()
+        """Calls to processes that are to leave a formation, by process."""
+        self._waiting_for_leave: list[tuple[list[str], Callable[..., None], tuple[Any, ...]]] = []
         now_s, settings = world.clock.now_s, world.settings
         self.ledger = Ledger.recover(settings.ledger, records, now_s)
         cluster = world.cluster_settings
@@ -181,13 +190,13 @@ class SimulatedController(Process):
             elif isinstance(action, AskPlan):
                 self.after(0.01, self._plan, action)
             elif isinstance(action, LoadStage):
-                self._load(action)
+                self._behind_dissolves([action.incarnation], self._load, action)
             elif isinstance(action, FormPipeline):
-                self._form(action, len(action.members) - 1)
+                members = [member.incarnation for member in action.members]
+                self._behind_dissolves(members, self._form, action, len(members) - 1)
             elif isinstance(action, DissolveFormation):
                 for engine in self.world.engines_of(action.members):
-                    args = (action.formation_id,)
-                    self._call(engine, engine.dissolve, args, lambda _: None)
+                    self._dissolve(engine, action.formation_id)
             elif isinstance(action, DrainFormation):
                 self._drain(action)
             elif isinstance(action, RoutesChanged):
@@ -196,6 +205,24 @@ class SimulatedController(Process):
                 self.snapshot = action.snapshot
             else:
                 self.world.monitor.cluster_event(action)
+
+    def _dissolve(self, engine: Process, formation_id: str) -> None:
+        def answered(_: Any) -> None:
+            self._dissolving[engine.name] -= 1
+            waiting, self._waiting_for_leave = self._waiting_for_leave, []
+            for names, act, args in waiting:
+                self._behind_dissolves(names, act, *args)
+
+        self._dissolving[engine.name] += 1
+        self._call(engine, self.world.engine(engine.name).dissolve, (formation_id,), answered)
+
+    def _behind_dissolves(self, names: list[str], act: Callable[..., None], *args: Any) -> None:
+        """Does it once these processes have left what they were told to leave, or did not answer,
+        as the production runtime does."""
+        if any(self._dissolving[name] for name in names):
+            self._waiting_for_leave.append((names, act, args))
+        else:
+            act(*args)
 
     def _call(
         self, server: Process | None, serve: Callable[..., None], args: Any, answer: Reply
@@ -207,15 +234,20 @@ class SimulatedController(Process):
             self.act(self.cluster.plan_failed("no answer", False, self.clock.now_s))
             return
         size = len(LAYERS)
-        planned = []
+        planned: list[PlannedPipeline] = []
         for first in range(0, len(ask.nodes) - size + 1, size):
             nodes = ask.nodes[first : first + size]
             stages = tuple(
-                PlannedStage(node.node_id, layers)
+                PlannedStage(layers, 1, node.shape, node.node_id)
                 for node, layers in zip(nodes, LAYERS, strict=True)
             )
-            planned.append(PlannedPipeline(stages, 100.0 / (first + size)))
-        self.act(self.cluster.plan_ready(tuple(planned), self.clock.now_s))
+            name = f"pipeline-{len(planned) + 1}"
+            planned.append(PlannedPipeline(name, stages, 100.0 / (first + size)))
+        if not planned:
+            self.act(self.cluster.plan_failed("too few nodes", True, self.clock.now_s))
+            return
+        deployment = Deployment(ask.model, THROUGHPUT, tuple(planned))
+        self.act(self.cluster.plan_ready(Plan(ask.number, (deployment,)), self.clock.now_s))
 
     def _load(self, load: LoadStage) -> None:
         engine = self.world.engine(load.incarnation)
@@ -232,6 +264,8 @@ class SimulatedController(Process):
 
     def _form(self, form: FormPipeline, index: int) -> None:
         """From the last stage to the head."""
+        if not self.cluster.pipeline_of(form.formation_id):
+            return  # a member was lost meanwhile
         engine = self.world.engine(form.members[index].incarnation)
 
         def formed(result: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from services.common.errors import ShuntError, Unavailable
+from services.common.errors import Aborted, ShuntError, Unavailable
 from services.common.exchange import Checkpoint, CheckpointResult, Closed, GenerateCall, Phase
 from services.common.generation import CancelReason, GenerationRequest, LayerRange
 from services.common.nodes import Member, NodeFacts, NodeShape
@@ -170,7 +170,10 @@ class SimulatedEngine(Process):
     # Stages
 
     def load(self, reply: Reply, layers: LayerRange) -> None:
-        """Takes its time."""
+        """Takes its time; what a formation needs is not let go."""
+        if self.place is not None and self.layers != layers:
+            reply(Aborted("in a formation"))
+            return
 
         def loaded() -> None:
             if self.world.fails("load", self.world.settings.load_fails):

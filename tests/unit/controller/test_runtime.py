@@ -15,13 +15,19 @@ from services.controller.core.cluster.actions import (
     FormPipeline,
     Loaded,
     LoadStage,
+)
+from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.node import Node
+from services.controller.core.cluster.plan import (
+    THROUGHPUT,
+    Deployment,
+    Plan,
     PlannedPipeline,
     PlannedStage,
 )
-from services.controller.core.cluster.cluster import Cluster
-from services.controller.core.cluster.membership import Membership, Node
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.snapshot import to_json
+from services.controller.core.cluster.state import State
 from services.controller.event_log import EventLog
 from services.controller.journal.journal import Item, Saved
 from services.controller.providers.provider import NodeGone
@@ -120,11 +126,14 @@ class Mesh:
         while True:
             yield await self.gone.get()
 
-    async def plan(self, question: Any) -> tuple[PlannedPipeline, ...]:
+    async def plan(self, question: Any) -> Plan:
         layers = (LayerRange(0, 1), LayerRange(1, 2))
         names = sorted(node.node_id for node in question.nodes)
-        stages = tuple(PlannedStage(name, part) for name, part in zip(names, layers, strict=True))
-        return (PlannedPipeline(stages, 1.0),)
+        stages = tuple(
+            PlannedStage(part, 1, SHAPE, name) for name, part in zip(names, layers, strict=True)
+        )
+        pipelines = (PlannedPipeline("pipeline-1", stages, 1.0),)
+        return Plan(question.number, (Deployment(question.model, THROUGHPUT, pipelines),))
 
     async def load(self, stage: LoadStage, progress: Any) -> Loaded:
         self.loads += 1
@@ -346,8 +355,8 @@ async def test_a_node_is_taken_at_its_deadline_by_the_next_controller_too() -> N
 
 
 async def test_what_was_launched_before_is_found_before_it_is_asked_for_anything() -> None:
-    state, world = Membership(SETTINGS.basis), Set()
-    state.nodes["a"] = Node("a", SHAPE, 0.0, facts("a"), leaving=True)
+    state, world = State(SETTINGS.basis), Set()
+    state.nodes["a"] = Node("a", SHAPE, 0.0, facts=facts("a"), leaving=True)
     async with world.working(to_json(state, 0.0), (f"{HANDLE_PREFIX}a", "handle-a")):
         await world.mesh.ending.wait()
     assert (world.mesh.adopted, world.mesh.ended) == (["a"], ["a"])
