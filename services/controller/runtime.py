@@ -26,6 +26,7 @@ from services.controller.core.cluster.actions import (
     RoutesChanged,
     TerminateNode,
 )
+from services.controller.core.cluster.applying import operators_plan
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
@@ -158,6 +159,13 @@ class ClusterRuntime:
         if event is None:
             raise NotFound("the notice is too old to be known", field="node_id")
         return event
+
+    async def apply_plan(self, plan_json: str) -> int:
+        """Adopts an operator's plan; returns its number. Raises InvalidArgument."""
+        number = self.cluster.next_plan_number
+        plan = operators_plan(plan_json, number, self.cluster.settings)
+        await self._submit(self.cluster.plan_ready(plan, self._clock()))
+        return number
 
     def _take_away_later(self, node_id: str, deadline_s: float) -> None:
         if not self._settings.takes_noticed:

@@ -227,6 +227,12 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         event = await self._runtime.interrupt(node_id, notice_s, request.kill)
         return pb.ReportInterruptionResponse(event_number=event.number)
 
+    async def ApplyPlan(
+        self, request: pb.ApplyPlanRequest, context: Context
+    ) -> pb.ApplyPlanResponse:
+        await self._runtime.started.wait()
+        return pb.ApplyPlanResponse(number=await self._runtime.apply_plan(request.plan_json))
+
     async def GetStatus(
         self, request: pb.GetStatusRequest, context: Context
     ) -> pb.GetStatusResponse:
@@ -243,6 +249,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
             cancelled_generations=population.cancelled,
             faults=[messages.fault_to(fault, cluster.unix_offset_s) for fault in cluster.faults()],
             unusable=cluster.unusable(),
+            plan=None if cluster.plan is None else messages.plan_to(cluster.plan),
         )
 
     async def WatchEvents(
