@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
 from typing import Any
 
 import grpc
@@ -19,6 +20,7 @@ _KINDS = {
     (True, False): "stream_unary",
     (True, True): "stream_stream",
 }
+_speaks_for: ContextVar[str] = ContextVar("speaks_for", default="")
 
 
 def guards_of(settings: ServiceSettings) -> list[grpc.aio.ServerInterceptor]:
@@ -40,19 +42,14 @@ class RoleInterceptor(grpc.aio.ServerInterceptor):
             return handler
 
         def let_in(request: Any, context: Context) -> Any:
-            caller = _caller(context)
-            roles.check_call(caller, method)
-            if method in roles.SPEAKS_FOR_A_NODE:
-                if handler.request_streaming:
-                    return _of_one_node(caller, request)
-                roles.check_node(caller, request)
-            return request
+            return _admitted(_caller(context), method, handler, request)
 
         return _guarded(handler, let_in)
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):
-    """Lets in who shows the mesh's token; what clients may call is open to everybody."""
+    """Lets in who shows the mesh's token, and engines of nodes that show theirs to what the role
+    may call; what clients may call is open to everybody."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -65,10 +62,27 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
             return handler
 
         def let_in(request: Any, context: Context) -> Any:
-            mesh_token.check(self._token, context.invocation_metadata())
-            return request
+            caller = mesh_token.caller_of(self._token, method, context.invocation_metadata())
+            return request if caller is None else _admitted(caller, method, handler, request)
 
         return _guarded(handler, let_in)
+
+
+def speaks_for() -> str:
+    """The only node that the caller of the RPC which this task serves may speak for; empty: it may
+    for any."""
+    return _speaks_for.get()
+
+
+def _admitted(caller: roles.Identity, method: str, handler: Handler, request: Any) -> Any:
+    """The request, of a caller who may make it. Raises PermissionDenied."""
+    roles.check_call(caller, method)
+    _speaks_for.set(caller.node_id)
+    if method in roles.SPEAKS_FOR_A_NODE:
+        if handler.request_streaming:
+            return _of_one_node(caller, request)
+        roles.check_node(caller, request)
+    return request
 
 
 def _guarded(handler: Handler, let_in: Callable[[Any, Context], Any]) -> Handler:
@@ -77,6 +91,7 @@ def _guarded(handler: Handler, let_in: Callable[[Any, Context], Any]) -> Handler
     inner = getattr(handler, kind)
 
     def call(request: Any, context: Context) -> Any:
+        _speaks_for.set("")
         return inner(let_in(request, context), context)
 
     make = getattr(grpc, f"{kind}_rpc_method_handler")

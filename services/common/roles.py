@@ -1,8 +1,8 @@
-"""Who may call what under mutual TLS: a certificate's role, and the one table of roles by RPC.
+"""Who may call what: a caller's role, and the one table of roles by RPC.
 
-A certificate says what its holder is by one SPIFFE URI among its subject's alternative names:
-spiffe://shunt/ROLE, or spiffe://shunt/engine/NODE for the engine of one node
-(https://spiffe.io/docs/latest/spiffe-specs/x509-svid/).
+Under mutual TLS a certificate says what its holder is by one SPIFFE URI among its subject's
+alternative names: spiffe://shunt/ROLE, or spiffe://shunt/engine/NODE for the engine of one node
+(https://spiffe.io/docs/latest/spiffe-specs/x509-svid/). A node's token says the latter.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ROLES = {role.value: role for role in Role}
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a certificate says of its holder."""
+    """What a certificate, or a node's token, says of its holder."""
 
     role: Role
     node_id: str = ""
@@ -93,7 +93,7 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "Generate": _only(Role.ROUTER),
         "Cancel": _only(Role.ROUTER, Role.CONTROLLER),
         "Detach": _only(Role.ROUTER),
-        "Load": _only(Role.CONTROLLER),
+        "Hold": _only(Role.CONTROLLER),
         "Form": _only(Role.CONTROLLER),
         "Dissolve": _only(Role.CONTROLLER),
         "Drain": _only(Role.CONTROLLER),
@@ -105,7 +105,8 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
 SPEAKS_FOR_A_NODE = frozenset(
     f"/shuntserve.controller.v1.ControllerService/{name}" for name in ("Register", "Heartbeat")
 )
-"""RPCs whose messages name the caller's own node."""
+"""RPCs whose messages name the caller's own node. StreamCheckpoints names its process: whose that
+is, the controller knows."""
 
 
 def identity_of(spiffe_ids: Iterable[str]) -> Identity:
@@ -134,4 +135,6 @@ def is_for_clients(method: str) -> bool:
 def check_node(caller: Identity, message: Any) -> None:
     """Raises PermissionDenied when an engine speaks for another node than its own."""
     if caller.node_id and message.node_id != caller.node_id:
-        raise PermissionDenied("the caller's certificate is another node's", field="node_id")
+        raise PermissionDenied(
+            f"the caller speaks for node {caller.node_id} alone", field="node_id"
+        )

@@ -90,6 +90,11 @@ class ServiceSettings(BaseSettings):
         """Only other services and operators have business here."""
         return True
 
+    @property
+    def own_node_id(self) -> str:
+        """The node that the process speaks for; empty where it is no engine."""
+        return ""
+
     def name_of(self, field: str) -> str:
         """The environment variable of a field."""
         return f"{self.model_config.get('env_prefix') or ''}{field}".upper()
@@ -116,6 +121,8 @@ def read(kind: type[S]) -> S:
     if isinstance(found, ServiceSettings):
         _hand_on(found.tls)
         _check_reach(found, token)
+        if not found.tls.enabled:
+            _narrow(found, token)
     return found
 
 
@@ -134,6 +141,17 @@ def _check_reach(found: ServiceSettings, token: str) -> None:
             f"beyond loopback ({found.name_of('host')}={found.host}) a mesh needs a token, the"
             f" same for all its services (or {mesh_token.FILE_VARIABLE}), or mutual TLS",
         )
+
+
+def _narrow(found: ServiceSettings, token: str) -> None:
+    """An engine goes on with its node's token, whatever it was given; no other service can."""
+    node_id, name = mesh_token.node_of(token), found.own_node_id
+    if node_id and not name:
+        refuse(mesh_token.VARIABLE, f"this service needs the mesh's token, not node {node_id}'s")
+    if node_id and node_id != name:
+        refuse(found.name_of("node_id"), f"the token is node {node_id}'s alone")
+    if name:
+        os.environ.update(mesh_token.narrowed(name))
 
 
 def _is_loopback(host: str) -> bool:

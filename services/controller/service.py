@@ -14,15 +14,18 @@ import grpc
 from shuntserve.controller.v1 import controller_pb2 as pb
 from shuntserve.controller.v1 import controller_pb2_grpc
 
-from services.common import channels, logs, wire
+from services.common import channels, guards, logs, wire
 from services.common.errors import InvalidArgument, NotFound, ShuntError
 from services.common.exchange import CheckpointResult
 from services.common.generation import CancelReason, ModelRef
 from services.controller import metrics
 from services.controller import wire as messages
+from services.controller.core.cluster.actions import NodeView
+from services.controller.core.cluster.market import MAX_NOTICE_S
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
 from services.controller.generations import LedgerRuntime
+from services.controller.processes import Processes
 from services.controller.runtime import ClusterRuntime
 
 _log = logging.getLogger(__name__)
@@ -74,11 +77,13 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         self._engines = engines
         self._served = served
         self._routers: Counter[str] = Counter()
+        self._processes: Processes | None = None
         self._passing_on: set[asyncio.Task[None]] = set()
 
     async def Register(self, request: pb.RegisterRequest, context: Context) -> pb.RegisterResponse:
         facts = messages.facts_from(request)
         await self._runtime.started.wait()
+        self._known_processes().registered(facts.node_id, facts.incarnation)
         await self._runtime.register(facts)
         return pb.RegisterResponse(heartbeat_interval_s=self._limits.heartbeat_interval_s)
 
@@ -95,6 +100,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
                 node_id = beat.node_id
                 try:
                     self._runtime.heartbeat(beat)
+                    self._known_processes().registered(beat.node_id, beat.incarnation)
                     yield pb.HeartbeatResponse()
                 except NotFound:
                     yield pb.HeartbeatResponse(register_again=True)
@@ -138,9 +144,21 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
                     messages.checkpoint_from(message, self._vocab_size)
                     for message in request.checkpoints
                 ]
+                if node_id := guards.speaks_for():
+                    for incarnation in {checkpoint.incarnation for checkpoint in checkpoints}:
+                        self._known_processes().check(node_id, incarnation)
                 await waiting.put((request.sequence, self._generations.checkpoint(checkpoints)))
         finally:
             await waiting.put(None)
+
+    def _known_processes(self) -> Processes:
+        """Those of the journal too: a controller that was started again knows whose they are."""
+        if self._processes is None:
+            self._processes = Processes()
+            for node in self._runtime.cluster.nodes_view():
+                if node.incarnation:
+                    self._processes.registered(node.node_id, node.incarnation)
+        return self._processes
 
     async def WatchRoutes(
         self, request: pb.WatchRoutesRequest, context: Context
@@ -217,10 +235,8 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
     ) -> pb.ReportInterruptionResponse:
         node_id = messages.name_from(request.node_id, "node_id")
         notice_s = request.notice_s
-        if not math.isfinite(notice_s) or not 0 <= notice_s <= messages.MAX_NOTICE_S:
-            raise InvalidArgument(
-                f"notice_s lies in [0, {messages.MAX_NOTICE_S:g}]", field="notice_s"
-            )
+        if not math.isfinite(notice_s) or not 0 <= notice_s <= MAX_NOTICE_S:
+            raise InvalidArgument(f"notice_s lies in [0, {MAX_NOTICE_S:g}]", field="notice_s")
         if request.kill and notice_s:
             raise InvalidArgument("a kill comes without notice", field="notice_s")
         await self._runtime.started.wait()
@@ -236,10 +252,13 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
     async def GetStatus(
         self, request: pb.GetStatusRequest, context: Context
     ) -> pb.GetStatusResponse:
-        cluster = self._runtime.cluster
+        cluster, market = self._runtime.cluster, self._runtime.market
         population = self._generations.population()
         return pb.GetStatusResponse(
-            nodes=[messages.node_to(node) for node in cluster.nodes_view()],
+            nodes=[
+                messages.node_to(node, market.offer_id_of(node.node_id), self._declared(node))
+                for node in cluster.nodes_view()
+            ],
             pipelines=[messages.pipeline_to(pipeline) for pipeline in cluster.pipelines_view()],
             generations=[messages.generation_to(line) for line in population.open],
             router_ids=sorted(self._routers),
@@ -250,7 +269,15 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
             faults=[messages.fault_to(fault, cluster.unix_offset_s) for fault in cluster.faults()],
             unusable=cluster.unusable(),
             plan=None if cluster.plan is None else messages.plan_to(cluster.plan),
+            offers=[messages.offer_to(offer, market) for offer in market.offers()],
+            cost_per_hour=market.cost_per_hour(),
+            on_demand_cost_per_hour=market.on_demand_cost_per_hour(),
         )
+
+    def _declared(self, node: NodeView) -> bool:
+        market = self._runtime.market
+        offer = market.offer(market.offer_id_of(node.node_id))
+        return offer is not None and offer.declared
 
     async def WatchEvents(
         self, request: pb.WatchEventsRequest, context: Context

@@ -1,4 +1,4 @@
-"""`shunt engine`: one stage worker in the foreground."""
+"""`shunt engine`: one stage worker in the foreground, and the token that it needs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,6 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(help="One stage of a pipeline.", no_args_is_help=True)
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps `run` a command of its own."""
 
 
 @app.command()
@@ -35,3 +30,19 @@ def run(
     from services.engine.__main__ import main
 
     main()
+
+
+@app.command()
+def token(node_id: Annotated[str, typer.Option(help="Name of the node.")]) -> None:
+    """Prints the token of one node, made from the mesh's: what its machine may know."""
+    from services.common import mesh_token
+    from services.common.errors import ShuntError
+    from services.common.settings import refuse
+
+    try:
+        own = mesh_token.own()
+        if not own:
+            refuse(mesh_token.VARIABLE, f"the mesh's token, or {mesh_token.FILE_VARIABLE}")
+        print(mesh_token.of_node(own, node_id))
+    except ShuntError as error:
+        refuse("--node-id" if error.field == "node_id" else error.field, error.message)

@@ -71,6 +71,10 @@ class EngineSettings(ServiceSettings):
         return self
 
     @property
+    def own_node_id(self) -> str:
+        return self.node_id
+
+    @property
     def reachable_host(self) -> str:
         """The host part of the address that this process registers."""
         if self.advertise_host:

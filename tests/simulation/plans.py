@@ -15,7 +15,8 @@ from services.controller.core.cluster.plan import (
     PlannedPipeline,
     PlannedStage,
 )
-from simulator.world import MODEL, World
+from simulator.environment.settings import MODEL
+from simulator.world import World
 
 MAX_NODES = 6
 """Seats of a plan: four nodes are there at first."""

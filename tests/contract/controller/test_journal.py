@@ -298,6 +298,30 @@ async def test_a_head_that_misses_a_cancel_is_told_of_with_the_generations_name(
     head.close()
 
 
+async def test_a_grants_line_has_the_id_of_the_request_and_all_lines_the_generations(
+    world: World, route: Any
+) -> None:
+    head = Head(world)
+    with log_lines() as lines:
+        await head.say(_checkpoint(route, _run(0, 5), request=_request()))
+        await head.say(_checkpoint(route, sealed=True))
+        await world.stub.Resume(
+            pb.ResumeRequest(generation_id="g", last_epoch=1, request=_request()),
+            timeout=CALL_S,
+            metadata=(("x-request-id", "mine-1"),),
+        )
+    head.close()
+    (granted,) = lines.named("generation_granted")
+    assert (granted["generation_id"], granted["request_id"]) == ("g", "mine-1")
+    about = [line for line in lines.all() if line["message"].startswith("generation_")]
+    assert {line["message"] for line in about} >= {
+        "generation_bound",
+        "generation_sealed",
+        "generation_granted",
+    }
+    assert {line["generation_id"] for line in about} == {"g"}
+
+
 async def test_a_cancel_before_anything_is_known_holds(world: World, route: Any) -> None:
     await world.stub.Cancel(
         pb.CancelRequest(generation_id="g", reason=common_pb2.CANCEL_REASON_CLIENT),
@@ -379,7 +403,7 @@ async def test_a_stream_moves_while_the_disk_is_full_and_is_journaled_when_there
         left = await world.until_event("journal_room")
         assert left.attributes == {"left": "reserve"}
 
-        await world.provider.kill(world.head(route).spec.node_id)
+        await world.provider.kill(world.head(route).node_id)
         held = _run(0, 5, *(9,) * (positions[-1] + 2))
         grant = await _resume(world, 1, held, left_formation_id=route.formation_id)
         assert (grant.epoch, len(grant.base[0].ids)) == (2, positions[-1] + 3)

@@ -51,6 +51,7 @@ async def test_a_request_is_one_line_that_names_all_its_ids(
     assert (line["method"], line["route"], line["status"]) == ("POST", CHAT, 200)
     assert line["request_id"] == "mine-1"
     assert line["generation_id"] == answer.headers["x-generation-id"]
+    assert f'"id":"chatcmpl-{line["generation_id"]}"' in answer.text
     assert (line["model"], line["completion_tokens"]) == ("tiny", 3)
     assert line["prompt_tokens"] > 3
     assert line["sent_bytes"] == len(answer.content)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -16,7 +19,7 @@ from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from services.common import channels, mesh_token, roles, settings
-from services.common.errors import Unauthenticated
+from services.common.errors import InvalidArgument, PermissionDenied, Unauthenticated
 from services.common.server import Server
 from services.common.settings import ServiceSettings
 from services.common.statuses import from_rpc_error
@@ -142,9 +145,126 @@ async def test_the_stores_own_client_shows_the_token(monkeypatch: pytest.MonkeyP
     assert shown == [(("authorization", f"Bearer {TOKEN}"),)]
 
 
-def _refused(capsys: pytest.CaptureFixture[str]) -> str:
+NODE = mesh_token.of_node(TOKEN, "n-1")
+ENGINE_RPC = "/shuntserve.engine.v1.EngineService/Forward"
+REGISTER = f"/{NAME}/Register"
+
+
+def _shown(monkeypatch: pytest.MonkeyPatch, token: str, method: str) -> Any:
+    """The metadata of a call by a process with that token."""
+    seen: list[Any] = []
+
+    class _Channel:
+        def unary_unary(self, method: str, **options: Any) -> Any:
+            return lambda request, metadata=None: seen.append(metadata)
+
+        unary_stream = stream_unary = stream_stream = unary_unary
+
+    monkeypatch.setenv(mesh_token.VARIABLE, token)
+    channel: Any = mesh_token.present(_Channel())
+    channel.unary_unary(method)(b"")
+    return seen[0]
+
+
+def test_a_nodes_token_is_derived_as_is_written_down() -> None:
+    def secret(purpose: bytes) -> str:
+        return hmac.new(TOKEN.encode(), purpose, hashlib.sha256).hexdigest()
+
+    assert f"shunt-node.n-1.{secret(b'node:n-1')}.{secret(b'engines')}" == NODE
+    assert mesh_token.of_node(NODE, "n-1") == NODE
+    assert mesh_token.node_of(NODE) == "n-1"
+    assert mesh_token.node_of(TOKEN) == ""
+
+
+@pytest.mark.parametrize("node_id", ["a.b", "with a space", "ümläut", "%2e", "shunt-node.x", "."])
+def test_any_name_of_a_node_has_a_token_that_headers_carry(
+    monkeypatch: pytest.MonkeyPatch, node_id: str
+) -> None:
+    token = mesh_token.of_node(TOKEN, node_id)
+    assert mesh_token.node_of(token) == node_id
+    shown = _shown(monkeypatch, token, REGISTER)
+    assert mesh_token.own() == token
+    caller = mesh_token.caller_of(TOKEN, REGISTER, shown)
+    assert caller == roles.Identity(roles.Role.ENGINE, node_id)
+
+
+def test_a_token_of_a_node_makes_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(PermissionDenied) as refused:
+        mesh_token.of_node(NODE, "n-2")
+    assert refused.value.field == "node_id"
+    with pytest.raises(InvalidArgument):
+        mesh_token.of_node(TOKEN, "")
+
+
+@pytest.mark.parametrize("holder", [TOKEN, NODE])
+@pytest.mark.parametrize("server", [TOKEN, mesh_token.of_node(TOKEN, "n-2")])
+def test_everybody_shows_engines_what_they_can_check_and_no_more(
+    monkeypatch: pytest.MonkeyPatch, holder: str, server: str
+) -> None:
+    shown = _shown(monkeypatch, holder, ENGINE_RPC)
+    assert mesh_token.caller_of(server, ENGINE_RPC, shown) is None
+    secret = NODE.rpartition(".")[2]
+    assert shown == (("authorization", f"Bearer {secret}"),)
+    for method in (REGISTER, "/shuntserve.tensorstore.v1.TensorStoreService/Read"):
+        with pytest.raises(Unauthenticated):
+            mesh_token.caller_of(TOKEN, method, shown)
+
+
+def test_what_a_node_shows_elsewhere_opens_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for holder in (TOKEN, NODE):
+        shown = _shown(monkeypatch, holder, REGISTER)
+        assert NODE.rpartition(".")[2] not in str(shown)
+        for server in (TOKEN, NODE):
+            with pytest.raises(Unauthenticated):
+                mesh_token.caller_of(server, ENGINE_RPC, shown)
+
+
+@pytest.mark.parametrize("shown", ["Bearer shunt-node.n-1.", "Bearer shunt-node..", "Bearer ", "x"])
+def test_what_is_no_token_is_refused(shown: str) -> None:
+    for value in (shown, shown.encode() + b"\xff"):
+        with pytest.raises(Unauthenticated):
+            mesh_token.caller_of(TOKEN, REGISTER, [("authorization", value)])
+
+
+class _Engine(ServiceSettings):
+    @property
+    def own_node_id(self) -> str:
+        return "n-1"
+
+
+@pytest.mark.parametrize("given", [TOKEN, NODE])
+def test_an_engine_goes_on_with_its_nodes_token_whatever_it_was_given(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: str
+) -> None:
+    path = tmp_path / "token"
+    path.write_text(given)
+    monkeypatch.setenv(mesh_token.VARIABLE, "")
+    monkeypatch.setenv(mesh_token.FILE_VARIABLE, str(path))
+    settings.read(_Engine)
+    assert mesh_token.own() == NODE
+    assert os.environ[mesh_token.FILE_VARIABLE] == ""
+
+
+def test_an_engine_without_a_token_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(mesh_token.VARIABLE, raising=False)
+    settings.read(_Engine)
+    assert mesh_token.own() == ""
+
+
+def test_a_token_of_another_node_or_for_another_service_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(mesh_token.VARIABLE, NODE)
+    assert f"bad setting {mesh_token.VARIABLE}: " in _refused(capsys)
+    monkeypatch.setenv(mesh_token.VARIABLE, mesh_token.of_node(TOKEN, "n-2"))
+    assert "bad setting NODE_ID: the token is node n-2's alone" in _refused(capsys, _Engine)
+
+
+def _refused(
+    capsys: pytest.CaptureFixture[str], kind: type[ServiceSettings] = ServiceSettings
+) -> str:
     with pytest.raises(SystemExit) as stop:
-        settings.read(ServiceSettings)
+        settings.read(kind)
     assert stop.value.code == 2
     return capsys.readouterr().err
 
@@ -187,7 +307,10 @@ def test_a_token_comes_from_a_file_that_the_program_can_draw(
     assert mesh_token.own() == TOKEN
 
 
-@pytest.mark.parametrize("token", ["short", "has a space in the middle", "ümläute" * 5])
+@pytest.mark.parametrize(
+    "token",
+    ["shunt-node.n-1.12345678", NODE[:-1], "short", "has a space in the middle", "ümläute" * 5],
+)
 def test_a_bad_token_is_named_and_not_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], token: str
 ) -> None:

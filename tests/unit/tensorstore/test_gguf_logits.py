@@ -83,7 +83,7 @@ def ours(path: Path, ids: torch.Tensor) -> torch.Tensor:
         return logits
 
 
-def theirs(path: Path, **changes: Any) -> Any:
+def theirs(path: Path, *, mistral: bool = False, **changes: Any) -> Any:
     """Transformers' model of the file, but for what its reader of GGUF files forgets."""
     import transformers
     from transformers import modeling_gguf_pytorch_utils
@@ -95,6 +95,9 @@ def theirs(path: Path, **changes: Any) -> Any:
         setattr(config, key, value)
     model = auto.from_config(config).float().eval()
     read = reader.load_gguf_checkpoint(path, return_tensors=True, model_to_load=model)
+    if mistral:  # its reader knows the names of a Llama's tensors, which are a Mistral's too
+        values = {k: v for k, v in config.to_dict().items() if k != "model_type"}
+        model = auto.from_config(transformers.MistralConfig(**values)).float().eval()
     missing, unexpected = model.load_state_dict(read["tensors"], strict=False)
     assert not unexpected
     assert all(name == "lm_head.weight" for name in missing)
@@ -115,6 +118,35 @@ def test_logits_are_those_of_transformers(tmp_path: Path, name: str) -> None:
     path = make().changed(metadata).write(tmp_path / "tiny.gguf")
     reference = theirs(path, head_dim=16)  # it forgets Qwen3's key length, and all scaling
     reference.model.rotary_emb.inv_freq /= torch.as_tensor(divisor)
+    assert_equal_logits(path, reference)
+
+
+def test_a_window_is_that_of_transformers_mistral(tmp_path: Path) -> None:
+    """Converters write a Mistral as a Llama with a window; all its layers have it."""
+    path = (
+        gguf_models.model("llama")
+        .changed({"llama.attention.sliding_window": 9})
+        .write(tmp_path / "tiny.gguf")
+    )
+    assert_equal_logits(path, theirs(path, mistral=True, sliding_window=9))
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("slides", [[True, False], [False, True], [True, True]])
+def test_windows_of_some_layers_are_those_of_transformers(
+    tmp_path: Path, family: str, slides: list[bool]
+) -> None:
+    model = gguf_models.model(family, gguf_models.byte_level("qwen2")).changed(
+        {
+            f"{family}.attention.sliding_window": 9,
+            f"{family}.attention.sliding_window_pattern": slides,
+        }
+    )
+    path = model.write(tmp_path / "tiny.gguf")
+    kinds = ["sliding_attention" if sliding else "full_attention" for sliding in slides]
+    reference = theirs(
+        path, head_dim=16, use_sliding_window=True, sliding_window=9, layer_types=kinds
+    )
     assert_equal_logits(path, reference)
 
 

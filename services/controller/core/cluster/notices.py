@@ -9,14 +9,14 @@ from services.controller.core.cluster.pipeline import Pipeline
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.state import State
 
-_SAME_NOTICE_S = 0.5
+SAME_NOTICE_S = 0.5
 """A deadline is not taken for another one for so little."""
 
 
 def notice(node: Node, deadline_s: float, now_s: float, *, departs: bool = False) -> list[Action]:
     """The node will be taken away then; of several deadlines the earliest counts."""
     known_s = node.deadline_s
-    if known_s is not None and deadline_s > known_s - _SAME_NOTICE_S:
+    if known_s is not None and deadline_s > known_s - SAME_NOTICE_S:
         node.give_notice(known_s, departs=departs)
         return []
     node.give_notice(deadline_s, departs=departs)

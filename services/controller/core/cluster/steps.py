@@ -43,7 +43,15 @@ def _launch_first(state: State, settings: ClusterSettings, now_s: float) -> list
     lacking, surplus = match_shapes(settings.initial, state.staying())
     missing = lacking[: max(0, len(lacking) - len(surplus))]
     launched = [state.launch(shape, now_s) for shape in missing]
-    return [LaunchNode(node.node_id, node.shape) for node in launched]
+    return [action for node in launched for action in _launched(node)]
+
+
+def _launched(node: Node, pipeline_id: str = "") -> list[Action]:
+    """Starts the node, and says so; those for the first plan are of no pipeline yet."""
+    return [
+        LaunchNode(node.node_id, node.shape),
+        LogEvent("node_launched", node.node_id, pipeline_id),
+    ]
 
 
 def _ask_plan(state: State, settings: ClusterSettings, now_s: float) -> list[Action]:
@@ -147,10 +155,7 @@ class _Steps:
         if instead_of is not None and instead_of.loads.permanent:
             return None, []  # one more node of its shape would say the same
         node = self._state.launch(seat.shape, self._now_s)
-        return node, [
-            LaunchNode(node.node_id, node.shape),
-            LogEvent("node_launched", node.node_id, pipeline.pipeline_id),
-        ]
+        return node, _launched(node, pipeline.pipeline_id)
 
     def _taken(self, pipeline: Pipeline, node: Node) -> list[Action]:
         node.employ()

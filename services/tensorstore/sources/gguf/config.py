@@ -41,6 +41,10 @@ FAMILIES = {
         GgufArchitecture("qwen3", "Qwen3ForCausalLM", "qwen3"),
     )
 }
+_MISTRAL = GgufArchitecture(
+    "llama", "MistralForCausalLM", "mistral", permuted=True, rope_freqs=True
+)
+"""Converters call it a Llama; it is one but for its window, and has no biases."""
 # What these may say without changing anything; llama.cpp's own defaults.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
@@ -74,7 +78,8 @@ def family_of(metadata: Metadata) -> GgufArchitecture:
     name = metadata.text("general.architecture")
     if name not in FAMILIES:
         raise refuse("general.architecture", f"{ascii(name)[:40]} is not {', '.join(FAMILIES)}")
-    return FAMILIES[name]
+    family = FAMILIES[name]
+    return _MISTRAL if family.model_type == "llama" and _window(metadata, name) else family
 
 
 def config_of(
@@ -91,16 +96,14 @@ def config_of(
     head_dim = _head_dim(metadata, name, hidden, heads)
     if metadata.size(f"{name}.vocab_size", vocabulary) != vocabulary:
         raise refuse(f"{name}.vocab_size", f"the embedding has {vocabulary} rows")
-    window = metadata.index(f"{name}.attention.sliding_window", 1 << 31)
-    if window and window < context:
-        raise refuse(f"{name}.attention.sliding_window", f"is below the context of {context}")
+    layers = metadata.size(f"{name}.block_count", limit=MAX_LAYERS)
     return {
         "architectures": [family.architecture],
         "model_type": family.model_type,
         "hidden_act": "silu",
         "hidden_size": hidden,
         "intermediate_size": metadata.size(f"{name}.feed_forward_length"),
-        "num_hidden_layers": metadata.size(f"{name}.block_count", limit=MAX_LAYERS),
+        "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": metadata.size(f"{name}.attention.head_count_kv", heads),
         "head_dim": head_dim,
@@ -109,7 +112,39 @@ def config_of(
         "rms_norm_eps": metadata.number(f"{name}.attention.layer_norm_rms_epsilon"),
         "rope_parameters": rope_parameters(metadata, name, head_dim, context, factors),
         "torch_dtype": "bfloat16",
+        **_windows(metadata, family, layers),
     }
+
+
+def _window(metadata: Metadata, name: str) -> int:
+    """0 for none that is shorter than the context."""
+    window = metadata.index(f"{name}.attention.sliding_window", 1 << 31) or 0
+    return window if window < metadata.size(f"{name}.context_length") else 0
+
+
+def _windows(metadata: Metadata, family: GgufArchitecture, layers: int) -> dict[str, Any]:
+    """What a window makes of the config; a Mistral's is of all layers, a Qwen's of those that the
+    file tells."""
+    key = f"{family.name}.attention.sliding_window_pattern"
+    window, pattern = _window(metadata, family.name), metadata.take(key)
+    if pattern is not None and not (
+        isinstance(pattern, list)
+        and len(pattern) == layers
+        and all(isinstance(slides, bool) for slides in pattern)
+    ):
+        raise refuse(key, f"must be a list of {layers} truth values, one a layer")
+    if not window:
+        return {}
+    if family is _MISTRAL:
+        if pattern is not None and not all(pattern):
+            raise refuse(key, "a Mistral's window is of all layers")
+        return {"sliding_window": window}
+    if pattern is None:
+        raise refuse(
+            f"{family.name}.attention.sliding_window", f"{key} does not say of which layers"
+        )
+    kinds = ["sliding_attention" if slides else "full_attention" for slides in pattern]
+    return {"use_sliding_window": True, "sliding_window": window, "layer_types": kinds}
 
 
 def _head_dim(metadata: Metadata, name: str, hidden: int, heads: int) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from services.common.errors import InvalidArgument
+from services.model.config import parse_config
 from services.tensorstore.sources.gguf.checkpoint import GgufCheckpoint
 from services.tensorstore.sources.gguf.rope import llama3_factors
 from tests import gguf_models
@@ -174,7 +175,8 @@ REFUSED: dict[str, Any] = {
     "llama.rope.dimension_sections": [4, 4],
     "llama.attention.key_length": 32,
     "llama.attention.value_length": 32,
-    "llama.attention.sliding_window": 128,
+    "llama.attention.sliding_window": -1,
+    "llama.attention.sliding_window_pattern": [True],
     "llama.attention.clamp_kqv": 8.0,
     "llama.attention.max_alibi_bias": 8.0,
     "llama.attention.causal": False,
@@ -218,6 +220,42 @@ def test_what_would_change_an_answer_is_refused_by_key(
     assert error.field in error.message
 
 
+def test_a_llama_with_a_window_is_a_mistral(tmp_path: Path, llama: GgufModel) -> None:
+    plain = opened(llama, tmp_path).config
+    found = opened(llama.changed({"llama.attention.sliding_window": 128}), tmp_path).config
+    assert found["architectures"] == ["MistralForCausalLM"]
+    assert (found["model_type"], found["sliding_window"]) == ("mistral", 128)
+    assert parse_config(found).windows == (128, 128)
+    assert not set(found) - set(plain) - {"sliding_window"}
+    assert set(plain) - set(found) == {"attention_bias", "mlp_bias"}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "named"),
+    [
+        ("llama", {"sliding_window_pattern": [True, False]}, "sliding_window_pattern"),
+        ("llama", {"sliding_window_pattern": 2}, "sliding_window_pattern"),
+        ("qwen2", {}, "sliding_window"),
+        ("qwen3", {}, "sliding_window"),
+        ("qwen3", {"sliding_window_pattern": [True] * 3}, "sliding_window_pattern"),
+        ("qwen3", {"sliding_window_pattern": [1, 0]}, "sliding_window_pattern"),
+    ],
+)
+def test_a_window_that_layers_cannot_be_told_of_is_refused(
+    tmp_path: Path, family: str, changes: dict[str, Any], named: str
+) -> None:
+    window = {"sliding_window": 128, **changes}
+    keys = {f"{family}.attention.{key}": value for key, value in window.items()}
+    error = refusal(gguf_models.model(family).changed(keys), tmp_path)
+    assert error.field == f"{family}.attention.{named}"
+
+
+def test_a_mistral_has_no_biases(tmp_path: Path, llama: GgufModel) -> None:
+    windowed = llama.changed({"llama.attention.sliding_window": 128})
+    bias = windowed.with_tensors(blk__0__attn_q__bias=np.zeros(64, np.float32))
+    assert "MistralForCausalLM" in refusal(bias, tmp_path).message
+
+
 HARMLESS: dict[str, Any] = {
     "general.license": "mit",
     "general.base_model.0.repo_url": "https://example.org/x",
@@ -225,6 +263,7 @@ HARMLESS: dict[str, Any] = {
     "quantize.imatrix.entries_count": 224,
     "llama.attention.causal": True,
     "llama.attention.sliding_window": 256,
+    "llama.attention.sliding_window_pattern": [True, False],
     "llama.attention.scale": 0.25,
     "llama.attention.value_length": 16,
     "llama.expert_count": 0,
