@@ -43,6 +43,7 @@ async def mesh_status(state: MeshState) -> dict[str, Any]:
     return {
         "faults": [fault_json(fault) for fault in status.faults],
         "model": _model(status),
+        "plan": _plan(status) if status.HasField("plan") else None,
         "services": answers,
         "nodes": [_node(node) for node in status.nodes],
         "pipelines": [_pipeline(pipeline) for pipeline in status.pipelines],
@@ -92,6 +93,20 @@ def _model(status: controller_pb2.GetStatusResponse) -> dict[str, str | None]:
         "id": status.model.model_id or None,
         "digest": status.model.digest or None,
         "newer_in_store": status.newer_digest or None,
+    }
+
+
+def _plan(status: controller_pb2.GetStatusResponse) -> dict[str, Any]:
+    return {
+        "number": status.plan.number,
+        "deployments": [
+            {
+                "model": deployment.model.model_id,
+                "objective": deployment.objective,
+                "pipelines": list(deployment.pipeline_ids),
+            }
+            for deployment in status.plan.deployments
+        ],
     }
 
 

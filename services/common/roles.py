@@ -69,6 +69,7 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "GetGeneration": _only(Role.ROUTER),
         "ClaimGeneration": _only(Role.ROUTER),
         "ReportInterruption": _only(Role.OPERATOR),
+        "ApplyPlan": _only(Role.OPERATOR),
         "GetStatus": _only(Role.OPERATOR),
         "WatchEvents": _only(Role.OPERATOR),
     },

@@ -6,10 +6,17 @@ import grpc
 from shuntserve.placement.v1 import placement_pb2, placement_pb2_grpc
 
 from services.common import channels, wire
-from services.common.errors import DataLoss
+from services.common.errors import DataLoss, InvalidArgument
 from services.common.settings import TlsSettings
 from services.common.statuses import from_rpc_error
-from services.controller.core.cluster.actions import AskPlan, PlannedPipeline, PlannedStage
+from services.controller.core.cluster.actions import AskPlan
+from services.controller.core.cluster.plan import (
+    THROUGHPUT,
+    Deployment,
+    Plan,
+    PlannedPipeline,
+    PlannedStage,
+)
 from services.controller.core.model_facts import ModelFacts
 
 
@@ -32,7 +39,7 @@ class Planning:
         self._planner = placement_pb2.Planner.Value(f"PLANNER_{planner.upper()}")
         self._timeout_s = timeout_s
 
-    async def plan(self, question: AskPlan) -> tuple[PlannedPipeline, ...]:
+    async def plan(self, question: AskPlan) -> Plan:
         """Raises a ShuntError when there is no answer, DataLoss for a plan that cannot be."""
         request = placement_pb2.PlanRequest(
             model=placement_pb2.ModelSpec(config_json=self._facts.config_json),
@@ -55,28 +62,35 @@ class Planning:
             raise from_rpc_error(error) from error
         if len(reply.pipelines) != len(reply.pipeline_estimates):
             raise DataLoss("a pipeline of the plan has no estimate", field="pipeline_estimates")
+        shapes = {node.node_id: node.shape for node in question.nodes}
+        named = [stage.node_id for pipeline in reply.pipelines for stage in pipeline.stages]
+        if not reply.pipelines or not set(named) <= set(shapes):
+            raise DataLoss("the plan is empty or names nodes that it should not", field="stages")
         pipelines = tuple(
             PlannedPipeline(
+                f"pipeline-{number}",
                 stages=tuple(
-                    PlannedStage(stage.node_id, wire.layers_from(stage.layers), stage.tp_degree)
+                    PlannedStage(
+                        wire.layers_from(stage.layers),
+                        stage.tp_degree,
+                        shapes[stage.node_id],
+                        stage.node_id,
+                    )
                     for stage in pipeline.stages
                 ),
-                throughput_tokens_per_s=estimate.throughput_tokens_per_s,
+                weight_tokens_per_s=estimate.throughput_tokens_per_s,
             )
-            for pipeline, estimate in zip(reply.pipelines, reply.pipeline_estimates, strict=True)
+            for number, (pipeline, estimate) in enumerate(
+                zip(reply.pipelines, reply.pipeline_estimates, strict=True), 1
+            )
         )
-        self._check(pipelines, {node.node_id for node in question.nodes})
-        return pipelines
-
-    def _check(self, pipelines: tuple[PlannedPipeline, ...], known: set[str]) -> None:
-        named = [stage.node_id for pipeline in pipelines for stage in pipeline.stages]
-        if not pipelines or len(set(named)) != len(named) or not set(named) <= known:
-            raise DataLoss("the plan is empty or names nodes that it should not", field="stages")
-        for pipeline in pipelines:
-            ends = [0, *(stage.layers.end for stage in pipeline.stages)]
-            starts = [stage.layers.start for stage in pipeline.stages]
-            if starts != ends[:-1] or ends[-1] != self._facts.layer_count:
-                raise DataLoss("the plan does not cover every layer once", field="layers")
+        deployment = Deployment(question.model, THROUGHPUT, pipelines)
+        if any(p.stages[-1].layers.end != self._facts.layer_count for p in pipelines if p.stages):
+            raise DataLoss("the plan does not cover every layer once", field="layers")
+        try:
+            return Plan(question.number, (deployment,))
+        except InvalidArgument as error:
+            raise DataLoss(f"the plan cannot be: {error.message}", field=error.field) from None
 
     async def close(self) -> None:
         await self._channel.close()

@@ -30,10 +30,10 @@ from services.controller.core.cluster.actions import (
     NodeState,
     NodeView,
     PersistCluster,
-    PlannedPipeline,
     RoutesChanged,
     TerminateNode,
 )
+from services.controller.core.cluster.applying import operators_plan
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.market import (
     LaunchFailed,
@@ -188,6 +188,13 @@ class ClusterRuntime:
         if event is None:
             raise NotFound("the notice is too old to be known", field="node_id")
         return event
+
+    async def apply_plan(self, plan_json: str) -> int:
+        """Adopts an operator's plan; returns its number. Raises InvalidArgument."""
+        number = self.cluster.next_plan_number
+        plan = operators_plan(plan_json, number, self.cluster.settings)
+        await self._submit(self.cluster.plan_ready(plan, self._clock()))
+        return number
 
     async def _until_noticed(self, node_id: str, deadline_s: float) -> None:
         """Raises Unavailable when the provider gives no notice."""
@@ -368,9 +375,9 @@ class ClusterRuntime:
             case AskPlan():
                 self._begin(self._plan(action))
             case LoadStage():
-                self._begin(self._load(action), action.node_id)
+                self._begin_all(self._turns.load(action))
             case FormPipeline():
-                self._form_all(self._turns.form(action))
+                self._begin_all(self._turns.form(action))
             case DissolveFormation():
                 self._turns.dissolve(action)
                 for member in action.members:
@@ -413,11 +420,11 @@ class ClusterRuntime:
 
     async def _plan(self, action: AskPlan) -> None:
         try:
-            pipelines: tuple[PlannedPipeline, ...] = await self._planning.plan(action)
+            plan = await self._planning.plan(action)
         except ShuntError as error:
             self._submit(self.cluster.plan_failed(error.message, error.permanent, self._clock()))
         else:
-            self._submit(self.cluster.plan_ready(pipelines, self._clock()))
+            self._submit(self.cluster.plan_ready(plan, self._clock()))
 
     async def _load(self, action: LoadStage) -> None:
         loaded = metrics.LOADED.labels(action.node_id)
@@ -451,9 +458,12 @@ class ClusterRuntime:
         finally:
             metrics.LOADED.remove(action.node_id)
 
-    def _form_all(self, actions: Iterable[FormPipeline]) -> None:
+    def _begin_all(self, actions: Iterable[FormPipeline | LoadStage]) -> None:
         for action in actions:
-            self._begin(self._form(action))
+            if isinstance(action, LoadStage):
+                self._begin(self._load(action), action.node_id)
+            else:
+                self._begin(self._form(action))
 
     async def _form(self, action: FormPipeline) -> None:
         if not self.cluster.pipeline_of(action.formation_id):
@@ -473,7 +483,7 @@ class ClusterRuntime:
         except ShuntError as error:
             _log.info("member not told", extra={"node_id": member.node_id, "why": error.message})
         finally:
-            self._form_all(self._turns.left(member.incarnation, formation_id))
+            self._begin_all(self._turns.left(member.incarnation, formation_id))
 
     async def _drain(self, action: DrainFormation) -> None:
         try:

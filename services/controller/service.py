@@ -243,6 +243,12 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         event = await self._runtime.interrupt(node_id, notice_s, request.kill)
         return pb.ReportInterruptionResponse(event_number=event.number)
 
+    async def ApplyPlan(
+        self, request: pb.ApplyPlanRequest, context: Context
+    ) -> pb.ApplyPlanResponse:
+        await self._runtime.started.wait()
+        return pb.ApplyPlanResponse(number=await self._runtime.apply_plan(request.plan_json))
+
     async def GetStatus(
         self, request: pb.GetStatusRequest, context: Context
     ) -> pb.GetStatusResponse:
@@ -262,6 +268,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
             cancelled_generations=population.cancelled,
             faults=[messages.fault_to(fault, cluster.unix_offset_s) for fault in cluster.faults()],
             unusable=cluster.unusable(),
+            plan=None if cluster.plan is None else messages.plan_to(cluster.plan),
             offers=[messages.offer_to(offer, market) for offer in market.offers()],
             cost_per_hour=market.cost_per_hour(),
             on_demand_cost_per_hour=market.on_demand_cost_per_hour(),

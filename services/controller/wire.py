@@ -34,6 +34,7 @@ from services.controller.core.cluster.actions import (
     PipelineView,
 )
 from services.controller.core.cluster.market import MAX_NOTICE_S, Market, Offer
+from services.controller.core.cluster.plan import Plan
 from services.controller.core.ledger.population import OpenGeneration, Standing
 from services.controller.journal.journal import LoggedEvent
 
@@ -320,6 +321,20 @@ def pipeline_to(pipeline: PipelineView) -> pb.PipelineStatus:
                 tp_degree=stage.tp_degree,
             )
             for stage in pipeline.stages
+        ],
+    )
+
+
+def plan_to(plan: Plan) -> pb.PlanStatus:
+    return pb.PlanStatus(
+        number=plan.number,
+        deployments=[
+            pb.DeploymentStatus(
+                model=wire.model_to(deployment.model),
+                objective=deployment.objective,
+                pipeline_ids=[pipeline.pipeline_id for pipeline in deployment.pipelines],
+            )
+            for deployment in plan.deployments
         ],
     )
 

@@ -22,12 +22,17 @@ from services.controller.core.cluster.actions import (
     LoadStage,
     LogEvent,
     PersistCluster,
-    PlannedPipeline,
-    PlannedStage,
     RoutesChanged,
     TerminateNode,
 )
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.plan import (
+    THROUGHPUT,
+    Deployment,
+    Plan,
+    PlannedPipeline,
+    PlannedStage,
+)
 from services.controller.core.cluster.turns import Turns
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
@@ -226,9 +231,9 @@ class SimulatedController(Process):
             elif isinstance(action, AskPlan):
                 self.after(0.01, self._plan, action)
             elif isinstance(action, LoadStage):
-                self._load(action)
+                self._begin_all(self._turns.load(action))
             elif isinstance(action, FormPipeline):
-                self._form_all(self._turns.form(action))
+                self._begin_all(self._turns.form(action))
             elif isinstance(action, DissolveFormation):
                 self._turns.dissolve(action)
                 for member in action.members:
@@ -280,15 +285,20 @@ class SimulatedController(Process):
             self.act(self.cluster.plan_failed("no answer", False, self.clock.now_s))
             return
         size = len(LAYERS)
-        planned = []
+        planned: list[PlannedPipeline] = []
         for first in range(0, len(ask.nodes) - size + 1, size):
             nodes = ask.nodes[first : first + size]
             stages = tuple(
-                PlannedStage(node.node_id, layers)
+                PlannedStage(layers, 1, node.shape, node.node_id)
                 for node, layers in zip(nodes, LAYERS, strict=True)
             )
-            planned.append(PlannedPipeline(stages, 100.0 / (first + size)))
-        self.act(self.cluster.plan_ready(tuple(planned), self.clock.now_s))
+            name = f"pipeline-{len(planned) + 1}"
+            planned.append(PlannedPipeline(name, stages, 100.0 / (first + size)))
+        if not planned:
+            self.act(self.cluster.plan_failed("too few nodes", True, self.clock.now_s))
+            return
+        deployment = Deployment(ask.model, THROUGHPUT, tuple(planned))
+        self.act(self.cluster.plan_ready(Plan(ask.number, (deployment,)), self.clock.now_s))
 
     def _load(self, load: LoadStage) -> None:
         def loaded(result: Any) -> None:
@@ -306,13 +316,15 @@ class SimulatedController(Process):
 
         def answered(_: Any) -> None:
             self.monitor.dissolved(incarnation, formation_id)
-            self._form_all(self._turns.left(incarnation, formation_id))
+            self._begin_all(self._turns.left(incarnation, formation_id))
 
         self._call(incarnation, "dissolve", (formation_id,), answered)
 
-    def _form_all(self, forms: list[FormPipeline]) -> None:
-        for form in forms:
-            if self.cluster.pipeline_of(form.formation_id):  # else a member was lost meanwhile
+    def _begin_all(self, actions: list[FormPipeline | LoadStage]) -> None:
+        for form in actions:
+            if isinstance(form, LoadStage):
+                self._load(form)
+            elif self.cluster.pipeline_of(form.formation_id):  # else a member was lost meanwhile
                 self.monitor.forms(form)
                 self._form(form)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from services.common.channel_options import MAX_MESSAGE_BYTES
-from services.common.errors import ShuntError, Unavailable
+from services.common.errors import Aborted, ShuntError, Unavailable
 from services.common.exchange import Checkpoint, CheckpointResult, Closed, GenerateCall
 from services.common.generation import CancelReason, LayerRange
 from services.common.nodes import Member, NodeFacts, NodeShape
@@ -147,8 +147,11 @@ class SimulatedEngine(Process):
     # Stages
 
     def load(self, reply: Reply, layers: LayerRange) -> None:
-        """Takes its time."""
+        """Takes its time; what a formation needs is not let go."""
         environment, settings = self.environment, self.environment.settings
+        if self.place is not None and self.layers != layers:
+            reply(Aborted("in a formation"))
+            return
 
         def loaded() -> None:
             if environment.fails("load", environment.settings.load_fails):

@@ -68,8 +68,8 @@ async def test_a_drain_moves_streams_without_sampling_a_position_twice(
     assert sealed, kinds
     assert min(sealed) > handover, "a hand-over came before the replacement was ready"
     assert not {"node_lost", "pipeline_lost"} & set(kinds[: max(sealed)]), kinds
-    between = int(events[handover].attributes["tokens_since_replacement_ready"])
-    assert between > 0, "the old head said nothing once the replacement was ready"
+    between = int(events[handover].attributes["tokens_while_preparing"])
+    assert between > 0, "the old head said nothing while the replacement was prepared"
     finished = events[kinds.index("handover_finished")]
     assert int(finished.attributes["sealed"]) == len(sealed)
     sealed_ids = {events[i].generation_id for i in sealed}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 HEAD = "services/engine/core/generations.py"
 HELD = "services/engine/core/held.py"
 LOSSES = "services/controller/core/cluster/losses.py"
-RECONCILE = "services/controller/core/cluster/reconcile.py"
+STEPS = "services/controller/core/cluster/steps.py"
 LEDGER = "services/controller/core/ledger/ledger.py"
 LIVENESS = "services/controller/core/cluster/liveness.py"
 FOLLOWER = "services/router/core/follower.py"
@@ -163,16 +163,15 @@ MISTAKES = (
     ),
     Mistake(
         "a first launch is tried once",
-        RECONCILE,
+        STEPS,
         "missing = lacking[: max(0, len(lacking) - len(surplus))]",
-        "missing = lacking if not state.counter else []",
+        "missing = lacking if not state.launched else []",
     ),
     Mistake(
         "a lost node keeps its stage",
         LOSSES,
-        '                stage.node_id, stage.spare_id = stage.spare_id, ""\n'
-        "                actions",
-        "                actions",
+        "        if seat.node_id == node.node_id:\n            seat.pass_on()\n",
+        "        if seat.node_id == node.node_id:\n            pass\n",
     ),
     Mistake(
         "more is admitted than there are blocks for",

@@ -2,7 +2,8 @@
 
 Numbers are those of the design's list of invariants; 11: nothing that is read waits behind what is
 not; 12: no core raises what is no domain error; 13: no node is told to join a formation before it
-has left the one it was told to leave.
+has left the one it was told to leave; 14: a node is in one formation, a formation covers every
+layer once; 15: what runs becomes what the plan says; 16: launches have reasons.
 """
 
 from __future__ import annotations
@@ -41,14 +42,16 @@ from services.engine.core.scheduler import Step
 from services.router.core.follower import Follower
 from services.router.core.transcript import Usage
 from simulator.processes.client import Client
+from simulator.processes.controller import LAYERS
 from simulator.processes.stages import bytes_of, token_of
 from simulator.world import World
 
+TROUBLES = ("node_lost", "interruption_noticed", "load_failed", "node_released")
 SETTLED_LAUNCHES = 3
 """Failed launches with which a plan may be made from the nodes there are; one of which nobody
 hears again is waited for longer than for a plan."""
 
-
+LAYER_COUNT = LAYERS[-1].end
 YIELDS_WITHIN_S = 0.5
 """What nobody reads gives way within this long: the blip, a tick of the head, a step."""
 
@@ -105,6 +108,12 @@ class Oracle:
         self.trace: list[str] = []
         self.events: list[tuple[float, str, str]] = []
         """Time, kind and pipeline of the cluster's events."""
+        self.plans = 0
+        """Given beside those that the cluster asked for."""
+        self.vacancies = 0
+        """Seats for which those named no node that could be had."""
+        self.troubled: set[str] = set()
+        """Nodes that another may have taken the place of."""
         self.questions = 0
         self.grants: Counter[str] = Counter()
         self.planned: Counter[str] = Counter()
@@ -251,6 +260,8 @@ class Oracle:
         """Of the event log."""
         self.note(event.kind, event.node_id, event.pipeline_id)
         self.events.append((self._now_s, event.kind, event.pipeline_id))
+        if event.kind in TROUBLES:
+            self.troubled.add(event.node_id)
 
     # Formations
 
@@ -366,6 +377,68 @@ class Oracle:
         if not isinstance(error, allowed):
             self.fail(5, f"{client.name} ended with {error!r}")
 
+    # The plan
+
+    def check_cluster(self) -> None:
+        """At any time: each process is in one formation at most, each formation covers every layer
+        once, each node has one seat, and the plan's pipelines are there."""
+        controller = self.world.controller if self.world else None
+        if controller is None or not controller.alive:
+            return
+        state = controller.cluster._state
+        processes: Counter[str] = Counter()
+        for pipeline in state.pipelines.values():
+            if pipeline.formation is not None:
+                layers = [member.layers for member in pipeline.formation.members]
+                processes.update(m.incarnation for m in pipeline.formation.members)
+                ends = [0, *(part.end for part in layers)]
+                if [part.start for part in layers] != ends[:-1] or ends[-1] != LAYER_COUNT:
+                    self.fail(14, f"{pipeline.pipeline_id} runs {layers}")
+            elif pipeline.retiring:
+                self.fail(14, f"{pipeline.pipeline_id} is not in the plan and serves nobody")
+        seats = Counter(node_id for _, seat in state.all_seats() for node_id in seat.node_ids)
+        for what, counts in (("formations", processes), ("seats", seats)):
+            if twice := [name for name, count in counts.items() if count > 1]:
+                self.fail(14, f"{twice} in several {what}")
+        wanted = [pipeline.pipeline_id for pipeline in state.wanted()]
+        planned = [p.pipeline_id for _, p in state.plan.pipelines()] if state.plan else []
+        if sorted(wanted) != sorted(planned):
+            self.fail(14, f"the plan has {planned}, the cluster {wanted}")
+
+    def carried_out(self) -> bool:
+        """What runs is what the plan says, but for nodes that another took the place of."""
+        controller = self.world.controller if self.world else None
+        if controller is None or not controller.alive:
+            return False
+        state = controller.cluster._state
+        if state.plan is None or state.retiring():
+            return False
+        for _, planned in state.plan.pipelines():
+            pipeline = state.pipelines[planned.pipeline_id]
+            if not pipeline.is_ready or pipeline.stalled:
+                return False
+            for stage, seat in zip(planned.stages, pipeline.seats, strict=True):
+                if (stage.layers, stage.tp_degree) != (seat.stage.layers, seat.stage.tp_degree):
+                    return False
+                if stage.node_id not in ("", seat.node_id) and stage.node_id not in self.troubled:
+                    return False
+        return True
+
+    def check_plan(self) -> None:
+        """Faults have ceased for long enough."""
+        if not self.carried_out():
+            cluster = self.world.controller.cluster if self.world else None
+            self.fail(15, f"{cluster and cluster.plan} is not what runs")
+
+    def check_launches(self) -> None:
+        """No node was launched but for one that was lost, noticed or given up, or for a seat that
+        a plan left open."""
+        kinds = Counter(kind for _, kind, _ in self.events)
+        reasons = sum(kinds[kind] for kind in ("node_lost", "interruption_noticed", "load_failed"))
+        launches = sum(bool(p) for _, kind, p in self.events if kind == "node_launched")
+        if launches > reasons + self.vacancies:
+            self.fail(16, f"{launches} launches for {reasons} + {self.vacancies}")
+
     # At rest
 
     def check_ended(self) -> None:
@@ -390,7 +463,9 @@ class Oracle:
         """Nothing moves but for a fault, a plan, or a client that was away."""
         for client in self.world.clients if self.world else ():
             name = client.request.generation_id
-            if self.grants[name] > faults + self.planned[name] + client.rejoins:
+            drains = sum(kind == "handover_started" for _, kind, _ in self.events)
+            planned = max(self.planned[name], drains if self.plans else 0)
+            if self.grants[name] > faults + planned + client.rejoins:
                 self.fail(9, f"{name}: {self.grants[name]} grants for {faults} faults")
 
     def check_stillness(self) -> None:
@@ -409,7 +484,7 @@ class Oracle:
         provider = self.world.provider if self.world is not None else None
         all_came = provider is not None and not provider.lost_launches
         whole = all_came and provider.failed_launches < SETTLED_LAUNCHES
-        if len(pipelines) < (2 if whole else 1):
+        if not self.plans and len(pipelines) < (2 if whole else 1):
             self.fail(5, f"a plan of {len(pipelines)} pipelines")
 
     def check_rest(self) -> None:

@@ -14,6 +14,7 @@ from random import Random
 from faults import FAULTS, MESSAGE_FAULTS, ROWS, Faults
 from oracles import Oracle, Violation
 from phases import PHASES, phase_of
+from plans import Plans
 from strangers import Stranger
 
 from services.common.generation import GenerationRequest, Sampling
@@ -48,6 +49,8 @@ ENDLESS = 260
 KV_BLOCKS = (19, 19, 64)
 """The least holds one of the longest sequences, and few of them together."""
 END_S = 60.0
+CARRIED_OUT_S = 21.0
+"""A plan is carried out so long after the last fault, and nine seconds, at the latest."""
 
 
 @dataclass(slots=True)
@@ -101,8 +104,28 @@ class Schedule:
         for number in range(self._arrivals):
             self.world.clock.after(1.0 + random.random(), self._arrive, number)
         self.world.clock.after(1.0, self._watch)
+        self._plans = Plans(self.world, Random(f"{seed} plans"), self.oracle)
+        self._change_plans()
         self._stranger = Stranger(self.world, random, self.oracle.fail)
         self.world.clock.after(0.2, self._strange)
+
+    def _change_plans(self) -> None:
+        """In every third schedule some plans come, one in the middle of another's being carried
+        out or just before the controller dies."""
+        random = self._plans.random
+        if random.random() >= 1 / 3:
+            return
+        at_s = 1.0 + 3.0 * random.random()
+        for _ in range(random.choice((1, 1, 2, 3))):
+            self.world.clock.after(at_s, self._plans.give)
+            if random.random() < 0.2:
+                self.world.clock.after(at_s + 0.6 * random.random(), self._crash_in_mid_change)
+            at_s += random.choice((0.05, 0.3, 0.8, 2.0)) * random.random()
+
+    def _crash_in_mid_change(self) -> None:
+        if self.world.controller.alive:
+            self.disruptions += 1
+            self.world.crash_controller(0.2 + self._plans.random.random())
 
     def _plan(self) -> list[Planned]:
         random = self.random
@@ -158,6 +181,7 @@ class Schedule:
 
     def _watch(self) -> None:
         now_s, world = self.world.clock.now_s, self.world
+        self.oracle.check_cluster()
         for planned in list(self._planned):
             client = self._arrived.get(planned.client)
             if now_s < planned.not_before_s or client is None:
@@ -221,6 +245,12 @@ class Schedule:
         oracle.check_ended()
         world.clock.run(world.clock.now_s + 9.0)
         self._cease()
+        if oracle.plans:
+            world.clock.run(world.clock.now_s + CARRIED_OUT_S, oracle.carried_out)
+            oracle.check_cluster()
+            if not world.settings.other_class:
+                oracle.check_plan()
+        oracle.check_launches()
         oracle.check_one_sequence()
         oracle.check_moves(self.disruptions)
         if not world.settings.other_class:  # stages that differ form no pipeline, for good

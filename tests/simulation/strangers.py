@@ -24,12 +24,42 @@ from services.common.generation import (
 )
 from services.common.token_run import TokenRun, parse_event_id
 from services.controller.core.cluster.actions import Beat, Loaded
+from services.controller.core.cluster.applying import operators_plan
 from services.engine.core.actions import NewToken, SequenceKey
 from simulator.processes.engine import SimulatedEngine
 from simulator.processes.stages import VOCAB_SIZE
 from simulator.world import World
 
 GARBLED = (TokenSpan(7, 0, (1,)),)
+_STAGE = '{"layers": [0, 30]}'
+_PLAN = (
+    '{"deployments": [{"model": "model", "pipelines":'
+    ' [{"id": "p", "weight_tokens_per_s": 1, "phase": "whole", "stages": [STAGE]}]}]}'
+)
+SLIPS = tuple(
+    _PLAN.replace("STAGE", _STAGE).replace(right, wrong)
+    for right, wrong in (
+        ('"model": "model"', '"model": "other"'),
+        ('"model": "model"', '"model": "model", "digest": "d2"'),
+        ('"model": "model"', '"model": 7'),
+        ('"deployments"', '"version": 2, "deployments"'),
+        ('"deployments"', '"deployment"'),
+        ('"p"', '""'),
+        ('"whole"', '"decode"'),
+        ('"whole"', '"half"'),
+        ('_s": 1', '_s": -1'),
+        ('_s": 1', '_s": 1' + "0" * 400),
+        ("[0, 30]", "[1, 30]"),
+        ("[0, 30]", "[0, 0]"),
+        ("[0, 30]", "30"),
+        (_STAGE, ""),
+        (_STAGE, '{"layers": [0, 30], "tp_degree": 0}'),
+        (_STAGE, '{"layers": [0, 30], "shape": {"relative_speed": 0}}'),
+        (_STAGE, '{"layers": [0, 9], "node": "a"}, {"layers": [9, 30], "node": "a"}'),
+        ("{", ""),
+    )
+)
+"""Plans of an operator who errs."""
 NOBODY = SequenceKey("nobody", 1, 0)
 
 
@@ -134,6 +164,8 @@ class Stranger:
         if actions:
             self.fail(4, f"a stranger moved the cluster: {actions}")
         self._refused(cluster.interrupt, "nobody", 1.0, False, now_s)
+        for text in SLIPS:
+            self._refused(operators_plan, text, cluster.next_plan_number, cluster.settings)
         try:
             cluster.heartbeat(Beat("nobody", "somebody", ""), now_s)
         except NotFound:

@@ -74,6 +74,16 @@ STATUS = controller_pb2.GetStatusResponse(
     cancelled_generations=2,
     model=common_pb2.ModelRef(model_id="m", digest="ab"),
     newer_digest="cd",
+    plan=controller_pb2.PlanStatus(
+        number=3,
+        deployments=[
+            controller_pb2.DeploymentStatus(
+                model=common_pb2.ModelRef(model_id="m", digest="ab"),
+                objective="throughput",
+                pipeline_ids=["p0"],
+            )
+        ],
+    ),
     offers=[
         controller_pb2.OfferStatus(
             offer_id="spot-a",
@@ -142,6 +152,10 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
             }
         ],
         "model": {"id": "m", "digest": "ab", "newer_in_store": "cd"},
+        "plan": {
+            "number": 3,
+            "deployments": [{"model": "m", "objective": "throughput", "pipelines": ["p0"]}],
+        },
         "services": [
             {
                 "name": "controller",

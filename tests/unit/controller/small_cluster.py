@@ -15,11 +15,16 @@ from services.controller.core.cluster.actions import (
     Loaded,
     LoadStage,
     LogEvent,
-    PlannedPipeline,
-    PlannedStage,
     RoutesChanged,
 )
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.plan import (
+    THROUGHPUT,
+    Deployment,
+    Plan,
+    PlannedPipeline,
+    PlannedStage,
+)
 from services.controller.core.cluster.settings import ClusterSettings
 
 SHAPE = NodeShape(1 << 30, 1.0)
@@ -40,6 +45,30 @@ def drawer() -> Callable[[], str]:
 def facts(node_id: str, incarnation: str = "") -> NodeFacts:
     name = incarnation or f"i-{node_id}"
     return NodeFacts(node_id, name, f"{name}:1", 7, SHAPE)
+
+
+Stages = dict[str, LayerRange]
+"""Layers by node, head first."""
+PAIR: Stages = {"node-1": FRONT, "node-2": BACK}
+
+
+def planned(
+    *pipelines: Stages, number: int = 1, weight: float = 50.0, model: ModelRef = SETTINGS.model
+) -> Plan:
+    """Pipelines that are called pipeline-1, pipeline-2 and so on; stages of "?1" and "?2" are for
+    any node."""
+    made = tuple(
+        PlannedPipeline(
+            f"pipeline-{index}",
+            tuple(
+                PlannedStage(layers, 1, SHAPE, "" if node_id.startswith("?") else node_id)
+                for node_id, layers in stages.items()
+            ),
+            weight,
+        )
+        for index, stages in enumerate(pipelines, 1)
+    )
+    return Plan(number, (Deployment(model, THROUGHPUT, made),))
 
 
 def all_of(actions: Sequence[Action], kind: type[A]) -> list[A]:
@@ -82,8 +111,7 @@ def ready(settings: ClusterSettings = SETTINGS) -> Cluster:
     cluster.register(facts("node-1"), 0.0)
     ask = one_of(cluster.register(facts("node-2"), 0.0), AskPlan)
     assert [node.node_id for node in ask.nodes] == ["node-1", "node-2"]
-    stages = (PlannedStage("node-1", FRONT), PlannedStage("node-2", BACK))
-    loads = all_of(cluster.plan_ready((PlannedPipeline(stages, 50.0),), 0.0), LoadStage)
+    loads = all_of(cluster.plan_ready(planned(PAIR), 0.0), LoadStage)
     assert [(load.node_id, load.layers) for load in loads] == [("node-1", FRONT), ("node-2", BACK)]
     assert all_of(loaded(cluster, "node-1", FRONT, 0.0), FormPipeline) == []
     form = one_of(loaded(cluster, "node-2", BACK, 0.0, kv_blocks=32), FormPipeline)

@@ -15,8 +15,6 @@ from services.common.nodes import Member, NodeFacts, NodeShape, StageHolding, St
 from services.controller import runtime as controller_runtime
 from services.controller.core.cluster.actions import (
     FormPipeline,
-    PlannedPipeline,
-    PlannedStage,
 )
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.market import (
@@ -27,9 +25,17 @@ from services.controller.core.cluster.market import (
     Offer,
     ProviderEvent,
 )
-from services.controller.core.cluster.membership import Membership, Node
+from services.controller.core.cluster.node import Node
+from services.controller.core.cluster.plan import (
+    THROUGHPUT,
+    Deployment,
+    Plan,
+    PlannedPipeline,
+    PlannedStage,
+)
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.snapshot import to_json
+from services.controller.core.cluster.state import State
 from services.controller.event_log import EventLog
 from services.controller.journal.journal import Item, Saved
 from services.controller.runtime import (
@@ -142,11 +148,14 @@ class Mesh:
         while True:
             yield await self.told.get()
 
-    async def plan(self, question: Any) -> tuple[PlannedPipeline, ...]:
+    async def plan(self, question: Any) -> Plan:
         layers = (LayerRange(0, 1), LayerRange(1, 2))
         names = sorted(node.node_id for node in question.nodes)
-        stages = tuple(PlannedStage(name, part) for name, part in zip(names, layers, strict=True))
-        return (PlannedPipeline(stages, 1.0),)
+        stages = tuple(
+            PlannedStage(part, 1, SHAPE, name) for name, part in zip(names, layers, strict=True)
+        )
+        pipelines = (PlannedPipeline("pipeline-1", stages, 1.0),)
+        return Plan(question.number, (Deployment(question.model, THROUGHPUT, pipelines),))
 
     async def hold(
         self, address: str, model: ModelRef, stages: Sequence[StageSpec], progress: Any
@@ -404,8 +413,8 @@ async def test_a_notice_without_a_time_counts_for_nothing(deadline_s: float) -> 
 
 
 async def test_what_was_launched_before_is_found_before_it_is_asked_for_anything() -> None:
-    state, world = Membership(SETTINGS.basis), Set()
-    state.nodes["a"] = Node("a", SHAPE, 0.0, facts("a"), leaving=True)
+    state, world = State(SETTINGS.basis), Set()
+    state.nodes["a"] = Node("a", SHAPE, 0.0, facts=facts("a"), leaving=True)
     async with world.working(to_json(state, 0.0), (f"{HANDLE_PREFIX}a", "handle-a")):
         await world.mesh.ending.wait()
     assert (world.mesh.adopted, world.mesh.ended) == (["a"], ["a"])

@@ -49,23 +49,6 @@ class Beat:
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedStage:
-    """A stage of a planned pipeline."""
-
-    node_id: str
-    layers: LayerRange
-    tp_degree: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedPipeline:
-    """A planned pipeline; stages head first."""
-
-    stages: tuple[PlannedStage, ...]
-    throughput_tokens_per_s: float
-
-
-@dataclass(frozen=True, slots=True)
 class LaunchNode:
     """Provider: start a node with this id; it registers by itself. On failure: launch_failed."""
 
@@ -85,6 +68,8 @@ class TerminateNode:
 class AskPlan:
     """Placement: a plan for these nodes. Answer with plan_ready or plan_failed."""
 
+    number: int
+    """Of the plan that is asked for."""
     model: ModelRef
     nodes: tuple[NodeFacts, ...]
     pipelines: int

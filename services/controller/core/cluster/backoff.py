@@ -52,3 +52,7 @@ class Backoff:
         """It failed no more."""
         self.failures, self.retry_at_s, self.cause, self.node_id = 0, 0.0, "", ""
         self.permanent = False
+
+    def hope(self) -> None:
+        """Something else has changed: another attempt may be of use."""
+        self.permanent = False

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from services.common.errors import NotFound, StaleEpoch
 from services.common.exchange import Route
 from services.common.generation import LayerRange
-from services.common.nodes import NodeFacts, NodeShape
+from services.common.nodes import Member, NodeFacts
 from services.controller.core.cluster.actions import (
     Action,
     Beat,
@@ -26,30 +26,30 @@ from services.controller.core.cluster.actions import (
     NodeView,
     PersistCluster,
     PipelineView,
-    PlannedPipeline,
     RoutesChanged,
     TerminateNode,
 )
+from services.controller.core.cluster.changes import adopt
 from services.controller.core.cluster.faults import faults_of, unusable
-from services.controller.core.cluster.liveness import hear, judge, overlook
-from services.controller.core.cluster.losses import dissolve, forgive, hand_stage, lose
-from services.controller.core.cluster.membership import (
-    FormationState,
-    Membership,
-    Node,
-    Pipeline,
-    Stage,
-)
+from services.controller.core.cluster.liveness import judge, overlook
+from services.controller.core.cluster.losses import dissolve, follow, forgive, lose
+from services.controller.core.cluster.node import Node
 from services.controller.core.cluster.notices import hand_over, lapse, must_part, notice
-from services.controller.core.cluster.reconcile import Reconciler
+from services.controller.core.cluster.pipeline import Pipeline
+from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.recovery import first_actions
 from services.controller.core.cluster.routes import handing_over, heads_of, routes_of
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.snapshot import from_json, to_json
+from services.controller.core.cluster.state import State
+from services.controller.core.cluster.steps import steps
 from services.controller.core.ledger.outcomes import ServingHead
 
 _STRANGE_BEATS = 2
 """One beat may have been on its way while the formation changed."""
+
+_FORMS_ON_TRUST = 2
+"""Attempts to form with what members said that they hold."""
 
 
 class Cluster:
@@ -65,8 +65,8 @@ class Cluster:
         """`draw_id` gives unique strings: ids of formations. `now_unix_s` is the wall time at
         `now_s`, which is on the clock that every other time is on."""
         self.settings = settings
-        self._reconciler = Reconciler(settings, draw_id)
-        self._state = Membership(settings.basis)
+        self._draw_id = draw_id
+        self._state = State(settings.basis)
         self.unix_offset_s = now_unix_s - now_s
         """Wall time less the clock that all times are on."""
         self._past: set[str] = set()
@@ -95,7 +95,7 @@ class Cluster:
 
     def start(self, now_s: float) -> list[Action]:
         """First actions after __init__ or recover."""
-        return self._advance(first_actions(self._state, self.settings), now_s)
+        return self._advance(first_actions(self._state, self.settings, now_s), now_s)
 
     # Nodes
 
@@ -106,20 +106,18 @@ class Cluster:
             raise StaleEpoch("a newer process has this node's name", field="incarnation")
         actions: list[Action] = []
         node = self._state.nodes.get(facts.node_id)
-        if node is not None and node.facts is not None:
-            if node.facts.incarnation != facts.incarnation:
+        if node is not None and node.incarnation not in ("", facts.incarnation):
+            if not node.lost:
                 actions += self._lose(node, "replaced", now_s)
-                self._past.add(node.facts.incarnation)
-                node = None
-            elif node.lost:
-                node.lost, node.strange_beats = False, 0
-                actions.append(LogEvent("node_returned", node.node_id))
+            self._past.add(node.incarnation)
+            node = None
         if node is None:
             node = self._state.nodes[facts.node_id] = Node(facts.node_id, facts.shape, now_s)
-        if node.facts is None:
+        new, returns = node.register(facts, now_s)
+        if returns:
+            actions.append(LogEvent("node_returned", node.node_id))
+        if new:
             actions.append(LogEvent("node_registered", node.node_id))
-            node.since_s = now_s
-        node.facts, node.shape, node.heard_s, node.confirmed = facts, facts.shape, now_s, True
         return self._advance(actions, now_s)
 
     def heartbeat(self, beat: Beat, now_s: float) -> list[Action]:
@@ -128,27 +126,34 @@ class Cluster:
         facts = node.facts if node is not None and node.present else None
         if node is None or facts is None or facts.incarnation != beat.incarnation:
             raise NotFound("register first", field="node_id")
-        hear(node, beat, now_s)
+        node.hear(beat, now_s)
         actions: list[Action] = []
         if beat.departs_in_s is not None:
-            node.departs = True
-            actions += notice(node, now_s + beat.departs_in_s, now_s)
-        for pipeline in self._state.pipelines:
-            formation = pipeline.formation
-            if formation is None or formation.state is FormationState.FORMING:
-                continue
-            if all(member.incarnation != beat.incarnation for member in formation.members):
-                continue
-            strange = beat.formation_id != formation.formation_id
-            node.strange_beats = node.strange_beats + 1 if strange else 0
-            members = {member.node_id for member in formation.members}
-            broken = not members.isdisjoint(beat.lost_node_ids)
-            if node.strange_beats >= _STRANGE_BEATS or broken:
-                actions += self._dissolve(pipeline, "member_left", now_s)
-            elif formation.members[0].incarnation == beat.incarnation:
-                actions += self._head_beat(pipeline, beat, now_s)
+            actions += notice(node, now_s + beat.departs_in_s, now_s, departs=True)
+        actions += self._formation_beat(node, facts, beat, now_s)
         self._now_s = now_s
         return self._advance(actions, now_s) if actions else []  # a beat alone lacks nothing new
+
+    def _formation_beat(
+        self, node: Node, facts: NodeFacts, beat: Beat, now_s: float
+    ) -> list[Action]:
+        """A member that is not in its formation, or misses another one, ends it; who is in a
+        formation that is no more is told so."""
+        pipeline = self._state.pipeline_of(node)
+        formation = pipeline.formation if pipeline is not None else None
+        if pipeline is None or formation is None:
+            if node.seems(bool(beat.formation_id)) < _STRANGE_BEATS:
+                return []
+            node.seems(False)
+            member = Member(node.node_id, facts.incarnation, facts.address, LayerRange(0, 0))
+            return [DissolveFormation(beat.formation_id, (member,))]
+        if formation.forming:
+            return []
+        strange = node.seems(beat.formation_id != formation.formation_id) >= _STRANGE_BEATS
+        members = {member.node_id for member in formation.members}
+        if strange or not members.isdisjoint(beat.lost_node_ids):
+            return self._dissolve(pipeline, "member_left", now_s)
+        return []
 
     def node_gone(self, node_id: str, incarnation: str, cause: str, now_s: float) -> list[Action]:
         """The edge knows that the process is dead (its exit was seen, or its connection was
@@ -156,7 +161,7 @@ class Cluster:
         node = self._state.nodes.get(node_id)
         if node is None or node.lost:
             return []
-        if (node.facts.incarnation if node.facts is not None else "") != incarnation:
+        if node.incarnation != incarnation:
             return []
         return self._advance(self._lose(node, cause, now_s), now_s)
 
@@ -173,28 +178,19 @@ class Cluster:
 
     # Plans, loads, formations
 
-    def plan_ready(self, pipelines: tuple[PlannedPipeline, ...], now_s: float) -> list[Action]:
-        """Placement's answer to AskPlan."""
-        self._reconciler.plan_answered()
-        if self._state.pipelines:
+    def plan_ready(self, plan: Plan, now_s: float) -> list[Action]:
+        """A plan, from placement or from an operator. It is adopted at once, however far the one
+        before was carried out; one that is not newer changes nothing."""
+        state = self._state
+        state.asking.answered()
+        if plan.number <= state.last_number:
             return []
-        self._state.first_launches.succeed()
-        for number, planned in enumerate(pipelines, 1):
-            stages = []
-            for stage in planned.stages:
-                node = self._state.nodes.get(stage.node_id)
-                shape = node.shape if node is not None else NodeShape(0, 1.0)
-                node_id = stage.node_id if node is not None and node.present else ""
-                stages.append(Stage(stage.layers, stage.tp_degree, shape, node_id))
-            throughput = planned.throughput_tokens_per_s
-            self._state.pipelines.append(
-                Pipeline(f"pipeline-{number}", stages, throughput, down_since_s=now_s)
-            )
-        return self._advance([LogEvent("plan_ready")], now_s)
+        state.first_launches.succeed()
+        return self._advance(adopt(state, self.settings, plan, now_s), now_s)
 
     def plan_failed(self, reason: str, permanent: bool, now_s: float) -> list[Action]:
         """Asked again after a pause; when the failure is permanent, once the nodes are others."""
-        self._reconciler.plan_failed(reason, permanent, now_s)
+        self._state.asking.failed(self.settings, reason, permanent, now_s)
         return [LogEvent("plan_failed", attributes={"reason": reason})]
 
     def load_done(
@@ -202,11 +198,9 @@ class Cluster:
     ) -> list[Action]:
         """The node holds these layers."""
         node = self._loading(node_id, incarnation)
-        if node is None or node.loading != layers:
+        if node is None or node.loading is None or node.loading.layers != layers:
             return []
-        node.layers, node.loading, node.refused = layers, None, None
-        node.kv_blocks, node.numerics_class = loaded.kv_blocks, loaded.numerics_class
-        node.loads.succeed()
+        node.loaded(loaded)
         attributes = {"layers": f"{layers.start}-{layers.end}"}
         return self._advance([LogEvent("stage_loaded", node_id, "", attributes)], now_s)
 
@@ -218,50 +212,41 @@ class Cluster:
         node = self._loading(node_id, incarnation)
         if node is None:
             return []
-        node.refused, node.loading, node.layers = node.loading, None, None
-        node.loads.fail(
-            now_s,
-            reason,
-            first_s=self.settings.retry_s,
-            longest_s=self.settings.replace_max_s,
-            node_id=node_id,
-            permanent=permanent,
-        )
+        node.refuse(self.settings, reason, permanent, now_s)
         attributes = {"reason": reason, "permanent": str(permanent).lower()}
         return [LogEvent("load_failed", node_id, "", attributes)]
 
     def _loading(self, node_id: str, incarnation: str) -> Node | None:
         node = self._state.nodes.get(node_id)
-        if node is None or node.lost or node.loading is None or node.facts is None:
+        if node is None or node.lost or node.loading is None:
             return None
-        return node if node.facts.incarnation == incarnation else None
+        return node if node.incarnation == incarnation else None
 
     def formed(self, formation_id: str, now_s: float) -> list[Action]:
         """All members stand."""
         pipeline = self._state.pipeline(formation_id)
-        if pipeline is None or pipeline.formation is None:
+        formation = pipeline.formation if pipeline is not None else None
+        if pipeline is None or formation is None or not formation.forming:
             return []
-        pipeline.formation.state = FormationState.READY
-        pipeline.stalled = False
-        self._state.nodes[pipeline.formation.members[0].node_id].stepped_s = now_s
-        pipeline.forms.succeed()
-        pipeline.unlike = ""
-        for member in pipeline.formation.members:
-            node = self._state.nodes[member.node_id]
-            node.strange_beats = 0
-            node.served_s = now_s if node.served_s is None else node.served_s
-        down_s = now_s - pipeline.down_since_s if pipeline.down_since_s is not None else 0.0
-        pipeline.down_since_s = None
+        down_s = pipeline.stand(now_s)
+        for member in formation.members:
+            self._state.nodes[member.node_id].serve(now_s, leads=member is formation.head)
         attributes = {"formation": formation_id, "down_s": f"{down_s:.3f}"}
         event = LogEvent("pipeline_ready", "", pipeline.pipeline_id, attributes)
         return self._advance([event], now_s)
 
     def form_failed(self, formation_id: str, reason: str, now_s: float) -> list[Action]:
-        """Some member does not; dissolved, and formed anew after a pause."""
+        """Some member does not; dissolved, and formed anew after a pause. Behind the second time in
+        a row its members are asked to load again: one may hold something else than it said."""
         pipeline = self._state.pipeline(formation_id)
-        if pipeline is None:
+        formation = pipeline.formation if pipeline is not None else None
+        if pipeline is None or formation is None or not formation.forming:
             return []
-        return self._advance(self._dissolve(pipeline, f"form_failed: {reason}", now_s), now_s)
+        actions = self._dissolve(pipeline, f"form_failed: {reason}", now_s)
+        if pipeline.forms.failures >= _FORMS_ON_TRUST:
+            for member in self._state.living(formation):
+                self._state.nodes[member.node_id].forget_stage()
+        return self._advance(actions, now_s)
 
     def _dissolve(self, pipeline: Pipeline, cause: str, now_s: float) -> list[Action]:
         return dissolve(self._state, self.settings, pipeline, cause, now_s)
@@ -278,28 +263,17 @@ class Cluster:
             return [LogEvent("kill_ordered", node_id), TerminateNode(node_id, kill=True)]
         return self._advance(notice(node, now_s + notice_s, now_s), now_s)
 
-    def _head_beat(self, pipeline: Pipeline, beat: Beat, now_s: float) -> list[Action]:
-        """Two beats after the replacement is ready show tokens from the old head in between."""
-        if pipeline.replacement_ready_s is None or not pipeline.is_ready:
-            return []
-        if pipeline.ready_sampled is None:
-            pipeline.ready_sampled = beat.sampled_tokens
-            return []
-        return hand_over(pipeline, beat.sampled_tokens - pipeline.ready_sampled, now_s)
-
     def drained(self, formation_id: str, sealed: int, now_s: float) -> list[Action]:
         """Every generation of the formation is sealed."""
-        pipeline = self._state.pipeline(formation_id)
-        if pipeline is None or pipeline.formation is None:
+        state, pipeline = self._state, self._state.pipeline(formation_id)
+        if pipeline is None or not pipeline.drains:
             return []
-        formation, pipeline.formation = pipeline.formation, None
-        pipeline.replacement_ready_s = pipeline.ready_sampled = None
+        formation = state.end_formation(pipeline, self.settings, "drained", now_s)
         actions: list[Action] = [
             LogEvent("handover_finished", "", pipeline.pipeline_id, {"sealed": str(sealed)}),
-            DissolveFormation(formation_id, self._state.living(formation)),
+            DissolveFormation(formation_id, state.living(formation)),
+            *follow(state, pipeline),
         ]
-        for stage in pipeline.stages:
-            actions += hand_stage(self._state, stage)
         return self._advance(actions, now_s)
 
     def drain_failed(self, formation_id: str, reason: str, now_s: float) -> list[Action]:
@@ -324,23 +298,21 @@ class Cluster:
                 if now_s - node.since_s >= settings.lost_kept_s:
                     # one that was lost by its silence may live on
                     actions.append(TerminateNode(node.node_id, kill=True))
-                    del self._state.nodes[node.node_id]
+                    self._state.forget(node)
             elif node.facts is None:
                 if now_s - node.since_s >= settings.launch_timeout_s:
                     actions += self._lose(node, "launch timed out", now_s)
                     actions.append(TerminateNode(node.node_id, kill=True))
-            elif awake and now_s - node.heard_s >= settings.silence_s(node.layers is not None):
+            elif awake and now_s - node.heard_s >= settings.silence_s(node.held is not None):
                 actions += self._lose(node, "silence", now_s)
             elif node.deadline_s is not None and now_s >= node.deadline_s and not node.departs:
                 actions += lapse(self._state, node)
         actions += judge(self._state, settings, awake, now_s)
-        for pipeline in self._state.pipelines:
-            ready_s = pipeline.replacement_ready_s
-            waited = ready_s is not None and now_s - ready_s >= settings.handover_s
-            if pipeline.is_ready and (waited or must_part(self._state, settings, pipeline, now_s)):
-                actions += hand_over(pipeline, 0, now_s)
-            for stage in pipeline.stages:
-                forgive(self._state, settings, stage, now_s)
+        for pipeline in self._state.pipelines.values():
+            if pipeline.is_ready and must_part(self._state, settings, pipeline, now_s):
+                actions += hand_over(self._state, pipeline, now_s)
+        for _, seat in self._state.all_seats():
+            forgive(self._state, settings, seat, now_s)
         return self._advance(actions, now_s)
 
     # What others see
@@ -367,6 +339,16 @@ class Cluster:
         nodes = self._state.nodes.values()
         return {n.node_id: n.deadline_s for n in nodes if n.deadline_s is not None}
 
+    @property
+    def plan(self) -> Plan | None:
+        """What is carried out."""
+        return self._state.plan
+
+    @property
+    def next_plan_number(self) -> int:
+        """Of a plan that is to take the place of every one there was."""
+        return self._state.last_number + 1
+
     def addresses(self) -> set[str]:
         """Of the nodes that are known."""
         return {n.facts.address for n in self._state.nodes.values() if n.facts is not None}
@@ -377,7 +359,7 @@ class Cluster:
 
     def faults(self) -> tuple[FaultView, ...]:
         """What keeps failing, the worst first."""
-        return faults_of(self._state, self._reconciler.plans)
+        return faults_of(self._state)
 
     def unusable(self) -> str:
         """Why no pipeline will ever take requests as things are; empty when one does or may."""
@@ -389,7 +371,7 @@ class Cluster:
 
     def _advance(self, actions: list[Action], now_s: float) -> list[Action]:
         self._now_s = now_s
-        actions = [*actions, *self._reconciler.advance(self._state, now_s)]
+        actions = [*actions, *steps(self._state, self.settings, self._draw_id, now_s)]
         routes, leaving = routes_of(self._state, self.settings), handing_over(self._state)
         hopeless = self.unusable()
         if (routes, leaving, hopeless) != (self._routes, self._handing_over, self._hopeless):

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 from services.controller.core.cluster.actions import FaultKind, FaultView
 from services.controller.core.cluster.backoff import Backoff
-from services.controller.core.cluster.membership import Membership
+from services.controller.core.cluster.state import State
 
 
-def faults_of(state: Membership, plans: Backoff) -> tuple[FaultView, ...]:
-    """The permanent first, then what has failed most often; `plans` are attempts at a plan."""
+def faults_of(state: State) -> tuple[FaultView, ...]:
+    """The permanent first, then what has failed most often."""
+    plans = state.asking.plans
     found = [_view(FaultKind.PLAN, plans, ""), _view(FaultKind.START, state.first_launches, "")]
-    for pipeline in state.pipelines:
+    for pipeline in state.wanted():
         name = pipeline.pipeline_id
         found.append(_view(FaultKind.FORM, pipeline.forms, name))
-        for stage in pipeline.stages:
-            found.append(_view(FaultKind.START, stage.launches, name))
-            for node_id in (stage.node_id, stage.spare_id):
+        for seat in pipeline.seats:
+            found.append(_view(FaultKind.START, seat.launches, name))
+            for node_id in seat.node_ids:
                 node = state.nodes.get(node_id)
-                if node is not None and node.refused == stage.layers:
+                if node is not None and node.refused == seat.stage:
                     found.append(_view(FaultKind.LOAD, node.loads, name))
     failing = (fault for fault in found if fault.failures)
     return tuple(sorted(failing, key=lambda fault: (not fault.permanent, -fault.failures)))
 
 
-def unusable(state: Membership, faults: tuple[FaultView, ...]) -> str:
+def unusable(state: State, faults: tuple[FaultView, ...]) -> str:
     """Why no pipeline will ever take requests as things are; empty when one does or may."""
-    if any(pipeline.formation is not None for pipeline in state.pipelines):
+    if any(pipeline.formation is not None for pipeline in state.pipelines.values()):
         return ""
     hopeless = {fault.pipeline_id for fault in faults if fault.permanent}
-    all_are = hopeless >= {pipeline.pipeline_id for pipeline in state.pipelines}
+    all_are = hopeless >= set(state.pipelines)
     return faults[0].cause if hopeless and all_are else ""
 
 

@@ -7,46 +7,39 @@ the answer is here that their head does not serve.
 
 from __future__ import annotations
 
-from services.controller.core.cluster.actions import Action, Beat, LogEvent
-from services.controller.core.cluster.membership import Membership, Node
+from services.controller.core.cluster.actions import Action, LogEvent
+from services.controller.core.cluster.node import Node
 from services.controller.core.cluster.settings import ClusterSettings
+from services.controller.core.cluster.state import State
 
 GLANCE_S = 0.25
 """Time counts only as far as it was watched: behind a longer gap between two looks, the rest of it
 is nobody's silence."""
 
 
-def hear(node: Node, beat: Beat, now_s: float) -> None:
-    """A node's beat came."""
-    node.heard_s, node.confirmed = now_s, True
-    if beat.steps != node.steps or not beat.has_work:
-        node.steps, node.stepped_s = beat.steps, now_s
-
-
-def overlook(state: Membership, gap_s: float, now_s: float) -> None:
+def overlook(state: State, gap_s: float, now_s: float) -> None:
     """The controller looked again after so long."""
     unwatched_s = gap_s - GLANCE_S
     if unwatched_s <= 0:
         return
     for node in state.nodes.values():
-        node.heard_s = min(now_s, node.heard_s + unwatched_s)
-        node.stepped_s = min(now_s, node.stepped_s + unwatched_s)
+        node.overlook(unwatched_s, now_s)
 
 
-def judge(state: Membership, settings: ClusterSettings, awake: bool, now_s: float) -> list[Action]:
+def judge(state: State, settings: ClusterSettings, awake: bool, now_s: float) -> list[Action]:
     """Looks at the head of every formation that serves; what changed is logged. Not `awake`:
     nobody new is to count as dead."""
     actions: list[Action] = []
-    for pipeline in state.pipelines:
+    for pipeline in state.pipelines.values():
         formation = pipeline.formation
         if formation is None or not pipeline.is_ready:
-            pipeline.stalled = False
+            pipeline.judge(False)
             continue
-        head = state.nodes[formation.members[0].node_id]
+        head = state.head(formation)
         cause = _stall(head, settings, now_s)
         if bool(cause) == pipeline.stalled or (cause and not awake):
             continue
-        pipeline.stalled = bool(cause)
+        pipeline.judge(bool(cause))
         kind, attributes = ("head_stalled", {"cause": cause}) if cause else ("head_serves", {})
         actions.append(LogEvent(kind, head.node_id, pipeline.pipeline_id, attributes))
     return actions

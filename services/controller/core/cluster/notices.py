@@ -1,67 +1,63 @@
-"""Nodes that were given notice: until when they are there, and what becomes of their stages."""
+"""Nodes that were given notice: until when they are there, and what becomes of their seats."""
 
 from __future__ import annotations
 
 from services.controller.core.cluster.actions import Action, DrainFormation, LogEvent
-from services.controller.core.cluster.membership import FormationState, Membership, Node, Pipeline
+from services.controller.core.cluster.losses import withdraw
+from services.controller.core.cluster.node import Node
+from services.controller.core.cluster.pipeline import Pipeline
 from services.controller.core.cluster.settings import ClusterSettings
+from services.controller.core.cluster.state import State
 
 SAME_NOTICE_S = 0.5
 """A deadline is not taken for another one for so little."""
 
 
-def notice(node: Node, deadline_s: float, now_s: float) -> list[Action]:
+def notice(node: Node, deadline_s: float, now_s: float, *, departs: bool = False) -> list[Action]:
     """The node will be taken away then; of several deadlines the earliest counts."""
-    if node.deadline_s is not None and deadline_s > node.deadline_s - SAME_NOTICE_S:
+    known_s = node.deadline_s
+    if known_s is not None and deadline_s > known_s - SAME_NOTICE_S:
+        node.give_notice(known_s, departs=departs)
         return []
-    node.deadline_s = deadline_s
+    node.give_notice(deadline_s, departs=departs)
     attributes = {"notice_s": f"{deadline_s - now_s:g}"}
     return [LogEvent("interruption_noticed", node.node_id, "", attributes)]
 
 
-def lapse(state: Membership, node: Node) -> list[Action]:
+def lapse(state: State, node: Node) -> list[Action]:
     """The deadline passed and nothing happened."""
-    for pipeline in state.pipelines:
-        formation = pipeline.formation
-        for stage in pipeline.stages:
-            if stage.node_id != node.node_id:
-                continue
-            if formation is not None and formation.state is FormationState.HANDING_OVER:
-                return []
-            stage.spare_id = ""
-            pipeline.replacement_ready_s = pipeline.ready_sampled = None
-    node.deadline_s = None
-    node.leaving = False
+    seats = [(p, seat) for p, seat in state.seats(node.node_id) if seat.node_id == node.node_id]
+    if any(pipeline.drains for pipeline, _ in seats):
+        return []
+    for pipeline, seat in seats:
+        withdraw(pipeline, seat)
+    node.lapse()
     return [LogEvent("undrained", node.node_id)]
 
 
-def hand_over(pipeline: Pipeline, tokens: int, now_s: float) -> list[Action]:
-    """The pipeline is drained; `tokens` came from its head since the replacement was ready."""
+def hand_over(state: State, pipeline: Pipeline, now_s: float) -> list[Action]:
+    """The pipeline is drained."""
     formation = pipeline.formation
-    if formation is None:
-        return []
-    formation.state = FormationState.HANDING_OVER
-    pipeline.down_since_s = now_s
+    sampled = state.head(formation).sampled if formation is not None else 0
+    formation, meanwhile = pipeline.drain(sampled, now_s)
     attributes = {
         "formation": formation.formation_id,
-        "tokens_since_replacement_ready": str(tokens),
+        "tokens_while_preparing": str(meanwhile),
     }
     return [
         LogEvent("handover_started", "", pipeline.pipeline_id, attributes),
-        DrainFormation(formation.formation_id, formation.members[0]),
+        DrainFormation(formation.formation_id, formation.head),
     ]
 
 
-def must_part(
-    state: Membership, settings: ClusterSettings, pipeline: Pipeline, now_s: float
-) -> bool:
+def must_part(state: State, settings: ClusterSettings, pipeline: Pipeline, now_s: float) -> bool:
     """A member is about to end without a replacement, or none will come and others serve."""
-    others = any(other.is_ready for other in state.pipelines if other is not pipeline)
-    for stage in pipeline.stages:
-        node = state.nodes.get(stage.node_id)
+    others = any(other.is_ready for other in state.pipelines.values() if other is not pipeline)
+    for seat in pipeline.seats:
+        node = state.nodes.get(seat.node_id)
         if node is None or not node.departs or node.deadline_s is None:
             continue
-        hopeless = not (stage.spare_id or settings.can_launch)
+        hopeless = pipeline.retiring or not (seat.successor_id or settings.can_launch)
         if (hopeless and others) or now_s >= node.deadline_s - settings.seal_s:
             return True
     return False

@@ -53,8 +53,6 @@ class ClusterSettings:
     """A node that has served for so long came to something, whatever becomes of it."""
     load_attempts: int = 4
     """A node that fails to load a stage so often gives it up to another one, which has one."""
-    handover_s: float = 1.0
-    """A hand-over waits no longer for beats that show tokens from the old head."""
     seal_s: float = 1.5
     """A node that will end in any case has its generations sealed this long before."""
     lost_kept_s: float = 60.0

@@ -17,8 +17,6 @@ from services.controller.core.cluster.actions import (
     NodeState,
     PersistCluster,
     PipelineState,
-    PlannedPipeline,
-    PlannedStage,
     RoutesChanged,
     TerminateNode,
 )
@@ -27,6 +25,7 @@ from services.controller.core.cluster.settings import ClusterSettings
 from tests.unit.controller.small_cluster import (
     BACK,
     FRONT,
+    PAIR,
     PATIENT,
     SETTINGS,
     SHAPE,
@@ -36,6 +35,7 @@ from tests.unit.controller.small_cluster import (
     facts,
     loaded,
     one_of,
+    planned,
     ready,
     replaced,
     said,
@@ -111,8 +111,7 @@ def test_a_failed_load_or_form_is_tried_again() -> None:
     cluster = Cluster(SETTINGS, drawer(), 0.0, 0.0)
     cluster.register(facts("node-1"), 0.0)
     cluster.register(facts("node-2"), 0.0)
-    stages = (PlannedStage("node-1", FRONT), PlannedStage("node-2", BACK))
-    cluster.plan_ready((PlannedPipeline(stages, 50.0),), 0.0)
+    cluster.plan_ready(planned(PAIR), 0.0)
     loaded(cluster, "node-1", FRONT, 0.0)
     assert said(cluster.load_failed("node-2", "i-node-2", "slow", False, 0.0)) == ["load_failed"]
     assert one_of(cluster.tick(0.5), LoadStage).node_id == "node-2"
@@ -333,20 +332,20 @@ def test_two_strange_beats_or_a_named_loss_end_a_formation() -> None:
     assert one_of(named, DissolveFormation)
 
 
-def test_a_drain_loads_the_replacement_shows_tokens_and_then_hands_over() -> None:
+def test_a_drain_loads_the_replacement_and_hands_over_once_it_is_ready() -> None:
     cluster = ready()
+    beat(cluster, "node-1", "f1", 1.0, sampled_tokens=10)
     assert one_of(cluster.interrupt("node-2", 20.0, False, 1.0), LaunchNode).node_id == "node-3"
     assert cluster.interrupt("node-2", 20.0, False, 1.1) == []
     assert cluster.pipelines_view()[0].state is PipelineState.DRAINING
-    beat(cluster, "node-1", "f1", 2.0)
+    beat(cluster, "node-1", "f1", 2.0, sampled_tokens=15)
     beat(cluster, "node-2", "f1", 2.0)
-    assert "replacement_ready" in said(replaced(cluster, 2.0))
     assert len(cluster.routes()[1]) == 1
-    assert all_of(beat(cluster, "node-1", "f1", 2.1, sampled_tokens=10), DrainFormation) == []
-    actions = beat(cluster, "node-1", "f1", 2.3, sampled_tokens=15)
+    actions = replaced(cluster, 2.0)
     assert one_of(actions, DrainFormation).head.node_id == "node-1"
-    event = all_of(actions, LogEvent)[0]
-    assert event.attributes["tokens_since_replacement_ready"] == "5"
+    assert said(actions) == ["stage_loaded", "replacement_ready", "handover_started"]
+    event = all_of(actions, LogEvent)[-1]
+    assert event.attributes["tokens_while_preparing"] == "5"
     assert cluster.routes()[1] == ()
     assert not cluster.heads()[0].takes_new
     done = cluster.drained("f1", 3, 2.4)
@@ -356,22 +355,10 @@ def test_a_drain_loads_the_replacement_shows_tokens_and_then_hands_over() -> Non
     assert cluster.drained("f1", 3, 2.5) == []
 
 
-def test_a_hand_over_does_not_wait_for_beats_for_ever() -> None:
-    cluster = ready()
-    cluster.interrupt("node-2", 20.0, False, 1.0)
-    replaced(cluster, 1.0)
-    beat(cluster, "node-1", "f1", 1.9)
-    beat(cluster, "node-2", "f1", 1.9)
-    beat(cluster, "node-3", "", 1.9)
-    assert one_of(cluster.tick(2.0), DrainFormation)
-
-
 def test_a_failed_drain_hands_over_all_the_same() -> None:
     cluster = ready()
     cluster.interrupt("node-1", 20.0, False, 0.5)
     replaced(cluster, 0.5, FRONT)
-    beat(cluster, "node-1", "f1", 0.6)
-    beat(cluster, "node-1", "f1", 0.7)
     actions = cluster.drain_failed("f1", "silent", 0.8)
     assert "drain_failed" in said(actions)
     assert [m.node_id for m in one_of(actions, FormPipeline).members] == ["node-3", "node-2"]
@@ -480,9 +467,7 @@ def test_a_lost_node_is_shown_and_ended_by_the_next_controller_too() -> None:
 def test_a_hand_over_cut_short_by_a_restart_is_asked_for_again() -> None:
     cluster = ready()
     cluster.interrupt("node-2", 20.0, False, 0.5)
-    replaced(cluster, 0.5)
-    beat(cluster, "node-1", "f1", 0.6)
-    snapshot = one_of(beat(cluster, "node-1", "f1", 0.7), PersistCluster).snapshot
+    snapshot = one_of(replaced(cluster, 0.5), PersistCluster).snapshot
     again = restarted(snapshot, 1.0)
     actions = again.start(100.0)
     assert all_of(actions, DissolveFormation) == []
@@ -514,10 +499,12 @@ def test_a_plan_for_something_else_is_dropped_at_the_start(other: ClusterSetting
     actions = again.start(100.0)
     assert said(actions) == ["plan_dropped"]
     assert one_of(actions, DissolveFormation).formation_id == "f1"
-    assert len(one_of(actions, AskPlan).nodes) == 3
+    ask = one_of(actions, AskPlan)
+    assert (ask.number, len(ask.nodes)) == (2, 3)
     assert (all_of(actions, LaunchNode), all_of(actions, TerminateNode)) == ([], [])
-    stages = (PlannedStage("node-1", FRONT), PlannedStage("node-2", BACK))
-    loads = all_of(again.plan_ready((PlannedPipeline(stages, 50.0),), 100.0), LoadStage)
+    loads = all_of(
+        again.plan_ready(planned(PAIR, number=ask.number, model=other.model), 100.0), LoadStage
+    )
     assert {(load.node_id, load.model) for load in loads} == {
         ("node-1", other.model),
         ("node-2", other.model),

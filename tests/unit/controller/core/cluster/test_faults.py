@@ -12,8 +12,6 @@ from services.controller.core.cluster.actions import (
     LaunchNode,
     LoadStage,
     NodeState,
-    PlannedPipeline,
-    PlannedStage,
     TerminateNode,
 )
 from services.controller.core.cluster.cluster import Cluster
@@ -21,6 +19,7 @@ from services.controller.core.cluster.settings import ClusterSettings
 from tests.unit.controller.small_cluster import (
     BACK,
     FRONT,
+    PAIR,
     PATIENT,
     SETTINGS,
     SHAPE,
@@ -30,6 +29,7 @@ from tests.unit.controller.small_cluster import (
     facts,
     loaded,
     one_of,
+    planned,
 )
 
 
@@ -64,8 +64,7 @@ def test_a_node_that_fails_at_every_start_is_replaced_ever_more_seldom(how: str)
         if how != "at its start":
             cluster.register(facts(node_id), now_s)
         if how in ("loading", "serving") and not cluster.pipelines_view():
-            stages = (PlannedStage("node-1", FRONT), PlannedStage("node-2", BACK))
-            cluster.plan_ready((PlannedPipeline(stages, 50.0),), now_s)
+            cluster.plan_ready(planned(PAIR), now_s)
             loaded(cluster, "node-1", FRONT, now_s)
         if how == "serving":
             form = one_of(loaded(cluster, node_id, BACK, now_s), FormPipeline)
@@ -93,8 +92,7 @@ def test_a_node_that_cannot_load_passingly_is_replaced_ever_more_seldom() -> Non
             launched += 1
             more = cluster.register(facts(launch.node_id), now_s)
             if all_of(more, AskPlan):
-                stages = (PlannedStage("node-1", FRONT), PlannedStage("node-2", BACK))
-                more = cluster.plan_ready((PlannedPipeline(stages, 50.0),), now_s)
+                more = cluster.plan_ready(planned(PAIR), now_s)
             actions = [*actions, *more]
         for load in all_of(actions, LoadStage):
             if load.layers == FRONT:
@@ -119,8 +117,7 @@ def refused(settings: ClusterSettings = PATIENT) -> Cluster:
     cluster.start(0.0)
     cluster.register(facts("node-1"), 0.0)
     cluster.register(facts("node-2"), 0.0)
-    stages = (PlannedStage("node-1", FRONT), PlannedStage("node-2", BACK))
-    cluster.plan_ready((PlannedPipeline(stages, 50.0),), 0.0)
+    cluster.plan_ready(planned(PAIR), 0.0)
     loaded(cluster, "node-1", FRONT, 0.0)
     assert cluster.unusable() == ""
     cluster.load_failed("node-2", "i-node-2", "no head_dim of 3", True, 1.0)
@@ -162,8 +159,8 @@ def test_a_pipeline_that_none_can_run_leaves_the_others_their_nodes() -> None:
     cluster.register(facts("node-1"), 0.0)
     cluster.register(facts("node-2"), 0.0)
     whole = LayerRange(0, 30)
-    planned = [PlannedPipeline((PlannedStage(n, whole),), 1.0) for n in ("node-1", "node-2")]
-    cluster.plan_ready(tuple(planned), 0.0)
+    plan = planned({"node-1": whole}, {"node-2": whole})
+    cluster.plan_ready(plan, 0.0)
     cluster.load_failed("node-2", "i-node-2", "never", True, 0.0)
     form = one_of(loaded(cluster, "node-1", whole, 0.0), FormPipeline)
     cluster.formed(form.formation_id, 0.0)

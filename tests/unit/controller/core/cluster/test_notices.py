@@ -9,8 +9,6 @@ from services.controller.core.cluster.actions import (
     LoadStage,
     LogEvent,
     PersistCluster,
-    PlannedPipeline,
-    PlannedStage,
     TerminateNode,
 )
 from services.controller.core.cluster.cluster import Cluster
@@ -22,6 +20,7 @@ from tests.unit.controller.small_cluster import (
     facts,
     loaded,
     one_of,
+    planned,
     ready,
     replaced,
     said,
@@ -45,9 +44,7 @@ def test_a_process_that_was_told_to_stop_is_replaced_and_let_go() -> None:
     actions = beat(cluster, "node-2", "f1", 1.0, departs_in_s=20.0)
     assert said(actions) == ["interruption_noticed", "node_launched"]
     assert all_of(beat(cluster, "node-2", "f1", 1.2, departs_in_s=19.7), LogEvent) == []
-    assert "replacement_ready" in said(replaced(cluster, 5.0))
-    beat(cluster, "node-1", "f1", 5.2, sampled_tokens=1)
-    drain = one_of(beat(cluster, "node-1", "f1", 5.4, sampled_tokens=9), DrainFormation)
+    drain = one_of(replaced(cluster, 5.0), DrainFormation)
     actions = cluster.drained(drain.formation_id, 1, 5.5)
     assert one_of(actions, TerminateNode) == TerminateNode("node-2")
     assert [m.node_id for m in one_of(actions, FormPipeline).members] == ["node-1", "node-3"]
@@ -76,8 +73,8 @@ def test_where_none_will_come_the_other_pipelines_take_over_at_once() -> None:
     whole = LayerRange(0, 30)
     for node_id in ("node-1", "node-2"):
         cluster.register(facts(node_id), 0.0)
-    planned = [PlannedPipeline((PlannedStage(n, whole),), 1.0) for n in ("node-1", "node-2")]
-    cluster.plan_ready(tuple(planned), 0.0)
+    plan = planned({"node-1": whole}, {"node-2": whole})
+    cluster.plan_ready(plan, 0.0)
     for node_id in ("node-1", "node-2"):
         form = one_of(loaded(cluster, node_id, whole, 0.0), FormPipeline)
         cluster.formed(form.formation_id, 0.0)

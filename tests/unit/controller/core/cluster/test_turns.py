@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import Member
-from services.controller.core.cluster.actions import DissolveFormation, FormPipeline
+from services.controller.core.cluster.actions import DissolveFormation, FormPipeline, LoadStage
 from services.controller.core.cluster.turns import Turns
 
 MODEL = ModelRef("m", "d")
@@ -43,3 +43,13 @@ def test_what_is_dissolved_before_its_turn_is_not_formed() -> None:
     turns.dissolve(DissolveFormation("new", members("a")))
     assert turns.left("a", "old") == []
     assert turns.left("a", "new") == []
+
+
+def test_a_load_waits_for_what_its_node_leaves_and_outlives_what_it_left() -> None:
+    turns = Turns()
+    turns.dissolve(DissolveFormation("old", members("a")))
+    load = LoadStage("n-a", "a", "a:1", MODEL, LayerRange(0, 1), 1)
+    assert turns.load(load) == []
+    turns.dissolve(DissolveFormation("new", members("a")))
+    assert turns.left("a", "old") == []
+    assert turns.left("a", "new") == [load]

@@ -1,0 +1,226 @@
+"""From one plan to the next, while the mesh serves.
+
+Pipelines that are equal in both go on untouched. The others serve until what takes their place
+can begin: first everything is made that needs nobody's node, then one formation at a time gives its
+nodes to what follows it, while the others carry the load; what nothing follows goes last.
+"""
+
+from __future__ import annotations
+
+from services.controller.core.cluster.actions import Action, LogEvent
+from services.controller.core.cluster.losses import dissolve, end, withdraw
+from services.controller.core.cluster.node import HeldStage
+from services.controller.core.cluster.notices import hand_over
+from services.controller.core.cluster.pipeline import Pipeline, Seat
+from services.controller.core.cluster.plan import Deployment, Plan, PlannedPipeline, PlannedStage
+from services.controller.core.cluster.settings import ClusterSettings
+from services.controller.core.cluster.state import State
+
+
+def adopt(state: State, settings: ClusterSettings, plan: Plan, now_s: float) -> list[Action]:
+    """The plan takes the place of the one before, however far that one was carried out."""
+    plan, kept = _named(state, plan)
+    state.adopt(plan)
+    actions: list[Action] = [LogEvent("plan_ready", "", "", {"plan": str(plan.number)})]
+    for pipeline in list(state.pipelines.values()):
+        if pipeline.pipeline_id not in kept:
+            actions += _retire(state, settings, pipeline, now_s)
+    for deployment, planned in plan.pipelines():
+        if planned.pipeline_id in kept:
+            _keep(state, state.pipelines[planned.pipeline_id], planned, plan)
+        else:
+            state.add(_pipeline(state, deployment, planned, now_s))
+    for node_id in state.seated():
+        if node_id in state.nodes:
+            state.nodes[node_id].employ()
+    return actions
+
+
+def _named(state: State, plan: Plan) -> tuple[Plan, set[str]]:
+    """The plan with names that mean one thing: what runs already has the name it runs by, and
+    nothing else has a name that is in use. And which names those are."""
+    free = dict(state.pipelines)
+    names: dict[str, str] = {}
+    for deployment, planned in plan.pipelines():
+        rather = free.get(planned.pipeline_id)
+        candidates = ([rather] if rather is not None else []) + list(free.values())
+        for running in candidates:
+            if _equal(state, plan, deployment, planned, running):
+                names[planned.pipeline_id] = running.pipeline_id
+                del free[running.pipeline_id]
+                break
+    kept = set(names.values())
+    taken = kept | set(state.pipelines)
+    for _, planned in plan.pipelines():
+        if planned.pipeline_id not in names:
+            name = planned.pipeline_id
+            while name in taken:
+                name = state.next_name()
+            names[planned.pipeline_id] = name
+            taken.add(name)
+    return plan.renamed(names), kept
+
+
+def _equal(
+    state: State, plan: Plan, deployment: Deployment, planned: PlannedPipeline, running: Pipeline
+) -> bool:
+    """The same stages on the same nodes, but for nodes that are not to be had any more."""
+    if running.model != deployment.model or len(running.seats) != len(planned.stages):
+        return False
+    return all(
+        _same_seat(state, plan, stage, seat)
+        for stage, seat in zip(planned.stages, running.seats, strict=True)
+    )
+
+
+def _same_seat(state: State, plan: Plan, stage: PlannedStage, seat: Seat) -> bool:
+    if (stage.layers, stage.tp_degree) != (seat.stage.layers, seat.stage.tp_degree):
+        return False
+    if stage.node_id and stage.node_id == seat.node_id:
+        return True
+    if seat.node_id in plan.node_ids():
+        return False  # it is to sit elsewhere
+    node = state.nodes.get(stage.node_id)
+    return stage.node_id in seat.node_ids or node is None or not node.stays
+
+
+def _keep(state: State, pipeline: Pipeline, planned: PlannedPipeline, plan: Plan) -> None:
+    pipeline.keep(planned.weight_tokens_per_s, planned.stages)
+    for seat in pipeline.seats:
+        wanted = seat.planned.node_id
+        if seat.successor_id in plan.node_ids() and seat.successor_id != wanted:
+            withdraw(pipeline, seat)
+
+
+def _retire(
+    state: State, settings: ClusterSettings, pipeline: Pipeline, now_s: float
+) -> list[Action]:
+    """What serves goes on for now; the rest is over."""
+    formation = pipeline.formation
+    actions: list[Action] = []
+    if formation is not None and formation.forming:
+        actions = dissolve(state, settings, pipeline, "not in the plan", now_s)
+        formation = None
+    if formation is None:
+        end(state, pipeline)
+    elif not pipeline.retiring:
+        pipeline.retire(state.head(formation).sampled)
+    return actions
+
+
+def _pipeline(
+    state: State, deployment: Deployment, planned: PlannedPipeline, now_s: float
+) -> Pipeline:
+    seats = []
+    for stage in planned.stages:
+        held = HeldStage(deployment.model, stage.layers, stage.tp_degree)
+        node = state.nodes.get(stage.node_id)
+        shape = node.shape if node is not None else stage.shape
+        seat = Seat(stage, held, shape)
+        if node is not None and not node.lost and not node.leaving:
+            seat.take(node.node_id)
+        seats.append(seat)
+    return Pipeline(
+        planned.pipeline_id,
+        deployment.model,
+        seats,
+        planned.weight_tokens_per_s,
+        down_since_s=now_s,
+    )
+
+
+def blockers(state: State, pipeline: Pipeline) -> list[Pipeline]:
+    """Pipelines whose formations have nodes that this one is to have."""
+    found = {}
+    for seat in pipeline.seats:
+        other = _blocked_by(state, pipeline, seat)
+        if other is not None:
+            found[other.pipeline_id] = other
+    return list(found.values())
+
+
+def _blocked_by(state: State, pipeline: Pipeline, seat: Seat) -> Pipeline | None:
+    node = state.nodes.get(seat.node_id)
+    other = state.pipeline_of(node) if node is not None else None
+    return None if other is pipeline else other
+
+
+def take_turns(state: State, settings: ClusterSettings, now_s: float) -> list[Action]:
+    """Drains the next formation that is in the way of the plan, when it is time for it."""
+    retiring = state.retiring()
+    if not retiring or any(pipeline.drains for pipeline in state.pipelines.values()):
+        return []
+    wanted = state.wanted()
+    if all(pipeline.is_ready for pipeline in wanted):
+        return _next(state, retiring[0], now_s)
+    if any(_goes_on(state, settings, pipeline) for pipeline in wanted):
+        return []
+    waiting = [(blockers(state, p), p) for p in wanted if p.formation is None]
+    for others, pipeline in sorted(waiting, key=lambda one: len(one[0])):
+        if not _is_prepared(state, pipeline):
+            continue
+        for other in others:
+            if _can_be_spared(state, settings, other):
+                return _next(state, other, now_s)
+    return []
+
+
+def _next(state: State, pipeline: Pipeline, now_s: float) -> list[Action]:
+    pipeline.be_ready_to_hand_over()
+    return hand_over(state, pipeline, now_s)
+
+
+def _goes_on(state: State, settings: ClusterSettings, pipeline: Pipeline) -> bool:
+    """It does not serve and will, and needs nothing that another one has."""
+    if pipeline.is_ready or pipeline.drains:
+        return False
+    if pipeline.formation is not None:
+        return True
+    if pipeline.unlike or pipeline.forms.failures >= settings.load_attempts:
+        return False
+    for seat in pipeline.seats:
+        node = state.nodes.get(seat.node_id)
+        if node is None or not node.present or _blocked_by(state, pipeline, seat) is not None:
+            return False
+        if node.cannot_load(seat.stage, settings.load_attempts):
+            return False
+    return True
+
+
+def _is_prepared(state: State, pipeline: Pipeline) -> bool:
+    """Every node of it that is free holds its stage."""
+    for seat in pipeline.seats:
+        node = state.nodes.get(seat.node_id)
+        if node is None or not node.present:
+            return False
+        if _blocked_by(state, pipeline, seat) is None and not node.holds(seat.stage):
+            return False
+    return True
+
+
+def _can_be_spared(state: State, settings: ClusterSettings, pipeline: Pipeline) -> bool:
+    """Others serve, or there is no other way."""
+    if pipeline.stalled:
+        return True
+    others = [other for other in state.pipelines.values() if other is not pipeline]
+    if any(other.is_ready and not other.stalled for other in others):
+        return True
+    for other in others:
+        if other.is_ready or _is_hopeless(state, settings, other):
+            continue
+        if pipeline not in blockers(state, other) or not _is_prepared(state, other):
+            return False  # it may serve first, or be nearer to it
+    return True
+
+
+def _is_hopeless(state: State, settings: ClusterSettings, pipeline: Pipeline) -> bool:
+    """Nothing will make it serve as things are."""
+    if pipeline.unlike:
+        return True
+    for seat in pipeline.seats:
+        node = state.nodes.get(seat.node_id)
+        if node is None and not settings.can_launch:
+            return True
+        if node is not None and node.refused == seat.stage and node.loads.permanent:
+            return True
+    return False

@@ -1,0 +1,217 @@
+"""A node as the cluster core holds it, and what can happen to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from services.common.generation import LayerRange, ModelRef
+from services.common.nodes import NodeFacts, NodeShape
+from services.controller.core.cluster.actions import Beat, Loaded, NodeState
+from services.controller.core.cluster.backoff import Backoff
+from services.controller.core.cluster.settings import ClusterSettings
+from services.controller.core.cluster.transitions import need
+
+
+@dataclass(frozen=True, slots=True)
+class HeldStage:
+    """What of a model a node holds, loads or has refused."""
+
+    model: ModelRef
+    layers: LayerRange
+    tp_degree: int
+
+
+@dataclass(slots=True)
+class Node:
+    """A node, from its launch to some time after its loss. Only its own methods change it."""
+
+    node_id: str
+    shape: NodeShape
+    since_s: float
+    """Launched, registered or lost at."""
+    launched: bool = False
+    """The provider was asked for it; whatever else comes is not ours to end."""
+    facts: NodeFacts | None = None
+    """None until it registers."""
+    lost: bool = False
+    leaving: bool = False
+    """It was let go; it is not to be used again unless its notice lapses."""
+    held: HeldStage | None = None
+    kv_blocks: int = 0
+    numerics_class: str = ""
+    """Of the stage it holds."""
+    loading: HeldStage | None = None
+    refused: HeldStage | None = None
+    """What it failed to load last."""
+    loads: Backoff = field(default_factory=Backoff)
+    """Of what it refused."""
+    served_s: float | None = None
+    """When it first was in a formation that was ready."""
+    heard_s: float = 0.0
+    steps: int = 0
+    """As its last beat told them."""
+    sampled: int = 0
+    """Tokens, as its last beat told them."""
+    stepped_s: float = 0.0
+    """When a beat last showed more steps, or no work."""
+    confirmed: bool = True
+    """Heard from since the controller started."""
+    strange_beats: int = 0
+    """Beats in a row that name another formation than the one it should be in."""
+    deadline_s: float | None = None
+    """It was given notice: it will be taken away then."""
+    departs: bool = False
+    """It gave that notice itself: there is no doubt about it."""
+    released: bool = False
+    """The plan it was there for is over."""
+
+    @property
+    def present(self) -> bool:
+        """Registered and not lost."""
+        return self.facts is not None and not self.lost
+
+    @property
+    def stays(self) -> bool:
+        """It is there or starts, and is not about to go."""
+        return not self.lost and not self.leaving and self.deadline_s is None
+
+    @property
+    def usable(self) -> bool:
+        """It may be given a place."""
+        return self.present and self.stays
+
+    @property
+    def incarnation(self) -> str:
+        """Of its process; empty until it registers."""
+        return self.facts.incarnation if self.facts is not None else ""
+
+    def came_to_something(self, stable_s: float, now_s: float) -> bool:
+        """It has served for a while."""
+        return self.served_s is not None and now_s - self.served_s >= stable_s
+
+    def holds(self, stage: HeldStage) -> bool:
+        """It is there and has this stage."""
+        return self.present and self.held == stage
+
+    def cannot_load(self, stage: HeldStage, attempts: int) -> bool:
+        """It failed so often, or for good."""
+        if self.loading is not None or self.refused != stage:
+            return False
+        return self.loads.permanent or self.loads.failures >= attempts
+
+    def state(self, assigned: bool) -> NodeState:
+        """As the status shows it."""
+        if self.lost:
+            return NodeState.LOST
+        if self.facts is None:
+            return NodeState.STARTING
+        if self.deadline_s is not None:
+            return NodeState.DRAINING
+        if self.loading is not None:
+            return NodeState.LOADING
+        return NodeState.READY if assigned and self.held is not None else NodeState.IDLE
+
+    # Its life
+
+    def register(self, facts: NodeFacts, now_s: float) -> tuple[bool, bool]:
+        """Its process says what it is, for the first time or again; whether it is new, and whether
+        it came back after it counted as lost. A process that is another one is another node."""
+        need(
+            self.facts is None or self.facts.incarnation == facts.incarnation,
+            f"{self.node_id} cannot become another process",
+        )
+        new, returns = self.facts is None, self.facts is not None and self.lost
+        if new:
+            self.since_s = now_s
+        if returns:
+            self.lost, self.strange_beats = False, 0
+        self.facts, self.shape, self.heard_s, self.confirmed = facts, facts.shape, now_s, True
+        return new, returns
+
+    def lose(self, now_s: float) -> None:
+        """It is gone, as far as is known."""
+        need(not self.lost, f"{self.node_id} cannot be lost twice")
+        self.lost, self.since_s, self.loading, self.deadline_s = True, now_s, None, None
+
+    def give_notice(self, deadline_s: float, *, departs: bool = False) -> None:
+        """It will be taken away then."""
+        need(not self.lost, f"{self.node_id} is lost and cannot be given notice")
+        self.deadline_s = deadline_s
+        self.departs = self.departs or departs
+
+    def lapse(self) -> None:
+        """Its deadline passed and nothing happened: it may be used as before."""
+        need(self.deadline_s is not None, f"{self.node_id} was given no notice")
+        need(not self.departs, f"{self.node_id} departs: its notice does not lapse")
+        self.deadline_s, self.leaving = None, False
+
+    def leave(self) -> None:
+        """It is let go."""
+        self.leaving = True
+
+    def release(self) -> None:
+        """The plan has no place for it."""
+        self.released = True
+
+    def employ(self) -> None:
+        """The plan has a place for it again."""
+        self.released = False
+
+    # What it holds
+
+    def load(self, stage: HeldStage) -> None:
+        """It is asked for a stage, and holds nothing meanwhile."""
+        need(self.present, f"{self.node_id} is not there and cannot load")
+        need(self.loading is None, f"{self.node_id} loads something else")
+        if self.refused != stage:
+            self.loads.succeed()
+        self.loading, self.held = stage, None
+
+    def loaded(self, loaded: Loaded) -> None:
+        """It holds what it loaded."""
+        need(self.loading is not None, f"{self.node_id} loads nothing")
+        self.held, self.loading, self.refused = self.loading, None, None
+        self.kv_blocks, self.numerics_class = loaded.kv_blocks, loaded.numerics_class
+        self.loads.succeed()
+
+    def refuse(self, settings: ClusterSettings, reason: str, permanent: bool, now_s: float) -> None:
+        """It could not load what it was asked for."""
+        need(self.loading is not None, f"{self.node_id} loads nothing")
+        self.refused, self.loading = self.loading, None
+        self.loads.fail(
+            now_s,
+            reason,
+            first_s=settings.retry_s,
+            longest_s=settings.replace_max_s,
+            node_id=self.node_id,
+            permanent=permanent,
+        )
+
+    def forget_stage(self) -> None:
+        """What it holds is of no use any more."""
+        self.held = None
+
+    # Its beats
+
+    def hear(self, beat: Beat, now_s: float) -> None:
+        """A sign of life."""
+        self.heard_s, self.confirmed, self.sampled = now_s, True, beat.sampled_tokens
+        if beat.steps != self.steps or not beat.has_work:
+            self.steps, self.stepped_s = beat.steps, now_s
+
+    def overlook(self, unwatched_s: float, now_s: float) -> None:
+        """So much time is not its silence."""
+        self.heard_s = min(now_s, self.heard_s + unwatched_s)
+        self.stepped_s = min(now_s, self.stepped_s + unwatched_s)
+
+    def seems(self, strange: bool) -> int:
+        """Whether its beat named another formation than its own; how many in a row have."""
+        self.strange_beats = self.strange_beats + 1 if strange else 0
+        return self.strange_beats
+
+    def serve(self, now_s: float, *, leads: bool) -> None:
+        """Its formation is ready."""
+        self.strange_beats = 0
+        self.served_s = now_s if self.served_s is None else self.served_s
+        if leads:
+            self.stepped_s = now_s

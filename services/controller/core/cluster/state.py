@@ -1,0 +1,235 @@
+"""What runs: nodes, pipelines and their formations, and where to find them.
+
+Formations begin and end here, so that the indexes are true; everything else is changed by the
+nouns' own methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from services.common.nodes import Member, NodeShape
+from services.controller.core.cluster.actions import (
+    NodeView,
+    PipelineView,
+    StageView,
+)
+from services.controller.core.cluster.asking import PlanAsking
+from services.controller.core.cluster.backoff import Backoff
+from services.controller.core.cluster.node import Node
+from services.controller.core.cluster.pipeline import Formation, Pipeline, Seat
+from services.controller.core.cluster.plan import Plan
+from services.controller.core.cluster.settings import ClusterSettings
+from services.controller.core.cluster.transitions import need
+
+
+class State:
+    """The plan that is carried out, and how far it is."""
+
+    def __init__(self, basis: str) -> None:
+        self.basis = basis
+        """What its plan is made for: `ClusterSettings.basis`."""
+        self.plan: Plan | None = None
+        self.last_number = 0
+        """Of the newest plan there ever was."""
+        self.nodes: dict[str, Node] = {}
+        self.pipelines: dict[str, Pipeline] = {}
+        self.first_launches = Backoff()
+        """Nodes that were lost before there was a plan."""
+        self.asking = PlanAsking()
+        self.launched = 0
+        """Nodes launched so far; their names count on."""
+        self.named = 0
+        """Pipelines that were given a name so far."""
+        self._by_formation: dict[str, Pipeline] = {}
+        self._by_process: dict[str, Pipeline] = {}
+
+    def adopt(self, plan: Plan) -> None:
+        """It is the plan from now on."""
+        need(plan.number > self.last_number, f"plan {plan.number} is not newer")
+        self.plan, self.last_number = plan, plan.number
+
+    # Nodes
+
+    def launch(self, shape: NodeShape, now_s: float) -> Node:
+        """A node that is about to be started."""
+        self.launched += 1
+        while f"node-{self.launched}" in self.nodes:
+            self.launched += 1
+        node = Node(f"node-{self.launched}", shape, now_s, launched=True)
+        self.nodes[node.node_id] = node
+        return node
+
+    def forget(self, node: Node) -> None:
+        """It was shown as lost for long enough."""
+        need(node.lost, f"{node.node_id} is not lost and cannot be forgotten")
+        del self.nodes[node.node_id]
+
+    def staying(self) -> list[Node]:
+        """Nodes that are there or start, and are not about to go."""
+        return [node for node in self.nodes.values() if node.stays]
+
+    def is_there(self, member: Member) -> bool:
+        """The very process lives, as far as is known."""
+        node = self.nodes.get(member.node_id)
+        return node is not None and node.present and node.incarnation == member.incarnation
+
+    # Pipelines
+
+    def wanted(self) -> list[Pipeline]:
+        """Pipelines that the plan has."""
+        return [pipeline for pipeline in self.pipelines.values() if not pipeline.retiring]
+
+    def retiring(self) -> list[Pipeline]:
+        """Pipelines that the plan lacks and that serve still."""
+        return [pipeline for pipeline in self.pipelines.values() if pipeline.retiring]
+
+    def next_name(self) -> str:
+        """Of a pipeline; none has had it."""
+        self.named += 1
+        while f"pipeline-{self.named}" in self.pipelines:
+            self.named += 1
+        return f"pipeline-{self.named}"
+
+    def add(self, pipeline: Pipeline) -> None:
+        """One more; with its formation, if it has one."""
+        need(pipeline.pipeline_id not in self.pipelines, f"{pipeline.pipeline_id} is there")
+        self.pipelines[pipeline.pipeline_id] = pipeline
+        if pipeline.formation is not None:
+            self._enter(pipeline, pipeline.formation)
+
+    def remove(self, pipeline: Pipeline) -> None:
+        """It is over."""
+        need(pipeline.formation is None, f"{pipeline.pipeline_id} has a formation still")
+        del self.pipelines[pipeline.pipeline_id]
+
+    def all_seats(self) -> Iterator[tuple[Pipeline, Seat]]:
+        """Of the plan's pipelines."""
+        for pipeline in self.wanted():
+            for seat in pipeline.seats:
+                yield pipeline, seat
+
+    def seats(self, node_id: str) -> list[tuple[Pipeline, Seat]]:
+        """Where a node sits or is to sit, by the plan."""
+        return [(p, seat) for p, seat in self.all_seats() if node_id in seat.node_ids]
+
+    def seated(self) -> set[str]:
+        """Nodes that sit somewhere, or are to, by the plan."""
+        return {node_id for _, seat in self.all_seats() for node_id in seat.node_ids}
+
+    # Formations
+
+    def form(self, pipeline: Pipeline, formation: Formation) -> None:
+        """The pipeline's members are asked to form."""
+        for member in formation.members:
+            other = self._by_process.get(member.incarnation)
+            need(other is None, f"{member.node_id} is in a formation of its own")
+        pipeline.form(formation)
+        self._enter(pipeline, formation)
+
+    def _enter(self, pipeline: Pipeline, formation: Formation) -> None:
+        self._by_formation[formation.formation_id] = pipeline
+        for member in formation.members:
+            self._by_process[member.incarnation] = pipeline
+
+    def end_formation(
+        self, pipeline: Pipeline, settings: ClusterSettings, cause: str, now_s: float
+    ) -> Formation:
+        """The pipeline's formation is no more."""
+        formation = pipeline.fall(settings, cause, now_s)
+        del self._by_formation[formation.formation_id]
+        for member in formation.members:
+            del self._by_process[member.incarnation]
+        return formation
+
+    def start_over(self, settings: ClusterSettings, now_s: float) -> list[Formation]:
+        """Every pipeline ends, and with it the plan: the next is made for these settings."""
+        ended = []
+        self.basis = settings.basis
+        for pipeline in list(self.pipelines.values()):
+            if pipeline.formation is not None:
+                ended.append(self.end_formation(pipeline, settings, "plan dropped", now_s))
+            self.remove(pipeline)
+        self.plan = None
+        return ended
+
+    def pipeline(self, formation_id: str) -> Pipeline | None:
+        """The pipeline that a living formation serves."""
+        return self._by_formation.get(formation_id)
+
+    def pipeline_of(self, node: Node) -> Pipeline | None:
+        """The pipeline in whose formation the node's process is."""
+        return self._by_process.get(node.incarnation) if node.facts is not None else None
+
+    def living(self, formation: Formation) -> tuple[Member, ...]:
+        """Members that are still there."""
+        return tuple(m for m in formation.members if self.is_there(m))
+
+    def heard_from(self, formation: Formation, since_s: float) -> bool:
+        """Every member was heard from since then, by this very controller process."""
+        nodes = [self.nodes[m.node_id] for m in formation.members if self.is_there(m)]
+        heard = [node for node in nodes if node.confirmed and node.heard_s >= since_s]
+        return len(heard) == len(formation.members)
+
+    def head(self, formation: Formation) -> Node:
+        """The node that leads it."""
+        return self.nodes[formation.head.node_id]
+
+    def draining(self, pipeline: Pipeline) -> bool:
+        """Some stage's node will be taken away."""
+        nodes = (self.nodes.get(seat.node_id) for seat in pipeline.seats)
+        return any(node is not None and node.deadline_s is not None for node in nodes)
+
+    # What others see
+
+    def node_views(self) -> tuple[NodeView, ...]:
+        """For the status."""
+        places = {
+            seat.node_id: (pipeline.pipeline_id, index)
+            for pipeline in (*self.wanted(), *self.retiring())
+            for index, seat in enumerate(pipeline.seats)
+        }
+        return tuple(
+            _node_view(node, *places.get(node.node_id, ("", None))) for node in self.nodes.values()
+        )
+
+    def pipeline_views(self) -> tuple[PipelineView, ...]:
+        """For the status."""
+        return tuple(
+            PipelineView(
+                pipeline.pipeline_id,
+                pipeline.state(self.draining(pipeline)),
+                pipeline.formation.formation_id if pipeline.formation is not None else "",
+                tuple(
+                    StageView(seat.node_id, seat.stage.layers, seat.stage.tp_degree)
+                    for seat in pipeline.seats
+                ),
+            )
+            for pipeline in self.pipelines.values()
+        )
+
+
+def match_shapes(
+    shapes: Iterable[NodeShape], nodes: Iterable[Node]
+) -> tuple[list[NodeShape], list[Node]]:
+    """Shapes that no node has, and nodes that no shape asks for."""
+    lacking, surplus = list(shapes), []
+    for node in nodes:
+        if node.shape in lacking:
+            lacking.remove(node.shape)
+        else:
+            surplus.append(node)
+    return lacking, surplus
+
+
+def _node_view(node: Node, pipeline_id: str, stage_index: int | None) -> NodeView:
+    facts = node.facts
+    return NodeView(
+        node.node_id,
+        facts.pid if facts is not None else 0,
+        node.incarnation,
+        node.state(stage_index is not None),
+        pipeline_id,
+        stage_index,
+        facts.address if facts is not None else "",
+    )

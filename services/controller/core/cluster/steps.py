@@ -1,0 +1,309 @@
+"""The difference between the plan and what runs: the next steps from here to there.
+
+Idempotent: it looks at plan and state alone and may be asked after every event; what it answers is
+what is still lacking. What changes the state of record answers with at least one action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from services.common.nodes import Member
+from services.controller.core.cluster.actions import (
+    Action,
+    AskPlan,
+    FormPipeline,
+    LaunchNode,
+    LoadStage,
+    LogEvent,
+    TerminateNode,
+)
+from services.controller.core.cluster.changes import blockers, take_turns
+from services.controller.core.cluster.losses import give_up
+from services.controller.core.cluster.node import HeldStage, Node
+from services.controller.core.cluster.notices import hand_over
+from services.controller.core.cluster.pipeline import Formation, Pipeline, Seat
+from services.controller.core.cluster.settings import ClusterSettings
+from services.controller.core.cluster.state import State, match_shapes
+
+
+def steps(
+    state: State, settings: ClusterSettings, draw_id: Callable[[], str], now_s: float
+) -> list[Action]:
+    """The next steps; `draw_id` gives ids of formations."""
+    if state.plan is None:
+        return [*_launch_first(state, settings, now_s), *_ask_plan(state, settings, now_s)]
+    return _Steps(state, settings, draw_id, now_s).all()
+
+
+def _launch_first(state: State, settings: ClusterSettings, now_s: float) -> list[Action]:
+    """Nodes for the first plan that neither are there nor start."""
+    if not settings.can_launch or now_s < state.first_launches.retry_at_s:
+        return []
+    lacking, surplus = match_shapes(settings.initial, state.staying())
+    missing = lacking[: max(0, len(lacking) - len(surplus))]
+    launched = [state.launch(shape, now_s) for shape in missing]
+    return [action for node in launched for action in _launched(node)]
+
+
+def _launched(node: Node, pipeline_id: str = "") -> list[Action]:
+    """Starts the node, and says so; those for the first plan are of no pipeline yet."""
+    return [
+        LaunchNode(node.node_id, node.shape),
+        LogEvent("node_launched", node.node_id, pipeline_id),
+    ]
+
+
+def _ask_plan(state: State, settings: ClusterSettings, now_s: float) -> list[Action]:
+    nodes = [node for node in state.nodes.values() if node.usable]
+    enough = len(nodes) >= settings.expected_nodes
+    first_s = min((node.since_s for node in nodes), default=now_s)
+    starting = any(node.facts is None and not node.lost for node in state.nodes.values())
+    settled = bool(nodes) and now_s - first_s >= settings.settle_s and not starting
+    facts = tuple(node.facts for node in nodes if node.facts is not None)
+    if not (enough or settled) or not state.asking.may_ask(facts, now_s):
+        return []
+    state.asking.ask(facts)
+    return [AskPlan(state.last_number + 1, settings.model, facts, settings.pipelines)]
+
+
+class _Steps:
+    """One look at what is lacking."""
+
+    def __init__(
+        self, state: State, settings: ClusterSettings, draw_id: Callable[[], str], now_s: float
+    ) -> None:
+        self._state = state
+        self._settings = settings
+        self._draw_id = draw_id
+        self._now_s = now_s
+        self._free: list[Node] | None = None
+
+    def all(self) -> list[Action]:
+        state = self._state
+        actions: list[Action] = []
+        for pipeline, seat in list(state.all_seats()):
+            actions += self._fill(pipeline, seat)
+        for pipeline in state.wanted():
+            for seat in pipeline.seats:
+                for node_id in seat.node_ids:
+                    actions += self._load(node_id, seat)
+            actions += self._replacement_ready(pipeline)
+            actions += self._form(pipeline)
+        actions += take_turns(state, self._settings, self._now_s)
+        return [*actions, *self._end_released()]
+
+    # Who sits where
+
+    def _fill(self, pipeline: Pipeline, seat: Seat) -> list[Action]:
+        """Finds a node for a vacant seat or one whose node cannot load its stage, and a successor
+        for one that will be taken away."""
+        node = self._state.nodes.get(seat.node_id)
+        successor = self._state.nodes.get(seat.successor_id)
+        if node is None or self._cannot_load(node, seat):
+            found, actions = self._find(pipeline, seat, node)
+            if found is None:
+                return []
+            seat.take(found.node_id)
+            return [*actions, *self._give_up(node, seat)]
+        if node.facts is None:
+            if node.node_id == seat.planned.node_id:
+                return []
+            loaded = self._idle(seat, loaded=True)
+            if loaded is not None:
+                seat.take(loaded.node_id)
+                return self._taken(pipeline, loaded)
+        elif node.deadline_s is not None and (
+            successor is None or self._cannot_load(successor, seat)
+        ):
+            found, actions = self._find(pipeline, seat, successor)
+            if found is None:
+                return []
+            seat.promise(found.node_id)
+            self._prepare(pipeline)
+            return [*actions, *self._give_up(successor, seat)]
+        return []
+
+    def _prepare(self, pipeline: Pipeline) -> None:
+        if pipeline.is_ready and pipeline.formation is not None:
+            pipeline.prepare(self._state.head(pipeline.formation).sampled)
+
+    def _cannot_load(self, node: Node, seat: Seat) -> bool:
+        attempts = 1 if seat.given_up else self._settings.load_attempts
+        return node.cannot_load(seat.stage, attempts)
+
+    def _give_up(self, node: Node | None, seat: Seat) -> list[Action]:
+        """Lets go of a node that could not load its stage."""
+        if node is None:
+            return []
+        give_up(self._settings, seat, node, self._now_s)
+        if not self._settings.can_launch:
+            self._free = None
+            return []
+        node.leave()
+        return [TerminateNode(node.node_id)]
+
+    def _find(
+        self, pipeline: Pipeline, seat: Seat, instead_of: Node | None
+    ) -> tuple[Node | None, list[Action]]:
+        idle = self._idle(seat, loaded=True) or self._idle(seat, loaded=False)
+        if idle is not None and (instead_of is None or not self._cannot_load(idle, seat)):
+            return idle, self._taken(pipeline, idle)
+        settings = self._settings
+        if not settings.can_launch or self._now_s < seat.launches.retry_at_s:
+            return None, []
+        if instead_of is not None and instead_of.loads.permanent:
+            return None, []  # one more node of its shape would say the same
+        node = self._state.launch(seat.shape, self._now_s)
+        return node, _launched(node, pipeline.pipeline_id)
+
+    def _taken(self, pipeline: Pipeline, node: Node) -> list[Action]:
+        node.employ()
+        if self._free is not None:
+            self._free.remove(node)
+        return [LogEvent("stage_taken", node.node_id, pipeline.pipeline_id)]
+
+    def _idle(self, seat: Seat, *, loaded: bool) -> Node | None:
+        """A node without a place that could run the stage, or that holds it; rather not one that
+        failed to load what it was given."""
+        for node in sorted(self._idle_nodes(), key=lambda n: self._cannot_load(n, seat)):
+            fits = node.shape.memory_bytes >= seat.shape.memory_bytes
+            if node.holds(seat.stage) if loaded else fits:
+                return node
+        return None
+
+    def _idle_nodes(self) -> list[Node]:
+        """Usable nodes without a place; where none can be launched, those too that serve in what
+        the plan lacks."""
+        if self._free is None:
+            seated, state = self._state.seated(), self._state
+            self._free = [
+                node
+                for node in state.nodes.values()
+                if node.usable
+                and node.node_id not in seated
+                and (state.pipeline_of(node) is None or not self._settings.can_launch)
+            ]
+            self._free.sort(key=lambda node: state.pipeline_of(node) is not None)
+        return self._free
+
+    # What they hold
+
+    def _load(self, node_id: str, seat: Seat) -> list[Action]:
+        node = self._state.nodes.get(node_id)
+        if node is None or node.facts is None or not node.present:
+            return []
+        if node.loading is not None or node.held == seat.stage:
+            return []
+        if self._state.pipeline_of(node) is not None:
+            return []  # it serves, and needs what it holds
+        if node.refused == seat.stage:
+            if node.loads.permanent or self._now_s < node.loads.retry_at_s:
+                return []
+            if self._settings.can_launch and self._cannot_load(node, seat):
+                return []  # it has had its attempts; the next is another node's
+        node.load(seat.stage)
+        return [_load_action(node, seat.stage)]
+
+    def _replacement_ready(self, pipeline: Pipeline) -> list[Action]:
+        """Every node that will be taken away has a loaded replacement: the pipeline is drained."""
+        if not pipeline.is_ready:
+            return []
+        leaving = [seat for seat in pipeline.seats if self._goes(seat)]
+        names = [s.successor_id if s in leaving else s.node_id for s in pipeline.seats]
+        members = self._members(pipeline, names)
+        if not leaving or members is None:
+            return []
+        if len({node.numerics_class for node in members}) > 1:
+            return self._tell_classes(pipeline, members)
+        self._prepare(pipeline)
+        pipeline.be_ready_to_hand_over()
+        return [
+            *(
+                LogEvent("replacement_ready", seat.successor_id, pipeline.pipeline_id)
+                for seat in leaving
+            ),
+            *hand_over(self._state, pipeline, self._now_s),
+        ]
+
+    def _goes(self, seat: Seat) -> bool:
+        return self._state.nodes[seat.node_id].deadline_s is not None
+
+    # What they form
+
+    def _form(self, pipeline: Pipeline) -> list[Action]:
+        if pipeline.formation is not None or self._now_s < pipeline.forms.retry_at_s:
+            return []
+        nodes = self._members(pipeline, [seat.node_id for seat in pipeline.seats])
+        if nodes is None or blockers(self._state, pipeline):
+            return []
+        if len({node.numerics_class for node in nodes}) > 1:
+            return self._tell_classes(pipeline, nodes)
+        members = tuple(
+            Member(node.node_id, node.facts.incarnation, node.facts.address, seat.stage.layers)
+            for node, seat in zip(nodes, pipeline.seats, strict=True)
+            if node.facts is not None
+        )
+        blocks = min(node.kv_blocks for node in nodes)
+        formation = Formation(self._draw_id(), members, blocks)
+        self._state.form(pipeline, formation)
+        return [
+            FormPipeline(
+                formation.formation_id,
+                pipeline.pipeline_id,
+                pipeline.model,
+                formation.members,
+                formation.kv_blocks,
+            )
+        ]
+
+    def _members(self, pipeline: Pipeline, node_ids: Iterable[str]) -> list[Node] | None:
+        """The nodes, a seat each; None unless all of them hold their stages."""
+        nodes = [self._state.nodes.get(node_id) for node_id in node_ids]
+        held = [
+            node
+            for node, seat in zip(nodes, pipeline.seats, strict=True)
+            if node is not None and node.holds(seat.stage)
+        ]
+        return held if len(held) == len(nodes) else None
+
+    def _tell_classes(self, pipeline: Pipeline, nodes: Iterable[Node]) -> list[Action]:
+        """Stages of different arithmetic form no pipeline; said once."""
+        classes = ", ".join(sorted({node.numerics_class for node in nodes}))
+        if not pipeline.tell_apart(classes):
+            return []
+        return [LogEvent("numerics_differ", "", pipeline.pipeline_id, {"classes": classes})]
+
+    # Who goes
+
+    def _end_released(self) -> list[Action]:
+        """Nodes that an older plan had launched end once the plan is carried out without them."""
+        state, settings = self._state, self._settings
+        if not settings.can_launch or not all(p.is_ready for p in state.pipelines.values()):
+            return []
+        ending = [
+            node
+            for node in state.nodes.values()
+            if node.released and node.launched and not node.lost and not node.leaving
+        ]
+        if not ending:
+            return []
+        seated, actions = state.seated(), list[Action]()
+        for node in ending:
+            if node.node_id not in seated and state.pipeline_of(node) is None:
+                node.leave()
+                actions += [LogEvent("node_released", node.node_id), TerminateNode(node.node_id)]
+        return actions
+
+
+def _load_action(node: Node, stage: HeldStage) -> LoadStage:
+    if node.facts is None:
+        raise AssertionError
+    return LoadStage(
+        node.node_id,
+        node.facts.incarnation,
+        node.facts.address,
+        stage.model,
+        stage.layers,
+        stage.tp_degree,
+    )

@@ -1,0 +1,74 @@
+"""Plans that arrive while the mesh serves: any valid one, at any time."""
+
+from __future__ import annotations
+
+from random import Random
+
+from oracles import LAYER_COUNT, Oracle
+
+from services.common.generation import LayerRange
+from services.common.nodes import NodeShape
+from services.controller.core.cluster.plan import (
+    THROUGHPUT,
+    Deployment,
+    Plan,
+    PlannedPipeline,
+    PlannedStage,
+)
+from simulator.environment.settings import MODEL
+from simulator.world import World
+
+MAX_NODES = 6
+"""Seats of a plan: four nodes are there at first."""
+
+
+class Plans:
+    """Gives one world plans of a random kind."""
+
+    def __init__(self, world: World, random: Random, oracle: Oracle) -> None:
+        self.world = world
+        self.random = random
+        self.oracle = oracle
+
+    def give(self) -> bool:
+        """A plan, if the controller can hear of it."""
+        controller = self.world.controller
+        if not controller.alive or controller.frozen:
+            return False
+        cluster = controller.cluster
+        if cluster.plan is None:
+            return False
+        plan = self.draw(cluster.next_plan_number)
+        state = cluster._state
+        self.oracle.plans += 1
+        for stage in plan.stages():
+            node = state.nodes.get(stage.node_id)
+            if node is None or not node.stays:
+                self.oracle.vacancies += 1
+                self.oracle.troubled.add(stage.node_id)
+        controller.act(cluster.plan_ready(plan, self.world.clock.now_s))
+        return True
+
+    def draw(self, number: int) -> Plan:
+        """Any split of the layers over any of the nodes, and over some that are yet to come."""
+        random, nodes = self.random, self.world.controller.cluster._state.nodes.values()
+        names = [node.node_id for node in nodes if not node.leaving or random.random() < 0.1]
+        random.shuffle(names)
+        names += [""] * random.choice((0, 0, 0, 1, 2))
+        seats = names[: random.randint(1, MAX_NODES)]
+        pipelines: list[PlannedPipeline] = []
+        while seats:
+            size = random.randint(1, min(3, len(seats)))
+            taken, seats = seats[:size], seats[size:]
+            cuts = sorted(random.sample(range(1, LAYER_COUNT), size - 1))
+            if (
+                random.random() < 0.5
+            ):  # as placement would, so that survivors may keep what they hold
+                cuts = [[], [18], [10, 20]][size - 1]
+            ends = [0, *cuts, LAYER_COUNT]
+            stages = tuple(
+                PlannedStage(LayerRange(ends[i], ends[i + 1]), 1, NodeShape(1 << 30, 1.0), name)
+                for i, name in enumerate(taken)
+            )
+            pipelines.append(PlannedPipeline(f"pipeline-{len(pipelines) + 1}", stages, 50.0))
+        return Plan(number, (Deployment(MODEL, THROUGHPUT, tuple(pipelines)),))

@@ -1,0 +1,261 @@
+"""A later plan, while an older one serves or is being carried out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from services.common.generation import LayerRange
+from services.controller.core.cluster.actions import (
+    Action,
+    DissolveFormation,
+    DrainFormation,
+    FormPipeline,
+    LaunchNode,
+    LoadStage,
+    PersistCluster,
+    TerminateNode,
+)
+from services.controller.core.cluster.cluster import Cluster
+from tests.unit.controller.small_cluster import (
+    BACK,
+    FRONT,
+    PAIR,
+    PATIENT,
+    Stages,
+    all_of,
+    beat,
+    drawer,
+    facts,
+    loaded,
+    one_of,
+    planned,
+    ready,
+    said,
+)
+
+WHOLE, FIRST, REST = LayerRange(0, 30), LayerRange(0, 10), LayerRange(10, 30)
+ALONE = replace(PATIENT, can_launch=False, initial=(), expected_nodes=1)
+
+
+def serving(*pipelines: Stages, idle: tuple[str, ...] = ()) -> Cluster:
+    """Pipelines whose nodes came by themselves, in formations f1, f2 and so on."""
+    cluster = Cluster(ALONE, drawer(), 0.0, 0.0)
+    cluster.start(0.0)
+    names = [name for stages in pipelines for name in stages]
+    for node_id in (*names, *idle):
+        cluster.register(facts(node_id), 0.0)
+    carry_out(cluster, cluster.plan_ready(planned(*pipelines), 0.0), 0.0)
+    assert len(cluster.routes()[1]) == len(pipelines)
+    return cluster
+
+
+def carry_out(cluster: Cluster, actions: list[Action], now_s: float) -> list[Action]:
+    """Answers every load, formation and drain at once; returns all that was asked for."""
+    done: list[Action] = []
+    while actions:
+        action, *actions = actions
+        done.append(action)
+        if isinstance(action, LoadStage):
+            actions += loaded(cluster, action.node_id, action.layers, now_s)
+        elif isinstance(action, FormPipeline):
+            actions += cluster.formed(action.formation_id, now_s)
+        elif isinstance(action, DrainFormation):
+            actions += cluster.drained(action.formation_id, 1, now_s)
+        elif isinstance(action, LaunchNode):
+            actions += cluster.register(facts(action.node_id), now_s)
+    return done
+
+
+def running(cluster: Cluster) -> dict[str, list[tuple[str, LayerRange]]]:
+    """Nodes and layers of each pipeline."""
+    views = cluster.pipelines_view()
+    return {v.pipeline_id: [(s.node_id, s.layers) for s in v.stages] for v in views}
+
+
+def test_a_pipeline_that_is_equal_in_both_plans_goes_on_untouched() -> None:
+    cluster = serving({"a": FRONT, "b": BACK}, {"c": WHOLE}, idle=("d",))
+    actions = cluster.plan_ready(planned({"d": WHOLE}, {"a": FRONT, "b": BACK}, number=2), 1.0)
+    assert [load.node_id for load in all_of(actions, LoadStage)] == ["d"]
+    done = carry_out(cluster, actions, 1.0)
+    assert [drain.formation_id for drain in all_of(done, DrainFormation)] == ["f2"]
+    formations = {r.pipeline_id: r.formation_id for r in cluster.routes()[1]}
+    assert formations == {"pipeline-1": "f1", "pipeline-3": "f3"}
+    assert running(cluster)["pipeline-3"] == [("d", WHOLE)]
+
+
+def test_what_takes_the_place_is_made_before_what_serves_is_broken() -> None:
+    cluster = serving({"a": WHOLE}, idle=("b", "c"))
+    actions = cluster.plan_ready(planned({"b": FRONT, "c": BACK}, number=2), 1.0)
+    assert all_of(actions, DrainFormation) == []
+    loaded(cluster, "b", FRONT, 1.5)
+    form = one_of(loaded(cluster, "c", BACK, 2.0), FormPipeline)
+    assert [route.formation_id for route in cluster.routes()[1]] == ["f1"]
+    drain = one_of(cluster.formed(form.formation_id, 2.5), DrainFormation)
+    assert drain.formation_id == "f1"
+    assert [route.formation_id for route in cluster.routes()[1]] == [form.formation_id]
+    done = cluster.drained("f1", 2, 3.0)
+    assert "handover_finished" in said(done)
+    assert list(running(cluster)) == ["pipeline-2"]
+
+
+def test_of_two_that_need_each_others_nodes_one_is_changed_while_the_other_serves() -> None:
+    cluster = serving({"a": FRONT, "b": BACK}, {"c": FRONT, "d": BACK})
+    plan = planned({"a": FRONT, "c": BACK}, {"b": FRONT, "d": BACK}, number=2)
+    first = one_of(cluster.plan_ready(plan, 1.0), DrainFormation)
+    assert first.formation_id == "f1"
+    assert len(cluster.routes()[1]) == 1
+    actions = cluster.drained("f1", 1, 1.1)
+    assert one_of(actions, LoadStage).node_id == "b", "c serves still"
+    assert all_of(actions, DrainFormation) == [], "the last goes when nothing else is left to do"
+    actions = loaded(cluster, "b", FRONT, 1.5)
+    assert one_of(actions, DrainFormation).formation_id == "f2"
+    done = carry_out(cluster, cluster.drained("f2", 1, 1.6), 1.7)
+    assert {load.node_id for load in all_of(done, LoadStage)} == {"c"}, (
+        "survivors keep what they hold"
+    )
+    assert len(cluster.routes()[1]) == 2
+
+
+def test_while_one_is_changed_no_other_is() -> None:
+    cluster = serving({"a": FRONT, "b": BACK}, {"c": FRONT, "d": BACK})
+    plan = planned({"a": FIRST, "b": REST}, {"c": FIRST, "d": REST}, number=2)
+    assert one_of(cluster.plan_ready(plan, 1.0), DrainFormation).formation_id == "f1"
+    loads = all_of(cluster.drained("f1", 1, 1.1), LoadStage)
+    assert [load.node_id for load in loads] == ["a", "b"]
+    assert all_of(loaded(cluster, "a", FIRST, 1.2), DrainFormation) == []
+    form = one_of(loaded(cluster, "b", REST, 1.3), FormPipeline)
+    assert all_of(cluster.tick(1.35), DrainFormation) == []
+    assert one_of(cluster.formed(form.formation_id, 1.4), DrainFormation).formation_id == "f2"
+    assert len(cluster.routes()[1]) == 1
+
+
+def test_a_plan_is_adopted_while_another_one_is_carried_out() -> None:
+    cluster = serving({"a": FRONT, "b": BACK}, idle=("c", "d"))
+    cluster.plan_ready(planned({"c": FRONT, "d": BACK}, number=2), 1.0)
+    loaded(cluster, "c", FRONT, 1.1)
+    actions = cluster.plan_ready(planned({"a": FRONT, "b": BACK}, {"c": WHOLE}, number=3), 1.2)
+    assert cluster.plan is not None
+    assert cluster.plan.number == 3
+    assert all_of(actions, DrainFormation) == []
+    assert one_of(actions, LoadStage).layers == WHOLE
+    carry_out(cluster, [*actions, *loaded(cluster, "d", BACK, 1.3)], 1.4)
+    assert len(cluster.routes()[1]) == 2
+    assert cluster.routes()[1][0].formation_id == "f1", "it never stopped"
+
+
+def test_a_plan_that_is_not_newer_changes_nothing() -> None:
+    cluster = serving({"a": WHOLE}, idle=("b",))
+    assert cluster.plan_ready(planned({"b": WHOLE}, number=1), 1.0) == []
+    carry_out(cluster, cluster.plan_ready(planned({"b": WHOLE}, number=7), 1.0), 1.0)
+    assert cluster.plan_ready(planned({"a": WHOLE}, number=5), 1.0) == []
+    assert cluster.next_plan_number == 8
+
+
+def test_a_name_that_something_else_runs_by_is_not_given_again() -> None:
+    cluster = serving({"a": WHOLE}, idle=("b",))
+    cluster.plan_ready(planned({"b": WHOLE}, number=2), 1.0)
+    assert sorted(running(cluster)) == ["pipeline-1", "pipeline-2"]
+    assert cluster.plan is not None
+    assert [p.pipeline_id for _, p in cluster.plan.pipelines()] == ["pipeline-2"]
+
+
+def test_the_last_that_serves_waits_for_what_may_come_without_it() -> None:
+    cluster = ready(PATIENT)
+    plan = planned({"?1": WHOLE}, {"node-1": WHOLE}, number=2)
+    actions = cluster.plan_ready(plan, 1.0)
+    launched = one_of(actions, LaunchNode).node_id
+    assert all_of(actions, DrainFormation) == []
+    assert all_of(cluster.tick(5.0), DrainFormation) == []
+    cluster.register(facts(launched), 6.0)
+    form = one_of(loaded(cluster, launched, WHOLE, 7.0), FormPipeline)
+    assert one_of(cluster.formed(form.formation_id, 7.1), DrainFormation).formation_id == "f1"
+
+
+def test_where_all_serve_in_one_the_next_plan_must_break_it() -> None:
+    cluster = serving(PAIR)
+    actions = cluster.plan_ready(planned({"node-2": FRONT, "node-1": BACK}, number=2), 1.0)
+    assert one_of(actions, DrainFormation).formation_id == "f1"
+    carry_out(cluster, actions, 1.0)
+    assert running(cluster) == {"pipeline-2": [("node-2", FRONT), ("node-1", BACK)]}
+
+
+def test_nodes_that_were_launched_and_have_no_place_end_when_the_plan_is_carried_out() -> None:
+    cluster = ready(PATIENT)
+    actions = cluster.plan_ready(planned({"node-2": WHOLE}, number=2), 1.0)
+    assert all_of(actions, TerminateNode) == []
+    done = carry_out(cluster, actions, 1.0)
+    assert one_of(done, TerminateNode) == TerminateNode("node-1")
+    assert running(cluster) == {"pipeline-2": [("node-2", WHOLE)]}
+    cluster = serving({"a": WHOLE}, {"b": WHOLE})
+    done = carry_out(cluster, cluster.plan_ready(planned({"b": WHOLE}, number=2), 1.0), 1.0)
+    assert all_of(done, TerminateNode) == [], "nobody launched it"
+
+
+def test_a_lost_node_of_the_old_plan_is_not_replaced_and_of_the_new_one_it_is() -> None:
+    cluster = ready(PATIENT)
+    launched = one_of(cluster.plan_ready(planned({"?1": WHOLE}, number=2), 1.0), LaunchNode).node_id
+    gone = cluster.node_gone("node-2", "i-node-2", "exit", 1.1)
+    assert one_of(gone, DissolveFormation).formation_id == "f1"
+    assert all_of(gone, LaunchNode) == []
+    assert [v.pipeline_id for v in cluster.pipelines_view()] == ["pipeline-2"]
+    taken = one_of(cluster.node_gone(launched, "", "exit", 1.2), LoadStage)
+    assert (taken.node_id, taken.layers) == ("node-1", WHOLE), "it idles"
+
+
+def test_a_node_that_starts_takes_the_place_the_plan_has_for_it() -> None:
+    cluster = ready(PATIENT)
+    cluster.node_gone("node-2", "i-node-2", "exit", 1.0)  # node-3 starts
+    actions = cluster.plan_ready(planned({"node-3": WHOLE}, number=2), 1.1)
+    assert all_of(actions, LaunchNode) == []
+    assert one_of(cluster.register(facts("node-3"), 2.0), LoadStage).layers == WHOLE
+
+
+def test_a_restart_in_mid_change_goes_on_with_the_change() -> None:
+    cluster = serving({"a": FRONT, "b": BACK}, {"c": FRONT, "d": BACK})
+    plan = planned({"a": FIRST, "b": REST}, {"c": FRONT, "d": BACK}, number=2)
+    persist = one_of(cluster.plan_ready(plan, 1.0), PersistCluster)
+    again = Cluster.recover(ALONE, iter(("g1", "g2")).__next__, persist.snapshot, 50.0, 50.0)
+    actions = again.start(50.0)
+    assert one_of(actions, DrainFormation).formation_id == "f1"
+    assert again.plan == cluster.plan
+    carry_out(again, actions, 50.1)
+    assert {r.pipeline_id: r.formation_id for r in again.routes()[1]} == {
+        "pipeline-2": "f2",
+        "pipeline-3": "g1",
+    }
+
+
+def test_who_is_in_a_formation_that_is_no_more_is_told_so() -> None:
+    cluster = serving({"a": WHOLE}, idle=("b",))
+    assert beat(cluster, "b", "f0", 1.0) == []
+    told = one_of(beat(cluster, "b", "f0", 1.2), DissolveFormation)
+    assert (told.formation_id, told.members[0].incarnation) == ("f0", "i-b")
+    assert beat(cluster, "b", "", 1.4) == []
+
+
+def test_members_that_do_not_form_twice_are_asked_what_they_hold() -> None:
+    cluster = ready(PATIENT)
+    cluster.node_gone("node-2", "i-node-2", "exit", 1.0)
+    cluster.register(facts("node-3"), 1.0)
+    form = one_of(loaded(cluster, "node-3", BACK, 1.0), FormPipeline)
+    assert all_of(cluster.form_failed(form.formation_id, "not loaded", 1.1), LoadStage) == []
+    form = one_of(cluster.tick(2.0), FormPipeline)
+    loads = all_of(cluster.form_failed(form.formation_id, "not loaded", 2.1), LoadStage)
+    assert [load.node_id for load in loads] == ["node-1", "node-3"]
+
+
+@pytest.mark.parametrize("how", ["noticed", "lost"])
+def test_a_node_named_by_the_plan_that_is_not_to_be_had_is_stood_in_for(how: str) -> None:
+    cluster = ready(PATIENT)
+    if how == "noticed":
+        cluster.interrupt("node-2", 600.0, False, 0.5)
+    else:
+        cluster.node_gone("node-2", "i-node-2", "exit", 0.5)
+    cluster.register(facts("node-3"), 0.6)
+    carry_out(cluster, loaded(cluster, "node-3", BACK, 0.7), 0.7)
+    before = cluster.routes()[1]
+    carry_out(cluster, cluster.plan_ready(planned(PAIR, number=2), 1.0), 1.0)
+    assert running(cluster)["pipeline-1"] == [("node-1", FRONT), ("node-3", BACK)]
+    assert before == cluster.routes()[1]
