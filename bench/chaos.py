@@ -29,12 +29,11 @@ from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 
 from bench import mesh as meshes
 from bench.bounds import rate_bound_95
+from bench.moves import History, Move, Strike
 from services.common import channels
 
 STREAMS = 8
 LEAST_PROGRESS = 3
-IN_FLIGHT_S = 0.5
-"""A token that was on its way at the time of a kill may still arrive."""
 KINDS = ("single", "prelude", "solo", "pair")
 
 
@@ -50,22 +49,6 @@ class Kill:
     formation: str
     affected: list[meshes.StreamRecord]
     ready_again_s: float | None = None
-
-
-@dataclass(frozen=True)
-class Move:
-    """One stream's way from one head to the next that gave it a token."""
-
-    planned: bool
-    kind: str
-    """The kill's; empty when no kill caused it."""
-    grants: int
-    """All but the last were in vain: their head was gone before it said anything."""
-    detection_s: float
-    """From the kill to the last grant."""
-    replay_s: float
-    """From the last grant to the first new token."""
-    gap_s: float
 
 
 @dataclass
@@ -187,47 +170,15 @@ class Killer:
         events.cancel()
         self.drains += 1
 
-    async def moves(self) -> list[Move]:
-        """Every hand-over of a stream, as the event log and its reader saw it."""
+    async def history(self) -> History:
+        """What the event log tells of the kills."""
+        strikes = [
+            Strike(k.kind, k.at_s, k.pipeline, frozenset(r.generation_id for r in k.affected))
+            for k in self.kills
+        ]
         request = controller_pb2.WatchEventsRequest(no_wait=True)
-        grants: dict[tuple[str, int], list[tuple[float, bool]]] = {}
-        async for event in self._stub.WatchEvents(request, timeout=30):
-            record = self._load.told.get(event.generation_id)
-            if event.kind == "generation_granted" and record is not None:
-                at_s = event.time_unix_s - self._offset_s
-                next_token = sum(arrival <= at_s for arrival in record.arrivals_s)
-                planned = event.attributes["planned"] == "true"
-                key = (event.generation_id, next_token)
-                grants.setdefault(key, []).append((at_s, planned))
-        return [
-            self._move(self._load.told[generation_id].arrivals_s, next_token, given, generation_id)
-            for (generation_id, next_token), given in grants.items()
-            if 0 < next_token < len(self._load.told[generation_id].arrivals_s)
-        ]
-
-    def _move(
-        self,
-        arrivals_s: Sequence[float],
-        next_token: int,
-        grants: Sequence[tuple[float, bool]],
-        generation_id: str,
-    ) -> Move:
-        before_s, after_s = arrivals_s[next_token - 1], arrivals_s[next_token]
-        granted_s, planned = grants[-1]
-        causes = [
-            kill
-            for kill in self.kills
-            if before_s - IN_FLIGHT_S <= kill.at_s <= granted_s
-            and any(record.generation_id == generation_id for record in kill.affected)
-        ]
-        return Move(
-            planned=planned,
-            kind=causes[-1].kind if causes else "",
-            grants=len(grants),
-            detection_s=granted_s - causes[-1].at_s if causes else 0.0,
-            replay_s=after_s - granted_s,
-            gap_s=after_s - before_s,
-        )
+        events = [event async for event in self._stub.WatchEvents(request, timeout=30)]
+        return History.read(events, strikes, self._offset_s)
 
     async def until_ready(self, count: int, timeout_s: float = 90.0) -> None:
         """Waits for ready pipelines and notes when each killed one served again."""
@@ -273,7 +224,7 @@ async def run(
             finally:
                 load.stopping = True
                 await asyncio.gather(*workers)
-            return _report(killer, load, await killer.moves())
+            return _report(killer, load, await killer.history())
 
 
 async def _schedule(
@@ -310,10 +261,12 @@ async def _solo(killer: Killer, randomness: random.Random) -> None:
             return
 
 
-def _report(killer: Killer, load: Load, moves: Sequence[Move]) -> dict[str, Any]:
+def _report(killer: Killer, load: Load, history: History) -> dict[str, Any]:
+    moves = history.moves({name: record.arrivals_s for name, record in load.told.items()})
     again = [k.ready_again_s for k in killer.kills if k.ready_again_s is not None]
     count = len(killer.kills)
     single = [m for m in moves if m.kind == "single"]
+    alone = [m for m in single if m.alone]
     planned = [m for m in moves if m.planned and not m.kind]
     return {
         "kills": count,
@@ -328,8 +281,11 @@ def _report(killer: Killer, load: Load, moves: Sequence[Move]) -> dict[str, Any]
         "rate_bound_95": rate_bound_95(len(load.failed) + len(load.different), count),
         "moves": len(moves),
         "grants_in_vain": sum(m.grants - 1 for m in moves),
+        "grants_to_dead": sum(m.grants_to_dead for m in moves),
+        "left_standing_s": _spread(history.left_standing_s()),
         "longest_gap_s": round(max(r.longest_gap_s() for r in load.told.values()), 4),
-        "single_kill": _summary(single),
+        "single_kill": _summary(alone),
+        "single_kill_while_moving": _summary([m for m in single if not m.alone]),
         "drain": _summary(planned),
         "serves_again_s": _spread(again),
     }

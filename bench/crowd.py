@@ -2,6 +2,7 @@
 
 `python -m bench.crowd` starts a mesh of its own and prints JSON. Nothing is lost in it, so no
 generation may move: every request is answered, or refused with Retry-After, in the first epoch.
+`--routers 2` sends as many to each of two routers, which know nothing of each other.
 """
 
 from __future__ import annotations
@@ -137,9 +138,10 @@ async def _converse(
 
 
 async def run(
-    mesh: meshes.Mesh, *, requests: int, max_tokens: int, busy: int = BUSY_LOOPS
+    mesh: meshes.Mesh, *, requests: int, max_tokens: int, busy: int = BUSY_LOOPS, routers: int = 1
 ) -> dict[str, Any]:
-    """The report."""
+    """The report of so many requests at each router. Every text is compared with the one that its
+    prompt has with nothing beside it."""
     bodies = [
         {
             "model": meshes.MODEL,
@@ -151,32 +153,39 @@ async def run(
         }
         for index in range(requests)
     ]
+    ports = [mesh.http_port + router for router in range(routers)]
+    alone = {
+        body["prompt"]: await ask("127.0.0.1", ports[0], body)
+        for body in bodies[: len(meshes.PROMPTS)]
+    }
     async with counted_events(mesh) as events:
         with busy_loops(busy):
             began_s = time.monotonic()
-            asked = (ask("127.0.0.1", mesh.http_port, body) for body in bodies)
+            asked = (ask("127.0.0.1", port, body) for body in bodies for port in ports)
             answers = await asyncio.gather(*asked)
             wall_s = time.monotonic() - began_s
     outcomes = Counter(answer.outcome for answer in answers)
     answered = [answer for answer in answers if answer.outcome == "answered"]
-    texts = {
-        prompt: {
-            answer.text
-            for answer, body in zip(answers, bodies, strict=True)
-            if body["prompt"] == prompt and answer.outcome == "answered"
-        }
-        for prompt in meshes.PROMPTS
-    }
+    prompts = [body["prompt"] for body in bodies for _ in ports]
+    different = [
+        answer
+        for answer, prompt in zip(answers, prompts, strict=True)
+        if answer.outcome == "answered" and answer.text != alone[prompt].text
+    ]
     first = sorted(answer.first_s for answer in answered)
     return {
-        "requests": requests,
+        "requests": len(answers),
+        "answered_by_router": [
+            sum(answer.outcome == "answered" for answer in answers[router::routers])
+            for router in range(routers)
+        ],
         "max_tokens": max_tokens,
         "busy_loops": busy,
         "answered": outcomes.pop("answered", 0),
         "refused": outcomes.pop("refused", 0),
         "failed": sum(outcomes.values()),
         "failures": dict(outcomes.most_common(5)),
-        "texts_that_differ": sum(max(0, len(found) - 1) for found in texts.values()),
+        "texts_that_differ": len(different),
         "epochs_granted": events["generation_granted"],
         "nodes_lost": events["node_lost"],
         "pipelines_lost": events["pipeline_lost"],
@@ -195,13 +204,14 @@ async def _main(arguments: argparse.Namespace) -> int:
         "requests": arguments.requests,
         "max_tokens": arguments.max_tokens,
         "busy": arguments.busy,
+        "routers": arguments.routers,
     }
     if arguments.data_dir:
-        mesh = meshes.Mesh(arguments.data_dir, arguments.http_port, 0, 1)
+        mesh = meshes.Mesh(arguments.data_dir, arguments.http_port, 0, arguments.routers)
         report = await run(mesh, **options)
     else:
         with tempfile.TemporaryDirectory(prefix="shunt-crowd-") as data_dir:
-            async with meshes.running(Path(data_dir)) as mesh:
+            async with meshes.running(Path(data_dir), routers=arguments.routers) as mesh:
                 report = await run(mesh, **options)
     text = json.dumps(report, indent=2)
     print(text)
@@ -214,7 +224,8 @@ async def _main(arguments: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=900)
+    parser.add_argument("--requests", type=int, default=900, help="at each router")
+    parser.add_argument("--routers", type=int, default=1)
     parser.add_argument("--max-tokens", type=int, default=16)
     parser.add_argument("--busy", type=int, default=BUSY_LOOPS)
     parser.add_argument("--data-dir", type=Path, help="a mesh that runs; else one is started")

@@ -38,6 +38,7 @@ DECODED_TOKENS = 24
 PREFILL_TOKENS = 512
 BATCHES = (1, 8)
 GOAL = 2.5
+KV_BLOCKS = 512
 
 Measure = Callable[[Tensor], float]  # ids [batch, prompt] to tokens/s
 
@@ -63,11 +64,11 @@ class Native:
     def __init__(self, config: dict[str, Any], tensors: dict[str, Tensor], threads: int) -> None:
         parsed = parse_config(config)
         self.stage: NativeStage = load_stage(
-            parsed, tensors, range(parsed.layer_count), kv_blocks=512, threads=threads
+            parsed, tensors, range(parsed.layer_count), kv_blocks=KV_BLOCKS, threads=threads
         )
 
     def _prefill(self, ids: Tensor, room: int) -> tuple[list[int], list[list[int]]]:
-        self.stage.reset()
+        self.stage.begin(KV_BLOCKS)
         batch, prompt = ids.shape
         blocks = (prompt + room) // BLOCK_SIZE + 1
         tables = [list(range(slot * blocks, (slot + 1) * blocks)) for slot in range(batch)]

@@ -7,7 +7,7 @@ import json
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,9 +110,15 @@ async def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
 
 @asynccontextmanager
 async def running(
-    data_dir: Path, *, routers: int = 1, env: Mapping[str, str] | None = None
+    data_dir: Path,
+    *,
+    routers: int = 1,
+    env: Mapping[str, str] | None = None,
+    options: Sequence[str] = (),
+    pipelines: int = 2,
 ) -> AsyncIterator[Mesh]:
-    """A mesh that is up inside the block and down behind it."""
+    """A mesh that is up inside the block and down behind it; `options` are more ones of `shunt up`,
+    of which `pipelines` come."""
     first = free_ports(2 * routers)
     mesh = Mesh(data_dir, http_port=first, grpc_port=first + routers, routers=routers)
     try:
@@ -127,10 +133,11 @@ async def running(
             str(mesh.grpc_port),
             "--data-dir",
             str(data_dir),
+            *options,
             timeout_s=UP_TIMEOUT_S,
             env=env,
         )
-        await mesh.until_ready()
+        await mesh.until_ready(pipelines)
         yield mesh
     finally:
         await mesh.shunt("down")

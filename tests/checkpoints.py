@@ -43,7 +43,7 @@ def make_config(**changes: Any) -> dict[str, Any]:
 
 def smallest_tokenizer() -> Tokenizer:
     """Of two ids: the end, and the unknown word."""
-    tokenizer = Tokenizer(models.WordLevel({"</s>": 0, "<unk>": 1}, "<unk>"))
+    tokenizer = Tokenizer(models.BPE({"</s>": 0, "<unk>": 1, "a": 2}, [], unk_token="<unk>"))
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["</s>", "<unk>"])
     return tokenizer

@@ -66,11 +66,14 @@ def up(
     node_speeds: Annotated[
         str, typer.Option(help="Speeds of the local nodes: 3:2,3:2 is four nodes, two pipelines.")
     ] = NODE_SPEEDS,
+    market: Annotated[
+        Path | None, typer.Option(help="YAML: offers of nodes, and what happens to them when.")
+    ] = None,
 ) -> None:
     """Starts a mesh of local processes; without --detach, Ctrl-C stops it."""
     from services.cli.up import run_detached, run_in_foreground
 
-    options = MeshOptions(routers, http_port, grpc_port, model, node_speeds)
+    options = MeshOptions(routers, http_port, grpc_port, model, node_speeds, market)
     start = run_detached if detach else run_in_foreground
     told(lambda: start(MeshDirectory(data_dir), options, console))
 

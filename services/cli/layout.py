@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from services.cli.mesh_directory import MeshDirectory
 from services.cli.ports import HOST, free_ports
@@ -25,6 +27,8 @@ class MeshOptions:
     grpc_port: int = 50051
     model: str = MODEL
     node_speeds: str = NODE_SPEEDS
+    market: Path | None = None
+    """What nodes are launched from, and what happens to them; a file of the controller's."""
 
     @property
     def pipelines(self) -> int:
@@ -64,6 +68,7 @@ def local_mesh(
                 "PLACEMENT_ADDRESS": placement,
                 "NODE_SPEEDS": options.node_speeds,
                 "PIPELINES": str(options.pipelines),
+                **_market(options),
             },
             after=("tensorstore", "placement"),
         ),
@@ -87,6 +92,13 @@ def local_mesh(
             )
         )
     return specs
+
+
+def _market(options: MeshOptions) -> dict[str, str]:
+    """Its events are played once by each mesh, however often the controller restarts."""
+    if options.market is None:
+        return {}
+    return {"MARKET_FILE": str(options.market.absolute()), "MARKET_RUN": os.urandom(8).hex()}
 
 
 def _service(

@@ -57,8 +57,33 @@ async def mesh_status(state: MeshState) -> dict[str, Any]:
             }
             for generation in status.generations
         ],
+        "offers": [_offer(offer) for offer in status.offers],
+        "cost_per_hour": _optional(status, "cost_per_hour"),
+        "on_demand_cost_per_hour": _optional(status, "on_demand_cost_per_hour"),
         "finished_generations": status.finished_generations,
         "cancelled_generations": status.cancelled_generations,
+    }
+
+
+def _optional(message: Any, field: str) -> float | None:
+    return getattr(message, field) if message.HasField(field) else None
+
+
+def _offer(offer: controller_pb2.OfferStatus) -> dict[str, Any]:
+    return {
+        "id": offer.offer_id,
+        "instance_type": offer.instance_type,
+        "count": offer.count,
+        "running": offer.running,
+        "price_per_hour": _optional(offer, "price_per_hour"),
+        "pool": offer.pool,
+        "spot": offer.spot,
+        "interruptions_per_hour": offer.interruptions_per_hour,
+        "relative_speed": offer.relative_speed,
+        "memory_bytes": offer.memory_bytes,
+        "device_type": offer.device_type,
+        "launch_s": offer.launch_s,
+        "declared": offer.declared,
     }
 
 
@@ -119,6 +144,8 @@ def _node(node: controller_pb2.NodeStatus) -> dict[str, Any]:
         "state": name.removeprefix("NODE_STATE_").lower(),
         "pipeline": node.pipeline_id or None,
         "stage": node.stage_index if node.HasField("stage_index") else None,
+        "offer": node.offer_id or None,
+        "declared": node.declared,
     }
 
 

@@ -31,8 +31,8 @@ _COLOURS = {
 
 def status_table(status: dict[str, Any]) -> Group:
     """What keeps failing, the model, then tables of the services, the pipelines with their nodes,
-    and the generations."""
-    tables = _services(status), _pipelines(status), _generations(status)
+    the market where it names prices, and the generations."""
+    tables = _services(status), _pipelines(status), *_market(status), _generations(status)
     return Group(*_faults(status), *_model(status["model"]), *tables)
 
 
@@ -102,6 +102,37 @@ def _pipelines(status: dict[str, Any]) -> Table:
             cells = ("", "", "", "", node["id"], _coloured(node["state"]), str(node["pid"] or ""))
             table.add_row(*cells)
     return table
+
+
+def _market(status: dict[str, Any]) -> list[Table | str]:
+    """Nothing where nobody names a price."""
+    if all(offer["price_per_hour"] is None for offer in status["offers"]):
+        return []
+    table = Table("offer", "instance type", "pool", "market", "running", "price an hour")
+    for offer in status["offers"]:
+        price = offer["price_per_hour"]
+        table.add_row(
+            offer["id"],
+            offer["instance_type"],
+            offer["pool"],
+            "spot" if offer["spot"] else "on demand",
+            f"{offer['running']} of {offer['count']}",
+            "" if price is None else f"{price:.4g}",
+        )
+    return [table, cost_line(status["cost_per_hour"], status["on_demand_cost_per_hour"])]
+
+
+def cost_line(cost: float | None, on_demand: float | None) -> str:
+    """What the nodes cost now, and what is saved against on-demand prices."""
+    if cost is None:
+        return "the nodes' cost is not known"
+    now = f"{cost:.4g} an hour now"
+    if on_demand is None:
+        return f"{now}; the on-demand price of some of the nodes is not known"
+    if not on_demand:
+        return now
+    saved = on_demand - cost
+    return f"{now}, {saved:.4g} ({saved / on_demand:.0%}) saved against {on_demand:.4g} on demand"
 
 
 def _generations(status: dict[str, Any]) -> str:

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.live import Live
 
@@ -22,6 +24,7 @@ from services.cli.supervisor import READY_TIMEOUT_S, Supervisor
 from services.common.errors import InvalidArgument
 from services.common.private import keep_files_private
 from services.common.speeds import parse_speeds
+from services.controller.settings import ControllerSettings
 
 START_TIMEOUT_S = READY_TIMEOUT_S + 30.0
 REFRESH_S = 1.0
@@ -38,11 +41,24 @@ def prepare(directory: MeshDirectory, options: MeshOptions, console: Console) ->
         parse_speeds(options.node_speeds)
     except InvalidArgument as error:
         raise MeshError(f"--node-speeds: {error.message}") from None
+    if options.market is not None:
+        check_market(options.market, options.node_speeds)
     with directory.locked():
         end_leftovers(directory)
         ports.check_free(options.http_port, options.routers, "--http-port")
         ports.check_free(options.grpc_port, options.routers, "--grpc-port")
         model.import_if_missing(directory, options.model, console)
+
+
+def check_market(path: Path, node_speeds: str) -> None:
+    """What the controller would say of the file, before anything is started; raises MeshError."""
+    try:
+        ControllerSettings(market_file=path, node_speeds=node_speeds)
+    except ValidationError as error:
+        for fault in error.errors():  # the controller itself says what is wrong with its others
+            if fault["loc"] == ("market_file",):
+                reason = fault["msg"].removeprefix("Value error, ")
+                raise MeshError(f"--market: {reason}") from None
 
 
 def end_leftovers(directory: MeshDirectory) -> None:
@@ -107,6 +123,8 @@ def run_detached(directory: MeshDirectory, options: MeshOptions, console: Consol
         *("--node-speeds", options.node_speeds),
         *("--http-port", str(options.http_port), "--grpc-port", str(options.grpc_port)),
     ]
+    if options.market is not None:
+        command += ["--market", str(options.market)]
     directory.logs.mkdir(parents=True, exist_ok=True)
     with (directory.logs / "supervisor.log").open("wb") as log:
         supervisor = subprocess.Popen(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from services.common.generation import LayerRange
+from services.common.generation import LayerRange, ModelRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +35,26 @@ class Member:
     incarnation: str
     address: str
     layers: LayerRange
+
+
+@dataclass(frozen=True, slots=True)
+class StageSpec:
+    """A stage that a node is asked to hold."""
+
+    layers: LayerRange
+    tp_degree: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StageHolding:
+    """How a node holds a stage."""
+
+    model: ModelRef
+    spec: StageSpec
+    held: bool = False
+    """In memory, ready for a formation."""
+    cached: bool = False
+    """Only in the cache of the node's tensor store: there is no room for it beside the others."""
+    kv_blocks: int = 0
+    """A formation of the stage can have at most this many while all that is asked for is held."""
+    numerics_class: str = ""

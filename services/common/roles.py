@@ -92,7 +92,7 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "Generate": _only(Role.ROUTER),
         "Cancel": _only(Role.ROUTER, Role.CONTROLLER),
         "Detach": _only(Role.ROUTER),
-        "Load": _only(Role.CONTROLLER),
+        "Hold": _only(Role.CONTROLLER),
         "Form": _only(Role.CONTROLLER),
         "Dissolve": _only(Role.CONTROLLER),
         "Drain": _only(Role.CONTROLLER),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import IO
 
@@ -13,24 +14,28 @@ import uvloop
 
 from services.common import logs, settings, telemetry
 from services.common.errors import ShuntError
-from services.common.nodes import NodeShape
 from services.common.private import keep_files_private, make_private
 from services.common.server import until_signal
 from services.controller.assembly import FACTS, AssembledController
+from services.controller.core.cluster.market import Offer
 from services.controller.core.model_facts import ModelFacts
 from services.controller.journal.sqlite import SqliteJournal
 from services.controller.model_store import describe
 from services.controller.providers.local import LocalProvider
-from services.controller.providers.provider import ExternalProvider, Provider
+from services.controller.providers.market_play import MarketPlay
+from services.controller.providers.provider import ExternalProvider
 from services.controller.settings import ControllerSettings
 
+PROGRESS = "market.json"
 
-def make_provider(chosen: ControllerSettings, address: Callable[[], str]) -> Provider:
-    """The provider the settings name; `address` tells engines where the controller is."""
-    if chosen.provider == "external":
-        return ExternalProvider()
 
-    def environment(shape: NodeShape) -> dict[str, str]:
+def make_local(
+    chosen: ControllerSettings, offers: Sequence[Offer], address: Callable[[], str]
+) -> LocalProvider:
+    """Nodes on this machine; `address` tells engines where the controller is."""
+
+    def environment(offer: Offer) -> dict[str, str]:
+        shape = offer.shape
         return {
             "SHUNT_ENGINE_CONTROLLER": address(),
             "SHUNT_ENGINE_STORE": chosen.store or f"grpc://{chosen.tensorstore_address}",
@@ -40,7 +45,9 @@ def make_provider(chosen: ControllerSettings, address: Callable[[], str]) -> Pro
             "OMP_WAIT_POLICY": "PASSIVE",
         }
 
-    return LocalProvider(environment=environment, log_dir=chosen.data_dir / "engines")
+    return LocalProvider(
+        offers=offers, environment=environment, log_dir=chosen.data_dir / "engines"
+    )
 
 
 async def serve(chosen: ControllerSettings) -> None:
@@ -67,14 +74,23 @@ async def serve(chosen: ControllerSettings) -> None:
         def address() -> str:
             return chosen.advertise_address or f"{chosen.host}:{controller.port}"
 
+        play = local = None
+        if chosen.market is not None:
+            play = MarketPlay(chosen.market, chosen.data_dir / PROGRESS, chosen.market_run)
+        if chosen.provider == "local":
+            local = make_local(chosen, play.offers() if play else chosen.offers, address)
         controller = AssembledController(
             chosen,
             facts,
             journal=journal,
             recovered=recovered,
-            provider=make_provider(chosen, address),
+            provider=local or ExternalProvider(),
         )
-        async with controller.serving() as port:
+        async with AsyncExitStack() as stack:
+            port = await stack.enter_async_context(controller.serving())
+            if play is not None and local is not None:
+                playing = play.playing(local, controller.until_serving)
+                await stack.enter_async_context(playing)
             print(f"controller: grpc on {chosen.host}:{port}", flush=True)
             await until_signal()
     finally:

@@ -142,6 +142,10 @@ class AssembledController:
                 for task in work:
                     task.cancel()
 
+    async def until_serving(self) -> None:
+        """Returns once some pipeline takes requests."""
+        await self._runtime.serving.wait()
+
     async def _keep_house(self) -> None:
         room = JournalRoom.ENOUGH
         while True:

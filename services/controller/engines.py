@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,20 +12,20 @@ from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 
 from services.common import channels, telemetry, wire
 from services.common.errors import DeadlineExceeded, Unavailable
-from services.common.generation import CancelReason
-from services.common.nodes import Member
+from services.common.generation import CancelReason, ModelRef
+from services.common.nodes import Member, StageHolding, StageSpec
 from services.common.settings import TlsSettings
 from services.common.statuses import from_rpc_error
-from services.controller.core.cluster.actions import FormPipeline, Loaded, LoadStage
+from services.controller.core.cluster.actions import FormPipeline
 
 
 @dataclass(frozen=True, slots=True)
 class EngineTimeouts:
     """Deadlines in seconds."""
 
-    load_s: float = 900.0
-    load_progress_s: float = 60.0
-    """A load that reports no progress for this long has failed."""
+    hold_s: float = 900.0
+    hold_progress_s: float = 60.0
+    """A hold that reports no progress for this long has failed."""
     form_s: float = 10.0
     dissolve_s: float = 1.0
     drain_s: float = 10.0
@@ -49,26 +49,34 @@ class Engines:
         """Where connections lead."""
         return set(self._channels)
 
-    async def load(self, stage: LoadStage, progress: Callable[[int, int], None]) -> Loaded:
-        """Has a node hold a layer range.
+    async def hold(
+        self,
+        address: str,
+        model: ModelRef,
+        stages: Sequence[StageSpec],
+        progress: Callable[[int, int], None],
+    ) -> tuple[StageHolding, ...]:
+        """Has a node hold these stages and no others, those that come first before those behind.
 
-        `progress` is called with bytes so far and in all.
+        `progress` is called with bytes so far and in all. Returns what is held of each.
         """
-        request = engine_pb2.LoadRequest(
-            model=wire.model_to(stage.model),
-            layers=wire.layers_to(stage.layers),
-            tp_degree=stage.tp_degree,
+        request = engine_pb2.HoldRequest(
+            model=wire.model_to(model),
+            stages=[
+                engine_pb2.StageSpec(layers=wire.layers_to(stage.layers), tp_degree=stage.tp_degree)
+                for stage in stages
+            ],
         )
-        call = self._stub(stage.address).Load(request, timeout=self._timeouts.load_s)
+        call = self._stub(address).Hold(request, timeout=self._timeouts.hold_s)
         try:
             with _domain_errors():
-                async for message in _each_within(call, self._timeouts.load_progress_s):
+                async for message in _each_within(call, self._timeouts.hold_progress_s):
                     progress(message.loaded_bytes, message.total_bytes)
                     if message.done:
-                        return Loaded(message.kv_blocks, message.numerics_class)
+                        return _holdings(model, stages, message)
         finally:
             call.cancel()
-        raise Unavailable("the load ended before it was done")
+        raise Unavailable("the hold ended before it was done")
 
     async def form(self, formation: FormPipeline) -> None:
         """Makes the members one pipeline; the head comes last, for it connects the others."""
@@ -165,9 +173,28 @@ def _domain_errors() -> Iterator[None]:
         raise from_rpc_error(error) from error
 
 
+def _holdings(
+    model: ModelRef, stages: Sequence[StageSpec], message: engine_pb2.HoldResponse
+) -> tuple[StageHolding, ...]:
+    answered = [wire.layers_from(holding.stage.layers) for holding in message.stages]
+    if answered != [stage.layers for stage in stages]:
+        raise Unavailable("the node answered for other stages than it was asked for")
+    return tuple(
+        StageHolding(
+            model,
+            stage,
+            held=holding.held,
+            cached=holding.cached,
+            kv_blocks=holding.kv_blocks,
+            numerics_class=holding.numerics_class,
+        )
+        for stage, holding in zip(stages, message.stages, strict=True)
+    )
+
+
 async def _each_within(
-    call: AsyncIterable[engine_pb2.LoadResponse], limit_s: float
-) -> AsyncIterator[engine_pb2.LoadResponse]:
+    call: AsyncIterable[engine_pb2.HoldResponse], limit_s: float
+) -> AsyncIterator[engine_pb2.HoldResponse]:
     """Messages of a stream; raises DeadlineExceeded when one takes longer than the limit."""
     iterator = aiter(call)
     while True:

@@ -7,8 +7,14 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from services.common.errors import FailedPrecondition, NotFound, ShuntError
-from services.common.nodes import Member, NodeFacts
+from services.common.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ShuntError,
+    Unavailable,
+)
+from services.common.nodes import Member, NodeFacts, StageSpec
 from services.controller import metrics
 from services.controller.core.cluster.actions import (
     Action,
@@ -18,6 +24,7 @@ from services.controller.core.cluster.actions import (
     DrainFormation,
     FormPipeline,
     LaunchNode,
+    Loaded,
     LoadStage,
     LogEvent,
     NodeState,
@@ -28,6 +35,18 @@ from services.controller.core.cluster.actions import (
     TerminateNode,
 )
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.market import (
+    LaunchFailed,
+    Market,
+    NodeGone,
+    NodeNotice,
+    NoticeKind,
+    Offer,
+    OffersChanged,
+    ProviderEvent,
+)
+from services.controller.core.cluster.notices import SAME_NOTICE_S
+from services.controller.core.cluster.turns import Turns
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
 from services.controller.journal.journal import Journal, LoggedEvent, Saved
@@ -39,6 +58,10 @@ _log = logging.getLogger(__name__)
 
 HANDLE_PREFIX = "handle/"
 SNAPSHOT = "cluster"
+_NOTICED_WITHIN_S = 5.0
+"""A provider that is to give notice does so."""
+_OFFERS_NAMED = 8
+"""Of those that changed, in one event."""
 _LOOKS_S = (0.0, 0.1, 0.4)
 """Pauses before the looks at a suspect: one that ends may listen a moment longer than it speaks."""
 
@@ -49,8 +72,6 @@ class RuntimeSettings:
 
     tick_s: float = 0.1
     terminate_grace_s: float = 2.0
-    takes_noticed: bool = True
-    """A node that an operator gives notice is killed at the deadline, as a cloud would do."""
 
 
 class ClusterRuntime:
@@ -76,7 +97,10 @@ class ClusterRuntime:
         clock: Callable[[], float],
     ) -> None:
         self.cluster = cluster
+        self.market = Market()
         self.routes_changed = Signal()
+        self.serving = asyncio.Event()
+        """Some pipeline takes requests, or did."""
         self.started = asyncio.Event()
         """The nodes launched before a restart were looked for; register and heartbeat work."""
         self.closing = False
@@ -92,10 +116,10 @@ class ClusterRuntime:
         self._tasks: asyncio.TaskGroup
         self._carrying_out: asyncio.Task[None] | None = None
         self._of_node: dict[str, set[asyncio.Task[None]]] = {}
-        self._dissolving: dict[str, asyncio.Task[None]] = {}
+        self._turns = Turns()
         self._probing: set[str] = set()
-        self._noticed: dict[str, float] = {}
-        """When each node that was given notice is taken away."""
+        self._told = Signal()
+        """The provider said something, and it was heard."""
         self._unsaved: dict[str, str | None] = {}
         """Notes on their way to the journal, the newest of each key."""
 
@@ -103,11 +127,11 @@ class ClusterRuntime:
         """Works until cancelled; `saved` is what the journal held at the start."""
         try:
             async with asyncio.TaskGroup() as self._tasks:
+                self._submit(self._offers_are(self._provider.offers()))
                 self._submit(self.cluster.start(self._clock()))
                 await self._adopt(saved)
                 self._carrying_out = self._tasks.create_task(self._carry_out_all())
-                for node_id, deadline_s in self.cluster.deadlines_s().items():
-                    self._take_away_later(node_id, deadline_s)
+                self._give_notices_again()
                 self._tasks.create_task(self._watch_provider())
                 self.started.set()
                 while True:
@@ -124,6 +148,7 @@ class ClusterRuntime:
         actions = self.cluster.register(facts, self._clock())
         if handle:
             self._unsaved[HANDLE_PREFIX + facts.node_id] = handle
+            self.market.found(facts.node_id, self._provider.offer_of(facts.node_id))
         await self._submit(actions)
 
     def heartbeat(self, beat: Beat) -> None:
@@ -142,16 +167,20 @@ class ClusterRuntime:
             self._tasks.create_task(self._probe(node))
 
     async def interrupt(self, node_id: str, notice_s: float, kill: bool) -> LoggedEvent:
-        """A node will be taken away, or is to be killed now. Raises NotFound, and
-        FailedPrecondition for a node that nobody here can kill."""
-        if kill and self._node(node_id) is not None and not self._provider.holds(node_id):
+        """A node will be taken away, or is to be killed now. A provider that can is told to do so,
+        and gives the notice itself. Raises NotFound, and FailedPrecondition for a node that nobody
+        here can kill."""
+        holds = self._provider.holds(node_id)
+        if kill and self._lives(node_id) and not holds:
             raise FailedPrecondition(
                 "the node was not started by this controller's provider", field="node_id"
             )
-        self._submit(self.cluster.interrupt(node_id, notice_s, kill, self._clock()))
-        deadline_s = self.cluster.deadlines_s().get(node_id)
-        if deadline_s is not None:
-            self._take_away_later(node_id, deadline_s)
+        if self._provider.capabilities.gives_notice and holds and not kill:
+            deadline_s = self._clock() + notice_s
+            self._provider.give_notice(node_id, notice_s, NoticeKind.OPERATOR)
+            await self._until_noticed(node_id, deadline_s)
+        else:
+            self._submit(self.cluster.interrupt(node_id, notice_s, kill, self._clock()))
         await self.settle()  # the same notice, given before, may wait to be logged yet
         await self._journal.settled()
         kind = "kill_ordered" if kill else "interruption_noticed"
@@ -160,18 +189,27 @@ class ClusterRuntime:
             raise NotFound("the notice is too old to be known", field="node_id")
         return event
 
-    def _take_away_later(self, node_id: str, deadline_s: float) -> None:
-        if not self._settings.takes_noticed:
-            return
-        known_s = self._noticed.get(node_id)
-        if known_s is None or deadline_s < known_s:
-            self._noticed[node_id] = deadline_s
-            self._begin(self._take_away(node_id, deadline_s), node_id)
+    async def _until_noticed(self, node_id: str, deadline_s: float) -> None:
+        """Raises Unavailable when the provider gives no notice."""
+        try:
+            async with asyncio.timeout(_NOTICED_WITHIN_S):
+                while self._lives(node_id) and not self._goes_by(node_id, deadline_s):
+                    await self._told.wait()
+        except TimeoutError:
+            raise Unavailable("the provider has given no notice yet") from None
 
-    async def _take_away(self, node_id: str, deadline_s: float) -> None:
-        """Plays the cloud: a node that was given notice ends at the deadline, ready or not."""
-        await asyncio.sleep(deadline_s - self._clock())
-        await self._terminate(TerminateNode(node_id, kill=True))
+    def _goes_by(self, node_id: str, deadline_s: float) -> bool:
+        known_s = self.cluster.deadlines_s().get(node_id)
+        return known_s is not None and known_s <= deadline_s + SAME_NOTICE_S
+
+    def _give_notices_again(self) -> None:
+        """Notices that were given before a restart: who gave them has forgotten, too."""
+        if not self._provider.capabilities.gives_notice:
+            return
+        for node_id, deadline_s in self.cluster.deadlines_s().items():
+            if self._provider.holds(node_id):
+                left_s = max(0.0, deadline_s - self._clock())
+                self._provider.give_notice(node_id, left_s, NoticeKind.OPERATOR)
 
     def close(self) -> None:
         """Ends everyone who watches routes; nothing new is begun."""
@@ -195,18 +233,65 @@ class ClusterRuntime:
     def _node(self, node_id: str) -> NodeView | None:
         return next((n for n in self.cluster.nodes_view() if n.node_id == node_id), None)
 
+    def _lives(self, node_id: str) -> bool:
+        node = self._node(node_id)
+        return node is not None and node.state is not NodeState.LOST
+
     async def _adopt(self, saved: Mapping[str, str]) -> None:
         """Finds the nodes launched before a restart; those that died meanwhile are gone."""
         for key, handle in saved.items():
             if not key.startswith(HANDLE_PREFIX):
                 continue
             node_id = key.removeprefix(HANDLE_PREFIX)
-            if not await self._provider.adopt(node_id, handle):
+            if await self._provider.adopt(node_id, handle):
+                self.market.found(node_id, self._provider.offer_of(node_id))
+            else:
                 self._gone(node_id, "ended while the controller was away")
 
     async def _watch_provider(self) -> None:
         async for event in self._provider.events():
-            self._gone(event.node_id, event.reason)
+            self._hear(event)
+            self._told.fire()
+
+    def _hear(self, event: ProviderEvent) -> None:
+        match event:
+            case NodeGone(node_id, reason):
+                self.market.ended(node_id)
+                self._gone(node_id, reason)
+            case NodeNotice():
+                self._noticed(event)
+            case OffersChanged(offers):
+                self._submit(self._offers_are(offers))
+            case LaunchFailed():
+                self._launch_failed(event)
+
+    def _noticed(self, notice: NodeNotice) -> None:
+        now_s = self._clock()
+        try:
+            left_s = notice.left_s(now_s)
+            self._submit(self.cluster.interrupt(notice.node_id, left_s, False, now_s))
+        except (InvalidArgument, NotFound) as error:
+            told = {"node_id": notice.node_id, "why": error.message}
+            _log.warning("a notice counts for nothing", extra=told)
+
+    def _offers_are(self, offers: Sequence[Offer]) -> list[Action]:
+        """Takes the provider's offers; what is wrong with them is logged."""
+        change = self.market.update(offers)
+        actions: list[Action] = []
+        if change.changed:
+            named = ", ".join(change.changed[:_OFFERS_NAMED])
+            attributes = {"offers": str(len(self.market.offers())), "changed": named}
+            actions.append(LogEvent("offers_changed", attributes=attributes))
+        if change.dropped:
+            first = change.dropped[0]
+            attributes = {
+                "count": str(len(change.dropped)),
+                "offer": first.offer_id,
+                "field": first.field,
+                "reason": first.reason,
+            }
+            actions.append(LogEvent("offers_dropped", attributes=attributes))
+        return actions
 
     def _gone(self, node_id: str, reason: str, incarnation: str | None = None) -> None:
         node = self._node(node_id)
@@ -216,7 +301,6 @@ class ClusterRuntime:
             metrics.NODES_LOST.inc(node.state is not NodeState.LOST)
             self._submit(self.cluster.node_gone(node_id, node.incarnation, reason, self._clock()))
             self._tasks.create_task(self._engines.forget(node.address))
-        self._noticed.pop(node_id, None)
         for task in self._of_node.pop(node_id, set()):
             task.cancel()
         self._unsaved[HANDLE_PREFIX + node_id] = None
@@ -272,6 +356,8 @@ class ClusterRuntime:
                     kind, node_id=node_id, pipeline_id=pipeline_id, attributes=attributes
                 )
             case RoutesChanged():
+                if self.cluster.routes()[1]:
+                    self.serving.set()
                 self.routes_changed.fire()
             case PersistCluster():
                 return
@@ -284,11 +370,11 @@ class ClusterRuntime:
             case LoadStage():
                 self._begin(self._load(action), action.node_id)
             case FormPipeline():
-                self._begin(self._form(action))
+                self._form_all(self._turns.form(action))
             case DissolveFormation():
+                self._turns.dissolve(action)
                 for member in action.members:
-                    task = self._begin(self._dissolve(action.formation_id, member))
-                    self._dissolving[member.incarnation] = task
+                    self._begin(self._dissolve(action.formation_id, member))
             case DrainFormation():
                 self._begin(self._drain(action), action.head.node_id)
 
@@ -304,13 +390,19 @@ class ClusterRuntime:
         return task
 
     async def _launch(self, action: LaunchNode) -> None:
-        try:
-            handle = await self._provider.launch(action.node_id, action.shape)
-        except ShuntError as error:
-            self._submit(self.cluster.launch_failed(action.node_id, error.message, self._clock()))
+        node_id = action.node_id
+        offer = self.market.choose(action.shape, self._clock())
+        if offer is None:
+            self._launch_failed(LaunchFailed(node_id, "no open offer of this shape"))
             return
-        if handle:
-            self._unsaved[HANDLE_PREFIX + action.node_id] = handle
+        self.market.launch(node_id, offer.offer_id)
+        if handle := await self._provider.launch(node_id, offer):
+            self._unsaved[HANDLE_PREFIX + node_id] = handle
+
+    def _launch_failed(self, failed: LaunchFailed) -> None:
+        now_s = self._clock()
+        self.market.refused(failed.node_id, failed.retry_after_s, now_s)
+        self._submit(self.cluster.launch_failed(failed.node_id, failed.reason, now_s))
 
     async def _terminate(self, action: TerminateNode) -> None:
         grace_s = 0.0 if action.kill else self._settings.terminate_grace_s
@@ -330,7 +422,12 @@ class ClusterRuntime:
     async def _load(self, action: LoadStage) -> None:
         loaded = metrics.LOADED.labels(action.node_id)
         try:
-            held = await self._engines.load(action, lambda done, total: loaded.set(done))
+            stages = [StageSpec(action.layers, action.tp_degree)]
+            (held,) = await self._engines.hold(
+                action.address, action.model, stages, lambda done, total: loaded.set(done)
+            )
+            if not held.held:
+                raise Unavailable("another stage takes up the node's memory", field="stages")
         except ShuntError as error:
             self._submit(
                 self.cluster.load_failed(
@@ -344,16 +441,21 @@ class ClusterRuntime:
         else:
             self._submit(
                 self.cluster.load_done(
-                    action.node_id, action.incarnation, action.layers, held, self._clock()
+                    action.node_id,
+                    action.incarnation,
+                    action.layers,
+                    Loaded(held.kv_blocks, held.numerics_class),
+                    self._clock(),
                 )
             )
         finally:
             metrics.LOADED.remove(action.node_id)
 
+    def _form_all(self, actions: Iterable[FormPipeline]) -> None:
+        for action in actions:
+            self._begin(self._form(action))
+
     async def _form(self, action: FormPipeline) -> None:
-        before = [self._dissolving.get(member.incarnation) for member in action.members]
-        if waiting := [task for task in before if task is not None]:
-            await asyncio.wait(waiting)
         if not self.cluster.pipeline_of(action.formation_id):
             return  # a member was lost meanwhile
         try:
@@ -371,8 +473,7 @@ class ClusterRuntime:
         except ShuntError as error:
             _log.info("member not told", extra={"node_id": member.node_id, "why": error.message})
         finally:
-            if self._dissolving.get(member.incarnation) is asyncio.current_task():
-                del self._dissolving[member.incarnation]
+            self._form_all(self._turns.left(member.incarnation, formation_id))
 
     async def _drain(self, action: DrainFormation) -> None:
         try:

@@ -20,6 +20,8 @@ from services.common.exchange import CheckpointResult
 from services.common.generation import CancelReason, ModelRef
 from services.controller import metrics
 from services.controller import wire as messages
+from services.controller.core.cluster.actions import NodeView
+from services.controller.core.cluster.market import MAX_NOTICE_S
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
 from services.controller.generations import LedgerRuntime
@@ -233,10 +235,8 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
     ) -> pb.ReportInterruptionResponse:
         node_id = messages.name_from(request.node_id, "node_id")
         notice_s = request.notice_s
-        if not math.isfinite(notice_s) or not 0 <= notice_s <= messages.MAX_NOTICE_S:
-            raise InvalidArgument(
-                f"notice_s lies in [0, {messages.MAX_NOTICE_S:g}]", field="notice_s"
-            )
+        if not math.isfinite(notice_s) or not 0 <= notice_s <= MAX_NOTICE_S:
+            raise InvalidArgument(f"notice_s lies in [0, {MAX_NOTICE_S:g}]", field="notice_s")
         if request.kill and notice_s:
             raise InvalidArgument("a kill comes without notice", field="notice_s")
         await self._runtime.started.wait()
@@ -246,10 +246,13 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
     async def GetStatus(
         self, request: pb.GetStatusRequest, context: Context
     ) -> pb.GetStatusResponse:
-        cluster = self._runtime.cluster
+        cluster, market = self._runtime.cluster, self._runtime.market
         population = self._generations.population()
         return pb.GetStatusResponse(
-            nodes=[messages.node_to(node) for node in cluster.nodes_view()],
+            nodes=[
+                messages.node_to(node, market.offer_id_of(node.node_id), self._declared(node))
+                for node in cluster.nodes_view()
+            ],
             pipelines=[messages.pipeline_to(pipeline) for pipeline in cluster.pipelines_view()],
             generations=[messages.generation_to(line) for line in population.open],
             router_ids=sorted(self._routers),
@@ -259,7 +262,15 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
             cancelled_generations=population.cancelled,
             faults=[messages.fault_to(fault, cluster.unix_offset_s) for fault in cluster.faults()],
             unusable=cluster.unusable(),
+            offers=[messages.offer_to(offer, market) for offer in market.offers()],
+            cost_per_hour=market.cost_per_hour(),
+            on_demand_cost_per_hour=market.on_demand_cost_per_hour(),
         )
+
+    def _declared(self, node: NodeView) -> bool:
+        market = self._runtime.market
+        offer = market.offer(market.offer_id_of(node.node_id))
+        return offer is not None and offer.declared
 
     async def WatchEvents(
         self, request: pb.WatchEventsRequest, context: Context

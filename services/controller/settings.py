@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from services.common.errors import InvalidArgument
+from services.common.errors import InvalidArgument, ShuntError
 from services.common.nodes import NodeShape
 from services.common.settings import ServiceSettings
 from services.common.speeds import parse_speeds
+from services.controller.core.cluster.market import MAX_COUNT, Offer
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.ledger.outcomes import LedgerSettings
 from services.controller.core.model_facts import ModelFacts
 from services.controller.engines import EngineTimeouts
+from services.controller.providers.market_file import MarketScript, read_market
 from services.controller.runtime import RuntimeSettings
 from services.controller.service import ServiceLimits
 
@@ -49,6 +52,11 @@ class ControllerSettings(ServiceSettings):
     """Relative speeds of the local nodes to launch; the planner deals them to pipelines."""
     node_memory_bytes: int = Field(default=2 << 30, gt=0)
     node_device_type: str = "cpu"
+    market_file: Path | None = None
+    """YAML: what the local provider offers, and what happens to it; without one there are nodes of
+    `node_speeds` as many as are asked for, and nobody names their price."""
+    market_run: str = Field(default="", max_length=64)
+    """The events of the market file are played once a run, whatever restarts in it."""
     expected_nodes: int = Field(default=4, ge=1, le=10_000)
     """External nodes to wait for before the first plan."""
     end_nodes_on_stop: bool = False
@@ -70,8 +78,8 @@ class ControllerSettings(ServiceSettings):
     tick_s: float = Field(default=0.1, gt=0, le=0.5)
     terminate_grace_s: float = Field(default=2.0, ge=0, le=600)
 
-    load_timeout_s: float = Field(default=900.0, gt=0, le=86_400)
-    load_progress_s: float = Field(default=60.0, gt=0, le=3600)
+    hold_timeout_s: float = Field(default=900.0, gt=0, le=86_400)
+    hold_progress_s: float = Field(default=60.0, gt=0, le=3600)
     form_timeout_s: float = Field(default=10.0, gt=0, le=600)
     dissolve_timeout_s: float = Field(default=1.0, gt=0, le=600)
     drain_timeout_s: float = Field(default=10.0, gt=0, le=600)
@@ -107,15 +115,47 @@ class ControllerSettings(ServiceSettings):
             raise ValueError(error.message) from None
         return value
 
+    @field_validator("market_file")
+    @classmethod
+    def _the_market_can_be_had(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        given = info.data  # without what was refused itself
+        if path is None or not {"node_memory_bytes", "node_device_type"} <= given.keys():
+            return path
+        if given.get("provider") == "external":
+            raise ValueError("an external provider has no market")
+        try:
+            script = _read_market(path, given["node_memory_bytes"], given["node_device_type"])
+            script.shapes(_speeds(given.get("node_speeds", "")))
+        except ShuntError as error:
+            raise ValueError(error.message) from None
+        return path
+
+    @cached_property
+    def market(self) -> MarketScript | None:
+        """What the market file says."""
+        if self.market_file is None:
+            return None
+        return _read_market(self.market_file, self.node_memory_bytes, self.node_device_type)
+
     @property
     def initial_nodes(self) -> tuple[NodeShape, ...]:
         """Nodes the provider launches at the first start."""
         if self.provider == "external":
             return ()
+        speeds = _speeds(self.node_speeds)
+        if self.market is not None:
+            return self.market.shapes(speeds)
+        memory_bytes, device_type = self.node_memory_bytes, self.node_device_type
+        return tuple(NodeShape(memory_bytes, speed, device_type) for speed in speeds)
+
+    @property
+    def offers(self) -> tuple[Offer, ...]:
+        """What the local provider offers at first."""
+        if self.market is not None:
+            return self.market.offers
         return tuple(
-            NodeShape(self.node_memory_bytes, speed, self.node_device_type)
-            for part in parse_speeds(self.node_speeds)
-            for speed in part
+            Offer(f"local-{shape.relative_speed}", "local", shape, count=MAX_COUNT, declared=True)
+            for shape in dict.fromkeys(self.initial_nodes)
         )
 
     def cluster(self, facts: ModelFacts) -> ClusterSettings:
@@ -135,7 +175,8 @@ class ControllerSettings(ServiceSettings):
             empty_node_lost_s=self.empty_node_lost_s,
             restart_grace_s=self.restart_grace_s,
             settle_s=self.settle_s,
-            launch_timeout_s=self.launch_timeout_s,
+            launch_timeout_s=self.launch_timeout_s
+            + max((o.launch_s for o in self.offers), default=0.0),
             retry_s=self.retry_s,
             retry_max_s=self.retry_max_s,
             replace_max_s=self.replace_max_s,
@@ -161,14 +202,13 @@ class ControllerSettings(ServiceSettings):
         return RuntimeSettings(
             tick_s=self.tick_s,
             terminate_grace_s=self.terminate_grace_s,
-            takes_noticed=self.provider == "local",
         )
 
     @property
     def engine_timeouts(self) -> EngineTimeouts:
         return EngineTimeouts(
-            load_s=self.load_timeout_s,
-            load_progress_s=self.load_progress_s,
+            hold_s=self.hold_timeout_s,
+            hold_progress_s=self.hold_progress_s,
             form_s=self.form_timeout_s,
             dissolve_s=self.dissolve_timeout_s,
             drain_s=self.drain_timeout_s,
@@ -183,3 +223,11 @@ class ControllerSettings(ServiceSettings):
             resume_wait_s=self.resume_wait_s,
             checkpoints_in_flight=self.checkpoints_in_flight,
         )
+
+
+def _speeds(text: str) -> list[float]:
+    return [speed for part in parse_speeds(text) for speed in part] if text else []
+
+
+def _read_market(path: Path, memory_bytes: int, device_type: str) -> MarketScript:
+    return read_market(path, memory_bytes=memory_bytes, device_type=device_type)

@@ -33,13 +33,13 @@ from services.controller.core.cluster.actions import (
     PipelineState,
     PipelineView,
 )
+from services.controller.core.cluster.market import MAX_NOTICE_S, Market, Offer
 from services.controller.core.ledger.population import OpenGeneration, Standing
 from services.controller.journal.journal import LoggedEvent
 
 MAX_NAME_CHARS = 128
 MAX_MEMBERS = 1024
 """Of one formation: a stage has a layer or more."""
-MAX_NOTICE_S = 86_400.0
 MAX_EPOCH = 2**31 - 1
 """No generation gets there; the next one must fit a message."""
 
@@ -261,7 +261,8 @@ def view_to(view: GenerationView) -> pb.GetGenerationResponse:
     )
 
 
-def node_to(node: NodeView) -> pb.NodeStatus:
+def node_to(node: NodeView, offer_id: str, declared: bool) -> pb.NodeStatus:
+    """`declared`: the offer says what the node is able to do."""
     return pb.NodeStatus(
         node_id=node.node_id,
         pid=node.pid,
@@ -270,6 +271,27 @@ def node_to(node: NodeView) -> pb.NodeStatus:
         pipeline_id=node.pipeline_id,
         stage_index=node.stage_index,
         address=node.address,
+        offer_id=offer_id,
+        declared=declared,
+    )
+
+
+def offer_to(offer: Offer, market: Market) -> pb.OfferStatus:
+    """As the market has it."""
+    return pb.OfferStatus(
+        offer_id=offer.offer_id,
+        instance_type=offer.instance_type,
+        memory_bytes=offer.shape.memory_bytes,
+        relative_speed=offer.shape.relative_speed,
+        device_type=offer.shape.device_type,
+        count=offer.count,
+        running=market.running(offer.offer_id),
+        price_per_hour=offer.price_per_hour,
+        pool=offer.pool,
+        spot=offer.spot,
+        interruptions_per_hour=offer.interruptions_per_hour,
+        launch_s=offer.launch_s,
+        declared=offer.declared,
     )
 
 

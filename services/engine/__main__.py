@@ -40,8 +40,6 @@ async def serve(chosen: EngineSettings) -> bool:
     loader = NativeLoader(
         NativeOptions(
             chosen.store,
-            chosen.memory_bytes,
-            chosen.kv_positions,
             chosen.dtype,
             chosen.device,
             chosen.threads,
@@ -80,7 +78,7 @@ async def serve(chosen: EngineSettings) -> bool:
         await engine.close()
         await server.stop()
         telemetry.shutdown()
-    return engine.weights.loading
+    return engine.stages.loading
 
 
 async def _until_told(

@@ -9,16 +9,18 @@ from functools import partial
 import grpc
 
 from services.common import channels
+from services.engine.backend import BLOCK_SIZE
 from services.engine.compute import Compute
 from services.engine.core.generations import Generations
 from services.engine.core.head_settings import HeadSettings
+from services.engine.core.memory import Memory
 from services.engine.core.scheduler import SchedulerSettings
 from services.engine.counters import Counters
 from services.engine.engine import Engine, EngineLimits
 from services.engine.head import Head, ReaderLimits
-from services.engine.loading import StageLoader, Weights
 from services.engine.neighbours import silent
 from services.engine.settings import EngineSettings
+from services.engine.stages import StageLoader, Stages
 
 
 def assemble(settings: EngineSettings, loader: StageLoader) -> Engine:
@@ -45,11 +47,12 @@ def assemble(settings: EngineSettings, loader: StageLoader) -> Engine:
         settings.min_overlap_sequences,
         settings.min_overlap_rows,
     )
+    memory = Memory(settings.memory_bytes, settings.kv_positions // BLOCK_SIZE)
     return Engine(
         settings.node_id,
         incarnation,
         compute=compute,
-        weights=Weights(loader, compute),
+        stages=Stages(loader, compute, memory),
         head=Head(generations, readers, counters, time.monotonic),
         counters=counters,
         limits=EngineLimits(

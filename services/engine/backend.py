@@ -7,7 +7,7 @@ on to a gRPC stream; so nothing on the runtime's side of it needs a tensor libra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -91,6 +91,15 @@ class ResidentTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class ResidentLayer:
+    """A layer in memory; the first one comes with the embedding, the last with norm and head."""
+
+    tensors: tuple[ResidentTensor, ...]
+    packed_bytes: int
+    """Bytes of the backend's own form of the weights."""
+
+
+@dataclass(frozen=True, slots=True)
 class StageFacts:
     """What does not change while a stage lives."""
 
@@ -101,8 +110,6 @@ class StageFacts:
     vocab_size: int
     context_length: int
     """Most positions of one sequence, prompt and output."""
-    kv_blocks: int
-    """KV blocks of BLOCK_SIZE positions; ids run from 0 to kv_blocks - 1."""
     hidden_dtype: HiddenDtype
     numerics_class: str
     """Two stages of one class that are exact give equal ids for equal requests."""
@@ -134,21 +141,21 @@ class StageBackend(Protocol):
         `rows` are token ids at the first stage, else the hidden states of the stage before, one a
         row. The last stage answers with a token for each step that samples, in order; the others
         with the hidden states of all rows. A malformed batch raises InvalidArgument and changes
-        nothing.
+        nothing. Only between `begin` and `end`.
         """
         ...
 
-    def resident_tensors(self) -> tuple[ResidentTensor, ...]:
-        """Every weight the stage holds; none belongs to a layer outside its range."""
+    def resident_layers(self) -> Mapping[int, ResidentLayer]:
+        """What the stage holds, by layer; other stages of its model may hold the very same."""
         ...
 
-    @property
-    def packed_bytes(self) -> int:
-        """Bytes of the backend's own form of the weights."""
+    def begin(self, kv_blocks: int) -> None:
+        """Make an empty KV cache of blocks 0 to kv_blocks - 1, for a formation; what an earlier one
+        left is forgotten."""
         ...
 
-    def reset(self) -> None:
-        """Forget every slot; the weights stay. For a stage that joins another formation."""
+    def end(self) -> None:
+        """Release the cache and every slot; the weights stay."""
         ...
 
     def close(self) -> None:

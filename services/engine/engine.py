@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
 
 import grpc
 
 from services.common.channel_options import MAX_MESSAGE_BYTES
 from services.common.errors import (
-    Aborted,
     FailedPrecondition,
     InvalidArgument,
     StaleEpoch,
     Unavailable,
 )
-from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import Member
-from services.engine.backend import BLOCK_SIZE, Sampled
+from services.engine.backend import Sampled
 from services.engine.compute import Compute
-from services.engine.core.pace import Pace
-from services.engine.core.scheduler import Scheduler, SchedulerSettings
-from services.engine.core.step_size import most_rows
-from services.engine.core.validation import Bounds
+from services.engine.core.batching import lead_of
+from services.engine.core.scheduler import SchedulerSettings
 from services.engine.counters import FORMATIONS_ENDED, Counters
 from services.engine.formation import FormationPart, FormationPlace
 from services.engine.head import Head
-from services.engine.loading import LoadedStage, Weights
+from services.engine.stages import HeldStage, Stages
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +48,7 @@ class Engine:
         incarnation: str,
         *,
         compute: Compute,
-        weights: Weights,
+        stages: Stages,
         head: Head,
         counters: Counters,
         limits: EngineLimits,
@@ -61,7 +57,7 @@ class Engine:
     ) -> None:
         self.node_id = node_id
         self.incarnation = incarnation
-        self.weights = weights
+        self.stages = stages
         self.head = head
         self.counters = counters
         self.formation: FormationPart | None = None
@@ -76,24 +72,13 @@ class Engine:
         self._connect = connect
         self._silent = silent
         self._compute = compute
-        self._ending: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Future[None]] = set()
         self._probing = False
 
     @property
     def reported_formation_id(self) -> str:
         """The formation this process is in."""
         return self.formation.id if self.formation else ""
-
-    async def load(
-        self, model: ModelRef, layers: LayerRange, tp_degree: int
-    ) -> AsyncIterator[tuple[int, int]]:
-        """Progress of a load. Raises Aborted when a formation needs what is held."""
-        held = self.weights.held
-        same = held is not None and (held.model, held.layers) == (model, layers)
-        if self.formation is not None and not same:
-            raise Aborted(f"the process is in formation {self.formation.id}", field="layers")
-        async for progress in self.weights.load(model, layers, tp_degree):
-            yield progress
 
     async def form(self, membership: FormationPlace) -> None:
         """Joins a formation, leaving any other; a head waits until all stages stand."""
@@ -112,6 +97,7 @@ class Engine:
                 on_end=self._ended,
             )
             self.formation = formation
+            self.stages.use(held, membership.kv_blocks)
             self._free.clear()
             formation.start()
             self.changed.set()
@@ -157,42 +143,41 @@ class Engine:
         if self.formation is not None:
             await self.formation.closed()
         await asyncio.gather(*self._ending, return_exceptions=True)
-        await self.weights.close()
+        await self.stages.close()
         self._compute.close()
 
-    def _check(self, membership: FormationPlace) -> LoadedStage:
+    def _check(self, membership: FormationPlace) -> HeldStage:
         mine = membership.members[membership.stage_index]
         if mine.incarnation != self.incarnation:
             raise StaleEpoch("another process was meant", field="incarnation")
-        held = self.weights.held
-        if held is None or held.model.digest != membership.model.digest:
-            raise FailedPrecondition("the model is not loaded", field="model")
-        if held.layers != mine.layers:
-            raise FailedPrecondition("other layers are loaded", field="layers")
-        facts = held.backend.facts
-        if not 1 <= membership.kv_blocks <= facts.kv_blocks:
-            raise InvalidArgument(
-                f"kv_blocks must lie in [1, {facts.kv_blocks}]", field="kv_blocks"
+        held = self.stages.find(membership.model, mine.layers)
+        if held is None:
+            raise FailedPrecondition(
+                f"no stage of layers [{mine.layers.start}, {mine.layers.end}) of the model is held",
+                field="layers",
             )
+        facts, most = held.backend.facts, self.stages.kv_blocks(held)
+        if not 1 <= membership.kv_blocks <= most:
+            raise InvalidArgument(f"kv_blocks must lie in [1, {most}]", field="kv_blocks")
         if facts.first != membership.is_head or facts.last != membership.is_last:
             raise InvalidArgument(
                 "the first layers belong to the first stage, the last to the last", field="members"
             )
         return held
 
-    def _lead(self, formation: FormationPart, held: LoadedStage) -> None:
+    def _lead(self, formation: FormationPart, held: HeldStage) -> None:
         membership, facts, limits = formation.membership, held.backend.facts, self._limits
-        kv_blocks, limit_bytes = membership.kv_blocks, limits.max_message_bytes
-        positions = min(facts.context_length, kv_blocks * BLOCK_SIZE)
-        rows = most_rows(facts, kv_blocks, positions, limits.scheduler, limit_bytes)
-        batches = replace(limits.scheduler, token_budget=min(limits.scheduler.token_budget, rows))
-        self.head.form(
-            formation,
-            Scheduler(batches, kv_blocks, len(membership.members)),
-            Bounds(membership.model, facts.vocab_size, positions, limit_bytes),
-            Pace(self._limits.progress_s),
-            facts.numerics_class,
+        lead = lead_of(
+            formation.id,
+            membership.model,
+            facts,
+            stages=len(membership.members),
+            kv_blocks=membership.kv_blocks,
+            settings=limits.scheduler,
+            progress_s=limits.progress_s,
+            limit_bytes=limits.max_message_bytes,
         )
+        self.head.form(formation, lead, facts.numerics_class)
 
     def _sampled(self, formation: FormationPart, step: int, tokens: Sequence[Sampled]) -> None:
         self.head.sampled(formation, step, tokens)
@@ -205,6 +190,7 @@ class Engine:
         self.head.dissolve(formation.id)
         if self.formation is formation:
             self.formation = None
+            self._keep(self.stages.unuse())
             self._free.set()
         self.lost_node_ids = lost_node_ids
         self.changed.set()
@@ -219,7 +205,7 @@ class Engine:
         finally:
             self._probing = False
 
-    def _keep(self, coroutine: Coroutine[object, object, None]) -> None:
-        task = asyncio.create_task(coroutine)
+    def _keep(self, work: Coroutine[object, object, None] | asyncio.Future[None]) -> None:
+        task = asyncio.ensure_future(work)
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)

@@ -185,7 +185,7 @@ class FormationPart:
             _log.warning(what, extra={"formation_id": self.id, "why": error.message})
 
     async def _begin(self) -> None:
-        await self._compute.run(self._backend.reset)
+        await self._compute.run(self._backend.begin, self.membership.kv_blocks)
         self._spawn(self._work())
         if self._downstream is not None:
             await self._downstream.stand()

@@ -1,7 +1,6 @@
-"""The head of a pipeline at work: its core, its scheduler and the chain of stages, tied together.
+"""The head of a pipeline at work: its cores, its readers and the chain of stages, tied together.
 
-One thread, no locks: whatever happens (a call, a step that came back, an answer of the journal)
-becomes a call of the core, its actions are carried out, and then every step that may start does.
+One thread, no locks: whatever happens becomes a call of the cores, and what they answer is done.
 """
 
 from __future__ import annotations
@@ -23,19 +22,10 @@ from services.common.exchange import (
 )
 from services.common.generation import CancelReason
 from services.engine.backend import Sampled
-from services.engine.core.actions import (
-    Action,
-    DropSequence,
-    SetUnread,
-    StartSequence,
-    StopSequence,
-    Wake,
-    WakeCheckpoints,
-)
+from services.engine.core.actions import Action
+from services.engine.core.batching import Batching, Due, Lead
 from services.engine.core.generations import Generations
-from services.engine.core.pace import Pace
 from services.engine.core.scheduler import Scheduler
-from services.engine.core.validation import Bounds
 from services.engine.counters import Counters
 from services.engine.formation import FormationPart
 from services.engine.tracing import StepTraces
@@ -59,16 +49,6 @@ class _Reader:
     sending_since_s: float | None = None
 
 
-@dataclass(slots=True)
-class _Lead:
-    """What exists while this process heads a formation."""
-
-    formation: FormationPart
-    scheduler: Scheduler
-    bounds: Bounds
-    pace: Pace
-
-
 class Head:
     """Serves readers, feeds the stages, and keeps what the journal has yet to be told."""
 
@@ -81,10 +61,12 @@ class Head:
     ) -> None:
         self.checkpoints_due = asyncio.Event()
         self._core = generations
+        self._batching = Batching(generations)
         self._limits = limits
         self._counters = counters
         self._clock = clock
-        self._lead: _Lead | None = None
+        self._formation: FormationPart | None = None
+        """The one this process heads."""
         self._readers: dict[int, _Reader] = {}
         self._reader_ids = itertools.count(1)
         self._traces = StepTraces()
@@ -106,46 +88,38 @@ class Head:
     @property
     def has_work(self) -> bool:
         """Steps are to be made, or to come back."""
-        scheduler = self.scheduler
-        return scheduler is not None and scheduler.has_work
+        return self._batching.has_work
 
     @property
     def formation_id(self) -> str:
         """The formation this process heads; empty when none."""
-        return self._lead.formation.id if self._lead else ""
+        return self._formation.id if self._formation else ""
 
     @property
     def scheduler(self) -> Scheduler | None:
         """The running batch; None while this process heads nothing."""
-        return self._lead.scheduler if self._lead else None
+        lead = self._batching.lead
+        return lead.scheduler if lead else None
 
     # Formations
 
-    def form(
-        self,
-        formation: FormationPart,
-        scheduler: Scheduler,
-        bounds: Bounds,
-        pace: Pace,
-        numerics_class: str,
-    ) -> None:
+    def form(self, formation: FormationPart, lead: Lead, numerics_class: str) -> None:
         """Heads a formation that stands."""
-        self._lead = _Lead(formation, scheduler, bounds, pace)
-        self._carry_out(self._core.form(formation.id, numerics_class, self._clock()))
+        self._formation = formation
+        self._do(self._batching.form(lead, numerics_class, self._clock()))
 
     def dissolve(self, formation_id: str) -> None:
         """Seals what is known and tells every reader; nothing in flight counts any more."""
-        if self._lead is None or self._lead.formation.id != formation_id:
+        if self.formation_id != formation_id:
             return
-        actions = self._core.dissolve(formation_id, self._clock())
-        self._lead = None
+        self._formation = None
         self._traces.drop()
-        self._carry_out(actions)
+        self._do(self._batching.dissolve(formation_id, self._clock()))
 
     async def drain(self, formation_id: str) -> int:
         """Seals every generation of the formation and waits until the journal and the readers have
         everything; returns how many. Raises FailedPrecondition for another formation."""
-        self._carry_out(self._core.drain(formation_id, self._clock()))
+        self._act(self._core.drain(formation_id, self._clock()))
         while (sealed := self._core.drained(formation_id, self._clock())) is None:
             self._changed.clear()
             await self._changed.wait()
@@ -158,21 +132,18 @@ class Head:
         the reader is detached and the generation goes on."""
         if len(self._readers) >= self._limits.max_readers:
             raise ResourceExhausted("too many readers", field="generation_id")
-        lead = self._lead
-        if lead is not None and lead.formation.id == call.formation_id:
-            lead.bounds.check(call)
         reader_id = next(self._reader_ids)
         reader = _Reader(asyncio.current_task())
         self._readers[reader_id] = reader
         generation_id, followed = call.request.generation_id, None
         try:
-            actions = self._core.generate(reader_id, call, self._clock())
-            if any(isinstance(action, StartSequence) for action in actions):
+            due = self._batching.generate(reader_id, call, self._clock())
+            if due.begins:
                 # An epoch is begun once; a storm of epochs is told in part.
                 log = logs.access if call.epoch == 1 else _log
                 log.info("generation begins", extra={"epoch": call.epoch})
             followed = self._traces.follow(generation_id)
-            self._carry_out(actions)
+            self._do(due)
             while True:
                 frame = self._core.next_frame(reader_id, self._clock())
                 if frame is None:
@@ -187,16 +158,16 @@ class Head:
         finally:
             del self._readers[reader_id]
             self._traces.forget(generation_id, followed)
-            self._carry_out(self._core.detach(reader_id, self._clock()))
+            self._act(self._core.detach(reader_id, self._clock()))
 
     def cancel(self, generation_id: str, choice: int | None, reason: CancelReason) -> None:
         """Ends a generation or one choice of it."""
-        self._carry_out(self._core.cancel(generation_id, choice, reason, self._clock()))
+        self._act(self._core.cancel(generation_id, choice, reason, self._clock()))
 
     def client_gone(self, generation_id: str, epoch: int, *, resumable: bool) -> None:
         """The client of whoever reads a generation is gone."""
         now_s = self._clock()
-        self._carry_out(self._core.client_gone(generation_id, epoch, resumable, now_s))
+        self._act(self._core.client_gone(generation_id, epoch, resumable, now_s))
 
     # Journal
 
@@ -204,7 +175,7 @@ class Head:
         return self._core.take_checkpoints(message, self._clock())
 
     def checkpoint_results(self, message: int, results: Iterable[CheckpointResult]) -> None:
-        self._carry_out(self._core.checkpoint_results(message, results, self._clock()))
+        self._act(self._core.checkpoint_results(message, results, self._clock()))
 
     def checkpoint_stream_opened(self) -> None:
         self._core.checkpoint_stream_opened()
@@ -214,22 +185,17 @@ class Head:
 
     def sampled(self, formation: FormationPart, step: int, tokens: Sequence[Sampled]) -> None:
         """A step came back."""
-        lead, now_s = self._lead, self._clock()
-        if lead is None or lead.formation is not formation:
+        if formation is not self._formation:
             return
-        lead.pace.came_back(step, now_s)
         self._traces.came_back(step)
-        result = lead.scheduler.complete(step, tokens)
-        self._counters.came_back(len(result.tokens))
-        actions = self._core.stepped(step, result.tokens, now_s)
-        for key in result.stopped:
-            actions += self._core.sequence_stopped(key, now_s)
-        self._carry_out(actions)
+        due = self._batching.came_back(step, tokens, self._clock())
+        self._counters.came_back(due.sampled)
+        self._do(due)
 
     def tick(self) -> bool:
         """Time has passed: call it every `tick_s`. False when a step is overdue."""
         now_s = self._clock()
-        self._carry_out(self._core.tick(now_s))
+        self._act(self._core.tick(now_s))
         self._counters.diverged(self._core.diverged)
         for reader_id, reader in list(self._readers.items()):
             if reader.sending_since_s is None:
@@ -238,39 +204,20 @@ class Head:
             elif now_s - reader.sending_since_s > self._limits.stall_s and reader.task:
                 reader.task.cancel()
         self._changed.set()
-        return self._lead is None or not self._lead.pace.overdue(now_s)
+        return not self._batching.overdue(now_s)
 
-    def _carry_out(self, actions: Iterable[Action]) -> None:
-        waiting, due = list(actions), []
-        for action in waiting:  # which grows while it is walked
-            if isinstance(action, Wake):
-                if (reader := self._readers.get(action.reader_id)) is not None:
-                    due.append(reader.due)
-            elif isinstance(action, WakeCheckpoints):
-                self.checkpoints_due.set()
-            elif isinstance(action, StopSequence):
-                if self._lead is None or self._lead.scheduler.stop(action.key):
-                    waiting += self._core.sequence_stopped(action.key, self._clock())
-            elif self._lead is not None:
-                if isinstance(action, StartSequence):
-                    self._lead.scheduler.start(action.key, action.request, action.output_ids)
-                elif isinstance(action, SetUnread):
-                    self._lead.scheduler.set_unread(action.key, action.unread)
-                elif isinstance(action, DropSequence):
-                    self._lead.scheduler.drop(action.key)
-        # The next step goes out first: it computes while readers are served.
-        self._advance()
-        for event in (self._changed, *due):
-            event.set()
+    def _act(self, actions: Iterable[Action]) -> None:
+        self._do(self._batching.act(actions, self._clock()))
 
-    def _advance(self) -> None:
-        lead = self._lead
-        if lead is None:
-            return
-        while (step := lead.scheduler.next_step()) is not None:
-            traceparents = self._traces.departed(step)
-            lead.pace.departed(step.number, len(step.token_ids), self._clock())
-            self._counters.departed(step)
-            lead.formation.submit(step.number, step.batch, step.token_ids, traceparents)
-        for key, phase in lead.scheduler.take_phases().items():
-            self._core.sequence_phase(key, phase)
+    def _do(self, due: Due) -> None:
+        if self._formation is not None:
+            for step in due.steps:
+                traceparents = self._traces.departed(step)
+                self._counters.departed(step)
+                self._formation.submit(step.number, step.batch, step.token_ids, traceparents)
+        if due.checkpoints:
+            self.checkpoints_due.set()
+        self._changed.set()
+        for reader_id in due.readers:
+            if (reader := self._readers.get(reader_id)) is not None:
+                reader.due.set()

@@ -12,8 +12,8 @@ from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 
 from services.common import logs
 from services.common import wire as common_wire
-from services.common.errors import Aborted, InvalidArgument
-from services.common.nodes import Member
+from services.common.errors import InvalidArgument
+from services.common.nodes import Member, StageSpec
 from services.engine import wire
 from services.engine.engine import Engine
 from services.engine.formation import FormationPlace
@@ -55,25 +55,22 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         self._engine.head.client_gone(generation_id, request.epoch, resumable=request.resumable)
         return engine_pb2.DetachResponse()
 
-    async def Load(
-        self, request: engine_pb2.LoadRequest, context: Context
-    ) -> AsyncIterator[engine_pb2.LoadResponse]:
+    async def Hold(
+        self, request: engine_pb2.HoldRequest, context: Context
+    ) -> AsyncIterator[engine_pb2.HoldResponse]:
         model = common_wire.model_from(request.model)
-        layers = common_wire.layers_from(request.layers)
-        loaded_bytes = total_bytes = 0
-        async for loaded_bytes, total_bytes in self._engine.load(model, layers, request.tp_degree):
-            yield engine_pb2.LoadResponse(loaded_bytes=loaded_bytes, total_bytes=total_bytes)
-        held = self._engine.weights.held
-        if held is None:
-            raise Aborted("the weights were let go of again", field="layers")
-        size_bytes = sum(tensor.size_bytes for tensor in held.backend.resident_tensors())
-        yield engine_pb2.LoadResponse(
-            loaded_bytes=size_bytes,
-            total_bytes=size_bytes,
-            done=True,
-            kv_blocks=held.backend.facts.kv_blocks,
-            numerics_class=held.backend.facts.numerics_class,
-        )
+        stages = [
+            StageSpec(common_wire.layers_from(stage.layers), stage.tp_degree)
+            for stage in request.stages
+        ]
+        async with aclosing(self._engine.stages.hold(model, stages)) as reports:
+            async for report in reports:
+                yield engine_pb2.HoldResponse(
+                    loaded_bytes=report.loaded_bytes,
+                    total_bytes=report.total_bytes,
+                    done=report.stages is not None,
+                    stages=map(wire.holding_to, report.stages or ()),
+                )
 
     async def Form(
         self, request: engine_pb2.FormRequest, context: Context
@@ -104,17 +101,18 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         if engine.formation is not None:
             reply.formation_id = engine.formation.id
             reply.stage_index = engine.formation.membership.stage_index
-        held = engine.weights.held
-        if held is not None:
-            reply.model.CopyFrom(common_wire.model_to(held.model))
-            reply.layers.CopyFrom(common_wire.layers_to(held.layers))
-            reply.tensors.extend(
-                engine_pb2.ResidentTensor(name=tensor.name, size_bytes=tensor.size_bytes)
-                for tensor in held.backend.resident_tensors()
-            )
-            reply.packed_bytes = held.backend.packed_bytes
-            reply.kv_blocks = held.backend.facts.kv_blocks
-            reply.numerics_class = held.backend.facts.numerics_class
+        layers = {
+            (stage.model, number): layer
+            for stage in engine.stages.held
+            for number, layer in stage.backend.resident_layers().items()
+        }
+        reply.stages.extend(map(wire.holding_to, engine.stages.holdings))
+        reply.packed_bytes = sum(layer.packed_bytes for layer in layers.values())
+        tensors = {tensor: None for layer in layers.values() for tensor in layer.tensors}
+        reply.tensors.extend(
+            engine_pb2.ResidentTensor(name=tensor.name, size_bytes=tensor.size_bytes)
+            for tensor in tensors
+        )
         return reply
 
     async def Forward(

@@ -21,6 +21,7 @@ from services.common.exchange import (
     Progress,
     Tokens,
 )
+from services.common.nodes import StageHolding
 from services.engine.backend import Batch, Hidden, Sampled, SequenceOpen, SequenceStep
 
 _PHASE = {
@@ -198,4 +199,17 @@ def result_from(message: controller_pb2.CheckpointResult) -> CheckpointResult:
         message.epoch,
         wire.lengths_from(message.lengths, choices),
         _REFUSAL.get(message.refusal),
+    )
+
+
+def holding_to(holding: StageHolding) -> engine_pb2.StageHolding:
+    return engine_pb2.StageHolding(
+        model=wire.model_to(holding.model),
+        stage=engine_pb2.StageSpec(
+            layers=wire.layers_to(holding.spec.layers), tp_degree=holding.spec.tp_degree
+        ),
+        held=holding.held,
+        cached=holding.cached,
+        kv_blocks=holding.kv_blocks,
+        numerics_class=holding.numerics_class,
     )

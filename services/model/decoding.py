@@ -6,6 +6,7 @@ is its own, but for the text's start.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -22,11 +23,10 @@ ToBytes = Callable[[str], bytes]
 
 def parse_vocabulary(encoder: Encoder) -> Vocabulary:
     """The vocabulary under tokenizer.json's `decoder`. Raises InvalidArgument naming the field."""
-    texts = _texts(encoder)
     stages = _stages(encoder.decoder and json.loads(encoder.decoder.__getstate__()))
     if [stage["type"] for stage in stages if stage["type"] != "Fuse"] == ["ByteLevel"]:
-        return Vocabulary(*_pieces(encoder, texts, _byte_level))
-    decoding = _Decoding(stages)
+        return Vocabulary(*_pieces(encoder, _texts(encoder), _byte_level))
+    decoding, texts = _Decoding(stages), _texts(encoder)
     shown, labels = _pieces(encoder, texts, decoding.to_bytes)
     first = {
         token_id: decoding.to_bytes(text.replace(decoding.metaspace, ""))
@@ -106,22 +106,27 @@ def _texts(encoder: Encoder) -> list[str]:
         raise InvalidArgument(
             f"tokenizer.json: model.vocab: has ids of {MAX_IDS} and over", field="model.vocab"
         )
+    if len(set(ids.values())) < len(ids):
+        raise InvalidArgument(
+            "tokenizer.json: model.vocab: two tokens have the same id", field="model.vocab"
+        )
     texts = [""] * size
     for text, token_id in ids.items():
         texts[token_id] = text
-    for token_id, token in encoder.get_added_tokens_decoder().items():
-        texts[token_id] = token.content
+    for token_id in encoder.get_added_tokens_decoder():
+        texts[token_id] = encoder.id_to_token(token_id) or ""
     return texts
 
 
 def _pieces(
     encoder: Encoder, texts: list[str], to_bytes: ToBytes
 ) -> tuple[list[bytes], list[bytes]]:
-    """What each id shows, and what it is called."""
+    """What each id shows, and what it is called. The library shows a special token that its own
+    normaliser made another text of."""
     labels = [to_bytes(text) for text in texts]
     shown = list(labels)
     for token_id, token in encoder.get_added_tokens_decoder().items():
-        if token.special:
+        if token.special and texts[token_id] == token.content:
             shown[token_id] = b""
     return shown, labels
 
@@ -145,10 +150,17 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 _ALPHABET = _byte_alphabet()
+# Such a map is quick only where byte 0 is its own character.
+_QUICK = codecs.charmap_build("\0" + "".join(sorted(_ALPHABET, key=_ALPHABET.__getitem__))[1:])
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def _byte_level(text: str) -> bytes:
+    try:
+        if "\0" not in text:
+            return codecs.charmap_encode(text, "strict", _QUICK)[0]
+    except UnicodeEncodeError:
+        pass  # a character of byte 0, or of none
     try:
         return bytes(_ALPHABET[character] for character in text)
     except KeyError:

@@ -34,6 +34,10 @@ class ModelFamily:
         return {**self.defaults, **config}
 
 
+DEFAULT_ENDS: Mapping[str, tuple[int, ...]] = {"llama": (2,), "mistral": (2,)}
+"""`eos_token_id` of a family's class. It ends a sequence where config.json has none and no
+generation_config.json stands beside it."""
+
 _COMMON: dict[str, Any] = {
     "hidden_act": "silu",
     "rms_norm_eps": 1e-6,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tokenizers import AddedToken
@@ -22,8 +22,15 @@ from services.model.library import failing_as, id_of, spans, untakeable
 class Guard:
     """Names for one encoder's special tokens, and the encoder that knows them."""
 
-    def __init__(self, encoder: Encoder, digest: str, tokenizer_json: bytes) -> None:
-        """`digest` is told by nothing but the file. Raises InvalidArgument for a tokenizer that
+    def __init__(
+        self,
+        encoder: Encoder,
+        digest: str,
+        tokenizer_json: bytes,
+        dressed: Callable[[Encoder], Encoder],
+    ) -> None:
+        """`digest` is told by nothing but the file; `dressed` is what became of the file's encoder
+        before it was this one. Raises InvalidArgument for a tokenizer that
         cannot tell its special tokens from text."""
         self.digest = digest
         added = encoder.get_added_tokens_decoder()
@@ -39,7 +46,7 @@ class Guard:
             spells = self._spells(encoder, names)
         with failing_as(_refuse("added_tokens", "special tokens cannot be told from text")):
             if spells:
-                self._encoder = _bare(Encoder.from_str(_without(tokenizer_json, names)))
+                self._encoder = _bare(dressed(Encoder.from_str(_without(tokenizer_json, names))))
                 self._encoder.add_tokens(renamed)
         ids = {
             id_of(self._encoder, names.get(text, text)): id_of(encoder, text)

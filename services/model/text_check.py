@@ -7,12 +7,12 @@ from typing import Any
 
 from services.common.errors import InvalidArgument
 from services.model.chat import ChatTemplate, Message
-from services.model.defaults import parse_defaults
-from services.model.special_tokens import CONFIG_FILE
-from services.model.text import CONFIG, TEMPLATE_FILE, ModelText
+from services.model.small_files import CONFIG, json_object, refuse
+from services.model.text import ModelText
 from services.model.tokenizer import TOKENIZER_FILE
 from services.model.written import written
 
+ADDED_FILE = "added_tokens.json"
 _TRIAL = "Is a \u00e9 one letter?\n  12,5 "
 
 
@@ -22,13 +22,12 @@ def check_text(config: Mapping[str, Any], vocabulary_size: int, files: Mapping[s
     Raises InvalidArgument naming the file and the field that no router could serve.
     """
     text = ModelText(config, vocabulary_size, files)
-    parse_defaults(text.generation)
     _check_vocabulary(text)
+    _check_added(text, files)
     _check_specials(text)
     _check_prompt(text)
     if text.template is not None:
-        file = TEMPLATE_FILE if TEMPLATE_FILE in files else CONFIG_FILE
-        _check_turn(text, text.template, file)
+        _check_turn(text, text.template, text.template_file)
 
 
 def _check_vocabulary(text: ModelText) -> None:
@@ -41,6 +40,20 @@ def _check_vocabulary(text: ModelText) -> None:
             f"{text.vocabulary_size}",
             field="vocab_size",
         )
+
+
+def _check_added(text: ModelText, files: Mapping[str, bytes]) -> None:
+    """transformers adds what this file has and tokenizer.json lacks, where the settings declare no
+    added tokens; what both have is tokenizer.json's."""
+    if text.declares_added or ADDED_FILE not in files:
+        return
+    for token, token_id in json_object(files, ADDED_FILE).items():
+        if type(token_id) is not int or text.tokenizer.written_ids.get(token) != token_id:
+            raise refuse(
+                ADDED_FILE,
+                ascii(token)[1:-1][:60],
+                f"is not this id of {TOKENIZER_FILE}'s added_tokens",
+            )
 
 
 def _check_specials(text: ModelText) -> None:

@@ -11,37 +11,60 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
 
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Encoder
 
 from services.common.errors import InvalidArgument
 from services.model.decoding import parse_vocabulary
 from services.model.guard import Guard, unknown_id
 from services.model.library import encoded, failing_as, spans, untakeable
-from services.model.special_tokens import SpecialTokens
+from services.model.special_tokens import PAD, SpecialTokens
+from services.model.tokenizer_class import AS_THE_FILE, TokenizerClass
 from services.model.vocabulary import Vocabulary
 from services.model.written import origin_of
 
 TOKENIZER_FILE = "tokenizer.json"
 _WRITTEN = re.compile(b"\1+")
 _MOST_TRIES = 8
-_NONE = SpecialTokens({}, (), ())
+_NONE = SpecialTokens({}, (), None)
+_NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 
 
 class Tokenizer:
     """One model's tokenizer; safe to share between threads."""
 
-    def __init__(self, tokenizer_json: bytes, special_tokens: SpecialTokens = _NONE) -> None:
+    def __init__(
+        self,
+        tokenizer_json: bytes,
+        special_tokens: SpecialTokens = _NONE,
+        tokenizer_class: TokenizerClass = AS_THE_FILE,
+        settings: Mapping[str, Any] = _NO_SETTINGS,
+    ) -> None:
         """Raises InvalidArgument for a file that is not understood."""
         with failing_as(_refuse("is not understood")):
             encoder = Encoder.from_buffer(tokenizer_json)
-        # What the file says of these was for training batches.
-        encoder.no_truncation()
-        encoder.no_padding()
+        padding = _padding_token(encoder)
+        if padding is not None and PAD not in special_tokens.said:
+            special_tokens = special_tokens.naming(PAD, padding)
+        self.special_tokens = special_tokens
+        """Those that the files beside name, and the one that this file pads with."""
+        own = encoder.get_added_tokens_decoder()
+        if not own and special_tokens.declared is None and b'"added_tokens"' not in tokenizer_json:
+            raise _refuse("added_tokens: is missing", "added_tokens")
+        self.written_ids: Mapping[str, int] = {token.content: i for i, token in own.items()}
+        """Of the tokens that the file itself adds, by their texts."""
+        encoder = tokenizer_class.dressed(encoder, settings)
         with failing_as(_refuse("cannot take the special tokens", "added_tokens")):
-            _add(encoder, special_tokens)
+            _add(encoder, special_tokens, own)
+            if tokenizer_class.bare_specials:
+                named = (*special_tokens.named.values(), *special_tokens.others)
+                encoder.add_tokens([AddedToken(t.content, special=True) for t in named])
         self._encoder = encoder
+        self.is_bpe = type(encoder.model).__name__ == "BPE"
         added = encoder.get_added_tokens_decoder()
         self.special_ids = {t.content: i for i, t in added.items() if t.special and t.content}
         """Ids of the special tokens, by their texts."""
@@ -56,7 +79,12 @@ class Tokenizer:
         longest_first = sorted(self.special_ids, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         digest = hashlib.blake2b(tokenizer_json, digest_size=16).hexdigest()
-        self._guard = Guard(encoder, digest, tokenizer_json)
+        self._guard = Guard(
+            encoder,
+            digest,
+            tokenizer_json,
+            lambda other: tokenizer_class.dressed(other, settings),
+        )
 
     def encode(self, text: str) -> list[int]:
         """A prompt as a user wrote it: special tokens' texts are special tokens, and the tokenizer
@@ -109,21 +137,41 @@ class Tokenizer:
         return token_id
 
 
-def _add(encoder: Encoder, special_tokens: SpecialTokens) -> None:
-    """What tokenizer.json lacks of the special tokens (transformers, TokenizersBackend)."""
-    added = {token.content: token for token in encoder.get_added_tokens_decoder().values()}
-    wanted = list(special_tokens.declared)
-    known = added.keys() | {token.content for token in wanted}
-    if not wanted:  # a token that is named is special, whatever tokenizer.json says of it
-        for token in special_tokens.named.values():
-            plain = added.get(token.content)
-            if plain is not None and not plain.special:
-                plain.special = True
-                wanted.append(plain)
+def _padding_token(encoder: Encoder) -> str | None:
+    """What the file says of padding and truncation was for training batches. It is no more than
+    loaded, as transformers does, but that the text it pads with has a name."""
+    cut = encoder.truncation
+    if cut is not None and cut["max_length"] < cut["stride"]:
+        raise _refuse("truncation: stride: must not be over max_length", "truncation")
+    for field, enable in (
+        ("truncation", encoder.enable_truncation),
+        ("padding", encoder.enable_padding),
+    ):
+        said = getattr(encoder, field)
+        with failing_as(_refuse(f"{field}: is not understood", field)):
+            if said is not None:
+                enable(**said)
+    text: str | None = encoder.padding["pad_token"] if encoder.padding else None
+    encoder.no_truncation()
+    encoder.no_padding()
+    return text
+
+
+def _add(encoder: Encoder, special_tokens: SpecialTokens, own: Mapping[int, AddedToken]) -> None:
+    """The tokens that are declared, and those named that are not among them (transformers,
+    TokenizersBackend). What has a name is special, whatever else is said of it."""
+    declared = own if special_tokens.declared is None else special_tokens.declared
+    wanted = [declared[token_id] for token_id in sorted(declared)]
+    known = {token.content for token in (*encoder.get_added_tokens_decoder().values(), *wanted)}
+    new: dict[str, AddedToken] = {}
     for token in (*special_tokens.named.values(), *special_tokens.others):
-        if token.content not in known:
-            known.add(token.content)
-            wanted.append(token)
+        if token.content not in known and new.setdefault(token.content, token) != token:
+            raise _refuse(f"{token.content!a:.60} is named with other settings", "added_tokens")
+    wanted += new.values()
+    names = {token.content for token in special_tokens.named.values()}
+    for token in wanted:
+        if token.content in names:
+            token.special = True
     encoder.add_tokens(wanted)
 
 

@@ -160,6 +160,10 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
             lost_requests=found.lost_requests,
             reasons=found.reasons,
             solve_time_s=time.monotonic() - begin,
+            gain=found.gain,
+            alternatives=[
+                pb.RejectedPlan(plan=one.plan, lacks=one.lacks) for one in found.alternatives
+            ],
         )
 
     def _total(self, problem: Problem, pipelines: tuple[PlacedPipeline, ...]) -> pb.PlanEstimate:

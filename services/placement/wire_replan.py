@@ -12,8 +12,9 @@ from services.placement import wire
 from services.placement.estimate.cluster import CandidateNode, PlacedPipeline, PlacedStage
 from services.placement.estimate.explain import PipelineExplanation, StageExplanation
 from services.placement.replan.moves import GenerationMove, Handover, NodeMove, ResidentStage
-from services.placement.replan.next_plan import Change
+from services.placement.replan.next_plan import HYSTERESIS, Change
 
+MOST_READY_IN_S = 1e6
 _HANDOVER_OF = {
     Handover.REPLAY: pb.HANDOVER_REPLAY,
     Handover.TRANSFER: pb.HANDOVER_TRANSFER,
@@ -32,7 +33,18 @@ def change_from(request: pb.ReplanRequest, nodes: Sequence[CandidateNode]) -> Ch
         generations=tuple(request.generations),
         tokens_per_generation=request.tokens_per_generation,
         improve=request.improve,
+        ready_in_s=_ready_in_s(request),
+        hysteresis=request.hysteresis if request.HasField("hysteresis") else HYSTERESIS,
     )
+
+
+def _ready_in_s(request: pb.ReplanRequest) -> dict[str, float]:
+    for node in request.nodes:
+        if not 0 <= node.ready_in_s <= MOST_READY_IN_S:
+            raise InvalidArgument(
+                f"ready_in_s must be from 0 to {MOST_READY_IN_S:g}", field="ready_in_s"
+            )
+    return {node.node_id: node.ready_in_s for node in request.nodes if node.ready_in_s}
 
 
 def _running(

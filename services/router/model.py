@@ -6,7 +6,6 @@ from services.common.errors import FailedPrecondition, InvalidArgument
 from services.common.generation import GenerationKind
 from services.model.chat import Message
 from services.model.config import parse_config
-from services.model.defaults import parse_defaults
 from services.model.text import ModelText
 from services.model.vocabulary import Vocabulary
 from services.router.ask import Ask, ModelLimits
@@ -20,7 +19,6 @@ class ServedModel:
         try:
             config = parse_config(files.config)
             self._text = ModelText(files.config, config.vocab_size, files.files)
-            defaults = parse_defaults(self._text.generation)
         except InvalidArgument as error:
             raise FailedPrecondition(error.message) from error
         self.vocabulary: Vocabulary = self._text.tokenizer.vocabulary
@@ -31,7 +29,7 @@ class ServedModel:
             vocabulary_size=self._text.vocabulary_size,
             eos_token_ids=self._text.eos_token_ids,
             special_token_ids=self._text.special_token_ids,
-            defaults=defaults,
+            defaults=self._text.defaults,
         )
 
     def prompt_ids(self, ask: Ask, created_unix_s: int) -> list[int]:

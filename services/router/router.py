@@ -35,6 +35,7 @@ from services.router.core.actions import SendCancel
 from services.router.core.balancer import Balancer
 from services.router.core.follower import Follower
 from services.router.core.follower_settings import FollowerSettings
+from services.router.core.reading import Reading
 from services.router.core.transcript import Position, Transcript
 from services.router.heads import Heads
 from services.router.model import ServedModel
@@ -370,15 +371,18 @@ class Router:
                 resume_timeout_s=settings.resume_timeout_s,
             ),
         )
+        transcript = Transcript(request, follower.runs, model.vocabulary, after)
         session = Session(
-            follower,
-            Transcript(request, follower.runs, model.vocabulary, after),
+            Reading(
+                follower,
+                transcript,
+                self._balancer,
+                max_unread_bytes=settings.max_unread_bytes,
+            ),
             heads=self._heads,
             controller=self._controller,
-            balancer=self._balancer,
             cancels=self._cancels,
             clock=time.monotonic,
-            max_unread_bytes=settings.max_unread_bytes,
             closed=self._closed,
         )
         self._sessions.add(session)

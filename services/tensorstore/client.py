@@ -111,6 +111,10 @@ class StoredModel:
             for name, file in self.manifest.files.items()
         }
 
+    def size_bytes(self, layers: Layers, tp_degree: int = 1, rank: int = 0) -> int:
+        """Bytes of one rank's slice as it is stored."""
+        return self._select(layers, tp_degree, rank).size_bytes
+
     @contextmanager
     def stage(
         self,

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 from services.common.errors import DeadlineExceeded, ShuntError, Unavailable
 from simulator.environment.clock import Clock
 
 Reply = Callable[[Any], None]
+P = TypeVar("P", bound="Process")
 CONNECT_S = (0.004, 0.016)
 
 
@@ -38,17 +39,22 @@ class Trouble:
 
 
 class Process:
-    """Something that runs, until it is killed; while it is frozen, what comes waits."""
+    """Something that runs, until it is killed; while it is frozen, what comes waits. Its name is
+    its address; whoever is started later under the same one takes its place."""
 
-    def __init__(self, name: str, clock: Clock) -> None:
+    def __init__(self, name: str, network: SimulatedNetwork) -> None:
         self.name = name
-        self.clock = clock
+        self.network = network
+        self.clock = network.clock
         self.alive = True
         self.frozen = False
         self.late = False
         """Frozen only because its machine is busy."""
         self.streams: list[Stream] = []
+        self.on_exit: Callable[[], None] = lambda: None
+        """Told when it is dead, as a parent is."""
         self._waiting: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        network.processes[name] = self
 
     def run(self, act: Callable[..., None], *args: Any) -> None:
         """Does something inside this process."""
@@ -98,6 +104,60 @@ class Process:
         self._waiting = []
         for stream in list(self.streams):
             stream.broken_by(self)
+        self.on_exit()
+
+    def call(
+        self,
+        address: str,
+        method: str,
+        args: tuple[Any, ...],
+        answer: Reply = lambda _: None,
+        timeout_s: float = 1.0,
+    ) -> None:
+        """Asks another process; `answer` gets the reply or an error, once."""
+        self.network.call(self, address, method, args, answer, timeout_s)
+
+    def open(self, address: str, method: str, first: Any) -> Stream:
+        """A stream to another process, whose method gets it with its first message."""
+        return Stream(self.network, self, self.network.processes[address], method, first)
+
+
+class Call:
+    """One call; whoever serves it calls it with the reply."""
+
+    def __init__(
+        self, network: SimulatedNetwork, caller: Process, server: Process | None, answer: Reply
+    ) -> None:
+        self._network = network
+        self._caller = caller
+        self._server = server
+        self._answer: Reply | None = answer
+        self._given_up = False
+
+    @property
+    def given_up(self) -> bool:
+        """Nobody waits for a reply, and none was had."""
+        return self._given_up or not self._caller.alive
+
+    def __call__(self, result: Any) -> None:
+        network, server = self._network, self._server
+        if server is not None and server.alive and network.reaches(self._caller, server):
+            if network.strikes("half_done"):
+                return
+            for delay_s in network.fates():
+                self._caller.after(delay_s, self.answered, result)
+
+    def answered(self, result: Any) -> None:
+        """The caller hears it, if it is the first."""
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            answer(result)
+
+    def give_up(self) -> None:
+        """Its time is over."""
+        if self._answer is not None:
+            self._given_up = True
+            self.answered(DeadlineExceeded("no answer in time"))
 
 
 class SimulatedNetwork:
@@ -106,6 +166,8 @@ class SimulatedNetwork:
     def __init__(self, clock: Clock, random: Random) -> None:
         self.clock = clock
         self.random = random
+        self.processes: dict[str, Process] = {}
+        """By address, dead or alive."""
         self.trouble = Trouble()
         self.cut: set[frozenset[str]] = set()
         """Pairs of processes that do not reach each other."""
@@ -120,56 +182,69 @@ class SimulatedNetwork:
         """No cut between them."""
         return frozenset((one.name, other.name)) not in self.cut
 
+    def process(self, address: str, kind: type[P]) -> P:
+        """Who is, or was last, at an address."""
+        process = self.processes[address]
+        if not isinstance(process, kind):
+            raise TypeError(f"{address} is no {kind.__name__}")
+        return process
+
+    def living(self, prefix: str) -> list[str]:
+        """Addresses that begin so, of processes that live."""
+        return [
+            name
+            for name, process in self.processes.items()
+            if process.alive and name.startswith(prefix)
+        ]
+
+    def tell(self, address: str, method: str, *args: Any, after_s: float) -> None:
+        """What a process hears without having asked: an exit, a closed connection, a watch."""
+        self.clock.after(after_s, self._told, address, method, args)
+
+    def _told(self, address: str, method: str, args: tuple[Any, ...]) -> None:
+        process = self.processes[address]
+        process.run(getattr(process, method), *args)
+
     def call(
         self,
         caller: Process,
-        server: Process | None,
-        serve: Callable[..., None],
+        address: str,
+        method: str,
         args: tuple[Any, ...],
         answer: Reply,
-        timeout_s: float = 1.0,
+        timeout_s: float,
     ) -> None:
-        """Runs `serve(reply, *args)` at the server; `answer` gets the reply or an error, once."""
-        answered = False
-
-        def once(result: Any) -> None:
-            nonlocal answered
-            if not answered:
-                answered = True
-                answer(result)
-
-        def reply(result: Any) -> None:
-            if server is not None and server.alive and self.reaches(caller, server):
-                if self._strikes("half_done"):
-                    return
-                for delay_s in self.fates():
-                    caller.after(delay_s, once, result)
+        """Runs `method(reply, *args)` at whoever has the address now."""
+        server = self.processes.get(address)
+        call = Call(self, caller, server, answer)
 
         def arrive() -> None:
             if server is None or not server.alive:
-                caller.after(self.latency_s(), once, Unavailable("connection refused"))
+                refused = Unavailable("connection refused")
+                caller.after(self.latency_s(), call.answered, refused)
             elif self.reaches(caller, server):
-                server.run(serve, reply, *args)
+                server.run(getattr(server, method), call, *args)
 
         for delay_s in self.fates():
             self.clock.after(delay_s, arrive)
-        caller.after(timeout_s, once, DeadlineExceeded("no answer in time"))
+        caller.after(timeout_s, call.give_up)
 
-    def fates(self, *, reply: bool = False) -> list[float]:
-        """When each copy of a message arrives, from now."""
-        if self._strikes("lost") or (reply and self._strikes("half_done")):
-            return []
-        copies = 2 if self._strikes("doubled") else 1
-        return [
-            self.latency_s() + (self.random.random() if self._strikes("late") else 0.0)
-            for _ in range(copies)
-        ]
-
-    def _strikes(self, kind: str) -> bool:
+    def strikes(self, kind: str) -> bool:
+        """Whether a message goes astray in this way."""
         strikes = self.trouble.strikes(kind, self.random)
         if strikes:
             self.struck(kind)
         return strikes
+
+    def fates(self, *, reply: bool = False) -> list[float]:
+        """When each copy of a message arrives, from now."""
+        if self.strikes("lost") or (reply and self.strikes("half_done")):
+            return []
+        copies = 2 if self.strikes("doubled") else 1
+        return [
+            self.latency_s() + (self.random.random() if self.strikes("late") else 0.0)
+            for _ in range(copies)
+        ]
 
 
 class Stream:
@@ -180,7 +255,7 @@ class Stream:
         network: SimulatedNetwork,
         client: Process,
         server: Process,
-        accept: Callable[[Stream, Any], None],
+        method: str,
         first: Any,
     ) -> None:
         self.network = network
@@ -195,7 +270,7 @@ class Stream:
         if server.alive:
             delay_s = network.random.uniform(*CONNECT_S)
             self._last_s[server] = network.clock.now_s + delay_s
-            server.after(delay_s, self._accept, accept, first)
+            server.after(delay_s, self._accept, getattr(server, method), first)
         else:
             self._push(client, self._end, client, Unavailable("connection refused"))
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, Protocol
 
-from services.common.errors import DeadlineExceeded, ShuntError
-from services.common.exchange import Checkpoint, ResumeQuestion
+from services.common.errors import DeadlineExceeded, NotFound, ShuntError
+from services.common.exchange import Checkpoint, Grant, ResumeQuestion
 from services.common.generation import CancelReason, LayerRange
 from services.common.nodes import NodeFacts
 from services.controller.core.cluster import actions as cluster_actions
@@ -18,6 +20,7 @@ from services.controller.core.cluster.actions import (
     FormPipeline,
     LaunchNode,
     LoadStage,
+    LogEvent,
     PersistCluster,
     PlannedPipeline,
     PlannedStage,
@@ -25,36 +28,70 @@ from services.controller.core.cluster.actions import (
     TerminateNode,
 )
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.turns import Turns
 from services.controller.core.ledger.ledger import Ledger
-from services.controller.core.ledger.outcomes import Outcome
+from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
 from services.controller.core.ledger.records import Record
-from simulator.environment.network import Process, Reply, Stream
-
-if TYPE_CHECKING:
-    from simulator.world import World
+from simulator.environment.addresses import CONTROLLER, ROUTERS
+from simulator.environment.environment import Environment
+from simulator.environment.network import Call, Process, Reply, Stream
+from simulator.processes.provider import SimulatedProvider
 
 LAYERS = (LayerRange(0, 18), LayerRange(18, 30))
+
+
+class ControllerMonitor(Protocol):
+    """Sees what the controller decides."""
+
+    def restarted(self) -> None: ...
+    def durable(self, ledger: Ledger, records: Sequence[Record]) -> None: ...
+    def before(self, ledger: Ledger, checkpoint: Checkpoint) -> Any: ...
+    def checkpoint(
+        self, ledger: Ledger, checkpoint: Checkpoint, outcome: Outcome[Any], before: Any
+    ) -> None: ...
+    def granted(
+        self, ledger: Ledger, question: ResumeQuestion, outcome: Outcome[Grant]
+    ) -> None: ...
+    def ledger_event(self, event: LedgerEvent) -> None: ...
+    def cluster_event(self, event: LogEvent) -> None: ...
+    def dissolves(self, incarnation: str, formation_id: str) -> None: ...
+    def dissolved(self, incarnation: str, formation_id: str) -> None: ...
+    def forms(self, form: FormPipeline) -> None: ...
 
 
 class SimulatedController(Process):
     """One life of the controller; a restart makes the next from what is durable."""
 
-    def __init__(self, world: World, records: list[Record], snapshot: str) -> None:
-        super().__init__("controller", world.clock)
-        self.world = world
+    def __init__(
+        self,
+        environment: Environment,
+        monitor: ControllerMonitor,
+        provider: SimulatedProvider,
+        records: list[Record],
+        snapshot: str,
+    ) -> None:
+        super().__init__(CONTROLLER, environment.network)
+        self.environment = environment
+        self.monitor = monitor
+        self.provider = provider
         self.records = records
         """Durable."""
         self.snapshot = snapshot
         self._pending: list[tuple[tuple[Record, ...], Callable[[], None]]] = []
         self._committing = False
-        now_s, settings = world.clock.now_s, world.settings
+        self._turns = Turns()
+        monitor.restarted()
+        now_s, settings = self.clock.now_s, environment.settings
         self.ledger = Ledger.recover(settings.ledger, records, now_s)
-        cluster = world.cluster_settings
+        cluster, draw_id = settings.cluster, environment.draw_id
         if snapshot:
-            self.cluster = Cluster.recover(cluster, world.draw_id, snapshot, now_s, now_s)
+            self.cluster = Cluster.recover(cluster, draw_id, snapshot, now_s, now_s)
         else:
-            self.cluster = Cluster(cluster, world.draw_id, now_s, now_s)
+            self.cluster = Cluster(cluster, draw_id, now_s, now_s)
         self.act(self.cluster.start(now_s))
+        for node in self.cluster.nodes_view():
+            if not provider.adopt(node.node_id):
+                self.node_exited(node.node_id, node.incarnation)
         self.every(0.1, self._tick)
         self.every(1.0, lambda: self._commit(self.ledger.tick(self.clock.now_s), lambda _: None))
 
@@ -71,20 +108,20 @@ class SimulatedController(Process):
 
     def _commit(self, outcome: Outcome[Any], reply: Reply) -> None:
         for event in outcome.events:
-            self.world.monitor.ledger_event(event)
+            self.monitor.ledger_event(event)
         if not outcome.records and not self._pending:
             reply(outcome.reply)
             return
         self._pending.append((outcome.records, lambda: reply(outcome.reply)))
         if not self._committing:
             self._committing = True
-            self.after(0.001 + 0.004 * self.world.random.random(), self._committed)
+            self.after(0.001 + 0.004 * self.environment.random.random(), self._committed)
 
     def _committed(self) -> None:
         pending, self._pending = self._pending, []
         self._committing = False
         for records, _ in pending:
-            self.world.monitor.durable(self.ledger, records)
+            self.monitor.durable(self.ledger, records)
             self.records.extend(records)
         for _, release in pending:
             release()
@@ -124,26 +161,34 @@ class SimulatedController(Process):
         message, checkpoints = sent
         for checkpoint in checkpoints:
             pipeline = self.cluster.pipeline_of(checkpoint.formation_id)
-            before = self.world.monitor.before(self.ledger, checkpoint)
+            before = self.monitor.before(self.ledger, checkpoint)
             outcome = self.ledger.checkpoint(checkpoint, pipeline, self.clock.now_s)
-            self.world.monitor.checkpoint(self.ledger, checkpoint, outcome, before)
+            self.monitor.checkpoint(self.ledger, checkpoint, outcome, before)
             self._commit(outcome, lambda result: stream.post(self, (message, result)))
 
-    def resume(self, reply: Reply, question: ResumeQuestion, until_s: float) -> None:
-        """Waits while there is no head to grant to."""
+    def resume(self, reply: Call, question: ResumeQuestion, until_s: float) -> None:
+        """Waits while there is no head to grant to, and somebody waits for the grant."""
         now_s = self.clock.now_s
+        if reply.given_up:
+            self.ledger.left(question.generation_id, now_s)
+            return
         try:
             outcome = self.ledger.resume(question, self.cluster.heads(), now_s)
         except ShuntError as error:
             reply(error)
             return
         if outcome is not None:
-            self.world.monitor.granted(self.ledger, question, outcome)
-            self._commit(outcome, reply)
+            self.monitor.granted(self.ledger, question, outcome)
+            self._commit(outcome, partial(self._grant, reply, question.generation_id))
         elif now_s < until_s:
             self.after(0.1, self.resume, reply, question, until_s)
         else:
             reply(DeadlineExceeded("no pipeline"))
+
+    def _grant(self, reply: Call, generation_id: str, grant: Any) -> None:
+        if reply.given_up:
+            self.ledger.left(generation_id, self.clock.now_s)
+        reply(grant)
 
     def cancel(
         self, reply: Reply, name: str, choice: int | None, reason: CancelReason, length: int | None
@@ -175,35 +220,63 @@ class SimulatedController(Process):
         """Does what the core asks."""
         for action in actions:
             if isinstance(action, LaunchNode):
-                self.world.launch(action, self)
+                self.provider.launch(action.node_id, action.shape)
             elif isinstance(action, TerminateNode):
-                self.after(0.01, self.world.terminate, action.node_id)
+                self.after(0.01, self.provider.terminate, action.node_id)
             elif isinstance(action, AskPlan):
                 self.after(0.01, self._plan, action)
             elif isinstance(action, LoadStage):
                 self._load(action)
             elif isinstance(action, FormPipeline):
-                self._form(action, len(action.members) - 1)
+                self._form_all(self._turns.form(action))
             elif isinstance(action, DissolveFormation):
-                for engine in self.world.engines_of(action.members):
-                    args = (action.formation_id,)
-                    self._call(engine, engine.dissolve, args, lambda _: None)
+                self._turns.dissolve(action)
+                for member in action.members:
+                    self._dissolve(action.formation_id, member.incarnation)
             elif isinstance(action, DrainFormation):
                 self._drain(action)
             elif isinstance(action, RoutesChanged):
-                self.world.routes_changed(self.cluster)
+                self._tell_routes()
             elif isinstance(action, PersistCluster):
                 self.snapshot = action.snapshot
             else:
-                self.world.monitor.cluster_event(action)
+                self.monitor.cluster_event(action)
 
     def _call(
-        self, server: Process | None, serve: Callable[..., None], args: Any, answer: Reply
+        self,
+        incarnation: str,
+        method: str,
+        args: tuple[Any, ...],
+        answer: Reply = lambda _: None,
     ) -> None:
-        self.world.network.call(self, server, serve, args, answer, 2.0)
+        self.call(incarnation, method, args, answer, 2.0)
+
+    def _tell_routes(self) -> None:
+        routes, handing_over = self.cluster.routes()[1], self.cluster.handing_over()
+        for router in self.network.living(ROUTERS):
+            self.network.tell(router, "update", routes, handing_over, after_s=0.002)
+
+    # What the provider tells
+
+    def launch_failed(self, node_id: str) -> None:
+        """A node's process could not be started."""
+        self.act(self.cluster.launch_failed(node_id, "", self.clock.now_s))
+
+    def node_exited(self, node_id: str, incarnation: str) -> None:
+        """A node's process has ended."""
+        self.act(self.cluster.node_gone(node_id, incarnation, "exit", self.clock.now_s))
+
+    def node_noticed(self, node_id: str, deadline_s: float) -> None:
+        """A node will be taken away."""
+        now_s = self.clock.now_s
+        left_s = max(0.0, deadline_s - now_s)
+        with suppress(NotFound):  # it ended meanwhile, or was launched by nobody known
+            self.act(self.cluster.interrupt(node_id, left_s, False, now_s))
+
+    # What others do for the cluster
 
     def _plan(self, ask: AskPlan) -> None:
-        if self.world.random.random() < self.world.settings.plan_fails:
+        if self.environment.random.random() < self.environment.settings.plan_fails:
             self.act(self.cluster.plan_failed("no answer", False, self.clock.now_s))
             return
         size = len(LAYERS)
@@ -218,8 +291,6 @@ class SimulatedController(Process):
         self.act(self.cluster.plan_ready(tuple(planned), self.clock.now_s))
 
     def _load(self, load: LoadStage) -> None:
-        engine = self.world.engine(load.incarnation)
-
         def loaded(result: Any) -> None:
             now_s, cluster = self.clock.now_s, self.cluster
             if isinstance(result, ShuntError):
@@ -228,25 +299,47 @@ class SimulatedController(Process):
                 node, incarnation = load.node_id, load.incarnation
                 self.act(cluster.load_done(node, incarnation, load.layers, result, now_s))
 
-        self._call(engine, engine.load, (load.layers,), loaded)
+        self._call(load.incarnation, "load", (load.layers,), loaded)
 
-    def _form(self, form: FormPipeline, index: int) -> None:
-        """From the last stage to the head."""
-        engine = self.world.engine(form.members[index].incarnation)
+    def _dissolve(self, formation_id: str, incarnation: str) -> None:
+        self.monitor.dissolves(incarnation, formation_id)
 
-        def formed(result: Any) -> None:
+        def answered(_: Any) -> None:
+            self.monitor.dissolved(incarnation, formation_id)
+            self._form_all(self._turns.left(incarnation, formation_id))
+
+        self._call(incarnation, "dissolve", (formation_id,), answered)
+
+    def _form_all(self, forms: list[FormPipeline]) -> None:
+        for form in forms:
+            if self.cluster.pipeline_of(form.formation_id):  # else a member was lost meanwhile
+                self.monitor.forms(form)
+                self._form(form)
+
+    def _form(self, form: FormPipeline) -> None:
+        """The head comes last, for it connects the others."""
+        others = {member.incarnation for member in form.members[1:]}
+
+        def formed(incarnation: str, result: Any) -> None:
             if isinstance(result, ShuntError):
                 self.act(self.cluster.form_failed(form.formation_id, "", self.clock.now_s))
-            elif index == 0:
+            elif incarnation == form.members[0].incarnation:
                 self.act(self.cluster.formed(form.formation_id, self.clock.now_s))
             else:
-                self._form(form, index - 1)
+                others.discard(incarnation)
+                if not others:
+                    self._form_member(form, 0, formed)
 
-        self._call(engine, engine.form, (form, index), formed)
+        for index in range(1, len(form.members)) if others else (0,):
+            self._form_member(form, index, formed)
+
+    def _form_member(
+        self, form: FormPipeline, index: int, formed: Callable[[str, Any], None]
+    ) -> None:
+        incarnation = form.members[index].incarnation
+        self._call(incarnation, "form", (form, index), partial(formed, incarnation))
 
     def _drain(self, drain: DrainFormation) -> None:
-        engine = self.world.engine(drain.head.incarnation)
-
         def drained(result: Any) -> None:
             now_s = self.clock.now_s
             if isinstance(result, ShuntError):
@@ -254,4 +347,4 @@ class SimulatedController(Process):
             else:
                 self.act(self.cluster.drained(drain.formation_id, result, now_s))
 
-        self._call(engine, engine.drain, (drain.formation_id,), drained)
+        self._call(drain.head.incarnation, "drain", (drain.formation_id,), drained)

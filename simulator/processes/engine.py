@@ -1,84 +1,70 @@
-"""A simulated engine: the production head core over a model of stages, steps and batches."""
+"""A simulated engine: the production cores of a head over a model of its stages."""
 
 from __future__ import annotations
 
-import zlib
-from array import array
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from services.common.channel_options import MAX_MESSAGE_BYTES
 from services.common.errors import ShuntError, Unavailable
-from services.common.exchange import Checkpoint, CheckpointResult, Closed, GenerateCall, Phase
-from services.common.generation import CancelReason, GenerationRequest, LayerRange
+from services.common.exchange import Checkpoint, CheckpointResult, Closed, GenerateCall
+from services.common.generation import CancelReason, LayerRange
 from services.common.nodes import Member, NodeFacts, NodeShape
 from services.controller.core.cluster.actions import Beat, FormPipeline, Loaded
-from services.engine.core.actions import (
-    Action,
-    DropSequence,
-    NewToken,
-    SequenceKey,
-    SetUnread,
-    StartSequence,
-    StopSequence,
-    Wake,
-    WakeCheckpoints,
-)
+from services.engine.core.actions import Action, SequenceKey
+from services.engine.core.batching import Batching, Due, lead_of
 from services.engine.core.generations import Generations
+from services.engine.core.scheduler import Step
+from simulator.environment.addresses import CONTROLLER
+from simulator.environment.environment import Environment
 from simulator.environment.network import Process, Reply, Stream
+from simulator.environment.settings import MODEL
+from simulator.processes.stages import SimulatedStages, facts_of
 
-if TYPE_CHECKING:
-    from simulator.world import World
-
-MAX_BATCH = 2
 STEP_S = 0.03
-ADMIT_S = 0.02
+"""A step's way through all stages."""
 TICK_S = 0.1
+PROBE_S = 0.5
 
 
-def token_of(request: GenerationRequest, choice: int, ids: Iterable[int], salt: str) -> int:
-    """A token that depends on every id before it; a `salt` makes an engine inexact."""
-    state = zlib.crc32(repr((request.prompt_ids, request.sampling.seed, choice, salt)).encode())
-    state = zlib.crc32(array("I", ids).tobytes(), state)
-    eos = request.sampling.eos_token_ids
-    return eos[0] if state % 61 == 0 else 100 + state % 50
-
-
-@dataclass(slots=True)
-class RunningSequence:
-    """A sequence in the scheduler."""
-
-    key: SequenceKey
-    request: GenerationRequest
-    ids: list[int]
-    prefill_steps: int
-    in_flight: bool = False
-    stopping: bool = False
-    unread: bool = False
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Place:
-    """A stage of a formation."""
+    """This process's place in a formation."""
 
     formation_id: str
     members: tuple[Member, ...]
     index: int
-    step: int = 0
-    stepping: bool = False
-    sequences: dict[SequenceKey, RunningSequence] = field(default_factory=dict)
+    stages: SimulatedStages | None = None
+    """At the head, which computes for all."""
+    steps: list[Step] = field(default_factory=list)
+    """In flight."""
+    free_s: float = 0.0
+    """When the first stage takes the next step."""
+    probing: bool = False
+
+
+class HeadMonitor(Protocol):
+    """Sees what a head runs and what comes of it."""
+
+    def batched(self, generations: Generations, step: Step) -> None: ...
+    def sampled(self, key: SequenceKey, position: int, token: int) -> None: ...
 
 
 class SimulatedEngine(Process):
     """One node's process."""
 
-    def __init__(self, world: World, node_id: str, shape: NodeShape) -> None:
-        super().__init__(f"{node_id}/{world.draw_id()}", world.clock)
-        self.world = world
+    def __init__(
+        self, environment: Environment, monitor: HeadMonitor, node_id: str, shape: NodeShape
+    ) -> None:
+        super().__init__(f"{node_id}/{environment.draw_id()}", environment.network)
+        random, settings = environment.random, environment.settings
+        self.environment = environment
+        self.monitor = monitor
         self.node_id = node_id
         self.facts = NodeFacts(node_id, self.name, self.name, 1, shape)
-        self.core = Generations(self.name, world.settings.head)
-        self.numerics_class = world.numerics_class()
+        self.core = Generations(self.name, settings.head)
+        self.batching = Batching(self.core)
+        self.numerics_class = "other" if random.random() < settings.other_class else "sim"
         self.place: Place | None = None
         self.layers: LayerRange | None = None
         self.sampled = self.steps = 0
@@ -93,22 +79,20 @@ class SimulatedEngine(Process):
         self._lost_node_ids: tuple[str, ...] = ()
         self._draining: list[tuple[str, Reply]] = []
         self._register()
-        self.every(world.settings.cluster.heartbeat_interval_s, self._beat)
+        self.every(settings.cluster.heartbeat_interval_s, self._beat)
         self.every(TICK_S, self._tick)
-        self.every(TICK_S / 2, self._pump_all)
+        self.every(settings.head.checkpoint_interval_s, self._checkpoint)
 
     # The controller
 
     def _register(self) -> None:
-        controller = self.world.controller
-        self.call(controller, controller.register, (self.facts,), self._registered)
+        self.call(CONTROLLER, "register", (self.facts,), self._registered)
 
     def _registered(self, result: Any) -> None:
         if isinstance(result, ShuntError):
             self.after(0.2, self._register)
         elif self._beats is None:
-            controller = self.world.controller
-            self._beats = stream = self.world.stream(self, controller, controller.beats, self.name)
+            self._beats = stream = self.open(CONTROLLER, "beats", self.name)
             stream.on_message[self] = self._beaten
             stream.on_end[self] = self._beats_ended
             self._beat()
@@ -128,7 +112,7 @@ class SimulatedEngine(Process):
             self.sampled,
             self._lost_node_ids,
             self.steps,
-            place is not None and bool(place.sequences),
+            self.batching.has_work,
             None if self._departs_at_s is None else self._departs_at_s - self.clock.now_s,
         )
         self._beats.send(self, beat)
@@ -138,15 +122,8 @@ class SimulatedEngine(Process):
     def _beaten(self, error: ShuntError) -> None:
         self._register()
 
-    def call(
-        self, server: Process, serve: Callable[..., None], args: tuple[Any, ...], answer: Reply
-    ) -> None:
-        """A call with a deadline of a second."""
-        self.world.network.call(self, server, serve, args, answer)
-
     def _open_journal(self) -> None:
-        controller = self.world.controller
-        self._journal = stream = self.world.stream(self, controller, controller.journal, self.name)
+        self._journal = stream = self.open(CONTROLLER, "journal", self.name)
         stream.on_message[self] = self._journaled
         stream.on_end[self] = self._journal_ended
         self.core.checkpoint_stream_opened()
@@ -171,15 +148,16 @@ class SimulatedEngine(Process):
 
     def load(self, reply: Reply, layers: LayerRange) -> None:
         """Takes its time."""
+        environment, settings = self.environment, self.environment.settings
 
         def loaded() -> None:
-            if self.world.fails("load", self.world.settings.load_fails):
+            if environment.fails("load", environment.settings.load_fails):
                 reply(Unavailable("no weights"))
                 return
             self.layers = layers
-            reply(Loaded(64, self.numerics_class))
+            reply(Loaded(environment.settings.kv_blocks, self.numerics_class))
 
-        self.after(self.world.load_s(), loaded)
+        self.after(settings.load_s * (0.5 + environment.random.random()), loaded)
 
     def form(self, reply: Reply, form: FormPipeline, index: int) -> None:
         """Joins a formation; the head checks that the others have."""
@@ -193,8 +171,23 @@ class SimulatedEngine(Process):
         self._lost_node_ids = ()
         self.place = Place(form.formation_id, form.members, index)
         if index == 0:
-            self.act(self.core.form(form.formation_id, self.numerics_class, self.clock.now_s))
+            self._head(self.place, form.kv_blocks)
         reply(None)
+
+    def _head(self, place: Place, kv_blocks: int) -> None:
+        settings = self.environment.settings
+        place.stages = SimulatedStages(kv_blocks, "" if settings.exact else self.name)
+        lead = lead_of(
+            place.formation_id,
+            MODEL,
+            facts_of(place.members[0], kv_blocks, self.numerics_class),
+            stages=len(place.members),
+            kv_blocks=kv_blocks,
+            settings=settings.scheduler,
+            progress_s=settings.progress_s,
+            limit_bytes=MAX_MESSAGE_BYTES,
+        )
+        self._do(self.batching.form(lead, self.numerics_class, self.clock.now_s))
 
     def dissolve(self, reply: Reply, formation_id: str) -> None:
         """Leaves a formation."""
@@ -202,23 +195,48 @@ class SimulatedEngine(Process):
             self._leave()
         reply(None)
 
-    def link_lost(self, formation_id: str, node_id: str) -> None:
-        """A neighbour's connection closed."""
+    def link_lost(self, formation_id: str, *lost_node_ids: str) -> None:
+        """A neighbour's connection closed, or no step comes back."""
         place = self.place
         if place is not None and place.formation_id == formation_id:
-            self._lost_node_ids = (node_id,)
+            self._lost_node_ids = lost_node_ids
             self._leave()
             self._beat()
+
+    def describe(self, reply: Reply) -> None:
+        """It answers, whatever it does."""
+        reply(self.name)
+
+    def _give_up_stuck(self, place: Place) -> None:
+        """A step does not come back: ends the formation, knowing who does not answer."""
+        place.probing = True
+        silent = {m.incarnation: m.node_id for m in place.members if m.incarnation != self.name}
+
+        def answered(name: Any) -> None:
+            if not isinstance(name, ShuntError):
+                silent.pop(name, None)
+
+        for incarnation in silent:
+            self.call(incarnation, "describe", (), answered, PROBE_S)
+
+        def asked() -> None:
+            self.link_lost(place.formation_id, *silent.values())
+
+        self.after(PROBE_S, asked)
 
     def _leave(self) -> None:
         place = self.place
         if place is None:
             return
         self.place = None
-        self.act(self.core.dissolve(place.formation_id, self.clock.now_s))
-        for peer in self.world.engines_of(place.members):
-            late_s = self.world.network.latency_s()
-            peer.after(late_s, peer.link_lost, place.formation_id, self.node_id)
+        self._do(self.batching.dissolve(place.formation_id, self.clock.now_s))
+        for member in place.members:
+            self._part(member, place.formation_id, self.network.latency_s())
+
+    def _part(self, member: Member, formation_id: str, after_s: float) -> None:
+        """A neighbour hears that the connection closed."""
+        args = (formation_id, self.node_id)
+        self.network.tell(member.incarnation, "link_lost", *args, after_s=after_s)
 
     def depart(self, notice_s: float) -> None:
         """SIGTERM: it tells the controller, and ends when no formation needs it any more."""
@@ -231,13 +249,13 @@ class SimulatedEngine(Process):
             self.after(0.05, self._departing, departs_at_s)
         else:
             self._leave()
-            self.after(0.2, self.world.kill_engine, self)
+            self.after(0.2, self.kill)
 
     def kill(self) -> None:
         super().kill()
         if self.place is not None:
-            for peer in self.world.engines_of(self.place.members):
-                peer.after(0.001, peer.link_lost, self.place.formation_id, self.node_id)
+            for member in self.place.members:
+                self._part(member, self.place.formation_id, 0.001)
 
     def drain(self, reply: Reply, formation_id: str) -> None:
         """Seals, and answers when the journal has."""
@@ -256,13 +274,13 @@ class SimulatedEngine(Process):
         self._reader_count += 1
         reader = self._reader_count
         try:
-            actions = self.core.generate(reader, call, self.clock.now_s)
+            due = self.batching.generate(reader, call, self.clock.now_s)
         except ShuntError as error:
             stream.close(self, error)
             return
         self._readers[reader] = stream
         stream.on_end[self] = lambda _: self._gone(reader)
-        self.act(actions)
+        self._do(due)
 
     def _gone(self, reader: int) -> None:
         self._readers.pop(reader, None)
@@ -290,13 +308,14 @@ class SimulatedEngine(Process):
                 del self._readers[reader]
                 return
 
-    def _pump_all(self) -> None:
-        for reader in list(self._readers):
-            self._pump(reader)
-        self._checkpoint()
-
     def _tick(self) -> None:
-        self.act(self.core.tick(self.clock.now_s))
+        now_s = self.clock.now_s
+        self.act(self.core.tick(now_s))
+        for reader in list(self._readers):
+            if self.core.is_silent(reader, now_s):
+                self._pump(reader)
+        if self.batching.overdue(now_s) and self.place is not None and not self.place.probing:
+            self._give_up_stuck(self.place)
         for formation_id, reply in list(self._draining):
             sealed = self.core.drained(formation_id, self.clock.now_s)
             if sealed is not None:
@@ -307,93 +326,49 @@ class SimulatedEngine(Process):
 
     def act(self, actions: list[Action]) -> None:
         """Does what the core asks."""
-        for action in actions:
-            if isinstance(action, StartSequence):
-                if self.place is not None:
-                    steps = 2 + len(action.output_ids) // 8
-                    self.place.sequences[action.key] = RunningSequence(
-                        action.key, action.request, list(action.output_ids), steps
-                    )
-                    self.after(ADMIT_S, self._step)
-            elif isinstance(action, StopSequence):
-                self._stop(action.key)
-            elif isinstance(action, SetUnread):
-                if self.place is not None and action.key in self.place.sequences:
-                    self.place.sequences[action.key].unread = action.unread
-            elif isinstance(action, DropSequence):
-                continue  # the place is gone, and its sequences with it
-            elif isinstance(action, Wake):
-                self._pump(action.reader_id)
-            elif isinstance(action, WakeCheckpoints):
-                self._checkpoint()
+        self._do(self.batching.act(actions, self.clock.now_s))
 
-    def _stop(self, key: SequenceKey) -> None:
-        sequence = self.place.sequences.get(key) if self.place is not None else None
-        if sequence is not None and sequence.in_flight:
-            sequence.stopping = True
-            return
-        if self.place is not None:
-            self.place.sequences.pop(key, None)
-        self.after(0.0, self._stopped, key)
+    def _do(self, due: Due) -> None:
+        for step in due.steps:
+            self._submit(step)
+        if due.checkpoints:
+            self._checkpoint()
+        for reader in due.readers:
+            self._pump(reader)
 
-    def _stopped(self, key: SequenceKey) -> None:
-        self.act(self.core.sequence_stopped(key, self.clock.now_s))
-
-    def _step(self) -> None:
-        place = self.place
-        if place is None or place.stepping:
+    def _submit(self, step: Step) -> None:
+        """Each stage works one step at a time, all in the same order."""
+        place, now_s = self.place, self.clock.now_s
+        if place is None:
             return
-        waiting = [s for s in place.sequences.values() if not s.stopping]
-        batch = sorted(waiting, key=lambda s: s.unread)[:MAX_BATCH]
-        if not batch:
-            return
-        self.world.monitor.batched(self, batch)
-        place.stepping = True
+        self.monitor.batched(self.core, step)
         self.steps += 1
-        for sequence in batch:
-            sequence.in_flight = True
-            phase = Phase.PREFILL if sequence.prefill_steps else Phase.DECODE
-            self.core.sequence_phase(sequence.key, phase)
-        self.after(STEP_S, self._stepped, place, batch)
+        place.steps.append(step)
+        begins_s = max(now_s, place.free_s)
+        place.free_s = begins_s + STEP_S / len(place.members)
+        self.after(begins_s + STEP_S - now_s, self._came_back, place)
 
-    def _stepped(self, place: Place, batch: list[RunningSequence]) -> None:
-        if place is not self.place:
+    def _came_back(self, place: Place) -> None:
+        """The oldest step in flight, unless a stage holds it up."""
+        if place is not self.place or place.stages is None:
             return
-        members = self.world.engines_of(place.members)
+        members = [self.network.process(m.incarnation, SimulatedEngine) for m in place.members]
         if any(peer.frozen or peer.wedged for peer in members):
-            self.after(STEP_S, self._stepped, place, batch)
+            self.after(STEP_S, self._came_back, place)
             return
         if not all(self._carried_by(place, peer) for peer in members):
             lost = next(peer for peer in members if not self._carried_by(place, peer))
             self.link_lost(place.formation_id, lost.node_id)
             return
-        place.step += 1
-        place.stepping = False
-        tokens = []
-        for sequence in batch:
-            sequence.in_flight = False
-            if sequence.prefill_steps:
-                sequence.prefill_steps -= 1
-            else:
-                tokens.append(self._sample(sequence))
-        self.act(self.core.stepped(place.step, tokens, self.clock.now_s))
-        for sequence in batch:
-            if sequence.stopping:
-                place.sequences.pop(sequence.key, None)
-                self._stopped(sequence.key)
-        self._step()
+        step = place.steps.pop(0)
+        sampled = place.stages.forward(step)
+        keys = {entry.slot: key for key, entry in zip(step.keys, step.batch.steps, strict=True)}
+        for token in sampled:
+            self.monitor.sampled(keys[token.slot], token.position, token.token_id)
+        self.sampled += len(sampled)
+        self._do(self.batching.came_back(step.number, sampled, self.clock.now_s))
 
     def _carried_by(self, place: Place, peer: SimulatedEngine) -> bool:
-        if not peer.alive or not self.world.network.reaches(self, peer):
+        if not peer.alive or not self.network.reaches(self, peer):
             return False
         return peer.place is not None and peer.place.formation_id == place.formation_id
-
-    def _sample(self, sequence: RunningSequence) -> NewToken:
-        key = sequence.key
-        salt = "" if self.world.exact else f"{key.epoch} {self.name}"
-        token = token_of(sequence.request, key.choice, sequence.ids, salt)
-        position = len(sequence.ids)
-        sequence.ids.append(token)
-        self.sampled += 1
-        self.world.monitor.sampled(key, position, token)
-        return NewToken(key, position, token)

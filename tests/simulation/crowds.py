@@ -15,8 +15,8 @@ from oracles import Oracle
 from services.common.generation import GenerationRequest, Sampling
 from services.router.core.follower_settings import FollowerSettings
 from simulator.environment.network import Process
-from simulator.processes.router import Client
-from simulator.world import MODEL, World, WorldSettings
+from simulator.environment.settings import MODEL, SimulationSettings
+from simulator.world import World
 
 READERS = (150, 250, 400)
 LAG_S = 1.2
@@ -32,12 +32,12 @@ class Crowd:
 
     def __init__(self, seed: int) -> None:
         self.random = random = Random(seed)
-        self.oracle = Oracle(exact=seed % 2 == 0)
-        settings = WorldSettings()
+        settings = SimulationSettings(exact=seed % 2 == 0)
+        self.oracle = Oracle(exact=settings.exact)
         cluster = replace(settings.cluster, progress_s=5.0, node_lost_s=3.0)
         follower = FollowerSettings(recover_s=RECOVER_S)
         settings = replace(settings, cluster=cluster, follower=follower)
-        self.world = World(random, settings, self.oracle, exact=self.oracle.exact)
+        self.world = World(random, settings, self.oracle)
         self.oracle.world = self.world
         self.readers = random.choice(READERS)
         for number in range(self.readers):
@@ -51,7 +51,7 @@ class Crowd:
         )
         prompt = tuple(random.randrange(1000) for _ in range(3))
         request = GenerationRequest(f"g{number}", MODEL, prompt, sampling)
-        self.world.clients.append(Client(self.world, request))
+        self.world.ask(request)
 
     def _be_busy(self) -> None:
         world = self.world

@@ -8,8 +8,9 @@ from random import Random
 
 from phases import following_of, head_of
 
+from simulator.processes.client import Client
 from simulator.processes.engine import SimulatedEngine
-from simulator.processes.router import Client, SimulatedRouter
+from simulator.processes.router import SimulatedRouter
 from simulator.world import World
 
 ROWS = (
@@ -48,14 +49,14 @@ class Faults:
         victim = self._victim(client, stage)
         if victim is None:
             return False
-        self.world.restart_engine(victim) if restart else self.world.kill_engine(victim)
+        self.world.provider.restart(victim.node_id) if restart else victim.kill()
         return True
 
     def kill_in_scarcity(self, client: Client, stage: bool) -> bool:
         """For a while no node that is to replace it starts, or none loads its stage."""
         world = self.world
-        world.failing.add(self.random.choice(("launch", "load")))
-        world.clock.after(0.5 + 2.0 * self.random.random(), world.failing.clear)
+        world.environment.failing.add(self.random.choice(("launch", "load")))
+        world.clock.after(0.5 + 2.0 * self.random.random(), world.environment.failing.clear)
         return self.kill(client, stage)
 
     def freeze(self, client: Client, stage: bool) -> bool:
@@ -85,17 +86,12 @@ class Faults:
         return True
 
     def notice(self, client: Client, notice_s: float) -> bool:
+        """Of a market, which takes the node away behind it, or does not in the end."""
         victim = self._victim(client, self.random.random() < 0.5)
-        controller = self.world.controller
-        if victim is None or not controller.alive or controller.frozen:
+        if victim is None or not victim.alive:
             return False
-        now_s = self.world.clock.now_s
-        node = controller.cluster._state.nodes.get(victim.node_id)
-        if node is None or node.lost:
-            return False
-        controller.act(controller.cluster.interrupt(victim.node_id, notice_s, False, now_s))
-        if self.random.random() < 0.6:
-            self.world.clock.after(notice_s, self._kill_if_alive, victim)
+        taken = self.random.random() < 0.6
+        self.world.provider.notice(victim.node_id, notice_s, taken=taken)
         return True
 
     def tell_to_stop(self, client: Client) -> bool:
@@ -118,10 +114,6 @@ class Faults:
         controller.act(controller.cluster.interrupt(victim.node_id, 0.0, True, now_s))
         return True
 
-    def _kill_if_alive(self, victim: SimulatedEngine) -> None:
-        if victim.alive:
-            self.world.kill_engine(victim)
-
     def crash_controller(self, client: Client) -> bool:
         if not self.world.controller.alive:
             return False
@@ -130,8 +122,10 @@ class Faults:
 
     def change_the_mesh(self, client: Client) -> bool:
         """The controller starts again with other settings, for which its plan is of no use."""
-        cluster = self.world.cluster_settings
-        self.world.cluster_settings = replace(cluster, planner=cluster.planner + "'")
+        environment = self.world.environment
+        cluster = self.world.settings.cluster
+        cluster = replace(cluster, planner=cluster.planner + "'")
+        environment.settings = replace(environment.settings, cluster=cluster)
         return self.crash_controller(client)
 
     def crash_router(self, client: Client) -> bool:
@@ -181,11 +175,18 @@ class Faults:
 
     def hang_up(self, client: Client, away_s: float) -> bool:
         if client.ended:
-            reader = Client(self.world, client.request, client.first or client)
-            self.world.clients.append(reader)
+            self.world.ask(client.request, client.first or client)
             return True
         client.away_s = away_s
         client.hang_up()
+        return True
+
+    def stop_reading(self, client: Client) -> bool:
+        """It takes nothing for a while."""
+        if client.frozen or client.ended:
+            return False
+        client.freeze()
+        self.world.clock.after(0.3 + 3.0 * self.random.random(), client.thaw)
         return True
 
     def leave(self, client: Client) -> bool:
@@ -225,6 +226,7 @@ FAULTS: dict[str, tuple[str, Callable[[Faults, Client], bool]]] = {
     "cut_controller": ("break", lambda s, c: s.cut(c, True)),
     "hang_up": ("client", lambda s, c: s.hang_up(c, s.random.choice((0.01, 0.3, 3.0)))),
     "absence": ("client", lambda s, c: s.hang_up(c, 3.0)),
+    "stop_reading": ("client", Faults.stop_reading),
     "leave": ("client", Faults.leave),
     "cancel": ("client", Faults.cancel),
     **{

@@ -13,6 +13,11 @@ LIVENESS = "services/controller/core/cluster/liveness.py"
 FOLLOWER = "services/router/core/follower.py"
 TOKEN_RUN = "services/common/token_run.py"
 GENERATION = "services/common/generation.py"
+SCHEDULER = "services/engine/core/scheduler.py"
+BLOCKS = "services/engine/core/blocks.py"
+BATCHING = "services/engine/core/batching.py"
+TEXT = "services/router/core/text.py"
+TURNS = "services/controller/core/cluster/turns.py"
 
 
 @dataclass(frozen=True)
@@ -168,5 +173,58 @@ MISTAKES = (
         '                stage.node_id, stage.spare_id = stage.spare_id, ""\n'
         "                actions",
         "                actions",
+    ),
+    Mistake(
+        "more is admitted than there are blocks for",
+        SCHEDULER,
+        "            if not self._has_room(needed):",
+        "            if not self._slots:",
+    ),
+    Mistake(
+        "who is cancelled in a step in flight keeps its blocks",
+        SCHEDULER,
+        "        if sequence.slot >= 0:\n"
+        "            self._vacate(sequence)\n        elif sequence in",
+        "        if sequence.slot >= 0 and not sequence.in_flight:\n"
+        "            self._vacate(sequence)\n        elif sequence in",
+    ),
+    Mistake(
+        "a block is freed twice",
+        BLOCKS,
+        "            if not self._used[block]:\n"
+        '                raise ValueError(f"block {block} is free already")\n'
+        "            self._used[block] = 0\n"
+        "            self._free.append(block)\n",
+        "            self._free += (block, block)\n",
+    ),
+    Mistake(
+        "a preempted sequence goes on where it was",
+        SCHEDULER,
+        "        sequence.computed = 0\n",
+        "",
+    ),
+    Mistake(
+        "who is stopped in a step in flight is forgotten at once",
+        SCHEDULER,
+        "        if not sequence.in_flight:\n            del self._by_key[key]\n",
+        "        if True:\n            del self._by_key[key]\n",
+    ),
+    Mistake(
+        "what stops is never told to have stopped",
+        BATCHING,
+        "        for key in result.stopped:",
+        "        for key in ():",
+    ),
+    Mistake(
+        "a formation is formed before its nodes have left the one before",
+        TURNS,
+        "        busy = {incarnation for incarnation, _ in self._leaving}",
+        "        busy: set[str] = set()",
+    ),
+    Mistake(
+        "a stop string is seen within one id only",
+        TEXT,
+        "        keep = 0 if self.finish else max(stop.held for stop in self._stops)",
+        "        keep = 0",
     ),
 )

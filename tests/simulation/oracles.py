@@ -1,7 +1,8 @@
 """The invariants of a generation, checked while a schedule runs and when it rests.
 
 Numbers are those of the design's list of invariants; 11: nothing that is read waits behind what is
-not.
+not; 12: no core raises what is no domain error; 13: no node is told to join a formation before it
+has left the one it was told to leave.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from services.common.errors import (
     Diverged,
     FailedPrecondition,
     NotFound,
+    OutOfRange,
     Superseded,
     Unavailable,
 )
-from services.common.exchange import Checkpoint, Frame, Grant, ResumeQuestion
+from services.common.exchange import Checkpoint, Frame, Grant, Phase, ResumeQuestion
 from services.common.generation import FinishReason, GenerationRequest
-from services.controller.core.cluster.actions import LogEvent, PipelineState
+from services.controller.core.cluster.actions import FormPipeline, LogEvent, PipelineState
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
 from services.controller.core.ledger.records import (
@@ -33,13 +35,18 @@ from services.controller.core.ledger.records import (
     Record,
 )
 from services.engine.core.actions import SequenceKey
+from services.engine.core.generations import Generations
 from services.engine.core.held import Life
-from simulator.processes.engine import RunningSequence, SimulatedEngine, token_of
-from simulator.processes.router import Client, Following
+from services.engine.core.scheduler import Step
+from services.router.core.follower import Follower
+from services.router.core.transcript import Usage
+from simulator.processes.client import Client
+from simulator.processes.stages import bytes_of, token_of
 from simulator.world import World
 
 SETTLED_LAUNCHES = 3
-"""Failed launches with which a plan may be made from the nodes there are."""
+"""Failed launches with which a plan may be made from the nodes there are; one of which nobody
+hears again is waited for longer than for a plan."""
 
 
 YIELDS_WITHIN_S = 0.5
@@ -58,19 +65,35 @@ class Durable:
     ids: defaultdict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
 
 
-def reference(request: GenerationRequest, choice: int) -> tuple[list[int], FinishReason]:
-    """Text and finish of an exact engine that nobody disturbs."""
-    stops = {int(text) for text in request.stop_strings}
-    ids: list[int] = []
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a reader gets for one choice."""
+
+    ids: tuple[int, ...]
+    text: str
+    finish: FinishReason | None
+
+
+def reference(request: GenerationRequest, choice: int) -> Answer:
+    """Of an exact engine that nobody disturbs, and a router that reads the whole at once."""
+    sampling, ids, text = request.sampling, [], ""
     while True:
-        token = token_of(request, choice, ids, "")
+        held = bytes_of((*request.prompt_ids, *ids))
+        token = token_of(sampling, choice, held, "")
         ids.append(token)
-        if token in stops:
-            return ids[:-1], FinishReason.STOP
-        if token in request.sampling.eos_token_ids and not request.sampling.ignore_eos:
-            return ids, FinishReason.STOP
-        if len(ids) == request.sampling.max_tokens:
-            return ids, FinishReason.LENGTH
+        if token in sampling.eos_token_ids and not sampling.ignore_eos:
+            return Answer(tuple(ids), text, FinishReason.STOP)
+        text += f" {token}"
+        if stops := [stop for stop in request.stop_strings if stop in text]:
+            cut = min(text.index(stop) for stop in stops)
+            return Answer(tuple(ids), text[:cut], FinishReason.STOP)
+        if len(ids) == sampling.max_tokens:
+            return Answer(tuple(ids), text, FinishReason.LENGTH)
+
+
+def answer(client: Client, choice: int) -> Answer:
+    """As far as a client has it."""
+    return Answer(tuple(client.ids[choice]), client.texts[choice], client.finish[choice])
 
 
 class Oracle:
@@ -94,7 +117,9 @@ class Oracle:
         """Head of each epoch, as the present controller has it."""
         self._durable_owners: dict[tuple[str, int], tuple[str, str]] = {}
         self._ledger: Ledger | None = None
-        self._references: dict[tuple[str, int], tuple[list[int], FinishReason]] = {}
+        self._leaving: set[tuple[str, str]] = set()
+        """Members that were told to leave a formation, and have yet to answer."""
+        self._references: dict[tuple[str, int], Answer] = {}
         self._bases: dict[tuple[str, int], dict[int, int]] = {}
 
     def fail(self, number: int, message: str) -> None:
@@ -227,23 +252,44 @@ class Oracle:
         self.note(event.kind, event.node_id, event.pipeline_id)
         self.events.append((self._now_s, event.kind, event.pipeline_id))
 
+    # Formations
+
+    def dissolves(self, incarnation: str, formation_id: str) -> None:
+        """A member is told to leave."""
+        self._leaving.add((incarnation, formation_id))
+
+    def dissolved(self, incarnation: str, formation_id: str) -> None:
+        """It answered, or did not in time."""
+        self._leaving.discard((incarnation, formation_id))
+
+    def forms(self, form: FormPipeline) -> None:
+        """Members are told to join."""
+        self.note("forms", form.formation_id)
+        for incarnation, formation_id in self._leaving:
+            if any(member.incarnation == incarnation for member in form.members):
+                self.fail(13, f"{incarnation} is to join before it has left {formation_id}")
+
+    def restarted(self) -> None:
+        """What the one before waited for, nobody waits for any more."""
+        self._leaving.clear()
+
     # Heads and readers
 
-    def batched(self, engine: SimulatedEngine, batch: Sequence[RunningSequence]) -> None:
+    def batched(self, generations: Generations, step: Step) -> None:
         """A head chose what runs in its next step."""
-        if engine.place is None:
-            return
-        held = engine.core._held
+        held, running = generations._held, set(step.keys)
         waits = [
-            s.key.generation_id
-            for s in engine.place.sequences.values()
-            if s not in batch and not s.stopping and held[s.key.generation_id].reader is not None
+            key
+            for generation in held.values()
+            if generation.reader is not None and generation.life is Life.LIVE
+            for key in generation.keys_in_batch
+            if key not in running and generation.choices[key.choice].phase is not Phase.DECODE
         ]
-        for sequence in batch:
-            generation = held[sequence.key.generation_id]
+        for key in step.keys:
+            generation = held[key.generation_id]
             unread_s = self._now_s - generation.unread_since_s
             if waits and generation.reader is None and unread_s > YIELDS_WITHIN_S:
-                name = generation.request.generation_id
+                name = key.generation_id
                 self.fail(11, f"{waits} wait behind {name}, unread for {unread_s:.2f} s")
 
     def sampled(self, key: SequenceKey, position: int, token: int) -> None:
@@ -260,14 +306,14 @@ class Oracle:
         self._sampled_to[name, epoch, choice] = position + 1
         self.note("sampled", name, epoch, choice, position, token)
 
-    def frame(self, following: Following, stream: int, frame: Frame) -> None:
+    def frame(self, follower: Follower, frame: Frame) -> None:
         """A head told a reader something."""
-        route = following.follower.route
+        route = follower.route
         for client in self.world.clients if self.world is not None else ():
-            if client.request.generation_id == following.follower.request.generation_id:
+            if client.request.generation_id == follower.request.generation_id:
                 client.last_head = route.incarnation if route is not None else ""
 
-    def _reference(self, request: GenerationRequest, choice: int) -> tuple[list[int], FinishReason]:
+    def _reference(self, request: GenerationRequest, choice: int) -> Answer:
         key = request.generation_id, choice
         if key not in self._references:
             self._references[key] = reference(request, choice)
@@ -276,10 +322,10 @@ class Oracle:
     def shown(self, client: Client) -> None:
         """A client got text."""
         if self.exact:
-            for choice, ids in enumerate(client.ids):
-                text = self._reference(client.request, choice)[0]
-                if text[: len(ids)] != ids:
-                    self.fail(1, f"{client.name}: {ids} is no prefix of {text}")
+            for choice in range(client.request.choices):
+                has, right = answer(client, choice), self._reference(client.request, choice)
+                if not right.text.startswith(has.text) or right.ids[: len(has.ids)] != has.ids:
+                    self.fail(1, f"{client.name}: {has} is no prefix of {right}")
 
     def client_ended(self, client: Client) -> None:
         """A client got its end."""
@@ -289,17 +335,20 @@ class Oracle:
         if client.error is not None:
             self._error(client)
             return
-        if len(client.finish) != client.request.choices or None in client.finish:
+        counted = Usage(len(client.request.prompt_ids), sum(map(len, client.ids)))
+        if client.usage != counted:
+            self.fail(6, f"{client.name}: {client.usage}, but it had {counted}")
+        if None in client.finish:
             self.fail(5, f"{client.name} ended with {client.finish}")
         if client.first is not None and client.first.error is None and client.first.ended:
-            same = (client.ids, client.finish) == (client.first.ids, client.first.finish)
-            if not same:
-                self.fail(6, f"{client.name}: another router gives {client.ids} {client.finish}")
+            for choice in range(client.request.choices):
+                if answer(client, choice) != answer(client.first, choice):
+                    self.fail(6, f"{client.name}: another router gives {answer(client, choice)}")
         if self.exact:
-            for choice, ids in enumerate(client.ids):
-                text, finish = self._reference(client.request, choice)
-                if (ids, client.finish[choice]) != (text, finish):
-                    self.fail(6, f"{client.name}: {ids} {client.finish} is not {text} {finish}")
+            for choice in range(client.request.choices):
+                has, right = answer(client, choice), self._reference(client.request, choice)
+                if has != right:
+                    self.fail(6, f"{client.name}: {has} is not {right}")
 
     def _error(self, client: Client) -> None:
         error = client.error
@@ -313,7 +362,7 @@ class Oracle:
         if left_router:
             allowed += (NotFound, Superseded)
         if left_router and not self.exact:
-            allowed += (Diverged, FailedPrecondition)
+            allowed += (Diverged, FailedPrecondition, OutOfRange)
         if not isinstance(error, allowed):
             self.fail(5, f"{client.name} ended with {error!r}")
 
@@ -357,8 +406,10 @@ class Oracle:
         idle = [view for view in pipelines if view.state is not PipelineState.READY]
         if idle:
             self.fail(5, f"faults ceased, but this does not serve: {idle}")
-        patient = self.world is not None and self.world.failed_launches < SETTLED_LAUNCHES
-        if len(pipelines) < (2 if patient else 1):
+        provider = self.world.provider if self.world is not None else None
+        all_came = provider is not None and not provider.lost_launches
+        whole = all_came and provider.failed_launches < SETTLED_LAUNCHES
+        if len(pipelines) < (2 if whole else 1):
             self.fail(5, f"a plan of {len(pipelines)} pipelines")
 
     def check_rest(self) -> None:
@@ -372,8 +423,9 @@ class Oracle:
             left = [n for n, h in engine.core._held.items() if h.life is not Life.FINISHED]
             if left or engine.core._readers or engine.core.open_generations:
                 self.fail(8, f"{engine.name} still holds {left} {engine.core._readers}")
-            if engine.place is not None and engine.place.sequences:
-                self.fail(8, f"{engine.name} still runs {list(engine.place.sequences)}")
+            lead = engine.batching.lead
+            if lead is not None and (lead.scheduler.has_work or lead.scheduler.used_blocks):
+                self.fail(8, f"{engine.name} still runs, in {lead.scheduler.used_blocks} blocks")
         for router in world.routers:
             if router.followings or any(s.client is not router for s in router.streams):
                 self.fail(8, f"{router.name} still follows {router.followings}")

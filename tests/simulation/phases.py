@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from services.engine.core.held import Life
+from simulator.processes.client import Client
 from simulator.processes.engine import SimulatedEngine
-from simulator.processes.router import Client, Following
+from simulator.processes.router import Following
 from simulator.world import World
 
 PHASES = ("queued", "prefill", "decode", "sealing", "granting", "attaching", "finished")

@@ -12,21 +12,24 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from faults import FAULTS, MESSAGE_FAULTS, ROWS, Faults
-from oracles import Oracle
+from oracles import Oracle, Violation
 from phases import PHASES, phase_of
 from strangers import Stranger
 
 from services.common.generation import GenerationRequest, Sampling
 from simulator.environment.network import Trouble
-from simulator.processes.router import Client
-from simulator.world import MODEL, World, WorldSettings
+from simulator.environment.settings import MODEL, SimulationSettings
+from simulator.processes.client import Client
+from simulator.world import World
 
-RARE = ("queued", "sealing", "granting", "attaching", "finished")
+RARE = ("queued", "prefill", "sealing", "granting", "attaching", "finished")
 """Phases that faults are steered at twice as often: they pass in no time."""
 SCARCE = {
+    "queued": ("restart", "stop", "client"),
+    "prefill": ("stop", "restart", "client"),
     "granting": ("notice", "kill", "restart", "stop", "break"),
-    "finished": ("break", "stop", "client", "notice", "restart", "kill"),
-    "sealing": ("restart", "stop", "kill", "break"),
+    "finished": ("break", "stop", "client", "notice", "restart", "kill", "kill"),
+    "sealing": ("restart", "stop", "kill", "kill", "break", "client"),
 }
 """Rows that meet a phase more seldom than others."""
 EARLY = ("queued", "prefill", "attaching")
@@ -38,6 +41,12 @@ CAUSES = {
 }
 """What brings a generation to a phase that it would not see by itself."""
 FAULTS_CEASE_S = 7.0
+STOPS = (("107",), ("7 11", "105 1"))
+"""Of one id, and of a few that follow each other."""
+PROMPTS = (1, 3, 20, 40)
+ENDLESS = 260
+KV_BLOCKS = (19, 19, 64)
+"""The least holds one of the longest sequences, and few of them together."""
 END_S = 60.0
 
 
@@ -60,17 +69,21 @@ class Schedule:
         self.random = random = Random(seed)
         self.exact = seed % 2 == 0
         self.oracle = Oracle(exact=self.exact)
-        settings = WorldSettings(
+        settings = SimulationSettings(
+            exact=self.exact,
             exits_seen=random.random() < 0.5,
             launch_fails=0.2 if random.random() < 0.2 else 0.0,
+            launch_lost=0.15 if random.random() < 0.1 else 0.0,
             plan_fails=0.5 if random.random() < 0.1 else 0.0,
             load_fails=0.4 if random.random() < 0.1 else 0.0,
             other_class=0.2 if random.random() < 0.05 else 0.0,
         )
+        batches = replace(settings.scheduler, max_sequences=random.choice((1, 2, 2, 4)))
+        settings = replace(settings, scheduler=batches, kv_blocks=random.choice(KV_BLOCKS))
         if random.random() < 0.1:  # nobody launches nodes: they come by themselves
             cluster = replace(settings.cluster, expected_nodes=5)
             settings = replace(settings, cluster=cluster)
-        self.world = World(random, settings, self.oracle, exact=self.exact)
+        self.world = World(random, settings, self.oracle)
         self.oracle.world = self.world
         self._faults = Faults(self.world, random)
         self.world.network.struck = self._struck
@@ -96,7 +109,7 @@ class Schedule:
         planned = []
         for _ in range(random.choice((0, 1, 2, 2, 3, 4))):
             phase = random.choice(PHASES + RARE)
-            row = random.choice(SCARCE.get(phase, ROWS) if random.random() < 0.25 else ROWS)
+            row = random.choice(SCARCE.get(phase, ROWS) if random.random() < 0.35 else ROWS)
             client = random.randrange(self._arrivals)
             start_s = 1.0 if phase in EARLY else 1.2 + 1.5 * random.random()
             if phase in CAUSES:
@@ -119,11 +132,11 @@ class Schedule:
     def _arrive(self, number: int) -> None:
         random = self.random
         max_tokens = 150 if number in self._long else random.choice((4, 40, 80))
-        max_tokens = 600 if number in self._endless else max_tokens
+        max_tokens = ENDLESS if number in self._endless else max_tokens
         request = GenerationRequest(
             f"g{number}",
             MODEL,
-            tuple(random.randrange(1000) for _ in range(3)),
+            tuple(random.randrange(1000) for _ in range(random.choice(PROMPTS))),
             Sampling(
                 max_tokens=max_tokens,
                 seed=random.randrange(1000),
@@ -131,11 +144,12 @@ class Schedule:
                 ignore_eos=max_tokens > 100 or random.random() < 0.2,
             ),
             choices=random.choice((1, 1, 1, 2)),
-            stop_strings=("107",) if random.random() < 0.3 and max_tokens <= 100 else (),
+            stop_strings=(
+                random.choice(STOPS) if random.random() < 0.3 and max_tokens <= 100 else ()
+            ),
             ask_digest=f"d{number}" if number in self._whole else "",
         )
-        self._arrived[number] = client = Client(self.world, request)
-        self.world.clients.append(client)
+        self._arrived[number] = self.world.ask(request)
 
     def _strange(self) -> None:
         self._stranger.turn()
@@ -173,8 +187,10 @@ class Schedule:
         world = self.world
         world.network.trouble = Trouble()
         world.network.cut.clear()
-        world.failing.clear()
-        world.settings = replace(world.settings, launch_fails=0.0, plan_fails=0.0, load_fails=0.0)
+        world.environment.failing.clear()
+        world.environment.settings = replace(
+            world.settings, launch_fails=0.0, launch_lost=0.0, plan_fails=0.0, load_fails=0.0
+        )
         if world.controller.frozen:
             world.controller.thaw()
         if not world.controller.alive:
@@ -184,12 +200,20 @@ class Schedule:
 
     def run(self) -> None:
         """Raises Violation."""
+        try:
+            self._run()
+        except Violation:
+            raise
+        except Exception as error:
+            raise Violation(f"invariant 12: a core failed: {error!r}") from error
+
+    def _run(self) -> None:
         world, oracle = self.world, self.oracle
 
         def done() -> bool:
-            arrived = len(world.clients) >= self._arrivals
-            ended = all(c.ended or c.left_s is not None for c in world.clients)
-            return arrived and not self._planned and ended
+            if self._planned or len(world.clients) < self._arrivals:
+                return False
+            return all(c.ended or c.left_s is not None for c in world.clients)
 
         world.clock.run(END_S, done)
         self._planned.clear()

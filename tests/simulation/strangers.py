@@ -26,6 +26,7 @@ from services.common.token_run import TokenRun, parse_event_id
 from services.controller.core.cluster.actions import Beat, Loaded
 from services.engine.core.actions import NewToken, SequenceKey
 from simulator.processes.engine import SimulatedEngine
+from simulator.processes.stages import VOCAB_SIZE
 from simulator.world import World
 
 GARBLED = (TokenSpan(7, 0, (1,)),)
@@ -149,6 +150,14 @@ class Stranger:
             controller.ledger.head_of(line.generation_id)
         for router in self.world.routers:
             router.balancer.models()
+        most = self.world.settings.scheduler.max_sequences
+        for engine in self.world.engines:
+            lead = engine.batching.lead
+            if lead is None or engine.place is None:
+                continue
+            batch, stages = lead.scheduler, len(engine.place.members)
+            if batch.running > most or batch.in_flight > stages or batch.queued < 0:
+                self.fail(8, f"{engine.name} runs {batch.running} in {batch.in_flight} steps")
 
     def _head(self, engine: SimulatedEngine) -> None:
         core, now_s = engine.core, self.world.clock.now_s
@@ -168,6 +177,10 @@ class Stranger:
             bad.append(GenerateCall(new, 2, core._formation_id, gap))
         for call in bad:
             self._refused(core.generate, -1, call, now_s)
+        lead = engine.batching.lead
+        if lead is not None and lead.formation_id == good.formation_id:
+            for call in self._beyond(good):
+                self._refused(engine.batching.generate, -1, call, now_s)
         self._refused(core.drain, "elsewhere", now_s)
         actions = [
             *core.dissolve("elsewhere", now_s),
@@ -180,3 +193,21 @@ class Stranger:
         silent = core.next_frame(-1, now_s) is None
         if actions or not silent or (held.lengths, held.reader, held.life) != before:
             self.fail(4, f"a stranger changed {name} at its head")
+
+    def _beyond(self, good: GenerateCall) -> list[GenerateCall]:
+        """What no formation of this model can run."""
+        request, sampling = good.request, good.request.sampling
+        end = sampling.max_tokens
+        samplings = (
+            replace(sampling, max_tokens=1 << 20),
+            replace(sampling, top_logprobs=1000),
+            replace(sampling, logit_bias={VOCAB_SIZE: 1.0}),
+            replace(sampling, stop_token_ids=(-1,)),
+        )
+        requests = (
+            replace(request, model=ModelRef("model", "d2")),
+            replace(request, prompt_ids=(VOCAB_SIZE,)),
+            *(replace(request, sampling=other) for other in samplings),
+        )
+        held = (TokenSpan(0, end, (1,)),)
+        return [*(replace(good, request=other) for other in requests), replace(good, held=held)]

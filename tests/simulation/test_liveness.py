@@ -10,8 +10,8 @@ from phases import head_of
 
 from services.common.generation import GenerationRequest, Sampling
 from services.common.nodes import NodeShape
-from simulator.processes.router import Client
-from simulator.world import MODEL, World, WorldSettings
+from simulator.environment.settings import MODEL, SimulationSettings
+from simulator.world import World
 
 LONG_S = 60.0
 MENDED_S = 15.0
@@ -22,7 +22,7 @@ class Reading:
 
     def __init__(self, *, nodes: int = 4) -> None:
         self.oracle = Oracle(exact=True)
-        settings = WorldSettings()
+        settings = SimulationSettings()
         initial = (NodeShape(1 << 30, 1.0),) * nodes
         cluster = replace(settings.cluster, initial=initial, expected_nodes=nodes)
         self.world = World(Random(7), replace(settings, cluster=cluster), self.oracle)
@@ -30,8 +30,7 @@ class Reading:
         self.world.clock.run(2.0)
         sampling = Sampling(max_tokens=600, seed=3, eos_token_ids=(2,), ignore_eos=True)
         request = GenerationRequest("g", MODEL, (1, 2, 3), sampling)
-        self.client = Client(self.world, request)
-        self.world.clients.append(self.client)
+        self.client = self.world.ask(request)
         self.world.clock.run(4.0)
         head = head_of(self.world, self.client)
         assert head is not None
@@ -89,7 +88,7 @@ def test_a_reader_cut_off_from_the_only_head_waits_for_it_in_the_epoch_it_has() 
 def test_a_head_that_beats_and_makes_no_step_is_left() -> None:
     reading = Reading()
     reading.head.wedged = True
-    progress_s = reading.world.cluster_settings.progress_s
+    progress_s = reading.world.settings.cluster.progress_s
     assert progress_s <= reading.went_on_s(LONG_S) <= progress_s + 1.0
     assert reading.ends_well()
     assert reading.oracle.grants["g"] == 1
@@ -98,7 +97,7 @@ def test_a_head_that_beats_and_makes_no_step_is_left() -> None:
 def test_a_head_that_is_stopped_is_left_before_its_node_counts_as_lost() -> None:
     reading = Reading()
     reading.head.freeze()
-    settings = reading.world.cluster_settings
+    settings = reading.world.settings.cluster
     assert reading.went_on_s(LONG_S) <= settings.stall_s + 0.5 < settings.node_lost_s
     reading.world.clock.after(1.0, reading.head.thaw)
     assert reading.ends_well()
@@ -107,7 +106,7 @@ def test_a_head_that_is_stopped_is_left_before_its_node_counts_as_lost() -> None
 
 def test_a_head_that_dies_is_left_at_once() -> None:
     reading = Reading()
-    reading.world.kill_engine(reading.head)
+    reading.head.kill()
     assert reading.went_on_s(LONG_S) <= 0.5
     assert reading.ends_well()
 

@@ -26,12 +26,20 @@ COVERED_SEEDS = 150
 MISTAKE_SEEDS = {"schedules.py": 300, "crowds.py": 6}
 CROWDS = 8
 CORES = (
-    "services/common/generation.py",
-    "services/common/token_run.py",
-    "services/controller/core/*",
-    "services/engine/core/*",
-    "services/router/core/*",
+    "services.common.generation",
+    "services.common.token_run",
+    "services.controller.core",
+    "services.engine.core",
+    "services.router.core",
 )
+"""Every file of theirs counts, whether anything imports it or not, but those below."""
+ELSEWHERE = (
+    "services/controller/core/model_facts.py",  # a value with a codec: nothing happens to it
+    "services/controller/core/cluster/market.py",  # offers: schedules launch nodes by shape
+    "services/controller/core/cluster/replanning.py",  # its caller is no cluster's core
+    "services/router/core/body_budget.py",  # of HTTP, which no schedule speaks
+)
+"""Driven by unit and contract tests alone; a schedule that comes to one of them strikes it out."""
 
 
 def run_seeds(
@@ -91,10 +99,15 @@ def test_the_same_seed_replays_the_same_events(seed: int) -> None:
 @pytest.mark.timeout(600)
 def test_the_simulation_alone_covers_the_branches_of_the_cores(tmp_path: Path) -> None:
     data = tmp_path / "coverage"
-    include = ",".join(str(ROOT / core) for core in CORES)
     settings = tmp_path / "coverage.ini"
-    settings.write_text(f"[run]\nbranch = True\ndata_file = {data}\n")
-    tool = ("-m", "coverage", "run", f"--rcfile={settings}", f"--include={include}")
+    cores = "\n    ".join(CORES)
+    beside = "\n    ".join(str(ROOT / path) for path in ELSEWHERE)
+    settings.write_text(
+        f"[run]\nbranch = True\ndata_file = {data}\n"
+        f"source_pkgs =\n    {cores}\nomit =\n    {beside}\n"
+    )
+    tool = ("-m", "coverage", "run", f"--rcfile={settings}")
+    assert all((ROOT / path).exists() for path in ELSEWHERE)
     code, said = run_seeds("schedules.py", "10000", str(COVERED_SEEDS), "1", root=ROOT, tool=tool)
     assert code == 0, said
     report = tmp_path / "report.json"

@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Protocol
 
 from services.common.errors import FailedPrecondition
-from services.common.nodes import NodeShape
-
-
-@dataclass(frozen=True, slots=True)
-class NodeGone:
-    """A node has ended, for whatever reason."""
-
-    node_id: str
-    reason: str
+from services.controller.core.cluster.market import (
+    Capabilities,
+    LaunchFailed,
+    NoticeKind,
+    Offer,
+    ProviderEvent,
+)
 
 
 class Provider(Protocol):
-    """Launches, watches and ends nodes.
+    """A market of nodes: it offers, launches, watches and ends them.
 
     A handle is whatever finds a node again after the controller restarted; it is journaled.
     """
 
-    async def launch(self, node_id: str, shape: NodeShape) -> str:
-        """Starts a node, its id new for every launch, and watches it; returns its handle, empty
-        when nodes come by themselves.
+    @property
+    def capabilities(self) -> Capabilities: ...
 
-        Raises Unavailable when there is no capacity.
-        """
+    def offers(self) -> tuple[Offer, ...]:
+        """What is to be had now; what comes later is told by events."""
+        ...
+
+    async def launch(self, node_id: str, offer: Offer) -> str:
+        """Starts a node, its id new for every launch, and watches it; returns its handle. Empty
+        when there is none, because nodes come by themselves or because nothing came of it:
+        LaunchFailed says why, and nothing is raised."""
         ...
 
     async def adopt(self, node_id: str, handle: str) -> bool:
@@ -45,6 +47,10 @@ class Provider(Protocol):
         """
         ...
 
+    def offer_of(self, node_id: str) -> str:
+        """The id of the offer that a node it holds was launched from; empty when it has none."""
+        ...
+
     def holds(self, node_id: str) -> bool:
         """Whether `terminate` can end the node."""
         ...
@@ -56,8 +62,14 @@ class Provider(Protocol):
         """
         ...
 
-    def events(self) -> AsyncIterator[NodeGone]:
-        """Nodes that ended, as soon as it is known; one consumer."""
+    def give_notice(self, node_id: str, notice_s: float, kind: NoticeKind) -> None:
+        """Takes a node away in `notice_s`, and says so at once by NodeNotice; of several notices
+        the earliest counts, and only such a one is told. Raises FailedPrecondition for a node it
+        does not hold, and where `capabilities` says that it gives none."""
+        ...
+
+    def events(self) -> AsyncIterator[ProviderEvent]:
+        """What happens to nodes and offers, as soon as it is known; one consumer."""
         ...
 
     async def close(self) -> None:
@@ -66,12 +78,20 @@ class Provider(Protocol):
 
 
 class ExternalProvider:
-    """Nodes come and go by themselves, such as containers: a launch only waits for one to come."""
+    """Nodes come and go by themselves, such as containers; nobody offers or ends them here."""
 
     def __init__(self) -> None:
-        self._closed = asyncio.Event()
+        self._events: asyncio.Queue[ProviderEvent | None] = asyncio.Queue()
 
-    async def launch(self, node_id: str, shape: NodeShape) -> str:
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities()
+
+    def offers(self) -> tuple[Offer, ...]:
+        return ()
+
+    async def launch(self, node_id: str, offer: Offer) -> str:
+        self._events.put_nowait(LaunchFailed(node_id, "nodes come by themselves"))
         return ""
 
     async def adopt(self, node_id: str, handle: str) -> bool:
@@ -80,16 +100,21 @@ class ExternalProvider:
     async def recognise(self, node_id: str, pid: int) -> str:
         return ""
 
+    def offer_of(self, node_id: str) -> str:
+        return ""
+
     def holds(self, node_id: str) -> bool:
         return False
 
     async def terminate(self, node_id: str, grace_s: float) -> None:
         raise FailedPrecondition("nodes of an external provider cannot be ended", field="node_id")
 
-    async def events(self) -> AsyncIterator[NodeGone]:
-        await self._closed.wait()
-        return
-        yield
+    def give_notice(self, node_id: str, notice_s: float, kind: NoticeKind) -> None:
+        raise FailedPrecondition("an external provider takes no node away", field="node_id")
+
+    async def events(self) -> AsyncIterator[ProviderEvent]:
+        while (event := await self._events.get()) is not None:
+            yield event
 
     async def close(self) -> None:
-        self._closed.set()
+        self._events.put_nowait(None)

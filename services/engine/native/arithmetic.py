@@ -1,10 +1,13 @@
-"""What a stage asks of an implementation of its layers."""
+"""What a stage asks of an implementation of its layers: to pack weights, and to compute with them.
+
+Packed weights belong to nobody's stage: stages that share a layer are made from one of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
@@ -20,18 +23,17 @@ class Span:
     """KV blocks from position 0 on."""
 
 
-class Arithmetic(Protocol):
-    """The layers of a stage and their KV cache; every tensor is on the CPU or on one device."""
-
-    @property
-    def name(self) -> str:
-        """Device, element type, instructions and sources: what decides the bits."""
-        ...
+class PackedWeights(Protocol):
+    """A layer, or the final norm and head, in an implementation's own form."""
 
     @property
     def packed_bytes(self) -> int:
-        """Bytes of its own form of the weights."""
+        """Bytes of its matrices."""
         ...
+
+
+class Arithmetic(Protocol):
+    """The layers of a stage and their KV cache; every tensor is on the CPU or on one device."""
 
     def forward(self, hidden: Tensor, spans: Sequence[Span]) -> Tensor:
         """Run [rows, hidden_size] through all layers; may write over `hidden`."""
@@ -42,5 +44,30 @@ class Arithmetic(Protocol):
         ...
 
     def close(self) -> None:
-        """Release what is held; nothing may be called afterwards."""
+        """Release the cache; nothing may be called afterwards."""
+        ...
+
+
+L = TypeVar("L", bound=PackedWeights)
+H = TypeVar("H", bound=PackedWeights)
+
+
+class Packing(Protocol[L, H]):
+    """One implementation for one model."""
+
+    @property
+    def name(self) -> str:
+        """Device, element type, instructions and sources: what decides the bits."""
+        ...
+
+    def layer(self, tensors: Mapping[str, Tensor], layer: int) -> L:
+        """A copy of a layer, but for matrices that lie on a GPU already."""
+        ...
+
+    def head(self, tensors: Mapping[str, Tensor]) -> H:
+        """A copy of the final norm and the head."""
+        ...
+
+    def arithmetic(self, layers: Sequence[L], head: H | None, kv_blocks: int) -> Arithmetic:
+        """Layers in a row over an empty KV cache; quick, for nothing is packed."""
         ...

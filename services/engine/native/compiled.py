@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,95 +28,91 @@ from services.model.config import ModelConfig
 from services.model.tensors import EMBEDDING, FINAL_NORM, LM_HEAD
 
 
-class CompiledLayers:
-    """Exact whatever the batch, the chunks, the threads: see kernels/vectors.h."""
+@dataclass(frozen=True, slots=True)
+class CompiledLayer:
+    """One layer's tensors where the kernels look for them."""
+
+    norms: tuple[Tensor | None, ...]
+    """Of the input, behind attention, of queries and of keys."""
+    matrices: tuple[Tensor, ...]
+    """Of qkv, output, gate with up, and down."""
+    biases: tuple[Tensor | None, ...]
+    """Of the same."""
+    window: int
+
+    @property
+    def packed_bytes(self) -> int:
+        return sum(matrix.nbytes for matrix in self.matrices)
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledHead:
+    """What makes logits of hidden states."""
+
+    norm: Tensor
+    matrix: Tensor
+
+    @property
+    def packed_bytes(self) -> int:
+        return self.matrix.nbytes
+
+
+class CompiledPacking:
+    """Implements Packing."""
 
     def __init__(
-        self,
-        kernels: Kernels,
-        config: ModelConfig,
-        tensors: Mapping[str, Tensor],
-        layers: range,
-        dtype: torch.dtype,
-        kv_blocks: int,
-        threads: int,
+        self, kernels: Kernels, config: ModelConfig, dtype: torch.dtype, threads: int
     ) -> None:
-        self._kernels = kernels
-        self._threads = threads
-        self._vocab_size = config.vocab_size
-        self._hidden_size = config.hidden_size
-        self._sizes = sizes = padded(config)
-        self._heads = HeadPadding(config.head_dim)
         kind = "bf16" if dtype == torch.bfloat16 else "fp32"
         arithmetic = kernels.level.arithmetic if dtype == torch.bfloat16 else "fma"
         self.name = f"cpu-{kind}-{arithmetic}-{kernels.digest}"
-        positions = min(config.context_length, kv_blocks * BLOCK_SIZE)
-        self._held: list[Tensor] = [self._heads.rope(rope_table(config.rope, positions))]
-        shape = np.array(
-            [
-                *(sizes.hidden_size, sizes.heads, sizes.kv_heads, sizes.head_dim),
-                *(sizes.intermediate_size, config.hidden_size, config.head_dim),
-            ],
-            dtype=np.int64,
-        )
-        self._stage: int = kernels.stage_new(
-            int(dtype == torch.bfloat16),
-            shape.ctypes.data,
-            config.rms_norm_eps,
-            config.head_dim**-0.5,
-            self._held[0].data_ptr(),
-        )
-        last = layers.stop == config.layer_count
-        attention, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
-        matrices = [
-            (attention + 2 * keys, sizes.hidden_size),
-            (sizes.hidden_size, attention),
-            (2 * sizes.intermediate_size, sizes.hidden_size),
-            (sizes.hidden_size, sizes.intermediate_size),
-        ]
-        packed_bytes = [packed_size_bytes(*matrix, dtype) for matrix in matrices]
-        head_bytes = packed_size_bytes(config.vocab_size, sizes.hidden_size, dtype) if last else 0
-        self.packed_bytes = sum(packed_bytes) * len(layers) + head_bytes
-        arena = Arena(sum(map(Arena.rounded, (*packed_bytes * len(layers), head_bytes))))
-        cache_bytes = keys * BLOCK_SIZE * kv_blocks * dtype.itemsize
-        cache = Arena(Arena.rounded(cache_bytes) * 2 * len(layers))
-        for layer in layers:
-            packed = [arena.take(size) for size in packed_bytes]
-            caches = [cache.take(cache_bytes), cache.take(cache_bytes)]
-            weights = layer_weights(config, tensors, layer, dtype)
-            self._add_layer(weights, packed, caches, config.window(layer))
-        if last:
-            head = tensors[EMBEDDING if config.tied_embeddings else LM_HEAD]
-            self._head = arena.take(head_bytes)
-            pack(widen(head.to(dtype), config.vocab_size, sizes.hidden_size), self._head)
-            self._norm = widen(tensors[FINAL_NORM].float(), sizes.hidden_size).clone()
+        self._kernels = kernels
+        self._config, self._dtype, self._threads = config, dtype, threads
+        self._sizes = padded(config)
+        self._heads = HeadPadding(config.head_dim)
 
-    def _add_layer(
-        self, weights: LayerWeights, packed: list[Tensor], caches: list[Tensor], window: int
-    ) -> None:
-        """Lays out one layer's tensors where the kernels look for them."""
+    def layer(self, tensors: Mapping[str, Tensor], layer: int) -> CompiledLayer:
+        weights = layer_weights(self._config, tensors, layer, self._dtype)
         sizes, heads = self._sizes, self._heads
         hidden, inner = sizes.hidden_size, sizes.intermediate_size
-        attention = sizes.heads * sizes.head_dim
+        attention, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
+        shapes = [
+            *((attention + 2 * keys, hidden), (hidden, attention)),
+            *((2 * inner, hidden), (hidden, inner)),
+        ]
+        sizes_bytes = [packed_size_bytes(*shape, self._dtype) for shape in shapes]
+        arena = Arena(sum(map(Arena.rounded, sizes_bytes)))
+        matrices = tuple(map(arena.take, sizes_bytes))
         qkv = torch.cat([heads.rows(part) for part in (weights.q, weights.k, weights.v)])
-        pack(widen(qkv, len(qkv), hidden), packed[0])
-        pack(widen(heads.columns(weights.output), hidden, attention), packed[1])
+        pack(widen(qkv, len(qkv), hidden), matrices[0])
+        pack(widen(heads.columns(weights.output), hidden, attention), matrices[1])
         gate, up = (widen(part, inner, hidden) for part in (weights.gate, weights.up))
-        pack(interleave(gate, up), packed[2])
-        pack(widen(weights.down, hidden, inner), packed[3])
+        pack(interleave(gate, up), matrices[2])
+        pack(widen(weights.down, hidden, inner), matrices[3])
         norms = [widen(norm, hidden) for norm in (weights.input_norm, weights.post_norm)]
         head_norms = [
             None if norm is None else heads.rows(norm) for norm in (weights.q_norm, weights.k_norm)
         ]
-        copies = [
-            None if vector is None else vector.contiguous().clone()
-            for vector in (*norms, *head_norms, *self._biases(weights))
-        ]
-        parts = (*copies[:4], *packed, *caches, *copies[4:])
-        self._held.extend(part for part in parts if part is not None)
-        pointers = [None if part is None else part.data_ptr() for part in parts]
-        self._kernels.stage_add_layer(
-            self._stage, (ctypes.c_void_p * len(parts))(*pointers), window
+        return CompiledLayer(
+            tuple(map(_copied, (*norms, *head_norms))),
+            matrices,
+            tuple(map(_copied, self._biases(weights))),
+            self._config.window(layer),
+        )
+
+    def head(self, tensors: Mapping[str, Tensor]) -> CompiledHead:
+        config, hidden = self._config, self._sizes.hidden_size
+        head = tensors[EMBEDDING if config.tied_embeddings else LM_HEAD].to(self._dtype)
+        size_bytes = packed_size_bytes(config.vocab_size, hidden, self._dtype)
+        matrix = Arena(size_bytes).take(size_bytes)
+        pack(widen(head, config.vocab_size, hidden), matrix)
+        return CompiledHead(widen(tensors[FINAL_NORM].float(), hidden).clone(), matrix)
+
+    def arithmetic(
+        self, layers: Sequence[CompiledLayer], head: CompiledHead | None, kv_blocks: int
+    ) -> CompiledLayers:
+        return CompiledLayers(
+            self._kernels, self._config, layers, head, self._dtype, kv_blocks, self._threads
         )
 
     def _biases(self, weights: LayerWeights) -> list[Tensor | None]:
@@ -128,6 +125,58 @@ class CompiledLayers:
         if weights.gate_bias is not None and weights.up_bias is not None:
             found[2] = interleave(widen(weights.gate_bias, inner), widen(weights.up_bias, inner))
         return [None if bias is None else widen(bias, whole_blocks(len(bias))) for bias in found]
+
+
+def _copied(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.contiguous().clone()
+
+
+class CompiledLayers:
+    """Exact whatever the batch, the chunks, the threads: see kernels/vectors.h."""
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        config: ModelConfig,
+        layers: Sequence[CompiledLayer],
+        head: CompiledHead | None,
+        dtype: torch.dtype,
+        kv_blocks: int,
+        threads: int,
+    ) -> None:
+        self._kernels = kernels
+        self._threads = threads
+        self._vocab_size = config.vocab_size
+        self._hidden_size = config.hidden_size
+        self._sizes = sizes = padded(config)
+        self._layers, self._head = layers, head
+        positions = min(config.context_length, kv_blocks * BLOCK_SIZE)
+        rope = HeadPadding(config.head_dim).rope(rope_table(config.rope, positions))
+        shape = np.array(
+            [
+                *(sizes.hidden_size, sizes.heads, sizes.kv_heads, sizes.head_dim),
+                *(sizes.intermediate_size, config.hidden_size, config.head_dim),
+            ],
+            dtype=np.int64,
+        )
+        self._stage: int = kernels.stage_new(
+            int(dtype == torch.bfloat16),
+            shape.ctypes.data,
+            config.rms_norm_eps,
+            config.head_dim**-0.5,
+            rope.data_ptr(),
+        )
+        cache_bytes = sizes.kv_heads * sizes.head_dim * BLOCK_SIZE * kv_blocks * dtype.itemsize
+        cache = Arena(Arena.rounded(cache_bytes) * 2 * len(layers))
+        self._memory = [rope]
+        for layer in layers:
+            caches = [cache.take(cache_bytes), cache.take(cache_bytes)]
+            self._memory += caches
+            parts = (*layer.norms, *layer.matrices, *caches, *layer.biases)
+            pointers = [None if part is None else part.data_ptr() for part in parts]
+            kernels.stage_add_layer(
+                self._stage, (ctypes.c_void_p * len(parts))(*pointers), layer.window
+            )
 
     def forward(self, hidden: Tensor, spans: Sequence[Span]) -> Tensor:
         numbers = np.empty((len(spans), 4), dtype=np.int64)
@@ -149,14 +198,15 @@ class CompiledLayers:
         return hidden[:, : self._hidden_size].contiguous()
 
     def logits(self, hidden: Tensor) -> Tensor:
+        assert self._head is not None
         hidden = widen(hidden, len(hidden), self._sizes.hidden_size)
         logits = torch.empty((len(hidden), whole_blocks(self._vocab_size)), dtype=torch.float32)
         self._kernels.stage_head(
             self._stage,
             hidden.data_ptr(),
             len(hidden),
-            self._norm.data_ptr(),
-            self._head.data_ptr(),
+            self._head.norm.data_ptr(),
+            self._head.matrix.data_ptr(),
             self._vocab_size,
             logits.data_ptr(),
             self._threads,
@@ -167,4 +217,5 @@ class CompiledLayers:
         if self._stage:
             self._kernels.stage_free(self._stage)
             self._stage = 0
-            self._held.clear()
+            self._memory.clear()
+            self._layers, self._head = (), None

@@ -11,13 +11,14 @@ nodes that differ in instructions, build or library differ in class, whatever th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from services.engine.backend import BLOCK_SIZE
-from services.engine.native.arithmetic import Arithmetic, Span
+from services.engine.native.arithmetic import Arithmetic, Packing, Span
 from services.model.config import ModelConfig
 from services.model.rope import plain_rope
 from services.model.tensors import stage_shapes
@@ -48,8 +49,8 @@ PROBE = ModelConfig(
 )
 """Small, but with sums longer than any piece that some implementation adds up at once."""
 
-Build = Callable[[ModelConfig, Mapping[str, Tensor], range, int], Arithmetic]
-"""An arithmetic for a model, its tensors, a layer range and a number of KV blocks."""
+Packer = Callable[[ModelConfig], Packing[Any, Any]]
+"""An implementation, for any model."""
 
 
 def _blocks(first: int, positions: int) -> range:
@@ -131,13 +132,15 @@ def _made_up(shape: tuple[int, ...], salt: int) -> Tensor:
     return ((hashed - 1000).float() / 1000).view(shape)
 
 
-def fingerprint(build: Build, dtype: torch.dtype) -> str:
+def fingerprint(packer: Packer, dtype: torch.dtype) -> str:
     """Eight hexadecimal digits that stand for the bits this arithmetic produces."""
     tensors = {
         name: _made_up(shape, salt) / (shape[-1] ** 0.5 if len(shape) > 1 else 1)
         for salt, (name, shape) in enumerate(stage_shapes(PROBE, range(2)).items())
     }
-    arithmetic = build(PROBE, tensors, range(2), 3)
+    packing = packer(PROBE)
+    layers = [packing.layer(tensors, layer) for layer in range(2)]
+    arithmetic = packing.arithmetic(layers, packing.head(tensors), 3)
     try:
         rows = _made_up((ROWS, PROBE.hidden_size), SEED).to(dtype)
         hidden = arithmetic.forward(rows, [Span(0, ROWS, 0, range(3))]).cpu()

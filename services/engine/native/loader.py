@@ -6,27 +6,30 @@ torch takes seconds to import: `warm` does it in a thread of its own while the p
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from services.common.errors import ResourceExhausted, Unavailable
+from services.common.errors import InvalidArgument, Unavailable
 from services.common.generation import LayerRange, ModelRef
-from services.engine.backend import BLOCK_SIZE, StageBackend
-from services.engine.loading import Progress
+from services.engine.backend import StageBackend
+from services.engine.core.memory import StageSize
+from services.engine.stages import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from services.engine.native.model import NativeModel
+    from services.model.config import ModelConfig
+    from services.tensorstore.client import StoredModel
+
 
 @dataclass(frozen=True, slots=True)
 class NativeOptions:
-    """How stages compute, and how much memory they may take."""
+    """Where weights are, and how stages compute."""
 
     store: str
-    memory_bytes: int
-    kv_positions: int
     dtype: Literal["bf16", "fp32"]
     device: str
     threads: int
@@ -39,6 +42,9 @@ class NativeLoader:
     def __init__(self, options: NativeOptions) -> None:
         self._options = options
         self._warm = threading.Thread(target=self._import, name="warm", daemon=True)
+        self._known: dict[ModelRef, tuple[StoredModel, ModelConfig]] = {}
+        self._models: dict[ModelRef, NativeModel] = {}
+        self._lock = threading.Lock()
 
     def warm(self) -> None:
         """Begins to import what a load will need."""
@@ -49,42 +55,88 @@ class NativeLoader:
         import services.engine.native.model
         import services.tensorstore.client  # noqa: F401
 
+    def measure(self, model: ModelRef, layers: LayerRange) -> StageSize:
+        _, config = self._open(model)
+        from services.engine.native.model import kv_block_bytes, layer_bytes
+
+        if layers.end > config.layer_count:
+            raise InvalidArgument(
+                f"layers [{layers.start}, {layers.end}) of {config.layer_count}",
+                field="stages.layers",
+            )
+        span, dtype = range(layers.start, layers.end), self._options.dtype
+        sizes = layer_bytes(config, span, dtype)
+        return StageSize(model, layers, sizes, kv_block_bytes(config, span, dtype))
+
     def load(self, model: ModelRef, layers: LayerRange, progress: Progress) -> StageBackend:
+        stored, config = self._open(model)
+        native, span = self._model(model, config), range(layers.start, layers.end)
+        runs = [LayerRange(run.start, run.stop) for run in native.lacking(span)]
+        sizes = [stored.size_bytes(run) for run in runs]
+        for index, run in enumerate(runs):
+            before, size_bytes = sum(sizes[:index]), sizes[index]
+            of_run = _share(progress, before, size_bytes, sum(sizes))
+            with stored.stage(run, progress=of_run) as stage:
+                tensors = _on_device(stage.tensors, self._options.device)
+                for layer in range(run.start, run.end):
+                    progress(before + size_bytes, sum(sizes))
+                    native.pack(tensors, range(layer, layer + 1))
+        progress(sum(sizes), sum(sizes))
+        return native.stage(span)
+
+    def prefetch(self, model: ModelRef, layers: LayerRange, progress: Progress) -> None:
+        stored, _ = self._open(model)
+        of_all = _share(progress, 0, size_bytes := stored.size_bytes(layers), size_bytes)
+        stored.prefetch(layers, progress=of_all)
+
+    def retain(self, layers: Mapping[ModelRef, Collection[int]]) -> None:
+        with self._lock:
+            self._known = {model: known for model, known in self._known.items() if model in layers}
+            self._models = {model: held for model, held in self._models.items() if model in layers}
+            models = dict(self._models)
+        for model, held in models.items():
+            held.retain(layers[model])
+
+    def _open(self, model: ModelRef) -> tuple[StoredModel, ModelConfig]:
         if self._warm.is_alive():
             self._warm.join()
-        from services.engine.native.model import kv_block_bytes, load_stage, weight_bytes
         from services.model.config import parse_config
         from services.tensorstore.client import open_store
 
-        options = self._options
-        if not options.store:
+        if not self._options.store:
             raise Unavailable("no tensor store is set", field="store")
-        stored = open_store(options.store).model(model.model_id, model.digest)
-        config = parse_config(stored.config)
-        span = range(layers.start, layers.end)
-        with stored.stage(layers, progress=progress) as stage:
-            held_bytes = weight_bytes(config, span, options.dtype)
-            block_bytes = kv_block_bytes(config, span, options.dtype)
-            fitting = (options.memory_bytes - held_bytes) // block_bytes
-            blocks = min(options.kv_positions // BLOCK_SIZE, fitting)
-            if blocks < 1:
-                raise ResourceExhausted(
-                    f"{held_bytes} bytes of weights leave no room for a KV cache in "
-                    f"{options.memory_bytes}",
-                    field="memory_bytes",
-                )
-            backend = load_stage(
-                config,
-                _on_device(stage.tensors, options.device),
-                span,
-                dtype=options.dtype,
-                kv_blocks=blocks,
-                device=options.device,
-                threads=options.threads,
-                kernel_cache=options.kernel_cache,
+        with self._lock:
+            known = self._known.get(model)
+        if known is None:
+            stored = open_store(self._options.store).model(model.model_id, model.digest)
+            known = (stored, parse_config(stored.config))
+            with self._lock:
+                self._known[model] = known
+        return known
+
+    def _model(self, model: ModelRef, config: ModelConfig) -> NativeModel:
+        from services.engine.native.model import NativeModel, packer
+
+        with self._lock:
+            held = self._models.get(model)
+        if held is None:
+            options = self._options
+            implementation = packer(
+                options.dtype, options.device, options.threads, cache=options.kernel_cache
             )
-            progress(stage.size_bytes, stage.size_bytes)
-        return backend
+            held = NativeModel(config, options.dtype, implementation)
+            with self._lock:
+                self._models[model] = held
+        return held
+
+
+def _share(progress: Progress, before: int, size_bytes: int, total_bytes: int) -> Progress:
+    """Progress of a part, whatever it counts, as bytes of the whole."""
+
+    def of_part(done: int, total: int) -> None:
+        progress(before + size_bytes * done // max(total, 1), total_bytes)
+
+    return of_part
 
 
 def _on_device(tensors: Mapping[str, Tensor], device: str) -> Mapping[str, Tensor]:

@@ -1,24 +1,24 @@
-"""Loading a stage."""
+"""A model in the memory of one process: layers that its stages share, each packed once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Collection, Mapping
 from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from services.common.errors import InvalidArgument
 from services.engine.backend import BLOCK_SIZE, HiddenDtype, ResidentTensor, StageFacts
 from services.engine.native import kernels
-from services.engine.native.arithmetic import Arithmetic
-from services.engine.native.compiled import CompiledLayers
-from services.engine.native.exactness import Build, fingerprint, is_exact
+from services.engine.native.arithmetic import Packing
+from services.engine.native.compiled import CompiledPacking
+from services.engine.native.exactness import Packer, fingerprint
 from services.engine.native.padding import padded
-from services.engine.native.stage import DTYPES, NativeStage
-from services.engine.native.torch_layers import TorchLayers
+from services.engine.native.stage import DTYPES, NativeLayer, NativeStage
+from services.engine.native.torch_layers import TorchPacking
 from services.engine.native.weights import check_tensors
 from services.model.config import ModelConfig
 from services.model.tensors import EMBEDDING, stage_shapes
@@ -33,29 +33,113 @@ def kv_block_bytes(config: ModelConfig, layers: range, dtype: HiddenDtype) -> in
     return per_layer * len(layers)
 
 
-def weight_bytes(config: ModelConfig, layers: range, dtype: HiddenDtype) -> int:
-    """Bytes of a stage's weights as it holds them, whatever type they are stored in. A stage that
-    embeds and samples with one tied matrix holds it in two forms."""
+def layer_bytes(config: ModelConfig, layers: range, dtype: HiddenDtype) -> dict[int, int]:
+    """Bytes of each layer as a stage holds it, whatever type it is stored in: the first one with
+    the embedding, the last with norm and head. A tied matrix is held in two forms where both are.
+    """
     config = padded(config)
-    numbers = sum(prod(shape) for shape in stage_shapes(config, layers).values())
-    if config.tied_embeddings and len(layers) == config.layer_count:
-        numbers += config.vocab_size * config.hidden_size
-    return numbers * DTYPES[dtype].itemsize
+    found: dict[int, int] = {}
+    for layer in layers:
+        shapes = stage_shapes(config, range(layer, layer + 1))
+        numbers = sum(map(prod, shapes.values()))
+        if config.tied_embeddings and config.layer_count == 1:
+            numbers += config.vocab_size * config.hidden_size
+        found[layer] = numbers * DTYPES[dtype].itemsize
+    return found
 
 
-def _builder(
-    dtype: torch.dtype, device: str, threads: int, choice: ArithmeticChoice, cache: Path | None
-) -> Build:
+def packer(
+    dtype: HiddenDtype,
+    device: str = "cpu",
+    threads: int = 1,
+    choice: ArithmeticChoice = "auto",
+    cache: Path | None = None,
+) -> Packer:
+    """The implementation for a device: kernels where they can be built, else torch."""
     library = kernels.load(cache) if (device, choice) == ("cpu", "auto") else None
 
-    def build(
-        config: ModelConfig, tensors: Mapping[str, Tensor], layers: range, kv_blocks: int
-    ) -> Arithmetic:
+    def pack(config: ModelConfig) -> Packing[Any, Any]:
         if library is None:
-            return TorchLayers(config, tensors, layers, dtype, kv_blocks, device)
-        return CompiledLayers(library, config, tensors, layers, dtype, kv_blocks, threads)
+            return TorchPacking(config, DTYPES[dtype], device)
+        return CompiledPacking(library, config, DTYPES[dtype], threads)
 
-    return build
+    return pack
+
+
+class NativeModel:
+    """Stages of one model, and the layers they are made of. One thread packs; others may let go."""
+
+    def __init__(self, config: ModelConfig, dtype: HiddenDtype, packer: Packer) -> None:
+        self._config, self._dtype = config, dtype
+        self._packing = packer(config)
+        self._class = f"{self._packing.name}-{fingerprint(packer, DTYPES[dtype])}"
+        self._layers: dict[int, NativeLayer] = {}
+        self._lock = threading.Lock()
+
+    def lacking(self, layers: range) -> list[range]:
+        """The layers that have yet to be packed, by runs."""
+        with self._lock:
+            missing = [layer for layer in layers if layer not in self._layers]
+        runs: list[range] = []
+        for layer in missing:
+            if runs and runs[-1].stop == layer:
+                runs[-1] = range(runs[-1].start, layer + 1)
+            else:
+                runs.append(range(layer, layer + 1))
+        return runs
+
+    def pack(self, tensors: Mapping[str, Tensor], layers: range) -> None:
+        """Holds copies of layers; nothing of `tensors` is referred to afterwards, but for matrices
+        that lie on a GPU already. Raises InvalidArgument for a tensor that cannot be."""
+        sizes = check_tensors(self._config, tensors, layers)
+        for layer in layers:
+            names = stage_shapes(self._config, range(layer, layer + 1))
+            embedding = None
+            if layer == 0:
+                embedding = tensors[EMBEDDING].to(DTYPES[self._dtype], copy=True)
+            last = layer == self._config.layer_count - 1
+            packed = NativeLayer(
+                self._packing.layer(tensors, layer),
+                embedding,
+                self._packing.head(tensors) if last else None,
+                tuple(ResidentTensor(name, sizes[name]) for name in names),
+            )
+            with self._lock:
+                self._layers[layer] = packed
+
+    def stage(self, layers: range, *, self_test: bool = True) -> NativeStage:
+        """A stage of packed layers. The self-test takes about a second; without it the stage counts
+        as inexact."""
+        config = self._config
+        with self._lock:
+            held = {layer: self._layers[layer] for layer in layers}
+        facts = StageFacts(
+            layers=layers,
+            layer_count=config.layer_count,
+            hidden_size=config.hidden_size,
+            vocab_size=config.vocab_size,
+            context_length=config.context_length,
+            hidden_dtype=self._dtype,
+            numerics_class=f"inexact-{self._class}",
+            exact=False,
+        )
+        stage = NativeStage(facts, self._packing, held)
+        if self_test and stage.is_exact(config, DTYPES[self._dtype]):
+            stage.declare(f"exact-{self._class}", exact=True)
+        return stage
+
+    def retain(self, layers: Collection[int]) -> None:
+        """Lets go of all other layers; stages keep theirs until they are closed."""
+        with self._lock:
+            self._layers = {n: layer for n, layer in self._layers.items() if n in layers}
+
+
+def check_layers(config: ModelConfig, layers: range) -> None:
+    """Raises InvalidArgument for a range that the model does not have."""
+    if not 0 <= layers.start < layers.stop <= config.layer_count or layers.step != 1:
+        raise InvalidArgument(
+            f"layers {layers.start} to {layers.stop} of {config.layer_count}", field="layers"
+        )
 
 
 def load_stage(
@@ -63,50 +147,21 @@ def load_stage(
     tensors: Mapping[str, Tensor],
     layers: range,
     *,
+    kv_blocks: int,
     dtype: HiddenDtype = "bf16",
-    kv_blocks: int | None = None,
-    kv_bytes: int = 1 << 30,
     device: str = "cpu",
     threads: int = 1,
     arithmetic: ArithmeticChoice = "auto",
     kernel_cache: Path | None = None,
     self_test: bool = True,
 ) -> NativeStage:
-    """A stage that holds copies of its own; nothing of `tensors` is referred to afterwards, but for
-    matrices that lie on a GPU already.
+    """A stage that shares nothing, of tensors at hand, and ready to compute.
 
-    `layers` is half-open with step 1. `kv_blocks` defaults to what fits in `kv_bytes`. The
-    self-test takes about a second; without it the stage counts as inexact.
-    Raises InvalidArgument for a range, tensor or size that cannot be.
+    Raises InvalidArgument for a range or tensor that cannot be.
     """
-    if not 0 <= layers.start < layers.stop <= config.layer_count or layers.step != 1:
-        raise InvalidArgument(
-            f"layers {layers.start} to {layers.stop} of {config.layer_count}", field="layers"
-        )
-    sizes = check_tensors(config, tensors, layers)
-    blocks = kv_blocks or kv_bytes // kv_block_bytes(config, layers, dtype)
-    if blocks < 1:
-        raise InvalidArgument("no KV block fits", field="kv_bytes")
-    torch_dtype = DTYPES[dtype]
-    build = _builder(torch_dtype, device, threads, arithmetic, kernel_cache)
-    implementation = build(config, tensors, layers, blocks)
-    name = f"{implementation.name}-{fingerprint(build, torch_dtype)}"
-    embedding = None
-    if layers.start == 0:
-        embedding = tensors[EMBEDDING].to(torch_dtype, copy=True)
-    facts = StageFacts(
-        layers=layers,
-        layer_count=config.layer_count,
-        hidden_size=config.hidden_size,
-        vocab_size=config.vocab_size,
-        context_length=min(config.context_length, blocks * BLOCK_SIZE),
-        kv_blocks=blocks,
-        hidden_dtype=dtype,
-        numerics_class=f"inexact-{name}",
-        exact=False,
-    )
-    resident = tuple(ResidentTensor(name, size) for name, size in sizes.items())
-    stage = NativeStage(facts, implementation, embedding, resident)
-    if self_test and is_exact(implementation, config, blocks, torch_dtype, last=facts.last):
-        stage.declare(f"exact-{name}", exact=True)
+    check_layers(config, layers)
+    model = NativeModel(config, dtype, packer(dtype, device, threads, arithmetic, kernel_cache))
+    model.pack(tensors, layers)
+    stage = model.stage(layers, self_test=self_test)
+    stage.begin(kv_blocks)
     return stage

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,53 +15,86 @@ from services.engine.backend import (
     BLOCK_SIZE,
     Batch,
     Hidden,
+    ResidentLayer,
     ResidentTensor,
     Sampled,
     SequenceStep,
     StageFacts,
 )
 from services.engine.native import sampler
-from services.engine.native.arithmetic import Arithmetic, Span
+from services.engine.native.arithmetic import Arithmetic, PackedWeights, Packing, Span
+from services.engine.native.exactness import is_exact
+from services.model.config import ModelConfig
 
 ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+SELF_TEST_BLOCKS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class NativeLayer:
+    """A packed layer; the first one with the embedding, the last one with final norm and head."""
+
+    packed: PackedWeights
+    embedding: Tensor | None  # [vocab, hidden]
+    head: PackedWeights | None
+    tensors: tuple[ResidentTensor, ...]
+
+    @property
+    def resident(self) -> ResidentLayer:
+        head_bytes = 0 if self.head is None else self.head.packed_bytes
+        return ResidentLayer(self.tensors, self.packed.packed_bytes + head_bytes)
 
 
 class NativeStage:
     """Implements StageBackend: checks a batch, runs it, samples what is asked for."""
 
     def __init__(
-        self,
-        facts: StageFacts,
-        arithmetic: Arithmetic,
-        embedding: Tensor | None,
-        resident: tuple[ResidentTensor, ...],
+        self, facts: StageFacts, packing: Packing[Any, Any], layers: Mapping[int, NativeLayer]
     ) -> None:
         self._facts = facts
-        self._arithmetic: Arithmetic | None = arithmetic
-        self._embedding = embedding  # [vocab, hidden], first stage only
-        self._resident = resident
+        self._packing = packing
+        self._layers = dict(layers)
+        self._arithmetic: Arithmetic | None = None
+        self._kv_blocks = 0
         self._slots: dict[int, sampler.SlotState] = {}
 
     @property
     def facts(self) -> StageFacts:
         return self._facts
 
-    @property
-    def packed_bytes(self) -> int:
-        return self._arithmetic.packed_bytes if self._arithmetic else 0
+    def resident_layers(self) -> Mapping[int, ResidentLayer]:
+        return {number: layer.resident for number, layer in self._layers.items()}
 
-    def resident_tensors(self) -> tuple[ResidentTensor, ...]:
-        return self._resident
+    def begin(self, kv_blocks: int) -> None:
+        self.end()
+        if not self._layers:
+            raise FailedPrecondition("the stage is closed")
+        layers = [layer.packed for layer in self._layers.values()]
+        head = self._layers[self._facts.layers.stop - 1].head
+        self._arithmetic = self._packing.arithmetic(layers, head, kv_blocks)
+        self._kv_blocks = kv_blocks
 
-    def reset(self) -> None:
-        self._slots.clear()
-
-    def close(self) -> None:
+    def end(self) -> None:
         self._slots.clear()
         if self._arithmetic is not None:
             self._arithmetic.close()
-        self._arithmetic, self._embedding, self._resident = None, None, ()
+        self._arithmetic, self._kv_blocks = None, 0
+
+    def close(self) -> None:
+        self.end()
+        self._layers.clear()
+
+    def is_exact(self, config: ModelConfig, dtype: torch.dtype) -> bool:
+        """Asks the self-test, over a cache of its own."""
+        self.begin(SELF_TEST_BLOCKS)
+        try:
+            assert self._arithmetic is not None
+            return is_exact(
+                self._arithmetic, config, SELF_TEST_BLOCKS, dtype, last=self._facts.last
+            )
+        finally:
+            self.end()
 
     def declare(self, numerics_class: str, *, exact: bool) -> None:
         """Set what the self-test found."""
@@ -68,7 +102,7 @@ class NativeStage:
 
     def forward(self, batch: Batch, rows: Sequence[int] | Hidden) -> Hidden | tuple[Sampled, ...]:
         if self._arithmetic is None:
-            raise FailedPrecondition("the stage is closed")
+            raise FailedPrecondition("the stage has no cache: it is closed, or in no formation")
         self._check(batch)
         hidden = self._unpack(rows) if isinstance(rows, Hidden) else self._embed(rows)
         if len(hidden) != batch.rows:
@@ -109,14 +143,15 @@ class NativeStage:
         return tuple(sampled)
 
     def _embed(self, token_ids: Sequence[int]) -> Tensor:
-        if self._embedding is None:
+        embedding = self._layers[self._facts.layers.start].embedding
+        if embedding is None:
             raise InvalidArgument("only the first stage takes token ids", field="rows")
         ids = np.asarray(token_ids, dtype=np.int64)
         if len(ids) and not 0 <= ids.min() <= ids.max() < self._facts.vocab_size:
             raise InvalidArgument(
                 f"token ids must be below {self._facts.vocab_size}", field="token_ids"
             )
-        return self._embedding[torch.from_numpy(ids)]
+        return embedding[torch.from_numpy(ids)]
 
     def _unpack(self, hidden: Hidden) -> Tensor:
         facts = self._facts
@@ -172,10 +207,11 @@ class NativeStage:
         return state.prompt_length, state.length
 
     def _check_rows(self, step: SequenceStep) -> None:
-        facts, end = self._facts, step.start + step.count
-        if step.start < 0 or step.count < 1 or end > facts.context_length:
+        end = step.start + step.count
+        most = min(self._facts.context_length, self._kv_blocks * BLOCK_SIZE)
+        if step.start < 0 or step.count < 1 or end > most:
             raise InvalidArgument(
-                f"positions {step.start} to {end} must be 1 or more, up to {facts.context_length}",
+                f"positions {step.start} to {end} must be 1 or more, up to {most}",
                 field="steps.start",
             )
         if len(step.block_table) * BLOCK_SIZE < end:
@@ -183,9 +219,9 @@ class NativeStage:
                 f"{len(step.block_table)} blocks do not cover {end} positions",
                 field="steps.block_table",
             )
-        if not 0 <= min(step.block_table) <= max(step.block_table) < facts.kv_blocks:
+        if not 0 <= min(step.block_table) <= max(step.block_table) < self._kv_blocks:
             raise InvalidArgument(
-                f"block ids must be below {facts.kv_blocks}", field="steps.block_table"
+                f"block ids must be below {self._kv_blocks}", field="steps.block_table"
             )
 
 

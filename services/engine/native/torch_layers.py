@@ -8,6 +8,7 @@ not, which is tried for each shape, they too go row by row. On CUDA nothing of t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -120,40 +121,63 @@ class _Layer:
         return sum(linear.packed_bytes for linear in linears)
 
 
+@dataclass(frozen=True, slots=True)
+class _Head:
+    norm: Tensor
+    matrix: Linear
+
+    @property
+    def packed_bytes(self) -> int:
+        return self.matrix.packed_bytes
+
+
+class TorchPacking:
+    """Implements Packing."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: str) -> None:
+        self._config, self._dtype, self._device = config, dtype, torch.device(device)
+        kind = "bf16" if dtype == torch.bfloat16 else "fp32"
+        cpu = self._device.type == "cpu"
+        where = torch.backends.cpu.get_cpu_capability() if cpu else torch.cuda.get_device_name()
+        where = "".join(c for c in where.lower() if c.isalnum())
+        threads = f"-{torch.get_num_threads()}t" if cpu else ""
+        version = torch.__version__.partition("+")[0]
+        self.name = f"{self._device.type}-{kind}-torch{version}-{where}{threads}"
+
+    def layer(self, tensors: Mapping[str, Tensor], layer: int) -> _Layer:
+        weights = layer_weights(self._config, tensors, layer, self._dtype)
+        return _Layer(weights, self._device, self._config.window(layer))
+
+    def head(self, tensors: Mapping[str, Tensor]) -> _Head:
+        head = tensors[EMBEDDING if self._config.tied_embeddings else LM_HEAD].to(self._dtype)
+        norm = tensors[FINAL_NORM].to(self._device, torch.float32, copy=True)
+        return _Head(norm, Linear(head.to(self._device)))
+
+    def arithmetic(
+        self, layers: Sequence[_Layer], head: _Head | None, kv_blocks: int
+    ) -> TorchLayers:
+        return TorchLayers(self._config, layers, head, self._dtype, kv_blocks, self._device)
+
+
 class TorchLayers:
     """Implements Arithmetic."""
 
     def __init__(
         self,
         config: ModelConfig,
-        tensors: Mapping[str, Tensor],
-        layers: range,
+        layers: Sequence[_Layer],
+        head: _Head | None,
         dtype: torch.dtype,
         kv_blocks: int,
-        device: str,
+        device: torch.device,
     ) -> None:
-        self._config, self._dtype, self._device = config, dtype, torch.device(device)
-        kind = "bf16" if dtype == torch.bfloat16 else "fp32"
-        self.by_row = cpu = self._device.type == "cpu"
-        where = torch.backends.cpu.get_cpu_capability() if cpu else torch.cuda.get_device_name()
-        where = "".join(c for c in where.lower() if c.isalnum())
-        threads = f"-{torch.get_num_threads()}t" if cpu else ""
-        version = torch.__version__.partition("+")[0]
-        self.name = f"{self._device.type}-{kind}-torch{version}-{where}{threads}"
+        self._config, self._dtype, self._device = config, dtype, device
+        self.by_row = device.type == "cpu"
+        self._layers, self._head = layers, head
         positions = min(config.context_length, kv_blocks * BLOCK_SIZE)
-        self._rope = rope_table(config.rope, positions).to(self._device)
-        self._layers = [
-            _Layer(layer_weights(config, tensors, layer, dtype), self._device, config.window(layer))
-            for layer in layers
-        ]
+        self._rope = rope_table(config.rope, positions).to(device)
         shape = (len(layers), 2, kv_blocks, BLOCK_SIZE, config.kv_heads, config.head_dim)
-        self._cache = torch.zeros(shape, dtype=dtype, device=self._device)
-        self.packed_bytes = sum(layer.packed_bytes for layer in self._layers)
-        if layers.stop == config.layer_count:
-            head = tensors[EMBEDDING if config.tied_embeddings else LM_HEAD].to(dtype)
-            self._head = Linear(head.to(self._device))
-            self._norm = tensors[FINAL_NORM].to(self._device, torch.float32, copy=True)
-            self.packed_bytes += self._head.packed_bytes
+        self._cache = torch.zeros(shape, dtype=dtype, device=device)
 
     @torch.inference_mode()
     def forward(self, hidden: Tensor, spans: Sequence[Span]) -> Tensor:
@@ -178,11 +202,12 @@ class TorchLayers:
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        normed = self._normalize(hidden.to(self._device), self._norm)
-        return self._head(normed).float().cpu()
+        assert self._head is not None
+        normed = self._normalize(hidden.to(self._device), self._head.norm)
+        return self._head.matrix(normed).float().cpu()
 
     def close(self) -> None:
-        self._layers.clear()
+        self._layers, self._head = (), None
         self._cache = self._cache.new_empty(0)
 
     def _normalize(self, x: Tensor, weight: Tensor | None) -> Tensor:

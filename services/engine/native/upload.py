@@ -42,7 +42,10 @@ class CudaLink:
         return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True)
 
     def target(self, like: Tensor) -> Tensor:
-        return torch.empty(like.shape, dtype=like.dtype, device=self._device)
+        memory = torch.empty(like.shape, dtype=like.dtype, device=self._device)
+        # A formation that serves may have let go of it, and still read it in a kernel on its way.
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        return memory
 
     def send(self, source: Tensor, target: Tensor) -> Callable[[], None]:
         with torch.cuda.stream(self._stream):

@@ -7,7 +7,8 @@ from pathlib import Path
 from pydantic import Field
 
 from services.common.errors import InvalidArgument
-from services.placement.estimate.catalogue import HardwareCatalogue, Row, read_yaml
+from services.common.yaml_file import Row, read_yaml
+from services.placement.estimate.catalogue import HardwareCatalogue
 from services.placement.estimate.cluster import (
     MAX_NODES,
     CandidateNode,

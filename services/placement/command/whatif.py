@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from services.common.errors import FailedPrecondition, InvalidArgument
-from services.placement.command.report import pipeline_data
+from services.placement.command.report import number, pipeline_data
 from services.placement.estimate.catalogue import HardwareCatalogue
 from services.placement.estimate.cluster import CandidateNode, PlacedPipeline, described
 from services.placement.estimate.costs import Costs
@@ -84,5 +84,7 @@ def moved_data(
         "gained_requests": found.gained_requests,
         "lost_requests": found.lost_requests,
         "reasons": list(found.reasons),
+        "gain": number(found.gain),
+        "alternatives": [{"plan": o.plan, "lacks": o.lacks} for o in found.alternatives],
         "solve_time_s": solve_time_s,
     }

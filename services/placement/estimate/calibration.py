@@ -9,14 +9,13 @@ from typing import Annotated
 from pydantic import Field
 
 from services.common.errors import InvalidArgument
+from services.common.yaml_file import Row, read_yaml
 from services.placement.estimate.catalogue import (
     DATA,
     Gpu,
     HardwareCatalogue,
     Name,
     Positive,
-    Row,
-    read_yaml,
 )
 
 Share = Annotated[float, Field(gt=0, le=1.5, allow_inf_nan=False)]

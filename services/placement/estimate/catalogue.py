@@ -10,20 +10,14 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from services.common.errors import InvalidArgument, NotFound
+from services.common.errors import NotFound
+from services.common.yaml_file import Row, read_yaml
 
 DATA = Path(__file__).parent / "data"
-MAX_FILE_BYTES = 4 << 20
 Positive = Annotated[float, Field(gt=0, lt=1e9, allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9._-]*$")]
-Document = TypeVar("Document", bound=BaseModel)
-
-
-class Row(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Gpu(Row):
@@ -110,22 +104,6 @@ def _named(items: dict[str, Item], name: str, field: str) -> Item:
         known = ", ".join(sorted(items))
         raise NotFound(f"unknown {field} {name[:64]!r}; known: {known}", field=field)
     return items[name]
-
-
-def read_yaml(path: Path, kind: type[Document]) -> Document:
-    """A YAML file checked by its schema; InvalidArgument names file, place and fault."""
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise InvalidArgument(f"{path.name} is over {MAX_FILE_BYTES} bytes", field=path.name)
-        return kind.model_validate(yaml.safe_load(path.read_text()))
-    except (yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"{path.name} is not YAML", field=path.name) from error
-    except OSError as error:
-        raise NotFound(f"cannot read {path.name}: {error.strerror}", field=path.name) from error
-    except ValidationError as error:
-        fault = error.errors()[0]
-        place = ".".join(str(part) for part in fault["loc"])
-        raise InvalidArgument(f"{path.name}: {place}: {fault['msg']}", field=place) from error
 
 
 @cache

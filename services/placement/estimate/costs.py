@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -103,6 +103,11 @@ class Costs:
         self.model, self.workload = model, workload
         self.calibration, self.catalogue = calibration, catalogue
         self._made: dict[tuple[NodeClass, int], StageCost] = {}
+
+    def at_rate(self, arrival_rate_rps: float) -> Costs:
+        """The same costs where so many requests a second arrive."""
+        workload = replace(self.workload, arrival_rate_rps=arrival_rate_rps)
+        return Costs(self.model, workload, self.calibration, self.catalogue)
 
     def of(self, kind: NodeClass, tp: int) -> StageCost:
         key = (kind, tp)

@@ -1,14 +1,15 @@
 """The next plan: what was lost is repaired at once, the rest only where it pays for its move.
 
-Pipelines whose nodes are all there stay. Their lost neighbours' nodes, with those that came back,
-are planned anew by themselves; with `improve` the whole cluster is too. A change is made when the
-requests it gains over the horizon exceed those it costs while weights load and tokens replay.
+Pipelines whose nodes are all there stay. Their lost neighbours' nodes, with those that came back or
+are on offer, are planned anew by themselves; with `improve` the whole cluster is too, and each
+pipeline is asked whether it pays. A change is made when what it is worth over the horizon under the
+objective, weights that load and tokens that replay included, beats staying by the hysteresis.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from services.common.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
 from services.placement.estimate.cluster import CandidateNode, PlacedPipeline
@@ -21,10 +22,21 @@ from services.placement.replan.moves import (
     node_moves,
     remap,
 )
+from services.placement.replan.worth import (
+    Outlook,
+    cost_per_hour,
+    gain,
+    outlook,
+    rate_of,
+    within_budget,
+)
 from services.placement.search.budget import SearchBudget
-from services.placement.search.problem import Planner, Problem
+from services.placement.search.problem import ObjectiveKind, Planner, Problem
+from services.placement.search.score import violation
 
 HYSTERESIS = 0.01
+MOST_PARTS = 64
+"""Pipelines that are each asked whether the plan is better without them."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +51,30 @@ class Change:
     generations: tuple[int, ...] = ()
     tokens_per_generation: int = 0
     improve: bool = False
+    ready_in_s: Mapping[str, float] = field(default_factory=dict)
+    """Seconds until a node that is only on offer can begin to load."""
+    hysteresis: float = HYSTERESIS
+    """The share of its worth by which a change must beat staying."""
 
     def __post_init__(self) -> None:
         for name, low, high in (
             ("horizon_s", 1.0, 1e8),
             ("notice_s", 0.0, 1e6),
             ("load_bytes_per_s", 1e3, 1e15),
+            ("hysteresis", 0.0, 10.0),
         ):
             if not low <= getattr(self, name) <= high:
                 raise InvalidArgument(f"{name} must be from {low:g} to {high:g}", field=name)
         if len(self.generations) > len(self.running):
             raise InvalidArgument("more entries than running pipelines", field="generations")
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A plan that was looked at, and what it lacks."""
+
+    plan: str
+    lacks: str
 
 
 @dataclass(frozen=True)
@@ -65,6 +90,12 @@ class NextPlan:
     gained_requests: float
     lost_requests: float
     reasons: tuple[str, ...]
+    outlook: Outlook
+    name: str = ""
+    gain: float = 0.0
+    """Over staying, as a share of what staying is worth."""
+    alternatives: tuple[Rejected, ...] = ()
+    """The others that were looked at, the best first."""
 
 
 def replan(problem: Problem, change: Change, search: Planner, budget: SearchBudget) -> NextPlan:
@@ -74,23 +105,141 @@ def replan(problem: Problem, change: Change, search: Planner, budget: SearchBudg
     present = {node.node_id for node in problem.nodes}
     left = tuple(p for p in change.running if present.issuperset(p.node_ids) and _fits(problem, p))
     held = _held(change, present)
-    options = [left]
+    plans = [
+        _assess(problem, change, left, option, held, name)
+        for name, option in _options(problem, change, left, search, budget)
+    ]
+    affordable = [plan for plan in plans if within_budget(problem, plan.pipelines)]
+    if not affordable:
+        found = search(problem, budget).pipelines
+        return _assess(problem, change, left, found, held, "a plan of all nodes")
+    kind = problem.objective.kind
+    ranked = sorted(affordable, key=lambda plan: _rank(problem, plan), reverse=True)
+    best = ranked[0]
+    stay = next((plan for plan in affordable if plan.name == _STAY), None)
+    if stay is not None and best is not stay:
+        more = gain(kind, best.outlook, stay.outlook)
+        if not _meets(problem, stay) and _meets(problem, best):
+            best = replace(best, gain=more)
+        elif more <= change.hysteresis:
+            reason = "no change gains enough over the horizon"
+            best = replace(stay, reasons=(reason,))
+        else:
+            best = replace(best, gain=more)
+    others = [plan for plan in ranked if plan.name != best.name]
+    dear = [plan for plan in plans if plan not in affordable]
+    return replace(
+        best,
+        alternatives=(
+            *(Rejected(plan.name, _lacks(problem, plan, best)) for plan in others),
+            *(Rejected(plan.name, _too_dear(problem, plan)) for plan in dear),
+        ),
+    )
+
+
+_STAY = "what is left of the running plan"
+
+
+def _options(
+    problem: Problem,
+    change: Change,
+    left: tuple[PlacedPipeline, ...],
+    search: Planner,
+    budget: SearchBudget,
+) -> list[tuple[str, tuple[PlacedPipeline, ...]]]:
+    """Plans by name, none of them empty."""
+    options = [(_STAY, left)]
     used = {node_id for pipeline in left for node_id in pipeline.node_ids}
     free = tuple(node for node in problem.nodes if node.node_id not in used)
-    if free:
-        options.append((*left, *_planned(problem, free, search, budget)))
-    if change.improve and left:
-        options.append(_planned(problem, problem.nodes, search, budget))
-    plans = [_assess(problem, change, left, option, held) for option in options if option]
-    if not plans:
-        return _assess(problem, change, left, search(problem, budget).pipelines, held)
-    stay = plans[0] if left else None
-    best = max(plans, key=lambda plan: plan.gained_requests - plan.lost_requests)
-    rate = sum(estimate_pipeline(problem.costs, p).throughput_rps for p in left)
-    least = HYSTERESIS * rate * change.horizon_s
-    if stay is not None and best.gained_requests - best.lost_requests <= least:
-        return replace(stay, reasons=("no change gains enough over the horizon",))
-    return best
+    more = _what_is_lacking(problem, left)
+    if free and more is not None:
+        added = _planned(more, free, search, budget)
+        options.append(("it and pipelines of the free nodes", (*left, *added) if added else ()))
+    if change.improve or not within_budget(problem, left):
+        options += _without_each(problem, left)
+        options.append(("a plan of all nodes", _planned(problem, problem.nodes, search, budget)))
+    return [(name, option) for name, option in options if option]
+
+
+def _what_is_lacking(problem: Problem, left: Sequence[PlacedPipeline]) -> Problem | None:
+    """The problem of what the left pipelines leave over: of the budget, and of the requests that
+    arrive where cost counts. None when nothing is lacking."""
+    objective, workload = problem.objective, problem.costs.workload
+    if left and objective.budget_per_hour:
+        rest = objective.budget_per_hour - cost_per_hour(left)
+        if rest <= 0:
+            return None
+        problem = replace(problem, objective=replace(objective, budget_per_hour=rest))
+    arriving = workload.arrival_rate_rps
+    if left and arriving and objective.kind is not ObjectiveKind.THROUGHPUT:
+        lacking = arriving - rate_of(problem, left).throughput_rps
+        if lacking <= 0:
+            return None
+        problem = replace(problem, costs=problem.costs.at_rate(lacking))
+    return problem
+
+
+def _without_each(
+    problem: Problem, left: tuple[PlacedPipeline, ...]
+) -> list[tuple[str, tuple[PlacedPipeline, ...]]]:
+    """What is left without one of its pipelines, and without as many as the budget demands."""
+    if cost_per_hour(left) <= 0:
+        return []
+    shares = [rate_of(problem, (p,)).throughput_rps / max(p.cost_per_hour, 1e-12) for p in left]
+    worst_first = sorted(range(len(left)), key=shares.__getitem__)
+    options = []
+    for index in worst_first[:MOST_PARTS]:
+        rest = left[:index] + left[index + 1 :]
+        options.append((f"it without pipeline {index + 1}", rest))
+    rest = left
+    for index in worst_first:
+        if within_budget(problem, rest):
+            break
+        rest = tuple(p for p in rest if p is not left[index])
+    if len(rest) < len(left) - 1:
+        options.append(("what of it the budget allows", rest))
+    return options
+
+
+def _rank(problem: Problem, plan: NextPlan) -> tuple[bool, float]:
+    return _meets(problem, plan), plan.outlook.worth(problem.objective.kind)
+
+
+def _meets(problem: Problem, plan: NextPlan) -> bool:
+    """Its latency targets, and what arrives where cost counts."""
+    return not _misses(problem, plan)
+
+
+def _misses(problem: Problem, plan: NextPlan) -> str:
+    late, _ = violation(problem, plan.pipelines)
+    if late:
+        return late
+    arriving = problem.costs.workload.arrival_rate_rps
+    if arriving and problem.objective.kind is ObjectiveKind.THROUGHPUT_PER_COST:
+        rate = rate_of(problem, plan.pipelines).throughput_rps
+        if rate < arriving:
+            return f"carries {rate:.3g} of {arriving:.3g} requests/s"
+    return ""
+
+
+def _lacks(problem: Problem, plan: NextPlan, chosen: NextPlan) -> str:
+    missed = _misses(problem, plan)
+    if missed and not _misses(problem, chosen):
+        return missed
+    less = -gain(problem.objective.kind, plan.outlook, chosen.outlook)
+    if less < 0:
+        return f"{-less:.1%} better over the horizon, less than a change must gain"
+    mine, best = rate_of(problem, plan.pipelines), rate_of(problem, chosen.pipelines)
+    return (
+        f"{less:.1%} worse over the horizon: {mine.throughput_rps:.3g} requests/s at "
+        f"{mine.cost_per_hour:.3f} $/h against {best.throughput_rps:.3g} at "
+        f"{best.cost_per_hour:.3f} $/h, {plan.time_to_serve_s:.1f} s to serve"
+    )
+
+
+def _too_dear(problem: Problem, plan: NextPlan) -> str:
+    cost = cost_per_hour(plan.pipelines)
+    return f"{cost:.3f} $/h is above the budget of {problem.objective.budget_per_hour:.3f}"
 
 
 def _fits(problem: Problem, pipeline: PlacedPipeline) -> bool:
@@ -130,6 +279,7 @@ def _assess(
     left: Sequence[PlacedPipeline],
     wanted: Sequence[PlacedPipeline],
     held: Mapping[str, Sequence[ResidentStage]],
+    name: str,
 ) -> NextPlan:
     """The moves from what is left to what is wanted, and what they gain and cost."""
     costs = problem.costs
@@ -142,7 +292,10 @@ def _assess(
     kept, fresh = [*kept, *moved_back], [p for p in fresh if p not in left]
     pipelines = (*kept, *fresh)
     moves = node_moves(costs.model, pipelines, held, change.load_bytes_per_s)
-    load_s = max((move.load_s for move in moves), default=0.0)
+    ready_in_s = change.ready_in_s
+    load_s = max(
+        (move.load_s + ready_in_s.get(move.stage.node.node_id, 0.0) for move in moves), default=0.0
+    )
     handovers = _handovers(problem, change, pipelines, kept)
     serve_s = load_s + max((one.handover_s for one in handovers), default=0.0)
     ended = [p for p in left if p not in kept]
@@ -164,6 +317,8 @@ def _assess(
         gained,
         lost,
         reasons,
+        outlook(problem, kept, fresh, ended, serve_s, change.horizon_s),
+        name,
     )
 
 

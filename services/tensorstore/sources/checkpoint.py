@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from services.common.errors import InvalidArgument
 from services.model.check import check_model
-from services.model.config import ModelConfig
+from services.model.config import ModelConfig, parse_config
 from services.model.tensors import check_tensors
 from services.tensorstore.format.dtypes import item_bytes
 
@@ -57,10 +57,9 @@ class WeightsCheckpoint(Protocol):
 
 def check(checkpoint: WeightsCheckpoint) -> ModelConfig:
     """The model's config. Raises InvalidArgument unless files and tensors are a model to serve."""
-    config = check_model(checkpoint.config, checkpoint.files)
     _check_config(checkpoint.config)
-    check_tensors(config, checkpoint.tensors)
-    return config
+    check_tensors(parse_config(checkpoint.config), checkpoint.tensors)
+    return check_model(checkpoint.config, checkpoint.files)  # the tokenizer may take a second
 
 
 def _check_config(config: Mapping[str, Any]) -> None:

@@ -10,18 +10,15 @@ from typing import Any
 
 from services.common.errors import InvalidArgument
 from services.model.config import parse_config
+from services.model.small_files import SMALL_FILES, check_small_files
 from services.tensorstore.format.manifest import MANIFEST_LIMIT_BYTES, load_json
 from services.tensorstore.format.names import check_file_name
 from services.tensorstore.sources import safetensors_file
 from services.tensorstore.sources.checkpoint import SourceTensor
 from services.tensorstore.sources.source_file import open_file, read_exactly, read_file
 
-FILES = (
+_OTHER_FILES = (
     "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-    "chat_template.jinja",
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
@@ -41,10 +38,10 @@ class HfCheckpoint:
         read = partial(read_file, limit_bytes=MANIFEST_LIMIT_BYTES, within=within)
         self.config: Mapping[str, Any] = _read_json(directory / "config.json", read)
         parse_config(self.config)  # said before the weights are looked at: they follow from it
-        self.files: Mapping[str, bytes] = {
-            name: read(directory / name) for name in FILES if (directory / name).is_file()
-        }
-        _check_templates(directory)
+        _check_templates(directory, read)
+        small = _present(directory, SMALL_FILES, read)
+        check_small_files(self.config, small)  # before the large ones are opened
+        self.files: Mapping[str, bytes] = small | _present(directory, _OTHER_FILES, read)
         self._entries: dict[str, safetensors_file.HeaderEntry] = {}
         for shard in _shards(directory, read):
             for entry in safetensors_file.read_header(shard, within):
@@ -73,14 +70,28 @@ class HfCheckpoint:
         self._descriptors.clear()
 
 
-def _check_templates(directory: Path) -> None:
-    """Templates by other names change nothing beside a `chat_template.jinja`; without one, or where
-    one of them is the default, transformers takes them for the model's."""
-    names = {path.name for path in (directory / _OTHER_TEMPLATES).glob("*.jinja")}
+def _present(
+    directory: Path, names: tuple[str, ...], read: Callable[[Path], bytes]
+) -> dict[str, bytes]:
+    return {name: read(directory / name) for name in names if (directory / name).is_file()}
+
+
+def _check_templates(directory: Path, read: Callable[[Path], bytes]) -> None:
+    """Templates by other names change nothing beside a `chat_template.jinja`, but are read; without
+    one, or where one of them is the default, transformers takes them for the model's."""
+    paths = sorted((directory / _OTHER_TEMPLATES).glob("*.jinja"))
+    names = {path.name for path in paths}
     if names and ("default.jinja" in names or not (directory / _TEMPLATE).is_file()):
         raise InvalidArgument(
             f"{_OTHER_TEMPLATES}: the default template must be {_TEMPLATE}", field=_OTHER_TEMPLATES
         )
+    for path in paths:
+        try:
+            read(path).decode()
+        except UnicodeDecodeError:
+            raise InvalidArgument(
+                f"{_OTHER_TEMPLATES}/{path.name}: is not UTF-8", field=_OTHER_TEMPLATES
+            ) from None
 
 
 def _shards(directory: Path, read: Callable[[Path], bytes]) -> list[Path]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import itertools
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,12 +22,20 @@ from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 from shuntserve.placement.v1 import placement_pb2, placement_pb2_grpc
 
 from services.common import channels
-from services.common.errors import FailedPrecondition, Unavailable
+from services.common.errors import FailedPrecondition
 from services.common.nodes import NodeShape
 from services.controller.assembly import AssembledController
+from services.controller.core.cluster.market import (
+    Capabilities,
+    LaunchFailed,
+    NodeGone,
+    NodeNotice,
+    NoticeKind,
+    Offer,
+    ProviderEvent,
+)
 from services.controller.core.model_facts import ModelFacts
 from services.controller.journal.sqlite import SqliteJournal
-from services.controller.providers.provider import NodeGone
 from services.controller.settings import ControllerSettings
 
 LAYERS = 6
@@ -50,6 +59,8 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         self.numerics_class = "exact"
         self.load_fails = 0
         self.refusal = ""
+        self.crowded = 0
+        """Holds that find no room yet."""
         """Why it never loads anything."""
         self.form_fails = 0
         self.hold_load: asyncio.Event | None = None
@@ -121,23 +132,25 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         finally:
             call.cancel()
 
-    async def Load(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        self.calls.append(("load", (request.layers.start, request.layers.end)))
+    async def Hold(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        (stage,) = request.stages
+        self.calls.append(("hold", (stage.layers.start, stage.layers.end)))
         if self.refusal:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, self.refusal)
         if self.load_fails:
             self.load_fails -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "no store")
-        yield engine_pb2.LoadResponse(loaded_bytes=1, total_bytes=2)
+        yield engine_pb2.HoldResponse(loaded_bytes=1, total_bytes=2)
         if self.hold_load is not None:
             await self.hold_load.wait()
-        yield engine_pb2.LoadResponse(
-            loaded_bytes=2,
-            total_bytes=2,
-            done=True,
-            kv_blocks=64,
-            numerics_class=self.numerics_class,
-        )
+        holding = engine_pb2.StageHolding(model=request.model, stage=stage)
+        if self.crowded:
+            self.crowded -= 1
+            holding.cached = True
+        else:
+            holding.held, holding.kv_blocks = True, 64
+            holding.numerics_class = self.numerics_class
+        yield engine_pb2.HoldResponse(loaded_bytes=2, total_bytes=2, done=True, stages=[holding])
 
     async def Form(self, request: Any, context: Any) -> Any:
         self.calls.append(("form" if not self.dissolving else "overlap", request.formation_id))
@@ -229,21 +242,53 @@ class FakeProvider:
     prepare: Callable[[FakeEngine], None] = lambda engine: None
     strangers: set[str] = field(default_factory=set)
     """Nodes that it can neither end nor watch."""
+    capabilities: Capabilities = field(default_factory=Capabilities)
+    stock: tuple[Offer, ...] = ()
+    sold: dict[str, str] = field(default_factory=dict)
+    """Offer by node."""
+    notices: list[tuple[str, float]] = field(default_factory=list)
     _stacks: dict[str, AsyncExitStack] = field(default_factory=dict)
-    _events: asyncio.Queue[NodeGone | None] = field(default_factory=asyncio.Queue)
+    _events: asyncio.Queue[ProviderEvent | None] = field(default_factory=asyncio.Queue)
+    _takes: set[asyncio.Future[None]] = field(default_factory=set)
     _numbers: Any = field(default_factory=lambda: itertools.count(1))
 
-    async def launch(self, node_id: str, shape: NodeShape) -> str:
+    def offers(self) -> tuple[Offer, ...]:
+        return self.stock
+
+    def offer_of(self, node_id: str) -> str:
+        return self.sold.get(node_id, "")
+
+    def tell(self, event: ProviderEvent) -> None:
+        self._events.put_nowait(event)
+
+    def give_notice(self, node_id: str, notice_s: float, kind: NoticeKind) -> None:
+        self.notices.append((node_id, notice_s))
+        loop = asyncio.get_running_loop()
+        self.tell(NodeNotice(node_id, time.monotonic() + notice_s, kind))
+        loop.call_later(notice_s, self._take_away, node_id)
+
+    def _take_away(self, node_id: str) -> None:
+        if node_id in self.engines:
+            task = asyncio.ensure_future(self.kill(node_id))
+            self._takes.add(task)
+            task.add_done_callback(self._takes.discard)
+
+    async def launch(self, node_id: str, offer: Offer) -> str:
         if self.fails:
             self.fails -= 1
-            raise Unavailable("no capacity")
+            self.tell(LaunchFailed(node_id, "no capacity"))
+            return ""
+        self.sold[node_id] = offer.offer_id
+        await self.start(node_id, offer.shape)
+        return f"handle-{node_id}"
+
+    async def start(self, node_id: str, shape: NodeShape) -> None:
         self.launched.append(node_id)
         engine = FakeEngine(node_id, shape, lambda: self.controller(), f"i{next(self._numbers)}")
         self.prepare(engine)
         stack = AsyncExitStack()
         await stack.enter_async_context(engine.living())
         self.engines[node_id], self._stacks[node_id] = engine, stack
-        return f"handle-{node_id}"
 
     async def adopt(self, node_id: str, handle: str) -> bool:
         assert handle == f"handle-{node_id}"
@@ -266,7 +311,7 @@ class FakeProvider:
         if told:
             self._events.put_nowait(NodeGone(node_id, "killed"))
 
-    async def events(self) -> AsyncIterator[NodeGone]:
+    async def events(self) -> AsyncIterator[ProviderEvent]:
         while True:
             event = await self._events.get()
             if event is None:
@@ -312,6 +357,9 @@ class World:
             reserve_bytes=settings.journal_reserve_bytes,
         )
         recovered = await self.journal.recover()
+        local = settings.provider == "local"
+        self.provider.capabilities = Capabilities(local, local, local)
+        self.provider.stock = settings.offers
         controller = AssembledController(
             settings, FACTS, journal=self.journal, recovered=recovered, provider=self.provider
         )

@@ -11,6 +11,7 @@ from shuntserve.controller.v1 import controller_pb2_grpc
 from services.common import channels
 from services.common.nodes import NodeShape
 from services.controller import assembly as controller
+from services.controller.core.cluster.market import Offer
 
 World = Any
 CALL_S = 20.0
@@ -76,7 +77,7 @@ async def test_a_killed_node_is_replaced_by_a_new_one(world: World) -> None:
     assert victim not in {s.node_id for p in status.pipelines for s in p.stages}
     assert len(world.provider.launched) == len(set(world.provider.launched)) == 5
     survivor = next(p for p in status.pipelines if p.pipeline_id == before[0].pipeline_id)
-    loads = [c for c in world.provider.engines[survivor.stages[1].node_id].calls if c[0] == "load"]
+    loads = [c for c in world.provider.engines[survivor.stages[1].node_id].calls if c[0] == "hold"]
     assert len(loads) == 1
 
 
@@ -90,7 +91,7 @@ async def test_the_members_left_are_told_to_dissolve(world: World) -> None:
     await world.routes(2)
     head = world.head(before[0])
     calls = [name for name, _ in head.calls]
-    assert calls == ["load", "form", "dissolve", "form"]
+    assert calls == ["hold", "form", "dissolve", "form"]
 
 
 async def test_no_member_is_formed_anew_before_it_has_dissolved(world: World) -> None:
@@ -104,7 +105,7 @@ async def test_no_member_is_formed_anew_before_it_has_dissolved(world: World) ->
     await world.provider.kill(pipeline.stages[0].node_id)
     await world.routes(1)
     await world.routes(2)
-    assert [name for name, _ in survivor.calls] == ["load", "form", "dissolve", "form"]
+    assert [name for name, _ in survivor.calls] == ["hold", "form", "dissolve", "form"]
 
 
 async def test_a_node_nobody_heard_the_end_of_is_lost_when_it_refuses(world: World) -> None:
@@ -229,6 +230,13 @@ async def test_what_fails_is_tried_again(world: World) -> None:
     assert len(world.placement.requests) == 3
 
 
+async def test_a_stage_that_a_node_only_cached_is_asked_for_again(world: World) -> None:
+    world.provider.prepare = lambda engine: setattr(engine, "crowded", 1)
+    await world.start()
+    await world.routes(2)
+    assert (await _kinds(world)).count("load_failed") == 4
+
+
 async def test_a_plan_that_lacks_an_estimate_is_not_cut_short(world: World) -> None:
     world.placement.lacks_estimate = True
     await world.start()
@@ -247,7 +255,7 @@ async def test_a_launch_that_finds_no_capacity_is_tried_again(world: World) -> N
 
 
 async def test_a_defect_ends_the_controller(world: World) -> None:
-    async def launch(node_id: str, shape: NodeShape) -> str:
+    async def launch(node_id: str, offer: Offer) -> str:
         raise RuntimeError("a defect")
 
     async def life() -> None:
@@ -350,7 +358,7 @@ async def test_a_hand_over_goes_on_over_a_restart(world: World) -> None:
     assert kinds.count("handover_started") == 1
     assert "pipeline_lost" not in kinds
     calls = [name for name, _ in head.calls if name != "dissolve"]
-    assert calls == ["load", "form", "drain", "drain"]
+    assert calls == ["hold", "form", "drain", "drain"]
 
 
 async def test_a_restart_with_another_mesh_plans_anew(world: World) -> None:
@@ -405,7 +413,7 @@ async def test_nodes_end_with_the_controller_when_it_is_told_so(world: World) ->
 async def test_nodes_of_their_own_form_pipelines_without_a_launch(world: World) -> None:
     await world.start(provider="external", expected_nodes=4)
     for number in range(4):
-        await world.provider.launch(f"own-{number}", NodeShape(1 << 30, 3.0 - number % 2))
+        await world.provider.start(f"own-{number}", NodeShape(1 << 30, 3.0 - number % 2))
     await world.routes(2)
     world.provider.strangers.add("own-0")
     with pytest.raises(grpc.aio.AioRpcError) as failed:
@@ -415,7 +423,7 @@ async def test_nodes_of_their_own_form_pipelines_without_a_launch(world: World) 
     assert failed.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     await world.provider.kill("own-0")
     await world.routes(1)
-    await world.provider.launch("own-4", NodeShape(1 << 30, 3.0))
+    await world.provider.start("own-4", NodeShape(1 << 30, 3.0))
     await world.routes(2)
 
 

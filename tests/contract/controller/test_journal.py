@@ -403,7 +403,7 @@ async def test_a_stream_moves_while_the_disk_is_full_and_is_journaled_when_there
         left = await world.until_event("journal_room")
         assert left.attributes == {"left": "reserve"}
 
-        await world.provider.kill(world.head(route).spec.node_id)
+        await world.provider.kill(world.head(route).node_id)
         held = _run(0, 5, *(9,) * (positions[-1] + 2))
         grant = await _resume(world, 1, held, left_formation_id=route.formation_id)
         assert (grant.epoch, len(grant.base[0].ids)) == (2, positions[-1] + 3)

@@ -84,7 +84,7 @@ async def test_a_nodes_holder_does_what_its_engine_does(mesh: World) -> None:
 
 async def test_a_nodes_holder_speaks_for_no_other(mesh: World) -> None:
     mine, theirs = list(mesh.provider.engines.values())[:2]
-    me, them = mine.node_id, theirs.shape.node_id
+    me, them = mine.node_id, theirs.node_id
     beat = pb.HeartbeatRequest(node_id=them, incarnation=theirs.incarnation)
     async with _holder_of(mesh_token.of_node(TOKEN, me), mesh) as stub:
         attempts = {

@@ -26,7 +26,7 @@ DEFECTIVE = """
 from services.controller.__main__ import main
 from services.controller.providers.local import LocalProvider
 
-async def launch(self, spec):
+async def launch(self, node_id, offer):
     raise RuntimeError("a defect")
 
 LocalProvider.launch = launch

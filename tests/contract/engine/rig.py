@@ -19,10 +19,11 @@ from services.common import channels, wire
 from services.common.generation import GenerationRequest, ModelRef, Sampling
 from services.common.server import Server
 from services.engine.assembly import assemble
+from services.engine.backend import BLOCK_SIZE
 from services.engine.engine import Engine
-from services.engine.loading import StageLoader
 from services.engine.service import EngineService
 from services.engine.settings import EngineSettings
+from services.engine.stages import StageLoader
 from tests.contract.engine.tiny import LAYERS, MODEL, TinyLoader
 
 ROOT = Path(__file__).parents[3]
@@ -60,8 +61,10 @@ class Rig:
         **settings: Any,
     ) -> Worker:
         node_id = f"n{next(self.names)}"
-        chosen = EngineSettings(node_id=node_id, shutdown_grace_s=0, **settings)
-        tiny = TinyLoader(step_s, kv_blocks)
+        chosen = EngineSettings(
+            node_id=node_id, shutdown_grace_s=0, kv_positions=kv_blocks * BLOCK_SIZE, **settings
+        )
+        tiny = TinyLoader(step_s)
         engine = assemble(chosen, loader or tiny)
         server = Server(chosen, ["shuntserve.engine.v1.EngineService"])
         engine_pb2_grpc.add_EngineServiceServicer_to_server(
@@ -108,22 +111,36 @@ class Rig:
         channel = await self.stack.enter_async_context(channels.open_channel(address))
         return engine_pb2_grpc.EngineServiceStub(channel)
 
-    async def load(self, worker: Worker, start: int, end: int) -> engine_pb2.LoadResponse:
-        request = engine_pb2.LoadRequest(
-            model=wire.model_to(self.model),
-            layers=common_pb2.LayerRange(start=start, end=end),
-            tp_degree=1,
-        )
-        messages = [m async for m in worker.stub.Load(request, timeout=DEADLINE_S)]
-        assert messages[-1].done
+    async def hold(self, worker: Worker, *ranges: tuple[int, int]) -> engine_pb2.HoldResponse:
+        """The last answer."""
+        call = worker.stub.Hold(self.hold_request(*ranges), timeout=DEADLINE_S)
+        messages = [message async for message in call]
+        assert [message.done for message in messages] == [False] * (len(messages) - 1) + [True]
         return messages[-1]
+
+    def hold_request(self, *ranges: tuple[int, int], tp_degree: int = 1) -> engine_pb2.HoldRequest:
+        return engine_pb2.HoldRequest(
+            model=wire.model_to(self.model),
+            stages=[
+                engine_pb2.StageSpec(
+                    layers=common_pb2.LayerRange(start=start, end=end), tp_degree=tp_degree
+                )
+                for start, end in ranges
+            ],
+        )
 
     async def form(
         self, workers: Sequence[Worker], cuts: Sequence[int], formation_id: str, blocks: int = 64
     ) -> None:
-        """Loads and joins; cuts are the layer boundaries between stages."""
-        for worker, (start, end) in zip(workers, self._ranges(cuts), strict=True):
-            await self.load(worker, start, end)
+        """Holds and joins; cuts are the layer boundaries between stages."""
+        for worker, layers in zip(workers, self._ranges(cuts), strict=True):
+            await self.hold(worker, layers)
+        await self.join(workers, cuts, formation_id, blocks)
+
+    async def join(
+        self, workers: Sequence[Worker], cuts: Sequence[int], formation_id: str, blocks: int = 64
+    ) -> None:
+        """Forms a pipeline of what they hold."""
         for index in reversed(range(len(workers))):
             request = self.form_request(workers, cuts, formation_id, index, blocks)
             await workers[index].stub.Form(request, timeout=DEADLINE_S)

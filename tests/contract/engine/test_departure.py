@@ -9,13 +9,11 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
-from shuntserve.common.v1 import common_pb2
 from shuntserve.engine.v1 import engine_pb2
 
-from services.common import wire
 from tests.contract.engine.rig import ROOT, Rig, Worker, generate, request
 from tests.contract.engine.test_engine_controller import Journal, serving
-from tests.contract.engine.tiny import LAYERS, MODEL, expected_ids
+from tests.contract.engine.tiny import LAYERS, expected_ids
 from tests.waiting import until
 
 PROMPT = [5, 6, 7]
@@ -122,12 +120,7 @@ async def test_it_ends_at_once_when_it_serves_in_no_formation(rig: Rig, journal:
 
 async def test_it_ends_at_once_while_it_loads(rig: Rig, journal: Journal) -> None:
     async with serving(journal) as port, departing(rig, journal, port, "stuck") as worker:
-        load = engine_pb2.LoadRequest(
-            model=wire.model_to(MODEL),
-            layers=common_pb2.LayerRange(start=0, end=LAYERS),
-            tp_degree=1,
-        )
-        call = worker.stub.Load(load, timeout=60)
+        call = worker.stub.Hold(rig.hold_request((0, LAYERS)), timeout=60)
         assert await call.read()
         tell(worker)
         assert await ends(worker) == 0

@@ -166,8 +166,8 @@ async def test_a_fault_of_the_arithmetic_ends_the_formation_not_the_process(rig:
 
 async def test_members_that_do_not_stand_are_no_formation(rig: Rig) -> None:
     head, other = await rig.worker(form_s=0.3), await rig.worker()
-    await rig.load(head, 0, 2)
-    await rig.load(other, 2, 6)
+    await rig.hold(head, (0, 2))
+    await rig.hold(other, (2, 6))
     form = rig.form_request([head, other], [2], "f1", 0, blocks=8)
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await head.stub.Form(form, timeout=5)
@@ -187,7 +187,7 @@ async def test_a_form_for_another_process_other_layers_or_other_weights_is_refus
         return from_rpc_error(failed.value)
 
     assert isinstance(await refusal(form), FailedPrecondition)
-    await rig.load(worker, 0, 6)
+    await rig.hold(worker, (0, 6))
     for change, kind in (
         ({"members": {"incarnation": "another"}}, StaleEpoch),
         ({"members": {"layers": common_pb2.LayerRange(start=0, end=5)}}, FailedPrecondition),
@@ -214,52 +214,6 @@ async def test_a_form_for_another_process_other_layers_or_other_weights_is_refus
     await worker.stub.Form(form, timeout=5)
 
 
-async def test_loads_are_joined_refused_and_repeated(rig: Rig) -> None:
-    worker = await rig.worker()
-    assert worker.loader is not None
-    loader = worker.loader
-    loader.gate.set()
-    first = asyncio.create_task(rig.load(worker, 0, 3))
-    request_ = engine_pb2.LoadRequest(
-        model=common_pb2.ModelRef(model_id="tiny", digest="d1"),
-        layers=common_pb2.LayerRange(start=0, end=3),
-        tp_degree=1,
-    )
-    joined = worker.stub.Load(request_, timeout=10)
-    progress = await joined.read()
-    assert isinstance(progress, engine_pb2.LoadResponse)
-    assert not progress.done
-    request_.layers.end = 4
-    with pytest.raises(grpc.aio.AioRpcError) as failed:
-        await worker.stub.Load(request_, timeout=5).read()
-    assert failed.value.code() is grpc.StatusCode.ABORTED
-    joined.cancel()
-    loader.gate.clear()
-    assert (await first).kv_blocks == 128
-    await rig.load(worker, 0, 3)
-    assert len(loader.backends) == 1
-    await rig.load(worker, 0, 4)
-    assert [b.closed for b in loader.backends] == [True, False]
-    for change in ({"tp_degree": 2}, {"end": 7}, {"end": 0}):
-        wrong = engine_pb2.LoadRequest()
-        wrong.CopyFrom(request_)
-        wrong.tp_degree = change.get("tp_degree", 1)
-        wrong.layers.end = change.get("end", 4)
-        with pytest.raises(grpc.aio.AioRpcError) as failed:
-            async for _ in worker.stub.Load(wrong, timeout=5):
-                pass
-        assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    await rig.load(worker, 0, 6)
-    description = await worker.stub.Describe(engine_pb2.DescribeRequest(), timeout=5)
-    assert [t.name for t in description.tensors] == [f"model.layers.{i}.w" for i in range(6)]
-    assert (description.layers.start, description.layers.end) == (0, 6)
-    await rig.form([worker], [], "f1")
-    request_.layers.end = 3
-    with pytest.raises(grpc.aio.AioRpcError) as failed:
-        await worker.stub.Load(request_, timeout=5).read()
-    assert failed.value.code() is grpc.StatusCode.ABORTED
-
-
 class Babbler(engine_pb2_grpc.EngineServiceServicer):
     """A last stage that answers steps nobody sent."""
 
@@ -277,7 +231,7 @@ async def test_answers_that_nobody_takes_do_not_keep_a_stage_from_ending(rig: Ri
     await server.start()
     rig.stack.push_async_callback(server.stop, None)
     babbler = replace(absent, address=f"127.0.0.1:{port}")
-    await rig.load(stage, 2, 4)
+    await rig.hold(stage, (2, 4))
     form = rig.form_request([absent, stage, babbler], [2, 4], "f1", 1)
     await stage.stub.Form(form, timeout=5)
     assert stage.engine is not None

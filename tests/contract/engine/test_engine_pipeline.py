@@ -200,7 +200,7 @@ async def test_a_batch_of_another_formation_is_refused(rig: Rig) -> None:
 
 async def test_a_step_that_names_another_formation_ends_the_stream(rig: Rig) -> None:
     absent, stage = await rig.worker(), await rig.worker()
-    await rig.load(stage, 3, 6)
+    await rig.hold(stage, (3, 6))
     await stage.stub.Form(rig.form_request([absent, stage], [3], "f1", 1), timeout=5)
     call = stage.stub.Forward(timeout=5)
     await call.write(engine_pb2.ForwardRequest(formation_id="f1"))

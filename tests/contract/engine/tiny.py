@@ -9,27 +9,32 @@ from __future__ import annotations
 import threading
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 
-from services.common.errors import InvalidArgument
+from services.common.errors import InvalidArgument, Unavailable
 from services.common.generation import LayerRange, ModelRef, TokenLogprob
 from services.engine.backend import (
     BLOCK_SIZE,
     Batch,
     Hidden,
+    ResidentLayer,
     ResidentTensor,
     Sampled,
     SequenceOpen,
     StageFacts,
 )
-from services.engine.loading import Progress
+from services.engine.core.memory import StageSize
+from services.engine.stages import Progress
 
 LAYERS = 6
 VOCAB = 997
 CONTEXT = 512
 MODEL = ModelRef("tiny", "d1")
+LAYER_BYTES = 200_000
+KV_BLOCK_BYTES = 1_000
+"""Of a layer."""
 
 
 @dataclass
@@ -37,14 +42,12 @@ class TinyBackend:
     """Implements StageBackend; `step_s` is how long a step takes."""
 
     layers: range
-    kv_blocks: int = 128
     step_s: float = 0.0
+    kv_blocks: int = 0
     slots: dict[int, tuple[SequenceOpen, int]] = field(default_factory=dict)
     cache: dict[tuple[int, int], int] = field(default_factory=dict)
     stuck: threading.Event = field(default_factory=threading.Event)
-    resets: int = 0
     closed: bool = False
-    packed_bytes: int = 64
 
     @property
     def facts(self) -> StageFacts:
@@ -54,13 +57,13 @@ class TinyBackend:
             hidden_size=1,
             vocab_size=VOCAB,
             context_length=CONTEXT,
-            kv_blocks=self.kv_blocks,
             hidden_dtype="fp32",
             numerics_class="exact-tiny",
             exact=True,
         )
 
     def forward(self, batch: Batch, rows: Sequence[int] | Hidden) -> Hidden | tuple[Sampled, ...]:
+        assert self.kv_blocks
         assert not self.closed
         while self.stuck.is_set():
             time.sleep(0.01)
@@ -104,37 +107,74 @@ class TinyBackend:
             self.slots[step.slot] = (opened, position + 1)
         return tuple(sampled)
 
-    def resident_tensors(self) -> tuple[ResidentTensor, ...]:
-        return tuple(ResidentTensor(f"model.layers.{i}.w", 8) for i in self.layers)
+    def resident_layers(self) -> dict[int, ResidentLayer]:
+        return {
+            i: ResidentLayer((ResidentTensor(f"model.layers.{i}.w", LAYER_BYTES),), 64)
+            for i in self.layers
+        }
 
-    def reset(self) -> None:
+    def begin(self, kv_blocks: int) -> None:
+        self.end()
+        self.kv_blocks = kv_blocks
+
+    def end(self) -> None:
         self.slots.clear()
         self.cache.clear()
-        self.resets += 1
+        self.kv_blocks = 0
 
     def close(self) -> None:
+        self.end()
         self.closed = True
 
 
 @dataclass
 class TinyLoader:
-    """Implements StageLoader."""
+    """Implements StageLoader; layers are bytes that are only counted."""
 
     step_s: float = 0.0
-    kv_blocks: int = 128
     gate: threading.Event = field(default_factory=threading.Event)
+    """While it is set, loads wait."""
+    failures: int = 0
+    """Loads that fail yet, behind their first layer."""
     backends: list[TinyBackend] = field(default_factory=list)
+    read: list[int] = field(default_factory=list)
+    """Layers, as often as they were read."""
+    prefetched: list[LayerRange] = field(default_factory=list)
+    held: set[int] = field(default_factory=set)
+
+    def measure(self, model: ModelRef, layers: LayerRange) -> StageSize:
+        if layers.end > LAYERS:
+            raise InvalidArgument(f"the model has {LAYERS} layers", field="stages.layers")
+        sizes = dict.fromkeys(range(layers.start, layers.end), LAYER_BYTES)
+        return StageSize(model, layers, sizes, KV_BLOCK_BYTES * len(sizes))
 
     def load(self, model: ModelRef, layers: LayerRange, progress: Progress) -> TinyBackend:
-        if layers.end > LAYERS:
-            raise InvalidArgument(f"the model has {LAYERS} layers", field="layers")
-        progress(1, 2)
-        while self.gate.is_set():
-            time.sleep(0.01)
-        self.backends.append(
-            TinyBackend(range(layers.start, layers.end), self.kv_blocks, self.step_s)
-        )
+        lacking = [i for i in range(layers.start, layers.end) if i not in self.held]
+        total_bytes = LAYER_BYTES * len(lacking)
+        for done, layer in enumerate(lacking, 1):
+            progress(done * LAYER_BYTES - 1, total_bytes)
+            self._wait(progress, done * LAYER_BYTES - 1, total_bytes)
+            self.read.append(layer)
+            self.held.add(layer)
+            progress(done * LAYER_BYTES, total_bytes)
+            if self.failures:
+                self.failures -= 1
+                raise Unavailable("the store is away", field="store")
+        self.backends.append(TinyBackend(range(layers.start, layers.end), self.step_s))
         return self.backends[-1]
+
+    def prefetch(self, model: ModelRef, layers: LayerRange, progress: Progress) -> None:
+        self._wait(progress, 0, LAYER_BYTES * len(layers))
+        self.prefetched.append(layers)
+        progress(LAYER_BYTES * len(layers), LAYER_BYTES * len(layers))
+
+    def retain(self, layers: Mapping[ModelRef, Collection[int]]) -> None:
+        self.held &= {layer for held in layers.values() for layer in held}
+
+    def _wait(self, progress: Progress, done_bytes: int, total_bytes: int) -> None:
+        while self.gate.is_set():
+            progress(done_bytes, total_bytes)
+            time.sleep(0.01)
 
 
 def _through(value: int, layer: int) -> int:

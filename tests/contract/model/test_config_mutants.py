@@ -133,7 +133,7 @@ def base_tensors() -> dict[str, Tensor]:
 @pytest.fixture(autouse=True)
 def quick_and_quiet(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Without the fingerprint of each stage's arithmetic, which no config changes."""
-    monkeypatch.setattr("services.engine.native.model.fingerprint", lambda build, dtype: "")
+    monkeypatch.setattr("services.engine.native.model.fingerprint", lambda packer, dtype: "")
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     with warnings.catch_warnings():

@@ -44,7 +44,7 @@ def _no_tokenizer(mesh: FakeMesh) -> None:
 
 
 def _no_end(mesh: FakeMesh) -> None:
-    del mesh.files["generation_config.json"]
+    mesh.files["generation_config.json"] = b"{}"
     mesh.files["tokenizer_config.json"] = b"{}"
 
 

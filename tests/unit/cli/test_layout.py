@@ -32,3 +32,15 @@ def test_the_local_nodes_are_of_unequal_speed(tmp_path: Path) -> None:
     specs = {spec.name: spec for spec in local_mesh(MeshDirectory(tmp_path), MeshOptions(), "ab")}
     assert NODE_SPEEDS == "3:2,3:2"
     assert specs["controller"].environment["SHUNT_CONTROLLER_NODE_SPEEDS"] == NODE_SPEEDS
+
+
+def test_the_controller_is_told_the_market_and_which_run_of_it_this_is(tmp_path: Path) -> None:
+    def controller(options: MeshOptions) -> dict[str, str]:
+        specs = local_mesh(MeshDirectory(tmp_path), options, "ab")
+        return dict(next(spec for spec in specs if spec.name == "controller").environment)
+
+    assert "SHUNT_CONTROLLER_MARKET_FILE" not in controller(MeshOptions())
+    options = MeshOptions(market=Path("market.yaml"))
+    one, other = controller(options), controller(options)
+    assert one["SHUNT_CONTROLLER_MARKET_FILE"] == str(Path("market.yaml").absolute())
+    assert one["SHUNT_CONTROLLER_MARKET_RUN"] != other["SHUNT_CONTROLLER_MARKET_RUN"]

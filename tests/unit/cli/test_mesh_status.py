@@ -18,7 +18,7 @@ from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 from services.cli.mesh_directory import MeshState, ServiceRecord
 from services.cli.mesh_status import mesh_status
 from services.cli.ports import free_ports
-from services.cli.status_table import status_table
+from services.cli.status_table import cost_line, status_table
 
 STATUS = controller_pb2.GetStatusResponse(
     nodes=[
@@ -29,6 +29,8 @@ STATUS = controller_pb2.GetStatusResponse(
             state=controller_pb2.NODE_STATE_READY,
             pipeline_id="p0",
             stage_index=0,
+            offer_id="spot-a",
+            declared=True,
         ),
         controller_pb2.NodeStatus(node_id="n1", state=controller_pb2.NODE_STATE_STARTING),
         controller_pb2.NodeStatus(
@@ -72,6 +74,25 @@ STATUS = controller_pb2.GetStatusResponse(
     cancelled_generations=2,
     model=common_pb2.ModelRef(model_id="m", digest="ab"),
     newer_digest="cd",
+    offers=[
+        controller_pb2.OfferStatus(
+            offer_id="spot-a",
+            instance_type="big",
+            memory_bytes=1 << 30,
+            relative_speed=3.0,
+            device_type="cpu",
+            count=4,
+            running=1,
+            price_per_hour=0.5,
+            pool="a",
+            spot=True,
+            interruptions_per_hour=0.25,
+            launch_s=2.0,
+            declared=True,
+        ),
+        controller_pb2.OfferStatus(offer_id="own", instance_type="own"),
+    ],
+    cost_per_hour=0.5,
 )
 
 
@@ -91,6 +112,12 @@ async def address() -> AsyncIterator[str]:
     await server.start()
     yield f"127.0.0.1:{port}"
     await server.stop(None)
+
+
+def _rendered(status: dict[str, Any]) -> str:
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(status_table(status))
+    return console.export_text()
 
 
 def _state(*services: ServiceRecord) -> MeshState:
@@ -141,6 +168,8 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
                 "state": "ready",
                 "pipeline": "p0",
                 "stage": 0,
+                "offer": "spot-a",
+                "declared": True,
             },
             {
                 "id": "n1",
@@ -149,6 +178,8 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
                 "state": "starting",
                 "pipeline": None,
                 "stage": None,
+                "offer": None,
+                "declared": False,
             },
             {
                 "id": "n2",
@@ -157,6 +188,8 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
                 "state": "lost",
                 "pipeline": None,
                 "stage": None,
+                "offer": None,
+                "declared": False,
             },
         ],
         "pipelines": [
@@ -177,6 +210,40 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
                 "unread": True,
             }
         ],
+        "offers": [
+            {
+                "id": "spot-a",
+                "instance_type": "big",
+                "count": 4,
+                "running": 1,
+                "price_per_hour": 0.5,
+                "pool": "a",
+                "spot": True,
+                "interruptions_per_hour": 0.25,
+                "relative_speed": 3.0,
+                "memory_bytes": 1 << 30,
+                "device_type": "cpu",
+                "launch_s": 2.0,
+                "declared": True,
+            },
+            {
+                "id": "own",
+                "instance_type": "own",
+                "count": 0,
+                "running": 0,
+                "price_per_hour": None,
+                "pool": "",
+                "spot": False,
+                "interruptions_per_hour": 0.0,
+                "relative_speed": 0.0,
+                "memory_bytes": 0,
+                "device_type": "",
+                "launch_s": 0.0,
+                "declared": False,
+            },
+        ],
+        "cost_per_hour": 0.5,
+        "on_demand_cost_per_hour": None,
         "finished_generations": 3,
         "cancelled_generations": 2,
     }
@@ -199,7 +266,30 @@ async def test_a_service_whose_process_is_dead_is_down_and_names_no_pid(address:
 
 async def test_what_keeps_failing_stands_first(address: str) -> None:
     status = await mesh_status(_state(ServiceRecord("controller", os.getpid(), address, None)))
-    console = Console(width=200, file=io.StringIO(), record=True)
-    console.print(status_table(status))
-    first = console.export_text().splitlines()[0]
+    first = _rendered(status).splitlines()[0]
     assert first == "n0 cannot load its stage of p0, not tried again: no head_dim of 3"
+
+
+async def test_the_market_stands_in_the_table_where_it_names_prices(address: str) -> None:
+    status = await mesh_status(_state(ServiceRecord("controller", os.getpid(), address, None)))
+    said = _rendered(status)
+    for part in ("spot-a", "1 of 4", "0.5 an hour now; the on-demand price of some"):
+        assert part in said, said
+    for offer in status["offers"]:
+        offer["price_per_hour"] = None
+    assert "an hour" not in _rendered(status)
+
+
+@pytest.mark.parametrize(
+    ("cost", "on_demand", "line"),
+    [
+        (None, 1.0, "the nodes' cost is not known"),
+        (1.0, 4.0, "1 an hour now, 3 (75%) saved against 4 on demand"),
+        (0.0, 0.0, "0 an hour now"),
+        (2.0, 1.0, "2 an hour now, -1 (-100%) saved against 1 on demand"),
+    ],
+)
+def test_the_cost_is_told_against_on_demand(
+    cost: float | None, on_demand: float | None, line: str
+) -> None:
+    assert cost_line(cost, on_demand) == line

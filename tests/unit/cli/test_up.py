@@ -115,3 +115,61 @@ def test_ctrl_c_a_signal_and_a_closed_terminal_end_a_mesh_in_the_foreground(
     command = (sys.executable, "-c", FOREGROUND, str(tmp_path), str(int(number)))
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (result.returncode, result.stdout) == (0, "stopped\n"), result.stderr
+
+
+MARKET = "offers: [{id: a, count: 4, price_per_hour: 1, relative_speed: %s}]"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "offers: [{id: a, count: 4}]",
+            "--market: m.yaml: offers.0.price_per_hour: Field required",
+        ),
+        (MARKET % 5, "--market: m.yaml: no offer has the relative_speed 3 of node_speeds"),
+        (None, "--market: cannot read m.yaml"),
+    ],
+)
+def test_a_market_that_cannot_be_is_refused_before_anything_starts(
+    tmp_path: Path, text: str | None, told: str
+) -> None:
+    path = tmp_path / "m.yaml"
+    if text is not None:
+        path.write_text(text)
+    options = MeshOptions(market=path)
+    with pytest.raises(MeshError) as refused:
+        up.prepare(MeshDirectory(tmp_path / "mesh"), options, Console())
+    assert str(refused.value).startswith(told)
+    assert not (tmp_path / "mesh").exists()
+
+
+def test_what_is_wrong_with_other_settings_is_not_the_market_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m.yaml").write_text(MARKET % 3)
+    monkeypatch.setenv("SHUNT_CONTROLLER_TICK_S", "soon")
+    up.check_market(tmp_path / "m.yaml", "3")
+
+
+def test_a_detached_supervisor_has_the_market_too(
+    tmp_path: Path,
+    supervisors: list[subprocess.Popen[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    asked: list[Any] = []
+    start = subprocess.Popen
+
+    def noted(command: Any, **options: Any) -> subprocess.Popen[bytes]:
+        asked.append(command)
+        return start(command, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", noted)
+    monkeypatch.setattr(up, "prepare", lambda *_: None)
+    monkeypatch.setattr(up, "_await_ready", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        up.run_detached(MeshDirectory(tmp_path), MeshOptions(market=Path("m.yaml")), Console())
+    assert asked[0][-2:] == ["--market", "m.yaml"]

@@ -62,7 +62,7 @@ def test_whatever_else_names_none(uris: list[str]) -> None:
 @pytest.mark.parametrize(
     ("role", "method"),
     [
-        (Role.ROUTER, "/shuntserve.engine.v1.EngineService/Load"),
+        (Role.ROUTER, "/shuntserve.engine.v1.EngineService/Hold"),
         (Role.CLIENT, "/shuntserve.engine.v1.EngineService/Generate"),
         (Role.ENGINE, "/shuntserve.tensorstore.v1.TensorStoreService/Delete"),
         (Role.OPERATOR, "/shuntserve.engine.v1.EngineService/Unheard"),

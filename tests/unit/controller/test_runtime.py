@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -8,23 +9,29 @@ from typing import Any
 
 import pytest
 
-from services.common.errors import ResourceExhausted
+from services.common.errors import ResourceExhausted, Unavailable
 from services.common.generation import LayerRange, ModelRef
-from services.common.nodes import Member, NodeFacts, NodeShape
+from services.common.nodes import Member, NodeFacts, NodeShape, StageHolding, StageSpec
+from services.controller import runtime as controller_runtime
 from services.controller.core.cluster.actions import (
     FormPipeline,
-    Loaded,
-    LoadStage,
     PlannedPipeline,
     PlannedStage,
 )
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.market import (
+    Capabilities,
+    NodeGone,
+    NodeNotice,
+    NoticeKind,
+    Offer,
+    ProviderEvent,
+)
 from services.controller.core.cluster.membership import Membership, Node
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.snapshot import to_json
 from services.controller.event_log import EventLog
 from services.controller.journal.journal import Item, Saved
-from services.controller.providers.provider import NodeGone
 from services.controller.runtime import (
     HANDLE_PREFIX,
     SNAPSHOT,
@@ -94,10 +101,25 @@ class Mesh:
         self.refused = asyncio.Event()
         self.addresses: set[str] = set()
         """Connections to engines."""
-        self.gone: asyncio.Queue[NodeGone] = asyncio.Queue()
+        self.capabilities = Capabilities(launches=True, ends=True, gives_notice=True)
+        self.noticed: list[tuple[str, float]] = []
+        self.sold = ""
+        """The offer of every node."""
+        self.told: asyncio.Queue[ProviderEvent] = asyncio.Queue()
 
-    async def launch(self, node_id: str, shape: NodeShape) -> str:
+    def offers(self) -> tuple[Offer, ...]:
+        return ()
+
+    def offer_of(self, node_id: str) -> str:
+        return self.sold
+
+    async def launch(self, node_id: str, offer: Offer) -> str:
         return f"handle-{node_id}"
+
+    def give_notice(self, node_id: str, notice_s: float, kind: NoticeKind) -> None:
+        deadline_s = asyncio.get_running_loop().time() + notice_s
+        self.noticed.append((node_id, deadline_s))
+        self.told.put_nowait(NodeNotice(node_id, deadline_s, kind))
 
     async def recognise(self, node_id: str, pid: int) -> str:
         return f"handle-{node_id}"
@@ -116,9 +138,9 @@ class Mesh:
         self.ended.append(node_id)
         self.ending.set()
 
-    async def events(self) -> AsyncIterator[NodeGone]:
+    async def events(self) -> AsyncIterator[ProviderEvent]:
         while True:
-            yield await self.gone.get()
+            yield await self.told.get()
 
     async def plan(self, question: Any) -> tuple[PlannedPipeline, ...]:
         layers = (LayerRange(0, 1), LayerRange(1, 2))
@@ -126,11 +148,16 @@ class Mesh:
         stages = tuple(PlannedStage(name, part) for name, part in zip(names, layers, strict=True))
         return (PlannedPipeline(stages, 1.0),)
 
-    async def load(self, stage: LoadStage, progress: Any) -> Loaded:
+    async def hold(
+        self, address: str, model: ModelRef, stages: Sequence[StageSpec], progress: Any
+    ) -> tuple[StageHolding, ...]:
         self.loads += 1
-        self.addresses.add(stage.address)
+        self.addresses.add(address)
         await self.loadable.wait()
-        return Loaded(64, "a")
+        return tuple(
+            StageHolding(model, stage, held=True, kv_blocks=64, numerics_class="a")
+            for stage in stages
+        )
 
     async def form(self, formation: FormPipeline) -> None:
         self.formed.append(formation.formation_id)
@@ -237,7 +264,7 @@ async def test_a_full_disk_keeps_no_node_from_registering_and_loses_no_handle() 
         for node_id in ("a", "b"):
             await runtime.register(facts(node_id))
         await until_ready(runtime)
-        world.mesh.gone.put_nowait(NodeGone("b", "killed"))
+        world.mesh.told.put_nowait(NodeGone("b", "killed"))
         while runtime.cluster.routes()[1]:
             await runtime.routes_changed.wait(0.01)
         world.disk.full = False
@@ -325,24 +352,55 @@ async def test_a_notice_given_twice_at_once_is_one_event() -> None:
     assert first == second
 
 
-@pytest.mark.parametrize("notice_s", [0.0, 0.05])
-async def test_a_node_is_taken_at_its_deadline(notice_s: float) -> None:
+async def test_whoever_can_give_notice_is_the_one_that_gives_it() -> None:
     world = Set()
     async with world.working() as runtime:
         await runtime.register(facts("a"))
-        await runtime.interrupt("a", notice_s, False)
-        await world.mesh.ending.wait()
-    assert world.mesh.ended == ["a"]
+        await runtime.interrupt("a", 60.0, False)
+        (deadline_s,) = runtime.cluster.deadlines_s().values()
+    ((node_id, given_s),) = world.mesh.noticed
+    assert (node_id, given_s) == ("a", pytest.approx(deadline_s))
 
 
-async def test_a_node_is_taken_at_its_deadline_by_the_next_controller_too() -> None:
+async def test_where_nobody_gives_notice_what_the_operator_says_counts() -> None:
+    world = Set()
+    world.mesh.capabilities = Capabilities()
+    async with world.working() as runtime:
+        await runtime.register(facts("a"))
+        await runtime.interrupt("a", 60.0, False)
+        assert list(runtime.cluster.deadlines_s()) == ["a"]
+    assert world.mesh.noticed == []
+
+
+async def test_a_later_notice_is_the_one_that_was_given_before() -> None:
+    world = Set()
+    async with world.working() as runtime:
+        await runtime.register(facts("a"))
+        first = await runtime.interrupt("a", 60.0, False)
+        assert await runtime.interrupt("a", 90.0, False) == first
+        assert (await runtime.interrupt("a", 30.0, False)).number > first.number
+
+
+async def test_a_notice_is_given_again_after_a_restart() -> None:
     before, after = Set(), Set()
     async with before.working() as runtime:
         await runtime.register(facts("a"))
-        await runtime.interrupt("a", 0.2, False)
+        await runtime.interrupt("a", 60.0, False)
+        (deadline_s,) = runtime.cluster.deadlines_s().values()
     async with after.working(runtime.cluster._snapshot):
-        await after.mesh.ending.wait()
-    assert (before.mesh.ended, after.mesh.ended) == ([], ["a"])
+        assert [node_id for node_id, _ in after.mesh.noticed] == ["a"]
+    assert after.mesh.noticed[0][1] == pytest.approx(deadline_s, abs=0.01)
+
+
+@pytest.mark.parametrize("deadline_s", [math.nan, math.inf])
+async def test_a_notice_without_a_time_counts_for_nothing(deadline_s: float) -> None:
+    world = Set()
+    async with world.working() as runtime:
+        await runtime.register(facts("a"))
+        world.mesh.told.put_nowait(NodeNotice("a", deadline_s, NoticeKind.SPOT))
+        world.mesh.told.put_nowait(NodeNotice("nobody", 1.0, NoticeKind.SPOT))
+        await runtime.interrupt("a", 60.0, False)
+        assert len(runtime.cluster.deadlines_s()) == 1
 
 
 async def test_what_was_launched_before_is_found_before_it_is_asked_for_anything() -> None:
@@ -351,3 +409,24 @@ async def test_what_was_launched_before_is_found_before_it_is_asked_for_anything
     async with world.working(to_json(state, 0.0), (f"{HANDLE_PREFIX}a", "handle-a")):
         await world.mesh.ending.wait()
     assert (world.mesh.adopted, world.mesh.ended) == (["a"], ["a"])
+
+
+async def test_a_provider_that_gives_no_notice_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = Set()
+    monkeypatch.setattr(controller_runtime, "_NOTICED_WITHIN_S", 0.02)
+    monkeypatch.setattr(world.mesh, "give_notice", lambda *_: None)
+    async with world.working() as runtime:
+        await runtime.register(facts("a"))
+        with pytest.raises(Unavailable, match="no notice"):
+            await runtime.interrupt("a", 60.0, False)
+
+
+async def test_a_node_whose_handle_was_lost_is_of_its_offer_all_the_same() -> None:
+    world = Set()
+    world.mesh.sold = "spot-a"
+    async with world.working() as runtime:
+        await runtime.register(facts("a"))
+        assert runtime.market.offer_id_of("a") == "spot-a"
+        world.mesh.told.put_nowait(NodeGone("a", "killed"))
+        while runtime.market.running("spot-a"):
+            await runtime.routes_changed.wait(0.01)

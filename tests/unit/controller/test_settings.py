@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from services.common.nodes import NodeShape
 from services.common.settings import read
+from services.controller.core.cluster.market import Market
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.model_facts import ModelFacts
 from services.controller.settings import ControllerSettings
@@ -56,3 +57,51 @@ def test_the_environment_is_read(
         read(ControllerSettings)
     assert stopped.value.code == 2
     assert "SHUNT_CONTROLLER_PIPELINES" in capsys.readouterr().err
+
+
+def test_without_a_market_every_speed_is_offered_as_often_as_anybody_asks() -> None:
+    settings = ControllerSettings(node_speeds="3:2,3:2")
+    three, two = settings.offers
+    assert (three.shape, two.shape) == (settings.initial_nodes[0], settings.initial_nodes[1])
+    assert (three.count, three.price_per_hour, three.declared) == (10_000, None, True)
+    market = Market()
+    assert market.update(settings.offers).dropped == ()
+    assert ControllerSettings(provider="external").offers == ()
+
+
+def test_a_market_decides_the_nodes_of_the_first_plan(tmp_path: Path) -> None:
+    path = tmp_path / "m.yaml"
+    path.write_text(
+        "offers: [{id: a, count: 4, price_per_hour: 1, relative_speed: 3, memory_bytes: 9,"
+        " launch_s: 30}]"
+    )
+    settings = ControllerSettings(market_file=path, node_speeds="3:3")
+    assert settings.initial_nodes == (NodeShape(9, 3.0),) * 2
+    assert [offer.offer_id for offer in settings.offers] == ["a"]
+    plain = ControllerSettings().cluster(FACTS).launch_timeout_s
+    assert settings.cluster(FACTS).launch_timeout_s == plain + 30
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, "no offer has the relative_speed 3"),
+        ({"node_speeds": "1", "provider": "external"}, "an external provider has no market"),
+    ],
+)
+def test_a_market_that_does_not_fit_is_refused_by_name(
+    tmp_path: Path, given: dict[str, str], told: str
+) -> None:
+    path = tmp_path / "m.yaml"
+    path.write_text("offers: [{id: a, count: 4, price_per_hour: 1}]")
+    with pytest.raises(ValidationError, match=told) as refused:
+        ControllerSettings(market_file=path, **given)
+    assert refused.value.errors()[0]["loc"] == ("market_file",)
+
+
+def test_the_example_of_a_market_is_one_for_the_nodes_there_are() -> None:
+    example = Path(__file__).parents[3] / "deploy" / "markets" / "laptop.yaml"
+    settings = ControllerSettings(market_file=example)
+    assert len(settings.initial_nodes) == 4
+    assert settings.market is not None
+    assert any(event.take for event in settings.market.events)

@@ -33,6 +33,7 @@ from services.common.generation import (
     TokenSpan,
 )
 from services.engine.backend import Batch, Sampled
+from services.engine.core.batching import Lead
 from services.engine.core.generations import Generations
 from services.engine.core.head_settings import HeadSettings
 from services.engine.core.pace import Pace
@@ -102,9 +103,7 @@ async def rig() -> Rig:
     rig = Rig(head, Stages(head), scheduler)
     head.form(
         rig.stages,  # type: ignore[arg-type]
-        scheduler,
-        Bounds(MODEL, 1000, 512),
-        Pace(1.0, row_s=0.0),
+        Lead("f", scheduler, Bounds(MODEL, 1000, 512), Pace(1.0, row_s=0.0)),
         "exact",
     )
     return rig
@@ -213,9 +212,7 @@ async def test_a_step_of_an_old_formation_is_not_taken_for_one_of_the_new(rig: R
     stages = Stages(rig.head, "f2")
     rig.head.form(
         stages,  # type: ignore[arg-type]
-        Scheduler(SchedulerSettings(), 64, 2),
-        Bounds(MODEL, 1000, 512),
-        Pace(1.0),
+        Lead("f2", Scheduler(SchedulerSettings(), 64, 2), Bounds(MODEL, 1000, 512), Pace(1.0)),
         "exact",
     )
     again = replace(call(), epoch=2, formation_id="f2")
@@ -314,9 +311,12 @@ async def test_a_finished_generation_stays_readable_when_another_formation_stand
     rig.head.dissolve("f")
     rig.head.form(
         Stages(rig.head, "f2"),  # type: ignore[arg-type]
-        Scheduler(SchedulerSettings(), 64, 2),
-        Bounds(ModelRef("another", "e"), 10, 16),
-        Pace(1.0),
+        Lead(
+            "f2",
+            Scheduler(SchedulerSettings(), 64, 2),
+            Bounds(ModelRef("another", "e"), 10, 16),
+            Pace(1.0),
+        ),
         "exact",
     )
     again = [frame async for frame in rig.head.read(call(max_tokens=1))]

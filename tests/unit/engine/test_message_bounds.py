@@ -133,7 +133,6 @@ def facts(hidden_size: int, dtype: str) -> StageFacts:
         hidden_size,
         1000,
         8192,
-        512,
         dtype,
         "exact",
         True,  # type: ignore[arg-type]

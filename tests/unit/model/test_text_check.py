@@ -10,6 +10,7 @@ import pytest
 
 from services.common.errors import InvalidArgument
 from services.model.text_check import check_text
+from services.model.tokenizer_settings import CLEAN_UP_BPE
 from tests.tiny_model import model_files, tiny_tokenizer
 
 FILES = model_files(tiny_tokenizer())
@@ -44,6 +45,12 @@ def _instead(files: dict[str, bytes]) -> None:
     files |= {"vocab.json": b"{}", "merges.txt": b""}
 
 
+def _same_id(files: dict[str, bytes]) -> None:
+    content = json.loads(files["tokenizer.json"])
+    content["model"]["vocab"]["a"] = content["model"]["vocab"]["b"]
+    files["tokenizer.json"] = json.dumps(content).encode()
+
+
 def test_a_sound_model_is_taken() -> None:
     check_text({}, SIZE, FILES)
 
@@ -51,6 +58,7 @@ def test_a_sound_model_is_taken() -> None:
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 GENERATION = "generation_config.json"
 WORDPIECE = {"type": "WordPiece", "prefix": "##", "cleanup": True}
+STRIDES = {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 9}
 STRIP = {"type": "Strip", "content": " ", "start": 0, "stop": 1}
 PIECES = {"type": "Replace", "pattern": {"Regex": "a+"}, "content": "b"}
 FUSED = {"type": "Sequence", "decoders": [{"type": "Fuse"}, STRIP]}
@@ -64,6 +72,15 @@ FUSED = {"type": "Sequence", "decoders": [{"type": "Fuse"}, STRIP]}
         (_file(TOKENIZER, b"version https://git-lfs"), TOKENIZER, TOKENIZER),
         (_json(TOKENIZER, model={"type": "BPE", "vocab": [], "merges": 3}), TOKENIZER, TOKENIZER),
         (_json(TOKENIZER, decoder=None), TOKENIZER, "decoder"),
+        (_json("added_tokens.json", new=7), "added_tokens.json", "new"),
+        (_file("added_tokens.json", b"\xff"), "added_tokens.json", "added_tokens.json"),
+        (_json(TOKENIZER, truncation=STRIDES), TOKENIZER, "truncation"),
+        (_same_id, TOKENIZER, "model.vocab"),
+        (_json(CONFIG, added_tokens_decoder=None), CONFIG, "added_tokens_decoder"),
+        (_json(CONFIG, added_tokens_decoder={"3": "x"}), CONFIG, "added_tokens_decoder"),
+        (_json(CONFIG, pad_token={"content": "<pad>"}), CONFIG, "pad_token"),
+        (_json(CONFIG, **{CLEAN_UP_BPE: True}), CONFIG, CLEAN_UP_BPE),
+        (_json(GENERATION, pad_token_id=[1]), GENERATION, "pad_token_id"),
         (_json(TOKENIZER, decoder=WORDPIECE), TOKENIZER, "decoder"),
         (_json(TOKENIZER, decoder=FUSED), TOKENIZER, "decoder"),
         (_json(TOKENIZER, decoder=PIECES), TOKENIZER, "decoder"),

@@ -127,7 +127,7 @@ class FormPipeline:
 @dataclass(frozen=True, slots=True)
 class DissolveFormation:
     """Engines: Dissolve on these members, best effort, all at once; no answer. A FormPipeline
-    that is emitted behind it must find it done: wait for the replies of reachable members."""
+    that is emitted behind it must find it done: `Turns` says which has to wait."""
 
     formation_id: str
     members: tuple[Member, ...]

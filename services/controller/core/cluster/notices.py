@@ -6,13 +6,13 @@ from services.controller.core.cluster.actions import Action, DrainFormation, Log
 from services.controller.core.cluster.membership import FormationState, Membership, Node, Pipeline
 from services.controller.core.cluster.settings import ClusterSettings
 
-_SAME_NOTICE_S = 0.5
+SAME_NOTICE_S = 0.5
 """A deadline is not taken for another one for so little."""
 
 
 def notice(node: Node, deadline_s: float, now_s: float) -> list[Action]:
     """The node will be taken away then; of several deadlines the earliest counts."""
-    if node.deadline_s is not None and deadline_s > node.deadline_s - _SAME_NOTICE_S:
+    if node.deadline_s is not None and deadline_s > node.deadline_s - SAME_NOTICE_S:
         return []
     node.deadline_s = deadline_s
     attributes = {"notice_s": f"{deadline_s - now_s:g}"}

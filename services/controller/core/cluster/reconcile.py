@@ -82,7 +82,7 @@ class Reconciler:
         lacking, surplus = match_shapes(self._settings.initial, state.staying())
         missing = lacking[: max(0, len(lacking) - len(surplus))]
         launched = [state.launch(shape, now_s) for shape in missing]
-        return [LaunchNode(node.node_id, node.shape) for node in launched]
+        return [action for node in launched for action in _launched(node)]
 
     def _plan(self, state: Membership, now_s: float) -> list[Action]:
         nodes = [node for node in state.nodes.values() if node.usable]
@@ -152,10 +152,7 @@ class Reconciler:
         if instead_of is not None and instead_of.loads.permanent:
             return "", []  # one more node of its shape would say the same
         node = state.launch(stage.shape, now_s)
-        return node.node_id, [
-            LaunchNode(node.node_id, node.shape),
-            LogEvent("node_launched", node.node_id, pipeline.pipeline_id),
-        ]
+        return node.node_id, _launched(node, pipeline.pipeline_id)
 
     def _idle(self, state: Membership, stage: Stage, *, loaded: bool) -> Node | None:
         """A node without a place that could run the stage, or that holds its layers; rather not
@@ -249,3 +246,11 @@ class Reconciler:
             return []
         pipeline.unlike = classes
         return [LogEvent("numerics_differ", "", pipeline.pipeline_id, {"classes": classes})]
+
+
+def _launched(node: Node, pipeline_id: str = "") -> list[Action]:
+    """Starts the node, and says so; those for the first plan are of no pipeline yet."""
+    return [
+        LaunchNode(node.node_id, node.shape),
+        LogEvent("node_launched", node.node_id, pipeline_id),
+    ]

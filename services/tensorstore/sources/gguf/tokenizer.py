@@ -9,6 +9,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, processors
 
+from services.model.tokenizer_class import GGUF, MADE_FROM
 from services.tensorstore.sources.gguf.metadata import Metadata, refuse
 from services.tensorstore.sources.gguf.vocabulary import GgufVocabulary, byte_level, sentencepiece
 
@@ -66,6 +67,7 @@ def read(metadata: Metadata, rows: int) -> TokenizerFiles:
     template = _template(metadata)
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
+        MADE_FROM: GGUF,
         "clean_up_tokenization_spaces": False,
         "additional_special_tokens": control,
         **adds,

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from services.engine.native import exactness, kernels
-from services.engine.native.compiled import CompiledLayers
-from services.engine.native.torch_layers import TorchLayers
+from services.engine.native.compiled import CompiledPacking
+from services.engine.native.torch_layers import TorchPacking
 
 LEVELS = kernels.supported_levels()
 
@@ -49,11 +49,17 @@ FLAWS = {
 }
 
 
-def _layers(model, layers=range(5), dtype=torch.bfloat16):
+def _made(packing, tensors, kv_blocks):
+    """An arithmetic of all five layers."""
+    layers = [packing.layer(tensors, layer) for layer in range(5)]
+    return packing.arithmetic(layers, packing.head(tensors), kv_blocks)
+
+
+def _layers(model, dtype=torch.bfloat16):
     library = kernels.load()
     if library is None:
-        return TorchLayers(model.config, model.tensors, layers, dtype, 8, "cpu")
-    return CompiledLayers(library, model.config, model.tensors, layers, dtype, 8, 1)
+        return _made(TorchPacking(model.config, dtype, "cpu"), model.tensors, 8)
+    return _made(CompiledPacking(library, model.config, dtype, 1), model.tensors, 8)
 
 
 @pytest.mark.parametrize("flaw", FLAWS)
@@ -69,9 +75,13 @@ def test_a_flaw_makes_a_stage_inexact(tiny_model, llama, flaw):
 @pytest.mark.parametrize("kv_blocks", [1, 2, 3, 6, 64])
 @pytest.mark.parametrize("layers", [range(0, 2), range(2, 5)])
 def test_every_stage_is_exact_and_says_so(tiny_model, llama, kv_blocks, layers):
-    stage = tiny_model(llama).stage(layers, kv_blocks=kv_blocks, self_test=True)
+    model = tiny_model(llama)
+    stage = model.stage(layers, kv_blocks=kv_blocks, self_test=True)
     assert stage.facts.exact
     assert stage.facts.numerics_class.startswith("exact-cpu-bf16-")
+    stage.begin(kv_blocks)
+    last = layers.stop == 5
+    assert exactness.is_exact(stage._arithmetic, model.config, kv_blocks, torch.bfloat16, last=last)
 
 
 def test_a_stage_that_was_not_tested_counts_as_inexact(tiny_model, llama):
@@ -95,9 +105,8 @@ def test_the_class_is_that_of_the_arithmetic_not_of_model_or_layers(tiny_model, 
 def test_a_row_among_hundreds_is_that_row_alone(tiny_model, llama, level):
     model, count = tiny_model(llama), 300
     library = kernels.load(level=level)
-    layers = CompiledLayers(
-        library, model.config, model.tensors, range(5), torch.bfloat16, 2 * count, 1
-    )
+    packing = CompiledPacking(library, model.config, torch.bfloat16, 1)
+    layers = _made(packing, model.tensors, 2 * count)
     rows = torch.randn(count, 96, generator=torch.Generator().manual_seed(4)).bfloat16()
     tables = [range(2 * row, 2 * row + 2) for row in range(count)]
     alone = [
@@ -122,14 +131,14 @@ def test_levels_of_one_arithmetic_give_the_same_bits(tiny_model, llama):
         library = kernels.load(level=level)
         for dtype in (torch.bfloat16, torch.float32):
 
-            def build(config, tensors, layers, kv_blocks, library=library, dtype=dtype):
-                return CompiledLayers(library, config, tensors, layers, dtype, kv_blocks, 1)
+            def packer(config, library=library, dtype=dtype):
+                return CompiledPacking(library, config, dtype, 1)
 
-            layers = build(model.config, model.tensors, range(5), 8)
+            layers = _made(packer(model.config), model.tensors, 8)
             rows = torch.randn(40, 96, generator=torch.Generator().manual_seed(3)).to(dtype)
             result = layers.forward(rows, [exactness.Span(0, 40, 0, range(3))])
             found.setdefault((level.arithmetic, dtype), []).append(
-                (exactness.fingerprint(build, dtype), result)
+                (exactness.fingerprint(packer, dtype), result)
             )
             layers.close()
     assert any(len(same) > 1 for same in found.values())

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 
 import pytest
 import torch
 
 from services.common.errors import InvalidArgument
 from services.engine.native.arithmetic import Span
-from services.engine.native.model import kv_block_bytes, load_stage
+from services.engine.native.model import (
+    NativeModel,
+    kv_block_bytes,
+    layer_bytes,
+    load_stage,
+    packer,
+)
 from tests.configs import LLAMA, QWEN3
 
 LLAMA3_ROPE = {
@@ -70,7 +78,7 @@ def _reference(model):
 
 def _native(model, **options):
     stage = model.stage(**options)
-    hidden = stage._embedding[IDS[0]]
+    hidden = stage._embed(IDS[0])
     spans = [Span(0, ROWS, 0, [3, 9, 4, 0, 7, 1, 20, 13, 2, 5, 31, 30, 6])]
     return stage._arithmetic.logits(stage._arithmetic.forward(hidden, spans))
 
@@ -126,7 +134,7 @@ def test_only_the_tensors_of_the_range_are_asked_for(tiny_model, llama):
 def test_a_range_outside_the_model_is_refused(tiny_model, llama, layers):
     model = tiny_model(llama)
     with pytest.raises(InvalidArgument) as refused:
-        load_stage(model.config, model.tensors, layers)
+        load_stage(model.config, model.tensors, layers, kv_blocks=4)
     assert refused.value.field == "layers"
 
 
@@ -150,16 +158,80 @@ def test_a_wrong_tensor_is_refused_by_name(tiny_model, llama, change, message):
     assert refused.value.field == name
 
 
-def test_the_cache_takes_the_bytes_it_is_given(tiny_model, llama):
-    model = tiny_model(llama)
-    block = kv_block_bytes(model.config, range(1, 3), "bf16")
+def test_a_block_takes_the_bytes_that_are_counted_for_it(tiny_model, llama):
+    block = kv_block_bytes(tiny_model(llama).config, range(1, 3), "bf16")
     assert block == 2 * 2 * 2 * 32 * 16 * 2  # layers, K and V, KV heads, head size, rows, bytes
-    stage = model.stage(range(1, 3), kv_blocks=None, kv_bytes=10 * block + 1)
-    assert stage.facts.kv_blocks == 10
-    assert stage.facts.context_length == 160
-    with pytest.raises(InvalidArgument) as refused:
-        model.stage(range(1, 3), kv_blocks=None, kv_bytes=block - 1)
-    assert refused.value.field == "kv_bytes"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_layers_take_the_bytes_that_are_counted_for_them(tiny_model, tied, dtype):
+    """Beside norms in fp32, and columns that fill whole blocks."""
+    model = tiny_model(LLAMA, tie_word_embeddings=tied)
+    config, counted = model.config, layer_bytes(model.config, range(5), dtype)
+    held = {}
+    for layer, resident in model.stage(dtype=dtype).resident_layers().items():
+        held[layer] = resident.packed_bytes
+    held[0] += config.vocab_size * config.hidden_size * (2 if dtype == "bf16" else 4)
+    for layer in range(5):
+        assert counted[layer] == pytest.approx(held[layer], rel=0.02)
+
+
+def _packed(model):
+    """A model that packs what it is given, and the layers it was given, in order."""
+    native, seen = NativeModel(model.config, "bf16", packer("bf16")), []
+
+    def take(layers):
+        for run in native.lacking(layers):
+            native.pack(model.tensors, run)
+            seen.extend(run)
+        return native.stage(layers, self_test=False)
+
+    return native, take, seen
+
+
+def test_stages_that_share_layers_are_made_of_one_copy_and_say_what_each_alone_says(
+    tiny_model, llama, pipeline
+):
+    model = tiny_model(llama)
+    prompt = list(range(3, 40))
+    expected = pipeline([model.stage()]).generate(prompt, 12)
+    native, take, seen = _packed(model)
+    whole, front, back = take(range(0, 5)), take(range(0, 3)), take(range(3, 5))
+    assert seen == [0, 1, 2, 3, 4]
+    for layer, held in front.resident_layers().items():
+        assert held == whole.resident_layers()[layer]
+        assert front._layers[layer] is whole._layers[layer]
+    for stage in (whole, front, back):
+        stage.begin(64)
+    assert pipeline([whole]).generate(prompt, 12) == expected
+    assert pipeline([front, back]).generate(prompt, 12) == expected
+    native.retain(range(0, 3))
+    whole.close()
+    back.close()
+    assert native.lacking(range(0, 5)) == [range(3, 5)]
+    again = take(range(2, 5))
+    again.begin(64)
+    assert seen == [0, 1, 2, 3, 4, 3, 4]
+    assert pipeline([front, again]).stages[0].resident_layers().keys() == {0, 1, 2}
+    other = take(range(3, 5))
+    other.begin(64)
+    assert pipeline([front, other]).generate(prompt, 12) == expected
+    for stage in (front, again, other):
+        stage.close()
+
+
+def test_memory_of_a_layer_goes_with_its_last_stage(tiny_model, llama):
+    model = tiny_model(llama)
+    native, take, _ = _packed(model)
+    first, second = take(range(0, 3)), take(range(2, 5))
+    shared = weakref.ref(first._layers[2].packed.matrices[0])
+    native.retain(())
+    first.close()
+    assert shared() is not None
+    second.close()
+    gc.collect()
+    assert shared() is None
 
 
 def test_the_last_position_of_the_context_can_be_used(tiny_model, llama, pipeline):

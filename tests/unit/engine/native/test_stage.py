@@ -86,7 +86,7 @@ def _together(whole, count):
 def test_a_batch_gives_every_sequence_the_ids_it_has_alone(model, pipeline, way):
     whole = pipeline([model.stage(**way)])
     together = _together(whole, 10)
-    whole.stages[0].reset()
+    whole.stages[0].begin(64)
     for slot, prompt in enumerate(PROMPTS):
         alone = whole.generate(prompt, 10, choice=slot % 2, slot=slot, **SEEDED)
         assert together[slot] == alone
@@ -114,7 +114,7 @@ def test_hidden_states_are_equal_bit_for_bit_for_any_chunks_and_neighbours(
             opens = [whole.open(slot, ids) for slot in range(len(steps))] if not start else []
             found.append(stage.forward(Batch(steps, opens), rows).data[: size * row_bytes])
             start += size
-        stage.reset()
+        stage.begin(64)
         return b"".join(found)
 
     sizes = data.draw(st.lists(st.integers(1, 20), max_size=6))
@@ -157,10 +157,25 @@ def test_matrices_that_lie_transposed_give_the_same_ids(tiny_model, llama, pipel
 def test_a_closed_stage_holds_nothing_and_refuses_batches(model, pipeline):
     stage = model.stage()
     stage.close()
-    assert stage.resident_tensors() == ()
-    assert stage.packed_bytes == 0
+    assert stage.resident_layers() == {}
     with pytest.raises(FailedPrecondition, match="closed"):
         stage.forward(Batch([]), [])
+    with pytest.raises(FailedPrecondition, match="closed"):
+        stage.begin(4)
+
+
+def test_a_stage_that_is_begun_again_has_forgotten_all_but_its_weights(model, pipeline):
+    stage = model.stage()
+    whole = pipeline([stage])
+    reference = whole.generate(PROMPTS[3], 8)
+    stage.forward(Batch([whole.step(0, 0, 16)], [whole.open(0, PROMPTS[2])]), PROMPTS[2])
+    stage.end()
+    with pytest.raises(FailedPrecondition, match="no cache"):
+        stage.forward(Batch([]), [])
+    stage.begin(8)
+    assert whole.generate(PROMPTS[3], 8) == reference
+    with pytest.raises(InvalidArgument, match="below 8"):
+        whole.run(Batch([_step(block_table=(8,))], [whole.open(0, PROMPTS[2])]), PROMPTS[2])
 
 
 def test_an_empty_batch_that_only_closes_passes_every_stage(model, pipeline):
@@ -235,7 +250,7 @@ def test_rows_of_the_wrong_kind_are_refused(tiny_model, llama, pipeline):
         (second, replace(hidden, dtype="fp32"), "hidden.dtype"),
         (second, replace(hidden, data=hidden.data[:-1]), "hidden.data"),
     ]:
-        stage.reset()
+        stage.begin(64)
         with pytest.raises(InvalidArgument) as refused:
             stage.forward(batch, rows)
         assert refused.value.field == field

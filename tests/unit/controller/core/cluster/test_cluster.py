@@ -44,8 +44,10 @@ from tests.unit.controller.small_cluster import (
 
 def test_nothing_is_launched_twice_and_the_plan_waits_for_nodes() -> None:
     cluster = Cluster(SETTINGS, drawer(), 0.0, 0.0)
-    launches = all_of(cluster.start(0.0), LaunchNode)
+    first = cluster.start(0.0)
+    launches = all_of(first, LaunchNode)
     assert [launch.node_id for launch in launches] == ["node-1", "node-2"]
+    assert said(first) == ["node_launched", "node_launched"]
     assert all_of(cluster.register(facts("node-1"), 0.0), AskPlan) == []
     beat(cluster, "node-1", "", SETTINGS.settle_s)
     assert all_of(cluster.tick(SETTINGS.settle_s), AskPlan) == []

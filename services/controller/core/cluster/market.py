@@ -1,0 +1,307 @@
+"""What nodes are to be had and at what price, who runs on which offer, and what that costs.
+
+A provider is a market: it has offers, and it tells what happens to them and to the nodes that were
+launched from them. What it says is looked at before it counts: an absurd offer is dropped, by the
+field that is wrong, and so is what is beyond `MAX_OFFERS`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from math import inf, isfinite
+
+from services.common.errors import InvalidArgument, ResourceExhausted
+from services.common.nodes import NodeShape
+from services.common.speeds import MAX_SPEED
+
+MAX_OFFERS = 1000
+"""More are not looked at."""
+MAX_COUNT = 10_000
+"""Nodes of one offer."""
+MAX_PRICE_PER_HOUR = 1e6
+MAX_INTERRUPTIONS_PER_HOUR = 3600.0
+MAX_LAUNCH_S = 600.0
+MAX_NAME_CHARS = 128
+MAX_NOTICE_S = 86_400.0
+NO_CAPACITY = "no capacity"
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Nodes of one kind, as somebody offers them; `check` says what a sound one looks like."""
+
+    offer_id: str
+    instance_type: str
+    shape: NodeShape
+    count: int
+    """How many of them may run at once, those that run included."""
+    price_per_hour: float | None = None
+    """Of one node; None where nobody names a price."""
+    pool: str = ""
+    """What is taken away together."""
+    spot: bool = False
+    """It may be taken away; otherwise it is on demand."""
+    interruptions_per_hour: float = 0.0
+    """Of one node, as the market tells it."""
+    launch_s: float = 0.0
+    """From the order to the start of the node's process."""
+    declared: bool = False
+    """Its nodes are told their shape, and do not find it themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a provider is able to do."""
+
+    launches: bool = False
+    ends: bool = False
+    gives_notice: bool = False
+    """It can be told to take a node away behind a notice, as a cloud does by itself."""
+
+
+class NoticeKind(StrEnum):
+    """Who gave a notice, and what for."""
+
+    SPOT = "spot"
+    """The market takes its node back."""
+    REBALANCE = "rebalance"
+    """It says that it is likely to."""
+    SHUTDOWN = "shutdown"
+    """The host goes down."""
+    OPERATOR = "operator"
+    """Somebody asked for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeGone:
+    """A node has ended, for whatever reason."""
+
+    node_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeNotice:
+    """A node will be taken away."""
+
+    node_id: str
+    deadline_s: float
+    """On the controller's clock, which every other time is on: a provider that is told a wall time
+    turns it into this one as soon as it hears it."""
+    kind: NoticeKind
+
+    def left_s(self, now_s: float) -> float:
+        """How long it is there yet, at most `MAX_NOTICE_S`; raises InvalidArgument."""
+        if not isfinite(self.deadline_s):
+            raise InvalidArgument("a deadline is a time", field="deadline_s")
+        return min(max(0.0, self.deadline_s - now_s), MAX_NOTICE_S)
+
+
+@dataclass(frozen=True, slots=True)
+class OffersChanged:
+    """The offers are others now."""
+
+    offers: tuple[Offer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchFailed:
+    """A launch came to nothing: no node runs, and none will come of it."""
+
+    node_id: str
+    reason: str
+    retry_after_s: float = 0.0
+    """Its offer is of no use before that."""
+
+
+ProviderEvent = NodeGone | NodeNotice | OffersChanged | LaunchFailed
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """An offer that does not count."""
+
+    offer_id: str
+    field: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class MarketChange:
+    """What an update of the offers came to."""
+
+    changed: tuple[str, ...] = ()
+    """Offers that are new, other, or gone."""
+    dropped: tuple[Dropped, ...] = ()
+
+
+class Market:
+    """The offers that count, and the nodes that run on them."""
+
+    def __init__(self) -> None:
+        self._offers: dict[str, Offer] = {}
+        self._withdrawn: dict[str, Offer] = {}
+        """Offered no more; nodes of them run on."""
+        self._of_node: dict[str, str] = {}
+        self._running: Counter[str] = Counter()
+        self._shut_until_s: dict[str, float] = {}
+
+    def update(self, offers: Sequence[Offer]) -> MarketChange:
+        """These are all offers now; the same again changes nothing."""
+        before, now, dropped = self._offers, dict[str, Offer](), list[Dropped]()
+        for offer in offers[:MAX_OFFERS]:
+            try:
+                check(offer)
+                if offer.offer_id in now:
+                    raise InvalidArgument("another offer has this id", field="offer_id")
+            except InvalidArgument as error:
+                dropped.append(Dropped(offer.offer_id[:MAX_NAME_CHARS], error.field, error.message))
+            else:
+                now[offer.offer_id] = offer
+        if len(offers) > MAX_OFFERS:
+            reason = f"{len(offers) - MAX_OFFERS} offers beyond {MAX_OFFERS}"
+            dropped.append(Dropped("", "offers", reason))
+        for offer_id, offer in now.items():
+            if offer_id in before and offer.count > before[offer_id].count:
+                self._shut_until_s.pop(offer_id, None)
+        known = self._withdrawn | before
+        self._withdrawn = {
+            name: offer for name, offer in known.items() if name not in now and self._running[name]
+        }
+        self._shut_until_s = {k: v for k, v in self._shut_until_s.items() if k in now}
+        self._offers = now
+        changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+        return MarketChange(tuple(changed), tuple(dropped))
+
+    def choose(self, shape: NodeShape, now_s: float) -> Offer | None:
+        """The cheapest offer of this very shape that has a node left, spot before on-demand at the
+        same price; None where there is none, or where all of them said no a moment ago."""
+        fit = (
+            offer
+            for offer in self._offers.values()
+            if offer.shape == shape
+            and self.open_count(offer.offer_id)
+            and now_s >= self._shut_until_s.get(offer.offer_id, -inf)
+        )
+        return min(fit, key=_rank, default=None)
+
+    def launch(self, node_id: str, offer_id: str) -> None:
+        """A node of the offer is ordered. Raises ResourceExhausted when none is left of it."""
+        if self._of_node.get(node_id) == offer_id:
+            return
+        if not self.open_count(offer_id):
+            raise ResourceExhausted(NO_CAPACITY, field="offer")
+        self.found(node_id, offer_id)
+
+    def found(self, node_id: str, offer_id: str) -> None:
+        """A node runs on an offer, whatever the offer says of it."""
+        self.ended(node_id)
+        if offer_id:
+            self._of_node[node_id] = offer_id
+            self._running[offer_id] += 1
+
+    def refused(self, node_id: str, retry_after_s: float, now_s: float) -> None:
+        """The launch came to nothing: its offer is left alone for a while."""
+        offer_id = self._of_node.get(node_id)
+        if offer_id in self._offers and retry_after_s > 0:  # nor is NaN a while
+            self._shut_until_s[offer_id] = now_s + min(retry_after_s, MAX_LAUNCH_S)
+        self.ended(node_id)
+
+    def ended(self, node_id: str) -> None:
+        """Nothing runs there any more, or is going to."""
+        offer_id = self._of_node.pop(node_id, None)
+        if offer_id is None:
+            return
+        self._running[offer_id] -= 1
+        if not self._running[offer_id]:
+            del self._running[offer_id]
+            self._withdrawn.pop(offer_id, None)
+
+    # What others see
+
+    def offers(self) -> tuple[Offer, ...]:
+        """Those that count."""
+        return tuple(self._offers.values())
+
+    def offer(self, offer_id: str) -> Offer | None:
+        """As it is, or was when it was last offered and nodes of it run."""
+        return self._offers.get(offer_id) or self._withdrawn.get(offer_id)
+
+    def offer_id_of(self, node_id: str) -> str:
+        """What a node runs on; empty when that is not known."""
+        return self._of_node.get(node_id, "")
+
+    def running(self, offer_id: str) -> int:
+        """Nodes of the offer that run or are ordered."""
+        return self._running[offer_id]
+
+    def open_count(self, offer_id: str) -> int:
+        """How many more nodes of it are to be had."""
+        offer = self._offers.get(offer_id)
+        return 0 if offer is None else max(0, offer.count - self._running[offer_id])
+
+    def fits(self, offer_id: str) -> bool:
+        """Those that run or are ordered are not more than the offer has by now."""
+        offer = self._offers.get(offer_id)
+        return offer is not None and self._running[offer_id] <= offer.count
+
+    def cost_per_hour(self) -> float | None:
+        """Of the nodes that run or are ordered; None where a price is not known."""
+        return self._sum({name: self._price(name) for name in self._running})
+
+    def on_demand_cost_per_hour(self) -> float | None:
+        """What the same nodes would cost on demand, each by the cheapest such offer of its instance
+        type; None where there is none."""
+        on_demand: dict[str, float] = {}
+        for offer in self._offers.values():
+            if not offer.spot and offer.price_per_hour is not None:
+                cheapest = min(on_demand.get(offer.instance_type, inf), offer.price_per_hour)
+                on_demand[offer.instance_type] = cheapest
+        found = {name: self.offer(name) for name in self._running}
+        return self._sum(
+            {k: None if o is None else on_demand.get(o.instance_type) for k, o in found.items()}
+        )
+
+    def _price(self, offer_id: str) -> float | None:
+        offer = self.offer(offer_id)
+        return None if offer is None else offer.price_per_hour
+
+    def _sum(self, prices: dict[str, float | None]) -> float | None:
+        known = {name: price for name, price in prices.items() if price is not None}
+        if len(known) < len(prices):
+            return None
+        if not known and all(offer.price_per_hour is None for offer in self._offers.values()):
+            return None
+        return sum(price * self._running[name] for name, price in known.items())
+
+
+def check(offer: Offer) -> None:
+    """Raises InvalidArgument for an offer that cannot be, naming field and limit."""
+    for field, text in (("offer_id", offer.offer_id), ("instance_type", offer.instance_type)):
+        if not 1 <= len(text) <= MAX_NAME_CHARS or not text.isprintable():
+            raise InvalidArgument(f"{field} has 1 to {MAX_NAME_CHARS} characters", field=field)
+    if len(offer.pool) > MAX_NAME_CHARS or not offer.pool.isprintable():
+        raise InvalidArgument(f"pool has at most {MAX_NAME_CHARS} characters", field="pool")
+    if offer.price_per_hour is not None:
+        _check("price_per_hour", offer.price_per_hour, 0, MAX_PRICE_PER_HOUR, over=True)
+    _check("count", offer.count, 0, MAX_COUNT)
+    hazard = offer.interruptions_per_hour
+    _check("interruptions_per_hour", hazard, 0, MAX_INTERRUPTIONS_PER_HOUR)
+    _check("launch_s", offer.launch_s, 0, MAX_LAUNCH_S)
+    _check("relative_speed", offer.shape.relative_speed, 0, MAX_SPEED, over=True)
+    _check("memory_bytes", offer.shape.memory_bytes, 1, 1 << 63)
+
+
+def _check(field: str, value: float, least: float, most: float, *, over: bool = False) -> None:
+    if not least <= value <= most or (over and value == least):  # NaN lies nowhere
+        raise InvalidArgument(
+            f"{field} lies in {'(' if over else '['}{least:g}, {most:g}]", field=field
+        )
+
+
+def _rank(offer: Offer) -> tuple[float, bool, str]:
+    price = inf if offer.price_per_hour is None else offer.price_per_hour
+    return price, not offer.spot, offer.offer_id

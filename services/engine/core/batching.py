@@ -1,0 +1,176 @@
+"""A head's generations and the batch that runs them, tied together.
+
+Whatever happens (a call, a step that came back, an answer of the journal) becomes a call of the
+generations; what they ask of the scheduler is done at once, and then every step that may start
+does. What is left for the edge is what this answers with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from services.common.exchange import GenerateCall
+from services.common.generation import ModelRef
+from services.engine.backend import BLOCK_SIZE, Sampled, StageFacts
+from services.engine.core.actions import (
+    Action,
+    DropSequence,
+    SetUnread,
+    StartSequence,
+    StopSequence,
+    Wake,
+    WakeCheckpoints,
+)
+from services.engine.core.generations import Generations
+from services.engine.core.pace import Pace
+from services.engine.core.scheduler import Scheduler, SchedulerSettings, Step, StepResult
+from services.engine.core.step_size import most_rows
+from services.engine.core.validation import Bounds
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What is for the edge to do now, steps first: they compute while readers are served."""
+
+    steps: tuple[Step, ...] = ()
+    """To be handed to the first stage, in order."""
+    readers: tuple[int, ...] = ()
+    """`Generations.next_frame` has something for these."""
+    checkpoints: bool = False
+    """`Generations.take_checkpoints` has something that should not wait."""
+    begins: bool = False
+    """Sequences were begun."""
+    sampled: int = 0
+    """Tokens that a step brought."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """What exists while this process heads a formation."""
+
+    formation_id: str
+    scheduler: Scheduler
+    bounds: Bounds
+    pace: Pace
+
+
+def lead_of(
+    formation_id: str,
+    model: ModelRef,
+    facts: StageFacts,
+    *,
+    stages: int,
+    kv_blocks: int,
+    settings: SchedulerSettings,
+    progress_s: float,
+    limit_bytes: int,
+) -> Lead:
+    """What the head of this many stages begins with; `facts` are those of its own.
+
+    Raises FailedPrecondition when no step fits into a message.
+    """
+    positions = min(facts.context_length, kv_blocks * BLOCK_SIZE)
+    rows = most_rows(facts, kv_blocks, positions, settings, limit_bytes)
+    batches = replace(settings, token_budget=min(settings.token_budget, rows))
+    return Lead(
+        formation_id,
+        Scheduler(batches, kv_blocks, stages),
+        Bounds(model, facts.vocab_size, positions, limit_bytes),
+        Pace(progress_s),
+    )
+
+
+class Batching:
+    """Runs the generations in the batch of the formation that is led at the time."""
+
+    def __init__(self, generations: Generations) -> None:
+        self.generations = generations
+        self.lead: Lead | None = None
+
+    @property
+    def has_work(self) -> bool:
+        """Steps are to be made, or to come back."""
+        return self.lead is not None and self.lead.scheduler.has_work
+
+    def form(self, lead: Lead, numerics_class: str, now_s: float) -> Due:
+        """Heads a formation that stands."""
+        self.lead = lead
+        actions = self.generations.form(lead.formation_id, numerics_class, now_s)
+        return self._carry_out(actions, now_s)
+
+    def dissolve(self, formation_id: str, now_s: float) -> Due:
+        """Seals what is known and tells every reader; nothing in flight counts any more."""
+        if self.lead is None or self.lead.formation_id != formation_id:
+            return Due()
+        actions = self.generations.dissolve(formation_id, now_s)
+        self.lead = None
+        return self.act(actions, now_s)
+
+    def generate(self, reader_id: int, call: GenerateCall, now_s: float) -> Due:
+        """Runs a generation, or attaches to it. Raises what Bounds.check and Generations.generate
+        do."""
+        lead = self.lead
+        if lead is not None and lead.formation_id == call.formation_id:
+            lead.bounds.check(call)
+        return self.act(self.generations.generate(reader_id, call, now_s), now_s)
+
+    def came_back(self, step: int, tokens: Sequence[Sampled], now_s: float) -> Due:
+        """A step of the formation that is led went through all stages."""
+        lead = self.lead
+        if lead is None:
+            return Due()
+        lead.pace.came_back(step, now_s)
+        result = lead.scheduler.complete(step, tokens)
+        actions = self.generations.stepped(step, result.tokens, now_s)
+        for key in result.stopped:
+            actions += self.generations.sequence_stopped(key, now_s)
+        return self._carry_out(actions, now_s, came_back=result)
+
+    def overdue(self, now_s: float) -> bool:
+        """A step should have been back; to be asked every GLANCE_S or sooner."""
+        return self.lead is not None and self.lead.pace.overdue(now_s)
+
+    def act(self, actions: Iterable[Action], now_s: float) -> Due:
+        """Does what the generations ask."""
+        return self._carry_out(actions, now_s)
+
+    def _carry_out(
+        self, actions: Iterable[Action], now_s: float, came_back: StepResult | None = None
+    ) -> Due:
+        scheduler = self.lead.scheduler if self.lead is not None else None
+        waiting, readers, checkpoints, begins = list(actions), [], False, False
+        changed = came_back is not None
+        for action in waiting:  # which grows while it is walked
+            if isinstance(action, Wake):
+                readers.append(action.reader_id)
+                continue
+            if isinstance(action, WakeCheckpoints):
+                checkpoints = True
+                continue
+            changed = True
+            if isinstance(action, StopSequence):
+                if scheduler is None or scheduler.stop(action.key):
+                    waiting += self.generations.sequence_stopped(action.key, now_s)
+            elif scheduler is not None:
+                if isinstance(action, StartSequence):
+                    begins = True
+                    scheduler.start(action.key, action.request, action.output_ids)
+                elif isinstance(action, SetUnread):
+                    scheduler.set_unread(action.key, action.unread)
+                elif isinstance(action, DropSequence):
+                    scheduler.drop(action.key)
+        steps = self._steps(now_s) if changed else ()  # most ticks change nothing
+        sampled = len(came_back.tokens) if came_back is not None else 0
+        return Due(steps, tuple(readers), checkpoints, begins, sampled)
+
+    def _steps(self, now_s: float) -> tuple[Step, ...]:
+        lead, steps = self.lead, []
+        if lead is None:
+            return ()
+        while (step := lead.scheduler.next_step()) is not None:
+            lead.pace.departed(step.number, len(step.token_ids), now_s)
+            steps.append(step)
+        for key, phase in lead.scheduler.take_phases().items():
+            self.generations.sequence_phase(key, phase)
+        return tuple(steps)

@@ -1,0 +1,7 @@
+"""Where processes are found whoever plays them at the moment."""
+
+from __future__ import annotations
+
+CONTROLLER = "controller"
+ROUTERS = "router-"
+"""What the address of each router begins with."""

@@ -1,0 +1,67 @@
+"""What a simulated mesh is made of, and what fails in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from services.common.generation import ModelRef
+from services.common.nodes import NodeShape
+from services.controller.core.cluster.settings import ClusterSettings
+from services.controller.core.ledger.outcomes import LedgerSettings
+from services.engine.core.head_settings import HeadSettings
+from services.engine.core.scheduler import SchedulerSettings
+from services.router.core.follower_settings import FollowerSettings
+
+MODEL = ModelRef("model", "d1")
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationSettings:
+    """Settings of every core, times scaled for short schedules."""
+
+    head: HeadSettings = field(default_factory=lambda: HeadSettings(detach_s=2.0, keep_s=5.0))
+    ledger: LedgerSettings = field(
+        default_factory=lambda: LedgerSettings(retention_s=20.0, parked_retention_s=60.0)
+    )
+    follower: FollowerSettings = field(
+        default_factory=lambda: FollowerSettings(recover_s=20.0, resume_timeout_s=3.0, reach_s=3.0)
+    )
+    cluster: ClusterSettings = field(
+        default_factory=lambda: ClusterSettings(
+            model=MODEL,
+            initial=(NodeShape(1 << 30, 1.0),) * 4,
+            restart_grace_s=1.5,
+            progress_s=2.0,
+            settle_s=2.0,
+            launch_timeout_s=3.0,
+            lost_kept_s=10.0,
+            retry_max_s=2.0,
+            replace_max_s=2.0,
+            stable_s=1.0,
+            load_attempts=3,
+        )
+    )
+    """Of the next controller."""
+    scheduler: SchedulerSettings = field(
+        default_factory=lambda: SchedulerSettings(
+            token_budget=8, max_sequences=2, min_overlap_sequences=2, min_overlap_rows=12
+        )
+    )
+    kv_blocks: int = 64
+    """Of every engine; each holds the ids of BLOCK_SIZE positions."""
+    progress_s: float = 2.0
+    """A step that takes this much longer than expected is stuck."""
+    routers: int = 2
+    exact: bool = True
+    """A head goes on as the one before would have: its ids depend on those before them alone."""
+    launch_s: float = 0.3
+    load_s: float = 0.5
+    exits_seen: bool = True
+    """The provider tells the controller when a process it started dies."""
+    launch_fails: float = 0.0
+    launch_lost: float = 0.0
+    """Share of the launches of which nobody hears again."""
+    plan_fails: float = 0.0
+    load_fails: float = 0.0
+    other_class: float = 0.0
+    """Share of the nodes whose arithmetic is of another class."""

@@ -1,0 +1,107 @@
+"""A model of a formation's stages: rows in KV blocks, and a token drawn from what they hold."""
+
+from __future__ import annotations
+
+import zlib
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from services.common.errors import InvalidArgument
+from services.common.generation import Sampling
+from services.common.nodes import Member
+from services.engine.backend import BLOCK_SIZE, Sampled, SequenceOpen, SequenceStep, StageFacts
+from services.engine.core.scheduler import Step
+from services.model.vocabulary import Vocabulary
+
+LAYER_COUNT = 30
+VOCAB_SIZE = 1000
+VOCABULARY = Vocabulary(
+    shown=tuple(f" {token}".encode() for token in range(VOCAB_SIZE)),
+    labels=tuple(f" {token}".encode() for token in range(VOCAB_SIZE)),
+)
+ID_BYTES = 4
+BLOCK_BYTES = BLOCK_SIZE * ID_BYTES
+
+
+def token_of(sampling: Sampling, choice: int, ids: bytes, salt: str) -> int:
+    """A token that depends on every id before it, the prompt's too; a `salt` makes stages
+    inexact."""
+    state = zlib.crc32(ids, zlib.crc32(f"{sampling.seed} {choice} {salt}".encode()))
+    eos = sampling.eos_token_ids
+    return eos[0] if state % 61 == 0 else 100 + state % 50
+
+
+def bytes_of(ids: Iterable[int]) -> bytes:
+    """As a cache holds them."""
+    return array("I", ids).tobytes()
+
+
+def facts_of(member: Member, kv_blocks: int, numerics_class: str) -> StageFacts:
+    """Of a stage of the one model there is."""
+    return StageFacts(
+        layers=range(member.layers.start, member.layers.end),
+        layer_count=LAYER_COUNT,
+        hidden_size=1024,
+        vocab_size=VOCAB_SIZE,
+        context_length=4096,
+        kv_blocks=kv_blocks,
+        hidden_dtype="bf16",
+        numerics_class=numerics_class,
+        exact=True,
+    )
+
+
+@dataclass(slots=True)
+class _Slot:
+    opened: SequenceOpen
+    computed: int = 0
+
+
+class SimulatedStages:
+    """All stages of a formation, for their caches hold the same. An id is written where its block
+    table says and read from there again: a block that two sequences hold changes a text, as it
+    would in an engine."""
+
+    def __init__(self, kv_blocks: int, salt: str) -> None:
+        self._cache = bytearray(kv_blocks * BLOCK_BYTES)
+        self._rows = memoryview(self._cache).cast("I")
+        self._slots: dict[int, _Slot] = {}
+        self._salt = salt
+
+    def forward(self, step: Step) -> list[Sampled]:
+        """Raises InvalidArgument for a batch that no stage could run."""
+        for closed in step.batch.closes:
+            if self._slots.pop(closed, None) is None:
+                raise InvalidArgument(f"slot {closed} is not open", field="closes")
+        for opened in step.batch.opens:
+            if opened.slot in self._slots:
+                raise InvalidArgument(f"slot {opened.slot} is open", field="opens")
+            self._slots[opened.slot] = _Slot(opened)
+        sampled, first = [], 0
+        for key, entry in zip(step.keys, step.batch.steps, strict=True):
+            slot = self._slots.get(entry.slot)
+            end = entry.start + entry.count
+            if slot is None or slot.computed != entry.start:
+                raise InvalidArgument(f"slot {entry.slot} has no {entry.start} rows", field="steps")
+            if len(entry.block_table) * BLOCK_SIZE < end:
+                raise InvalidArgument(f"no blocks for {end} rows", field="steps")
+            self._write(entry, step.token_ids[first : first + entry.count])
+            first += entry.count
+            slot.computed = end
+            if entry.sample:
+                opened, salt = slot.opened, self._salt and f"{key.epoch} {self._salt}"
+                token = token_of(opened.sampling, opened.choice, self._read(entry, end), salt)
+                sampled.append(Sampled(entry.slot, end - len(opened.prompt_ids), token))
+        return sampled
+
+    def _write(self, entry: SequenceStep, ids: tuple[int, ...]) -> None:
+        rows, table = self._rows, entry.block_table
+        for position, token in enumerate(ids, entry.start):
+            block, row = divmod(position, BLOCK_SIZE)
+            rows[table[block] * BLOCK_SIZE + row] = token
+
+    def _read(self, entry: SequenceStep, end: int) -> bytes:
+        starts = [block * BLOCK_BYTES for block in entry.block_table]
+        whole = b"".join([self._cache[start : start + BLOCK_BYTES] for start in starts])
+        return whole[: end * ID_BYTES]

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from bench import mesh as meshes
+
+TOKENS = 120
+STREAMS = 4
+MARKET = """
+offers:
+  - {id: spot-3, instance_type: big, count: 3, price_per_hour: 0.3, spot: true, relative_speed: 3}
+  - {id: spot-2, instance_type: small, count: 3, price_per_hour: 0.2, spot: true, relative_speed: 2}
+  - {id: demand-3, instance_type: big, count: 2, price_per_hour: 0.9, relative_speed: 3}
+  - {id: demand-2, instance_type: small, count: 2, price_per_hour: 0.6, relative_speed: 2}
+events:
+  - {at_s: 2, offer: spot-3, take: 1, notice_s: 5}
+  - {at_s: 8, offer: spot-2, take: 1, notice_s: 0}
+"""
+
+
+class Crowd:
+    """Readers that ask the same questions until they are told to stop."""
+
+    def __init__(self, client: httpx.AsyncClient, url: str) -> None:
+        self._client, self._url = client, url
+        bodies = meshes.request_bodies(TOKENS)[:STREAMS]
+        self.bodies = [body | {"ignore_eos": True} for body in bodies]
+        self.records: list[list[meshes.StreamRecord]] = [[] for _ in self.bodies]
+        self.enough = False
+
+    async def read(self, index: int) -> None:
+        while not self.enough:
+            record = meshes.StreamRecord()
+            self.records[index].append(record)
+            await meshes.stream_chat(self._client, self._url, self.bodies[index], record)
+
+
+def _living(status: dict[str, Any]) -> Counter[str]:
+    return Counter(n["offer"] for n in status["nodes"] if n["state"] == "ready")
+
+
+def _ids(status: dict[str, Any]) -> set[str]:
+    return {node["id"] for node in status["nodes"] if node["state"] != "lost"}
+
+
+@pytest.mark.timeout(240)
+async def test_a_market_that_takes_nodes_fails_no_stream_and_sells_others(
+    tmp_path: Path, client: httpx.AsyncClient
+) -> None:
+    path = tmp_path / "market.yaml"
+    path.write_text(MARKET)
+    async with meshes.running(tmp_path / "mesh", options=("--market", str(path))) as mesh:
+        first = await mesh.status()
+        assert _living(first) == {"spot-3": 2, "spot-2": 2}
+        assert all(node["declared"] for node in first["nodes"])
+        assert first["cost_per_hour"] == pytest.approx(1.0)
+        assert first["on_demand_cost_per_hour"] == pytest.approx(3.0)
+        crowd = Crowd(client, mesh.url())
+        async with asyncio.TaskGroup() as readers:
+            for index in range(STREAMS):
+                readers.create_task(crowd.read(index))
+            try:
+                last, taken = first, set[str]()
+                async with asyncio.timeout(90):
+                    while len(taken) < 2 or _living(last) != {"spot-3": 2, "spot-2": 2}:
+                        last = await mesh.until_ready(1)
+                        taken = _ids(first) - _ids(last)
+                        await asyncio.sleep(0.2)
+            finally:
+                crowd.enough = True
+        offers = {node["id"]: node["offer"] for node in first["nodes"]}
+        assert sorted(offers[name] for name in taken) == ["spot-2", "spot-3"]
+        oldest = {offer: min(n for n in offers if offers[n] == offer) for offer in offers.values()}
+        assert taken == set(oldest.values())
+        assert last["cost_per_hour"] == pytest.approx(1.0)
+        expected = await meshes.undisturbed(client, mesh.url(), crowd.bodies)
+    for records, wanted in zip(crowd.records, expected, strict=True):
+        for record in records:
+            assert record.complete, record.error
+            assert (record.text, record.usage) == (wanted.text, wanted.usage)

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import pytest
+
+from services.common.errors import FailedPrecondition, InvalidArgument
+from services.common.exchange import GenerateCall, Phase
+from services.common.generation import CancelReason, GenerationRequest, ModelRef, Sampling
+from services.engine.backend import Sampled, StageFacts
+from services.engine.core.batching import Batching, Due, Lead, lead_of
+from services.engine.core.generations import Generations
+from services.engine.core.head_settings import HeadSettings
+from services.engine.core.pace import Pace
+from services.engine.core.scheduler import Scheduler, SchedulerSettings
+from services.engine.core.validation import Bounds
+
+MODEL = ModelRef("m", "d")
+
+
+def call(name: str = "g", max_tokens: int = 20) -> GenerateCall:
+    return GenerateCall(GenerationRequest(name, MODEL, (1, 2, 3), Sampling(max_tokens)), 1, "f")
+
+
+def leading() -> Batching:
+    batching = Batching(Generations("i", HeadSettings()))
+    scheduler = Scheduler(SchedulerSettings(), 64, 2)
+    batching.form(Lead("f", scheduler, Bounds(MODEL, 1000, 512), Pace(1.0, 0.0)), "exact", 0.0)
+    return batching
+
+
+def test_a_call_becomes_a_step_and_the_step_a_frame() -> None:
+    batching = leading()
+    due = batching.generate(1, call(), 0.0)
+    assert due.begins
+    assert [step.token_ids for step in due.steps] == [(1, 2, 3)]
+    assert batching.generations._held["g"].phase is Phase.PREFILL
+    back = batching.came_back(1, [Sampled(0, 0, 7)], 0.1)
+    assert (back.readers, back.sampled) == ((1,), 1)
+    assert [step.token_ids for step in back.steps] == [(7,)]
+
+
+def test_a_reader_that_attaches_begins_nothing() -> None:
+    batching = leading()
+    batching.generate(1, call(), 0.0)
+    due = batching.generate(2, call(), 0.1)
+    assert not due.begins
+    assert not due.steps
+    assert set(due.readers) == {1, 2}
+
+
+def test_what_the_formation_cannot_serve_is_refused_before_it_runs() -> None:
+    batching = leading()
+    with pytest.raises(InvalidArgument, match="512"):
+        batching.generate(1, call(max_tokens=600), 0.0)
+    assert not batching.has_work
+
+
+def test_a_cancelled_generation_leaves_no_block_behind() -> None:
+    batching = leading()
+    lead = batching.lead
+    assert lead is not None
+    batching.generate(1, call(), 0.0)
+    assert lead.scheduler.used_blocks == 1
+    cancel = batching.generations.cancel("g", None, CancelReason.CLIENT, 0.1)
+    assert batching.act(cancel, 0.1).readers == (1,)
+    assert lead.scheduler.used_blocks == 0
+    batching.came_back(1, [Sampled(0, 0, 7)], 0.2)
+    assert not batching.has_work
+
+
+def test_what_a_dissolved_formation_had_in_flight_counts_for_nothing() -> None:
+    batching = leading()
+    batching.generate(1, call(), 0.0)
+    assert batching.dissolve("another", 0.1) == Due()
+    assert batching.dissolve("f", 0.1).readers == (1,)
+    assert batching.came_back(1, [Sampled(0, 0, 7)], 0.2) == Due()
+    assert not batching.overdue(9.0)
+
+
+def test_a_step_that_stays_out_is_overdue() -> None:
+    batching = leading()
+    batching.generate(1, call(), 0.0)
+    assert not batching.overdue(0.0)
+    assert any(batching.overdue(0.2 * glance) for glance in range(1, 20))
+
+
+def test_a_head_leads_with_what_its_stage_and_one_message_hold() -> None:
+    facts = StageFacts(range(1), 1, 8, 1000, 100, 64, "fp32", "exact", exact=True)
+    settings = SchedulerSettings(token_budget=1 << 30)
+    lead = lead_of(
+        "f",
+        MODEL,
+        facts,
+        stages=2,
+        kv_blocks=4,
+        settings=settings,
+        progress_s=1.0,
+        limit_bytes=16 << 20,
+    )
+    assert lead.bounds.max_positions == 64
+    assert lead.scheduler._settings.token_budget < 1 << 20
+    with pytest.raises(FailedPrecondition, match="max_message_bytes"):
+        lead_of(
+            "f",
+            MODEL,
+            facts,
+            stages=2,
+            kv_blocks=4,
+            settings=settings,
+            progress_s=1.0,
+            limit_bytes=1,
+        )
