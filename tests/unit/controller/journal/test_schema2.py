@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common.errors import DataLoss
@@ -121,6 +121,7 @@ def _sum_again(path: Path) -> None:
         schema2_file.insert(connection, [row[:-1] for row in rows])
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(records(32), max_size=6))
 def test_every_record_of_schema_2_is_carried_over_as_it_was(written: list[Record]) -> None:
     with tempfile.TemporaryDirectory() as folder:
