@@ -33,7 +33,8 @@ class LogWatch:
         self._committed = _last_commit(log_of(path))
 
     def opened(self, frames: int) -> None:
-        """SQLite has read the log and believed this many frames of it."""
+        """SQLite has read the log and believed this many frames of it; what is lost is told once,
+        however often the file must be opened."""
         if self._absent:
             _log.error(
                 "the journal's log is gone, and what it held with it",
@@ -48,11 +49,13 @@ class LogWatch:
                     "frames_lost": self._committed - frames,
                 },
             )
+        self._absent, self._committed = False, 0
         self._mark.touch(0o600)
 
     def closed(self) -> None:
-        """The log was folded into the database."""
-        self._mark.unlink(missing_ok=True)
+        """The log was folded into the database. A loss that was not told stays marked."""
+        if not self._absent:
+            self._mark.unlink(missing_ok=True)
 
 
 def _last_commit(log: Path) -> int:

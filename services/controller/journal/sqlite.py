@@ -10,23 +10,28 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-from google.protobuf.message import DecodeError
-
-from services.common.errors import DataLoss, InvalidArgument, ShuntError
-from services.controller.core.ledger.records import Ended, Forgotten, HeadBound, IdsAppended, Record
+from services.common.errors import DataLoss, ShuntError
+from services.controller.core.ledger.records import (
+    Ended,
+    Forgotten,
+    Granted,
+    HeadBound,
+    IdsAppended,
+    Record,
+)
+from services.controller.journal.bodies import KINDS
 from services.controller.journal.journal import Item, JournalRoom, LoggedEvent, Recovered, Saved
 from services.controller.journal.log import LogWatch, log_of
 from services.controller.journal.reserve import Reserve
-from services.controller.journal.rows import (
-    JoinBodies,
-    Row,
-    checked,
-    checksum,
-    records_of,
-    row_of,
-    with_checksum,
+from services.controller.journal.rows import Row, checked, records_of, row_of, with_checksum
+from services.controller.journal.schema import (
+    INSERT,
+    MALFORMED,
+    any_text,
+    check_trees,
+    prepare,
+    readable,
 )
 from services.controller.journal.writer import (
     SqliteWriter,
@@ -37,47 +42,24 @@ from services.controller.journal.writer import (
     open_connection,
 )
 
-SCHEMA_VERSION = 2
 WORKABLE_BYTES = 1 << 20
 """With less than this to write in, a journal that failed is not tried again."""
-_SCHEMA = """
-BEGIN IMMEDIATE;
-CREATE TABLE records(
-    number INTEGER PRIMARY KEY, written_s REAL NOT NULL,
-    generation_id TEXT NOT NULL,
-    kind TEXT NOT NULL,
-    epoch INTEGER, incarnation TEXT, formation_id TEXT, pipeline_id TEXT,
-    choice INTEGER, reason TEXT, length INTEGER,
-    body BLOB, checksum INTEGER NOT NULL
-);
-CREATE INDEX records_by_generation ON records(generation_id);
-CREATE TABLE events(
-    number INTEGER PRIMARY KEY,
-    time_unix_s REAL NOT NULL,
-    kind TEXT NOT NULL, node_id TEXT NOT NULL, pipeline_id TEXT NOT NULL,
-    generation_id TEXT NOT NULL, attributes TEXT NOT NULL, checksum INTEGER NOT NULL
-);
-CREATE TABLE saved(key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL);
-PRAGMA user_version = 2;
-COMMIT;
-"""
-_INSERT = "INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_BOUND, _GRANTED, _APPENDED = (KINDS[kind] for kind in (HeadBound, Granted, IdsAppended))
 _OF_EPOCH = (
-    "generation_id = ?1 AND kind = 'IdsAppended' AND number > (SELECT max(number) FROM records"
-    " WHERE generation_id = ?1 AND kind IN ('HeadBound', 'Granted'))"
+    f"generation_id = ?1 AND kind = {_APPENDED} AND number > (SELECT max(number) FROM records"
+    f" WHERE generation_id = ?1 AND kind IN ({_BOUND}, {_GRANTED}))"
 )
-_NOTHING = ", ".join(["NULL"] * 7)
 _JOIN = (
     "INSERT INTO records"
-    f" SELECT ?2, written_s, ?1, 'IdsAppended', {_NOTHING}, body,"
-    f" row_checksum(?2, written_s, ?1, 'IdsAppended', {_NOTHING}, body)"
+    f" SELECT ?2, written_s, ?1, {_APPENDED}, body,"
+    f" row_checksum(?2, written_s, ?1, {_APPENDED}, body)"
     " FROM (SELECT max(written_s) AS written_s,"
     " join_bodies(number, written_s, generation_id, body, checksum) AS body"
     f" FROM records WHERE {_OF_EPOCH} GROUP BY generation_id HAVING count(*) > 1)"
 )
 _DROP_JOINED = (
     f"DELETE FROM records WHERE {_OF_EPOCH} AND number <"
-    " (SELECT max(number) FROM records WHERE generation_id = ?1 AND kind = 'IdsAppended')"
+    f" (SELECT max(number) FROM records WHERE generation_id = ?1 AND kind = {_APPENDED})"
 )
 _LAST_NUMBER = "SELECT max(number) FROM records"
 _FORGET = "DELETE FROM records WHERE generation_id = ?"
@@ -110,9 +92,9 @@ class SqliteJournal:
         self._wall_clock = wall_clock
         self._reserve = Reserve(path.with_name(f"{path.name}-reserve"), reserve_bytes)
         self._log_watch = LogWatch(path)
-        connection = self._open()
+        connection, last_number = self._open()
         self._reserve.take()
-        self._next_number = 1 + (connection.execute(_LAST_NUMBER).fetchone()[0] or 0)
+        self._next_number = 1 + last_number
         self._writer = SqliteWriter(
             connection,
             path,
@@ -123,7 +105,8 @@ class SqliteJournal:
         )
         self._last: asyncio.Future[None] | None = None
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self) -> tuple[sqlite3.Connection, int]:
+        """The connection, and the number of the last row."""
         while True:
             try:
                 return self._prepared()
@@ -137,16 +120,18 @@ class SqliteJournal:
             return damaged(self._path, str(error))
         return domain_error(error, self._path)
 
-    def _prepared(self) -> sqlite3.Connection:
+    def _prepared(self) -> tuple[sqlite3.Connection, int]:
         connection = open_connection(self._path)
         try:
-            _prepare(connection, self._path)
+            readable(connection, self._path)
             frames = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
             self._log_watch.opened(frames)
+            prepare(connection, self._path)
+            return connection, connection.execute(_LAST_NUMBER).fetchone()[0] or 0
         except BaseException:
             connection.close()
+            self._log_watch.closed()
             raise
-        return connection
 
     @property
     def full(self) -> bool:
@@ -191,7 +176,7 @@ class SqliteJournal:
             raise self._unreadable(error) from error
         except DataLoss as error:
             raise damaged(self._path, error.message) from error
-        except (InvalidArgument, DecodeError, ValueError, IndexError) as error:
+        except MALFORMED as error:
             raise damaged(self._path, str(error)) from error
         self._last = None
         self._try_again()
@@ -205,7 +190,7 @@ class SqliteJournal:
 
     def _statements(self, item: Item) -> Sequence[Statement]:
         if isinstance(item, IdsAppended):  # by far the most
-            return ((_INSERT, self._row(item)),)
+            return ((INSERT, self._row(item)),)
         if isinstance(item, LoggedEvent):
             attributes = json.dumps(dict(item.attributes))
             where = (item.node_id, item.pipeline_id, item.generation_id, attributes)
@@ -220,10 +205,10 @@ class SqliteJournal:
         if isinstance(item, Forgotten):
             return ((_FORGET, (item.generation_id,)),)
         if isinstance(item, HeadBound) or (isinstance(item, Ended) and item.choice is not None):
-            return ((_INSERT, self._row(item)),)
+            return ((INSERT, self._row(item)),)
         name = item.generation_id  # its epoch is over
         joined = (_JOIN, (name, self._number()))
-        return (joined, (_DROP_JOINED, (name,)), (_INSERT, self._row(item)))
+        return (joined, (_DROP_JOINED, (name,)), (INSERT, self._row(item)))
 
     def _row(self, record: Record) -> tuple[object, ...]:
         return row_of(self._number(), self._wall_clock(), record)
@@ -233,29 +218,11 @@ class SqliteJournal:
         return self._next_number - 1
 
 
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version == 0:
-        connection.executescript(_SCHEMA)
-    elif version != SCHEMA_VERSION:
-        raise DataLoss(
-            f"{path} has schema {version}, this program reads {SCHEMA_VERSION}: start the program"
-            f" that wrote it, or move {path.name}* away",
-            field="data_dir",
-        )
-    aggregate: Any = JoinBodies  # the stubs know sums of integers only
-    connection.create_aggregate("join_bodies", 5, aggregate)
-    connection.create_function("row_checksum", -1, checksum, deterministic=True)
-
-
 def _read(path: Path, now_s: float) -> Recovered:
     with closing(open_connection(path)) as connection:
-        # Text that is not UTF-8 is for the checksums to find.
-        connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
+        connection.text_factory = any_text
         connection.execute("BEGIN")
-        found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
-        if found != "ok":
-            raise DataLoss(found)
+        check_trees(connection)
         records: list[Record] = []
         ages_s: list[float] = []
         for row in _rows(connection, "records"):

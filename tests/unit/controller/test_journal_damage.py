@@ -26,6 +26,7 @@ from services.controller.core.ledger.records import Ended, HeadBound, IdsAppende
 from services.controller.journal.journal import LoggedEvent, Recovered, Saved
 from services.controller.journal.log import log_of
 from services.controller.journal.sqlite import SqliteJournal
+from tests.unit.controller.journal import schema2_file
 
 REQUEST = GenerationRequest("g", ModelRef("m", "d"), tuple(range(900)), Sampling(max_tokens=7))
 FLIPS = 400
@@ -64,10 +65,17 @@ async def _said(path: Path) -> Recovered | ShuntError:
         return error
 
 
-async def test_a_flipped_bit_anywhere_changes_nothing_or_is_told_by_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("schema", [2, 3])
+async def test_a_flipped_bit_anywhere_changes_nothing_or_is_told_by_file(
+    tmp_path: Path, schema: int
+) -> None:
     path = tmp_path / "j"
-    await _write(path)
-    whole, content = await _read(path), path.read_bytes()
+    if schema == 2:
+        schema2_file.make(path, _records(), schema2_file.SCRIPT)
+    else:
+        await _write(path)
+    content = path.read_bytes()
+    whole = await _read(path)
     draw, found = random.Random(5), 0
     for number in range(FLIPS):
         spoilt = bytearray(content)

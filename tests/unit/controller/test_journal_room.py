@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from services.controller.journal.journal import JournalRoom
 from services.controller.journal.sqlite import SqliteJournal
 from services.controller.signal import Signal
 from tests.small_disk import fill, small_disk
+from tests.unit.controller.journal import schema2_file
 
 DISK_BYTES = 32 << 20
 RESERVE_BYTES = 4 << 20
@@ -175,6 +177,27 @@ async def test_a_journal_starts_on_a_full_disk_from_its_reserve(disk: Path) -> N
         assert (await journal.recover()).records == (ids("g", 0),)
         granted = Granted("g", 2, "i", "f", "p", REQUEST, ())
         await journal.write((granted,), fsync=True)
+
+
+async def test_an_older_schema_is_carried_over_in_the_reserves_room_or_left_whole(
+    disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    written = tuple(ids(f"g{number % 9}", number) for number in range(1000))
+    schema2_file.make(disk / "j", written)
+    file_bytes = (disk / "j").stat().st_size
+    for reserve_bytes in (file_bytes // 2, file_bytes * 3 // 2):
+        (disk / "j-reserve").write_bytes(bytes(reserve_bytes))
+        fill(disk / "other")
+        if reserve_bytes < file_bytes:
+            with pytest.raises(ResourceExhausted, match=f"{disk / 'j'} cannot be written"):
+                SqliteJournal(disk / "j", reserve_bytes=reserve_bytes)
+            (disk / "other").unlink()
+    with caplog.at_level(logging.ERROR):
+        journal = SqliteJournal(disk / "j", reserve_bytes=reserve_bytes)
+        assert journal.room is JournalRoom.RESERVE
+        assert (await journal.recover()).records == written
+        await journal.close()
+    assert {record.levelno for record in caplog.records} == {logging.WARNING}
 
 
 async def test_a_disk_without_room_for_the_journal_is_told_by_file(disk: Path) -> None:

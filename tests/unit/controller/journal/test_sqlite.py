@@ -35,6 +35,7 @@ from services.controller.core.ledger.records import (
     Sealed,
 )
 from services.controller.journal.journal import LoggedEvent, Recovered, Saved
+from services.controller.journal.rows import checksum
 from services.controller.journal.sqlite import SqliteJournal
 
 FRAME_BYTES = 4096 + 24
@@ -345,24 +346,31 @@ async def test_a_journal_of_another_version_is_refused(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "j")
     connection.execute("PRAGMA user_version=99")
     connection.close()
-    with pytest.raises(DataLoss, match="99"):
+    with pytest.raises(DataLoss, match=f"{tmp_path / 'j'} has schema 99"):
         SqliteJournal(tmp_path / "j")
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        "UPDATE records SET kind = 'Strange'",
+        "UPDATE records SET kind = 9",
         "UPDATE records SET body = x'ff'",
         "UPDATE records SET body = x''",
-        "UPDATE records SET kind = 'Ended', reason = 'boredom'",
+        "UPDATE records SET kind = 5, body = x'1009'",
     ],
 )
-async def test_a_damaged_record_is_told(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("with_checksum", [False, True])
+async def test_a_damaged_record_is_told(tmp_path: Path, damage: str, with_checksum: bool) -> None:
     async with _open(tmp_path / "j") as journal:
         await journal.write((RECORDS[0],))
     connection = sqlite3.connect(tmp_path / "j")
+    connection.create_function("row_checksum", -1, checksum)
     connection.execute(damage)
+    if with_checksum:
+        connection.execute(
+            "UPDATE records"
+            " SET checksum = row_checksum(number, written_s, generation_id, kind, body)"
+        )
     connection.commit()
     connection.close()
     with pytest.raises(DataLoss):
