@@ -482,8 +482,7 @@ class ClusterRuntime:
             await self._engines.dissolve(formation_id, member)
         except ShuntError as error:
             _log.info("member not told", extra={"node_id": member.node_id, "why": error.message})
-        finally:
-            self._begin_all(self._turns.left(member.incarnation, formation_id))
+        self._begin_all(self._turns.left(member.incarnation, formation_id))
 
     async def _drain(self, action: DrainFormation) -> None:
         try:
