@@ -131,7 +131,7 @@ async def _events(
             session.wake.clear()
             ended = session.ended
             deltas = transcript.take()
-            last = ended and session.error is None and not transcript.told_end
+            last = session.owes_usage
             if deltas or last:
                 session.write_began()
                 yield _response(session, deltas, last)

@@ -102,6 +102,11 @@ class Session:
         return self._reading.error
 
     @property
+    def owes_usage(self) -> bool:
+        """The client is yet to be told usage and the end's id."""
+        return self._reading.owes_usage
+
+    @property
     def generation_id(self) -> str:
         return self._follower.request.generation_id
 

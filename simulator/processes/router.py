@@ -129,10 +129,10 @@ class Following:
             self.client.send(self.router, ("delta", delta))
         if self.reading.ended and self in self.router.followings:
             self.router.followings.remove(self)
-            error, usage, end_id = self.reading.error, None, ""
-            if error is None and not self.transcript.told_end:
+            usage, end_id = None, ""
+            if self.reading.owes_usage:
                 usage, end_id = self.transcript.usage, self.transcript.end_id()
-            self.client.send(self.router, ("end", error, usage, end_id))
+            self.client.send(self.router, ("end", self.reading.error, usage, end_id))
             self.client.close(self.router)
 
 

@@ -37,6 +37,12 @@ class Reading:
         self._streams: dict[int, str] = {}
         """The formation of each open stream, where it counts as one that runs."""
 
+    @property
+    def owes_usage(self) -> bool:
+        """The generation ended well, and its client was not told usage before. Only then is there
+        an end to name: one that came back may end before its ids are here."""
+        return self.ended and self.error is None and not self.transcript.told_end
+
     def rejoin(self, view: GenerationView, now_s: float) -> list[Action]:
         """A generation that another reader began."""
         caught_up = self.perform([Deliver(())])

@@ -227,7 +227,7 @@ def _ending(session: Session, answers: Answers) -> bytes:
     if session.error is not None:
         return b"data: " + body_of(session.error) + b"\n\n"
     usage = b""
-    if transcript.request.include_usage and not transcript.told_end:
+    if transcript.request.include_usage and session.owes_usage:
         usage = answers.usage(transcript.end_id(), transcript.usage)
     return usage + DONE
 

@@ -3,8 +3,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from services.common.errors import DataLoss, ResourceExhausted, Unavailable
-from services.common.exchange import Closed, CloseReason, LeaveReason, Route, Tokens
+from services.common.errors import Cancelled, DataLoss, ResourceExhausted, Unavailable
+from services.common.exchange import (
+    Closed,
+    CloseReason,
+    GenerationState,
+    GenerationView,
+    LeaveReason,
+    Route,
+    Tokens,
+)
 from services.common.generation import (
     FinishReason,
     GenerationRequest,
@@ -18,7 +26,7 @@ from services.router.core.balancer import Balancer
 from services.router.core.follower import Follower
 from services.router.core.follower_settings import FollowerSettings
 from services.router.core.reading import Reading
-from services.router.core.transcript import Transcript
+from services.router.core.transcript import Position, Transcript
 
 MODEL = ModelRef("m", "d")
 A = Route("p-a", "f-a", "i-a", "a:1", 1.0, MODEL, 100)
@@ -28,13 +36,25 @@ REQUEST = GenerationRequest("g", MODEL, (1,), Sampling(max_tokens=3), stop_strin
 
 
 def begun(request: GenerationRequest = REQUEST) -> tuple[Reading, Balancer]:
+    reading, balancer = made(request)
+    assert kinds(reading.perform(reading.follower.begin(A, 0.0))) == [OpenStream]
+    return reading, balancer
+
+
+def made(request: GenerationRequest, after: Position | None = None) -> tuple[Reading, Balancer]:
     balancer = Balancer()
     balancer.update((A, B))
     follower = Follower(request, FollowerSettings())
-    transcript = Transcript(request, follower.runs, Vocabulary(LETTERS, LETTERS))
-    reading = Reading(follower, transcript, balancer, max_unread_bytes=1000)
-    assert kinds(reading.perform(follower.begin(A, 0.0))) == [OpenStream]
-    return reading, balancer
+    transcript = Transcript(request, follower.runs, Vocabulary(LETTERS, LETTERS), after)
+    return Reading(follower, transcript, balancer, max_unread_bytes=1000), balancer
+
+
+def back_at(event_id: str, state: GenerationState, text: str = "") -> Reading:
+    """A client that has come back with its last event's id, to what the journal holds."""
+    reading, _ = made(REQUEST, Position.parse(event_id))
+    spans = (TokenSpan(0, 0, tuple(text.encode())),) if text else ()
+    reading.rejoin(GenerationView(REQUEST, spans, 1, None, state), 0.0)
+    return reading
 
 
 def kinds(actions: Sequence[Action]) -> list[type[Action]]:
@@ -114,3 +134,31 @@ def test_the_end_by_length_needs_no_word_of_the_router() -> None:
     actions = reading.perform(reading.follower.frame(1, _finished(), 0.2))
     assert reading.ended
     assert SendCancel not in kinds(actions)
+
+
+def test_usage_is_owed_once_the_generation_has_ended_well() -> None:
+    reading, _ = begun()
+    tell(reading, "ab")
+    assert not reading.owes_usage
+    tell(reading, "c", FinishReason.LENGTH)
+    assert reading.owes_usage
+
+
+def test_a_client_that_was_told_usage_is_owed_none_when_it_comes_back() -> None:
+    reading, _ = begun()
+    tell(reading, "abc", FinishReason.LENGTH)
+    reading.transcript.take()
+    told, end = reading.transcript.event_id(), reading.transcript.end_id()
+    assert back_at(told, GenerationState.FINISHED, "abc").owes_usage
+    assert not back_at(end, GenerationState.FINISHED, "abc").owes_usage
+
+
+def test_a_client_is_owed_no_usage_where_its_ids_never_came_back() -> None:
+    reading, _ = begun()
+    tell(reading, "ab")
+    reading.transcript.take()
+    back = back_at(reading.transcript.event_id(), GenerationState.CANCELLED)
+    assert isinstance(back.error, Cancelled)
+    assert not back.transcript.caught_up
+    assert back.transcript.take() == ()
+    assert not back.owes_usage
