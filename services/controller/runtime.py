@@ -36,6 +36,7 @@ from services.controller.core.cluster.actions import (
 from services.controller.core.cluster.applying import operators_plan
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.market import (
+    NO_CAPACITY,
     LaunchFailed,
     Market,
     NodeGone,
@@ -265,10 +266,12 @@ class ClusterRuntime:
             case NodeGone(node_id, reason):
                 self.market.ended(node_id)
                 self._gone(node_id, reason)
+                self._submit(self.cluster.offers_changed(self._clock()))
             case NodeNotice():
                 self._noticed(event)
             case OffersChanged(offers):
                 self._submit(self._offers_are(offers))
+                self._submit(self.cluster.offers_changed(self._clock()))
             case LaunchFailed():
                 self._launch_failed(event)
 
@@ -398,9 +401,9 @@ class ClusterRuntime:
 
     async def _launch(self, action: LaunchNode) -> None:
         node_id = action.node_id
-        offer = self.market.choose(action.shape, self._clock())
+        offer = self.market.named(action.offer_id, action.shape, self._clock())
         if offer is None:
-            self._launch_failed(LaunchFailed(node_id, "no open offer of this shape"))
+            self._launch_failed(LaunchFailed(node_id, NO_CAPACITY))
             return
         self.market.launch(node_id, offer.offer_id)
         if handle := await self._provider.launch(node_id, offer):

@@ -54,6 +54,9 @@ class LaunchNode:
 
     node_id: str
     shape: NodeShape
+    offer_id: str = ""
+    """What the plan has it run on; whatever is offered of its shape where that is not to be had, or
+    the plan names none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,3 +56,7 @@ class Backoff:
     def hope(self) -> None:
         """Something else has changed: another attempt may be of use."""
         self.permanent = False
+
+    def try_now(self) -> None:
+        """What it failed of is over: the next attempt waits no longer, and counts on."""
+        self.retry_at_s = 0.0

@@ -80,6 +80,8 @@ def _same_seat(state: State, plan: Plan, stage: PlannedStage, seat: Seat) -> boo
         return True
     if seat.node_id in plan.node_ids():
         return False  # it is to sit elsewhere
+    if stage.offer_id and not stage.node_id and stage.offer_id != seat.planned.offer_id:
+        return False  # whoever sits here was bought elsewhere
     node = state.nodes.get(stage.node_id)
     return stage.node_id in seat.node_ids or node is None or not node.stays
 

@@ -33,6 +33,7 @@ from services.controller.core.cluster.changes import adopt
 from services.controller.core.cluster.faults import faults_of, unusable
 from services.controller.core.cluster.liveness import judge, overlook
 from services.controller.core.cluster.losses import dissolve, follow, forgive, lose
+from services.controller.core.cluster.market import NO_CAPACITY
 from services.controller.core.cluster.node import Node
 from services.controller.core.cluster.notices import hand_over, lapse, must_part, notice
 from services.controller.core.cluster.pipeline import Pipeline
@@ -172,6 +173,15 @@ class Cluster:
             return []
         lost = lose(self._state, self.settings, node, reason, now_s, started=False)
         return self._advance(lost, now_s)
+
+    def offers_changed(self, now_s: float) -> list[Action]:
+        """There may be capacity where there was none: launches that were refused for want of it
+        are tried again at once."""
+        seats = (seat.launches for _, seat in self._state.all_seats())
+        for backoff in (self._state.first_launches, *seats):
+            if backoff.cause == NO_CAPACITY:
+                backoff.try_now()
+        return self._advance([], now_s)
 
     def _lose(self, node: Node, cause: str, now_s: float) -> list[Action]:
         return lose(self._state, self.settings, node, cause, now_s)

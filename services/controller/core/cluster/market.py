@@ -188,6 +188,14 @@ class Market:
         )
         return min(fit, key=_rank, default=None)
 
+    def named(self, offer_id: str, shape: NodeShape, now_s: float) -> Offer | None:
+        """The offer of this name where it has a node left and has not said no a moment ago; else
+        the one that `choose` finds."""
+        shut = now_s < self._shut_until_s.get(offer_id, -inf)
+        if self.open_count(offer_id) and not shut:
+            return self._offers[offer_id]
+        return self.choose(shape, now_s)
+
     def launch(self, node_id: str, offer_id: str) -> None:
         """A node of the offer is ordered. Raises ResourceExhausted when none is left of it."""
         if self._of_node.get(node_id) == offer_id:

@@ -46,10 +46,10 @@ def _launch_first(state: State, settings: ClusterSettings, now_s: float) -> list
     return [action for node in launched for action in _launched(node)]
 
 
-def _launched(node: Node, pipeline_id: str = "") -> list[Action]:
+def _launched(node: Node, pipeline_id: str = "", offer_id: str = "") -> list[Action]:
     """Starts the node, and says so; those for the first plan are of no pipeline yet."""
     return [
-        LaunchNode(node.node_id, node.shape),
+        LaunchNode(node.node_id, node.shape, offer_id),
         LogEvent("node_launched", node.node_id, pipeline_id),
     ]
 
@@ -155,7 +155,7 @@ class _Steps:
         if instead_of is not None and instead_of.loads.permanent:
             return None, []  # one more node of its shape would say the same
         node = self._state.launch(seat.shape, self._now_s)
-        return node, _launched(node, pipeline.pipeline_id)
+        return node, _launched(node, pipeline.pipeline_id, seat.planned.offer_id)
 
     def _taken(self, pipeline: Pipeline, node: Node) -> list[Action]:
         node.employ()

@@ -21,6 +21,14 @@ from services.controller.core.cluster.actions import (
     TerminateNode,
 )
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.market import NO_CAPACITY
+from services.controller.core.cluster.plan import (
+    THROUGHPUT,
+    Deployment,
+    Plan,
+    PlannedPipeline,
+    PlannedStage,
+)
 from services.controller.core.cluster.settings import ClusterSettings
 from tests.unit.controller.small_cluster import (
     BACK,
@@ -71,6 +79,33 @@ def test_a_first_launch_that_fails_is_tried_again_in_the_same_shape(how: str) ->
     assert all_of(cluster.tick(0.5), LaunchNode) == []
     assert one_of(cluster.tick(0.6), LaunchNode) == LaunchNode("node-3", big)
     assert one_of(cluster.register(facts("node-3"), 0.7), AskPlan)
+
+
+def test_a_stage_for_an_offer_is_launched_from_it() -> None:
+    cluster = ready()
+    stages = (
+        PlannedStage(FRONT, 1, SHAPE, "node-1"),
+        PlannedStage(BACK, 1, SHAPE, offer_id="spot"),
+    )
+    pipelines = (PlannedPipeline("pipeline-1", stages, 50.0),)
+    plan = Plan(2, (Deployment(SETTINGS.model, THROUGHPUT, pipelines),))
+    launch = one_of(cluster.plan_ready(plan, 1.0), LaunchNode)
+    assert (launch.shape, launch.offer_id) == (SHAPE, "spot")
+
+
+def test_a_launch_refused_for_want_of_capacity_is_tried_when_offers_change() -> None:
+    cluster = ready(PATIENT)
+    one_of(cluster.node_gone("node-2", "i-node-2", "exit", 1.0), LaunchNode)
+    now_s = 1.0
+    for number in range(3, 9):  # the pauses grow
+        cluster.launch_failed(f"node-{number}", NO_CAPACITY, now_s)
+        now_s += 40.0
+        one_of(cluster.tick(now_s), LaunchNode)
+    cluster.launch_failed("node-9", NO_CAPACITY, now_s)
+    assert all_of(cluster.tick(now_s + 1.0), LaunchNode) == []
+    one_of(cluster.offers_changed(now_s + 1.0), LaunchNode)
+    cluster.launch_failed("node-10", "exit status 2", now_s + 1.0)
+    assert all_of(cluster.offers_changed(now_s + 1.1), LaunchNode) == []
 
 
 def test_the_pause_before_a_launch_doubles_up_to_a_limit() -> None:

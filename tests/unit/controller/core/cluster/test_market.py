@@ -124,6 +124,16 @@ def test_the_cheapest_open_offer_of_the_very_shape_is_chosen() -> None:
     assert found.choose(NodeShape(7, 1.0), 0.0) is None
 
 
+def test_the_named_offer_goes_first_while_it_is_to_be_had() -> None:
+    found = market(DEMAND, SPOT)
+    assert found.named("demand", SHAPE, 0.0) == DEMAND
+    assert found.named("", SHAPE, 0.0) == found.named("unheard", SHAPE, 0.0) == SPOT
+    found.launch("n-1", "demand")
+    found.refused("n-1", 10.0, 0.0)
+    assert found.named("demand", SHAPE, 9.0) == SPOT
+    assert found.named("demand", SHAPE, 10.0) == DEMAND
+
+
 def test_at_one_price_spot_goes_before_on_demand_and_no_price_last() -> None:
     same, unknown = replace(DEMAND, price_per_hour=0.4), replace(SPOT, price_per_hour=None)
     assert market(same, SPOT).choose(SHAPE, 0.0) == SPOT
