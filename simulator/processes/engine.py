@@ -47,7 +47,7 @@ class HeadMonitor(Protocol):
     """Sees what a head runs and what comes of it."""
 
     def batched(self, generations: Generations, step: Step) -> None: ...
-    def sampled(self, key: SequenceKey, position: int, token: int) -> None: ...
+    def sampled(self, head: str, key: SequenceKey, position: int, token: int) -> None: ...
 
 
 class SimulatedEngine(Process):
@@ -367,7 +367,7 @@ class SimulatedEngine(Process):
         sampled = place.stages.forward(step)
         keys = {entry.slot: key for key, entry in zip(step.keys, step.batch.steps, strict=True)}
         for token in sampled:
-            self.monitor.sampled(keys[token.slot], token.position, token.token_id)
+            self.monitor.sampled(self.name, keys[token.slot], token.position, token.token_id)
         self.sampled += len(sampled)
         self._do(self.batching.came_back(step.number, sampled, self.clock.now_s))
 

@@ -119,7 +119,8 @@ class Oracle:
         self.planned: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
         self._samples: dict[tuple[str, int, int, int], int] = {}
-        self._sampled_to: dict[tuple[str, int, int], int] = {}
+        self._sampled_to: dict[tuple[str, int, int, str], int] = {}
+        """By generation, epoch, choice and head: two may run one epoch until one is bound."""
         self._durable: dict[str, Durable] = {}
         self._tombstones: set[str] = set()
         self._owners: dict[tuple[str, int], tuple[str, str]] = {}
@@ -246,8 +247,9 @@ class Oracle:
         self.grants[name] += record.epoch > 1
         if outcome.events[0].attributes["planned"] == "true":
             self.planned[name] += 1
+            owner, _ = self._owners.get((name, record.epoch - 1), ("", ""))
             for choice in range(question.request.choices if question.request else 0):
-                end = self._sampled_to.get((name, record.epoch - 1, choice), 0)
+                end = self._sampled_to.get((name, record.epoch - 1, choice, owner), 0)
                 finished = any(s.choice == choice and s.finish_reason for s in grant.base)
                 if end > len(base.get(choice, ())) and not finished:
                     self.fail(10, f"{name}: a planned move samples {end} again")
@@ -303,7 +305,7 @@ class Oracle:
                 name = key.generation_id
                 self.fail(11, f"{waits} wait behind {name}, unread for {unread_s:.2f} s")
 
-    def sampled(self, key: SequenceKey, position: int, token: int) -> None:
+    def sampled(self, head: str, key: SequenceKey, position: int, token: int) -> None:
         """A last stage drew a token."""
         name, epoch, choice = key.generation_id, key.epoch, key.choice
         base = self._bases.get((name, epoch), {})
@@ -314,7 +316,7 @@ class Oracle:
         if mine and all(c.left_s is not None and self._now_s - c.left_s > 5.0 for c in mine):
             self.fail(8, f"{name} runs though nobody reads it")
         self._samples[name, epoch, choice, position] = token
-        self._sampled_to[name, epoch, choice] = position + 1
+        self._sampled_to[name, epoch, choice, head] = position + 1
         self.note("sampled", name, epoch, choice, position, token)
 
     def frame(self, follower: Follower, frame: Frame) -> None:
