@@ -151,6 +151,8 @@ class Oracle:
                 self._durable.pop(name, None)
                 self._tombstones.discard(name)
                 continue
+            if name in self._tombstones:
+                self.fail(4, f"{record} behind the end of {name}")
             if isinstance(record, (HeadBound, Granted)):
                 epoch = record.epoch if isinstance(record, Granted) else 1
                 self._durable_owners[name, epoch] = record.incarnation, record.formation_id
@@ -159,8 +161,6 @@ class Oracle:
                     self.fail(3, f"{name} is bound twice")
                 self._durable[name] = Durable(1)
                 continue
-            if name in self._tombstones:
-                self.fail(4, f"{record} behind the end of {name}")
             if isinstance(record, Ended) and record.choice is None:
                 self._tombstones.add(name)
             if isinstance(record, Granted):
