@@ -475,6 +475,11 @@ class Oracle:
         if self.questions or self.errors:
             self.fail(9, f"{self.questions} questions, {self.errors}, and nothing was lost")
 
+    def serves(self) -> bool:
+        """There is a plan, and every pipeline of it serves."""
+        views = self.world.controller.cluster.pipelines_view() if self.world else ()
+        return bool(views) and all(view.state is PipelineState.READY for view in views)
+
     def check_serves(self) -> None:
         """Whatever was lost, or failed to start or load, was replaced."""
         pipelines = self.world.controller.cluster.pipelines_view() if self.world else ()
