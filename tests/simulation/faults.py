@@ -34,6 +34,8 @@ class Faults:
     def __init__(self, world: World, random: Random) -> None:
         self.world = world
         self.random = random
+        self.for_good = False
+        """Some process was stopped and goes on no more."""
 
     def _victim(self, client: Client, stage: bool) -> SimulatedEngine | None:
         head = head_of(self.world, client)
@@ -66,6 +68,8 @@ class Faults:
         victim.freeze()
         if self.random.random() < 0.7:
             self.world.clock.after(0.2 + 3.0 * self.random.random(), victim.thaw)
+        else:
+            self.for_good = True
         return True
 
     def wedge(self, client: Client) -> bool:

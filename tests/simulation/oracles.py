@@ -152,6 +152,8 @@ class Oracle:
                 self._durable.pop(name, None)
                 self._tombstones.discard(name)
                 continue
+            if name in self._tombstones:
+                self.fail(4, f"{record} behind the end of {name}")
             if isinstance(record, (HeadBound, Granted)):
                 epoch = record.epoch if isinstance(record, Granted) else 1
                 self._durable_owners[name, epoch] = record.incarnation, record.formation_id
@@ -160,8 +162,6 @@ class Oracle:
                     self.fail(3, f"{name} is bound twice")
                 self._durable[name] = Durable(1)
                 continue
-            if name in self._tombstones:
-                self.fail(4, f"{record} behind the end of {name}")
             if isinstance(record, Ended) and record.choice is None:
                 self._tombstones.add(name)
             if isinstance(record, Granted):
@@ -476,6 +476,11 @@ class Oracle:
             self.fail(9, f"{moved} grants and {self.questions} questions, and nothing was lost")
         if self.questions or self.errors:
             self.fail(9, f"{self.questions} questions, {self.errors}, and nothing was lost")
+
+    def serves(self) -> bool:
+        """There is a plan, and every pipeline of it serves."""
+        views = self.world.controller.cluster.pipelines_view() if self.world else ()
+        return bool(views) and all(view.state is PipelineState.READY for view in views)
 
     def check_serves(self) -> None:
         """Whatever was lost, or failed to start or load, was replaced."""

@@ -245,6 +245,9 @@ class Schedule:
         oracle.check_ended()
         world.clock.run(world.clock.now_s + 9.0)
         self._cease()
+        if self._faults.for_good:  # a node that is to load may be silent for so long
+            silent_s = world.settings.cluster.empty_node_lost_s
+            world.clock.run(world.clock.now_s + silent_s, oracle.serves)
         if oracle.plans:
             world.clock.run(world.clock.now_s + CARRIED_OUT_S, oracle.carried_out)
             oracle.check_cluster()

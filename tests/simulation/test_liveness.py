@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from random import Random
 
+import pytest
 from oracles import Oracle
 from phases import head_of
 
@@ -117,3 +118,19 @@ def test_a_head_that_is_slow_for_a_second_keeps_its_reader() -> None:
         process.lag(1.2)
     assert reading.ends_well()
     assert (reading.oracle.grants["g"], reading.oracle.questions) == (0, 0)
+
+
+@pytest.mark.parametrize("load_attempts", [3, 1000])
+def test_a_node_stopped_for_good_as_it_is_to_load_is_replaced(load_attempts: int) -> None:
+    """Once it has had its attempts, or has been silent for longer than a node that loads may be."""
+    reading = Reading()
+    world, serves = reading.world, reading.oracle.serves
+    cluster = replace(world.settings.cluster, planner="another", load_attempts=load_attempts)
+    world.environment.settings = replace(world.environment.settings, cluster=cluster)
+    world.crash_controller(1.0)
+    world.clock.run(world.clock.now_s + 1.0)
+    reading.head.freeze()
+    frozen_s = world.clock.now_s
+    assert not world.clock.run(frozen_s + cluster.node_lost_s, serves)
+    longest_s = cluster.empty_node_lost_s + cluster.restart_grace_s + cluster.retry_max_s
+    assert world.clock.run(frozen_s + longest_s, serves)

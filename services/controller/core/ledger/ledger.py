@@ -305,11 +305,12 @@ class Ledger:
         now_s: float,
     ) -> Outcome[None]:
         """Reason client: a tombstone, for an unknown id too. Reason stop: the choice (or each)
-        needs no more than `length` ids, or than there are."""
+        needs no more than `length` ids, or than there are. Behind a tombstone nothing changes: a
+        router that found a stop string may be overtaken by its client's cancel."""
         entry = self._entries.get(generation_id)
+        if generation_id in self._tombstones:
+            return Outcome(None)
         if reason is CancelReason.CLIENT and choice is None:
-            if generation_id in self._tombstones:
-                return Outcome(None)
             records = self._commit([Ended(generation_id, None, reason, None)], now_s)
             event = LedgerEvent("generation_cancelled", generation_id)
             return Outcome(None, records, True, (event,))

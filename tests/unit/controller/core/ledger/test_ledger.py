@@ -386,6 +386,20 @@ def test_a_cancel_is_for_good(book: Book, known: bool) -> None:
     assert book.ledger.population(()).open == ()
 
 
+@pytest.mark.parametrize("choice", [0, None])
+@pytest.mark.parametrize("reason", CancelReason)
+def test_behind_a_cancel_nothing_ends_again(
+    book: Book, choice: int | None, reason: CancelReason
+) -> None:
+    book.checkpoint(7, 8, now_s=1.0)
+    book.keep(book.ledger.cancel("g", None, CancelReason.CLIENT, None, 2.0))
+    outcome = book.ledger.cancel("g", choice, reason, 2, 3.0)
+    assert (outcome.records, outcome.events) == ((), ())
+    view = book.ledger.view("g", (), 3.0).reply
+    assert view.state is GenerationState.CANCELLED
+    assert view.spans[0].finish_reason is None
+
+
 def test_a_view_shows_what_there_is(book: Book) -> None:
     with pytest.raises(NotFound):
         book.ledger.view("g", (A,), 0.0)
