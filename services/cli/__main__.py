@@ -139,6 +139,17 @@ def interrupt(
     console.print(f"{node} {what} (event {number})", highlight=False)
 
 
+def apply_plan(
+    file: Annotated[Path, typer.Argument(help="The plan, as JSON.")],
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Hands the running mesh a plan; it is carried out while the mesh serves."""
+    from services.cli.apply import apply_plan as hand_over
+
+    number = told(lambda: asyncio.run(hand_over(MeshDirectory(data_dir), file)))
+    console.print(f"plan {number} is carried out (see shunt status)", highlight=False)
+
+
 @app.command()
 def demo(
     data_dir: Annotated[Path, typer.Option("--data-dir")] = DEFAULT_DATA_DIR / "demo",
@@ -160,6 +171,8 @@ def mount(arguments: Sequence[str]) -> None:
     called = arguments[0] if arguments else ""
     for name, (module, help_text) in MOUNTED.items():
         commands = importlib.import_module(module).app if name == called else typer.Typer()
+        if name == called == "plan":
+            commands.command("apply")(apply_plan)
         app.add_typer(commands, name=name, help=help_text)
 
 

@@ -1,0 +1,86 @@
+"""A mesh changes shape under load: other layers, other numbers of stages, and back again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+from shuntserve.controller.v1 import controller_pb2
+
+from bench import mesh as meshes
+
+TOKENS = 500
+LAYERS = 30
+
+
+def plan(model: str, *pipelines: dict[str, tuple[int, int]]) -> str:
+    """Pipelines as layer ranges by node, head first."""
+    made = [
+        {
+            "id": f"shape-{number}",
+            "stages": [{"node": node, "layers": list(layers)} for node, layers in stages.items()],
+        }
+        for number, stages in enumerate(pipelines, 1)
+    ]
+    return json.dumps({"deployments": [{"model": model, "pipelines": made}]})
+
+
+async def carried_out(mesh: meshes.Mesh, number: int, timeout_s: float = 60.0) -> dict[str, Any]:
+    """The status once the plan of this number is what runs."""
+    async with asyncio.timeout(timeout_s):
+        while True:
+            status = await mesh.status()
+            assert status["plan"]["number"] >= number
+            wanted = {p for d in status["plan"]["deployments"] for p in d["pipelines"]}
+            there = {p["id"]: p["state"] for p in status["pipelines"]}
+            if set(there) == wanted and set(there.values()) == {"ready"}:
+                return status
+            await asyncio.sleep(0.2)
+
+
+async def test_pipelines_of_other_layers_and_numbers_take_over_under_load(
+    ready: meshes.Mesh, client: httpx.AsyncClient, controller: Any, tmp_path: Path
+) -> None:
+    bodies = [body | {"ignore_eos": True} for body in meshes.request_bodies(TOKENS)]
+    expected = await meshes.undisturbed(client, ready.url(), bodies)
+    before = await ready.status()
+    model = before["plan"]["deployments"][0]["model"]
+    a, b, c, d = (s["node"] for p in before["pipelines"] for s in p["stages"])
+    shapes = (
+        ({a: (0, 10), b: (10, 20), c: (20, 30)}, {d: (0, LAYERS)}),
+        (
+            {s["node"]: tuple(s["layers"]) for s in before["pipelines"][0]["stages"]},
+            {s["node"]: tuple(s["layers"]) for s in before["pipelines"][1]["stages"]},
+        ),
+    )
+    records = [meshes.StreamRecord() for _ in bodies]
+    tasks = [
+        asyncio.create_task(meshes.stream_chat(client, ready.url(), body, record))
+        for body, record in zip(bodies, records, strict=True)
+    ]
+    await meshes.until(lambda: all(len(r.arrivals_s) > 10 for r in records))
+    for shape in shapes:
+        file = tmp_path / "plan.json"
+        file.write_text(plan(model, *shape))
+        said = await ready.shunt("plan", "apply", str(file))
+        number = int(said.split()[1])
+        status = await carried_out(ready, number)
+        found = [{s["node"]: tuple(s["layers"]) for s in p["stages"]} for p in status["pipelines"]]
+        assert sorted(map(str, found)) == sorted(map(str, shape))
+    await asyncio.gather(*tasks)
+    for record, wanted in zip(records, expected, strict=True):
+        assert record.complete, record.error
+        assert (record.text, record.usage) == (wanted.text, wanted.usage)
+    events = [
+        event
+        async for event in controller.WatchEvents(
+            controller_pb2.WatchEventsRequest(no_wait=True), timeout=10
+        )
+    ]
+    plans = [index for index, event in enumerate(events) if event.kind == "plan_ready"]
+    changes = [event.kind for event in events[plans[-2] :]]
+    assert not {"node_lost", "form_failed"} & set(changes), changes
+    print("longest gap", max(r.longest_gap_s() for r in records))
