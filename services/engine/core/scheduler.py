@@ -286,7 +286,8 @@ class Scheduler:
         limit = min(-(-everyone // batches), self._settings.token_budget)
         turn = sorted(decoding, key=lambda s: s.last_step)[:limit]
         chosen: list[_Sequence] = []
-        for sequence in sorted(turn, key=lambda s: s.arrival):
+        # What is read takes its blocks first: from what is chosen already nobody can.
+        for sequence in sorted(turn, key=lambda s: (s.unread, s.arrival)):
             if sequence.phase is Phase.DECODE and self._cover(sequence, chosen):
                 chosen.append(sequence)
         return chosen

@@ -376,7 +376,7 @@ def test_what_is_read_takes_the_place_of_what_is_not_in_the_very_next_step() -> 
     driver.arrive()
     both = driver.depart()
     assert both is not None
-    assert both.keys[-1] == key("read")
+    assert both.keys[0] == key("read")
     assert len(both.keys) == 4, "with its first token there, the others go on beside it"
     driver.finish()
     assert driver.outputs["read"] == expected(30, 2)
@@ -393,6 +393,25 @@ def test_a_read_prompt_does_not_wait_for_blocks_that_unread_sequences_hold() -> 
     assert step.keys == (key("read"),)
     driver.finish()
     assert driver.outputs["read"] == expected(60, 2)
+
+
+def test_an_answer_that_is_read_gets_its_next_block_from_an_older_one_that_is_not() -> None:
+    driver = Driver(SchedulerSettings(64, 4, 8, 1000), 4, 1)
+    driver.start("unread", 8, 40)
+    driver.start("read", 15, 24)
+    driver.depart()
+    driver.arrive()
+    driver.scheduler.set_unread(key("unread"), True)
+    while len(driver.outputs["read"]) < 24:
+        step = driver.depart()
+        assert step is not None
+        assert key("read") in step.keys
+        driver.arrive()
+    rows = [len(step.token_ids) for step in driver.steps if key("unread") not in step.keys]
+    assert rows, "the blocks were too many for both"
+    assert rows == [1] * len(rows), "nothing of what is read was computed again"
+    driver.finish()
+    assert driver.outputs == {"unread": expected(8, 40), "read": expected(15, 24)}
 
 
 def test_an_unread_prompt_in_pieces_lets_a_read_one_in_when_its_pieces_are_back() -> None:
