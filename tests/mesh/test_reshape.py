@@ -12,7 +12,7 @@ from shuntserve.controller.v1 import controller_pb2
 
 from bench import mesh as meshes
 
-TOKENS = 500
+TOKENS = 300
 LAYERS = 30
 
 
