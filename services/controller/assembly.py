@@ -15,6 +15,7 @@ from services.common.errors import ShuntError
 from services.common.server import Server
 from services.controller import metrics
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.replanning import Replanner
 from services.controller.core.model_facts import ModelFacts
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
@@ -23,6 +24,7 @@ from services.controller.journal.journal import Journal, JournalRoom, Recovered,
 from services.controller.model_store import newest_digest
 from services.controller.planning import Planning
 from services.controller.providers.provider import Provider
+from services.controller.replans import Replans
 from services.controller.runtime import SNAPSHOT, ClusterRuntime
 from services.controller.service import ControllerService, ServedVersion
 from services.controller.settings import ControllerSettings
@@ -84,6 +86,16 @@ class AssembledController:
             heads_changed=heads_changed,
             clock=clock,
         )
+        self._replans = Replans(
+            Replanner(settings.replanning),
+            settings.wishes,
+            cluster=lambda: self._runtime.cluster,
+            market=self._runtime.market,
+            placement=self._planning,
+            adopt=self._runtime.adopt,
+            events=self.events,
+            clock=clock,
+        )
         self._generations = LedgerRuntime(
             settings.ledger,
             journal,
@@ -130,6 +142,8 @@ class AssembledController:
                 tasks.create_task(self._keep_house()),
                 tasks.create_task(self._watch_store()),
             ]
+            if self._settings.replan:
+                work.append(tasks.create_task(self._replans.run()))
             try:
                 await self._runtime.started.wait()
                 await self._server.set_ready(True)

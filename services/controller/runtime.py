@@ -47,6 +47,7 @@ from services.controller.core.cluster.market import (
     ProviderEvent,
 )
 from services.controller.core.cluster.notices import SAME_NOTICE_S
+from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.turns import Turns
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
@@ -196,6 +197,10 @@ class ClusterRuntime:
         plan = operators_plan(plan_json, number, self.cluster.settings)
         await self._submit(self.cluster.plan_ready(plan, self._clock()))
         return number
+
+    def adopt(self, plan: Plan) -> None:
+        """A newer plan is what is carried out from now on."""
+        self._submit(self.cluster.plan_ready(plan, self._clock()))
 
     async def _until_noticed(self, node_id: str, deadline_s: float) -> None:
         """Raises Unavailable when the provider gives no notice."""

@@ -14,11 +14,13 @@ from services.common.nodes import NodeShape
 from services.common.settings import ServiceSettings
 from services.common.speeds import parse_speeds
 from services.controller.core.cluster.market import MAX_COUNT, Offer
+from services.controller.core.cluster.replanning import ReplanSettings
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.ledger.outcomes import LedgerSettings
 from services.controller.core.model_facts import ModelFacts
 from services.controller.engines import EngineTimeouts
 from services.controller.providers.market_file import MarketScript, read_market
+from services.controller.replans import Wishes
 from services.controller.runtime import RuntimeSettings
 from services.controller.service import ServiceLimits
 
@@ -45,6 +47,21 @@ class ControllerSettings(ServiceSettings):
     placement_address: str = "127.0.0.1:7003"
     planner: Literal["proportional", "shuntserve", "exact", "alpaserve", "vllm"] = "proportional"
     pipelines: int = Field(default=2, ge=1, le=1000)
+
+    replan: bool = False
+    """Placement is asked again when offers, prices or nodes change, and a better plan is carried
+    out while the mesh serves."""
+    objective: Literal["throughput", "throughput-per-cost", "goodput-per-cost"] = "throughput"
+    budget_per_hour: float = Field(default=0.0, ge=0, lt=1e9)
+    """Dollars; 0 does not bind. Read with `replan`, as are the next three."""
+    nodes_max: int = Field(default=0, ge=0, le=10_000)
+    """Most nodes of a plan; 0: as many as at first."""
+    horizon_s: float = Field(default=1800.0, ge=1, le=1e8)
+    """How long a plan is expected to last: what a change gains in it must beat its move."""
+    replan_cool_down_s: float = Field(default=60.0, ge=0, le=86_400)
+    """No improvement is looked for so soon behind a change."""
+    replan_steady_s: float = Field(default=30.0, ge=0, le=86_400)
+    """An offer counts for an improvement once it has stood so long."""
 
     provider: Literal["local", "external"] = "local"
     """local: engine processes on this machine; external: nodes come and go by themselves."""
@@ -157,6 +174,14 @@ class ControllerSettings(ServiceSettings):
             Offer(f"local-{shape.relative_speed}", "local", shape, count=MAX_COUNT, declared=True)
             for shape in dict.fromkeys(self.initial_nodes)
         )
+
+    @property
+    def wishes(self) -> Wishes:
+        return Wishes(self.objective, self.budget_per_hour, self.nodes_max, self.horizon_s)
+
+    @property
+    def replanning(self) -> ReplanSettings:
+        return ReplanSettings(cool_down_s=self.replan_cool_down_s, steady_s=self.replan_steady_s)
 
     def cluster(self, facts: ModelFacts) -> ClusterSettings:
         initial = self.initial_nodes

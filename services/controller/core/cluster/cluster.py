@@ -11,6 +11,7 @@ resume on the other pipelines; when there is none their Resume waits for the new
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from services.common.errors import NotFound, StaleEpoch
 from services.common.exchange import Route
@@ -37,7 +38,7 @@ from services.controller.core.cluster.market import NO_CAPACITY
 from services.controller.core.cluster.node import Node
 from services.controller.core.cluster.notices import hand_over, lapse, must_part, notice
 from services.controller.core.cluster.pipeline import Pipeline
-from services.controller.core.cluster.plan import Plan
+from services.controller.core.cluster.plan import Plan, PlannedPipeline
 from services.controller.core.cluster.recovery import first_actions
 from services.controller.core.cluster.routes import handing_over, heads_of, routes_of
 from services.controller.core.cluster.settings import ClusterSettings
@@ -353,6 +354,37 @@ class Cluster:
     def plan(self) -> Plan | None:
         """What is carried out."""
         return self._state.plan
+
+    @property
+    def settled(self) -> bool:
+        """The plan is what runs."""
+        pipelines = self._state.pipelines.values()
+        return all(pipeline.is_ready and not pipeline.retiring for pipeline in pipelines)
+
+    def usable_nodes(self) -> tuple[NodeFacts, ...]:
+        """Those that may be given a place, or have one."""
+        nodes = (node for node in self._state.nodes.values() if node.usable)
+        return tuple(node.facts for node in nodes if node.facts is not None)
+
+    def idle_nodes(self) -> frozenset[str]:
+        """Usable nodes without a place."""
+        seated = self._state.seated()
+        return frozenset(n.node_id for n in self.usable_nodes() if n.node_id not in seated)
+
+    def running(self) -> tuple[PlannedPipeline, ...]:
+        """The plan's pipelines on the nodes that sit in them now; vacant ones left out."""
+        return tuple(
+            PlannedPipeline(
+                pipeline.pipeline_id,
+                tuple(
+                    replace(seat.planned, node_id=seat.node_id, shape=seat.shape)
+                    for seat in pipeline.seats
+                ),
+                pipeline.weight_tokens_per_s,
+            )
+            for pipeline in self._state.wanted()
+            if all(seat.node_id for seat in pipeline.seats)
+        )
 
     @property
     def next_plan_number(self) -> int:

@@ -242,6 +242,10 @@ class Market:
         """What a node runs on; empty when that is not known."""
         return self._of_node.get(node_id, "")
 
+    def shut(self) -> dict[str, float]:
+        """Offers that said no, and until when they are left alone."""
+        return dict(self._shut_until_s)
+
     def running(self, offer_id: str) -> int:
         """Nodes of the offer that run or are ordered."""
         return self._running[offer_id]
