@@ -26,6 +26,7 @@ from services.controller.core.cluster.actions import (
     TerminateNode,
 )
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.market import NO_CAPACITY
 from services.controller.core.cluster.plan import (
     THROUGHPUT,
     Deployment,
@@ -265,11 +266,12 @@ class SimulatedController(Process):
 
     def launch_failed(self, node_id: str) -> None:
         """A node's process could not be started."""
-        self.act(self.cluster.launch_failed(node_id, "", self.clock.now_s))
+        self.act(self.cluster.launch_failed(node_id, NO_CAPACITY, self.clock.now_s))
 
     def node_exited(self, node_id: str, incarnation: str) -> None:
         """A node's process has ended."""
         self.act(self.cluster.node_gone(node_id, incarnation, "exit", self.clock.now_s))
+        self.act(self.cluster.offers_changed(self.clock.now_s))
 
     def node_noticed(self, node_id: str, deadline_s: float) -> None:
         """A node will be taken away."""

@@ -25,6 +25,7 @@ from services.common.errors import (
 from services.common.exchange import Checkpoint, Frame, Grant, Phase, ResumeQuestion
 from services.common.generation import FinishReason, GenerationRequest
 from services.controller.core.cluster.actions import FormPipeline, LogEvent, PipelineState
+from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
 from services.controller.core.ledger.records import (
@@ -431,6 +432,17 @@ class Oracle:
         if not self.carried_out():
             cluster = self.world.controller.cluster if self.world else None
             self.fail(15, f"{cluster and cluster.plan} is not what runs")
+        if self.world is not None:
+            self._check_views(self.world.controller.cluster)
+
+    def _check_views(self, cluster: Cluster) -> None:
+        """What a next plan is asked with is what there is."""
+        usable = {node.node_id for node in cluster.usable_nodes()}
+        seated = {stage.node_id for pipeline in cluster.running() for stage in pipeline.stages}
+        if cluster.settled and not seated <= usable:
+            self.fail(15, f"{seated - usable} serve and are not usable")
+        if cluster.idle_nodes() != usable - seated:
+            self.fail(15, f"{cluster.idle_nodes()} are idle, {seated} of {usable} are not")
 
     def check_launches(self) -> None:
         """No node was launched but for one that was lost, noticed or given up, or for a seat that

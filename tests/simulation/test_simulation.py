@@ -22,7 +22,7 @@ from schedules import Schedule, table
 ROOT = Path(__file__).parents[2]
 SCHEDULES = int(os.environ.get("SHUNT_SIMULATION_SCHEDULES", "2400"))
 LEAST_HITS = 20
-COVERED_SEEDS = 150
+COVERED_SEEDS = 200
 MISTAKE_SEEDS = {"schedules.py": 300, "crowds.py": 6}
 CROWDS = 8
 CORES = (
