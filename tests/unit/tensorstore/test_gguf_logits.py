@@ -78,7 +78,9 @@ def ours(path: Path, ids: torch.Tensor) -> torch.Tensor:
     )
     with closing(stage):
         layers = stage._arithmetic
-        hidden = layers.forward(stage._embedding[ids[0]], [Span(0, ROWS, 0, list(range(8)))])
+        hidden = layers.forward(
+            stage._layers[0].embedding[ids[0]], [Span(0, ROWS, 0, list(range(8)))]
+        )
         logits: torch.Tensor = layers.logits(hidden)
         return logits
 
