@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import grpc
 from shuntserve.placement.v1 import placement_pb2, placement_pb2_grpc
 
 from services.common import channels, wire
 from services.common.errors import DataLoss, InvalidArgument
+from services.common.generation import ModelRef
 from services.common.nodes import NodeShape
 from services.common.settings import TlsSettings
 from services.common.statuses import from_rpc_error
@@ -30,7 +34,7 @@ _OBJECTIVES = {
 
 
 def _node(
-    name: str, shape: NodeShape, offer: Offer | None, on_offer: bool = False
+    name: str, shape: NodeShape, offer: Offer | None = None, *, on_offer: bool = False
 ) -> placement_pb2.Node:
     """As placement knows it; what nobody names a price for is free."""
     node = placement_pb2.Node(
@@ -47,6 +51,25 @@ def _node(
         node.interruptions_per_hour = offer.interruptions_per_hour
         node.ready_in_s = offer.launch_s if on_offer else 0.0
     return node
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """What a name in a plan stands for: a node, or one more of an offer."""
+
+    shape: NodeShape
+    node_id: str = ""
+    offer_id: str = ""
+
+
+def _stage(stage: placement_pb2.Stage, named: _Named) -> PlannedStage:
+    return PlannedStage(
+        wire.layers_from(stage.layers),
+        stage.tp_degree,
+        named.shape,
+        named.node_id,
+        named.offer_id,
+    )
 
 
 class Planning:
@@ -72,16 +95,7 @@ class Planning:
         """Raises a ShuntError when there is no answer, DataLoss for a plan that cannot be."""
         request = placement_pb2.PlanRequest(
             model=placement_pb2.ModelSpec(config_json=self._facts.config_json),
-            nodes=[
-                placement_pb2.Node(
-                    node_id=node.node_id,
-                    device_type=node.shape.device_type,
-                    device_count=1,
-                    memory_bytes=node.shape.memory_bytes,
-                    relative_speed=node.shape.relative_speed,
-                )
-                for node in question.nodes
-            ],
+            nodes=[_node(node.node_id, node.shape) for node in question.nodes],
             planner=self._planner,
             pipeline_count=question.pipelines,
         )
@@ -89,49 +103,21 @@ class Planning:
             reply = await self._stub.Plan(request, timeout=self._timeout_s)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
-        if len(reply.pipelines) != len(reply.pipeline_estimates):
-            raise DataLoss("a pipeline of the plan has no estimate", field="pipeline_estimates")
-        shapes = {node.node_id: node.shape for node in question.nodes}
-        named = [stage.node_id for pipeline in reply.pipelines for stage in pipeline.stages]
-        if not reply.pipelines or not set(named) <= set(shapes):
-            raise DataLoss("the plan is empty or names nodes that it should not", field="stages")
-        pipelines = tuple(
-            PlannedPipeline(
-                f"pipeline-{number}",
-                stages=tuple(
-                    PlannedStage(
-                        wire.layers_from(stage.layers),
-                        stage.tp_degree,
-                        shapes[stage.node_id],
-                        stage.node_id,
-                    )
-                    for stage in pipeline.stages
-                ),
-                weight_tokens_per_s=estimate.throughput_tokens_per_s,
-            )
-            for number, (pipeline, estimate) in enumerate(
-                zip(reply.pipelines, reply.pipeline_estimates, strict=True), 1
-            )
-        )
-        deployment = Deployment(question.model, THROUGHPUT, pipelines)
-        if any(p.stages[-1].layers.end != self._facts.layer_count for p in pipelines if p.stages):
-            raise DataLoss("the plan does not cover every layer once", field="layers")
-        try:
-            return Plan(question.number, (deployment,))
-        except InvalidArgument as error:
-            raise DataLoss(f"the plan cannot be: {error.message}", field=error.field) from None
+        known = {n.node_id: _Named(n.shape, node_id=n.node_id) for n in question.nodes}
+        return self._plan_of(reply, question.number, question.model, THROUGHPUT, known)
 
     async def replan(self, question: Replanning) -> NextPlan:
-        """The next plan, or none where the running one stays. Raises a ShuntError when there is no
-        answer, DataLoss for a plan that cannot be."""
-        named = {one.name: one.offer for one in question.candidates}
-        shapes = {node.node_id: node.shape for node, _ in question.nodes}
+        """The next plan, or none where the running one stays; by placement's own planner, which
+        knows every objective. Raises as `plan` does."""
         wishes = question.wishes
         request = placement_pb2.ReplanRequest(
             model=placement_pb2.ModelSpec(config_json=self._facts.config_json),
             nodes=[
                 *(_node(n.node_id, n.shape, offer) for n, offer in question.nodes),
-                *(_node(one.name, one.offer.shape, one.offer, True) for one in question.candidates),
+                *(
+                    _node(one.name, one.offer.shape, one.offer, on_offer=True)
+                    for one in question.candidates
+                ),
             ],
             running=[
                 placement_pb2.Pipeline(
@@ -158,35 +144,45 @@ class Planning:
             raise from_rpc_error(error) from error
         if not reply.change:
             return NextPlan(None, 0.0, tuple(reply.reasons))
+        known = {n.node_id: _Named(n.shape, node_id=n.node_id) for n, _ in question.nodes} | {
+            one.name: _Named(one.offer.shape, offer_id=one.offer.offer_id)
+            for one in question.candidates
+        }
+        plan = self._plan_of(reply, question.number, question.model, wishes.objective, known)
+        return NextPlan(plan, reply.gain, tuple(reply.reasons))
+
+    def _plan_of(
+        self,
+        reply: placement_pb2.PlanResponse | placement_pb2.ReplanResponse,
+        number: int,
+        model: ModelRef,
+        objective: str,
+        known: Mapping[str, _Named],
+    ) -> Plan:
+        """`known` is what a stage may name. Raises DataLoss for a plan that cannot be."""
         if len(reply.pipelines) != len(reply.pipeline_estimates):
             raise DataLoss("a pipeline of the plan has no estimate", field="pipeline_estimates")
-        pipelines = []
-        for number, pipeline in enumerate(reply.pipelines, 1):
-            stages = []
-            for stage in pipeline.stages:
-                offer = named.get(stage.node_id)
-                shape = offer.shape if offer is not None else shapes.get(stage.node_id)
-                if shape is None:
-                    raise DataLoss("the plan names nodes that it should not", field="stages")
-                stages.append(
-                    PlannedStage(
-                        wire.layers_from(stage.layers),
-                        stage.tp_degree,
-                        shape,
-                        stage.node_id if offer is None else "",
-                        offer.offer_id if offer is not None else "",
-                    )
-                )
-            weight = reply.pipeline_estimates[number - 1].throughput_tokens_per_s
-            pipelines.append(PlannedPipeline(f"pipeline-{number}", tuple(stages), weight))
-        deployment = Deployment(question.model, wishes.objective, tuple(pipelines))
+        named = [stage.node_id for pipeline in reply.pipelines for stage in pipeline.stages]
+        if not reply.pipelines or not set(named) <= set(known):
+            raise DataLoss("the plan is empty or names nodes that it should not", field="stages")
+        if len(set(named)) != len(named):
+            raise DataLoss("the plan cannot be: a node is in two stages", field="node_id")
+        pipelines = tuple(
+            PlannedPipeline(
+                f"pipeline-{place}",
+                tuple(_stage(stage, known[stage.node_id]) for stage in pipeline.stages),
+                estimate.throughput_tokens_per_s,
+            )
+            for place, (pipeline, estimate) in enumerate(
+                zip(reply.pipelines, reply.pipeline_estimates, strict=True), 1
+            )
+        )
         if any(p.stages[-1].layers.end != self._facts.layer_count for p in pipelines if p.stages):
             raise DataLoss("the plan does not cover every layer once", field="layers")
         try:
-            plan = Plan(question.number, (deployment,))
+            return Plan(number, (Deployment(model, objective, pipelines),))
         except InvalidArgument as error:
             raise DataLoss(f"the plan cannot be: {error.message}", field=error.field) from None
-        return NextPlan(plan, reply.gain, tuple(reply.reasons))
 
     async def close(self) -> None:
         await self._channel.close()
