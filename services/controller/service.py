@@ -14,12 +14,12 @@ import grpc
 from shuntserve.controller.v1 import controller_pb2 as pb
 from shuntserve.controller.v1 import controller_pb2_grpc
 
-from services.common import channels, guards, logs, wire
+from services.common import channels, guards, logs
+from services.common import wire as common_wire
 from services.common.errors import InvalidArgument, NotFound, ShuntError
 from services.common.exchange import CheckpointResult
 from services.common.generation import CancelReason, ModelRef
-from services.controller import metrics
-from services.controller import wire as messages
+from services.controller import metrics, wire
 from services.controller.core.cluster.actions import NodeView
 from services.controller.core.cluster.market import MAX_NOTICE_S
 from services.controller.engines import Engines
@@ -81,7 +81,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         self._passing_on: set[asyncio.Task[None]] = set()
 
     async def Register(self, request: pb.RegisterRequest, context: Context) -> pb.RegisterResponse:
-        facts = messages.facts_from(request)
+        facts = wire.facts_from(request)
         await self._runtime.started.wait()
         self._known_processes().registered(facts.node_id, facts.incarnation)
         await self._runtime.register(facts)
@@ -94,7 +94,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         await self._runtime.started.wait()
         try:
             async for request in requests:
-                beat = messages.beat_from(request)
+                beat = wire.beat_from(request)
                 if node_id and beat.node_id != node_id:
                     raise InvalidArgument("one stream is one node's", field="node_id")
                 node_id = beat.node_id
@@ -119,7 +119,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
                 sequence, results = item
                 yield pb.StreamCheckpointsResponse(
                     sequence=sequence,
-                    results=[messages.result_to(result) for result in await results],
+                    results=[wire.result_to(result) for result in await results],
                 )
             await taking
         finally:
@@ -141,7 +141,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
                         f"at most {MAX_CHECKPOINTS} a message", field="checkpoints"
                     )
                 checkpoints = [
-                    messages.checkpoint_from(message, self._vocab_size)
+                    wire.checkpoint_from(message, self._vocab_size)
                     for message in request.checkpoints
                 ]
                 if node_id := guards.speaks_for():
@@ -163,7 +163,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
     async def WatchRoutes(
         self, request: pb.WatchRoutesRequest, context: Context
     ) -> AsyncIterator[pb.WatchRoutesResponse]:
-        router_id = messages.name_from(request.router_id, "router_id")
+        router_id = wire.name_from(request.router_id, "router_id")
         self._routers[router_id] += 1
         sent = -1
         try:
@@ -175,7 +175,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
                 sent = version
                 yield pb.WatchRoutesResponse(
                     version=version,
-                    routes=[messages.route_to(route) for route in routes],
+                    routes=[wire.route_to(route) for route in routes],
                     handing_over_formation_ids=self._runtime.cluster.handing_over(),
                     unusable=self._runtime.cluster.unusable(),
                 )
@@ -184,21 +184,21 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
             self._routers += Counter()
 
     async def Resume(self, request: pb.ResumeRequest, context: Context) -> pb.ResumeResponse:
-        question = messages.question_from(request, self._vocab_size)
+        question = wire.question_from(request, self._vocab_size)
         logs.about(generation_id=question.generation_id)
         wait_s = channels.timeout(self._limits.resume_wait_s) - self._limits.resume_margin_s
         grant = await self._generations.resume(question, wait_s)
         metrics.RESUMES.inc(grant.epoch > question.last_epoch)
-        return messages.grant_to(grant)
+        return wire.grant_to(grant)
 
     async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:
-        generation_id = wire.generation_id_from(request.generation_id)
+        generation_id = common_wire.generation_id_from(request.generation_id)
         logs.about(generation_id=generation_id)
         choice = request.choice if request.HasField("choice") else None
-        if choice is not None and choice >= wire.MAX_CHOICES:
-            raise InvalidArgument(f"choices lie below {wire.MAX_CHOICES}", field="choice")
+        if choice is not None and choice >= common_wire.MAX_CHOICES:
+            raise InvalidArgument(f"choices lie below {common_wire.MAX_CHOICES}", field="choice")
         length = request.length if request.HasField("length") else None
-        reason = wire.cancel_reason_from(request.reason)
+        reason = common_wire.cancel_reason_from(request.reason)
         head = await self._generations.cancel(generation_id, choice, reason, length)
         if head is not None:
             told = asyncio.create_task(
@@ -220,20 +220,20 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
     async def GetGeneration(
         self, request: pb.GetGenerationRequest, context: Context
     ) -> pb.GetGenerationResponse:
-        generation_id = wire.generation_id_from(request.generation_id)
-        return messages.view_to(await self._generations.view(generation_id))
+        generation_id = common_wire.generation_id_from(request.generation_id)
+        return wire.view_to(await self._generations.view(generation_id))
 
     async def ClaimGeneration(
         self, request: pb.ClaimGenerationRequest, context: Context
     ) -> pb.ClaimGenerationResponse:
-        digest = wire.ask_digest_from(request.ask_digest)
+        digest = common_wire.ask_digest_from(request.ask_digest)
         view = await self._generations.claim(digest)
-        return pb.ClaimGenerationResponse(generation=messages.view_to(view))
+        return pb.ClaimGenerationResponse(generation=wire.view_to(view))
 
     async def ReportInterruption(
         self, request: pb.ReportInterruptionRequest, context: Context
     ) -> pb.ReportInterruptionResponse:
-        node_id = messages.name_from(request.node_id, "node_id")
+        node_id = wire.name_from(request.node_id, "node_id")
         notice_s = request.notice_s
         if not math.isfinite(notice_s) or not 0 <= notice_s <= MAX_NOTICE_S:
             raise InvalidArgument(f"notice_s lies in [0, {MAX_NOTICE_S:g}]", field="notice_s")
@@ -256,20 +256,20 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         population = self._generations.population()
         return pb.GetStatusResponse(
             nodes=[
-                messages.node_to(node, market.offer_id_of(node.node_id), self._declared(node))
+                wire.node_to(node, market.offer_id_of(node.node_id), self._declared(node))
                 for node in cluster.nodes_view()
             ],
-            pipelines=[messages.pipeline_to(pipeline) for pipeline in cluster.pipelines_view()],
-            generations=[messages.generation_to(line) for line in population.open],
+            pipelines=[wire.pipeline_to(pipeline) for pipeline in cluster.pipelines_view()],
+            generations=[wire.generation_to(line) for line in population.open],
             router_ids=sorted(self._routers),
-            model=wire.model_to(self._served.ref),
+            model=common_wire.model_to(self._served.ref),
             newer_digest=self._served.newer_digest(),
             finished_generations=population.finished,
             cancelled_generations=population.cancelled,
-            faults=[messages.fault_to(fault, cluster.unix_offset_s) for fault in cluster.faults()],
+            faults=[wire.fault_to(fault, cluster.unix_offset_s) for fault in cluster.faults()],
             unusable=cluster.unusable(),
-            plan=None if cluster.plan is None else messages.plan_to(cluster.plan),
-            offers=[messages.offer_to(offer, market) for offer in market.offers()],
+            plan=None if cluster.plan is None else wire.plan_to(cluster.plan),
+            offers=[wire.offer_to(offer, market) for offer in market.offers()],
             cost_per_hour=market.cost_per_hour(),
             on_demand_cost_per_hour=market.on_demand_cost_per_hour(),
         )
@@ -283,4 +283,4 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         self, request: pb.WatchEventsRequest, context: Context
     ) -> AsyncIterator[pb.WatchEventsResponse]:
         async for event in self._events.follow(request.from_number, wait=not request.no_wait):
-            yield messages.event_to(event)
+            yield wire.event_to(event)

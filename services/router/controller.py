@@ -9,12 +9,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import grpc
 from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 
-from services.common import channels, telemetry, wire
+from services.common import channels, telemetry
+from services.common import wire as common_wire
 from services.common.errors import ShuntError
 from services.common.exchange import GenerationView, Grant, ResumeQuestion, Route
 from services.common.generation import CancelReason
 from services.common.statuses import from_rpc_error
-from services.router import wire as messages
+from services.router import wire
 
 _log = logging.getLogger(__name__)
 WATCH_PAUSE_S = 0.2
@@ -31,9 +32,9 @@ class ControllerClient:
 
     async def resume(self, question: ResumeQuestion, timeout_s: float) -> Grant:
         try:
-            return messages.grant_from(
+            return wire.grant_from(
                 await self._stub.Resume(
-                    messages.question_to(question),
+                    wire.question_to(question),
                     timeout=channels.timeout(timeout_s),
                     metadata=telemetry.metadata(),
                 )
@@ -44,7 +45,7 @@ class ControllerClient:
     async def generation(self, generation_id: str) -> GenerationView:
         """What the journal holds."""
         try:
-            return messages.view_from(
+            return wire.view_from(
                 await self._stub.GetGeneration(
                     controller_pb2.GetGenerationRequest(generation_id=generation_id),
                     timeout=channels.timeout(self._timeout_s),
@@ -62,7 +63,7 @@ class ControllerClient:
                 timeout=channels.timeout(self._timeout_s),
                 metadata=telemetry.metadata(),
             )
-            return messages.view_from(claimed.generation)
+            return wire.view_from(claimed.generation)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
 
@@ -78,7 +79,7 @@ class ControllerClient:
                 controller_pb2.CancelRequest(
                     generation_id=generation_id,
                     choice=choice,
-                    reason=wire.cancel_reason_to(reason),
+                    reason=common_wire.cancel_reason_to(reason),
                     length=length,
                 ),
                 timeout=channels.timeout(self._timeout_s),
@@ -109,7 +110,7 @@ class ControllerClient:
         call = self._stub.WatchRoutes(request, timeout=self._watch_s)
         try:
             async for message in call:
-                routes = [messages.route_from(route) for route in message.routes]
+                routes = [wire.route_from(route) for route in message.routes]
                 yield routes, list(message.handing_over_formation_ids), message.unusable
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
