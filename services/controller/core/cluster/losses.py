@@ -72,9 +72,12 @@ def give_up(settings: ClusterSettings, seat: Seat, node: Node, now_s: float) -> 
 
 
 def forgive(state: State, settings: ClusterSettings, seat: Seat, now_s: float) -> None:
-    """What came to nothing at the seat before counts no more once a node has come to something."""
+    """What came to nothing at the seat before counts no more once a node has come to something; of
+    one that will be taken away, its successor is what may come to nothing."""
     node = state.nodes.get(seat.node_id)
-    if node is not None and node.came_to_something(settings.stable_s, now_s):
+    if node is None or node.deadline_s is not None:
+        return
+    if node.came_to_something(settings.stable_s, now_s):
         seat.forgive()
 
 
