@@ -152,7 +152,7 @@ class _Steps:
         settings = self._settings
         if not settings.can_launch or self._now_s < seat.launches.retry_at_s:
             return None, []
-        if instead_of is not None and instead_of.loads.permanent:
+        if instead_of is not None and instead_of.loads.permanent and instead_of.shape == seat.shape:
             return None, []  # one more node of its shape would say the same
         node = self._state.launch(seat.shape, self._now_s)
         return node, _launched(node, pipeline.pipeline_id, seat.planned.offer_id)
