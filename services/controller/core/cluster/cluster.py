@@ -112,8 +112,8 @@ class Cluster:
             if not node.lost:
                 actions += self._lose(node, "replaced", now_s)
             self._past.add(node.incarnation)
-            node = None
-        if node is None:
+            node = self._state.nodes[facts.node_id] = node.replaced(facts.shape, now_s)
+        elif node is None:
             node = self._state.nodes[facts.node_id] = Node(facts.node_id, facts.shape, now_s)
         new, returns = node.register(facts, now_s)
         if returns:

@@ -128,6 +128,10 @@ class Node:
         self.facts, self.shape, self.heard_s, self.confirmed = facts, facts.shape, now_s, True
         return new, returns
 
+    def replaced(self, shape: NodeShape, now_s: float) -> Node:
+        """Another process has its name: another node, which the provider can end as this one."""
+        return Node(self.node_id, shape, now_s, launched=self.launched)
+
     def lose(self, now_s: float) -> None:
         """It is gone, as far as is known."""
         need(not self.lost, f"{self.node_id} cannot be lost twice")

@@ -13,6 +13,7 @@ from services.controller.core.cluster.actions import (
     DrainFormation,
     FormPipeline,
     LaunchNode,
+    Loaded,
     LoadStage,
     PersistCluster,
     TerminateNode,
@@ -191,6 +192,14 @@ def test_nodes_that_were_launched_and_have_no_place_end_when_the_plan_is_carried
     cluster = serving({"a": WHOLE}, {"b": WHOLE})
     done = carry_out(cluster, cluster.plan_ready(planned({"b": WHOLE}, number=2), 1.0), 1.0)
     assert all_of(done, TerminateNode) == [], "nobody launched it"
+
+
+def test_a_launched_node_that_was_started_again_by_others_ends_as_it_would_have() -> None:
+    cluster = ready(PATIENT)
+    carry_out(cluster, cluster.register(facts("node-1", "i-new"), 0.5), 0.5)
+    cluster.load_done("node-1", "i-new", FRONT, Loaded(64, "a"), 0.6)
+    done = carry_out(cluster, cluster.plan_ready(planned({"node-2": WHOLE}, number=2), 1.0), 1.0)
+    assert one_of(done, TerminateNode) == TerminateNode("node-1")
 
 
 def test_a_lost_node_of_the_old_plan_is_not_replaced_and_of_the_new_one_it_is() -> None:
