@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from services.common.generation import ModelRef
 from services.common.nodes import NodeShape
+from services.controller.core.cluster.market import Offer
+from services.controller.core.cluster.questions import Wishes
+from services.controller.core.cluster.replanning import ReplanSettings
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.ledger.outcomes import LedgerSettings
 from services.engine.core.head_settings import HeadSettings
@@ -13,6 +16,11 @@ from services.engine.core.scheduler import SchedulerSettings
 from services.router.core.follower_settings import FollowerSettings
 
 MODEL = ModelRef("model", "d1")
+SHAPE = NodeShape(1 << 30, 1.0)
+LAYER_BYTES = 8 << 20
+"""What a layer takes of a node's memory."""
+ANY = Offer("any", "any", SHAPE, count=1000, launch_s=0.3)
+"""A market that never has less, at no price."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +37,7 @@ class SimulationSettings:
     cluster: ClusterSettings = field(
         default_factory=lambda: ClusterSettings(
             model=MODEL,
-            initial=(NodeShape(1 << 30, 1.0),) * 4,
+            initial=(SHAPE,) * 4,
             restart_grace_s=1.5,
             progress_s=2.0,
             settle_s=2.0,
@@ -54,7 +62,15 @@ class SimulationSettings:
     routers: int = 2
     exact: bool = True
     """A head goes on as the one before would have: its ids depend on those before them alone."""
-    launch_s: float = 0.3
+    offers: tuple[Offer, ...] = (ANY,)
+    """Of the provider, at first."""
+    wishes: Wishes | None = None
+    """What plans are made for; None: no other plan is asked for."""
+    replanning: ReplanSettings = field(
+        default_factory=lambda: ReplanSettings(
+            settle_s=0.1, cool_down_s=1.5, steady_s=0.5, ask_again_s=0.2, ask_again_max_s=0.8
+        )
+    )
     load_s: float = 0.5
     exits_seen: bool = True
     """The provider tells the controller when a process it started dies."""

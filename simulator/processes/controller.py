@@ -7,9 +7,15 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
-from services.common.errors import DeadlineExceeded, NotFound, ShuntError
+from services.common.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ShuntError,
+)
 from services.common.exchange import Checkpoint, Grant, ResumeQuestion
-from services.common.generation import CancelReason, LayerRange
+from services.common.generation import CancelReason
 from services.common.nodes import NodeFacts
 from services.controller.core.cluster import actions as cluster_actions
 from services.controller.core.cluster.actions import (
@@ -26,24 +32,23 @@ from services.controller.core.cluster.actions import (
     TerminateNode,
 )
 from services.controller.core.cluster.cluster import Cluster
-from services.controller.core.cluster.market import NO_CAPACITY
-from services.controller.core.cluster.plan import (
-    THROUGHPUT,
-    Deployment,
-    Plan,
-    PlannedPipeline,
-    PlannedStage,
-)
+from services.controller.core.cluster.dealer import Dealer
+from services.controller.core.cluster.market import Market, NodeGone, Offer, ProviderEvent
+from services.controller.core.cluster.plan import Plan
+from services.controller.core.cluster.questions import NextPlan, Questions, Replanning
+from services.controller.core.cluster.replanning import Replanner
 from services.controller.core.cluster.turns import Turns
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
 from services.controller.core.ledger.records import Record
-from simulator.environment.addresses import CONTROLLER, ROUTERS
+from simulator.environment.addresses import CONTROLLER, PLACEMENT, ROUTERS
 from simulator.environment.environment import Environment
 from simulator.environment.network import Call, Process, Reply, Stream
 from simulator.processes.provider import SimulatedProvider
 
-LAYERS = (LayerRange(0, 18), LayerRange(18, 30))
+LOOK_S = 0.1
+"""Between two looks at whether another plan is to be asked for."""
+PLAN_S = 1.0
 
 
 class ControllerMonitor(Protocol):
@@ -63,6 +68,12 @@ class ControllerMonitor(Protocol):
     def dissolves(self, incarnation: str, formation_id: str) -> None: ...
     def dissolved(self, incarnation: str, formation_id: str) -> None: ...
     def forms(self, form: FormPipeline) -> None: ...
+    def hears(self, event: ProviderEvent, market: Market) -> None: ...
+    def orders(self, node_id: str, offer: Offer, market: Market) -> None: ...
+    def asks(self, question: Replanning) -> None: ...
+    def answers(self, question: Replanning, answer: NextPlan) -> None: ...
+    def adopts(self, plan: Plan) -> dict[str, str]: ...
+    def adopted(self, untouched: dict[str, str]) -> None: ...
 
 
 class SimulatedController(Process):
@@ -94,11 +105,21 @@ class SimulatedController(Process):
             self.cluster = Cluster.recover(cluster, draw_id, snapshot, now_s, now_s)
         else:
             self.cluster = Cluster(cluster, draw_id, now_s, now_s)
-        self.act(self.cluster.start(now_s))
+        self.dealer = Dealer(self.cluster)
+        first = [*self.dealer.offered(provider.offers()), *self.cluster.start(now_s)]
         for node in self.cluster.nodes_view():
-            if not provider.adopt(node.node_id):
-                self.node_exited(node.node_id, node.incarnation)
+            if provider.adopt(node.node_id):
+                self.dealer.market.found(node.node_id, provider.offer_of(node.node_id))
+            else:
+                gone = NodeGone(node.node_id, "ended while the controller was away")
+                first += self.dealer.hear(gone, now_s)
+        self.act(first)
         self.every(0.1, self._tick)
+        wishes = settings.wishes
+        if wishes is not None:
+            replanner = Replanner(settings.replanning)
+            self.questions = Questions(replanner, wishes, self.cluster, self.dealer.market)
+            self.every(LOOK_S, self._look)
         self.every(1.0, lambda: self._commit(self.ledger.tick(self.clock.now_s), lambda _: None))
 
     def _tick(self) -> None:
@@ -136,7 +157,15 @@ class SimulatedController(Process):
 
     def register(self, reply: Reply, facts: NodeFacts) -> None:
         """A node is there."""
-        self._answer(reply, lambda: self.cluster.register(facts, self.clock.now_s))
+        offer_id = self.provider.offer_of(facts.node_id)
+
+        def register() -> list[cluster_actions.Action]:
+            actions = self.cluster.register(facts, self.clock.now_s)
+            if offer_id:
+                self.dealer.market.found(facts.node_id, offer_id)
+            return actions
+
+        self._answer(reply, register)
 
     def beats(self, stream: Stream, incarnation: str) -> None:
         """A node's signs of life; what is answered asks it to register again."""
@@ -226,11 +255,11 @@ class SimulatedController(Process):
         """Does what the core asks."""
         for action in actions:
             if isinstance(action, LaunchNode):
-                self.provider.launch(action.node_id, action.shape)
+                self._launch(action)
             elif isinstance(action, TerminateNode):
-                self.after(0.01, self.provider.terminate, action.node_id)
+                self.after(0.01, self._terminate, action.node_id)
             elif isinstance(action, AskPlan):
-                self.after(0.01, self._plan, action)
+                self._plan(action)
             elif isinstance(action, LoadStage):
                 self._begin_all(self._turns.load(action))
             elif isinstance(action, FormPipeline):
@@ -262,51 +291,64 @@ class SimulatedController(Process):
         for router in self.network.living(ROUTERS):
             self.network.tell(router, "update", routes, handing_over, after_s=0.002)
 
-    # What the provider tells
+    # The provider
 
-    def launch_failed(self, node_id: str) -> None:
-        """A node's process could not be started."""
-        self.act(self.cluster.launch_failed(node_id, NO_CAPACITY, self.clock.now_s))
+    def _launch(self, action: LaunchNode) -> None:
+        offer, actions = self.dealer.order(action, self.clock.now_s)
+        if offer is not None:
+            self.monitor.orders(action.node_id, offer, self.dealer.market)
+            self.provider.launch(action.node_id, offer)
+        self.act(actions)
 
-    def node_exited(self, node_id: str, incarnation: str) -> None:
-        """A node's process has ended."""
-        self.act(self.cluster.node_gone(node_id, incarnation, "exit", self.clock.now_s))
-        self.act(self.cluster.offers_changed(self.clock.now_s))
+    def _terminate(self, node_id: str) -> None:
+        try:
+            self.provider.terminate(node_id)
+        except FailedPrecondition:
+            self.dealer.unknown(node_id)
 
-    def node_noticed(self, node_id: str, deadline_s: float) -> None:
-        """A node will be taken away."""
-        now_s = self.clock.now_s
-        left_s = max(0.0, deadline_s - now_s)
-        with suppress(NotFound):  # it ended meanwhile, or was launched by nobody known
-            self.act(self.cluster.interrupt(node_id, left_s, False, now_s))
+    def provider_says(self, event: ProviderEvent) -> None:
+        """A node has ended or will be, a launch came to nothing, offers are others."""
+        with suppress(InvalidArgument, NotFound):  # a notice that counts for nothing
+            actions = self.dealer.hear(event, self.clock.now_s)
+            self.monitor.hears(event, self.dealer.market)
+            self.act(actions)
 
     # What others do for the cluster
 
     def _plan(self, ask: AskPlan) -> None:
-        if self.environment.random.random() < self.environment.settings.plan_fails:
-            self.act(self.cluster.plan_failed("no answer", False, self.clock.now_s))
+        def planned(result: Any) -> None:
+            cluster, now_s = self.cluster, self.clock.now_s
+            if isinstance(result, ShuntError):
+                self.act(cluster.plan_failed(result.message, result.permanent, now_s))
+            else:
+                self.act(cluster.plan_ready(result, now_s))
+
+        self.call(PLACEMENT, "plan", (ask,), planned, PLAN_S)
+
+    def _look(self) -> None:
+        question = self.questions.due(self.clock.now_s)
+        if question is None:
             return
-        size = len(LAYERS)
-        planned: list[PlannedPipeline] = []
-        for first in range(0, len(ask.nodes) - size + 1, size):
-            nodes = ask.nodes[first : first + size]
-            stages = tuple(
-                PlannedStage(layers, 1, node.shape, node.node_id)
-                for node, layers in zip(nodes, LAYERS, strict=True)
-            )
-            name = f"pipeline-{len(planned) + 1}"
-            planned.append(PlannedPipeline(name, stages, 100.0 / (first + size)))
-        if not planned:
-            self.act(self.cluster.plan_failed("too few nodes", True, self.clock.now_s))
-            return
-        deployment = Deployment(ask.model, THROUGHPUT, tuple(planned))
-        self.act(self.cluster.plan_ready(Plan(ask.number, (deployment,)), self.clock.now_s))
+        self.monitor.asks(question)
+
+        def answered(result: Any) -> None:
+            now_s = self.clock.now_s
+            if isinstance(result, ShuntError):
+                self.questions.failed(result.message, result.permanent, now_s)
+            else:
+                self.monitor.answers(question, result)
+                untouched = self.monitor.adopts(result.plan) if result.plan is not None else {}
+                self.act(self.questions.answered(result, now_s))
+                self.monitor.adopted(untouched)
+
+        self.call(PLACEMENT, "replan", (question,), answered, PLAN_S)
 
     def _load(self, load: LoadStage) -> None:
         def loaded(result: Any) -> None:
             now_s, cluster = self.clock.now_s, self.cluster
             if isinstance(result, ShuntError):
-                self.act(cluster.load_failed(load.node_id, load.incarnation, "", False, now_s))
+                node, why, permanent = load.node_id, result.message, result.permanent
+                self.act(cluster.load_failed(node, load.incarnation, why, permanent, now_s))
             else:
                 node, incarnation = load.node_id, load.incarnation
                 self.act(cluster.load_done(node, incarnation, load.layers, result, now_s))

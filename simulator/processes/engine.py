@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from services.common.channel_options import MAX_MESSAGE_BYTES
-from services.common.errors import Aborted, ShuntError, Unavailable
+from services.common.errors import Aborted, FailedPrecondition, ShuntError, Unavailable
 from services.common.exchange import Checkpoint, CheckpointResult, Closed, GenerateCall
 from services.common.generation import CancelReason, LayerRange
 from services.common.nodes import Member, NodeFacts, NodeShape
@@ -18,7 +18,7 @@ from services.engine.core.scheduler import Step
 from simulator.environment.addresses import CONTROLLER
 from simulator.environment.environment import Environment
 from simulator.environment.network import Process, Reply, Stream
-from simulator.environment.settings import MODEL
+from simulator.environment.settings import LAYER_BYTES, MODEL
 from simulator.processes.stages import SimulatedStages, facts_of
 
 STEP_S = 0.03
@@ -151,6 +151,9 @@ class SimulatedEngine(Process):
         environment, settings = self.environment, self.environment.settings
         if self.place is not None and self.layers != layers:
             reply(Aborted("in a formation"))
+            return
+        if (layers.end - layers.start) * LAYER_BYTES > self.facts.shape.memory_bytes:
+            reply(FailedPrecondition("more layers than memory"))
             return
 
         def loaded() -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from random import Random
 
-from oracles import LAYER_COUNT, Oracle
+from oracles import Oracle
 
 from services.common.generation import LayerRange
-from services.common.nodes import NodeShape
 from services.controller.core.cluster.plan import (
     THROUGHPUT,
     Deployment,
@@ -15,7 +14,8 @@ from services.controller.core.cluster.plan import (
     PlannedPipeline,
     PlannedStage,
 )
-from simulator.environment.settings import MODEL
+from simulator.environment.settings import MODEL, SHAPE
+from simulator.processes.stages import LAYER_COUNT
 from simulator.world import World
 
 MAX_NODES = 6
@@ -38,16 +38,15 @@ class Plans:
         cluster = controller.cluster
         if cluster.plan is None:
             return False
-        plan = self.draw(cluster.next_plan_number)
-        state = cluster._state
-        self.oracle.plans += 1
-        for stage in plan.stages():
-            node = state.nodes.get(stage.node_id)
-            if node is None or not node.stays:
-                self.oracle.vacancies += 1
-                self.oracle.troubled.add(stage.node_id)
-        controller.act(cluster.plan_ready(plan, self.world.clock.now_s))
+        self.apply(self.draw(cluster.next_plan_number))
         return True
+
+    def apply(self, plan: Plan) -> None:
+        """An operator hands it in."""
+        controller = self.world.controller
+        untouched = self.oracle.adopts(plan)
+        controller.act(controller.cluster.plan_ready(plan, self.world.clock.now_s))
+        self.oracle.adopted(untouched)
 
     def draw(self, number: int) -> Plan:
         """Any split of the layers over any of the nodes, and over some that are yet to come."""
@@ -67,7 +66,7 @@ class Plans:
                 cuts = [[], [18], [10, 20]][size - 1]
             ends = [0, *cuts, LAYER_COUNT]
             stages = tuple(
-                PlannedStage(LayerRange(ends[i], ends[i + 1]), 1, NodeShape(1 << 30, 1.0), name)
+                PlannedStage(LayerRange(ends[i], ends[i + 1]), 1, SHAPE, name)
                 for i, name in enumerate(taken)
             )
             pipelines.append(PlannedPipeline(f"pipeline-{len(pipelines) + 1}", stages, 50.0))

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from faults import FAULTS, MESSAGE_FAULTS, ROWS, Faults
-from oracles import Oracle, Violation
+from oracles import Oracle
 from phases import PHASES, phase_of
 from plans import Plans
 from strangers import Stranger
+from watch import Violation
 
 from services.common.generation import GenerationRequest, Sampling
 from simulator.environment.network import Trouble

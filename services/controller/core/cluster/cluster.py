@@ -391,6 +391,11 @@ class Cluster:
         """Of a plan that is to take the place of every one there was."""
         return self._state.last_number + 1
 
+    def incarnation_of(self, node_id: str) -> str:
+        """Of the process that is the node; empty where none has registered as it."""
+        node = self._state.nodes.get(node_id)
+        return node.incarnation if node is not None else ""
+
     def addresses(self) -> set[str]:
         """Of the nodes that are known."""
         return {n.facts.address for n in self._state.nodes.values() if n.facts is not None}

@@ -1,0 +1,80 @@
+"""What is ordered from the provider, and what its word counts for: told to market and cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from services.controller.core.cluster.actions import Action, LaunchNode, LogEvent
+from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.market import (
+    NO_CAPACITY,
+    LaunchFailed,
+    Market,
+    NodeGone,
+    NodeNotice,
+    Offer,
+    OffersChanged,
+    ProviderEvent,
+)
+
+_OFFERS_NAMED = 8
+"""Of those that changed, in one event."""
+
+
+class Dealer:
+    """The provider's counterpart. Orders and words in, actions of the cluster out."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.market = Market()
+        self._cluster = cluster
+
+    def order(self, launch: LaunchNode, now_s: float) -> tuple[Offer | None, list[Action]]:
+        """The offer to launch the node from: the one that is named, or what is offered of its
+        shape. Where there is none, what follows from that."""
+        offer = self.market.named(launch.offer_id, launch.shape, now_s)
+        if offer is None:
+            return None, self._failed(LaunchFailed(launch.node_id, NO_CAPACITY), now_s)
+        self.market.launch(launch.node_id, offer.offer_id)
+        return offer, []
+
+    def unknown(self, node_id: str) -> None:
+        """The provider knows no such node: what was ordered came to nothing, whatever it said."""
+        self.market.ended(node_id)
+
+    def offered(self, offers: Sequence[Offer]) -> list[Action]:
+        """These are all offers now; what is wrong with them is logged."""
+        change = self.market.update(offers)
+        actions: list[Action] = []
+        if change.changed:
+            named = ", ".join(change.changed[:_OFFERS_NAMED])
+            attributes = {"offers": str(len(self.market.offers())), "changed": named}
+            actions.append(LogEvent("offers_changed", attributes=attributes))
+        if change.dropped:
+            first = change.dropped[0]
+            attributes = {
+                "count": str(len(change.dropped)),
+                "offer": first.offer_id,
+                "field": first.field,
+                "reason": first.reason,
+            }
+            actions.append(LogEvent("offers_dropped", attributes=attributes))
+        return actions
+
+    def hear(self, event: ProviderEvent, now_s: float) -> list[Action]:
+        """Raises InvalidArgument and NotFound for a notice that counts for nothing."""
+        match event:
+            case NodeGone(node_id, reason):
+                self.market.ended(node_id)
+                incarnation = self._cluster.incarnation_of(node_id)
+                gone = self._cluster.node_gone(node_id, incarnation, reason, now_s)
+                return [*gone, *self._cluster.offers_changed(now_s)]
+            case NodeNotice(node_id):
+                return self._cluster.interrupt(node_id, event.left_s(now_s), False, now_s)
+            case OffersChanged(offers):
+                return [*self.offered(offers), *self._cluster.offers_changed(now_s)]
+            case LaunchFailed():
+                return self._failed(event, now_s)
+
+    def _failed(self, failed: LaunchFailed, now_s: float) -> list[Action]:
+        self.market.refused(failed.node_id, failed.retry_after_s, now_s)
+        return self._cluster.launch_failed(failed.node_id, failed.reason, now_s)

@@ -1,0 +1,151 @@
+"""Invariants of the cluster: 13 to 16 of the list in oracles.py."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from watch import Watch
+
+from services.controller.core.cluster.actions import FormPipeline, LogEvent, PipelineState
+from services.controller.core.cluster.cluster import Cluster
+from simulator.processes.stages import LAYER_COUNT
+
+TROUBLES = ("node_lost", "interruption_noticed", "load_failed", "node_released")
+SETTLED_LAUNCHES = 3
+"""Failed launches with which a plan may be made from the nodes there are; one of which nobody
+hears again is waited for longer than for a plan."""
+
+
+class ClusterOracle(Watch):
+    """Who is in which formation, and how far the plan was carried out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[tuple[float, str, str]] = []
+        """Time, kind and pipeline of the cluster's events."""
+        self.plans = 0
+        """Given beside those that the cluster asked for."""
+        self.vacancies = 0
+        """Seats for which those named no node that could be had."""
+        self.troubled: set[str] = set()
+        """Nodes that another may have taken the place of."""
+        self._leaving: set[tuple[str, str]] = set()
+        """Members that were told to leave a formation, and have yet to answer."""
+
+    def cluster_event(self, event: LogEvent) -> None:
+        """Of the event log."""
+        self.note(event.kind, event.node_id, event.pipeline_id)
+        self.events.append((self._now_s, event.kind, event.pipeline_id))
+        if event.kind in TROUBLES:
+            self.troubled.add(event.node_id)
+
+    # Formations
+
+    def dissolves(self, incarnation: str, formation_id: str) -> None:
+        """A member is told to leave."""
+        self._leaving.add((incarnation, formation_id))
+
+    def dissolved(self, incarnation: str, formation_id: str) -> None:
+        """It answered, or did not in time."""
+        self._leaving.discard((incarnation, formation_id))
+
+    def forms(self, form: FormPipeline) -> None:
+        """Members are told to join."""
+        self.note("forms", form.formation_id)
+        for incarnation, formation_id in self._leaving:
+            if any(member.incarnation == incarnation for member in form.members):
+                self.fail(13, f"{incarnation} is to join before it has left {formation_id}")
+
+    def restarted(self) -> None:
+        """What the one before waited for, nobody waits for any more."""
+        self._leaving.clear()
+
+    # The plan
+
+    def check_cluster(self) -> None:
+        """At any time: each process is in one formation at most, each formation covers every layer
+        once, each node has one seat, and the plan's pipelines are there."""
+        controller = self.world.controller if self.world else None
+        if controller is None or not controller.alive:
+            return
+        state = controller.cluster._state
+        processes: Counter[str] = Counter()
+        for pipeline in state.pipelines.values():
+            if pipeline.formation is not None:
+                layers = [member.layers for member in pipeline.formation.members]
+                processes.update(m.incarnation for m in pipeline.formation.members)
+                ends = [0, *(part.end for part in layers)]
+                if [part.start for part in layers] != ends[:-1] or ends[-1] != LAYER_COUNT:
+                    self.fail(14, f"{pipeline.pipeline_id} runs {layers}")
+            elif pipeline.retiring:
+                self.fail(14, f"{pipeline.pipeline_id} is not in the plan and serves nobody")
+        seats = Counter(node_id for _, seat in state.all_seats() for node_id in seat.node_ids)
+        for what, counts in (("formations", processes), ("seats", seats)):
+            if twice := [name for name, count in counts.items() if count > 1]:
+                self.fail(14, f"{twice} in several {what}")
+        wanted = [pipeline.pipeline_id for pipeline in state.wanted()]
+        planned = [p.pipeline_id for _, p in state.plan.pipelines()] if state.plan else []
+        if sorted(wanted) != sorted(planned):
+            self.fail(14, f"the plan has {planned}, the cluster {wanted}")
+
+    def carried_out(self) -> bool:
+        """What runs is what the plan says, but for nodes that another took the place of."""
+        controller = self.world.controller if self.world else None
+        if controller is None or not controller.alive:
+            return False
+        state = controller.cluster._state
+        if state.plan is None or state.retiring():
+            return False
+        for _, planned in state.plan.pipelines():
+            pipeline = state.pipelines[planned.pipeline_id]
+            if not pipeline.is_ready or pipeline.stalled:
+                return False
+            for stage, seat in zip(planned.stages, pipeline.seats, strict=True):
+                if (stage.layers, stage.tp_degree) != (seat.stage.layers, seat.stage.tp_degree):
+                    return False
+                if stage.node_id not in ("", seat.node_id) and stage.node_id not in self.troubled:
+                    return False
+        return True
+
+    def check_plan(self) -> None:
+        """Faults have ceased for long enough."""
+        if not self.carried_out():
+            cluster = self.world.controller.cluster if self.world else None
+            self.fail(15, f"{cluster and cluster.plan} is not what runs")
+        if self.world is not None:
+            self._check_views(self.world.controller.cluster)
+
+    def _check_views(self, cluster: Cluster) -> None:
+        """What a next plan is asked with is what there is."""
+        usable = {node.node_id for node in cluster.usable_nodes()}
+        seated = {stage.node_id for pipeline in cluster.running() for stage in pipeline.stages}
+        if cluster.settled and not seated <= usable:
+            self.fail(15, f"{seated - usable} serve and are not usable")
+        if not cluster.idle_nodes() <= usable - seated:
+            self.fail(15, f"{cluster.idle_nodes()} are idle, of {usable} without {seated}")
+
+    def check_launches(self) -> None:
+        """No node was launched but for one that was lost, noticed or given up, or for a seat that
+        a plan left open."""
+        kinds = Counter(kind for _, kind, _ in self.events)
+        reasons = sum(kinds[kind] for kind in ("node_lost", "interruption_noticed", "load_failed"))
+        launches = sum(bool(p) for _, kind, p in self.events if kind == "node_launched")
+        if launches > reasons + self.vacancies:
+            self.fail(16, f"{launches} launches for {reasons} + {self.vacancies}")
+
+    def serves(self) -> bool:
+        """There is a plan, and every pipeline of it serves."""
+        views = self.world.controller.cluster.pipelines_view() if self.world else ()
+        return bool(views) and all(view.state is PipelineState.READY for view in views)
+
+    def check_serves(self) -> None:
+        """Whatever was lost, or failed to start or load, was replaced."""
+        pipelines = self.world.controller.cluster.pipelines_view() if self.world else ()
+        idle = [view for view in pipelines if view.state is not PipelineState.READY]
+        if idle:
+            self.fail(5, f"faults ceased, but this does not serve: {idle}")
+        provider = self.world.provider if self.world is not None else None
+        all_came = provider is not None and not provider.lost_launches
+        whole = all_came and provider.failed_launches < SETTLED_LAUNCHES
+        if not self.plans and len(pipelines) < (2 if whole else 1):
+            self.fail(5, f"a plan of {len(pipelines)} pipelines")
