@@ -4,35 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
-from services.common.errors import (
-    FailedPrecondition,
-    InvalidArgument,
-    NotFound,
-    ShuntError,
-    Unavailable,
-)
+from services.common.errors import FailedPrecondition, ShuntError, Unavailable
 from services.controller.core.cluster.actions import (
     Action,
     LaunchNode,
-    LogEvent,
     NodeState,
     NodeView,
     TerminateNode,
 )
 from services.controller.core.cluster.cluster import Cluster
-from services.controller.core.cluster.market import (
-    NO_CAPACITY,
-    LaunchFailed,
-    Market,
-    NodeGone,
-    NodeNotice,
-    NoticeKind,
-    Offer,
-    OffersChanged,
-    ProviderEvent,
-)
+from services.controller.core.cluster.dealer import Dealer
+from services.controller.core.cluster.market import Market, NodeGone, NoticeKind, ProviderEvent
 from services.controller.core.cluster.notices import SAME_NOTICE_S
 from services.controller.providers.provider import Provider
 from services.controller.signal import Signal
@@ -42,8 +26,6 @@ _log = logging.getLogger(__name__)
 HANDLE_PREFIX = "handle/"
 _NOTICED_WITHIN_S = 5.0
 """A provider that is to give notice does so."""
-_OFFERS_NAMED = 8
-"""Of those that changed, in one event."""
 
 
 class Fleet:
@@ -62,7 +44,7 @@ class Fleet:
     ) -> None:
         """`submit` has actions carried out, `gone` hears which node has ended and why, `note` makes
         the newest value of a note durable; None deletes it."""
-        self.market = Market()
+        self._dealer = Dealer(cluster)
         self._cluster = cluster
         self._provider = provider
         self._terminate_grace_s = terminate_grace_s
@@ -73,11 +55,16 @@ class Fleet:
         self._told = Signal()
         """The provider said something, and it was heard."""
 
+    @property
+    def market(self) -> Market:
+        """What is offered, and who runs on it."""
+        return self._dealer.market
+
     # At the start
 
     def open(self) -> None:
         """The market as it is now."""
-        self._submit(self._offers_are(self._provider.offers()))
+        self._submit(self._dealer.offered(self._provider.offers()))
 
     async def adopt(self, saved: Mapping[str, str]) -> None:
         """Finds the nodes launched before a restart; those that died meanwhile are gone."""
@@ -119,12 +106,10 @@ class Fleet:
     async def launch(self, action: LaunchNode) -> None:
         """Starts a node, from the offer that is named or from what is offered of its shape."""
         node_id = action.node_id
-        offer = self.market.named(action.offer_id, action.shape, self._clock())
+        offer, actions = self._dealer.order(action, self._clock())
         if offer is None:
-            self._launch_failed(LaunchFailed(node_id, NO_CAPACITY))
-            return
-        self.market.launch(node_id, offer.offer_id)
-        if handle := await self._provider.launch(node_id, offer):
+            self._submit(actions)
+        elif handle := await self._provider.launch(node_id, offer):
             self._note(HANDLE_PREFIX + node_id, handle)
 
     async def terminate(self, action: TerminateNode) -> None:
@@ -132,8 +117,14 @@ class Fleet:
         grace_s = 0.0 if action.kill else self._terminate_grace_s
         try:
             await self._provider.terminate(action.node_id, grace_s)
+        except FailedPrecondition as error:
+            self._dealer.unknown(action.node_id)
+            self._not_ended(action.node_id, error)
         except ShuntError as error:
-            _log.info("node not ended", extra={"node_id": action.node_id, "why": error.message})
+            self._not_ended(action.node_id, error)
+
+    def _not_ended(self, node_id: str, error: ShuntError) -> None:
+        _log.info("node not ended", extra={"node_id": node_id, "why": error.message})
 
     async def end(self) -> None:
         """Ends every node the provider launched."""
@@ -185,48 +176,10 @@ class Fleet:
             self._told.fire()
 
     def _hear(self, event: ProviderEvent) -> None:
-        match event:
-            case NodeGone(node_id, reason):
-                self.market.ended(node_id)
-                self._gone(node_id, reason)
-                self._submit(self._cluster.offers_changed(self._clock()))
-            case NodeNotice():
-                self._noticed(event)
-            case OffersChanged(offers):
-                self._submit(self._offers_are(offers))
-                self._submit(self._cluster.offers_changed(self._clock()))
-            case LaunchFailed():
-                self._launch_failed(event)
-
-    def _noticed(self, notice: NodeNotice) -> None:
-        now_s = self._clock()
+        if isinstance(event, NodeGone):
+            self._gone(event.node_id, event.reason)
         try:
-            left_s = notice.left_s(now_s)
-            self._submit(self._cluster.interrupt(notice.node_id, left_s, False, now_s))
-        except (InvalidArgument, NotFound) as error:
-            told = {"node_id": notice.node_id, "why": error.message}
-            _log.warning("a notice counts for nothing", extra=told)
-
-    def _launch_failed(self, failed: LaunchFailed) -> None:
-        now_s = self._clock()
-        self.market.refused(failed.node_id, failed.retry_after_s, now_s)
-        self._submit(self._cluster.launch_failed(failed.node_id, failed.reason, now_s))
-
-    def _offers_are(self, offers: Sequence[Offer]) -> list[Action]:
-        """Takes the provider's offers; what is wrong with them is logged."""
-        change = self.market.update(offers)
-        actions: list[Action] = []
-        if change.changed:
-            named = ", ".join(change.changed[:_OFFERS_NAMED])
-            attributes = {"offers": str(len(self.market.offers())), "changed": named}
-            actions.append(LogEvent("offers_changed", attributes=attributes))
-        if change.dropped:
-            first = change.dropped[0]
-            attributes = {
-                "count": str(len(change.dropped)),
-                "offer": first.offer_id,
-                "field": first.field,
-                "reason": first.reason,
-            }
-            actions.append(LogEvent("offers_dropped", attributes=attributes))
-        return actions
+            self._submit(self._dealer.hear(event, self._clock()))
+        except ShuntError as error:
+            told = {"event": type(event).__name__, "why": error.message}
+            _log.warning("what the provider said counts for nothing", extra=told)
