@@ -31,12 +31,14 @@ from services.controller.core.cluster.actions import (
     NodeView,
     PersistCluster,
     RoutesChanged,
+    ShunOffer,
     TerminateNode,
 )
 from services.controller.core.cluster.applying import operators_plan
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.market import (
     NO_CAPACITY,
+    OVER_BUDGET,
     LaunchFailed,
     Market,
     NodeGone,
@@ -74,6 +76,11 @@ class RuntimeSettings:
 
     tick_s: float = 0.1
     terminate_grace_s: float = 2.0
+    shun_offer_s: float = 60.0
+    """An offer that did not keep its word is left alone for so long."""
+    budget_per_hour: float = 0.0
+    """Dollars, of all nodes that run together, one that goes and its replacement included; 0 does
+    not bind."""
 
 
 class ClusterRuntime:
@@ -101,6 +108,8 @@ class ClusterRuntime:
         self.cluster = cluster
         self.market = Market()
         self.routes_changed = Signal()
+        self.changed = Signal()
+        """Something was done, or heard of the market."""
         self.serving = asyncio.Event()
         """Some pipeline takes requests, or did."""
         self.started = asyncio.Event()
@@ -151,7 +160,20 @@ class ClusterRuntime:
         if handle:
             self._unsaved[HANDLE_PREFIX + facts.node_id] = handle
             self.market.found(facts.node_id, self._provider.offer_of(facts.node_id))
-        await self._submit(actions)
+        await self._submit([*actions, *self._differs(facts)])
+
+    def _differs(self, facts: NodeFacts) -> list[Action]:
+        """A node that is not what was offered serves as what it is; its offer is not taken again
+        for a while."""
+        offer = self.market.offer(self.market.offer_id_of(facts.node_id))
+        if offer is None or offer.shape == facts.shape:
+            return []
+        attributes = {
+            "offer": offer.offer_id,
+            "offered": str(offer.shape),
+            "found": str(facts.shape),
+        }
+        return [LogEvent("node_differs", facts.node_id, "", attributes), ShunOffer(facts.node_id)]
 
     def heartbeat(self, beat: Beat) -> None:
         """A node lives. Raises NotFound when it must register."""
@@ -353,6 +375,7 @@ class ClusterRuntime:
             for address in self._engines.addresses - self.cluster.addresses():
                 self._tasks.create_task(self._engines.forget(address))
             self._heads_changed.fire()
+            self.changed.fire()
             if not done.done():
                 done.set_result(None)
 
@@ -380,6 +403,8 @@ class ClusterRuntime:
                 self._begin(self._launch(action))
             case TerminateNode():
                 self._begin(self._terminate(action))
+            case ShunOffer(node_id):
+                self.market.shun(node_id, self._settings.shun_offer_s, self._clock())
             case AskPlan():
                 self._begin(self._plan(action))
             case LoadStage():
@@ -410,6 +435,9 @@ class ClusterRuntime:
         if offer is None:
             self._launch_failed(LaunchFailed(node_id, NO_CAPACITY))
             return
+        if not self.market.affords(offer.offer_id, self._settings.budget_per_hour):
+            self._launch_failed(LaunchFailed(node_id, OVER_BUDGET))
+            return
         self.market.launch(node_id, offer.offer_id)
         if handle := await self._provider.launch(node_id, offer):
             self._unsaved[HANDLE_PREFIX + node_id] = handle
@@ -425,6 +453,8 @@ class ClusterRuntime:
             await self._provider.terminate(action.node_id, grace_s)
         except ShuntError as error:
             _log.info("node not ended", extra={"node_id": action.node_id, "why": error.message})
+        if action.kill:
+            self.market.ended(action.node_id)  # whatever its provider says of it, or does not
 
     async def _plan(self, action: AskPlan) -> None:
         try:
