@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 
 from services.common.errors import FailedPrecondition, ShuntError, Unavailable
+from services.common.nodes import NodeFacts
 from services.controller.core.cluster.actions import (
     Action,
     LaunchNode,
@@ -37,6 +38,8 @@ class Fleet:
         provider: Provider,
         *,
         terminate_grace_s: float,
+        budget_per_hour: float,
+        shun_offer_s: float,
         submit: Callable[[Iterable[Action]], object],
         gone: Callable[[str, str], None],
         note: Callable[[str, str | None], None],
@@ -44,7 +47,7 @@ class Fleet:
     ) -> None:
         """`submit` has actions carried out, `gone` hears which node has ended and why, `note` makes
         the newest value of a note durable; None deletes it."""
-        self._dealer = Dealer(cluster)
+        self._dealer = Dealer(cluster, budget_per_hour=budget_per_hour, shun_offer_s=shun_offer_s)
         self._cluster = cluster
         self._provider = provider
         self._terminate_grace_s = terminate_grace_s
@@ -93,11 +96,12 @@ class Fleet:
         Raises PermissionDenied."""
         return await self._provider.recognise(node_id, pid)
 
-    def found(self, node_id: str, handle: str) -> None:
-        """A process that registered is the provider's."""
-        if handle:
-            self._note(HANDLE_PREFIX + node_id, handle)
-            self.market.found(node_id, self._provider.offer_of(node_id))
+    def found(self, facts: NodeFacts, handle: str) -> list[Action]:
+        """A process that registered is the provider's, if it has a handle."""
+        if not handle:
+            return []
+        self._note(HANDLE_PREFIX + facts.node_id, handle)
+        return self._dealer.found(facts, self._provider.offer_of(facts.node_id))
 
     def forget(self, node_id: str) -> None:
         """Its process is no more."""
@@ -117,14 +121,16 @@ class Fleet:
         grace_s = 0.0 if action.kill else self._terminate_grace_s
         try:
             await self._provider.terminate(action.node_id, grace_s)
-        except FailedPrecondition as error:
-            self._dealer.unknown(action.node_id)
-            self._not_ended(action.node_id, error)
         except ShuntError as error:
-            self._not_ended(action.node_id, error)
+            _log.info("node not ended", extra={"node_id": action.node_id, "why": error.message})
+            if isinstance(error, FailedPrecondition):
+                self._dealer.over(action.node_id)
+        if action.kill:
+            self._dealer.over(action.node_id)
 
-    def _not_ended(self, node_id: str, error: ShuntError) -> None:
-        _log.info("node not ended", extra={"node_id": node_id, "why": error.message})
+    def shun(self, node_id: str) -> None:
+        """The offer that a node was launched from did not keep its word."""
+        self._dealer.shun(node_id, self._clock())
 
     async def end(self) -> None:
         """Ends every node the provider launched."""

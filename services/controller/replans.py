@@ -1,62 +1,22 @@
-"""Asks placement for another plan when there is reason to; a better one goes to the cluster."""
+"""Asks placement for another plan when there is reason to; a better one is carried out."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from typing import Protocol
 
+from services.common.demand import Demand
 from services.common.errors import ShuntError
-from services.common.generation import ModelRef
-from services.common.nodes import NodeFacts
-from services.controller.core.cluster.cluster import Cluster
-from services.controller.core.cluster.market import Market, Offer
-from services.controller.core.cluster.plan import Plan, PlannedPipeline
-from services.controller.core.cluster.replanning import Ask, Candidate, Cause, Replanner
-from services.controller.event_log import EventLog
+from services.controller.core.cluster.actions import Action
+from services.controller.core.cluster.question import NextPlan, Replanning
+from services.controller.core.cluster.succession import Replanned, Succession
+from services.controller.core.cluster.workload import Workload
+from services.controller.signal import Signal
 
 _log = logging.getLogger(__name__)
-
-LOOK_S = 0.5
-"""Between two looks at what has changed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """What a plan is made for."""
-
-    objective: str = "throughput"
-    budget_per_hour: float = 0.0
-    """Dollars; 0 does not bind."""
-    nodes_max: int = 0
-    """A plan of more nodes is not taken; 0: of more than were there at first."""
-    horizon_s: float = 1800.0
-    """How long a plan is expected to last."""
-
-
-@dataclass(frozen=True, slots=True)
-class Replanning:
-    """A question to placement: what runs, what is to be had, what is wanted."""
-
-    number: int
-    model: ModelRef
-    nodes: tuple[tuple[NodeFacts, Offer | None], ...]
-    """Usable nodes, and what each was launched from."""
-    candidates: tuple[Candidate, ...]
-    running: tuple[PlannedPipeline, ...]
-    improve: bool
-    wishes: Wishes
-
-
-@dataclass(frozen=True, slots=True)
-class NextPlan:
-    """Placement's answer; no plan where it is to stay."""
-
-    plan: Plan | None
-    gain: float
-    reasons: tuple[str, ...]
 
 
 class Placement(Protocol):
@@ -66,107 +26,102 @@ class Placement(Protocol):
 
 
 class Replans:
-    """Runs beside the cluster's runtime; what placement does not answer changes nothing."""
+    """Runs beside the cluster's runtime."""
 
     def __init__(
         self,
-        replanner: Replanner,
-        wishes: Wishes,
+        succession: Succession,
         *,
-        cluster: Callable[[], Cluster],
-        market: Market,
         placement: Placement,
-        adopt: Callable[[Plan], None],
-        events: EventLog,
+        submit: Callable[[Sequence[Action]], object],
+        changed: Signal,
         clock: Callable[[], float],
     ) -> None:
-        self._replanner = replanner
-        self._wishes = wishes
-        self._cluster = cluster
-        self._market = market
+        """`submit` has actions carried out; `changed` fires whenever cluster or market may be
+        others."""
+        self._succession = succession
         self._placement = placement
-        self._adopt = adopt
-        self._events = events
+        self._submit = submit
+        self._changed = changed
         self._clock = clock
-        self._idle: frozenset[str] = frozenset()
-        self._refusals: dict[str, float] = {}
+        self._asking: asyncio.Task[None] | None = None
+        self._operators: list[asyncio.Future[Replanned]] = []
 
     async def run(self) -> None:
         """Until cancelled."""
-        while True:
-            await self.look()
-            await asyncio.sleep(LOOK_S)
-
-    async def look(self) -> None:
-        """Asks what there is to ask by now, and takes up the answer."""
-        now_s, cluster = self._clock(), self._cluster()
-        if cluster.plan is None or not cluster.settled:
-            return  # the first plan is the cluster's own question; a change is carried out first
-        self._tell(cluster, now_s)
-        running = {o.offer_id: self._market.running(o.offer_id) for o in self._market.offers()}
-        ask = self._replanner.due(running, now_s)
-        if ask is None:
-            return
-        question = self._question(cluster, ask)
         try:
-            answer = await self._placement.replan(question)
+            while True:
+                wakes_at_s = self.look()
+                left_s = None if wakes_at_s == inf else max(0.0, wakes_at_s - self._clock())
+                await self._changed.wait(left_s)
+        finally:
+            if self._asking is not None:
+                self._asking.cancel()
+
+    async def now(self) -> Replanned:
+        """Has the whole planned anew, and takes what is worth its move. Raises FailedPrecondition
+        where there is no plan yet or nothing fits, and what placement's absence is."""
+        self._succession.operator_asks(self._clock())
+        answer: asyncio.Future[Replanned] = asyncio.get_running_loop().create_future()
+        self._operators.append(answer)
+        self._changed.fire()
+        return await answer
+
+    def reported(
+        self, router_id: str, incarnation: str, measured_s: float, demands: Mapping[str, Demand]
+    ) -> None:
+        """A router says what it was asked for."""
+        self._succession.reported(router_id, incarnation, measured_s, demands, self._clock())
+        self._changed.fire()
+
+    def look(self) -> float:
+        """Asks what there is to ask by now; until when it need not look again, if nothing
+        happens."""
+        look = self._succession.look(self._clock())
+        self._submit(look.actions)
+        if look.question is not None:
+            if self._asking is not None:
+                self._asking.cancel()  # it was overtaken
+            task = asyncio.get_running_loop().create_task(self._ask(look.question))
+            self._asking = task
+        return look.wakes_at_s
+
+    async def answered(self) -> None:
+        """Returns when no question is out."""
+        while self._asking is not None:
+            await asyncio.wait([self._asking])
+
+    async def _ask(self, asked: Replanning) -> None:
+        try:
+            answer = await self._placement.replan(asked)
         except ShuntError as error:
-            _log.warning("no answer to a replan", extra={"why": error.message})
-            self._replanner.failed(error.message, error.permanent, self._clock())
-            return
-        self._take(answer, ask)
+            self._asking = None
+            self._failed(asked, error)
+        else:
+            self._asking = None
+            actions, told = self._succession.answered(asked, answer, self._clock())
+            self._submit(actions)
+            for operator in self._told() if told is not None else ():
+                operator.set_result(told)
+        self._changed.fire()
 
-    def _tell(self, cluster: Cluster, now_s: float) -> None:
-        self._replanner.offered(self._market.offers(), now_s)
-        idle = cluster.idle_nodes()
-        if idle - self._idle:
-            self._replanner.happened(Cause.CAME, now_s)
-        self._idle = idle
-        for offer_id, until_s in self._market.shut().items():
-            if until_s > now_s and self._refusals.get(offer_id, 0.0) < until_s:
-                self._refusals[offer_id] = until_s
-                self._replanner.refused(offer_id, until_s, now_s)
+    def _failed(self, asked: Replanning, error: ShuntError) -> None:
+        _log.warning("no answer to a replan", extra={"why": error.message})
+        actions, told = self._succession.failed(asked, error, self._clock())
+        self._submit(actions)
+        for operator in self._told() if told else ():
+            operator.set_exception(error)
 
-    def _question(self, cluster: Cluster, ask: Ask) -> Replanning:
-        nodes = cluster.usable_nodes()
-        most = self._wishes.nodes_max or len(cluster.settings.initial)
-        room = max(0, most - len(nodes))
-        return Replanning(
-            cluster.next_plan_number,
-            cluster.settings.model,
-            tuple((n, self._market.offer(self._market.offer_id_of(n.node_id))) for n in nodes),
-            _spread(ask.candidates, room),
-            cluster.running(),
-            ask.improve,
-            self._wishes,
-        )
+    def _told(self) -> list[asyncio.Future[Replanned]]:
+        operators, self._operators = self._operators, []
+        return [operator for operator in operators if not operator.done()]
 
-    def _take(self, answer: NextPlan, ask: Ask) -> None:
-        now_s = self._clock()
-        causes = ", ".join(ask.causes)
-        if answer.plan is None:
-            self._replanner.kept(now_s)
-            attributes = {"causes": causes, "reason": "; ".join(answer.reasons)}
-            self._events.add("plan_kept", attributes=attributes)
-            return
-        self._replanner.taken(now_s)
-        attributes = {
-            "plan": str(answer.plan.number),
-            "causes": causes,
-            "gain": f"{answer.gain:.3f}",
-            "reason": "; ".join(answer.reasons),
-        }
-        self._events.add("plan_chosen", attributes=attributes)
-        self._adopt(answer.plan)
+    # What others see
 
+    def workload(self, model_id: str) -> Workload | None:
+        """What is asked of a model now; None while nobody can tell."""
+        return self._succession.workload(model_id, self._clock())
 
-def _spread(candidates: tuple[Candidate, ...], room: int) -> tuple[Candidate, ...]:
-    """At most `room` of them, of each offer as many as of any other: the first of each first."""
-    by_offer: dict[str, list[Candidate]] = {}
-    for one in candidates:
-        by_offer.setdefault(one.offer.offer_id, []).append(one)
-    longest = max((len(group) for group in by_offer.values()), default=0)
-    turns = [
-        group[turn] for turn in range(longest) for group in by_offer.values() if turn < len(group)
-    ]
-    return tuple(turns[:room])
+    def open(self, model_id: str) -> int:
+        """Requests of a model that wait or are being answered."""
+        return self._succession.open(model_id, self._clock())

@@ -29,11 +29,11 @@ from services.controller.core.cluster.actions import (
     NodeView,
     PersistCluster,
     RoutesChanged,
+    ShunOffer,
     TerminateNode,
 )
 from services.controller.core.cluster.applying import operators_plan
 from services.controller.core.cluster.cluster import Cluster
-from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.turns import Turns
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
@@ -56,6 +56,11 @@ class RuntimeSettings:
 
     tick_s: float = 0.1
     terminate_grace_s: float = 2.0
+    shun_offer_s: float = 60.0
+    """An offer that did not keep its word is left alone for so long."""
+    budget_per_hour: float = 0.0
+    """Dollars, of all nodes that run together, one that goes and its replacement included; 0 does
+    not bind."""
 
 
 class ClusterRuntime:
@@ -82,6 +87,8 @@ class ClusterRuntime:
     ) -> None:
         self.cluster = cluster
         self.routes_changed = Signal()
+        self.changed = Signal()
+        """Something was done, or heard of the market."""
         self.serving = asyncio.Event()
         """Some pipeline takes requests, or did."""
         self.started = asyncio.Event()
@@ -106,6 +113,8 @@ class ClusterRuntime:
             cluster,
             provider,
             terminate_grace_s=settings.terminate_grace_s,
+            budget_per_hour=settings.budget_per_hour,
+            shun_offer_s=settings.shun_offer_s,
             submit=self._submit,
             gone=self._gone,
             note=self._note,
@@ -136,8 +145,7 @@ class ClusterRuntime:
         """A node says what it is. Raises StaleEpoch, PermissionDenied."""
         handle = await self._fleet.recognise(facts.node_id, facts.pid)
         actions = self.cluster.register(facts, self._clock())
-        self._fleet.found(facts.node_id, handle)
-        await self._submit(actions)
+        await self._submit([*actions, *self._fleet.found(facts, handle)])
 
     def heartbeat(self, beat: Beat) -> None:
         """A node lives. Raises NotFound when it must register."""
@@ -173,9 +181,9 @@ class ClusterRuntime:
         await self._submit(self.cluster.plan_ready(plan, self._clock()))
         return number
 
-    def adopt(self, plan: Plan) -> None:
-        """A newer plan is what is carried out from now on."""
-        self._submit(self.cluster.plan_ready(plan, self._clock()))
+    def carry_out(self, actions: Iterable[Action]) -> None:
+        """What the cluster core asked for when somebody else told it something."""
+        self._submit(actions)
 
     def close(self) -> None:
         """Ends everyone who watches routes; nothing new is begun."""
@@ -240,6 +248,7 @@ class ClusterRuntime:
             for address in self._engines.addresses - self.cluster.addresses():
                 self._tasks.create_task(self._engines.forget(address))
             self._heads_changed.fire()
+            self.changed.fire()
             if not done.done():
                 done.set_result(None)
 
@@ -270,6 +279,8 @@ class ClusterRuntime:
                 self._begin(self._fleet.launch(action))
             case TerminateNode():
                 self._begin(self._fleet.terminate(action))
+            case ShunOffer(node_id):
+                self._fleet.shun(node_id)
             case AskPlan():
                 self._begin(self._plan(action))
             case LoadStage():

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from services.common.generation import ModelRef
 from services.common.nodes import NodeShape
 from services.controller.core.cluster.market import Offer
-from services.controller.core.cluster.questions import Wishes
+from services.controller.core.cluster.question import Wishes
 from services.controller.core.cluster.replanning import ReplanSettings
 from services.controller.core.cluster.settings import ClusterSettings
+from services.controller.core.cluster.succession import SuccessionSettings
+from services.controller.core.cluster.workload import WorkloadSettings
 from services.controller.core.ledger.outcomes import LedgerSettings
 from services.engine.core.head_settings import HeadSettings
 from services.engine.core.scheduler import SchedulerSettings
@@ -68,9 +70,20 @@ class SimulationSettings:
     """What plans are made for; None: no other plan is asked for."""
     replanning: ReplanSettings = field(
         default_factory=lambda: ReplanSettings(
-            settle_s=0.1, cool_down_s=1.5, steady_s=0.5, ask_again_s=0.2, ask_again_max_s=0.8
+            settle_s=0.1,
+            cool_down_s=1.5,
+            steady_s=0.5,
+            measured_s=0.5,
+            return_s=0.5,
+            ask_again_s=0.2,
+            ask_again_max_s=0.8,
         )
     )
+    succession: SuccessionSettings = field(default_factory=lambda: SuccessionSettings(sleep_s=4.0))
+    workloads: WorkloadSettings = field(
+        default_factory=lambda: WorkloadSettings(smooth_s=1.0, router_gone_s=2.0)
+    )
+    shun_offer_s: float = 2.0
     load_s: float = 0.5
     exits_seen: bool = True
     """The provider tells the controller when a process it started dies."""

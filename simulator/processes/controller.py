@@ -29,15 +29,18 @@ from services.controller.core.cluster.actions import (
     LogEvent,
     PersistCluster,
     RoutesChanged,
+    ShunOffer,
     TerminateNode,
 )
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.dealer import Dealer
 from services.controller.core.cluster.market import Market, NodeGone, Offer, ProviderEvent
 from services.controller.core.cluster.plan import Plan
-from services.controller.core.cluster.questions import NextPlan, Questions, Replanning
+from services.controller.core.cluster.question import NextPlan, Replanning
 from services.controller.core.cluster.replanning import Replanner
+from services.controller.core.cluster.succession import Succession
 from services.controller.core.cluster.turns import Turns
+from services.controller.core.cluster.workload import Workloads
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
 from services.controller.core.ledger.records import Record
@@ -105,7 +108,12 @@ class SimulatedController(Process):
             self.cluster = Cluster.recover(cluster, draw_id, snapshot, now_s, now_s)
         else:
             self.cluster = Cluster(cluster, draw_id, now_s, now_s)
-        self.dealer = Dealer(self.cluster)
+        wishes = settings.wishes
+        self.dealer = Dealer(
+            self.cluster,
+            budget_per_hour=wishes.budget_per_hour if wishes is not None else 0.0,
+            shun_offer_s=settings.shun_offer_s,
+        )
         first = [*self.dealer.offered(provider.offers()), *self.cluster.start(now_s)]
         for node in self.cluster.nodes_view():
             if provider.adopt(node.node_id):
@@ -115,10 +123,15 @@ class SimulatedController(Process):
                 first += self.dealer.hear(gone, now_s)
         self.act(first)
         self.every(0.1, self._tick)
-        wishes = settings.wishes
         if wishes is not None:
-            replanner = Replanner(settings.replanning)
-            self.questions = Questions(replanner, wishes, self.cluster, self.dealer.market)
+            self.succession = Succession(
+                Replanner(settings.replanning),
+                wishes,
+                settings.succession,
+                cluster=self.cluster,
+                market=self.dealer.market,
+                workloads=Workloads(settings.workloads, now_s),
+            )
             self.every(LOOK_S, self._look)
         self.every(1.0, lambda: self._commit(self.ledger.tick(self.clock.now_s), lambda _: None))
 
@@ -161,9 +174,7 @@ class SimulatedController(Process):
 
         def register() -> list[cluster_actions.Action]:
             actions = self.cluster.register(facts, self.clock.now_s)
-            if offer_id:
-                self.dealer.market.found(facts.node_id, offer_id)
-            return actions
+            return [*actions, *self.dealer.found(facts, offer_id)] if offer_id else actions
 
         self._answer(reply, register)
 
@@ -257,7 +268,7 @@ class SimulatedController(Process):
             if isinstance(action, LaunchNode):
                 self._launch(action)
             elif isinstance(action, TerminateNode):
-                self.after(0.01, self._terminate, action.node_id)
+                self.after(0.01, self._terminate, action)
             elif isinstance(action, AskPlan):
                 self._plan(action)
             elif isinstance(action, LoadStage):
@@ -274,6 +285,8 @@ class SimulatedController(Process):
                 self._tell_routes()
             elif isinstance(action, PersistCluster):
                 self.snapshot = action.snapshot
+            elif isinstance(action, ShunOffer):
+                self.dealer.shun(action.node_id, self.clock.now_s)
             else:
                 self.monitor.cluster_event(action)
 
@@ -300,11 +313,13 @@ class SimulatedController(Process):
             self.provider.launch(action.node_id, offer)
         self.act(actions)
 
-    def _terminate(self, node_id: str) -> None:
+    def _terminate(self, action: TerminateNode) -> None:
         try:
-            self.provider.terminate(node_id)
+            self.provider.terminate(action.node_id)
         except FailedPrecondition:
-            self.dealer.unknown(node_id)
+            self.dealer.over(action.node_id)
+        if action.kill:
+            self.dealer.over(action.node_id)
 
     def provider_says(self, event: ProviderEvent) -> None:
         """A node has ended or will be, a launch came to nothing, offers are others."""
@@ -326,22 +341,25 @@ class SimulatedController(Process):
         self.call(PLACEMENT, "plan", (ask,), planned, PLAN_S)
 
     def _look(self) -> None:
-        question = self.questions.due(self.clock.now_s)
-        if question is None:
+        look = self.succession.look(self.clock.now_s)
+        self.act(list(look.actions))
+        if look.question is not None:
+            question = look.question
+            self.monitor.asks(question)
+            answered = partial(self._replanned, question)
+            self.call(PLACEMENT, "replan", (question,), answered, PLAN_S)
+
+    def _replanned(self, question: Replanning, result: Any) -> None:
+        now_s = self.clock.now_s
+        if isinstance(result, ShuntError):
+            self.act(self.succession.failed(question, result, now_s)[0])
             return
-        self.monitor.asks(question)
-
-        def answered(result: Any) -> None:
-            now_s = self.clock.now_s
-            if isinstance(result, ShuntError):
-                self.questions.failed(result.message, result.permanent, now_s)
-            else:
-                self.monitor.answers(question, result)
-                untouched = self.monitor.adopts(result.plan) if result.plan is not None else {}
-                self.act(self.questions.answered(result, now_s))
-                self.monitor.adopted(untouched)
-
-        self.call(PLACEMENT, "replan", (question,), answered, PLAN_S)
+        untouched = self.monitor.adopts(result.plan) if result.plan is not None else {}
+        actions, _ = self.succession.answered(question, result, now_s)
+        if any(isinstance(one, LogEvent) and one.kind == "plan_chosen" for one in actions):
+            self.monitor.answers(question, result)
+            self.monitor.adopted(untouched)
+        self.act(actions)
 
     def _load(self, load: LoadStage) -> None:
         def loaded(result: Any) -> None:

@@ -16,7 +16,7 @@ from services.controller.core.cluster.plan import (
     PlannedPipeline,
     PlannedStage,
 )
-from services.controller.core.cluster.questions import NextPlan, Replanning
+from services.controller.core.cluster.question import NextPlan, Replanning
 from services.placement.estimate.calibration import load_calibration
 from services.placement.estimate.catalogue import HardwareCatalogue, load_catalogue
 from services.placement.estimate.cluster import (
@@ -29,6 +29,7 @@ from services.placement.estimate.cluster import (
 from services.placement.estimate.costs import Costs
 from services.placement.estimate.estimator import estimate_pipeline
 from services.placement.estimate.model import built_in
+from services.placement.replan.moves import ResidentStage
 from services.placement.replan.next_plan import Change, replan
 from services.placement.search.budget import Unlimited
 from services.placement.search.problem import Objective, ObjectiveKind, Problem
@@ -52,11 +53,11 @@ def _catalogue() -> HardwareCatalogue:
 
 
 @cache
-def _costs(workload: Workload) -> Costs:
+def _costs() -> Costs:
     model = built_in(SHAPED_AS)
     if model.layers != LAYER_COUNT:
         raise AssertionError
-    return Costs(model, workload, load_calibration("measured"), _catalogue())
+    return Costs(model, Workload(), load_calibration("measured"), _catalogue())
 
 
 class SimulatedPlacement(Process):
@@ -103,10 +104,10 @@ class SimulatedPlacement(Process):
 
 def next_plan(question: Replanning) -> NextPlan:
     """As the service answers. Raises ShuntError where there is no plan."""
-    wishes = question.wishes
+    wishes, told = question.wishes, question.workload
     there = {
-        node.node_id: (_node(node.node_id, node.shape, offer), node.shape, node.node_id, "")
-        for node, offer in question.nodes
+        node.node_id: (_node(node.node_id, node.shape, node.offer), node.shape, node.node_id, "")
+        for node in question.nodes
     }
     open_ = {
         one.name: (
@@ -122,14 +123,25 @@ def next_plan(question: Replanning) -> NextPlan:
     if not nodes:
         raise FailedPrecondition("no nodes", field="nodes")
     objective = Objective(ObjectiveKind(wishes.objective), wishes.budget_per_hour)
-    costs = _costs(Workload())
+    costs = _costs().at_rate(told.arrival_rate_rps) if told is not None else _costs()
     running = tuple(_placed(pipeline, nodes) for pipeline in question.running)
+    starting = {node.node_id: node.offer for node in question.nodes if node.starts}
     change = Change(
         running,
-        {},
+        {
+            node.node_id: (ResidentStage(node.held.layers.start, node.held.layers.end, 1),)
+            for node in question.nodes
+            if node.held is not None
+        },
         horizon_s=wishes.horizon_s,
+        notice_s=question.notice_s,
         improve=question.improve,
-        ready_in_s={one.name: one.offer.launch_s for one in question.candidates},
+        ready_in_s={
+            **{name: offer.launch_s for name, offer in starting.items() if offer is not None},
+            **{one.name: one.offer.launch_s for one in question.candidates},
+        },
+        nodes_min=wishes.nodes_min,
+        nodes_max=wishes.nodes_max,
     )
     found = replan(Problem(costs, nodes, objective), change, search.plan, Unlimited())
     if not found.change:

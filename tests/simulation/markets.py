@@ -21,7 +21,8 @@ from services.common.errors import ShuntError
 from services.common.generation import GenerationRequest, Sampling
 from services.common.nodes import NodeShape
 from services.controller.core.cluster.market import NoticeKind, Offer
-from services.controller.core.cluster.questions import Replanning, Wishes
+from services.controller.core.cluster.question import Wishes, question
+from services.controller.core.cluster.replanning import Ask
 from simulator.environment.network import Trouble
 from simulator.environment.settings import MODEL, SimulationSettings
 from simulator.processes.placement import next_plan
@@ -38,7 +39,7 @@ OFFERS = (
     Offer("big-spot", "big", BIG, 2, 0.6, "west", True, 0.5, 0.5),
     Offer("big", "big", BIG, 2, 2.2, "big", False, 0.0, 0.5),
 )
-BUDGETS = (0.0,)
+BUDGETS = (0.0, 0.0, 1.9, 2.5, 4.0)
 OBJECTIVES = ("throughput", "throughput-per-cost", "goodput-per-cost")
 NODES_MAX = 7
 STARTS_S = 1.0
@@ -61,7 +62,11 @@ class MarketSchedule:
             exact=seed % 2 == 0, exits_seen=random.random() < 0.8, offers=OFFERS
         )
         wishes = Wishes(
-            random.choice(OBJECTIVES), random.choice(BUDGETS), NODES_MAX, random.choice((60.0, 900))
+            random.choice(OBJECTIVES),
+            random.choice(BUDGETS),
+            nodes_min=random.choice((0, 1, 2)),
+            nodes_max=NODES_MAX,
+            horizon_s=random.choice((60.0, 900.0)),
         )
         cluster = replace(settings.cluster, initial=(SMALL,) * 4)
         settings = replace(settings, wishes=wishes, cluster=cluster)
@@ -222,16 +227,11 @@ class MarketSchedule:
         cluster = controller.cluster
         if not controller.alive or cluster.plan is None or self.world.settings.wishes is None:
             return False
-        objective = self.random.choice(OBJECTIVES)
-        wishes = replace(self.world.settings.wishes, objective=objective)
-        market = controller.dealer.market
-        nodes = tuple(
-            (n, market.offer(market.offer_id_of(n.node_id))) for n in cluster.usable_nodes()
-        )
-        number, running = cluster.next_plan_number, cluster.running()
-        question = Replanning(number, MODEL, nodes, (), running, True, wishes)
+        wishes = replace(self.world.settings.wishes, objective=self.random.choice(OBJECTIVES))
+        ask, now_s = Ask((), True, (), None), self.world.clock.now_s
+        asked = question(cluster, controller.dealer.market, ask, wishes, now_s)
         try:
-            plan = next_plan(question).plan
+            plan = next_plan(asked).plan
         except ShuntError:
             return False
         if plan is None:

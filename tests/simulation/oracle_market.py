@@ -18,7 +18,7 @@ from services.controller.core.cluster.market import (
 )
 from services.controller.core.cluster.pipeline import Pipeline
 from services.controller.core.cluster.plan import Plan
-from services.controller.core.cluster.questions import NextPlan, Replanning
+from services.controller.core.cluster.question import NextPlan, Replanning
 from services.controller.core.cluster.state import State
 
 SLACK = 1e-6
@@ -124,8 +124,8 @@ class MarketOracle(ClusterOracle):
             one.offer.offer_id: one.offer.price_per_hour or 0.0 for one in question.candidates
         }
         there = {
-            node.node_id: (offer.price_per_hour or 0.0) if offer is not None else 0.0
-            for node, offer in question.nodes
+            node.node_id: (node.offer.price_per_hour or 0.0) if node.offer is not None else 0.0
+            for node in question.nodes
         }
         cost = sum(
             there[stage.node_id] if stage.node_id else prices[stage.offer_id]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from services.controller.core.cluster.actions import Action, LaunchNode, LogEvent
+from services.common.nodes import NodeFacts
+from services.controller.core.cluster.actions import Action, LaunchNode, LogEvent, ShunOffer
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.market import (
     NO_CAPACITY,
+    OVER_BUDGET,
+    Dropped,
     LaunchFailed,
     Market,
     NodeGone,
@@ -24,22 +27,51 @@ _OFFERS_NAMED = 8
 class Dealer:
     """The provider's counterpart. Orders and words in, actions of the cluster out."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, *, budget_per_hour: float, shun_offer_s: float) -> None:
+        """Dollars, of all nodes that run together, 0 does not bind; and for how long an offer that
+        did not keep its word is left alone."""
         self.market = Market()
         self._cluster = cluster
+        self._budget_per_hour = budget_per_hour
+        self._shun_offer_s = shun_offer_s
+        self._dropped: tuple[Dropped, ...] = ()
+        """What was wrong with the offers, the last time."""
+
+    # Orders
 
     def order(self, launch: LaunchNode, now_s: float) -> tuple[Offer | None, list[Action]]:
         """The offer to launch the node from: the one that is named, or what is offered of its
-        shape. Where there is none, what follows from that."""
+        shape. Where there is none, or no money for it, what follows from that."""
         offer = self.market.named(launch.offer_id, launch.shape, now_s)
         if offer is None:
             return None, self._failed(LaunchFailed(launch.node_id, NO_CAPACITY), now_s)
+        if not self.market.affords(offer.offer_id, self._budget_per_hour):
+            return None, self._failed(LaunchFailed(launch.node_id, OVER_BUDGET), now_s)
         self.market.launch(launch.node_id, offer.offer_id)
         return offer, []
 
-    def unknown(self, node_id: str) -> None:
-        """The provider knows no such node: what was ordered came to nothing, whatever it said."""
+    def over(self, node_id: str) -> None:
+        """It was killed, or its provider knows no such node: it takes up no offer any more,
+        whatever its provider says of it, or does not."""
         self.market.ended(node_id)
+
+    # What is there
+
+    def found(self, facts: NodeFacts, offer_id: str) -> list[Action]:
+        """A process that the provider launched from this offer registered. One that is not what was
+        offered serves as what it is."""
+        self.market.found(facts.node_id, offer_id)
+        offer = self.market.offer(offer_id)
+        if offer is None or offer.shape == facts.shape:
+            return []
+        attributes = {"offer": offer_id, "offered": str(offer.shape), "found": str(facts.shape)}
+        return [LogEvent("node_differs", facts.node_id, "", attributes), ShunOffer(facts.node_id)]
+
+    def shun(self, node_id: str, now_s: float) -> None:
+        """The offer that a node was launched from did not keep its word."""
+        self.market.shun(node_id, self._shun_offer_s, now_s)
+
+    # What the provider says
 
     def offered(self, offers: Sequence[Offer]) -> list[Action]:
         """These are all offers now; what is wrong with them is logged."""
@@ -49,7 +81,7 @@ class Dealer:
             named = ", ".join(change.changed[:_OFFERS_NAMED])
             attributes = {"offers": str(len(self.market.offers())), "changed": named}
             actions.append(LogEvent("offers_changed", attributes=attributes))
-        if change.dropped:
+        if change.dropped and change.dropped != self._dropped:
             first = change.dropped[0]
             attributes = {
                 "count": str(len(change.dropped)),
@@ -58,6 +90,7 @@ class Dealer:
                 "reason": first.reason,
             }
             actions.append(LogEvent("offers_dropped", attributes=attributes))
+        self._dropped = change.dropped
         return actions
 
     def hear(self, event: ProviderEvent, now_s: float) -> list[Action]:

@@ -8,9 +8,10 @@ from math import nan
 import pytest
 
 from services.common.errors import InvalidArgument, NotFound
-from services.controller.core.cluster.actions import LaunchNode, LogEvent
+from services.controller.core.cluster.actions import LaunchNode, LogEvent, ShunOffer
 from services.controller.core.cluster.dealer import Dealer
 from services.controller.core.cluster.market import (
+    OVER_BUDGET,
     LaunchFailed,
     NodeGone,
     NodeNotice,
@@ -18,14 +19,14 @@ from services.controller.core.cluster.market import (
     Offer,
     OffersChanged,
 )
-from tests.unit.controller.small_cluster import PATIENT, SHAPE, all_of, one_of, ready, said
+from tests.unit.controller.small_cluster import PATIENT, SHAPE, all_of, facts, one_of, ready, said
 
 SPOT = Offer("spot", "small", SHAPE, count=2, price_per_hour=0.5, spot=True)
 FIRM = Offer("firm", "small", SHAPE, count=9, price_per_hour=1.0)
 
 
 def dealer() -> Dealer:
-    found = Dealer(ready(PATIENT))
+    found = Dealer(ready(PATIENT), budget_per_hour=2.1, shun_offer_s=30.0)
     assert said(found.offered((SPOT, FIRM))) == ["offers_changed"]
     return found
 
@@ -61,8 +62,30 @@ def test_a_node_that_never_came_and_that_nobody_knows_takes_up_no_offer() -> Non
     found = dealer()
     found.order(LaunchNode("a", SHAPE), 0.0)
     assert found.market.running("spot") == 1
-    found.unknown("a")
+    found.over("a")
     assert found.market.running("spot") == 0
+
+
+def test_what_runs_and_is_ordered_keeps_to_the_budget() -> None:
+    found = dealer()
+    for name, offer in (("a", FIRM), ("b", SPOT), ("c", SPOT)):
+        assert found.order(LaunchNode(name, SHAPE, offer.offer_id), 0.0)[0] == offer
+    launch = one_of(found.hear(NodeGone("node-2", "exit"), 1.0), LaunchNode)
+    offer, actions = found.order(launch, 1.0)
+    assert offer is None
+    assert all_of(actions, LogEvent)[0].attributes["cause"] == OVER_BUDGET
+
+
+def test_an_offer_that_sends_something_else_is_left_alone() -> None:
+    found = dealer()
+    found.order(LaunchNode("a", SHAPE, "spot"), 0.0)
+    assert found.found(facts("a"), "spot") == []
+    other = replace(facts("a"), shape=replace(SHAPE, relative_speed=0.5))
+    actions = found.found(other, "spot")
+    assert said(actions) == ["node_differs"]
+    found.shun(one_of(actions, ShunOffer).node_id, 1.0)
+    assert found.order(LaunchNode("b", SHAPE, "spot"), 30.9)[0] == FIRM
+    assert found.order(LaunchNode("c", SHAPE, "spot"), 31.0)[0] == SPOT
 
 
 def test_more_capacity_has_refused_launches_tried_again() -> None:
