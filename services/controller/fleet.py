@@ -76,7 +76,7 @@ class Fleet:
                 continue
             node_id = key.removeprefix(HANDLE_PREFIX)
             if await self._provider.adopt(node_id, handle):
-                self.market.found(node_id, self._provider.offer_of(node_id))
+                self._dealer.lives(node_id, self._provider.offer_of(node_id))
             else:
                 self._gone(node_id, "ended while the controller was away")
 

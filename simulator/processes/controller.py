@@ -117,7 +117,7 @@ class SimulatedController(Process):
         first = [*self.dealer.offered(provider.offers()), *self.cluster.start(now_s)]
         for node in self.cluster.nodes_view():
             if provider.adopt(node.node_id):
-                self.dealer.market.found(node.node_id, provider.offer_of(node.node_id))
+                self.dealer.lives(node.node_id, provider.offer_of(node.node_id))
             else:
                 gone = NodeGone(node.node_id, "ended while the controller was away")
                 first += self.dealer.hear(gone, now_s)

@@ -201,8 +201,11 @@ class SimulatedProvider:
             return
         shape = offer.shape
         if lie is Lie.OTHER:
-            half = shape.memory_bytes // 2
-            shape = replace(shape, memory_bytes=half, relative_speed=shape.relative_speed / 2)
+            shape = (
+                replace(shape, relative_speed=shape.relative_speed / 2)
+                if self.environment.random.random() < 0.5
+                else replace(shape, memory_bytes=shape.memory_bytes // 8)
+            )
         self._started(node_id, shape)
         if lie is Lie.TWICE:
             self.environment.clock.after(SECOND_S, self._again, node_id, shape)

@@ -58,9 +58,7 @@ class MarketSchedule:
         self.seed = seed
         self.random = random = Random(f"market {seed}")
         self.oracle = Oracle(exact=seed % 2 == 0)
-        settings = SimulationSettings(
-            exact=seed % 2 == 0, exits_seen=random.random() < 0.8, offers=OFFERS
-        )
+        settings = SimulationSettings(exact=seed % 2 == 0, offers=OFFERS)
         wishes = Wishes(
             random.choice(OBJECTIVES),
             random.choice(BUDGETS),

@@ -13,7 +13,7 @@ from services.common.errors import FailedPrecondition, Unavailable
 from services.common.generation import LayerRange
 from services.controller.core.cluster.actions import Action, LogEvent
 from services.controller.core.cluster.cluster import Cluster
-from services.controller.core.cluster.market import Market, Offer
+from services.controller.core.cluster.market import NO_CAPACITY, OVER_BUDGET, Market, Offer
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.question import NextPlan, Replanning, Wishes
 from services.controller.core.cluster.replanning import Replanner, ReplanSettings
@@ -218,6 +218,31 @@ async def test_a_notice_without_a_replacement_has_a_plan_made_that_lacks_the_nod
     rig.cluster.tick(110.0)
     rig.cluster.launch_failed("node-4", "no capacity", 110.0)
     assert await rig.at(110.0) == 1, "the same again is no news"
+
+
+async def test_a_seat_that_nothing_gives_money_for_has_a_plan_made_without_it(rig: Rig) -> None:
+    await rig.at(100.0)
+    rig.cluster.node_gone("node-2", "i-node-2", "killed", 101.0)
+    rig.cluster.launch_failed("node-3", OVER_BUDGET, 101.1)
+    assert await rig.at(101.1) == 1
+    assert rig.placement.questions[0].running == ()
+
+
+async def test_pipelines_that_placement_would_do_without_are_not_waited_for() -> None:
+    rig = Rig(ready(PATIENT), Wishes(nodes_max=4))
+    rig.cluster.plan_ready(planned(PAIR, {"?1": WHOLE}, number=2), 100.0)
+    await rig.at(100.0)
+    rig.cluster.launch_failed("node-3", NO_CAPACITY, 101.0)
+    assert await rig.at(101.0) == 1
+    assert rig.told("plan_kept") is None
+    (left,) = rig.adopted
+    assert left.node_ids() == {"node-1", "node-2"}
+    told = rig.told("plan_chosen")
+    assert told is not None
+    assert told["reason"] == (
+        "nothing gains enough; 1 pipelines wait for nodes that are not to be had"
+    )
+    assert [route.pipeline_id for route in rig.cluster.routes()[1]] == ["pipeline-1"]
 
 
 async def test_an_answer_that_names_a_node_which_is_gone_is_asked_for_anew(rig: Rig) -> None:

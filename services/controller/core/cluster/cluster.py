@@ -171,6 +171,12 @@ class Cluster:
             return []
         return self._advance(self._lose(node, cause, now_s), now_s)
 
+    def bought(self, node_id: str, offer_id: str) -> None:
+        """What a node was launched from: the offer that was planned, or another one."""
+        node = self._state.nodes.get(node_id)
+        if node is not None:
+            node.buy(offer_id)
+
     def launch_failed(self, node_id: str, reason: str, now_s: float) -> list[Action]:
         """The provider could not start it; another one is, after a pause."""
         node = self._state.nodes.get(node_id)
@@ -409,6 +415,11 @@ class Cluster:
             for pipeline in self._state.wanted()
             if all(seat.node_id for seat in pipeline.seats)
         )
+
+    @property
+    def wanted_pipelines(self) -> int:
+        """How many the plan has, vacant ones among them."""
+        return len(self._state.wanted())
 
     @property
     def next_plan_number(self) -> int:

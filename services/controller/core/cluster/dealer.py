@@ -48,6 +48,7 @@ class Dealer:
         if not self.market.affords(offer.offer_id, self._budget_per_hour):
             return None, self._failed(LaunchFailed(launch.node_id, OVER_BUDGET), now_s)
         self.market.launch(launch.node_id, offer.offer_id)
+        self._cluster.bought(launch.node_id, offer.offer_id)
         return offer, []
 
     def over(self, node_id: str) -> None:
@@ -57,10 +58,15 @@ class Dealer:
 
     # What is there
 
+    def lives(self, node_id: str, offer_id: str) -> None:
+        """A node of this offer, launched before a restart, is there."""
+        self.market.found(node_id, offer_id)
+        self._cluster.bought(node_id, offer_id)
+
     def found(self, facts: NodeFacts, offer_id: str) -> list[Action]:
         """A process that the provider launched from this offer registered. One that is not what was
         offered serves as what it is."""
-        self.market.found(facts.node_id, offer_id)
+        self.lives(facts.node_id, offer_id)
         offer = self.market.offer(offer_id)
         if offer is None or offer.shape == facts.shape:
             return []

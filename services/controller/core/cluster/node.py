@@ -33,6 +33,8 @@ class Node:
     """The provider was asked for it; whatever else comes is not ours to end."""
     facts: NodeFacts | None = None
     """None until it registers."""
+    offer_id: str = ""
+    """What it was bought of, once that is known."""
     lost: bool = False
     leaving: bool = False
     """It was let go; it is not to be used again unless its notice lapses."""
@@ -152,6 +154,10 @@ class Node:
     def leave(self) -> None:
         """It is let go."""
         self.leaving = True
+
+    def buy(self, offer_id: str) -> None:
+        """It is of this offer, whatever was planned."""
+        self.offer_id = offer_id
 
     def release(self) -> None:
         """The plan has no place for it."""

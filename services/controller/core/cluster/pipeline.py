@@ -272,13 +272,11 @@ class Pipeline:
     # The plan
 
     def retire(self, sampled: int) -> None:
-        """The plan lacks it; whoever was to take a seat is free."""
+        """The plan lacks it, and nobody is to take a seat of it any more."""
         need(self.formation is not None, f"{self.pipeline_id} serves nobody and just ends")
         if not self.drains:
             self.prepare(sampled)
         self.retiring = True
-        for seat in self.seats:
-            seat.promise("")
 
     def keep(self, weight_tokens_per_s: float, planned: Iterable[PlannedStage]) -> None:
         """The plan has it."""

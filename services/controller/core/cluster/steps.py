@@ -167,8 +167,11 @@ class _Steps:
 
     def _idle(self, seat: Seat, *, loaded: bool) -> Node | None:
         """A node without a place that could run the stage, or that holds it; rather not one that
-        failed to load what it was given."""
+        failed to load what it was given. One that the plan has no place for is nothing for a seat
+        that another offer was chosen for."""
         for node in sorted(self._idle_nodes(), key=lambda n: self._cannot_load(n, seat)):
+            if node.launched and node.released and seat.planned.offer_id not in ("", node.offer_id):
+                continue
             fits = node.shape.memory_bytes >= seat.shape.memory_bytes
             if node.holds(seat.stage) if loaded else fits:
                 return node

@@ -167,6 +167,7 @@ class Succession:
         if self._out is None or not self.is_out(asked):
             return [], None
         (ask, _), self._out = self._out, None
+        answer = self._without_lacks(asked, answer)
         if not self._still_holds(asked, answer):
             self._replanner.withdrawn(now_s)
             return [], None
@@ -201,6 +202,17 @@ class Succession:
             self._replanner.forget(Cause.OPERATOR)  # whoever asked is told, and may ask again
             self._operator_waits = False
         return [LogEvent("replan_failed", attributes=attributes)], told
+
+    def _without_lacks(self, asked: Replanning, answer: NextPlan) -> NextPlan:
+        """Where placement would stay with what is left, that is the plan from now on: pipelines
+        that nobody is to be had for are not waited for."""
+        left, wanted = asked.running, self._cluster.wanted_pipelines
+        if answer.plan is not None or not left or len(left) == wanted:
+            return answer
+        deployments = (Deployment(asked.model, asked.wishes.objective, left),)
+        without = f"{wanted - len(left)} pipelines wait for nodes that are not to be had"
+        plan = Plan(asked.number, deployments)
+        return NextPlan(plan, answer.gain, (*answer.reasons, without))
 
     def _still_holds(self, asked: Replanning, answer: NextPlan) -> bool:
         """No other plan has come meanwhile, and the nodes that it names are there."""

@@ -19,6 +19,8 @@ from services.controller.core.cluster.actions import (
     TerminateNode,
 )
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.market import OVER_BUDGET
+from services.controller.core.cluster.plan import Plan
 from tests.unit.controller.small_cluster import (
     BACK,
     FRONT,
@@ -200,6 +202,48 @@ def test_a_launched_node_that_was_started_again_by_others_ends_as_it_would_have(
     cluster.load_done("node-1", "i-new", FRONT, Loaded(64, "a"), 0.6)
     done = carry_out(cluster, cluster.plan_ready(planned({"node-2": WHOLE}, number=2), 1.0), 1.0)
     assert one_of(done, TerminateNode) == TerminateNode("node-1")
+
+
+def of_spot(number: int) -> Plan:
+    """One node of an offer does everything."""
+    plan = planned({"?1": WHOLE}, number=number)
+    (deployment,) = plan.deployments
+    (pipeline,) = deployment.pipelines
+    stages = tuple(replace(stage, offer_id="spot") for stage in pipeline.stages)
+    pipelines = (replace(pipeline, stages=stages),)
+    return replace(plan, deployments=(replace(deployment, pipelines=pipelines),))
+
+
+def test_whoever_was_to_replace_a_node_of_the_old_plan_ends_too() -> None:
+    cluster = ready(PATIENT)
+    cluster.interrupt("node-2", 60.0, False, 0.5)
+    cluster.bought("node-3", "firm")
+    cluster.register(facts("node-3"), 0.6)
+    whole = one_of(cluster.plan_ready(of_spot(2), 1.0), LaunchNode).node_id
+    ended = all_of(cluster.launch_failed(whole, OVER_BUDGET, 1.1), TerminateNode)
+    assert ended == [TerminateNode("node-3")], "its money is needed"
+
+
+def test_a_seat_for_another_offer_than_its_node_was_bought_of_is_another_seat() -> None:
+    cluster = ready(PATIENT)
+    plan = of_spot(2)
+    launch = one_of(cluster.plan_ready(plan, 1.0), LaunchNode)
+    cluster.bought(launch.node_id, "firm")
+    carry_out(cluster, cluster.register(facts(launch.node_id), 1.1), 1.1)
+    again = one_of(cluster.plan_ready(replace(plan, number=3), 2.0), LaunchNode)
+    assert again.offer_id == "spot"
+    cluster.bought(again.node_id, "spot")
+    carry_out(cluster, cluster.register(facts(again.node_id), 2.1), 2.1)
+    assert all_of(cluster.plan_ready(replace(plan, number=4), 3.0), LaunchNode) == []
+
+
+def test_a_seat_for_an_offer_is_not_for_whom_the_plan_lets_go() -> None:
+    cluster = ready(PATIENT)
+    cluster.bought("node-1", "firm")
+    cluster.node_gone("node-2", "i-node-2", "exit", 0.5)
+    launch = one_of(cluster.plan_ready(of_spot(2), 1.0), LaunchNode)
+    assert launch.offer_id == "spot"
+    assert "stage_taken" not in said(cluster.launch_failed(launch.node_id, OVER_BUDGET, 1.1))
 
 
 def test_a_lost_node_of_the_old_plan_is_not_replaced_and_of_the_new_one_it_is() -> None:
