@@ -7,6 +7,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
+from services.common.demand import Demand
 from services.common.errors import (
     DeadlineExceeded,
     FailedPrecondition,
@@ -198,6 +199,12 @@ class SimulatedController(Process):
             return
         self.act(actions)
         reply(None)
+
+    def reported(self, router_id: str, measured_s: float, demands: dict[str, Demand]) -> None:
+        """A router says what it was asked for."""
+        if self.environment.settings.wishes is not None:
+            now_s = self.clock.now_s
+            self.succession.reported(router_id, router_id, measured_s, demands, now_s)
 
     def journal(self, stream: Stream, incarnation: str) -> None:
         """A head's checkpoints."""

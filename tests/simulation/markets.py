@@ -17,12 +17,15 @@ from random import Random
 from oracles import Oracle
 from watch import Violation
 
+from services.common.demand import Demand
 from services.common.errors import ShuntError
 from services.common.generation import GenerationRequest, Sampling
 from services.common.nodes import NodeShape
 from services.controller.core.cluster.market import NoticeKind, Offer
 from services.controller.core.cluster.question import Wishes, question
 from services.controller.core.cluster.replanning import Ask
+from services.router.core.demand import DemandCounter
+from simulator.environment.addresses import CONTROLLER
 from simulator.environment.network import Trouble
 from simulator.environment.settings import MODEL, SimulationSettings
 from simulator.processes.placement import next_plan
@@ -42,6 +45,8 @@ OFFERS = (
 BUDGETS = (0.0, 0.0, 1.9, 2.5, 4.0)
 OBJECTIVES = ("throughput", "throughput-per-cost", "goodput-per-cost")
 NODES_MAX = 7
+RATES = (0.0, 2.0, 10.0, 40.0)
+REPORT_S = 0.5
 STARTS_S = 1.0
 FAULTS_CEASE_S = 8.0
 CALM_S = 8.0
@@ -82,6 +87,10 @@ class MarketSchedule:
             if random.random() < 0.3:  # what happens together
                 clock.after(at_s + 0.5 * random.random(), self._happens, random.choice(EVENTS))
         clock.after(STARTS_S, self._watch)
+        self._demand = DemandCounter()
+        self._rate_rps = random.choice(RATES)
+        """Of requests beside those of the clients, which are answered at once."""
+        clock.after(REPORT_S, self._report)
         self._plans_seen = 0
 
     def _arrive(self, number: int) -> None:
@@ -92,6 +101,19 @@ class MarketSchedule:
         )
         prompt = tuple(random.randrange(1000) for _ in range(random.choice((3, 20))))
         self.world.ask(GenerationRequest(f"g{number}", MODEL, prompt, sampling))
+
+    def _report(self) -> None:
+        """As one router does for all."""
+        clock, counter, name = self.world.clock, self._demand, MODEL.model_id
+        for _ in range(round(self._rate_rps * REPORT_S)):
+            counter.asked(name, self.random.choice((100, 1000)), 1)
+            counter.answered(name, 200, 1)
+        waiting = sum(not client.ended for client in self.world.clients)
+        while (known := counter.counts().get(name, Demand()).open) != waiting:
+            (counter.opened if known < waiting else counter.closed)(name)
+        said = "router", clock.now_s, dict(counter.counts())
+        self.world.network.tell(CONTROLLER, "reported", *said, after_s=0.002)
+        clock.after(REPORT_S, self._report)
 
     def _watch(self) -> None:
         """Looks, and now and then has the controller die in the middle of a change."""
@@ -239,6 +261,11 @@ class MarketSchedule:
         self.oracle.adopted(untouched)
         return True
 
+    def jump(self) -> bool:
+        """So much more is asked, or so much less; nothing, for a while or for good."""
+        self._rate_rps = self.random.choice(RATES)
+        return True
+
     def placement_away(self) -> bool:
         """Nobody answers what is asked of it."""
         self.world.crash_placement(0.3 + 2.0 * self.random.random())
@@ -312,6 +339,7 @@ HAPPENINGS: dict[str, Callable[[MarketSchedule], bool]] = {
     "one_taken": MarketSchedule.one_taken,
     "noticed": MarketSchedule.noticed,
     "operator": MarketSchedule.operator,
+    "jump": MarketSchedule.jump,
     "placement_away": MarketSchedule.placement_away,
     "crash": MarketSchedule.crash,
     "crash_in_change": MarketSchedule.crash,

@@ -18,6 +18,17 @@ BLOCKS = "services/engine/core/blocks.py"
 BATCHING = "services/engine/core/batching.py"
 TEXT = "services/router/core/text.py"
 TURNS = "services/controller/core/cluster/turns.py"
+CHANGES = "services/controller/core/cluster/changes.py"
+CLUSTER = "services/controller/core/cluster/cluster.py"
+DEALER = "services/controller/core/cluster/dealer.py"
+LACKS = "services/controller/core/cluster/lacks.py"
+MARKET = "services/controller/core/cluster/market.py"
+NODE = "services/controller/core/cluster/node.py"
+NOTICES = "services/controller/core/cluster/notices.py"
+REPLANNING = "services/controller/core/cluster/replanning.py"
+SUCCESSION = "services/controller/core/cluster/succession.py"
+NEXT_PLAN = "services/placement/replan/next_plan.py"
+MARKETS = "markets.py"
 
 
 @dataclass(frozen=True)
@@ -225,5 +236,125 @@ MISTAKES = (
         TEXT,
         "        keep = 0 if self.finish else max(stop.held for stop in self._stops)",
         "        keep = 0",
+    ),
+    Mistake(
+        "what runs does not count for the budget",
+        MARKET,
+        "        cost = sum(known) + (self._price(offer_id) or 0.0)",
+        "        cost = self._price(offer_id) or 0.0",
+        MARKETS,
+    ),
+    Mistake(
+        "an offer that said no is taken again",
+        MARKET,
+        "        if self.open_count(offer_id) and not shut:",
+        "        if self.open_count(offer_id):",
+        MARKETS,
+    ),
+    Mistake(
+        "an offer that said no is named to placement",
+        REPLANNING,
+        "            if shut or (only_steady",
+        "            if (only_steady",
+        MARKETS,
+    ),
+    Mistake(
+        "both generations of a pipeline run on one node",
+        STEPS,
+        "        if nodes is None or blockers(self._state, pipeline):",
+        "        if nodes is None:",
+        MARKETS,
+    ),
+    Mistake(
+        "a retired pipeline ends before its successor serves",
+        CHANGES,
+        "            return False  # it may serve first, or be nearer to it",
+        "            continue",
+        MARKETS,
+    ),
+    Mistake(
+        "two formations go at once",
+        CHANGES,
+        "    if not retiring or any(pipeline.drains for pipeline in state.pipelines.values()):",
+        "    if not retiring:",
+        MARKETS,
+    ),
+    Mistake(
+        "nothing cools down",
+        REPLANNING,
+        "            min([*settled, *steady], default=inf), "
+        "self.changed_s + self._settings.cool_down_s",
+        "            min([*settled, *steady], default=inf), self.changed_s",
+        MARKETS,
+    ),
+    Mistake(
+        "a notice that lapses leaves a successor",
+        NOTICES,
+        "        withdraw(state, pipeline, seat)\n    node.lapse()",
+        "        pass\n    node.lapse()",
+        MARKETS,
+    ),
+    Mistake(
+        "a plan of a lower number is adopted",
+        CLUSTER,
+        "        if plan.number <= state.last_number:",
+        "        if False:",
+        MARKETS,
+    ),
+    Mistake(
+        "nodes of the old plan run on",
+        STEPS,
+        '                node.leave()\n                actions += [LogEvent("node_released"',
+        '                actions += [LogEvent("node_released"',
+        MARKETS,
+    ),
+    Mistake(
+        "a node that another process replaced was never launched",
+        NODE,
+        "        return Node(self.node_id, shape, now_s, launched=self.launched)",
+        "        return Node(self.node_id, shape, now_s)",
+        MARKETS,
+    ),
+    Mistake(
+        "whoever is gone is paid for",
+        DEALER,
+        "                self.market.ended(node_id)\n                incarnation",
+        "                incarnation",
+        MARKETS,
+    ),
+    Mistake(
+        "what waits for money waits for ever",
+        LACKS,
+        "    if waits_for_money(seat) and _money_comes(state):",
+        "    if waits_for_money(seat):",
+        MARKETS,
+    ),
+    Mistake(
+        "a refused seat is nobody's business",
+        LACKS,
+        "    if (settings.can_launch and not seat.refused) or pipeline.drains:",
+        "    if settings.can_launch or pipeline.drains:",
+        MARKETS,
+    ),
+    Mistake(
+        "a seat for one offer is equal to a seat for any",
+        CHANGES,
+        "    if stage.offer_id and not stage.node_id and stage.offer_id != bought:",
+        "    if False:",
+        MARKETS,
+    ),
+    Mistake(
+        "pipelines that are in both plans are made anew",
+        CHANGES,
+        "            if _equal(state, plan, deployment, planned, running):",
+        "            if False:",
+        MARKETS,
+    ),
+    Mistake(
+        "the budget of a plan counts only its new nodes",
+        NEXT_PLAN,
+        "        rest = objective.budget_per_hour - cost_per_hour(left)",
+        "        rest = objective.budget_per_hour",
+        MARKETS,
     ),
 )

@@ -108,9 +108,12 @@ class Costs:
         """Of pipelines, kept by the estimator: a search asks for the same ones again and again."""
 
     def at_rate(self, arrival_rate_rps: float) -> Costs:
-        """The same costs where so many requests a second arrive."""
+        """The same costs where so many requests a second arrive: what pipelines can do is the same,
+        too."""
         workload = replace(self.workload, arrival_rate_rps=arrival_rate_rps)
-        return Costs(self.model, workload, self.calibration, self.catalogue)
+        costs = Costs(self.model, workload, self.calibration, self.catalogue)
+        costs.estimates = self.estimates
+        return costs
 
     def of(self, kind: NodeClass, tp: int) -> StageCost:
         key = (kind, tp)
