@@ -100,7 +100,7 @@ class AssembledController:
             settings.ledger,
             journal,
             self.events,
-            heads=lambda: self._runtime.cluster.heads(),
+            heads=lambda: self._runtime.cluster.heads(clock()),
             pipeline_of=lambda formation_id: self._runtime.cluster.pipeline_of(formation_id),
             heads_changed=heads_changed,
             clock=clock,

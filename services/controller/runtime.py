@@ -46,6 +46,7 @@ from services.controller.signal import Signal
 _log = logging.getLogger(__name__)
 
 SNAPSHOT = "cluster"
+_SHORTEST_SLEEP_S = 0.001
 _LOOKS_S = (0.0, 0.1, 0.4)
 """Pauses before the looks at a suspect: one that ends may listen a moment longer than it speaks."""
 
@@ -54,7 +55,6 @@ _LOOKS_S = (0.0, 0.1, 0.4)
 class RuntimeSettings:
     """Timings in seconds."""
 
-    tick_s: float = 0.1
     terminate_grace_s: float = 2.0
 
 
@@ -62,9 +62,9 @@ class ClusterRuntime:
     """The cluster core at work.
 
     Actions are carried out in the order they were asked for, behind the attempt to make the newest
-    snapshot and the nodes' handles durable. What the journal does not take is tried again at every
-    tick and holds nothing up: nodes must be replaced on a full disk too. Calls to others run beside
-    each other.
+    snapshot and the nodes' handles durable. What the journal does not take is tried again whenever
+    the core wakes, and holds nothing up: nodes must be replaced on a full disk too. Calls to others
+    run beside each other.
     """
 
     def __init__(
@@ -99,6 +99,8 @@ class ClusterRuntime:
         self._carrying_out: asyncio.Task[None] | None = None
         self._of_node: dict[str, set[asyncio.Task[None]]] = {}
         self._turns = Turns()
+        self._advanced = Signal()
+        """Something has changed in the core: when it wakes, too."""
         self._probing: set[str] = set()
         self._unsaved: dict[str, str | None] = {}
         """Notes on their way to the journal, the newest of each key."""
@@ -128,7 +130,7 @@ class ClusterRuntime:
                     self._submit(self.cluster.tick(self._clock()))
                     if self._unsaved and self._queue.empty():
                         self._queue.put_nowait(((), asyncio.get_running_loop().create_future()))
-                    await asyncio.sleep(self._settings.tick_s)
+                    await self._until_due()
         finally:
             await self._engines.close()
 
@@ -217,11 +219,19 @@ class ClusterRuntime:
         finally:
             self._probing.discard(node.node_id)
 
+    async def _until_due(self) -> None:
+        """Until the core has something to do by time alone."""
+        shortest_s = _SHORTEST_SLEEP_S
+        while (left_s := max(shortest_s, self.cluster.wakes_at_s() - self._clock())) > 0:
+            await self._advanced.wait(left_s)
+            shortest_s = 0.0
+
     def _submit(self, actions: Iterable[Action]) -> asyncio.Future[None]:
         """Has actions carried out; resolves when they are begun."""
         done = asyncio.get_running_loop().create_future()
         actions = tuple(actions)
         if actions:
+            self._advanced.fire()
             self._queue.put_nowait((actions, done))
         else:
             done.set_result(None)

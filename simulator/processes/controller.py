@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from math import inf
 from typing import Any, Protocol
 
 from services.common.errors import DeadlineExceeded, NotFound, ShuntError
@@ -43,6 +44,7 @@ from simulator.environment.environment import Environment
 from simulator.environment.network import Call, Process, Reply, Stream
 from simulator.processes.provider import SimulatedProvider
 
+SHORTEST_SLEEP_S = 0.001
 LAYERS = (LayerRange(0, 18), LayerRange(18, 30))
 
 
@@ -86,6 +88,7 @@ class SimulatedController(Process):
         self._pending: list[tuple[tuple[Record, ...], Callable[[], None]]] = []
         self._committing = False
         self._turns = Turns()
+        self._wakes_at_s = -inf
         monitor.restarted()
         now_s, settings = self.clock.now_s, environment.settings
         self.ledger = Ledger.recover(settings.ledger, records, now_s)
@@ -98,11 +101,22 @@ class SimulatedController(Process):
         for node in self.cluster.nodes_view():
             if not provider.adopt(node.node_id):
                 self.node_exited(node.node_id, node.incarnation)
-        self.every(0.1, self._tick)
         self.every(1.0, lambda: self._commit(self.ledger.tick(self.clock.now_s), lambda _: None))
 
     def _tick(self) -> None:
         self.act(self.cluster.tick(self.clock.now_s))
+
+    def _schedule(self) -> None:
+        """Time jumps to when the cluster has something to do."""
+        wakes_at_s = self.cluster.wakes_at_s()
+        if self._wakes_at_s <= self.clock.now_s or wakes_at_s < self._wakes_at_s:
+            self._wakes_at_s = max(wakes_at_s, self.clock.now_s + SHORTEST_SLEEP_S)
+            self.after(self._wakes_at_s - self.clock.now_s, self._wake, self._wakes_at_s)
+
+    def _wake(self, planned_s: float) -> None:
+        if planned_s == self._wakes_at_s:  # else there was a reason to wake sooner
+            self._wakes_at_s = -inf
+            self._tick()
 
     def thaw(self) -> None:
         """As SIGCONT does: the overdue timer goes before all that came meanwhile."""
@@ -179,7 +193,7 @@ class SimulatedController(Process):
             self.ledger.left(question.generation_id, now_s)
             return
         try:
-            outcome = self.ledger.resume(question, self.cluster.heads(), now_s)
+            outcome = self.ledger.resume(question, self.cluster.heads(now_s), now_s)
         except ShuntError as error:
             reply(error)
             return
@@ -205,7 +219,8 @@ class SimulatedController(Process):
     def view(self, reply: Reply, name: str) -> None:
         """What the journal holds."""
         try:
-            outcome = self.ledger.view(name, self.cluster.heads(), self.clock.now_s)
+            now_s = self.clock.now_s
+            outcome = self.ledger.view(name, self.cluster.heads(now_s), now_s)
         except ShuntError as error:
             reply(error)
             return
@@ -214,7 +229,8 @@ class SimulatedController(Process):
     def claim(self, reply: Reply, ask_digest: str) -> None:
         """A client's retry looks for its first ask."""
         try:
-            outcome = self.ledger.claim(ask_digest, self.cluster.heads(), self.clock.now_s)
+            now_s = self.clock.now_s
+            outcome = self.ledger.claim(ask_digest, self.cluster.heads(now_s), now_s)
         except ShuntError as error:
             reply(error)
             return
@@ -223,7 +239,7 @@ class SimulatedController(Process):
     # What the cluster asks
 
     def act(self, actions: list[cluster_actions.Action]) -> None:
-        """Does what the core asks."""
+        """Does what the core asks, and wakes it when it asks for that next."""
         for action in actions:
             if isinstance(action, LaunchNode):
                 self.provider.launch(action.node_id, action.shape)
@@ -247,6 +263,7 @@ class SimulatedController(Process):
                 self.snapshot = action.snapshot
             else:
                 self.monitor.cluster_event(action)
+        self._schedule()
 
     def _call(
         self,

@@ -136,7 +136,8 @@ class Stranger:
     def _hear_nothing(self) -> None:
         """A reader's line is slow, or its router: the head that serves keeps its epoch."""
         ledger, cluster = self.world.controller.ledger, self.world.controller.cluster
-        heads = {h.route.formation_id: h for h in cluster.heads() if not h.stalled}
+        now_s = self.world.clock.now_s
+        heads = {h.route.formation_id: h for h in cluster.heads(now_s) if not h.stalled}
         for name, entry in list(ledger._entries.items()):
             head = heads.get(entry.formation_id)
             ended = entry.sealed or entry.finished or name in ledger._tombstones
@@ -144,7 +145,7 @@ class Stranger:
                 continue
             left, reason = entry.formation_id, LeaveReason.SILENT
             question = ResumeQuestion(name, entry.epoch, entry.request, (), left, reason)
-            outcome = ledger.resume(question, cluster.heads(), self.world.clock.now_s)
+            outcome = ledger.resume(question, cluster.heads(now_s), now_s)
             if outcome is None or outcome.records or outcome.reply.epoch != entry.epoch:
                 self.fail(9, f"{name} moves from a head that serves")
 
@@ -178,7 +179,8 @@ class Stranger:
         for pipeline in controller.cluster.pipelines_view():
             if any(stage.node_id and stage.node_id not in nodes for stage in pipeline.stages):
                 self.fail(8, f"{pipeline.pipeline_id} has stages that are no nodes")
-        for line in controller.ledger.population(controller.cluster.heads()).open:
+        heads = controller.cluster.heads(self.world.clock.now_s)
+        for line in controller.ledger.population(heads).open:
             controller.ledger.head_of(line.generation_id)
         for router in self.world.routers:
             router.balancer.models()

@@ -201,7 +201,7 @@ class Set:
             cluster = Cluster(SETTINGS, draw, now_s, now_s)
         runtime = ClusterRuntime(
             cluster,
-            RuntimeSettings(tick_s=0.005),
+            RuntimeSettings(),
             provider=mesh,
             engines=mesh,
             planning=mesh,

@@ -7,6 +7,7 @@ import pytest
 
 from services.common.errors import Unavailable
 from services.controller import fleet
+from services.controller.core.cluster.liveness import Liveness
 from services.controller.core.cluster.market import (
     Capabilities,
     NodeGone,
@@ -87,7 +88,7 @@ async def test_a_notice_without_a_time_counts_for_nothing(deadline_s: float) -> 
 
 
 async def test_what_was_launched_before_is_found_before_it_is_asked_for_anything() -> None:
-    state, world = State(SETTINGS.basis), Set()
+    state, world = State(SETTINGS.basis, Liveness(SETTINGS, 0.0)), Set()
     state.nodes["a"] = Node("a", SHAPE, 0.0, facts=facts("a"), leaving=True)
     async with world.working(to_json(state, 0.0), (f"{HANDLE_PREFIX}a", "handle-a")):
         await world.mesh.ending.wait()

@@ -29,7 +29,7 @@ def adopt(state: State, settings: ClusterSettings, plan: Plan, now_s: float) -> 
         if planned.pipeline_id in kept:
             _keep(state, state.pipelines[planned.pipeline_id], planned, plan)
         else:
-            state.add(_pipeline(state, deployment, planned, now_s))
+            state.add(_pipeline(state, deployment, planned, now_s), now_s)
     for node_id in state.seated():
         if node_id in state.nodes:
             state.nodes[node_id].employ()
@@ -106,7 +106,7 @@ def _retire(
     if formation is None:
         end(state, pipeline)
     elif not pipeline.retiring:
-        pipeline.retire(state.head(formation).sampled)
+        pipeline.retire(state.sampled(formation))
     return actions
 
 

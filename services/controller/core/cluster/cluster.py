@@ -10,13 +10,13 @@ resume on the other pipelines; when there is none their Resume waits for the new
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from services.common.errors import NotFound, StaleEpoch
 from services.common.exchange import Route
 from services.common.generation import LayerRange
-from services.common.nodes import Member, NodeFacts
+from services.common.nodes import NodeFacts
 from services.controller.core.cluster.actions import (
     Action,
     Beat,
@@ -31,12 +31,13 @@ from services.controller.core.cluster.actions import (
     TerminateNode,
 )
 from services.controller.core.cluster.changes import adopt
+from services.controller.core.cluster.deadlines import carry_out_due, next_due_s
 from services.controller.core.cluster.faults import faults_of, unusable
-from services.controller.core.cluster.liveness import judge, overlook
-from services.controller.core.cluster.losses import dissolve, follow, forgive, lose
+from services.controller.core.cluster.liveness import Liveness, Verdict
+from services.controller.core.cluster.losses import dissolve, follow, lose
 from services.controller.core.cluster.market import NO_CAPACITY
 from services.controller.core.cluster.node import Node
-from services.controller.core.cluster.notices import hand_over, lapse, must_part, notice
+from services.controller.core.cluster.notices import notice
 from services.controller.core.cluster.pipeline import Pipeline
 from services.controller.core.cluster.plan import Plan, PlannedPipeline
 from services.controller.core.cluster.recovery import first_actions
@@ -45,10 +46,12 @@ from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.snapshot import from_json, to_json
 from services.controller.core.cluster.state import State
 from services.controller.core.cluster.steps import steps
+from services.controller.core.cluster.verdicts import heed
 from services.controller.core.ledger.outcomes import ServingHead
 
-_STRANGE_BEATS = 2
-"""One beat may have been on its way while the formation changed."""
+_ROUNDS = 8
+"""Steps may make others possible at once; more rounds than these are a defect, and none is waited
+for."""
 
 _FORMS_ON_TRUST = 2
 """Attempts to form with what members said that they hold."""
@@ -68,12 +71,13 @@ class Cluster:
         `now_s`, which is on the clock that every other time is on."""
         self.settings = settings
         self._draw_id = draw_id
-        self._state = State(settings.basis)
+        self._state = State(settings.basis, Liveness(settings, now_s))
         self.unix_offset_s = now_unix_s - now_s
         """Wall time less the clock that all times are on."""
         self._past: set[str] = set()
         """Incarnations that were replaced by a newer one of the same node."""
-        self._grace_until_s = self._now_s = self._ticked_s = now_s
+        self._due_s = now_s
+        """When something falls due, but for what liveness watches."""
         self._route_version = 0
         self._routes: tuple[Route, ...] = ()
         self._handing_over: tuple[str, ...] = ()
@@ -91,8 +95,8 @@ class Cluster:
     ) -> Cluster:
         """The cluster as its last snapshot had it; every node is given `restart_grace_s`."""
         cluster = cls(settings, draw_id, now_s, now_unix_s)
-        cluster._state = from_json(snapshot, now_s, cluster.unix_offset_s)
-        cluster._grace_until_s = now_s + settings.restart_grace_s
+        liveness = Liveness(settings, now_s, grace_s=settings.restart_grace_s)
+        cluster._state = from_json(snapshot, liveness, now_s, cluster.unix_offset_s)
         return cluster
 
     def start(self, now_s: float) -> list[Action]:
@@ -115,7 +119,7 @@ class Cluster:
             node = None
         if node is None:
             node = self._state.nodes[facts.node_id] = Node(facts.node_id, facts.shape, now_s)
-        new, returns = node.register(facts, now_s)
+        new, returns = self._state.register(node, facts, now_s)
         if returns:
             actions.append(LogEvent("node_returned", node.node_id))
         if new:
@@ -123,39 +127,16 @@ class Cluster:
         return self._advance(actions, now_s)
 
     def heartbeat(self, beat: Beat, now_s: float) -> list[Action]:
-        """Raises NotFound when the node must register (again)."""
-        node = self._state.nodes.get(beat.node_id)
-        facts = node.facts if node is not None and node.present else None
-        if node is None or facts is None or facts.incarnation != beat.incarnation:
-            raise NotFound("register first", field="node_id")
-        node.hear(beat, now_s)
-        actions: list[Action] = []
-        if beat.departs_in_s is not None:
-            actions += notice(node, now_s + beat.departs_in_s, now_s, departs=True)
-        actions += self._formation_beat(node, facts, beat, now_s)
-        self._now_s = now_s
-        return self._advance(actions, now_s) if actions else []  # a beat alone lacks nothing new
+        """Raises NotFound when the node must register (again). A beat that is like the one before
+        changes nothing."""
+        verdicts = self._state.liveness.hear(beat, now_s)
+        return self._heed(verdicts, now_s) if verdicts else []
 
-    def _formation_beat(
-        self, node: Node, facts: NodeFacts, beat: Beat, now_s: float
-    ) -> list[Action]:
-        """A member that is not in its formation, or misses another one, ends it; who is in a
-        formation that is no more is told so."""
-        pipeline = self._state.pipeline_of(node)
-        formation = pipeline.formation if pipeline is not None else None
-        if pipeline is None or formation is None:
-            if node.seems(bool(beat.formation_id)) < _STRANGE_BEATS:
-                return []
-            node.seems(False)
-            member = Member(node.node_id, facts.incarnation, facts.address, LayerRange(0, 0))
-            return [DissolveFormation(beat.formation_id, (member,))]
-        if formation.forming:
-            return []
-        strange = node.seems(beat.formation_id != formation.formation_id) >= _STRANGE_BEATS
-        members = {member.node_id for member in formation.members}
-        if strange or not members.isdisjoint(beat.lost_node_ids):
-            return self._dissolve(pipeline, "member_left", now_s)
-        return []
+    def _heed(self, verdicts: Iterable[Verdict], now_s: float) -> list[Action]:
+        actions: list[Action] = []
+        for verdict in verdicts:
+            actions += heed(self._state, self.settings, verdict, now_s)
+        return self._advance(actions, now_s)
 
     def node_gone(self, node_id: str, incarnation: str, cause: str, now_s: float) -> list[Action]:
         """The edge knows that the process is dead (its exit was seen, or its connection was
@@ -202,6 +183,7 @@ class Cluster:
     def plan_failed(self, reason: str, permanent: bool, now_s: float) -> list[Action]:
         """Asked again after a pause; when the failure is permanent, once the nodes are others."""
         self._state.asking.failed(self.settings, reason, permanent, now_s)
+        self._due_s = now_s
         return [LogEvent("plan_failed", attributes={"reason": reason})]
 
     def load_done(
@@ -211,7 +193,7 @@ class Cluster:
         node = self._loading(node_id, incarnation)
         if node is None or node.loading is None or node.loading.layers != layers:
             return []
-        node.loaded(loaded)
+        self._state.loaded(node, loaded)
         attributes = {"layers": f"{layers.start}-{layers.end}"}
         return self._advance([LogEvent("stage_loaded", node_id, "", attributes)], now_s)
 
@@ -224,6 +206,7 @@ class Cluster:
         if node is None:
             return []
         node.refuse(self.settings, reason, permanent, now_s)
+        self._due_s = now_s
         attributes = {"reason": reason, "permanent": str(permanent).lower()}
         return [LogEvent("load_failed", node_id, "", attributes)]
 
@@ -239,9 +222,7 @@ class Cluster:
         formation = pipeline.formation if pipeline is not None else None
         if pipeline is None or formation is None or not formation.forming:
             return []
-        down_s = pipeline.stand(now_s)
-        for member in formation.members:
-            self._state.nodes[member.node_id].serve(now_s, leads=member is formation.head)
+        down_s = self._state.stand(pipeline, now_s)
         attributes = {"formation": formation_id, "down_s": f"{down_s:.3f}"}
         event = LogEvent("pipeline_ready", "", pipeline.pipeline_id, attributes)
         return self._advance([event], now_s)
@@ -256,7 +237,7 @@ class Cluster:
         actions = self._dissolve(pipeline, f"form_failed: {reason}", now_s)
         if pipeline.forms.failures >= _FORMS_ON_TRUST:
             for member in self._state.living(formation):
-                self._state.nodes[member.node_id].forget_stage()
+                self._state.forget_stage(self._state.nodes[member.node_id])
         return self._advance(actions, now_s)
 
     def _dissolve(self, pipeline: Pipeline, cause: str, now_s: float) -> list[Action]:
@@ -294,37 +275,15 @@ class Cluster:
 
     # Time
 
+    def wakes_at_s(self) -> float:
+        """When to tick next, if nothing happens before."""
+        return min(self._due_s, self._state.liveness.wakes_at_s())
+
     def tick(self, now_s: float) -> list[Action]:
-        """Silence, timeouts and retries; call it every 0.1 s or so. Behind a gap between two calls
-        nobody counts as dead, as after a restart: who was stopped has heard nobody."""
-        settings = self.settings
-        actions: list[Action] = []
-        overlook(self._state, now_s - self._ticked_s, now_s)
-        if now_s - self._ticked_s >= settings.doubt_s:
-            self._grace_until_s = max(self._grace_until_s, now_s + settings.restart_grace_s)
-        self._ticked_s = now_s
-        awake = now_s >= self._grace_until_s
-        for node in list(self._state.nodes.values()):
-            if node.lost:
-                if now_s - node.since_s >= settings.lost_kept_s:
-                    # one that was lost by its silence may live on
-                    actions.append(TerminateNode(node.node_id, kill=True))
-                    self._state.forget(node)
-            elif node.facts is None:
-                if now_s - node.since_s >= settings.launch_timeout_s:
-                    actions += self._lose(node, "launch timed out", now_s)
-                    actions.append(TerminateNode(node.node_id, kill=True))
-            elif awake and now_s - node.heard_s >= settings.silence_s(node.held is not None):
-                actions += self._lose(node, "silence", now_s)
-            elif node.deadline_s is not None and now_s >= node.deadline_s and not node.departs:
-                actions += lapse(self._state, node)
-        actions += judge(self._state, settings, awake, now_s)
-        for pipeline in self._state.pipelines.values():
-            if pipeline.is_ready and must_part(self._state, settings, pipeline, now_s):
-                actions += hand_over(self._state, pipeline, now_s)
-        for _, seat in self._state.all_seats():
-            forgive(self._state, settings, seat, now_s)
-        return self._advance(actions, now_s)
+        """What falls due by time alone: see `wakes_at_s`. Behind a longer gap nobody counts as
+        dead, as after a restart: who was stopped has heard nobody."""
+        verdicts = self._state.liveness.look(now_s)
+        return self._heed(verdicts, now_s) if verdicts or now_s >= self._due_s else []
 
     # What others see
 
@@ -336,9 +295,9 @@ class Cluster:
         """Formations that serve what they have and take nothing new; of the same version."""
         return self._handing_over
 
-    def heads(self) -> tuple[ServingHead, ...]:
+    def heads(self, now_s: float) -> tuple[ServingHead, ...]:
         """Every living formation's head, for the ledger."""
-        return heads_of(self._state, self.settings, self._now_s)
+        return heads_of(self._state, self.settings, now_s)
 
     def pipeline_of(self, formation_id: str) -> str:
         """The pipeline a formation serves; '' when it is not known."""
@@ -412,14 +371,19 @@ class Cluster:
         return self._state.pipeline_views()
 
     def _advance(self, actions: list[Action], now_s: float) -> list[Action]:
-        self._now_s = now_s
-        actions = [*actions, *steps(self._state, self.settings, self._draw_id, now_s)]
+        actions += carry_out_due(self._state, self.settings, now_s)
+        for _ in range(_ROUNDS):
+            lacking = steps(self._state, self.settings, self._draw_id, now_s)
+            actions += lacking
+            if not lacking:
+                break
         routes, leaving = routes_of(self._state, self.settings), handing_over(self._state)
         hopeless = self.unusable()
         if (routes, leaving, hopeless) != (self._routes, self._handing_over, self._hopeless):
             self._routes, self._handing_over, self._hopeless = routes, leaving, hopeless
             self._route_version += 1
             actions.append(RoutesChanged(self._route_version))
+        self._due_s = next_due_s(self._state, self.settings, now_s)
         snapshot = to_json(self._state, self.unix_offset_s) if actions else self._snapshot
         if snapshot != self._snapshot:
             self._snapshot = snapshot

@@ -25,13 +25,13 @@ def lose(
 ) -> list[Action]:
     """The node is gone: its seats go to their successors or stand empty, its formation dissolves.
     One that has `started` was paid for."""
-    silent_s = f"{now_s - node.heard_s:.3f}" if node.facts is not None else "0"
+    silent_s = f"{state.liveness.silent_s(node.incarnation, now_s):.3f}"
     came_to_something = node.came_to_something(settings.stable_s, now_s)
     in_vain = node.deadline_s is None and not came_to_something
     served = node.served_s is not None
     longest_s = settings.replace_max_s if started else settings.retry_max_s
     fallen = state.pipeline_of(node)
-    node.lose(now_s)
+    state.lose(node, now_s)
     attributes = {"cause": cause, "silent_s": silent_s}
     actions: list[Action] = [LogEvent("node_lost", node.node_id, "", attributes)]
     if in_vain and state.plan is None:

@@ -38,7 +38,7 @@ def lapse(state: State, node: Node) -> list[Action]:
 def hand_over(state: State, pipeline: Pipeline, now_s: float) -> list[Action]:
     """The pipeline is drained."""
     formation = pipeline.formation
-    sampled = state.head(formation).sampled if formation is not None else 0
+    sampled = state.sampled(formation) if formation is not None else 0
     formation, meanwhile = pipeline.drain(sampled, now_s)
     attributes = {
         "formation": formation.formation_id,

@@ -212,10 +212,12 @@ class Pipeline:
         if self.handover is not None:
             self.handover.end()
         self.formation = self.handover = None
+        self.stalled = False
         return formation
 
     def judge(self, stalled: bool) -> None:
         """Its head serves, or does not."""
+        need(self.is_ready, f"{self.pipeline_id} does not serve and has no head to judge")
         self.stalled = stalled
 
     def tell_apart(self, classes: str) -> bool:
@@ -245,7 +247,7 @@ class Pipeline:
         if formation is None or handover is None:
             raise AssertionError
         handover.drain()
-        self.down_since_s = now_s
+        self.down_since_s, self.stalled = now_s, False
         return formation, max(0, sampled - handover.sampled)
 
     def stay(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import Member, NodeFacts, NodeShape
 from services.controller.core.cluster.handover import Handover, HandoverState
+from services.controller.core.cluster.liveness import Liveness
 from services.controller.core.cluster.node import HeldStage, Node
 from services.controller.core.cluster.pipeline import Formation, FormationState, Pipeline, Seat
 from services.controller.core.cluster.plan import (
@@ -46,21 +47,20 @@ def to_json(state: State, unix_offset_s: float) -> str:
     )
 
 
-def from_json(snapshot: str, now_s: float, unix_offset_s: float) -> State:
+def from_json(snapshot: str, liveness: Liveness, now_s: float, unix_offset_s: float) -> State:
     """As it was; nobody is confirmed yet."""
     document = json.loads(snapshot)
     if "version" not in document:
         document = _from_first_version(document)
-    state = State(document["basis"])
+    state = State(document["basis"], liveness)
     state.last_number = document["last_number"]
     state.launched, state.named = document["launched"], document["named"]
     if document["plan"] is not None:
         state.plan = plan_from_json(document["plan"])
     for item in document["nodes"]:
-        node = _node(item, now_s, unix_offset_s)
-        state.nodes[node.node_id] = node
+        state.recover(_node(item, now_s, unix_offset_s), now_s)
     for item in document["pipelines"]:
-        state.add(_pipeline(item, now_s))
+        state.add(_pipeline(item, now_s), now_s)
     return state
 
 
@@ -142,9 +142,6 @@ def _node(item: dict[str, Any], now_s: float, unix_offset_s: float) -> Node:
         held=None if held is None else _held(held),
         kv_blocks=item["kv_blocks"],
         numerics_class=item["numerics_class"],
-        heard_s=now_s,
-        stepped_s=now_s,
-        confirmed=False,
         deadline_s=None if deadline_unix_s is None else deadline_unix_s - unix_offset_s,
     )
 

@@ -59,7 +59,7 @@ def _ask_plan(state: State, settings: ClusterSettings, now_s: float) -> list[Act
     enough = len(nodes) >= settings.expected_nodes
     first_s = min((node.since_s for node in nodes), default=now_s)
     starting = any(node.facts is None and not node.lost for node in state.nodes.values())
-    settled = bool(nodes) and now_s - first_s >= settings.settle_s and not starting
+    settled = bool(nodes) and now_s >= first_s + settings.settle_s and not starting
     facts = tuple(node.facts for node in nodes if node.facts is not None)
     if not (enough or settled) or not state.asking.may_ask(facts, now_s):
         return []
@@ -126,7 +126,7 @@ class _Steps:
 
     def _prepare(self, pipeline: Pipeline) -> None:
         if pipeline.is_ready and pipeline.formation is not None:
-            pipeline.prepare(self._state.head(pipeline.formation).sampled)
+            pipeline.prepare(self._state.sampled(pipeline.formation))
 
     def _cannot_load(self, node: Node, seat: Seat) -> bool:
         attempts = 1 if seat.given_up else self._settings.load_attempts
@@ -202,7 +202,7 @@ class _Steps:
                 return []
             if self._settings.can_launch and self._cannot_load(node, seat):
                 return []  # it has had its attempts; the next is another node's
-        node.load(seat.stage)
+        self._state.load(node, seat.stage)
         return [_load_action(node, seat.stage)]
 
     def _replacement_ready(self, pipeline: Pipeline) -> list[Action]:
@@ -246,7 +246,7 @@ class _Steps:
         )
         blocks = min(node.kv_blocks for node in nodes)
         formation = Formation(self._draw_id(), members, blocks)
-        self._state.form(pipeline, formation)
+        self._state.form(pipeline, formation, self._now_s)
         return [
             FormPipeline(
                 formation.formation_id,

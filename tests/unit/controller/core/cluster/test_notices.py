@@ -78,8 +78,8 @@ def test_where_none_will_come_the_other_pipelines_take_over_at_once() -> None:
     for node_id in ("node-1", "node-2"):
         form = one_of(loaded(cluster, node_id, whole, 0.0), FormPipeline)
         cluster.formed(form.formation_id, 0.0)
-    beat(cluster, "node-2", "f2", 1.0, departs_in_s=20.0)
-    assert one_of(cluster.tick(1.1), DrainFormation).formation_id == "f2"
+    actions = beat(cluster, "node-2", "f2", 1.0, departs_in_s=20.0)
+    assert one_of(actions, DrainFormation).formation_id == "f2"
     cluster.drained("f2", 1, 1.2)
     assert [route.pipeline_id for route in cluster.routes()[1]] == ["pipeline-1"]
     cluster.node_gone("node-2", "i-node-2", "exit status 0", 2.0)
