@@ -46,7 +46,10 @@ from services.controller.signal import Signal
 _log = logging.getLogger(__name__)
 
 SNAPSHOT = "cluster"
+_Turn = asyncio.Future[None]
 _SHORTEST_SLEEP_S = 0.001
+_AT_ONCE = 50
+"""Actions that are begun before others have a turn of the loop."""
 _LOOKS_S = (0.0, 0.1, 0.4)
 """Pauses before the looks at a suspect: one that ends may listen a moment longer than it speaks."""
 
@@ -94,13 +97,15 @@ class ClusterRuntime:
         self._events = events
         self._heads_changed = heads_changed
         self._clock = clock
-        self._queue: asyncio.Queue[tuple[Sequence[Action], asyncio.Future[None]]] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[Sequence[Action], _Turn | None]] = asyncio.Queue()
         self._tasks: asyncio.TaskGroup
         self._carrying_out: asyncio.Task[None] | None = None
         self._of_node: dict[str, set[asyncio.Task[None]]] = {}
         self._turns = Turns()
-        self._advanced = Signal()
-        """Something has changed in the core: when it wakes, too."""
+        self._stirred = Signal()
+        """Something happened to the core."""
+        self._turn: _Turn | None = None
+        """Resolves when what the core asks for behind it is begun."""
         self._probing: set[str] = set()
         self._unsaved: dict[str, str | None] = {}
         """Notes on their way to the journal, the newest of each key."""
@@ -109,6 +114,7 @@ class ClusterRuntime:
             provider,
             terminate_grace_s=settings.terminate_grace_s,
             submit=self._submit,
+            stir=self._stir,
             gone=self._gone,
             note=self._note,
             clock=clock,
@@ -120,16 +126,14 @@ class ClusterRuntime:
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 self._fleet.open()
-                self._submit(self.cluster.start(self._clock()))
+                self.cluster.start(self._clock())
                 await self._fleet.adopt(saved)
                 self._carrying_out = self._tasks.create_task(self._carry_out_all())
                 self._fleet.give_notices_again()
                 self._tasks.create_task(self._fleet.watch())
                 self.started.set()
                 while True:
-                    self._submit(self.cluster.tick(self._clock()))
-                    if self._unsaved and self._queue.empty():
-                        self._queue.put_nowait(((), asyncio.get_running_loop().create_future()))
+                    self._advance()
                     await self._until_due()
         finally:
             await self._engines.close()
@@ -137,13 +141,16 @@ class ClusterRuntime:
     async def register(self, facts: NodeFacts) -> None:
         """A node says what it is. Raises StaleEpoch, PermissionDenied."""
         handle = await self._fleet.recognise(facts.node_id, facts.pid)
-        actions = self.cluster.register(facts, self._clock())
+        self.cluster.register(facts, self._clock())
         self._fleet.found(facts.node_id, handle)
-        await self._submit(actions)
+        await self._stir()
 
     def heartbeat(self, beat: Beat) -> None:
         """A node lives. Raises NotFound when it must register."""
-        self._submit(self.cluster.heartbeat(beat, self._clock()))
+        now_s = self._clock()
+        self.cluster.heartbeat(beat, now_s)
+        if self.cluster.wakes_at_s() <= now_s:
+            self._stir()
         for node_id in beat.lost_node_ids:
             self.suspect(node_id)
 
@@ -172,12 +179,14 @@ class ClusterRuntime:
         """Adopts an operator's plan; returns its number. Raises InvalidArgument."""
         number = self.cluster.next_plan_number
         plan = operators_plan(plan_json, number, self.cluster.settings)
-        await self._submit(self.cluster.plan_ready(plan, self._clock()))
+        self.cluster.plan_ready(plan, self._clock())
+        await self._stir()
         return number
 
     def adopt(self, plan: Plan) -> None:
         """A newer plan is what is carried out from now on."""
-        self._submit(self.cluster.plan_ready(plan, self._clock()))
+        self.cluster.plan_ready(plan, self._clock())
+        self._stir()
 
     def close(self) -> None:
         """Ends everyone who watches routes; nothing new is begun."""
@@ -185,13 +194,11 @@ class ClusterRuntime:
         self.routes_changed.fire()
 
     async def settle(self) -> None:
-        """Waits until what was asked for so far is begun and its snapshot durable, or until
-        nothing is carried out any more."""
-        if self._carrying_out is None:
-            return
-        done = asyncio.get_running_loop().create_future()
-        self._queue.put_nowait(((), done))
-        await asyncio.wait((done, self._carrying_out), return_when=asyncio.FIRST_COMPLETED)
+        """Waits until what comes of all that happened so far is begun and its notes durable, or
+        until nothing is carried out any more."""
+        if self._carrying_out is not None:
+            begun = asyncio.shield(self._stir())
+            await asyncio.wait((begun, self._carrying_out), return_when=asyncio.FIRST_COMPLETED)
 
     async def end_nodes(self) -> None:
         """Ends every node the provider launched."""
@@ -203,7 +210,8 @@ class ClusterRuntime:
             if incarnation not in (None, node.incarnation):
                 return  # a newer process has its name
             metrics.NODES_LOST.inc(node.state is not NodeState.LOST)
-            self._submit(self.cluster.node_gone(node_id, node.incarnation, reason, self._clock()))
+            self.cluster.node_gone(node_id, node.incarnation, reason, self._clock())
+            self._stir()
             self._tasks.create_task(self._engines.forget(node.address))
         for task in self._of_node.pop(node_id, set()):
             task.cancel()
@@ -223,35 +231,44 @@ class ClusterRuntime:
         """Until the core has something to do by time alone."""
         shortest_s = _SHORTEST_SLEEP_S
         while (left_s := max(shortest_s, self.cluster.wakes_at_s() - self._clock())) > 0:
-            await self._advanced.wait(left_s)
+            await self._stirred.wait(left_s)
             shortest_s = 0.0
 
-    def _submit(self, actions: Iterable[Action]) -> asyncio.Future[None]:
-        """Has actions carried out; resolves when they are begun."""
-        done = asyncio.get_running_loop().create_future()
-        actions = tuple(actions)
-        if actions:
-            self._advanced.fire()
-            self._queue.put_nowait((actions, done))
-        else:
-            done.set_result(None)
-        return done
+    def _stir(self) -> _Turn:
+        """Something happened to the core, which is asked once for all that happens in this turn of
+        the loop; resolves when what it answers is begun."""
+        if self._turn is None:
+            self._turn = asyncio.get_running_loop().create_future()
+            self._stirred.fire()
+        return self._turn
+
+    def _advance(self) -> None:
+        turn, self._turn = self._turn, None
+        actions = self.cluster.advance(self._clock())
+        if actions or turn is not None or (self._unsaved and self._queue.empty()):
+            self._submit(actions, turn)
+
+    def _submit(self, actions: Sequence[Action], turn: _Turn | None = None) -> None:
+        """Has actions carried out."""
+        self._queue.put_nowait((actions, turn))
 
     async def _carry_out_all(self) -> None:
         while True:
-            actions, done = await self._queue.get()
+            actions, turn = await self._queue.get()
             for action in actions:
                 if isinstance(action, PersistCluster):
                     self._unsaved[SNAPSHOT] = action.snapshot
             if self._unsaved:
                 await self._persist()
-            for action in actions:
+            for index, action in enumerate(actions, 1):
                 self._carry_out(action)
+                if index % _AT_ONCE == 0:
+                    await asyncio.sleep(0)
             for address in self._engines.addresses - self.cluster.addresses():
                 self._tasks.create_task(self._engines.forget(address))
             self._heads_changed.fire()
-            if not done.done():
-                done.set_result(None)
+            if turn is not None and not turn.done():
+                turn.set_result(None)
 
     def _note(self, key: str, value: str | None) -> None:
         self._unsaved[key] = value
@@ -308,41 +325,32 @@ class ClusterRuntime:
         try:
             plan = await self._planning.plan(action)
         except ShuntError as error:
-            self._submit(self.cluster.plan_failed(error.message, error.permanent, self._clock()))
+            self.cluster.plan_failed(error.message, error.permanent, self._clock())
         else:
-            self._submit(self.cluster.plan_ready(plan, self._clock()))
+            self.cluster.plan_ready(plan, self._clock())
+        self._stir()
 
     async def _load(self, action: LoadStage) -> None:
-        loaded = metrics.LOADED.labels(action.node_id)
+        progress = metrics.LOADED.labels(action.node_id)
         try:
             stages = [StageSpec(action.layers, action.tp_degree)]
             (held,) = await self._engines.hold(
-                action.address, action.model, stages, lambda done, total: loaded.set(done)
+                action.address, action.model, stages, lambda done, total: progress.set(done)
             )
             if not held.held:
                 raise Unavailable("another stage takes up the node's memory", field="stages")
         except ShuntError as error:
-            self._submit(
-                self.cluster.load_failed(
-                    action.node_id,
-                    action.incarnation,
-                    error.message,
-                    error.permanent,
-                    self._clock(),
-                )
+            self.cluster.load_failed(
+                action.node_id, action.incarnation, error.message, error.permanent, self._clock()
             )
         else:
-            self._submit(
-                self.cluster.load_done(
-                    action.node_id,
-                    action.incarnation,
-                    action.layers,
-                    Loaded(held.kv_blocks, held.numerics_class),
-                    self._clock(),
-                )
+            loaded = Loaded(held.kv_blocks, held.numerics_class)
+            self.cluster.load_done(
+                action.node_id, action.incarnation, action.layers, loaded, self._clock()
             )
         finally:
             metrics.LOADED.remove(action.node_id)
+        self._stir()
 
     def _begin_all(self, actions: Iterable[FormPipeline | LoadStage]) -> None:
         for action in actions:
@@ -357,11 +365,10 @@ class ClusterRuntime:
         try:
             await self._engines.form(action)
         except ShuntError as error:
-            self._submit(
-                self.cluster.form_failed(action.formation_id, error.message, self._clock())
-            )
+            self.cluster.form_failed(action.formation_id, error.message, self._clock())
         else:
-            self._submit(self.cluster.formed(action.formation_id, self._clock()))
+            self.cluster.formed(action.formation_id, self._clock())
+        self._stir()
 
     async def _dissolve(self, formation_id: str, member: Member) -> None:
         try:
@@ -374,8 +381,7 @@ class ClusterRuntime:
         try:
             sealed = await self._engines.drain(action.formation_id, action.head)
         except ShuntError as error:
-            self._submit(
-                self.cluster.drain_failed(action.formation_id, error.message, self._clock())
-            )
+            self.cluster.drain_failed(action.formation_id, error.message, self._clock())
         else:
-            self._submit(self.cluster.drained(action.formation_id, sealed, self._clock()))
+            self.cluster.drained(action.formation_id, sealed, self._clock())
+        self._stir()

@@ -45,6 +45,8 @@ from simulator.environment.network import Call, Process, Reply, Stream
 from simulator.processes.provider import SimulatedProvider
 
 SHORTEST_SLEEP_S = 0.001
+TURN_S = 0.002
+"""The longest that a turn of the controller's loop takes."""
 LAYERS = (LayerRange(0, 18), LayerRange(18, 30))
 
 
@@ -89,6 +91,7 @@ class SimulatedController(Process):
         self._committing = False
         self._turns = Turns()
         self._wakes_at_s = -inf
+        self._stirred = False
         monitor.restarted()
         now_s, settings = self.clock.now_s, environment.settings
         self.ledger = Ledger.recover(settings.ledger, records, now_s)
@@ -97,17 +100,25 @@ class SimulatedController(Process):
             self.cluster = Cluster.recover(cluster, draw_id, snapshot, now_s, now_s)
         else:
             self.cluster = Cluster(cluster, draw_id, now_s, now_s)
-        self.act(self.cluster.start(now_s))
+        self.cluster.start(now_s)
         for node in self.cluster.nodes_view():
             if not provider.adopt(node.node_id):
                 self.node_exited(node.node_id, node.incarnation)
+        self.advance()
         self.every(1.0, lambda: self._commit(self.ledger.tick(self.clock.now_s), lambda _: None))
 
-    def _tick(self) -> None:
-        self.act(self.cluster.tick(self.clock.now_s))
+    def stir(self) -> None:
+        """Something happened to the core, which is asked once for all that happens in a turn of
+        the loop."""
+        if not self._stirred:
+            self._stirred = True
+            self.after(TURN_S * self.environment.random.random(), self.advance)
 
-    def _schedule(self) -> None:
-        """Time jumps to when the cluster has something to do."""
+    def advance(self) -> None:
+        """Does what the core asks by now, and wakes it when it has something to do next: time
+        jumps there."""
+        self._stirred = False
+        self.act(self.cluster.advance(self.clock.now_s))
         wakes_at_s = self.cluster.wakes_at_s()
         if self._wakes_at_s <= self.clock.now_s or wakes_at_s < self._wakes_at_s:
             self._wakes_at_s = max(wakes_at_s, self.clock.now_s + SHORTEST_SLEEP_S)
@@ -116,12 +127,12 @@ class SimulatedController(Process):
     def _wake(self, planned_s: float) -> None:
         if planned_s == self._wakes_at_s:  # else there was a reason to wake sooner
             self._wakes_at_s = -inf
-            self._tick()
+            self.advance()
 
     def thaw(self) -> None:
         """As SIGCONT does: the overdue timer goes before all that came meanwhile."""
         self.frozen = self.late = False
-        self.run(self._tick)
+        self.run(self.advance)
         super().thaw()
 
     # The store
@@ -164,13 +175,13 @@ class SimulatedController(Process):
 
         stream.on_message[self] = beat
 
-    def _answer(self, reply: Reply, ask: Callable[[], list[cluster_actions.Action]]) -> None:
+    def _answer(self, reply: Reply, tell: Callable[[], None]) -> None:
         try:
-            actions = ask()
+            tell()
         except ShuntError as error:
             reply(error)
             return
-        self.act(actions)
+        self.advance()
         reply(None)
 
     def journal(self, stream: Stream, incarnation: str) -> None:
@@ -239,7 +250,7 @@ class SimulatedController(Process):
     # What the cluster asks
 
     def act(self, actions: list[cluster_actions.Action]) -> None:
-        """Does what the core asks, and wakes it when it asks for that next."""
+        """Does what the core asks."""
         for action in actions:
             if isinstance(action, LaunchNode):
                 self.provider.launch(action.node_id, action.shape)
@@ -263,7 +274,6 @@ class SimulatedController(Process):
                 self.snapshot = action.snapshot
             else:
                 self.monitor.cluster_event(action)
-        self._schedule()
 
     def _call(
         self,
@@ -283,25 +293,29 @@ class SimulatedController(Process):
 
     def launch_failed(self, node_id: str) -> None:
         """A node's process could not be started."""
-        self.act(self.cluster.launch_failed(node_id, NO_CAPACITY, self.clock.now_s))
+        self.cluster.launch_failed(node_id, NO_CAPACITY, self.clock.now_s)
+        self.stir()
 
     def node_exited(self, node_id: str, incarnation: str) -> None:
         """A node's process has ended."""
-        self.act(self.cluster.node_gone(node_id, incarnation, "exit", self.clock.now_s))
-        self.act(self.cluster.offers_changed(self.clock.now_s))
+        self.cluster.node_gone(node_id, incarnation, "exit", self.clock.now_s)
+        self.cluster.offers_changed(self.clock.now_s)
+        self.stir()
 
     def node_noticed(self, node_id: str, deadline_s: float) -> None:
         """A node will be taken away."""
         now_s = self.clock.now_s
         left_s = max(0.0, deadline_s - now_s)
         with suppress(NotFound):  # it ended meanwhile, or was launched by nobody known
-            self.act(self.cluster.interrupt(node_id, left_s, False, now_s))
+            self.cluster.interrupt(node_id, left_s, False, now_s)
+            self.stir()
 
     # What others do for the cluster
 
     def _plan(self, ask: AskPlan) -> None:
         if self.environment.random.random() < self.environment.settings.plan_fails:
-            self.act(self.cluster.plan_failed("no answer", False, self.clock.now_s))
+            self.cluster.plan_failed("no answer", False, self.clock.now_s)
+            self.stir()
             return
         size = len(LAYERS)
         planned: list[PlannedPipeline] = []
@@ -314,19 +328,23 @@ class SimulatedController(Process):
             name = f"pipeline-{len(planned) + 1}"
             planned.append(PlannedPipeline(name, stages, 100.0 / (first + size)))
         if not planned:
-            self.act(self.cluster.plan_failed("too few nodes", True, self.clock.now_s))
+            self.cluster.plan_failed("too few nodes", True, self.clock.now_s)
+            self.stir()
             return
         deployment = Deployment(ask.model, THROUGHPUT, tuple(planned))
-        self.act(self.cluster.plan_ready(Plan(ask.number, (deployment,)), self.clock.now_s))
+        self.cluster.plan_ready(Plan(ask.number, (deployment,)), self.clock.now_s)
+        self.stir()
 
     def _load(self, load: LoadStage) -> None:
         def loaded(result: Any) -> None:
             now_s, cluster = self.clock.now_s, self.cluster
             if isinstance(result, ShuntError):
-                self.act(cluster.load_failed(load.node_id, load.incarnation, "", False, now_s))
+                cluster.load_failed(load.node_id, load.incarnation, "", False, now_s)
+                self.stir()
             else:
                 node, incarnation = load.node_id, load.incarnation
-                self.act(cluster.load_done(node, incarnation, load.layers, result, now_s))
+                cluster.load_done(node, incarnation, load.layers, result, now_s)
+                self.stir()
 
         self._call(load.incarnation, "load", (load.layers,), loaded)
 
@@ -353,9 +371,11 @@ class SimulatedController(Process):
 
         def formed(incarnation: str, result: Any) -> None:
             if isinstance(result, ShuntError):
-                self.act(self.cluster.form_failed(form.formation_id, "", self.clock.now_s))
+                self.cluster.form_failed(form.formation_id, "", self.clock.now_s)
+                self.stir()
             elif incarnation == form.members[0].incarnation:
-                self.act(self.cluster.formed(form.formation_id, self.clock.now_s))
+                self.cluster.formed(form.formation_id, self.clock.now_s)
+                self.stir()
             else:
                 others.discard(incarnation)
                 if not others:
@@ -374,8 +394,10 @@ class SimulatedController(Process):
         def drained(result: Any) -> None:
             now_s = self.clock.now_s
             if isinstance(result, ShuntError):
-                self.act(self.cluster.drain_failed(drain.formation_id, "", now_s))
+                self.cluster.drain_failed(drain.formation_id, "", now_s)
+                self.stir()
             else:
-                self.act(self.cluster.drained(drain.formation_id, result, now_s))
+                self.cluster.drained(drain.formation_id, result, now_s)
+                self.stir()
 
         self._call(drain.head.incarnation, "drain", (drain.formation_id,), drained)

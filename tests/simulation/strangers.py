@@ -150,18 +150,19 @@ class Stranger:
                 self.fail(9, f"{name} moves from a head that serves")
 
     def _cluster(self) -> None:
-        cluster, now_s = self.world.controller.cluster, self.world.clock.now_s
+        controller, now_s = self.world.controller, self.world.clock.now_s
+        controller.advance()  # what others told it
+        cluster = controller.cluster
         layers, loaded = LayerRange(0, 1), Loaded(1, "")
-        actions = [
-            *cluster.node_gone("nobody", "", "rumour", now_s),
-            *cluster.node_gone("node-1", "somebody", "rumour", now_s),
-            *cluster.load_done("nobody", "", layers, loaded, now_s),
-            *cluster.load_done("node-1", "somebody", layers, loaded, now_s),
-            *cluster.load_failed("nobody", "", "rumour", False, now_s),
-            *cluster.formed("elsewhere", now_s),
-            *cluster.form_failed("elsewhere", "rumour", now_s),
-            *cluster.drained("elsewhere", 1, now_s),
-        ]
+        cluster.node_gone("nobody", "", "rumour", now_s)
+        cluster.node_gone("node-1", "somebody", "rumour", now_s)
+        cluster.load_done("nobody", "", layers, loaded, now_s)
+        cluster.load_done("node-1", "somebody", layers, loaded, now_s)
+        cluster.load_failed("nobody", "", "rumour", False, now_s)
+        cluster.formed("elsewhere", now_s)
+        cluster.form_failed("elsewhere", "rumour", now_s)
+        cluster.drained("elsewhere", 1, now_s)
+        actions = cluster.advance(now_s)
         if actions:
             self.fail(4, f"a stranger moved the cluster: {actions}")
         self._refused(cluster.interrupt, "nobody", 1.0, False, now_s)

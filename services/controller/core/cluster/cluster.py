@@ -1,4 +1,5 @@
-"""Nodes, pipelines, formations and their replacement. Events in, actions out.
+"""Nodes, pipelines, formations and their replacement. Events in, actions out, once for all that
+came together.
 
 A drain: the replacement (an idle node, or a new one) loads the interrupted node's layers while the
 old formation serves on. When it has, routes change, the old formation is drained (every generation
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from math import inf
 
 from services.common.errors import NotFound, StaleEpoch
 from services.common.exchange import Route
@@ -76,7 +78,9 @@ class Cluster:
         """Wall time less the clock that all times are on."""
         self._past: set[str] = set()
         """Incarnations that were replaced by a newer one of the same node."""
-        self._due_s = now_s
+        self._actions: list[Action] = []
+        """What events ask for by themselves."""
+        self._due_s = -inf
         """When something falls due, but for what liveness watches."""
         self._route_version = 0
         self._routes: tuple[Route, ...] = ()
@@ -99,116 +103,99 @@ class Cluster:
         cluster._state = from_json(snapshot, liveness, now_s, cluster.unix_offset_s)
         return cluster
 
-    def start(self, now_s: float) -> list[Action]:
-        """First actions after __init__ or recover."""
-        return self._advance(first_actions(self._state, self.settings, now_s), now_s)
+    # Events. What they bring about comes of the next `advance`, once for all of them.
 
-    # Nodes
+    def start(self, now_s: float) -> None:
+        """The first event after __init__ or recover."""
+        self._happen(first_actions(self._state, self.settings, now_s))
 
-    def register(self, facts: NodeFacts, now_s: float) -> list[Action]:
+    def register(self, facts: NodeFacts, now_s: float) -> None:
         """A node is there; the same incarnation may say so again. Raises StaleEpoch for an older
         incarnation of a node that has a newer one."""
         if facts.incarnation in self._past:
             raise StaleEpoch("a newer process has this node's name", field="incarnation")
-        actions: list[Action] = []
         node = self._state.nodes.get(facts.node_id)
         if node is not None and node.incarnation not in ("", facts.incarnation):
             if not node.lost:
-                actions += self._lose(node, "replaced", now_s)
+                self._happen(self._lose(node, "replaced", now_s))
             self._past.add(node.incarnation)
             node = None
         if node is None:
             node = self._state.nodes[facts.node_id] = Node(facts.node_id, facts.shape, now_s)
         new, returns = self._state.register(node, facts, now_s)
-        if returns:
-            actions.append(LogEvent("node_returned", node.node_id))
-        if new:
-            actions.append(LogEvent("node_registered", node.node_id))
-        return self._advance(actions, now_s)
+        self._happen([LogEvent("node_returned", node.node_id)] if returns else [])
+        self._happen([LogEvent("node_registered", node.node_id)] if new else [])
 
-    def heartbeat(self, beat: Beat, now_s: float) -> list[Action]:
+    def heartbeat(self, beat: Beat, now_s: float) -> None:
         """Raises NotFound when the node must register (again). A beat that is like the one before
-        changes nothing."""
-        verdicts = self._state.liveness.hear(beat, now_s)
-        return self._heed(verdicts, now_s) if verdicts else []
+        is no event."""
+        self._heed(self._state.liveness.hear(beat, now_s), now_s)
 
-    def _heed(self, verdicts: Iterable[Verdict], now_s: float) -> list[Action]:
-        actions: list[Action] = []
+    def _heed(self, verdicts: Iterable[Verdict], now_s: float) -> None:
         for verdict in verdicts:
-            actions += heed(self._state, self.settings, verdict, now_s)
-        return self._advance(actions, now_s)
+            self._happen(heed(self._state, self.settings, verdict, now_s))
 
-    def node_gone(self, node_id: str, incarnation: str, cause: str, now_s: float) -> list[Action]:
+    def node_gone(self, node_id: str, incarnation: str, cause: str, now_s: float) -> None:
         """The edge knows that the process is dead (its exit was seen, or its connection was
         refused); `incarnation` may be empty for a launched process that never registered."""
         node = self._state.nodes.get(node_id)
-        if node is None or node.lost:
-            return []
-        if node.incarnation != incarnation:
-            return []
-        return self._advance(self._lose(node, cause, now_s), now_s)
+        if node is not None and not node.lost and node.incarnation == incarnation:
+            self._happen(self._lose(node, cause, now_s))
 
-    def launch_failed(self, node_id: str, reason: str, now_s: float) -> list[Action]:
+    def launch_failed(self, node_id: str, reason: str, now_s: float) -> None:
         """The provider could not start it; another one is, after a pause."""
         node = self._state.nodes.get(node_id)
-        if node is None or node.lost or node.facts is not None:
-            return []
-        lost = lose(self._state, self.settings, node, reason, now_s, started=False)
-        return self._advance(lost, now_s)
+        if node is not None and not node.lost and node.facts is None:
+            self._happen(lose(self._state, self.settings, node, reason, now_s, started=False))
 
-    def offers_changed(self, now_s: float) -> list[Action]:
+    def offers_changed(self, now_s: float) -> None:
         """There may be capacity where there was none: launches that were refused for want of it
         are tried again at once."""
         seats = (seat.launches for _, seat in self._state.all_seats())
         for backoff in (self._state.first_launches, *seats):
             if backoff.cause == NO_CAPACITY:
                 backoff.try_now()
-        return self._advance([], now_s)
+                self._happen()
 
     def _lose(self, node: Node, cause: str, now_s: float) -> list[Action]:
         return lose(self._state, self.settings, node, cause, now_s)
 
     # Plans, loads, formations
 
-    def plan_ready(self, plan: Plan, now_s: float) -> list[Action]:
+    def plan_ready(self, plan: Plan, now_s: float) -> None:
         """A plan, from placement or from an operator. It is adopted at once, however far the one
         before was carried out; one that is not newer changes nothing."""
         state = self._state
         state.asking.answered()
-        if plan.number <= state.last_number:
-            return []
-        state.first_launches.succeed()
-        return self._advance(adopt(state, self.settings, plan, now_s), now_s)
+        if plan.number > state.last_number:
+            state.first_launches.succeed()
+            self._happen(adopt(state, self.settings, plan, now_s))
 
-    def plan_failed(self, reason: str, permanent: bool, now_s: float) -> list[Action]:
+    def plan_failed(self, reason: str, permanent: bool, now_s: float) -> None:
         """Asked again after a pause; when the failure is permanent, once the nodes are others."""
         self._state.asking.failed(self.settings, reason, permanent, now_s)
-        self._due_s = now_s
-        return [LogEvent("plan_failed", attributes={"reason": reason})]
+        self._happen([LogEvent("plan_failed", attributes={"reason": reason})])
 
     def load_done(
         self, node_id: str, incarnation: str, layers: LayerRange, loaded: Loaded, now_s: float
-    ) -> list[Action]:
+    ) -> None:
         """The node holds these layers."""
         node = self._loading(node_id, incarnation)
-        if node is None or node.loading is None or node.loading.layers != layers:
-            return []
-        self._state.loaded(node, loaded)
-        attributes = {"layers": f"{layers.start}-{layers.end}"}
-        return self._advance([LogEvent("stage_loaded", node_id, "", attributes)], now_s)
+        if node is not None and node.loading is not None and node.loading.layers == layers:
+            self._state.loaded(node, loaded)
+            attributes = {"layers": f"{layers.start}-{layers.end}"}
+            self._happen([LogEvent("stage_loaded", node_id, "", attributes)])
 
     def load_failed(
         self, node_id: str, incarnation: str, reason: str, permanent: bool, now_s: float
-    ) -> list[Action]:
+    ) -> None:
         """Tried again after a pause, in the end at another node; a failure that is permanent only
         where there is another one anyway."""
         node = self._loading(node_id, incarnation)
-        if node is None:
-            return []
-        node.refuse(self.settings, reason, permanent, now_s)
-        self._due_s = now_s
-        attributes = {"reason": reason, "permanent": str(permanent).lower()}
-        return [LogEvent("load_failed", node_id, "", attributes)]
+        if node is not None:
+            node.refuse(self.settings, reason, permanent, now_s)
+            attributes = {"reason": reason, "permanent": str(permanent).lower()}
+            self._happen([LogEvent("load_failed", node_id, "", attributes)])
 
     def _loading(self, node_id: str, incarnation: str) -> Node | None:
         node = self._state.nodes.get(node_id)
@@ -216,74 +203,106 @@ class Cluster:
             return None
         return node if node.incarnation == incarnation else None
 
-    def formed(self, formation_id: str, now_s: float) -> list[Action]:
+    def formed(self, formation_id: str, now_s: float) -> None:
         """All members stand."""
-        pipeline = self._state.pipeline(formation_id)
-        formation = pipeline.formation if pipeline is not None else None
-        if pipeline is None or formation is None or not formation.forming:
-            return []
-        down_s = self._state.stand(pipeline, now_s)
-        attributes = {"formation": formation_id, "down_s": f"{down_s:.3f}"}
-        event = LogEvent("pipeline_ready", "", pipeline.pipeline_id, attributes)
-        return self._advance([event], now_s)
+        pipeline = self._forming(formation_id)
+        if pipeline is not None:
+            down_s = self._state.stand(pipeline, now_s)
+            attributes = {"formation": formation_id, "down_s": f"{down_s:.3f}"}
+            self._happen([LogEvent("pipeline_ready", "", pipeline.pipeline_id, attributes)])
 
-    def form_failed(self, formation_id: str, reason: str, now_s: float) -> list[Action]:
+    def form_failed(self, formation_id: str, reason: str, now_s: float) -> None:
         """Some member does not; dissolved, and formed anew after a pause. Behind the second time in
         a row its members are asked to load again: one may hold something else than it said."""
-        pipeline = self._state.pipeline(formation_id)
-        formation = pipeline.formation if pipeline is not None else None
-        if pipeline is None or formation is None or not formation.forming:
-            return []
-        actions = self._dissolve(pipeline, f"form_failed: {reason}", now_s)
+        pipeline = self._forming(formation_id)
+        if pipeline is None or pipeline.formation is None:
+            return
+        formation = pipeline.formation
+        self._happen(
+            dissolve(self._state, self.settings, pipeline, f"form_failed: {reason}", now_s)
+        )
         if pipeline.forms.failures >= _FORMS_ON_TRUST:
             for member in self._state.living(formation):
                 self._state.forget_stage(self._state.nodes[member.node_id])
-        return self._advance(actions, now_s)
 
-    def _dissolve(self, pipeline: Pipeline, cause: str, now_s: float) -> list[Action]:
-        return dissolve(self._state, self.settings, pipeline, cause, now_s)
+    def _forming(self, formation_id: str) -> Pipeline | None:
+        pipeline = self._state.pipeline(formation_id)
+        formation = pipeline.formation if pipeline is not None else None
+        return pipeline if formation is not None and formation.forming else None
 
     # Interruptions
 
-    def interrupt(self, node_id: str, notice_s: float, kill: bool, now_s: float) -> list[Action]:
+    def interrupt(self, node_id: str, notice_s: float, kill: bool, now_s: float) -> None:
         """A notice, or an order to kill. Raises NotFound. The same notice twice changes nothing, no
         more than a later one."""
         node = self._state.nodes.get(node_id)
         if node is None or node.lost:
             raise NotFound("no such node", field="node_id")
         if kill:
-            return [LogEvent("kill_ordered", node_id), TerminateNode(node_id, kill=True)]
-        return self._advance(notice(node, now_s + notice_s, now_s), now_s)
+            self._happen([LogEvent("kill_ordered", node_id), TerminateNode(node_id, kill=True)])
+        else:
+            self._happen(notice(node, now_s + notice_s, now_s))
 
-    def drained(self, formation_id: str, sealed: int, now_s: float) -> list[Action]:
+    def drained(self, formation_id: str, sealed: int, now_s: float) -> None:
         """Every generation of the formation is sealed."""
         state, pipeline = self._state, self._state.pipeline(formation_id)
         if pipeline is None or not pipeline.drains:
-            return []
+            return
         formation = state.end_formation(pipeline, self.settings, "drained", now_s)
-        actions: list[Action] = [
-            LogEvent("handover_finished", "", pipeline.pipeline_id, {"sealed": str(sealed)}),
-            DissolveFormation(formation_id, state.living(formation)),
-            *follow(state, pipeline),
-        ]
-        return self._advance(actions, now_s)
+        self._happen(
+            [
+                LogEvent("handover_finished", "", pipeline.pipeline_id, {"sealed": str(sealed)}),
+                DissolveFormation(formation_id, state.living(formation)),
+                *follow(state, pipeline),
+            ]
+        )
 
-    def drain_failed(self, formation_id: str, reason: str, now_s: float) -> list[Action]:
+    def drain_failed(self, formation_id: str, reason: str, now_s: float) -> None:
         """The head did not answer; the formation is dissolved all the same."""
         event = LogEvent("drain_failed", "", self.pipeline_of(formation_id), {"reason": reason})
-        return [event, *self.drained(formation_id, 0, now_s)]
+        self._happen([event])
+        self.drained(formation_id, 0, now_s)
+
+    def _happen(self, actions: Iterable[Action] = ()) -> None:
+        """Something did: what it asks for by itself, and whatever is lacking behind it."""
+        self._actions += actions
+        self._due_s = -inf
 
     # Time
 
     def wakes_at_s(self) -> float:
-        """When to tick next, if nothing happens before."""
+        """When to advance next, if nothing happens before."""
         return min(self._due_s, self._state.liveness.wakes_at_s())
 
-    def tick(self, now_s: float) -> list[Action]:
-        """What falls due by time alone: see `wakes_at_s`. Behind a longer gap nobody counts as
-        dead, as after a restart: who was stopped has heard nobody."""
-        verdicts = self._state.liveness.look(now_s)
-        return self._heed(verdicts, now_s) if verdicts or now_s >= self._due_s else []
+    def advance(self, now_s: float) -> list[Action]:
+        """What is to be done by now: call it behind events, and at `wakes_at_s`. Behind a longer
+        gap nobody counts as dead, as after a restart: who was stopped has heard nobody."""
+        self._heed(self._state.liveness.look(now_s), now_s)
+        if now_s < self._due_s:
+            return []
+        actions, self._actions = self._actions, []
+        actions += carry_out_due(self._state, self.settings, now_s)
+        for _ in range(_ROUNDS):
+            lacking = steps(self._state, self.settings, self._draw_id, now_s)
+            actions += lacking
+            if not lacking:
+                break
+        self._due_s = next_due_s(self._state, self.settings, now_s)
+        actions += self._routes_changed()
+        snapshot = to_json(self._state, self.unix_offset_s)
+        if snapshot != self._snapshot:
+            self._snapshot = snapshot
+            actions.insert(0, PersistCluster(snapshot))
+        return actions
+
+    def _routes_changed(self) -> list[Action]:
+        routes, leaving = routes_of(self._state, self.settings), handing_over(self._state)
+        hopeless = self.unusable()
+        if (routes, leaving, hopeless) == (self._routes, self._handing_over, self._hopeless):
+            return []
+        self._routes, self._handing_over, self._hopeless = routes, leaving, hopeless
+        self._route_version += 1
+        return [RoutesChanged(self._route_version)]
 
     # What others see
 
@@ -369,23 +388,3 @@ class Cluster:
     def pipelines_view(self) -> tuple[PipelineView, ...]:
         """For the status."""
         return self._state.pipeline_views()
-
-    def _advance(self, actions: list[Action], now_s: float) -> list[Action]:
-        actions += carry_out_due(self._state, self.settings, now_s)
-        for _ in range(_ROUNDS):
-            lacking = steps(self._state, self.settings, self._draw_id, now_s)
-            actions += lacking
-            if not lacking:
-                break
-        routes, leaving = routes_of(self._state, self.settings), handing_over(self._state)
-        hopeless = self.unusable()
-        if (routes, leaving, hopeless) != (self._routes, self._handing_over, self._hopeless):
-            self._routes, self._handing_over, self._hopeless = routes, leaving, hopeless
-            self._route_version += 1
-            actions.append(RoutesChanged(self._route_version))
-        self._due_s = next_due_s(self._state, self.settings, now_s)
-        snapshot = to_json(self._state, self.unix_offset_s) if actions else self._snapshot
-        if snapshot != self._snapshot:
-            self._snapshot = snapshot
-            actions.insert(0, PersistCluster(snapshot))
-        return actions

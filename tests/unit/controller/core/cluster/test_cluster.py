@@ -20,7 +20,6 @@ from services.controller.core.cluster.actions import (
     RoutesChanged,
     TerminateNode,
 )
-from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.market import NO_CAPACITY
 from services.controller.core.cluster.plan import (
     THROUGHPUT,
@@ -37,6 +36,7 @@ from tests.unit.controller.small_cluster import (
     PATIENT,
     SETTINGS,
     SHAPE,
+    Prompt,
     all_of,
     beat,
     drawer,
@@ -51,7 +51,7 @@ from tests.unit.controller.small_cluster import (
 
 
 def test_nothing_is_launched_twice_and_the_plan_waits_for_nodes() -> None:
-    cluster = Cluster(SETTINGS, drawer(), 0.0, 0.0)
+    cluster = Prompt(SETTINGS, drawer(), 0.0, 0.0)
     first = cluster.start(0.0)
     launches = all_of(first, LaunchNode)
     assert [launch.node_id for launch in launches] == ["node-1", "node-2"]
@@ -68,7 +68,7 @@ def test_nothing_is_launched_twice_and_the_plan_waits_for_nodes() -> None:
 @pytest.mark.parametrize("how", ["no room", "exit"])
 def test_a_first_launch_that_fails_is_tried_again_in_the_same_shape(how: str) -> None:
     small, big = NodeShape(1 << 30, 1.0), NodeShape(1 << 40, 2.0)
-    cluster = Cluster(replace(SETTINGS, initial=(small, big)), drawer(), 0.0, 0.0)
+    cluster = Prompt(replace(SETTINGS, initial=(small, big)), drawer(), 0.0, 0.0)
     cluster.start(0.0)
     cluster.register(facts("node-1"), 0.1)
     if how == "exit":
@@ -109,7 +109,7 @@ def test_a_launch_refused_for_want_of_capacity_is_tried_when_offers_change() -> 
 
 
 def test_the_pause_before_a_launch_doubles_up_to_a_limit() -> None:
-    cluster = Cluster(replace(SETTINGS, initial=(SHAPE,)), drawer(), 0.0, 0.0)
+    cluster = Prompt(replace(SETTINGS, initial=(SHAPE,)), drawer(), 0.0, 0.0)
     launch = one_of(cluster.start(0.0), LaunchNode)
     now_s, pauses = 0.0, []
     while len(pauses) < 9:
@@ -123,7 +123,7 @@ def test_the_pause_before_a_launch_doubles_up_to_a_limit() -> None:
 
 
 def test_a_failed_plan_is_asked_for_again() -> None:
-    cluster = Cluster(SETTINGS, drawer(), 0.0, 0.0)
+    cluster = Prompt(SETTINGS, drawer(), 0.0, 0.0)
     cluster.register(facts("node-1"), 0.0)
     cluster.register(facts("node-2"), 0.0)
     cluster.plan_failed("away", False, 0.0)
@@ -143,7 +143,7 @@ def test_a_ready_pipeline_has_a_route() -> None:
 
 
 def test_a_failed_load_or_form_is_tried_again() -> None:
-    cluster = Cluster(SETTINGS, drawer(), 0.0, 0.0)
+    cluster = Prompt(SETTINGS, drawer(), 0.0, 0.0)
     cluster.register(facts("node-1"), 0.0)
     cluster.register(facts("node-2"), 0.0)
     cluster.plan_ready(planned(PAIR), 0.0)
@@ -158,33 +158,32 @@ def test_a_failed_load_or_form_is_tried_again() -> None:
     assert one_of(cluster.tick(1.2), FormPipeline).formation_id == "f2"
 
 
-def failing(cluster: Cluster, node_id: str, now_s: float) -> list[float]:
-    """Fails every load of a node until it is given up; returns the pauses between them."""
+def failing(cluster: Prompt, node_id: str, now_s: float) -> tuple[list[float], list[Action]]:
+    """Fails every load of a node until it is given up; the pauses between them, and what the last
+    one brings about."""
     pauses = []
     for _ in range(SETTINGS.load_attempts - 1):
-        cluster.load_failed(node_id, f"i-{node_id}", "no weights", False, now_s)
+        actions = cluster.load_failed(node_id, f"i-{node_id}", "no weights", False, now_s)
+        assert said(actions) == ["load_failed"]
         failed_s = now_s
         while not all_of(cluster.tick(now_s), LoadStage):
             now_s += 0.25
         pauses.append(now_s - failed_s)
-    assert said(cluster.load_failed(node_id, f"i-{node_id}", "no weights", False, now_s)) == [
-        "load_failed"
-    ]
-    return pauses
+    return pauses, cluster.load_failed(node_id, f"i-{node_id}", "no weights", False, now_s)
 
 
 def test_a_node_that_cannot_load_is_replaced_and_ended() -> None:
     cluster = ready(PATIENT)
     cluster.node_gone("node-2", "i-node-2", "exit", 1.0)
     cluster.register(facts("node-3"), 1.0)
-    assert failing(cluster, "node-3", 1.0) == [0.5, 1, 2]
-    actions = cluster.tick(4.5)
+    pauses, actions = failing(cluster, "node-3", 1.0)
+    assert pauses == [0.5, 1, 2]
     assert one_of(actions, LaunchNode) == LaunchNode("node-4", SHAPE)
     assert one_of(actions, TerminateNode) == TerminateNode("node-3")
     assert all_of(cluster.tick(10.0), LoadStage) == []
     assert one_of(cluster.register(facts("node-4"), 10.0), LoadStage).node_id == "node-4"
-    cluster.load_failed("node-4", "i-node-4", "no weights", False, 10.0)  # one attempt is enough
-    assert one_of(cluster.tick(10.1), LaunchNode).node_id == "node-5"
+    actions = cluster.load_failed("node-4", "i-node-4", "no weights", False, 10.0)
+    assert one_of(actions, LaunchNode).node_id == "node-5", "one attempt is enough"
     cluster.launch_failed("node-5", "no room", 13.6)
     assert all_of(cluster.tick(17.5), LaunchNode) == []
     assert one_of(cluster.tick(17.6), LaunchNode).node_id == "node-6"
@@ -194,8 +193,8 @@ def test_a_spare_that_cannot_load_is_replaced_too() -> None:
     cluster = ready(PATIENT)
     cluster.interrupt("node-2", 600.0, False, 1.0)
     cluster.register(facts("node-3"), 1.0)
-    failing(cluster, "node-3", 1.0)
-    assert one_of(cluster.tick(4.5), TerminateNode) == TerminateNode("node-3")
+    _, actions = failing(cluster, "node-3", 1.0)
+    assert one_of(actions, TerminateNode) == TerminateNode("node-3")
     cluster.register(facts("node-4"), 5.0)
     assert "replacement_ready" in said(loaded(cluster, "node-4", BACK, 6.0))
 
@@ -254,7 +253,7 @@ def test_a_killed_node_ends_its_formation_and_is_replaced_in_the_same_shape() ->
 
 def test_a_restart_of_the_controller_is_no_time_that_a_pipeline_was_down() -> None:
     before = ready(PATIENT)
-    again = Cluster.recover(PATIENT, lambda: "f2", before._snapshot, 100.0, 100.0)
+    again = Prompt.recover(PATIENT, lambda: "f2", before._snapshot, 100.0, 100.0)
     again.start(100.0)
     for node_id in ("node-1", "node-2"):
         beat(again, node_id, "f1", 100.1)
@@ -292,7 +291,7 @@ def test_a_controller_that_was_stopped_counts_nobody_as_dead_for_it() -> None:
 WATCHED = replace(SETTINGS, node_lost_s=60.0, restart_grace_s=0.1)
 
 
-def watched(cluster: Cluster, seconds: range, **more: object) -> list[tuple[float, str]]:
+def watched(cluster: Prompt, seconds: range, **more: object) -> list[tuple[float, str]]:
     """Beats of both nodes, and what is said, in tenths of a second."""
     heard = []
     for tenths in seconds:
@@ -409,7 +408,7 @@ def test_a_notice_without_a_kill_or_a_replacement_lapses() -> None:
     assert all_of(replaced_idle(cluster), LoadStage) == []
 
 
-def replaced_idle(cluster: Cluster) -> list[Action]:
+def replaced_idle(cluster: Prompt) -> list[Action]:
     """The replacement comes too late to be one."""
     return cluster.register(facts("node-3"), 2.1)
 
@@ -459,9 +458,9 @@ def test_a_lost_node_is_shown_for_a_while() -> None:
     assert "node-2" not in {view.node_id for view in cluster.nodes_view()}
 
 
-def restarted(snapshot: str, wall_s: float, settings: ClusterSettings = SETTINGS) -> Cluster:
+def restarted(snapshot: str, wall_s: float, settings: ClusterSettings = SETTINGS) -> Prompt:
     """A clock of its own, at 100 s."""
-    return Cluster.recover(settings, lambda: "f9", snapshot, 100.0, wall_s)
+    return Prompt.recover(settings, lambda: "f9", snapshot, 100.0, wall_s)
 
 
 def test_a_restarted_controller_goes_on_with_the_cluster_it_had() -> None:

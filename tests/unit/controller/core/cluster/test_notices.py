@@ -11,9 +11,9 @@ from services.controller.core.cluster.actions import (
     PersistCluster,
     TerminateNode,
 )
-from services.controller.core.cluster.cluster import Cluster
 from tests.unit.controller.small_cluster import (
     PATIENT,
+    Prompt,
     all_of,
     beat,
     drawer,
@@ -68,7 +68,7 @@ def test_one_that_no_other_replaces_in_time_is_sealed_before_it_goes() -> None:
 
 def test_where_none_will_come_the_other_pipelines_take_over_at_once() -> None:
     settings = replace(PATIENT, can_launch=False, initial=(), pipelines=2)
-    cluster = Cluster(settings, drawer(), 0.0, 0.0)
+    cluster = Prompt(settings, drawer(), 0.0, 0.0)
     cluster.start(0.0)
     whole = LayerRange(0, 30)
     for node_id in ("node-1", "node-2"):
@@ -91,7 +91,7 @@ def test_where_none_will_come_the_other_pipelines_take_over_at_once() -> None:
 def test_a_departure_goes_on_over_a_restart() -> None:
     cluster = ready(PATIENT)
     persist = one_of(beat(cluster, "node-2", "f1", 1.0, departs_in_s=20.0), PersistCluster)
-    again = Cluster.recover(PATIENT, drawer(), persist.snapshot, 2.0, 2.0)
+    again = Prompt.recover(PATIENT, drawer(), persist.snapshot, 2.0, 2.0)
     again.start(2.0)
     assert again.deadlines_s() == {"node-2": 21.0}
     assert one_of(again.tick(21.0 - PATIENT.seal_s), DrainFormation).formation_id == "f1"

@@ -6,11 +6,11 @@ import json
 from typing import Any
 
 from services.controller.core.cluster.actions import LoadStage, NodeState, PipelineState
-from services.controller.core.cluster.cluster import Cluster
 from tests.unit.controller.small_cluster import (
     BACK,
     PAIR,
     SETTINGS,
+    Prompt,
     drawer,
     facts,
     one_of,
@@ -84,7 +84,7 @@ def before_plans() -> str:
 
 
 def test_the_form_before_plans_goes_on_where_it_was() -> None:
-    cluster = Cluster.recover(SETTINGS, drawer(), before_plans(), 5.0, 1005.0)
+    cluster = Prompt.recover(SETTINGS, drawer(), before_plans(), 5.0, 1005.0)
     cluster.start(5.0)
     assert cluster.plan is not None
     assert cluster.plan.number == 1
@@ -100,11 +100,11 @@ def test_the_form_before_plans_goes_on_where_it_was() -> None:
 
 
 def test_a_snapshot_of_today_is_written_from_the_form_before() -> None:
-    cluster = Cluster.recover(SETTINGS, drawer(), before_plans(), 5.0, 1005.0)
+    cluster = Prompt.recover(SETTINGS, drawer(), before_plans(), 5.0, 1005.0)
     cluster.start(5.0)
     actions = cluster.register(facts("node-3"), 6.0)
     snapshot = next(a.snapshot for a in actions if hasattr(a, "snapshot"))
-    again = Cluster.recover(SETTINGS, drawer(), snapshot, 7.0, 1007.0)
+    again = Prompt.recover(SETTINGS, drawer(), snapshot, 7.0, 1007.0)
     assert again.plan == cluster.plan
     assert again.pipelines_view() == cluster.pipelines_view()
     assert again.deadlines_s() == {"node-2": 21.0}
