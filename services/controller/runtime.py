@@ -45,7 +45,6 @@ from services.controller.signal import Signal
 
 _log = logging.getLogger(__name__)
 
-SNAPSHOT = "cluster"
 _Turn = asyncio.Future[None]
 _SHORTEST_SLEEP_S = 0.001
 _AT_ONCE = 50
@@ -64,10 +63,10 @@ class RuntimeSettings:
 class ClusterRuntime:
     """The cluster core at work.
 
-    Actions are carried out in the order they were asked for, behind the attempt to make the newest
-    snapshot and the nodes' handles durable. What the journal does not take is tried again whenever
-    the core wakes, and holds nothing up: nodes must be replaced on a full disk too. Calls to others
-    run beside each other.
+    Actions are carried out in the order they were asked for, behind the attempt to make the
+    cluster's notes and the nodes' handles durable. What the journal does not take is tried again
+    whenever the core wakes, and holds nothing up: nodes must be replaced on a full disk too. Calls
+    to others run beside each other.
     """
 
     def __init__(
@@ -257,7 +256,7 @@ class ClusterRuntime:
             actions, turn = await self._queue.get()
             for action in actions:
                 if isinstance(action, PersistCluster):
-                    self._unsaved[SNAPSHOT] = action.snapshot
+                    self._unsaved |= action.notes
             if self._unsaved:
                 await self._persist()
             for index, action in enumerate(actions, 1):
@@ -275,7 +274,7 @@ class ClusterRuntime:
 
     async def _persist(self) -> None:
         notes, self._unsaved = self._unsaved, {}
-        try:
+        try:  # all in one: the notes are true of the cluster only as a whole
             await self._journal.write([Saved(*note) for note in notes.items()], fsync=True)
         except ShuntError as error:
             self._unsaved = notes | self._unsaved

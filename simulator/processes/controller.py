@@ -78,7 +78,7 @@ class SimulatedController(Process):
         monitor: ControllerMonitor,
         provider: SimulatedProvider,
         records: list[Record],
-        snapshot: str,
+        notes: dict[str, str],
     ) -> None:
         super().__init__(CONTROLLER, environment.network)
         self.environment = environment
@@ -86,7 +86,8 @@ class SimulatedController(Process):
         self.provider = provider
         self.records = records
         """Durable."""
-        self.snapshot = snapshot
+        self.notes = notes
+        """Durable, of the cluster."""
         self._pending: list[tuple[tuple[Record, ...], Callable[[], None]]] = []
         self._committing = False
         self._turns = Turns()
@@ -96,10 +97,7 @@ class SimulatedController(Process):
         now_s, settings = self.clock.now_s, environment.settings
         self.ledger = Ledger.recover(settings.ledger, records, now_s)
         cluster, draw_id = settings.cluster, environment.draw_id
-        if snapshot:
-            self.cluster = Cluster.recover(cluster, draw_id, snapshot, now_s, now_s)
-        else:
-            self.cluster = Cluster(cluster, draw_id, now_s, now_s)
+        self.cluster = Cluster.recover(cluster, draw_id, notes, now_s, now_s)
         self.cluster.start(now_s)
         for node in self.cluster.nodes_view():
             if not provider.adopt(node.node_id):
@@ -271,7 +269,11 @@ class SimulatedController(Process):
             elif isinstance(action, RoutesChanged):
                 self._tell_routes()
             elif isinstance(action, PersistCluster):
-                self.snapshot = action.snapshot
+                for key, note in action.notes.items():
+                    if note is None:
+                        del self.notes[key]
+                    else:
+                        self.notes[key] = note
             else:
                 self.monitor.cluster_event(action)
 

@@ -16,6 +16,7 @@ from services.controller.core.cluster.actions import (
     Loaded,
     LoadStage,
     LogEvent,
+    PersistCluster,
     RoutesChanged,
 )
 from services.controller.core.cluster.cluster import Cluster
@@ -44,17 +45,27 @@ class Prompt:
 
     def __init__(self, settings: ClusterSettings, draw_id: Callable[[], str], *now_s: float):
         self.core = Cluster(settings, draw_id, *now_s)
+        self.saved: dict[str, str] = {}
+        """The notes that stand."""
 
     @classmethod
     def recover(
-        cls, settings: ClusterSettings, draw_id: Callable[[], str], snapshot: str, *now_s: float
+        cls,
+        settings: ClusterSettings,
+        draw_id: Callable[[], str],
+        saved: dict[str, str],
+        *now_s: float,
     ) -> "Prompt":
         prompt = cls(settings, draw_id, *now_s)
-        prompt.core = Cluster.recover(settings, draw_id, snapshot, *now_s)
+        prompt.saved = dict(saved)
+        prompt.core = Cluster.recover(settings, draw_id, saved, *now_s)
         return prompt
 
     def tick(self, now_s: float) -> list[Action]:
-        return self.core.advance(now_s)
+        actions = self.core.advance(now_s)
+        for persist in all_of(actions, PersistCluster):
+            save(self.saved, persist)
+        return actions
 
     def __getattr__(self, name: str) -> Any:
         asked = getattr(self.core, name)
@@ -64,7 +75,7 @@ class Prompt:
         def told(*args: Any) -> list[Action]:
             asked(*args)
             stirred = self.core.wakes_at_s() == -inf
-            return self.core.advance(args[-1]) if stirred else []
+            return self.tick(args[-1]) if stirred else []
 
         return told
 
@@ -87,6 +98,15 @@ EVENTS = (
     "drain_failed",
 )
 """The last argument of each is the time."""
+
+
+def save(saved: dict[str, str], persist: PersistCluster) -> None:
+    """As the journal does."""
+    for key, note in persist.notes.items():
+        if note is None:
+            del saved[key]
+        else:
+            saved[key] = note
 
 
 def drawer() -> Callable[[], str]:

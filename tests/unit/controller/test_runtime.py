@@ -3,14 +3,16 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+from services.controller.core.cluster.liveness import Liveness
 from services.controller.core.cluster.market import (
     NodeGone,
 )
+from services.controller.core.cluster.notes import Notes
 from services.controller.fleet import HANDLE_PREFIX
-from tests.unit.controller.small_runtime import Set, facts, until_ready
+from tests.unit.controller.small_runtime import SETTINGS, Set, facts, until_ready
 
 
-async def test_an_older_snapshot_never_follows_a_newer_one() -> None:
+async def test_an_older_note_never_follows_a_newer_one() -> None:
     world = Set()
     async with world.working() as runtime:
         world.disk.fails = 1
@@ -22,21 +24,25 @@ async def test_an_older_snapshot_never_follows_a_newer_one() -> None:
         world.disk.free.set()
         await later
         await until_ready(runtime)
-        for _ in range(5):
-            await runtime.routes_changed.wait(0.01)
-        newest = runtime.cluster._snapshot
-    assert world.disk.snapshots[-1] == newest
-    assert len(world.disk.snapshots) == len(set(world.disk.snapshots))
+        await runtime.settle()
+    assert {"cluster", "plan", "node/a", "node/b", "pipeline/pipeline-1"} <= world.disk.keys
+    for key in world.disk.keys - {f"{HANDLE_PREFIX}a", f"{HANDLE_PREFIX}b"}:
+        notes = world.disk.saved(key)
+        assert len(notes) == len(set(notes)), key
+    state = Notes(0.0).recover(world.disk.standing, Liveness(SETTINGS, 0.0), 0.0)
+    assert sorted(state.nodes) == ["a", "b"]
+    assert state.pipelines["pipeline-1"].is_ready
 
 
-async def test_a_snapshot_the_journal_did_not_take_is_written_later() -> None:
+async def test_notes_the_journal_did_not_take_are_written_later_all_at_once() -> None:
     world = Set()
     async with world.working() as runtime:
         world.disk.fails = 3
         await runtime.register(facts("a"))
-        while not world.disk.snapshots:
+        while not world.disk.keys:
             await runtime.routes_changed.wait(0.01)
-    assert world.disk.snapshots == [runtime.cluster._snapshot]
+    (write,) = [keys for keys in world.disk.writes if "cluster" in keys]
+    assert {"cluster", "node/a"} <= write
 
 
 async def test_a_full_disk_keeps_no_node_from_registering_and_loses_no_handle() -> None:

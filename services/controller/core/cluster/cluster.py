@@ -11,7 +11,7 @@ resume on the other pipelines; when there is none their Resume waits for the new
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from math import inf
 
@@ -39,13 +39,13 @@ from services.controller.core.cluster.liveness import Liveness, Verdict
 from services.controller.core.cluster.losses import dissolve, follow, lose
 from services.controller.core.cluster.market import NO_CAPACITY
 from services.controller.core.cluster.node import Node
+from services.controller.core.cluster.notes import CLUSTER, Notes
 from services.controller.core.cluster.notices import notice
 from services.controller.core.cluster.pipeline import Pipeline
 from services.controller.core.cluster.plan import Plan, PlannedPipeline
 from services.controller.core.cluster.recovery import first_actions
 from services.controller.core.cluster.routes import handing_over, heads_of, routes_of
 from services.controller.core.cluster.settings import ClusterSettings
-from services.controller.core.cluster.snapshot import from_json, to_json
 from services.controller.core.cluster.state import State
 from services.controller.core.cluster.steps import steps
 from services.controller.core.cluster.verdicts import heed
@@ -86,21 +86,23 @@ class Cluster:
         self._routes: tuple[Route, ...] = ()
         self._handing_over: tuple[str, ...] = ()
         self._hopeless = ""
-        self._snapshot = ""
+        self._notes = Notes(self.unix_offset_s)
 
     @classmethod
     def recover(
         cls,
         settings: ClusterSettings,
         draw_id: Callable[[], str],
-        snapshot: str,
+        saved: Mapping[str, str],
         now_s: float,
         now_unix_s: float,
     ) -> Cluster:
-        """The cluster as its last snapshot had it; every node is given `restart_grace_s`."""
+        """The cluster as the notes among what was saved have it; every node is given
+        `restart_grace_s`. Without any it is a new one."""
         cluster = cls(settings, draw_id, now_s, now_unix_s)
-        liveness = Liveness(settings, now_s, grace_s=settings.restart_grace_s)
-        cluster._state = from_json(snapshot, liveness, now_s, cluster.unix_offset_s)
+        if CLUSTER in saved:
+            liveness = Liveness(settings, now_s, grace_s=settings.restart_grace_s)
+            cluster._state = cluster._notes.recover(saved, liveness, now_s)
         return cluster
 
     # Events. What they bring about comes of the next `advance`, once for all of them.
@@ -289,11 +291,8 @@ class Cluster:
                 break
         self._due_s = next_due_s(self._state, self.settings, now_s)
         actions += self._routes_changed()
-        snapshot = to_json(self._state, self.unix_offset_s)
-        if snapshot != self._snapshot:
-            self._snapshot = snapshot
-            actions.insert(0, PersistCluster(snapshot))
-        return actions
+        changes = self._notes.changes(self._state)
+        return [PersistCluster(changes), *actions] if changes else actions
 
     def _routes_changed(self) -> list[Action]:
         routes, leaving = routes_of(self._state, self.settings), handing_over(self._state)

@@ -1,4 +1,4 @@
-"""What a restarted controller does first with the cluster it finds in its snapshot."""
+"""What a restarted controller does first with the cluster it finds in its notes."""
 
 from __future__ import annotations
 

@@ -14,7 +14,6 @@ from services.controller.core.cluster.actions import (
     FormPipeline,
     LaunchNode,
     LoadStage,
-    PersistCluster,
     TerminateNode,
 )
 from tests.unit.controller.small_cluster import (
@@ -215,8 +214,8 @@ def test_a_node_that_starts_takes_the_place_the_plan_has_for_it() -> None:
 def test_a_restart_in_mid_change_goes_on_with_the_change() -> None:
     cluster = serving({"a": FRONT, "b": BACK}, {"c": FRONT, "d": BACK})
     plan = planned({"a": FIRST, "b": REST}, {"c": FRONT, "d": BACK}, number=2)
-    persist = one_of(cluster.plan_ready(plan, 1.0), PersistCluster)
-    again = Prompt.recover(ALONE, iter(("g1", "g2")).__next__, persist.snapshot, 50.0, 50.0)
+    cluster.plan_ready(plan, 1.0)
+    again = Prompt.recover(ALONE, iter(("g1", "g2")).__next__, cluster.saved, 50.0, 50.0)
     actions = again.start(50.0)
     assert one_of(actions, DrainFormation).formation_id == "f1"
     assert again.plan == cluster.plan

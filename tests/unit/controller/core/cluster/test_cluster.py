@@ -15,7 +15,6 @@ from services.controller.core.cluster.actions import (
     LoadStage,
     LogEvent,
     NodeState,
-    PersistCluster,
     PipelineState,
     RoutesChanged,
     TerminateNode,
@@ -253,7 +252,7 @@ def test_a_killed_node_ends_its_formation_and_is_replaced_in_the_same_shape() ->
 
 def test_a_restart_of_the_controller_is_no_time_that_a_pipeline_was_down() -> None:
     before = ready(PATIENT)
-    again = Prompt.recover(PATIENT, lambda: "f2", before._snapshot, 100.0, 100.0)
+    again = Prompt.recover(PATIENT, lambda: "f2", before.saved, 100.0, 100.0)
     again.start(100.0)
     for node_id in ("node-1", "node-2"):
         beat(again, node_id, "f1", 100.1)
@@ -458,16 +457,16 @@ def test_a_lost_node_is_shown_for_a_while() -> None:
     assert "node-2" not in {view.node_id for view in cluster.nodes_view()}
 
 
-def restarted(snapshot: str, wall_s: float, settings: ClusterSettings = SETTINGS) -> Prompt:
+def restarted(before: Prompt, wall_s: float, settings: ClusterSettings = SETTINGS) -> Prompt:
     """A clock of its own, at 100 s."""
-    return Prompt.recover(settings, lambda: "f9", snapshot, 100.0, wall_s)
+    return Prompt.recover(settings, lambda: "f9", before.saved, 100.0, wall_s)
 
 
 def test_a_restarted_controller_goes_on_with_the_cluster_it_had() -> None:
     cluster = ready()
     cluster.interrupt("node-2", 20.0, False, 0.5)
-    snapshot = all_of(cluster.register(facts("node-3"), 0.6), PersistCluster)[-1].snapshot
-    again = restarted(snapshot, 5.0)
+    cluster.register(facts("node-3"), 0.6)
+    again = restarted(cluster, 5.0)
     again.start(100.0)
     assert [route.formation_id for route in again.routes()[1]] == ["f1"]
     assert not again.heads(100.0)[0].takes_new
@@ -481,16 +480,16 @@ def test_a_restarted_controller_goes_on_with_the_cluster_it_had() -> None:
 
 def test_a_notice_goes_on_over_a_restart() -> None:
     cluster = ready()
-    snapshot = one_of(cluster.interrupt("node-2", 20.0, False, 0.5), PersistCluster).snapshot
-    again = restarted(snapshot, 5.0)
+    cluster.interrupt("node-2", 20.0, False, 0.5)
+    again = restarted(cluster, 5.0)
     again.start(100.0)
     assert again.deadlines_s() == {"node-2": 115.5}
 
 
 def test_a_lost_node_is_shown_and_ended_by_the_next_controller_too() -> None:
     cluster = ready()
-    actions = cluster.node_gone("node-2", "i-node-2", "silence", 0.5)
-    again = restarted(one_of(actions, PersistCluster).snapshot, 1.0)
+    cluster.node_gone("node-2", "i-node-2", "silence", 0.5)
+    again = restarted(cluster, 1.0)
     again.start(100.0)
     assert {v.node_id: v.state for v in again.nodes_view()}["node-2"] is NodeState.LOST
     late_s = 100.0 + SETTINGS.lost_kept_s
@@ -500,8 +499,8 @@ def test_a_lost_node_is_shown_and_ended_by_the_next_controller_too() -> None:
 def test_a_hand_over_cut_short_by_a_restart_is_asked_for_again() -> None:
     cluster = ready()
     cluster.interrupt("node-2", 20.0, False, 0.5)
-    snapshot = one_of(replaced(cluster, 0.5), PersistCluster).snapshot
-    again = restarted(snapshot, 1.0)
+    replaced(cluster, 0.5)
+    again = restarted(cluster, 1.0)
     actions = again.start(100.0)
     assert all_of(actions, DissolveFormation) == []
     assert one_of(actions, DrainFormation).head.node_id == "node-1"
@@ -510,8 +509,7 @@ def test_a_hand_over_cut_short_by_a_restart_is_asked_for_again() -> None:
     done = again.drained("f1", 3, 100.1)
     assert one_of(done, TerminateNode) == TerminateNode("node-2")
     assert [m.node_id for m in one_of(done, FormPipeline).members] == ["node-1", "node-3"]
-    snapshot = one_of(done, PersistCluster).snapshot
-    once_more = restarted(snapshot, 2.0).start(100.0)
+    once_more = restarted(again, 2.0).start(100.0)
     assert one_of(once_more, TerminateNode) == TerminateNode("node-2")
     assert one_of(once_more, DissolveFormation).formation_id == "f9"
 
@@ -527,8 +525,8 @@ def test_a_hand_over_cut_short_by_a_restart_is_asked_for_again() -> None:
 )
 def test_a_plan_for_something_else_is_dropped_at_the_start(other: ClusterSettings) -> None:
     cluster = ready()
-    snapshot = all_of(cluster.register(facts("node-3"), 0.6), PersistCluster)[-1].snapshot
-    again = restarted(snapshot, 1.0, replace(other, initial=(SHAPE,) * 3, expected_nodes=3))
+    cluster.register(facts("node-3"), 0.6)
+    again = restarted(cluster, 1.0, replace(other, initial=(SHAPE,) * 3, expected_nodes=3))
     actions = again.start(100.0)
     assert said(actions) == ["plan_dropped"]
     assert one_of(actions, DissolveFormation).formation_id == "f1"
@@ -546,9 +544,9 @@ def test_a_plan_for_something_else_is_dropped_at_the_start(other: ClusterSetting
 
 def test_nodes_of_a_shape_that_is_not_wanted_any_more_are_exchanged() -> None:
     cluster = ready()
-    snapshot = all_of(cluster.register(facts("node-3"), 0.6), PersistCluster)[-1].snapshot
+    cluster.register(facts("node-3"), 0.6)
     fast = NodeShape(1 << 30, 3.0)
-    again = restarted(snapshot, 1.0, replace(SETTINGS, initial=(SHAPE, fast)))
+    again = restarted(cluster, 1.0, replace(SETTINGS, initial=(SHAPE, fast)))
     actions = again.start(100.0)
     assert [end.node_id for end in all_of(actions, TerminateNode)] == ["node-2", "node-3"]
     assert one_of(actions, LaunchNode).shape == fast

@@ -8,7 +8,6 @@ from services.controller.core.cluster.actions import (
     LaunchNode,
     LoadStage,
     LogEvent,
-    PersistCluster,
     TerminateNode,
 )
 from tests.unit.controller.small_cluster import (
@@ -90,8 +89,8 @@ def test_where_none_will_come_the_other_pipelines_take_over_at_once() -> None:
 
 def test_a_departure_goes_on_over_a_restart() -> None:
     cluster = ready(PATIENT)
-    persist = one_of(beat(cluster, "node-2", "f1", 1.0, departs_in_s=20.0), PersistCluster)
-    again = Prompt.recover(PATIENT, drawer(), persist.snapshot, 2.0, 2.0)
+    beat(cluster, "node-2", "f1", 1.0, departs_in_s=20.0)
+    again = Prompt.recover(PATIENT, drawer(), cluster.saved, 2.0, 2.0)
     again.start(2.0)
     assert again.deadlines_s() == {"node-2": 21.0}
     assert one_of(again.tick(21.0 - PATIENT.seal_s), DrainFormation).formation_id == "f1"
