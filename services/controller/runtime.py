@@ -227,11 +227,11 @@ class ClusterRuntime:
             self._probing.discard(node.node_id)
 
     async def _until_due(self) -> None:
-        """Until the core has something to do by time alone."""
-        shortest_s = _SHORTEST_SLEEP_S
-        while (left_s := max(shortest_s, self.cluster.wakes_at_s() - self._clock())) > 0:
+        """Until something happens, or the core has something to do by time alone."""
+        left_s = max(_SHORTEST_SLEEP_S, self.cluster.wakes_at_s() - self._clock())
+        while self._turn is None and left_s > 0:
             await self._stirred.wait(left_s)
-            shortest_s = 0.0
+            left_s = self.cluster.wakes_at_s() - self._clock()
 
     def _stir(self) -> _Turn:
         """Something happened to the core, which is asked once for all that happens in this turn of

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import count
 from math import inf
 from typing import Any, TypeVar
 
@@ -109,9 +108,19 @@ def save(saved: dict[str, str], persist: PersistCluster) -> None:
             saved[key] = note
 
 
-def drawer() -> Callable[[], str]:
-    numbers = count(1)
-    return lambda: f"f{next(numbers)}"
+class Drawer:
+    """Gives f1, f2 and so on."""
+
+    def __init__(self) -> None:
+        self.drawn = 0
+
+    def __call__(self) -> str:
+        self.drawn += 1
+        return f"f{self.drawn}"
+
+
+def drawer() -> Drawer:
+    return Drawer()
 
 
 def facts(node_id: str, incarnation: str = "") -> NodeFacts:

@@ -189,7 +189,8 @@ class Mesh:
 class Set:
     """A runtime at work among fakes."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: ClusterSettings = SETTINGS) -> None:
+        self.settings = settings
         self.disk = Disk()
         self.mesh = Mesh()
         self.ids = iter(f"f{number}" for number in range(1, 100))
@@ -205,7 +206,7 @@ class Set:
         disk: Any = self.disk
         draw, now_s = lambda: next(self.ids), clock()
         saved = saved or {}
-        cluster = Cluster.recover(SETTINGS, draw, saved, now_s, now_s)
+        cluster = Cluster.recover(self.settings, draw, saved, now_s, now_s)
         runtime = ClusterRuntime(
             cluster,
             RuntimeSettings(),

@@ -89,7 +89,7 @@ async def test_a_notice_without_a_time_counts_for_nothing(deadline_s: float) -> 
 
 async def test_what_was_launched_before_is_found_before_it_is_asked_for_anything() -> None:
     state, world = State(SETTINGS.basis, Liveness(SETTINGS, 0.0)), Set()
-    state.nodes["a"] = Node("a", SHAPE, 0.0, facts=facts("a"), leaving=True)
+    state.put(Node("a", SHAPE, 0.0, facts=facts("a"), leaving=True))
     notes = {key: note for key, note in Notes(0.0).changes(state).items() if note is not None}
     async with world.working({**notes, f"{HANDLE_PREFIX}a": "handle-a"}):
         await world.mesh.ending.wait()

@@ -123,7 +123,7 @@ class Cluster:
             self._past.add(node.incarnation)
             node = None
         if node is None:
-            node = self._state.nodes[facts.node_id] = Node(facts.node_id, facts.shape, now_s)
+            node = self._state.put(Node(facts.node_id, facts.shape, now_s))
         new, returns = self._state.register(node, facts, now_s)
         self._happen([LogEvent("node_returned", node.node_id)] if returns else [])
         self._happen([LogEvent("node_registered", node.node_id)] if new else [])
@@ -153,7 +153,7 @@ class Cluster:
     def offers_changed(self, now_s: float) -> None:
         """There may be capacity where there was none: launches that were refused for want of it
         are tried again at once."""
-        seats = (seat.launches for _, seat in self._state.all_seats())
+        seats = (seat.launches for _, seat in self._state.lacking_seats())
         for backoff in (self._state.first_launches, *seats):
             if backoff.cause == NO_CAPACITY:
                 backoff.try_now()
@@ -345,8 +345,8 @@ class Cluster:
 
     def idle_nodes(self) -> frozenset[str]:
         """Usable nodes without a place."""
-        seated = self._state.seated()
-        return frozenset(n.node_id for n in self.usable_nodes() if n.node_id not in seated)
+        seatless = self._state.indexes.seatless()
+        return frozenset(node.node_id for node in seatless if node.usable)
 
     def running(self) -> tuple[PlannedPipeline, ...]:
         """The plan's pipelines on the nodes that sit in them now; vacant ones left out."""
@@ -382,7 +382,7 @@ class Cluster:
 
     def unusable(self) -> str:
         """Why no pipeline will ever take requests as things are; empty when one does or may."""
-        return unusable(self._state, self.faults())
+        return unusable(self._state)
 
     def pipelines_view(self) -> tuple[PipelineView, ...]:
         """For the status."""

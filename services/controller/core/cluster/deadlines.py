@@ -19,7 +19,7 @@ def carry_out_due(state: State, settings: ClusterSettings, now_s: float) -> list
     """What has fallen due: nodes that never came, were lost long ago or were not taken after all,
     and what must be sealed before a node ends."""
     actions: list[Action] = []
-    for node in list(state.nodes.values()):
+    for node in state.indexes.restless_nodes():
         if node.lost:
             if now_s >= node.since_s + settings.lost_kept_s:
                 # one that was lost by its silence may live on
@@ -31,10 +31,10 @@ def carry_out_due(state: State, settings: ClusterSettings, now_s: float) -> list
                 actions.append(TerminateNode(node.node_id, kill=True))
         elif node.deadline_s is not None and now_s >= node.deadline_s and not node.departs:
             actions += lapse(state, node)
-    for pipeline in state.pipelines.values():
+    for pipeline in state.restless():
         if pipeline.is_ready and must_part(state, settings, pipeline, now_s):
             actions += hand_over(state, pipeline, now_s)
-    for _, seat in state.all_seats():
+    for _, seat in state.lacking_seats():
         forgive(state, settings, seat, now_s)
     return actions
 
@@ -46,7 +46,7 @@ def next_due_s(state: State, settings: ClusterSettings, now_s: float) -> float:
 
 
 def _times(state: State, settings: ClusterSettings) -> Iterator[float]:
-    for node in state.nodes.values():
+    for node in state.indexes.restless_nodes():
         if node.lost:
             yield node.since_s + settings.lost_kept_s
         elif node.facts is None:
@@ -56,9 +56,9 @@ def _times(state: State, settings: ClusterSettings) -> Iterator[float]:
             yield node.deadline_s - settings.seal_s
         if node.refused is not None:
             yield node.loads.retry_at_s
-    for pipeline in state.wanted():
+    for pipeline in state.lacking():
         yield pipeline.forms.retry_at_s
-    for _, seat in state.all_seats():
+    for _, seat in state.lacking_seats():
         if seat.launches.failures:
             yield seat.launches.retry_at_s
             sitting = state.nodes.get(seat.node_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from services.common.generation import LayerRange, ModelRef
@@ -9,7 +10,7 @@ from services.common.nodes import NodeFacts, NodeShape
 from services.controller.core.cluster.actions import Loaded, NodeState
 from services.controller.core.cluster.backoff import Backoff
 from services.controller.core.cluster.settings import ClusterSettings
-from services.controller.core.cluster.transitions import need
+from services.controller.core.cluster.transitions import Noun, need
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class HeldStage:
 
 
 @dataclass(slots=True)
-class Node:
+class Node(Noun):
     """A node, from its launch to some time after its loss. Only its own methods change it."""
 
     node_id: str
@@ -53,6 +54,7 @@ class Node:
     """It gave that notice itself: there is no doubt about it."""
     released: bool = False
     """The plan it was there for is over."""
+    touched: Callable[[], object] | None = field(default=None, repr=False, compare=False)
 
     @property
     def present(self) -> bool:

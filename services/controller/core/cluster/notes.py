@@ -8,7 +8,7 @@ on the controller's clock mean nothing to the next one: a deadline is kept in wa
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from math import inf
 from typing import Any
@@ -43,6 +43,8 @@ class Notes:
         self._orders: dict[str, int] = {}
         """In which nodes and pipelines came."""
         self._last_order = 0
+        self._compared = False
+        """Notes of another controller that nothing here stands for are gone."""
 
     def recover(self, saved: Mapping[str, str], liveness: Liveness, now_s: float) -> State:
         """The state that the notes tell of, in today's form or an older one; nobody is confirmed
@@ -64,8 +66,10 @@ class Notes:
             state.recover(_node(item, now_s, self._unix_offset_s), now_s)
         for item in pipelines:
             state.add(_pipeline(item, now_s), now_s)
-        known = dict(self._wanted(state)) if todays else {}
-        self._standing = {key: known.get(key) for key in saved if _is_note(key)}
+        self._standing = {key: None for key in saved if _is_note(key)}
+        if todays:
+            self._standing |= {key: self._wanted(state, key) for key in self._standing}
+            state.indexes.unwritten.clear()
         return state
 
     def _in_order(self, saved: Mapping[str, str], prefix: str) -> list[Fields]:
@@ -78,35 +82,47 @@ class Notes:
         """What has changed since it was asked last, to be written at once; None for what is gone.
         It is true of the state only as a whole."""
         changed: dict[str, str | None] = {}
-        keys = set[str]()
-        for key, wanted in self._wanted(state):
-            keys.add(key)
-            if self._standing.get(key) != wanted:
+        for key in self._touched(state):
+            wanted = self._wanted(state, key)
+            if wanted is None and key in self._standing:
+                del self._standing[key]
+                self._orders.pop(key, None)
+                changed[key] = None
+            elif wanted is not None and self._standing.get(key) != wanted:
                 self._standing[key] = wanted
                 changed[key] = self._text(key, wanted)
-        for key in sorted(self._standing.keys() - keys):
-            del self._standing[key]
-            self._orders.pop(key, None)
-            changed[key] = None
         return changed
 
-    def _wanted(self, state: State) -> Iterator[tuple[str, Fields]]:
-        yield (
-            CLUSTER,
-            {
+    def _touched(self, state: State) -> list[str]:
+        """Keys of what may have changed."""
+        unwritten = state.indexes.unwritten
+        keys = [CLUSTER, BASIS, PLAN]
+        keys += [NODE + node_id for node_id in unwritten.nodes]
+        keys += [PIPELINE + pipeline_id for pipeline_id in unwritten.pipelines]
+        unwritten.clear()
+        if not self._compared:
+            keys += [key for key in self._standing if key not in set(keys)]
+            self._compared = True
+        return keys
+
+    def _wanted(self, state: State, key: str) -> Fields | None:
+        """What the note is to have; None when there is to be none."""
+        if key == CLUSTER:
+            return {
                 "version": VERSION,
                 "last_number": state.last_number,
                 "launched": state.launched,
                 "named": state.named,
-            },
-        )
-        yield BASIS, {"basis": state.basis}
-        if state.plan is not None:
-            yield PLAN, {"plan": state.plan}
-        for node in state.nodes.values():
-            yield NODE + node.node_id, _node_fields(node, self._unix_offset_s)
-        for pipeline in state.pipelines.values():
-            yield PIPELINE + pipeline.pipeline_id, _pipeline_fields(pipeline)
+            }
+        if key == BASIS:
+            return {"basis": state.basis}
+        if key == PLAN:
+            return {"plan": state.plan} if state.plan is not None else None
+        if key.startswith(NODE):
+            node = state.nodes.get(key.removeprefix(NODE))
+            return _node_fields(node, self._unix_offset_s) if node is not None else None
+        pipeline = state.pipelines.get(key.removeprefix(PIPELINE))
+        return _pipeline_fields(pipeline) if pipeline is not None else None
 
     def _text(self, key: str, wanted: Fields) -> str:
         if key == BASIS:

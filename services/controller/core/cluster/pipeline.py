@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -14,7 +14,7 @@ from services.controller.core.cluster.handover import Handover
 from services.controller.core.cluster.node import HeldStage
 from services.controller.core.cluster.plan import PlannedStage
 from services.controller.core.cluster.settings import ClusterSettings
-from services.controller.core.cluster.transitions import need
+from services.controller.core.cluster.transitions import Noun, need
 
 
 class FormationState(StrEnum):
@@ -48,7 +48,7 @@ class Formation:
 
 
 @dataclass(slots=True)
-class Seat:
+class Seat(Noun):
     """A stage of a pipeline, who runs it, and who is to run it next. Only its own methods change
     it."""
 
@@ -64,6 +64,7 @@ class Seat:
     """Nodes that were lost, or given up, before they had proven themselves here."""
     given_up: int = 0
     """How many of them could not load it."""
+    touched: Callable[[], object] | None = field(default=None, repr=False, compare=False)
 
     @property
     def node_ids(self) -> tuple[str, ...]:
@@ -142,7 +143,7 @@ def count_loss(
 
 
 @dataclass(slots=True)
-class Pipeline:
+class Pipeline(Noun):
     """A pipeline of the plan, or one that an older plan had and that serves still. Only its own
     methods change it, and State, which keeps the indexes, calls those that begin and end a
     formation."""
@@ -161,6 +162,7 @@ class Pipeline:
     """Its head is there, as far as is known, and does not serve."""
     retiring: bool = False
     """The plan lacks it: it serves until what takes its place does."""
+    touched: Callable[[], object] | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_ready(self) -> bool:

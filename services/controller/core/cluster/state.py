@@ -17,6 +17,7 @@ from services.controller.core.cluster.actions import (
 )
 from services.controller.core.cluster.asking import PlanAsking
 from services.controller.core.cluster.backoff import Backoff
+from services.controller.core.cluster.indexes import Indexes
 from services.controller.core.cluster.liveness import Liveness
 from services.controller.core.cluster.node import HeldStage, Node
 from services.controller.core.cluster.pipeline import Formation, Pipeline, Seat
@@ -45,6 +46,7 @@ class State:
         """Nodes launched so far; their names count on."""
         self.named = 0
         """Pipelines that were given a name so far."""
+        self.indexes = Indexes(self.nodes, self.pipelines)
         self._by_formation: dict[str, Pipeline] = {}
         self._by_process: dict[str, Pipeline] = {}
 
@@ -60,8 +62,12 @@ class State:
         self.launched += 1
         while f"node-{self.launched}" in self.nodes:
             self.launched += 1
-        node = Node(f"node-{self.launched}", shape, now_s, launched=True)
+        return self.put(Node(f"node-{self.launched}", shape, now_s, launched=True))
+
+    def put(self, node: Node) -> Node:
+        """One more, or another one of the same name."""
         self.nodes[node.node_id] = node
+        self.indexes.node(node)
         return node
 
     def register(self, node: Node, facts: NodeFacts, now_s: float) -> tuple[bool, bool]:
@@ -92,7 +98,7 @@ class State:
 
     def recover(self, node: Node, now_s: float) -> None:
         """An older controller had it."""
-        self.nodes[node.node_id] = node
+        self.put(node)
         if node.present:
             self.liveness.watch(node.node_id, node.incarnation, now_s, confirmed=False)
             self.liveness.carry(node.incarnation, node.held is not None)
@@ -101,6 +107,7 @@ class State:
         """It was shown as lost for long enough."""
         need(node.lost, f"{node.node_id} is not lost and cannot be forgotten")
         del self.nodes[node.node_id]
+        self.indexes.touch_node(node.node_id)
 
     def staying(self) -> list[Node]:
         """Nodes that are there or start, and are not about to go."""
@@ -119,7 +126,15 @@ class State:
 
     def retiring(self) -> list[Pipeline]:
         """Pipelines that the plan lacks and that serve still."""
-        return [pipeline for pipeline in self.pipelines.values() if pipeline.retiring]
+        return [pipeline for pipeline in self.restless() if pipeline.retiring]
+
+    def restless(self) -> list[Pipeline]:
+        """Pipelines that do not just serve: see `Indexes`."""
+        return self.indexes.restless_pipelines()
+
+    def lacking(self) -> list[Pipeline]:
+        """Those of them that the plan has."""
+        return [pipeline for pipeline in self.restless() if not pipeline.retiring]
 
     def next_name(self) -> str:
         """Of a pipeline; none has had it."""
@@ -132,6 +147,7 @@ class State:
         """One more; with its formation, if it has one."""
         need(pipeline.pipeline_id not in self.pipelines, f"{pipeline.pipeline_id} is there")
         self.pipelines[pipeline.pipeline_id] = pipeline
+        self.indexes.pipeline(pipeline)
         if pipeline.formation is not None:
             self._enter(pipeline, pipeline.formation, now_s)
 
@@ -139,20 +155,22 @@ class State:
         """It is over."""
         need(pipeline.formation is None, f"{pipeline.pipeline_id} has a formation still")
         del self.pipelines[pipeline.pipeline_id]
+        self.indexes.touch_pipeline(pipeline.pipeline_id)
 
-    def all_seats(self) -> Iterator[tuple[Pipeline, Seat]]:
-        """Of the plan's pipelines."""
-        for pipeline in self.wanted():
+    def lacking_seats(self) -> Iterator[tuple[Pipeline, Seat]]:
+        """Of the plan's pipelines that do not just serve."""
+        for pipeline in self.lacking():
             for seat in pipeline.seats:
                 yield pipeline, seat
 
     def seats(self, node_id: str) -> list[tuple[Pipeline, Seat]]:
         """Where a node sits or is to sit, by the plan."""
-        return [(p, seat) for p, seat in self.all_seats() if node_id in seat.node_ids]
+        pipelines = self.indexes.pipelines_of(node_id)
+        return [(p, seat) for p in pipelines for seat in p.seats if node_id in seat.node_ids]
 
-    def seated(self) -> set[str]:
-        """Nodes that sit somewhere, or are to, by the plan."""
-        return {node_id for _, seat in self.all_seats() for node_id in seat.node_ids}
+    def is_seated(self, node: Node) -> bool:
+        """It sits somewhere, or is to, by the plan."""
+        return bool(self.indexes.pipelines_of(node.node_id))
 
     # Formations
 

@@ -82,9 +82,9 @@ class _Steps:
     def all(self) -> list[Action]:
         state = self._state
         actions: list[Action] = []
-        for pipeline, seat in list(state.all_seats()):
+        for pipeline, seat in list(state.lacking_seats()):
             actions += self._fill(pipeline, seat)
-        for pipeline in state.wanted():
+        for pipeline in state.lacking():
             for seat in pipeline.seats:
                 for node_id in seat.node_ids:
                     actions += self._load(node_id, seat)
@@ -176,12 +176,11 @@ class _Steps:
         """Usable nodes without a place; where none can be launched, those too that serve in what
         the plan lacks."""
         if self._free is None:
-            seated, state = self._state.seated(), self._state
+            state = self._state
             self._free = [
                 node
-                for node in state.nodes.values()
+                for node in state.indexes.seatless()
                 if node.usable
-                and node.node_id not in seated
                 and (state.pipeline_of(node) is None or not self._settings.can_launch)
             ]
             self._free.sort(key=lambda node: state.pipeline_of(node) is not None)
@@ -279,18 +278,18 @@ class _Steps:
     def _end_released(self) -> list[Action]:
         """Nodes that an older plan had launched end once the plan is carried out without them."""
         state, settings = self._state, self._settings
-        if not settings.can_launch or not all(p.is_ready for p in state.pipelines.values()):
+        if not settings.can_launch or not all(p.is_ready for p in state.restless()):
             return []
         ending = [
             node
-            for node in state.nodes.values()
+            for node in state.indexes.restless_nodes()
             if node.released and node.launched and not node.lost and not node.leaving
         ]
         if not ending:
             return []
-        seated, actions = state.seated(), list[Action]()
+        actions = list[Action]()
         for node in ending:
-            if node.node_id not in seated and state.pipeline_of(node) is None:
+            if not state.is_seated(node) and state.pipeline_of(node) is None:
                 node.leave()
                 actions += [LogEvent("node_released", node.node_id), TerminateNode(node.node_id)]
         return actions

@@ -128,7 +128,7 @@ def test_a_process_is_in_one_formation_and_an_index_finds_it() -> None:
     other.pipeline_id = "q"
     for made in (one, other):
         state.add(made, 0.0)
-    state.nodes["a"] = node(registered)
+    state.put(node(registered))
     state.form(one, formation(), 0.0)
     assert state.pipeline("f") is state.pipeline_of(state.nodes["a"]) is one
     with pytest.raises(IllegalTransition, match="a is in a formation"):
