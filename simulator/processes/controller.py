@@ -24,6 +24,7 @@ from services.controller.core.cluster.actions import (
     LogEvent,
     PersistCluster,
     RoutesChanged,
+    ShunOffer,
     TerminateNode,
 )
 from services.controller.core.cluster.cluster import Cluster
@@ -274,6 +275,8 @@ class SimulatedController(Process):
                         del self.notes[key]
                     else:
                         self.notes[key] = note
+            elif isinstance(action, ShunOffer):
+                continue  # nodes are offered in one way here
             else:
                 self.monitor.cluster_event(action)
 

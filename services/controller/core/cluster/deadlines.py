@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import inf
 
-from services.controller.core.cluster.actions import Action, TerminateNode
+from services.controller.core.cluster.actions import Action, ShunOffer, TerminateNode
 from services.controller.core.cluster.losses import forgive, lose
 from services.controller.core.cluster.notices import hand_over, lapse, must_part
 from services.controller.core.cluster.settings import ClusterSettings
@@ -27,8 +27,8 @@ def carry_out_due(state: State, settings: ClusterSettings, now_s: float) -> list
                 state.forget(node)
         elif node.facts is None:
             if now_s >= node.since_s + settings.launch_timeout_s:
-                actions += lose(state, settings, node, "launch timed out", now_s)
-                actions.append(TerminateNode(node.node_id, kill=True))
+                actions += lose(state, settings, node, "launch timed out", now_s, came=False)
+                actions += [ShunOffer(node.node_id), TerminateNode(node.node_id, kill=True)]
         elif node.deadline_s is not None and now_s >= node.deadline_s and not node.departs:
             actions += lapse(state, node)
     for pipeline in state.restless():

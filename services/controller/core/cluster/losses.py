@@ -22,9 +22,10 @@ def lose(
     now_s: float,
     *,
     started: bool = True,
+    came: bool = True,
 ) -> list[Action]:
     """The node is gone: its seats go to their successors or stand empty, its formation dissolves.
-    One that has `started` was paid for."""
+    One that has `started` was paid for; one that never `came` was not to be had."""
     silent_s = f"{state.liveness.silent_s(node.incarnation, now_s):.3f}"
     came_to_something = node.came_to_something(settings.stable_s, now_s)
     in_vain = node.deadline_s is None and not came_to_something
@@ -45,7 +46,9 @@ def lose(
             longest_s=longest_s,
         )
     for pipeline, seat in state.seats(node.node_id):
-        if in_vain:
+        if not came:
+            seat.refuse(settings, cause, node.node_id, now_s, longest_s=longest_s)
+        elif in_vain:
             seat.count_loss(
                 settings, cause, node.node_id, now_s, served=served, longest_s=longest_s
             )
@@ -72,9 +75,10 @@ def give_up(settings: ClusterSettings, seat: Seat, node: Node, now_s: float) -> 
 
 
 def forgive(state: State, settings: ClusterSettings, seat: Seat, now_s: float) -> None:
-    """What came to nothing at the seat before counts no more once a node has come to something."""
+    """What came to nothing at the seat before counts no more once a node has come to something;
+    behind a notice it is those that are to follow that come to nothing."""
     node = state.nodes.get(seat.node_id)
-    if node is not None and node.came_to_something(settings.stable_s, now_s):
+    if node is not None and node.stays and node.came_to_something(settings.stable_s, now_s):
         seat.forgive()
 
 

@@ -30,6 +30,7 @@ from tests.unit.controller.small_cluster import (
     loaded,
     one_of,
     planned,
+    ready,
 )
 
 
@@ -112,6 +113,22 @@ def test_a_node_that_cannot_load_passingly_is_replaced_ever_more_seldom() -> Non
     assert launched <= most
     assert loads <= most + launched + SETTINGS.load_attempts
     assert {fault.cause for fault in cluster.faults()} == {"no weights"}
+
+
+def test_what_is_to_follow_a_node_that_served_well_is_launched_ever_more_seldom() -> None:
+    cluster = ready(PATIENT)
+    actions = cluster.interrupt("node-2", HOUR_S, False, 20.0)
+    launched_s, now_s = [], 20.0
+    while now_s < 100.0:
+        for launch in all_of(actions, LaunchNode):
+            launched_s.append(now_s)
+            actions = cluster.launch_failed(launch.node_id, "no room", now_s)
+            assert all_of(actions, LaunchNode) == []
+        now_s += 0.25
+        actions = cluster.tick(now_s)
+    pauses = [after - before for before, after in pairwise(launched_s)]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] >= PATIENT.retry_max_s
 
 
 def refused(settings: ClusterSettings = PATIENT) -> Prompt:
