@@ -131,10 +131,11 @@ class Cluster:
         self._happen([LogEvent("node_returned", node.node_id)] if returns else [])
         self._happen([LogEvent("node_registered", node.node_id)] if new else [])
 
-    def heartbeat(self, beat: Beat, now_s: float) -> None:
-        """Raises NotFound when the node must register (again). A beat that is like the one before
-        is no event."""
-        self._heed(self._state.liveness.hear(beat, now_s), now_s)
+    def heartbeat(self, beat: Beat, now_s: float, until_s: float | None = None) -> None:
+        """A beat, or a run of them that are all like it, the last at `until_s`. Raises NotFound
+        when the node must register (again). One that says nothing new is no event."""
+        last_s = now_s if until_s is None else until_s
+        self._heed(self._state.liveness.hear_until(beat, now_s, last_s), now_s)
 
     def _heed(self, verdicts: Iterable[Verdict], now_s: float) -> None:
         for verdict in verdicts:
