@@ -40,6 +40,13 @@ app = typer.Typer(
 )
 
 
+def complain(what: str) -> None:
+    """A line on stderr."""
+    Console(stderr=True).print(
+        f"shunt: {what}", style="red", markup=False, highlight=False, soft_wrap=True
+    )
+
+
 def told(action: Callable[[], T]) -> T:
     """Runs an action; an error the person can mend becomes a line and exit status 1, a bad
     setting one and 2."""
@@ -49,9 +56,7 @@ def told(action: Callable[[], T]) -> T:
     try:
         return action()
     except MeshError as error:
-        Console(stderr=True).print(
-            f"shunt: {error}", style="red", markup=False, highlight=False, soft_wrap=True
-        )
+        complain(str(error))
         raise typer.Exit(1) from None
 
 
@@ -137,6 +142,22 @@ def interrupt(
     number = told(lambda: asyncio.run(report(directory, node, notice, kill)))
     what = "is killed" if kill else f"will be taken away in {notice:g} s"
     console.print(f"{node} {what} (event {number})", highlight=False)
+
+
+@app.command()
+def events(
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts: an object a line.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on as events happen.")] = False,
+    since: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The first number wanted.")] = 0,
+    kind: Annotated[list[str], typer.Option(help="Only this kind; may be given again.")] = [],  # noqa: B006
+) -> None:
+    """Shows what happened to nodes, pipelines and plans."""
+    from services.cli.event_stream import print_events
+    from services.cli.events import read_events
+
+    found = read_events(MeshDirectory(data_dir), since, follow, complain)
+    told(lambda: print_events(found, kind, as_json))
 
 
 def apply_plan(

@@ -112,6 +112,7 @@ class AssembledController:
                 settings.limits,
                 vocab_size=facts.vocab_size,
                 runtime=self._runtime,
+                replans=self._replans,
                 generations=self._generations,
                 events=self.events,
                 engines=self._engines,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import grpc
 from shuntserve.placement.v1 import placement_pb2, placement_pb2_grpc
@@ -23,14 +23,18 @@ from services.controller.core.cluster.plan import (
     PlannedPipeline,
     PlannedStage,
 )
+from services.controller.core.cluster.why import Alternative, Why
 from services.controller.core.model_facts import ModelFacts
-from services.controller.replans import NextPlan, Replanning
+from services.controller.replans import LikeNodes, NextPlan, Replanning, WhatIfs
 
 _OBJECTIVES = {
     "throughput": placement_pb2.OBJECTIVE_KIND_THROUGHPUT,
     "throughput-per-cost": placement_pb2.OBJECTIVE_KIND_THROUGHPUT_PER_COST,
     "goodput-per-cost": placement_pb2.OBJECTIVE_KIND_GOODPUT_PER_COST,
 }
+
+_RUNNERS_UP = 4
+"""Plans that are told of beside the one that is taken."""
 
 
 def _node(
@@ -72,6 +76,12 @@ def _stage(stage: placement_pb2.Stage, named: _Named) -> PlannedStage:
     )
 
 
+def _alternatives(
+    reply: placement_pb2.PlanResponse | placement_pb2.ReplanResponse,
+) -> tuple[Alternative, ...]:
+    return tuple(Alternative(one.plan, one.lacks) for one in reply.alternatives)
+
+
 class Planning:
     """The placement service, seen from here."""
 
@@ -98,19 +108,64 @@ class Planning:
             nodes=[_node(node.node_id, node.shape) for node in question.nodes],
             planner=self._planner,
             pipeline_count=question.pipelines,
+            runners_up=_RUNNERS_UP,
         )
         try:
             reply = await self._stub.Plan(request, timeout=self._timeout_s)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
         known = {n.node_id: _Named(n.shape, node_id=n.node_id) for n in question.nodes}
-        return self._plan_of(reply, question.number, question.model, THROUGHPUT, known)
+        plan = self._plan_of(reply, question.number, question.model, THROUGHPUT, known)
+        return replace(plan, why=Why(tuple(reply.reasons), _alternatives(reply), ("first_plan",)))
 
     async def replan(self, question: Replanning) -> NextPlan:
         """The next plan, or none where the running one stays; by placement's own planner, which
         knows every objective. Raises as `plan` does."""
         wishes = question.wishes
-        request = placement_pb2.ReplanRequest(
+        try:
+            reply = await self._stub.Replan(self._asked(question), timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        if not reply.change:
+            return NextPlan(None, 0.0, tuple(reply.reasons))
+        known = {n.node_id: _Named(n.shape, node_id=n.node_id) for n, _ in question.nodes} | {
+            one.name: _Named(one.offer.shape, offer_id=one.offer.offer_id)
+            for one in question.candidates
+        }
+        plan = self._plan_of(reply, question.number, question.model, wishes.objective, known)
+        why = Why(
+            tuple(reply.reasons),
+            _alternatives(reply),
+            gain=reply.gain,
+            horizon_s=wishes.horizon_s,
+        )
+        return NextPlan(replace(plan, why=why), reply.gain, why.reasons)
+
+    async def what_ifs(self, question: Replanning, groups: Sequence[LikeNodes]) -> WhatIfs:
+        """What placement would answer to a question that is another in one thing. Raises a
+        ShuntError when there is no answer."""
+        request = placement_pb2.WhatIfRequest(
+            question=self._asked(question),
+            groups=[
+                placement_pb2.NodeGroup(
+                    name=group.name,
+                    node_ids=group.names,
+                    more=None
+                    if group.offer is None
+                    else _node(f"{group.name}#more", group.offer.shape, group.offer, on_offer=True),
+                )
+                for group in groups
+            ],
+        )
+        try:
+            reply = await self._stub.WhatIf(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        return WhatIfs(tuple((one.change, one.answer) for one in reply.answers), reply.complete)
+
+    def _asked(self, question: Replanning) -> placement_pb2.ReplanRequest:
+        wishes = question.wishes
+        return placement_pb2.ReplanRequest(
             model=placement_pb2.ModelSpec(config_json=self._facts.config_json),
             nodes=[
                 *(_node(n.node_id, n.shape, offer) for n, offer in question.nodes),
@@ -138,18 +193,6 @@ class Planning:
             horizon_s=wishes.horizon_s,
             improve=question.improve,
         )
-        try:
-            reply = await self._stub.Replan(request, timeout=self._timeout_s)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
-        if not reply.change:
-            return NextPlan(None, 0.0, tuple(reply.reasons))
-        known = {n.node_id: _Named(n.shape, node_id=n.node_id) for n, _ in question.nodes} | {
-            one.name: _Named(one.offer.shape, offer_id=one.offer.offer_id)
-            for one in question.candidates
-        }
-        plan = self._plan_of(reply, question.number, question.model, wishes.objective, known)
-        return NextPlan(plan, reply.gain, tuple(reply.reasons))
 
     def _plan_of(
         self,

@@ -16,7 +16,7 @@ from shuntserve.controller.v1 import controller_pb2_grpc
 
 from services.common import channels, guards, logs
 from services.common import wire as common_wire
-from services.common.errors import InvalidArgument, NotFound, ShuntError
+from services.common.errors import FailedPrecondition, InvalidArgument, NotFound, ShuntError
 from services.common.exchange import CheckpointResult
 from services.common.generation import CancelReason, ModelRef
 from services.controller import metrics, wire
@@ -26,6 +26,7 @@ from services.controller.engines import Engines
 from services.controller.event_log import EventLog
 from services.controller.generations import LedgerRuntime
 from services.controller.processes import Processes
+from services.controller.replans import Replans
 from services.controller.runtime import ClusterRuntime
 
 _log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         *,
         vocab_size: int,
         runtime: ClusterRuntime,
+        replans: Replans,
         generations: LedgerRuntime,
         events: EventLog,
         engines: Engines,
@@ -72,6 +74,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         self._limits = limits
         self._vocab_size = vocab_size
         self._runtime = runtime
+        self._replans = replans
         self._generations = generations
         self._events = events
         self._engines = engines
@@ -247,7 +250,26 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         self, request: pb.ApplyPlanRequest, context: Context
     ) -> pb.ApplyPlanResponse:
         await self._runtime.started.wait()
-        return pb.ApplyPlanResponse(number=await self._runtime.apply_plan(request.plan_json))
+        source = wire.name_from(request.source, "source") if request.source else ""
+        number = await self._runtime.apply_plan(request.plan_json, source)
+        return pb.ApplyPlanResponse(number=number)
+
+    async def ExplainPlan(
+        self, request: pb.ExplainPlanRequest, context: Context
+    ) -> pb.ExplainPlanResponse:
+        await self._runtime.started.wait()
+        plan = self._runtime.cluster.plan
+        if plan is None:
+            raise FailedPrecondition("there is no plan yet")
+        explained = wire.explanation_to(plan)
+        if request.what_ifs:
+            try:
+                found = await self._replans.what_ifs()
+            except ShuntError as error:
+                explained.what_ifs_lack = f"placement has no answer: {error.message}"
+            else:
+                wire.add_what_ifs(explained, found)
+        return explained
 
     async def GetStatus(
         self, request: pb.GetStatusRequest, context: Context

@@ -9,12 +9,16 @@ from shuntserve.placement.v1 import placement_pb2 as pb
 
 from services.common.errors import InvalidArgument
 from services.placement import wire
+from services.placement.estimate.catalogue import HardwareCatalogue
 from services.placement.estimate.cluster import CandidateNode, PlacedPipeline, PlacedStage
 from services.placement.estimate.explain import PipelineExplanation, StageExplanation
 from services.placement.replan.moves import GenerationMove, Handover, NodeMove, ResidentStage
 from services.placement.replan.next_plan import HYSTERESIS, Change
+from services.placement.replan.what_if import NodeGroup
 
 MOST_READY_IN_S = 1e6
+MOST_GROUPS = 4096
+MOST_NAME_CHARS = 128
 _HANDOVER_OF = {
     Handover.REPLAY: pb.HANDOVER_REPLAY,
     Handover.TRANSFER: pb.HANDOVER_TRANSFER,
@@ -71,6 +75,25 @@ def _resident(
         more = ResidentStage(one.layers.start, one.layers.end, tp)
         held[one.node_id] = (*held.get(one.node_id, ()), more)
     return held
+
+
+def groups_from(
+    catalogue: HardwareCatalogue, messages: Sequence[pb.NodeGroup]
+) -> tuple[NodeGroup, ...]:
+    """What varies."""
+    if len(messages) > MOST_GROUPS:
+        raise InvalidArgument(f"at most {MOST_GROUPS} groups", field="groups")
+    groups = []
+    for message in messages:
+        if not 1 <= len(message.name) <= MOST_NAME_CHARS or not message.name.isprintable():
+            raise InvalidArgument(
+                f"a group's name has 1 to {MOST_NAME_CHARS} characters", field="groups"
+            )
+        more = None
+        if message.HasField("more"):
+            (more,) = wire.nodes_from(catalogue, [message.more])
+        groups.append(NodeGroup(message.name, frozenset(message.node_ids), more))
+    return tuple(groups)
 
 
 def node_move_message(move: NodeMove) -> pb.NodeMove:

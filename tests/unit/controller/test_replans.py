@@ -11,6 +11,7 @@ from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.market import Market, Offer
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.replanning import Replanner, ReplanSettings
+from services.controller.core.cluster.why import Why
 from services.controller.event_log import EventLog
 from services.controller.replans import NextPlan, Replanning, Replans, Wishes
 from tests.unit.controller.small_cluster import BACK, FRONT, PATIENT, SHAPE, facts, planned, ready
@@ -97,7 +98,8 @@ async def test_a_better_plan_is_handed_over(rig: Rig) -> None:
     rig.market.update([FAST])
     await rig.at(101.0)
     await rig.at(106.0)
-    assert rig.adopted == [better]
+    (adopted,) = rig.adopted
+    assert adopted == replace(better, why=Why(causes=("offers_changed",)))
     event = rig.events.newest("plan_chosen", "")
     assert event is not None
     assert event.attributes["gain"] == "0.500"

@@ -197,6 +197,8 @@ class Cluster:
         if plan.number <= state.last_number:
             return []
         state.first_launches.succeed()
+        adopted_unix_s = round(now_s + self.unix_offset_s, 3)
+        plan = replace(plan, why=replace(plan.why, adopted_unix_s=adopted_unix_s))
         return self._advance(adopt(state, self.settings, plan, now_s), now_s)
 
     def plan_failed(self, reason: str, permanent: bool, now_s: float) -> list[Action]:
