@@ -22,6 +22,8 @@ MAX_GROUPS = 8
 LOWEST, HIGHEST = 0.5, 2.0
 """Shares of today's price that are tried at most."""
 HALVINGS = 4
+NAMED = 4
+"""Groups that an answer names."""
 SHARE = 0.25
 """Of the time that is left, what one question may take."""
 SAME = "the same plan"
@@ -199,7 +201,11 @@ class _Asking:
         return SAME if self._is_same(found) else self._figures(found)
 
     def _figures(self, found: NextPlan) -> str:
-        return f"{shape(found.pipelines)}, {figures(self._problem, found.pipelines)}"
+        groups = Counter(
+            self._group_of.get(node_id, node_id) for p in found.pipelines for node_id in p.node_ids
+        )
+        of = " and ".join(f"{count} {name}" for name, count in sorted(groups.items())[:NAMED])
+        return f"{shape(found.pipelines)} ({of}), {figures(self._problem, found.pipelines)}"
 
     def _is_same(self, found: NextPlan | FailedPrecondition | InvalidArgument) -> bool:
         """Equal but for which nodes of a group it is."""

@@ -165,13 +165,16 @@ def _settle(ground: SearchField, state: State, choose: Choose, budget: SearchBud
 def _runners_up(
     ground: SearchField, state: State, choose: Choose, used: Sequence[int], budget: SearchBudget
 ) -> tuple[tuple[PlacedPipeline, ...], ...]:
-    """The best packings of what is solved without one of the candidates that the plan uses."""
+    """The best packings without one of the candidates that the plan uses."""
     problem = ground.problem
     found = []
     for index in used if problem.runners_up else ():
         if budget.expired():
             break
-        chosen = _best_solved(ground, state, choose, without=index)
+        other = State(state.members, state.value.copy(), state.solved.copy())
+        other.value[index] = 0.0
+        _settle(ground, other, choose, budget)
+        chosen = _best_solved(ground, other, choose)
         pipelines = ground.build([candidate for _, candidate in chosen])
         if pipelines and pipelines not in found and not violation(problem, pipelines)[0]:
             found.append(pipelines)
@@ -179,14 +182,9 @@ def _runners_up(
     return tuple(found[: problem.runners_up])
 
 
-def _best_solved(
-    ground: SearchField, state: State, choose: Choose, *, without: int = -1
-) -> list[tuple[int, Candidate]]:
+def _best_solved(ground: SearchField, state: State, choose: Choose) -> list[tuple[int, Candidate]]:
     """What is chosen when only solved candidates count; each with its index."""
-    value = np.where(state.solved, state.value, 0.0)
-    if without >= 0:
-        value[without] = 0.0
-    uses = choose(value)
+    uses = choose(np.where(state.solved, state.value, 0.0))
     chosen: list[tuple[int, Candidate]] = []
     for i in np.flatnonzero((uses > 0) & state.solved & (state.value > 0)):
         candidate = ground.columns.solve(state.members[i])
