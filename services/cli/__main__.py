@@ -171,6 +171,23 @@ def apply_plan(
     console.print(f"plan {number} is carried out (see shunt status)", highlight=False)
 
 
+def why_plan(
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    what_ifs: Annotated[
+        bool, typer.Option(help="Ask placement, too, what something else would change.")
+    ] = True,
+) -> None:
+    """Says why the mesh has the plan it has, and what would make another one."""
+    from services.cli.why import explained, why_text
+
+    why = told(lambda: asyncio.run(explained(MeshDirectory(data_dir), what_ifs)))
+    if as_json:
+        print(json.dumps(why))
+    else:
+        console.print(why_text(why))
+
+
 @app.command()
 def demo(
     data_dir: Annotated[Path, typer.Option("--data-dir")] = DEFAULT_DATA_DIR / "demo",
@@ -180,6 +197,10 @@ def demo(
 
     if not told(lambda: run_demo(MeshDirectory(data_dir), console)):
         raise typer.Exit(1)
+
+
+OF_MESH = {"apply": apply_plan, "why": why_plan}
+"""Commands of `shunt plan` that are about the plan of a running mesh."""
 
 
 def _leave(number: int, frame: object) -> None:
@@ -193,7 +214,8 @@ def mount(arguments: Sequence[str]) -> None:
     for name, (module, help_text) in MOUNTED.items():
         commands = importlib.import_module(module).app if name == called else typer.Typer()
         if name == called == "plan":
-            commands.command("apply")(apply_plan)
+            for command, of_mesh in OF_MESH.items():
+                commands.command(command)(of_mesh)
         app.add_typer(commands, name=name, help=help_text)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,14 @@ from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.replanning import Replanner, ReplanSettings
 from services.controller.core.cluster.why import Why
 from services.controller.event_log import EventLog
-from services.controller.replans import NextPlan, Replanning, Replans, Wishes
+from services.controller.replans import (
+    LikeNodes,
+    NextPlan,
+    Replanning,
+    Replans,
+    WhatIfs,
+    Wishes,
+)
 from tests.unit.controller.small_cluster import BACK, FRONT, PATIENT, SHAPE, facts, planned, ready
 
 FAST = Offer("fast", "fast", replace(SHAPE, relative_speed=9.0), count=3, price_per_hour=1.0)
@@ -25,6 +33,7 @@ class Asked:
 
     def __init__(self) -> None:
         self.questions: list[Replanning] = []
+        self.groups: tuple[LikeNodes, ...] = ()
         self.answer: NextPlan | Exception = NextPlan(None, 0.0, ("nothing gains enough",))
 
     async def replan(self, question: Replanning) -> NextPlan:
@@ -32,6 +41,11 @@ class Asked:
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
+
+    async def what_ifs(self, question: Replanning, groups: Sequence[LikeNodes]) -> WhatIfs:
+        self.questions.append(question)
+        self.groups = tuple(groups)
+        return WhatIfs((), True)
 
 
 class Rig:
@@ -103,6 +117,22 @@ async def test_a_better_plan_is_handed_over(rig: Rig) -> None:
     event = rig.events.newest("plan_chosen", "")
     assert event is not None
     assert event.attributes["gain"] == "0.500"
+
+
+async def test_what_ifs_are_asked_of_all_that_is_there_and_all_that_may_be_had(rig: Rig) -> None:
+    closed = replace(FAST, offer_id="closed", count=0)
+    rig.market.update([FAST, closed])
+    rig.market.found("node-2", "fast")
+    await rig.replans.what_ifs()
+    (question,) = rig.placement.questions
+    assert question.improve
+    assert [one.name for one in question.candidates] == ["fast#1", "fast#2"]
+    assert rig.placement.groups == (
+        LikeNodes("fast", ("node-2", "fast#1", "fast#2"), FAST),
+        LikeNodes("closed", (), closed),
+        LikeNodes("own nodes of speed 1", ("node-1",), None),
+    )
+    assert rig.adopted == []
 
 
 async def test_a_node_that_comes_is_a_reason(rig: Rig) -> None:
