@@ -7,7 +7,7 @@ import importlib
 import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -199,7 +199,7 @@ def demo(
         raise typer.Exit(1)
 
 
-OF_MESH = {"apply": apply_plan, "why": why_plan}
+OF_MESH: Mapping[str, Callable[..., None]] = {"apply": apply_plan, "why": why_plan}
 """Commands of `shunt plan` that are about the plan of a running mesh."""
 
 

@@ -70,6 +70,7 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "ClaimGeneration": _only(Role.ROUTER),
         "ReportInterruption": _only(Role.OPERATOR),
         "ApplyPlan": _only(Role.OPERATOR),
+        "DiffPlan": _only(Role.OPERATOR),
         "ExplainPlan": _only(Role.OPERATOR),
         "GetStatus": _only(Role.OPERATOR),
         "WatchEvents": _only(Role.OPERATOR),

@@ -29,6 +29,7 @@ from services.controller.runtime import SNAPSHOT, ClusterRuntime
 from services.controller.service import ControllerService, ServedVersion
 from services.controller.settings import ControllerSettings
 from services.controller.signal import Signal
+from services.controller.what_ifs import WhatIfs
 
 _log = logging.getLogger(__name__)
 
@@ -112,7 +113,13 @@ class AssembledController:
                 settings.limits,
                 vocab_size=facts.vocab_size,
                 runtime=self._runtime,
-                replans=self._replans,
+                what_ifs=WhatIfs(
+                    lambda ask: self._replans.question(self._runtime.cluster, ask),
+                    market=self._runtime.market,
+                    settings=settings.replanning,
+                    placement=self._planning,
+                    clock=clock,
+                ),
                 generations=self._generations,
                 events=self.events,
                 engines=self._engines,

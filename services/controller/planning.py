@@ -15,6 +15,7 @@ from services.common.nodes import NodeShape
 from services.common.settings import TlsSettings
 from services.common.statuses import from_rpc_error
 from services.controller.core.cluster.actions import AskPlan
+from services.controller.core.cluster.difference import StageToBe
 from services.controller.core.cluster.market import Offer
 from services.controller.core.cluster.plan import (
     THROUGHPUT,
@@ -25,7 +26,9 @@ from services.controller.core.cluster.plan import (
 )
 from services.controller.core.cluster.why import Alternative, Why
 from services.controller.core.model_facts import ModelFacts
-from services.controller.replans import LikeNodes, NextPlan, Replanning, WhatIfs
+from services.controller.diffs import Estimated, Estimating
+from services.controller.replans import NextPlan, Replanning
+from services.controller.what_ifs import Answers, LikeNodes
 
 _OBJECTIVES = {
     "throughput": placement_pb2.OBJECTIVE_KIND_THROUGHPUT,
@@ -80,6 +83,19 @@ def _alternatives(
     reply: placement_pb2.PlanResponse | placement_pb2.ReplanResponse,
 ) -> tuple[Alternative, ...]:
     return tuple(Alternative(one.plan, one.lacks) for one in reply.alternatives)
+
+
+def _pipeline(stages: Sequence[PlannedStage | StageToBe]) -> placement_pb2.Pipeline:
+    return placement_pb2.Pipeline(
+        stages=[
+            placement_pb2.Stage(
+                node_id=stage.node_id,
+                layers=wire.layers_to(stage.layers),
+                tp_degree=stage.tp_degree,
+            )
+            for stage in stages
+        ]
+    )
 
 
 class Planning:
@@ -141,7 +157,7 @@ class Planning:
         )
         return NextPlan(replace(plan, why=why), reply.gain, why.reasons)
 
-    async def what_ifs(self, question: Replanning, groups: Sequence[LikeNodes]) -> WhatIfs:
+    async def what_ifs(self, question: Replanning, groups: Sequence[LikeNodes]) -> Answers:
         """What placement would answer to a question that is another in one thing. Raises a
         ShuntError when there is no answer."""
         request = placement_pb2.WhatIfRequest(
@@ -149,7 +165,7 @@ class Planning:
             groups=[
                 placement_pb2.NodeGroup(
                     name=group.name,
-                    node_ids=group.names,
+                    node_ids=group.node_ids,
                     more=None
                     if group.offer is None
                     else _node(f"{group.name}#more", group.offer.shape, group.offer, on_offer=True),
@@ -161,7 +177,29 @@ class Planning:
             reply = await self._stub.WhatIf(request, timeout=self._timeout_s)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
-        return WhatIfs(tuple((one.change, one.answer) for one in reply.answers), reply.complete)
+        return Answers(tuple((one.change, one.answer) for one in reply.answers), reply.complete)
+
+    async def estimate(self, question: Estimating) -> Estimated:
+        """What pipelines carry, and what their nodes have to load. Raises a ShuntError when there
+        is no answer."""
+        request = placement_pb2.EstimateRequest(
+            model=placement_pb2.ModelSpec(config_json=self._facts.config_json),
+            nodes=[_node(name, shape, offer) for name, (shape, offer) in question.nodes.items()],
+            pipelines=[_pipeline(stages) for stages in question.pipelines],
+            resident=[
+                placement_pb2.ResidentLayers(
+                    node_id=name, layers=wire.layers_to(held.layers), tp_degree=held.tp_degree
+                )
+                for name, held in question.resident.items()
+                if held.model == self._facts.ref
+            ],
+        )
+        try:
+            reply = await self._stub.Estimate(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        rate = sum(one.throughput_tokens_per_s for one in reply.pipeline_estimates)
+        return Estimated(rate, {move.node_id: move.load_bytes for move in reply.node_moves})
 
     def _asked(self, question: Replanning) -> placement_pb2.ReplanRequest:
         wishes = question.wishes
@@ -174,19 +212,7 @@ class Planning:
                     for one in question.candidates
                 ),
             ],
-            running=[
-                placement_pb2.Pipeline(
-                    stages=[
-                        placement_pb2.Stage(
-                            node_id=stage.node_id,
-                            layers=wire.layers_to(stage.layers),
-                            tp_degree=stage.tp_degree,
-                        )
-                        for stage in pipeline.stages
-                    ]
-                )
-                for pipeline in question.running
-            ],
+            running=[_pipeline(pipeline.stages) for pipeline in question.running],
             objective=placement_pb2.Objective(
                 kind=_OBJECTIVES[wishes.objective], budget_per_hour=wishes.budget_per_hour
             ),

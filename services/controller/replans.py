@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -14,14 +14,7 @@ from services.common.nodes import NodeFacts
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.market import Market, Offer
 from services.controller.core.cluster.plan import Plan, PlannedPipeline
-from services.controller.core.cluster.replanning import (
-    Ask,
-    Candidate,
-    Cause,
-    Replanner,
-    ReplanSettings,
-    Workload,
-)
+from services.controller.core.cluster.replanning import Ask, Candidate, Cause, Replanner
 from services.controller.event_log import EventLog
 
 _log = logging.getLogger(__name__)
@@ -66,33 +59,10 @@ class NextPlan:
     reasons: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class LikeNodes:
-    """Nodes that are alike and cost the same: they vary together."""
-
-    name: str
-    """For people: the offer's, where there is one."""
-    names: tuple[str, ...]
-    """Of nodes of the question."""
-    offer: Offer | None
-    """Where one more may come from."""
-
-
-@dataclass(frozen=True, slots=True)
-class WhatIfs:
-    """What would be other, and what placement would answer."""
-
-    answers: tuple[tuple[str, str], ...]
-    complete: bool
-    """All was tried."""
-
-
 class Placement(Protocol):
     """Who answers."""
 
     async def replan(self, question: Replanning) -> NextPlan: ...
-
-    async def what_ifs(self, question: Replanning, groups: Sequence[LikeNodes]) -> WhatIfs: ...
 
 
 class Replans:
@@ -137,7 +107,7 @@ class Replans:
         ask = self._replanner.due(running, now_s)
         if ask is None:
             return
-        question = self._question(cluster, ask)
+        question = self.question(cluster, ask)
         try:
             answer = await self._placement.replan(question)
         except ShuntError as error:
@@ -145,21 +115,6 @@ class Replans:
             self._replanner.failed(error.message, error.permanent, self._clock())
             return
         self._take(answer, ask)
-
-    async def what_ifs(self) -> WhatIfs:
-        """What other prices, nodes and objectives would make of the plan now. Raises a ShuntError
-        when placement does not answer."""
-        now_s, cluster, market = self._clock(), self._cluster(), self._market
-        shut = market.shut()
-        candidates = [
-            Candidate(f"{offer.offer_id}#{number}", offer)
-            for offer in market.offers()
-            if shut.get(offer.offer_id, now_s) <= now_s
-            for number in range(1, 1 + _open(market, offer))
-        ]
-        ask = Ask((Cause.OPERATOR,), True, tuple(candidates), Workload())
-        question = self._question(cluster, ask)
-        return await self._placement.what_ifs(question, _like(question, market.offers()))
 
     def _tell(self, cluster: Cluster, now_s: float) -> None:
         self._replanner.offered(self._market.offers(), now_s)
@@ -172,7 +127,8 @@ class Replans:
                 self._refusals[offer_id] = until_s
                 self._replanner.refused(offer_id, until_s, now_s)
 
-    def _question(self, cluster: Cluster, ask: Ask) -> Replanning:
+    def question(self, cluster: Cluster, ask: Ask) -> Replanning:
+        """What placement is asked."""
         nodes = cluster.usable_nodes()
         most = self._wishes.nodes_max or len(cluster.settings.initial)
         room = max(0, most - len(nodes))
@@ -204,30 +160,6 @@ class Replans:
         self._events.add("plan_chosen", attributes=attributes)
         why = replace(answer.plan.why, causes=tuple(cause.value for cause in ask.causes))
         self._adopt(replace(answer.plan, why=why))
-
-
-def _open(market: Market, offer: Offer) -> int:
-    """Nodes that may be had of it and that a question may name."""
-    left = max(0, offer.count - market.running(offer.offer_id))
-    return min(left, ReplanSettings().candidates_an_offer)
-
-
-def _like(question: Replanning, offers: Sequence[Offer]) -> tuple[LikeNodes, ...]:
-    """The question's nodes by offer, those that came by themselves by what they are able to do; and
-    offers that it has no node of."""
-    by_offer = {offer.offer_id: (offer, list[str]()) for offer in offers}
-    own: dict[str, list[str]] = {}
-    for facts, offer in question.nodes:
-        if offer is not None and offer.offer_id in by_offer:
-            by_offer[offer.offer_id][1].append(facts.node_id)
-        else:
-            own.setdefault(f"own nodes of speed {facts.shape.relative_speed:g}", []).append(
-                facts.node_id
-            )
-    for one in question.candidates:
-        by_offer[one.offer.offer_id][1].append(one.name)
-    offered = [LikeNodes(name, tuple(names), of) for name, (of, names) in by_offer.items()]
-    return (*offered, *(LikeNodes(name, tuple(names), None) for name, names in own.items()))
 
 
 def _spread(candidates: tuple[Candidate, ...], room: int) -> tuple[Candidate, ...]:

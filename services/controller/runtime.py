@@ -35,6 +35,7 @@ from services.controller.core.cluster.applying import operators_plan
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.turns import Turns
+from services.controller.diffs import PlanDiff, plan_diff
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
 from services.controller.fleet import Fleet
@@ -183,6 +184,16 @@ class ClusterRuntime:
         plan = operators_plan(plan_json, number, self.cluster.settings, source)
         await self._submit(self.cluster.plan_ready(plan, self._clock()))
         return number
+
+    async def diff_plan(self, plan_json: str) -> PlanDiff:
+        """What applying it would change. Raises InvalidArgument."""
+        return await plan_diff(
+            plan_json,
+            cluster=self.cluster,
+            market=self.market,
+            placement=self._planning,
+            now_s=self._clock(),
+        )
 
     def adopt(self, plan: Plan) -> None:
         """A newer plan is what is carried out from now on."""

@@ -34,10 +34,8 @@ from services.controller.core.cluster.actions import (
     PipelineView,
 )
 from services.controller.core.cluster.market import MAX_NOTICE_S, Market, Offer
-from services.controller.core.cluster.plan import Plan
 from services.controller.core.ledger.population import OpenGeneration, Standing
 from services.controller.journal.journal import LoggedEvent
-from services.controller.replans import WhatIfs
 
 MAX_NAME_CHARS = 128
 MAX_MEMBERS = 1024
@@ -324,42 +322,6 @@ def pipeline_to(pipeline: PipelineView) -> pb.PipelineStatus:
             for stage in pipeline.stages
         ],
     )
-
-
-def plan_to(plan: Plan) -> pb.PlanStatus:
-    return pb.PlanStatus(
-        number=plan.number,
-        deployments=[
-            pb.DeploymentStatus(
-                model=wire.model_to(deployment.model),
-                objective=deployment.objective,
-                pipeline_ids=[pipeline.pipeline_id for pipeline in deployment.pipelines],
-            )
-            for deployment in plan.deployments
-        ],
-        adopted_unix_s=plan.why.adopted_unix_s,
-        causes=plan.why.causes,
-    )
-
-
-def explanation_to(plan: Plan) -> pb.ExplainPlanResponse:
-    why = plan.why
-    return pb.ExplainPlanResponse(
-        number=plan.number,
-        reasons=why.reasons,
-        alternatives=[pb.RejectedPlan(plan=a.plan, lacks=a.lacks) for a in why.alternatives],
-        causes=why.causes,
-        gain=why.gain,
-        horizon_s=why.horizon_s,
-        adopted_unix_s=why.adopted_unix_s,
-    )
-
-
-def add_what_ifs(explained: pb.ExplainPlanResponse, found: WhatIfs) -> None:
-    for change, answer in found.answers:
-        explained.what_ifs.add(change=change, answer=answer)
-    if not found.complete:
-        explained.what_ifs_lack = "there was no time for more"
 
 
 def generation_to(generation: OpenGeneration) -> pb.GenerationStatus:

@@ -21,6 +21,7 @@ from services.placement.estimate.cluster import PlacedPipeline
 from services.placement.estimate.costs import Costs
 from services.placement.estimate.estimator import estimate_plan
 from services.placement.estimate.explain import explain_pipeline
+from services.placement.replan.moves import LOAD_BYTES_PER_S, node_moves
 from services.placement.replan.next_plan import Change, replan
 from services.placement.replan.what_if import what_ifs
 from services.placement.search.budget import SearchBudget
@@ -120,9 +121,13 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
         problem, pipelines = self._given(request)
         total, each = estimate_plan(problem.costs, pipelines)
         expected = goodput(problem, pipelines, [e.throughput_rps for e in each])
+        known = {node.node_id: node for node in problem.nodes}
+        resident = wire_replan.resident_from(request.resident, known)
+        moves = node_moves(problem.costs.model, pipelines, resident, LOAD_BYTES_PER_S)
         return pb.EstimateResponse(
             pipeline_estimates=[wire.pipeline_estimate_message(e) for e in each],
             estimate=wire.plan_estimate_message(total, expected),
+            node_moves=[wire_replan.node_move_message(move) for move in moves],
         )
 
     def _explain(self, request: pb.ExplainRequest) -> pb.ExplainResponse:

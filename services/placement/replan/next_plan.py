@@ -15,6 +15,7 @@ from services.common.errors import DeadlineExceeded, FailedPrecondition, Invalid
 from services.placement.estimate.cluster import CandidateNode, PlacedPipeline
 from services.placement.estimate.estimator import check_layers, check_pipeline, estimate_pipeline
 from services.placement.replan.moves import (
+    LOAD_BYTES_PER_S,
     GenerationMove,
     NodeMove,
     ResidentStage,
@@ -48,7 +49,7 @@ class Change:
     resident: Mapping[str, tuple[ResidentStage, ...]]
     horizon_s: float = 600.0
     notice_s: float = 0.0
-    load_bytes_per_s: float = 1e9
+    load_bytes_per_s: float = LOAD_BYTES_PER_S
     generations: tuple[int, ...] = ()
     tokens_per_generation: int = 0
     improve: bool = False

@@ -17,7 +17,8 @@ from services.controller.core.cluster.plan import Plan, PlannedPipeline
 from services.controller.core.cluster.replanning import Candidate
 from services.controller.core.model_facts import ModelFacts
 from services.controller.planning import Planning
-from services.controller.replans import LikeNodes, Replanning, Wishes
+from services.controller.replans import Replanning, Wishes
+from services.controller.what_ifs import LikeNodes
 from services.placement.settings import PlacementSettings
 from tests.configs import LLAMA
 from tests.contract.placement.conftest import serving

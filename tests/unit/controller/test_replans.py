@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -15,11 +14,9 @@ from services.controller.core.cluster.replanning import Replanner, ReplanSetting
 from services.controller.core.cluster.why import Why
 from services.controller.event_log import EventLog
 from services.controller.replans import (
-    LikeNodes,
     NextPlan,
     Replanning,
     Replans,
-    WhatIfs,
     Wishes,
 )
 from tests.unit.controller.small_cluster import BACK, FRONT, PATIENT, SHAPE, facts, planned, ready
@@ -33,7 +30,6 @@ class Asked:
 
     def __init__(self) -> None:
         self.questions: list[Replanning] = []
-        self.groups: tuple[LikeNodes, ...] = ()
         self.answer: NextPlan | Exception = NextPlan(None, 0.0, ("nothing gains enough",))
 
     async def replan(self, question: Replanning) -> NextPlan:
@@ -41,11 +37,6 @@ class Asked:
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
-
-    async def what_ifs(self, question: Replanning, groups: Sequence[LikeNodes]) -> WhatIfs:
-        self.questions.append(question)
-        self.groups = tuple(groups)
-        return WhatIfs((), True)
 
 
 class Rig:
@@ -117,22 +108,6 @@ async def test_a_better_plan_is_handed_over(rig: Rig) -> None:
     event = rig.events.newest("plan_chosen", "")
     assert event is not None
     assert event.attributes["gain"] == "0.500"
-
-
-async def test_what_ifs_are_asked_of_all_that_is_there_and_all_that_may_be_had(rig: Rig) -> None:
-    closed = replace(FAST, offer_id="closed", count=0)
-    rig.market.update([FAST, closed])
-    rig.market.found("node-2", "fast")
-    await rig.replans.what_ifs()
-    (question,) = rig.placement.questions
-    assert question.improve
-    assert [one.name for one in question.candidates] == ["fast#1", "fast#2"]
-    assert rig.placement.groups == (
-        LikeNodes("fast", ("node-2", "fast#1", "fast#2"), FAST),
-        LikeNodes("closed", (), closed),
-        LikeNodes("own nodes of speed 1", ("node-1",), None),
-    )
-    assert rig.adopted == []
 
 
 async def test_a_node_that_comes_is_a_reason(rig: Rig) -> None:

@@ -31,11 +31,12 @@ from services.controller.core.cluster.actions import (
     TerminateNode,
 )
 from services.controller.core.cluster.changes import adopt
+from services.controller.core.cluster.difference import Difference, difference
 from services.controller.core.cluster.faults import faults_of, unusable
 from services.controller.core.cluster.liveness import judge, overlook
 from services.controller.core.cluster.losses import dissolve, follow, forgive, lose
 from services.controller.core.cluster.market import NO_CAPACITY
-from services.controller.core.cluster.node import Node
+from services.controller.core.cluster.node import HeldStage, Node
 from services.controller.core.cluster.notices import hand_over, lapse, must_part, notice
 from services.controller.core.cluster.pipeline import Pipeline
 from services.controller.core.cluster.plan import Plan, PlannedPipeline
@@ -200,6 +201,10 @@ class Cluster:
         adopted_unix_s = round(now_s + self.unix_offset_s, 3)
         plan = replace(plan, why=replace(plan.why, adopted_unix_s=adopted_unix_s))
         return self._advance(adopt(state, self.settings, plan, now_s), now_s)
+
+    def difference(self, plan: Plan, now_s: float) -> Difference:
+        """What a newer plan would change, were it adopted now; nothing is changed by asking."""
+        return difference(self._state, self.settings, plan, now_s)
 
     def plan_failed(self, reason: str, permanent: bool, now_s: float) -> list[Action]:
         """Asked again after a pause; when the failure is permanent, once the nodes are others."""
@@ -367,6 +372,11 @@ class Cluster:
         """Those that may be given a place, or have one."""
         nodes = (node for node in self._state.nodes.values() if node.usable)
         return tuple(node.facts for node in nodes if node.facts is not None)
+
+    def held_stages(self) -> dict[str, HeldStage]:
+        """What each node that is there holds."""
+        nodes = (node for node in self._state.nodes.values() if node.present)
+        return {node.node_id: node.held for node in nodes if node.held is not None}
 
     def idle_nodes(self) -> frozenset[str]:
         """Usable nodes without a place."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import count
 
 from services.common.generation import LayerRange
 from services.common.nodes import NodeShape
@@ -18,8 +18,8 @@ from services.controller.core.cluster.steps import steps
 
 
 @dataclass(frozen=True, slots=True)
-class NewStage:
-    """A stage of a pipeline that is not there yet."""
+class StageToBe:
+    """A stage as it is to be, and what that takes."""
 
     node_id: str
     """Who is to hold it. A node that is yet to be launched has the name that it would get; empty
@@ -35,11 +35,12 @@ class NewStage:
 class Difference:
     """From what runs to the plan."""
 
+    pipelines: dict[str, tuple[StageToBe, ...]]
+    """All that there are to be."""
     kept: tuple[str, ...]
-    """Pipelines that go on untouched."""
-    new: dict[str, tuple[NewStage, ...]]
-    """By pipeline."""
+    """Those of them that go on untouched."""
     gone: tuple[str, ...]
+    """Those that are no more."""
     launched: dict[str, LaunchNode]
     """Nodes that are ordered at once, by the names they would get."""
     freed: tuple[str, ...]
@@ -48,20 +49,15 @@ class Difference:
     """Nodes that lose their place and stay: who launched them is somebody else."""
 
 
-def difference(
-    state: State,
-    settings: ClusterSettings,
-    plan: Plan,
-    draw_id: Callable[[], str],
-    now_s: float,
-) -> Difference:
+def difference(state: State, settings: ClusterSettings, plan: Plan, now_s: float) -> Difference:
     """Nothing of the state is changed."""
     before = {name for name, p in state.pipelines.items() if not p.retiring}
     had_a_place = _placed(state)
     after = deepcopy(state)
     adopt(after, settings, plan, now_s)
     adopted = {name: p for name, p in after.pipelines.items() if not p.retiring}
-    actions = steps(after, settings, draw_id, now_s)
+    numbers = count()
+    actions = steps(after, settings, lambda: f"thought-of-{next(numbers)}", now_s)
     seated = after.seated()
     unplaced = [
         node
@@ -70,19 +66,18 @@ def difference(
     ]
     return Difference(
         kept=tuple(name for name in adopted if name in before),
-        new={
+        pipelines={
             name: tuple(
-                NewStage(
+                StageToBe(
                     seat.node_id,
                     seat.stage.layers,
                     seat.stage.tp_degree,
-                    seat.shape,
+                    after.nodes[seat.node_id].shape if seat.node_id in after.nodes else seat.shape,
                     _lacks(state.nodes.get(seat.node_id), seat.stage),
                 )
                 for seat in pipeline.seats
             )
             for name, pipeline in adopted.items()
-            if name not in before
         },
         gone=tuple(sorted(before - adopted.keys())),
         launched={a.node_id: a for a in actions if isinstance(a, LaunchNode)},
