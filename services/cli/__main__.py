@@ -171,6 +171,21 @@ def apply_plan(
     console.print(f"plan {number} is carried out (see shunt status)", highlight=False)
 
 
+def diff_plan(
+    file: Annotated[Path, typer.Argument(help="The plan, as JSON.")],
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Says what `apply` would change, and changes nothing."""
+    from services.cli.plan_diff import diff_text, plan_diff
+
+    diff = told(lambda: asyncio.run(plan_diff(MeshDirectory(data_dir), file)))
+    if as_json:
+        print(json.dumps(diff))
+    else:
+        console.print(diff_text(diff), soft_wrap=True)
+
+
 def why_plan(
     data_dir: DataDir = DEFAULT_DATA_DIR,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
@@ -199,7 +214,11 @@ def demo(
         raise typer.Exit(1)
 
 
-OF_MESH: Mapping[str, Callable[..., None]] = {"apply": apply_plan, "why": why_plan}
+OF_MESH: Mapping[str, Callable[..., None]] = {
+    "apply": apply_plan,
+    "diff": diff_plan,
+    "why": why_plan,
+}
 """Commands of `shunt plan` that are about the plan of a running mesh."""
 
 

@@ -49,7 +49,7 @@ def age(adopted_unix_s: float) -> str:
 def why_text(why: dict[str, Any]) -> Group:
     """For people."""
     since = why["adopted_unix_s"]
-    title = f"plan {why['number']}" + (f", carried out for {age(since)}" if since else "")
+    title = f"plan {why['number']}" + (f", adopted {age(since)} ago" if since else "")
     parts: list[Any] = [Text(title, style="bold")]
     if why["causes"]:
         parts.append(Text(f"asked for because of: {', '.join(why['causes'])}"))

@@ -97,8 +97,9 @@ def _question(
         named.append([])
         for stage in stages:
             name = stage.node_id or f"vacant-{len(nodes)}"
-            offer = launched.get(name) or market.offer(market.offer_id_of(name))
-            nodes[name] = (stage.shape, offer)
+            bought = launched.get(name)
+            offer = bought or market.offer(market.offer_id_of(name))
+            nodes[name] = (stage.shape if bought is None else bought.shape, offer)
             named[-1].append(replace(stage, node_id=name))
     held = {name: stage for name, stage in cluster.held_stages().items() if name in nodes}
     return Estimating(nodes, named, held)

@@ -12,10 +12,13 @@ from services.common.errors import FailedPrecondition
 from services.common.generation import ModelRef
 from services.common.nodes import NodeFacts, NodeShape
 from services.controller.core.cluster.actions import AskPlan
+from services.controller.core.cluster.difference import StageToBe
 from services.controller.core.cluster.market import Offer
+from services.controller.core.cluster.node import HeldStage
 from services.controller.core.cluster.plan import Plan, PlannedPipeline
 from services.controller.core.cluster.replanning import Candidate
 from services.controller.core.model_facts import ModelFacts
+from services.controller.diffs import Estimating
 from services.controller.planning import Planning
 from services.controller.replans import Replanning, Wishes
 from services.controller.what_ifs import LikeNodes
@@ -108,6 +111,25 @@ async def test_what_else_would_change_the_plan_is_answered(planning: Planning) -
     assert "spot" in told["as things are"]
     assert told["one node less of spot"] != "the same plan"
     assert {"objective throughput-per-cost", "one node more of spot", "other prices"} <= told.keys()
+
+
+async def test_what_pipelines_carry_and_what_their_nodes_load_is_estimated(
+    planning: Planning,
+) -> None:
+    plan = await first(planning)
+    stages = [
+        StageToBe(s.node_id, s.layers, s.tp_degree, s.shape, ())
+        for p in plan.deployments[0].pipelines
+        for s in p.stages
+    ]
+    nodes = {stage.node_id: (stage.shape, None) for stage in stages}
+    there = {"node-1": HeldStage(MODEL, stages[0].layers, 1)}
+    found = await planning.estimate(Estimating(nodes, [[stage] for stage in stages], there))
+    assert found.throughput_tokens_per_s > 0
+    assert found.load_bytes[stages[1].node_id] > found.load_bytes["node-1"] == 0
+    other = {"node-1": HeldStage(ModelRef("other", "d"), stages[0].layers, 1)}
+    strange = await planning.estimate(Estimating(nodes, [[stage] for stage in stages], other))
+    assert strange.load_bytes["node-1"] > 0
 
 
 async def test_no_plan_is_dearer_than_the_budget(planning: Planning) -> None:

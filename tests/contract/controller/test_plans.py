@@ -189,3 +189,41 @@ async def test_every_event_names_the_plan_that_was_carried_out(world: World) -> 
     assert (await world.events())[: len(told)] == told
     await world.provider.kill(a)
     assert (await world.until_event("node_lost", node_id=a)).plan == 2
+
+
+async def diff(world: World, text: str) -> Any:
+    return await world.stub.DiffPlan(pb.DiffPlanRequest(plan_json=text), timeout=CALL_S)
+
+
+async def test_what_a_plan_would_change_is_told_and_nothing_is_changed(world: World) -> None:
+    await world.start()
+    await world.routes(2)
+    status = await world.status()
+    a, b, c, d = (s.node_id for p in status.pipelines for s in p.stages)
+    text = plan_json(status, {a: [0, 4], b: [4, 6]}, {c: [0, 6]})
+    found = await diff(world, text)
+    assert list(found.kept_pipeline_ids) == ["pipeline-1"]
+    assert list(found.gone_pipeline_ids) == ["pipeline-2"]
+    (new,) = found.new_pipelines
+    (stage,) = new.stages
+    assert (stage.node_id, stage.layers.start, stage.layers.end) == (c, 0, 6)
+    assert [(layers.start, layers.end) for layers in stage.lacks] == [(4, 6)]
+    assert list(found.freed_node_ids) == [d]
+    assert found.estimates_lack, "this placement estimates nothing"
+    assert not stage.HasField("load_bytes")
+    assert not found.HasField("cost_per_hour_after")
+    again = await world.status()
+    assert (again.plan, list(again.pipelines)) == (status.plan, list(status.pipelines))
+    assert await apply(world, text) == 2
+    after = await carried_out(world, 2, 2)
+    assert {p.pipeline_id for p in after.pipelines} == {"pipeline-1", new.pipeline_id}
+
+
+async def test_a_plan_that_could_not_be_applied_has_no_difference(world: World) -> None:
+    await world.start()
+    await world.routes(2)
+    for call in (apply, diff):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(world, '{"deployments": []}')
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "a deployment at least" in (caught.value.details() or "")

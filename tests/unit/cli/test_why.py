@@ -78,7 +78,7 @@ async def test_a_plan_of_a_time_that_kept_no_reasons_says_so(tmp_path: Path) -> 
 async def test_an_age_is_never_below_nothing(tmp_path: Path) -> None:
     answer = pb.ExplainPlanResponse(number=1, adopted_unix_s=time.time() + 500)
     async with played(tmp_path, Controller(answer)) as directory:
-        assert "carried out for 0:00:00" in shown(await explained(directory, False))
+        assert "adopted 0:00:00 ago" in shown(await explained(directory, False))
 
 
 async def test_without_a_plan_the_controllers_word_is_told(tmp_path: Path) -> None:
