@@ -74,11 +74,35 @@ def up(
     market: Annotated[
         Path | None, typer.Option(help="YAML: offers of nodes, and what happens to them when.")
     ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(help="throughput, throughput-per-cost or goodput-per-cost."),
+    ] = None,
+    budget_per_hour: Annotated[
+        float | None, typer.Option(help="Most dollars an hour of all nodes; 0 does not bind.")
+    ] = None,
+    nodes_min: Annotated[
+        int | None, typer.Option(help="Least nodes; 0: none while nobody asks.")
+    ] = None,
+    nodes_max: Annotated[
+        int | None, typer.Option(help="Most nodes; 0: as many as at first.")
+    ] = None,
 ) -> None:
     """Starts a mesh of local processes; without --detach, Ctrl-C stops it."""
     from services.cli.up import run_detached, run_in_foreground
 
-    options = MeshOptions(routers, http_port, grpc_port, model, node_speeds, market)
+    options = MeshOptions(
+        routers,
+        http_port,
+        grpc_port,
+        model,
+        node_speeds,
+        market,
+        objective,
+        budget_per_hour,
+        nodes_min,
+        nodes_max,
+    )
     start = run_detached if detach else run_in_foreground
     told(lambda: start(MeshDirectory(data_dir), options, console))
 
@@ -203,6 +227,20 @@ def why_plan(
         console.print(why_text(why))
 
 
+def replan_now(
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Has the mesh ask for another plan at once; one that is worth its move is carried out."""
+    from services.cli.replan import replanned, replanned_text
+
+    found = told(lambda: asyncio.run(replanned(MeshDirectory(data_dir))))
+    if as_json:
+        print(json.dumps(found))
+    else:
+        console.print(replanned_text(found), soft_wrap=True)
+
+
 @app.command()
 def demo(
     data_dir: Annotated[Path, typer.Option("--data-dir")] = DEFAULT_DATA_DIR / "demo",
@@ -217,6 +255,7 @@ def demo(
 OF_MESH: Mapping[str, Callable[..., None]] = {
     "apply": apply_plan,
     "diff": diff_plan,
+    "now": replan_now,
     "why": why_plan,
 }
 """Commands of `shunt plan` that are about the plan of a running mesh."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -36,11 +36,13 @@ _COLOURS = {
 def status_table(status: dict[str, Any]) -> Group:
     """What keeps failing, the model, the plan, then tables of the services, the pipelines with
     their nodes, the market where it names prices, and the generations."""
-    tables = _services(status), _pipelines(status), *_market(status), _generations(status)
-    return Group(*_faults(status), *_model(status["model"]), *_plan(status), *tables)
+    tables = _services(status), _pipelines(status), *_market(status)
+    asked = map(workload_line, status["workloads"])
+    head = [*_faults(status), *_model(status["model"]), *_plan(status)]
+    return Group(*head, *tables, *asked, _generations(status))
 
 
-def _faults(status: dict[str, Any]) -> list[Text]:
+def _faults(status: dict[str, Any]) -> list[RenderableType]:
     waiting = [s for s in status["services"] if s["reason"] and s["reason"] != NO_PIPELINE]
     lines = [f"{service['name']} takes no requests: {service['reason']}" for service in waiting]
     lines += [fault_line(fault) for fault in status["faults"]]
@@ -56,17 +58,17 @@ def fault_line(fault: dict[str, Any]) -> str:
     return f"{what}{often}{again}: {fault['cause']}"
 
 
-def _model(model: dict[str, Any]) -> list[str]:
+def _model(model: dict[str, Any]) -> list[RenderableType]:
     if model["id"] is None:
         return []
-    lines = [f"{model['id']}, version {model['digest'][:12]}"]
+    lines: list[RenderableType] = [f"{model['id']}, version {model['digest'][:12]}"]
     if model["newer_in_store"]:
         newer = model["newer_in_store"][:12]
         lines.append(f"[yellow]the store has version {newer} by now: a new start serves it[/]")
     return lines
 
 
-def _plan(status: dict[str, Any]) -> list[Text]:
+def _plan(status: dict[str, Any]) -> list[RenderableType]:
     """Its number, age and last cause, and what serves each model."""
     plan = status["plan"]
     if plan is None:  # where the controller is away, nobody knows
@@ -157,6 +159,14 @@ def cost_line(cost: float | None, on_demand: float | None) -> str:
         return now
     saved = on_demand - cost
     return f"{now}, {saved:.4g} ({saved / on_demand:.0%}) saved against {on_demand:.4g} on demand"
+
+
+def workload_line(workload: dict[str, Any]) -> str:
+    """What is asked of a model, in words."""
+    line = f"{workload['model']}: {workload['arrival_rate_rps']:.2g} requests a second"
+    tokens = {"prompt": workload["input_tokens"], "output": workload["output_tokens"]}
+    means = " and ".join(f"{mean:.0f} {what}" for what, mean in tokens.items() if mean)
+    return f"{line} of {means} tokens" if means else line
 
 
 def _generations(status: dict[str, Any]) -> str:

@@ -72,6 +72,8 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "ApplyPlan": _only(Role.OPERATOR),
         "DiffPlan": _only(Role.OPERATOR),
         "ExplainPlan": _only(Role.OPERATOR),
+        "Replan": _only(Role.OPERATOR),
+        "ReportDemand": _only(Role.ROUTER),
         "GetStatus": _only(Role.OPERATOR),
         "WatchEvents": _only(Role.OPERATOR),
     },

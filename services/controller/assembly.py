@@ -16,6 +16,7 @@ from services.common.server import Server
 from services.controller import metrics
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.replanning import Replanner
+from services.controller.core.cluster.workload import Workloads
 from services.controller.core.model_facts import ModelFacts
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
@@ -90,11 +91,14 @@ class AssembledController:
         self._replans = Replans(
             Replanner(settings.replanning),
             settings.wishes,
+            settings.replans,
             cluster=lambda: self._runtime.cluster,
             market=self._runtime.market,
+            workloads=Workloads(settings.workloads, clock()),
             placement=self._planning,
             adopt=self._runtime.adopt,
             events=self.events,
+            changed=self._runtime.changed,
             clock=clock,
         )
         self._generations = LedgerRuntime(
@@ -113,12 +117,11 @@ class AssembledController:
                 settings.limits,
                 vocab_size=facts.vocab_size,
                 runtime=self._runtime,
+                replans=self._replans,
                 what_ifs=WhatIfs(
-                    lambda ask: self._replans.question(self._runtime.cluster, ask),
+                    self._replans.imagined,
                     market=self._runtime.market,
-                    settings=settings.replanning,
                     placement=self._planning,
-                    clock=clock,
                 ),
                 generations=self._generations,
                 events=self.events,
@@ -149,9 +152,8 @@ class AssembledController:
                 tasks.create_task(self._runtime.run(self._saved)),
                 tasks.create_task(self._keep_house()),
                 tasks.create_task(self._watch_store()),
+                tasks.create_task(self._replans.run()),
             ]
-            if self._settings.replan:
-                work.append(tasks.create_task(self._replans.run()))
             try:
                 await self._runtime.started.wait()
                 await self._server.set_ready(True)

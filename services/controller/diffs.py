@@ -101,7 +101,8 @@ def _question(
             offer = bought or market.offer(market.offer_id_of(name))
             nodes[name] = (stage.shape if bought is None else bought.shape, offer)
             named[-1].append(replace(stage, node_id=name))
-    held = {name: stage for name, stage in cluster.held_stages().items() if name in nodes}
+    there = {node.node_id: node.held for node in cluster.staying() if node.node_id in nodes}
+    held = {name: stage for name, stage in there.items() if stage is not None}
     return Estimating(nodes, named, held)
 
 

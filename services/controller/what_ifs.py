@@ -7,14 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from services.controller.core.cluster.market import Market, Offer
-from services.controller.core.cluster.replanning import (
-    Ask,
-    Candidate,
-    Cause,
-    ReplanSettings,
-    Workload,
-)
-from services.controller.replans import Replanning
+from services.controller.core.cluster.question import Replanning
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,34 +42,21 @@ class WhatIfs:
 
     def __init__(
         self,
-        question: Callable[[Ask], Replanning],
+        question: Callable[[], Replanning],
         *,
         market: Market,
-        settings: ReplanSettings,
         placement: Placement,
-        clock: Callable[[], float],
     ) -> None:
-        """`question` is what placement would be asked for these candidates."""
+        """`question` is what placement would be asked now."""
         self._question = question
         self._market = market
-        self._settings = settings
         self._placement = placement
-        self._clock = clock
 
     async def answers(self) -> Answers:
         """Raises a ShuntError when placement does not answer."""
-        offers = self._market.offers()
-        candidates = tuple(one for offer in offers for one in self._open(offer))
-        question = self._question(Ask((Cause.OPERATOR,), True, candidates, Workload()))
-        return await self._placement.what_ifs(question, like_nodes(question, offers))
-
-    def _open(self, offer: Offer) -> list[Candidate]:
-        """Nodes of the offer that may be had; none for as long as it says no."""
-        now_s = self._clock()
-        if self._market.shut().get(offer.offer_id, now_s) > now_s:
-            return []
-        count = min(self._market.open_count(offer.offer_id), self._settings.candidates_an_offer)
-        return [Candidate(f"{offer.offer_id}#{number}", offer) for number in range(1, count + 1)]
+        question = self._question()
+        groups = like_nodes(question, self._market.offers())
+        return await self._placement.what_ifs(question, groups)
 
 
 def like_nodes(question: Replanning, offers: Sequence[Offer]) -> tuple[LikeNodes, ...]:
@@ -84,13 +64,13 @@ def like_nodes(question: Replanning, offers: Sequence[Offer]) -> tuple[LikeNodes
     has no node of."""
     by_offer: dict[str, list[str]] = {offer.offer_id: [] for offer in offers}
     own: dict[str, list[str]] = {}
-    for facts, offer in question.nodes:
-        if offer is not None and offer.offer_id in by_offer:
-            by_offer[offer.offer_id].append(facts.node_id)
+    for node in question.nodes:
+        if node.offer is not None and node.offer.offer_id in by_offer:
+            by_offer[node.offer.offer_id].append(node.node_id)
         else:
-            name = f"own nodes of speed {facts.shape.relative_speed:g}"
-            own.setdefault(name, []).append(facts.node_id)
+            name = f"own nodes of speed {node.shape.relative_speed:g}"
+            own.setdefault(name, []).append(node.node_id)
     for one in question.candidates:
-        by_offer[one.offer.offer_id].append(one.name)
+        by_offer.setdefault(one.offer.offer_id, []).append(one.name)
     offered = [LikeNodes(o.offer_id, tuple(by_offer[o.offer_id]), o) for o in offers]
     return (*offered, *(LikeNodes(name, tuple(names), None) for name, names in own.items()))

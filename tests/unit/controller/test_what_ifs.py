@@ -5,14 +5,14 @@ from dataclasses import replace
 
 from services.common.generation import ModelRef
 from services.controller.core.cluster.market import Market, Offer
-from services.controller.core.cluster.replanning import Ask, ReplanSettings
-from services.controller.replans import Replanning, Wishes
+from services.controller.core.cluster.question import NodeAsked, Replanning, Wishes
+from services.controller.core.cluster.replanning import Candidate
 from services.controller.what_ifs import Answers, LikeNodes, WhatIfs
-from tests.unit.controller.small_cluster import SHAPE, facts
+from tests.unit.controller.small_cluster import SHAPE
 
 FAST = Offer("fast", "fast", replace(SHAPE, relative_speed=9.0), count=3, price_per_hour=1.0)
 CLOSED = replace(FAST, offer_id="closed", count=0)
-REFUSES = replace(FAST, offer_id="refuses")
+GONE = replace(FAST, offer_id="gone")
 
 
 class Placement:
@@ -26,32 +26,32 @@ class Placement:
         return Answers((("as things are", "the plan that runs stays"),), True)
 
 
-async def test_all_that_is_there_and_all_that_may_be_had_is_asked_about() -> None:
+async def test_what_there_is_and_what_may_be_had_varies_by_offer() -> None:
     market, placement = Market(), Placement()
-    market.update([FAST, CLOSED, REFUSES])
-    market.found("node-2", "fast")
-    market.launch("node-9", "refuses")
-    market.refused("node-9", 60.0, 100.0)
-
-    def question(ask: Ask) -> Replanning:
-        nodes = ((facts("node-1"), None), (facts("node-2"), FAST))
-        model = ModelRef("m", "d")
-        return Replanning(2, model, nodes, ask.candidates, (), ask.improve, Wishes())
-
-    asking = WhatIfs(
-        question,
-        market=market,
-        settings=ReplanSettings(candidates_an_offer=1),
-        placement=placement,
-        clock=lambda: 100.0,
+    market.update([FAST, CLOSED])
+    question = Replanning(
+        2,
+        ModelRef("m", "d"),
+        (
+            NodeAsked("node-1", SHAPE),
+            NodeAsked("node-2", FAST.shape, FAST),
+            NodeAsked("node-3", FAST.shape, GONE),
+        ),
+        (Candidate("fast#1", FAST),),
+        (),
+        True,
+        Wishes(),
     )
+    asking = WhatIfs(lambda: question, market=market, placement=placement)
     assert (await asking.answers()).complete
-    ((asked, groups),) = placement.asked
-    assert asked.improve
-    assert [one.name for one in asked.candidates] == ["fast#1"], "as many as a plan may name"
-    assert groups == (
-        LikeNodes("fast", ("node-2", "fast#1"), FAST),
-        LikeNodes("closed", (), CLOSED),
-        LikeNodes("refuses", (), REFUSES),
-        LikeNodes("own nodes of speed 1", ("node-1",), None),
-    )
+    assert placement.asked == [
+        (
+            question,
+            (
+                LikeNodes("fast", ("node-2", "fast#1"), FAST),
+                LikeNodes("closed", (), CLOSED),
+                LikeNodes("own nodes of speed 1", ("node-1",), None),
+                LikeNodes("own nodes of speed 9", ("node-3",), None),
+            ),
+        )
+    ]
