@@ -36,6 +36,7 @@ from services.controller.core.cluster.applying import operators_plan
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.turns import Turns
+from services.controller.diffs import PlanDiff, plan_diff
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
 from services.controller.fleet import Fleet
@@ -64,6 +65,17 @@ class RuntimeSettings:
     budget_per_hour: float = 0.0
     """Dollars, of all nodes that run together, one that goes and its replacement included; 0 does
     not bind."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Actions that were asked for together."""
+
+    actions: Sequence[Action]
+    plan: int
+    """Number of the plan that was carried out then; 0 while there was none."""
+    turn: _Turn | None
+    """Resolves when they are begun."""
 
 
 class ClusterRuntime:
@@ -104,7 +116,7 @@ class ClusterRuntime:
         self._events = events
         self._heads_changed = heads_changed
         self._clock = clock
-        self._queue: asyncio.Queue[tuple[Sequence[Action], _Turn | None]] = asyncio.Queue()
+        self._queue: asyncio.Queue[_Asked] = asyncio.Queue()
         self._tasks: asyncio.TaskGroup
         self._carrying_out: asyncio.Task[None] | None = None
         self._of_node: dict[str, set[asyncio.Task[None]]] = {}
@@ -186,13 +198,23 @@ class ClusterRuntime:
             raise NotFound("the notice is too old to be known", field="node_id")
         return event
 
-    async def apply_plan(self, plan_json: str) -> int:
-        """Adopts an operator's plan; returns its number. Raises InvalidArgument."""
+    async def apply_plan(self, plan_json: str, source: str) -> int:
+        """Adopts an operator's plan from this file; returns its number. Raises InvalidArgument."""
         number = self.cluster.next_plan_number
-        plan = operators_plan(plan_json, number, self.cluster.settings)
+        plan = operators_plan(plan_json, number, self.cluster.settings, source)
         self.cluster.plan_ready(plan, self._clock())
         await self._stir()
         return number
+
+    async def diff_plan(self, plan_json: str) -> PlanDiff:
+        """What applying it would change. Raises InvalidArgument."""
+        return await plan_diff(
+            plan_json,
+            cluster=self.cluster,
+            market=self.market,
+            placement=self._planning,
+            now_s=self._clock(),
+        )
 
     def adopt(self, plan: Plan) -> None:
         """A newer plan is what is carried out from now on."""
@@ -261,11 +283,14 @@ class ClusterRuntime:
 
     def _submit(self, actions: Sequence[Action], turn: _Turn | None = None) -> None:
         """Has actions carried out."""
-        self._queue.put_nowait((actions, turn))
+        plan = self.cluster.plan
+        self._queue.put_nowait(_Asked(actions, 0 if plan is None else plan.number, turn))
 
     async def _carry_out_all(self) -> None:
         while True:
-            actions, turn = await self._queue.get()
+            asked = await self._queue.get()
+            actions, turn = asked.actions, asked.turn
+            self._events.plan = asked.plan
             for action in actions:
                 if isinstance(action, PersistCluster):
                     self._unsaved |= action.notes

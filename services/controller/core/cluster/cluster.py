@@ -34,6 +34,7 @@ from services.controller.core.cluster.actions import (
 )
 from services.controller.core.cluster.changes import adopt
 from services.controller.core.cluster.deadlines import carry_out_due, next_due_s
+from services.controller.core.cluster.difference import Difference, difference
 from services.controller.core.cluster.faults import faults_of, unusable
 from services.controller.core.cluster.lacks import is_busy, lacks_of
 from services.controller.core.cluster.liveness import Liveness, Verdict
@@ -177,7 +178,13 @@ class Cluster:
         state.asking.answered()
         if plan.number > state.last_number:
             state.first_launches.succeed()
+            adopted_unix_s = round(now_s + self.unix_offset_s, 3)
+            plan = replace(plan, why=replace(plan.why, adopted_unix_s=adopted_unix_s))
             self._happen(adopt(state, self.settings, plan, now_s))
+
+    def difference(self, plan: Plan, now_s: float) -> Difference:
+        """What a newer plan would change, were it adopted now; nothing is changed by asking."""
+        return difference(self._state, self.settings, plan, now_s)
 
     def plan_failed(self, reason: str, permanent: bool, now_s: float) -> None:
         """Asked again after a pause; when the failure is permanent, once the nodes are others."""
