@@ -451,6 +451,7 @@ async def _through_grpc(made: Mesh, for_s: float) -> tuple[float, int]:
         vocab_size=1,
         runtime=front,
         replans=nobody,
+        what_ifs=nobody,
         generations=nobody,
         events=nobody,
         engines=nobody,
