@@ -34,7 +34,7 @@ class World:
         self.placement = SimulatedPlacement(self.environment)
         self._monitor = monitor
         self.routers = [self._start_router(number) for number in range(settings.routers)]
-        self.controller = SimulatedController(self.environment, monitor, self.provider, [], "")
+        self.controller = SimulatedController(self.environment, monitor, self.provider, [], {})
         self.clients: list[Client] = []
 
     @property
@@ -72,7 +72,7 @@ class World:
         old = self.controller
         if not old.alive:
             self.controller = SimulatedController(
-                self.environment, self._monitor, self.provider, old.records, old.snapshot
+                self.environment, self._monitor, self.provider, old.records, old.notes
             )
 
     def crash_placement(self, away_s: float) -> None:

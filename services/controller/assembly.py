@@ -27,10 +27,11 @@ from services.controller.model_store import newest_digest
 from services.controller.planning import Planning
 from services.controller.providers.provider import Provider
 from services.controller.replans import Replans
-from services.controller.runtime import SNAPSHOT, ClusterRuntime
+from services.controller.runtime import ClusterRuntime
 from services.controller.service import ControllerService, ServedVersion
 from services.controller.settings import ControllerSettings
 from services.controller.signal import Signal
+from services.controller.what_ifs import WhatIfs
 
 _log = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ class AssembledController:
             settings.ledger,
             journal,
             self.events,
-            heads=lambda: self._runtime.cluster.heads(),
+            heads=lambda: self._runtime.cluster.heads(clock()),
             pipeline_of=lambda formation_id: self._runtime.cluster.pipeline_of(formation_id),
             heads_changed=heads_changed,
             clock=clock,
@@ -119,6 +120,11 @@ class AssembledController:
                 vocab_size=facts.vocab_size,
                 runtime=self._runtime,
                 replans=self._replans,
+                what_ifs=WhatIfs(
+                    self._replans.imagined,
+                    market=self._runtime.market,
+                    placement=self._planning,
+                ),
                 generations=self._generations,
                 events=self.events,
                 engines=self._engines,
@@ -129,10 +135,7 @@ class AssembledController:
 
     def _cluster(self, recovered: Recovered, now_s: float) -> Cluster:
         settings = self._settings.cluster(self._facts)
-        snapshot = recovered.saved.get(SNAPSHOT)
-        if snapshot is None:
-            return Cluster(settings, _draw_id, now_s, time.time())
-        return Cluster.recover(settings, _draw_id, snapshot, now_s, time.time())
+        return Cluster.recover(settings, _draw_id, recovered.saved, now_s, time.time())
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[int]:

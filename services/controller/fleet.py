@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from services.common.errors import FailedPrecondition, ShuntError, Unavailable
 from services.common.nodes import NodeFacts
@@ -40,18 +40,21 @@ class Fleet:
         terminate_grace_s: float,
         budget_per_hour: float,
         shun_offer_s: float,
-        submit: Callable[[Iterable[Action]], object],
+        submit: Callable[[Sequence[Action]], object],
+        stir: Callable[[], object],
         gone: Callable[[str, str], None],
         note: Callable[[str, str | None], None],
         clock: Callable[[], float],
     ) -> None:
-        """`submit` has actions carried out, `gone` hears which node has ended and why, `note` makes
-        the newest value of a note durable; None deletes it."""
+        """`submit` has actions carried out, `stir` has the core asked what comes of an event,
+        `gone` hears which node has ended and why, `note` makes the newest value of a note durable;
+        None deletes it."""
         self._dealer = Dealer(cluster, budget_per_hour=budget_per_hour, shun_offer_s=shun_offer_s)
         self._cluster = cluster
         self._provider = provider
         self._terminate_grace_s = terminate_grace_s
         self._submit = submit
+        self._stir = stir
         self._gone = gone
         self._note = note
         self._clock = clock
@@ -110,9 +113,9 @@ class Fleet:
     async def launch(self, action: LaunchNode) -> None:
         """Starts a node, from the offer that is named or from what is offered of its shape."""
         node_id = action.node_id
-        offer, actions = self._dealer.order(action, self._clock())
+        offer = self._dealer.order(action, self._clock())
         if offer is None:
-            self._submit(actions)
+            self._stir()
         elif handle := await self._provider.launch(node_id, offer):
             self._note(HANDLE_PREFIX + node_id, handle)
 
@@ -151,7 +154,8 @@ class Fleet:
             self._provider.give_notice(node_id, notice_s, NoticeKind.OPERATOR)
             await self._until_noticed(node_id, deadline_s)
         else:
-            self._submit(self._cluster.interrupt(node_id, notice_s, kill, self._clock()))
+            self._cluster.interrupt(node_id, notice_s, kill, self._clock())
+            self._stir()
 
     async def _until_noticed(self, node_id: str, deadline_s: float) -> None:
         try:
@@ -189,3 +193,4 @@ class Fleet:
         except ShuntError as error:
             told = {"event": type(event).__name__, "why": error.message}
             _log.warning("what the provider said counts for nothing", extra=told)
+        self._stir()

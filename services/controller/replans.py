@@ -78,7 +78,8 @@ class Replans:
         """Asks what there is to ask by now; until when it need not look again, if nothing
         happens."""
         look = self._succession.look(self._clock())
-        self._submit(look.actions)
+        if look.actions:
+            self._submit(look.actions)
         if look.question is not None:
             if self._asking is not None:
                 self._asking.cancel()  # it was overtaken
@@ -117,6 +118,10 @@ class Replans:
         return [operator for operator in operators if not operator.done()]
 
     # What others see
+
+    def imagined(self) -> Replanning:
+        """What placement would be asked now. Raises FailedPrecondition where there is no plan."""
+        return self._succession.imagined(self._clock())
 
     def workload(self, model_id: str) -> Workload | None:
         """What is asked of a model now; None while nobody can tell."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from math import inf
 from typing import Any, Protocol
 
 from services.common.demand import Demand
@@ -50,6 +51,9 @@ from simulator.environment.environment import Environment
 from simulator.environment.network import Call, Process, Reply, Stream
 from simulator.processes.provider import SimulatedProvider
 
+SHORTEST_SLEEP_S = 0.001
+TURN_S = 0.002
+"""The longest that a turn of the controller's loop takes."""
 LOOK_S = 0.1
 """Between two looks at whether another plan is to be asked for."""
 PLAN_S = 1.0
@@ -89,7 +93,7 @@ class SimulatedController(Process):
         monitor: ControllerMonitor,
         provider: SimulatedProvider,
         records: list[Record],
-        snapshot: str,
+        notes: dict[str, str],
     ) -> None:
         super().__init__(CONTROLLER, environment.network)
         self.environment = environment
@@ -97,33 +101,32 @@ class SimulatedController(Process):
         self.provider = provider
         self.records = records
         """Durable."""
-        self.snapshot = snapshot
+        self.notes = notes
+        """Durable, of the cluster."""
         self._pending: list[tuple[tuple[Record, ...], Callable[[], None]]] = []
         self._committing = False
         self._turns = Turns()
+        self._wakes_at_s = -inf
+        self._stirred = False
         monitor.restarted()
         now_s, settings = self.clock.now_s, environment.settings
         self.ledger = Ledger.recover(settings.ledger, records, now_s)
         cluster, draw_id = settings.cluster, environment.draw_id
-        if snapshot:
-            self.cluster = Cluster.recover(cluster, draw_id, snapshot, now_s, now_s)
-        else:
-            self.cluster = Cluster(cluster, draw_id, now_s, now_s)
+        self.cluster = Cluster.recover(cluster, draw_id, notes, now_s, now_s)
         wishes = settings.wishes
         self.dealer = Dealer(
             self.cluster,
             budget_per_hour=wishes.budget_per_hour if wishes is not None else 0.0,
             shun_offer_s=settings.shun_offer_s,
         )
-        first = [*self.dealer.offered(provider.offers()), *self.cluster.start(now_s)]
+        self.act(self.dealer.offered(provider.offers()))
+        self.cluster.start(now_s)
         for node in self.cluster.nodes_view():
             if provider.adopt(node.node_id):
                 self.dealer.lives(node.node_id, provider.offer_of(node.node_id))
             else:
-                gone = NodeGone(node.node_id, "ended while the controller was away")
-                first += self.dealer.hear(gone, now_s)
-        self.act(first)
-        self.every(0.1, self._tick)
+                self.dealer.hear(NodeGone(node.node_id, "ended meanwhile"), now_s)
+        self.advance()
         if wishes is not None:
             self.succession = Succession(
                 Replanner(settings.replanning),
@@ -136,13 +139,32 @@ class SimulatedController(Process):
             self.every(LOOK_S, self._look)
         self.every(1.0, lambda: self._commit(self.ledger.tick(self.clock.now_s), lambda _: None))
 
-    def _tick(self) -> None:
-        self.act(self.cluster.tick(self.clock.now_s))
+    def stir(self) -> None:
+        """Something happened to the core, which is asked once for all that happens in a turn of
+        the loop."""
+        if not self._stirred:
+            self._stirred = True
+            self.after(TURN_S * self.environment.random.random(), self.advance)
+
+    def advance(self) -> None:
+        """Does what the core asks by now, and wakes it when it has something to do next: time
+        jumps there."""
+        self._stirred = False
+        self.act(self.cluster.advance(self.clock.now_s))
+        wakes_at_s = self.cluster.wakes_at_s()
+        if self._wakes_at_s <= self.clock.now_s or wakes_at_s < self._wakes_at_s:
+            self._wakes_at_s = max(wakes_at_s, self.clock.now_s + SHORTEST_SLEEP_S)
+            self.after(self._wakes_at_s - self.clock.now_s, self._wake, self._wakes_at_s)
+
+    def _wake(self, planned_s: float) -> None:
+        if planned_s == self._wakes_at_s:  # else there was a reason to wake sooner
+            self._wakes_at_s = -inf
+            self.advance()
 
     def thaw(self) -> None:
         """As SIGCONT does: the overdue timer goes before all that came meanwhile."""
         self.frozen = self.late = False
-        self.run(self._tick)
+        self.run(self.advance)
         super().thaw()
 
     # The store
@@ -173,9 +195,10 @@ class SimulatedController(Process):
         """A node is there."""
         offer_id = self.provider.offer_of(facts.node_id)
 
-        def register() -> list[cluster_actions.Action]:
-            actions = self.cluster.register(facts, self.clock.now_s)
-            return [*actions, *self.dealer.found(facts, offer_id)] if offer_id else actions
+        def register() -> None:
+            self.cluster.register(facts, self.clock.now_s)
+            if offer_id:
+                self.act(self.dealer.found(facts, offer_id))
 
         self._answer(reply, register)
 
@@ -191,13 +214,13 @@ class SimulatedController(Process):
 
         stream.on_message[self] = beat
 
-    def _answer(self, reply: Reply, ask: Callable[[], list[cluster_actions.Action]]) -> None:
+    def _answer(self, reply: Reply, tell: Callable[[], None]) -> None:
         try:
-            actions = ask()
+            tell()
         except ShuntError as error:
             reply(error)
             return
-        self.act(actions)
+        self.advance()
         reply(None)
 
     def reported(self, router_id: str, measured_s: float, demands: dict[str, Demand]) -> None:
@@ -226,7 +249,7 @@ class SimulatedController(Process):
             self.ledger.left(question.generation_id, now_s)
             return
         try:
-            outcome = self.ledger.resume(question, self.cluster.heads(), now_s)
+            outcome = self.ledger.resume(question, self.cluster.heads(now_s), now_s)
         except ShuntError as error:
             reply(error)
             return
@@ -252,7 +275,8 @@ class SimulatedController(Process):
     def view(self, reply: Reply, name: str) -> None:
         """What the journal holds."""
         try:
-            outcome = self.ledger.view(name, self.cluster.heads(), self.clock.now_s)
+            now_s = self.clock.now_s
+            outcome = self.ledger.view(name, self.cluster.heads(now_s), now_s)
         except ShuntError as error:
             reply(error)
             return
@@ -261,7 +285,8 @@ class SimulatedController(Process):
     def claim(self, reply: Reply, ask_digest: str) -> None:
         """A client's retry looks for its first ask."""
         try:
-            outcome = self.ledger.claim(ask_digest, self.cluster.heads(), self.clock.now_s)
+            now_s = self.clock.now_s
+            outcome = self.ledger.claim(ask_digest, self.cluster.heads(now_s), now_s)
         except ShuntError as error:
             reply(error)
             return
@@ -291,7 +316,11 @@ class SimulatedController(Process):
             elif isinstance(action, RoutesChanged):
                 self._tell_routes()
             elif isinstance(action, PersistCluster):
-                self.snapshot = action.snapshot
+                for key, note in action.notes.items():
+                    if note is None:
+                        del self.notes[key]
+                    else:
+                        self.notes[key] = note
             elif isinstance(action, ShunOffer):
                 self.dealer.shun(action.node_id, self.clock.now_s)
             else:
@@ -314,11 +343,12 @@ class SimulatedController(Process):
     # The provider
 
     def _launch(self, action: LaunchNode) -> None:
-        offer, actions = self.dealer.order(action, self.clock.now_s)
+        offer = self.dealer.order(action, self.clock.now_s)
         if offer is not None:
             self.monitor.orders(action.node_id, offer, self.dealer.market)
             self.provider.launch(action.node_id, offer)
-        self.act(actions)
+        else:
+            self.stir()
 
     def _terminate(self, action: TerminateNode) -> None:
         try:
@@ -334,6 +364,7 @@ class SimulatedController(Process):
             actions = self.dealer.hear(event, self.clock.now_s)
             self.monitor.hears(event, self.dealer.market)
             self.act(actions)
+            self.stir()
 
     # What others do for the cluster
 
@@ -341,15 +372,25 @@ class SimulatedController(Process):
         def planned(result: Any) -> None:
             cluster, now_s = self.cluster, self.clock.now_s
             if isinstance(result, ShuntError):
-                self.act(cluster.plan_failed(result.message, result.permanent, now_s))
+                cluster.plan_failed(result.message, result.permanent, now_s)
             else:
-                self.act(cluster.plan_ready(result, now_s))
+                cluster.plan_ready(result, now_s)
+            self.stir()
 
         self.call(PLACEMENT, "plan", (ask,), planned, PLAN_S)
+
+    def adopt(self, plan: Plan) -> None:
+        """An operator hands it in."""
+        untouched = self.monitor.adopts(plan)
+        self.cluster.plan_ready(plan, self.clock.now_s)
+        self.monitor.adopted(untouched)
+        self.stir()
 
     def _look(self) -> None:
         look = self.succession.look(self.clock.now_s)
         self.act(list(look.actions))
+        if look.actions:
+            self.stir()
         if look.question is not None:
             question = look.question
             self.monitor.asks(question)
@@ -367,16 +408,19 @@ class SimulatedController(Process):
             self.monitor.answers(question, result)
             self.monitor.adopted(untouched)
         self.act(actions)
+        self.stir()
 
     def _load(self, load: LoadStage) -> None:
         def loaded(result: Any) -> None:
             now_s, cluster = self.clock.now_s, self.cluster
             if isinstance(result, ShuntError):
                 node, why, permanent = load.node_id, result.message, result.permanent
-                self.act(cluster.load_failed(node, load.incarnation, why, permanent, now_s))
+                cluster.load_failed(node, load.incarnation, why, permanent, now_s)
+                self.stir()
             else:
                 node, incarnation = load.node_id, load.incarnation
-                self.act(cluster.load_done(node, incarnation, load.layers, result, now_s))
+                cluster.load_done(node, incarnation, load.layers, result, now_s)
+                self.stir()
 
         self._call(load.incarnation, "load", (load.layers,), loaded)
 
@@ -403,9 +447,11 @@ class SimulatedController(Process):
 
         def formed(incarnation: str, result: Any) -> None:
             if isinstance(result, ShuntError):
-                self.act(self.cluster.form_failed(form.formation_id, "", self.clock.now_s))
+                self.cluster.form_failed(form.formation_id, "", self.clock.now_s)
+                self.stir()
             elif incarnation == form.members[0].incarnation:
-                self.act(self.cluster.formed(form.formation_id, self.clock.now_s))
+                self.cluster.formed(form.formation_id, self.clock.now_s)
+                self.stir()
             else:
                 others.discard(incarnation)
                 if not others:
@@ -424,8 +470,10 @@ class SimulatedController(Process):
         def drained(result: Any) -> None:
             now_s = self.clock.now_s
             if isinstance(result, ShuntError):
-                self.act(self.cluster.drain_failed(drain.formation_id, "", now_s))
+                self.cluster.drain_failed(drain.formation_id, "", now_s)
+                self.stir()
             else:
-                self.act(self.cluster.drained(drain.formation_id, result, now_s))
+                self.cluster.drained(drain.formation_id, result, now_s)
+                self.stir()
 
         self._call(drain.head.incarnation, "drain", (drain.formation_id,), drained)

@@ -256,9 +256,7 @@ class MarketSchedule:
             return False
         if plan is None:
             return False
-        untouched = self.oracle.adopts(plan)
-        controller.act(cluster.plan_ready(plan, self.world.clock.now_s))
-        self.oracle.adopted(untouched)
+        controller.adopt(plan)
         return True
 
     def jump(self) -> bool:

@@ -199,7 +199,9 @@ class GenerationOracle(Watch):
         if grant.head is None:
             return
         again = ledger.resume(
-            question, self.world.controller.cluster.heads() if self.world else (), self._now_s
+            question,
+            self.world.controller.cluster.heads(self._now_s) if self.world else (),
+            self._now_s,
         )
         if again is None or again.records or again.reply != grant:
             self.fail(7, f"{name}: the same question gets another answer")

@@ -82,7 +82,7 @@ class MarketOracle(ClusterOracle):
         if not budget or state is None or state.plan is None:
             return
         cost = 0.0
-        for node_id in state.seated():
+        for node_id in _seated(state):
             node = state.nodes.get(node_id)
             offer = market.offer(market.offer_id_of(node_id))
             if node is not None and node.stays and offer is not None:
@@ -232,7 +232,7 @@ class MarketOracle(ClusterOracle):
         if world is None or state is None:
             return []
         living = {name for name, process in world.provider.nodes.items() if process.alive}
-        return sorted(living - state.seated())
+        return sorted(living - _seated(state))
 
     def _wrong_books(self) -> list[str]:
         """Offers of which the controller counts other nodes than run."""
@@ -263,3 +263,13 @@ class MarketOracle(ClusterOracle):
 
 def _place(first_layer: int, node_id: str) -> tuple[int, str]:
     return first_layer, node_id
+
+
+def _seated(state: State) -> set[str]:
+    """Nodes that sit somewhere, or are to, by the plan."""
+    return {
+        node_id
+        for pipeline in state.wanted()
+        for seat in pipeline.seats
+        for node_id in seat.node_ids
+    }

@@ -38,15 +38,8 @@ class Plans:
         cluster = controller.cluster
         if cluster.plan is None:
             return False
-        self.apply(self.draw(cluster.next_plan_number))
+        controller.adopt(self.draw(cluster.next_plan_number))
         return True
-
-    def apply(self, plan: Plan) -> None:
-        """An operator hands it in."""
-        controller = self.world.controller
-        untouched = self.oracle.adopts(plan)
-        controller.act(controller.cluster.plan_ready(plan, self.world.clock.now_s))
-        self.oracle.adopted(untouched)
 
     def draw(self, number: int) -> Plan:
         """Any split of the layers over any of the nodes, and over some that are yet to come."""

@@ -38,6 +38,7 @@ CORES = (
 """Every file of theirs counts, whether anything imports it or not, but those below."""
 ELSEWHERE = (
     "services/controller/core/model_facts.py",  # a value with a codec: nothing happens to it
+    "services/controller/core/cluster/snapshot.py",  # notes of older controllers
     "services/engine/core/memory.py",  # simulated stages weigh nothing
     "services/router/core/body_budget.py",  # of HTTP, which no schedule speaks
 )

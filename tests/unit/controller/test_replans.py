@@ -12,12 +12,12 @@ from services.common.demand import Demand
 from services.common.errors import FailedPrecondition, Unavailable
 from services.common.generation import LayerRange
 from services.controller.core.cluster.actions import Action, LogEvent
-from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.market import NO_CAPACITY, OVER_BUDGET, Market, Offer
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.question import NextPlan, Replanning, Wishes
 from services.controller.core.cluster.replanning import Replanner, ReplanSettings
 from services.controller.core.cluster.succession import Succession, SuccessionSettings
+from services.controller.core.cluster.why import Why
 from services.controller.core.cluster.workload import Workloads, WorkloadSettings
 from services.controller.event_log import EventLog
 from services.controller.replans import Replans
@@ -29,6 +29,7 @@ from tests.unit.controller.small_cluster import (
     PATIENT,
     SETTINGS,
     SHAPE,
+    Prompt,
     all_of,
     facts,
     planned,
@@ -61,7 +62,7 @@ class Asked:
 class Rig:
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: Prompt,
         wishes: Wishes,
         settings: SuccessionSettings | None = None,
         steady: ReplanSettings = STEADY,
@@ -76,7 +77,7 @@ class Rig:
                 Replanner(steady),
                 wishes,
                 settings or SuccessionSettings(),
-                cluster=cluster,
+                cluster=cluster.core,
                 market=self.market,
                 workloads=Workloads(WorkloadSettings(), 100.0),
             ),
@@ -87,8 +88,9 @@ class Rig:
         )
 
     def submit(self, actions: Sequence[Action]) -> None:
+        self.cluster.tick(self.now_s)
         plan = self.cluster.plan
-        if plan is not None and said(actions).count("plan_ready"):
+        if plan is not None and {"plan_chosen", "fell_asleep"}.intersection(said(actions)):
             self.adopted.append(plan)
         for event in all_of(actions, LogEvent):
             self.events.add(event.kind, attributes=event.attributes)
@@ -146,7 +148,9 @@ async def test_a_better_plan_is_handed_over(rig: Rig) -> None:
     rig.market.update([FAST])
     await rig.at(101.0)
     await rig.at(106.0)
-    assert rig.adopted == [better]
+    (adopted,) = rig.adopted
+    why = Why(causes=("offers_changed",), adopted_unix_s=106.0)
+    assert adopted == replace(better, why=why)
     event = rig.events.newest("plan_chosen", "")
     assert event is not None
     assert event.attributes["gain"] == "0.500"
@@ -200,6 +204,7 @@ async def test_a_refused_launch_has_a_plan_made_without_it_at_once(rig: Rig) -> 
     assert rig.told("plan_chosen") is not None
     (adopted,) = rig.adopted
     assert (adopted.number, adopted.node_ids()) == (2, {"node-1"})
+    assert adopted.why.causes == ("launch_refused",)
 
 
 async def test_a_notice_without_a_replacement_has_a_plan_made_that_lacks_the_node(rig: Rig) -> None:

@@ -25,7 +25,7 @@ _OFFERS_NAMED = 8
 
 
 class Dealer:
-    """The provider's counterpart. Orders and words in, actions of the cluster out."""
+    """The provider's counterpart: orders and words in, events of the cluster and of the log out."""
 
     def __init__(self, cluster: Cluster, *, budget_per_hour: float, shun_offer_s: float) -> None:
         """Dollars, of all nodes that run together, 0 does not bind; and for how long an offer that
@@ -39,17 +39,17 @@ class Dealer:
 
     # Orders
 
-    def order(self, launch: LaunchNode, now_s: float) -> tuple[Offer | None, list[Action]]:
+    def order(self, launch: LaunchNode, now_s: float) -> Offer | None:
         """The offer to launch the node from: the one that is named, or what is offered of its
-        shape. Where there is none, or no money for it, what follows from that."""
+        shape. Where there is none, or no money for it, the cluster is told so."""
         offer = self.market.named(launch.offer_id, launch.shape, now_s)
         if offer is None:
-            return None, self._failed(LaunchFailed(launch.node_id, NO_CAPACITY), now_s)
+            return self._failed(LaunchFailed(launch.node_id, NO_CAPACITY), now_s)
         if not self.market.affords(offer.offer_id, self._budget_per_hour):
-            return None, self._failed(LaunchFailed(launch.node_id, OVER_BUDGET), now_s)
+            return self._failed(LaunchFailed(launch.node_id, OVER_BUDGET), now_s)
         self.market.launch(launch.node_id, offer.offer_id)
         self._cluster.bought(launch.node_id, offer.offer_id)
-        return offer, []
+        return offer
 
     def over(self, node_id: str) -> None:
         """It was killed, or its provider knows no such node: it takes up no offer any more,
@@ -100,20 +100,24 @@ class Dealer:
         return actions
 
     def hear(self, event: ProviderEvent, now_s: float) -> list[Action]:
-        """Raises InvalidArgument and NotFound for a notice that counts for nothing."""
+        """What is to be logged; the cluster is told. Raises InvalidArgument and NotFound for a
+        notice that counts for nothing."""
+        said: list[Action] = []
         match event:
             case NodeGone(node_id, reason):
                 self.market.ended(node_id)
                 incarnation = self._cluster.incarnation_of(node_id)
-                gone = self._cluster.node_gone(node_id, incarnation, reason, now_s)
-                return [*gone, *self._cluster.offers_changed(now_s)]
+                self._cluster.node_gone(node_id, incarnation, reason, now_s)
+                self._cluster.offers_changed(now_s)
             case NodeNotice(node_id):
-                return self._cluster.interrupt(node_id, event.left_s(now_s), False, now_s)
+                self._cluster.interrupt(node_id, event.left_s(now_s), False, now_s)
             case OffersChanged(offers):
-                return [*self.offered(offers), *self._cluster.offers_changed(now_s)]
+                said = self.offered(offers)
+                self._cluster.offers_changed(now_s)
             case LaunchFailed():
-                return self._failed(event, now_s)
+                self._failed(event, now_s)
+        return said
 
-    def _failed(self, failed: LaunchFailed, now_s: float) -> list[Action]:
+    def _failed(self, failed: LaunchFailed, now_s: float) -> None:
         self.market.refused(failed.node_id, failed.retry_after_s, now_s)
-        return self._cluster.launch_failed(failed.node_id, failed.reason, now_s)
+        self._cluster.launch_failed(failed.node_id, failed.reason, now_s)

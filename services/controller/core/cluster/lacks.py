@@ -14,7 +14,7 @@ def lacks_of(state: State, settings: ClusterSettings) -> frozenset[Lack]:
     nodes come by themselves. One that waits for money is none where something goes."""
     found = (
         _lack(state, settings, pipeline, index, seat)
-        for pipeline in state.wanted()
+        for pipeline in state.lacking()
         for index, seat in enumerate(pipeline.seats)
     )
     return frozenset(lack for lack in found if lack is not None)
@@ -37,12 +37,9 @@ def _lack(
 
 def _money_comes(state: State) -> bool:
     """Something that is paid for is about to go."""
-    seated = state.seated()
-    return bool(state.retiring()) or any(
-        node.launched and (not node.stays or node.node_id not in seated)
-        for node in state.nodes.values()
-        if not node.lost
-    )
+    idle = (node for node in state.indexes.seatless() if not node.lost)
+    going = (node for node in state.indexes.restless_nodes() if not node.lost and not node.stays)
+    return bool(state.retiring()) or any(node.launched for node in (*idle, *going))
 
 
 def waits_for_money(seat: Seat) -> bool:
@@ -55,7 +52,7 @@ def is_busy(state: State, settings: ClusterSettings) -> bool:
     if state.retiring():
         return True
     stuck = {lack.pipeline_id for lack in lacks_of(state, settings)}
-    waiting = (p for p in state.wanted() if not p.is_ready and p.pipeline_id not in stuck)
+    waiting = (p for p in state.lacking() if not p.is_ready and p.pipeline_id not in stuck)
     return not all(_fails(state, pipeline) for pipeline in waiting)
 
 

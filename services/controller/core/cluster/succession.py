@@ -7,7 +7,7 @@ more urgent overtook is taken back, and whatever is answered to it counts for no
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from services.common.demand import Demand
@@ -18,6 +18,7 @@ from services.controller.core.cluster.market import Market
 from services.controller.core.cluster.plan import Deployment, Plan
 from services.controller.core.cluster.question import NextPlan, Replanning, Wishes, question
 from services.controller.core.cluster.replanning import Ask, Cause, Replanner
+from services.controller.core.cluster.why import Why
 from services.controller.core.cluster.workload import Workload, Workloads
 
 
@@ -149,12 +150,14 @@ class Succession:
         if self._out is not None and self._replanner.overtaken:
             self._out = None
             self._replanner.withdrawn(now_s)
-        running = {o.offer_id: self._market.running(o.offer_id) for o in self._market.offers()}
-        ask, asked = self._replanner.due(running, now_s, busy=cluster.busy), None
+        ask, asked = self._replanner.due(self._running(), now_s, busy=cluster.busy), None
         if ask is not None:
             asked = question(cluster, self._market, ask, self._wishes, now_s)
             self._out = ask, asked
         return Look(min(self._replanner.wakes_at_s(busy=cluster.busy), sleeps_at_s), asked)
+
+    def _running(self) -> dict[str, int]:
+        return {o.offer_id: self._market.running(o.offer_id) for o in self._market.offers()}
 
     def is_out(self, asked: Replanning) -> bool:
         """The very question waits for its answer: nothing overtook it."""
@@ -180,8 +183,9 @@ class Succession:
             self._replanner.taken(now_s)
             self._number = answer.plan.number
             attributes |= {"plan": str(answer.plan.number), "gain": f"{answer.gain:.3f}"}
-            chosen = LogEvent("plan_chosen", attributes=attributes)
-            actions = [chosen, *cluster.plan_ready(answer.plan, now_s)]
+            actions = [LogEvent("plan_chosen", attributes=attributes)]
+            why = replace(answer.plan.why, causes=tuple(cause.value for cause in ask.causes))
+            cluster.plan_ready(replace(answer.plan, why=why), now_s)
         if Cause.OPERATOR not in ask.causes:
             return actions, None
         self._operator_waits = False
@@ -211,7 +215,7 @@ class Succession:
             return answer
         deployments = (Deployment(asked.model, asked.wishes.objective, left),)
         without = f"{wanted - len(left)} pipelines wait for nodes that are not to be had"
-        plan = Plan(asked.number, deployments)
+        plan = Plan(asked.number, deployments, Why((*answer.reasons, without)))
         return NextPlan(plan, answer.gain, (*answer.reasons, without))
 
     def _still_holds(self, asked: Replanning, answer: NextPlan) -> bool:
@@ -251,13 +255,21 @@ class Succession:
         """No pipeline any more, until somebody asks."""
         cluster = self._cluster
         deployments = (Deployment(cluster.settings.model, self._wishes.objective, ()),)
-        plan = Plan(cluster.next_plan_number, deployments)
+        quiet = f"nobody asked for it for {self._settings.sleep_s:g} s"
+        plan = Plan(cluster.next_plan_number, deployments, Why((quiet,), causes=("quiet",)))
         attributes = {"plan": str(plan.number), "quiet_s": f"{self._settings.sleep_s:g}"}
         self._replanner.changed(now_s)
-        asleep = LogEvent("fell_asleep", attributes=attributes)
-        return [asleep, *cluster.plan_ready(plan, now_s)]
+        cluster.plan_ready(plan, now_s)
+        return [LogEvent("fell_asleep", attributes=attributes)]
 
     # What others see
+
+    def imagined(self, now_s: float) -> Replanning:
+        """What placement would be asked now. Raises FailedPrecondition where there is no plan."""
+        if self._cluster.plan is None:
+            raise FailedPrecondition("there is no plan yet", field="plan")
+        ask = self._replanner.imagined(self._running(), now_s)
+        return question(self._cluster, self._market, ask, self._wishes, now_s)
 
     def workload(self, model_id: str, now_s: float) -> Workload | None:
         """What is asked of a model now; None while nobody can tell."""
