@@ -102,8 +102,9 @@ class Replans:
             self._asking = None
             actions, told = self._succession.answered(asked, answer, self._clock())
             self._submit(actions)
-            for operator in self._told() if told is not None else ():
-                operator.set_result(told)
+            if told is not None:
+                for operator in self._told():
+                    operator.set_result(told)
         self._changed.fire()
 
     def _failed(self, asked: Replanning, error: ShuntError) -> None:

@@ -44,9 +44,11 @@ class Dealer:
         shape. Where there is none, or no money for it, the cluster is told so."""
         offer = self.market.named(launch.offer_id, launch.shape, now_s)
         if offer is None:
-            return self._failed(LaunchFailed(launch.node_id, NO_CAPACITY), now_s)
+            self._failed(LaunchFailed(launch.node_id, NO_CAPACITY), now_s)
+            return None
         if not self.market.affords(offer.offer_id, self._budget_per_hour):
-            return self._failed(LaunchFailed(launch.node_id, OVER_BUDGET), now_s)
+            self._failed(LaunchFailed(launch.node_id, OVER_BUDGET), now_s)
+            return None
         self.market.launch(launch.node_id, offer.offer_id)
         self._cluster.bought(launch.node_id, offer.offer_id)
         return offer
