@@ -179,7 +179,7 @@ class ClusterRuntime:
 
     def suspect(self, node_id: str) -> None:
         """Somebody lost a node: looks whether its process still listens."""
-        node = self._fleet.node(node_id)
+        node = self.cluster.node_view(node_id)
         if self.closing or node is None or not node.address:
             return
         if node_id not in self._probing:
@@ -238,7 +238,7 @@ class ClusterRuntime:
         await self._fleet.end()
 
     def _gone(self, node_id: str, reason: str, incarnation: str | None = None) -> None:
-        node = self._fleet.node(node_id)
+        node = self.cluster.node_view(node_id)
         if node is not None:
             if incarnation not in (None, node.incarnation):
                 return  # a newer process has its name
