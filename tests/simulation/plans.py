@@ -49,10 +49,17 @@ class Plans:
                 self.oracle.vacancies += 1
                 self.oracle.troubled.add(stage.node_id)
         now_s = self.world.clock.now_s
+        if self.random.random() < 0.5:  # it comes together with whatever else happens
+            cluster.plan_ready(plan, now_s)
+            controller.stir()
+            return True
+        controller.advance()
         told = cluster.difference(plan, now_s)
-        actions = cluster.plan_ready(plan, now_s)
+        cluster.plan_ready(plan, now_s)
+        actions = cluster.advance(now_s)
         self.oracle.adopted(told, cluster, actions)
         controller.act(actions)
+        controller.stir()
         return True
 
     def draw(self, number: int) -> Plan:
