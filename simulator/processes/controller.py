@@ -81,7 +81,7 @@ class ControllerMonitor(Protocol):
     def asks(self, question: Replanning) -> None: ...
     def answers(self, question: Replanning, answer: NextPlan) -> None: ...
     def adopts(self, plan: Plan) -> dict[str, str]: ...
-    def adopted(self, untouched: dict[str, str]) -> None: ...
+    def adopted(self, serving: dict[str, str]) -> None: ...
 
 
 class SimulatedController(Process):
@@ -381,9 +381,9 @@ class SimulatedController(Process):
 
     def adopt(self, plan: Plan) -> None:
         """An operator hands it in."""
-        untouched = self.monitor.adopts(plan)
+        serving = self.monitor.adopts(plan)
         self.cluster.plan_ready(plan, self.clock.now_s)
-        self.monitor.adopted(untouched)
+        self.monitor.adopted(serving)
         self.stir()
 
     def _look(self) -> None:
@@ -402,11 +402,11 @@ class SimulatedController(Process):
         if isinstance(result, ShuntError):
             self.act(self.succession.failed(question, result, now_s)[0])
             return
-        untouched = self.monitor.adopts(result.plan) if result.plan is not None else {}
+        serving = self.monitor.adopts(result.plan) if result.plan is not None else {}
         actions, _ = self.succession.answered(question, result, now_s)
         if any(isinstance(one, LogEvent) and one.kind == "plan_chosen" for one in actions):
             self.monitor.answers(question, result)
-            self.monitor.adopted(untouched)
+            self.monitor.adopted(serving)
         self.act(actions)
         self.stir()
 

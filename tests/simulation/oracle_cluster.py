@@ -1,13 +1,21 @@
-"""Invariants of the cluster: 13 to 16 of the list in oracles.py."""
+"""Invariants of the cluster: 13 to 16, and 25, of the list in oracles.py."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from watch import Watch
 
-from services.controller.core.cluster.actions import FormPipeline, LogEvent, PipelineState
+from services.controller.core.cluster.actions import (
+    Action,
+    FormPipeline,
+    LaunchNode,
+    LogEvent,
+    PipelineState,
+)
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.difference import Difference
 from simulator.processes.stages import LAYER_COUNT
 
 TROUBLES = ("node_lost", "interruption_noticed", "load_failed", "node_released")
@@ -38,6 +46,25 @@ class ClusterOracle(Watch):
         self.events.append((self._now_s, event.kind, event.pipeline_id))
         if event.kind in TROUBLES:
             self.troubled.add(event.node_id)
+
+    def came_of(self, told: Difference, cluster: Cluster, actions: Sequence[Action]) -> None:
+        """A plan was adopted, of which this had been told before."""
+        views = cluster.pipelines_view()
+        wanted = {p.pipeline_id for _, p in cluster.plan.pipelines()} if cluster.plan else set()
+        said = {
+            name: [(stage.node_id, stage.layers) for stage in stages]
+            for name, stages in told.pipelines.items()
+        }
+        done = {
+            view.pipeline_id: [(stage.node_id, stage.layers) for stage in view.stages]
+            for view in views
+            if view.pipeline_id in wanted
+        }
+        if said != done:
+            self.fail(25, f"{said} was told, and there is {done}")
+        launched = [action.node_id for action in actions if isinstance(action, LaunchNode)]
+        if list(told.launched) != launched:
+            self.fail(25, f"{list(told.launched)} was told, and {launched} launched")
 
     # Formations
 

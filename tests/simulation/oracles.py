@@ -14,7 +14,7 @@ Of the cluster (oracle_cluster.py): 13 no node is told to join a formation befor
 one it was told to leave; 14 a node is in one formation at most, and a formation covers every layer
 once; 15 once faults have ceased, what runs becomes what the plan says, within CARRIED_OUT_S; 16 a
 launch has a reason of its own: a node that was lost, noticed or given up, or a seat that a plan
-left open, one launch each.
+left open, one launch each; 25 a plan changes what it was said to change.
 
 Of the market and the plans that follow it (oracle_market.py): 17 no plan costs more than the
 budget, and no order takes what the plan has above it; 18 no offer that said no is asked again, or

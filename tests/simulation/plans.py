@@ -14,12 +14,14 @@ from services.controller.core.cluster.plan import (
     PlannedPipeline,
     PlannedStage,
 )
+from services.controller.core.cluster.why import Alternative, Why
 from simulator.environment.settings import MODEL, SHAPE
 from simulator.processes.stages import LAYER_COUNT
 from simulator.world import World
 
 MAX_NODES = 6
 """Seats of a plan: four nodes are there at first."""
+WHY = Why(("a schedule has it",), (Alternative("another", "luck"),), ("operator",), 0.5, 60.0)
 
 
 class Plans:
@@ -38,7 +40,16 @@ class Plans:
         cluster = controller.cluster
         if cluster.plan is None:
             return False
-        controller.adopt(self.draw(cluster.next_plan_number))
+        plan, now_s = self.draw(cluster.next_plan_number), self.world.clock.now_s
+        if self.random.random() < 0.5:  # it comes together with whatever else happens
+            controller.adopt(plan)
+            return True
+        controller.advance()
+        told = cluster.difference(plan, now_s)
+        controller.adopt(plan)
+        actions = cluster.advance(now_s)
+        self.oracle.came_of(told, cluster, actions)
+        controller.act(actions)
         return True
 
     def draw(self, number: int) -> Plan:
@@ -63,4 +74,4 @@ class Plans:
                 for i, name in enumerate(taken)
             )
             pipelines.append(PlannedPipeline(f"pipeline-{len(pipelines) + 1}", stages, 50.0))
-        return Plan(number, (Deployment(MODEL, THROUGHPUT, tuple(pipelines)),))
+        return Plan(number, (Deployment(MODEL, THROUGHPUT, tuple(pipelines)),), WHY)

@@ -256,7 +256,9 @@ class Succession:
         cluster = self._cluster
         deployments = (Deployment(cluster.settings.model, self._wishes.objective, ()),)
         quiet = f"nobody asked for it for {self._settings.sleep_s:g} s"
-        plan = Plan(cluster.next_plan_number, deployments, Why((quiet,), causes=("quiet",)))
+        plan = Plan(
+            cluster.next_plan_number, deployments, Why((quiet,), causes=(Cause.QUIET.value,))
+        )
         attributes = {"plan": str(plan.number), "quiet_s": f"{self._settings.sleep_s:g}"}
         self._replanner.changed(now_s)
         cluster.plan_ready(plan, now_s)
