@@ -20,9 +20,7 @@ BATCHING = "services/engine/core/batching.py"
 TEXT = "services/router/core/text.py"
 TURNS = "services/controller/core/cluster/turns.py"
 CHANGES = "services/controller/core/cluster/changes.py"
-CLUSTER = "services/controller/core/cluster/cluster.py"
 DEALER = "services/controller/core/cluster/dealer.py"
-LACKS = "services/controller/core/cluster/lacks.py"
 MARKET = "services/controller/core/cluster/market.py"
 NODE = "services/controller/core/cluster/node.py"
 NOTICES = "services/controller/core/cluster/notices.py"
@@ -269,8 +267,8 @@ MISTAKES = (
     Mistake(
         "a retired pipeline ends before its successor serves",
         CHANGES,
-        "            return False  # it may serve first, or be nearer to it",
-        "            continue",
+        "    if formation is not None and formation.forming:",
+        "    if formation is not None:",
         MARKETS,
     ),
     Mistake(
@@ -296,17 +294,17 @@ MISTAKES = (
         MARKETS,
     ),
     Mistake(
-        "a plan of a lower number is adopted",
-        CLUSTER,
-        "        if plan.number <= state.last_number:",
-        "        if False:",
+        "an answer to an older question is taken up",
+        SUCCESSION,
+        "        newest = asked.number == self._cluster.next_plan_number",
+        "        newest = True",
         MARKETS,
     ),
     Mistake(
         "nodes of the old plan run on",
         STEPS,
-        '                node.leave()\n                actions += [LogEvent("node_released"',
-        '                actions += [LogEvent("node_released"',
+        "        done = all(p.is_ready for p in state.restless())",
+        "        done = False",
         MARKETS,
     ),
     Mistake(
@@ -321,20 +319,6 @@ MISTAKES = (
         DEALER,
         "                self.market.ended(node_id)\n                incarnation",
         "                incarnation",
-        MARKETS,
-    ),
-    Mistake(
-        "what waits for money waits for ever",
-        LACKS,
-        "    if waits_for_money(seat) and _money_comes(state):",
-        "    if waits_for_money(seat):",
-        MARKETS,
-    ),
-    Mistake(
-        "a refused seat is nobody's business",
-        LACKS,
-        "    if (settings.can_launch and not seat.refused) or pipeline.drains:",
-        "    if settings.can_launch or pipeline.drains:",
         MARKETS,
     ),
     Mistake(

@@ -40,6 +40,8 @@ class MarketOracle(ClusterOracle):
         """Of offers that said no to the present controller."""
         self._counts: dict[str, int] = {}
         self._last_number = 0
+        self._common: set[str] = set()
+        """Pipelines that two plans have in common."""
         self._changed_s = -inf
         """When the present controller chose a plan."""
 
@@ -116,6 +118,8 @@ class MarketOracle(ClusterOracle):
         """It answers."""
         if answer.plan is None:
             return
+        if answer.plan.number <= self._last_number:
+            self.fail(24, f"plan {answer.plan.number} is taken up behind {self._last_number}")
         self.chosen.append(self._now_s)
         self._changed_s = self._now_s
         if not all(answer.reasons):
@@ -135,7 +139,7 @@ class MarketOracle(ClusterOracle):
             self.fail(17, f"plan {answer.plan.number} costs {cost:.2f} $/h, of {self._budget:.2f}")
 
     def adopts(self, plan: Plan) -> dict[str, str]:
-        """A plan is about to be adopted; formations that it leaves as they are, by pipeline."""
+        """A plan is about to be adopted; what serves, formations by pipeline."""
         state = self._state
         if state is None or state.plan is None or plan.number <= state.last_number:
             return {}
@@ -150,26 +154,28 @@ class MarketOracle(ClusterOracle):
             frozenset(_place(stage.layers.start, stage.node_id) for stage in pipeline.stages)
             for _, pipeline in plan.pipelines()
         }
-        untouched = {}
+        serving, self._common = {}, set()
         for pipeline in state.pipelines.values():
             seats = frozenset(_place(s.stage.layers.start, s.node_id) for s in pipeline.seats)
             formation = pipeline.formation
-            if seats in wanted and seats <= kept and formation is not None and pipeline.is_ready:
-                untouched[pipeline.pipeline_id] = formation.formation_id
-        return untouched
+            if formation is not None and pipeline.is_ready:
+                serving[pipeline.pipeline_id] = formation.formation_id
+                if seats in wanted and seats <= kept:
+                    self._common.add(pipeline.pipeline_id)
+        return serving
 
-    def adopted(self, untouched: dict[str, str]) -> None:
-        """It was."""
+    def adopted(self, serving: dict[str, str]) -> None:
+        """It was: what served serves, and what both plans have goes on untouched."""
         state = self._state
         if state is None:
             return
-        for pipeline_id, formation_id in untouched.items():
+        for pipeline_id, formation_id in serving.items():
             pipeline = state.pipelines.get(pipeline_id)
             formation = pipeline.formation if pipeline is not None else None
-            if pipeline is None or pipeline.retiring or formation is None:
+            if pipeline is None or formation is None or formation.formation_id != formation_id:
+                self.fail(19, f"{pipeline_id} serves no more since another plan came")
+            elif pipeline.retiring and pipeline_id in self._common:
                 self.fail(21, f"{pipeline_id} is in both plans and goes")
-            elif formation.formation_id != formation_id:
-                self.fail(21, f"{pipeline_id} is in both plans and is formed anew")
 
     def check_numbers(self) -> None:
         """At any time: the newest plan counts, and none before it comes back."""
@@ -232,7 +238,8 @@ class MarketOracle(ClusterOracle):
         if world is None or state is None:
             return []
         living = {name for name, process in world.provider.nodes.items() if process.alive}
-        return sorted(living - _seated(state))
+        sit = {seat.node_id for pipeline in state.wanted() for seat in pipeline.seats}
+        return sorted(living - sit)
 
     def _wrong_books(self) -> list[str]:
         """Offers of which the controller counts other nodes than run."""
