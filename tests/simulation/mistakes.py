@@ -26,7 +26,6 @@ NODE = "services/controller/core/cluster/node.py"
 NOTICES = "services/controller/core/cluster/notices.py"
 REPLANNING = "services/controller/core/cluster/replanning.py"
 SUCCESSION = "services/controller/core/cluster/succession.py"
-NEXT_PLAN = "services/placement/replan/next_plan.py"
 MARKETS = "markets.py"
 
 
@@ -333,13 +332,6 @@ MISTAKES = (
         CHANGES,
         "            if _equal(state, plan, deployment, planned, running):",
         "            if False:",
-        MARKETS,
-    ),
-    Mistake(
-        "the budget of a plan counts only its new nodes",
-        NEXT_PLAN,
-        "        rest = objective.budget_per_hour - cost_per_hour(left)",
-        "        rest = objective.budget_per_hour",
         MARKETS,
     ),
     Mistake(
