@@ -29,6 +29,7 @@ from services.controller.core.cluster.actions import (
     PipelineView,
     RoutesChanged,
     ShunOffer,
+    SpareView,
     TerminateNode,
 )
 from services.controller.core.cluster.changes import adopt
@@ -36,7 +37,7 @@ from services.controller.core.cluster.faults import faults_of, unusable
 from services.controller.core.cluster.lacks import is_busy, lacks_of
 from services.controller.core.cluster.liveness import judge, overlook
 from services.controller.core.cluster.losses import dissolve, follow, forgive, lose
-from services.controller.core.cluster.market import NO_CAPACITY, OVER_BUDGET
+from services.controller.core.cluster.market import NO_CAPACITY, OVER_BUDGET, Market
 from services.controller.core.cluster.node import Node
 from services.controller.core.cluster.notices import hand_over, lapse, must_part, notice
 from services.controller.core.cluster.pipeline import Pipeline
@@ -46,6 +47,7 @@ from services.controller.core.cluster.replanning import Lack
 from services.controller.core.cluster.routes import handing_over, heads_of, routes_of
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.snapshot import from_json, to_json
+from services.controller.core.cluster.spares import cost_per_hour, spares
 from services.controller.core.cluster.state import State
 from services.controller.core.cluster.steps import steps
 from services.controller.core.ledger.outcomes import ServingHead
@@ -71,6 +73,8 @@ class Cluster:
         `now_s`, which is on the clock that every other time is on."""
         self.settings = settings
         self._draw_id = draw_id
+        self.market = Market()
+        """What nodes are to be had, as the edge is told; it is told again after a restart."""
         self._state = State(settings.basis)
         self.unix_offset_s = now_unix_s - now_s
         """Wall time less the clock that all times are on."""
@@ -183,7 +187,7 @@ class Cluster:
         """There may be capacity, or money, where there was none: launches that were refused for
         want of it are tried again at once."""
         seats = (seat.launches for _, seat in self._state.all_seats())
-        for backoff in (self._state.first_launches, *seats):
+        for backoff in (self._state.first_launches, self._state.spare_launches, *seats):
             if backoff.cause in (NO_CAPACITY, OVER_BUDGET):
                 backoff.try_now()
         return self._advance([], now_s)
@@ -378,12 +382,12 @@ class Cluster:
         return self._state.staying()
 
     def guests(self) -> frozenset[str]:
-        """Nodes that came by themselves and have no place."""
-        seated = self._state.seated()
+        """Nodes that came by themselves, have no place, and are not kept for one."""
+        kept = self._state.seated() | {node.node_id for node in self._spares()}
         return frozenset(
             node.node_id
             for node in self._state.nodes.values()
-            if node.usable and not node.launched and node.node_id not in seated
+            if node.usable and not node.launched and node.node_id not in kept
         )
 
     def asleep(self) -> tuple[ModelRef, ...]:
@@ -421,7 +425,21 @@ class Cluster:
 
     def nodes_view(self) -> tuple[NodeView, ...]:
         """For the status."""
-        return self._state.node_views()
+        return self._state.node_views({node.node_id for node in self._spares()})
+
+    def spares(self) -> tuple[SpareView, ...]:
+        """Nodes that are kept without a place, those too that are on their way."""
+        return tuple(
+            SpareView(node.node_id, None if node.held is None else node.held.layers)
+            for node in self._spares()
+        )
+
+    def spares_cost_per_hour(self) -> float | None:
+        """What they cost; None where a price is not known."""
+        return cost_per_hour(self.market, self._spares())
+
+    def _spares(self) -> list[Node]:
+        return spares(self._state, self.settings, self.market)
 
     def faults(self) -> tuple[FaultView, ...]:
         """What keeps failing, the worst first."""
@@ -437,7 +455,7 @@ class Cluster:
 
     def _advance(self, actions: list[Action], now_s: float) -> list[Action]:
         self._now_s = now_s
-        actions = [*actions, *steps(self._state, self.settings, self._draw_id, now_s)]
+        actions = [*actions, *steps(self._state, self.settings, self.market, self._draw_id, now_s)]
         routes, leaving = routes_of(self._state, self.settings), handing_over(self._state)
         hopeless, asleep = self.unusable(), self.asleep()
         told = (self._routes, self._handing_over, self._hopeless, self._asleep)

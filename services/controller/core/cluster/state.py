@@ -6,7 +6,7 @@ nouns' own methods.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from services.common.nodes import Member, NodeShape
 from services.controller.core.cluster.actions import (
@@ -36,6 +36,8 @@ class State:
         self.pipelines: dict[str, Pipeline] = {}
         self.first_launches = Backoff()
         """Nodes that were lost before there was a plan."""
+        self.spare_launches = Backoff()
+        """Spares that came to nothing."""
         self.asking = PlanAsking()
         self.launched = 0
         """Nodes launched so far; their names count on."""
@@ -182,15 +184,16 @@ class State:
 
     # What others see
 
-    def node_views(self) -> tuple[NodeView, ...]:
-        """For the status."""
+    def node_views(self, spares: Collection[str] = ()) -> tuple[NodeView, ...]:
+        """For the status; `spares`: nodes that are kept without a place."""
         places = {
             seat.node_id: (pipeline.pipeline_id, index)
             for pipeline in (*self.wanted(), *self.retiring())
             for index, seat in enumerate(pipeline.seats)
         }
         return tuple(
-            _node_view(node, *places.get(node.node_id, ("", None))) for node in self.nodes.values()
+            _node_view(node, *places.get(node.node_id, ("", None)), node.node_id in spares)
+            for node in self.nodes.values()
         )
 
     def pipeline_views(self) -> tuple[PipelineView, ...]:
@@ -222,13 +225,13 @@ def match_shapes(
     return lacking, surplus
 
 
-def _node_view(node: Node, pipeline_id: str, stage_index: int | None) -> NodeView:
+def _node_view(node: Node, pipeline_id: str, stage_index: int | None, spare: bool) -> NodeView:
     facts = node.facts
     return NodeView(
         node.node_id,
         facts.pid if facts is not None else 0,
         node.incarnation,
-        node.state(stage_index is not None),
+        node.state(stage_index is not None, spare=spare),
         pipeline_id,
         stage_index,
         facts.address if facts is not None else "",
