@@ -95,6 +95,7 @@ class SimulatedController(Process):
             self.cluster = Cluster.recover(cluster, draw_id, snapshot, now_s, now_s)
         else:
             self.cluster = Cluster(cluster, draw_id, now_s, now_s)
+        self.cluster.market.update(settings.offers)
         self.act(self.cluster.start(now_s))
         for node in self.cluster.nodes_view():
             if not provider.adopt(node.node_id):

@@ -168,6 +168,12 @@ MISTAKES = (
         "missing = lacking if not state.launched else []",
     ),
     Mistake(
+        "a spare that is about to go is taken",
+        STEPS,
+        "                if node.usable\n",
+        "                if node.present and not node.leaving\n",
+    ),
+    Mistake(
         "a lost node keeps its stage",
         LOSSES,
         "        if seat.node_id == node.node_id:\n            seat.pass_on()\n",

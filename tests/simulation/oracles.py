@@ -3,7 +3,8 @@
 Numbers are those of the design's list of invariants; 11: nothing that is read waits behind what is
 not; 12: no core raises what is no domain error; 13: no node is told to join a formation before it
 has left the one it was told to leave; 14: a node is in one formation, a formation covers every
-layer once; 15: what runs becomes what the plan says; 16: launches have reasons.
+layer once; 15: what runs becomes what the plan says; 16: launches have reasons;
+17: spares are there, loaded, when faults have ceased, and who is about to go is given no place.
 """
 
 from __future__ import annotations
@@ -265,6 +266,15 @@ class Oracle:
         self.events.append((self._now_s, event.kind, event.pipeline_id))
         if event.kind in TROUBLES:
             self.troubled.add(event.node_id)
+        if event.kind == "stage_taken":
+            self._check_taken(event.node_id)
+
+    def _check_taken(self, node_id: str) -> None:
+        """Nobody that is about to go is given a place."""
+        cluster = self.world.controller.cluster if self.world else None
+        node = cluster._state.nodes.get(node_id) if cluster is not None else None
+        if node is not None and not node.stays:
+            self.fail(17, f"{node_id} is given a place, and is about to go")
 
     # Formations
 
@@ -452,6 +462,26 @@ class Oracle:
         launches = sum(bool(p) for _, kind, p in self.events if kind == "node_launched")
         if launches > reasons + self.vacancies:
             self.fail(16, f"{launches} launches for {reasons} + {self.vacancies}")
+        spares = kinds["spare_wanted"]
+        reasons += kinds["stage_taken"] + kinds["plan_ready"] + kinds["node_released"]
+        if spares > reasons:
+            self.fail(16, f"{spares} spares were launched for {reasons}")
+
+    def has_spares(self) -> bool:
+        """As many as are wanted are there, and hold a stage of the plan."""
+        controller = self.world.controller if self.world else None
+        if controller is None or not controller.alive:
+            return False
+        state, settings = controller.cluster._state, controller.cluster.settings
+        stages = {seat.stage for _, seat in state.all_seats()}
+        kept = [state.nodes[spare.node_id] for spare in controller.cluster.spares()]
+        return len(kept) == settings.spares and all(node.held in stages for node in kept)
+
+    def check_spares(self) -> None:
+        """Faults have ceased for long enough."""
+        if self.serves() and not self.has_spares():
+            cluster = self.world.controller.cluster if self.world else None
+            self.fail(17, f"{cluster and cluster.spares()} are no warm spares")
 
     # At rest
 

@@ -49,6 +49,10 @@ ENDLESS = 260
 KV_BLOCKS = (19, 19, 64)
 """The least holds one of the longest sequences, and few of them together."""
 END_S = 60.0
+SPARED = 0.25
+"""Share of the schedules whose mesh keeps a spare."""
+SPARED_S = 12.0
+"""It is there, and loaded, so long after the plan is carried out at the latest."""
 CARRIED_OUT_S = 21.0
 """A plan is carried out so long after the last fault, and nine seconds, at the latest."""
 
@@ -85,6 +89,9 @@ class Schedule:
         settings = replace(settings, scheduler=batches, kv_blocks=random.choice(KV_BLOCKS))
         if random.random() < 0.1:  # nobody launches nodes: they come by themselves
             cluster = replace(settings.cluster, expected_nodes=5)
+            settings = replace(settings, cluster=cluster)
+        if Random(f"{seed} spares").random() < SPARED:
+            cluster = replace(settings.cluster, spares=1)
             settings = replace(settings, cluster=cluster)
         self.world = World(random, settings, self.oracle)
         self.oracle.world = self.world
@@ -253,6 +260,9 @@ class Schedule:
             oracle.check_cluster()
             if not world.settings.other_class:
                 oracle.check_plan()
+        if world.settings.cluster.spares and not world.settings.other_class:
+            world.clock.run(world.clock.now_s + SPARED_S, oracle.has_spares)
+            oracle.check_spares()
         oracle.check_launches()
         oracle.check_one_sequence()
         oracle.check_moves(self.disruptions)

@@ -192,7 +192,7 @@ class State:
             for index, seat in enumerate(pipeline.seats)
         }
         return tuple(
-            _node_view(node, *places.get(node.node_id, ("", None)), node.node_id in spares)
+            _node_view(node, *places.get(node.node_id, ("", None)), spare=node.node_id in spares)
             for node in self.nodes.values()
         )
 
@@ -225,7 +225,7 @@ def match_shapes(
     return lacking, surplus
 
 
-def _node_view(node: Node, pipeline_id: str, stage_index: int | None, spare: bool) -> NodeView:
+def _node_view(node: Node, pipeline_id: str, stage_index: int | None, *, spare: bool) -> NodeView:
     facts = node.facts
     return NodeView(
         node.node_id,

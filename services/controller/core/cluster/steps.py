@@ -388,7 +388,11 @@ class _Steps:
         if offer is None:
             return actions
         node = state.launch(offer.shape, now_s)
-        return [*actions, *_launched(node, "", offer.offer_id)]
+        return [
+            *actions,
+            LogEvent("spare_wanted", node.node_id),
+            *_launched(node, "", offer.offer_id),
+        ]
 
     def _is_whole(self) -> bool:
         """Every pipeline serves, and whoever will be taken away has a successor that is there."""

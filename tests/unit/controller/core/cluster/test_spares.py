@@ -169,7 +169,8 @@ def test_several_hold_different_stages_before_two_hold_the_same() -> None:
     assert held == [FRONT, BACK, FRONT]
     # Two stages are lost at once: each is taken by the one that holds it.
     cluster.node_gone("node-1", "i-node-1", "exit", 5.0)
-    form = one_of(cluster.node_gone("node-2", "i-node-2", "exit", 5.0), FormPipeline)
+    assert all_of(cluster.node_gone("node-2", "i-node-2", "exit", 5.0), LoadStage) == []
+    form = one_of(cluster.tick(6.0), FormPipeline)
     assert [member.node_id for member in form.members] == ["node-3", "node-4"]
 
 
