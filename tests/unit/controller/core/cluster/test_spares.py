@@ -382,3 +382,11 @@ def test_a_model_that_sleeps_keeps_none() -> None:
     actions += cluster.tick(6.0)
     ended = {action.node_id for action in all_of(actions, TerminateNode)}
     assert (ended, cluster.spares()) == ({"node-1", "node-2", "node-3"}, ())
+
+
+def test_a_node_that_loses_its_place_and_is_kept_is_not_told_to_end() -> None:
+    cluster = ready(ONE)
+    offered(cluster, replace(FREE, count=0))
+    plan = planned({"node-1": LayerRange(0, 30)}, number=2)
+    found = cluster.difference(plan, 2.0)
+    assert (found.freed, found.idle, found.launched) == ((), ("node-2",), {})
