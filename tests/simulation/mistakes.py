@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 HEAD = "services/engine/core/generations.py"
 HELD = "services/engine/core/held.py"
+NODE = "services/controller/core/cluster/node.py"
 LOSSES = "services/controller/core/cluster/losses.py"
 STEPS = "services/controller/core/cluster/steps.py"
 LEDGER = "services/controller/core/ledger/ledger.py"
@@ -169,9 +170,15 @@ MISTAKES = (
     ),
     Mistake(
         "a spare that is about to go is taken",
+        NODE,
+        "        return not self.lost and not self.leaving and self.deadline_s is None",
+        "        return not self.lost and not self.leaving",
+    ),
+    Mistake(
+        "a spare ends as any node without a place",
         STEPS,
-        "                if node.usable\n",
-        "                if node.present and not node.leaving\n",
+        "            and not (node.lost or node.leaving or node.node_id in stay)",
+        "            and not (node.lost or node.leaving)",
     ),
     Mistake(
         "a lost node keeps its stage",

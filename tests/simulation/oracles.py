@@ -273,7 +273,7 @@ class Oracle:
         """Nobody that is about to go is given a place."""
         cluster = self.world.controller.cluster if self.world else None
         node = cluster._state.nodes.get(node_id) if cluster is not None else None
-        if node is not None and not node.stays:
+        if node is not None and (node.lost or node.leaving or node.deadline_s is not None):
             self.fail(17, f"{node_id} is given a place, and is about to go")
 
     # Formations
@@ -463,7 +463,7 @@ class Oracle:
         if launches > reasons + self.vacancies:
             self.fail(16, f"{launches} launches for {reasons} + {self.vacancies}")
         spares = kinds["spare_wanted"]
-        reasons += kinds["stage_taken"] + kinds["plan_ready"] + kinds["node_released"]
+        reasons += kinds["stage_taken"] + kinds["plan_ready"]
         if spares > reasons:
             self.fail(16, f"{spares} spares were launched for {reasons}")
 
