@@ -268,6 +268,8 @@ class Oracle:
             self.troubled.add(event.node_id)
         if event.kind == "stage_taken":
             self._check_taken(event.node_id)
+        elif event.kind == "spare_wanted":
+            self._check_wanted()
 
     def _check_taken(self, node_id: str) -> None:
         """Nobody that is about to go is given a place."""
@@ -275,6 +277,13 @@ class Oracle:
         node = cluster._state.nodes.get(node_id) if cluster is not None else None
         if node is not None and (node.lost or node.leaving or node.deadline_s is not None):
             self.fail(17, f"{node_id} is given a place, and is about to go")
+
+    def _check_wanted(self) -> None:
+        """No spare is launched but for one that was lost, given up or taken, and the first."""
+        kinds = Counter(kind for _, kind, _ in self.events)
+        reasons = ("node_lost", "interruption_noticed", "load_failed", "stage_taken", "plan_ready")
+        if kinds["spare_wanted"] > sum(kinds[kind] for kind in reasons):
+            self.fail(16, f"{kinds['spare_wanted']} spares were launched for less")
 
     # Formations
 
@@ -462,10 +471,6 @@ class Oracle:
         launches = sum(bool(p) for _, kind, p in self.events if kind == "node_launched")
         if launches > reasons + self.vacancies:
             self.fail(16, f"{launches} launches for {reasons} + {self.vacancies}")
-        spares = kinds["spare_wanted"]
-        reasons += kinds["stage_taken"] + kinds["plan_ready"]
-        if spares > reasons:
-            self.fail(16, f"{spares} spares were launched for {reasons}")
 
     def has_spares(self) -> bool:
         """As many as are wanted are there, and hold a stage of the plan."""
