@@ -62,11 +62,10 @@ def difference(
     adopted = {name: p for name, p in after.pipelines.items() if not p.retiring}
     numbers = count()
     actions = steps(after, settings, market, lambda: f"thought-of-{next(numbers)}", now_s)
-    seated = after.seated()
     unplaced = [
         node
         for node in after.nodes.values()
-        if node.node_id in had_a_place and node.node_id not in seated and node.stays
+        if node.node_id in had_a_place and not after.is_seated(node) and node.stays
     ]
     kept = {node.node_id for node in spares(after, settings, market)}
     room = max(0, wanted(after, settings, market) - len(kept))
@@ -89,7 +88,9 @@ def difference(
         },
         gone=tuple(sorted(before - adopted.keys())),
         launched={
-            a.node_id: a for a in actions if isinstance(a, LaunchNode) and a.node_id in seated
+            a.node_id: a
+            for a in actions
+            if isinstance(a, LaunchNode) and after.is_seated(after.nodes[a.node_id])
         },
         freed=tuple(n.node_id for n in unplaced if n.node_id in ends),
         idle=tuple(n.node_id for n in unplaced if n.node_id not in ends),

@@ -34,6 +34,9 @@ class ClusterSettings:
     """Dollars, of all nodes that run together, one that goes and its replacement included; 0 does
     not bind."""
     heartbeat_interval_s: float = 0.25
+    glance_s: float = 0.25
+    """The longest time between two looks at the cluster; the rest of a longer one was not watched,
+    and is nobody's silence."""
     node_lost_s: float = 3.0
     """A node silent for this long is lost."""
     doubt_s: float = 1.0

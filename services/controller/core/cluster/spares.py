@@ -6,6 +6,7 @@ many as are wanted. So a restart keeps them, and whoever lost a place may become
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import cycle, islice
 from math import inf
 
@@ -21,7 +22,7 @@ from services.controller.core.cluster.state import State
 def wanted(state: State, settings: ClusterSettings, market: Market) -> int:
     """How many are kept: none where the plan has no stage, where nothing of it is known to be taken
     away ever, or where what runs costs more than it may."""
-    if not settings.spares or not any(True for _ in state.all_seats()):
+    if not settings.spares or not any(pipeline.seats for pipeline in state.wanted()):
         return 0
     if market.exceeds(settings.budget_per_hour) or not _is_at_risk(state, market):
         return 0
@@ -33,7 +34,7 @@ def _is_at_risk(state: State, market: Market) -> bool:
     nothing to weigh against it."""
     if all(offer.price_per_hour is None for offer in market.offers()):
         return True
-    offers = (_offer_of(market, seat) for _, seat in state.all_seats())
+    offers = (_offer_of(market, seat) for seat in _seats(state))
     return any(o is None or o.spot or o.interruptions_per_hour > 0 for o in offers)
 
 
@@ -42,13 +43,11 @@ def reserve(state: State, settings: ClusterSettings, market: Market) -> list[Nod
     what is likeliest to be needed."""
     if not settings.spares:
         return []
+    seatless = state.indexes.seatless()
+    free = [node for node in seatless if node.stays and state.pipeline_of(node) is None]
+    if not free:
+        return []
     ranks = {seat.stage: rank for rank, seat in enumerate(likeliest(state, market))}
-    seated = state.seated()
-    free = [
-        node
-        for node in state.nodes.values()
-        if node.stays and node.node_id not in seated and state.pipeline_of(node) is None
-    ]
     free.sort(key=lambda node: (_rank(node, ranks), not node.present))
     return free[: settings.spares]
 
@@ -68,7 +67,7 @@ def likeliest(state: State, market: Market) -> list[Seat]:
     all nodes that have it, by how many of them are spot, by how many there are."""
     risks: dict[HeldStage, tuple[float, int, int]] = {}
     seats: dict[HeldStage, Seat] = {}
-    for _, seat in state.all_seats():
+    for seat in _seats(state):
         offer = _offer_of(market, seat)
         hazard, spot, count = risks.get(seat.stage, (0.0, 0, 0))
         hazard += 0.0 if offer is None else offer.interruptions_per_hour
@@ -139,7 +138,7 @@ def offer_for_one(
     """Where the next one is launched from: what suits most stages of the plan and, of that, what
     costs least with what it loses to interruptions. None where nothing suits, is open, or is within
     the budget."""
-    seats = [seat for _, seat in state.all_seats()]
+    seats = list(_seats(state))
     shut = market.shut()
     found: list[tuple[tuple[int, float, float, str], Offer]] = []
     for offer in market.offers():
@@ -173,6 +172,12 @@ def cost_per_hour(market: Market, nodes: list[Node]) -> float | None:
         return None
     unpriced = all(offer.price_per_hour is None for offer in market.offers())
     return None if unpriced else sum(known)
+
+
+def _seats(state: State) -> Iterator[Seat]:
+    """Of the plan."""
+    for pipeline in state.wanted():
+        yield from pipeline.seats
 
 
 def _offer_of(market: Market, seat: Seat) -> Offer | None:

@@ -15,7 +15,6 @@ from services.controller.core.cluster.actions import (
     NodeState,
     TerminateNode,
 )
-from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.market import NO_CAPACITY, Offer
 from services.controller.core.cluster.question import Wishes, question
 from services.controller.core.cluster.replanning import Ask, Cause
@@ -25,6 +24,7 @@ from tests.unit.controller.small_cluster import (
     PAIR,
     PATIENT,
     SHAPE,
+    Prompt,
     all_of,
     drawer,
     facts,
@@ -42,7 +42,7 @@ SAFE = Offer("safe", "big", SHAPE, count=9, price_per_hour=1.0)
 FREE = Offer("free", "own", SHAPE, count=99)
 
 
-def offered(cluster: Cluster, *offers: Offer, now_s: float = 1.0, **on: str) -> list[Action]:
+def offered(cluster: Prompt, *offers: Offer, now_s: float = 1.0, **on: str) -> list[Action]:
     """These are offered from now on; `on`: what node_1 and node_2 run on."""
     cluster.market.update(offers)
     for name, offer_id in on.items():
@@ -50,7 +50,7 @@ def offered(cluster: Cluster, *offers: Offer, now_s: float = 1.0, **on: str) -> 
     return cluster.offers_changed(now_s)
 
 
-def warm(settings=ONE, *, front: str = "risky", back: str = "spot") -> Cluster:
+def warm(settings=ONE, *, front: str = "risky", back: str = "spot") -> Prompt:
     """A pipeline of node-1 and node-2, and node-3 that holds the likelier stage."""
     cluster = ready(settings)
     offered(cluster, SPOT, RISKY, SAFE, node_1=front, node_2=back)
@@ -60,21 +60,21 @@ def warm(settings=ONE, *, front: str = "risky", back: str = "spot") -> Cluster:
     return cluster
 
 
-def came(cluster: Cluster, node_id: str, offer_id: str, now_s: float) -> list[Action]:
+def came(cluster: Prompt, node_id: str, offer_id: str, now_s: float) -> list[Action]:
     cluster.market.found(node_id, offer_id)
     return cluster.register(facts(node_id), now_s)
 
 
-def gone(cluster: Cluster, node_id: str, now_s: float) -> list[Action]:
+def gone(cluster: Prompt, node_id: str, now_s: float) -> list[Action]:
     cluster.market.ended(node_id)
     return cluster.node_gone(node_id, f"i-{node_id}", "exit", now_s)
 
 
-def state_of(cluster: Cluster, node_id: str) -> NodeState:
+def state_of(cluster: Prompt, node_id: str) -> NodeState:
     return next(view.state for view in cluster.nodes_view() if view.node_id == node_id)
 
 
-def held_by_spares(cluster: Cluster) -> dict[str, LayerRange | None]:
+def held_by_spares(cluster: Prompt) -> dict[str, LayerRange | None]:
     return {spare.node_id: spare.layers for spare in cluster.spares()}
 
 
@@ -106,7 +106,7 @@ def test_a_hazard_that_is_told_weighs_more_than_how_many_are_on_spot() -> None:
 
 def test_a_stage_that_more_pipelines_have_comes_first() -> None:
     settings = replace(ONE, initial=(SHAPE,) * 6, expected_nodes=6, pipelines=3)
-    cluster = Cluster(settings, drawer(), 0.0, 0.0)
+    cluster = Prompt(settings, drawer(), 0.0, 0.0)
     cluster.start(0.0)
     cluster.market.update([FREE])
     for index in range(1, 7):
@@ -176,7 +176,7 @@ def test_several_hold_different_stages_before_two_hold_the_same() -> None:
 
 def test_a_seat_leaves_what_another_ones_stage_is_to_that_one() -> None:
     settings = replace(ONE, initial=(SHAPE,) * 4, expected_nodes=4, pipelines=2)
-    cluster = Cluster(settings, drawer(), 0.0, 0.0)
+    cluster = Prompt(settings, drawer(), 0.0, 0.0)
     cluster.start(0.0)
     for index in range(1, 5):
         cluster.register(facts(f"node-{index}"), 0.0)
@@ -297,21 +297,19 @@ def test_it_is_launched_from_what_suits_most_and_costs_least_with_what_it_loses(
     assert chosen(replace(SPOT, count=0), SAFE) == ["safe"]
 
 
-def test_spares_survive_a_restart_and_fewer_of_them_are_wanted_then() -> None:
+@pytest.mark.parametrize(("count", "kept"), [(1, {"node-3": FRONT}), (0, {})])
+def test_spares_survive_a_restart_and_those_that_are_not_wanted_any_more_end(
+    count: int, kept: dict[str, LayerRange]
+) -> None:
     cluster = warm()
-    for settings, kept in ((ONE, {"node-3": FRONT}), (replace(ONE, spares=0), {})):
-        again = Cluster.recover(settings, drawer(), cluster._snapshot, 6.0, 6.0)
-        again.market.update([SPOT, RISKY, SAFE])
-        again.start(6.0)
-        for node_id in ("node-1", "node-2", "node-3"):
-            came(again, node_id, "spot", 6.1)
-        assert held_by_spares(again) == kept
-
-
-def test_one_that_is_not_wanted_any_more_ends() -> None:
-    cluster = warm()
-    cluster.settings = PATIENT
-    assert one_of(cluster.tick(6.0), TerminateNode).node_id == "node-3"
+    again = Prompt.recover(replace(PATIENT, spares=count), drawer(), cluster.saved, 6.0, 6.0)
+    again.market.update([SPOT, RISKY, SAFE])
+    actions = again.start(6.0)
+    for node_id in ("node-1", "node-2", "node-3"):
+        actions += came(again, node_id, "spot", 6.1)
+    assert held_by_spares(again) == kept
+    assert [a.node_id for a in all_of(actions, TerminateNode)] == ([] if kept else ["node-3"])
+    assert all_of(actions, LaunchNode) == []
 
 
 def test_a_plan_that_names_it_takes_it_and_the_next_is_launched_behind() -> None:
@@ -346,9 +344,9 @@ def test_one_that_cannot_load_is_let_go_and_the_next_waits_longer() -> None:
     came(cluster, "node-3", "free", 2.0)
     now_s, actions = 2.0, list[Action]()
     for _ in range(ONE.load_attempts):
-        cluster.load_failed("node-3", "i-node-3", "no room", False, now_s)
+        actions += cluster.load_failed("node-3", "i-node-3", "no room", False, now_s)
         now_s += 20.0
-        actions = cluster.tick(now_s)
+        actions += cluster.tick(now_s)
     assert one_of(actions, TerminateNode).node_id == "node-3"
     (fault,) = cluster.faults()
     assert (fault.kind, fault.cause) == (FaultKind.SPARE, "no room")
