@@ -3,8 +3,9 @@
 Numbers are those of the design's list of invariants; 11: nothing that is read waits behind what is
 not; 12: no core raises what is no domain error; 13: no node is told to join a formation before it
 has left the one it was told to leave; 14: a node is in one formation, a formation covers every
-layer once; 15: what runs becomes what the plan says; 16: launches have reasons;
-17: spares are there, loaded, when faults have ceased, and who is about to go is given no place.
+layer once; 15: what runs becomes what the plan says; 16: launches have reasons; 17: a plan changes
+what it was said to change; 18: spares are there, loaded, when faults have ceased, and who is about
+to go is given no place.
 """
 
 from __future__ import annotations
@@ -25,8 +26,15 @@ from services.common.errors import (
 )
 from services.common.exchange import Checkpoint, Frame, Grant, Phase, ResumeQuestion
 from services.common.generation import FinishReason, GenerationRequest
-from services.controller.core.cluster.actions import FormPipeline, LogEvent, PipelineState
+from services.controller.core.cluster.actions import (
+    Action,
+    FormPipeline,
+    LaunchNode,
+    LogEvent,
+    PipelineState,
+)
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.difference import Difference
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
 from services.controller.core.ledger.records import (
@@ -137,6 +145,28 @@ class Oracle:
     def fail(self, number: int, message: str) -> None:
         """Raises Violation."""
         raise Violation(f"invariant {number}: {message}")
+
+    def adopted(self, told: Difference, cluster: Cluster, actions: Sequence[Action]) -> None:
+        """A plan was adopted, of which this had been told before."""
+        views = cluster.pipelines_view()
+        wanted = {p.pipeline_id for _, p in cluster.plan.pipelines()} if cluster.plan else set()
+        said = {
+            name: [(stage.node_id, stage.layers) for stage in stages]
+            for name, stages in told.pipelines.items()
+        }
+        done = {
+            view.pipeline_id: [(stage.node_id, stage.layers) for stage in view.stages]
+            for view in views
+            if view.pipeline_id in wanted
+        }
+        if said != done:
+            self.fail(17, f"{said} was told, and there is {done}")
+        events = [action for action in actions if isinstance(action, LogEvent)]
+        spares = {event.node_id for event in events if event.kind == "spare_wanted"}
+        launches = [action.node_id for action in actions if isinstance(action, LaunchNode)]
+        launched = [node_id for node_id in launches if node_id not in spares]
+        if list(told.launched) != launched:
+            self.fail(17, f"{list(told.launched)} was told, and {launched} launched")
 
     def note(self, *words: object) -> None:
         """A line of the trace, by which two runs of a seed are compared."""
@@ -278,7 +308,7 @@ class Oracle:
         cluster = self.world.controller.cluster if self.world else None
         node = cluster._state.nodes.get(node_id) if cluster is not None else None
         if node is not None and (node.lost or node.leaving or node.deadline_s is not None):
-            self.fail(17, f"{node_id} is given a place, and is about to go")
+            self.fail(18, f"{node_id} is given a place, and is about to go")
 
     def _check_wanted(self) -> None:
         """No spare is launched but for one that was lost, given up or taken, and the first."""
@@ -489,7 +519,7 @@ class Oracle:
         """Faults have ceased for long enough."""
         if self.serves() and not self.has_spares():
             cluster = self.world.controller.cluster if self.world else None
-            self.fail(17, f"{cluster and cluster.spares()} are no warm spares")
+            self.fail(18, f"{cluster and cluster.spares()} are no warm spares")
 
     # At rest
 

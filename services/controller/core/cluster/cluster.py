@@ -368,7 +368,7 @@ class Cluster:
 
     def guests(self) -> frozenset[str]:
         """Nodes that came by themselves, have no place, and are not kept for one."""
-        kept = {node.node_id for node in self._spares()}
+        kept = self._spare_ids()
         seatless = self._state.indexes.seatless()
         guests = (n.node_id for n in seatless if n.usable and not n.launched)
         return frozenset(guests) - kept
@@ -408,7 +408,7 @@ class Cluster:
 
     def nodes_view(self) -> tuple[NodeView, ...]:
         """For the status."""
-        return self._state.node_views({node.node_id for node in self._spares()})
+        return self._state.node_views(self._spare_ids())
 
     def spares(self) -> tuple[SpareView, ...]:
         """Nodes that are kept without a place, those too that are on their way."""
@@ -421,8 +421,15 @@ class Cluster:
         """What they cost; None where a price is not known."""
         return cost_per_hour(self.market, self._spares())
 
+    def _spare_ids(self) -> set[str]:
+        return {node.node_id for node in self._spares()}
+
     def _spares(self) -> list[Node]:
         return spares(self._state, self.settings, self.market)
+
+    def node_view(self, node_id: str) -> NodeView | None:
+        """The same of one node."""
+        return self._state.node_view(node_id, self._spare_ids())
 
     def faults(self) -> tuple[FaultView, ...]:
         """What keeps failing, the worst first."""
