@@ -142,6 +142,10 @@ class FakeMesh:
             max_positions=MAX_POSITIONS,
         )
 
+    def deployed(self) -> list[controller_pb2.DeployedModel]:
+        model = wire.model_to(self.model)
+        return [controller_pb2.DeployedModel(model=model, unusable=self.unusable)]
+
     def routes(self) -> list[controller_pb2.Route]:
         serving = zip(self.alive, self.stalled, strict=True)
         return [self.route(i) for i, (lives, stalls) in enumerate(serving) if lives and not stalls]
@@ -375,7 +379,7 @@ class _Controller(controller_pb2_grpc.ControllerServiceServicer):
         while True:
             changed = mesh.routes_changed
             yield controller_pb2.WatchRoutesResponse(
-                version=mesh.version, routes=mesh.routes(), unusable=mesh.unusable
+                version=mesh.version, routes=mesh.routes(), deployed=mesh.deployed()
             )
             await changed.wait()
 

@@ -35,6 +35,15 @@ class CloseReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class DeployedModel:
+    """A model that is to be served, whether or not a pipeline is ready."""
+
+    model: ModelRef
+    unusable: str = ""
+    """Why none ever will be as things are; empty while one is or may be."""
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateCall:
     """Everything a head needs to begin, to go on, or to attach a reader."""
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from services.common.errors import ShuntError
-from services.common.generation import ModelRef
 from services.common.nodes import NodeFacts
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.goals import Goal
 from services.controller.core.cluster.market import Market, Offer
 from services.controller.core.cluster.plan import Plan, PlannedPipeline
 from services.controller.core.cluster.replanning import Ask, Candidate, Cause, Replanner
@@ -19,6 +19,8 @@ from services.controller.event_log import EventLog
 
 _log = logging.getLogger(__name__)
 
+_NOTHING = 1e-9
+"""A budget that nothing fits; 0 would not bind."""
 LOOK_S = 0.5
 """Between two looks at what has changed."""
 
@@ -27,7 +29,6 @@ LOOK_S = 0.5
 class Wishes:
     """What a plan is made for."""
 
-    objective: str = "throughput"
     budget_per_hour: float = 0.0
     """Dollars; 0 does not bind."""
     nodes_max: int = 0
@@ -41,7 +42,8 @@ class Replanning:
     """A question to placement: what runs, what is to be had, what is wanted."""
 
     number: int
-    model: ModelRef
+    goal: Goal
+    """The model that is to be served better, and what for."""
     nodes: tuple[tuple[NodeFacts, Offer | None], ...]
     """Usable nodes, and what each was launched from."""
     candidates: tuple[Candidate, ...]
@@ -107,9 +109,8 @@ class Replans:
         ask = self._replanner.due(running, now_s)
         if ask is None:
             return
-        question = self._question(cluster, ask)
         try:
-            answer = await self._placement.replan(question)
+            answer = await self._asked(cluster, ask)
         except ShuntError as error:
             _log.warning("no answer to a replan", extra={"why": error.message})
             self._replanner.failed(error.message, error.permanent, self._clock())
@@ -127,19 +128,43 @@ class Replans:
                 self._refusals[offer_id] = until_s
                 self._replanner.refused(offer_id, until_s, now_s)
 
-    def _question(self, cluster: Cluster, ask: Ask) -> Replanning:
+    async def _asked(self, cluster: Cluster, ask: Ask) -> NextPlan:
+        """One model after another, until one is better served otherwise; the others keep what they
+        have. Raises what placement does."""
+        reasons: list[str] = []
+        for goal in cluster.goals.deployed:
+            answer = await self._placement.replan(self._question(cluster, ask, goal))
+            if answer.plan is not None:
+                return replace(answer, plan=_beside(cluster.plan, answer.plan))
+            reasons += answer.reasons
+        return NextPlan(None, 0.0, tuple(reasons))
+
+    def _question(self, cluster: Cluster, ask: Ask, goal: Goal) -> Replanning:
         nodes = cluster.usable_nodes()
         most = self._wishes.nodes_max or len(cluster.settings.initial)
         room = max(0, most - len(nodes))
+        running = cluster.running()
+        others = {s.node_id for model, p in running if model != goal.model for s in p.stages}
         return Replanning(
             cluster.next_plan_number,
-            cluster.settings.model,
-            tuple((n, self._market.offer(self._market.offer_id_of(n.node_id))) for n in nodes),
+            goal,
+            tuple((n, self._offer(n)) for n in nodes if n.node_id not in others),
             _spread(ask.candidates, room),
-            cluster.running(),
+            tuple(pipeline for model, pipeline in running if model == goal.model),
             ask.improve,
-            self._wishes,
+            self._left_by([self._offer(n) for n in nodes if n.node_id in others]),
         )
+
+    def _offer(self, node: NodeFacts) -> Offer | None:
+        return self._market.offer(self._market.offer_id_of(node.node_id))
+
+    def _left_by(self, others: Sequence[Offer | None]) -> Wishes:
+        """What is wished with what the other models' nodes leave of the budget."""
+        budget = self._wishes.budget_per_hour
+        if not budget:
+            return self._wishes
+        spent = sum(offer.price_per_hour or 0.0 for offer in others if offer is not None)
+        return replace(self._wishes, budget_per_hour=max(_NOTHING, budget - spent))
 
     def _take(self, answer: NextPlan, ask: Ask) -> None:
         now_s = self._clock()
@@ -158,6 +183,13 @@ class Replans:
         }
         self._events.add("plan_chosen", attributes=attributes)
         self._adopt(answer.plan)
+
+
+def _beside(running: Plan | None, plan: Plan) -> Plan:
+    """The plan with every other model's deployment as it is."""
+    others = running.deployments if running is not None else ()
+    rest = (deployment for deployment in others if deployment.model not in plan.models)
+    return replace(plan, deployments=(*rest, *plan.deployments))
 
 
 def _spread(candidates: tuple[Candidate, ...], room: int) -> tuple[Candidate, ...]:

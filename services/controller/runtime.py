@@ -35,6 +35,7 @@ from services.controller.core.cluster.actions import (
 )
 from services.controller.core.cluster.applying import operators_plan
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.market import (
     NO_CAPACITY,
     LaunchFailed,
@@ -194,13 +195,17 @@ class ClusterRuntime:
     async def apply_plan(self, plan_json: str) -> int:
         """Adopts an operator's plan; returns its number. Raises InvalidArgument."""
         number = self.cluster.next_plan_number
-        plan = operators_plan(plan_json, number, self.cluster.settings)
+        plan = operators_plan(plan_json, number, self.cluster.goals)
         await self._submit(self.cluster.plan_ready(plan, self._clock()))
         return number
 
     def adopt(self, plan: Plan) -> None:
         """A newer plan is what is carried out from now on."""
         self._submit(self.cluster.plan_ready(plan, self._clock()))
+
+    async def aim_at(self, goals: Goals, plan: Plan | None) -> None:
+        """Other models are to be served, by this plan."""
+        await self._submit(self.cluster.aim_at(goals, plan, self._clock()))
 
     async def _until_noticed(self, node_id: str, deadline_s: float) -> None:
         """Raises Unavailable when the provider gives no notice."""

@@ -13,6 +13,7 @@ from services.common.errors import InvalidArgument, ShuntError
 from services.common.nodes import NodeShape
 from services.common.settings import ServiceSettings
 from services.common.speeds import parse_speeds
+from services.controller.core.cluster.goals import MAX_TARGET_S, Aim, Goal
 from services.controller.core.cluster.market import MAX_COUNT, Offer
 from services.controller.core.cluster.replanning import ReplanSettings
 from services.controller.core.cluster.settings import ClusterSettings
@@ -52,6 +53,10 @@ class ControllerSettings(ServiceSettings):
     """Placement is asked again when offers, prices or nodes change, and a better plan is carried
     out while the mesh serves."""
     objective: Literal["throughput", "throughput-per-cost", "goodput-per-cost"] = "throughput"
+    ttft_target_s: float = Field(default=0.0, ge=0, le=MAX_TARGET_S)
+    """Longest mean time to first token of a plan; 0 does not bind."""
+    tpot_target_s: float = Field(default=0.0, ge=0, le=MAX_TARGET_S)
+    """Longest mean time per output token of a plan; 0 does not bind."""
     budget_per_hour: float = Field(default=0.0, ge=0, lt=1e9)
     """Dollars; 0 does not bind. Read with `replan`, as are the next three."""
     nodes_max: int = Field(default=0, ge=0, le=10_000)
@@ -92,6 +97,8 @@ class ControllerSettings(ServiceSettings):
     replace_max_s: float = Field(default=600.0, gt=0, le=86_400)
     stable_s: float = Field(default=10.0, gt=0, le=3600)
     load_attempts: int = Field(default=4, ge=1, le=100)
+    undeploy_grace_s: float = Field(default=60.0, ge=0, le=86_400)
+    """What an undeployed model has begun may take so long to end by itself."""
     tick_s: float = Field(default=0.1, gt=0, le=0.5)
     terminate_grace_s: float = Field(default=2.0, ge=0, le=600)
 
@@ -177,7 +184,12 @@ class ControllerSettings(ServiceSettings):
 
     @property
     def wishes(self) -> Wishes:
-        return Wishes(self.objective, self.budget_per_hour, self.nodes_max, self.horizon_s)
+        return Wishes(self.budget_per_hour, self.nodes_max, self.horizon_s)
+
+    @property
+    def aim(self) -> Aim:
+        """Of the model that the settings name."""
+        return Aim(self.objective, self.ttft_target_s, self.tpot_target_s)
 
     @property
     def replanning(self) -> ReplanSettings:
@@ -186,8 +198,7 @@ class ControllerSettings(ServiceSettings):
     def cluster(self, facts: ModelFacts) -> ClusterSettings:
         initial = self.initial_nodes
         return ClusterSettings(
-            model=facts.ref,
-            layer_count=facts.layer_count,
+            first=Goal(facts, self.aim),
             planner=self.planner,
             initial=initial,
             expected_nodes=len(initial) or self.expected_nodes,
@@ -207,7 +218,7 @@ class ControllerSettings(ServiceSettings):
             replace_max_s=self.replace_max_s,
             stable_s=self.stable_s,
             load_attempts=self.load_attempts,
-            max_positions=facts.context_length,
+            undeploy_grace_s=self.undeploy_grace_s,
         )
 
     @property

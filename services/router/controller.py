@@ -12,7 +12,13 @@ from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 from services.common import channels, telemetry
 from services.common import wire as common_wire
 from services.common.errors import ShuntError
-from services.common.exchange import GenerationView, Grant, ResumeQuestion, Route
+from services.common.exchange import (
+    DeployedModel,
+    GenerationView,
+    Grant,
+    ResumeQuestion,
+    Route,
+)
 from services.common.generation import CancelReason
 from services.common.statuses import from_rpc_error
 from services.router import wire
@@ -89,10 +95,12 @@ class ControllerClient:
             raise from_rpc_error(error) from error
 
     async def watch_routes(
-        self, router_id: str, changed: Callable[[Sequence[Route], Sequence[str], str], None]
+        self,
+        router_id: str,
+        changed: Callable[[Sequence[Route], Sequence[str], Sequence[DeployedModel]], None],
     ) -> None:
-        """Reports the routes, the formations that hand over, and why there never will be any
-        route, whenever one of them changes, for ever.
+        """Reports the routes, the formations that hand over, and the models that are deployed,
+        whenever one of them changes, for ever.
         While the controller is away, what was reported last stands."""
         pause_s = WATCH_PAUSE_S
         while True:
@@ -105,13 +113,16 @@ class ControllerClient:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, WATCH_PAUSE_MAX_S)
 
-    async def _routes(self, router_id: str) -> AsyncIterator[tuple[list[Route], list[str], str]]:
+    async def _routes(
+        self, router_id: str
+    ) -> AsyncIterator[tuple[list[Route], list[str], list[DeployedModel]]]:
         request = controller_pb2.WatchRoutesRequest(router_id=router_id)
         call = self._stub.WatchRoutes(request, timeout=self._watch_s)
         try:
             async for message in call:
                 routes = [wire.route_from(route) for route in message.routes]
-                yield routes, list(message.handing_over_formation_ids), message.unusable
+                deployed = [wire.deployed_from(one) for one in message.deployed]
+                yield routes, list(message.handing_over_formation_ids), deployed
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
         finally:

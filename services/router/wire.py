@@ -11,6 +11,7 @@ from services.common.exchange import (
     Accepted,
     Closed,
     CloseReason,
+    DeployedModel,
     Frame,
     GenerateCall,
     GenerationState,
@@ -116,6 +117,10 @@ def route_from(message: controller_pb2.Route) -> Route:
         model=wire.model_from(message.model),
         max_positions=message.max_positions,
     )
+
+
+def deployed_from(message: controller_pb2.DeployedModel) -> DeployedModel:
+    return DeployedModel(wire.model_from(message.model), message.unusable)
 
 
 def view_from(message: controller_pb2.GetGenerationResponse) -> GenerationView:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from services.common.generation import ModelRef
 from services.common.nodes import NodeShape
+from services.controller.core.cluster.goals import Goal
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.ledger.outcomes import LedgerSettings
+from services.controller.core.model_facts import ModelFacts
 from services.engine.core.head_settings import HeadSettings
 from services.engine.core.scheduler import SchedulerSettings
 from services.router.core.follower_settings import FollowerSettings
 
-MODEL = ModelRef("model", "d1")
+FACTS = ModelFacts("model", "d1", 30, 1 << 16, 8192, "{}")
+MODEL = FACTS.ref
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class SimulationSettings:
     )
     cluster: ClusterSettings = field(
         default_factory=lambda: ClusterSettings(
-            model=MODEL,
+            first=Goal(FACTS),
             initial=(NodeShape(1 << 30, 1.0),) * 4,
             restart_grace_s=1.5,
             progress_s=2.0,

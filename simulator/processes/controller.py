@@ -166,9 +166,9 @@ class SimulatedController(Process):
     def _checkpoints(self, stream: Stream, sent: tuple[int, tuple[Checkpoint, ...]]) -> None:
         message, checkpoints = sent
         for checkpoint in checkpoints:
-            pipeline = self.cluster.pipeline_of(checkpoint.formation_id)
+            runs_at = self.cluster.runs_at(checkpoint.formation_id)
             before = self.monitor.before(self.ledger, checkpoint)
-            outcome = self.ledger.checkpoint(checkpoint, pipeline, self.clock.now_s)
+            outcome = self.ledger.checkpoint(checkpoint, runs_at, self.clock.now_s)
             self.monitor.checkpoint(self.ledger, checkpoint, outcome, before)
             self._commit(outcome, lambda result: stream.post(self, (message, result)))
 
@@ -299,7 +299,7 @@ class SimulatedController(Process):
         if not planned:
             self.act(self.cluster.plan_failed("too few nodes", True, self.clock.now_s))
             return
-        deployment = Deployment(ask.model, THROUGHPUT, tuple(planned))
+        deployment = Deployment(ask.goals[0].model, THROUGHPUT, tuple(planned))
         self.act(self.cluster.plan_ready(Plan(ask.number, (deployment,)), self.clock.now_s))
 
     def _load(self, load: LoadStage) -> None:

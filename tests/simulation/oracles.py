@@ -211,7 +211,7 @@ class Oracle:
                     sampled = self._samples.get((name, epoch, span.choice, position))
                     if sampled != token:
                         self.fail(4, f"{name}: {token} was never sampled in epoch {epoch}")
-        again = ledger.checkpoint(checkpoint, "", self._now_s)
+        again = ledger.checkpoint(checkpoint, None, self._now_s)
         if again.records or again.reply.lengths != outcome.reply.lengths:
             self.fail(7, f"{name}: a doubled checkpoint changes the journal")
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 
 from services.common.errors import FailedPrecondition
-from services.common.generation import ModelRef
 from services.common.nodes import NodeFacts, NodeShape
 from services.controller.core.cluster.actions import AskPlan
+from services.controller.core.cluster.goals import Goal
 from services.controller.core.cluster.market import Offer
 from services.controller.core.cluster.plan import Plan, PlannedPipeline
 from services.controller.core.cluster.replanning import Candidate
@@ -22,17 +22,16 @@ from services.placement.settings import PlacementSettings
 from tests.configs import LLAMA
 from tests.contract.placement.conftest import serving
 
-MODEL = ModelRef("m", "d")
+LAYERS = LLAMA["num_hidden_layers"]
+GOAL = Goal(ModelFacts("m", "d", LAYERS, LLAMA["vocab_size"], 1024, json.dumps(LLAMA)))
 SLOW, FAST = NodeShape(2 << 30, 1.0), NodeShape(2 << 30, 8.0)
 OFFER = Offer("spot", "big", FAST, count=2, price_per_hour=0.6, pool="b", spot=True)
 
 
 @pytest.fixture
 async def planning() -> AsyncIterator[Planning]:
-    config = json.dumps(LLAMA)
-    facts = ModelFacts("m", "d", LLAMA["num_hidden_layers"], LLAMA["vocab_size"], 1024, config)
     async with serving(PlacementSettings(grpc_port=0, shutdown_grace_s=0)) as address:
-        found = Planning(address, facts, planner="proportional", timeout_s=10.0)
+        found = Planning(address, planner="proportional", timeout_s=10.0)
         yield found
         await found.close()
 
@@ -42,7 +41,7 @@ def node(name: str) -> NodeFacts:
 
 
 async def first(planning: Planning) -> Plan:
-    return await planning.plan(AskPlan(1, MODEL, (node("node-1"), node("node-2")), 2))
+    return await planning.plan(AskPlan(1, (GOAL,), (node("node-1"), node("node-2")), 2))
 
 
 def question(
@@ -50,7 +49,7 @@ def question(
 ) -> Replanning:
     nodes = ((node("node-1"), None), (node("node-2"), None))
     chosen = wishes or Wishes()
-    return Replanning(2, MODEL, nodes, candidates, running, True, chosen)
+    return Replanning(2, GOAL, nodes, candidates, running, True, chosen)
 
 
 async def test_a_faster_node_on_offer_becomes_a_stage_for_its_offer(planning: Planning) -> None:

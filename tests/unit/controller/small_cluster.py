@@ -18,6 +18,7 @@ from services.controller.core.cluster.actions import (
     RoutesChanged,
 )
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.goals import Goal
 from services.controller.core.cluster.plan import (
     THROUGHPUT,
     Deployment,
@@ -26,11 +27,11 @@ from services.controller.core.cluster.plan import (
     PlannedStage,
 )
 from services.controller.core.cluster.settings import ClusterSettings
+from services.controller.core.model_facts import ModelFacts
 
 SHAPE = NodeShape(1 << 30, 1.0)
-SETTINGS = ClusterSettings(
-    ModelRef("m", "d"), (SHAPE, SHAPE), expected_nodes=2, pipelines=1, node_lost_s=1.0
-)
+GOAL = Goal(ModelFacts("m", "d", 30, 1000, 8192, "{}"))
+SETTINGS = ClusterSettings(GOAL, (SHAPE, SHAPE), expected_nodes=2, pipelines=1, node_lost_s=1.0)
 PATIENT = replace(SETTINGS, node_lost_s=1e6, empty_node_lost_s=1e6)
 """Nobody needs to beat."""
 FRONT, BACK = LayerRange(0, 18), LayerRange(18, 30)
@@ -53,7 +54,7 @@ PAIR: Stages = {"node-1": FRONT, "node-2": BACK}
 
 
 def planned(
-    *pipelines: Stages, number: int = 1, weight: float = 50.0, model: ModelRef = SETTINGS.model
+    *pipelines: Stages, number: int = 1, weight: float = 50.0, model: ModelRef = GOAL.model
 ) -> Plan:
     """Pipelines that are called pipeline-1, pipeline-2 and so on; stages of "?1" and "?2" are for
     any node."""

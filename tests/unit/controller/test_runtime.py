@@ -17,6 +17,7 @@ from services.controller.core.cluster.actions import (
     FormPipeline,
 )
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.market import (
     Capabilities,
     NodeGone,
@@ -45,11 +46,10 @@ from services.controller.runtime import (
     RuntimeSettings,
 )
 from services.controller.signal import Signal
+from tests.unit.controller.small_cluster import GOAL
 
 SHAPE = NodeShape(1 << 30, 1.0)
-SETTINGS = ClusterSettings(
-    ModelRef("m", "d"), expected_nodes=2, pipelines=1, can_launch=False, retry_s=0.01
-)
+SETTINGS = ClusterSettings(GOAL, expected_nodes=2, pipelines=1, can_launch=False, retry_s=0.01)
 WAIT_S = 20.0
 
 
@@ -155,7 +155,7 @@ class Mesh:
             PlannedStage(part, 1, SHAPE, name) for name, part in zip(names, layers, strict=True)
         )
         pipelines = (PlannedPipeline("pipeline-1", stages, 1.0),)
-        return Plan(question.number, (Deployment(question.model, THROUGHPUT, pipelines),))
+        return Plan(question.number, (Deployment(question.goals[0].model, THROUGHPUT, pipelines),))
 
     async def hold(
         self, address: str, model: ModelRef, stages: Sequence[StageSpec], progress: Any
@@ -413,7 +413,7 @@ async def test_a_notice_without_a_time_counts_for_nothing(deadline_s: float) -> 
 
 
 async def test_what_was_launched_before_is_found_before_it_is_asked_for_anything() -> None:
-    state, world = State(SETTINGS.basis), Set()
+    state, world = State(SETTINGS.basis, Goals.of(GOAL)), Set()
     state.nodes["a"] = Node("a", SHAPE, 0.0, facts=facts("a"), leaving=True)
     async with world.working(to_json(state, 0.0), (f"{HANDLE_PREFIX}a", "handle-a")):
         await world.mesh.ending.wait()

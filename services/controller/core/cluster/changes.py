@@ -106,7 +106,7 @@ def _retire(
     if formation is None:
         end(state, pipeline)
     elif not pipeline.retiring:
-        pipeline.retire(state.head(formation).sampled)
+        pipeline.retire(state.head(formation).sampled, now_s)
     return actions
 
 
@@ -154,7 +154,8 @@ def take_turns(state: State, settings: ClusterSettings, now_s: float) -> list[Ac
         return []
     wanted = state.wanted()
     if all(pipeline.is_ready for pipeline in wanted):
-        return _next(state, retiring[0], now_s)
+        done = [one for one in retiring if _is_done(state, settings, one, now_s)]
+        return _next(state, done[0], now_s) if done else []
     if any(_goes_on(state, settings, pipeline) for pipeline in wanted):
         return []
     waiting = [(blockers(state, p), p) for p in wanted if p.formation is None]
@@ -162,7 +163,8 @@ def take_turns(state: State, settings: ClusterSettings, now_s: float) -> list[Ac
         if not _is_prepared(state, pipeline):
             continue
         for other in others:
-            if _can_be_spared(state, settings, other):
+            may_go = _is_done(state, settings, other, now_s)
+            if may_go and _can_be_spared(state, settings, other):
                 return _next(state, other, now_s)
     return []
 
@@ -200,11 +202,20 @@ def _is_prepared(state: State, pipeline: Pipeline) -> bool:
     return True
 
 
+def _is_done(state: State, settings: ClusterSettings, pipeline: Pipeline, now_s: float) -> bool:
+    """It may be drained: others go on with what it serves, or it serves nothing, or what it serves
+    has had its time. Of a model that was undeployed nobody could go on with it."""
+    if pipeline.formation is None or state.goals.have(pipeline.model):
+        return True
+    rests = not state.head(pipeline.formation).busy
+    return rests or now_s - pipeline.retires_s >= settings.undeploy_grace_s
+
+
 def _can_be_spared(state: State, settings: ClusterSettings, pipeline: Pipeline) -> bool:
-    """Others serve, or there is no other way."""
+    """Others serve its model, or there is no other way."""
     if pipeline.stalled:
         return True
-    others = [other for other in state.pipelines.values() if other is not pipeline]
+    others = [other for other in state.of_model(pipeline.model) if other is not pipeline]
     if any(other.is_ready and not other.stalled for other in others):
         return True
     for other in others:

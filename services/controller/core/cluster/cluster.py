@@ -11,14 +11,14 @@ resume on the other pipelines; when there is none their Resume waits for the new
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from services.common.errors import NotFound, StaleEpoch
-from services.common.exchange import Route
-from services.common.generation import LayerRange
+from services.common.exchange import DeployedModel, Route
+from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import Member, NodeFacts
 from services.controller.core.cluster.actions import (
     Action,
+    AskPlan,
     Beat,
     DissolveFormation,
     FaultView,
@@ -31,7 +31,8 @@ from services.controller.core.cluster.actions import (
     TerminateNode,
 )
 from services.controller.core.cluster.changes import adopt
-from services.controller.core.cluster.faults import faults_of, unusable
+from services.controller.core.cluster.faults import deployed_models, faults_of
+from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.liveness import judge, overlook
 from services.controller.core.cluster.losses import dissolve, follow, forgive, lose
 from services.controller.core.cluster.market import NO_CAPACITY
@@ -44,8 +45,8 @@ from services.controller.core.cluster.routes import handing_over, heads_of, rout
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.snapshot import from_json, to_json
 from services.controller.core.cluster.state import State
-from services.controller.core.cluster.steps import steps
-from services.controller.core.ledger.outcomes import ServingHead
+from services.controller.core.cluster.steps import plan_question, steps
+from services.controller.core.ledger.outcomes import RunsAt, ServingHead
 
 _STRANGE_BEATS = 2
 """One beat may have been on its way while the formation changed."""
@@ -63,12 +64,14 @@ class Cluster:
         draw_id: Callable[[], str],
         now_s: float,
         now_unix_s: float,
+        goals: Goals | None = None,
     ) -> None:
         """`draw_id` gives unique strings: ids of formations. `now_unix_s` is the wall time at
-        `now_s`, which is on the clock that every other time is on."""
+        `now_s`, which is on the clock that every other time is on. `goals` are what the settings
+        name alone where they are left out."""
         self.settings = settings
         self._draw_id = draw_id
-        self._state = State(settings.basis)
+        self._state = State(settings.basis, goals or Goals.of(settings.first))
         self.unix_offset_s = now_unix_s - now_s
         """Wall time less the clock that all times are on."""
         self._past: set[str] = set()
@@ -77,7 +80,7 @@ class Cluster:
         self._route_version = 0
         self._routes: tuple[Route, ...] = ()
         self._handing_over: tuple[str, ...] = ()
-        self._hopeless = ""
+        self._deployed = deployed_models(self._state)
         self._snapshot = ""
 
     @classmethod
@@ -88,10 +91,12 @@ class Cluster:
         snapshot: str,
         now_s: float,
         now_unix_s: float,
+        goals: Goals | None = None,
     ) -> Cluster:
         """The cluster as its last snapshot had it; every node is given `restart_grace_s`."""
-        cluster = cls(settings, draw_id, now_s, now_unix_s)
-        cluster._state = from_json(snapshot, now_s, cluster.unix_offset_s)
+        cluster = cls(settings, draw_id, now_s, now_unix_s, goals)
+        goals = cluster._state.goals
+        cluster._state = from_json(snapshot, goals, now_s, cluster.unix_offset_s)
         cluster._grace_until_s = now_s + settings.restart_grace_s
         return cluster
 
@@ -128,13 +133,16 @@ class Cluster:
         facts = node.facts if node is not None and node.present else None
         if node is None or facts is None or facts.incarnation != beat.incarnation:
             raise NotFound("register first", field="node_id")
+        comes_to_rest = node.busy and not beat.has_work
         node.hear(beat, now_s)
         actions: list[Action] = []
         if beat.departs_in_s is not None:
             actions += notice(node, now_s + beat.departs_in_s, now_s, departs=True)
         actions += self._formation_beat(node, facts, beat, now_s)
         self._now_s = now_s
-        return self._advance(actions, now_s) if actions else []  # a beat alone lacks nothing new
+        if not actions and not (comes_to_rest and self._state.retiring()):
+            return []  # a beat alone lacks nothing new
+        return self._advance(actions, now_s)
 
     def _formation_beat(
         self, node: Node, facts: NodeFacts, beat: Beat, now_s: float
@@ -187,6 +195,29 @@ class Cluster:
     def _lose(self, node: Node, cause: str, now_s: float) -> list[Action]:
         return lose(self._state, self.settings, node, cause, now_s)
 
+    # What is to be served
+
+    @property
+    def goals(self) -> Goals:
+        """All models that are deployed."""
+        return self._state.goals
+
+    def plan_question(self, goals: Goals) -> AskPlan:
+        """What placement is to be asked for a plan that would serve these."""
+        return plan_question(self._state, self.settings, goals, self.usable_nodes())
+
+    def aim_at(self, goals: Goals, plan: Plan | None, now_s: float) -> list[Action]:
+        """Other models are to be served, by this plan; without one it is asked for, and what runs
+        goes on until it is there."""
+        state = self._state
+        state.aim_at(goals)
+        names = ", ".join(goal.model.model_id for goal in goals.deployed)
+        actions: list[Action] = [LogEvent("deployments_changed", "", "", {"models": names})]
+        state.asking.plans.hope()
+        if plan is not None:
+            actions += adopt(state, self.settings, plan, now_s)
+        return self._advance(actions, now_s)
+
     # Plans, loads, formations
 
     def plan_ready(self, plan: Plan, now_s: float) -> list[Action]:
@@ -196,6 +227,9 @@ class Cluster:
         state.asking.answered()
         if plan.number <= state.last_number:
             return []
+        if not plan.models <= state.goals.models:  # a model of it was undeployed meanwhile
+            outdated = LogEvent("plan_outdated", attributes={"plan": str(plan.number)})
+            return self._advance([outdated], now_s)
         state.first_launches.succeed()
         return self._advance(adopt(state, self.settings, plan, now_s), now_s)
 
@@ -345,6 +379,11 @@ class Cluster:
         pipeline = self._state.pipeline(formation_id)
         return pipeline.pipeline_id if pipeline is not None else ""
 
+    def runs_at(self, formation_id: str) -> RunsAt | None:
+        """What a formation serves; None for one that is not known."""
+        pipeline = self._state.pipeline(formation_id)
+        return RunsAt(pipeline.pipeline_id, pipeline.model) if pipeline is not None else None
+
     def deadlines_s(self) -> dict[str, float]:
         """Nodes that were given notice, and when they will be taken away."""
         nodes = self._state.nodes.values()
@@ -371,20 +410,10 @@ class Cluster:
         seated = self._state.seated()
         return frozenset(n.node_id for n in self.usable_nodes() if n.node_id not in seated)
 
-    def running(self) -> tuple[PlannedPipeline, ...]:
-        """The plan's pipelines on the nodes that sit in them now; vacant ones left out."""
-        return tuple(
-            PlannedPipeline(
-                pipeline.pipeline_id,
-                tuple(
-                    replace(seat.planned, node_id=seat.node_id, shape=seat.shape)
-                    for seat in pipeline.seats
-                ),
-                pipeline.weight_tokens_per_s,
-            )
-            for pipeline in self._state.wanted()
-            if all(seat.node_id for seat in pipeline.seats)
-        )
+    def running(self) -> tuple[tuple[ModelRef, PlannedPipeline], ...]:
+        """The plan's pipelines on the nodes that sit in them now, each with its model; vacant ones
+        left out."""
+        return self._state.running()
 
     @property
     def next_plan_number(self) -> int:
@@ -403,9 +432,15 @@ class Cluster:
         """What keeps failing, the worst first."""
         return faults_of(self._state)
 
+    def deployed_models(self) -> tuple[DeployedModel, ...]:
+        """What is to be served; of the version that routes have."""
+        return self._deployed
+
     def unusable(self) -> str:
-        """Why no pipeline will ever take requests as things are; empty when one does or may."""
-        return unusable(self._state, self.faults())
+        """Why no pipeline will ever take requests as things are, whatever its model; empty when one
+        does or may."""
+        reasons = [one.unusable for one in self._deployed]
+        return reasons[0] if all(reasons) else ""
 
     def pipelines_view(self) -> tuple[PipelineView, ...]:
         """For the status."""
@@ -415,9 +450,9 @@ class Cluster:
         self._now_s = now_s
         actions = [*actions, *steps(self._state, self.settings, self._draw_id, now_s)]
         routes, leaving = routes_of(self._state, self.settings), handing_over(self._state)
-        hopeless = self.unusable()
-        if (routes, leaving, hopeless) != (self._routes, self._handing_over, self._hopeless):
-            self._routes, self._handing_over, self._hopeless = routes, leaving, hopeless
+        deployed = deployed_models(self._state)
+        if (routes, leaving, deployed) != (self._routes, self._handing_over, self._deployed):
+            self._routes, self._handing_over, self._deployed = routes, leaving, deployed
             self._route_version += 1
             actions.append(RoutesChanged(self._route_version))
         snapshot = to_json(self._state, self.unix_offset_s) if actions else self._snapshot

@@ -52,6 +52,8 @@ class Node:
     """As its last beat told them."""
     sampled: int = 0
     """Tokens, as its last beat told them."""
+    busy: bool = False
+    """It leads, and has generations that are not done."""
     stepped_s: float = 0.0
     """When a beat last showed more steps, or no work."""
     confirmed: bool = True
@@ -196,6 +198,7 @@ class Node:
     def hear(self, beat: Beat, now_s: float) -> None:
         """A sign of life."""
         self.heard_s, self.confirmed, self.sampled = now_s, True, beat.sampled_tokens
+        self.busy = beat.has_work
         if beat.steps != self.steps or not beat.has_work:
             self.steps, self.stepped_s = beat.steps, now_s
 

@@ -52,7 +52,7 @@ def hand_over(state: State, pipeline: Pipeline, now_s: float) -> list[Action]:
 
 def must_part(state: State, settings: ClusterSettings, pipeline: Pipeline, now_s: float) -> bool:
     """A member is about to end without a replacement, or none will come and others serve."""
-    others = any(other.is_ready for other in state.pipelines.values() if other is not pipeline)
+    others = any(o.is_ready for o in state.of_model(pipeline.model) if o is not pipeline)
     for seat in pipeline.seats:
         node = state.nodes.get(seat.node_id)
         if node is None or not node.departs or node.deadline_s is None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import Member, NodeFacts, NodeShape
+from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.handover import Handover, HandoverState
 from services.controller.core.cluster.node import HeldStage, Node
 from services.controller.core.cluster.pipeline import Formation, FormationState, Pipeline, Seat
@@ -46,12 +47,12 @@ def to_json(state: State, unix_offset_s: float) -> str:
     )
 
 
-def from_json(snapshot: str, now_s: float, unix_offset_s: float) -> State:
+def from_json(snapshot: str, goals: Goals, now_s: float, unix_offset_s: float) -> State:
     """As it was; nobody is confirmed yet."""
     document = json.loads(snapshot)
     if "version" not in document:
         document = _from_first_version(document)
-    state = State(document["basis"])
+    state = State(document["basis"], goals)
     state.last_number = document["last_number"]
     state.launched, state.named = document["launched"], document["named"]
     if document["plan"] is not None:
@@ -117,6 +118,7 @@ def _pipeline(item: dict[str, Any], now_s: float) -> Pipeline:
         item["weight_tokens_per_s"],
         formation,
         retiring=item["retiring"],
+        retires_s=now_s,
     )
     if formation is not None and (item["drains"] or item["retiring"]):
         drains = HandoverState.DRAINING if item["drains"] else HandoverState.PREPARING

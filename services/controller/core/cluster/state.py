@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from services.common.generation import ModelRef
 from services.common.nodes import Member, NodeShape
 from services.controller.core.cluster.actions import (
     NodeView,
@@ -16,9 +17,10 @@ from services.controller.core.cluster.actions import (
 )
 from services.controller.core.cluster.asking import PlanAsking
 from services.controller.core.cluster.backoff import Backoff
+from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.node import Node
 from services.controller.core.cluster.pipeline import Formation, Pipeline, Seat
-from services.controller.core.cluster.plan import Plan
+from services.controller.core.cluster.plan import Plan, PlannedPipeline
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.transitions import need
 
@@ -26,7 +28,9 @@ from services.controller.core.cluster.transitions import need
 class State:
     """The plan that is carried out, and how far it is."""
 
-    def __init__(self, basis: str) -> None:
+    def __init__(self, basis: str, goals: Goals) -> None:
+        self.goals = goals
+        """What is to be served."""
         self.basis = basis
         """What its plan is made for: `ClusterSettings.basis`."""
         self.plan: Plan | None = None
@@ -48,6 +52,15 @@ class State:
         """It is the plan from now on."""
         need(plan.number > self.last_number, f"plan {plan.number} is not newer")
         self.plan, self.last_number = plan, plan.number
+
+    def aim_at(self, goals: Goals) -> None:
+        """This is to be served from now on."""
+        self.goals = goals
+
+    @property
+    def falls_short(self) -> bool:
+        """The plan is for other models than what is to be served, or there is none."""
+        return self.plan is None or self.plan.models != self.goals.models
 
     # Nodes
 
@@ -84,6 +97,10 @@ class State:
         """Pipelines that the plan lacks and that serve still."""
         return [pipeline for pipeline in self.pipelines.values() if pipeline.retiring]
 
+    def of_model(self, model: ModelRef) -> list[Pipeline]:
+        """Pipelines that serve this version, or are to."""
+        return [pipeline for pipeline in self.pipelines.values() if pipeline.model == model]
+
     def next_name(self) -> str:
         """Of a pipeline; none has had it."""
         self.named += 1
@@ -116,6 +133,14 @@ class State:
     def seated(self) -> set[str]:
         """Nodes that sit somewhere, or are to, by the plan."""
         return {node_id for _, seat in self.all_seats() for node_id in seat.node_ids}
+
+    def running(self) -> tuple[tuple[ModelRef, PlannedPipeline], ...]:
+        """The plan's pipelines on the nodes that sit in them now; vacant ones left out."""
+        return tuple(
+            (pipeline.model, pipeline.as_planned())
+            for pipeline in self.wanted()
+            if all(seat.node_id for seat in pipeline.seats)
+        )
 
     # Formations
 

@@ -28,7 +28,7 @@ from services.common.generation import (
     TokenSpan,
 )
 from services.controller.core.ledger.ledger import Ledger
-from services.controller.core.ledger.outcomes import LedgerSettings, Outcome, ServingHead
+from services.controller.core.ledger.outcomes import LedgerSettings, Outcome, RunsAt, ServingHead
 from services.controller.core.ledger.records import (
     Ended,
     Granted,
@@ -76,7 +76,7 @@ class Book:
         spans = (TokenSpan(0, start, ids),) if ids else ()
         whole = Checkpoint("g", 1, "i-a", "f-a", REQUEST, spans)
         changed = replace(whole, **changes)  # type: ignore[arg-type]
-        return self.keep(self.ledger.checkpoint(changed, "p-a", now_s))
+        return self.keep(self.ledger.checkpoint(changed, RunsAt("p-a", MODEL), now_s))
 
     def resume(
         self,
