@@ -26,6 +26,7 @@ from services.placement.estimate.estimator import GIB
 from services.placement.search.budget import SearchBudget, check_time
 from services.placement.search.problem import (
     Objective,
+    ObjectiveKind,
     Planner,
     Problem,
     Solution,
@@ -40,7 +41,7 @@ ALL_OF = 300
 """Divisions that are all looked at; more are searched."""
 MOST_PLANS = 600
 """Parts that a planner is asked about in one search."""
-A_LITTLE = 0.02
+A_LITTLE = 0.05
 """A division that is better by no more, as a share of the product, moves nobody."""
 HEADROOM = 1.25
 """What a part carries beyond its arrivals by this factor is of no use."""
@@ -102,7 +103,8 @@ class _Value:
         return self.score > 0.0
 
 
-Rank = tuple[int, float, int, int, float]
+Rank = tuple[int, float, float]
+"""How many are served, what memory the others lack, and the logarithm of the product."""
 
 
 class _Search:
@@ -117,6 +119,7 @@ class _Search:
             self._classes.setdefault(node.kind, []).append(node)
         self._totals = tuple(len(group) for group in self._classes.values())
         self._values: dict[tuple[int, Counts], _Value] = {}
+        self._ranks: dict[tuple[Counts, ...], Rank] = {}
         self._cut = False
 
     def best(self) -> Division:
@@ -124,7 +127,12 @@ class _Search:
             math.comb(total + len(self._shares) - 1, len(self._shares) - 1)
             for total in self._totals
         )
-        found = self._best_of_all() if every <= ALL_OF else self._climb(self._dealt())
+        if every <= ALL_OF:
+            self._look_at_all()
+        else:
+            self._climb(self._as_it_is())
+            self._climb(self._dealt())
+        found = self._nearest_of_the_best()
         if self._cut and not all(self._value(i, part).serves for i, part in enumerate(found)):
             check_time(self._budget)
         self._check_all_serve(found)
@@ -136,21 +144,14 @@ class _Search:
 
     # Where to look
 
-    def _best_of_all(self) -> tuple[Counts, ...]:
+    def _look_at_all(self) -> None:
         by_class = [list(_splits(total, len(self._shares))) for total in self._totals]
-        best: tuple[Rank, tuple[Counts, ...]] | None = None
         for chosen in product(*by_class):
-            parts = tuple(tuple(split[i] for split in chosen) for i in range(len(self._shares)))
-            rank = self._rank(parts)
-            if best is None or rank > best[0]:
-                best = rank, parts
+            self._rank(tuple(tuple(s[i] for s in chosen) for i in range(len(self._shares))))
             if self._over():
                 break
-        if best is None:
-            raise AssertionError
-        return best[1]
 
-    def _climb(self, parts: tuple[Counts, ...]) -> tuple[Counts, ...]:
+    def _climb(self, parts: tuple[Counts, ...]) -> None:
         """Takes the best step from each division on, until none is better."""
         rank = self._rank(parts)
         while not self._over():
@@ -162,7 +163,19 @@ class _Search:
             if not ranked or max(ranked)[0] <= rank:
                 break
             rank, parts = max(ranked)
-        return parts
+
+    def _nearest_of_the_best(self) -> tuple[Counts, ...]:
+        """Of those that are as good as the best but for a little, the one that moves the fewest."""
+        serving, short, product_log = max(self._ranks.values())
+        near = [
+            parts
+            for parts, rank in self._ranks.items()
+            if rank[:2] == (serving, short) and rank[2] >= product_log - A_LITTLE
+        ]
+        return max(near, key=lambda parts: (self._kept_count(parts), self._ranks[parts]))
+
+    def _kept_count(self, parts: tuple[Counts, ...]) -> int:
+        return sum(map(len, self._kept(parts)))
 
     def _neighbours(self, parts: tuple[Counts, ...]) -> Iterator[tuple[Counts, ...]]:
         for giver, taker in permutations(range(len(parts)), 2):
@@ -174,6 +187,26 @@ class _Search:
             for mine, theirs in permutations(range(len(self._totals)), 2):
                 if parts[one][mine] and parts[other][theirs]:
                     yield _moved(_moved(parts, one, other, mine, 1), other, one, theirs, 1)
+
+    def _as_it_is(self) -> tuple[Counts, ...]:
+        """Every node is the model's that runs there; what is idle is the first one's."""
+        owners = self._owners()
+        return tuple(
+            tuple(
+                sum(owners.get(node.node_id, 0) == index for node in group)
+                for group in self._classes.values()
+            )
+            for index in range(len(self._shares))
+        )
+
+    def _owners(self) -> dict[str, int]:
+        """Whose pipelines run on a node."""
+        return {
+            name: index
+            for index, share in enumerate(self._shares)
+            for pipeline in share.running
+            for name in pipeline.node_ids
+        }
 
     def _dealt(self) -> tuple[Counts, ...]:
         """Largest node first, each to the share that has the least for what it needs."""
@@ -198,16 +231,19 @@ class _Search:
     # What it is worth
 
     def _rank(self, parts: tuple[Counts, ...]) -> Rank:
+        known = self._ranks.get(parts)
+        if known is not None:
+            return known
         values = [self._value(i, part) for i, part in enumerate(parts)]
         serving = sum(value.serves for value in values)
         short = sum(value.short_bytes for value in values)
-        welfare = sum(
+        product_log = sum(
             share.weight * math.log(value.score)
             for share, value in zip(self._shares, values, strict=True)
             if value.serves
         ) / sum(share.weight for share in self._shares)
-        kept = sum(len(part) for part in self._kept(parts))
-        return serving, -short, round(welfare / A_LITTLE), kept, welfare
+        rank = self._ranks[parts] = serving, -short, product_log
+        return rank
 
     def _value(self, index: int, part: Counts) -> _Value:
         known = self._values.get((index, part))
@@ -237,7 +273,7 @@ class _Search:
         counts = range(max(1, count), 0, -1) if share.pipeline_count else (0,)
         refusal: FailedPrecondition | None = None
         for count in counts:
-            problem = Problem(share.costs, nodes, share.objective, count, share.seed)
+            problem = Problem(share.costs, nodes, _objective(share, nodes), count, share.seed)
             try:
                 solution = share.planner(problem, self._budget)
             except FailedPrecondition as error:
@@ -280,12 +316,7 @@ class _Search:
         owner: dict[str, int] = {}
         for index, names in enumerate(self._kept(parts)):
             owner |= dict.fromkeys(names, index)
-        ran = {
-            name: index
-            for index, share in enumerate(self._shares)
-            for pipeline in share.running
-            for name in pipeline.node_ids
-        }
+        ran = self._owners()
         chosen: list[set[str]] = [set() for _ in parts]
         for place, kind in enumerate(self._classes):
             for wanted in (owner, ran, None):
@@ -331,14 +362,17 @@ class _Search:
         return (*each, looked)
 
 
+def _objective(share: Share, nodes: Sequence[CandidateNode]) -> Objective:
+    """Where nothing has a price, cost counts for nothing."""
+    if any(node.kind.price_per_hour for node in nodes):
+        return share.objective
+    return replace(share.objective, kind=ObjectiveKind.THROUGHPUT)
+
+
 def _useful(problem: Problem, pipelines: Sequence[PlacedPipeline]) -> float:
-    """The score, where what is carried beyond what arrives counts for nothing; where nothing has a
-    price, of what is carried."""
-    found = score(problem, pipelines)
-    if math.isinf(found):
-        found = score(replace(problem, objective=Objective()), pipelines)
-    arriving = problem.costs.workload.arrival_rate_rps
-    plain = problem.objective.kind is Objective().kind
+    """The score; of requests a second no more than what arrives, but for some headroom."""
+    found, arriving = score(problem, pipelines), problem.costs.workload.arrival_rate_rps
+    plain = problem.objective.kind is ObjectiveKind.THROUGHPUT
     return min(found, HEADROOM * arriving) if plain and arriving else found
 
 
