@@ -433,13 +433,13 @@ class Cluster:
         return faults_of(self._state)
 
     def deployed_models(self) -> tuple[DeployedModel, ...]:
-        """What is to be served; of the version that routes have."""
-        return self._deployed
+        """What is to be served, and what of it never will be as things are."""
+        return deployed_models(self._state)
 
     def unusable(self) -> str:
         """Why no pipeline will ever take requests as things are, whatever its model; empty when one
         does or may."""
-        reasons = [one.unusable for one in self._deployed]
+        reasons = [one.unusable for one in self.deployed_models()]
         return reasons[0] if all(reasons) else ""
 
     def pipelines_view(self) -> tuple[PipelineView, ...]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -69,10 +70,8 @@ def every(cluster: Sequence[CandidateNode], shares: Sequence[Share]) -> Iterator
         if key not in known:
             known[key] = 0.0
             problem = Problem(shares[index].costs, group, shares[index].objective)
-            try:
+            with contextlib.suppress(FailedPrecondition):
                 known[key] = score(problem, PLANNER(problem, UNLIMITED).pipelines)
-            except FailedPrecondition:
-                pass
         return known[key]
 
     for owners in itertools.product(range(len(shares)), repeat=len(cluster)):
