@@ -41,6 +41,8 @@ class DeployedModel:
     model: ModelRef
     unusable: str = ""
     """Why none ever will be as things are; empty while one is or may be."""
+    asleep: bool = False
+    """It has none because nobody asks for it: it gets one when somebody does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,8 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "ApplyPlan": _only(Role.OPERATOR),
         "Deploy": _only(Role.OPERATOR),
         "Undeploy": _only(Role.OPERATOR),
+        "Replan": _only(Role.OPERATOR),
+        "ReportDemand": _only(Role.ROUTER),
         "GetStatus": _only(Role.OPERATOR),
         "WatchEvents": _only(Role.OPERATOR),
     },

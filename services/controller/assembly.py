@@ -18,6 +18,7 @@ from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.market import Offer
 from services.controller.core.cluster.replanning import Replanner
+from services.controller.core.cluster.workload import Workloads
 from services.controller.core.model_facts import ModelFacts
 from services.controller.deployments import DEPLOYMENTS, Deployments, StoreAccess
 from services.controller.engines import Engines
@@ -88,11 +89,14 @@ class AssembledController:
         self._replans = Replans(
             Replanner(settings.replanning),
             settings.wishes,
+            settings.replans,
             cluster=lambda: self._runtime.cluster,
             market=self._runtime.market,
+            workloads=Workloads(settings.workloads, clock()),
             placement=self._planning,
             adopt=self._runtime.adopt,
             events=self.events,
+            changed=self._runtime.changed,
             clock=clock,
         )
         self._deployments = Deployments(
@@ -120,6 +124,7 @@ class AssembledController:
             ControllerService(
                 settings.limits,
                 runtime=self._runtime,
+                replans=self._replans,
                 generations=self._generations,
                 events=self.events,
                 engines=self._engines,
@@ -157,9 +162,8 @@ class AssembledController:
                 tasks.create_task(self._runtime.run(self._saved)),
                 tasks.create_task(self._keep_house()),
                 tasks.create_task(self._deployments.watch_store()),
+                tasks.create_task(self._replans.run()),
             ]
-            if self._settings.replan:
-                work.append(tasks.create_task(self._replans.run()))
             try:
                 await self._runtime.started.wait()
                 await self._server.set_ready(True)

@@ -88,6 +88,8 @@ class Deployments:
             cluster = self._cluster
             if cluster.plan is None:
                 raise Unavailable("the mesh has no plan yet: its nodes are starting")
+            if cluster.asleep():
+                raise Unavailable("the mesh sleeps, and has no node: ask its model for something")
             facts = await self._facts(model)
             goals = self.goals.adding(Goal(facts, aim))
             plan = await self._planning.plan(cluster.plan_question(goals))

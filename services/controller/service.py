@@ -19,7 +19,7 @@ from services.common import wire as common_wire
 from services.common.errors import InvalidArgument, NotFound, ShuntError
 from services.common.exchange import CheckpointResult
 from services.common.generation import CancelReason
-from services.controller import metrics, wire
+from services.controller import metrics, wire, wire_demand
 from services.controller.core.cluster.actions import NodeView
 from services.controller.core.cluster.goals import Goal
 from services.controller.core.cluster.market import MAX_NOTICE_S
@@ -28,6 +28,7 @@ from services.controller.engines import Engines
 from services.controller.event_log import EventLog
 from services.controller.generations import LedgerRuntime
 from services.controller.processes import Processes
+from services.controller.replans import Replans
 from services.controller.runtime import ClusterRuntime
 
 _log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         limits: ServiceLimits,
         *,
         runtime: ClusterRuntime,
+        replans: Replans,
         generations: LedgerRuntime,
         events: EventLog,
         engines: Engines,
@@ -64,6 +66,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
     ) -> None:
         self._limits = limits
         self._runtime = runtime
+        self._replans = replans
         self._generations = generations
         self._events = events
         self._engines = engines
@@ -261,6 +264,19 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         await self._runtime.started.wait()
         return pb.UndeployResponse(plan_number=await self._deployments.undeploy(model_id))
 
+    async def Replan(self, request: pb.ReplanRequest, context: Context) -> pb.ReplanResponse:
+        await self._runtime.started.wait()
+        told = await self._replans.now()
+        return pb.ReplanResponse(
+            change=told.change, number=told.number, gain=told.gain, reasons=told.reasons
+        )
+
+    async def ReportDemand(
+        self, request: pb.ReportDemandRequest, context: Context
+    ) -> pb.ReportDemandResponse:
+        self._replans.reported(*wire_demand.demand_from(request))
+        return pb.ReportDemandResponse()
+
     async def GetStatus(
         self, request: pb.GetStatusRequest, context: Context
     ) -> pb.GetStatusResponse:
@@ -286,6 +302,11 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
             offers=[wire.offer_to(offer, market) for offer in market.offers()],
             cost_per_hour=market.cost_per_hour(),
             on_demand_cost_per_hour=market.on_demand_cost_per_hour(),
+            workloads=[
+                wire_demand.workload_to(name, workload, self._replans.open(name))
+                for name in (goal.model.model_id for goal in cluster.goals.deployed)
+                if (workload := self._replans.workload(name)) is not None
+            ],
         )
 
     def _deployment(self, goal: Goal) -> pb.DeploymentView:

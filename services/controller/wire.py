@@ -269,7 +269,9 @@ def route_to(route: Route) -> pb.Route:
 
 
 def deployed_to(deployed: DeployedModel) -> pb.DeployedModel:
-    return pb.DeployedModel(model=wire.model_to(deployed.model), unusable=deployed.unusable)
+    return pb.DeployedModel(
+        model=wire.model_to(deployed.model), unusable=deployed.unusable, asleep=deployed.asleep
+    )
 
 
 def deployment_to(

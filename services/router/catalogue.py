@@ -48,6 +48,8 @@ class ModelCatalogue:
         for name in set(self.first_seen) - self._deployed.keys():
             del self.first_seen[name]
             self._positions.pop(name, None)
+        for name in (one.model.model_id for one in deployed[:MAX_MODELS] if one.asleep):
+            self.first_seen.setdefault(name, int(self._clock()))
         for name in {route.model.model_id for route in routes} & self._deployed.keys():
             self.first_seen.setdefault(name, int(self._clock()))
             held = [r.max_positions for r in routes if r.model.model_id == name]
@@ -55,12 +57,17 @@ class ModelCatalogue:
         self.heard = self.heard or bool(self._deployed)
 
     def names(self) -> list[str]:
-        """Models that are deployed and had a pipeline here, the first deployed first."""
+        """Models that are deployed and had a pipeline, or get one when they are asked for, the
+        first deployed first."""
         return [name for name in self._deployed if name in self.first_seen]
 
     def deployed(self) -> list[ModelRef]:
         """Versions that are deployed."""
         return [one.model for one in self._deployed.values()]
+
+    def asleep(self) -> list[ModelRef]:
+        """Those that get a pipeline when they are asked for."""
+        return [one.model for one in self._deployed.values() if one.asleep]
 
     def unusable(self, name: str) -> ShuntError | None:
         """Why no pipeline will ever take requests for a model; None when one does or may."""
@@ -77,13 +84,13 @@ class ModelCatalogue:
             raise NotFound("no model of that name is served here", field="model")
         return deployed.model
 
-    def positions(self, name: str) -> int:
-        """Positions that every pipeline can hold, as far as is known; else 0."""
-        return self._positions.get(name, 0)
-
     def max_positions(self, name: str, model: ServedModel) -> int:
         """Positions that model and every pipeline can hold."""
         return min(model.facts.max_positions, self._positions.get(name) or 1 << 62)
+
+    def route_positions(self, name: str) -> int:
+        """Positions that every pipeline of the model holds; 0 while it has none."""
+        return self._positions.get(name, 0)
 
     def why_not(self, ref: ModelRef) -> ShuntError | None:
         """Why a model cannot be asked now; None when it can."""

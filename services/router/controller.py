@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import grpc
 from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 
 from services.common import channels, telemetry
 from services.common import wire as common_wire
+from services.common.demand import Demand
 from services.common.errors import ShuntError
 from services.common.exchange import (
     DeployedModel,
@@ -90,6 +91,22 @@ class ControllerClient:
                 ),
                 timeout=channels.timeout(self._timeout_s),
                 metadata=telemetry.metadata(),
+            )
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+    async def report_demand(
+        self,
+        router_id: str,
+        incarnation: str,
+        measured_s: float,
+        demands: Mapping[str, Demand],
+    ) -> None:
+        """Tells what is asked for here, as counts since the start."""
+        try:
+            await self._stub.ReportDemand(
+                wire.demand_to(router_id, incarnation, measured_s, demands),
+                timeout=channels.timeout(self._timeout_s),
             )
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error

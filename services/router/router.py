@@ -32,6 +32,7 @@ from services.router.controller import ControllerClient
 from services.router.core.actions import SendCancel
 from services.router.core.admission import Admission
 from services.router.core.balancer import Balancer
+from services.router.core.demand import DemandCounter
 from services.router.core.follower import Follower
 from services.router.core.follower_settings import FollowerSettings
 from services.router.core.reading import Reading
@@ -45,6 +46,7 @@ from services.router.settings import RouterSettings
 _log = logging.getLogger(__name__)
 TICK_S = 0.25
 PRELOAD_AGAIN_S = 1.0
+REPORT_AGAIN_S = 0.2
 _DRAWN_ID = re.compile(r"g([0-9a-f]{8})[0-9a-f]{24}")
 _YOUNG_S = 5.0
 _NOT_KNOWN_YET = ""
@@ -74,6 +76,11 @@ class Router:
         self._sessions: set[Session] = set()
         self._admission = Admission(settings.max_streams)
         """Places of sessions, and of requests that have none yet."""
+        self._demand = DemandCounter()
+        self._incarnation = secrets.token_hex(16)
+        self._started_s = time.monotonic()
+        self._missed = asyncio.Event()
+        """Somebody is asked for what has no pipeline."""
         self._routes_changed = asyncio.Event()
         self._fewer = asyncio.Event()
         """Set when somebody is served no longer."""
@@ -85,6 +92,7 @@ class Router:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._tick())
             tasks.create_task(self._preload())
+            tasks.create_task(self._report())
             tasks.create_task(
                 self._controller.watch_routes(self.settings.router_id, self.update_routes)
             )
@@ -123,6 +131,22 @@ class Router:
                 async with asyncio.timeout(again_s):
                     await changed.wait()
 
+    async def _report(self) -> None:
+        """Tells the controller what is asked for, at once where something is asked for in vain."""
+        while True:
+            self._missed.clear()
+            measured_s = time.monotonic() - self._started_s
+            try:
+                await self._controller.report_demand(
+                    self.settings.router_id, self._incarnation, measured_s, self._demand.counts()
+                )
+            except ShuntError as error:
+                _log.debug("demand not told", extra={"reason": error.message})
+                await asyncio.sleep(REPORT_AGAIN_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.settings.report_s):
+                    await self._missed.wait()
+
     @property
     def ready(self) -> bool:
         """New requests are welcome, and some pipeline takes them."""
@@ -133,7 +157,7 @@ class Router:
         """What it would be refused with; None when it is ready."""
         if self._leaving or self.stopping:
             return Unavailable("this router stops")
-        served = {route.model.model_id for route in self._balancer.models()}
+        served = {model.model_id for model in self.served()}
         reasons = [
             self.catalogue.why_not(model)
             if model.model_id in served
@@ -153,9 +177,11 @@ class Router:
         """Generations followed now."""
         return len(self._sessions)
 
-    def served(self) -> list[Route]:
-        """One route for each model that is served."""
-        return self._balancer.models()
+    def served(self) -> list[ModelRef]:
+        """Models that may be asked for: each has a pipeline, or gets one when it is."""
+        routes = [route.model for route in self._balancer.models()]
+        asleep = self.catalogue.asleep()
+        return [*routes, *(model for model in asleep if model not in routes)]
 
     async def generate(self, ask: Ask) -> Session:
         """Starts a generation, or joins the one of that name if it is the same, or the one that
@@ -175,6 +201,7 @@ class Router:
             drawn = Drawn(generation_id, secrets.randbits(63), created_unix_s)
             request = await resolve(ask, model, self._facts(ask.model, model), drawn)
             route = await self._route(ask.model)
+            self._demand.asked(ask.model, len(request.prompt_ids), request.choices)
             if route.model != request.model:  # another version is served since
                 model = await self._load(route.model)
                 request = await resolve(ask, model, self._facts(ask.model, model), drawn)
@@ -331,15 +358,20 @@ class Router:
 
     async def _route(self, model_id: str) -> Route:
         """A pipeline for a new generation, waited for if there is none."""
+        route = self._balancer.pick(model_id)
+        if route is not None:
+            return route
         deadline_s = time.monotonic() + self.settings.route_wait_s
-        while (route := self._balancer.pick(model_id)) is None:
-            self._check_goes_on()
-            self._check_usable(model_id)
-            changed, left_s = self._routes_changed, deadline_s - time.monotonic()
-            try:
-                await asyncio.wait_for(changed.wait(), max(left_s, 0))
-            except TimeoutError:
-                raise self._no_pipeline(model_id) from None
+        with self._demand.waiting(model_id):
+            self._missed.set()
+            while (route := self._balancer.pick(model_id)) is None:
+                self._check_goes_on()
+                self._check_usable(model_id)
+                changed, left_s = self._routes_changed, deadline_s - time.monotonic()
+                try:
+                    await asyncio.wait_for(changed.wait(), max(left_s, 0))
+                except TimeoutError:
+                    raise self._no_pipeline(model_id) from None
         return route
 
     async def _view(self, generation_id: str) -> GenerationView:
@@ -394,11 +426,19 @@ class Router:
         self._sessions.add(session)
         self._admission.take(session.model_id)
         metrics.STREAMS.labels(session.model_id).inc()
+        self._demand.opened(session.model_id)
+        if not self._balancer.has(session.model_id):
+            self._missed.set()
         return session
 
     def _closed(self, session: Session) -> None:
+        name = session.model_id
         if session in self._sessions:
             self._sessions.discard(session)
-            self._admission.leave(session.model_id)
-            metrics.STREAMS.labels(session.model_id).dec()
+            self._admission.leave(name)
+            metrics.STREAMS.labels(name).dec()
+            self._demand.closed(name)
+        if session.ended and session.error is None:
+            tokens = session.transcript.usage.completion_tokens
+            self._demand.answered(name, tokens, session.request.choices)
         self._fewer.set()

@@ -87,7 +87,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
                 router_pb2.Model(
                     model_id=name,
                     digest=catalogue.current(name).digest,
-                    max_positions=catalogue.positions(name),
+                    max_positions=catalogue.route_positions(name),
                     created_unix_s=catalogue.first_seen[name],
                 )
                 for name in catalogue.names()

@@ -437,12 +437,12 @@ class Oracle:
 
     def _check_views(self, cluster: Cluster) -> None:
         """What a next plan is asked with is what there is."""
-        usable = {node.node_id for node in cluster.usable_nodes()}
+        staying = {node.node_id for node in cluster.staying()}
         seated = {stage.node_id for pipeline in cluster.running() for stage in pipeline.stages}
-        if cluster.settled and not seated <= usable:
-            self.fail(15, f"{seated - usable} serve and are not usable")
-        if not cluster.idle_nodes() <= usable - seated:
-            self.fail(15, f"{cluster.idle_nodes()} are idle, of {usable} without {seated}")
+        if not cluster.busy and not cluster.lacks() and not seated <= staying:
+            self.fail(15, f"{seated - staying} serve and do not stay")
+        if not cluster.guests() <= staying - seated:
+            self.fail(15, f"{cluster.guests()} are guests, of {staying} without {seated}")
 
     def check_launches(self) -> None:
         """No node was launched but for one that was lost, noticed or given up, or for a seat that

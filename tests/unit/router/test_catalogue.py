@@ -88,7 +88,7 @@ def test_what_is_deployed_is_listed_from_its_first_pipeline_on() -> None:
     catalogue.update([ROUTE, other], both)
     catalogue.update([other], both)
     assert catalogue.names() == ["tiny", "other"]
-    assert catalogue.positions("tiny") == ROUTE.max_positions
+    assert catalogue.route_positions("tiny") == ROUTE.max_positions
     catalogue.update([other], both[1:])
     assert catalogue.names() == ["other"]
     with pytest.raises(NotFound):

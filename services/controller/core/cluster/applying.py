@@ -36,6 +36,8 @@ def _checked(deployment: Deployment, goals: Goals, index: int) -> Deployment:
     served, layer_count = goal.model, goal.facts.layer_count
     if model.digest not in ("", served.digest):
         raise InvalidArgument(f"{served.digest} is what is served", field=f"{where}.digest")
+    if not deployment.pipelines:
+        raise InvalidArgument("a deployment has a pipeline at least", field=f"{where}.pipelines")
     for number, pipeline in enumerate(deployment.pipelines):
         field = f"{where}.pipelines[{number}]"
         layers = pipeline.stages[-1].layers.end

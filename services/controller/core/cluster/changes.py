@@ -8,6 +8,7 @@ nodes to what follows it, while the others carry the load; what nothing follows 
 from __future__ import annotations
 
 from services.controller.core.cluster.actions import Action, LogEvent
+from services.controller.core.cluster.lacks import waits_for_money
 from services.controller.core.cluster.losses import dissolve, end, withdraw
 from services.controller.core.cluster.node import HeldStage
 from services.controller.core.cluster.notices import hand_over
@@ -141,6 +142,14 @@ def blockers(state: State, pipeline: Pipeline) -> list[Pipeline]:
     return list(found.values())
 
 
+def in_the_way(state: State, pipeline: Pipeline) -> list[Pipeline]:
+    """Pipelines that have to end before this one can be: they have its nodes, or the money."""
+    found = blockers(state, pipeline)
+    if not found and any(waits_for_money(seat) for seat in pipeline.seats):
+        return state.retiring()
+    return found
+
+
 def _blocked_by(state: State, pipeline: Pipeline, seat: Seat) -> Pipeline | None:
     node = state.nodes.get(seat.node_id)
     other = state.pipeline_of(node) if node is not None else None
@@ -158,7 +167,7 @@ def take_turns(state: State, settings: ClusterSettings, now_s: float) -> list[Ac
         return _next(state, done[0], now_s) if done else []
     if any(_goes_on(state, settings, pipeline) for pipeline in wanted):
         return []
-    waiting = [(blockers(state, p), p) for p in wanted if p.formation is None]
+    waiting = [(in_the_way(state, p), p) for p in wanted if p.formation is None]
     for others, pipeline in sorted(waiting, key=lambda one: len(one[0])):
         if not _is_prepared(state, pipeline):
             continue
@@ -192,10 +201,12 @@ def _goes_on(state: State, settings: ClusterSettings, pipeline: Pipeline) -> boo
 
 
 def _is_prepared(state: State, pipeline: Pipeline) -> bool:
-    """Every node of it that is free holds its stage."""
+    """Every node of it that is free, and paid for, holds its stage."""
     for seat in pipeline.seats:
         node = state.nodes.get(seat.node_id)
         if node is None or not node.present:
+            if waits_for_money(seat):
+                continue
             return False
         if _blocked_by(state, pipeline, seat) is None and not node.holds(seat.stage):
             return False
@@ -221,7 +232,7 @@ def _can_be_spared(state: State, settings: ClusterSettings, pipeline: Pipeline) 
     for other in others:
         if other.is_ready or _is_hopeless(state, settings, other):
             continue
-        if pipeline not in blockers(state, other) or not _is_prepared(state, other):
+        if pipeline not in in_the_way(state, other) or not _is_prepared(state, other):
             return False  # it may serve first, or be nearer to it
     return True
 

@@ -28,19 +28,22 @@ from services.controller.core.cluster.actions import (
     PersistCluster,
     PipelineView,
     RoutesChanged,
+    ShunOffer,
     TerminateNode,
 )
 from services.controller.core.cluster.changes import adopt
 from services.controller.core.cluster.faults import deployed_models, faults_of
 from services.controller.core.cluster.goals import Goals
+from services.controller.core.cluster.lacks import is_busy, lacks_of
 from services.controller.core.cluster.liveness import judge, overlook
 from services.controller.core.cluster.losses import dissolve, follow, forgive, lose
-from services.controller.core.cluster.market import NO_CAPACITY
+from services.controller.core.cluster.market import NO_CAPACITY, OVER_BUDGET
 from services.controller.core.cluster.node import Node
 from services.controller.core.cluster.notices import hand_over, lapse, must_part, notice
 from services.controller.core.cluster.pipeline import Pipeline
 from services.controller.core.cluster.plan import Plan, PlannedPipeline
 from services.controller.core.cluster.recovery import first_actions
+from services.controller.core.cluster.replanning import Lack
 from services.controller.core.cluster.routes import handing_over, heads_of, routes_of
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.snapshot import from_json, to_json
@@ -180,15 +183,15 @@ class Cluster:
         node = self._state.nodes.get(node_id)
         if node is None or node.lost or node.facts is not None:
             return []
-        lost = lose(self._state, self.settings, node, reason, now_s, started=False)
+        lost = lose(self._state, self.settings, node, reason, now_s, started=False, came=False)
         return self._advance(lost, now_s)
 
     def offers_changed(self, now_s: float) -> list[Action]:
-        """There may be capacity where there was none: launches that were refused for want of it
-        are tried again at once."""
+        """There may be capacity, or money, where there was none: launches that were refused for
+        want of it are tried again at once."""
         seats = (seat.launches for _, seat in self._state.all_seats())
         for backoff in (self._state.first_launches, *seats):
-            if backoff.cause == NO_CAPACITY:
+            if backoff.cause in (NO_CAPACITY, OVER_BUDGET):
                 backoff.try_now()
         return self._advance([], now_s)
 
@@ -204,7 +207,9 @@ class Cluster:
 
     def plan_question(self, goals: Goals) -> AskPlan:
         """What placement is to be asked for a plan that would serve these."""
-        return plan_question(self._state, self.settings, goals, self.usable_nodes())
+        usable = (node for node in self._state.nodes.values() if node.usable)
+        facts = tuple(node.facts for node in usable if node.facts is not None)
+        return plan_question(self._state, self.settings, goals, facts)
 
     def aim_at(self, goals: Goals, plan: Plan | None, now_s: float) -> list[Action]:
         """Other models are to be served, by this plan; without one it is asked for, and what runs
@@ -346,8 +351,13 @@ class Cluster:
                     self._state.forget(node)
             elif node.facts is None:
                 if now_s - node.since_s >= settings.launch_timeout_s:
-                    actions += self._lose(node, "launch timed out", now_s)
-                    actions.append(TerminateNode(node.node_id, kill=True))
+                    actions += lose(
+                        self._state, settings, node, "launch timed out", now_s, came=False
+                    )
+                    actions += [
+                        ShunOffer(node.node_id),
+                        TerminateNode(node.node_id, kill=True),
+                    ]
             elif awake and now_s - node.heard_s >= settings.silence_s(node.held is not None):
                 actions += self._lose(node, "silence", now_s)
             elif node.deadline_s is not None and now_s >= node.deadline_s and not node.departs:
@@ -395,20 +405,35 @@ class Cluster:
         return self._state.plan
 
     @property
-    def settled(self) -> bool:
-        """The plan is what runs."""
-        pipelines = self._state.pipelines.values()
-        return all(pipeline.is_ready and not pipeline.retiring for pipeline in pipelines)
+    def busy(self) -> bool:
+        """A change is being carried out, and goes on by itself."""
+        return is_busy(self._state, self.settings)
 
-    def usable_nodes(self) -> tuple[NodeFacts, ...]:
-        """Those that may be given a place, or have one."""
-        nodes = (node for node in self._state.nodes.values() if node.usable)
-        return tuple(node.facts for node in nodes if node.facts is not None)
+    def lacks(self) -> frozenset[Lack]:
+        """Seats of the plan that nobody is to be had for."""
+        return lacks_of(self._state, self.settings)
 
-    def idle_nodes(self) -> frozenset[str]:
-        """Usable nodes without a place."""
+    def staying(self) -> list[Node]:
+        """Nodes that may be given a place, or have one: they are there or start."""
+        return self._state.staying()
+
+    def seated_but_of(self, model: ModelRef) -> frozenset[str]:
+        """Nodes that have a place in the plan's pipelines of other models."""
+        seats = self._state.all_seats()
+        return frozenset(n for p, seat in seats if p.model != model for n in seat.node_ids)
+
+    def guests(self) -> frozenset[str]:
+        """Nodes that came by themselves and have no place."""
         seated = self._state.seated()
-        return frozenset(n.node_id for n in self.usable_nodes() if n.node_id not in seated)
+        return frozenset(
+            node.node_id
+            for node in self._state.nodes.values()
+            if node.usable and not node.launched and node.node_id not in seated
+        )
+
+    def asleep(self) -> tuple[ModelRef, ...]:
+        """Models that the plan gives no pipeline."""
+        return self._state.asleep
 
     def running(self) -> tuple[tuple[ModelRef, PlannedPipeline], ...]:
         """The plan's pipelines on the nodes that sit in them now, each with its model; vacant ones

@@ -30,7 +30,10 @@ def deployed_models(state: State) -> tuple[DeployedModel, ...]:
     """What is to be served, and what of it never will be as things are."""
     faults = faults_of(state)
     models = (goal.model for goal in state.goals.deployed)
-    return tuple(DeployedModel(model, _unusable(state, faults, model)) for model in models)
+    return tuple(
+        DeployedModel(model, _unusable(state, faults, model), model in state.asleep)
+        for model in models
+    )
 
 
 def _unusable(state: State, faults: tuple[FaultView, ...], model: ModelRef) -> str:

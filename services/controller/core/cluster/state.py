@@ -58,6 +58,12 @@ class State:
         self.goals = goals
 
     @property
+    def asleep(self) -> tuple[ModelRef, ...]:
+        """Models that the plan gives no pipeline."""
+        deployments = () if self.plan is None else self.plan.deployments
+        return tuple(one.model for one in deployments if not one.pipelines)
+
+    @property
     def falls_short(self) -> bool:
         """The plan is for other models than what is to be served, or there is none."""
         return self.plan is None or self.plan.models != self.goals.models

@@ -118,7 +118,7 @@ def test_an_undeployed_model_takes_nothing_new_and_ends_what_it_has() -> None:
     assert beat(cluster, "node-3", "f2", 2.0, has_work=True, steps=3) == []
     drain = one_of(beat(cluster, "node-3", "f2", 3.0, steps=4), DrainFormation)
     assert drain.formation_id == "f2"
-    assert cluster.settled is False
+    assert cluster.busy
     cluster.drained("f2", 0, 3.1)
     assert [view.pipeline_id for view in cluster.pipelines_view()] == ["pipeline-1"]
 
