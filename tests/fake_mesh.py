@@ -107,6 +107,8 @@ class FakeMesh:
         """away, damaged or nested: what the tensor store suffers from."""
         self.files = model_files(self.tokenizer)
         """Of the model, in the tensor store; changed before it serves."""
+        self.others: list[controller_pb2.DeployedModel] = []
+        """Models that are deployed and have no pipeline."""
         self.unusable = ""
         """Why no pipeline ever comes."""
         self.version = 1
@@ -143,8 +145,8 @@ class FakeMesh:
         )
 
     def deployed(self) -> list[controller_pb2.DeployedModel]:
-        model = wire.model_to(self.model)
-        return [controller_pb2.DeployedModel(model=model, unusable=self.unusable)]
+        own = controller_pb2.DeployedModel(model=wire.model_to(self.model), unusable=self.unusable)
+        return [own, *self.others]
 
     def routes(self) -> list[controller_pb2.Route]:
         serving = zip(self.alive, self.stalled, strict=True)
