@@ -72,6 +72,8 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "ApplyPlan": _only(Role.OPERATOR),
         "Deploy": _only(Role.OPERATOR),
         "Undeploy": _only(Role.OPERATOR),
+        "DiffPlan": _only(Role.OPERATOR),
+        "ExplainPlan": _only(Role.OPERATOR),
         "Replan": _only(Role.OPERATOR),
         "ReportDemand": _only(Role.ROUTER),
         "GetStatus": _only(Role.OPERATOR),
@@ -83,6 +85,7 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "Estimate": _PLANNERS,
         "Replan": _PLANNERS,
         "Explain": _PLANNERS,
+        "WhatIf": _PLANNERS,
     },
     "shuntserve.tensorstore.v1.TensorStoreService": {
         "Import": _only(Role.OPERATOR),

@@ -32,6 +32,7 @@ from services.controller.runtime import SNAPSHOT, ClusterRuntime
 from services.controller.service import ControllerService
 from services.controller.settings import ControllerSettings
 from services.controller.signal import Signal
+from services.controller.what_ifs import WhatIfs
 
 _log = logging.getLogger(__name__)
 
@@ -125,6 +126,11 @@ class AssembledController:
                 settings.limits,
                 runtime=self._runtime,
                 replans=self._replans,
+                what_ifs=WhatIfs(
+                    self._replans.imagined,
+                    market=self._runtime.market,
+                    placement=self._planning,
+                ),
                 generations=self._generations,
                 events=self.events,
                 engines=self._engines,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 from shuntserve.placement.v1 import placement_pb2, placement_pb2_grpc
@@ -14,11 +14,15 @@ from services.common.nodes import NodeShape
 from services.common.settings import TlsSettings
 from services.common.statuses import from_rpc_error
 from services.controller.core.cluster.actions import AskPlan
+from services.controller.core.cluster.difference import StageToBe
 from services.controller.core.cluster.goals import Aim, Goal
 from services.controller.core.cluster.market import Offer
 from services.controller.core.cluster.plan import Deployment, Plan, PlannedPipeline, PlannedStage
 from services.controller.core.cluster.question import NextPlan, Replanning
+from services.controller.core.cluster.why import Alternative, Why
 from services.controller.core.cluster.workload import Workload
+from services.controller.diffs import Estimated, Estimating
+from services.controller.what_ifs import Answers, LikeNodes
 
 MAX_TOKENS = 1 << 24
 _OBJECTIVES = {
@@ -26,6 +30,9 @@ _OBJECTIVES = {
     "throughput-per-cost": placement_pb2.OBJECTIVE_KIND_THROUGHPUT_PER_COST,
     "goodput-per-cost": placement_pb2.OBJECTIVE_KIND_GOODPUT_PER_COST,
 }
+
+_RUNNERS_UP = 4
+"""Plans that are told of beside the one that is taken."""
 
 
 def _node(
@@ -81,7 +88,7 @@ def _objective(aim: Aim, *, priced: bool, budget_per_hour: float = 0.0) -> place
     )
 
 
-def _pipeline(pipeline: PlannedPipeline) -> placement_pb2.Pipeline:
+def _pipeline(stages: Sequence[PlannedStage | StageToBe]) -> placement_pb2.Pipeline:
     return placement_pb2.Pipeline(
         stages=[
             placement_pb2.Stage(
@@ -89,7 +96,7 @@ def _pipeline(pipeline: PlannedPipeline) -> placement_pb2.Pipeline:
                 layers=wire.layers_to(stage.layers),
                 tp_degree=stage.tp_degree,
             )
-            for stage in pipeline.stages
+            for stage in stages
         ]
     )
 
@@ -105,6 +112,12 @@ def _stage(stage: placement_pb2.Stage, named: _Named) -> PlannedStage:
 
 
 Answer = placement_pb2.PlanResponse | placement_pb2.ReplanResponse
+
+
+def _alternatives(answer: Answer) -> tuple[Alternative, ...]:
+    return tuple(Alternative(one.plan, one.lacks) for one in answer.alternatives)
+
+
 NO_OFFER: Callable[[str], Offer | None] = lambda node_id: None  # noqa: E731 (a default)
 
 
@@ -141,15 +154,20 @@ class Planning:
         if len(answers) != len(question.goals):
             raise DataLoss("a deployment has no plan", field="plans")
         pairs = list(zip(question.goals, answers, strict=True))
-        return _plan_of(question.number, pairs, known)
+        why = Why(
+            tuple(reason for answer in answers for reason in answer.reasons),
+            tuple(one for answer in answers for one in _alternatives(answer)),
+            ("first_plan",) if not question.running else ("deployments",),
+        )
+        return replace(_plan_of(question.number, pairs, known), why=why)
 
     async def _plan_one(self, question: AskPlan, goal: Goal) -> placement_pb2.PlanResponse:
         request = placement_pb2.PlanRequest(
             model=_model(goal),
             nodes=self._nodes(question),
-            planner=self._planner_for(goal.aim),
+            planner=self._planner,
             pipeline_count=question.pipelines,
-            objective=_objective(goal.aim, priced=self._priced(question)),
+            runners_up=_RUNNERS_UP,
         )
         return await self._stub.Plan(request, timeout=self._timeout_s)
 
@@ -164,7 +182,9 @@ class Planning:
                     planner=self._planner_for(goal.aim),
                     pipeline_count=question.pipelines,
                     weight=goal.aim.weight,
-                    running=[_pipeline(p) for model, p in question.running if model == goal.model],
+                    running=[
+                        _pipeline(p.stages) for model, p in question.running if model == goal.model
+                    ],
                 )
                 for goal in question.goals
             ],
@@ -185,7 +205,72 @@ class Planning:
         """The next plan, or none where the running one stays; by placement's own planner, which
         knows every objective. Raises as `plan` does."""
         wishes, goal = question.wishes, question.goal
-        request = placement_pb2.ReplanRequest(
+        try:
+            reply = await self._stub.Replan(self._asked(question), timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        if not reply.change:
+            return NextPlan(None, 0.0, tuple(reply.reasons))
+        known = {n.node_id: _Named(n.shape, node_id=n.node_id) for n in question.nodes} | {
+            one.name: _Named(one.offer.shape, offer_id=one.offer.offer_id)
+            for one in question.candidates
+        }
+        plan = _plan_of(question.number, [(goal, reply)], known)
+        why = Why(
+            tuple(reply.reasons),
+            _alternatives(reply),
+            gain=reply.gain,
+            horizon_s=wishes.horizon_s,
+        )
+        return NextPlan(replace(plan, why=why), reply.gain, why.reasons)
+
+    async def what_ifs(self, question: Replanning, groups: Sequence[LikeNodes]) -> Answers:
+        """What placement would answer to a question that is another in one thing. Raises a
+        ShuntError when there is no answer."""
+        request = placement_pb2.WhatIfRequest(
+            question=self._asked(question),
+            groups=[
+                placement_pb2.NodeGroup(
+                    name=group.name,
+                    node_ids=group.node_ids,
+                    more=None
+                    if group.offer is None
+                    else _node(f"{group.name}#more", group.offer.shape, group.offer, on_offer=True),
+                )
+                for group in groups
+            ],
+        )
+        try:
+            reply = await self._stub.WhatIf(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        return Answers(tuple((one.change, one.answer) for one in reply.answers), reply.complete)
+
+    async def estimate(self, question: Estimating) -> Estimated:
+        """What pipelines carry, and what their nodes have to load. Raises a ShuntError when there
+        is no answer."""
+        request = placement_pb2.EstimateRequest(
+            model=_model(question.goal),
+            nodes=[_node(name, shape, offer) for name, (shape, offer) in question.nodes.items()],
+            pipelines=[_pipeline(stages) for stages in question.pipelines],
+            resident=[
+                placement_pb2.ResidentLayers(
+                    node_id=name, layers=wire.layers_to(held.layers), tp_degree=held.tp_degree
+                )
+                for name, held in question.resident.items()
+                if held.model == question.goal.model
+            ],
+        )
+        try:
+            reply = await self._stub.Estimate(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        rate = sum(one.throughput_tokens_per_s for one in reply.pipeline_estimates)
+        return Estimated(rate, {move.node_id: move.load_bytes for move in reply.node_moves})
+
+    def _asked(self, question: Replanning) -> placement_pb2.ReplanRequest:
+        wishes, goal = question.wishes, question.goal
+        return placement_pb2.ReplanRequest(
             model=_model(goal),
             nodes=[
                 *(_node(n.node_id, n.shape, n.offer, on_offer=n.starts) for n in question.nodes),
@@ -194,7 +279,7 @@ class Planning:
                     for one in question.candidates
                 ),
             ],
-            running=[_pipeline(pipeline) for pipeline in question.running],
+            running=[_pipeline(pipeline.stages) for pipeline in question.running],
             resident=[
                 placement_pb2.ResidentLayers(
                     node_id=node.node_id,
@@ -212,18 +297,6 @@ class Planning:
             nodes_min=wishes.nodes_min,
             nodes_max=wishes.nodes_max,
         )
-        try:
-            reply = await self._stub.Replan(request, timeout=self._timeout_s)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
-        if not reply.change:
-            return NextPlan(None, 0.0, tuple(reply.reasons))
-        known = {n.node_id: _Named(n.shape, node_id=n.node_id) for n in question.nodes} | {
-            one.name: _Named(one.offer.shape, offer_id=one.offer.offer_id)
-            for one in question.candidates
-        }
-        plan = _plan_of(question.number, [(goal, reply)], known)
-        return NextPlan(plan, reply.gain, tuple(reply.reasons))
 
     async def close(self) -> None:
         await self._channel.close()

@@ -11,6 +11,7 @@ resume on the other pipelines; when there is none their Resume waits for the new
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from services.common.errors import NotFound, StaleEpoch
 from services.common.exchange import DeployedModel, Route
@@ -32,6 +33,7 @@ from services.controller.core.cluster.actions import (
     TerminateNode,
 )
 from services.controller.core.cluster.changes import adopt
+from services.controller.core.cluster.difference import Difference, difference
 from services.controller.core.cluster.faults import deployed_models, faults_of
 from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.lacks import is_busy, lacks_of
@@ -220,7 +222,7 @@ class Cluster:
         actions: list[Action] = [LogEvent("deployments_changed", "", "", {"models": names})]
         state.asking.plans.hope()
         if plan is not None:
-            actions += adopt(state, self.settings, plan, now_s)
+            actions += self._adopt(plan, now_s)
         return self._advance(actions, now_s)
 
     # Plans, loads, formations
@@ -236,7 +238,16 @@ class Cluster:
             outdated = LogEvent("plan_outdated", attributes={"plan": str(plan.number)})
             return self._advance([outdated], now_s)
         state.first_launches.succeed()
-        return self._advance(adopt(state, self.settings, plan, now_s), now_s)
+        return self._advance(self._adopt(plan, now_s), now_s)
+
+    def _adopt(self, plan: Plan, now_s: float) -> list[Action]:
+        adopted_unix_s = round(now_s + self.unix_offset_s, 3)
+        plan = replace(plan, why=replace(plan.why, adopted_unix_s=adopted_unix_s))
+        return adopt(self._state, self.settings, plan, now_s)
+
+    def difference(self, plan: Plan, now_s: float) -> Difference:
+        """What a newer plan would change, were it adopted now; nothing is changed by asking."""
+        return difference(self._state, self.settings, plan, now_s)
 
     def plan_failed(self, reason: str, permanent: bool, now_s: float) -> list[Action]:
         """Asked again after a pause; when the failure is permanent, once the nodes are others."""
