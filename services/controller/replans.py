@@ -301,7 +301,8 @@ class Replans:
     # What others see
 
     def imagined(self) -> tuple[Replanning, ...]:
-        """What placement would be asked now, for each model. Raises FailedPrecondition where there is no plan."""
+        """What placement would be asked now, for each model. Raises FailedPrecondition where there
+        is no plan."""
         now_s, cluster = self._clock(), self._cluster()
         if cluster.plan is None:
             raise FailedPrecondition("there is no plan yet", field="plan")

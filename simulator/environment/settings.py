@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from services.common.nodes import NodeShape
-from services.controller.core.cluster.goals import Goal
+from services.controller.core.cluster.goals import Goal, Goals
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.ledger.outcomes import LedgerSettings
 from services.controller.core.model_facts import ModelFacts
@@ -15,6 +15,9 @@ from services.router.core.follower_settings import FollowerSettings
 
 FACTS = ModelFacts("model", "d1", 30, 1 << 16, 8192, "{}")
 MODEL = FACTS.ref
+OTHER = replace(FACTS, model_id="other", digest="d2")
+ONE = Goals.of(Goal(FACTS))
+BOTH = ONE.adding(Goal(OTHER))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,8 @@ class SimulationSettings:
         )
     )
     """Of the next controller."""
+    goals: Goals = ONE
+    """What is deployed."""
     scheduler: SchedulerSettings = field(
         default_factory=lambda: SchedulerSettings(
             token_budget=8, max_sequences=2, min_overlap_sequences=2, min_overlap_rows=12

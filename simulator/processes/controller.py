@@ -92,9 +92,9 @@ class SimulatedController(Process):
         self.ledger = Ledger.recover(settings.ledger, records, now_s)
         cluster, draw_id = settings.cluster, environment.draw_id
         if snapshot:
-            self.cluster = Cluster.recover(cluster, draw_id, snapshot, now_s, now_s)
+            self.cluster = Cluster.recover(cluster, draw_id, snapshot, now_s, now_s, settings.goals)
         else:
-            self.cluster = Cluster(cluster, draw_id, now_s, now_s)
+            self.cluster = Cluster(cluster, draw_id, now_s, now_s, settings.goals)
         self.act(self.cluster.start(now_s))
         for node in self.cluster.nodes_view():
             if not provider.adopt(node.node_id):
@@ -299,11 +299,14 @@ class SimulatedController(Process):
             )
             name = f"pipeline-{len(planned) + 1}"
             planned.append(PlannedPipeline(name, stages, 100.0 / (first + size)))
-        if not planned:
+        if len(planned) < len(ask.goals):
             self.act(self.cluster.plan_failed("too few nodes", True, self.clock.now_s))
             return
-        deployment = Deployment(ask.goals[0].model, THROUGHPUT, tuple(planned))
-        self.act(self.cluster.plan_ready(Plan(ask.number, (deployment,)), self.clock.now_s))
+        deployments = tuple(
+            Deployment(goal.model, THROUGHPUT, tuple(planned[turn :: len(ask.goals)]))
+            for turn, goal in enumerate(ask.goals)
+        )
+        self.act(self.cluster.plan_ready(Plan(ask.number, deployments), self.clock.now_s))
 
     def _load(self, load: LoadStage) -> None:
         def loaded(result: Any) -> None:
@@ -314,7 +317,7 @@ class SimulatedController(Process):
                 node, incarnation = load.node_id, load.incarnation
                 self.act(cluster.load_done(node, incarnation, load.layers, result, now_s))
 
-        self._call(load.incarnation, "load", (load.layers,), loaded)
+        self._call(load.incarnation, "load", (load.model, load.layers), loaded)
 
     def _dissolve(self, formation_id: str, incarnation: str) -> None:
         self.monitor.dissolves(incarnation, formation_id)

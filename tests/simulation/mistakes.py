@@ -9,6 +9,7 @@ HELD = "services/engine/core/held.py"
 LOSSES = "services/controller/core/cluster/losses.py"
 STEPS = "services/controller/core/cluster/steps.py"
 LEDGER = "services/controller/core/ledger/ledger.py"
+GRANTING = "services/controller/core/ledger/granting.py"
 LIVENESS = "services/controller/core/cluster/liveness.py"
 FOLLOWER = "services/router/core/follower.py"
 TOKEN_RUN = "services/common/token_run.py"
@@ -219,6 +220,12 @@ MISTAKES = (
         TURNS,
         "        busy = {incarnation for incarnation, _ in self._leaving}",
         "        busy: set[str] = set()",
+    ),
+    Mistake(
+        "a generation is granted to whichever model's head",
+        GRANTING,
+        "        and head.route.model == request.model\n",
+        "",
     ),
     Mistake(
         "a stop string is seen within one id only",

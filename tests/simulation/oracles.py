@@ -3,7 +3,8 @@
 Numbers are those of the design's list of invariants; 11: nothing that is read waits behind what is
 not; 12: no core raises what is no domain error; 13: no node is told to join a formation before it
 has left the one it was told to leave; 14: a node is in one formation, a formation covers every
-layer once; 15: what runs becomes what the plan says; 16: launches have reasons.
+layer once; 15: what runs becomes what the plan says; 16: launches have reasons; 17: a generation is
+at heads of its own model alone.
 """
 
 from __future__ import annotations
@@ -193,6 +194,7 @@ class Oracle:
         """The ledger answered a checkpoint."""
         if outcome.reply.refusal is not None:
             return
+        self._check_model(ledger, checkpoint)
         known, ended = before
         name, epoch = checkpoint.generation_id, checkpoint.epoch
         if ended:
@@ -223,6 +225,12 @@ class Oracle:
         """A reader asks for an epoch."""
         self.questions += 1
 
+    def _check_model(self, ledger: Ledger, checkpoint: Checkpoint) -> None:
+        runs_at = self.world.controller.cluster.runs_at(checkpoint.formation_id)
+        model = ledger.model_of(checkpoint.generation_id)
+        if runs_at is not None and runs_at.model != model:
+            self.fail(17, f"{checkpoint.generation_id} runs at {runs_at.pipeline_id}")
+
     def granted(self, ledger: Ledger, question: ResumeQuestion, outcome: Outcome[Grant]) -> None:
         """The ledger answered a Resume."""
         name, grant = question.generation_id, outcome.reply
@@ -240,6 +248,8 @@ class Oracle:
                     self.fail(3, f"{name}: the base leaves out what was acknowledged or presented")
         if grant.head is None:
             return
+        if grant.head.model != record.request.model:
+            self.fail(17, f"{name} is granted to a head of {grant.head.model.model_id}")
         again = ledger.resume(
             question, self.world.controller.cluster.heads() if self.world else (), self._now_s
         )
@@ -438,7 +448,7 @@ class Oracle:
     def _check_views(self, cluster: Cluster) -> None:
         """What a next plan is asked with is what there is."""
         staying = {node.node_id for node in cluster.staying()}
-        seated = {stage.node_id for pipeline in cluster.running() for stage in pipeline.stages}
+        seated = {stage.node_id for _, pipeline in cluster.running() for stage in pipeline.stages}
         if not cluster.busy and not cluster.lacks() and not seated <= staying:
             self.fail(15, f"{seated - staying} serve and do not stay")
         if not cluster.guests() <= staying - seated:

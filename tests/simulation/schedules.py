@@ -19,7 +19,7 @@ from strangers import Stranger
 
 from services.common.generation import GenerationRequest, Sampling
 from simulator.environment.network import Trouble
-from simulator.environment.settings import MODEL, SimulationSettings
+from simulator.environment.settings import BOTH, SimulationSettings
 from simulator.processes.client import Client
 from simulator.world import World
 
@@ -86,6 +86,9 @@ class Schedule:
         if random.random() < 0.1:  # nobody launches nodes: they come by themselves
             cluster = replace(settings.cluster, expected_nodes=5)
             settings = replace(settings, cluster=cluster)
+        self._models = Random(f"{seed} models")
+        if self._models.random() < 1 / 8:
+            settings = replace(settings, goals=BOTH)
         self.world = World(random, settings, self.oracle)
         self.oracle.world = self.world
         self._faults = Faults(self.world, random)
@@ -158,7 +161,7 @@ class Schedule:
         max_tokens = ENDLESS if number in self._endless else max_tokens
         request = GenerationRequest(
             f"g{number}",
-            MODEL,
+            self._models.choice(self.world.settings.goals.deployed).model,
             tuple(random.randrange(1000) for _ in range(random.choice(PROMPTS))),
             Sampling(
                 max_tokens=max_tokens,

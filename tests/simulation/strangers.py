@@ -165,7 +165,7 @@ class Stranger:
             self.fail(4, f"a stranger moved the cluster: {actions}")
         self._refused(cluster.interrupt, "nobody", 1.0, False, now_s)
         for text in SLIPS:
-            self._refused(operators_plan, text, cluster.next_plan_number, cluster.settings)
+            self._refused(operators_plan, text, cluster.next_plan_number, cluster.goals)
         try:
             cluster.heartbeat(Beat("nobody", "somebody", ""), now_s)
         except NotFound:

@@ -168,12 +168,16 @@ def take_turns(state: State, settings: ClusterSettings, now_s: float) -> list[Ac
     if any(_goes_on(state, settings, pipeline) for pipeline in wanted):
         return []
     waiting = [(in_the_way(state, p), p) for p in wanted if p.formation is None]
-    for others, pipeline in sorted(waiting, key=lambda one: len(one[0])):
-        if not _is_prepared(state, pipeline):
-            continue
-        for other in others:
-            may_go = _is_done(state, settings, other, now_s)
-            if may_go and _can_be_spared(state, settings, other):
+    next_to_go = [
+        other
+        for others, pipeline in sorted(waiting, key=lambda one: len(one[0]))
+        if _is_prepared(state, pipeline)
+        for other in others
+        if _is_done(state, settings, other, now_s)
+    ]
+    for last_resort in (False, True):
+        for other in next_to_go:
+            if _can_be_spared(state, settings, other, last_resort=last_resort):
                 return _next(state, other, now_s)
     return []
 
@@ -222,8 +226,11 @@ def _is_done(state: State, settings: ClusterSettings, pipeline: Pipeline, now_s:
     return rests or now_s - pipeline.retires_s >= settings.undeploy_grace_s
 
 
-def _can_be_spared(state: State, settings: ClusterSettings, pipeline: Pipeline) -> bool:
-    """Others serve its model, or there is no other way."""
+def _can_be_spared(
+    state: State, settings: ClusterSettings, pipeline: Pipeline, *, last_resort: bool
+) -> bool:
+    """Others serve its model, or there is no other way. As a last resort one that waits for
+    another model's nodes is no such way: those may wait for these."""
     if pipeline.stalled:
         return True
     others = [other for other in state.of_model(pipeline.model) if other is not pipeline]
@@ -232,7 +239,10 @@ def _can_be_spared(state: State, settings: ClusterSettings, pipeline: Pipeline) 
     for other in others:
         if other.is_ready or _is_hopeless(state, settings, other):
             continue
-        if pipeline not in in_the_way(state, other) or not _is_prepared(state, other):
+        waits_for = in_the_way(state, other)
+        if last_resort and any(one.model != pipeline.model for one in waits_for):
+            continue
+        if pipeline not in waits_for or not _is_prepared(state, other):
             return False  # it may serve first, or be nearer to it
     return True
 

@@ -241,8 +241,8 @@ class Ledger:
         if entry.finished_with(question.held):
             return self._grant(entry, question, None, now_s)
         formation_id = entry.formation_id or question.left_formation_id
-        heads = [head for head in heads if head.route.model == entry.request.model]
-        holder = next((h for h in heads if h.route.formation_id == formation_id), None)
+        own = (head for head in heads if head.route.model == entry.request.model)
+        holder = next((h for h in own if h.route.formation_id == formation_id), None)
         if holder is None or entry.sealed:
             return self._grant_elsewhere(entry, question, heads, now_s)
         if question.last_epoch < entry.epoch:

@@ -11,6 +11,7 @@ from services.controller.core.cluster.actions import (
     AskPlan,
     DrainFormation,
     FormPipeline,
+    LaunchNode,
     LoadStage,
     PersistCluster,
 )
@@ -141,15 +142,19 @@ def test_a_model_that_comes_back_keeps_the_pipeline_that_was_ending() -> None:
 
 
 def test_the_last_pipeline_of_a_model_is_not_spared_for_that_another_model_serves() -> None:
-    """node-2 goes to the other model and node-4 takes its place: not before it has loaded."""
+    """The other model is to have node-1, too, and what follows there is yet to be launched."""
     cluster = serving_both()
-    cluster.register(facts("node-4"), 1.0)
-    moved: Stages = {"node-4": LayerRange(0, 30)}
-    actions = cluster.aim_at(BOTH, both(3, first=moved, second={"node-2": WHOLE}), 1.1)
-    assert one_of(actions, LoadStage).node_id == "node-4"
+    first = planned({"?1": LayerRange(0, 30)}, number=3)
+    second = planned(ALONE, {"node-1": WHOLE}, number=3, model=OTHER.model)
+    second = second.renamed({"pipeline-1": "other-1", "pipeline-2": "other-2"})
+    plan = Plan(3, (*first.deployments, *second.deployments))
+    launch = one_of(cluster.aim_at(BOTH, plan, 1.0), LaunchNode)
     assert all_of(cluster.tick(1.2), DrainFormation) == []
-    form = one_of(loaded(cluster, "node-4", LayerRange(0, 30), 2.0), FormPipeline)
-    drains = all_of(cluster.formed(form.formation_id, 2.1), DrainFormation)
+    load = one_of(cluster.register(facts(launch.node_id), 2.0), LoadStage)
+    assert load.model == GOAL.model
+    assert all_of(cluster.tick(2.1), DrainFormation) == []
+    form = one_of(loaded(cluster, launch.node_id, LayerRange(0, 30), 3.0), FormPipeline)
+    drains = all_of(cluster.formed(form.formation_id, 3.1), DrainFormation)
     assert [drain.formation_id for drain in drains] == ["f1"]
 
 
@@ -166,3 +171,15 @@ def test_why_a_model_is_unusable_is_of_its_own_pipelines(model: str) -> None:
     cluster.tick(0.3)
     found = {one.model.model_id: one.unusable for one in cluster.deployed_models()}
     assert found == {"m": "", "other": ""} | {model: "odd head_dim"}
+
+
+def test_models_that_wait_for_each_others_nodes_do_not_wait_for_ever() -> None:
+    cluster = serving_both()
+    swapped = both(3, first={"node-3": LayerRange(0, 30)}, second={"node-1": WHOLE})
+    drains = all_of(cluster.aim_at(BOTH, swapped, 1.0), DrainFormation)
+    assert [drain.formation_id for drain in drains] == ["f2"]
+    load = one_of(cluster.drained("f2", 0, 1.1), LoadStage)
+    assert (load.node_id, load.model) == ("node-3", GOAL.model)
+    form = one_of(loaded(cluster, "node-3", LayerRange(0, 30), 1.2), FormPipeline)
+    drains = all_of(cluster.formed(form.formation_id, 1.3), DrainFormation)
+    assert [drain.formation_id for drain in drains] == ["f1"]
