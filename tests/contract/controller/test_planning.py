@@ -13,7 +13,7 @@ from services.common.generation import ModelRef
 from services.common.nodes import NodeFacts, NodeShape
 from services.controller.core.cluster.actions import AskPlan
 from services.controller.core.cluster.difference import StageToBe
-from services.controller.core.cluster.goals import Goal
+from services.controller.core.cluster.goals import Aim, Goal
 from services.controller.core.cluster.market import Offer
 from services.controller.core.cluster.node import HeldStage
 from services.controller.core.cluster.plan import Plan, PlannedPipeline
@@ -28,6 +28,7 @@ from tests.configs import LLAMA
 from tests.contract.placement.conftest import serving
 
 LAYERS = LLAMA["num_hidden_layers"]
+HUGE = {**LLAMA, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80}
 GOAL = Goal(ModelFacts("m", "d", LAYERS, LLAMA["vocab_size"], 1024, json.dumps(LLAMA)))
 SLOW, FAST = NodeShape(2 << 30, 1.0), NodeShape(2 << 30, 8.0)
 OFFER = Offer("spot", "big", FAST, count=2, price_per_hour=0.6, pool="b", spot=True)
@@ -145,3 +146,22 @@ async def test_what_holds_no_pipeline_is_an_error(planning: Planning) -> None:
     asked = replace(question((), Candidate("spot#1", tiny)), nodes=())
     with pytest.raises(FailedPrecondition, match="does not fit"):
         await planning.replan(asked)
+
+
+async def test_several_models_divide_the_nodes(planning: Planning) -> None:
+    other = Goal(replace(GOAL.facts, model_id="other"), Aim("throughput-per-cost"))
+    nodes = tuple(node(f"node-{number}") for number in range(1, 5))
+    alone = await planning.plan(AskPlan(1, (GOAL,), nodes, 2))
+    running = tuple((GOAL.model, pipeline) for pipeline in alone.deployments[0].pipelines)
+    plan = await planning.plan(AskPlan(2, (GOAL, other), nodes, 2, running))
+    assert [(one.model, one.objective) for one in plan.deployments] == [
+        (GOAL.model, "throughput"),
+        (other.model, "throughput-per-cost"),
+    ]
+    assert len(plan.node_ids()) == len(list(plan.stages()))
+    kept = {tuple(s.node_id for s in p.stages) for p in plan.deployments[0].pipelines}
+    assert kept & {tuple(s.node_id for s in p.stages) for _, p in running}
+    assert plan.why.causes == ("deployments",)
+    huge = Goal(replace(GOAL.facts, model_id="huge", config_json=json.dumps(HUGE)))
+    with pytest.raises(FailedPrecondition, match=r"^huge: huge does not fit: [0-9.]+ GiB short"):
+        await planning.plan(AskPlan(3, (GOAL, huge), nodes, 2, running))
