@@ -28,7 +28,7 @@ from services.controller.journal.journal import Journal, JournalRoom, Recovered
 from services.controller.planning import Planning
 from services.controller.providers.provider import Provider
 from services.controller.replans import Replans
-from services.controller.runtime import SNAPSHOT, ClusterRuntime
+from services.controller.runtime import ClusterRuntime
 from services.controller.service import ControllerService
 from services.controller.settings import ControllerSettings
 from services.controller.signal import Signal
@@ -113,7 +113,7 @@ class AssembledController:
             settings.ledger,
             journal,
             self.events,
-            heads=lambda: self._runtime.cluster.heads(),
+            heads=lambda: self._runtime.cluster.heads(clock()),
             runs_at=lambda formation_id: self._runtime.cluster.runs_at(formation_id),
             deployed=lambda model: self._runtime.cluster.goals.have(model),
             heads_changed=heads_changed,
@@ -140,15 +140,12 @@ class AssembledController:
         )
 
     def _cluster(self, facts: ModelFacts, recovered: Recovered, now_s: float) -> Cluster:
-        settings = self._settings.cluster(facts)
-        noted = recovered.saved.get(DEPLOYMENTS)
+        settings, saved = self._settings.cluster(facts), recovered.saved
+        noted = saved.get(DEPLOYMENTS)
         goals = Goals.of(settings.first)
         if noted is not None:
             goals = Goals.from_json(noted).begun_with(settings.first)
-        snapshot = recovered.saved.get(SNAPSHOT)
-        if snapshot is None:
-            return Cluster(settings, _draw_id, now_s, time.time(), goals)
-        return Cluster.recover(settings, _draw_id, snapshot, now_s, time.time(), goals)
+        return Cluster.recover(settings, _draw_id, saved, now_s, time.time(), goals)
 
     def _offer_of(self, node_id: str) -> Offer | None:
         market = self._runtime.market

@@ -101,6 +101,7 @@ class ControllerSettings(ServiceSettings):
     """SIGTERM ends the local nodes too; otherwise they serve on and are adopted at the start."""
 
     heartbeat_interval_s: float = Field(default=0.25, gt=0, le=0.5)
+    glance_s: float = Field(default=0.25, gt=0, le=0.5)
     stall_s: float = Field(default=2.0, gt=0, le=600)
     progress_s: float = Field(default=5.0, gt=0, le=600)
     node_lost_s: float = Field(default=3.0, gt=0, le=600)
@@ -115,7 +116,6 @@ class ControllerSettings(ServiceSettings):
     load_attempts: int = Field(default=4, ge=1, le=100)
     undeploy_grace_s: float = Field(default=60.0, ge=0, le=86_400)
     """What an undeployed model has begun may take so long to end by itself."""
-    tick_s: float = Field(default=0.1, gt=0, le=0.5)
     terminate_grace_s: float = Field(default=2.0, ge=0, le=600)
 
     hold_timeout_s: float = Field(default=900.0, gt=0, le=86_400)
@@ -255,6 +255,7 @@ class ControllerSettings(ServiceSettings):
             pipelines=min(self.pipelines, len(initial) or self.pipelines),
             can_launch=self.provider == "local",
             heartbeat_interval_s=self.heartbeat_interval_s,
+            glance_s=self.glance_s,
             stall_s=self.stall_s,
             progress_s=self.progress_s,
             node_lost_s=self.node_lost_s,
@@ -286,7 +287,6 @@ class ControllerSettings(ServiceSettings):
     @property
     def runtime(self) -> RuntimeSettings:
         return RuntimeSettings(
-            tick_s=self.tick_s,
             terminate_grace_s=self.terminate_grace_s,
             shun_offer_s=self.shun_offer_s,
             budget_per_hour=self.budget_per_hour,

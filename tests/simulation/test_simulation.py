@@ -38,6 +38,7 @@ ELSEWHERE = (
     "services/controller/core/cluster/market.py",  # offers: schedules launch nodes by shape
     "services/controller/core/cluster/replanning.py",  # its caller is no cluster's core
     "services/controller/core/cluster/goals.py",  # what operators wish, and a codec
+    "services/controller/core/cluster/snapshot.py",  # notes of older controllers
     "services/engine/core/memory.py",  # simulated stages weigh nothing
     "services/router/core/admission.py",  # simulated routers take everybody
     "services/router/core/body_budget.py",  # of HTTP, which no schedule speaks

@@ -28,7 +28,7 @@ from tests.configs import LLAMA
 from tests.contract.placement.conftest import serving
 
 LAYERS = LLAMA["num_hidden_layers"]
-HUGE = {**LLAMA, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80}
+HUGE = LLAMA | {"hidden_size": 6144, "intermediate_size": 28672, "num_hidden_layers": 80}
 GOAL = Goal(ModelFacts("m", "d", LAYERS, LLAMA["vocab_size"], 1024, json.dumps(LLAMA)))
 SLOW, FAST = NodeShape(2 << 30, 1.0), NodeShape(2 << 30, 8.0)
 OFFER = Offer("spot", "big", FAST, count=2, price_per_hour=0.6, pool="b", spot=True)

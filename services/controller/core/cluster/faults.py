@@ -13,7 +13,7 @@ def faults_of(state: State) -> tuple[FaultView, ...]:
     """The permanent first, then what has failed most often."""
     plans = state.asking.plans
     found = [_view(FaultKind.PLAN, plans, ""), _view(FaultKind.START, state.first_launches, "")]
-    for pipeline in state.wanted():
+    for pipeline in state.lacking():
         name = pipeline.pipeline_id
         found.append(_view(FaultKind.FORM, pipeline.forms, name))
         for seat in pipeline.seats:
@@ -28,21 +28,17 @@ def faults_of(state: State) -> tuple[FaultView, ...]:
 
 def deployed_models(state: State) -> tuple[DeployedModel, ...]:
     """What is to be served, and what of it never will be as things are."""
-    faults = faults_of(state)
-    models = (goal.model for goal in state.goals.deployed)
-    return tuple(
-        DeployedModel(model, _unusable(state, faults, model), model in state.asleep)
-        for model in models
-    )
+    models, asleep = (goal.model for goal in state.goals.deployed), state.asleep
+    return tuple(DeployedModel(one, _unusable(state, one), one in asleep) for one in models)
 
 
-def _unusable(state: State, faults: tuple[FaultView, ...], model: ModelRef) -> str:
+def _unusable(state: State, model: ModelRef) -> str:
     """Why no pipeline of the model will ever take requests; empty when one does or may."""
     own = state.of_model(model)
     if any(pipeline.formation is not None for pipeline in own):
         return ""
     names = {pipeline.pipeline_id for pipeline in own}
-    for_good = [f for f in faults if f.permanent and f.pipeline_id in (*names, "")]
+    for_good = [f for f in faults_of(state) if f.permanent and f.pipeline_id in (*names, "")]
     all_are = {fault.pipeline_id for fault in for_good} >= names
     return for_good[0].cause if for_good and all_are else ""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -14,7 +14,7 @@ from services.controller.core.cluster.handover import Handover
 from services.controller.core.cluster.node import HeldStage
 from services.controller.core.cluster.plan import PlannedPipeline, PlannedStage
 from services.controller.core.cluster.settings import ClusterSettings
-from services.controller.core.cluster.transitions import need
+from services.controller.core.cluster.transitions import Noun, need
 
 
 class FormationState(StrEnum):
@@ -48,7 +48,7 @@ class Formation:
 
 
 @dataclass(slots=True)
-class Seat:
+class Seat(Noun):
     """A stage of a pipeline, who runs it, and who is to run it next. Only its own methods change
     it."""
 
@@ -66,6 +66,7 @@ class Seat:
     """How many of them could not load it."""
     refused: bool = False
     """The last node that was ordered for it was not to be had."""
+    touched: Callable[[], object] | None = field(default=None, repr=False, compare=False)
 
     @property
     def node_ids(self) -> tuple[str, ...]:
@@ -158,7 +159,7 @@ def count_loss(
 
 
 @dataclass(slots=True)
-class Pipeline:
+class Pipeline(Noun):
     """A pipeline of the plan, or one that an older plan had and that serves still. Only its own
     methods change it, and State, which keeps the indexes, calls those that begin and end a
     formation."""
@@ -179,6 +180,7 @@ class Pipeline:
     """The plan lacks it: it serves until what takes its place does."""
     retires_s: float = 0.0
     """When it was first found that the plan lacks it."""
+    touched: Callable[[], object] | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_ready(self) -> bool:
@@ -239,10 +241,12 @@ class Pipeline:
         if self.handover is not None:
             self.handover.end()
         self.formation = self.handover = None
+        self.stalled = False
         return formation
 
     def judge(self, stalled: bool) -> None:
         """Its head serves, or does not."""
+        need(self.is_ready, f"{self.pipeline_id} does not serve and has no head to judge")
         self.stalled = stalled
 
     def tell_apart(self, classes: str) -> bool:
@@ -272,7 +276,7 @@ class Pipeline:
         if formation is None or handover is None:
             raise AssertionError
         handover.drain()
-        self.down_since_s = now_s
+        self.down_since_s, self.stalled = now_s, False
         return formation, max(0, sampled - handover.sampled)
 
     def stay(self) -> None:

@@ -13,9 +13,7 @@ from services.controller.core.cluster.actions import (
     FormPipeline,
     LaunchNode,
     LoadStage,
-    PersistCluster,
 )
-from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.goals import Goal, Goals
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.model_facts import ModelFacts
@@ -24,6 +22,7 @@ from tests.unit.controller.small_cluster import (
     PAIR,
     PATIENT,
     SETTINGS,
+    Prompt,
     Stages,
     all_of,
     beat,
@@ -48,7 +47,7 @@ def both(number: int = 2, first: Stages = PAIR, second: Stages = ALONE) -> Plan:
     return Plan(number, (*one.deployments, *other.deployments))
 
 
-def serving_both(grace_s: float = 60.0) -> Cluster:
+def serving_both(grace_s: float = 60.0) -> Prompt:
     """The first one on node-1 and node-2 in f1, the other on node-3 in f2."""
     cluster = ready(replace(PATIENT, undeploy_grace_s=grace_s))
     cluster.register(facts("node-3"), 0.1)
@@ -90,8 +89,8 @@ def test_a_plan_that_lacks_a_model_is_made_anew() -> None:
 
 def test_goals_that_outlived_their_plan_have_it_asked_for_after_a_restart() -> None:
     cluster = ready(PATIENT)
-    snapshot = all_of(cluster.register(facts("node-3"), 0.1), PersistCluster)[-1].snapshot
-    again = Cluster.recover(PATIENT, drawer(), snapshot, 10.0, 10.0, BOTH)
+    cluster.register(facts("node-3"), 0.1)
+    again = Prompt.recover(PATIENT, drawer(), cluster.saved, 10.0, 10.0, BOTH)
     ask = one_of(again.start(10.0), AskPlan)
     assert [goal.model for goal in ask.goals] == [GOAL.model, OTHER.model]
     assert {route.model for route in again.routes()[1]} == {GOAL.model}
@@ -114,10 +113,13 @@ def test_an_undeployed_model_takes_nothing_new_and_ends_what_it_has() -> None:
     assert all_of(actions, DrainFormation) == []
     assert {route.model for route in cluster.routes()[1]} == {GOAL.model}
     assert cluster.handing_over() == ("f2",)
-    heads = {head.route.model: head.takes_new for head in cluster.heads()}
+    heads = {head.route.model: head.takes_new for head in cluster.heads(1.1)}
     assert heads == {GOAL.model: True, OTHER.model: False}
     assert beat(cluster, "node-3", "f2", 2.0, has_work=True, steps=3) == []
-    drain = one_of(beat(cluster, "node-3", "f2", 3.0, steps=4), DrainFormation)
+    assert all_of(cluster.tick(2.5), DrainFormation) == []
+    beat(cluster, "node-3", "f2", 3.0, steps=4)
+    assert cluster.wakes_at_s() <= 3.0 + PATIENT.heartbeat_interval_s
+    drain = one_of(cluster.tick(3.0 + PATIENT.heartbeat_interval_s), DrainFormation)
     assert drain.formation_id == "f2"
     assert cluster.busy
     cluster.drained("f2", 0, 3.1)
@@ -129,7 +131,7 @@ def test_what_an_undeployed_model_has_begun_has_its_time() -> None:
     beat(cluster, "node-3", "f2", 1.0, has_work=True)
     cluster.aim_at(BOTH.removing("other"), planned(PAIR, number=3), 1.1)
     assert all_of(cluster.tick(6.0), DrainFormation) == []
-    assert one_of(cluster.tick(6.2), DrainFormation).formation_id == "f2"
+    assert one_of(cluster.tick(6.3), DrainFormation).formation_id == "f2"
 
 
 def test_a_model_that_comes_back_keeps_the_pipeline_that_was_ending() -> None:
@@ -161,7 +163,7 @@ def test_the_last_pipeline_of_a_model_is_not_spared_for_that_another_model_serve
 @pytest.mark.parametrize("model", ["m", "other"])
 def test_why_a_model_is_unusable_is_of_its_own_pipelines(model: str) -> None:
     settings = replace(SETTINGS, initial=(), can_launch=False, expected_nodes=3)
-    cluster = Cluster(settings, drawer(), 0.0, 0.0, BOTH)
+    cluster = Prompt(settings, drawer(), 0.0, 0.0, BOTH)
     cluster.start(0.0)
     for name in ("node-1", "node-2", "node-3"):
         cluster.register(facts(name), 0.0)
