@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import sys
 import time
@@ -576,6 +577,7 @@ def main() -> None:
     if chosen.beats_to is not None:
         asyncio.run(_beat_to(chosen.beats_to, json.loads(sys.stdin.read())))
         return
+    gc.freeze()  # as the controller does
     figures = {
         "nodes": chosen.nodes,
         "beats": asyncio.run(beats(chosen.nodes, chosen.seconds)),

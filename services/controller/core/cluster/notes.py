@@ -20,7 +20,7 @@ from services.controller.core.cluster.handover import Handover, HandoverState
 from services.controller.core.cluster.liveness import Liveness
 from services.controller.core.cluster.node import HeldStage, Node
 from services.controller.core.cluster.pipeline import Formation, FormationState, Pipeline, Seat
-from services.controller.core.cluster.plan import PlannedStage
+from services.controller.core.cluster.plan import Plan, PlannedStage
 from services.controller.core.cluster.plan_json import plan_from_json, plan_to_json
 from services.controller.core.cluster.snapshot import in_second_version
 from services.controller.core.cluster.state import State
@@ -39,8 +39,10 @@ class Notes:
     def __init__(self, unix_offset_s: float) -> None:
         """`unix_offset_s`: wall time less the clock that the state's times are on."""
         self._unix_offset_s = unix_offset_s
-        self._standing: dict[str, Fields | None] = {}
-        """By key; None for one that another controller wrote."""
+        self._standing: dict[str, str] = {}
+        """By key."""
+        self._plan: Plan | None = None
+        """The one that its note has."""
         self._orders: dict[str, int] = {}
         """In which nodes and pipelines came."""
         self._last_order = 0
@@ -66,13 +68,13 @@ class Notes:
         state.launched, state.named = counters["launched"], counters["named"]
         state.plan = None if plan is None else plan_from_json(plan)
         for item in nodes:
-            state.recover(_node(item, now_s, self._unix_offset_s), now_s)
+            state.recover(_node_from(item, now_s, self._unix_offset_s), now_s)
         for item in pipelines:
-            state.add(_pipeline(item, now_s), now_s)
-        self._standing = {key: None for key in saved if _is_note(key)}
+            state.add(_pipeline_from(item, now_s), now_s)
+        self._standing = {key: text for key, text in saved.items() if _is_note(key)}
         if todays:
-            self._standing |= {key: self._wanted(state, key) for key in self._standing}
             state.indexes.unwritten.clear()
+            self._plan, self._compared = state.plan, True
         return state
 
     def _in_order(self, saved: Mapping[str, str], prefix: str) -> list[Fields]:
@@ -86,65 +88,65 @@ class Notes:
         It is true of the state only as a whole."""
         changed: dict[str, str | None] = {}
         for key in self._touched(state):
-            wanted = self._wanted(state, key)
-            if wanted is None and key in self._standing:
+            text = self._text(state, key)
+            if text == self._standing.get(key):
+                continue
+            changed[key] = text
+            if text is None:
                 del self._standing[key]
                 self._orders.pop(key, None)
-                changed[key] = None
-            elif wanted is not None and self._standing.get(key) != wanted:
-                self._standing[key] = wanted
-                changed[key] = self._text(key, wanted)
+            else:
+                self._standing[key] = text
+        self._plan = state.plan
         return changed
 
     def _touched(self, state: State) -> list[str]:
         """Keys of what may have changed."""
         unwritten = state.indexes.unwritten
-        keys = [CLUSTER, BASIS, PLAN]
+        keys = [CLUSTER, BASIS]
+        keys += [PLAN] if state.plan is not self._plan else []
         keys += [NODE + node_id for node_id in unwritten.nodes]
         keys += [PIPELINE + pipeline_id for pipeline_id in unwritten.pipelines]
         unwritten.clear()
         if not self._compared:
-            keys += [key for key in self._standing if key not in set(keys)]
+            known = set(keys)
+            keys += [key for key in self._standing if key not in known]
             self._compared = True
         return keys
 
-    def _wanted(self, state: State, key: str) -> Fields | None:
-        """What the note is to have; None when there is to be none."""
+    def _text(self, state: State, key: str) -> str | None:
+        """What the note is to say; None when there is to be none."""
         if key == CLUSTER:
-            return {
-                "version": VERSION,
-                "last_number": state.last_number,
-                "launched": state.launched,
-                "named": state.named,
-            }
+            return json.dumps(
+                {
+                    "version": VERSION,
+                    "last_number": state.last_number,
+                    "launched": state.launched,
+                    "named": state.named,
+                }
+            )
         if key == BASIS:
-            return {"basis": state.basis}
+            return state.basis
         if key == PLAN:
-            return {"plan": state.plan} if state.plan is not None else None
+            return None if state.plan is None else plan_to_json(state.plan)
         if key.startswith(NODE):
             node = state.nodes.get(key.removeprefix(NODE))
-            return _node_fields(node, self._unix_offset_s) if node is not None else None
+            return None if node is None else self._entity(key, _node(node, self._unix_offset_s))
         pipeline = state.pipelines.get(key.removeprefix(PIPELINE))
-        return _pipeline_fields(pipeline) if pipeline is not None else None
+        return None if pipeline is None else self._entity(key, _pipeline(pipeline))
 
-    def _text(self, key: str, wanted: Fields) -> str:
-        if key == BASIS:
-            return str(wanted["basis"])
-        if key == PLAN:
-            return plan_to_json(wanted["plan"])
-        if key != CLUSTER:
-            if key not in self._orders:
-                self._last_order += 1
-                self._orders[key] = self._last_order
-            wanted = {**wanted, "order": self._orders[key]}
-        return json.dumps(wanted, default=_plain, sort_keys=True)
+    def _entity(self, key: str, fields: Fields) -> str:
+        if key not in self._orders:
+            self._last_order += 1
+            self._orders[key] = self._last_order
+        return json.dumps(fields | {"order": self._orders[key]}, default=_plain, sort_keys=True)
 
 
 def _is_note(key: str) -> bool:
     return key in (CLUSTER, BASIS, PLAN) or key.startswith((NODE, PIPELINE))
 
 
-def _node_fields(node: Node, unix_offset_s: float) -> Fields:
+def _node(node: Node, unix_offset_s: float) -> Fields:
     deadline_s = node.deadline_s
     return {
         "node_id": node.node_id,
@@ -162,19 +164,19 @@ def _node_fields(node: Node, unix_offset_s: float) -> Fields:
     }
 
 
-def _pipeline_fields(pipeline: Pipeline) -> Fields:
+def _pipeline(pipeline: Pipeline) -> Fields:
     return {
         "pipeline_id": pipeline.pipeline_id,
         "model": pipeline.model,
         "weight_tokens_per_s": pipeline.weight_tokens_per_s,
-        "seats": [_seat_fields(seat) for seat in pipeline.seats],
-        "formation": _formation_fields(pipeline.formation),
+        "seats": [_seat(seat) for seat in pipeline.seats],
+        "formation": _formation(pipeline.formation),
         "drains": pipeline.drains,
         "retiring": pipeline.retiring,
     }
 
 
-def _formation_fields(formation: Formation | None) -> Fields | None:
+def _formation(formation: Formation | None) -> Fields | None:
     if formation is None:
         return None
     return {
@@ -185,7 +187,7 @@ def _formation_fields(formation: Formation | None) -> Fields | None:
     }
 
 
-def _seat_fields(seat: Seat) -> Fields:
+def _seat(seat: Seat) -> Fields:
     return {
         "layers": seat.stage.layers,
         "tp_degree": seat.stage.tp_degree,
@@ -203,13 +205,13 @@ def _plain(value: object) -> Fields:
     return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
-def _pipeline(item: dict[str, Any], now_s: float) -> Pipeline:
+def _pipeline_from(item: dict[str, Any], now_s: float) -> Pipeline:
     model = ModelRef(**item["model"])
-    formation = _formation(item["formation"])
+    formation = _formation_from(item["formation"])
     pipeline = Pipeline(
         item["pipeline_id"],
         model,
-        [_seat(seat, model) for seat in item["seats"]],
+        [_seat_from(seat, model) for seat in item["seats"]],
         item["weight_tokens_per_s"],
         formation,
         retiring=item["retiring"],
@@ -222,7 +224,7 @@ def _pipeline(item: dict[str, Any], now_s: float) -> Pipeline:
     return pipeline
 
 
-def _node(item: dict[str, Any], now_s: float, unix_offset_s: float) -> Node:
+def _node_from(item: dict[str, Any], now_s: float, unix_offset_s: float) -> Node:
     facts, held = item["facts"], item["held"]
     deadline_unix_s = item["deadline_unix_s"]
     return Node(
@@ -236,18 +238,18 @@ def _node(item: dict[str, Any], now_s: float, unix_offset_s: float) -> Node:
         departs=item["departs"],
         released=item["released"],
         served_s=None if held is None else -inf,
-        held=None if held is None else _held(held),
+        held=None if held is None else _held_from(held),
         kv_blocks=item["kv_blocks"],
         numerics_class=item["numerics_class"],
         deadline_s=None if deadline_unix_s is None else deadline_unix_s - unix_offset_s,
     )
 
 
-def _held(item: dict[str, Any]) -> HeldStage:
+def _held_from(item: dict[str, Any]) -> HeldStage:
     return HeldStage(ModelRef(**item["model"]), LayerRange(**item["layers"]), item["tp_degree"])
 
 
-def _seat(item: dict[str, Any], model: ModelRef) -> Seat:
+def _seat_from(item: dict[str, Any], model: ModelRef) -> Seat:
     layers, shape = LayerRange(**item["layers"]), NodeShape(**item["shape"])
     tp_degree = item["tp_degree"]
     planned_node_id = item["planned_node_id"]
@@ -260,7 +262,7 @@ def _seat(item: dict[str, Any], model: ModelRef) -> Seat:
     )
 
 
-def _formation(item: dict[str, Any] | None) -> Formation | None:
+def _formation_from(item: dict[str, Any] | None) -> Formation | None:
     if item is None:
         return None
     members = tuple(

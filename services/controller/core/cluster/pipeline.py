@@ -222,6 +222,7 @@ class Pipeline(Noun):
         need(self.formation is not None, f"{self.pipeline_id} has no formation to stand")
         if self.formation is not None:
             self.formation.stand()
+            self.touch()
         self.stalled, self.unlike = False, ""
         self.forms.succeed()
         down_s = now_s - self.down_since_s if self.down_since_s is not None else 0.0
@@ -268,6 +269,7 @@ class Pipeline(Noun):
         need(self.handover is not None, f"{self.pipeline_id} hands nothing over")
         if self.handover is not None:
             self.handover.ready()
+            self.touch()
 
     def drain(self, sampled: int, now_s: float) -> tuple[Formation, int]:
         """Its formation is sealed; with how many tokens sampled since preparations began."""
@@ -276,6 +278,7 @@ class Pipeline(Noun):
         if formation is None or handover is None:
             raise AssertionError
         handover.drain()
+        self.touch()
         self.down_since_s, self.stalled = now_s, False
         return formation, max(0, sampled - handover.sampled)
 

@@ -9,11 +9,16 @@ S = TypeVar("S")
 
 
 class Noun:
-    """Something that tells whoever keeps it when a field of it becomes another one; what is found
-    in a field and changed there is not told of."""
+    """Something that tells whoever keeps it when a field of it becomes another one; of what is
+    found in a field and changed there it tells by `touch`."""
 
     __slots__ = ()
     touched: Callable[[], object] | None
+
+    def touch(self) -> None:
+        """It has changed."""
+        if self.touched is not None:
+            self.touched()
 
     if not TYPE_CHECKING:  # mypy would take it to accept any name
 
