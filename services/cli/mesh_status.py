@@ -52,6 +52,7 @@ async def mesh_status(state: MeshState) -> dict[str, Any]:
     return {
         "faults": [fault_json(fault) for fault in status.faults],
         "model": _model(status),
+        "deployments": [_deployment(deployment) for deployment in status.deployments],
         "plan": _plan(status) if status.HasField("plan") else None,
         "services": answers,
         "nodes": [_node(node) for node in status.nodes],
@@ -122,6 +123,21 @@ def _model(status: controller_pb2.GetStatusResponse) -> dict[str, str | None]:
         "id": status.model.model_id or None,
         "digest": status.model.digest or None,
         "newer_in_store": status.newer_digest or None,
+    }
+
+
+def _deployment(deployment: controller_pb2.DeploymentView) -> dict[str, Any]:
+    aim = deployment.aim
+    return {
+        "model": deployment.model.model_id,
+        "digest": deployment.model.digest,
+        "objective": aim.objective,
+        "ttft_target_s": aim.ttft_target_s or None,
+        "tpot_target_s": aim.tpot_target_s or None,
+        "weight": aim.weight,
+        "ready_pipelines": deployment.ready_pipelines,
+        "unusable": deployment.unusable or None,
+        "newer_in_store": deployment.newer_digest or None,
     }
 
 

@@ -36,11 +36,11 @@ _COLOURS = {
 
 
 def status_table(status: dict[str, Any]) -> Group:
-    """What keeps failing, the model, the plan, then tables of the services, the pipelines with
+    """What keeps failing, the models, the plan, then tables of the services, the pipelines with
     their nodes, the market where it names prices, and the generations."""
     tables = _services(status), _pipelines(status), *_market(status)
     asked = map(workload_line, status["workloads"])
-    head = [*_faults(status), *_model(status["model"]), *_plan(status)]
+    head = [*_faults(status), *_models(status["deployments"]), *_plan(status)]
     return Group(*head, *tables, *asked, _generations(status))
 
 
@@ -60,13 +60,20 @@ def fault_line(fault: dict[str, Any]) -> str:
     return f"{what}{often}{again}: {fault['cause']}"
 
 
-def _model(model: dict[str, Any]) -> list[RenderableType]:
-    if model["id"] is None:
-        return []
-    lines: list[RenderableType] = [f"{model['id']}, version {model['digest'][:12]}"]
-    if model["newer_in_store"]:
-        newer = model["newer_in_store"][:12]
-        lines.append(f"[yellow]the store has version {newer} by now: a new start serves it[/]")
+def _models(deployments: list[dict[str, Any]]) -> list[RenderableType]:
+    """One alone needs no more than its name; of several each says what it is served for."""
+    lines: list[RenderableType] = []
+    for deployment in deployments:
+        line = f"{deployment['model']}, version {deployment['digest'][:12]}"
+        if len(deployments) > 1:
+            ready = deployment["ready_pipelines"]
+            line += f", for {deployment['objective']}, {ready} pipelines ready"
+        lines.append(line)
+        if deployment["unusable"]:
+            lines.append(f"[red]it cannot be served: {deployment['unusable']}[/]")
+        if deployment["newer_in_store"]:
+            newer = deployment["newer_in_store"][:12]
+            lines.append(f"[yellow]the store has version {newer} by now: a new start serves it[/]")
     return lines
 
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from math import inf
 from typing import Protocol
 
 from services.common.demand import Demand
 from services.common.errors import FailedPrecondition, ShuntError
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.goals import Goal
 from services.controller.core.cluster.market import Market
 from services.controller.core.cluster.plan import Deployment, Plan
 from services.controller.core.cluster.question import NextPlan, Replanning, Wishes, question
 from services.controller.core.cluster.replanning import Ask, Cause, Replanner
 from services.controller.core.cluster.why import Why
-from services.controller.core.cluster.workload import Workload, Workloads
+from services.controller.core.cluster.workload import Workload, Workloads, together
 from services.controller.event_log import EventLog
 from services.controller.signal import Signal
 
@@ -140,7 +142,7 @@ class Replans:
             self._replanner.withdrawn(now_s)
         ask = self._replanner.due(self._running(), now_s, busy=cluster.busy)
         if ask is not None:
-            asked = question(cluster, self._market, ask, self._wishes, now_s)
+            asked = [self._question(cluster, ask, goal) for goal in cluster.goals.deployed]
             self._asking = asyncio.get_running_loop().create_task(self._ask(ask, asked))
         return min(self._replanner.wakes_at_s(busy=cluster.busy), sleeps_at_s)
 
@@ -165,8 +167,9 @@ class Replans:
             if self._number:
                 self._replanner.changed(now_s)
             self._number = cluster.next_plan_number - 1
-        workload = self._workloads.of(cluster.settings.model.model_id, now_s)
-        self._replanner.measured(workload, now_s)
+        names = [goal.model.model_id for goal in cluster.goals.deployed]
+        measured = [self._workloads.of(name, now_s) for name in names]
+        self._replanner.measured(together(measured), now_s)
 
     def _hear_market(self, now_s: float) -> None:
         offers = self._market.offers()
@@ -194,12 +197,14 @@ class Replans:
         return bool(self._operators)
 
     def _sleeps_at_s(self, cluster: Cluster, now_s: float) -> float:
-        """When the model goes to sleep, if nobody asks for it until then."""
+        """When the model goes to sleep, if nobody asks for it until then; of several none does."""
         if self._wishes.nodes_min or not self._settings.automatic:
             return inf
         if cluster.asleep() or cluster.busy or self._asking is not None or self._operators:
             return inf
-        name = cluster.settings.model.model_id
+        if len(cluster.goals.deployed) > 1:
+            return inf  # who wakes would find its nodes another one's
+        name = cluster.goals.deployed[0].model.model_id
         if self._workloads.open(name, now_s):
             return inf
         quiet_since_s = max(self._workloads.asked_s(name), self._replanner.changed_s)
@@ -207,12 +212,13 @@ class Replans:
 
     def _sleep(self, cluster: Cluster, now_s: float) -> None:
         """No pipeline any more, until somebody asks."""
-        deployments = (Deployment(cluster.settings.model, self._wishes.objective, ()),)
+        (goal,) = cluster.goals.deployed
+        deployment = Deployment(goal.model, goal.aim.objective, ())
         why = Why(
             reasons=(f"nobody asked for it for {self._settings.sleep_s:g} s",),
             causes=(Cause.QUIET.value,),
         )
-        plan = Plan(cluster.next_plan_number, deployments, why)
+        plan = Plan(cluster.next_plan_number, (deployment,), why)
         attributes = {"plan": str(plan.number), "quiet_s": f"{self._settings.sleep_s:g}"}
         self._events.add("fell_asleep", attributes=attributes)
         self._adopt(plan)
@@ -220,15 +226,31 @@ class Replans:
 
     # Questions
 
-    async def _ask(self, ask: Ask, asked: Replanning) -> None:
+    def _question(self, cluster: Cluster, ask: Ask, goal: Goal) -> Replanning:
+        now_s = self._clock()
+        workload = self._workloads.of(goal.model.model_id, now_s)
+        return question(cluster, self._market, ask, self._wishes, goal, workload, now_s)
+
+    async def _answers(self, asked: Sequence[Replanning]) -> NextPlan:
+        """One model after another, until one is better served otherwise; the others keep what they
+        have. Raises what placement does."""
+        reasons: list[str] = []
+        for one in asked:
+            answer = await self._placement.replan(one)
+            if answer.plan is not None:
+                return replace(answer, plan=_beside(self._cluster().plan, answer.plan))
+            reasons += answer.reasons
+        return NextPlan(None, 0.0, tuple(reasons))
+
+    async def _ask(self, ask: Ask, asked: Sequence[Replanning]) -> None:
         try:
-            answer = await self._placement.replan(asked)
+            answer = await self._answers(asked)
         except ShuntError as error:
             self._asking = None
             self._failed(ask, error)
         else:
             self._asking = None
-            self._take(answer, ask, asked)
+            self._take(answer, ask, asked[0].number)
         self._changed.fire()
 
     def _failed(self, ask: Ask, error: ShuntError) -> None:
@@ -242,9 +264,9 @@ class Replans:
             for operator in self._told():
                 operator.set_exception(error)
 
-    def _take(self, answer: NextPlan, ask: Ask, asked: Replanning) -> None:
+    def _take(self, answer: NextPlan, ask: Ask, asked_number: int) -> None:
         now_s, cluster, causes = self._clock(), self._cluster(), ", ".join(ask.causes)
-        if not self._still_holds(answer, asked, cluster):
+        if not self._still_holds(answer, asked_number, cluster):
             self._replanner.withdrawn(now_s)
             return
         number = cluster.next_plan_number - 1 if answer.plan is None else answer.plan.number
@@ -264,12 +286,14 @@ class Replans:
             for operator in self._told():
                 operator.set_result(told)
 
-    def _still_holds(self, answer: NextPlan, asked: Replanning, cluster: Cluster) -> bool:
+    def _still_holds(self, answer: NextPlan, asked_number: int, cluster: Cluster) -> bool:
         """No other plan has come meanwhile, and the nodes that it names are there."""
         if answer.plan is None:
             return True
         there = {node.node_id for node in cluster.staying()}
-        return asked.number == cluster.next_plan_number and answer.plan.node_ids() <= there
+        same = asked_number == cluster.next_plan_number
+        models = answer.plan.models == cluster.goals.models
+        return same and models and answer.plan.node_ids() <= there
 
     def _told(self) -> list[asyncio.Future[Replanned]]:
         operators, self._operators = self._operators, []
@@ -277,13 +301,14 @@ class Replans:
 
     # What others see
 
-    def imagined(self) -> Replanning:
-        """What placement would be asked now. Raises FailedPrecondition where there is no plan."""
+    def imagined(self) -> tuple[Replanning, ...]:
+        """What placement would be asked now, for each model. Raises FailedPrecondition where there
+        is no plan."""
         now_s, cluster = self._clock(), self._cluster()
         if cluster.plan is None:
             raise FailedPrecondition("there is no plan yet", field="plan")
         ask = self._replanner.imagined(self._running(), now_s)
-        return question(cluster, self._market, ask, self._wishes, now_s)
+        return tuple(self._question(cluster, ask, goal) for goal in cluster.goals.deployed)
 
     def workload(self, model_id: str) -> Workload | None:
         """What is asked of a model now; None while nobody can tell."""
@@ -292,3 +317,14 @@ class Replans:
     def open(self, model_id: str) -> int:
         """Requests of a model that wait or are being answered."""
         return self._workloads.open(model_id, self._clock())
+
+
+def _beside(running: Plan | None, plan: Plan) -> Plan:
+    """The plan with every other model's deployment as it is; no name is used twice."""
+    others = running.deployments if running is not None else ()
+    rest = tuple(one for one in others if one.model not in plan.models)
+    taken = {p.pipeline_id for one in rest for p in one.pipelines}
+    own = [pipeline.pipeline_id for _, pipeline in plan.pipelines()]
+    free = (name for name in map("pipeline-{}".format, count(1)) if name not in {*taken, *own})
+    renamed = {name: next(free) for name in own if name in taken}
+    return replace(plan, deployments=(*rest, *plan.renamed(renamed).deployments))

@@ -34,6 +34,7 @@ from services.controller.core.cluster.actions import (
 )
 from services.controller.core.cluster.applying import operators_plan
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.turns import Turns
 from services.controller.diffs import PlanDiff, plan_diff
@@ -197,7 +198,7 @@ class ClusterRuntime:
     async def apply_plan(self, plan_json: str, source: str) -> int:
         """Adopts an operator's plan from this file; returns its number. Raises InvalidArgument."""
         number = self.cluster.next_plan_number
-        plan = operators_plan(plan_json, number, self.cluster.settings, source)
+        plan = operators_plan(plan_json, number, self.cluster.goals, source)
         self.cluster.plan_ready(plan, self._clock())
         await self._stir()
         return number
@@ -216,6 +217,11 @@ class ClusterRuntime:
         """A newer plan is what is carried out from now on."""
         self.cluster.plan_ready(plan, self._clock())
         self._stir()
+
+    async def aim_at(self, goals: Goals, plan: Plan | None) -> None:
+        """Other models are to be served, by this plan."""
+        self.cluster.aim_at(goals, plan, self._clock())
+        await self._stir()
 
     def close(self) -> None:
         """Ends everyone who watches routes; nothing new is begun."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from services.common.generation import ModelRef
 from services.common.nodes import NodeShape
+from services.controller.core.cluster.goals import Goal, Goals
 from services.controller.core.cluster.market import MAX_COUNT, Offer
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.ledger.outcomes import LedgerSettings
+from services.controller.core.model_facts import ModelFacts
 from services.engine.core.head_settings import HeadSettings
 from services.engine.core.scheduler import SchedulerSettings
 from services.router.core.follower_settings import FollowerSettings
 
-MODEL = ModelRef("model", "d1")
+FACTS = ModelFacts("model", "d1", 30, 1 << 16, 8192, "{}")
+MODEL = FACTS.ref
+OTHER = replace(FACTS, model_id="other", digest="d2")
+ONE = Goals.of(Goal(FACTS))
+BOTH = ONE.adding(Goal(OTHER))
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,7 @@ class SimulationSettings:
     )
     cluster: ClusterSettings = field(
         default_factory=lambda: ClusterSettings(
-            model=MODEL,
+            first=Goal(FACTS),
             initial=(NodeShape(1 << 30, 1.0),) * 4,
             restart_grace_s=1.5,
             progress_s=2.0,
@@ -44,6 +49,8 @@ class SimulationSettings:
     )
     """Of the next controller."""
     offers: tuple[Offer, ...] = (Offer("own", "own", NodeShape(1 << 30, 1.0), count=MAX_COUNT),)
+    goals: Goals = ONE
+    """What is deployed."""
     scheduler: SchedulerSettings = field(
         default_factory=lambda: SchedulerSettings(
             token_budget=8, max_sequences=2, min_overlap_sequences=2, min_overlap_rows=12

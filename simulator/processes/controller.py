@@ -98,7 +98,7 @@ class SimulatedController(Process):
         now_s, settings = self.clock.now_s, environment.settings
         self.ledger = Ledger.recover(settings.ledger, records, now_s)
         cluster, draw_id = settings.cluster, environment.draw_id
-        self.cluster = Cluster.recover(cluster, draw_id, notes, now_s, now_s)
+        self.cluster = Cluster.recover(cluster, draw_id, notes, now_s, now_s, settings.goals)
         self.cluster.market.update(settings.offers)
         self.cluster.start(now_s)
         for node in self.cluster.nodes_view():
@@ -191,9 +191,9 @@ class SimulatedController(Process):
     def _checkpoints(self, stream: Stream, sent: tuple[int, tuple[Checkpoint, ...]]) -> None:
         message, checkpoints = sent
         for checkpoint in checkpoints:
-            pipeline = self.cluster.pipeline_of(checkpoint.formation_id)
+            runs_at = self.cluster.runs_at(checkpoint.formation_id)
             before = self.monitor.before(self.ledger, checkpoint)
-            outcome = self.ledger.checkpoint(checkpoint, pipeline, self.clock.now_s)
+            outcome = self.ledger.checkpoint(checkpoint, runs_at, self.clock.now_s)
             self.monitor.checkpoint(self.ledger, checkpoint, outcome, before)
             self._commit(outcome, lambda result: stream.post(self, (message, result)))
 
@@ -333,12 +333,15 @@ class SimulatedController(Process):
             )
             name = f"pipeline-{len(planned) + 1}"
             planned.append(PlannedPipeline(name, stages, 100.0 / (first + size)))
-        if not planned:
+        if len(planned) < len(ask.goals):
             self.cluster.plan_failed("too few nodes", True, self.clock.now_s)
             self.stir()
             return
-        deployment = Deployment(ask.model, THROUGHPUT, tuple(planned))
-        self.cluster.plan_ready(Plan(ask.number, (deployment,)), self.clock.now_s)
+        deployments = tuple(
+            Deployment(goal.model, THROUGHPUT, tuple(planned[turn :: len(ask.goals)]))
+            for turn, goal in enumerate(ask.goals)
+        )
+        self.cluster.plan_ready(Plan(ask.number, deployments), self.clock.now_s)
         self.stir()
 
     def _load(self, load: LoadStage) -> None:
@@ -352,7 +355,7 @@ class SimulatedController(Process):
                 cluster.load_done(node, incarnation, load.layers, result, now_s)
                 self.stir()
 
-        self._call(load.incarnation, "load", (load.layers,), loaded)
+        self._call(load.incarnation, "load", (load.model, load.layers), loaded)
 
     def _dissolve(self, formation_id: str, incarnation: str) -> None:
         self.monitor.dissolves(incarnation, formation_id)

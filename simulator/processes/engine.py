@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from services.common.channel_options import MAX_MESSAGE_BYTES
 from services.common.errors import Aborted, ShuntError, Unavailable
 from services.common.exchange import Checkpoint, CheckpointResult, Closed, GenerateCall
-from services.common.generation import CancelReason, LayerRange
+from services.common.generation import CancelReason, LayerRange, ModelRef
 from services.common.nodes import Member, NodeFacts, NodeShape
 from services.controller.core.cluster.actions import Beat, FormPipeline, Loaded
 from services.engine.core.actions import Action, SequenceKey
@@ -18,7 +18,6 @@ from services.engine.core.scheduler import Step
 from simulator.environment.addresses import CONTROLLER
 from simulator.environment.environment import Environment
 from simulator.environment.network import Process, Reply, Stream
-from simulator.environment.settings import MODEL
 from simulator.processes.stages import SimulatedStages, facts_of
 
 STEP_S = 0.03
@@ -66,7 +65,7 @@ class SimulatedEngine(Process):
         self.batching = Batching(self.core)
         self.numerics_class = "other" if random.random() < settings.other_class else "sim"
         self.place: Place | None = None
-        self.layers: LayerRange | None = None
+        self.held: tuple[ModelRef, LayerRange] | None = None
         self.sampled = self.steps = 0
         self.wedged = False
         """It lives, but no step comes out of it."""
@@ -146,10 +145,10 @@ class SimulatedEngine(Process):
 
     # Stages
 
-    def load(self, reply: Reply, layers: LayerRange) -> None:
+    def load(self, reply: Reply, model: ModelRef, layers: LayerRange) -> None:
         """Takes its time; what a formation needs is not let go."""
         environment, settings = self.environment, self.environment.settings
-        if self.place is not None and self.layers != layers:
+        if self.place is not None and self.held != (model, layers):
             reply(Aborted("in a formation"))
             return
 
@@ -157,7 +156,7 @@ class SimulatedEngine(Process):
             if environment.fails("load", environment.settings.load_fails):
                 reply(Unavailable("no weights"))
                 return
-            self.layers = layers
+            self.held = model, layers
             reply(Loaded(environment.settings.kv_blocks, self.numerics_class))
 
         self.after(settings.load_s * (0.5 + environment.random.random()), loaded)
@@ -167,22 +166,22 @@ class SimulatedEngine(Process):
         if self.place is not None and self.place.formation_id == form.formation_id:
             reply(None)
             return
-        if self.layers != form.members[index].layers:
+        if self.held != (form.model, form.members[index].layers):
             reply(Unavailable("not loaded"))
             return
         self._leave()
         self._lost_node_ids = ()
         self.place = Place(form.formation_id, form.members, index)
         if index == 0:
-            self._head(self.place, form.kv_blocks)
+            self._head(self.place, form.model, form.kv_blocks)
         reply(None)
 
-    def _head(self, place: Place, kv_blocks: int) -> None:
+    def _head(self, place: Place, model: ModelRef, kv_blocks: int) -> None:
         settings = self.environment.settings
         place.stages = SimulatedStages(kv_blocks, "" if settings.exact else self.name)
         lead = lead_of(
             place.formation_id,
-            MODEL,
+            model,
             facts_of(place.members[0], self.numerics_class),
             stages=len(place.members),
             kv_blocks=kv_blocks,

@@ -11,6 +11,7 @@ LOSSES = "services/controller/core/cluster/losses.py"
 STEPS = "services/controller/core/cluster/steps.py"
 LEDGER = "services/controller/core/ledger/ledger.py"
 DIFFERENCE = "services/controller/core/cluster/difference.py"
+GRANTING = "services/controller/core/ledger/granting.py"
 LIVENESS = "services/controller/core/cluster/liveness.py"
 FOLLOWER = "services/router/core/follower.py"
 TOKEN_RUN = "services/common/token_run.py"
@@ -233,6 +234,12 @@ MISTAKES = (
         TURNS,
         "        busy = {incarnation for incarnation, _ in self._leaving}",
         "        busy: set[str] = set()",
+    ),
+    Mistake(
+        "a generation is granted to whichever model's head",
+        GRANTING,
+        "        and head.route.model == request.model\n",
+        "",
     ),
     Mistake(
         "a stop string is seen within one id only",

@@ -5,7 +5,7 @@ not; 12: no core raises what is no domain error; 13: no node is told to join a f
 has left the one it was told to leave; 14: a node is in one formation, a formation covers every
 layer once; 15: what runs becomes what the plan says; 16: launches have reasons; 17: a plan changes
 what it was said to change; 18: spares are there, loaded, when faults have ceased, and who is about
-to go is given no place.
+to go is given no place; 19: a generation is at heads of its own model alone.
 """
 
 from __future__ import annotations
@@ -224,6 +224,7 @@ class Oracle:
         """The ledger answered a checkpoint."""
         if outcome.reply.refusal is not None:
             return
+        self._check_model(ledger, checkpoint)
         known, ended = before
         name, epoch = checkpoint.generation_id, checkpoint.epoch
         if ended:
@@ -242,7 +243,7 @@ class Oracle:
                     sampled = self._samples.get((name, epoch, span.choice, position))
                     if sampled != token:
                         self.fail(4, f"{name}: {token} was never sampled in epoch {epoch}")
-        again = ledger.checkpoint(checkpoint, "", self._now_s)
+        again = ledger.checkpoint(checkpoint, None, self._now_s)
         if again.records or again.reply.lengths != outcome.reply.lengths:
             self.fail(7, f"{name}: a doubled checkpoint changes the journal")
 
@@ -253,6 +254,12 @@ class Oracle:
     def asked(self, question: ResumeQuestion) -> None:
         """A reader asks for an epoch."""
         self.questions += 1
+
+    def _check_model(self, ledger: Ledger, checkpoint: Checkpoint) -> None:
+        runs_at = self.world.controller.cluster.runs_at(checkpoint.formation_id)
+        model = ledger.model_of(checkpoint.generation_id)
+        if runs_at is not None and runs_at.model != model:
+            self.fail(19, f"{checkpoint.generation_id} runs at {runs_at.pipeline_id}")
 
     def granted(self, ledger: Ledger, question: ResumeQuestion, outcome: Outcome[Grant]) -> None:
         """The ledger answered a Resume."""
@@ -271,6 +278,8 @@ class Oracle:
                     self.fail(3, f"{name}: the base leaves out what was acknowledged or presented")
         if grant.head is None:
             return
+        if grant.head.model != record.request.model:
+            self.fail(19, f"{name} is granted to a head of {grant.head.model.model_id}")
         again = ledger.resume(
             question,
             self.world.controller.cluster.heads(self._now_s) if self.world else (),
@@ -490,7 +499,7 @@ class Oracle:
     def _check_views(self, cluster: Cluster) -> None:
         """What a next plan is asked with is what there is."""
         staying = {node.node_id for node in cluster.staying()}
-        seated = {stage.node_id for pipeline in cluster.running() for stage in pipeline.stages}
+        seated = {stage.node_id for _, pipeline in cluster.running() for stage in pipeline.stages}
         if not cluster.busy and not cluster.lacks() and not seated <= staying:
             self.fail(15, f"{seated - staying} serve and do not stay")
         if not cluster.guests() <= staying - seated:

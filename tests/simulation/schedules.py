@@ -19,7 +19,7 @@ from strangers import Stranger
 
 from services.common.generation import GenerationRequest, Sampling
 from simulator.environment.network import Trouble
-from simulator.environment.settings import MODEL, SimulationSettings
+from simulator.environment.settings import BOTH, SimulationSettings
 from simulator.processes.client import Client
 from simulator.world import World
 
@@ -94,6 +94,9 @@ class Schedule:
         if self._of_spares.random() < SPARED:
             cluster = replace(settings.cluster, spares=1)
             settings = replace(settings, cluster=cluster)
+        self._models = Random(f"{seed} models")
+        if self._models.random() < 1 / 8:
+            settings = replace(settings, goals=BOTH)
         self.world = World(random, settings, self.oracle)
         self.oracle.world = self.world
         self._faults = Faults(self.world, random)
@@ -155,7 +158,7 @@ class Schedule:
     def _kill_one(self) -> None:
         controller = self.world.controller
         running = controller.cluster.running() if controller.alive else ()
-        seated = [stage.node_id for pipeline in running for stage in pipeline.stages]
+        seated = [stage.node_id for _, pipeline in running for stage in pipeline.stages]
         living = [node_id for node_id in seated if self._lives(node_id)]
         if living:
             self.disruptions += 1
@@ -196,7 +199,7 @@ class Schedule:
         max_tokens = ENDLESS if number in self._endless else max_tokens
         request = GenerationRequest(
             f"g{number}",
-            MODEL,
+            self._models.choice(self.world.settings.goals.deployed).model,
             tuple(random.randrange(1000) for _ in range(random.choice(PROMPTS))),
             Sampling(
                 max_tokens=max_tokens,

@@ -37,8 +37,10 @@ ELSEWHERE = (
     "services/controller/core/model_facts.py",  # a value with a codec: nothing happens to it
     "services/controller/core/cluster/market.py",  # offers: schedules have one, without a price
     "services/controller/core/cluster/replanning.py",  # its caller is no cluster's core
+    "services/controller/core/cluster/goals.py",  # what operators wish, and a codec
     "services/controller/core/cluster/snapshot.py",  # notes of older controllers
     "services/engine/core/memory.py",  # simulated stages weigh nothing
+    "services/router/core/admission.py",  # simulated routers take everybody
     "services/router/core/body_budget.py",  # of HTTP, which no schedule speaks
 )
 """Driven by unit and contract tests alone; a schedule that comes to one of them strikes it out."""

@@ -10,7 +10,7 @@ from shuntserve.controller.v1 import controller_pb2_grpc
 
 from services.common import channels
 from services.common.nodes import NodeShape
-from services.controller import assembly as controller
+from services.controller import deployments
 from services.controller.core.cluster.market import Offer
 
 World = Any
@@ -197,7 +197,7 @@ async def test_what_every_engine_refuses_is_said_and_costs_no_more_of_them(world
     assert (fault.kind, fault.cause, fault.permanent) == (pb.FAULT_KIND_LOAD, reason, True)
     call = world.stub.WatchRoutes(pb.WatchRoutesRequest(router_id="r"), timeout=CALL_S)
     told = await call.read()
-    assert (told.unusable, list(told.routes)) == (reason, [])
+    assert ([one.unusable for one in told.deployed], list(told.routes)) == ([reason], [])
     call.cancel()
     assert world.provider.launched == [f"node-{number}" for number in range(1, 5)]
     assert (await _kinds(world)).count("load_failed") == 4
@@ -530,14 +530,14 @@ async def test_another_version_in_the_store_is_told_and_changes_nothing(
     async def newest(*_: Any, **__: Any) -> str:
         return stored[-1]
 
-    monkeypatch.setattr(controller, "newest_digest", newest)
-    monkeypatch.setattr(controller, "STORE_CHECK_S", 0.01)
+    monkeypatch.setattr(deployments, "newest_digest", newest)
+    monkeypatch.setattr(deployments, "STORE_CHECK_S", 0.01)
     await world.start()
     formations = {route.formation_id for route in await world.routes(2)}
     assert (await world.status()).newer_digest == ""
     stored.append("cd" * 32)
     event = await world.until_event("model_newer_in_store")
-    assert event.attributes == {"served": "ab" * 32, "stored": "cd" * 32}
+    assert event.attributes == {"model": "tiny", "served": "ab" * 32, "stored": "cd" * 32}
     status = await _until(world, lambda status: status.newer_digest == "cd" * 32)
     assert (status.model.model_id, status.model.digest) == ("tiny", "ab" * 32)
     assert {route.formation_id for route in await world.routes(2)} == formations

@@ -7,6 +7,7 @@ import pytest
 
 from services.common.errors import Unavailable
 from services.controller import fleet
+from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.liveness import Liveness
 from services.controller.core.cluster.market import (
     Capabilities,
@@ -18,6 +19,7 @@ from services.controller.core.cluster.node import Node
 from services.controller.core.cluster.notes import Notes
 from services.controller.core.cluster.state import State
 from services.controller.fleet import HANDLE_PREFIX
+from tests.unit.controller.small_cluster import GOAL
 from tests.unit.controller.small_runtime import SETTINGS, SHAPE, Set, facts
 
 
@@ -88,7 +90,7 @@ async def test_a_notice_without_a_time_counts_for_nothing(deadline_s: float) -> 
 
 
 async def test_what_was_launched_before_is_found_before_it_is_asked_for_anything() -> None:
-    state, world = State(SETTINGS.basis, Liveness(SETTINGS, 0.0)), Set()
+    state, world = State(SETTINGS.basis, Goals.of(GOAL), Liveness(SETTINGS, 0.0)), Set()
     state.put(Node("a", SHAPE, 0.0, facts=facts("a"), leaving=True))
     notes = {key: note for key, note in Notes(0.0).changes(state).items() if note is not None}
     async with world.working({**notes, f"{HANDLE_PREFIX}a": "handle-a"}):

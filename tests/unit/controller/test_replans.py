@@ -10,6 +10,7 @@ import pytest
 from services.common.demand import Demand
 from services.common.errors import FailedPrecondition, Unavailable
 from services.common.generation import LayerRange
+from services.controller.core.cluster.goals import Aim
 from services.controller.core.cluster.market import Market, Offer
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.question import NextPlan, Replanning, Wishes
@@ -22,9 +23,9 @@ from services.controller.signal import Signal
 from tests.unit.controller.small_cluster import (
     BACK,
     FRONT,
+    GOAL,
     PAIR,
     PATIENT,
-    SETTINGS,
     SHAPE,
     Prompt,
     facts,
@@ -257,7 +258,8 @@ async def test_an_operator_may_ask_where_nobody_else_does() -> None:
 
 async def test_the_workload_that_routers_tell_is_asked_about() -> None:
     steady = replace(STEADY, measured_s=5.0)
-    rig = Rig(ready(PATIENT), Wishes("throughput-per-cost"), steady=steady)
+    cheap = replace(PATIENT, first=replace(GOAL, aim=Aim("throughput-per-cost")))
+    rig = Rig(ready(cheap), Wishes(), steady=steady)
     for second in range(0, 11, 2):
         rig.now_s = 100.0 + second
         rig.replans.reported("r", "a", float(second), {"m": Demand(second, second * 50)})
@@ -290,7 +292,7 @@ async def test_a_model_that_nobody_asks_for_sleeps_and_wakes_with_the_first_requ
     await rig.at(142.0)
     (asleep,) = rig.adopted
     assert asleep.deployments[0].pipelines == ()
-    assert rig.cluster.asleep() == (SETTINGS.model,)
+    assert rig.cluster.asleep() == (GOAL.model,)
     assert rig.told("fell_asleep") is not None
     assert await rig.at(1000.0) == 0
     rig.placement.answer = NextPlan(planned(PAIR, number=3), 1.0, ("all",))

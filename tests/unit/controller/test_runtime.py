@@ -4,12 +4,14 @@ import asyncio
 from dataclasses import replace
 
 from services.controller.core.cluster.actions import Action
+from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.liveness import Liveness
 from services.controller.core.cluster.market import (
     NodeGone,
 )
 from services.controller.core.cluster.notes import Notes
 from services.controller.fleet import HANDLE_PREFIX
+from tests.unit.controller.small_cluster import GOAL
 from tests.unit.controller.small_runtime import SETTINGS, Set, facts, until_ready
 
 
@@ -30,7 +32,7 @@ async def test_an_older_note_never_follows_a_newer_one() -> None:
     for key in world.disk.keys - {f"{HANDLE_PREFIX}a", f"{HANDLE_PREFIX}b"}:
         notes = world.disk.saved(key)
         assert len(notes) == len(set(notes)), key
-    state = Notes(0.0).recover(world.disk.standing, Liveness(SETTINGS, 0.0), 0.0)
+    state = Notes(0.0).recover(world.disk.standing, Goals.of(GOAL), Liveness(SETTINGS, 0.0), 0.0)
     assert sorted(state.nodes) == ["a", "b"]
     assert state.pipelines["pipeline-1"].is_ready
 

@@ -8,6 +8,8 @@ from enum import StrEnum
 
 from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import Member, NodeFacts, NodeShape
+from services.controller.core.cluster.goals import Goal
+from services.controller.core.cluster.plan import PlannedPipeline
 
 
 class NodeState(StrEnum):
@@ -84,10 +86,13 @@ class AskPlan:
 
     number: int
     """Of the plan that is asked for."""
-    model: ModelRef
+    goals: tuple[Goal, ...]
+    """What it is to serve, all of it."""
     nodes: tuple[NodeFacts, ...]
     pipelines: int
-    objective: str
+    """Of all nodes together."""
+    running: tuple[tuple[ModelRef, PlannedPipeline], ...] = ()
+    """What serves now, on the nodes that it is on."""
 
 
 @dataclass(frozen=True, slots=True)

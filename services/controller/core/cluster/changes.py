@@ -107,7 +107,7 @@ def _retire(
     if formation is None:
         end(state, pipeline)
     elif not pipeline.retiring:
-        pipeline.retire(state.sampled(formation))
+        pipeline.retire(state.sampled(formation), now_s)
     return actions
 
 
@@ -163,15 +163,21 @@ def take_turns(state: State, settings: ClusterSettings, now_s: float) -> list[Ac
         return []
     lacking = state.lacking()
     if all(pipeline.is_ready for pipeline in lacking):
-        return _next(state, retiring[0], now_s)
+        done = [one for one in retiring if _is_done(state, settings, one, now_s)]
+        return _next(state, done[0], now_s) if done else []
     if any(_goes_on(state, settings, pipeline) for pipeline in lacking):
         return []
     waiting = [(in_the_way(state, p), p) for p in lacking if p.formation is None]
-    for others, pipeline in sorted(waiting, key=lambda one: len(one[0])):
-        if not _is_prepared(state, pipeline):
-            continue
-        for other in others:
-            if _can_be_spared(state, settings, other):
+    next_to_go = [
+        other
+        for others, pipeline in sorted(waiting, key=lambda one: len(one[0]))
+        if _is_prepared(state, pipeline)
+        for other in others
+        if _is_done(state, settings, other, now_s)
+    ]
+    for last_resort in (False, True):
+        for other in next_to_go:
+            if _can_be_spared(state, settings, other, last_resort=last_resort):
                 return _next(state, other, now_s)
     return []
 
@@ -211,17 +217,32 @@ def _is_prepared(state: State, pipeline: Pipeline) -> bool:
     return True
 
 
-def _can_be_spared(state: State, settings: ClusterSettings, pipeline: Pipeline) -> bool:
-    """Others serve, or there is no other way."""
+def _is_done(state: State, settings: ClusterSettings, pipeline: Pipeline, now_s: float) -> bool:
+    """It may be drained: others go on with what it serves, or it serves nothing, or what it serves
+    has had its time. Of a model that was undeployed nobody could go on with it."""
+    if pipeline.formation is None or state.goals.have(pipeline.model):
+        return True
+    rests = not state.has_work(pipeline.formation)
+    return rests or now_s - pipeline.retires_s >= settings.undeploy_grace_s
+
+
+def _can_be_spared(
+    state: State, settings: ClusterSettings, pipeline: Pipeline, *, last_resort: bool
+) -> bool:
+    """Others serve its model, or there is no other way. As a last resort one that waits for
+    another model's nodes is no such way: those may wait for these."""
     if pipeline.stalled:
         return True
-    others = [other for other in state.pipelines.values() if other is not pipeline]
+    others = [other for other in state.of_model(pipeline.model) if other is not pipeline]
     if any(other.is_ready and not other.stalled for other in others):
         return True
     for other in others:
         if other.is_ready or _is_hopeless(state, settings, other):
             continue
-        if pipeline not in in_the_way(state, other) or not _is_prepared(state, other):
+        waits_for = in_the_way(state, other)
+        if last_resort and any(one.model != pipeline.model for one in waits_for):
+            continue
+        if pipeline not in waits_for or not _is_prepared(state, other):
             return False  # it may serve first, or be nearer to it
     return True
 

@@ -16,11 +16,12 @@ from dataclasses import replace
 from math import inf
 
 from services.common.errors import NotFound, StaleEpoch
-from services.common.exchange import Route
+from services.common.exchange import DeployedModel, Route
 from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import NodeFacts
 from services.controller.core.cluster.actions import (
     Action,
+    AskPlan,
     Beat,
     DissolveFormation,
     FaultView,
@@ -36,7 +37,8 @@ from services.controller.core.cluster.actions import (
 from services.controller.core.cluster.changes import adopt
 from services.controller.core.cluster.deadlines import carry_out_due, next_due_s
 from services.controller.core.cluster.difference import Difference, difference
-from services.controller.core.cluster.faults import faults_of, unusable
+from services.controller.core.cluster.faults import deployed_models, faults_of
+from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.lacks import is_busy, lacks_of
 from services.controller.core.cluster.liveness import Liveness, Verdict
 from services.controller.core.cluster.losses import dissolve, follow, lose
@@ -52,9 +54,9 @@ from services.controller.core.cluster.routes import handing_over, heads_of, rout
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.spares import cost_per_hour, spares
 from services.controller.core.cluster.state import State
-from services.controller.core.cluster.steps import steps
+from services.controller.core.cluster.steps import plan_question, steps
 from services.controller.core.cluster.verdicts import heed
-from services.controller.core.ledger.outcomes import ServingHead
+from services.controller.core.ledger.outcomes import RunsAt, ServingHead
 
 _ROUNDS = 8
 """Steps may make others possible at once; more rounds than these are a defect, and none is waited
@@ -73,14 +75,17 @@ class Cluster:
         draw_id: Callable[[], str],
         now_s: float,
         now_unix_s: float,
+        goals: Goals | None = None,
     ) -> None:
         """`draw_id` gives unique strings: ids of formations. `now_unix_s` is the wall time at
-        `now_s`, which is on the clock that every other time is on."""
+        `now_s`, which is on the clock that every other time is on. `goals` are what the settings
+        name alone where they are left out."""
         self.settings = settings
         self._draw_id = draw_id
         self.market = Market()
         """What nodes are to be had, as the edge is told; it is told again after a restart."""
-        self._state = State(settings.basis, Liveness(settings, now_s))
+        liveness = Liveness(settings, now_s)
+        self._state = State(settings.basis, goals or Goals.of(settings.first), liveness)
         self.unix_offset_s = now_unix_s - now_s
         """Wall time less the clock that all times are on."""
         self._past: set[str] = set()
@@ -92,8 +97,7 @@ class Cluster:
         self._route_version = 0
         self._routes: tuple[Route, ...] = ()
         self._handing_over: tuple[str, ...] = ()
-        self._hopeless = ""
-        self._asleep: tuple[ModelRef, ...] = ()
+        self._deployed = deployed_models(self._state)
         self._notes = Notes(self.unix_offset_s)
 
     @classmethod
@@ -104,13 +108,15 @@ class Cluster:
         saved: Mapping[str, str],
         now_s: float,
         now_unix_s: float,
+        goals: Goals | None = None,
     ) -> Cluster:
         """The cluster as the notes among what was saved have it; every node is given
         `restart_grace_s`. Without any it is a new one."""
-        cluster = cls(settings, draw_id, now_s, now_unix_s)
+        cluster = cls(settings, draw_id, now_s, now_unix_s, goals)
         if CLUSTER in saved:
             liveness = Liveness(settings, now_s, grace_s=settings.restart_grace_s)
-            cluster._state = cluster._notes.recover(saved, liveness, now_s)
+            goals = cluster._state.goals
+            cluster._state = cluster._notes.recover(saved, goals, liveness, now_s)
         return cluster
 
     # Events. What they bring about comes of the next `advance`, once for all of them.
@@ -175,6 +181,31 @@ class Cluster:
     def _lose(self, node: Node, cause: str, now_s: float) -> list[Action]:
         return lose(self._state, self.settings, node, cause, now_s)
 
+    # What is to be served
+
+    @property
+    def goals(self) -> Goals:
+        """All models that are deployed."""
+        return self._state.goals
+
+    def plan_question(self, goals: Goals) -> AskPlan:
+        """What placement is to be asked for a plan that would serve these."""
+        usable = (node for node in self._state.nodes.values() if node.usable)
+        facts = tuple(node.facts for node in usable if node.facts is not None)
+        return plan_question(self._state, self.settings, goals, facts)
+
+    def aim_at(self, goals: Goals, plan: Plan | None, now_s: float) -> None:
+        """Other models are to be served, by this plan; without one it is asked for, and what runs
+        goes on until it is there."""
+        state = self._state
+        state.aim_at(goals)
+        names = ", ".join(goal.model.model_id for goal in goals.deployed)
+        actions: list[Action] = [LogEvent("deployments_changed", "", "", {"models": names})]
+        state.asking.plans.hope()
+        if plan is not None:
+            actions += self._adopt(plan, now_s)
+        self._happen(actions)
+
     # Plans, loads, formations
 
     def plan_ready(self, plan: Plan, now_s: float) -> None:
@@ -182,11 +213,18 @@ class Cluster:
         before was carried out; one that is not newer changes nothing."""
         state = self._state
         state.asking.answered()
-        if plan.number > state.last_number:
+        if plan.number <= state.last_number:
+            return
+        if plan.models <= state.goals.models:
             state.first_launches.succeed()
-            adopted_unix_s = round(now_s + self.unix_offset_s, 3)
-            plan = replace(plan, why=replace(plan.why, adopted_unix_s=adopted_unix_s))
-            self._happen(adopt(state, self.settings, plan, now_s))
+            self._happen(self._adopt(plan, now_s))
+        else:  # a model of it was undeployed meanwhile
+            self._happen([LogEvent("plan_outdated", attributes={"plan": str(plan.number)})])
+
+    def _adopt(self, plan: Plan, now_s: float) -> list[Action]:
+        adopted_unix_s = round(now_s + self.unix_offset_s, 3)
+        plan = replace(plan, why=replace(plan.why, adopted_unix_s=adopted_unix_s))
+        return adopt(self._state, self.settings, plan, now_s)
 
     def difference(self, plan: Plan, now_s: float) -> Difference:
         """What a newer plan would change, were it adopted now; nothing is changed by asking."""
@@ -315,12 +353,10 @@ class Cluster:
 
     def _routes_changed(self) -> list[Action]:
         routes, leaving = routes_of(self._state, self.settings), handing_over(self._state)
-        hopeless, asleep = self.unusable(), self.asleep()
-        told = (self._routes, self._handing_over, self._hopeless, self._asleep)
-        if (routes, leaving, hopeless, asleep) == told:
+        deployed = deployed_models(self._state)
+        if (routes, leaving, deployed) == (self._routes, self._handing_over, self._deployed):
             return []
-        self._routes, self._handing_over, self._hopeless = routes, leaving, hopeless
-        self._asleep = asleep
+        self._routes, self._handing_over, self._deployed = routes, leaving, deployed
         self._route_version += 1
         return [RoutesChanged(self._route_version)]
 
@@ -342,6 +378,11 @@ class Cluster:
         """The pipeline a formation serves; '' when it is not known."""
         pipeline = self._state.pipeline(formation_id)
         return pipeline.pipeline_id if pipeline is not None else ""
+
+    def runs_at(self, formation_id: str) -> RunsAt | None:
+        """What a formation serves; None for one that is not known."""
+        pipeline = self._state.pipeline(formation_id)
+        return RunsAt(pipeline.pipeline_id, pipeline.model) if pipeline is not None else None
 
     def deadlines_s(self) -> dict[str, float]:
         """Nodes that were given notice, and when they will be taken away."""
@@ -366,6 +407,11 @@ class Cluster:
         """Nodes that may be given a place, or have one: they are there or start."""
         return self._state.staying()
 
+    def seated_but_of(self, model: ModelRef) -> frozenset[str]:
+        """Nodes that have a place in the plan's pipelines of other models."""
+        others = (p for p in self._state.wanted() if p.model != model)
+        return frozenset(n for p in others for seat in p.seats for n in seat.node_ids)
+
     def guests(self) -> frozenset[str]:
         """Nodes that came by themselves, have no place, and are not kept for one."""
         kept = self._spare_ids()
@@ -375,27 +421,12 @@ class Cluster:
 
     def asleep(self) -> tuple[ModelRef, ...]:
         """Models that the plan gives no pipeline."""
-        plan = self._state.plan
-        deployments = () if plan is None else plan.deployments
-        return tuple(one.model for one in deployments if not one.pipelines)
+        return self._state.asleep
 
-    def running(self) -> tuple[PlannedPipeline, ...]:
-        """The plan's pipelines on the nodes that sit in them now, or come in place of those that
-        will be taken away; vacant ones left out."""
-        return tuple(
-            PlannedPipeline(
-                pipeline.pipeline_id,
-                tuple(
-                    replace(
-                        seat.planned, node_id=seat.successor_id or seat.node_id, shape=seat.shape
-                    )
-                    for seat in pipeline.seats
-                ),
-                pipeline.weight_tokens_per_s,
-            )
-            for pipeline in self._state.wanted()
-            if all(seat.node_id for seat in pipeline.seats)
-        )
+    def running(self) -> tuple[tuple[ModelRef, PlannedPipeline], ...]:
+        """The plan's pipelines on the nodes that sit in them now, each with its model; vacant ones
+        left out."""
+        return self._state.running()
 
     @property
     def next_plan_number(self) -> int:
@@ -435,9 +466,15 @@ class Cluster:
         """What keeps failing, the worst first."""
         return faults_of(self._state)
 
+    def deployed_models(self) -> tuple[DeployedModel, ...]:
+        """What is to be served, and what of it never will be as things are."""
+        return deployed_models(self._state)
+
     def unusable(self) -> str:
-        """Why no pipeline will ever take requests as things are; empty when one does or may."""
-        return unusable(self._state)
+        """Why no pipeline will ever take requests as things are, whatever its model; empty when one
+        does or may."""
+        reasons = [one.unusable for one in self.deployed_models()]
+        return reasons[0] if all(reasons) else ""
 
     def pipelines_view(self) -> tuple[PipelineView, ...]:
         """For the status."""

@@ -6,7 +6,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from itertools import count
 
-from services.common.generation import LayerRange
+from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import NodeShape
 from services.controller.core.cluster.actions import LaunchNode
 from services.controller.core.cluster.changes import adopt
@@ -39,6 +39,8 @@ class Difference:
 
     pipelines: dict[str, tuple[StageToBe, ...]]
     """All that there are to be."""
+    models: dict[str, ModelRef]
+    """Of each of them."""
     kept: tuple[str, ...]
     """Those of them that go on untouched."""
     gone: tuple[str, ...]
@@ -86,6 +88,7 @@ def difference(
             )
             for name, pipeline in adopted.items()
         },
+        models={name: pipeline.model for name, pipeline in adopted.items()},
         gone=tuple(sorted(before - adopted.keys())),
         launched={
             a.node_id: a

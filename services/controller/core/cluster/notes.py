@@ -15,6 +15,7 @@ from typing import Any
 
 from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import Member, NodeFacts, NodeShape
+from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.handover import Handover, HandoverState
 from services.controller.core.cluster.liveness import Liveness
 from services.controller.core.cluster.node import HeldStage, Node
@@ -48,7 +49,9 @@ class Notes:
         self._compared = False
         """Notes of another controller that nothing here stands for are gone."""
 
-    def recover(self, saved: Mapping[str, str], liveness: Liveness, now_s: float) -> State:
+    def recover(
+        self, saved: Mapping[str, str], goals: Goals, liveness: Liveness, now_s: float
+    ) -> State:
         """The state that the notes tell of, in today's form or an older one; nobody is confirmed
         yet."""
         counters = json.loads(saved[CLUSTER])
@@ -60,7 +63,7 @@ class Notes:
             counters = in_second_version(counters)
             nodes, pipelines = counters["nodes"], counters["pipelines"]
             basis, plan = counters["basis"], counters["plan"]
-        state = State(basis, liveness)
+        state = State(basis, goals, liveness)
         state.last_number = counters["last_number"]
         state.launched, state.named = counters["launched"], counters["named"]
         state.plan = None if plan is None else plan_from_json(plan)
@@ -212,6 +215,7 @@ def _pipeline_from(item: dict[str, Any], now_s: float) -> Pipeline:
         item["weight_tokens_per_s"],
         formation,
         retiring=item["retiring"],
+        retires_s=now_s,
     )
     if formation is not None and (item["drains"] or item["retiring"]):
         drains = HandoverState.DRAINING if item["drains"] else HandoverState.PREPARING

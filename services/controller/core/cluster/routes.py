@@ -11,15 +11,23 @@ from services.controller.core.ledger.outcomes import ServingHead
 
 def routes_of(state: State, settings: ClusterSettings) -> tuple[Route, ...]:
     """Pipelines that take new requests."""
-    ready = (p for p in state.pipelines.values() if p.is_ready and not p.stalled)
-    routes = (_route(pipeline, settings) for pipeline in ready)
+    ready = (p for p in state.pipelines.values() if _is_open(state, p))
+    routes = (_route(state, pipeline, settings) for pipeline in ready)
     return tuple(route for route in routes if route is not None)
 
 
 def handing_over(state: State) -> tuple[str, ...]:
-    """Formations whose generations are being sealed."""
-    formations = (p.formation for p in state.pipelines.values() if p.drains)
+    """Formations that serve what they have and take nothing new: their generations are being
+    sealed, or their model is not deployed any more."""
+    pipelines = state.pipelines.values()
+    leaving = (p for p in pipelines if p.drains or (p.is_ready and not state.goals.have(p.model)))
+    formations = (pipeline.formation for pipeline in leaving)
     return tuple(formation.formation_id for formation in formations if formation is not None)
+
+
+def _is_open(state: State, pipeline: Pipeline) -> bool:
+    serves = pipeline.is_ready and not pipeline.stalled
+    return serves and state.goals.have(pipeline.model)
 
 
 def heads_of(state: State, settings: ClusterSettings, now_s: float) -> tuple[ServingHead, ...]:
@@ -27,20 +35,23 @@ def heads_of(state: State, settings: ClusterSettings, now_s: float) -> tuple[Ser
     restart before all were heard from."""
     heads = []
     for pipeline in state.pipelines.values():
-        formation, route = pipeline.formation, _route(pipeline, settings)
+        formation, route = pipeline.formation, _route(state, pipeline, settings)
         if formation is not None and route is not None:
             heard = state.trusts(formation, now_s)
-            takes_new = heard and not pipeline.drains and not pipeline.stalled
+            takes_new = heard and _is_open(state, pipeline)
             numerics = state.head(formation).numerics_class
             heads.append(ServingHead(route, takes_new, numerics, pipeline.drains, pipeline.stalled))
     return tuple(heads)
 
 
-def _route(pipeline: Pipeline, settings: ClusterSettings) -> Route | None:
+def _route(state: State, pipeline: Pipeline, settings: ClusterSettings) -> Route | None:
     formation = pipeline.formation
     if formation is None or formation.forming:
         return None
-    head = formation.head
+    head, goal = formation.head, state.goals.find(pipeline.model.model_id)
+    positions = formation.kv_blocks * settings.block_positions
+    if goal is not None:
+        positions = min(positions, goal.facts.context_length)
     return Route(
         pipeline.pipeline_id,
         formation.formation_id,
@@ -48,5 +59,5 @@ def _route(pipeline: Pipeline, settings: ClusterSettings) -> Route | None:
         head.address,
         pipeline.weight_tokens_per_s,
         pipeline.model,
-        min(settings.max_positions, formation.kv_blocks * settings.block_positions),
+        positions,
     )

@@ -5,25 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-from services.common.generation import ModelRef
 from services.common.nodes import NodeShape
+from services.controller.core.cluster.goals import Goal
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:
     """Shape and timings (seconds) of the cluster."""
 
-    model: ModelRef
+    first: Goal
+    """The model that a new mesh serves."""
     initial: tuple[NodeShape, ...] = ()
     """Nodes to launch for the first plan; empty: they come by themselves."""
     expected_nodes: int = 4
     """A plan is asked for when so many are idle, or `settle_s` after the first, once none is on
     its way any more."""
     pipelines: int = 2
-    objective: str = "throughput"
-    """What plans are made for."""
-    layer_count: int = 0
-    """Of the model."""
     planner: str = ""
     """The placement API's name of who makes the plan."""
     can_launch: bool = True
@@ -65,9 +62,10 @@ class ClusterSettings:
     """A node that fails to load a stage so often gives it up to another one, which has one."""
     seal_s: float = 1.5
     """A node that will end in any case has its generations sealed this long before."""
+    undeploy_grace_s: float = 60.0
+    """What an undeployed model's pipelines have begun may take so long to end by itself."""
     lost_kept_s: float = 60.0
     """A lost node is shown this long."""
-    max_positions: int = 8192
     block_positions: int = 16
 
     @property
@@ -75,8 +73,8 @@ class ClusterSettings:
         """What decides a plan, as JSON: a plan made for something else is of no use."""
         return json.dumps(
             {
-                "model": asdict(self.model),
-                "layer_count": self.layer_count,
+                "model": asdict(self.first.model),
+                "layer_count": self.first.facts.layer_count,
                 "planner": self.planner,
                 "pipelines": self.pipelines,
                 "initial": [asdict(shape) for shape in self.initial],

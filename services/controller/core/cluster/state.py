@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
+from services.common.generation import ModelRef
 from services.common.nodes import Member, NodeFacts, NodeShape
 from services.controller.core.cluster.actions import (
     Loaded,
@@ -17,11 +18,12 @@ from services.controller.core.cluster.actions import (
 )
 from services.controller.core.cluster.asking import PlanAsking
 from services.controller.core.cluster.backoff import Backoff
+from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.indexes import Indexes
 from services.controller.core.cluster.liveness import Liveness
 from services.controller.core.cluster.node import HeldStage, Node
 from services.controller.core.cluster.pipeline import Formation, Pipeline, Seat
-from services.controller.core.cluster.plan import Plan
+from services.controller.core.cluster.plan import Plan, PlannedPipeline
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.transitions import need
 
@@ -29,7 +31,9 @@ from services.controller.core.cluster.transitions import need
 class State:
     """The plan that is carried out, and how far it is."""
 
-    def __init__(self, basis: str, liveness: Liveness) -> None:
+    def __init__(self, basis: str, goals: Goals, liveness: Liveness) -> None:
+        self.goals = goals
+        """What is to be served."""
         self.basis = basis
         """What its plan is made for: `ClusterSettings.basis`."""
         self.liveness = liveness
@@ -56,6 +60,21 @@ class State:
         """It is the plan from now on."""
         need(plan.number > self.last_number, f"plan {plan.number} is not newer")
         self.plan, self.last_number = plan, plan.number
+
+    def aim_at(self, goals: Goals) -> None:
+        """This is to be served from now on."""
+        self.goals = goals
+
+    @property
+    def asleep(self) -> tuple[ModelRef, ...]:
+        """Models that the plan gives no pipeline."""
+        deployments = () if self.plan is None else self.plan.deployments
+        return tuple(one.model for one in deployments if not one.pipelines)
+
+    @property
+    def falls_short(self) -> bool:
+        """The plan is for other models than what is to be served, or there is none."""
+        return self.plan is None or self.plan.models != self.goals.models
 
     # Nodes
 
@@ -138,6 +157,10 @@ class State:
         """Those of them that the plan has."""
         return [pipeline for pipeline in self.restless() if not pipeline.retiring]
 
+    def of_model(self, model: ModelRef) -> list[Pipeline]:
+        """Pipelines that serve this version, or are to."""
+        return [pipeline for pipeline in self.pipelines.values() if pipeline.model == model]
+
     def next_name(self) -> str:
         """Of a pipeline; none has had it."""
         self.named += 1
@@ -173,6 +196,14 @@ class State:
     def is_seated(self, node: Node) -> bool:
         """It sits somewhere, or is to, by the plan."""
         return bool(self.indexes.pipelines_of(node.node_id))
+
+    def running(self) -> tuple[tuple[ModelRef, PlannedPipeline], ...]:
+        """The plan's pipelines on the nodes that sit in them now; vacant ones left out."""
+        return tuple(
+            (pipeline.model, pipeline.as_planned())
+            for pipeline in self.wanted()
+            if all(seat.node_id for seat in pipeline.seats)
+        )
 
     # Formations
 
@@ -246,6 +277,10 @@ class State:
     def sampled(self, formation: Formation) -> int:
         """Tokens of its head, as far as beats have told."""
         return self.liveness.sampled(formation.head.incarnation)
+
+    def has_work(self, formation: Formation) -> bool:
+        """Its head has generations that are not done, as far as beats have told."""
+        return self.liveness.has_work(formation.head.incarnation)
 
     def head(self, formation: Formation) -> Node:
         """The node that leads it."""

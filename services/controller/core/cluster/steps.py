@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from services.common.nodes import Member
+from services.common.nodes import Member, NodeFacts
 from services.controller.core.cluster.actions import (
     Action,
     AskPlan,
@@ -19,6 +19,7 @@ from services.controller.core.cluster.actions import (
     TerminateNode,
 )
 from services.controller.core.cluster.changes import blockers, take_turns
+from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.lacks import waits_for_money
 from services.controller.core.cluster.losses import give_up, give_up_spare
 from services.controller.core.cluster.market import Market
@@ -48,7 +49,8 @@ def steps(
     """The next steps; `draw_id` gives ids of formations."""
     if state.plan is None:
         return [*_launch_first(state, settings, now_s), *_ask_plan(state, settings, now_s)]
-    return _Steps(state, settings, market, draw_id, now_s).all()
+    asked = _ask_plan(state, settings, now_s) if state.falls_short else []
+    return [*_Steps(state, settings, market, draw_id, now_s).all(), *asked]
 
 
 def _launch_first(state: State, settings: ClusterSettings, now_s: float) -> list[Action]:
@@ -71,7 +73,7 @@ def _launched(node: Node, pipeline_id: str = "", offer_id: str = "") -> list[Act
 
 def _ask_plan(state: State, settings: ClusterSettings, now_s: float) -> list[Action]:
     nodes = [node for node in state.nodes.values() if node.usable]
-    enough = len(nodes) >= settings.expected_nodes
+    enough = len(nodes) >= settings.expected_nodes or state.plan is not None
     first_s = min((node.since_s for node in nodes), default=now_s)
     starting = any(node.facts is None and not node.lost for node in state.nodes.values())
     settled = bool(nodes) and now_s >= first_s + settings.settle_s and not starting
@@ -79,8 +81,16 @@ def _ask_plan(state: State, settings: ClusterSettings, now_s: float) -> list[Act
     if not (enough or settled) or not state.asking.may_ask(facts, now_s):
         return []
     state.asking.ask(facts)
-    number, pipelines = state.last_number + 1, settings.pipelines
-    return [AskPlan(number, settings.model, facts, pipelines, settings.objective)]
+    return [plan_question(state, settings, state.goals, facts)]
+
+
+def plan_question(
+    state: State, settings: ClusterSettings, goals: Goals, nodes: tuple[NodeFacts, ...]
+) -> AskPlan:
+    """For a plan that serves these goals, and takes the place of every one there was."""
+    return AskPlan(
+        state.last_number + 1, goals.deployed, nodes, settings.pipelines, state.running()
+    )
 
 
 class _Steps:

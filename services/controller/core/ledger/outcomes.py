@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from services.common.exchange import Checkpoint, CheckpointRefusal, CheckpointResult, Route
+from services.common.generation import ModelRef
 from services.controller.core.ledger.records import Record
 
 Reply = TypeVar("Reply")
@@ -30,6 +31,14 @@ class Outcome(Generic[Reply]):
     records: tuple[Record, ...] = ()
     fsync: bool = False
     events: tuple[LedgerEvent, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RunsAt:
+    """Whose formation it is that a checkpoint comes from."""
+
+    pipeline_id: str
+    model: ModelRef
 
 
 @dataclass(frozen=True, slots=True)

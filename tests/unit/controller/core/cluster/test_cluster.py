@@ -3,7 +3,6 @@ from dataclasses import replace
 import pytest
 
 from services.common.errors import NotFound, StaleEpoch
-from services.common.generation import ModelRef
 from services.common.nodes import NodeShape
 from services.controller.core.cluster.actions import (
     Action,
@@ -31,6 +30,7 @@ from services.controller.core.cluster.settings import ClusterSettings
 from tests.unit.controller.small_cluster import (
     BACK,
     FRONT,
+    GOAL,
     PAIR,
     PATIENT,
     SETTINGS,
@@ -87,7 +87,7 @@ def test_a_stage_for_an_offer_is_launched_from_it() -> None:
         PlannedStage(BACK, 1, SHAPE, offer_id="spot"),
     )
     pipelines = (PlannedPipeline("pipeline-1", stages, 50.0),)
-    plan = Plan(2, (Deployment(SETTINGS.model, THROUGHPUT, pipelines),))
+    plan = Plan(2, (Deployment(GOAL.model, THROUGHPUT, pipelines),))
     launch = one_of(cluster.plan_ready(plan, 1.0), LaunchNode)
     assert (launch.shape, launch.offer_id) == (SHAPE, "spot")
 
@@ -440,7 +440,7 @@ def test_a_launch_that_fails_or_never_registers_is_tried_again() -> None:
 
 
 def test_without_a_provider_a_vacant_stage_waits_for_a_node() -> None:
-    settings = ClusterSettings(SETTINGS.model, (), expected_nodes=2, pipelines=1, can_launch=False)
+    settings = ClusterSettings(GOAL, (), expected_nodes=2, pipelines=1, can_launch=False)
     cluster = ready(settings)
     actions = cluster.node_gone("node-2", "i-node-2", "exit", 0.0)
     assert all_of(actions, LaunchNode) == []
@@ -517,8 +517,8 @@ def test_a_hand_over_cut_short_by_a_restart_is_asked_for_again() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        replace(SETTINGS, model=ModelRef("m", "d2")),
-        replace(SETTINGS, layer_count=40),
+        replace(SETTINGS, first=replace(GOAL, facts=replace(GOAL.facts, digest="d2"))),
+        replace(SETTINGS, first=replace(GOAL, facts=replace(GOAL.facts, layer_count=40))),
         replace(SETTINGS, planner="exact"),
         replace(SETTINGS, pipelines=2),
     ],
@@ -534,11 +534,12 @@ def test_a_plan_for_something_else_is_dropped_at_the_start(other: ClusterSetting
     assert (ask.number, len(ask.nodes)) == (2, 3)
     assert (all_of(actions, LaunchNode), all_of(actions, TerminateNode)) == ([], [])
     loads = all_of(
-        again.plan_ready(planned(PAIR, number=ask.number, model=other.model), 100.0), LoadStage
+        again.plan_ready(planned(PAIR, number=ask.number, model=other.first.model), 100.0),
+        LoadStage,
     )
     assert {(load.node_id, load.model) for load in loads} == {
-        ("node-1", other.model),
-        ("node-2", other.model),
+        ("node-1", other.first.model),
+        ("node-2", other.first.model),
     }
 
 

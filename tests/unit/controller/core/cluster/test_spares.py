@@ -365,7 +365,9 @@ def test_spares_are_no_capacity_but_for_what_repairs_a_plan() -> None:
 
     def asked(improve: bool) -> set[str]:
         ask = Ask((Cause.OFFERS,), improve, (), None)
-        return {n.node_id for n in question(cluster, cluster.market, ask, Wishes(), 5.0).nodes}
+        goal = cluster.goals.deployed[0]
+        asked = question(cluster, cluster.market, ask, Wishes(), goal, None, 5.0)
+        return {node.node_id for node in asked.nodes}
 
     assert asked(True) == {"node-1", "node-2"}
     assert asked(False) == {"node-1", "node-2", "node-3"}
