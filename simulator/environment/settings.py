@@ -16,7 +16,7 @@ from services.router.core.follower_settings import FollowerSettings
 
 FACTS = ModelFacts("model", "d1", 30, 1 << 16, 8192, "{}")
 MODEL = FACTS.ref
-OTHER = replace(FACTS, model_id="other", digest="d2")
+OTHER = replace(FACTS, model_id="other", digest="o1")
 ONE = Goals.of(Goal(FACTS))
 BOTH = ONE.adding(Goal(OTHER))
 
