@@ -316,7 +316,7 @@ class Oracle:
         """Nobody that is about to go is given a place."""
         cluster = self.world.controller.cluster if self.world else None
         node = cluster._state.nodes.get(node_id) if cluster is not None else None
-        if node is not None and (node.lost or node.leaving or node.deadline_s is not None):
+        if node is not None and node.deadline_s is not None:  # it may have been let go since
             self.fail(18, f"{node_id} is given a place, and is about to go")
 
     def _check_wanted(self) -> None:
