@@ -11,8 +11,8 @@ from services.common.errors import InvalidArgument
 from services.placement import wire
 from services.placement.estimate.cluster import CandidateNode, PlacedPipeline, PlacedStage
 from services.placement.estimate.explain import PipelineExplanation, StageExplanation
+from services.placement.replan.change import HYSTERESIS, Change
 from services.placement.replan.moves import GenerationMove, Handover, NodeMove, ResidentStage
-from services.placement.replan.next_plan import HYSTERESIS, Change
 
 MOST_READY_IN_S = 1e6
 _HANDOVER_OF = {
