@@ -74,6 +74,9 @@ bench-rolling: $(INSTALLED) ## Restarts everything, one after another, under 20 
 bench-markets: $(INSTALLED) ## Replays 200 random spot markets against the replanner
 	$(BIN)/python -m bench.markets --out bench/out/markets.json
 
+bench-elastic: $(INSTALLED) ## Takes nodes from a busy mesh and offers it others
+	$(BIN)/python -m bench.elastic --out bench/out/elastic.json
+
 bench-tensorstore: $(INSTALLED) ## Measures how fast weights are stored, read and verified
 	$(BIN)/python -m bench.tensorstore
 

@@ -121,7 +121,7 @@ class Planning:
         return self._plan_of(reply, question.number, question.model, question.objective, known)
 
     async def replan(self, question: Replanning) -> NextPlan:
-        """The next plan, or none where the running one stays; by placement's own planner, which
+        """The next plan, or none where the whole plan stays; by placement's own planner, which
         knows every objective. Raises as `plan` does."""
         wishes = question.wishes
         request = placement_pb2.ReplanRequest(
@@ -172,8 +172,8 @@ class Planning:
             reply = await self._stub.Replan(request, timeout=self._timeout_s)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
-        if not reply.change:
-            return NextPlan(None, 0.0, tuple(reply.reasons))
+        if not reply.change and len(reply.pipelines) == question.planned:
+            return NextPlan(None, 0.0, tuple(reply.reasons))  # else what is left is the plan
         known = {n.node_id: _Named(n.shape, node_id=n.node_id) for n in question.nodes} | {
             one.name: _Named(one.offer.shape, offer_id=one.offer.offer_id)
             for one in question.candidates

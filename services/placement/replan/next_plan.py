@@ -95,7 +95,8 @@ def replan(problem: Problem, change: Change, search: Planner, budget: SearchBudg
             *(Rejected(plan.name, _lacks(problem, plan, best)) for plan in others),
             *(
                 Rejected(plan.name, forbidden(problem, change, plan.pipelines, left))
-                for plan in dear
+                for plan in plans
+                if plan not in affordable
             ),
         ),
     )

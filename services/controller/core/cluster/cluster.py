@@ -411,6 +411,11 @@ class Cluster:
         )
 
     @property
+    def planned_pipelines(self) -> int:
+        """How many the plan has."""
+        return len(self._state.wanted())
+
+    @property
     def next_plan_number(self) -> int:
         """Of a plan that is to take the place of every one there was."""
         return self._state.last_number + 1

@@ -75,9 +75,10 @@ def give_up(settings: ClusterSettings, seat: Seat, node: Node, now_s: float) -> 
 
 
 def forgive(state: State, settings: ClusterSettings, seat: Seat, now_s: float) -> None:
-    """What came to nothing at the seat before counts no more once a node has come to something."""
+    """What came to nothing at the seat before counts no more once a node has come to something that
+    stays: one that goes has a successor to find."""
     node = state.nodes.get(seat.node_id)
-    if node is not None and node.came_to_something(settings.stable_s, now_s):
+    if node is not None and node.stays and node.came_to_something(settings.stable_s, now_s):
         seat.forgive()
 
 

@@ -62,6 +62,9 @@ class Replanning:
     nodes: tuple[NodeAsked, ...]
     candidates: tuple[Candidate, ...]
     running: tuple[PlannedPipeline, ...]
+    """Those of the plan that have a node for every stage, or had until its notice."""
+    planned: int
+    """How many pipelines the plan has."""
     improve: bool
     wishes: Wishes
     workload: Workload | None = None
@@ -99,6 +102,7 @@ def question(
         ),
         _spread(ask.candidates, wishes.nodes_max or MOST_CANDIDATES),
         cluster.running(),
+        cluster.planned_pipelines,
         ask.improve,
         wishes,
         _counting(ask.workload, wishes),
