@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from services.common.errors import InvalidArgument
 from services.placement.estimate.cluster import PlacedPipeline
-from services.placement.replan.moves import ResidentStage
+from services.placement.replan.moves import LOAD_BYTES_PER_S, ResidentStage
 
 HYSTERESIS = 0.01
 
@@ -20,7 +20,7 @@ class Change:
     resident: Mapping[str, tuple[ResidentStage, ...]]
     horizon_s: float = 600.0
     notice_s: float = 0.0
-    load_bytes_per_s: float = 1e9
+    load_bytes_per_s: float = LOAD_BYTES_PER_S
     generations: tuple[int, ...] = ()
     tokens_per_generation: int = 0
     improve: bool = False

@@ -28,6 +28,7 @@ from services.placement.replan.worth import Outlook, gain, outlook, rate_of
 from services.placement.search.budget import SearchBudget
 from services.placement.search.problem import ObjectiveKind, Planner, Problem
 from services.placement.search.score import violation
+from services.placement.search.telling import figures
 
 
 @dataclass(frozen=True)
@@ -130,11 +131,9 @@ def _lacks(problem: Problem, plan: NextPlan, chosen: NextPlan) -> str:
     less = -gain(problem.objective.kind, plan.outlook, chosen.outlook)
     if less < 0:
         return f"{-less:.1%} better over the horizon, less than a change must gain"
-    mine, best = rate_of(problem, plan.pipelines), rate_of(problem, chosen.pipelines)
     return (
-        f"{less:.1%} worse over the horizon: {mine.throughput_rps:.3g} requests/s at "
-        f"{mine.cost_per_hour:.3f} $/h against {best.throughput_rps:.3g} at "
-        f"{best.cost_per_hour:.3f} $/h, {plan.time_to_serve_s:.1f} s to serve"
+        f"{less:.1%} worse over the horizon: {figures(problem, plan.pipelines)} against "
+        f"{figures(problem, chosen.pipelines)}, {plan.time_to_serve_s:.1f} s to serve"
     )
 
 
