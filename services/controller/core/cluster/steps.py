@@ -167,8 +167,11 @@ class _Steps:
 
     def _idle(self, seat: Seat, *, loaded: bool) -> Node | None:
         """A node without a place that could run the stage, or that holds it; rather not one that
-        failed to load what it was given."""
+        failed to load what it was given. What is to be bought is not taken from what the plan lets
+        go."""
         for node in sorted(self._idle_nodes(), key=lambda n: self._cannot_load(n, seat)):
+            if node.released and seat.planned.offer_id:
+                continue
             fits = node.shape.memory_bytes >= seat.shape.memory_bytes
             if node.holds(seat.stage) if loaded else fits:
                 return node
