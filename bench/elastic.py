@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import sys
 import tempfile
@@ -63,8 +64,8 @@ class Phase:
     """Number of the plan that serves in the end."""
     serves_s: float
     """From what happened to every pipeline of that plan being ready."""
-    longest_gap_s: float
-    """Of any stream meanwhile."""
+    began_s: float
+    """On this process' clock."""
 
 
 @dataclass(slots=True)
@@ -88,8 +89,10 @@ class Streams:
             self.records.append((index, record))
             await meshes.stream_chat(self.client, self.url, self.bodies[index], record)
 
-    def longest_gap_s(self, start_s: float) -> float:
-        return max((record.longest_gap_s(start_s) for _, record in self.records), default=0.0)
+    def longest_gap_s(self, start_s: float, end_s: float) -> float:
+        """Of any stream between two times."""
+        gaps = (record.longest_gap_s(start_s, end_s) for _, record in self.records)
+        return max(gaps, default=0.0)
 
     def amiss(self, expected: Sequence[meshes.StreamRecord]) -> tuple[list[str], list[str]]:
         """What failed, and what differs from the undisturbed answer."""
@@ -117,9 +120,8 @@ def serving(status: Any) -> set[str]:
 class Watch:
     """The controller, looked at while shapes change."""
 
-    def __init__(self, stub: Any, streams: Streams) -> None:
+    def __init__(self, stub: Any) -> None:
         self._stub = stub
-        self._streams = streams
         self._seen = 0
 
     async def phase(self, name: str, kind: str, nodes: int, within_s: float) -> Phase:
@@ -135,8 +137,7 @@ class Watch:
                 if len(found) == nodes and not found & going:
                     break
                 await asyncio.sleep(0.1)
-        serves_s = time.monotonic() - began_s
-        return Phase(name, status.plan.number, serves_s, self._streams.longest_gap_s(began_s))
+        return Phase(name, status.plan.number, time.monotonic() - began_s, began_s)
 
     async def _next(self, kind: str) -> float:
         """When it happened."""
@@ -177,7 +178,7 @@ async def measured(
         address = next(s["grpc"] for s in services if s["name"] == "controller")
         streams = Streams(client, mesh.url(), bodies)
         async with channels.open_channel(address) as channel:
-            watch = Watch(controller_pb2_grpc.ControllerServiceStub(channel), streams)
+            watch = Watch(controller_pb2_grpc.ControllerServiceStub(channel))
             phases = []
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(streams.run())
@@ -186,12 +187,16 @@ async def measured(
                     said(f"{name}: plan {phases[-1].plan} after {phases[-1].serves_s:.1f} s")
                 streams.enough = True
         expected = await meshes.undisturbed(client, mesh.url(), bodies)
+    ends = [*(phase.began_s for phase in phases[1:]), math.inf]
     failed, differ = streams.amiss(expected)
     return {
         "streams": len(streams.records),
         "failed": failed,
         "differ": differ,
-        "phases": [asdict(phase) for phase in phases],
+        "phases": [
+            asdict(phase) | {"longest_gap_s": streams.longest_gap_s(phase.began_s, ends_s)}
+            for phase, ends_s in zip(phases, ends, strict=True)
+        ],
     }
 
 
