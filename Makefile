@@ -12,7 +12,7 @@ RELEASE := $(shell git describe --tags --abbrev=0 --match 'v*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .PHONY: help install run demo test check docs bench bench-chaos bench-crowd bench-rolling \
-  bench-markets bench-tensorstore bench-placement proto up down clean
+  bench-markets bench-cluster bench-tensorstore bench-placement proto up down clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ bench-markets: $(INSTALLED) ## Replays 200 random spot markets against the repla
 
 bench-elastic: $(INSTALLED) ## Takes nodes from a busy mesh and offers it others
 	$(BIN)/python -m bench.elastic --out bench/out/elastic.json
+
+bench-cluster: $(INSTALLED) ## Runs the controller with 1,000 nodes, and loses a hundred at once
+	$(BIN)/python -m bench.cluster --out bench/out/cluster.json
 
 bench-tensorstore: $(INSTALLED) ## Measures how fast weights are stored, read and verified
 	$(BIN)/python -m bench.tensorstore

@@ -14,15 +14,14 @@ from services.controller.core.cluster.actions import (
     FormPipeline,
     LaunchNode,
     LoadStage,
-    PersistCluster,
     TerminateNode,
 )
-from services.controller.core.cluster.cluster import Cluster
 from tests.unit.controller.small_cluster import (
     BACK,
     FRONT,
     PAIR,
     PATIENT,
+    Prompt,
     Stages,
     all_of,
     beat,
@@ -39,9 +38,9 @@ WHOLE, FIRST, REST = LayerRange(0, 30), LayerRange(0, 10), LayerRange(10, 30)
 ALONE = replace(PATIENT, can_launch=False, initial=(), expected_nodes=1)
 
 
-def serving(*pipelines: Stages, idle: tuple[str, ...] = ()) -> Cluster:
+def serving(*pipelines: Stages, idle: tuple[str, ...] = ()) -> Prompt:
     """Pipelines whose nodes came by themselves, in formations f1, f2 and so on."""
-    cluster = Cluster(ALONE, drawer(), 0.0, 0.0)
+    cluster = Prompt(ALONE, drawer(), 0.0, 0.0)
     cluster.start(0.0)
     names = [name for stages in pipelines for name in stages]
     for node_id in (*names, *idle):
@@ -51,7 +50,7 @@ def serving(*pipelines: Stages, idle: tuple[str, ...] = ()) -> Cluster:
     return cluster
 
 
-def carry_out(cluster: Cluster, actions: list[Action], now_s: float) -> list[Action]:
+def carry_out(cluster: Prompt, actions: list[Action], now_s: float) -> list[Action]:
     """Answers every load, formation and drain at once; returns all that was asked for."""
     done: list[Action] = []
     while actions:
@@ -68,7 +67,7 @@ def carry_out(cluster: Cluster, actions: list[Action], now_s: float) -> list[Act
     return done
 
 
-def running(cluster: Cluster) -> dict[str, list[tuple[str, LayerRange]]]:
+def running(cluster: Prompt) -> dict[str, list[tuple[str, LayerRange]]]:
     """Nodes and layers of each pipeline."""
     views = cluster.pipelines_view()
     return {v.pipeline_id: [(s.node_id, s.layers) for s in v.stages] for v in views}
@@ -215,8 +214,8 @@ def test_a_node_that_starts_takes_the_place_the_plan_has_for_it() -> None:
 def test_a_restart_in_mid_change_goes_on_with_the_change() -> None:
     cluster = serving({"a": FRONT, "b": BACK}, {"c": FRONT, "d": BACK})
     plan = planned({"a": FIRST, "b": REST}, {"c": FRONT, "d": BACK}, number=2)
-    persist = one_of(cluster.plan_ready(plan, 1.0), PersistCluster)
-    again = Cluster.recover(ALONE, iter(("g1", "g2")).__next__, persist.snapshot, 50.0, 50.0)
+    cluster.plan_ready(plan, 1.0)
+    again = Prompt.recover(ALONE, iter(("g1", "g2")).__next__, cluster.saved, 50.0, 50.0)
     actions = again.start(50.0)
     assert one_of(actions, DrainFormation).formation_id == "f1"
     assert again.plan == cluster.plan
