@@ -9,6 +9,7 @@ HELD = "services/engine/core/held.py"
 LOSSES = "services/controller/core/cluster/losses.py"
 STEPS = "services/controller/core/cluster/steps.py"
 LEDGER = "services/controller/core/ledger/ledger.py"
+DIFFERENCE = "services/controller/core/cluster/difference.py"
 LIVENESS = "services/controller/core/cluster/liveness.py"
 FOLLOWER = "services/router/core/follower.py"
 TOKEN_RUN = "services/common/token_run.py"
@@ -225,5 +226,11 @@ MISTAKES = (
         TEXT,
         "        keep = 0 if self.finish else max(stop.held for stop in self._stops)",
         "        keep = 0",
+    ),
+    Mistake(
+        "who asks what a plan would change has it changed",
+        DIFFERENCE,
+        "    after = deepcopy(state)\n",
+        "    after = state\n",
     ),
 )

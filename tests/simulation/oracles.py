@@ -3,7 +3,8 @@
 Numbers are those of the design's list of invariants; 11: nothing that is read waits behind what is
 not; 12: no core raises what is no domain error; 13: no node is told to join a formation before it
 has left the one it was told to leave; 14: a node is in one formation, a formation covers every
-layer once; 15: what runs becomes what the plan says; 16: launches have reasons.
+layer once; 15: what runs becomes what the plan says; 16: launches have reasons; 17: a plan changes
+what it was said to change.
 """
 
 from __future__ import annotations
@@ -24,8 +25,15 @@ from services.common.errors import (
 )
 from services.common.exchange import Checkpoint, Frame, Grant, Phase, ResumeQuestion
 from services.common.generation import FinishReason, GenerationRequest
-from services.controller.core.cluster.actions import FormPipeline, LogEvent, PipelineState
+from services.controller.core.cluster.actions import (
+    Action,
+    FormPipeline,
+    LaunchNode,
+    LogEvent,
+    PipelineState,
+)
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.difference import Difference
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
 from services.controller.core.ledger.records import (
@@ -136,6 +144,25 @@ class Oracle:
     def fail(self, number: int, message: str) -> None:
         """Raises Violation."""
         raise Violation(f"invariant {number}: {message}")
+
+    def adopted(self, told: Difference, cluster: Cluster, actions: Sequence[Action]) -> None:
+        """A plan was adopted, of which this had been told before."""
+        views = cluster.pipelines_view()
+        wanted = {p.pipeline_id for _, p in cluster.plan.pipelines()} if cluster.plan else set()
+        said = {
+            name: [(stage.node_id, stage.layers) for stage in stages]
+            for name, stages in told.pipelines.items()
+        }
+        done = {
+            view.pipeline_id: [(stage.node_id, stage.layers) for stage in view.stages]
+            for view in views
+            if view.pipeline_id in wanted
+        }
+        if said != done:
+            self.fail(17, f"{said} was told, and there is {done}")
+        launched = [action.node_id for action in actions if isinstance(action, LaunchNode)]
+        if list(told.launched) != launched:
+            self.fail(17, f"{list(told.launched)} was told, and {launched} launched")
 
     def note(self, *words: object) -> None:
         """A line of the trace, by which two runs of a seed are compared."""
