@@ -4,7 +4,8 @@ Numbers are those of the design's list of invariants; 11: nothing that is read w
 not; 12: no core raises what is no domain error; 13: no node is told to join a formation before it
 has left the one it was told to leave; 14: a node is in one formation, a formation covers every
 layer once; 15: what runs becomes what the plan says; 16: launches have reasons; 17: a plan changes
-what it was said to change.
+what it was said to change; 18: spares are there, loaded, when faults have ceased, and who is about
+to go is given no place.
 """
 
 from __future__ import annotations
@@ -160,7 +161,10 @@ class Oracle:
         }
         if said != done:
             self.fail(17, f"{said} was told, and there is {done}")
-        launched = [action.node_id for action in actions if isinstance(action, LaunchNode)]
+        events = [action for action in actions if isinstance(action, LogEvent)]
+        spares = {event.node_id for event in events if event.kind == "spare_wanted"}
+        launches = [action.node_id for action in actions if isinstance(action, LaunchNode)]
+        launched = [node_id for node_id in launches if node_id not in spares]
         if list(told.launched) != launched:
             self.fail(17, f"{list(told.launched)} was told, and {launched} launched")
 
@@ -294,6 +298,24 @@ class Oracle:
         self.events.append((self._now_s, event.kind, event.pipeline_id))
         if event.kind in TROUBLES:
             self.troubled.add(event.node_id)
+        if event.kind == "stage_taken":
+            self._check_taken(event.node_id)
+        elif event.kind == "spare_wanted":
+            self._check_wanted()
+
+    def _check_taken(self, node_id: str) -> None:
+        """Nobody that is about to go is given a place."""
+        cluster = self.world.controller.cluster if self.world else None
+        node = cluster._state.nodes.get(node_id) if cluster is not None else None
+        if node is not None and (node.lost or node.leaving or node.deadline_s is not None):
+            self.fail(18, f"{node_id} is given a place, and is about to go")
+
+    def _check_wanted(self) -> None:
+        """No spare is launched but for one that was lost, given up or taken, and the first."""
+        kinds = Counter(kind for _, kind, _ in self.events)
+        reasons = ("node_lost", "interruption_noticed", "load_failed", "stage_taken", "plan_ready")
+        if kinds["spare_wanted"] > sum(kinds[kind] for kind in reasons):
+            self.fail(16, f"{kinds['spare_wanted']} spares were launched for less")
 
     # Formations
 
@@ -482,6 +504,22 @@ class Oracle:
         launches = sum(bool(p) for _, kind, p in self.events if kind == "node_launched")
         if launches > reasons + self.vacancies:
             self.fail(16, f"{launches} launches for {reasons} + {self.vacancies}")
+
+    def has_spares(self) -> bool:
+        """As many as are wanted are there, and hold a stage of the plan."""
+        controller = self.world.controller if self.world else None
+        if controller is None or not controller.alive:
+            return False
+        state, settings = controller.cluster._state, controller.cluster.settings
+        stages = {seat.stage for pipeline in state.wanted() for seat in pipeline.seats}
+        kept = [state.nodes[spare.node_id] for spare in controller.cluster.spares()]
+        return len(kept) == settings.spares and all(node.held in stages for node in kept)
+
+    def check_spares(self) -> None:
+        """Faults have ceased for long enough."""
+        if self.serves() and not self.has_spares():
+            cluster = self.world.controller.cluster if self.world else None
+            self.fail(18, f"{cluster and cluster.spares()} are no warm spares")
 
     # At rest
 

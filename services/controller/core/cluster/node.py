@@ -90,7 +90,7 @@ class Node(Noun):
             return False
         return self.loads.permanent or self.loads.failures >= attempts
 
-    def state(self, assigned: bool) -> NodeState:
+    def state(self, assigned: bool, *, spare: bool = False) -> NodeState:
         """As the status shows it."""
         if self.lost:
             return NodeState.LOST
@@ -100,6 +100,8 @@ class Node(Noun):
             return NodeState.DRAINING
         if self.loading is not None:
             return NodeState.LOADING
+        if spare:
+            return NodeState.SPARE
         return NodeState.READY if assigned and self.held is not None else NodeState.IDLE
 
     # Its life
