@@ -74,8 +74,13 @@ bench-rolling: $(INSTALLED) ## Restarts everything, one after another, under 20 
 bench-markets: $(INSTALLED) ## Replays 200 random spot markets against the replanner
 	$(BIN)/python -m bench.markets --out bench/out/markets.json
 
+<<<<<<< HEAD
+bench-elastic: $(INSTALLED) ## Takes nodes from a busy mesh and offers it others
+	$(BIN)/python -m bench.elastic --out bench/out/elastic.json
+=======
 bench-spares: $(INSTALLED) ## Kills nodes with one warm spare and without: how soon they are replaced
 	$(BIN)/python -m bench.spares --out bench/out/spares.json
+>>>>>>> main
 
 bench-cluster: $(INSTALLED) ## Runs the controller with 1,000 nodes, and loses a hundred at once
 	$(BIN)/python -m bench.cluster --out bench/out/cluster.json

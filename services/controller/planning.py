@@ -203,15 +203,15 @@ class Planning:
         return self._planner if aim.is_plain else placement_pb2.PLANNER_SHUNTSERVE
 
     async def replan(self, question: Replanning) -> NextPlan:
-        """The next plan, or none where the running one stays; by placement's own planner, which
+        """The next plan, or none where the whole plan stays; by placement's own planner, which
         knows every objective. Raises as `plan` does."""
         wishes, goal = question.wishes, question.goal
         try:
             reply = await self._stub.Replan(self._asked(question), timeout=self._timeout_s)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
-        if not reply.change:
-            return NextPlan(None, 0.0, tuple(reply.reasons))
+        if not reply.change and len(reply.pipelines) == question.planned:
+            return NextPlan(None, 0.0, tuple(reply.reasons))  # else what is left is the plan
         known = {n.node_id: _Named(n.shape, node_id=n.node_id) for n in question.nodes} | {
             one.name: _Named(one.offer.shape, offer_id=one.offer.offer_id)
             for one in question.candidates

@@ -21,8 +21,9 @@ from services.placement.estimate.cluster import PlacedPipeline
 from services.placement.estimate.costs import Costs
 from services.placement.estimate.estimator import estimate_plan
 from services.placement.estimate.explain import explain_pipeline
+from services.placement.replan.change import Change
 from services.placement.replan.moves import LOAD_BYTES_PER_S, node_moves
-from services.placement.replan.next_plan import Change, replan
+from services.placement.replan.next_plan import replan
 from services.placement.replan.what_if import what_ifs
 from services.placement.search.budget import SearchBudget
 from services.placement.search.division import divide

@@ -19,10 +19,20 @@ from services.controller.core.cluster.node import HeldStage
 from services.controller.core.cluster.plan import Plan, PlannedPipeline
 from services.controller.core.cluster.question import NodeAsked, Replanning, Wishes
 from services.controller.core.cluster.replanning import Candidate
+from services.controller.core.cluster.workload import Workload
 from services.controller.core.model_facts import ModelFacts
 from services.controller.diffs import Estimating
 from services.controller.planning import Planning
 from services.controller.what_ifs import LikeNodes
+from services.placement.estimate.calibration import load_calibration
+from services.placement.estimate.catalogue import load_catalogue
+from services.placement.estimate.cluster import CandidateNode, described
+from services.placement.estimate.cluster import Workload as PlacedWorkload
+from services.placement.estimate.costs import Costs
+from services.placement.estimate.model import parse_config
+from services.placement.search.budget import Unlimited
+from services.placement.search.problem import Objective, ObjectiveKind, Problem
+from services.placement.search.registry import DEFAULT_PLANNER, planner
 from services.placement.settings import PlacementSettings
 from tests.configs import LLAMA
 from tests.contract.placement.conftest import serving
@@ -55,7 +65,7 @@ def question(
 ) -> Replanning:
     nodes = (NodeAsked("node-1", SLOW), NodeAsked("node-2", SLOW))
     chosen = wishes or Wishes()
-    return Replanning(2, GOAL, nodes, candidates, running, True, chosen)
+    return Replanning(2, GOAL, nodes, candidates, running, len(running), True, chosen)
 
 
 async def test_a_faster_node_on_offer_becomes_a_stage_for_its_offer(planning: Planning) -> None:
@@ -79,6 +89,79 @@ async def test_where_nothing_is_better_the_plan_stays(planning: Planning) -> Non
     assert best.plan is not None
     stays = await planning.replan(question(best.plan.deployments[0].pipelines))
     assert stays.plan is None
+
+
+async def test_what_is_left_of_a_plan_is_the_plan_where_nothing_better_is_to_be_had(
+    planning: Planning,
+) -> None:
+    whole = await planning.replan(question(()))
+    assert whole.plan is not None
+    pipelines = whole.plan.deployments[0].pipelines
+    assert len(pipelines) == 2, "each node is one"
+    asked = question(pipelines)
+    gone = replace(asked, nodes=asked.nodes[:1], improve=False)
+    left = await planning.replan(gone)
+    assert left.plan is not None
+    assert [stage.node_id for stage in left.plan.stages()] == ["node-1"]
+    vacant = replace(gone, running=pipelines[:1])
+    assert (await planning.replan(vacant)).plan is not None, "one of two had a vacant seat"
+    assert (await planning.replan(replace(vacant, planned=1))).plan is None
+
+
+async def test_a_plan_of_live_offers_and_workload_is_the_one_that_plan_solve_finds(
+    planning: Planning,
+) -> None:
+    goal = replace(GOAL, aim=Aim("throughput-per-cost", ttft_target_s=60.0))
+    wishes = Wishes(budget_per_hour=9.0)
+    offers = (
+        Offer("a", "a", NodeShape(24 << 30, 1.0, "l4"), count=3, price_per_hour=0.8, pool="a"),
+        Offer("b", "b", NodeShape(48 << 30, 1.0, "l40s"), count=2, price_per_hour=1.9, pool="b"),
+    )
+    candidates = [
+        Candidate(f"{offer.offer_id}#{n + 1}", offer)
+        for offer in offers
+        for n in range(offer.count)
+    ]
+    asked = replace(
+        question((), *candidates, wishes=wishes),
+        goal=goal,
+        nodes=(),
+        workload=Workload(2.0, 300.4, 89.6),
+    )
+    found = await planning.replan(asked)
+    assert found.plan is not None
+
+    catalogue = load_catalogue()
+    nodes = tuple(
+        CandidateNode(
+            one.name,
+            described(
+                catalogue,
+                device_type=one.offer.shape.device_type,
+                memory_bytes=one.offer.shape.memory_bytes,
+                price_per_hour=one.offer.price_per_hour or 0.0,
+                pool=one.offer.pool,
+            ),
+        )
+        for one in candidates
+    )
+    costs = Costs(
+        parse_config(json.dumps(LLAMA), ""),
+        PlacedWorkload(300, 90, 2.0),
+        load_calibration("measured"),
+        catalogue,
+    )
+    objective = Objective(
+        ObjectiveKind.THROUGHPUT_PER_COST, budget_per_hour=9.0, ttft_target_s=60.0
+    )
+    solved = planner(DEFAULT_PLANNER)(Problem(costs, nodes, objective), Unlimited())
+    assert sorted(
+        [(stage.offer_id, stage.layers.start, stage.layers.end) for stage in pipeline.stages]
+        for pipeline in found.plan.deployments[0].pipelines
+    ) == sorted(
+        [(stage.node.node_id.split("#")[0], stage.start, stage.end) for stage in pipeline.stages]
+        for pipeline in solved.pipelines
+    )
 
 
 async def test_a_first_plan_says_what_else_there_was(planning: Planning) -> None:

@@ -38,6 +38,7 @@ async def test_what_there_is_and_what_may_be_had_varies_by_offer() -> None:
         ),
         (Candidate("fast#1", FAST),),
         (),
+        0,
         True,
         Wishes(),
     )

@@ -428,6 +428,10 @@ class Cluster:
         left out."""
         return self._state.running()
 
+    def planned_pipelines(self, model: ModelRef) -> int:
+        """How many the plan has for a model."""
+        return sum(pipeline.model == model for pipeline in self._state.wanted())
+
     @property
     def next_plan_number(self) -> int:
         """Of a plan that is to take the place of every one there was."""

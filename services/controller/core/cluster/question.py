@@ -55,6 +55,9 @@ class Replanning:
     nodes: tuple[NodeAsked, ...]
     candidates: tuple[Candidate, ...]
     running: tuple[PlannedPipeline, ...]
+    """Those of the plan that have a node for every stage, or had until its notice."""
+    planned: int
+    """How many pipelines the plan has."""
     improve: bool
     wishes: Wishes
     workload: Workload | None = None
@@ -112,6 +115,7 @@ def question(
         ),
         _spread(ask.candidates, wishes.nodes_max or MOST_CANDIDATES),
         tuple(pipeline for model, pipeline in cluster.running() if model == goal.model),
+        cluster.planned_pipelines(goal.model),
         ask.improve,
         wishes,
         _counting(workload, goal.aim),

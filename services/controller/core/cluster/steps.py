@@ -206,12 +206,15 @@ class _Steps:
 
     def _idle(self, seat: Seat, *, loaded: bool) -> Node | None:
         """A node without a place that could run the stage, or that holds it; rather not one that
-        failed to load what it was given."""
+        failed to load what it was given. A seat that waits for the money of what the plan lets go
+        does not take that instead of what it is to be bought from."""
 
         def order(node: Node) -> tuple[bool, bool]:
             return self._cannot_load(node, seat), node.loading != seat.stage
 
         for node in sorted(self._idle_nodes(), key=order):
+            if node.released and seat.planned.offer_id and waits_for_money(seat):
+                continue
             fits = node.shape.memory_bytes >= seat.shape.memory_bytes
             if node.holds(seat.stage) if loaded else fits:
                 return node
