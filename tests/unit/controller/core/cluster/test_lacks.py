@@ -34,7 +34,7 @@ from tests.unit.controller.small_cluster import (
     said,
 )
 
-NOTHING = Plan(2, (Deployment(SETTINGS.model, "throughput", ()),))
+NOTHING = Plan(2, (Deployment(SETTINGS.first.model, "throughput", ()),))
 
 
 def test_a_seat_whose_like_is_ordered_is_no_lack() -> None:
@@ -91,7 +91,7 @@ def test_what_waits_for_money_is_no_lack_and_what_is_replaced_goes_first() -> No
     cluster = ready(PATIENT)
     bought = PlannedStage(LayerRange(0, 30), shape=SHAPE, offer_id="cheap")
     pipelines = (PlannedPipeline("pipeline-2", (bought,), 50.0),)
-    whole = Plan(2, (Deployment(SETTINGS.model, "throughput", pipelines),))
+    whole = Plan(2, (Deployment(SETTINGS.first.model, "throughput", pipelines),))
     launch = one_of(cluster.plan_ready(whole, 1.0), LaunchNode)
     actions = cluster.launch_failed(launch.node_id, OVER_BUDGET, 1.0)
     assert cluster.lacks() == frozenset()
@@ -120,7 +120,7 @@ def test_launched_nodes_without_a_place_end_once_every_pipeline_serves() -> None
 def test_a_plan_of_nothing_ends_what_serves_and_a_later_one_begins_anew() -> None:
     cluster = ready(PATIENT)
     drain = one_of(cluster.plan_ready(NOTHING, 1.0), DrainFormation)
-    assert cluster.asleep() == (SETTINGS.model,)
+    assert cluster.asleep() == (SETTINGS.first.model,)
     done = cluster.drained(drain.formation_id, 0, 1.1)
     assert {action.node_id for action in all_of(done, TerminateNode)} == {"node-1", "node-2"}
     assert cluster.routes()[1] == ()
