@@ -441,13 +441,12 @@ class ClusterRuntime:
             (held,) = await self._engines.hold(
                 action.address, action.model, stages, lambda done, total: loaded.set(done)
             )
-            if not held.held:
-                raise Unavailable("another stage takes up the node's memory", field="stages")
         except ShuntError as error:
             self._submit(
                 self.cluster.load_failed(
                     action.node_id,
                     action.incarnation,
+                    action.layers,
                     error.message,
                     error.permanent,
                     self._clock(),
@@ -459,7 +458,7 @@ class ClusterRuntime:
                     action.node_id,
                     action.incarnation,
                     action.layers,
-                    Loaded(held.kv_blocks, held.numerics_class),
+                    Loaded(held.kv_blocks, held.numerics_class, held.held),
                     self._clock(),
                 )
             )

@@ -63,6 +63,7 @@ class ControllerMonitor(Protocol):
     def dissolves(self, incarnation: str, formation_id: str) -> None: ...
     def dissolved(self, incarnation: str, formation_id: str) -> None: ...
     def forms(self, form: FormPipeline) -> None: ...
+    def ends_node(self, node_id: str) -> None: ...
 
 
 class SimulatedController(Process):
@@ -228,6 +229,7 @@ class SimulatedController(Process):
             if isinstance(action, LaunchNode):
                 self.provider.launch(action.node_id, action.shape)
             elif isinstance(action, TerminateNode):
+                self.monitor.ends_node(action.node_id)
                 self.after(0.01, self.provider.terminate, action.node_id)
             elif isinstance(action, AskPlan):
                 self.after(0.01, self._plan, action)
@@ -303,15 +305,16 @@ class SimulatedController(Process):
         self.act(self.cluster.plan_ready(Plan(ask.number, (deployment,)), self.clock.now_s))
 
     def _load(self, load: LoadStage) -> None:
+        asked = (load.node_id, load.incarnation, load.layers)
+
         def loaded(result: Any) -> None:
             now_s, cluster = self.clock.now_s, self.cluster
             if isinstance(result, ShuntError):
-                self.act(cluster.load_failed(load.node_id, load.incarnation, "", False, now_s))
+                self.act(cluster.load_failed(*asked, "", False, now_s))
             else:
-                node, incarnation = load.node_id, load.incarnation
-                self.act(cluster.load_done(node, incarnation, load.layers, result, now_s))
+                self.act(cluster.load_done(*asked, result, now_s))
 
-        self._call(load.incarnation, "load", (load.layers,), loaded)
+        self._call(load.incarnation, "hold", (load.layers,), loaded)
 
     def _dissolve(self, formation_id: str, incarnation: str) -> None:
         self.monitor.dissolves(incarnation, formation_id)

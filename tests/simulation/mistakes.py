@@ -8,6 +8,7 @@ HEAD = "services/engine/core/generations.py"
 HELD = "services/engine/core/held.py"
 LOSSES = "services/controller/core/cluster/losses.py"
 STEPS = "services/controller/core/cluster/steps.py"
+CHANGES = "services/controller/core/cluster/changes.py"
 LEDGER = "services/controller/core/ledger/ledger.py"
 LIVENESS = "services/controller/core/cluster/liveness.py"
 FOLLOWER = "services/router/core/follower.py"
@@ -219,6 +220,24 @@ MISTAKES = (
         TURNS,
         "        busy = {incarnation for incarnation, _ in self._leaving}",
         "        busy: set[str] = set()",
+    ),
+    Mistake(
+        "a hand-over begins before those that serve have prepared what follows",
+        CHANGES,
+        "        if not node.holds(seat.stage) and not (serves and node.has_fetched(seat.stage)):",
+        "        if not node.holds(seat.stage) and not serves:",
+    ),
+    Mistake(
+        "what was fetched while it served is never loaded",
+        STEPS,
+        "        if node.has_fetched(seat.stage) and self._state.serves(node):",
+        "        if node.has_fetched(seat.stage):",
+    ),
+    Mistake(
+        "a node that cannot load its next stage is ended though it serves",
+        STEPS,
+        "        if self._state.serves(node):\n            node.release()\n            return []\n",
+        "",
     ),
     Mistake(
         "a stop string is seen within one id only",

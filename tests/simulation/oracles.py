@@ -3,7 +3,8 @@
 Numbers are those of the design's list of invariants; 11: nothing that is read waits behind what is
 not; 12: no core raises what is no domain error; 13: no node is told to join a formation before it
 has left the one it was told to leave; 14: a node is in one formation, a formation covers every
-layer once; 15: what runs becomes what the plan says; 16: launches have reasons.
+layer once; 15: what runs becomes what the plan says; 16: launches have reasons; 17: what serves
+gives way to the plan when what follows it can begin; 18: no node is ended while it serves.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from services.common.errors import (
 from services.common.exchange import Checkpoint, Frame, Grant, Phase, ResumeQuestion
 from services.common.generation import FinishReason, GenerationRequest
 from services.controller.core.cluster.actions import FormPipeline, LogEvent, PipelineState
+from services.controller.core.cluster.changes import blockers
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.pipeline import Pipeline
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
 from services.controller.core.ledger.records import (
@@ -44,6 +47,7 @@ from services.router.core.follower import Follower
 from services.router.core.transcript import Usage
 from simulator.processes.client import Client
 from simulator.processes.controller import LAYERS
+from simulator.processes.engine import SimulatedEngine
 from simulator.processes.stages import bytes_of, token_of
 from simulator.world import World
 
@@ -265,6 +269,40 @@ class Oracle:
         self.events.append((self._now_s, event.kind, event.pipeline_id))
         if event.kind in TROUBLES:
             self.troubled.add(event.node_id)
+        if event.kind == "handover_started":
+            self._check_gives_way(event.pipeline_id)
+
+    def _check_gives_way(self, pipeline_id: str) -> None:
+        """It is drained for the plan's sake, and no notice has it so."""
+        state = self.world.controller.cluster._state if self.world is not None else None
+        giving = state.pipelines[pipeline_id] if state is not None else None
+        if state is None or giving is None or not giving.retiring:
+            return
+        nodes = [state.nodes[seat.node_id] for seat in giving.seats]
+        followers = [p for p in state.wanted() if giving in blockers(state, p)]
+        if any(node.departs for node in nodes) or all(p.is_ready for p in state.wanted()):
+            return
+        if not any(self._can_begin(follower) for follower in followers):
+            self.fail(17, f"{pipeline_id} gives way to {followers}, which is not prepared")
+
+    def _can_begin(self, pipeline: Pipeline) -> bool:
+        """Every process holds its stage, or has fetched it and serves with another one."""
+        provider = self.world.provider if self.world is not None else None
+        for seat in pipeline.seats:
+            process = provider.nodes.get(seat.node_id) if provider is not None else None
+            if not isinstance(process, SimulatedEngine):
+                return False
+            layers, holdings = seat.stage.layers, process.holdings
+            has = holdings.can_form(layers) or holdings.fetched == layers
+            if process.alive and not has:  # else nobody has told yet
+                return False
+        return True
+
+    def ends_node(self, node_id: str) -> None:
+        """The cluster has a node ended."""
+        state = self.world.controller.cluster._state if self.world is not None else None
+        if state is not None and node_id in state.nodes and state.serves(state.nodes[node_id]):
+            self.fail(18, f"{node_id} is to end while it serves")
 
     # Formations
 

@@ -1,8 +1,9 @@
 """From one plan to the next, while the mesh serves.
 
 Pipelines that are equal in both go on untouched. The others serve until what takes their place
-can begin: first everything is made that needs nobody's node, then one formation at a time gives its
-nodes to what follows it, while the others carry the load; what nothing follows goes last.
+can begin, and their nodes prepare for it meanwhile: first everything is made that needs nobody's
+node, then one formation at a time gives its nodes to what follows it, while the others carry the
+load; what nothing follows goes last.
 """
 
 from __future__ import annotations
@@ -190,12 +191,13 @@ def _goes_on(state: State, settings: ClusterSettings, pipeline: Pipeline) -> boo
 
 
 def _is_prepared(state: State, pipeline: Pipeline) -> bool:
-    """Every node of it that is free holds its stage."""
+    """Every node of it holds its stage; one that serves has fetched it at least."""
     for seat in pipeline.seats:
         node = state.nodes.get(seat.node_id)
-        if node is None or not node.present:
+        if node is None:
             return False
-        if _blocked_by(state, pipeline, seat) is None and not node.holds(seat.stage):
+        serves = _blocked_by(state, pipeline, seat) is not None
+        if not node.holds(seat.stage) and not (serves and node.has_fetched(seat.stage)):
             return False
     return True
 

@@ -207,31 +207,52 @@ class Cluster:
     def load_done(
         self, node_id: str, incarnation: str, layers: LayerRange, loaded: Loaded, now_s: float
     ) -> list[Action]:
-        """The node holds these layers."""
-        node = self._loading(node_id, incarnation)
-        if node is None or node.loading is None or node.loading.layers != layers:
+        """The node holds these layers, or its store does. Who is told so once asks again as soon as
+        the node serves no more; told so again, it has failed."""
+        node = self._loading(node_id, incarnation, layers)
+        if node is None:
             return []
-        node.loaded(loaded)
+        if loaded.held:
+            kind = "stage_loaded"
+            node.loaded(loaded)
+        elif node.fetched != node.loading:
+            kind = "stage_fetched"
+            node.fetch()
+        else:
+            return self._refuse(node, "another stage takes up the node's memory", False, now_s)
         attributes = {"layers": f"{layers.start}-{layers.end}"}
-        return self._advance([LogEvent("stage_loaded", node_id, "", attributes)], now_s)
+        return self._advance([LogEvent(kind, node_id, "", attributes)], now_s)
 
     def load_failed(
-        self, node_id: str, incarnation: str, reason: str, permanent: bool, now_s: float
+        self,
+        node_id: str,
+        incarnation: str,
+        layers: LayerRange,
+        reason: str,
+        permanent: bool,
+        now_s: float,
     ) -> list[Action]:
         """Tried again after a pause, in the end at another node; a failure that is permanent only
         where there is another one anyway."""
-        node = self._loading(node_id, incarnation)
-        if node is None:
-            return []
+        node = self._loading(node_id, incarnation, layers)
+        return [] if node is None else self._refuse(node, reason, permanent, now_s)
+
+    def _works(self, node: Node) -> bool:
+        """It holds a stage, or serves with one."""
+        return node.held is not None or self._state.serves(node)
+
+    def _refuse(self, node: Node, reason: str, permanent: bool, now_s: float) -> list[Action]:
         node.refuse(self.settings, reason, permanent, now_s)
         attributes = {"reason": reason, "permanent": str(permanent).lower()}
-        return [LogEvent("load_failed", node_id, "", attributes)]
+        return [LogEvent("load_failed", node.node_id, "", attributes)]
 
-    def _loading(self, node_id: str, incarnation: str) -> Node | None:
+    def _loading(self, node_id: str, incarnation: str, layers: LayerRange) -> Node | None:
+        """The node that was asked for these layers last, if it is that process still."""
         node = self._state.nodes.get(node_id)
         if node is None or node.lost or node.loading is None:
             return None
-        return node if node.incarnation == incarnation else None
+        asked = (node.incarnation, node.loading.layers) == (incarnation, layers)
+        return node if asked else None
 
     def formed(self, formation_id: str, now_s: float) -> list[Action]:
         """All members stand."""
@@ -314,7 +335,7 @@ class Cluster:
                 if now_s - node.since_s >= settings.launch_timeout_s:
                     actions += self._lose(node, "launch timed out", now_s)
                     actions.append(TerminateNode(node.node_id, kill=True))
-            elif awake and now_s - node.heard_s >= settings.silence_s(node.held is not None):
+            elif awake and now_s - node.heard_s >= settings.silence_s(self._works(node)):
                 actions += self._lose(node, "silence", now_s)
             elif node.deadline_s is not None and now_s >= node.deadline_s and not node.departs:
                 actions += lapse(self._state, node)

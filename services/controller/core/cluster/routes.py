@@ -31,8 +31,15 @@ def heads_of(state: State, settings: ClusterSettings, now_s: float) -> tuple[Ser
         if formation is not None and route is not None:
             heard = state.heard_from(formation, now_s - settings.doubt_s)
             takes_new = heard and not pipeline.drains and not pipeline.stalled
-            numerics = state.head(formation).numerics_class
-            heads.append(ServingHead(route, takes_new, numerics, pipeline.drains, pipeline.stalled))
+            heads.append(
+                ServingHead(
+                    route,
+                    takes_new,
+                    formation.numerics_class,
+                    pipeline.drains,
+                    pipeline.stalled,
+                )
+            )
     return tuple(heads)
 
 

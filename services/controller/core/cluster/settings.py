@@ -74,6 +74,6 @@ class ClusterSettings:
             sort_keys=True,
         )
 
-    def silence_s(self, loaded: bool) -> float:
+    def silence_s(self, works: bool) -> float:
         """How long a node may be silent before it is lost."""
-        return self.node_lost_s if loaded else self.empty_node_lost_s
+        return self.node_lost_s if works else self.empty_node_lost_s

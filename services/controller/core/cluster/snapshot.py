@@ -60,6 +60,9 @@ def from_json(snapshot: str, now_s: float, unix_offset_s: float) -> State:
         node = _node(item, now_s, unix_offset_s)
         state.nodes[node.node_id] = node
     for item in document["pipelines"]:
+        if formation := item["formation"]:  # it once had no class of its own
+            head = state.nodes[formation["members"][0]["node_id"]]
+            formation.setdefault("numerics_class", head.numerics_class)
         state.add(_pipeline(item, now_s))
     return state
 
@@ -73,6 +76,7 @@ def _node_json(node: Node, unix_offset_s: float) -> dict[str, Any]:
         "released": node.released,
         "facts": asdict(node.facts) if node.facts is not None else None,
         "held": asdict(node.held) if node.held is not None else None,
+        "served": node.served_s is not None,
         "kv_blocks": node.kv_blocks,
         "numerics_class": node.numerics_class,
         "deadline_unix_s": None if deadline_s is None else round(deadline_s + unix_offset_s, 3),
@@ -138,7 +142,7 @@ def _node(item: dict[str, Any], now_s: float, unix_offset_s: float) -> Node:
         leaving=item["leaving"],
         departs=item["departs"],
         released=item["released"],
-        served_s=None if held is None else -inf,
+        served_s=-inf if item.get("served", held is not None) else None,
         held=None if held is None else _held(held),
         kv_blocks=item["kv_blocks"],
         numerics_class=item["numerics_class"],
@@ -173,7 +177,9 @@ def _formation(item: dict[str, Any] | None) -> Formation | None:
         Member(**{**member, "layers": LayerRange(**member["layers"])}) for member in item["members"]
     )
     state = FormationState(item["state"])
-    return Formation(item["formation_id"], members, item["kv_blocks"], state)
+    return Formation(
+        item["formation_id"], members, item["kv_blocks"], state, item["numerics_class"]
+    )
 
 
 def _from_first_version(old: dict[str, Any]) -> dict[str, Any]:

@@ -161,6 +161,10 @@ class State:
         """The pipeline in whose formation the node's process is."""
         return self._by_process.get(node.incarnation) if node.facts is not None else None
 
+    def serves(self, node: Node) -> bool:
+        """Its process is in a formation, of the plan or of one before."""
+        return self.pipeline_of(node) is not None
+
     def living(self, formation: Formation) -> tuple[Member, ...]:
         """Members that are still there."""
         return tuple(m for m in formation.members if self.is_there(m))
@@ -190,7 +194,8 @@ class State:
             for index, seat in enumerate(pipeline.seats)
         }
         return tuple(
-            _node_view(node, *places.get(node.node_id, ("", None))) for node in self.nodes.values()
+            _node_view(node, *places.get(node.node_id, ("", None)), serves=self.serves(node))
+            for node in self.nodes.values()
         )
 
     def pipeline_views(self) -> tuple[PipelineView, ...]:
@@ -222,13 +227,13 @@ def match_shapes(
     return lacking, surplus
 
 
-def _node_view(node: Node, pipeline_id: str, stage_index: int | None) -> NodeView:
+def _node_view(node: Node, pipeline_id: str, stage_index: int | None, *, serves: bool) -> NodeView:
     facts = node.facts
     return NodeView(
         node.node_id,
         facts.pid if facts is not None else 0,
         node.incarnation,
-        node.state(stage_index is not None),
+        node.state(assigned=stage_index is not None, serves=serves),
         pipeline_id,
         stage_index,
         facts.address if facts is not None else "",

@@ -41,6 +41,7 @@ from tests.unit.controller.small_cluster import (
     beat,
     drawer,
     facts,
+    load_failed,
     loaded,
     one_of,
     planned,
@@ -148,7 +149,7 @@ def test_a_failed_load_or_form_is_tried_again() -> None:
     cluster.register(facts("node-2"), 0.0)
     cluster.plan_ready(planned(PAIR), 0.0)
     loaded(cluster, "node-1", FRONT, 0.0)
-    assert said(cluster.load_failed("node-2", "i-node-2", "slow", False, 0.0)) == ["load_failed"]
+    assert said(load_failed(cluster, "node-2", BACK, 0.0, "slow")) == ["load_failed"]
     assert one_of(cluster.tick(0.5), LoadStage).node_id == "node-2"
     assert one_of(loaded(cluster, "node-2", BACK, 0.6), FormPipeline)
     actions = cluster.form_failed("f1", "no", 0.6)
@@ -162,14 +163,12 @@ def failing(cluster: Cluster, node_id: str, now_s: float) -> list[float]:
     """Fails every load of a node until it is given up; returns the pauses between them."""
     pauses = []
     for _ in range(SETTINGS.load_attempts - 1):
-        cluster.load_failed(node_id, f"i-{node_id}", "no weights", False, now_s)
+        load_failed(cluster, node_id, BACK, now_s)
         failed_s = now_s
         while not all_of(cluster.tick(now_s), LoadStage):
             now_s += 0.25
         pauses.append(now_s - failed_s)
-    assert said(cluster.load_failed(node_id, f"i-{node_id}", "no weights", False, now_s)) == [
-        "load_failed"
-    ]
+    assert said(load_failed(cluster, node_id, BACK, now_s)) == ["load_failed"]
     return pauses
 
 
@@ -183,7 +182,7 @@ def test_a_node_that_cannot_load_is_replaced_and_ended() -> None:
     assert one_of(actions, TerminateNode) == TerminateNode("node-3")
     assert all_of(cluster.tick(10.0), LoadStage) == []
     assert one_of(cluster.register(facts("node-4"), 10.0), LoadStage).node_id == "node-4"
-    cluster.load_failed("node-4", "i-node-4", "no weights", False, 10.0)  # one attempt is enough
+    load_failed(cluster, "node-4", BACK, 10.0)  # one attempt is enough
     assert one_of(cluster.tick(10.1), LaunchNode).node_id == "node-5"
     cluster.launch_failed("node-5", "no room", 13.6)
     assert all_of(cluster.tick(17.5), LaunchNode) == []
@@ -206,7 +205,7 @@ def test_without_a_provider_a_node_that_idles_takes_what_another_cannot_load() -
     cluster.register(facts("node-3"), 1.0)
     failing(cluster, "node-3", 1.0)
     assert one_of(cluster.tick(100.0), LoadStage).node_id == "node-3"  # who else?
-    cluster.load_failed("node-3", "i-node-3", "no weights", False, 100.0)
+    load_failed(cluster, "node-3", BACK, 100.0)
     actions = cluster.register(facts("node-4"), 100.0)
     assert one_of(actions, LoadStage).node_id == "node-4"
     assert all_of(actions, TerminateNode) == []
