@@ -174,7 +174,8 @@ def _next(state: State, pipeline: Pipeline, now_s: float) -> list[Action]:
 
 
 def _goes_on(state: State, settings: ClusterSettings, pipeline: Pipeline) -> bool:
-    """It does not serve and will, and needs nothing that another one has."""
+    """It does not serve and will, or is getting nearer to it: its nodes load, and need nothing for
+    that which another one has."""
     if pipeline.is_ready or pipeline.drains:
         return False
     if pipeline.formation is not None:
@@ -183,11 +184,11 @@ def _goes_on(state: State, settings: ClusterSettings, pipeline: Pipeline) -> boo
         return False
     for seat in pipeline.seats:
         node = state.nodes.get(seat.node_id)
-        if node is None or not node.present or _blocked_by(state, pipeline, seat) is not None:
+        if node is None or not node.present:
             return False
         if node.cannot_load(seat.stage, settings.load_attempts):
             return False
-    return True
+    return not _is_prepared(state, pipeline) or not blockers(state, pipeline)
 
 
 def _is_prepared(state: State, pipeline: Pipeline) -> bool:

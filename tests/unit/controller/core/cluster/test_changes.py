@@ -117,12 +117,12 @@ def test_of_two_that_need_each_others_nodes_one_is_changed_while_the_other_serve
     loads = [(load.node_id, load.layers) for load in all_of(actions, LoadStage)]
     assert loads == [("c", BACK), ("b", FRONT)], "survivors keep what they hold"
     assert all_of(actions, DrainFormation) == []
-    first = one_of(loaded(cluster, "c", BACK, 1.1), DrainFormation)
+    actions = loaded(cluster, "c", BACK, 1.1)
+    assert all_of(actions, DrainFormation) == [], "b loads still, and nobody is in its way"
+    first = one_of(loaded(cluster, "b", FRONT, 1.2), DrainFormation)
     assert first.formation_id == "f1"
     assert len(cluster.routes()[1]) == 1
-    actions = cluster.drained("f1", 1, 1.2)
-    assert all_of(actions, DrainFormation) == [], "the last goes when nothing else is left to do"
-    actions = loaded(cluster, "b", FRONT, 1.5)
+    actions = cluster.drained("f1", 1, 1.5)
     assert one_of(actions, DrainFormation).formation_id == "f2"
     done = carry_out(cluster, cluster.drained("f2", 1, 1.6), 1.7)
     assert all_of(done, LoadStage) == []
@@ -136,8 +136,8 @@ def test_while_one_is_changed_no_other_is() -> None:
     assert [load.node_id for load in loads] == ["a", "b", "c", "d"]
     for node_id, layers in (("c", FIRST), ("a", FIRST)):
         assert all_of(loaded(cluster, node_id, layers, 1.1), DrainFormation) == []
-    assert one_of(loaded(cluster, "b", REST, 1.2), DrainFormation).formation_id == "f1"
-    assert all_of(loaded(cluster, "d", REST, 1.25), DrainFormation) == []
+    assert all_of(loaded(cluster, "b", REST, 1.2), DrainFormation) == []
+    assert one_of(loaded(cluster, "d", REST, 1.25), DrainFormation).formation_id == "f1"
     form = one_of(cluster.drained("f1", 1, 1.3), FormPipeline)
     assert all_of(cluster.tick(1.35), DrainFormation) == []
     assert one_of(cluster.formed(form.formation_id, 1.4), DrainFormation).formation_id == "f2"
