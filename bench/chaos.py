@@ -170,15 +170,30 @@ class Killer:
         events.cancel()
         self.drains += 1
 
+    async def slowest_return(self) -> list[str]:
+        """What the event log has between the kill behind which a pipeline was away longest and its
+        return."""
+        kill = max(self.kills, key=lambda one: one.ready_again_s or 0.0)
+        away_s = kill.ready_again_s or 0.0
+        told = []
+        for event in await self._events():
+            at_s = event.time_unix_s - self._offset_s - kill.at_s
+            if -1.0 <= at_s <= away_s + 1.0 and not event.generation_id:
+                parts = (event.kind, event.node_id, event.pipeline_id, str(dict(event.attributes)))
+                told.append(f"{at_s:.3f} {' '.join(parts)}")
+        return told
+
+    async def _events(self) -> list[Any]:
+        request = controller_pb2.WatchEventsRequest(no_wait=True)
+        return [event async for event in self._stub.WatchEvents(request, timeout=30)]
+
     async def history(self) -> History:
         """What the event log tells of the kills."""
         strikes = [
             Strike(k.kind, k.at_s, k.pipeline, frozenset(r.generation_id for r in k.affected))
             for k in self.kills
         ]
-        request = controller_pb2.WatchEventsRequest(no_wait=True)
-        events = [event async for event in self._stub.WatchEvents(request, timeout=30)]
-        return History.read(events, strikes, self._offset_s)
+        return History.read(await self._events(), strikes, self._offset_s)
 
     async def until_ready(self, count: int, timeout_s: float = 90.0) -> None:
         """Waits for ready pipelines and notes when each killed one served again."""
@@ -224,7 +239,8 @@ async def run(
             finally:
                 load.stopping = True
                 await asyncio.gather(*workers)
-            return _report(killer, load, await killer.history())
+            report = _report(killer, load, await killer.history())
+            return report | {"slowest_return": await killer.slowest_return()}
 
 
 async def _schedule(

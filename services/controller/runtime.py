@@ -8,8 +8,6 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from services.common.errors import (
-    FailedPrecondition,
-    InvalidArgument,
     NotFound,
     ShuntError,
     Unavailable,
@@ -35,22 +33,11 @@ from services.controller.core.cluster.actions import (
 )
 from services.controller.core.cluster.applying import operators_plan
 from services.controller.core.cluster.cluster import Cluster
-from services.controller.core.cluster.market import (
-    NO_CAPACITY,
-    LaunchFailed,
-    Market,
-    NodeGone,
-    NodeNotice,
-    NoticeKind,
-    Offer,
-    OffersChanged,
-    ProviderEvent,
-)
-from services.controller.core.cluster.notices import SAME_NOTICE_S
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.turns import Turns
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
+from services.controller.fleet import Fleet
 from services.controller.journal.journal import Journal, LoggedEvent, Saved
 from services.controller.planning import Planning
 from services.controller.providers.provider import Provider
@@ -58,12 +45,7 @@ from services.controller.signal import Signal
 
 _log = logging.getLogger(__name__)
 
-HANDLE_PREFIX = "handle/"
 SNAPSHOT = "cluster"
-_NOTICED_WITHIN_S = 5.0
-"""A provider that is to give notice does so."""
-_OFFERS_NAMED = 8
-"""Of those that changed, in one event."""
 _LOOKS_S = (0.0, 0.1, 0.4)
 """Pauses before the looks at a suspect: one that ends may listen a moment longer than it speaks."""
 
@@ -99,7 +81,6 @@ class ClusterRuntime:
         clock: Callable[[], float],
     ) -> None:
         self.cluster = cluster
-        self.market = Market()
         self.routes_changed = Signal()
         self.serving = asyncio.Event()
         """Some pipeline takes requests, or did."""
@@ -107,7 +88,6 @@ class ClusterRuntime:
         """The nodes launched before a restart were looked for; register and heartbeat work."""
         self.closing = False
         self._settings = settings
-        self._provider = provider
         self._engines = engines
         self._planning = planning
         self._journal = journal
@@ -120,21 +100,29 @@ class ClusterRuntime:
         self._of_node: dict[str, set[asyncio.Task[None]]] = {}
         self._turns = Turns()
         self._probing: set[str] = set()
-        self._told = Signal()
-        """The provider said something, and it was heard."""
         self._unsaved: dict[str, str | None] = {}
         """Notes on their way to the journal, the newest of each key."""
+        self._fleet = Fleet(
+            cluster,
+            provider,
+            terminate_grace_s=settings.terminate_grace_s,
+            submit=self._submit,
+            gone=self._gone,
+            note=self._note,
+            clock=clock,
+        )
+        self.market = self._fleet.market
 
     async def run(self, saved: Mapping[str, str]) -> None:
         """Works until cancelled; `saved` is what the journal held at the start."""
         try:
             async with asyncio.TaskGroup() as self._tasks:
-                self._submit(self._offers_are(self._provider.offers()))
+                self._fleet.open()
                 self._submit(self.cluster.start(self._clock()))
-                await self._adopt(saved)
+                await self._fleet.adopt(saved)
                 self._carrying_out = self._tasks.create_task(self._carry_out_all())
-                self._give_notices_again()
-                self._tasks.create_task(self._watch_provider())
+                self._fleet.give_notices_again()
+                self._tasks.create_task(self._fleet.watch())
                 self.started.set()
                 while True:
                     self._submit(self.cluster.tick(self._clock()))
@@ -146,11 +134,9 @@ class ClusterRuntime:
 
     async def register(self, facts: NodeFacts) -> None:
         """A node says what it is. Raises StaleEpoch, PermissionDenied."""
-        handle = await self._provider.recognise(facts.node_id, facts.pid)
+        handle = await self._fleet.recognise(facts.node_id, facts.pid)
         actions = self.cluster.register(facts, self._clock())
-        if handle:
-            self._unsaved[HANDLE_PREFIX + facts.node_id] = handle
-            self.market.found(facts.node_id, self._provider.offer_of(facts.node_id))
+        self._fleet.found(facts.node_id, handle)
         await self._submit(actions)
 
     def heartbeat(self, beat: Beat) -> None:
@@ -161,7 +147,7 @@ class ClusterRuntime:
 
     def suspect(self, node_id: str) -> None:
         """Somebody lost a node: looks whether its process still listens."""
-        node = self._node(node_id)
+        node = self._fleet.node(node_id)
         if self.closing or node is None or not node.address:
             return
         if node_id not in self._probing:
@@ -169,20 +155,9 @@ class ClusterRuntime:
             self._tasks.create_task(self._probe(node))
 
     async def interrupt(self, node_id: str, notice_s: float, kill: bool) -> LoggedEvent:
-        """A node will be taken away, or is to be killed now. A provider that can is told to do so,
-        and gives the notice itself. Raises NotFound, and FailedPrecondition for a node that nobody
-        here can kill."""
-        holds = self._provider.holds(node_id)
-        if kill and self._lives(node_id) and not holds:
-            raise FailedPrecondition(
-                "the node was not started by this controller's provider", field="node_id"
-            )
-        if self._provider.capabilities.gives_notice and holds and not kill:
-            deadline_s = self._clock() + notice_s
-            self._provider.give_notice(node_id, notice_s, NoticeKind.OPERATOR)
-            await self._until_noticed(node_id, deadline_s)
-        else:
-            self._submit(self.cluster.interrupt(node_id, notice_s, kill, self._clock()))
+        """A node will be taken away, or is to be killed now: the event that says so. Raises
+        NotFound, FailedPrecondition, Unavailable; see `Fleet.interrupt`."""
+        await self._fleet.interrupt(node_id, notice_s, kill)
         await self.settle()  # the same notice, given before, may wait to be logged yet
         await self._journal.settled()
         kind = "kill_ordered" if kill else "interruption_noticed"
@@ -202,28 +177,6 @@ class ClusterRuntime:
         """A newer plan is what is carried out from now on."""
         self._submit(self.cluster.plan_ready(plan, self._clock()))
 
-    async def _until_noticed(self, node_id: str, deadline_s: float) -> None:
-        """Raises Unavailable when the provider gives no notice."""
-        try:
-            async with asyncio.timeout(_NOTICED_WITHIN_S):
-                while self._lives(node_id) and not self._goes_by(node_id, deadline_s):
-                    await self._told.wait()
-        except TimeoutError:
-            raise Unavailable("the provider has given no notice yet") from None
-
-    def _goes_by(self, node_id: str, deadline_s: float) -> bool:
-        known_s = self.cluster.deadlines_s().get(node_id)
-        return known_s is not None and known_s <= deadline_s + SAME_NOTICE_S
-
-    def _give_notices_again(self) -> None:
-        """Notices that were given before a restart: who gave them has forgotten, too."""
-        if not self._provider.capabilities.gives_notice:
-            return
-        for node_id, deadline_s in self.cluster.deadlines_s().items():
-            if self._provider.holds(node_id):
-                left_s = max(0.0, deadline_s - self._clock())
-                self._provider.give_notice(node_id, left_s, NoticeKind.OPERATOR)
-
     def close(self) -> None:
         """Ends everyone who watches routes; nothing new is begun."""
         self.closing = True
@@ -240,76 +193,10 @@ class ClusterRuntime:
 
     async def end_nodes(self) -> None:
         """Ends every node the provider launched."""
-        ends = [self._terminate(TerminateNode(node.node_id)) for node in self.cluster.nodes_view()]
-        await asyncio.gather(*ends)
-
-    def _node(self, node_id: str) -> NodeView | None:
-        return next((n for n in self.cluster.nodes_view() if n.node_id == node_id), None)
-
-    def _lives(self, node_id: str) -> bool:
-        node = self._node(node_id)
-        return node is not None and node.state is not NodeState.LOST
-
-    async def _adopt(self, saved: Mapping[str, str]) -> None:
-        """Finds the nodes launched before a restart; those that died meanwhile are gone."""
-        for key, handle in saved.items():
-            if not key.startswith(HANDLE_PREFIX):
-                continue
-            node_id = key.removeprefix(HANDLE_PREFIX)
-            if await self._provider.adopt(node_id, handle):
-                self.market.found(node_id, self._provider.offer_of(node_id))
-            else:
-                self._gone(node_id, "ended while the controller was away")
-
-    async def _watch_provider(self) -> None:
-        async for event in self._provider.events():
-            self._hear(event)
-            self._told.fire()
-
-    def _hear(self, event: ProviderEvent) -> None:
-        match event:
-            case NodeGone(node_id, reason):
-                self.market.ended(node_id)
-                self._gone(node_id, reason)
-                self._submit(self.cluster.offers_changed(self._clock()))
-            case NodeNotice():
-                self._noticed(event)
-            case OffersChanged(offers):
-                self._submit(self._offers_are(offers))
-                self._submit(self.cluster.offers_changed(self._clock()))
-            case LaunchFailed():
-                self._launch_failed(event)
-
-    def _noticed(self, notice: NodeNotice) -> None:
-        now_s = self._clock()
-        try:
-            left_s = notice.left_s(now_s)
-            self._submit(self.cluster.interrupt(notice.node_id, left_s, False, now_s))
-        except (InvalidArgument, NotFound) as error:
-            told = {"node_id": notice.node_id, "why": error.message}
-            _log.warning("a notice counts for nothing", extra=told)
-
-    def _offers_are(self, offers: Sequence[Offer]) -> list[Action]:
-        """Takes the provider's offers; what is wrong with them is logged."""
-        change = self.market.update(offers)
-        actions: list[Action] = []
-        if change.changed:
-            named = ", ".join(change.changed[:_OFFERS_NAMED])
-            attributes = {"offers": str(len(self.market.offers())), "changed": named}
-            actions.append(LogEvent("offers_changed", attributes=attributes))
-        if change.dropped:
-            first = change.dropped[0]
-            attributes = {
-                "count": str(len(change.dropped)),
-                "offer": first.offer_id,
-                "field": first.field,
-                "reason": first.reason,
-            }
-            actions.append(LogEvent("offers_dropped", attributes=attributes))
-        return actions
+        await self._fleet.end()
 
     def _gone(self, node_id: str, reason: str, incarnation: str | None = None) -> None:
-        node = self._node(node_id)
+        node = self._fleet.node(node_id)
         if node is not None:
             if incarnation not in (None, node.incarnation):
                 return  # a newer process has its name
@@ -318,7 +205,7 @@ class ClusterRuntime:
             self._tasks.create_task(self._engines.forget(node.address))
         for task in self._of_node.pop(node_id, set()):
             task.cancel()
-        self._unsaved[HANDLE_PREFIX + node_id] = None
+        self._fleet.forget(node_id)
 
     async def _probe(self, node: NodeView) -> None:
         try:
@@ -356,6 +243,9 @@ class ClusterRuntime:
             if not done.done():
                 done.set_result(None)
 
+    def _note(self, key: str, value: str | None) -> None:
+        self._unsaved[key] = value
+
     async def _persist(self) -> None:
         notes, self._unsaved = self._unsaved, {}
         try:
@@ -377,9 +267,9 @@ class ClusterRuntime:
             case PersistCluster():
                 return
             case LaunchNode():
-                self._begin(self._launch(action))
+                self._begin(self._fleet.launch(action))
             case TerminateNode():
-                self._begin(self._terminate(action))
+                self._begin(self._fleet.terminate(action))
             case AskPlan():
                 self._begin(self._plan(action))
             case LoadStage():
@@ -403,28 +293,6 @@ class ClusterRuntime:
             tasks.add(task)
             task.add_done_callback(tasks.discard)
         return task
-
-    async def _launch(self, action: LaunchNode) -> None:
-        node_id = action.node_id
-        offer = self.market.named(action.offer_id, action.shape, self._clock())
-        if offer is None:
-            self._launch_failed(LaunchFailed(node_id, NO_CAPACITY))
-            return
-        self.market.launch(node_id, offer.offer_id)
-        if handle := await self._provider.launch(node_id, offer):
-            self._unsaved[HANDLE_PREFIX + node_id] = handle
-
-    def _launch_failed(self, failed: LaunchFailed) -> None:
-        now_s = self._clock()
-        self.market.refused(failed.node_id, failed.retry_after_s, now_s)
-        self._submit(self.cluster.launch_failed(failed.node_id, failed.reason, now_s))
-
-    async def _terminate(self, action: TerminateNode) -> None:
-        grace_s = 0.0 if action.kill else self._settings.terminate_grace_s
-        try:
-            await self._provider.terminate(action.node_id, grace_s)
-        except ShuntError as error:
-            _log.info("node not ended", extra={"node_id": action.node_id, "why": error.message})
 
     async def _plan(self, action: AskPlan) -> None:
         try:

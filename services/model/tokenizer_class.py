@@ -116,6 +116,14 @@ def _gpt2(encoder: Encoder, settings: Mapping[str, Any]) -> None:
     encoder.decoder = decoders.ByteLevel()
 
 
+def _gemma(encoder: Encoder, settings: Mapping[str, Any]) -> None:
+    encoder.normalizer = normalizers.Replace(" ", _BLANK)
+    encoder.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous")
+    encoder.decoder = decoders.Sequence(
+        [decoders.Replace(_BLANK, " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+
+
 AS_THE_FILE = TokenizerClass()
 _CLASSES = {
     **dict.fromkeys(_AS_IT_IS, AS_THE_FILE),
@@ -132,5 +140,11 @@ _CLASSES = {
     ),
     "GPT2Tokenizer": TokenizerClass(
         MappingProxyType(dict.fromkeys(("unk_token", "bos_token", "eos_token"), _END)), _gpt2
+    ),
+    "GemmaTokenizer": TokenizerClass(
+        MappingProxyType({f"{name}_token": f"<{name}>" for name in ("unk", "bos", "eos", "pad")}),
+        _gemma,
+        byte_fallback=True,
+        fuse_unk=True,
     ),
 }

@@ -14,7 +14,7 @@ import numpy as np
 from services.placement.estimate.roofline import Array
 from services.placement.search.rates import Ints, RateTable
 
-BISECTIONS = 22
+BISECTIONS = 18
 
 
 @dataclass(frozen=True)
@@ -84,16 +84,23 @@ def thresholds(slope: Array, fixed: Array, most: Ints, needed: Array | int) -> t
     [..., batches], infinite where nothing helps.
     """
     fits = (most.sum(axis=-2) >= needed) & (most.min(axis=-2) >= 1)
-    low = (fixed + slope).max(axis=-2)
-    relaxed = (np.asarray(needed) + (fixed / slope).sum(axis=-2)) / (1 / slope).sum(axis=-2)
-    low = np.maximum(low, relaxed) * (1 - 1e-9)
+    pace, stages = 1 / slope, slope.shape[-2]
+    idle = fixed * pace
+    share, fluid = pace.sum(axis=-2), np.asarray(needed) + idle.sum(axis=-2)
+    low = np.maximum((fixed + slope).max(axis=-2), fluid / share) * (1 - 1e-9)
     high = np.maximum((fixed + slope * np.maximum(most, 1)).max(axis=-2), low)
-    for _ in range(BISECTIONS):
+    room, held = most.astype(float), np.empty(idle.shape)
+    # Where no stage is full, whole layers cost at most one a stage beside those of the fluid.
+    middle = np.clip((fluid + stages) / share, low * (1 + 4e-9), high * (1 + 4e-9))
+    for _ in range(BISECTIONS):  # the planners' hottest loop: nothing is allocated by stage
+        np.multiply(middle[..., None, :], pace, out=held)
+        np.subtract(held, idle, out=held)
+        np.floor(held, out=held)
+        np.minimum(held, room, out=held)
+        enough = np.add.reduce(held, axis=-2) >= needed
+        np.copyto(high, middle, where=enough)
+        np.copyto(low, middle, where=~enough)
         middle = (low + high) / 2
-        held = np.minimum(np.floor((middle[..., None, :] - fixed) / slope), most).sum(axis=-2)
-        enough = held >= needed
-        high = np.where(enough, middle, high)
-        low = np.where(enough, low, middle)
     return np.where(fits, low, np.inf), np.where(fits, high, np.inf)
 
 

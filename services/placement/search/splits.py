@@ -14,7 +14,7 @@ from services.placement.estimate.roofline import Array
 from services.placement.search.bounds import Terms, ceilings, least_sums, terms, thresholds
 from services.placement.search.rates import Ints, RateTable
 
-SEGMENTS = 12
+SEGMENTS = 6
 SLACK = 1 + 1e-9
 TOGETHER = 24
 

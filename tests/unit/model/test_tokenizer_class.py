@@ -94,7 +94,9 @@ def test_what_was_made_of_a_gguf_file_is_followed_whatever_the_model() -> None:
     assert other.tokenizer.encode(TEXT) != ids
 
 
-@pytest.mark.parametrize(("name", "model_type"), [("llama2", "llama"), ("qwen3", "qwen3")])
+@pytest.mark.parametrize(
+    ("name", "model_type"), [("llama2", "llama"), ("qwen3", "qwen3"), ("gemma", "llama")]
+)
 def test_files_that_people_use_are_read_by_their_class(
     tmp_path: Path, name: str, model_type: str
 ) -> None:
