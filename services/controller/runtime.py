@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from services.common.errors import (
     NotFound,
     ShuntError,
-    Unavailable,
 )
 from services.common.nodes import Member, NodeFacts, StageSpec
 from services.controller import metrics

@@ -168,7 +168,24 @@ def take_turns(state: State, settings: ClusterSettings, now_s: float) -> list[Ac
     return []
 
 
+def switches(state: State, settings: ClusterSettings, now_s: float) -> bool:
+    """A formation was drained for the plan's sake, and what follows it is about to serve."""
+    if now_s - state.switched_s >= settings.switch_s:
+        return False
+    return any(_is_about_to_serve(state, pipeline) for pipeline in state.wanted())
+
+
+def _is_about_to_serve(state: State, pipeline: Pipeline) -> bool:
+    """It forms, or does as soon as what is drained has ended; it has not failed to."""
+    if pipeline.formation is not None:
+        return pipeline.formation.forming
+    if pipeline.forms.failures or not _is_prepared(state, pipeline):
+        return False
+    return all(other.drains for other in blockers(state, pipeline))
+
+
 def _next(state: State, pipeline: Pipeline, now_s: float) -> list[Action]:
+    state.switched_s = now_s
     pipeline.be_ready_to_hand_over()
     return hand_over(state, pipeline, now_s)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from services.common.exchange import Route
+from services.controller.core.cluster.changes import switches
 from services.controller.core.cluster.pipeline import Pipeline
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.state import State
@@ -25,7 +26,7 @@ def handing_over(state: State) -> tuple[str, ...]:
 def heads_of(state: State, settings: ClusterSettings, now_s: float) -> tuple[ServingHead, ...]:
     """Every living formation's head; none is granted anything while a member is silent, or after a
     restart before all were heard from."""
-    heads = []
+    heads, switching = [], switches(state, settings, now_s)
     for pipeline in state.pipelines.values():
         formation, route = pipeline.formation, _route(pipeline, settings)
         if formation is not None and route is not None:
@@ -38,6 +39,7 @@ def heads_of(state: State, settings: ClusterSettings, now_s: float) -> tuple[Ser
                     formation.numerics_class,
                     pipeline.drains,
                     pipeline.stalled,
+                    switching,
                 )
             )
     return tuple(heads)

@@ -55,6 +55,9 @@ class ClusterSettings:
     """A node that fails to load a stage so often gives it up to another one, which has one."""
     seal_s: float = 1.5
     """A node that will end in any case has its generations sealed this long before."""
+    switch_s: float = 1.0
+    """Who is moved for the plan's sake waits so long for what follows the formation it was in, and
+    goes to another one then."""
     lost_kept_s: float = 60.0
     """A lost node is shown this long."""
     max_positions: int = 8192

@@ -7,6 +7,7 @@ nouns' own methods.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from math import inf
 
 from services.common.nodes import Member, NodeShape
 from services.controller.core.cluster.actions import (
@@ -37,6 +38,8 @@ class State:
         self.first_launches = Backoff()
         """Nodes that were lost before there was a plan."""
         self.asking = PlanAsking()
+        self.switched_s = -inf
+        """When a formation was last drained for the plan's sake."""
         self.launched = 0
         """Nodes launched so far; their names count on."""
         self.named = 0

@@ -315,6 +315,26 @@ def test_what_serves_does_so_until_its_nodes_have_prepared_and_then_the_next_for
     assert all_of(actions, LoadStage) == []
 
 
+def test_who_is_moved_waits_for_what_follows_until_it_serves_or_for_a_while() -> None:
+    def switching() -> bool:
+        return any(head.switching for head in cluster.heads())
+
+    for formed in (True, False):
+        cluster = serving({"a": FRONT, "b": BACK}, {"c": WHOLE})
+        cluster.plan_ready(planned({"a": FIRST, "b": REST}, {"c": WHOLE}, number=2), 1.0)
+        loaded(cluster, "a", FIRST, 1.0)
+        assert not switching()
+        loaded(cluster, "b", REST, 1.1)
+        assert switching()
+        form = one_of(cluster.drained("f1", 1, 1.2), FormPipeline)
+        assert switching()
+        if formed:
+            cluster.formed(form.formation_id, 1.3)
+        else:
+            cluster.tick(1.1 + ALONE.switch_s)
+        assert not switching()
+
+
 def test_the_class_of_what_serves_is_told_and_not_of_what_its_head_prepares() -> None:
     cluster = preparing()
     loaded(cluster, "a", FIRST, 2.0, numerics_class="b")
