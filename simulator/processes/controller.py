@@ -59,11 +59,11 @@ class ControllerMonitor(Protocol):
         self, ledger: Ledger, question: ResumeQuestion, outcome: Outcome[Grant]
     ) -> None: ...
     def ledger_event(self, event: LedgerEvent) -> None: ...
-    def cluster_event(self, event: LogEvent) -> None: ...
+    def cluster_event(self, cluster: Cluster, event: LogEvent) -> None: ...
     def dissolves(self, incarnation: str, formation_id: str) -> None: ...
     def dissolved(self, incarnation: str, formation_id: str) -> None: ...
     def forms(self, form: FormPipeline) -> None: ...
-    def ends_node(self, node_id: str) -> None: ...
+    def ends_node(self, cluster: Cluster, end: TerminateNode) -> None: ...
 
 
 class SimulatedController(Process):
@@ -229,7 +229,7 @@ class SimulatedController(Process):
             if isinstance(action, LaunchNode):
                 self.provider.launch(action.node_id, action.shape)
             elif isinstance(action, TerminateNode):
-                self.monitor.ends_node(action.node_id)
+                self.monitor.ends_node(self.cluster, action)
                 self.after(0.01, self.provider.terminate, action.node_id)
             elif isinstance(action, AskPlan):
                 self.after(0.01, self._plan, action)
@@ -248,7 +248,7 @@ class SimulatedController(Process):
             elif isinstance(action, PersistCluster):
                 self.snapshot = action.snapshot
             else:
-                self.monitor.cluster_event(action)
+                self.monitor.cluster_event(self.cluster, action)
 
     def _call(
         self,

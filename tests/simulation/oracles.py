@@ -25,10 +25,16 @@ from services.common.errors import (
 )
 from services.common.exchange import Checkpoint, Frame, Grant, Phase, ResumeQuestion
 from services.common.generation import FinishReason, GenerationRequest
-from services.controller.core.cluster.actions import FormPipeline, LogEvent, PipelineState
+from services.controller.core.cluster.actions import (
+    FormPipeline,
+    LogEvent,
+    PipelineState,
+    TerminateNode,
+)
 from services.controller.core.cluster.changes import blockers
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.pipeline import Pipeline
+from services.controller.core.cluster.state import State
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
 from services.controller.core.ledger.records import (
@@ -263,20 +269,19 @@ class Oracle:
         """Of the event log."""
         self.note(event.kind, event.generation_id, event.pipeline_id)
 
-    def cluster_event(self, event: LogEvent) -> None:
+    def cluster_event(self, cluster: Cluster, event: LogEvent) -> None:
         """Of the event log."""
         self.note(event.kind, event.node_id, event.pipeline_id)
         self.events.append((self._now_s, event.kind, event.pipeline_id))
         if event.kind in TROUBLES:
             self.troubled.add(event.node_id)
         if event.kind == "handover_started":
-            self._check_gives_way(event.pipeline_id)
+            self._check_gives_way(cluster._state, event.pipeline_id)
 
-    def _check_gives_way(self, pipeline_id: str) -> None:
+    def _check_gives_way(self, state: State, pipeline_id: str) -> None:
         """It is drained for the plan's sake, and no notice has it so."""
-        state = self.world.controller.cluster._state if self.world is not None else None
-        giving = state.pipelines[pipeline_id] if state is not None else None
-        if state is None or giving is None or not giving.retiring:
+        giving = state.pipelines[pipeline_id]
+        if not giving.retiring:
             return
         nodes = [state.nodes[seat.node_id] for seat in giving.seats]
         followers = [p for p in state.wanted() if giving in blockers(state, p)]
@@ -298,11 +303,11 @@ class Oracle:
                 return False
         return True
 
-    def ends_node(self, node_id: str) -> None:
-        """The cluster has a node ended."""
-        state = self.world.controller.cluster._state if self.world is not None else None
-        if state is not None and node_id in state.nodes and state.serves(state.nodes[node_id]):
-            self.fail(18, f"{node_id} is to end while it serves")
+    def ends_node(self, cluster: Cluster, end: TerminateNode) -> None:
+        """The cluster has a node ended; a kill is somebody's order."""
+        node = cluster._state.nodes.get(end.node_id)
+        if node is not None and cluster._state.serves(node) and not end.kill:
+            self.fail(18, f"{end.node_id} is to end while it serves")
 
     # Formations
 
