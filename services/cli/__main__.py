@@ -69,11 +69,35 @@ def up(
     market: Annotated[
         Path | None, typer.Option(help="YAML: offers of nodes, and what happens to them when.")
     ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(help="throughput, throughput-per-cost or goodput-per-cost."),
+    ] = None,
+    budget_per_hour: Annotated[
+        float | None, typer.Option(help="Most dollars an hour of all nodes; 0 does not bind.")
+    ] = None,
+    nodes_min: Annotated[
+        int | None, typer.Option(help="Least nodes; 0: none while nobody asks.")
+    ] = None,
+    nodes_max: Annotated[
+        int | None, typer.Option(help="Most nodes; 0: as many as at first.")
+    ] = None,
 ) -> None:
     """Starts a mesh of local processes; without --detach, Ctrl-C stops it."""
     from services.cli.up import run_detached, run_in_foreground
 
-    options = MeshOptions(routers, http_port, grpc_port, model, node_speeds, market)
+    options = MeshOptions(
+        routers,
+        http_port,
+        grpc_port,
+        model,
+        node_speeds,
+        market,
+        objective,
+        budget_per_hour,
+        nodes_min,
+        nodes_max,
+    )
     start = run_detached if detach else run_in_foreground
     told(lambda: start(MeshDirectory(data_dir), options, console))
 

@@ -29,10 +29,26 @@ class MeshOptions:
     node_speeds: str = NODE_SPEEDS
     market: Path | None = None
     """What nodes are launched from, and what happens to them; a file of the controller's."""
+    objective: str | None = None
+    """What plans are made for; the controller's own where nothing is said, as the next three."""
+    budget_per_hour: float | None = None
+    nodes_min: int | None = None
+    nodes_max: int | None = None
 
     @property
     def pipelines(self) -> int:
         return len(parse_speeds(self.node_speeds))
+
+    @property
+    def wishes(self) -> dict[str, str]:
+        """Settings of the controller that say what a plan is to be like, those that were given."""
+        given = {
+            "objective": self.objective,
+            "budget_per_hour": self.budget_per_hour,
+            "nodes_min": self.nodes_min,
+            "nodes_max": self.nodes_max,
+        }
+        return {name: str(value) for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +84,7 @@ def local_mesh(
                 "PLACEMENT_ADDRESS": placement,
                 "NODE_SPEEDS": options.node_speeds,
                 "PIPELINES": str(options.pipelines),
+                **{name.upper(): value for name, value in options.wishes.items()},
                 **_market(options),
             },
             after=("tensorstore", "placement"),

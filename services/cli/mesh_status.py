@@ -61,6 +61,7 @@ async def mesh_status(state: MeshState) -> dict[str, Any]:
         "offers": [_offer(offer) for offer in status.offers],
         "cost_per_hour": _optional(status, "cost_per_hour"),
         "on_demand_cost_per_hour": _optional(status, "on_demand_cost_per_hour"),
+        "workloads": [_workload(workload) for workload in status.workloads],
         "finished_generations": status.finished_generations,
         "cancelled_generations": status.cancelled_generations,
     }
@@ -85,6 +86,17 @@ def _offer(offer: controller_pb2.OfferStatus) -> dict[str, Any]:
         "device_type": offer.device_type,
         "launch_s": offer.launch_s,
         "declared": offer.declared,
+    }
+
+
+def _workload(workload: controller_pb2.WorkloadStatus) -> dict[str, Any]:
+    """Tokens that nobody knows yet are null."""
+    return {
+        "model": workload.model_id,
+        "arrival_rate_rps": workload.arrival_rate_rps,
+        "input_tokens": workload.input_tokens or None,
+        "output_tokens": workload.output_tokens or None,
+        "open": workload.open,
     }
 
 

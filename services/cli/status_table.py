@@ -32,8 +32,9 @@ _COLOURS = {
 def status_table(status: dict[str, Any]) -> Group:
     """What keeps failing, the model, then tables of the services, the pipelines with their nodes,
     the market where it names prices, and the generations."""
-    tables = _services(status), _pipelines(status), *_market(status), _generations(status)
-    return Group(*_faults(status), *_model(status["model"]), *tables)
+    tables = _services(status), _pipelines(status), *_market(status)
+    asked = map(workload_line, status["workloads"])
+    return Group(*_faults(status), *_model(status["model"]), *tables, *asked, _generations(status))
 
 
 def _faults(status: dict[str, Any]) -> list[Text]:
@@ -133,6 +134,14 @@ def cost_line(cost: float | None, on_demand: float | None) -> str:
         return now
     saved = on_demand - cost
     return f"{now}, {saved:.4g} ({saved / on_demand:.0%}) saved against {on_demand:.4g} on demand"
+
+
+def workload_line(workload: dict[str, Any]) -> str:
+    """What is asked of a model, in words."""
+    line = f"{workload['model']}: {workload['arrival_rate_rps']:.2g} requests a second"
+    tokens = {"prompt": workload["input_tokens"], "output": workload["output_tokens"]}
+    means = " and ".join(f"{mean:.0f} {what}" for what, mean in tokens.items() if mean)
+    return f"{line} of {means} tokens" if means else line
 
 
 def _generations(status: dict[str, Any]) -> str:

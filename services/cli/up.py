@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -41,8 +41,7 @@ def prepare(directory: MeshDirectory, options: MeshOptions, console: Console) ->
         parse_speeds(options.node_speeds)
     except InvalidArgument as error:
         raise MeshError(f"--node-speeds: {error.message}") from None
-    if options.market is not None:
-        check_market(options.market, options.node_speeds)
+    check_controller(options)
     with directory.locked():
         end_leftovers(directory)
         ports.check_free(options.http_port, options.routers, "--http-port")
@@ -50,15 +49,21 @@ def prepare(directory: MeshDirectory, options: MeshOptions, console: Console) ->
         model.import_if_missing(directory, options.model, console)
 
 
-def check_market(path: Path, node_speeds: str) -> None:
-    """What the controller would say of the file, before anything is started; raises MeshError."""
+def check_controller(options: MeshOptions) -> None:
+    """What the controller would say of its options, before anything is started; raises MeshError,
+    naming the flag."""
+    given: dict[str, Any] = {"node_speeds": options.node_speeds, **options.wishes}
+    if options.market is not None:
+        given["market_file"] = options.market
     try:
-        ControllerSettings(market_file=path, node_speeds=node_speeds)
+        ControllerSettings(**given)
     except ValidationError as error:
         for fault in error.errors():  # the controller itself says what is wrong with its others
-            if fault["loc"] == ("market_file",):
+            field = str(fault["loc"][0]) if fault["loc"] else ""
+            if field in given:
+                flag = field.removesuffix("_file").replace("_", "-")
                 reason = fault["msg"].removeprefix("Value error, ")
-                raise MeshError(f"--market: {reason}") from None
+                raise MeshError(f"--{flag}: {reason}") from None
 
 
 def end_leftovers(directory: MeshDirectory) -> None:
@@ -125,6 +130,8 @@ def run_detached(directory: MeshDirectory, options: MeshOptions, console: Consol
     ]
     if options.market is not None:
         command += ["--market", str(options.market)]
+    for name, value in options.wishes.items():
+        command += [f"--{name.replace('_', '-')}", value]
     directory.logs.mkdir(parents=True, exist_ok=True)
     with (directory.logs / "supervisor.log").open("wb") as log:
         supervisor = subprocess.Popen(

@@ -70,6 +70,8 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "ClaimGeneration": _only(Role.ROUTER),
         "ReportInterruption": _only(Role.OPERATOR),
         "ApplyPlan": _only(Role.OPERATOR),
+        "Replan": _only(Role.OPERATOR),
+        "ReportDemand": _only(Role.ROUTER),
         "GetStatus": _only(Role.OPERATOR),
         "WatchEvents": _only(Role.OPERATOR),
     },

@@ -16,6 +16,7 @@ from services.common.server import Server
 from services.controller import metrics
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.replanning import Replanner
+from services.controller.core.cluster.workload import Workloads
 from services.controller.core.model_facts import ModelFacts
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
@@ -89,11 +90,14 @@ class AssembledController:
         self._replans = Replans(
             Replanner(settings.replanning),
             settings.wishes,
+            settings.replans,
             cluster=lambda: self._runtime.cluster,
             market=self._runtime.market,
+            workloads=Workloads(settings.workloads, clock()),
             placement=self._planning,
             adopt=self._runtime.adopt,
             events=self.events,
+            changed=self._runtime.changed,
             clock=clock,
         )
         self._generations = LedgerRuntime(
@@ -112,6 +116,7 @@ class AssembledController:
                 settings.limits,
                 vocab_size=facts.vocab_size,
                 runtime=self._runtime,
+                replans=self._replans,
                 generations=self._generations,
                 events=self.events,
                 engines=self._engines,
@@ -141,9 +146,8 @@ class AssembledController:
                 tasks.create_task(self._runtime.run(self._saved)),
                 tasks.create_task(self._keep_house()),
                 tasks.create_task(self._watch_store()),
+                tasks.create_task(self._replans.run()),
             ]
-            if self._settings.replan:
-                work.append(tasks.create_task(self._replans.run()))
             try:
                 await self._runtime.started.wait()
                 await self._server.set_ready(True)

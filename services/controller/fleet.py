@@ -13,17 +13,21 @@ from services.common.errors import (
     ShuntError,
     Unavailable,
 )
+from services.common.nodes import NodeFacts
 from services.controller.core.cluster.actions import (
     Action,
     LaunchNode,
     LogEvent,
     NodeState,
     NodeView,
+    ShunOffer,
     TerminateNode,
 )
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.market import (
     NO_CAPACITY,
+    OVER_BUDGET,
+    Dropped,
     LaunchFailed,
     Market,
     NodeGone,
@@ -55,6 +59,8 @@ class Fleet:
         provider: Provider,
         *,
         terminate_grace_s: float,
+        budget_per_hour: float,
+        shun_offer_s: float,
         submit: Callable[[Iterable[Action]], object],
         gone: Callable[[str, str], None],
         note: Callable[[str, str | None], None],
@@ -66,6 +72,10 @@ class Fleet:
         self._cluster = cluster
         self._provider = provider
         self._terminate_grace_s = terminate_grace_s
+        self._budget_per_hour = budget_per_hour
+        self._shun_offer_s = shun_offer_s
+        self._dropped: tuple[Dropped, ...] = ()
+        """What was wrong with the offers, the last time."""
         self._submit = submit
         self._gone = gone
         self._note = note
@@ -123,6 +133,9 @@ class Fleet:
         if offer is None:
             self._launch_failed(LaunchFailed(node_id, NO_CAPACITY))
             return
+        if not self.market.affords(offer.offer_id, self._budget_per_hour):
+            self._launch_failed(LaunchFailed(node_id, OVER_BUDGET))
+            return
         self.market.launch(node_id, offer.offer_id)
         if handle := await self._provider.launch(node_id, offer):
             self._note(HANDLE_PREFIX + node_id, handle)
@@ -134,6 +147,25 @@ class Fleet:
             await self._provider.terminate(action.node_id, grace_s)
         except ShuntError as error:
             _log.info("node not ended", extra={"node_id": action.node_id, "why": error.message})
+        if action.kill:
+            self.market.ended(action.node_id)  # whatever its provider says of it, or does not
+
+    def shun(self, node_id: str) -> None:
+        """The offer that a node was launched from did not keep its word."""
+        self.market.shun(node_id, self._shun_offer_s, self._clock())
+
+    def compared(self, facts: NodeFacts) -> list[Action]:
+        """A node that is not what was offered serves as what it is; its offer is left alone for a
+        while."""
+        offer = self.market.offer(self.market.offer_id_of(facts.node_id))
+        if offer is None or offer.shape == facts.shape:
+            return []
+        attributes = {
+            "offer": offer.offer_id,
+            "offered": str(offer.shape),
+            "found": str(facts.shape),
+        }
+        return [LogEvent("node_differs", facts.node_id, "", attributes), ShunOffer(facts.node_id)]
 
     async def end(self) -> None:
         """Ends every node the provider launched."""
@@ -220,7 +252,7 @@ class Fleet:
             named = ", ".join(change.changed[:_OFFERS_NAMED])
             attributes = {"offers": str(len(self.market.offers())), "changed": named}
             actions.append(LogEvent("offers_changed", attributes=attributes))
-        if change.dropped:
+        if change.dropped and change.dropped != self._dropped:
             first = change.dropped[0]
             attributes = {
                 "count": str(len(change.dropped)),
@@ -229,4 +261,5 @@ class Fleet:
                 "reason": first.reason,
             }
             actions.append(LogEvent("offers_dropped", attributes=attributes))
+        self._dropped = change.dropped
         return actions

@@ -17,15 +17,16 @@ from services.common.statuses import from_rpc_error
 from services.controller.core.cluster.actions import AskPlan
 from services.controller.core.cluster.market import Offer
 from services.controller.core.cluster.plan import (
-    THROUGHPUT,
     Deployment,
     Plan,
     PlannedPipeline,
     PlannedStage,
 )
+from services.controller.core.cluster.question import NextPlan, Replanning
+from services.controller.core.cluster.workload import Workload
 from services.controller.core.model_facts import ModelFacts
-from services.controller.replans import NextPlan, Replanning
 
+MAX_TOKENS = 1 << 24
 _OBJECTIVES = {
     "throughput": placement_pb2.OBJECTIVE_KIND_THROUGHPUT,
     "throughput-per-cost": placement_pb2.OBJECTIVE_KIND_THROUGHPUT_PER_COST,
@@ -51,6 +52,19 @@ def _node(
         node.interruptions_per_hour = offer.interruptions_per_hour
         node.ready_in_s = offer.launch_s if on_offer else 0.0
     return node
+
+
+def _workload(workload: Workload) -> placement_pb2.Workload:
+    """Tokens that are not known are placement's to assume."""
+    return placement_pb2.Workload(
+        input_tokens=_tokens(workload.input_tokens),
+        output_tokens=_tokens(workload.output_tokens),
+        arrival_rate_rps=workload.arrival_rate_rps,
+    )
+
+
+def _tokens(mean: float) -> int:
+    return max(1, min(round(mean), MAX_TOKENS)) if mean else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +118,7 @@ class Planning:
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
         known = {n.node_id: _Named(n.shape, node_id=n.node_id) for n in question.nodes}
-        return self._plan_of(reply, question.number, question.model, THROUGHPUT, known)
+        return self._plan_of(reply, question.number, question.model, question.objective, known)
 
     async def replan(self, question: Replanning) -> NextPlan:
         """The next plan, or none where the running one stays; by placement's own planner, which
@@ -113,7 +127,7 @@ class Planning:
         request = placement_pb2.ReplanRequest(
             model=placement_pb2.ModelSpec(config_json=self._facts.config_json),
             nodes=[
-                *(_node(n.node_id, n.shape, offer) for n, offer in question.nodes),
+                *(_node(n.node_id, n.shape, n.offer, on_offer=n.starts) for n in question.nodes),
                 *(
                     _node(one.name, one.offer.shape, one.offer, on_offer=True)
                     for one in question.candidates
@@ -132,11 +146,27 @@ class Planning:
                 )
                 for pipeline in question.running
             ],
+            resident=[
+                placement_pb2.ResidentLayers(
+                    node_id=node.node_id,
+                    layers=wire.layers_to(node.held.layers),
+                    tp_degree=node.held.tp_degree,
+                )
+                for node in question.nodes
+                if node.held is not None and node.held.model == question.model
+            ],
+            workload=None if question.workload is None else _workload(question.workload),
             objective=placement_pb2.Objective(
-                kind=_OBJECTIVES[wishes.objective], budget_per_hour=wishes.budget_per_hour
+                kind=_OBJECTIVES[wishes.objective],
+                budget_per_hour=wishes.budget_per_hour,
+                ttft_target_s=wishes.ttft_target_s,
+                tpot_target_s=wishes.tpot_target_s,
             ),
             horizon_s=wishes.horizon_s,
+            notice_s=question.notice_s,
             improve=question.improve,
+            nodes_min=wishes.nodes_min,
+            nodes_max=wishes.nodes_max,
         )
         try:
             reply = await self._stub.Replan(request, timeout=self._timeout_s)
@@ -144,7 +174,7 @@ class Planning:
             raise from_rpc_error(error) from error
         if not reply.change:
             return NextPlan(None, 0.0, tuple(reply.reasons))
-        known = {n.node_id: _Named(n.shape, node_id=n.node_id) for n, _ in question.nodes} | {
+        known = {n.node_id: _Named(n.shape, node_id=n.node_id) for n in question.nodes} | {
             one.name: _Named(one.offer.shape, offer_id=one.offer.offer_id)
             for one in question.candidates
         }

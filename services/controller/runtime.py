@@ -28,6 +28,7 @@ from services.controller.core.cluster.actions import (
     NodeView,
     PersistCluster,
     RoutesChanged,
+    ShunOffer,
     TerminateNode,
 )
 from services.controller.core.cluster.applying import operators_plan
@@ -55,6 +56,11 @@ class RuntimeSettings:
 
     tick_s: float = 0.1
     terminate_grace_s: float = 2.0
+    shun_offer_s: float = 60.0
+    """An offer that did not keep its word is left alone for so long."""
+    budget_per_hour: float = 0.0
+    """Dollars, of all nodes that run together, one that goes and its replacement included; 0 does
+    not bind."""
 
 
 class ClusterRuntime:
@@ -81,6 +87,8 @@ class ClusterRuntime:
     ) -> None:
         self.cluster = cluster
         self.routes_changed = Signal()
+        self.changed = Signal()
+        """Something was done, or heard of the market."""
         self.serving = asyncio.Event()
         """Some pipeline takes requests, or did."""
         self.started = asyncio.Event()
@@ -105,6 +113,8 @@ class ClusterRuntime:
             cluster,
             provider,
             terminate_grace_s=settings.terminate_grace_s,
+            budget_per_hour=settings.budget_per_hour,
+            shun_offer_s=settings.shun_offer_s,
             submit=self._submit,
             gone=self._gone,
             note=self._note,
@@ -136,7 +146,7 @@ class ClusterRuntime:
         handle = await self._fleet.recognise(facts.node_id, facts.pid)
         actions = self.cluster.register(facts, self._clock())
         self._fleet.found(facts.node_id, handle)
-        await self._submit(actions)
+        await self._submit([*actions, *self._fleet.compared(facts)])
 
     def heartbeat(self, beat: Beat) -> None:
         """A node lives. Raises NotFound when it must register."""
@@ -239,6 +249,7 @@ class ClusterRuntime:
             for address in self._engines.addresses - self.cluster.addresses():
                 self._tasks.create_task(self._engines.forget(address))
             self._heads_changed.fire()
+            self.changed.fire()
             if not done.done():
                 done.set_result(None)
 
@@ -269,6 +280,8 @@ class ClusterRuntime:
                 self._begin(self._fleet.launch(action))
             case TerminateNode():
                 self._begin(self._fleet.terminate(action))
+            case ShunOffer(node_id):
+                self._fleet.shun(node_id)
             case AskPlan():
                 self._begin(self._plan(action))
             case LoadStage():

@@ -19,13 +19,14 @@ from services.common import wire as common_wire
 from services.common.errors import InvalidArgument, NotFound, ShuntError
 from services.common.exchange import CheckpointResult
 from services.common.generation import CancelReason, ModelRef
-from services.controller import metrics, wire
+from services.controller import metrics, wire, wire_demand
 from services.controller.core.cluster.actions import NodeView
 from services.controller.core.cluster.market import MAX_NOTICE_S
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
 from services.controller.generations import LedgerRuntime
 from services.controller.processes import Processes
+from services.controller.replans import Replans
 from services.controller.runtime import ClusterRuntime
 
 _log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         *,
         vocab_size: int,
         runtime: ClusterRuntime,
+        replans: Replans,
         generations: LedgerRuntime,
         events: EventLog,
         engines: Engines,
@@ -72,6 +74,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         self._limits = limits
         self._vocab_size = vocab_size
         self._runtime = runtime
+        self._replans = replans
         self._generations = generations
         self._events = events
         self._engines = engines
@@ -178,6 +181,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
                     routes=[wire.route_to(route) for route in routes],
                     handing_over_formation_ids=self._runtime.cluster.handing_over(),
                     unusable=self._runtime.cluster.unusable(),
+                    asleep=map(common_wire.model_to, self._runtime.cluster.asleep()),
                 )
         finally:
             self._routers[router_id] -= 1
@@ -249,6 +253,19 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         await self._runtime.started.wait()
         return pb.ApplyPlanResponse(number=await self._runtime.apply_plan(request.plan_json))
 
+    async def Replan(self, request: pb.ReplanRequest, context: Context) -> pb.ReplanResponse:
+        await self._runtime.started.wait()
+        told = await self._replans.now()
+        return pb.ReplanResponse(
+            change=told.change, number=told.number, gain=told.gain, reasons=told.reasons
+        )
+
+    async def ReportDemand(
+        self, request: pb.ReportDemandRequest, context: Context
+    ) -> pb.ReportDemandResponse:
+        self._replans.reported(*wire_demand.demand_from(request))
+        return pb.ReportDemandResponse()
+
     async def GetStatus(
         self, request: pb.GetStatusRequest, context: Context
     ) -> pb.GetStatusResponse:
@@ -272,6 +289,11 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
             offers=[wire.offer_to(offer, market) for offer in market.offers()],
             cost_per_hour=market.cost_per_hour(),
             on_demand_cost_per_hour=market.on_demand_cost_per_hour(),
+            workloads=[
+                wire_demand.workload_to(name, workload, self._replans.open(name))
+                for name in (self._served.ref.model_id,)
+                if (workload := self._replans.workload(name)) is not None
+            ],
         )
 
     def _declared(self, node: NodeView) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Literal
 
@@ -14,13 +16,15 @@ from services.common.nodes import NodeShape
 from services.common.settings import ServiceSettings
 from services.common.speeds import parse_speeds
 from services.controller.core.cluster.market import MAX_COUNT, Offer
+from services.controller.core.cluster.question import Wishes
 from services.controller.core.cluster.replanning import ReplanSettings
 from services.controller.core.cluster.settings import ClusterSettings
+from services.controller.core.cluster.workload import WorkloadSettings
 from services.controller.core.ledger.outcomes import LedgerSettings
 from services.controller.core.model_facts import ModelFacts
 from services.controller.engines import EngineTimeouts
 from services.controller.providers.market_file import MarketScript, read_market
-from services.controller.replans import Wishes
+from services.controller.replans import ReplansSettings
 from services.controller.runtime import RuntimeSettings
 from services.controller.service import ServiceLimits
 
@@ -48,20 +52,36 @@ class ControllerSettings(ServiceSettings):
     planner: Literal["proportional", "shuntserve", "exact", "alpaserve", "vllm"] = "proportional"
     pipelines: int = Field(default=2, ge=1, le=1000)
 
-    replan: bool = False
-    """Placement is asked again when offers, prices or nodes change, and a better plan is carried
-    out while the mesh serves."""
+    replan: bool = True
+    """Placement is asked again when nodes, offers, prices or the workload change, and a better
+    plan is carried out while the mesh serves; otherwise only where an operator asks for it."""
     objective: Literal["throughput", "throughput-per-cost", "goodput-per-cost"] = "throughput"
+    ttft_target_s: float = Field(default=0.0, ge=0, lt=1e9)
+    """Longest mean time to the first token at the arrival rate; 0 does not bind."""
+    tpot_target_s: float = Field(default=0.0, ge=0, lt=1e9)
+    """Longest mean time per output token; 0 does not bind."""
     budget_per_hour: float = Field(default=0.0, ge=0, lt=1e9)
-    """Dollars; 0 does not bind. Read with `replan`, as are the next three."""
+    """Dollars, of all nodes that run together; 0 does not bind."""
+    nodes_min: int = Field(default=1, ge=0, le=10_000)
+    """Least nodes of a plan, where there are so many; 0: none while nobody asks."""
     nodes_max: int = Field(default=0, ge=0, le=10_000)
     """Most nodes of a plan; 0: as many as at first."""
+    sleep_s: float = Field(default=300.0, gt=0, le=1e6)
+    """With `nodes_min` 0 there is no node once nobody has asked for so long; the first request
+    then waits for one."""
     horizon_s: float = Field(default=1800.0, ge=1, le=1e8)
     """How long a plan is expected to last: what a change gains in it must beat its move."""
     replan_cool_down_s: float = Field(default=60.0, ge=0, le=86_400)
     """No improvement is looked for so soon behind a change."""
     replan_steady_s: float = Field(default=30.0, ge=0, le=86_400)
     """An offer counts for an improvement once it has stood so long."""
+    replan_return_s: float = Field(default=10.0, ge=0, le=86_400)
+    """A node that came by itself and is gone may come back for so long; then it is planned
+    without."""
+    workload_smooth_s: float = Field(default=60.0, gt=0, le=86_400)
+    """Time constant of the means that a workload is."""
+    shun_offer_s: float = Field(default=60.0, gt=0, le=600)
+    """An offer whose node never came, or is another one than it was offered, is left alone."""
 
     provider: Literal["local", "external"] = "local"
     """local: engine processes on this machine; external: nodes come and go by themselves."""
@@ -123,6 +143,13 @@ class ControllerSettings(ServiceSettings):
     """Kept free beside the journal; once the disk is full, grants and ends are written there."""
     events_kept: int = Field(default=10_000, ge=1, le=1_000_000)
 
+    @field_validator("nodes_max")
+    @classmethod
+    def _no_less_than_nodes_min(cls, value: int, info: ValidationInfo) -> int:
+        if value and value < info.data.get("nodes_min", 0):
+            raise ValueError(f"less than nodes_min, which is {info.data['nodes_min']}")
+        return value
+
     @field_validator("node_speeds")
     @classmethod
     def _speeds_are_numbers(cls, value: str) -> str:
@@ -142,7 +169,10 @@ class ControllerSettings(ServiceSettings):
             raise ValueError("an external provider has no market")
         try:
             script = _read_market(path, given["node_memory_bytes"], given["node_device_type"])
-            script.shapes(_speeds(given.get("node_speeds", "")))
+            shapes = script.shapes(_speeds(given.get("node_speeds", "")))
+            budget = given.get("budget_per_hour", 0.0)
+            if shapes and not affordable(script.offers, shapes, budget):
+                raise ValueError(f"no node of node_speeds is to be had for {budget:g} an hour")
         except ShuntError as error:
             raise ValueError(error.message) from None
         return path
@@ -156,12 +186,17 @@ class ControllerSettings(ServiceSettings):
 
     @property
     def initial_nodes(self) -> tuple[NodeShape, ...]:
-        """Nodes the provider launches at the first start."""
+        """Nodes the provider launches at the first start: as `node_speeds` has them, over and over
+        up to `nodes_min`, and no more than `nodes_max` and the budget allow."""
         if self.provider == "external":
             return ()
         speeds = _speeds(self.node_speeds)
+        count = max(len(speeds), self.nodes_min)
+        count = min(count, self.nodes_max) if self.nodes_max else count
+        speeds = list(islice(cycle(speeds), count))
         if self.market is not None:
-            return self.market.shapes(speeds)
+            shapes = self.market.shapes(speeds)
+            return shapes[: affordable(self.market.offers, shapes, self.budget_per_hour)]
         memory_bytes, device_type = self.node_memory_bytes, self.node_device_type
         return tuple(NodeShape(memory_bytes, speed, device_type) for speed in speeds)
 
@@ -177,11 +212,33 @@ class ControllerSettings(ServiceSettings):
 
     @property
     def wishes(self) -> Wishes:
-        return Wishes(self.objective, self.budget_per_hour, self.nodes_max, self.horizon_s)
+        return Wishes(
+            self.objective,
+            self.budget_per_hour,
+            self.nodes_min,
+            self.nodes_max or len(self.initial_nodes) or self.expected_nodes,
+            self.horizon_s,
+            self.ttft_target_s,
+            self.tpot_target_s,
+        )
 
     @property
     def replanning(self) -> ReplanSettings:
-        return ReplanSettings(cool_down_s=self.replan_cool_down_s, steady_s=self.replan_steady_s)
+        return ReplanSettings(
+            cool_down_s=self.replan_cool_down_s,
+            steady_s=self.replan_steady_s,
+            return_s=self.replan_return_s,
+            measured_s=min(self.replan_steady_s, self.workload_smooth_s / 2),
+            counts_arrivals=self.wishes.counts_arrivals,
+        )
+
+    @property
+    def replans(self) -> ReplansSettings:
+        return ReplansSettings(self.replan, self.sleep_s)
+
+    @property
+    def workloads(self) -> WorkloadSettings:
+        return WorkloadSettings(self.workload_smooth_s)
 
     def cluster(self, facts: ModelFacts) -> ClusterSettings:
         initial = self.initial_nodes
@@ -191,7 +248,8 @@ class ControllerSettings(ServiceSettings):
             planner=self.planner,
             initial=initial,
             expected_nodes=len(initial) or self.expected_nodes,
-            pipelines=self.pipelines,
+            pipelines=min(self.pipelines, len(initial) or self.pipelines),
+            objective=self.objective,
             can_launch=self.provider == "local",
             heartbeat_interval_s=self.heartbeat_interval_s,
             stall_s=self.stall_s,
@@ -227,6 +285,8 @@ class ControllerSettings(ServiceSettings):
         return RuntimeSettings(
             tick_s=self.tick_s,
             terminate_grace_s=self.terminate_grace_s,
+            shun_offer_s=self.shun_offer_s,
+            budget_per_hour=self.budget_per_hour,
         )
 
     @property
@@ -248,6 +308,18 @@ class ControllerSettings(ServiceSettings):
             resume_wait_s=self.resume_wait_s,
             checkpoints_in_flight=self.checkpoints_in_flight,
         )
+
+
+def affordable(offers: Sequence[Offer], shapes: Sequence[NodeShape], budget: float) -> int:
+    """How many of the first shapes a budget buys at the cheapest offers; 0 does not bind."""
+    if not budget:
+        return len(shapes)
+    total = 0.0
+    for count, shape in enumerate(shapes):
+        total += min(offer.price_per_hour or 0.0 for offer in offers if offer.shape == shape)
+        if total > budget:
+            return count
+    return len(shapes)
 
 
 def _speeds(text: str) -> list[float]:

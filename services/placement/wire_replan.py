@@ -34,6 +34,8 @@ def change_from(request: pb.ReplanRequest, nodes: Sequence[CandidateNode]) -> Ch
         tokens_per_generation=request.tokens_per_generation,
         improve=request.improve,
         ready_in_s=_ready_in_s(request),
+        nodes_min=request.nodes_min,
+        nodes_max=request.nodes_max,
         hysteresis=request.hysteresis if request.HasField("hysteresis") else HYSTERESIS,
     )
 

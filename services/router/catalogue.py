@@ -41,10 +41,11 @@ class ModelCatalogue:
         self._faults: dict[str, str] = {}
         """Of models whose files cannot be used, by digest."""
 
-    def update(self, routes: Sequence[Route]) -> None:
-        """Takes the names from the routes. A name that has no route now is still known, until its
-        place is needed."""
-        served = {route.model.model_id: route.model for route in routes}
+    def update(self, routes: Sequence[Route], asleep: Sequence[ModelRef] = ()) -> None:
+        """Takes the names from the routes, and from what gets one when it is asked for. A name that
+        has no route now is still known, until its place is needed."""
+        served = {model.model_id: model for model in asleep}
+        served |= {route.model.model_id: route.model for route in routes}
         for name, ref in served.items():
             if name not in self._current and not self._has_place(served):
                 continue
@@ -77,6 +78,10 @@ class ModelCatalogue:
     def max_positions(self, name: str, model: ServedModel) -> int:
         """Positions that model and every pipeline can hold."""
         return min(model.facts.max_positions, self._positions.get(name) or 1 << 62)
+
+    def route_positions(self, name: str) -> int:
+        """Positions that every pipeline of the model holds; 0 while it has none."""
+        return self._positions.get(name, 0)
 
     def why_not(self, ref: ModelRef) -> ShuntError | None:
         """Why a model cannot be asked now; None when it can."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import grpc
 from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 
 from services.common import channels, telemetry
 from services.common import wire as common_wire
+from services.common.demand import Demand
 from services.common.errors import ShuntError
 from services.common.exchange import GenerationView, Grant, ResumeQuestion, Route
-from services.common.generation import CancelReason
+from services.common.generation import CancelReason, ModelRef
 from services.common.statuses import from_rpc_error
 from services.router import wire
 
@@ -88,11 +89,29 @@ class ControllerClient:
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
 
-    async def watch_routes(
-        self, router_id: str, changed: Callable[[Sequence[Route], Sequence[str], str], None]
+    async def report_demand(
+        self,
+        router_id: str,
+        incarnation: str,
+        measured_s: float,
+        demands: Mapping[str, Demand],
     ) -> None:
-        """Reports the routes, the formations that hand over, and why there never will be any
-        route, whenever one of them changes, for ever.
+        """Tells what is asked for here, as counts since the start."""
+        try:
+            await self._stub.ReportDemand(
+                wire.demand_to(router_id, incarnation, measured_s, demands),
+                timeout=channels.timeout(self._timeout_s),
+            )
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+    async def watch_routes(
+        self,
+        router_id: str,
+        changed: Callable[[Sequence[Route], Sequence[str], str, Sequence[ModelRef]], None],
+    ) -> None:
+        """Reports the routes, the formations that hand over, why there never will be any route, and
+        the models that sleep, whenever one of them changes, for ever.
         While the controller is away, what was reported last stands."""
         pause_s = WATCH_PAUSE_S
         while True:
@@ -105,13 +124,17 @@ class ControllerClient:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, WATCH_PAUSE_MAX_S)
 
-    async def _routes(self, router_id: str) -> AsyncIterator[tuple[list[Route], list[str], str]]:
+    async def _routes(
+        self, router_id: str
+    ) -> AsyncIterator[tuple[list[Route], list[str], str, list[ModelRef]]]:
         request = controller_pb2.WatchRoutesRequest(router_id=router_id)
         call = self._stub.WatchRoutes(request, timeout=self._watch_s)
         try:
             async for message in call:
                 routes = [wire.route_from(route) for route in message.routes]
-                yield routes, list(message.handing_over_formation_ids), message.unusable
+                asleep = [common_wire.model_from(model) for model in message.asleep]
+                handing_over = list(message.handing_over_formation_ids)
+                yield routes, handing_over, message.unusable, asleep
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
         finally:

@@ -33,6 +33,7 @@ from services.router.catalogue import ModelCatalogue
 from services.router.controller import ControllerClient
 from services.router.core.actions import SendCancel
 from services.router.core.balancer import Balancer
+from services.router.core.demand import DemandCounter
 from services.router.core.follower import Follower
 from services.router.core.follower_settings import FollowerSettings
 from services.router.core.reading import Reading
@@ -46,6 +47,7 @@ from services.router.settings import RouterSettings
 _log = logging.getLogger(__name__)
 TICK_S = 0.25
 PRELOAD_AGAIN_S = 1.0
+REPORT_AGAIN_S = 0.2
 _DRAWN_ID = re.compile(r"g([0-9a-f]{8})[0-9a-f]{24}")
 _YOUNG_S = 5.0
 
@@ -72,6 +74,12 @@ class Router:
         self._cancels = Cancels(controller, heads, settings.recover_s)
         self._sessions: set[Session] = set()
         self._starting = 0
+        self._demand = DemandCounter()
+        self._incarnation = secrets.token_hex(16)
+        self._started_s = time.monotonic()
+        self._missed = asyncio.Event()
+        """Somebody is asked for what has no pipeline."""
+        self._asleep: tuple[ModelRef, ...] = ()
         self._routes_changed = asyncio.Event()
         self._unusable = ""
         self._fewer = asyncio.Event()
@@ -84,18 +92,24 @@ class Router:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._tick())
             tasks.create_task(self._preload())
+            tasks.create_task(self._report())
             tasks.create_task(
                 self._controller.watch_routes(self.settings.router_id, self.update_routes)
             )
 
     def update_routes(
-        self, routes: Sequence[Route], handing_over: Sequence[str] = (), unusable: str = ""
+        self,
+        routes: Sequence[Route],
+        handing_over: Sequence[str] = (),
+        unusable: str = "",
+        asleep: Sequence[ModelRef] = (),
     ) -> None:
         """Replaces the routes; readers of a head that serves no more hear of it at once.
-        `unusable` is why there never will be any."""
-        self._unusable = unusable
+        `unusable` is why there never will be any; what is `asleep` gets one when it is asked
+        for."""
+        self._unusable, self._asleep = unusable, tuple(asleep)
         self._balancer.update(routes, handing_over)
-        self.catalogue.update(routes)
+        self.catalogue.update(routes, asleep)
         self._wake_waiting()
         self._tick_sessions()
 
@@ -121,6 +135,22 @@ class Router:
                 async with asyncio.timeout(again_s):
                     await changed.wait()
 
+    async def _report(self) -> None:
+        """Tells the controller what is asked for, at once where something is asked for in vain."""
+        while True:
+            self._missed.clear()
+            measured_s = time.monotonic() - self._started_s
+            try:
+                await self._controller.report_demand(
+                    self.settings.router_id, self._incarnation, measured_s, self._demand.counts()
+                )
+            except ShuntError as error:
+                _log.debug("demand not told", extra={"reason": error.message})
+                await asyncio.sleep(REPORT_AGAIN_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.settings.report_s):
+                    await self._missed.wait()
+
     @property
     def ready(self) -> bool:
         """New requests are welcome, and some pipeline takes them."""
@@ -131,10 +161,10 @@ class Router:
         """What it would be refused with; None when it is ready."""
         if self._leaving or self.stopping:
             return Unavailable("this router stops")
-        routes = self._balancer.models()
-        if not routes:
+        models = self.served()
+        if not models:
             return self._no_pipeline
-        reasons = [self.catalogue.why_not(route.model) for route in routes]
+        reasons = [self.catalogue.why_not(model) for model in models]
         return None if None in reasons else reasons[0]
 
     @property
@@ -149,9 +179,10 @@ class Router:
         """Generations followed now."""
         return len(self._sessions)
 
-    def served(self) -> list[Route]:
-        """One route for each model that is served."""
-        return self._balancer.models()
+    def served(self) -> list[ModelRef]:
+        """Models that may be asked for: each has a pipeline, or gets one when it is."""
+        routes = [route.model for route in self._balancer.models()]
+        return [*routes, *(model for model in self._asleep if model not in routes)]
 
     async def generate(self, ask: Ask) -> Session:
         """Starts a generation, or joins the one of that name if it is the same, or the one that
@@ -171,6 +202,7 @@ class Router:
             drawn = Drawn(generation_id, secrets.randbits(63), created_unix_s)
             request = await resolve(ask, model, self._facts(ask.model, model), drawn)
             route = await self._route(ask.model)
+            self._demand.asked(ask.model, len(request.prompt_ids), request.choices)
             if route.model != request.model:  # another version is served since
                 model = await self._load(route.model)
                 request = await resolve(ask, model, self._facts(ask.model, model), drawn)
@@ -325,15 +357,20 @@ class Router:
 
     async def _route(self, model_id: str) -> Route:
         """A pipeline for a new generation, waited for if there is none."""
+        route = self._balancer.pick(model_id)
+        if route is not None:
+            return route
         deadline_s = time.monotonic() + self.settings.route_wait_s
-        while (route := self._balancer.pick(model_id)) is None:
-            self._check_goes_on()
-            self._check_usable()
-            changed, left_s = self._routes_changed, deadline_s - time.monotonic()
-            try:
-                await asyncio.wait_for(changed.wait(), max(left_s, 0))
-            except TimeoutError:
-                raise self._no_pipeline from None
+        with self._demand.waiting(model_id):
+            self._missed.set()
+            while (route := self._balancer.pick(model_id)) is None:
+                self._check_goes_on()
+                self._check_usable()
+                changed, left_s = self._routes_changed, deadline_s - time.monotonic()
+                try:
+                    await asyncio.wait_for(changed.wait(), max(left_s, 0))
+                except TimeoutError:
+                    raise self._no_pipeline from None
         return route
 
     async def _view(self, generation_id: str) -> GenerationView:
@@ -386,10 +423,18 @@ class Router:
             closed=self._closed,
         )
         self._sessions.add(session)
+        self._demand.opened(request.model.model_id)
+        if not self._balancer.models():
+            self._missed.set()
         metrics.STREAMS.set(len(self._sessions))
         return session
 
     def _closed(self, session: Session) -> None:
         self._sessions.discard(session)
+        request = session.request
+        self._demand.closed(request.model.model_id)
+        if session.ended and session.error is None:
+            tokens = session.transcript.usage.completion_tokens
+            self._demand.answered(request.model.model_id, tokens, request.choices)
         self._fewer.set()
         metrics.STREAMS.set(len(self._sessions))

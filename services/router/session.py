@@ -19,6 +19,7 @@ from services.common.errors import (
     Unavailable,
 )
 from services.common.exchange import Closed, GenerationView, Route
+from services.common.generation import GenerationRequest
 from services.router import metrics
 from services.router.cancels import Cancels
 from services.router.controller import ControllerClient
@@ -105,6 +106,10 @@ class Session:
     def owes_usage(self) -> bool:
         """The client is yet to be told usage and the end's id."""
         return self._reading.owes_usage
+
+    @property
+    def request(self) -> GenerationRequest:
+        return self._follower.request
 
     @property
     def generation_id(self) -> str:

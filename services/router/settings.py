@@ -51,6 +51,8 @@ class RouterSettings(ServiceSettings):
     """Silence after which a waiting client gets a comment."""
     route_wait_s: float = Field(default=30.0, ge=0)
     """A new request waits this long for a pipeline; then 503."""
+    report_s: float = Field(default=2.0, gt=0, le=10)
+    """Between two reports to the controller of what is asked for."""
     first_event_s: float = Field(default=1.0, ge=0)
     """Wait for the first token before a stream's status line is sent, so that an early error still
     is a status."""

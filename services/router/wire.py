@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from shuntserve.controller.v1 import controller_pb2
 from shuntserve.engine.v1 import engine_pb2
 
 from services.common import wire
+from services.common.demand import Demand
 from services.common.errors import InvalidArgument
 from services.common.exchange import (
     Accepted,
@@ -98,6 +101,27 @@ def question_to(question: ResumeQuestion) -> controller_pb2.ResumeRequest:
             if question.reason is None
             else _LEAVE_REASONS[question.reason]
         ),
+    )
+
+
+def demand_to(
+    router_id: str, incarnation: str, measured_s: float, demands: Mapping[str, Demand]
+) -> controller_pb2.ReportDemandRequest:
+    return controller_pb2.ReportDemandRequest(
+        router_id=router_id,
+        incarnation=incarnation,
+        measured_s=measured_s,
+        models=[
+            controller_pb2.ModelDemand(
+                model_id=name,
+                requests=demand.requests,
+                input_tokens=demand.input_tokens,
+                answers=demand.answers,
+                output_tokens=demand.output_tokens,
+                open=demand.open,
+            )
+            for name, demand in demands.items()
+        ],
     )
 
 

@@ -19,8 +19,8 @@ from services.controller.core.cluster.replanning import (
     Cause,
     Replanner,
     ReplanSettings,
-    Workload,
 )
+from services.controller.core.cluster.workload import Workload
 from services.placement.estimate.catalogue import HardwareCatalogue
 from services.placement.estimate.cluster import CandidateNode, NodeClass, PlacedPipeline, described
 from services.placement.estimate.costs import Costs

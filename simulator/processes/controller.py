@@ -23,6 +23,7 @@ from services.controller.core.cluster.actions import (
     LogEvent,
     PersistCluster,
     RoutesChanged,
+    ShunOffer,
     TerminateNode,
 )
 from services.controller.core.cluster.cluster import Cluster
@@ -247,6 +248,8 @@ class SimulatedController(Process):
                 self._tell_routes()
             elif isinstance(action, PersistCluster):
                 self.snapshot = action.snapshot
+            elif isinstance(action, ShunOffer):
+                continue  # nodes are offered in one way here
             else:
                 self.monitor.cluster_event(self.cluster, action)
 

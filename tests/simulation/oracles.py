@@ -31,8 +31,9 @@ from services.controller.core.cluster.actions import (
     PipelineState,
     TerminateNode,
 )
-from services.controller.core.cluster.changes import blockers
+from services.controller.core.cluster.changes import in_the_way
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.lacks import waits_for_money
 from services.controller.core.cluster.pipeline import Pipeline
 from services.controller.core.cluster.state import State
 from services.controller.core.ledger.ledger import Ledger
@@ -284,7 +285,7 @@ class Oracle:
         if not giving.retiring:
             return
         nodes = [state.nodes[seat.node_id] for seat in giving.seats]
-        followers = [p for p in state.wanted() if giving in blockers(state, p)]
+        followers = [p for p in state.wanted() if giving in in_the_way(state, p)]
         if any(node.departs for node in nodes) or all(p.is_ready for p in state.wanted()):
             return
         if not any(self._can_begin(follower) for follower in followers):
@@ -294,6 +295,8 @@ class Oracle:
         """Every process holds its stage, or has fetched it and serves with another one."""
         provider = self.world.provider if self.world is not None else None
         for seat in pipeline.seats:
+            if waits_for_money(seat):
+                continue
             process = provider.nodes.get(seat.node_id) if provider is not None else None
             if not isinstance(process, SimulatedEngine):
                 return False
@@ -480,12 +483,12 @@ class Oracle:
 
     def _check_views(self, cluster: Cluster) -> None:
         """What a next plan is asked with is what there is."""
-        usable = {node.node_id for node in cluster.usable_nodes()}
+        staying = {node.node_id for node in cluster.staying()}
         seated = {stage.node_id for pipeline in cluster.running() for stage in pipeline.stages}
-        if cluster.settled and not seated <= usable:
-            self.fail(15, f"{seated - usable} serve and are not usable")
-        if not cluster.idle_nodes() <= usable - seated:
-            self.fail(15, f"{cluster.idle_nodes()} are idle, of {usable} without {seated}")
+        if not cluster.busy and not cluster.lacks() and not seated <= staying:
+            self.fail(15, f"{seated - staying} serve and do not stay")
+        if not cluster.guests() <= staying - seated:
+            self.fail(15, f"{cluster.guests()} are guests, of {staying} without {seated}")
 
     def check_launches(self) -> None:
         """No node was launched but for one that was lost, noticed or given up, or for a seat that

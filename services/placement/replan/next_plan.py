@@ -31,6 +31,7 @@ from services.placement.replan.worth import (
     within_budget,
 )
 from services.placement.search.budget import SearchBudget
+from services.placement.search.planners.proportional import power
 from services.placement.search.problem import ObjectiveKind, Planner, Problem
 from services.placement.search.score import violation
 
@@ -55,6 +56,10 @@ class Change:
     """Seconds until a node that is only on offer can begin to load."""
     hysteresis: float = HYSTERESIS
     """The share of its worth by which a change must beat staying."""
+    nodes_min: int = 0
+    """Least nodes of a plan, where there are so many."""
+    nodes_max: int = 0
+    """Most nodes of a plan; 0 does not bind."""
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -65,6 +70,8 @@ class Change:
         ):
             if not low <= getattr(self, name) <= high:
                 raise InvalidArgument(f"{name} must be from {low:g} to {high:g}", field=name)
+        if 0 < self.nodes_max < self.nodes_min:
+            raise InvalidArgument("nodes_max is less than nodes_min", field="nodes_max")
         if len(self.generations) > len(self.running):
             raise InvalidArgument("more entries than running pipelines", field="generations")
 
@@ -109,10 +116,11 @@ def replan(problem: Problem, change: Change, search: Planner, budget: SearchBudg
         _assess(problem, change, left, option, held, name)
         for name, option in _options(problem, change, left, search, budget)
     ]
-    affordable = [plan for plan in plans if within_budget(problem, plan.pipelines)]
+    affordable = [plan for plan in plans if not _forbidden(problem, change, plan)]
     if not affordable:
-        found = search(problem, budget).pipelines
-        return _assess(problem, change, left, found, held, "a plan of all nodes")
+        most = _best(problem, problem.nodes, change.nodes_max, used=frozenset())
+        found = search(replace(problem, nodes=most), budget).pipelines
+        return _assess(problem, change, left, found, held, _ALL)
     kind = problem.objective.kind
     ranked = sorted(affordable, key=lambda plan: _rank(problem, plan), reverse=True)
     best = ranked[0]
@@ -132,12 +140,13 @@ def replan(problem: Problem, change: Change, search: Planner, budget: SearchBudg
         best,
         alternatives=(
             *(Rejected(plan.name, _lacks(problem, plan, best)) for plan in others),
-            *(Rejected(plan.name, _too_dear(problem, plan)) for plan in dear),
+            *(Rejected(plan.name, _forbidden(problem, change, plan)) for plan in dear),
         ),
     )
 
 
 _STAY = "what is left of the running plan"
+_ALL = "a plan of all nodes"
 
 
 def _options(
@@ -149,15 +158,19 @@ def _options(
 ) -> list[tuple[str, tuple[PlacedPipeline, ...]]]:
     """Plans by name, none of them empty."""
     options = [(_STAY, left)]
-    used = {node_id for pipeline in left for node_id in pipeline.node_ids}
+    used = frozenset(node_id for pipeline in left for node_id in pipeline.node_ids)
     free = tuple(node for node in problem.nodes if node.node_id not in used)
+    if change.nodes_max:
+        room = max(0, change.nodes_max - len(used))
+        free = _best(problem, free, room, used) if room else ()
     more = _what_is_lacking(problem, left)
     if free and more is not None:
         added = _planned(more, free, search, budget)
         options.append(("it and pipelines of the free nodes", (*left, *added) if added else ()))
-    if change.improve or not within_budget(problem, left):
-        options += _without_each(problem, left)
-        options.append(("a plan of all nodes", _planned(problem, problem.nodes, search, budget)))
+    if change.improve or not _keeps(problem, change, left):
+        options += _without_each(problem, change, left)
+        best = _best(problem, problem.nodes, change.nodes_max, used)
+        options.append((_ALL, _planned(problem, best, search, budget)))
     return [(name, option) for name, option in options if option]
 
 
@@ -179,11 +192,53 @@ def _what_is_lacking(problem: Problem, left: Sequence[PlacedPipeline]) -> Proble
     return problem
 
 
+def _best(
+    problem: Problem, nodes: Sequence[CandidateNode], most: int, used: frozenset[str]
+) -> tuple[CandidateNode, ...]:
+    """At most so many of the nodes (0: all): those that do most, or most for their price where
+    cost counts; of equal ones those in use first."""
+    if not most or len(nodes) <= most:
+        return tuple(nodes)
+    minds_cost = problem.objective.kind is not ObjectiveKind.THROUGHPUT
+
+    def worth(node: CandidateNode) -> tuple[float, bool]:
+        does = power(problem, node.kind)
+        price = node.kind.price_per_hour
+        return (does / price if minds_cost and price > 0 else does), node.node_id in used
+
+    return tuple(sorted(nodes, key=worth, reverse=True)[:most])
+
+
+def _nodes_of(pipelines: Sequence[PlacedPipeline]) -> int:
+    return sum(len(pipeline.stages) for pipeline in pipelines)
+
+
+def _keeps(problem: Problem, change: Change, pipelines: Sequence[PlacedPipeline]) -> bool:
+    """It keeps to the budget and to the most nodes."""
+    count = _nodes_of(pipelines)
+    return within_budget(problem, pipelines) and (not change.nodes_max or count <= change.nodes_max)
+
+
+def _forbidden(problem: Problem, change: Change, plan: NextPlan) -> str:
+    """Why a plan may not be; empty when it may. Staying with less than the least is none: less
+    cannot be what is left when nodes were lost."""
+    if not within_budget(problem, plan.pipelines):
+        return _too_dear(problem, plan)
+    count = _nodes_of(plan.pipelines)
+    if change.nodes_max and count > change.nodes_max:
+        return f"{count} nodes are more than {change.nodes_max}"
+    fewest = min(change.nodes_min, _nodes_of(plan.left))
+    if count < fewest:
+        return f"{count} nodes are less than {fewest}"
+    return ""
+
+
 def _without_each(
-    problem: Problem, left: tuple[PlacedPipeline, ...]
+    problem: Problem, change: Change, left: tuple[PlacedPipeline, ...]
 ) -> list[tuple[str, tuple[PlacedPipeline, ...]]]:
-    """What is left without one of its pipelines, and without as many as the budget demands."""
-    if cost_per_hour(left) <= 0:
+    """What is left without one of its pipelines, and without as many as the budget and the most
+    nodes demand."""
+    if cost_per_hour(left) <= 0 and _keeps(problem, change, left):
         return []
     shares = [rate_of(problem, (p,)).throughput_rps / max(p.cost_per_hour, 1e-12) for p in left]
     worst_first = sorted(range(len(left)), key=shares.__getitem__)
@@ -193,11 +248,11 @@ def _without_each(
         options.append((f"it without pipeline {index + 1}", rest))
     rest = left
     for index in worst_first:
-        if within_budget(problem, rest):
+        if _keeps(problem, change, rest):
             break
         rest = tuple(p for p in rest if p is not left[index])
     if len(rest) < len(left) - 1:
-        options.append(("what of it the budget allows", rest))
+        options.append(("what of it the limits allow", rest))
     return options
 
 

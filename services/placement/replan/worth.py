@@ -17,7 +17,7 @@ BUDGET_SLACK = 1e-9
 @dataclass(frozen=True)
 class Rate:
     """What pipelines do together: requests a second at saturation, expected under interruptions
-    and up to what arrives, and dollars an hour."""
+    and up to what arrives where cost counts, and dollars an hour."""
 
     throughput_rps: float
     useful_rps: float
@@ -30,7 +30,7 @@ def rate_of(problem: Problem, pipelines: Sequence[PlacedPipeline]) -> Rate:
     arriving = problem.costs.workload.arrival_rate_rps
     if problem.objective.kind is ObjectiveKind.GOODPUT_PER_COST and pipelines:
         useful = goodput(problem, pipelines, rates)
-    elif arriving:
+    elif arriving and problem.objective.kind is not ObjectiveKind.THROUGHPUT:
         useful = min(throughput, arriving)
     return Rate(throughput, useful, cost_per_hour(pipelines))
 

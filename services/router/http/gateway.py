@@ -180,7 +180,7 @@ class Gateway:
             await exchange.answer(200, whole)
 
     async def _models(self, exchange: Exchange) -> None:
-        models = [self._described(route.model.model_id) for route in self._router.served()]
+        models = [self._described(model.model_id) for model in self._router.served()]
         await exchange.answer(200, json.dumps({"object": "list", "data": models}).encode())
 
     async def _model(self, exchange: Exchange) -> None:

@@ -14,10 +14,10 @@ from services.common.nodes import NodeFacts, NodeShape
 from services.controller.core.cluster.actions import AskPlan
 from services.controller.core.cluster.market import Offer
 from services.controller.core.cluster.plan import Plan, PlannedPipeline
+from services.controller.core.cluster.question import NodeAsked, Replanning, Wishes
 from services.controller.core.cluster.replanning import Candidate
 from services.controller.core.model_facts import ModelFacts
 from services.controller.planning import Planning
-from services.controller.replans import Replanning, Wishes
 from services.placement.settings import PlacementSettings
 from tests.configs import LLAMA
 from tests.contract.placement.conftest import serving
@@ -42,13 +42,13 @@ def node(name: str) -> NodeFacts:
 
 
 async def first(planning: Planning) -> Plan:
-    return await planning.plan(AskPlan(1, MODEL, (node("node-1"), node("node-2")), 2))
+    return await planning.plan(AskPlan(1, MODEL, (node("node-1"), node("node-2")), 2, "throughput"))
 
 
 def question(
     running: tuple[PlannedPipeline, ...], *candidates: Candidate, wishes: Wishes | None = None
 ) -> Replanning:
-    nodes = ((node("node-1"), None), (node("node-2"), None))
+    nodes = (NodeAsked("node-1", SLOW), NodeAsked("node-2", SLOW))
     chosen = wishes or Wishes()
     return Replanning(2, MODEL, nodes, candidates, running, True, chosen)
 

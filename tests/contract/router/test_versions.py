@@ -41,7 +41,7 @@ async def test_a_request_goes_by_the_version_that_pipelines_run(
 ) -> None:
     assert (await http.post("/v1/chat/completions", json=BODY)).status_code == 200
     _serve(mesh, NEWER)
-    await until(lambda: router.router.served()[0].model == NEWER)
+    await until(lambda: router.router.served()[0] == NEWER)
     assert (await http.post("/v1/chat/completions", json=BODY)).status_code == 200
     first, second = (message for _, message in mesh.calls)
     assert (first.request.model.digest, _said(mesh, first)) == (MODEL.digest, "olderhello")

@@ -34,6 +34,26 @@ def test_the_local_nodes_are_of_unequal_speed(tmp_path: Path) -> None:
     assert specs["controller"].environment["SHUNT_CONTROLLER_NODE_SPEEDS"] == NODE_SPEEDS
 
 
+def test_the_controller_is_told_what_plans_are_for_where_that_was_said(tmp_path: Path) -> None:
+    def told(options: MeshOptions) -> dict[str, str]:
+        specs = local_mesh(MeshDirectory(tmp_path), options, "ab")
+        environment = next(spec for spec in specs if spec.name == "controller").environment
+        names = ("OBJECTIVE", "BUDGET_PER_HOUR", "NODES_MIN", "NODES_MAX")
+        prefix = "SHUNT_CONTROLLER_"
+        return {n: environment[prefix + n] for n in names if prefix + n in environment}
+
+    assert told(MeshOptions()) == {}
+    options = MeshOptions(
+        objective="goodput-per-cost", budget_per_hour=2.5, nodes_min=0, nodes_max=6
+    )
+    assert told(options) == {
+        "OBJECTIVE": "goodput-per-cost",
+        "BUDGET_PER_HOUR": "2.5",
+        "NODES_MIN": "0",
+        "NODES_MAX": "6",
+    }
+
+
 def test_the_controller_is_told_the_market_and_which_run_of_it_this_is(tmp_path: Path) -> None:
     def controller(options: MeshOptions) -> dict[str, str]:
         specs = local_mesh(MeshDirectory(tmp_path), options, "ab")

@@ -21,6 +21,9 @@ from services.cli.ports import free_ports
 from services.cli.status_table import cost_line, status_table
 
 STATUS = controller_pb2.GetStatusResponse(
+    workloads=[
+        controller_pb2.WorkloadStatus(model_id="m", arrival_rate_rps=1.5, input_tokens=80.0, open=2)
+    ],
     nodes=[
         controller_pb2.NodeStatus(
             node_id="n0",
@@ -258,6 +261,15 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
         ],
         "cost_per_hour": 0.5,
         "on_demand_cost_per_hour": None,
+        "workloads": [
+            {
+                "model": "m",
+                "arrival_rate_rps": 1.5,
+                "input_tokens": 80.0,
+                "output_tokens": None,
+                "open": 2,
+            }
+        ],
         "finished_generations": 3,
         "cancelled_generations": 2,
     }
@@ -307,3 +319,8 @@ def test_the_cost_is_told_against_on_demand(
     cost: float | None, on_demand: float | None, line: str
 ) -> None:
     assert cost_line(cost, on_demand) == line
+
+
+async def test_what_is_asked_of_the_model_stands_in_the_table(address: str) -> None:
+    status = await mesh_status(_state(ServiceRecord("controller", os.getpid(), address, None)))
+    assert "m: 1.5 requests a second of 80 prompt tokens" in _rendered(status)

@@ -149,7 +149,37 @@ def test_what_is_wrong_with_other_settings_is_not_the_market_s(
 ) -> None:
     (tmp_path / "m.yaml").write_text(MARKET % 3)
     monkeypatch.setenv("SHUNT_CONTROLLER_TICK_S", "soon")
-    up.check_market(tmp_path / "m.yaml", "3")
+    up.check_controller(MeshOptions(market=tmp_path / "m.yaml", node_speeds="3"))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"objective": "speed"}, "--objective: Input should be 'throughput'"),
+        (
+            {"budget_per_hour": -1.0},
+            "--budget-per-hour: Input should be greater than or equal to 0",
+        ),
+        ({"budget_per_hour": float("nan")}, "--budget-per-hour: "),
+        ({"nodes_min": -1}, "--nodes-min: Input should be greater than or equal to 0"),
+        ({"nodes_max": 20_000}, "--nodes-max: Input should be less than or equal to 10000"),
+        ({"nodes_min": 4, "nodes_max": 2}, "--nodes-max: less than nodes_min, which is 4"),
+    ],
+)
+def test_a_wish_that_cannot_be_is_refused_by_its_flag(
+    tmp_path: Path, options: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(MeshError) as refused:
+        up.prepare(MeshDirectory(tmp_path / "mesh"), MeshOptions(**options), Console())
+    assert str(refused.value).startswith(told)
+    assert not (tmp_path / "mesh").exists()
+
+
+def test_a_budget_that_buys_no_node_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text(MARKET % 3)
+    options = MeshOptions(market=tmp_path / "m.yaml", node_speeds="3", budget_per_hour=0.5)
+    with pytest.raises(MeshError, match=r"no node of node_speeds is to be had for 0\.5 an hour"):
+        up.prepare(MeshDirectory(tmp_path / "mesh"), options, Console())
 
 
 def test_a_detached_supervisor_has_the_market_too(
@@ -171,5 +201,13 @@ def test_a_detached_supervisor_has_the_market_too(
     monkeypatch.setattr(up, "prepare", lambda *_: None)
     monkeypatch.setattr(up, "_await_ready", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        up.run_detached(MeshDirectory(tmp_path), MeshOptions(market=Path("m.yaml")), Console())
-    assert asked[0][-2:] == ["--market", "m.yaml"]
+        up.run_detached(
+            MeshDirectory(tmp_path),
+            MeshOptions(market=Path("m.yaml"), objective="throughput-per-cost", nodes_min=0),
+            Console(),
+        )
+    assert asked[0][-6:] == [
+        *("--market", "m.yaml"),
+        *("--objective", "throughput-per-cost"),
+        *("--nodes-min", "0"),
+    ]

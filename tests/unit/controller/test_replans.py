@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
 
+from services.common.demand import Demand
 from services.common.errors import FailedPrecondition, Unavailable
+from services.common.generation import LayerRange
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.market import Market, Offer
 from services.controller.core.cluster.plan import Plan
+from services.controller.core.cluster.question import NextPlan, Replanning, Wishes
 from services.controller.core.cluster.replanning import Replanner, ReplanSettings
+from services.controller.core.cluster.workload import Workloads, WorkloadSettings
 from services.controller.event_log import EventLog
-from services.controller.replans import NextPlan, Replanning, Replans, Wishes
-from tests.unit.controller.small_cluster import BACK, FRONT, PATIENT, SHAPE, facts, planned, ready
+from services.controller.replans import Replans, ReplansSettings
+from services.controller.signal import Signal
+from tests.unit.controller.small_cluster import (
+    BACK,
+    FRONT,
+    PAIR,
+    PATIENT,
+    SETTINGS,
+    SHAPE,
+    facts,
+    planned,
+    ready,
+)
 
 FAST = Offer("fast", "fast", replace(SHAPE, relative_speed=9.0), count=3, price_per_hour=1.0)
+WHOLE = LayerRange(0, 30)
 STEADY = ReplanSettings(steady_s=5.0, cool_down_s=10.0, settle_s=1.0)
 
 
@@ -25,36 +42,60 @@ class Asked:
     def __init__(self) -> None:
         self.questions: list[Replanning] = []
         self.answer: NextPlan | Exception = NextPlan(None, 0.0, ("nothing gains enough",))
+        self.slow = asyncio.Event()
+        self.slow.set()
 
     async def replan(self, question: Replanning) -> NextPlan:
         self.questions.append(question)
+        await self.slow.wait()
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
 
 
 class Rig:
-    def __init__(self, cluster: Cluster, events: EventLog, wishes: Wishes) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        wishes: Wishes,
+        settings: ReplansSettings | None = None,
+        steady: ReplanSettings = STEADY,
+    ) -> None:
+        events = EventLog(Kept(), lambda: 0.0, 100)  # type: ignore[arg-type]
         self.cluster, self.events = cluster, events
         self.market, self.placement = Market(), Asked()
         self.adopted: list[Plan] = []
         self.now_s = 100.0
         self.replans = Replans(
-            Replanner(STEADY),
+            Replanner(steady),
             wishes,
+            settings or ReplansSettings(),
             cluster=lambda: self.cluster,
             market=self.market,
+            workloads=Workloads(WorkloadSettings(), 100.0),
             placement=self.placement,
-            adopt=self.adopted.append,
+            adopt=self.adopt,
             events=events,
+            changed=Signal(),
             clock=lambda: self.now_s,
         )
 
+    def adopt(self, plan: Plan) -> None:
+        self.adopted.append(plan)
+        self.cluster.plan_ready(plan, self.now_s)
+
     async def at(self, now_s: float) -> int:
-        """How many questions there were by then."""
+        """How many questions there were by then; those that are not answered slowly are."""
         self.now_s = now_s
-        await self.replans.look()
+        self.replans.look()
+        if self.placement.slow.is_set():
+            await self.replans.answered()
+        await asyncio.sleep(0)
         return len(self.placement.questions)
+
+    def told(self, kind: str) -> dict[str, str] | None:
+        event = self.events.newest(kind, "")
+        return None if event is None else dict(event.attributes)
 
 
 class Kept:
@@ -68,8 +109,7 @@ class Kept:
 
 @pytest.fixture
 def rig() -> Rig:
-    events = EventLog(Kept(), lambda: 0.0, 100)  # type: ignore[arg-type]
-    return Rig(ready(PATIENT), events, Wishes(nodes_max=4))
+    return Rig(ready(PATIENT), Wishes(nodes_max=4))
 
 
 async def test_an_offer_that_stands_is_asked_about_once(rig: Rig) -> None:
@@ -79,8 +119,8 @@ async def test_an_offer_that_stands_is_asked_about_once(rig: Rig) -> None:
     assert await rig.at(105.9) == 0
     assert await rig.at(106.0) == 1
     (question,) = rig.placement.questions
-    assert [n.node_id for n, _ in question.nodes] == ["node-1", "node-2"]
-    assert [one.name for one in question.candidates] == ["fast#1", "fast#2"], "nodes_max is 4"
+    assert [n.node_id for n in question.nodes] == ["node-1", "node-2"]
+    assert [one.name for one in question.candidates] == ["fast#1", "fast#2", "fast#3"]
     assert question.improve
     (running,) = question.running
     assert [(s.node_id, s.layers) for s in running.stages] == [("node-1", FRONT), ("node-2", BACK)]
@@ -124,8 +164,145 @@ async def test_without_an_answer_the_plan_stands(rig: Rig, error: Exception, aga
     assert rig.adopted == []
 
 
-async def test_nothing_is_asked_while_a_plan_is_carried_out(rig: Rig) -> None:
+async def test_no_improvement_is_asked_for_while_a_plan_is_carried_out(rig: Rig) -> None:
     rig.cluster.plan_ready(planned({"node-2": FRONT, "node-1": BACK}, number=2), 100.0)
     rig.market.update([FAST])
     await rig.at(101.0)
+    assert rig.cluster.busy
     assert await rig.at(200.0) == 0
+
+
+async def test_a_refused_launch_has_a_plan_made_without_it_at_once(rig: Rig) -> None:
+    rig.market.update([replace(FAST, count=0)])
+    assert await rig.at(100.0) == 0
+    rig.cluster.node_gone("node-2", "i-node-2", "killed", 101.0)
+    assert await rig.at(101.0) == 0, "one more of its shape is ordered first"
+    rig.cluster.launch_failed("node-3", "no capacity", 101.1)
+    alone = NextPlan(planned({"node-1": LayerRange(0, 30)}, number=2), 1.0, ("what is left",))
+    rig.placement.answer = alone
+    assert await rig.at(101.1) == 1
+    (question,) = rig.placement.questions
+    assert not question.improve
+    assert question.running == ()
+    assert [node.node_id for node in question.nodes] == ["node-1"]
+    held = question.nodes[0].held
+    assert held is not None
+    assert held.layers == FRONT
+    assert rig.told("plan_chosen") is not None
+    assert rig.adopted == [alone.plan]
+
+
+async def test_a_notice_without_a_replacement_has_a_plan_made_that_lacks_the_node(rig: Rig) -> None:
+    await rig.at(100.0)
+    rig.cluster.interrupt("node-2", 30.0, False, 101.0)
+    assert await rig.at(101.0) == 0
+    rig.cluster.launch_failed("node-3", "no capacity", 101.1)
+    assert await rig.at(102.0) == 1
+    (question,) = rig.placement.questions
+    assert [node.node_id for node in question.nodes] == ["node-1"]
+    assert question.notice_s == pytest.approx(29.0)
+    assert [s.node_id for s in question.running[0].stages] == ["node-1", "node-2"]
+    told = rig.told("plan_kept")
+    assert told is not None
+    assert told["causes"] == "node_noticed"
+    rig.cluster.tick(110.0)
+    rig.cluster.launch_failed("node-4", "no capacity", 110.0)
+    assert await rig.at(110.0) == 1, "the same again is no news"
+
+
+async def test_an_answer_that_names_a_node_which_is_gone_is_asked_for_anew(rig: Rig) -> None:
+    rig.placement.slow.clear()
+    rig.market.update([FAST])
+    await rig.at(101.0)
+    assert await rig.at(106.0) == 1
+    rig.placement.answer = NextPlan(planned(PAIR, number=2), 0.5, ("faster",))
+    rig.cluster.node_gone("node-2", "i-node-2", "killed", 106.1)
+    rig.placement.slow.set()
+    await rig.replans.answered()
+    assert rig.adopted == []
+    assert rig.told("plan_chosen") is None
+
+
+async def test_an_operator_is_told_what_came_of_the_question(rig: Rig) -> None:
+    rig.placement.answer = NextPlan(planned({"node-1": WHOLE}, number=2), 0.25, ("better",))
+    asked = asyncio.create_task(rig.replans.now())
+    await asyncio.sleep(0)
+    assert await rig.at(100.0) == 1
+    told = await asked
+    assert (told.change, told.number, told.gain, told.reasons) == (True, 2, 0.25, ("better",))
+    rig.placement.answer = Unavailable("away")
+    asked = asyncio.create_task(rig.replans.now())
+    await asyncio.sleep(0)
+    await rig.at(101.0)
+    with pytest.raises(Unavailable, match="away"):
+        await asked
+    assert await rig.at(200.0) == 2, "whoever asked may ask again"
+
+
+async def test_an_operator_may_ask_where_nobody_else_does() -> None:
+    rig = Rig(ready(PATIENT), Wishes(), ReplansSettings(automatic=False))
+    rig.market.update([FAST])
+    await rig.at(101.0)
+    assert await rig.at(500.0) == 0
+    asked = asyncio.create_task(rig.replans.now())
+    await asyncio.sleep(0)
+    await rig.at(501.0)
+    assert not (await asked).change
+    assert len(rig.placement.questions) == 1
+
+
+async def test_the_workload_that_routers_tell_is_asked_about() -> None:
+    steady = replace(STEADY, measured_s=5.0)
+    rig = Rig(ready(PATIENT), Wishes("throughput-per-cost"), steady=steady)
+    for second in range(0, 11, 2):
+        rig.now_s = 100.0 + second
+        rig.replans.reported("r", "a", float(second), {"m": Demand(second, second * 50)})
+    assert await rig.at(111.0) == 0
+    assert await rig.at(112.1) == 1
+    workload = rig.placement.questions[0].workload
+    assert workload is not None
+    assert (workload.arrival_rate_rps, workload.input_tokens) == pytest.approx((1.0, 50.0))
+    told = rig.told("plan_kept")
+    assert told is not None
+    assert told["causes"] == "workload_changed"
+
+
+async def test_a_mesh_at_rest_without_prices_asks_nothing(rig: Rig) -> None:
+    rig.market.update([replace(FAST, price_per_hour=None)])
+    for minute in range(200):
+        rig.now_s = 100.0 + 60 * minute
+        rig.replans.reported("r", "a", 60.0 * minute, {})
+        assert await rig.at(rig.now_s) == 0
+
+
+async def test_a_model_that_nobody_asks_for_sleeps_and_wakes_with_the_first_request() -> None:
+    rig = Rig(ready(PATIENT), Wishes(nodes_min=0), ReplansSettings(sleep_s=30.0))
+    rig.replans.reported("r", "a", 0.0, {"m": Demand(open=1)})
+    assert await rig.at(110.0) == 0
+    rig.now_s = 112.0
+    rig.replans.reported("r", "a", 12.0, {"m": Demand(1, 5, 1, 5)})
+    assert await rig.at(141.0) == 0
+    assert rig.adopted == []
+    await rig.at(142.0)
+    (asleep,) = rig.adopted
+    assert asleep.deployments[0].pipelines == ()
+    assert rig.cluster.asleep() == (SETTINGS.model,)
+    assert rig.told("fell_asleep") is not None
+    assert await rig.at(1000.0) == 0
+    rig.placement.answer = NextPlan(planned(PAIR, number=3), 1.0, ("all",))
+    rig.now_s = 1001.0
+    rig.replans.reported("r", "a", 901.0, {"m": Demand(1, 5, 1, 5, open=1)})
+    assert await rig.at(1001.0) == 1
+    assert rig.cluster.asleep() == ()
+    told = rig.told("plan_chosen")
+    assert told is not None
+    assert told["causes"] == "asked_for"
+
+
+async def test_a_model_that_may_have_no_node_is_kept_awake_by_whoever_reads_an_answer() -> None:
+    rig = Rig(ready(PATIENT), Wishes(nodes_min=0), ReplansSettings(sleep_s=30.0))
+    for second in range(0, 200, 10):
+        rig.now_s = 100.0 + second
+        rig.replans.reported("r", "a", float(second), {"m": Demand(1, open=1)})
+        await rig.at(rig.now_s)
+    assert rig.adopted == []

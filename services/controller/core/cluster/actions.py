@@ -68,6 +68,14 @@ class TerminateNode:
 
 
 @dataclass(frozen=True, slots=True)
+class ShunOffer:
+    """The offer that a node was launched from did not keep its word: it is left alone for a
+    while."""
+
+    node_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class AskPlan:
     """Placement: a plan for these nodes. Answer with plan_ready or plan_failed."""
 
@@ -76,6 +84,7 @@ class AskPlan:
     model: ModelRef
     nodes: tuple[NodeFacts, ...]
     pipelines: int
+    objective: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +170,7 @@ class PersistCluster:
 Action = (
     LaunchNode
     | TerminateNode
+    | ShunOffer
     | AskPlan
     | LoadStage
     | FormPipeline

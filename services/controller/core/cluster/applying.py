@@ -27,6 +27,8 @@ def _checked(deployment: Deployment, settings: ClusterSettings, index: int) -> D
         raise InvalidArgument(f"{served.model_id} is what is served", field=f"{where}.model")
     if model.digest not in ("", served.digest):
         raise InvalidArgument(f"{served.digest} is what is served", field=f"{where}.digest")
+    if not deployment.pipelines:
+        raise InvalidArgument("a deployment has a pipeline at least", field=f"{where}.pipelines")
     for number, pipeline in enumerate(deployment.pipelines):
         field = f"{where}.pipelines[{number}]"
         layers = pipeline.stages[-1].layers.end

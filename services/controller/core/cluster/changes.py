@@ -9,6 +9,7 @@ load; what nothing follows goes last.
 from __future__ import annotations
 
 from services.controller.core.cluster.actions import Action, LogEvent
+from services.controller.core.cluster.lacks import waits_for_money
 from services.controller.core.cluster.losses import dissolve, end, withdraw
 from services.controller.core.cluster.node import HeldStage
 from services.controller.core.cluster.notices import hand_over
@@ -142,6 +143,14 @@ def blockers(state: State, pipeline: Pipeline) -> list[Pipeline]:
     return list(found.values())
 
 
+def in_the_way(state: State, pipeline: Pipeline) -> list[Pipeline]:
+    """Pipelines that have to end before this one can be: they have its nodes, or the money."""
+    found = blockers(state, pipeline)
+    if not found and any(waits_for_money(seat) for seat in pipeline.seats):
+        return state.retiring()
+    return found
+
+
 def _blocked_by(state: State, pipeline: Pipeline, seat: Seat) -> Pipeline | None:
     node = state.nodes.get(seat.node_id)
     other = state.pipeline_of(node) if node is not None else None
@@ -158,7 +167,7 @@ def take_turns(state: State, settings: ClusterSettings, now_s: float) -> list[Ac
         return _next(state, retiring[0], now_s)
     if any(_goes_on(state, settings, pipeline) for pipeline in wanted):
         return []
-    waiting = [(blockers(state, p), p) for p in wanted if p.formation is None]
+    waiting = [(in_the_way(state, p), p) for p in wanted if p.formation is None]
     for others, pipeline in sorted(waiting, key=lambda one: len(one[0])):
         if not _is_prepared(state, pipeline):
             continue
@@ -180,6 +189,8 @@ def _is_about_to_serve(state: State, pipeline: Pipeline) -> bool:
     if pipeline.formation is not None:
         return pipeline.formation.forming
     if pipeline.forms.failures or not _is_prepared(state, pipeline):
+        return False
+    if any(waits_for_money(seat) for seat in pipeline.seats):
         return False
     return all(other.drains for other in blockers(state, pipeline))
 
@@ -209,10 +220,12 @@ def _goes_on(state: State, settings: ClusterSettings, pipeline: Pipeline) -> boo
 
 
 def _is_prepared(state: State, pipeline: Pipeline) -> bool:
-    """Every node of it holds its stage; one that serves has fetched it at least."""
+    """Every node of it that is paid for holds its stage, or has fetched it and serves."""
     for seat in pipeline.seats:
         node = state.nodes.get(seat.node_id)
-        if node is None:
+        if node is None or not node.present:
+            if waits_for_money(seat):
+                continue
             return False
         serves = _blocked_by(state, pipeline, seat) is not None
         if not node.holds(seat.stage) and not (serves and node.has_fetched(seat.stage)):
@@ -230,7 +243,7 @@ def _can_be_spared(state: State, settings: ClusterSettings, pipeline: Pipeline) 
     for other in others:
         if other.is_ready or _is_hopeless(state, settings, other):
             continue
-        if pipeline not in blockers(state, other) or not _is_prepared(state, other):
+        if pipeline not in in_the_way(state, other) or not _is_prepared(state, other):
             return False  # it may serve first, or be nearer to it
     return True
 

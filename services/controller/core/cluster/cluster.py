@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from services.common.errors import NotFound, StaleEpoch
 from services.common.exchange import Route
-from services.common.generation import LayerRange
+from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import Member, NodeFacts
 from services.controller.core.cluster.actions import (
     Action,
@@ -28,18 +28,21 @@ from services.controller.core.cluster.actions import (
     PersistCluster,
     PipelineView,
     RoutesChanged,
+    ShunOffer,
     TerminateNode,
 )
 from services.controller.core.cluster.changes import adopt
 from services.controller.core.cluster.faults import faults_of, unusable
+from services.controller.core.cluster.lacks import is_busy, lacks_of
 from services.controller.core.cluster.liveness import judge, overlook
 from services.controller.core.cluster.losses import dissolve, follow, forgive, lose
-from services.controller.core.cluster.market import NO_CAPACITY
+from services.controller.core.cluster.market import NO_CAPACITY, OVER_BUDGET
 from services.controller.core.cluster.node import Node
 from services.controller.core.cluster.notices import hand_over, lapse, must_part, notice
 from services.controller.core.cluster.pipeline import Pipeline
 from services.controller.core.cluster.plan import Plan, PlannedPipeline
 from services.controller.core.cluster.recovery import first_actions
+from services.controller.core.cluster.replanning import Lack
 from services.controller.core.cluster.routes import handing_over, heads_of, routes_of
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.snapshot import from_json, to_json
@@ -78,6 +81,7 @@ class Cluster:
         self._routes: tuple[Route, ...] = ()
         self._handing_over: tuple[str, ...] = ()
         self._hopeless = ""
+        self._asleep: tuple[ModelRef, ...] = ()
         self._snapshot = ""
 
     @classmethod
@@ -172,15 +176,15 @@ class Cluster:
         node = self._state.nodes.get(node_id)
         if node is None or node.lost or node.facts is not None:
             return []
-        lost = lose(self._state, self.settings, node, reason, now_s, started=False)
+        lost = lose(self._state, self.settings, node, reason, now_s, started=False, came=False)
         return self._advance(lost, now_s)
 
     def offers_changed(self, now_s: float) -> list[Action]:
-        """There may be capacity where there was none: launches that were refused for want of it
-        are tried again at once."""
+        """There may be capacity, or money, where there was none: launches that were refused for
+        want of it are tried again at once."""
         seats = (seat.launches for _, seat in self._state.all_seats())
         for backoff in (self._state.first_launches, *seats):
-            if backoff.cause == NO_CAPACITY:
+            if backoff.cause in (NO_CAPACITY, OVER_BUDGET):
                 backoff.try_now()
         return self._advance([], now_s)
 
@@ -333,8 +337,13 @@ class Cluster:
                     self._state.forget(node)
             elif node.facts is None:
                 if now_s - node.since_s >= settings.launch_timeout_s:
-                    actions += self._lose(node, "launch timed out", now_s)
-                    actions.append(TerminateNode(node.node_id, kill=True))
+                    actions += lose(
+                        self._state, settings, node, "launch timed out", now_s, came=False
+                    )
+                    actions += [
+                        ShunOffer(node.node_id),
+                        TerminateNode(node.node_id, kill=True),
+                    ]
             elif awake and now_s - node.heard_s >= settings.silence_s(self._works(node)):
                 actions += self._lose(node, "silence", now_s)
             elif node.deadline_s is not None and now_s >= node.deadline_s and not node.departs:
@@ -377,28 +386,43 @@ class Cluster:
         return self._state.plan
 
     @property
-    def settled(self) -> bool:
-        """The plan is what runs."""
-        pipelines = self._state.pipelines.values()
-        return all(pipeline.is_ready and not pipeline.retiring for pipeline in pipelines)
+    def busy(self) -> bool:
+        """A change is being carried out, and goes on by itself."""
+        return is_busy(self._state, self.settings)
 
-    def usable_nodes(self) -> tuple[NodeFacts, ...]:
-        """Those that may be given a place, or have one."""
-        nodes = (node for node in self._state.nodes.values() if node.usable)
-        return tuple(node.facts for node in nodes if node.facts is not None)
+    def lacks(self) -> frozenset[Lack]:
+        """Seats of the plan that nobody is to be had for."""
+        return lacks_of(self._state, self.settings)
 
-    def idle_nodes(self) -> frozenset[str]:
-        """Usable nodes without a place."""
+    def staying(self) -> list[Node]:
+        """Nodes that may be given a place, or have one: they are there or start."""
+        return self._state.staying()
+
+    def guests(self) -> frozenset[str]:
+        """Nodes that came by themselves and have no place."""
         seated = self._state.seated()
-        return frozenset(n.node_id for n in self.usable_nodes() if n.node_id not in seated)
+        return frozenset(
+            node.node_id
+            for node in self._state.nodes.values()
+            if node.usable and not node.launched and node.node_id not in seated
+        )
+
+    def asleep(self) -> tuple[ModelRef, ...]:
+        """Models that the plan gives no pipeline."""
+        plan = self._state.plan
+        deployments = () if plan is None else plan.deployments
+        return tuple(one.model for one in deployments if not one.pipelines)
 
     def running(self) -> tuple[PlannedPipeline, ...]:
-        """The plan's pipelines on the nodes that sit in them now; vacant ones left out."""
+        """The plan's pipelines on the nodes that sit in them now, or come in place of those that
+        will be taken away; vacant ones left out."""
         return tuple(
             PlannedPipeline(
                 pipeline.pipeline_id,
                 tuple(
-                    replace(seat.planned, node_id=seat.node_id, shape=seat.shape)
+                    replace(
+                        seat.planned, node_id=seat.successor_id or seat.node_id, shape=seat.shape
+                    )
                     for seat in pipeline.seats
                 ),
                 pipeline.weight_tokens_per_s,
@@ -436,9 +460,11 @@ class Cluster:
         self._now_s = now_s
         actions = [*actions, *steps(self._state, self.settings, self._draw_id, now_s)]
         routes, leaving = routes_of(self._state, self.settings), handing_over(self._state)
-        hopeless = self.unusable()
-        if (routes, leaving, hopeless) != (self._routes, self._handing_over, self._hopeless):
+        hopeless, asleep = self.unusable(), self.asleep()
+        told = (self._routes, self._handing_over, self._hopeless, self._asleep)
+        if (routes, leaving, hopeless, asleep) != told:
             self._routes, self._handing_over, self._hopeless = routes, leaving, hopeless
+            self._asleep = asleep
             self._route_version += 1
             actions.append(RoutesChanged(self._route_version))
         snapshot = to_json(self._state, self.unix_offset_s) if actions else self._snapshot

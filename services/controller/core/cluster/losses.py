@@ -22,9 +22,10 @@ def lose(
     now_s: float,
     *,
     started: bool = True,
+    came: bool = True,
 ) -> list[Action]:
     """The node is gone: its seats go to their successors or stand empty, its formation dissolves.
-    One that has `started` was paid for."""
+    One that has `started` was paid for; one that never `came` was not to be had."""
     silent_s = f"{now_s - node.heard_s:.3f}" if node.facts is not None else "0"
     came_to_something = node.came_to_something(settings.stable_s, now_s)
     in_vain = node.deadline_s is None and not came_to_something
@@ -45,7 +46,9 @@ def lose(
             longest_s=longest_s,
         )
     for pipeline, seat in state.seats(node.node_id):
-        if in_vain:
+        if not came:
+            seat.refuse(settings, cause, node.node_id, now_s, longest_s=longest_s)
+        elif in_vain:
             seat.count_loss(
                 settings, cause, node.node_id, now_s, served=served, longest_s=longest_s
             )

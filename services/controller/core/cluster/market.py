@@ -27,6 +27,7 @@ MAX_LAUNCH_S = 600.0
 MAX_NAME_CHARS = 128
 MAX_NOTICE_S = 86_400.0
 NO_CAPACITY = "no capacity"
+OVER_BUDGET = "the budget is spent by what runs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,10 +214,14 @@ class Market:
 
     def refused(self, node_id: str, retry_after_s: float, now_s: float) -> None:
         """The launch came to nothing: its offer is left alone for a while."""
+        self.shun(node_id, retry_after_s, now_s)
+        self.ended(node_id)
+
+    def shun(self, node_id: str, retry_after_s: float, now_s: float) -> None:
+        """The offer that a node was launched from is left alone for a while."""
         offer_id = self._of_node.get(node_id)
         if offer_id in self._offers and retry_after_s > 0:  # nor is NaN a while
             self._shut_until_s[offer_id] = now_s + min(retry_after_s, MAX_LAUNCH_S)
-        self.ended(node_id)
 
     def ended(self, node_id: str) -> None:
         """Nothing runs there any more, or is going to."""
@@ -260,6 +265,20 @@ class Market:
         offer = self._offers.get(offer_id)
         return offer is not None and self._running[offer_id] <= offer.count
 
+    def affords(self, offer_id: str, budget_per_hour: float) -> bool:
+        """One more node of the offer, beside all that run or are ordered, keeps to the budget; 0
+        does not bind, nor does a price that is not known."""
+        if not budget_per_hour:
+            return True
+        known = (self._price(name) or 0.0 for name in self._running.elements())
+        cost = sum(known) + (self._price(offer_id) or 0.0)
+        return cost <= budget_per_hour * (1 + _SLACK)
+
+    def exceeds(self, budget_per_hour: float) -> bool:
+        """What runs costs more than this; 0 does not bind."""
+        cost = self.cost_per_hour()
+        return bool(budget_per_hour and cost and cost > budget_per_hour * (1 + _SLACK))
+
     def cost_per_hour(self) -> float | None:
         """Of the nodes that run or are ordered; None where a price is not known."""
         return self._sum({name: self._price(name) for name in self._running})
@@ -288,6 +307,10 @@ class Market:
         if not known and all(offer.price_per_hour is None for offer in self._offers.values()):
             return None
         return sum(price * self._running[name] for name, price in known.items())
+
+
+_SLACK = 1e-9
+"""Sums of prices are not exact."""
 
 
 def check(offer: Offer) -> None:

@@ -66,6 +66,8 @@ class Seat:
     """Nodes that were lost, or given up, before they had proven themselves here."""
     given_up: int = 0
     """How many of them could not load it."""
+    refused: bool = False
+    """The last node that was ordered for it was not to be had."""
 
     @property
     def node_ids(self) -> tuple[str, ...]:
@@ -100,9 +102,23 @@ class Seat:
         longest_s: float,
     ) -> None:
         """A node came to nothing here; for one that had `served` the pause is shorter."""
+        self.refused = False
         count_loss(
             self.launches, settings, cause, node_id, now_s, served=served, longest_s=longest_s
         )
+
+    def refuse(
+        self,
+        settings: ClusterSettings,
+        cause: str,
+        node_id: str,
+        now_s: float,
+        *,
+        longest_s: float,
+    ) -> None:
+        """A node that was ordered for it is not to be had."""
+        self.count_loss(settings, cause, node_id, now_s, served=False, longest_s=longest_s)
+        self.refused = True
 
     def give_up(
         self, settings: ClusterSettings, cause: str, node_id: str, now_s: float, *, served: bool
@@ -115,7 +131,7 @@ class Seat:
     def forgive(self) -> None:
         """What came to nothing here before counts no more."""
         self.launches.succeed()
-        self.given_up = 0
+        self.given_up, self.refused = 0, False
 
 
 _SERVED = 8

@@ -60,7 +60,7 @@ class PlannedPipeline:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """A model and the pipelines that serve it."""
+    """A model and the pipelines that serve it; it sleeps when there is none."""
 
     model: ModelRef
     objective: str
@@ -128,8 +128,6 @@ def _check_once(field: str, names: list[str]) -> None:
 
 
 def _check_deployment(deployment: Deployment, where: str) -> None:
-    if not deployment.pipelines:
-        raise InvalidArgument("a deployment has a pipeline at least", field=f"{where}.pipelines")
     for index, pipeline in enumerate(deployment.pipelines):
         _check_pipeline(pipeline, f"{where}.pipelines[{index}]")
     ends = {pipeline.stages[-1].layers.end for pipeline in deployment.pipelines}

@@ -8,13 +8,14 @@ move is placement's judgement; this decides when the question is worth asking.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import inf
 
 from services.controller.core.cluster.backoff import Backoff
 from services.controller.core.cluster.market import Offer
+from services.controller.core.cluster.workload import Workload
 
 
 class Cause(StrEnum):
@@ -27,11 +28,19 @@ class Cause(StrEnum):
     OFFERS = "offers_changed"
     WORKLOAD = "workload_changed"
     OPERATOR = "operator"
+    ASKED = "asked_for"
+    """A model that slept is asked for."""
+    BUDGET = "over_budget"
+    """What runs costs more than it may: prices have risen."""
     REPAIRED = "repaired"
     """The last plan only repaired: the whole is looked at when there is time."""
 
 
-URGENT = frozenset({Cause.LOST, Cause.NOTICED, Cause.REFUSED, Cause.OPERATOR})
+URGENT = frozenset(
+    {Cause.LOST, Cause.NOTICED, Cause.REFUSED, Cause.OPERATOR, Cause.ASKED, Cause.BUDGET}
+)
+_ANY_OFFER = frozenset({Cause.OPERATOR, Cause.ASKED})
+"""The whole is planned, of whatever is open now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,29 +55,18 @@ class ReplanSettings:
     """An offer counts for an improvement once it has stood so long, and no dearer."""
     envelope: float = 0.25
     """A workload within this share of the planned one is the same."""
+    measured_s: float = 30.0
+    """A workload counts once it was measured for so long."""
+    counts_arrivals: bool = True
+    """The objective asks for what arrives to be carried; otherwise a workload is compared with the
+    planned one only where a plan was made for one."""
+    return_s: float = 10.0
+    """Where nodes come by themselves, one that is gone may come back within this."""
     ask_again_s: float = 1.0
     """Pause behind a planning failure; it doubles from failure to failure."""
     ask_again_max_s: float = 60.0
     candidates_an_offer: int = 16
     """Nodes of one offer that a plan may name beside those that run."""
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """What requests of a deployment look like: means, and how many arrive a second."""
-
-    arrival_rate_rps: float = 0.0
-    input_tokens: float = 0.0
-    output_tokens: float = 0.0
-
-    def within(self, planned: Workload, share: float) -> bool:
-        """Each of the means is within this share of the planned one."""
-        pairs = (
-            (self.arrival_rate_rps, planned.arrival_rate_rps),
-            (self.input_tokens, planned.input_tokens),
-            (self.output_tokens, planned.output_tokens),
-        )
-        return all(abs(now - then) <= share * max(now, then) for now, then in pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +78,24 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Lack:
+    """A seat of the plan that nobody is to be had for."""
+
+    pipeline_id: str
+    stage: int
+    node_id: str = ""
+    """Who sits there and will be taken away; empty when it is vacant."""
+    refused: bool = False
+    """A launch came to nothing; otherwise nodes come by themselves."""
+
+    @property
+    def cause(self) -> Cause:
+        if self.node_id:
+            return Cause.NOTICED
+        return Cause.REFUSED if self.refused else Cause.LOST
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """A question to placement."""
 
@@ -87,7 +103,8 @@ class Ask:
     improve: bool
     """Plan the whole anew too, not only what was lost or is new."""
     candidates: tuple[Candidate, ...]
-    workload: Workload
+    workload: Workload | None
+    """None while it is not known."""
 
 
 class Replanner:
@@ -103,17 +120,46 @@ class Replanner:
         self._fresh: set[str] = set()
         """Offers that are new or better than when the whole was planned last."""
         self._shut_until_s: dict[str, float] = {}
-        self._changed_s = -inf
+        self._lacks: dict[Lack, float] = {}
+        """Seats that the plan cannot fill, and when that is to be asked about; infinite behind the
+        question."""
+        self.changed_s = -inf
+        """When the plan last became another one, or nearly did."""
+        self._over_budget = False
         self._asking: Ask | None = None
         self._failures = Backoff()
-        self.planned = Workload()
-        """What the running plan was made for."""
-        self._workload = Workload()
+        self.planned: Workload | None = None
+        """What the running plan was made for; None where it was made for none in particular."""
+        self._workload: Workload | None = None
 
     # What happens
 
     def happened(self, cause: Cause, now_s: float) -> None:
         self._causes.setdefault(cause, now_s)
+        if cause in _ANY_OFFER:
+            self._failures.try_now()  # somebody waits
+
+    def forget(self, cause: Cause) -> None:
+        """It is not asked about any more."""
+        self._causes.pop(cause, None)
+
+    def exceeded(self, over: bool, now_s: float) -> None:
+        """Whether what runs costs more than it may: told each time, asked about once."""
+        if over and not self._over_budget:
+            self.happened(Cause.BUDGET, now_s)
+        self._over_budget = over
+
+    def lacking(self, lacks: Collection[Lack], now_s: float) -> None:
+        """These are all seats that the plan cannot fill now."""
+        for lack in lacks:
+            wait_s = 0.0 if lack.refused else self._settings.return_s
+            self._lacks.setdefault(lack, now_s + wait_s)
+        self._lacks = {lack: at_s for lack, at_s in self._lacks.items() if lack in lacks}
+
+    def start_with(self, offers: Sequence[Offer]) -> None:
+        """What is offered as the first plan is made is no news."""
+        self._offers = {offer.offer_id: offer for offer in offers}
+        self._stands_since_s = dict.fromkeys(self._offers, -inf)
 
     def offered(self, offers: Sequence[Offer], now_s: float) -> None:
         """These are all sound offers now."""
@@ -130,50 +176,90 @@ class Replanner:
         self._stands_since_s = {k: v for k, v in self._stands_since_s.items() if k in offers_now}
         self._fresh &= offers_now.keys()
 
-    def refused(self, offer_id: str, until_s: float, now_s: float) -> None:
-        """A launch from the offer came to nothing: no plan names it before `until_s`."""
+    def refused(self, offer_id: str, until_s: float) -> None:
+        """A launch from the offer came to nothing: no plan names it before `until_s`. Whether a
+        seat stays vacant for it, `lacking` says."""
         if offer_id in self._offers:
             self._shut_until_s[offer_id] = max(until_s, self._shut_until_s.get(offer_id, -inf))
             self._stands_since_s[offer_id] = until_s
             self._fresh.add(offer_id)
-        self.happened(Cause.REFUSED, now_s)
 
-    def measured(self, workload: Workload, now_s: float) -> None:
-        """The workload as it is by now, smoothed."""
-        self._workload = workload
-        if not workload.within(self.planned, self._settings.envelope):
-            self.happened(Cause.WORKLOAD, now_s)
-        else:
+    def measured(self, workload: Workload | None, now_s: float) -> None:
+        """The workload as it is by now, smoothed; None while it is not known."""
+        if workload is None or workload.window_s < self._settings.measured_s:
             self._causes.pop(Cause.WORKLOAD, None)
+            return
+        self._workload = workload
+        if self._is_planned_for(workload):
+            self._causes.pop(Cause.WORKLOAD, None)
+        else:
+            self.happened(Cause.WORKLOAD, now_s)
+
+    def _is_planned_for(self, workload: Workload) -> bool:
+        if self.planned is None:
+            return not self._settings.counts_arrivals
+        settings = self._settings
+        return workload.within(self.planned, settings.envelope, arrivals=settings.counts_arrivals)
 
     # Questions
 
-    def due(self, running: dict[str, int], now_s: float) -> Ask | None:
+    def due(self, running: dict[str, int], now_s: float, *, busy: bool = False) -> Ask | None:
         """The question to ask now, if any; `running` counts nodes by offer. Answer with `taken`,
-        `kept` or `failed`."""
-        if self._asking is not None or now_s < self._due_s():
+        `kept` or `failed`. While a change is carried out (`busy`), only what is urgent is asked."""
+        if self._asking is not None or now_s < self._due_s(busy):
             return None
-        improve = Cause.OPERATOR in self._causes or URGENT.isdisjoint(self._causes)
-        causes = [c for c in self._causes if improve or c in URGENT]
+        urgent = [cause for cause in self._causes if cause in URGENT]
+        missed = {lack: lack.cause for lack, at_s in self._lacks.items() if at_s <= now_s}
+        improve = not (urgent or missed) or not _ANY_OFFER.isdisjoint(urgent)
+        causes = [c for c in self._causes if (improve and not busy) or c in URGENT]
         for cause in causes:
             del self._causes[cause]
+        self._lacks |= dict.fromkeys(missed, inf)
+        causes += [cause for cause in dict.fromkeys(missed.values()) if cause not in causes]
         if improve:
             steady = {k for k in self._fresh if now_s >= self._steady_at_s(k)}
             self._fresh -= steady
             causes += [Cause.OFFERS] if steady else []
-        candidates = self._candidates(running, improve, now_s)
+        only_steady = improve and _ANY_OFFER.isdisjoint(causes)
+        candidates = self._candidates(running, only_steady, now_s)
         self._asking = Ask(tuple(causes), improve, candidates, self._workload)
         return self._asking
+
+    @property
+    def overtaken(self) -> bool:
+        """A question is out, and something more urgent has happened."""
+        return (
+            self._asking is not None
+            and self._asking.improve
+            and not URGENT.isdisjoint(self._causes)
+        )
+
+    def withdrawn(self, now_s: float) -> None:
+        """The question is taken back, or its answer came too late: it is asked anew."""
+        ask, self._asking = self._asking, None
+        if ask is not None:
+            self._ask_again(ask, now_s)
+
+    def _ask_again(self, ask: Ask, now_s: float) -> None:
+        for cause in ask.causes:
+            if cause is Cause.OFFERS:
+                self._fresh |= self._offers.keys()
+            else:
+                self._causes.setdefault(cause, now_s)
 
     def taken(self, now_s: float) -> None:
         """The answer is the plan from now on."""
         ask, self._asking = self._asking, None
         self._failures.succeed()
-        self._changed_s = now_s
+        self.changed_s = now_s
         if ask is not None:
             self.planned = ask.workload
             if not ask.improve:
                 self.happened(Cause.REPAIRED, now_s)
+
+    def changed(self, now_s: float) -> None:
+        """Somebody else has changed the plan."""
+        self.changed_s = now_s
 
     def kept(self, now_s: float) -> None:
         """The answer was to stay."""
@@ -181,7 +267,7 @@ class Replanner:
         self._failures.succeed()
         if ask is not None and ask.improve:
             self.planned = ask.workload
-            self._changed_s = max(self._changed_s, now_s - self._settings.cool_down_s / 2)
+            self.changed_s = max(self.changed_s, now_s - self._settings.cool_down_s / 2)
 
     def failed(self, reason: str, permanent: bool, now_s: float) -> None:
         """There was no answer: the last plan stands, and the same is asked again after a pause; a
@@ -196,24 +282,22 @@ class Replanner:
             permanent=permanent,
         )
         if ask is not None and not permanent:
-            for cause in ask.causes:
-                if cause is Cause.OFFERS:
-                    self._fresh |= self._offers.keys()
-                else:
-                    self._causes.setdefault(cause, now_s)
+            self._ask_again(ask, now_s)
 
     @property
     def asking(self) -> bool:
         """A question is out."""
         return self._asking is not None
 
-    def wakes_at_s(self) -> float:
+    def wakes_at_s(self, *, busy: bool = False) -> float:
         """When `due` may have something; infinite when nothing has happened."""
-        return inf if self._asking is not None else self._due_s()
+        return inf if self._asking is not None else self._due_s(busy)
 
-    def _due_s(self) -> float:
-        urgent_s = min((at_s for c, at_s in self._causes.items() if c in URGENT), default=inf)
-        return max(min(urgent_s, self._leisure_s()), self._failures.retry_at_s)
+    def _due_s(self, busy: bool) -> float:
+        urgent = [at_s for cause, at_s in self._causes.items() if cause in URGENT]
+        urgent_s = min([*urgent, *self._lacks.values()], default=inf)
+        leisure_s = inf if busy else self._leisure_s()
+        return max(min(urgent_s, leisure_s), self._failures.retry_at_s)
 
     def _leisure_s(self) -> float:
         """When there is something to improve, and time to."""
@@ -222,21 +306,21 @@ class Replanner:
         ]
         steady = [self._steady_at_s(offer_id) for offer_id in self._fresh]
         return max(
-            min([*settled, *steady], default=inf), self._changed_s + self._settings.cool_down_s
+            min([*settled, *steady], default=inf), self.changed_s + self._settings.cool_down_s
         )
 
     def _steady_at_s(self, offer_id: str) -> float:
         return self._stands_since_s[offer_id] + self._settings.steady_s
 
     def _candidates(
-        self, running: dict[str, int], improve: bool, now_s: float
+        self, running: dict[str, int], only_steady: bool, now_s: float
     ) -> tuple[Candidate, ...]:
         """Open nodes of the offers that may be named; what is urgent takes any that is not shut."""
         settings = self._settings
         found = []
         for offer_id, offer in self._offers.items():
             shut = now_s < self._shut_until_s.get(offer_id, -inf)
-            if shut or (improve and now_s < self._steady_at_s(offer_id)):
+            if shut or (only_steady and now_s < self._steady_at_s(offer_id)):
                 continue
             open_count = max(0, offer.count - running.get(offer_id, 0))
             found += [

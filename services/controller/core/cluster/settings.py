@@ -20,6 +20,8 @@ class ClusterSettings:
     """A plan is asked for when so many are idle, or `settle_s` after the first, once none is on
     its way any more."""
     pipelines: int = 2
+    objective: str = "throughput"
+    """What plans are made for."""
     layer_count: int = 0
     """Of the model."""
     planner: str = ""

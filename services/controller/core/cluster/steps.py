@@ -19,6 +19,7 @@ from services.controller.core.cluster.actions import (
     TerminateNode,
 )
 from services.controller.core.cluster.changes import blockers, take_turns
+from services.controller.core.cluster.lacks import waits_for_money
 from services.controller.core.cluster.losses import give_up
 from services.controller.core.cluster.node import HeldStage, Node
 from services.controller.core.cluster.notices import hand_over
@@ -64,7 +65,8 @@ def _ask_plan(state: State, settings: ClusterSettings, now_s: float) -> list[Act
     if not (enough or settled) or not state.asking.may_ask(facts, now_s):
         return []
     state.asking.ask(facts)
-    return [AskPlan(state.last_number + 1, settings.model, facts, settings.pipelines)]
+    number, pipelines = state.last_number + 1, settings.pipelines
+    return [AskPlan(number, settings.model, facts, pipelines, settings.objective)]
 
 
 class _Steps:
@@ -91,7 +93,7 @@ class _Steps:
             actions += self._replacement_ready(pipeline)
             actions += self._form(pipeline)
         actions += take_turns(state, self._settings, self._now_s)
-        return [*actions, *self._end_released()]
+        return [*actions, *self._end_idle()]
 
     # Who sits where
 
@@ -281,15 +283,19 @@ class _Steps:
 
     # Who goes
 
-    def _end_released(self) -> list[Action]:
-        """Nodes that an older plan had launched end once the plan is carried out without them."""
+    def _end_idle(self) -> list[Action]:
+        """Nodes that were launched and have no place end once the plan is carried out without
+        them; those that an older plan had, as soon as somebody needs their money."""
         state, settings = self._state, self._settings
-        if not settings.can_launch or not all(p.is_ready for p in state.pipelines.values()):
+        if not settings.can_launch:
+            return []
+        done = all(p.is_ready for p in state.pipelines.values())
+        if not done and not any(waits_for_money(seat) for _, seat in state.all_seats()):
             return []
         ending = [
             node
             for node in state.nodes.values()
-            if node.released and node.launched and not node.lost and not node.leaving
+            if node.launched and (done or node.released) and not node.lost and not node.leaving
         ]
         if not ending:
             return []

@@ -26,7 +26,7 @@ Speeds = Mapping[NodeClass, float]
 def plan(problem: Problem, budget: SearchBudget) -> Solution:
     """As many pipelines as asked for, or as many as fit; when time is out, the first number that
     fits of ever a tenth fewer."""
-    speeds = {kind: _speed(problem, kind) for kind in {node.kind for node in problem.nodes}}
+    speeds = {kind: power(problem, kind) for kind in {node.kind for node in problem.nodes}}
     nodes = sorted(problem.nodes, key=lambda node: -speeds[node.kind])
     most = min(len(nodes), int(_room_bytes(problem) // problem.costs.model.total_bytes))
     count, complete = problem.pipeline_count or most, True
@@ -57,7 +57,7 @@ def _part(problem: Problem, kind: NodeClass) -> StageCost:
     return problem.costs.of(kind, degrees[-1] if degrees else 1)
 
 
-def _speed(problem: Problem, kind: NodeClass) -> float:
+def power(problem: Problem, kind: NodeClass) -> float:
     """Layers a second in decode of one sequence."""
     return 1.0 / float(_part(problem, kind).decode_layer_s(1.0))
 

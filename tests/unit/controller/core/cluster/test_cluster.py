@@ -404,7 +404,7 @@ def test_a_notice_without_a_kill_or_a_replacement_lapses() -> None:
     for now_s in (0.9, 1.8):
         beat(cluster, "node-1", "f1", now_s)
         beat(cluster, "node-2", "f1", now_s)
-    assert said(cluster.tick(2.0)) == ["undrained"]
+    assert said(cluster.tick(2.0)) == ["undrained", "node_released"], "its successor is one more"
     assert cluster.pipelines_view()[0].state is PipelineState.READY
     assert all_of(replaced_idle(cluster), LoadStage) == []
 

@@ -41,7 +41,6 @@ def plan_of(*pipelines: tuple[PlannedStage, ...], number: int = 1) -> Plan:
         ([(stage(0, 0),)], "deployments[0].pipelines[0].stages[0].layers"),
         ([(stage(0, 4),), (stage(0, 3),)], "deployments[0].pipelines"),
         ([()], "deployments[0].pipelines[0].stages"),
-        ([], "deployments[0].pipelines"),
         ([(stage(0, 4, tp_degree=0),)], "deployments[0].pipelines[0].stages[0].tp_degree"),
         (
             [(stage(0, 4, shape=NodeShape(0, float("nan"))),)],

@@ -15,14 +15,16 @@ from services.controller.core.cluster.market import Offer
 from services.controller.core.cluster.replanning import (
     Ask,
     Cause,
+    Lack,
     Replanner,
     ReplanSettings,
-    Workload,
 )
+from services.controller.core.cluster.workload import Workload
 
 SETTINGS = ReplanSettings()
 OFFER = Offer("spot", "g6", NodeShape(1, 1.0), count=2, price_per_hour=1.0, spot=True)
 PLANNED = Workload(2.0, 700.0, 200.0)
+REFUSED = Lack("pipeline-1", 0, refused=True)
 
 
 @pytest.fixture
@@ -101,13 +103,119 @@ def test_what_is_urgent_may_name_an_offer_that_is_new(calm):
 
 
 def test_an_offer_that_said_no_is_not_named_for_a_while(calm):
-    calm.refused("spot", 160.0, 100.0)
+    calm.refused("spot", 160.0)
+    calm.lacking({REFUSED}, 100.0)
     found = ask(calm, 100.0)
     assert found.causes == (Cause.REFUSED,)
     assert found.candidates == ()
     calm.kept(100.0)
     calm.happened(Cause.LOST, 161.0)
     assert len(ask(calm, 161.0).candidates) == 2
+
+
+def test_a_seat_that_stays_vacant_is_asked_about_once(calm):
+    for now_s in (100.0, 101.0, 102.0):
+        calm.lacking({REFUSED}, now_s)
+        found = calm.due({}, now_s)
+        assert (found is not None) == (now_s == 100.0)
+        if found is not None:
+            calm.kept(now_s)
+    calm.lacking({REFUSED, replace(REFUSED, stage=1)}, 103.0)
+    assert ask(calm, 103.0).causes == (Cause.REFUSED,)
+    calm.kept(103.0)
+    calm.lacking(set(), 104.0)
+    calm.lacking({REFUSED}, 105.0)
+    assert ask(calm, 105.0), "it was filled meanwhile"
+
+
+def test_a_node_that_came_by_itself_may_come_back(calm):
+    gone = replace(REFUSED, refused=False)
+    calm.lacking({gone}, 100.0)
+    assert calm.wakes_at_s() == 100.0 + SETTINGS.return_s
+    calm.lacking(set(), 105.0)
+    assert calm.wakes_at_s() == inf
+    calm.lacking({gone}, 200.0)
+    assert ask(calm, 210.0).causes == (Cause.LOST,)
+
+
+def test_one_that_will_be_taken_away_without_a_replacement_is_asked_about(calm):
+    calm.lacking({replace(REFUSED, node_id="node-1")}, 100.0)
+    assert ask(calm, 100.0).causes == (Cause.NOTICED,)
+
+
+def test_while_a_change_is_carried_out_only_what_is_urgent_is_asked(calm):
+    calm.happened(Cause.CAME, 100.0)
+    assert calm.wakes_at_s(busy=True) == inf
+    assert calm.due({}, 200.0, busy=True) is None
+    calm.happened(Cause.LOST, 200.0)
+    found = calm.due({}, 200.0, busy=True)
+    assert found is not None
+    assert found.causes == (Cause.LOST,)
+    calm.kept(200.0)
+    assert ask(calm, 300.0).causes == (Cause.CAME,), "it was not forgotten"
+
+
+def test_a_loss_overtakes_a_question_about_an_improvement(calm):
+    calm.happened(Cause.CAME, 100.0)
+    ask(calm, 101.0)
+    assert not calm.overtaken
+    calm.happened(Cause.LOST, 101.1)
+    assert calm.overtaken
+    calm.withdrawn(101.1)
+    assert ask(calm, 101.1).causes == (Cause.LOST,)
+    calm.kept(101.1)
+    assert ask(calm, 300.0).causes == (Cause.CAME,)
+
+
+def test_an_operator_waits_for_no_pause(calm):
+    calm.happened(Cause.LOST, 10.0)
+    ask(calm, 10.0)
+    calm.failed("away", False, 10.0)
+    calm.happened(Cause.OPERATOR, 10.1)
+    found = ask(calm, 10.1)
+    assert found.improve
+    assert set(found.causes) == {Cause.LOST, Cause.OPERATOR}
+
+
+def test_what_is_offered_at_the_start_is_no_news():
+    replanner = Replanner(SETTINGS)
+    replanner.start_with([OFFER])
+    replanner.offered([OFFER], 0.0)
+    assert replanner.wakes_at_s() == inf
+    replanner.offered([replace(OFFER, count=5)], 10.0)
+    assert ask(replanner, 10.0 + SETTINGS.steady_s).causes == (Cause.OFFERS,)
+
+
+def test_a_budget_that_prices_outgrow_is_asked_about_once(calm):
+    for now_s in (100.0, 101.0):
+        calm.exceeded(True, now_s)
+        found = calm.due({}, now_s)
+        assert (found is not None) == (now_s == 100.0)
+        if found is not None:
+            assert found.causes == (Cause.BUDGET,)
+            calm.kept(now_s)
+
+
+def test_a_plan_that_was_made_for_no_workload_is_changed_by_none_where_arrivals_do_not_count():
+    replanner = Replanner(replace(SETTINGS, counts_arrivals=False))
+    replanner.measured(PLANNED, 0.0)
+    assert replanner.wakes_at_s() == inf
+    replanner.happened(Cause.OPERATOR, 0.0)
+    assert ask(replanner, 0.0).workload == PLANNED
+    replanner.taken(0.0)
+    replanner.measured(replace(PLANNED, arrival_rate_rps=9.0), 100.0)
+    assert replanner.wakes_at_s() == inf
+    replanner.measured(replace(PLANNED, output_tokens=900.0), 100.0)
+    assert ask(replanner, 101.0).causes == (Cause.WORKLOAD,)
+
+
+def test_a_workload_counts_once_it_was_measured_for_a_while():
+    replanner = Replanner(SETTINGS)
+    replanner.measured(None, 0.0)
+    replanner.measured(replace(PLANNED, window_s=SETTINGS.measured_s / 2), 0.0)
+    assert replanner.wakes_at_s() == inf
+    replanner.measured(replace(PLANNED, window_s=SETTINGS.measured_s), 30.0)
+    assert ask(replanner, 31.0).causes == (Cause.WORKLOAD,)
 
 
 def test_a_workload_within_the_envelope_is_the_same(calm):
@@ -181,7 +289,8 @@ def test_under_any_events_questions_are_bounded_and_time_goes_on(events, answer)
             replanner.happened(Cause.LOST, now_s)
         elif kind == "refused":
             losses += 1
-            replanner.refused("spot", now_s + 10.0 * much, now_s)
+            replanner.refused("spot", now_s + 10.0 * much)
+            replanner.lacking({replace(REFUSED, stage=losses)}, now_s)
         elif kind == "load":
             replanner.measured(replace(PLANNED, arrival_rate_rps=2.0 * much), now_s)
         else:
