@@ -288,11 +288,12 @@ class Oracle:
         followers = [p for p in state.wanted() if giving in in_the_way(state, p)]
         if any(node.departs for node in nodes) or all(p.is_ready for p in state.wanted()):
             return
-        if not any(self._can_begin(follower) for follower in followers):
+        if not any(self._can_begin(state, follower) for follower in followers):
             self.fail(17, f"{pipeline_id} gives way to {followers}, which is not prepared")
 
-    def _can_begin(self, pipeline: Pipeline) -> bool:
-        """Every process holds its stage, or has fetched it and serves with another one."""
+    def _can_begin(self, state: State, pipeline: Pipeline) -> bool:
+        """Every process holds its stage, or has fetched it and serves with another one; those that
+        ended and were not missed yet are nobody's mistake."""
         provider = self.world.provider if self.world is not None else None
         for seat in pipeline.seats:
             if waits_for_money(seat):
@@ -302,7 +303,8 @@ class Oracle:
                 return False
             layers, holdings = seat.stage.layers, process.holdings
             has = holdings.can_form(layers) or holdings.fetched == layers
-            if process.alive and not has:  # else nobody has told yet
+            known = process.alive and process.name == state.nodes[seat.node_id].incarnation
+            if known and not has:
                 return False
         return True
 
