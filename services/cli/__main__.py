@@ -7,7 +7,7 @@ import importlib
 import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -40,6 +40,13 @@ app = typer.Typer(
 )
 
 
+def complain(what: str) -> None:
+    """A line on stderr."""
+    Console(stderr=True).print(
+        f"shunt: {what}", style="red", markup=False, highlight=False, soft_wrap=True
+    )
+
+
 def told(action: Callable[[], T]) -> T:
     """Runs an action; an error the person can mend becomes a line and exit status 1, a bad
     setting one and 2."""
@@ -49,9 +56,7 @@ def told(action: Callable[[], T]) -> T:
     try:
         return action()
     except MeshError as error:
-        Console(stderr=True).print(
-            f"shunt: {error}", style="red", markup=False, highlight=False, soft_wrap=True
-        )
+        complain(str(error))
         raise typer.Exit(1) from None
 
 
@@ -163,6 +168,22 @@ def interrupt(
     console.print(f"{node} {what} (event {number})", highlight=False)
 
 
+@app.command()
+def events(
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts: an object a line.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on as events happen.")] = False,
+    since: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The first number wanted.")] = 0,
+    kind: Annotated[list[str], typer.Option(help="Only this kind; may be given again.")] = [],  # noqa: B006
+) -> None:
+    """Shows what happened to nodes, pipelines and plans."""
+    from services.cli.event_stream import print_events
+    from services.cli.events import read_events
+
+    found = read_events(MeshDirectory(data_dir), since, follow, complain)
+    told(lambda: print_events(found, kind, as_json))
+
+
 def apply_plan(
     file: Annotated[Path, typer.Argument(help="The plan, as JSON.")],
     data_dir: DataDir = DEFAULT_DATA_DIR,
@@ -172,6 +193,52 @@ def apply_plan(
 
     number = told(lambda: asyncio.run(hand_over(MeshDirectory(data_dir), file)))
     console.print(f"plan {number} is carried out (see shunt status)", highlight=False)
+
+
+def diff_plan(
+    file: Annotated[Path, typer.Argument(help="The plan, as JSON.")],
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Says what `apply` would change, and changes nothing."""
+    from services.cli.plan_diff import diff_text, plan_diff
+
+    diff = told(lambda: asyncio.run(plan_diff(MeshDirectory(data_dir), file)))
+    if as_json:
+        print(json.dumps(diff))
+    else:
+        console.print(diff_text(diff), soft_wrap=True)
+
+
+def why_plan(
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    what_ifs: Annotated[
+        bool, typer.Option(help="Ask placement, too, what something else would change.")
+    ] = True,
+) -> None:
+    """Says why the mesh has the plan it has, and what would make another one."""
+    from services.cli.why import explained, why_text
+
+    why = told(lambda: asyncio.run(explained(MeshDirectory(data_dir), what_ifs)))
+    if as_json:
+        print(json.dumps(why))
+    else:
+        console.print(why_text(why))
+
+
+def replan_now(
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Has the mesh ask for another plan at once; one that is worth its move is carried out."""
+    from services.cli.replan import replanned, replanned_text
+
+    found = told(lambda: asyncio.run(replanned(MeshDirectory(data_dir))))
+    if as_json:
+        print(json.dumps(found))
+    else:
+        console.print(replanned_text(found), soft_wrap=True)
 
 
 @app.command()
@@ -185,6 +252,15 @@ def demo(
         raise typer.Exit(1)
 
 
+OF_MESH: Mapping[str, Callable[..., None]] = {
+    "apply": apply_plan,
+    "diff": diff_plan,
+    "now": replan_now,
+    "why": why_plan,
+}
+"""Commands of `shunt plan` that are about the plan of a running mesh."""
+
+
 def _leave(number: int, frame: object) -> None:
     """What was started for this command is ended on the way out, as by Ctrl-C."""
     sys.exit(128 + number)
@@ -196,7 +272,8 @@ def mount(arguments: Sequence[str]) -> None:
     for name, (module, help_text) in MOUNTED.items():
         commands = importlib.import_module(module).app if name == called else typer.Typer()
         if name == called == "plan":
-            commands.command("apply")(apply_plan)
+            for command, of_mesh in OF_MESH.items():
+                commands.command(command)(of_mesh)
         app.add_typer(commands, name=name, help=help_text)
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import grpc
-from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
+from shuntserve.controller.v1 import controller_pb2
 
+from services.cli.controller_calls import CALL_S, controller_of
 from services.cli.mesh_directory import MeshDirectory, MeshError
-from services.common import channels
-from services.common.settings import TlsSettings
 
-TIMEOUT_S = 10.0
 MAX_BYTES = 4 << 20
 
 
@@ -30,14 +28,10 @@ def read_plan(path: Path) -> str:
 async def apply_plan(directory: MeshDirectory, path: Path) -> int:
     """Returns the plan's number; raises MeshError, naming the field that is wrong."""
     text = read_plan(path)
-    address = directory.running().service("controller").grpc
-    if address is None:
-        raise MeshError("the controller has no address")
-    async with channels.open_channel(address, tls=TlsSettings()) as channel:
-        stub = controller_pb2_grpc.ControllerServiceStub(channel)
+    async with controller_of(directory) as stub:
         try:
-            request = controller_pb2.ApplyPlanRequest(plan_json=text)
-            answer = await stub.ApplyPlan(request, timeout=TIMEOUT_S)
+            request = controller_pb2.ApplyPlanRequest(plan_json=text, source=path.name)
+            answer = await stub.ApplyPlan(request, timeout=CALL_S)
         except grpc.aio.AioRpcError as error:
             raise MeshError(f"{path}: {error.details()}") from None
     return int(answer.number)

@@ -119,6 +119,8 @@ def _plan(status: controller_pb2.GetStatusResponse) -> dict[str, Any]:
             }
             for deployment in status.plan.deployments
         ],
+        "adopted_unix_s": _optional(status.plan, "adopted_unix_s"),
+        "causes": list(status.plan.causes),
     }
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from services.cli.why import age
+
 NO_PIPELINE = "no pipeline is ready"
 """What a router says that has nothing to say but what the pipelines' states do."""
+_NAMED = 6
+"""Pipelines of a deployment that are named; more are counted."""
 _FAULTS = {
     "start": "nodes of {pipeline} come to nothing, {node} last",
     "load": "{node} cannot load its stage of {pipeline}",
@@ -30,14 +34,15 @@ _COLOURS = {
 
 
 def status_table(status: dict[str, Any]) -> Group:
-    """What keeps failing, the model, then tables of the services, the pipelines with their nodes,
-    the market where it names prices, and the generations."""
+    """What keeps failing, the model, the plan, then tables of the services, the pipelines with
+    their nodes, the market where it names prices, and the generations."""
     tables = _services(status), _pipelines(status), *_market(status)
     asked = map(workload_line, status["workloads"])
-    return Group(*_faults(status), *_model(status["model"]), *tables, *asked, _generations(status))
+    head = [*_faults(status), *_model(status["model"]), *_plan(status)]
+    return Group(*head, *tables, *asked, _generations(status))
 
 
-def _faults(status: dict[str, Any]) -> list[Text]:
+def _faults(status: dict[str, Any]) -> list[RenderableType]:
     waiting = [s for s in status["services"] if s["reason"] and s["reason"] != NO_PIPELINE]
     lines = [f"{service['name']} takes no requests: {service['reason']}" for service in waiting]
     lines += [fault_line(fault) for fault in status["faults"]]
@@ -53,14 +58,34 @@ def fault_line(fault: dict[str, Any]) -> str:
     return f"{what}{often}{again}: {fault['cause']}"
 
 
-def _model(model: dict[str, Any]) -> list[str]:
+def _model(model: dict[str, Any]) -> list[RenderableType]:
     if model["id"] is None:
         return []
-    lines = [f"{model['id']}, version {model['digest'][:12]}"]
+    lines: list[RenderableType] = [f"{model['id']}, version {model['digest'][:12]}"]
     if model["newer_in_store"]:
         newer = model["newer_in_store"][:12]
         lines.append(f"[yellow]the store has version {newer} by now: a new start serves it[/]")
     return lines
+
+
+def _plan(status: dict[str, Any]) -> list[RenderableType]:
+    """Its number, age and last cause, and what serves each model."""
+    plan = status["plan"]
+    if plan is None:  # where the controller is away, nobody knows
+        return [Text("no plan yet")] if status["model"]["id"] is not None else []
+    since, causes = plan["adopted_unix_s"], plan["causes"]
+    line = f"plan {plan['number']}"
+    line += f", adopted {age(since)} ago" if since is not None else ""
+    line += f", because of {', '.join(causes)}" if causes else ""
+    return [Text(line), *(Text(f"  {_deployment(one)}") for one in plan["deployments"])]
+
+
+def _deployment(deployment: dict[str, Any]) -> str:
+    pipelines = deployment["pipelines"]
+    names = ", ".join(pipelines) or "no pipeline"
+    if len(pipelines) > _NAMED:
+        names = f"{len(pipelines)} pipelines"
+    return f"{deployment['model']} for {deployment['objective']}: {names}"
 
 
 def _coloured(state: str) -> str:

@@ -70,6 +70,8 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "ClaimGeneration": _only(Role.ROUTER),
         "ReportInterruption": _only(Role.OPERATOR),
         "ApplyPlan": _only(Role.OPERATOR),
+        "DiffPlan": _only(Role.OPERATOR),
+        "ExplainPlan": _only(Role.OPERATOR),
         "Replan": _only(Role.OPERATOR),
         "ReportDemand": _only(Role.ROUTER),
         "GetStatus": _only(Role.OPERATOR),
@@ -80,6 +82,7 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "Estimate": _PLANNERS,
         "Replan": _PLANNERS,
         "Explain": _PLANNERS,
+        "WhatIf": _PLANNERS,
     },
     "shuntserve.tensorstore.v1.TensorStoreService": {
         "Import": _only(Role.OPERATOR),

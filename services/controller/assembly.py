@@ -30,6 +30,7 @@ from services.controller.runtime import SNAPSHOT, ClusterRuntime
 from services.controller.service import ControllerService, ServedVersion
 from services.controller.settings import ControllerSettings
 from services.controller.signal import Signal
+from services.controller.what_ifs import WhatIfs
 
 _log = logging.getLogger(__name__)
 
@@ -117,6 +118,11 @@ class AssembledController:
                 vocab_size=facts.vocab_size,
                 runtime=self._runtime,
                 replans=self._replans,
+                what_ifs=WhatIfs(
+                    self._replans.imagined,
+                    market=self._runtime.market,
+                    placement=self._planning,
+                ),
                 generations=self._generations,
                 events=self.events,
                 engines=self._engines,

@@ -35,6 +35,8 @@ class EventLog:
         self._journal = journal
         self._wall_clock = wall_clock
         self._events: deque[LoggedEvent] = deque(maxlen=kept)
+        self.plan = 0
+        """Number of the plan that events belong to from now on; 0 while there is none."""
         self._next_number = 1
         self._grown = Signal()
         self._closed = False
@@ -43,7 +45,8 @@ class EventLog:
         """Goes on behind what the journal holds."""
         self._events.extend(events)
         if self._events:
-            self._next_number = self._events[-1].number + 1
+            newest = self._events[-1]
+            self._next_number, self.plan = newest.number + 1, newest.plan
 
     def add(
         self,
@@ -63,11 +66,17 @@ class EventLog:
             pipeline_id,
             generation_id,
             dict(attributes or {}),
+            self.plan,
         )
         self._next_number += 1
         self._events.append(event)
         self._grown.fire()
-        ids = {"node_id": node_id, "pipeline_id": pipeline_id, "generation_id": generation_id}
+        ids = {
+            "node_id": node_id,
+            "pipeline_id": pipeline_id,
+            "generation_id": generation_id,
+            "plan": self.plan,
+        }
         told = {name: value for name, value in {**ids, **event.attributes}.items() if value}
         log = logs.access if kind == "generation_bound" else _log  # one line a generation
         log.log(logging.WARNING if kind in WARNINGS else logging.INFO, kind, extra=told)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import grpc
 from shuntserve.placement.v1 import placement_pb2, placement_pb2_grpc
@@ -15,6 +15,7 @@ from services.common.nodes import NodeShape
 from services.common.settings import TlsSettings
 from services.common.statuses import from_rpc_error
 from services.controller.core.cluster.actions import AskPlan
+from services.controller.core.cluster.difference import StageToBe
 from services.controller.core.cluster.market import Offer
 from services.controller.core.cluster.plan import (
     Deployment,
@@ -23,8 +24,11 @@ from services.controller.core.cluster.plan import (
     PlannedStage,
 )
 from services.controller.core.cluster.question import NextPlan, Replanning
+from services.controller.core.cluster.why import Alternative, Why
 from services.controller.core.cluster.workload import Workload
 from services.controller.core.model_facts import ModelFacts
+from services.controller.diffs import Estimated, Estimating
+from services.controller.what_ifs import Answers, LikeNodes
 
 MAX_TOKENS = 1 << 24
 _OBJECTIVES = {
@@ -32,6 +36,9 @@ _OBJECTIVES = {
     "throughput-per-cost": placement_pb2.OBJECTIVE_KIND_THROUGHPUT_PER_COST,
     "goodput-per-cost": placement_pb2.OBJECTIVE_KIND_GOODPUT_PER_COST,
 }
+
+_RUNNERS_UP = 4
+"""Plans that are told of beside the one that is taken."""
 
 
 def _node(
@@ -86,6 +93,25 @@ def _stage(stage: placement_pb2.Stage, named: _Named) -> PlannedStage:
     )
 
 
+def _alternatives(
+    reply: placement_pb2.PlanResponse | placement_pb2.ReplanResponse,
+) -> tuple[Alternative, ...]:
+    return tuple(Alternative(one.plan, one.lacks) for one in reply.alternatives)
+
+
+def _pipeline(stages: Sequence[PlannedStage | StageToBe]) -> placement_pb2.Pipeline:
+    return placement_pb2.Pipeline(
+        stages=[
+            placement_pb2.Stage(
+                node_id=stage.node_id,
+                layers=wire.layers_to(stage.layers),
+                tp_degree=stage.tp_degree,
+            )
+            for stage in stages
+        ]
+    )
+
+
 class Planning:
     """The placement service, seen from here."""
 
@@ -112,19 +138,86 @@ class Planning:
             nodes=[_node(node.node_id, node.shape) for node in question.nodes],
             planner=self._planner,
             pipeline_count=question.pipelines,
+            runners_up=_RUNNERS_UP,
         )
         try:
             reply = await self._stub.Plan(request, timeout=self._timeout_s)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
         known = {n.node_id: _Named(n.shape, node_id=n.node_id) for n in question.nodes}
-        return self._plan_of(reply, question.number, question.model, question.objective, known)
+        plan = self._plan_of(reply, question.number, question.model, question.objective, known)
+        return replace(plan, why=Why(tuple(reply.reasons), _alternatives(reply), ("first_plan",)))
 
     async def replan(self, question: Replanning) -> NextPlan:
         """The next plan, or none where the running one stays; by placement's own planner, which
         knows every objective. Raises as `plan` does."""
         wishes = question.wishes
-        request = placement_pb2.ReplanRequest(
+        try:
+            reply = await self._stub.Replan(self._asked(question), timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        if not reply.change:
+            return NextPlan(None, 0.0, tuple(reply.reasons))
+        known = {n.node_id: _Named(n.shape, node_id=n.node_id) for n in question.nodes} | {
+            one.name: _Named(one.offer.shape, offer_id=one.offer.offer_id)
+            for one in question.candidates
+        }
+        plan = self._plan_of(reply, question.number, question.model, wishes.objective, known)
+        why = Why(
+            tuple(reply.reasons),
+            _alternatives(reply),
+            gain=reply.gain,
+            horizon_s=wishes.horizon_s,
+        )
+        return NextPlan(replace(plan, why=why), reply.gain, why.reasons)
+
+    async def what_ifs(self, question: Replanning, groups: Sequence[LikeNodes]) -> Answers:
+        """What placement would answer to a question that is another in one thing. Raises a
+        ShuntError when there is no answer."""
+        request = placement_pb2.WhatIfRequest(
+            question=self._asked(question),
+            groups=[
+                placement_pb2.NodeGroup(
+                    name=group.name,
+                    node_ids=group.node_ids,
+                    more=None
+                    if group.offer is None
+                    else _node(f"{group.name}#more", group.offer.shape, group.offer, on_offer=True),
+                )
+                for group in groups
+            ],
+        )
+        try:
+            reply = await self._stub.WhatIf(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        return Answers(tuple((one.change, one.answer) for one in reply.answers), reply.complete)
+
+    async def estimate(self, question: Estimating) -> Estimated:
+        """What pipelines carry, and what their nodes have to load. Raises a ShuntError when there
+        is no answer."""
+        request = placement_pb2.EstimateRequest(
+            model=placement_pb2.ModelSpec(config_json=self._facts.config_json),
+            nodes=[_node(name, shape, offer) for name, (shape, offer) in question.nodes.items()],
+            pipelines=[_pipeline(stages) for stages in question.pipelines],
+            resident=[
+                placement_pb2.ResidentLayers(
+                    node_id=name, layers=wire.layers_to(held.layers), tp_degree=held.tp_degree
+                )
+                for name, held in question.resident.items()
+                if held.model == self._facts.ref
+            ],
+        )
+        try:
+            reply = await self._stub.Estimate(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        rate = sum(one.throughput_tokens_per_s for one in reply.pipeline_estimates)
+        return Estimated(rate, {move.node_id: move.load_bytes for move in reply.node_moves})
+
+    def _asked(self, question: Replanning) -> placement_pb2.ReplanRequest:
+        wishes = question.wishes
+        return placement_pb2.ReplanRequest(
             model=placement_pb2.ModelSpec(config_json=self._facts.config_json),
             nodes=[
                 *(_node(n.node_id, n.shape, n.offer, on_offer=n.starts) for n in question.nodes),
@@ -133,19 +226,7 @@ class Planning:
                     for one in question.candidates
                 ),
             ],
-            running=[
-                placement_pb2.Pipeline(
-                    stages=[
-                        placement_pb2.Stage(
-                            node_id=stage.node_id,
-                            layers=wire.layers_to(stage.layers),
-                            tp_degree=stage.tp_degree,
-                        )
-                        for stage in pipeline.stages
-                    ]
-                )
-                for pipeline in question.running
-            ],
+            running=[_pipeline(pipeline.stages) for pipeline in question.running],
             resident=[
                 placement_pb2.ResidentLayers(
                     node_id=node.node_id,
@@ -168,18 +249,6 @@ class Planning:
             nodes_min=wishes.nodes_min,
             nodes_max=wishes.nodes_max,
         )
-        try:
-            reply = await self._stub.Replan(request, timeout=self._timeout_s)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
-        if not reply.change:
-            return NextPlan(None, 0.0, tuple(reply.reasons))
-        known = {n.node_id: _Named(n.shape, node_id=n.node_id) for n in question.nodes} | {
-            one.name: _Named(one.offer.shape, offer_id=one.offer.offer_id)
-            for one in question.candidates
-        }
-        plan = self._plan_of(reply, question.number, question.model, wishes.objective, known)
-        return NextPlan(plan, reply.gain, tuple(reply.reasons))
 
     def _plan_of(
         self,

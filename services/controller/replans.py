@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from services.controller.core.cluster.market import Market
 from services.controller.core.cluster.plan import Deployment, Plan
 from services.controller.core.cluster.question import NextPlan, Replanning, Wishes, question
 from services.controller.core.cluster.replanning import Ask, Cause, Replanner
+from services.controller.core.cluster.why import Why
 from services.controller.core.cluster.workload import Workload, Workloads
 from services.controller.event_log import EventLog
 from services.controller.signal import Signal
@@ -207,7 +208,10 @@ class Replans:
     def _sleep(self, cluster: Cluster, now_s: float) -> None:
         """No pipeline any more, until somebody asks."""
         deployments = (Deployment(cluster.settings.model, self._wishes.objective, ()),)
-        plan = Plan(cluster.next_plan_number, deployments)
+        why = Why(
+            reasons=(f"nobody asked for it for {self._settings.sleep_s:g} s",), causes=("quiet",)
+        )
+        plan = Plan(cluster.next_plan_number, deployments, why)
         attributes = {"plan": str(plan.number), "quiet_s": f"{self._settings.sleep_s:g}"}
         self._events.add("fell_asleep", attributes=attributes)
         self._adopt(plan)
@@ -252,7 +256,8 @@ class Replans:
             attributes |= {"plan": str(number), "gain": f"{answer.gain:.3f}"}
             self._events.add("plan_chosen", attributes=attributes)
             self._number = number
-            self._adopt(answer.plan)
+            why = replace(answer.plan.why, causes=tuple(cause.value for cause in ask.causes))
+            self._adopt(replace(answer.plan, why=why))
         if Cause.OPERATOR in ask.causes:
             told = Replanned(answer.plan is not None, number, answer.gain, answer.reasons)
             for operator in self._told():
@@ -270,6 +275,14 @@ class Replans:
         return [operator for operator in operators if not operator.done()]
 
     # What others see
+
+    def imagined(self) -> Replanning:
+        """What placement would be asked now. Raises FailedPrecondition where there is no plan."""
+        now_s, cluster = self._clock(), self._cluster()
+        if cluster.plan is None:
+            raise FailedPrecondition("there is no plan yet", field="plan")
+        ask = self._replanner.imagined(self._running(), now_s)
+        return question(cluster, self._market, ask, self._wishes, now_s)
 
     def workload(self, model_id: str) -> Workload | None:
         """What is asked of a model now; None while nobody can tell."""

@@ -35,6 +35,7 @@ from services.controller.core.cluster.applying import operators_plan
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.turns import Turns
+from services.controller.diffs import PlanDiff, plan_diff
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
 from services.controller.fleet import Fleet
@@ -61,6 +62,17 @@ class RuntimeSettings:
     budget_per_hour: float = 0.0
     """Dollars, of all nodes that run together, one that goes and its replacement included; 0 does
     not bind."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Actions that were asked for together."""
+
+    actions: Sequence[Action]
+    plan: int
+    """Number of the plan that was carried out then; 0 while there was none."""
+    done: asyncio.Future[None]
+    """Resolves when they are begun."""
 
 
 class ClusterRuntime:
@@ -101,7 +113,7 @@ class ClusterRuntime:
         self._events = events
         self._heads_changed = heads_changed
         self._clock = clock
-        self._queue: asyncio.Queue[tuple[Sequence[Action], asyncio.Future[None]]] = asyncio.Queue()
+        self._queue: asyncio.Queue[_Asked] = asyncio.Queue()
         self._tasks: asyncio.TaskGroup
         self._carrying_out: asyncio.Task[None] | None = None
         self._of_node: dict[str, set[asyncio.Task[None]]] = {}
@@ -136,7 +148,7 @@ class ClusterRuntime:
                 while True:
                     self._submit(self.cluster.tick(self._clock()))
                     if self._unsaved and self._queue.empty():
-                        self._queue.put_nowait(((), asyncio.get_running_loop().create_future()))
+                        self._queue.put_nowait(self._asked(()))
                     await asyncio.sleep(self._settings.tick_s)
         finally:
             await self._engines.close()
@@ -175,12 +187,22 @@ class ClusterRuntime:
             raise NotFound("the notice is too old to be known", field="node_id")
         return event
 
-    async def apply_plan(self, plan_json: str) -> int:
-        """Adopts an operator's plan; returns its number. Raises InvalidArgument."""
+    async def apply_plan(self, plan_json: str, source: str) -> int:
+        """Adopts an operator's plan from this file; returns its number. Raises InvalidArgument."""
         number = self.cluster.next_plan_number
-        plan = operators_plan(plan_json, number, self.cluster.settings)
+        plan = operators_plan(plan_json, number, self.cluster.settings, source)
         await self._submit(self.cluster.plan_ready(plan, self._clock()))
         return number
+
+    async def diff_plan(self, plan_json: str) -> PlanDiff:
+        """What applying it would change. Raises InvalidArgument."""
+        return await plan_diff(
+            plan_json,
+            cluster=self.cluster,
+            market=self.market,
+            placement=self._planning,
+            now_s=self._clock(),
+        )
 
     def adopt(self, plan: Plan) -> None:
         """A newer plan is what is carried out from now on."""
@@ -196,9 +218,9 @@ class ClusterRuntime:
         nothing is carried out any more."""
         if self._carrying_out is None:
             return
-        done = asyncio.get_running_loop().create_future()
-        self._queue.put_nowait(((), done))
-        await asyncio.wait((done, self._carrying_out), return_when=asyncio.FIRST_COMPLETED)
+        asked = self._asked(())
+        self._queue.put_nowait(asked)
+        await asyncio.wait((asked.done, self._carrying_out), return_when=asyncio.FIRST_COMPLETED)
 
     async def end_nodes(self) -> None:
         """Ends every node the provider launched."""
@@ -228,17 +250,23 @@ class ClusterRuntime:
 
     def _submit(self, actions: Iterable[Action]) -> asyncio.Future[None]:
         """Has actions carried out; resolves when they are begun."""
-        done = asyncio.get_running_loop().create_future()
-        actions = tuple(actions)
-        if actions:
-            self._queue.put_nowait((actions, done))
+        asked = self._asked(tuple(actions))
+        if asked.actions:
+            self._queue.put_nowait(asked)
         else:
-            done.set_result(None)
-        return done
+            asked.done.set_result(None)
+        return asked.done
+
+    def _asked(self, actions: Sequence[Action]) -> _Asked:
+        plan = self.cluster.plan
+        number = 0 if plan is None else plan.number
+        return _Asked(actions, number, asyncio.get_running_loop().create_future())
 
     async def _carry_out_all(self) -> None:
         while True:
-            actions, done = await self._queue.get()
+            asked = await self._queue.get()
+            actions, done = asked.actions, asked.done
+            self._events.plan = asked.plan
             for action in actions:
                 if isinstance(action, PersistCluster):
                     self._unsaved[SNAPSHOT] = action.snapshot

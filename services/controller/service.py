@@ -16,10 +16,10 @@ from shuntserve.controller.v1 import controller_pb2_grpc
 
 from services.common import channels, guards, logs
 from services.common import wire as common_wire
-from services.common.errors import InvalidArgument, NotFound, ShuntError
+from services.common.errors import FailedPrecondition, InvalidArgument, NotFound, ShuntError
 from services.common.exchange import CheckpointResult
 from services.common.generation import CancelReason, ModelRef
-from services.controller import metrics, wire, wire_demand
+from services.controller import metrics, wire, wire_demand, wire_plans
 from services.controller.core.cluster.actions import NodeView
 from services.controller.core.cluster.market import MAX_NOTICE_S
 from services.controller.engines import Engines
@@ -28,6 +28,7 @@ from services.controller.generations import LedgerRuntime
 from services.controller.processes import Processes
 from services.controller.replans import Replans
 from services.controller.runtime import ClusterRuntime
+from services.controller.what_ifs import WhatIfs
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         vocab_size: int,
         runtime: ClusterRuntime,
         replans: Replans,
+        what_ifs: WhatIfs,
         generations: LedgerRuntime,
         events: EventLog,
         engines: Engines,
@@ -75,6 +77,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         self._vocab_size = vocab_size
         self._runtime = runtime
         self._replans = replans
+        self._what_ifs = what_ifs
         self._generations = generations
         self._events = events
         self._engines = engines
@@ -251,7 +254,30 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         self, request: pb.ApplyPlanRequest, context: Context
     ) -> pb.ApplyPlanResponse:
         await self._runtime.started.wait()
-        return pb.ApplyPlanResponse(number=await self._runtime.apply_plan(request.plan_json))
+        source = wire.name_from(request.source, "source") if request.source else ""
+        number = await self._runtime.apply_plan(request.plan_json, source)
+        return pb.ApplyPlanResponse(number=number)
+
+    async def DiffPlan(self, request: pb.DiffPlanRequest, context: Context) -> pb.DiffPlanResponse:
+        await self._runtime.started.wait()
+        return wire_plans.diff_to(await self._runtime.diff_plan(request.plan_json))
+
+    async def ExplainPlan(
+        self, request: pb.ExplainPlanRequest, context: Context
+    ) -> pb.ExplainPlanResponse:
+        await self._runtime.started.wait()
+        plan = self._runtime.cluster.plan
+        if plan is None:
+            raise FailedPrecondition("there is no plan yet")
+        explained = wire_plans.explanation_to(plan)
+        if request.what_ifs:
+            try:
+                found = await self._what_ifs.answers()
+            except ShuntError as error:
+                explained.what_ifs_lack = f"placement has no answer: {error.message}"
+            else:
+                wire_plans.add_what_ifs(explained, found)
+        return explained
 
     async def Replan(self, request: pb.ReplanRequest, context: Context) -> pb.ReplanResponse:
         await self._runtime.started.wait()
@@ -285,7 +311,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
             cancelled_generations=population.cancelled,
             faults=[wire.fault_to(fault, cluster.unix_offset_s) for fault in cluster.faults()],
             unusable=cluster.unusable(),
-            plan=None if cluster.plan is None else wire.plan_to(cluster.plan),
+            plan=None if cluster.plan is None else wire_plans.plan_to(cluster.plan),
             offers=[wire.offer_to(offer, market) for offer in market.offers()],
             cost_per_hour=market.cost_per_hour(),
             on_demand_cost_per_hour=market.on_demand_cost_per_hour(),

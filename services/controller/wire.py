@@ -34,7 +34,6 @@ from services.controller.core.cluster.actions import (
     PipelineView,
 )
 from services.controller.core.cluster.market import MAX_NOTICE_S, Market, Offer
-from services.controller.core.cluster.plan import Plan
 from services.controller.core.ledger.population import OpenGeneration, Standing
 from services.controller.journal.journal import LoggedEvent
 
@@ -325,20 +324,6 @@ def pipeline_to(pipeline: PipelineView) -> pb.PipelineStatus:
     )
 
 
-def plan_to(plan: Plan) -> pb.PlanStatus:
-    return pb.PlanStatus(
-        number=plan.number,
-        deployments=[
-            pb.DeploymentStatus(
-                model=wire.model_to(deployment.model),
-                objective=deployment.objective,
-                pipeline_ids=[pipeline.pipeline_id for pipeline in deployment.pipelines],
-            )
-            for deployment in plan.deployments
-        ],
-    )
-
-
 def generation_to(generation: OpenGeneration) -> pb.GenerationStatus:
     return pb.GenerationStatus(
         generation_id=generation.generation_id,
@@ -359,4 +344,5 @@ def event_to(event: LoggedEvent) -> pb.WatchEventsResponse:
         pipeline_id=event.pipeline_id,
         generation_id=event.generation_id,
         attributes=event.attributes,
+        plan=event.plan,
     )

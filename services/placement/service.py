@@ -21,11 +21,14 @@ from services.placement.estimate.cluster import PlacedPipeline
 from services.placement.estimate.costs import Costs
 from services.placement.estimate.estimator import estimate_plan
 from services.placement.estimate.explain import explain_pipeline
-from services.placement.replan.next_plan import replan
+from services.placement.replan.moves import LOAD_BYTES_PER_S, node_moves
+from services.placement.replan.next_plan import Change, replan
+from services.placement.replan.what_if import what_ifs
 from services.placement.search.budget import SearchBudget
-from services.placement.search.problem import Problem
+from services.placement.search.problem import Planner, Problem
 from services.placement.search.registry import planner
 from services.placement.search.score import goodput
+from services.placement.search.telling import lacks, shape
 from services.placement.settings import PlacementSettings
 from services.placement.stopwatch import Stopwatch
 
@@ -57,6 +60,9 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
 
     async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:
         return await self._search(context, lambda _: self._explain(request))
+
+    async def WhatIf(self, request: pb.WhatIfRequest, context: Context) -> pb.WhatIfResponse:
+        return await self._search(context, lambda budget: self._what_if(request, budget))
 
     async def _search(self, context: Context, work: Callable[[SearchBudget], Reply]) -> Reply:
         """Runs `work` in a thread; it is told to stop before the deadline and on cancellation."""
@@ -90,6 +96,7 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
             objective=wire.objective_from(request.objective),
             pipeline_count=request.pipeline_count,
             seed=request.seed,
+            runners_up=request.runners_up,
         )
         name = wire.planner_from(request.planner)
         solution = planner(name)(problem, budget)
@@ -104,15 +111,23 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
             solve_time_s=time.monotonic() - begin,
             complete=solution.complete,
             reasons=solution.reasons,
+            alternatives=[
+                pb.RejectedPlan(plan=shape(one), lacks=lacks(problem, one, solution.pipelines))
+                for one in solution.runners_up
+            ],
         )
 
     def _estimate(self, request: pb.EstimateRequest) -> pb.EstimateResponse:
         problem, pipelines = self._given(request)
         total, each = estimate_plan(problem.costs, pipelines)
         expected = goodput(problem, pipelines, [e.throughput_rps for e in each])
+        known = {node.node_id: node for node in problem.nodes}
+        resident = wire_replan.resident_from(request.resident, known)
+        moves = node_moves(problem.costs.model, pipelines, resident, LOAD_BYTES_PER_S)
         return pb.EstimateResponse(
             pipeline_estimates=[wire.pipeline_estimate_message(e) for e in each],
             estimate=wire.plan_estimate_message(total, expected),
+            node_moves=[wire_replan.node_move_message(move) for move in moves],
         )
 
     def _explain(self, request: pb.ExplainRequest) -> pb.ExplainResponse:
@@ -133,16 +148,9 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
 
     def _replan(self, request: pb.ReplanRequest, budget: SearchBudget) -> pb.ReplanResponse:
         begin = time.monotonic()
-        costs = self._costs(request)
-        problem = Problem(
-            costs=costs,
-            nodes=wire.nodes_from(self._catalogue, request.nodes),
-            objective=wire.objective_from(request.objective),
-        )
-        change = wire_replan.change_from(request, problem.nodes)
-        name = wire.planner_from(request.planner)
-        found = replan(problem, change, planner(name), budget)
-        total, each = estimate_plan(costs, found.pipelines)
+        problem, change, search = self._question(request)
+        found = replan(problem, change, search, budget)
+        total, each = estimate_plan(problem.costs, found.pipelines)
         running = self._total(problem, found.left)
         expected = goodput(problem, found.pipelines, [e.throughput_rps for e in each])
         return pb.ReplanResponse(
@@ -165,6 +173,24 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
                 pb.RejectedPlan(plan=one.plan, lacks=one.lacks) for one in found.alternatives
             ],
         )
+
+    def _what_if(self, request: pb.WhatIfRequest, budget: SearchBudget) -> pb.WhatIfResponse:
+        problem, change, search = self._question(request.question)
+        groups = wire_replan.groups_from(self._catalogue, request.groups)
+        found = what_ifs(problem, change, groups, search, budget)
+        return pb.WhatIfResponse(
+            answers=[pb.WhatIfAnswer(change=a.change, answer=a.answer) for a in found.answers],
+            complete=found.complete,
+        )
+
+    def _question(self, request: pb.ReplanRequest) -> tuple[Problem, Change, Planner]:
+        problem = Problem(
+            costs=self._costs(request),
+            nodes=wire.nodes_from(self._catalogue, request.nodes),
+            objective=wire.objective_from(request.objective),
+        )
+        change = wire_replan.change_from(request, problem.nodes)
+        return problem, change, planner(wire.planner_from(request.planner))
 
     def _total(self, problem: Problem, pipelines: tuple[PlacedPipeline, ...]) -> pb.PlanEstimate:
         if not pipelines:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from shuntserve.common.v1 import common_pb2
 from shuntserve.placement.v1 import placement_pb2 as pb
 
 from services.common.errors import InvalidArgument
 from services.placement import wire
+from services.placement.estimate.catalogue import HardwareCatalogue
 from services.placement.estimate.cluster import CandidateNode, PlacedPipeline, PlacedStage
 from services.placement.estimate.explain import PipelineExplanation, StageExplanation
-from services.placement.replan.moves import GenerationMove, Handover, NodeMove, ResidentStage
+from services.placement.replan.moves import (
+    LOAD_BYTES_PER_S,
+    GenerationMove,
+    Handover,
+    NodeMove,
+    ResidentStage,
+)
 from services.placement.replan.next_plan import HYSTERESIS, Change
+from services.placement.replan.what_if import NodeGroup
 
 MOST_READY_IN_S = 1e6
+MOST_GROUPS = 4096
+MOST_NAME_CHARS = 128
 _HANDOVER_OF = {
     Handover.REPLAY: pb.HANDOVER_REPLAY,
     Handover.TRANSFER: pb.HANDOVER_TRANSFER,
@@ -26,10 +36,10 @@ def change_from(request: pb.ReplanRequest, nodes: Sequence[CandidateNode]) -> Ch
     known = {node.node_id: node for node in nodes}
     return Change(
         running=tuple(_running(message, known, nodes) for message in request.running),
-        resident=_resident(request, known),
+        resident=resident_from(request.resident, known),
         horizon_s=request.horizon_s or 600.0,
         notice_s=request.notice_s,
-        load_bytes_per_s=request.load_bytes_per_s or 1e9,
+        load_bytes_per_s=request.load_bytes_per_s or LOAD_BYTES_PER_S,
         generations=tuple(request.generations),
         tokens_per_generation=request.tokens_per_generation,
         improve=request.improve,
@@ -62,17 +72,37 @@ def _running(
     return PlacedPipeline(tuple(stages), wire.phase_from(message.phase))
 
 
-def _resident(
-    request: pb.ReplanRequest, known: dict[str, CandidateNode]
+def resident_from(
+    messages: Sequence[pb.ResidentLayers], known: Mapping[str, CandidateNode]
 ) -> dict[str, tuple[ResidentStage, ...]]:
+    """What nodes of the request hold."""
     held: dict[str, tuple[ResidentStage, ...]] = {}
-    for one in request.resident:
+    for one in messages:
         if one.node_id not in known:
             raise InvalidArgument(f"no node {one.node_id[:64]!r}", field="resident")
         tp = one.tp_degree or known[one.node_id].kind.gpu_count
         more = ResidentStage(one.layers.start, one.layers.end, tp)
         held[one.node_id] = (*held.get(one.node_id, ()), more)
     return held
+
+
+def groups_from(
+    catalogue: HardwareCatalogue, messages: Sequence[pb.NodeGroup]
+) -> tuple[NodeGroup, ...]:
+    """What varies."""
+    if len(messages) > MOST_GROUPS:
+        raise InvalidArgument(f"at most {MOST_GROUPS} groups", field="groups")
+    groups = []
+    for message in messages:
+        if not 1 <= len(message.name) <= MOST_NAME_CHARS or not message.name.isprintable():
+            raise InvalidArgument(
+                f"a group's name has 1 to {MOST_NAME_CHARS} characters", field="groups"
+            )
+        more = None
+        if message.HasField("more"):
+            (more,) = wire.nodes_from(catalogue, [message.more])
+        groups.append(NodeGroup(message.name, frozenset(message.node_ids), more))
+    return tuple(groups)
 
 
 def node_move_message(move: NodeMove) -> pb.NodeMove:

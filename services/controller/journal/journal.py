@@ -22,6 +22,8 @@ class LoggedEvent:
     pipeline_id: str = ""
     generation_id: str = ""
     attributes: Mapping[str, str] = field(default_factory=dict)
+    plan: int = 0
+    """Number of the plan that was carried out when it happened; 0 while there was none."""
 
 
 @dataclass(frozen=True, slots=True)

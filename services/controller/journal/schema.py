@@ -10,13 +10,13 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from services.common.errors import DataLoss
-from services.controller.journal import schema2
+from services.controller.journal import schema2, schema3
 from services.controller.journal.rows import JoinBodies, checksum
 from services.controller.journal.writer import damaged
 
 _log = logging.getLogger(__name__)
-VERSION = 3
-"""Of tables, codes and bodies together; the bodies are shuntserve.journal.v3."""
+VERSION = 4
+"""Of tables, codes and bodies together; the bodies are those of schema 3, shuntserve.journal.v3."""
 RECORDS = (
     """CREATE TABLE records(
     number INTEGER PRIMARY KEY, written_s REAL NOT NULL,
@@ -25,15 +25,14 @@ RECORDS = (
 )""",
     "CREATE INDEX records_by_generation ON records(generation_id)",
 )
-_NOTES = (
-    """CREATE TABLE events(
+EVENTS = """CREATE TABLE events(
     number INTEGER PRIMARY KEY,
     time_unix_s REAL NOT NULL,
     kind TEXT NOT NULL, node_id TEXT NOT NULL, pipeline_id TEXT NOT NULL,
-    generation_id TEXT NOT NULL, attributes TEXT NOT NULL, checksum INTEGER NOT NULL
-)""",
-    "CREATE TABLE saved(key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL)",
-)
+    generation_id TEXT NOT NULL, attributes TEXT NOT NULL, plan INTEGER NOT NULL,
+    checksum INTEGER NOT NULL
+)"""
+_SAVED = "CREATE TABLE saved(key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL)"
 INSERT = "INSERT INTO records VALUES (?, ?, ?, ?, ?, ?)"
 MALFORMED = (DecodeError, ValueError, TypeError, IndexError)
 """What reading a row raises, beside DataLoss, whose content is not what its program wrote."""
@@ -42,9 +41,9 @@ MALFORMED = (DecodeError, ValueError, TypeError, IndexError)
 def readable(connection: sqlite3.Connection, path: Path) -> None:
     """Raises DataLoss for a file of a schema that this program does not know."""
     found = _version(connection)
-    if found not in (0, schema2.VERSION, VERSION):
+    if found not in (0, schema2.VERSION, schema3.VERSION, VERSION):
         raise DataLoss(
-            f"{path} has schema {found}, this program reads {schema2.VERSION} and {VERSION}: start"
+            f"{path} has schema {found}, this program reads {schema2.VERSION} to {VERSION}: start"
             f" the program that wrote it, or move {path.name}* away",
             field="data_dir",
         )
@@ -59,10 +58,10 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
     found = _version(connection)
     if found != VERSION:
         connection.execute("BEGIN IMMEDIATE")
-        if found == schema2.VERSION:
-            _carry_over(connection, path)
+        if found:
+            _carry_over(connection, path, found)
         else:
-            for statement in (*RECORDS, *_NOTES):
+            for statement in (*RECORDS, EVENTS, _SAVED):
                 connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {VERSION}")
         connection.execute("COMMIT")
@@ -85,11 +84,14 @@ def check_trees(connection: sqlite3.Connection) -> None:
         raise DataLoss(found)
 
 
-def _carry_over(connection: sqlite3.Connection, path: Path) -> None:
+def _carry_over(connection: sqlite3.Connection, path: Path, found: int) -> None:
     try:
         check_trees(connection)
         connection.text_factory = any_text
-        count = schema2.carry_over(connection, RECORDS, INSERT)
+        count = 0
+        if found == schema2.VERSION:
+            count += schema2.carry_over(connection, RECORDS, INSERT)
+        count += schema3.carry_over(connection, EVENTS)
     except DataLoss as error:
         raise damaged(path, error.message) from error
     except MALFORMED as error:

@@ -63,7 +63,7 @@ _DROP_JOINED = (
 )
 _LAST_NUMBER = "SELECT max(number) FROM records"
 _FORGET = "DELETE FROM records WHERE generation_id = ?"
-_EVENT = "INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_EVENT = "INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _DROP_EVENTS = "DELETE FROM events WHERE number <= ?"
 _SAVE = "INSERT OR REPLACE INTO saved VALUES (?, ?, ?)"
 _UNSAVE = "DELETE FROM saved WHERE key = ?"
@@ -193,9 +193,9 @@ class SqliteJournal:
             return ((INSERT, self._row(item)),)
         if isinstance(item, LoggedEvent):
             attributes = json.dumps(dict(item.attributes))
-            where = (item.node_id, item.pipeline_id, item.generation_id, attributes)
+            about = (item.node_id, item.pipeline_id, item.generation_id, attributes, item.plan)
             return (
-                (_EVENT, with_checksum(item.number, item.time_unix_s, item.kind, *where)),
+                (_EVENT, with_checksum(item.number, item.time_unix_s, item.kind, *about)),
                 (_DROP_EVENTS, (item.number - self._events_kept,)),
             )
         if isinstance(item, Saved):
@@ -231,15 +231,16 @@ def _read(path: Path, now_s: float) -> Recovered:
             ages_s += [max(0.0, now_s - row[1])] * len(said)
         return Recovered(
             records=tuple(records),
-            events=tuple(
-                LoggedEvent(number, time_s, kind, node, pipeline, generation, json.loads(more))
-                for number, time_s, kind, node, pipeline, generation, more in _rows(
-                    connection, "events"
-                )
-            ),
+            events=tuple(map(_event, _rows(connection, "events"))),
             saved=dict(_rows(connection, "saved")),
             ages_s=tuple(ages_s),
         )
+
+
+def _event(row: Row) -> LoggedEvent:
+    number, time_s, kind, node_id, pipeline_id, generation_id, attributes, plan = row
+    about = (node_id, pipeline_id, generation_id, json.loads(attributes), plan)
+    return LoggedEvent(number, time_s, kind, *about)
 
 
 def _rows(connection: sqlite3.Connection, table: str) -> Iterator[Row]:

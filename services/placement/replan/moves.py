@@ -15,6 +15,8 @@ from services.placement.estimate.model import ModelShape
 from services.placement.replan.assignment import assign
 
 SAFETY_S = 2.0
+LOAD_BYTES_PER_S = 1e9
+"""From weights at rest into a node, where nobody says otherwise."""
 
 
 class Handover(Enum):

@@ -15,6 +15,7 @@ from services.common.errors import DeadlineExceeded, FailedPrecondition, Invalid
 from services.placement.estimate.cluster import CandidateNode, PlacedPipeline
 from services.placement.estimate.estimator import check_layers, check_pipeline, estimate_pipeline
 from services.placement.replan.moves import (
+    LOAD_BYTES_PER_S,
     GenerationMove,
     NodeMove,
     ResidentStage,
@@ -34,6 +35,7 @@ from services.placement.search.budget import SearchBudget
 from services.placement.search.planners.proportional import power
 from services.placement.search.problem import ObjectiveKind, Planner, Problem
 from services.placement.search.score import violation
+from services.placement.search.telling import figures
 
 HYSTERESIS = 0.01
 MOST_PARTS = 64
@@ -48,7 +50,7 @@ class Change:
     resident: Mapping[str, tuple[ResidentStage, ...]]
     horizon_s: float = 600.0
     notice_s: float = 0.0
-    load_bytes_per_s: float = 1e9
+    load_bytes_per_s: float = LOAD_BYTES_PER_S
     generations: tuple[int, ...] = ()
     tokens_per_generation: int = 0
     improve: bool = False
@@ -284,11 +286,9 @@ def _lacks(problem: Problem, plan: NextPlan, chosen: NextPlan) -> str:
     less = -gain(problem.objective.kind, plan.outlook, chosen.outlook)
     if less < 0:
         return f"{-less:.1%} better over the horizon, less than a change must gain"
-    mine, best = rate_of(problem, plan.pipelines), rate_of(problem, chosen.pipelines)
     return (
-        f"{less:.1%} worse over the horizon: {mine.throughput_rps:.3g} requests/s at "
-        f"{mine.cost_per_hour:.3f} $/h against {best.throughput_rps:.3g} at "
-        f"{best.cost_per_hour:.3f} $/h, {plan.time_to_serve_s:.1f} s to serve"
+        f"{less:.1%} worse over the horizon: {figures(problem, plan.pipelines)} against "
+        f"{figures(problem, chosen.pipelines)}, {plan.time_to_serve_s:.1f} s to serve"
     )
 
 

@@ -28,6 +28,20 @@ class Unlimited:
 UNLIMITED = Unlimited()
 
 
+class Part:
+    """A share of what another budget has left, so that one search does not take it all."""
+
+    def __init__(self, whole: SearchBudget, share: float) -> None:
+        self._whole = whole
+        self._kept_s = whole.remaining_s() * (1 - share)
+
+    def expired(self) -> bool:
+        return self._whole.expired() or self.remaining_s() <= 0
+
+    def remaining_s(self) -> float:
+        return max(0.0, self._whole.remaining_s() - self._kept_s)
+
+
 def check_time(budget: SearchBudget) -> None:
     """Raises DeadlineExceeded when the budget is over: for what comes before there is a plan."""
     if budget.expired():

@@ -12,6 +12,8 @@ from services.placement.estimate.costs import Costs
 from services.placement.estimate.estimator import GIB
 from services.placement.search.budget import SearchBudget, out_of_time
 
+MAX_RUNNERS_UP = 16
+
 
 class ObjectiveKind(Enum):
     """What a better plan has more of."""
@@ -53,6 +55,8 @@ class Problem:
     objective: Objective = field(default_factory=Objective)
     pipeline_count: int = 0
     seed: int = 0
+    runners_up: int = 0
+    """Most other plans that the answer tells of, where the planner knows some."""
 
     def __post_init__(self) -> None:
         check_nodes(self.nodes)
@@ -60,6 +64,10 @@ class Problem:
             raise InvalidArgument(
                 f"pipeline_count must be from 0 to the {len(self.nodes)} nodes there are",
                 field="pipeline_count",
+            )
+        if not 0 <= self.runners_up <= MAX_RUNNERS_UP:
+            raise InvalidArgument(
+                f"runners_up must be from 0 to {MAX_RUNNERS_UP}", field="runners_up"
             )
 
 
@@ -71,6 +79,8 @@ class Solution:
     complete: bool = True
     upper_bound_rps: float | None = None
     reasons: tuple[str, ...] = ()
+    runners_up: tuple[tuple[PlacedPipeline, ...], ...] = ()
+    """Other plans that were looked at, the best first."""
 
 
 class Planner(Protocol):

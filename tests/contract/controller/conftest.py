@@ -191,13 +191,28 @@ class FakePlacement(placement_pb2_grpc.PlacementServiceServicer):
         self.bad = False
         self.lacks_estimate = False
         self.requests: list[Any] = []
+        self.reasons: tuple[str, ...] = ()
+        self.runners_up: tuple[tuple[str, str], ...] = ()
+        self.answers: tuple[tuple[str, str], ...] | None = None
+        """To a what-if; None refuses it."""
+        self.what_ifs: list[Any] = []
+
+    async def WhatIf(self, request: Any, context: Any) -> Any:
+        if self.answers is None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "busy")
+        self.what_ifs.append(request)
+        answers = [placement_pb2.WhatIfAnswer(change=c, answer=a) for c, a in self.answers or ()]
+        return placement_pb2.WhatIfResponse(answers=answers)
 
     async def Plan(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
         if self.fails:
             self.fails -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "busy")
-        reply = placement_pb2.PlanResponse()
+        reply = placement_pb2.PlanResponse(
+            reasons=self.reasons,
+            alternatives=[placement_pb2.RejectedPlan(plan=p, lacks=r) for p, r in self.runners_up],
+        )
         nodes = sorted(request.nodes, key=lambda node: node.node_id)
         size = len(nodes) // request.pipeline_count
         for first in range(0, len(nodes), size):

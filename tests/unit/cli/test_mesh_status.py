@@ -79,6 +79,8 @@ STATUS = controller_pb2.GetStatusResponse(
     newer_digest="cd",
     plan=controller_pb2.PlanStatus(
         number=3,
+        adopted_unix_s=1.5,
+        causes=["node_lost", "offers_changed"],
         deployments=[
             controller_pb2.DeploymentStatus(
                 model=common_pb2.ModelRef(model_id="m", digest="ab"),
@@ -158,6 +160,8 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
         "plan": {
             "number": 3,
             "deployments": [{"model": "m", "objective": "throughput", "pipelines": ["p0"]}],
+            "adopted_unix_s": 1.5,
+            "causes": ["node_lost", "offers_changed"],
         },
         "services": [
             {
@@ -294,6 +298,20 @@ async def test_what_keeps_failing_stands_first(address: str) -> None:
     status = await mesh_status(_state(ServiceRecord("controller", os.getpid(), address, None)))
     first = _rendered(status).splitlines()[0]
     assert first == "n0 cannot load its stage of p0, not tried again: no head_dim of 3"
+
+
+async def test_the_plan_stands_in_the_table_with_its_age_and_causes(address: str) -> None:
+    status = await mesh_status(_state(ServiceRecord("controller", os.getpid(), address, None)))
+    said = _rendered(status)
+    assert "plan 3, adopted " in said
+    assert " ago, because of node_lost, offers_changed" in said
+    assert "m for throughput: p0" in said
+    status["plan"]["deployments"][0]["pipelines"] = [f"p{n}" for n in range(7)]
+    assert "m for throughput: 7 pipelines" in _rendered(status)
+    status["plan"] = None
+    assert "no plan yet" in _rendered(status)
+    status["model"]["id"] = None
+    assert "no plan yet" not in _rendered(status)
 
 
 async def test_the_market_stands_in_the_table_where_it_names_prices(address: str) -> None:

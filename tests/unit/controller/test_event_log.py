@@ -57,6 +57,22 @@ async def test_numbers_go_on_behind_what_was_recovered() -> None:
     assert await _all(log) == [7, 8, 9]
 
 
+async def test_an_event_names_the_plan_that_is_carried_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    journal = _Journal()
+    log = _log(journal)
+    with caplog.at_level(logging.INFO):
+        log.add("node_lost")
+        log.plan = 3
+        log.add("node_lost")
+    assert [event.plan for event in journal.written] == [0, 3]
+    assert [getattr(line, "plan", None) for line in caplog.records] == [None, 3]
+    again = _log(_Journal())
+    again.recover(journal.written)
+    assert again.add("node_returned").plan == 3
+
+
 async def test_only_the_newest_are_kept() -> None:
     log = _log(_Journal(), kept=2)
     for _ in range(5):

@@ -45,7 +45,9 @@ async def _write(path: Path) -> None:
     journal = SqliteJournal(path, commit_interval_s=0.0)
     for record in _records():
         await journal.write((record,))
-    events = [LoggedEvent(n, 0.5, "kind", "node", "pipeline", "g", {"a": "b"}) for n in range(50)]
+    events = [
+        LoggedEvent(n, 0.5, "kind", "node", "pipeline", "g", {"a": "b"}, n) for n in range(50)
+    ]
     await journal.write((*events, Saved("key", "value" * 500)), fsync=True)
     await journal.close()
 
@@ -65,7 +67,7 @@ async def _said(path: Path) -> Recovered | ShuntError:
         return error
 
 
-@pytest.mark.parametrize("schema", [2, 3])
+@pytest.mark.parametrize("schema", [2, 4])
 async def test_a_flipped_bit_anywhere_changes_nothing_or_is_told_by_file(
     tmp_path: Path, schema: int
 ) -> None:

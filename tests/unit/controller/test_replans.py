@@ -15,6 +15,7 @@ from services.controller.core.cluster.market import Market, Offer
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.question import NextPlan, Replanning, Wishes
 from services.controller.core.cluster.replanning import Replanner, ReplanSettings
+from services.controller.core.cluster.why import Why
 from services.controller.core.cluster.workload import Workloads, WorkloadSettings
 from services.controller.event_log import EventLog
 from services.controller.replans import Replans, ReplansSettings
@@ -137,7 +138,8 @@ async def test_a_better_plan_is_handed_over(rig: Rig) -> None:
     rig.market.update([FAST])
     await rig.at(101.0)
     await rig.at(106.0)
-    assert rig.adopted == [better]
+    (adopted,) = rig.adopted
+    assert adopted == replace(better, why=Why(causes=("offers_changed",)))
     event = rig.events.newest("plan_chosen", "")
     assert event is not None
     assert event.attributes["gain"] == "0.500"
@@ -189,7 +191,9 @@ async def test_a_refused_launch_has_a_plan_made_without_it_at_once(rig: Rig) -> 
     assert held is not None
     assert held.layers == FRONT
     assert rig.told("plan_chosen") is not None
-    assert rig.adopted == [alone.plan]
+    (adopted,) = rig.adopted
+    assert alone.plan is not None
+    assert adopted == replace(alone.plan, why=Why(causes=("launch_refused",)))
 
 
 async def test_a_notice_without_a_replacement_has_a_plan_made_that_lacks_the_node(rig: Rig) -> None:

@@ -7,16 +7,24 @@ from dataclasses import replace
 from services.common.errors import InvalidArgument
 from services.controller.core.cluster.plan import Deployment, Plan, WorkPhase
 from services.controller.core.cluster.plan_json import plan_from_json
+from services.controller.core.cluster.replanning import Cause
 from services.controller.core.cluster.settings import ClusterSettings
+from services.controller.core.cluster.why import Why
 
 
-def operators_plan(text: str, number: int, settings: ClusterSettings) -> Plan:
-    """The plan of a JSON text, with this number whatever the text says. A deployment without a
-    digest is of the version that is served. Raises InvalidArgument, naming the field."""
+def operators_plan(text: str, number: int, settings: ClusterSettings, source: str = "") -> Plan:
+    """The plan of a JSON text from this file, with this number and cause whatever the text says. A
+    deployment without a digest is of the version that is served. Raises InvalidArgument, naming the
+    field."""
     plan = plan_from_json(text, number)
     deployments = enumerate(plan.deployments)
     return replace(
-        plan, deployments=tuple(_checked(one, settings, index) for index, one in deployments)
+        plan,
+        deployments=tuple(_checked(one, settings, index) for index, one in deployments),
+        why=Why(
+            reasons=(f"applied by an operator from {source or 'a text'}, nothing was compared",),
+            causes=(Cause.OPERATOR.value,),
+        ),
     )
 
 

@@ -32,6 +32,7 @@ from services.controller.core.cluster.actions import (
     TerminateNode,
 )
 from services.controller.core.cluster.changes import adopt
+from services.controller.core.cluster.difference import Difference, difference
 from services.controller.core.cluster.faults import faults_of, unusable
 from services.controller.core.cluster.lacks import is_busy, lacks_of
 from services.controller.core.cluster.liveness import judge, overlook
@@ -201,7 +202,13 @@ class Cluster:
         if plan.number <= state.last_number:
             return []
         state.first_launches.succeed()
+        adopted_unix_s = round(now_s + self.unix_offset_s, 3)
+        plan = replace(plan, why=replace(plan.why, adopted_unix_s=adopted_unix_s))
         return self._advance(adopt(state, self.settings, plan, now_s), now_s)
+
+    def difference(self, plan: Plan, now_s: float) -> Difference:
+        """What a newer plan would change, were it adopted now; nothing is changed by asking."""
+        return difference(self._state, self.settings, plan, now_s)
 
     def plan_failed(self, reason: str, permanent: bool, now_s: float) -> list[Action]:
         """Asked again after a pause; when the failure is permanent, once the nodes are others."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from services.common.errors import InvalidArgument
 from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import NodeShape
+from services.controller.core.cluster.why import Why
 
 MAX_PIPELINES = 4096
 """Of a plan."""
@@ -75,6 +76,7 @@ class Plan:
     number: int
     """Of two plans the higher number counts."""
     deployments: tuple[Deployment, ...]
+    why: Why = field(default_factory=Why)
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= MAX_NUMBER:
@@ -148,17 +150,17 @@ def _check_pipeline(pipeline: PlannedPipeline, where: str) -> None:
         )
     expected = 0
     for index, stage in enumerate(pipeline.stages):
-        field = f"{where}.stages[{index}]"
+        place = f"{where}.stages[{index}]"
         if stage.layers.start != expected or stage.layers.end <= stage.layers.start:
             raise InvalidArgument(
                 f"the stage begins at layer {expected} and has one at least",
-                field=f"{field}.layers",
+                field=f"{place}.layers",
             )
         if stage.tp_degree < 1:
-            raise InvalidArgument("1 at least", field=f"{field}.tp_degree")
+            raise InvalidArgument("1 at least", field=f"{place}.tp_degree")
         speed = stage.shape.relative_speed
         if stage.shape.memory_bytes < 0 or not math.isfinite(speed) or speed <= 0:
-            raise InvalidArgument("no bytes below 0, a speed above 0", field=f"{field}.shape")
+            raise InvalidArgument("no bytes below 0, a speed above 0", field=f"{place}.shape")
         expected = stage.layers.end
 
 

@@ -20,6 +20,7 @@ from services.controller.core.cluster.plan import (
     PlannedStage,
     WorkPhase,
 )
+from services.controller.core.cluster.why import Alternative, Why
 
 VERSION = 1
 MAX_BYTES = 4 << 20
@@ -32,6 +33,7 @@ def plan_to_json(plan: Plan) -> str:
             "version": VERSION,
             "number": plan.number,
             "deployments": [_deployment_to(deployment) for deployment in plan.deployments],
+            "why": _why_to(plan.why),
         },
         sort_keys=True,
     )
@@ -47,17 +49,21 @@ def plan_from_json(text: str, number: int | None = None) -> Plan:
         raise InvalidArgument(f"no JSON: {error}", field="plan") from None
     except RecursionError:
         raise InvalidArgument("no JSON: nested too deep", field="plan") from None
-    item = _Item(document, "plan", {"version", "number", "deployments"})
+    item = _Item(document, "plan", {"version", "number", "deployments", "why"})
     if item.whole("version", VERSION) != VERSION:
         raise InvalidArgument(f"this program reads version {VERSION}", field="version")
     number = item.whole("number", 1) if number is None else number
-    return Plan(number, tuple(_deployment(one) for one in item.items("deployments", _DEPLOYMENT)))
+    deployments = tuple(_deployment(one) for one in item.items("deployments", _DEPLOYMENT))
+    said = item.value("why", None)
+    return Plan(number, deployments, Why() if said is None else _why(_Item(said, "why", _WHY)))
 
 
 _DEPLOYMENT = {"model", "digest", "objective", "pipelines"}
 _PIPELINE = {"id", "weight_tokens_per_s", "phase", "stages"}
 _STAGE = {"layers", "tp_degree", "node", "offer", "shape"}
 _SHAPE = {"memory_bytes", "relative_speed", "device_type"}
+_WHY = {"reasons", "alternatives", "causes", "gain", "horizon_s", "adopted_unix_s"}
+_ALTERNATIVE = {"plan", "lacks"}
 
 
 def _deployment_to(deployment: Deployment) -> dict[str, Any]:
@@ -93,6 +99,31 @@ def shape_to_json(shape: NodeShape) -> dict[str, Any]:
         "relative_speed": shape.relative_speed,
         "device_type": shape.device_type,
     }
+
+
+def _why_to(why: Why) -> dict[str, Any]:
+    return {
+        "reasons": list(why.reasons),
+        "alternatives": [{"plan": one.plan, "lacks": one.lacks} for one in why.alternatives],
+        "causes": list(why.causes),
+        "gain": why.gain,
+        "horizon_s": why.horizon_s,
+        "adopted_unix_s": why.adopted_unix_s,
+    }
+
+
+def _why(item: _Item) -> Why:
+    return Why(
+        item.texts("reasons"),
+        tuple(
+            Alternative(one.text("plan"), one.text("lacks"))
+            for one in item.items("alternatives", _ALTERNATIVE)
+        ),
+        item.texts("causes"),
+        item.number_or_none("gain"),
+        item.number_or_none("horizon_s"),
+        item.number_or_none("adopted_unix_s"),
+    )
 
 
 def _deployment(item: _Item) -> Deployment:
@@ -163,6 +194,15 @@ class _Item:
             return float(found)
         except OverflowError:
             raise InvalidArgument("a number of usual size", field=self._inner(key)) from None
+
+    def number_or_none(self, key: str) -> float | None:
+        return None if self._value.get(key) is None else self.number(key, 0.0)
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        found = self._typed(key, None, (list,), "a list")
+        if not all(isinstance(one, str) for one in found):
+            raise InvalidArgument("a list of strings", field=self._inner(key))
+        return tuple(found)
 
     def items(self, key: str, keys: set[str]) -> list[_Item]:
         found = self._typed(key, None, (list,), "a list")

@@ -312,6 +312,12 @@ class Replanner:
     def _steady_at_s(self, offer_id: str) -> float:
         return self._stands_since_s[offer_id] + self._settings.steady_s
 
+    def imagined(self, running: dict[str, int], now_s: float) -> Ask:
+        """The question that would be asked if somebody wanted the whole planned anew now; nothing
+        is changed by it."""
+        candidates = self._candidates(running, False, now_s)
+        return Ask((Cause.OPERATOR,), True, candidates, self._workload)
+
     def _candidates(
         self, running: dict[str, int], only_steady: bool, now_s: float
     ) -> tuple[Candidate, ...]:

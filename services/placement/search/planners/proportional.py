@@ -19,6 +19,7 @@ from services.placement.estimate.costs import StageCost
 from services.placement.estimate.estimator import capacities
 from services.placement.search.budget import SearchBudget
 from services.placement.search.problem import Problem, Solution, nothing_fits, nothing_found
+from services.placement.search.score import score
 
 Speeds = Mapping[NodeClass, float]
 
@@ -31,14 +32,10 @@ def plan(problem: Problem, budget: SearchBudget) -> Solution:
     most = min(len(nodes), int(_room_bytes(problem) // problem.costs.model.total_bytes))
     count, complete = problem.pipeline_count or most, True
     while count:
-        pipelines = []
-        for group in _deal(nodes, speeds, count):
-            pipelines.append(_split(problem, group, speeds))
-            if pipelines[-1] is None:
-                break
-        if all(pipelines):
+        if pipelines := _pipelines(problem, nodes, speeds, count):
             reasons = (f"{count} pipelines, layers in proportion to speed, within memory",)
-            return Solution(tuple(p for p in pipelines if p), complete, reasons=reasons)
+            others = _runners_up(problem, nodes, speeds, count, budget)
+            return Solution(pipelines, complete, reasons=reasons, runners_up=others)
         if problem.pipeline_count:
             break
         complete = complete and not budget.expired()
@@ -49,6 +46,37 @@ def plan(problem: Problem, budget: SearchBudget) -> Solution:
             field="pipeline_count",
         )
     raise nothing_found(problem, budget)
+
+
+def _pipelines(
+    problem: Problem, nodes: Sequence[CandidateNode], speeds: Speeds, count: int
+) -> tuple[PlacedPipeline, ...]:
+    """So many pipelines, or none when they do not fit."""
+    pipelines = []
+    for group in _deal(nodes, speeds, count):
+        pipeline = _split(problem, group, speeds)
+        if pipeline is None:
+            return ()
+        pipelines.append(pipeline)
+    return tuple(pipelines)
+
+
+def _runners_up(
+    problem: Problem,
+    nodes: Sequence[CandidateNode],
+    speeds: Speeds,
+    count: int,
+    budget: SearchBudget,
+) -> tuple[tuple[PlacedPipeline, ...], ...]:
+    """As many pipelines more or fewer, the best first."""
+    near = sorted(set(range(1, len(nodes) + 1)) - {count}, key=lambda n: abs(n - count))
+    found = []
+    for other in near[: problem.runners_up]:
+        if budget.expired():
+            break
+        if pipelines := _pipelines(problem, nodes, speeds, other):
+            found.append(pipelines)
+    return tuple(sorted(found, key=lambda pipelines: -score(problem, pipelines)))
 
 
 def _part(problem: Problem, kind: NodeClass) -> StageCost:

@@ -6,12 +6,14 @@ their true rate, until a packing consists of solved ones alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from services.common.errors import DeadlineExceeded, FailedPrecondition
+from services.placement.estimate.cluster import PlacedPipeline
 from services.placement.estimate.roofline import Array
 from services.placement.search import registry
 from services.placement.search.beam import Pool, class_values, joined, search
@@ -100,7 +102,10 @@ def _plan_at(problem: Problem, tp: int, budget: SearchBudget) -> list[Solution]:
         reason, culprit = violation(problem, pipelines)
         if culprit is None:
             reasons = (f"{len(pool.members)} candidates, {int(state.solved.sum())} solved",)
-            return [Solution(pipelines, complete=not budget.expired(), reasons=reasons)]
+            used = sorted({index for index, _ in chosen})
+            others = _runners_up(ground, state, choose, used, budget)
+            complete = not budget.expired()
+            return [Solution(pipelines, complete, reasons=reasons, runners_up=others)]
         state.value[chosen[culprit][0]] = 0.0
         state.solved[chosen[culprit][0]] = True
     if reason:
@@ -155,6 +160,26 @@ def _settle(ground: SearchField, state: State, choose: Choose, budget: SearchBud
             state.solved[i] = True
         if not len(open_) or budget.expired():
             break
+
+
+def _runners_up(
+    ground: SearchField, state: State, choose: Choose, used: Sequence[int], budget: SearchBudget
+) -> tuple[tuple[PlacedPipeline, ...], ...]:
+    """The best packings without one of the candidates that the plan uses."""
+    problem = ground.problem
+    found = []
+    for index in used if problem.runners_up else ():
+        if budget.expired():
+            break
+        other = State(state.members, state.value.copy(), state.solved.copy())
+        other.value[index] = 0.0
+        _settle(ground, other, choose, budget)
+        chosen = _best_solved(ground, other, choose)
+        pipelines = ground.build([candidate for _, candidate in chosen])
+        if pipelines and pipelines not in found and not violation(problem, pipelines)[0]:
+            found.append(pipelines)
+    found.sort(key=lambda pipelines: -score(problem, pipelines))
+    return tuple(found[: problem.runners_up])
 
 
 def _best_solved(ground: SearchField, state: State, choose: Choose) -> list[tuple[int, Candidate]]:

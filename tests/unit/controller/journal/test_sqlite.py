@@ -227,7 +227,7 @@ async def test_the_newest_note_is_kept_and_a_deleted_one_is_not(tmp_path: Path) 
 
 async def test_only_the_newest_events_are_kept(tmp_path: Path) -> None:
     async with _open(tmp_path / "j", events_kept=3) as journal:
-        events = [LoggedEvent(n, 0.5, "k", "n", "p", "g", {"a": "b"}) for n in range(1, 6)]
+        events = [LoggedEvent(n, 0.5, "k", "n", "p", "g", {"a": "b"}, n) for n in range(1, 6)]
         await journal.write(events)
         assert (await journal.recover()).events == tuple(events[2:])
 

@@ -1,0 +1,27 @@
+"""The controller of a mesh, as commands reach it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from shuntserve.controller.v1 import controller_pb2_grpc
+
+from services.cli.mesh_directory import MeshDirectory, MeshError
+from services.common import channels
+from services.common.settings import TlsSettings
+
+CALL_S = 10.0
+"""An answer is waited for so long, where a command names no other limit."""
+
+
+@asynccontextmanager
+async def controller_of(
+    directory: MeshDirectory,
+) -> AsyncIterator[controller_pb2_grpc.ControllerServiceAsyncStub]:
+    """Its stub, for the length of the block; raises MeshError where no mesh runs."""
+    address = directory.running().service("controller").grpc
+    if address is None:
+        raise MeshError("the controller has no address")
+    async with channels.open_channel(address, tls=TlsSettings()) as channel:
+        yield controller_pb2_grpc.ControllerServiceStub(channel)

@@ -1,0 +1,60 @@
+"""Prints events for as long as somebody reads them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import sys
+from collections.abc import AsyncGenerator, Collection
+from contextlib import aclosing
+
+from rich.console import Console
+
+from services.cli.event_lines import Event, json_line, text_line
+
+
+def print_events(
+    events: AsyncGenerator[Event, None], kinds: Collection[str], as_json: bool
+) -> None:
+    """Until they end, Ctrl-C, or the end of who reads the output; only these kinds, or all."""
+    try:
+        asyncio.run(_print_while_read(events, kinds, as_json))
+    except KeyboardInterrupt:
+        return
+    except BrokenPipeError:
+        # what the buffer holds would be written once more at the exit, and complained of
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+async def _print_while_read(
+    events: AsyncGenerator[Event, None], kinds: Collection[str], as_json: bool
+) -> None:
+    printing = asyncio.ensure_future(_print(events, kinds, as_json))
+    loop, output = asyncio.get_running_loop(), sys.stdout.fileno()
+    piped = stat.S_ISFIFO(os.fstat(output).st_mode)
+    if piped:  # its end is told at once, not when the next event happens
+        loop.add_reader(output, printing.cancel)
+    try:
+        await asyncio.wait([printing])
+    finally:
+        if piped:
+            loop.remove_reader(output)
+        printing.cancel()
+    if not printing.cancelled():
+        printing.result()
+
+
+async def _print(
+    events: AsyncGenerator[Event, None], kinds: Collection[str], as_json: bool
+) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    async with aclosing(events) as found:
+        async for event in found:
+            if kinds and event.kind not in kinds:
+                continue
+            if not as_json and console.is_terminal:
+                console.print(text_line(event))
+                continue
+            sys.stdout.write(f"{json_line(event) if as_json else text_line(event).plain}\n")
+            sys.stdout.flush()
