@@ -439,8 +439,10 @@ def test_a_load_that_fails_beside_what_serves_is_tried_again_and_nothing_is_hand
 
 def test_what_a_node_refuses_for_good_keeps_what_serves_serving() -> None:
     cluster = preparing()
+    assert cluster.busy
     loaded(cluster, "a", FIRST, 1.2)
     load_failed(cluster, "b", REST, 1.3, "1 byte is lacking", permanent=True)
+    assert not cluster.busy, "another plan may be asked for"
     for now_s in (2.0, 100.0, 1e5):
         assert cluster.tick(now_s) == []
     assert [route.formation_id for route in cluster.routes()[1]] == ["f1"]
