@@ -234,12 +234,6 @@ MISTAKES = (
         "        if node.has_fetched(seat.stage):",
     ),
     Mistake(
-        "a node that cannot load its next stage is ended though it serves",
-        STEPS,
-        "        if self._state.serves(node):\n            node.release()\n            return []\n",
-        "",
-    ),
-    Mistake(
         "a stop string is seen within one id only",
         TEXT,
         "        keep = 0 if self.finish else max(stop.held for stop in self._stops)",
