@@ -32,7 +32,7 @@ class World:
         self.provider = SimulatedProvider(self.environment, self._start_engine)
         self._monitor = monitor
         self.routers = [self._start_router(number) for number in range(settings.routers)]
-        self.controller = SimulatedController(self.environment, monitor, self.provider, [], "")
+        self.controller = SimulatedController(self.environment, monitor, self.provider, [], {})
         self.clients: list[Client] = []
 
     @property
@@ -70,7 +70,7 @@ class World:
         old = self.controller
         if not old.alive:
             self.controller = SimulatedController(
-                self.environment, self._monitor, self.provider, old.records, old.snapshot
+                self.environment, self._monitor, self.provider, old.records, old.notes
             )
 
     def crash_router(self, router: SimulatedRouter, away_s: float) -> None:

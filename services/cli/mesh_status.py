@@ -14,16 +14,25 @@ from services.common import channels, health
 from services.common.settings import TlsSettings
 
 TIMEOUT_S = 3.0
+MAX_PAGES = 1000
+"""Of a status; what is behind them is not shown."""
 
 
 async def controller_status(address: str) -> controller_pb2.GetStatusResponse | None:
-    """What the controller says; None while it is away."""
+    """What the controller says, all pages of it; None while it is away."""
+    status = controller_pb2.GetStatusResponse()
     async with channels.open_channel(address, tls=TlsSettings()) as channel:
         stub = controller_pb2_grpc.ControllerServiceStub(channel)
-        try:
-            return await stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=TIMEOUT_S)
-        except grpc.aio.AioRpcError:
-            return None
+        for _ in range(MAX_PAGES):
+            request = controller_pb2.GetStatusRequest(page_token=status.next_page_token)
+            status.ClearField("next_page_token")
+            try:
+                status.MergeFrom(await stub.GetStatus(request, timeout=TIMEOUT_S))
+            except grpc.aio.AioRpcError:
+                return None
+            if not status.next_page_token:
+                break
+    return status
 
 
 def ready_pipelines(status: controller_pb2.GetStatusResponse) -> int:

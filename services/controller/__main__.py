@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -51,6 +52,7 @@ def make_local(
 
 
 async def serve(chosen: ControllerSettings) -> None:
+    gc.freeze()  # what was imported stays: no collection looks at it and holds the loop for it
     journal = SqliteJournal(
         chosen.data_dir / "journal.db",
         commit_interval_s=chosen.commit_interval_s,

@@ -26,7 +26,7 @@ from services.controller.model_store import newest_digest
 from services.controller.planning import Planning
 from services.controller.providers.provider import Provider
 from services.controller.replans import Replans
-from services.controller.runtime import SNAPSHOT, ClusterRuntime
+from services.controller.runtime import ClusterRuntime
 from services.controller.service import ControllerService, ServedVersion
 from services.controller.settings import ControllerSettings
 from services.controller.signal import Signal
@@ -105,7 +105,7 @@ class AssembledController:
             settings.ledger,
             journal,
             self.events,
-            heads=lambda: self._runtime.cluster.heads(),
+            heads=lambda: self._runtime.cluster.heads(clock()),
             pipeline_of=lambda formation_id: self._runtime.cluster.pipeline_of(formation_id),
             heads_changed=heads_changed,
             clock=clock,
@@ -133,10 +133,7 @@ class AssembledController:
 
     def _cluster(self, recovered: Recovered, now_s: float) -> Cluster:
         settings = self._settings.cluster(self._facts)
-        snapshot = recovered.saved.get(SNAPSHOT)
-        if snapshot is None:
-            return Cluster(settings, _draw_id, now_s, time.time())
-        return Cluster.recover(settings, _draw_id, snapshot, now_s, time.time())
+        return Cluster.recover(settings, _draw_id, recovered.saved, now_s, time.time())
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[int]:

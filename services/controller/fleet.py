@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from services.common.errors import (
     FailedPrecondition,
@@ -61,13 +61,15 @@ class Fleet:
         terminate_grace_s: float,
         budget_per_hour: float,
         shun_offer_s: float,
-        submit: Callable[[Iterable[Action]], object],
+        submit: Callable[[Sequence[Action]], object],
+        stir: Callable[[], object],
         gone: Callable[[str, str], None],
         note: Callable[[str, str | None], None],
         clock: Callable[[], float],
     ) -> None:
-        """`submit` has actions carried out, `gone` hears which node has ended and why, `note` makes
-        the newest value of a note durable; None deletes it."""
+        """`submit` has actions carried out, `stir` has the core asked what comes of an event,
+        `gone` hears which node has ended and why, `note` makes the newest value of a note durable;
+        None deletes it."""
         self.market = Market()
         self._cluster = cluster
         self._provider = provider
@@ -77,6 +79,7 @@ class Fleet:
         self._dropped: tuple[Dropped, ...] = ()
         """What was wrong with the offers, the last time."""
         self._submit = submit
+        self._stir = stir
         self._gone = gone
         self._note = note
         self._clock = clock
@@ -186,7 +189,8 @@ class Fleet:
             self._provider.give_notice(node_id, notice_s, NoticeKind.OPERATOR)
             await self._until_noticed(node_id, deadline_s)
         else:
-            self._submit(self._cluster.interrupt(node_id, notice_s, kill, self._clock()))
+            self._cluster.interrupt(node_id, notice_s, kill, self._clock())
+            self._stir()
 
     async def _until_noticed(self, node_id: str, deadline_s: float) -> None:
         try:
@@ -221,20 +225,21 @@ class Fleet:
             case NodeGone(node_id, reason):
                 self.market.ended(node_id)
                 self._gone(node_id, reason)
-                self._submit(self._cluster.offers_changed(self._clock()))
+                self._cluster.offers_changed(self._clock())
             case NodeNotice():
                 self._noticed(event)
             case OffersChanged(offers):
                 self._submit(self._offers_are(offers))
-                self._submit(self._cluster.offers_changed(self._clock()))
+                self._cluster.offers_changed(self._clock())
             case LaunchFailed():
                 self._launch_failed(event)
+        self._stir()
 
     def _noticed(self, notice: NodeNotice) -> None:
         now_s = self._clock()
         try:
             left_s = notice.left_s(now_s)
-            self._submit(self._cluster.interrupt(notice.node_id, left_s, False, now_s))
+            self._cluster.interrupt(notice.node_id, left_s, False, now_s)
         except (InvalidArgument, NotFound) as error:
             told = {"node_id": notice.node_id, "why": error.message}
             _log.warning("a notice counts for nothing", extra=told)
@@ -242,7 +247,8 @@ class Fleet:
     def _launch_failed(self, failed: LaunchFailed) -> None:
         now_s = self._clock()
         self.market.refused(failed.node_id, failed.retry_after_s, now_s)
-        self._submit(self._cluster.launch_failed(failed.node_id, failed.reason, now_s))
+        self._cluster.launch_failed(failed.node_id, failed.reason, now_s)
+        self._stir()
 
     def _offers_are(self, offers: Sequence[Offer]) -> list[Action]:
         """Takes the provider's offers; what is wrong with them is logged."""

@@ -46,7 +46,10 @@ from services.controller.signal import Signal
 
 _log = logging.getLogger(__name__)
 
-SNAPSHOT = "cluster"
+_Turn = asyncio.Future[None]
+_SHORTEST_SLEEP_S = 0.001
+_AT_ONCE = 50
+"""Actions that are begun before others have a turn of the loop."""
 _LOOKS_S = (0.0, 0.1, 0.4)
 """Pauses before the looks at a suspect: one that ends may listen a moment longer than it speaks."""
 
@@ -55,7 +58,6 @@ _LOOKS_S = (0.0, 0.1, 0.4)
 class RuntimeSettings:
     """Timings in seconds."""
 
-    tick_s: float = 0.1
     terminate_grace_s: float = 2.0
     shun_offer_s: float = 60.0
     """An offer that did not keep its word is left alone for so long."""
@@ -71,17 +73,17 @@ class _Asked:
     actions: Sequence[Action]
     plan: int
     """Number of the plan that was carried out then; 0 while there was none."""
-    done: asyncio.Future[None]
+    turn: _Turn | None
     """Resolves when they are begun."""
 
 
 class ClusterRuntime:
     """The cluster core at work.
 
-    Actions are carried out in the order they were asked for, behind the attempt to make the newest
-    snapshot and the nodes' handles durable. What the journal does not take is tried again at every
-    tick and holds nothing up: nodes must be replaced on a full disk too. Calls to others run beside
-    each other.
+    Actions are carried out in the order they were asked for, behind the attempt to make the
+    cluster's notes and the nodes' handles durable. What the journal does not take is tried again
+    whenever the core wakes, and holds nothing up: nodes must be replaced on a full disk too. Calls
+    to others run beside each other.
     """
 
     def __init__(
@@ -118,6 +120,10 @@ class ClusterRuntime:
         self._carrying_out: asyncio.Task[None] | None = None
         self._of_node: dict[str, set[asyncio.Task[None]]] = {}
         self._turns = Turns()
+        self._stirred = Signal()
+        """Something happened to the core."""
+        self._turn: _Turn | None = None
+        """Resolves when what the core asks for behind it is begun."""
         self._probing: set[str] = set()
         self._unsaved: dict[str, str | None] = {}
         """Notes on their way to the journal, the newest of each key."""
@@ -128,6 +134,7 @@ class ClusterRuntime:
             budget_per_hour=settings.budget_per_hour,
             shun_offer_s=settings.shun_offer_s,
             submit=self._submit,
+            stir=self._stir,
             gone=self._gone,
             note=self._note,
             clock=clock,
@@ -139,30 +146,33 @@ class ClusterRuntime:
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 self._fleet.open()
-                self._submit(self.cluster.start(self._clock()))
+                self.cluster.start(self._clock())
                 await self._fleet.adopt(saved)
                 self._carrying_out = self._tasks.create_task(self._carry_out_all())
                 self._fleet.give_notices_again()
                 self._tasks.create_task(self._fleet.watch())
                 self.started.set()
                 while True:
-                    self._submit(self.cluster.tick(self._clock()))
-                    if self._unsaved and self._queue.empty():
-                        self._queue.put_nowait(self._asked(()))
-                    await asyncio.sleep(self._settings.tick_s)
+                    self._advance()
+                    await self._until_due()
         finally:
             await self._engines.close()
 
     async def register(self, facts: NodeFacts) -> None:
         """A node says what it is. Raises StaleEpoch, PermissionDenied."""
         handle = await self._fleet.recognise(facts.node_id, facts.pid)
-        actions = self.cluster.register(facts, self._clock())
+        self.cluster.register(facts, self._clock())
         self._fleet.found(facts.node_id, handle)
-        await self._submit([*actions, *self._fleet.compared(facts)])
+        if differs := self._fleet.compared(facts):
+            self._submit(differs)
+        await self._stir()
 
     def heartbeat(self, beat: Beat) -> None:
         """A node lives. Raises NotFound when it must register."""
-        self._submit(self.cluster.heartbeat(beat, self._clock()))
+        now_s = self._clock()
+        self.cluster.heartbeat(beat, now_s)
+        if self.cluster.wakes_at_s() <= now_s:
+            self._stir()
         for node_id in beat.lost_node_ids:
             self.suspect(node_id)
 
@@ -191,7 +201,8 @@ class ClusterRuntime:
         """Adopts an operator's plan from this file; returns its number. Raises InvalidArgument."""
         number = self.cluster.next_plan_number
         plan = operators_plan(plan_json, number, self.cluster.settings, source)
-        await self._submit(self.cluster.plan_ready(plan, self._clock()))
+        self.cluster.plan_ready(plan, self._clock())
+        await self._stir()
         return number
 
     async def diff_plan(self, plan_json: str) -> PlanDiff:
@@ -206,7 +217,8 @@ class ClusterRuntime:
 
     def adopt(self, plan: Plan) -> None:
         """A newer plan is what is carried out from now on."""
-        self._submit(self.cluster.plan_ready(plan, self._clock()))
+        self.cluster.plan_ready(plan, self._clock())
+        self._stir()
 
     def close(self) -> None:
         """Ends everyone who watches routes; nothing new is begun."""
@@ -214,13 +226,11 @@ class ClusterRuntime:
         self.routes_changed.fire()
 
     async def settle(self) -> None:
-        """Waits until what was asked for so far is begun and its snapshot durable, or until
-        nothing is carried out any more."""
-        if self._carrying_out is None:
-            return
-        asked = self._asked(())
-        self._queue.put_nowait(asked)
-        await asyncio.wait((asked.done, self._carrying_out), return_when=asyncio.FIRST_COMPLETED)
+        """Waits until what comes of all that happened so far is begun and its notes durable, or
+        until nothing is carried out any more."""
+        if self._carrying_out is not None:
+            begun = asyncio.shield(self._stir())
+            await asyncio.wait((begun, self._carrying_out), return_when=asyncio.FIRST_COMPLETED)
 
     async def end_nodes(self) -> None:
         """Ends every node the provider launched."""
@@ -232,7 +242,8 @@ class ClusterRuntime:
             if incarnation not in (None, node.incarnation):
                 return  # a newer process has its name
             metrics.NODES_LOST.inc(node.state is not NodeState.LOST)
-            self._submit(self.cluster.node_gone(node_id, node.incarnation, reason, self._clock()))
+            self.cluster.node_gone(node_id, node.incarnation, reason, self._clock())
+            self._stir()
             self._tasks.create_task(self._engines.forget(node.address))
         for task in self._of_node.pop(node_id, set()):
             task.cancel()
@@ -248,45 +259,59 @@ class ClusterRuntime:
         finally:
             self._probing.discard(node.node_id)
 
-    def _submit(self, actions: Iterable[Action]) -> asyncio.Future[None]:
-        """Has actions carried out; resolves when they are begun."""
-        asked = self._asked(tuple(actions))
-        if asked.actions:
-            self._queue.put_nowait(asked)
-        else:
-            asked.done.set_result(None)
-        return asked.done
+    async def _until_due(self) -> None:
+        """Until something happens, or the core has something to do by time alone."""
+        left_s = max(_SHORTEST_SLEEP_S, self.cluster.wakes_at_s() - self._clock())
+        while self._turn is None and left_s > 0:
+            await self._stirred.wait(left_s)
+            left_s = self.cluster.wakes_at_s() - self._clock()
 
-    def _asked(self, actions: Sequence[Action]) -> _Asked:
+    def _stir(self) -> _Turn:
+        """Something happened to the core, which is asked once for all that happens in this turn of
+        the loop; resolves when what it answers is begun."""
+        if self._turn is None:
+            self._turn = asyncio.get_running_loop().create_future()
+            self._stirred.fire()
+        return self._turn
+
+    def _advance(self) -> None:
+        turn, self._turn = self._turn, None
+        actions = self.cluster.advance(self._clock())
+        if actions or turn is not None or (self._unsaved and self._queue.empty()):
+            self._submit(actions, turn)
+
+    def _submit(self, actions: Sequence[Action], turn: _Turn | None = None) -> None:
+        """Has actions carried out."""
         plan = self.cluster.plan
-        number = 0 if plan is None else plan.number
-        return _Asked(actions, number, asyncio.get_running_loop().create_future())
+        self._queue.put_nowait(_Asked(actions, 0 if plan is None else plan.number, turn))
 
     async def _carry_out_all(self) -> None:
         while True:
             asked = await self._queue.get()
-            actions, done = asked.actions, asked.done
+            actions, turn = asked.actions, asked.turn
             self._events.plan = asked.plan
             for action in actions:
                 if isinstance(action, PersistCluster):
-                    self._unsaved[SNAPSHOT] = action.snapshot
+                    self._unsaved |= action.notes
             if self._unsaved:
                 await self._persist()
-            for action in actions:
+            for index, action in enumerate(actions, 1):
                 self._carry_out(action)
+                if index % _AT_ONCE == 0:
+                    await asyncio.sleep(0)
             for address in self._engines.addresses - self.cluster.addresses():
                 self._tasks.create_task(self._engines.forget(address))
             self._heads_changed.fire()
             self.changed.fire()
-            if not done.done():
-                done.set_result(None)
+            if turn is not None and not turn.done():
+                turn.set_result(None)
 
     def _note(self, key: str, value: str | None) -> None:
         self._unsaved[key] = value
 
     async def _persist(self) -> None:
         notes, self._unsaved = self._unsaved, {}
-        try:
+        try:  # all in one: the notes are true of the cluster only as a whole
             await self._journal.write([Saved(*note) for note in notes.items()], fsync=True)
         except ShuntError as error:
             self._unsaved = notes | self._unsaved
@@ -338,40 +363,35 @@ class ClusterRuntime:
         try:
             plan = await self._planning.plan(action)
         except ShuntError as error:
-            self._submit(self.cluster.plan_failed(error.message, error.permanent, self._clock()))
+            self.cluster.plan_failed(error.message, error.permanent, self._clock())
         else:
-            self._submit(self.cluster.plan_ready(plan, self._clock()))
+            self.cluster.plan_ready(plan, self._clock())
+        self._stir()
 
     async def _load(self, action: LoadStage) -> None:
-        loaded = metrics.LOADED.labels(action.node_id)
+        progress = metrics.LOADED.labels(action.node_id)
         try:
             stages = [StageSpec(action.layers, action.tp_degree)]
             (held,) = await self._engines.hold(
-                action.address, action.model, stages, lambda done, total: loaded.set(done)
+                action.address, action.model, stages, lambda done, total: progress.set(done)
             )
         except ShuntError as error:
-            self._submit(
-                self.cluster.load_failed(
-                    action.node_id,
-                    action.incarnation,
-                    action.layers,
-                    error.message,
-                    error.permanent,
-                    self._clock(),
-                )
+            self.cluster.load_failed(
+                action.node_id,
+                action.incarnation,
+                action.layers,
+                error.message,
+                error.permanent,
+                self._clock(),
             )
         else:
-            self._submit(
-                self.cluster.load_done(
-                    action.node_id,
-                    action.incarnation,
-                    action.layers,
-                    Loaded(held.kv_blocks, held.numerics_class, held.held),
-                    self._clock(),
-                )
+            loaded = Loaded(held.kv_blocks, held.numerics_class, held.held)
+            self.cluster.load_done(
+                action.node_id, action.incarnation, action.layers, loaded, self._clock()
             )
         finally:
             metrics.LOADED.remove(action.node_id)
+        self._stir()
 
     def _begin_all(self, actions: Iterable[FormPipeline | LoadStage]) -> None:
         for action in actions:
@@ -386,11 +406,10 @@ class ClusterRuntime:
         try:
             await self._engines.form(action)
         except ShuntError as error:
-            self._submit(
-                self.cluster.form_failed(action.formation_id, error.message, self._clock())
-            )
+            self.cluster.form_failed(action.formation_id, error.message, self._clock())
         else:
-            self._submit(self.cluster.formed(action.formation_id, self._clock()))
+            self.cluster.formed(action.formation_id, self._clock())
+        self._stir()
 
     async def _dissolve(self, formation_id: str, member: Member) -> None:
         try:
@@ -403,8 +422,7 @@ class ClusterRuntime:
         try:
             sealed = await self._engines.drain(action.formation_id, action.head)
         except ShuntError as error:
-            self._submit(
-                self.cluster.drain_failed(action.formation_id, error.message, self._clock())
-            )
+            self.cluster.drain_failed(action.formation_id, error.message, self._clock())
         else:
-            self._submit(self.cluster.drained(action.formation_id, sealed, self._clock()))
+            self.cluster.drained(action.formation_id, sealed, self._clock())
+        self._stir()

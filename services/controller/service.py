@@ -22,9 +22,11 @@ from services.common.generation import CancelReason, ModelRef
 from services.controller import metrics, wire, wire_demand, wire_plans
 from services.controller.core.cluster.actions import NodeView
 from services.controller.core.cluster.market import MAX_NOTICE_S
+from services.controller.core.ledger.population import Population
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
 from services.controller.generations import LedgerRuntime
+from services.controller.pages import page
 from services.controller.processes import Processes
 from services.controller.replans import Replans
 from services.controller.runtime import ClusterRuntime
@@ -297,13 +299,31 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
     ) -> pb.GetStatusResponse:
         cluster, market = self._runtime.cluster, self._runtime.market
         population = self._generations.population()
-        return pb.GetStatusResponse(
+        nodes = {node.node_id: node for node in cluster.nodes_view()}
+        pipelines = {pipeline.pipeline_id: pipeline for pipeline in cluster.pipelines_view()}
+        generations = {line.generation_id: line for line in population.open}
+        shown = page(
+            {"nodes": nodes, "pipelines": pipelines, "generations": generations},
+            request.page_size,
+            request.page_token,
+        )
+        answer = pb.GetStatusResponse(
             nodes=[
-                wire.node_to(node, market.offer_id_of(node.node_id), self._declared(node))
-                for node in cluster.nodes_view()
+                wire.node_to(nodes[one], market.offer_id_of(one), self._declared(nodes[one]))
+                for one in shown.ids["nodes"]
             ],
-            pipelines=[wire.pipeline_to(pipeline) for pipeline in cluster.pipelines_view()],
-            generations=[wire.generation_to(line) for line in population.open],
+            pipelines=[wire.pipeline_to(pipelines[one]) for one in shown.ids["pipelines"]],
+            generations=[wire.generation_to(generations[one]) for one in shown.ids["generations"]],
+            next_page_token=shown.next_token,
+        )
+        if not request.page_token:
+            answer.MergeFrom(self._status_of_the_whole(population))
+        return answer
+
+    def _status_of_the_whole(self, population: Population) -> pb.GetStatusResponse:
+        """What only the first page has."""
+        cluster, market = self._runtime.cluster, self._runtime.market
+        return pb.GetStatusResponse(
             router_ids=sorted(self._routers),
             model=common_wire.model_to(self._served.ref),
             newer_digest=self._served.newer_digest(),

@@ -100,6 +100,7 @@ class ControllerSettings(ServiceSettings):
     """SIGTERM ends the local nodes too; otherwise they serve on and are adopted at the start."""
 
     heartbeat_interval_s: float = Field(default=0.25, gt=0, le=0.5)
+    glance_s: float = Field(default=0.25, gt=0, le=0.5)
     stall_s: float = Field(default=2.0, gt=0, le=600)
     progress_s: float = Field(default=5.0, gt=0, le=600)
     node_lost_s: float = Field(default=3.0, gt=0, le=600)
@@ -112,7 +113,6 @@ class ControllerSettings(ServiceSettings):
     replace_max_s: float = Field(default=600.0, gt=0, le=86_400)
     stable_s: float = Field(default=10.0, gt=0, le=3600)
     load_attempts: int = Field(default=4, ge=1, le=100)
-    tick_s: float = Field(default=0.1, gt=0, le=0.5)
     terminate_grace_s: float = Field(default=2.0, ge=0, le=600)
 
     hold_timeout_s: float = Field(default=900.0, gt=0, le=86_400)
@@ -252,6 +252,7 @@ class ControllerSettings(ServiceSettings):
             objective=self.objective,
             can_launch=self.provider == "local",
             heartbeat_interval_s=self.heartbeat_interval_s,
+            glance_s=self.glance_s,
             stall_s=self.stall_s,
             progress_s=self.progress_s,
             node_lost_s=self.node_lost_s,
@@ -283,7 +284,6 @@ class ControllerSettings(ServiceSettings):
     @property
     def runtime(self) -> RuntimeSettings:
         return RuntimeSettings(
-            tick_s=self.tick_s,
             terminate_grace_s=self.terminate_grace_s,
             shun_offer_s=self.shun_offer_s,
             budget_per_hour=self.budget_per_hour,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from math import inf
 from typing import Any, Protocol
 
 from services.common.errors import DeadlineExceeded, NotFound, ShuntError
@@ -44,6 +45,9 @@ from simulator.environment.environment import Environment
 from simulator.environment.network import Call, Process, Reply, Stream
 from simulator.processes.provider import SimulatedProvider
 
+SHORTEST_SLEEP_S = 0.001
+TURN_S = 0.002
+"""The longest that a turn of the controller's loop takes."""
 LAYERS = (LayerRange(0, 18), LayerRange(18, 30))
 
 
@@ -76,7 +80,7 @@ class SimulatedController(Process):
         monitor: ControllerMonitor,
         provider: SimulatedProvider,
         records: list[Record],
-        snapshot: str,
+        notes: dict[str, str],
     ) -> None:
         super().__init__(CONTROLLER, environment.network)
         self.environment = environment
@@ -84,32 +88,51 @@ class SimulatedController(Process):
         self.provider = provider
         self.records = records
         """Durable."""
-        self.snapshot = snapshot
+        self.notes = notes
+        """Durable, of the cluster."""
         self._pending: list[tuple[tuple[Record, ...], Callable[[], None]]] = []
         self._committing = False
         self._turns = Turns()
+        self._wakes_at_s = -inf
+        self._stirred = False
         monitor.restarted()
         now_s, settings = self.clock.now_s, environment.settings
         self.ledger = Ledger.recover(settings.ledger, records, now_s)
         cluster, draw_id = settings.cluster, environment.draw_id
-        if snapshot:
-            self.cluster = Cluster.recover(cluster, draw_id, snapshot, now_s, now_s)
-        else:
-            self.cluster = Cluster(cluster, draw_id, now_s, now_s)
-        self.act(self.cluster.start(now_s))
+        self.cluster = Cluster.recover(cluster, draw_id, notes, now_s, now_s)
+        self.cluster.start(now_s)
         for node in self.cluster.nodes_view():
             if not provider.adopt(node.node_id):
                 self.node_exited(node.node_id, node.incarnation)
-        self.every(0.1, self._tick)
+        self.advance()
         self.every(1.0, lambda: self._commit(self.ledger.tick(self.clock.now_s), lambda _: None))
 
-    def _tick(self) -> None:
-        self.act(self.cluster.tick(self.clock.now_s))
+    def stir(self) -> None:
+        """Something happened to the core, which is asked once for all that happens in a turn of
+        the loop."""
+        if not self._stirred:
+            self._stirred = True
+            self.after(TURN_S * self.environment.random.random(), self.advance)
+
+    def advance(self) -> None:
+        """Does what the core asks by now, and wakes it when it has something to do next: time
+        jumps there."""
+        self._stirred = False
+        self.act(self.cluster.advance(self.clock.now_s))
+        wakes_at_s = self.cluster.wakes_at_s()
+        if self._wakes_at_s <= self.clock.now_s or wakes_at_s < self._wakes_at_s:
+            self._wakes_at_s = max(wakes_at_s, self.clock.now_s + SHORTEST_SLEEP_S)
+            self.after(self._wakes_at_s - self.clock.now_s, self._wake, self._wakes_at_s)
+
+    def _wake(self, planned_s: float) -> None:
+        if planned_s == self._wakes_at_s:  # else there was a reason to wake sooner
+            self._wakes_at_s = -inf
+            self.advance()
 
     def thaw(self) -> None:
         """As SIGCONT does: the overdue timer goes before all that came meanwhile."""
         self.frozen = self.late = False
-        self.run(self._tick)
+        self.run(self.advance)
         super().thaw()
 
     # The store
@@ -152,13 +175,13 @@ class SimulatedController(Process):
 
         stream.on_message[self] = beat
 
-    def _answer(self, reply: Reply, ask: Callable[[], list[cluster_actions.Action]]) -> None:
+    def _answer(self, reply: Reply, tell: Callable[[], None]) -> None:
         try:
-            actions = ask()
+            tell()
         except ShuntError as error:
             reply(error)
             return
-        self.act(actions)
+        self.advance()
         reply(None)
 
     def journal(self, stream: Stream, incarnation: str) -> None:
@@ -181,7 +204,7 @@ class SimulatedController(Process):
             self.ledger.left(question.generation_id, now_s)
             return
         try:
-            outcome = self.ledger.resume(question, self.cluster.heads(), now_s)
+            outcome = self.ledger.resume(question, self.cluster.heads(now_s), now_s)
         except ShuntError as error:
             reply(error)
             return
@@ -207,7 +230,8 @@ class SimulatedController(Process):
     def view(self, reply: Reply, name: str) -> None:
         """What the journal holds."""
         try:
-            outcome = self.ledger.view(name, self.cluster.heads(), self.clock.now_s)
+            now_s = self.clock.now_s
+            outcome = self.ledger.view(name, self.cluster.heads(now_s), now_s)
         except ShuntError as error:
             reply(error)
             return
@@ -216,7 +240,8 @@ class SimulatedController(Process):
     def claim(self, reply: Reply, ask_digest: str) -> None:
         """A client's retry looks for its first ask."""
         try:
-            outcome = self.ledger.claim(ask_digest, self.cluster.heads(), self.clock.now_s)
+            now_s = self.clock.now_s
+            outcome = self.ledger.claim(ask_digest, self.cluster.heads(now_s), now_s)
         except ShuntError as error:
             reply(error)
             return
@@ -247,7 +272,11 @@ class SimulatedController(Process):
             elif isinstance(action, RoutesChanged):
                 self._tell_routes()
             elif isinstance(action, PersistCluster):
-                self.snapshot = action.snapshot
+                for key, note in action.notes.items():
+                    if note is None:
+                        del self.notes[key]
+                    else:
+                        self.notes[key] = note
             elif isinstance(action, ShunOffer):
                 continue  # nodes are offered in one way here
             else:
@@ -271,25 +300,29 @@ class SimulatedController(Process):
 
     def launch_failed(self, node_id: str) -> None:
         """A node's process could not be started."""
-        self.act(self.cluster.launch_failed(node_id, NO_CAPACITY, self.clock.now_s))
+        self.cluster.launch_failed(node_id, NO_CAPACITY, self.clock.now_s)
+        self.stir()
 
     def node_exited(self, node_id: str, incarnation: str) -> None:
         """A node's process has ended."""
-        self.act(self.cluster.node_gone(node_id, incarnation, "exit", self.clock.now_s))
-        self.act(self.cluster.offers_changed(self.clock.now_s))
+        self.cluster.node_gone(node_id, incarnation, "exit", self.clock.now_s)
+        self.cluster.offers_changed(self.clock.now_s)
+        self.stir()
 
     def node_noticed(self, node_id: str, deadline_s: float) -> None:
         """A node will be taken away."""
         now_s = self.clock.now_s
         left_s = max(0.0, deadline_s - now_s)
         with suppress(NotFound):  # it ended meanwhile, or was launched by nobody known
-            self.act(self.cluster.interrupt(node_id, left_s, False, now_s))
+            self.cluster.interrupt(node_id, left_s, False, now_s)
+            self.stir()
 
     # What others do for the cluster
 
     def _plan(self, ask: AskPlan) -> None:
         if self.environment.random.random() < self.environment.settings.plan_fails:
-            self.act(self.cluster.plan_failed("no answer", False, self.clock.now_s))
+            self.cluster.plan_failed("no answer", False, self.clock.now_s)
+            self.stir()
             return
         size = len(LAYERS)
         planned: list[PlannedPipeline] = []
@@ -302,10 +335,12 @@ class SimulatedController(Process):
             name = f"pipeline-{len(planned) + 1}"
             planned.append(PlannedPipeline(name, stages, 100.0 / (first + size)))
         if not planned:
-            self.act(self.cluster.plan_failed("too few nodes", True, self.clock.now_s))
+            self.cluster.plan_failed("too few nodes", True, self.clock.now_s)
+            self.stir()
             return
         deployment = Deployment(ask.model, THROUGHPUT, tuple(planned))
-        self.act(self.cluster.plan_ready(Plan(ask.number, (deployment,)), self.clock.now_s))
+        self.cluster.plan_ready(Plan(ask.number, (deployment,)), self.clock.now_s)
+        self.stir()
 
     def _load(self, load: LoadStage) -> None:
         asked = (load.node_id, load.incarnation, load.layers)
@@ -313,9 +348,10 @@ class SimulatedController(Process):
         def loaded(result: Any) -> None:
             now_s, cluster = self.clock.now_s, self.cluster
             if isinstance(result, ShuntError):
-                self.act(cluster.load_failed(*asked, "", False, now_s))
+                cluster.load_failed(*asked, "", False, now_s)
             else:
-                self.act(cluster.load_done(*asked, result, now_s))
+                cluster.load_done(*asked, result, now_s)
+            self.stir()
 
         self._call(load.incarnation, "hold", (load.layers,), loaded)
 
@@ -342,9 +378,11 @@ class SimulatedController(Process):
 
         def formed(incarnation: str, result: Any) -> None:
             if isinstance(result, ShuntError):
-                self.act(self.cluster.form_failed(form.formation_id, "", self.clock.now_s))
+                self.cluster.form_failed(form.formation_id, "", self.clock.now_s)
+                self.stir()
             elif incarnation == form.members[0].incarnation:
-                self.act(self.cluster.formed(form.formation_id, self.clock.now_s))
+                self.cluster.formed(form.formation_id, self.clock.now_s)
+                self.stir()
             else:
                 others.discard(incarnation)
                 if not others:
@@ -363,8 +401,10 @@ class SimulatedController(Process):
         def drained(result: Any) -> None:
             now_s = self.clock.now_s
             if isinstance(result, ShuntError):
-                self.act(self.cluster.drain_failed(drain.formation_id, "", now_s))
+                self.cluster.drain_failed(drain.formation_id, "", now_s)
+                self.stir()
             else:
-                self.act(self.cluster.drained(drain.formation_id, result, now_s))
+                self.cluster.drained(drain.formation_id, result, now_s)
+                self.stir()
 
         self._call(drain.head.incarnation, "drain", (drain.formation_id,), drained)

@@ -115,7 +115,8 @@ class Faults:
         if node is None or node.lost:
             return False
         now_s = self.world.clock.now_s
-        controller.act(controller.cluster.interrupt(victim.node_id, 0.0, True, now_s))
+        controller.cluster.interrupt(victim.node_id, 0.0, True, now_s)
+        controller.stir()
         return True
 
     def crash_controller(self, client: Client) -> bool:

@@ -152,8 +152,8 @@ MISTAKES = (
     Mistake(
         "a late beat is a death",
         LIVENESS,
-        "    if now_s - head.heard_s >= settings.stall_s:",
-        "    if now_s - head.heard_s >= 0.5:",
+        "        if watched_s >= pulse.heard_s + self._settings.stall_s:",
+        "        if watched_s >= pulse.heard_s + 0.5:",
         "crowds.py",
     ),
     Mistake(

@@ -252,7 +252,9 @@ class Oracle:
         if grant.head is None:
             return
         again = ledger.resume(
-            question, self.world.controller.cluster.heads() if self.world else (), self._now_s
+            question,
+            self.world.controller.cluster.heads(self._now_s) if self.world else (),
+            self._now_s,
         )
         if again is None or again.records or again.reply != grant:
             self.fail(7, f"{name}: the same question gets another answer")
@@ -447,7 +449,8 @@ class Oracle:
                     self.fail(14, f"{pipeline.pipeline_id} runs {layers}")
             elif pipeline.retiring:
                 self.fail(14, f"{pipeline.pipeline_id} is not in the plan and serves nobody")
-        seats = Counter(node_id for _, seat in state.all_seats() for node_id in seat.node_ids)
+        wanted = state.wanted()
+        seats = Counter(n for pipeline in wanted for seat in pipeline.seats for n in seat.node_ids)
         for what, counts in (("formations", processes), ("seats", seats)):
             if twice := [name for name, count in counts.items() if count > 1]:
                 self.fail(14, f"{twice} in several {what}")

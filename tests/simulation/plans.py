@@ -46,7 +46,8 @@ class Plans:
             if node is None or not node.stays:
                 self.oracle.vacancies += 1
                 self.oracle.troubled.add(stage.node_id)
-        controller.act(cluster.plan_ready(plan, self.world.clock.now_s))
+        cluster.plan_ready(plan, self.world.clock.now_s)
+        controller.stir()
         return True
 
     def draw(self, number: int) -> Plan:

@@ -136,7 +136,8 @@ class Stranger:
     def _hear_nothing(self) -> None:
         """A reader's line is slow, or its router: the head that serves keeps its epoch."""
         ledger, cluster = self.world.controller.ledger, self.world.controller.cluster
-        heads = {h.route.formation_id: h for h in cluster.heads() if not h.stalled}
+        now_s = self.world.clock.now_s
+        heads = {h.route.formation_id: h for h in cluster.heads(now_s) if not h.stalled}
         for name, entry in list(ledger._entries.items()):
             head = heads.get(entry.formation_id)
             ended = entry.sealed or entry.finished or name in ledger._tombstones
@@ -144,24 +145,25 @@ class Stranger:
                 continue
             left, reason = entry.formation_id, LeaveReason.SILENT
             question = ResumeQuestion(name, entry.epoch, entry.request, (), left, reason)
-            outcome = ledger.resume(question, cluster.heads(), self.world.clock.now_s)
+            outcome = ledger.resume(question, cluster.heads(now_s), now_s)
             if outcome is None or outcome.records or outcome.reply.epoch != entry.epoch:
                 self.fail(9, f"{name} moves from a head that serves")
 
     def _cluster(self) -> None:
-        cluster, now_s = self.world.controller.cluster, self.world.clock.now_s
+        controller, now_s = self.world.controller, self.world.clock.now_s
+        controller.advance()  # what others told it
+        cluster = controller.cluster
         layers, loaded = LayerRange(0, 1), Loaded(1, "")
-        actions = [
-            *cluster.node_gone("nobody", "", "rumour", now_s),
-            *cluster.node_gone("node-1", "somebody", "rumour", now_s),
-            *cluster.load_done("nobody", "", layers, loaded, now_s),
-            *cluster.load_done("node-1", "somebody", layers, loaded, now_s),
-            *cluster.load_failed("nobody", "", layers, "rumour", False, now_s),
-            *cluster.load_failed("node-1", "somebody", layers, "rumour", False, now_s),
-            *cluster.formed("elsewhere", now_s),
-            *cluster.form_failed("elsewhere", "rumour", now_s),
-            *cluster.drained("elsewhere", 1, now_s),
-        ]
+        cluster.node_gone("nobody", "", "rumour", now_s)
+        cluster.node_gone("node-1", "somebody", "rumour", now_s)
+        cluster.load_done("nobody", "", layers, loaded, now_s)
+        cluster.load_done("node-1", "somebody", layers, loaded, now_s)
+        cluster.load_failed("nobody", "", layers, "rumour", False, now_s)
+        cluster.load_failed("node-1", "somebody", layers, "rumour", False, now_s)
+        cluster.formed("elsewhere", now_s)
+        cluster.form_failed("elsewhere", "rumour", now_s)
+        cluster.drained("elsewhere", 1, now_s)
+        actions = cluster.advance(now_s)
         if actions:
             self.fail(4, f"a stranger moved the cluster: {actions}")
         self._refused(cluster.interrupt, "nobody", 1.0, False, now_s)
@@ -179,7 +181,8 @@ class Stranger:
         for pipeline in controller.cluster.pipelines_view():
             if any(stage.node_id and stage.node_id not in nodes for stage in pipeline.stages):
                 self.fail(8, f"{pipeline.pipeline_id} has stages that are no nodes")
-        for line in controller.ledger.population(controller.cluster.heads()).open:
+        heads = controller.cluster.heads(self.world.clock.now_s)
+        for line in controller.ledger.population(heads).open:
             controller.ledger.head_of(line.generation_id)
         for router in self.world.routers:
             router.balancer.models()

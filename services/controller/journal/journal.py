@@ -76,7 +76,8 @@ class Journal(Protocol):
         ...
 
     def write(self, items: Sequence[Item], *, fsync: bool = False) -> Awaitable[None]:
-        """Takes the items at once, in order; the result resolves when all are durable.
+        """Takes the items at once, in order; the result resolves when all are durable. After a
+        crash it has all of them or none.
 
         Without `fsync` they outlive the process at that point, and the machine a little later.
         Raises ResourceExhausted, and takes nothing, while `full`. Fails with ResourceExhausted

@@ -354,7 +354,6 @@ class World:
             "placement_address": placement_address,
             "heartbeat_interval_s": 0.05,
             "retry_s": 0.05,
-            "tick_s": 0.02,
             "shutdown_grace_s": 0.0,
             "commit_interval_s": 0.001,
             "journal_reserve_bytes": 4 << 20,

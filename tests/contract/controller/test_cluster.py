@@ -151,15 +151,13 @@ async def test_a_notice_moves_the_stage_before_the_node_goes(world: World) -> No
 async def test_a_noticed_node_is_taken_at_the_deadline_ready_or_not(world: World) -> None:
     await world.start()
     routes = await world.routes(2)
-    victim = world.head(routes[0]).node_id
-    world.provider.prepare = lambda engine: setattr(engine, "hold_load", asyncio.Event())
+    victim, may_load = world.head(routes[0]).node_id, asyncio.Event()
+    world.provider.prepare = lambda engine: setattr(engine, "hold_load", may_load)
     await world.stub.ReportInterruption(
         pb.ReportInterruptionRequest(node_id=victim, notice_s=0.3), timeout=CALL_S
     )
     await world.until_event("node_lost", node_id=victim)
-    for engine in world.provider.engines.values():
-        if engine.hold_load is not None:
-            engine.hold_load.set()
+    may_load.set()
     await world.routes(2)
 
 

@@ -112,8 +112,17 @@ STATUS = controller_pb2.GetStatusResponse(
 
 
 class _Controller(controller_pb2_grpc.ControllerServiceServicer):
+    """Gives its nodes in pages of one."""
+
     async def GetStatus(self, request: Any, context: Any) -> controller_pb2.GetStatusResponse:
-        return STATUS
+        number = int(request.page_token or 0)
+        answer = controller_pb2.GetStatusResponse()
+        if not request.page_token:
+            answer.MergeFrom(STATUS)
+            answer.ClearField("nodes")
+        answer.nodes.append(STATUS.nodes[number])
+        answer.next_page_token = str(number + 1) if number + 1 < len(STATUS.nodes) else ""
+        return answer
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import count
-from typing import TypeVar
+from math import inf
+from typing import Any, TypeVar
 
 from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import NodeFacts, NodeShape
@@ -15,6 +15,7 @@ from services.controller.core.cluster.actions import (
     Loaded,
     LoadStage,
     LogEvent,
+    PersistCluster,
     RoutesChanged,
 )
 from services.controller.core.cluster.cluster import Cluster
@@ -37,9 +38,89 @@ FRONT, BACK = LayerRange(0, 18), LayerRange(18, 30)
 A = TypeVar("A", bound=Action)
 
 
-def drawer() -> Callable[[], str]:
-    numbers = count(1)
-    return lambda: f"f{next(numbers)}"
+class Prompt:
+    """A cluster that is asked behind each event what comes of it: events answer with actions, and
+    `tick` is an advance without one."""
+
+    def __init__(self, settings: ClusterSettings, draw_id: Callable[[], str], *now_s: float):
+        self.core = Cluster(settings, draw_id, *now_s)
+        self.saved: dict[str, str] = {}
+        """The notes that stand."""
+
+    @classmethod
+    def recover(
+        cls,
+        settings: ClusterSettings,
+        draw_id: Callable[[], str],
+        saved: dict[str, str],
+        *now_s: float,
+    ) -> "Prompt":
+        prompt = cls(settings, draw_id, *now_s)
+        prompt.saved = dict(saved)
+        prompt.core = Cluster.recover(settings, draw_id, saved, *now_s)
+        return prompt
+
+    def tick(self, now_s: float) -> list[Action]:
+        actions = self.core.advance(now_s)
+        for persist in all_of(actions, PersistCluster):
+            save(self.saved, persist)
+        return actions
+
+    def __getattr__(self, name: str) -> Any:
+        asked = getattr(self.core, name)
+        if name not in EVENTS:
+            return asked
+
+        def told(*args: Any) -> list[Action]:
+            asked(*args)
+            stirred = self.core.wakes_at_s() == -inf
+            return self.tick(args[-1]) if stirred else []
+
+        return told
+
+
+EVENTS = (
+    "start",
+    "register",
+    "heartbeat",
+    "node_gone",
+    "launch_failed",
+    "offers_changed",
+    "plan_ready",
+    "plan_failed",
+    "load_done",
+    "load_failed",
+    "formed",
+    "form_failed",
+    "interrupt",
+    "drained",
+    "drain_failed",
+)
+"""The last argument of each is the time."""
+
+
+def save(saved: dict[str, str], persist: PersistCluster) -> None:
+    """As the journal does."""
+    for key, note in persist.notes.items():
+        if note is None:
+            del saved[key]
+        else:
+            saved[key] = note
+
+
+class Drawer:
+    """Gives f1, f2 and so on."""
+
+    def __init__(self) -> None:
+        self.drawn = 0
+
+    def __call__(self) -> str:
+        self.drawn += 1
+        return f"f{self.drawn}"
+
+
+def drawer() -> Drawer:
+    return Drawer()
 
 
 def facts(node_id: str, incarnation: str = "") -> NodeFacts:
@@ -84,7 +165,9 @@ def said(actions: Sequence[Action]) -> list[str]:
     return [event.kind for event in all_of(actions, LogEvent)]
 
 
-def beat(cluster: Cluster, node_id: str, formation: str, now_s: float, **more: object):
+def beat(
+    cluster: Prompt, node_id: str, formation: str, now_s: float, **more: object
+) -> list[Action]:
     return cluster.heartbeat(
         Beat(node_id, f"i-{node_id}", formation, **more),  # type: ignore[arg-type]
         now_s,
@@ -92,7 +175,7 @@ def beat(cluster: Cluster, node_id: str, formation: str, now_s: float, **more: o
 
 
 def loaded(
-    cluster: Cluster,
+    cluster: Prompt,
     node_id: str,
     layers: LayerRange,
     now_s: float,
@@ -106,7 +189,7 @@ def loaded(
 
 
 def load_failed(
-    cluster: Cluster,
+    cluster: Prompt,
     node_id: str,
     layers: LayerRange,
     now_s: float,
@@ -117,9 +200,9 @@ def load_failed(
     return cluster.load_failed(node_id, f"i-{node_id}", layers, reason, permanent, now_s)
 
 
-def ready(settings: ClusterSettings = SETTINGS) -> Cluster:
+def ready(settings: ClusterSettings = SETTINGS) -> Prompt:
     """One pipeline of node-1 and node-2, ready at 0 s in formation f1."""
-    cluster = Cluster(settings, drawer(), 0.0, 0.0)
+    cluster = Prompt(settings, drawer(), 0.0, 0.0)
     cluster.start(0.0)
     cluster.register(facts("node-1"), 0.0)
     ask = one_of(cluster.register(facts("node-2"), 0.0), AskPlan)
@@ -133,7 +216,7 @@ def ready(settings: ClusterSettings = SETTINGS) -> Cluster:
     return cluster
 
 
-def replaced(cluster: Cluster, now_s: float, layers: LayerRange = BACK) -> list[Action]:
+def replaced(cluster: Prompt, now_s: float, layers: LayerRange = BACK) -> list[Action]:
     """node-3 comes and loads."""
     load = one_of(cluster.register(facts("node-3"), now_s), LoadStage)
     assert load.layers == layers

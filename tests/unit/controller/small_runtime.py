@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -32,7 +32,6 @@ from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.event_log import EventLog
 from services.controller.journal.journal import Item, Saved
 from services.controller.runtime import (
-    SNAPSHOT,
     ClusterRuntime,
     RuntimeSettings,
 )
@@ -50,6 +49,8 @@ class Disk:
 
     def __init__(self) -> None:
         self.taken: list[Item] = []
+        self.writes: list[set[str]] = []
+        """Keys of the notes in each."""
         self.fails = 0
         self.full = False
         self.free = asyncio.Event()
@@ -62,11 +63,12 @@ class Disk:
         await self.free.wait()
         if self.full:
             raise ResourceExhausted("full")
-        saves = any(isinstance(item, Saved) and item.key == SNAPSHOT for item in items)
-        if saves and self.fails:
+        keys = {item.key for item in items if isinstance(item, Saved)}
+        if keys and self.fails:
             self.fails -= 1
             raise ResourceExhausted("full")
         self.taken += items
+        self.writes.append(keys)
 
     async def settled(self) -> None:
         await self.free.wait()
@@ -77,8 +79,15 @@ class Disk:
         return [item.value for item in saved if item.key == key]
 
     @property
-    def snapshots(self) -> list[str | None]:
-        return self.saved(SNAPSHOT)
+    def keys(self) -> set[str]:
+        """Of every note there was."""
+        return set().union(*self.writes)
+
+    @property
+    def standing(self) -> dict[str, str]:
+        """Notes as a restart finds them."""
+        newest = {key: self.saved(key)[-1] for key in self.keys}
+        return {key: note for key, note in newest.items() if note is not None}
 
 
 class Mesh:
@@ -185,7 +194,8 @@ class Mesh:
 class Set:
     """A runtime at work among fakes."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: ClusterSettings = SETTINGS) -> None:
+        self.settings = settings
         self.disk = Disk()
         self.mesh = Mesh()
         self.ids = iter(f"f{number}" for number in range(1, 100))
@@ -193,20 +203,18 @@ class Set:
 
     @asynccontextmanager
     async def working(
-        self, snapshot: str = "", *handles: tuple[str, str]
+        self, saved: Mapping[str, str] | None = None
     ) -> AsyncIterator[ClusterRuntime]:
         """The wall clock is the loop's."""
         clock = asyncio.get_running_loop().time
         mesh: Any = self.mesh
         disk: Any = self.disk
         draw, now_s = lambda: next(self.ids), clock()
-        if snapshot:
-            cluster = Cluster.recover(SETTINGS, draw, snapshot, now_s, now_s)
-        else:
-            cluster = Cluster(SETTINGS, draw, now_s, now_s)
+        saved = saved or {}
+        cluster = Cluster.recover(self.settings, draw, saved, now_s, now_s)
         runtime = ClusterRuntime(
             cluster,
-            RuntimeSettings(tick_s=0.005),
+            RuntimeSettings(),
             provider=mesh,
             engines=mesh,
             planning=mesh,
@@ -215,7 +223,7 @@ class Set:
             heads_changed=Signal(),
             clock=clock,
         )
-        work = asyncio.create_task(runtime.run(dict(handles)))
+        work = asyncio.create_task(runtime.run(saved))
         async with asyncio.timeout(WAIT_S):
             await runtime.started.wait()
             yield runtime

@@ -7,6 +7,7 @@ import pytest
 
 from services.common.errors import Unavailable
 from services.controller import fleet
+from services.controller.core.cluster.liveness import Liveness
 from services.controller.core.cluster.market import (
     Capabilities,
     NodeGone,
@@ -14,7 +15,7 @@ from services.controller.core.cluster.market import (
     NoticeKind,
 )
 from services.controller.core.cluster.node import Node
-from services.controller.core.cluster.snapshot import to_json
+from services.controller.core.cluster.notes import Notes
 from services.controller.core.cluster.state import State
 from services.controller.fleet import HANDLE_PREFIX
 from tests.unit.controller.small_runtime import SETTINGS, SHAPE, Set, facts
@@ -70,7 +71,7 @@ async def test_a_notice_is_given_again_after_a_restart() -> None:
         await runtime.register(facts("a"))
         await runtime.interrupt("a", 60.0, False)
         (deadline_s,) = runtime.cluster.deadlines_s().values()
-    async with after.working(runtime.cluster._snapshot):
+    async with after.working(before.disk.standing):
         assert [node_id for node_id, _ in after.mesh.noticed] == ["a"]
     assert after.mesh.noticed[0][1] == pytest.approx(deadline_s, abs=0.01)
 
@@ -87,9 +88,10 @@ async def test_a_notice_without_a_time_counts_for_nothing(deadline_s: float) -> 
 
 
 async def test_what_was_launched_before_is_found_before_it_is_asked_for_anything() -> None:
-    state, world = State(SETTINGS.basis), Set()
-    state.nodes["a"] = Node("a", SHAPE, 0.0, facts=facts("a"), leaving=True)
-    async with world.working(to_json(state, 0.0), (f"{HANDLE_PREFIX}a", "handle-a")):
+    state, world = State(SETTINGS.basis, Liveness(SETTINGS, 0.0)), Set()
+    state.put(Node("a", SHAPE, 0.0, facts=facts("a"), leaving=True))
+    notes = {key: note for key, note in Notes(0.0).changes(state).items() if note is not None}
+    async with world.working({**notes, f"{HANDLE_PREFIX}a": "handle-a"}):
         await world.mesh.ending.wait()
     assert (world.mesh.adopted, world.mesh.ended) == (["a"], ["a"])
 

@@ -10,7 +10,6 @@ import pytest
 from services.common.demand import Demand
 from services.common.errors import FailedPrecondition, Unavailable
 from services.common.generation import LayerRange
-from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.market import Market, Offer
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.question import NextPlan, Replanning, Wishes
@@ -27,6 +26,7 @@ from tests.unit.controller.small_cluster import (
     PATIENT,
     SETTINGS,
     SHAPE,
+    Prompt,
     facts,
     planned,
     ready,
@@ -57,7 +57,7 @@ class Asked:
 class Rig:
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: Prompt,
         wishes: Wishes,
         settings: ReplansSettings | None = None,
         steady: ReplanSettings = STEADY,
@@ -71,7 +71,7 @@ class Rig:
             Replanner(steady),
             wishes,
             settings or ReplansSettings(),
-            cluster=lambda: self.cluster,
+            cluster=lambda: self.cluster.core,
             market=self.market,
             workloads=Workloads(WorkloadSettings(), 100.0),
             placement=self.placement,

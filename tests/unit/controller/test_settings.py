@@ -34,7 +34,7 @@ def test_speeds_that_are_no_numbers_are_refused(speeds: str) -> None:
         ControllerSettings(node_speeds=speeds)
 
 
-@pytest.mark.parametrize("name", ["heartbeat_interval_s", "tick_s"])
+@pytest.mark.parametrize("name", ["heartbeat_interval_s", "glance_s"])
 def test_a_beat_and_a_look_at_it_come_before_a_node_is_doubted(name: str) -> None:
     with pytest.raises(ValidationError, match=name):
         ControllerSettings(**{name: ClusterSettings(FACTS.ref).doubt_s})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -161,10 +162,10 @@ class LogEvent:
 
 @dataclass(frozen=True, slots=True)
 class PersistCluster:
-    """Store this snapshot in place of the last one; `Cluster.recover` reads it."""
+    """Store these notes, all of them or none; `Cluster.recover` reads what stands."""
 
-    snapshot: str
-    """JSON."""
+    notes: Mapping[str, str | None]
+    """JSON by key, only what has changed; None deletes one."""
 
 
 Action = (

@@ -31,10 +31,10 @@ def adopt(state: State, settings: ClusterSettings, plan: Plan, now_s: float) -> 
         if planned.pipeline_id in kept:
             _keep(state, state.pipelines[planned.pipeline_id], planned, plan)
         else:
-            state.add(_pipeline(state, deployment, planned, now_s))
-    for node_id in state.seated():
-        if node_id in state.nodes:
-            state.nodes[node_id].employ()
+            state.add(_pipeline(state, deployment, planned, now_s), now_s)
+    for node in state.nodes.values():
+        if state.is_seated(node):
+            node.employ()
     return actions
 
 
@@ -108,7 +108,7 @@ def _retire(
     if formation is None:
         end(state, pipeline)
     elif not pipeline.retiring:
-        pipeline.retire(state.head(formation).sampled)
+        pipeline.retire(state.sampled(formation))
     return actions
 
 
@@ -160,14 +160,14 @@ def _blocked_by(state: State, pipeline: Pipeline, seat: Seat) -> Pipeline | None
 def take_turns(state: State, settings: ClusterSettings, now_s: float) -> list[Action]:
     """Drains the next formation that is in the way of the plan, when it is time for it."""
     retiring = state.retiring()
-    if not retiring or any(pipeline.drains for pipeline in state.pipelines.values()):
+    if not retiring or any(pipeline.drains for pipeline in state.restless()):
         return []
-    wanted = state.wanted()
-    if all(pipeline.is_ready for pipeline in wanted):
+    lacking = state.lacking()
+    if all(pipeline.is_ready for pipeline in lacking):
         return _next(state, retiring[0], now_s)
-    if any(_goes_on(state, settings, pipeline) for pipeline in wanted):
+    if any(_goes_on(state, settings, pipeline) for pipeline in lacking):
         return []
-    waiting = [(in_the_way(state, p), p) for p in wanted if p.formation is None]
+    waiting = [(in_the_way(state, p), p) for p in lacking if p.formation is None]
     for others, pipeline in sorted(waiting, key=lambda one: len(one[0])):
         if not _is_prepared(state, pipeline):
             continue
@@ -181,7 +181,7 @@ def switches(state: State, settings: ClusterSettings, now_s: float) -> bool:
     """A formation was drained for the plan's sake, and what follows it is about to serve."""
     if now_s - state.switched_s >= settings.switch_s:
         return False
-    return any(_is_about_to_serve(state, pipeline) for pipeline in state.wanted())
+    return any(_is_about_to_serve(state, pipeline) for pipeline in state.lacking())
 
 
 def _is_about_to_serve(state: State, pipeline: Pipeline) -> bool:

@@ -1,4 +1,5 @@
-"""Nodes, pipelines, formations and their replacement. Events in, actions out.
+"""Nodes, pipelines, formations and their replacement. Events in, actions out, once for all that
+came together.
 
 A drain: the replacement (an idle node, or a new one) loads the interrupted node's layers while the
 old formation serves on. When it has, routes change, the old formation is drained (every generation
@@ -10,13 +11,14 @@ resume on the other pipelines; when there is none their Resume waits for the new
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from math import inf
 
 from services.common.errors import NotFound, StaleEpoch
 from services.common.exchange import Route
 from services.common.generation import LayerRange, ModelRef
-from services.common.nodes import Member, NodeFacts
+from services.common.nodes import NodeFacts
 from services.controller.core.cluster.actions import (
     Action,
     Beat,
@@ -28,31 +30,33 @@ from services.controller.core.cluster.actions import (
     PersistCluster,
     PipelineView,
     RoutesChanged,
-    ShunOffer,
     TerminateNode,
 )
 from services.controller.core.cluster.changes import adopt
+from services.controller.core.cluster.deadlines import carry_out_due, next_due_s
 from services.controller.core.cluster.difference import Difference, difference
 from services.controller.core.cluster.faults import faults_of, unusable
 from services.controller.core.cluster.lacks import is_busy, lacks_of
-from services.controller.core.cluster.liveness import judge, overlook
-from services.controller.core.cluster.losses import dissolve, follow, forgive, lose
+from services.controller.core.cluster.liveness import Liveness, Verdict
+from services.controller.core.cluster.losses import dissolve, follow, lose
 from services.controller.core.cluster.market import NO_CAPACITY, OVER_BUDGET
 from services.controller.core.cluster.node import Node
-from services.controller.core.cluster.notices import hand_over, lapse, must_part, notice
+from services.controller.core.cluster.notes import CLUSTER, Notes
+from services.controller.core.cluster.notices import notice
 from services.controller.core.cluster.pipeline import Pipeline
 from services.controller.core.cluster.plan import Plan, PlannedPipeline
 from services.controller.core.cluster.recovery import first_actions
 from services.controller.core.cluster.replanning import Lack
 from services.controller.core.cluster.routes import handing_over, heads_of, routes_of
 from services.controller.core.cluster.settings import ClusterSettings
-from services.controller.core.cluster.snapshot import from_json, to_json
 from services.controller.core.cluster.state import State
 from services.controller.core.cluster.steps import steps
+from services.controller.core.cluster.verdicts import heed
 from services.controller.core.ledger.outcomes import ServingHead
 
-_STRANGE_BEATS = 2
-"""One beat may have been on its way while the formation changed."""
+_ROUNDS = 8
+"""Steps may make others possible at once; more rounds than these are a defect, and none is waited
+for."""
 
 _FORMS_ON_TRUST = 2
 """Attempts to form with what members said that they hold."""
@@ -72,167 +76,139 @@ class Cluster:
         `now_s`, which is on the clock that every other time is on."""
         self.settings = settings
         self._draw_id = draw_id
-        self._state = State(settings.basis)
+        self._state = State(settings.basis, Liveness(settings, now_s))
         self.unix_offset_s = now_unix_s - now_s
         """Wall time less the clock that all times are on."""
         self._past: set[str] = set()
         """Incarnations that were replaced by a newer one of the same node."""
-        self._grace_until_s = self._now_s = self._ticked_s = now_s
+        self._actions: list[Action] = []
+        """What events ask for by themselves."""
+        self._due_s = -inf
+        """When something falls due, but for what liveness watches."""
         self._route_version = 0
         self._routes: tuple[Route, ...] = ()
         self._handing_over: tuple[str, ...] = ()
         self._hopeless = ""
         self._asleep: tuple[ModelRef, ...] = ()
-        self._snapshot = ""
+        self._notes = Notes(self.unix_offset_s)
 
     @classmethod
     def recover(
         cls,
         settings: ClusterSettings,
         draw_id: Callable[[], str],
-        snapshot: str,
+        saved: Mapping[str, str],
         now_s: float,
         now_unix_s: float,
     ) -> Cluster:
-        """The cluster as its last snapshot had it; every node is given `restart_grace_s`."""
+        """The cluster as the notes among what was saved have it; every node is given
+        `restart_grace_s`. Without any it is a new one."""
         cluster = cls(settings, draw_id, now_s, now_unix_s)
-        cluster._state = from_json(snapshot, now_s, cluster.unix_offset_s)
-        cluster._grace_until_s = now_s + settings.restart_grace_s
+        if CLUSTER in saved:
+            liveness = Liveness(settings, now_s, grace_s=settings.restart_grace_s)
+            cluster._state = cluster._notes.recover(saved, liveness, now_s)
         return cluster
 
-    def start(self, now_s: float) -> list[Action]:
-        """First actions after __init__ or recover."""
-        return self._advance(first_actions(self._state, self.settings, now_s), now_s)
+    # Events. What they bring about comes of the next `advance`, once for all of them.
 
-    # Nodes
+    def start(self, now_s: float) -> None:
+        """The first event after __init__ or recover."""
+        self._happen(first_actions(self._state, self.settings, now_s))
 
-    def register(self, facts: NodeFacts, now_s: float) -> list[Action]:
+    def register(self, facts: NodeFacts, now_s: float) -> None:
         """A node is there; the same incarnation may say so again. Raises StaleEpoch for an older
         incarnation of a node that has a newer one."""
         if facts.incarnation in self._past:
             raise StaleEpoch("a newer process has this node's name", field="incarnation")
-        actions: list[Action] = []
         node = self._state.nodes.get(facts.node_id)
         if node is not None and node.incarnation not in ("", facts.incarnation):
             if not node.lost:
-                actions += self._lose(node, "replaced", now_s)
+                self._happen(self._lose(node, "replaced", now_s))
             self._past.add(node.incarnation)
             node = None
         if node is None:
-            node = self._state.nodes[facts.node_id] = Node(facts.node_id, facts.shape, now_s)
-        new, returns = node.register(facts, now_s)
-        if returns:
-            actions.append(LogEvent("node_returned", node.node_id))
-        if new:
-            actions.append(LogEvent("node_registered", node.node_id))
-        return self._advance(actions, now_s)
+            node = self._state.put(Node(facts.node_id, facts.shape, now_s))
+        new, returns = self._state.register(node, facts, now_s)
+        self._happen([LogEvent("node_returned", node.node_id)] if returns else [])
+        self._happen([LogEvent("node_registered", node.node_id)] if new else [])
 
-    def heartbeat(self, beat: Beat, now_s: float) -> list[Action]:
-        """Raises NotFound when the node must register (again)."""
-        node = self._state.nodes.get(beat.node_id)
-        facts = node.facts if node is not None and node.present else None
-        if node is None or facts is None or facts.incarnation != beat.incarnation:
-            raise NotFound("register first", field="node_id")
-        node.hear(beat, now_s)
-        actions: list[Action] = []
-        if beat.departs_in_s is not None:
-            actions += notice(node, now_s + beat.departs_in_s, now_s, departs=True)
-        actions += self._formation_beat(node, facts, beat, now_s)
-        self._now_s = now_s
-        return self._advance(actions, now_s) if actions else []  # a beat alone lacks nothing new
+    def heartbeat(self, beat: Beat, now_s: float, until_s: float | None = None) -> None:
+        """A beat, or a run of them that are all like it, the last at `until_s`. Raises NotFound
+        when the node must register (again). One that says nothing new is no event."""
+        last_s = now_s if until_s is None else until_s
+        self._heed(self._state.liveness.hear_until(beat, now_s, last_s), now_s)
 
-    def _formation_beat(
-        self, node: Node, facts: NodeFacts, beat: Beat, now_s: float
-    ) -> list[Action]:
-        """A member that is not in its formation, or misses another one, ends it; who is in a
-        formation that is no more is told so."""
-        pipeline = self._state.pipeline_of(node)
-        formation = pipeline.formation if pipeline is not None else None
-        if pipeline is None or formation is None:
-            if node.seems(bool(beat.formation_id)) < _STRANGE_BEATS:
-                return []
-            node.seems(False)
-            member = Member(node.node_id, facts.incarnation, facts.address, LayerRange(0, 0))
-            return [DissolveFormation(beat.formation_id, (member,))]
-        if formation.forming:
-            return []
-        strange = node.seems(beat.formation_id != formation.formation_id) >= _STRANGE_BEATS
-        members = {member.node_id for member in formation.members}
-        if strange or not members.isdisjoint(beat.lost_node_ids):
-            return self._dissolve(pipeline, "member_left", now_s)
-        return []
+    def _heed(self, verdicts: Iterable[Verdict], now_s: float) -> None:
+        for verdict in verdicts:
+            self._happen(heed(self._state, self.settings, verdict, now_s))
 
-    def node_gone(self, node_id: str, incarnation: str, cause: str, now_s: float) -> list[Action]:
+    def node_gone(self, node_id: str, incarnation: str, cause: str, now_s: float) -> None:
         """The edge knows that the process is dead (its exit was seen, or its connection was
         refused); `incarnation` may be empty for a launched process that never registered."""
         node = self._state.nodes.get(node_id)
-        if node is None or node.lost:
-            return []
-        if node.incarnation != incarnation:
-            return []
-        return self._advance(self._lose(node, cause, now_s), now_s)
+        if node is not None and not node.lost and node.incarnation == incarnation:
+            self._happen(self._lose(node, cause, now_s))
 
-    def launch_failed(self, node_id: str, reason: str, now_s: float) -> list[Action]:
+    def launch_failed(self, node_id: str, reason: str, now_s: float) -> None:
         """The provider could not start it; another one is, after a pause."""
         node = self._state.nodes.get(node_id)
-        if node is None or node.lost or node.facts is not None:
-            return []
-        lost = lose(self._state, self.settings, node, reason, now_s, started=False, came=False)
-        return self._advance(lost, now_s)
+        if node is not None and not node.lost and node.facts is None:
+            self._happen(
+                lose(self._state, self.settings, node, reason, now_s, started=False, came=False)
+            )
 
-    def offers_changed(self, now_s: float) -> list[Action]:
+    def offers_changed(self, now_s: float) -> None:
         """There may be capacity, or money, where there was none: launches that were refused for
         want of it are tried again at once."""
-        seats = (seat.launches for _, seat in self._state.all_seats())
+        seats = (seat.launches for _, seat in self._state.lacking_seats())
         for backoff in (self._state.first_launches, *seats):
             if backoff.cause in (NO_CAPACITY, OVER_BUDGET):
                 backoff.try_now()
-        return self._advance([], now_s)
+                self._happen()
 
     def _lose(self, node: Node, cause: str, now_s: float) -> list[Action]:
         return lose(self._state, self.settings, node, cause, now_s)
 
     # Plans, loads, formations
 
-    def plan_ready(self, plan: Plan, now_s: float) -> list[Action]:
+    def plan_ready(self, plan: Plan, now_s: float) -> None:
         """A plan, from placement or from an operator. It is adopted at once, however far the one
         before was carried out; one that is not newer changes nothing."""
         state = self._state
         state.asking.answered()
-        if plan.number <= state.last_number:
-            return []
-        state.first_launches.succeed()
-        adopted_unix_s = round(now_s + self.unix_offset_s, 3)
-        plan = replace(plan, why=replace(plan.why, adopted_unix_s=adopted_unix_s))
-        return self._advance(adopt(state, self.settings, plan, now_s), now_s)
+        if plan.number > state.last_number:
+            state.first_launches.succeed()
+            adopted_unix_s = round(now_s + self.unix_offset_s, 3)
+            plan = replace(plan, why=replace(plan.why, adopted_unix_s=adopted_unix_s))
+            self._happen(adopt(state, self.settings, plan, now_s))
 
     def difference(self, plan: Plan, now_s: float) -> Difference:
         """What a newer plan would change, were it adopted now; nothing is changed by asking."""
         return difference(self._state, self.settings, plan, now_s)
 
-    def plan_failed(self, reason: str, permanent: bool, now_s: float) -> list[Action]:
+    def plan_failed(self, reason: str, permanent: bool, now_s: float) -> None:
         """Asked again after a pause; when the failure is permanent, once the nodes are others."""
         self._state.asking.failed(self.settings, reason, permanent, now_s)
-        return [LogEvent("plan_failed", attributes={"reason": reason})]
+        self._happen([LogEvent("plan_failed", attributes={"reason": reason})])
 
     def load_done(
         self, node_id: str, incarnation: str, layers: LayerRange, loaded: Loaded, now_s: float
-    ) -> list[Action]:
+    ) -> None:
         """The node holds these layers, or its store does. Who is told so once asks again as soon as
         the node serves no more; told so again, it has failed."""
         node = self._loading(node_id, incarnation, layers)
         if node is None:
-            return []
+            return
+        if not loaded.held and node.fetched == node.loading:
+            self._refuse(node, "another stage takes up the node's memory", False, now_s)
+            return
         if loaded.held:
-            kind = "stage_loaded"
-            node.loaded(loaded)
-        elif node.fetched != node.loading:
-            kind = "stage_fetched"
-            node.fetch()
+            self._state.loaded(node, loaded)
         else:
-            return self._refuse(node, "another stage takes up the node's memory", False, now_s)
+            node.fetch()
+        kind = "stage_loaded" if loaded.held else "stage_fetched"
         attributes = {"layers": f"{layers.start}-{layers.end}"}
-        return self._advance([LogEvent(kind, node_id, "", attributes)], now_s)
+        self._happen([LogEvent(kind, node_id, "", attributes)])
 
     def load_failed(
         self,
@@ -242,20 +218,17 @@ class Cluster:
         reason: str,
         permanent: bool,
         now_s: float,
-    ) -> list[Action]:
+    ) -> None:
         """Tried again after a pause, in the end at another node; a failure that is permanent only
         where there is another one anyway."""
         node = self._loading(node_id, incarnation, layers)
-        return [] if node is None else self._refuse(node, reason, permanent, now_s)
+        if node is not None:
+            self._refuse(node, reason, permanent, now_s)
 
-    def _works(self, node: Node) -> bool:
-        """It holds a stage, or serves with one."""
-        return node.held is not None or self._state.serves(node)
-
-    def _refuse(self, node: Node, reason: str, permanent: bool, now_s: float) -> list[Action]:
+    def _refuse(self, node: Node, reason: str, permanent: bool, now_s: float) -> None:
         node.refuse(self.settings, reason, permanent, now_s)
         attributes = {"reason": reason, "permanent": str(permanent).lower()}
-        return [LogEvent("load_failed", node.node_id, "", attributes)]
+        self._happen([LogEvent("load_failed", node.node_id, "", attributes)])
 
     def _loading(self, node_id: str, incarnation: str, layers: LayerRange) -> Node | None:
         """The node that was asked for these layers last, if it is that process still."""
@@ -265,103 +238,105 @@ class Cluster:
         asked = (node.incarnation, node.loading.layers) == (incarnation, layers)
         return node if asked else None
 
-    def formed(self, formation_id: str, now_s: float) -> list[Action]:
+    def formed(self, formation_id: str, now_s: float) -> None:
         """All members stand."""
-        pipeline = self._state.pipeline(formation_id)
-        formation = pipeline.formation if pipeline is not None else None
-        if pipeline is None or formation is None or not formation.forming:
-            return []
-        down_s = pipeline.stand(now_s)
-        for member in formation.members:
-            self._state.nodes[member.node_id].serve(now_s, leads=member is formation.head)
-        attributes = {"formation": formation_id, "down_s": f"{down_s:.3f}"}
-        event = LogEvent("pipeline_ready", "", pipeline.pipeline_id, attributes)
-        return self._advance([event], now_s)
+        pipeline = self._forming(formation_id)
+        if pipeline is not None:
+            down_s = self._state.stand(pipeline, now_s)
+            attributes = {"formation": formation_id, "down_s": f"{down_s:.3f}"}
+            self._happen([LogEvent("pipeline_ready", "", pipeline.pipeline_id, attributes)])
 
-    def form_failed(self, formation_id: str, reason: str, now_s: float) -> list[Action]:
+    def form_failed(self, formation_id: str, reason: str, now_s: float) -> None:
         """Some member does not; dissolved, and formed anew after a pause. Behind the second time in
         a row its members are asked to load again: one may hold something else than it said."""
-        pipeline = self._state.pipeline(formation_id)
-        formation = pipeline.formation if pipeline is not None else None
-        if pipeline is None or formation is None or not formation.forming:
-            return []
-        actions = self._dissolve(pipeline, f"form_failed: {reason}", now_s)
+        pipeline = self._forming(formation_id)
+        if pipeline is None or pipeline.formation is None:
+            return
+        formation = pipeline.formation
+        self._happen(
+            dissolve(self._state, self.settings, pipeline, f"form_failed: {reason}", now_s)
+        )
         if pipeline.forms.failures >= _FORMS_ON_TRUST:
             for member in self._state.living(formation):
-                self._state.nodes[member.node_id].forget_stage()
-        return self._advance(actions, now_s)
+                self._state.forget_stage(self._state.nodes[member.node_id])
 
-    def _dissolve(self, pipeline: Pipeline, cause: str, now_s: float) -> list[Action]:
-        return dissolve(self._state, self.settings, pipeline, cause, now_s)
+    def _forming(self, formation_id: str) -> Pipeline | None:
+        pipeline = self._state.pipeline(formation_id)
+        formation = pipeline.formation if pipeline is not None else None
+        return pipeline if formation is not None and formation.forming else None
 
     # Interruptions
 
-    def interrupt(self, node_id: str, notice_s: float, kill: bool, now_s: float) -> list[Action]:
+    def interrupt(self, node_id: str, notice_s: float, kill: bool, now_s: float) -> None:
         """A notice, or an order to kill. Raises NotFound. The same notice twice changes nothing, no
         more than a later one."""
         node = self._state.nodes.get(node_id)
         if node is None or node.lost:
             raise NotFound("no such node", field="node_id")
         if kill:
-            return [LogEvent("kill_ordered", node_id), TerminateNode(node_id, kill=True)]
-        return self._advance(notice(node, now_s + notice_s, now_s), now_s)
+            self._happen([LogEvent("kill_ordered", node_id), TerminateNode(node_id, kill=True)])
+        else:
+            self._happen(notice(node, now_s + notice_s, now_s))
 
-    def drained(self, formation_id: str, sealed: int, now_s: float) -> list[Action]:
+    def drained(self, formation_id: str, sealed: int, now_s: float) -> None:
         """Every generation of the formation is sealed."""
         state, pipeline = self._state, self._state.pipeline(formation_id)
         if pipeline is None or not pipeline.drains:
-            return []
+            return
         formation = state.end_formation(pipeline, self.settings, "drained", now_s)
-        actions: list[Action] = [
-            LogEvent("handover_finished", "", pipeline.pipeline_id, {"sealed": str(sealed)}),
-            DissolveFormation(formation_id, state.living(formation)),
-            *follow(state, pipeline),
-        ]
-        return self._advance(actions, now_s)
+        self._happen(
+            [
+                LogEvent("handover_finished", "", pipeline.pipeline_id, {"sealed": str(sealed)}),
+                DissolveFormation(formation_id, state.living(formation)),
+                *follow(state, pipeline),
+            ]
+        )
 
-    def drain_failed(self, formation_id: str, reason: str, now_s: float) -> list[Action]:
+    def drain_failed(self, formation_id: str, reason: str, now_s: float) -> None:
         """The head did not answer; the formation is dissolved all the same."""
         event = LogEvent("drain_failed", "", self.pipeline_of(formation_id), {"reason": reason})
-        return [event, *self.drained(formation_id, 0, now_s)]
+        self._happen([event])
+        self.drained(formation_id, 0, now_s)
+
+    def _happen(self, actions: Iterable[Action] = ()) -> None:
+        """Something did: what it asks for by itself, and whatever is lacking behind it."""
+        self._actions += actions
+        self._due_s = -inf
 
     # Time
 
-    def tick(self, now_s: float) -> list[Action]:
-        """Silence, timeouts and retries; call it every 0.1 s or so. Behind a gap between two calls
-        nobody counts as dead, as after a restart: who was stopped has heard nobody."""
-        settings = self.settings
-        actions: list[Action] = []
-        overlook(self._state, now_s - self._ticked_s, now_s)
-        if now_s - self._ticked_s >= settings.doubt_s:
-            self._grace_until_s = max(self._grace_until_s, now_s + settings.restart_grace_s)
-        self._ticked_s = now_s
-        awake = now_s >= self._grace_until_s
-        for node in list(self._state.nodes.values()):
-            if node.lost:
-                if now_s - node.since_s >= settings.lost_kept_s:
-                    # one that was lost by its silence may live on
-                    actions.append(TerminateNode(node.node_id, kill=True))
-                    self._state.forget(node)
-            elif node.facts is None:
-                if now_s - node.since_s >= settings.launch_timeout_s:
-                    actions += lose(
-                        self._state, settings, node, "launch timed out", now_s, came=False
-                    )
-                    actions += [
-                        ShunOffer(node.node_id),
-                        TerminateNode(node.node_id, kill=True),
-                    ]
-            elif awake and now_s - node.heard_s >= settings.silence_s(self._works(node)):
-                actions += self._lose(node, "silence", now_s)
-            elif node.deadline_s is not None and now_s >= node.deadline_s and not node.departs:
-                actions += lapse(self._state, node)
-        actions += judge(self._state, settings, awake, now_s)
-        for pipeline in self._state.pipelines.values():
-            if pipeline.is_ready and must_part(self._state, settings, pipeline, now_s):
-                actions += hand_over(self._state, pipeline, now_s)
-        for _, seat in self._state.all_seats():
-            forgive(self._state, settings, seat, now_s)
-        return self._advance(actions, now_s)
+    def wakes_at_s(self) -> float:
+        """When to advance next, if nothing happens before."""
+        return min(self._due_s, self._state.liveness.wakes_at_s())
+
+    def advance(self, now_s: float) -> list[Action]:
+        """What is to be done by now: call it behind events, and at `wakes_at_s`. Behind a longer
+        gap nobody counts as dead, as after a restart: who was stopped has heard nobody."""
+        self._heed(self._state.liveness.look(now_s), now_s)
+        if now_s < self._due_s:
+            return []
+        actions, self._actions = self._actions, []
+        actions += carry_out_due(self._state, self.settings, now_s)
+        for _ in range(_ROUNDS):
+            lacking = steps(self._state, self.settings, self._draw_id, now_s)
+            actions += lacking
+            if not lacking:
+                break
+        self._due_s = next_due_s(self._state, self.settings, now_s)
+        actions += self._routes_changed()
+        changes = self._notes.changes(self._state)
+        return [PersistCluster(changes), *actions] if changes else actions
+
+    def _routes_changed(self) -> list[Action]:
+        routes, leaving = routes_of(self._state, self.settings), handing_over(self._state)
+        hopeless, asleep = self.unusable(), self.asleep()
+        told = (self._routes, self._handing_over, self._hopeless, self._asleep)
+        if (routes, leaving, hopeless, asleep) == told:
+            return []
+        self._routes, self._handing_over, self._hopeless = routes, leaving, hopeless
+        self._asleep = asleep
+        self._route_version += 1
+        return [RoutesChanged(self._route_version)]
 
     # What others see
 
@@ -373,9 +348,9 @@ class Cluster:
         """Formations that serve what they have and take nothing new; of the same version."""
         return self._handing_over
 
-    def heads(self) -> tuple[ServingHead, ...]:
+    def heads(self, now_s: float) -> tuple[ServingHead, ...]:
         """Every living formation's head, for the ledger."""
-        return heads_of(self._state, self.settings, self._now_s)
+        return heads_of(self._state, self.settings, now_s)
 
     def pipeline_of(self, formation_id: str) -> str:
         """The pipeline a formation serves; '' when it is not known."""
@@ -407,12 +382,8 @@ class Cluster:
 
     def guests(self) -> frozenset[str]:
         """Nodes that came by themselves and have no place."""
-        seated = self._state.seated()
-        return frozenset(
-            node.node_id
-            for node in self._state.nodes.values()
-            if node.usable and not node.launched and node.node_id not in seated
-        )
+        seatless = self._state.indexes.seatless()
+        return frozenset(n.node_id for n in seatless if n.usable and not n.launched)
 
     def asleep(self) -> tuple[ModelRef, ...]:
         """Models that the plan gives no pipeline."""
@@ -457,25 +428,8 @@ class Cluster:
 
     def unusable(self) -> str:
         """Why no pipeline will ever take requests as things are; empty when one does or may."""
-        return unusable(self._state, self.faults())
+        return unusable(self._state)
 
     def pipelines_view(self) -> tuple[PipelineView, ...]:
         """For the status."""
         return self._state.pipeline_views()
-
-    def _advance(self, actions: list[Action], now_s: float) -> list[Action]:
-        self._now_s = now_s
-        actions = [*actions, *steps(self._state, self.settings, self._draw_id, now_s)]
-        routes, leaving = routes_of(self._state, self.settings), handing_over(self._state)
-        hopeless, asleep = self.unusable(), self.asleep()
-        told = (self._routes, self._handing_over, self._hopeless, self._asleep)
-        if (routes, leaving, hopeless, asleep) != told:
-            self._routes, self._handing_over, self._hopeless = routes, leaving, hopeless
-            self._asleep = asleep
-            self._route_version += 1
-            actions.append(RoutesChanged(self._route_version))
-        snapshot = to_json(self._state, self.unix_offset_s) if actions else self._snapshot
-        if snapshot != self._snapshot:
-            self._snapshot = snapshot
-            actions.insert(0, PersistCluster(snapshot))
-        return actions

@@ -58,11 +58,10 @@ def difference(state: State, settings: ClusterSettings, plan: Plan, now_s: float
     adopted = {name: p for name, p in after.pipelines.items() if not p.retiring}
     numbers = count()
     actions = steps(after, settings, lambda: f"thought-of-{next(numbers)}", now_s)
-    seated = after.seated()
     unplaced = [
         node
         for node in after.nodes.values()
-        if node.node_id in had_a_place and node.node_id not in seated and node.stays
+        if node.node_id in had_a_place and not after.is_seated(node) and node.stays
     ]
     return Difference(
         kept=tuple(name for name in adopted if name in before),

@@ -11,7 +11,7 @@ def faults_of(state: State) -> tuple[FaultView, ...]:
     """The permanent first, then what has failed most often."""
     plans = state.asking.plans
     found = [_view(FaultKind.PLAN, plans, ""), _view(FaultKind.START, state.first_launches, "")]
-    for pipeline in state.wanted():
+    for pipeline in state.lacking():
         name = pipeline.pipeline_id
         found.append(_view(FaultKind.FORM, pipeline.forms, name))
         for seat in pipeline.seats:
@@ -24,10 +24,11 @@ def faults_of(state: State) -> tuple[FaultView, ...]:
     return tuple(sorted(failing, key=lambda fault: (not fault.permanent, -fault.failures)))
 
 
-def unusable(state: State, faults: tuple[FaultView, ...]) -> str:
+def unusable(state: State) -> str:
     """Why no pipeline will ever take requests as things are; empty when one does or may."""
     if any(pipeline.formation is not None for pipeline in state.pipelines.values()):
         return ""
+    faults = faults_of(state)
     hopeless = {fault.pipeline_id for fault in faults if fault.permanent}
     all_are = hopeless >= set(state.pipelines)
     return faults[0].cause if hopeless and all_are else ""

@@ -14,7 +14,7 @@ def lacks_of(state: State, settings: ClusterSettings) -> frozenset[Lack]:
     nodes come by themselves. One that waits for money is none: what is replaced gives it."""
     found = (
         _lack(state, settings, pipeline, index, seat)
-        for pipeline in state.wanted()
+        for pipeline in state.lacking()
         for index, seat in enumerate(pipeline.seats)
     )
     return frozenset(lack for lack in found if lack is not None)
@@ -42,7 +42,7 @@ def is_busy(state: State, settings: ClusterSettings) -> bool:
     """A change is being carried out, and goes on by itself. Where all that is to follow fails, what
     serves may do so for long."""
     stuck = {lack.pipeline_id for lack in lacks_of(state, settings)}
-    waiting = [p for p in state.wanted() if not p.is_ready and p.pipeline_id not in stuck]
+    waiting = [p for p in state.lacking() if not p.is_ready and p.pipeline_id not in stuck]
     if waiting:
         return not all(_fails(state, pipeline) for pipeline in waiting)
     return bool(state.retiring())

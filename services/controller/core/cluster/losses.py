@@ -26,13 +26,13 @@ def lose(
 ) -> list[Action]:
     """The node is gone: its seats go to their successors or stand empty, its formation dissolves.
     One that has `started` was paid for; one that never `came` was not to be had."""
-    silent_s = f"{now_s - node.heard_s:.3f}" if node.facts is not None else "0"
+    silent_s = f"{state.liveness.silent_s(node.incarnation, now_s):.3f}"
     came_to_something = node.came_to_something(settings.stable_s, now_s)
     in_vain = node.deadline_s is None and not came_to_something
     served = node.served_s is not None
     longest_s = settings.replace_max_s if started else settings.retry_max_s
     fallen = state.pipeline_of(node)
-    node.lose(now_s)
+    state.lose(node, now_s)
     attributes = {"cause": cause, "silent_s": silent_s}
     actions: list[Action] = [LogEvent("node_lost", node.node_id, "", attributes)]
     if in_vain and state.plan is None:
@@ -75,9 +75,10 @@ def give_up(settings: ClusterSettings, seat: Seat, node: Node, now_s: float) -> 
 
 
 def forgive(state: State, settings: ClusterSettings, seat: Seat, now_s: float) -> None:
-    """What came to nothing at the seat before counts no more once a node has come to something."""
+    """What came to nothing at the seat before counts no more once a node has come to something;
+    behind a notice it is those that are to follow that come to nothing."""
     node = state.nodes.get(seat.node_id)
-    if node is not None and node.came_to_something(settings.stable_s, now_s):
+    if node is not None and node.stays and node.came_to_something(settings.stable_s, now_s):
         seat.forgive()
 
 

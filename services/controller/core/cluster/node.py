@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import NodeFacts, NodeShape
-from services.controller.core.cluster.actions import Beat, Loaded, NodeState
+from services.controller.core.cluster.actions import Loaded, NodeState
 from services.controller.core.cluster.backoff import Backoff
 from services.controller.core.cluster.settings import ClusterSettings
-from services.controller.core.cluster.transitions import need
+from services.controller.core.cluster.transitions import Noun, need
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class HeldStage:
 
 
 @dataclass(slots=True)
-class Node:
+class Node(Noun):
     """A node, from its launch to some time after its loss. Only its own methods change it."""
 
     node_id: str
@@ -51,23 +52,13 @@ class Node:
     """Of what it refused."""
     served_s: float | None = None
     """When it first was in a formation that was ready."""
-    heard_s: float = 0.0
-    steps: int = 0
-    """As its last beat told them."""
-    sampled: int = 0
-    """Tokens, as its last beat told them."""
-    stepped_s: float = 0.0
-    """When a beat last showed more steps, or no work."""
-    confirmed: bool = True
-    """Heard from since the controller started."""
-    strange_beats: int = 0
-    """Beats in a row that name another formation than the one it should be in."""
     deadline_s: float | None = None
     """It was given notice: it will be taken away then."""
     departs: bool = False
     """It gave that notice itself: there is no doubt about it."""
     released: bool = False
     """The plan it was there for is over."""
+    touched: Callable[[], object] | None = field(default=None, repr=False, compare=False)
 
     @property
     def present(self) -> bool:
@@ -91,7 +82,7 @@ class Node:
 
     def came_to_something(self, stable_s: float, now_s: float) -> bool:
         """It has served for a while."""
-        return self.served_s is not None and now_s - self.served_s >= stable_s
+        return self.served_s is not None and now_s >= self.served_s + stable_s
 
     def holds(self, stage: HeldStage) -> bool:
         """It is there and has this stage."""
@@ -132,9 +123,8 @@ class Node:
         new, returns = self.facts is None, self.facts is not None and self.lost
         if new:
             self.since_s = now_s
-        if returns:
-            self.lost, self.strange_beats = False, 0
-        self.facts, self.shape, self.heard_s, self.confirmed = facts, facts.shape, now_s, True
+        self.lost = False
+        self.facts, self.shape = facts, facts.shape
         return new, returns
 
     def lose(self, now_s: float) -> None:
@@ -210,27 +200,6 @@ class Node:
         """What it holds is of no use any more."""
         self.held = None
 
-    # Its beats
-
-    def hear(self, beat: Beat, now_s: float) -> None:
-        """A sign of life."""
-        self.heard_s, self.confirmed, self.sampled = now_s, True, beat.sampled_tokens
-        if beat.steps != self.steps or not beat.has_work:
-            self.steps, self.stepped_s = beat.steps, now_s
-
-    def overlook(self, unwatched_s: float, now_s: float) -> None:
-        """So much time is not its silence."""
-        self.heard_s = min(now_s, self.heard_s + unwatched_s)
-        self.stepped_s = min(now_s, self.stepped_s + unwatched_s)
-
-    def seems(self, strange: bool) -> int:
-        """Whether its beat named another formation than its own; how many in a row have."""
-        self.strange_beats = self.strange_beats + 1 if strange else 0
-        return self.strange_beats
-
-    def serve(self, now_s: float, *, leads: bool) -> None:
+    def serve(self, now_s: float) -> None:
         """Its formation is ready."""
-        self.strange_beats = 0
         self.served_s = now_s if self.served_s is None else self.served_s
-        if leads:
-            self.stepped_s = now_s

@@ -38,7 +38,7 @@ def lapse(state: State, node: Node) -> list[Action]:
 def hand_over(state: State, pipeline: Pipeline, now_s: float) -> list[Action]:
     """The pipeline is drained."""
     formation = pipeline.formation
-    sampled = state.head(formation).sampled if formation is not None else 0
+    sampled = state.sampled(formation) if formation is not None else 0
     formation, meanwhile = pipeline.drain(sampled, now_s)
     attributes = {
         "formation": formation.formation_id,
@@ -52,12 +52,13 @@ def hand_over(state: State, pipeline: Pipeline, now_s: float) -> list[Action]:
 
 def must_part(state: State, settings: ClusterSettings, pipeline: Pipeline, now_s: float) -> bool:
     """A member is about to end without a replacement, or none will come and others serve."""
-    others = any(other.is_ready for other in state.pipelines.values() if other is not pipeline)
     for seat in pipeline.seats:
         node = state.nodes.get(seat.node_id)
         if node is None or not node.departs or node.deadline_s is None:
             continue
+        if now_s >= node.deadline_s - settings.seal_s:
+            return True
         hopeless = pipeline.retiring or not (seat.successor_id or settings.can_launch)
-        if (hopeless and others) or now_s >= node.deadline_s - settings.seal_s:
+        if hopeless and any(p.is_ready for p in state.pipelines.values() if p is not pipeline):
             return True
     return False

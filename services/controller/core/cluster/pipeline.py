@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -14,7 +14,7 @@ from services.controller.core.cluster.handover import Handover
 from services.controller.core.cluster.node import HeldStage
 from services.controller.core.cluster.plan import PlannedStage
 from services.controller.core.cluster.settings import ClusterSettings
-from services.controller.core.cluster.transitions import need
+from services.controller.core.cluster.transitions import Noun, need
 
 
 class FormationState(StrEnum):
@@ -50,7 +50,7 @@ class Formation:
 
 
 @dataclass(slots=True)
-class Seat:
+class Seat(Noun):
     """A stage of a pipeline, who runs it, and who is to run it next. Only its own methods change
     it."""
 
@@ -68,6 +68,7 @@ class Seat:
     """How many of them could not load it."""
     refused: bool = False
     """The last node that was ordered for it was not to be had."""
+    touched: Callable[[], object] | None = field(default=None, repr=False, compare=False)
 
     @property
     def node_ids(self) -> tuple[str, ...]:
@@ -160,7 +161,7 @@ def count_loss(
 
 
 @dataclass(slots=True)
-class Pipeline:
+class Pipeline(Noun):
     """A pipeline of the plan, or one that an older plan had and that serves still. Only its own
     methods change it, and State, which keeps the indexes, calls those that begin and end a
     formation."""
@@ -179,6 +180,7 @@ class Pipeline:
     """Its head is there, as far as is known, and does not serve."""
     retiring: bool = False
     """The plan lacks it: it serves until what takes its place does."""
+    touched: Callable[[], object] | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_ready(self) -> bool:
@@ -211,6 +213,7 @@ class Pipeline:
         need(self.formation is not None, f"{self.pipeline_id} has no formation to stand")
         if self.formation is not None:
             self.formation.stand()
+            self.touch()
         self.stalled, self.unlike = False, ""
         self.forms.succeed()
         down_s = now_s - self.down_since_s if self.down_since_s is not None else 0.0
@@ -230,10 +233,12 @@ class Pipeline:
         if self.handover is not None:
             self.handover.end()
         self.formation = self.handover = None
+        self.stalled = False
         return formation
 
     def judge(self, stalled: bool) -> None:
         """Its head serves, or does not."""
+        need(self.is_ready, f"{self.pipeline_id} does not serve and has no head to judge")
         self.stalled = stalled
 
     def tell_apart(self, classes: str) -> bool:
@@ -255,6 +260,7 @@ class Pipeline:
         need(self.handover is not None, f"{self.pipeline_id} hands nothing over")
         if self.handover is not None:
             self.handover.ready()
+            self.touch()
 
     def drain(self, sampled: int, now_s: float) -> tuple[Formation, int]:
         """Its formation is sealed; with how many tokens sampled since preparations began."""
@@ -263,7 +269,8 @@ class Pipeline:
         if formation is None or handover is None:
             raise AssertionError
         handover.drain()
-        self.down_since_s = now_s
+        self.touch()
+        self.down_since_s, self.stalled = now_s, False
         return formation, max(0, sampled - handover.sampled)
 
     def stay(self) -> None:

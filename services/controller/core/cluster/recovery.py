@@ -1,4 +1,4 @@
-"""What a restarted controller does first with the cluster it finds in its snapshot."""
+"""What a restarted controller does first with the cluster it finds in its notes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _start_over(state: State, settings: ClusterSettings, now_s: float) -> list[A
     new shape has no use for; what they hold and form counts no more."""
     dropped = state.start_over(settings, now_s)
     for node in state.nodes.values():
-        node.forget_stage()
+        state.forget_stage(node)
     if settings.can_launch:
         for node in match_shapes(settings.initial, state.staying())[1]:
             node.leave()

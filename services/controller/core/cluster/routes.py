@@ -30,7 +30,7 @@ def heads_of(state: State, settings: ClusterSettings, now_s: float) -> tuple[Ser
     for pipeline in state.pipelines.values():
         formation, route = pipeline.formation, _route(pipeline, settings)
         if formation is not None and route is not None:
-            heard = state.heard_from(formation, now_s - settings.doubt_s)
+            heard = state.trusts(formation, now_s)
             takes_new = heard and not pipeline.drains and not pipeline.stalled
             heads.append(
                 ServingHead(

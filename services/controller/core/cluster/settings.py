@@ -29,6 +29,9 @@ class ClusterSettings:
     can_launch: bool = True
     """The provider starts nodes; else a replacement must register by itself."""
     heartbeat_interval_s: float = 0.25
+    glance_s: float = 0.25
+    """The longest time between two looks at the cluster; the rest of a longer one was not watched,
+    and is nobody's silence."""
     node_lost_s: float = 3.0
     """A node silent for this long is lost."""
     doubt_s: float = 1.0

@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from math import inf
 
-from services.common.nodes import Member, NodeShape
+from services.common.nodes import Member, NodeFacts, NodeShape
 from services.controller.core.cluster.actions import (
+    Loaded,
     NodeView,
     PipelineView,
     StageView,
 )
 from services.controller.core.cluster.asking import PlanAsking
 from services.controller.core.cluster.backoff import Backoff
-from services.controller.core.cluster.node import Node
+from services.controller.core.cluster.indexes import Indexes
+from services.controller.core.cluster.liveness import Liveness
+from services.controller.core.cluster.node import HeldStage, Node
 from services.controller.core.cluster.pipeline import Formation, Pipeline, Seat
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.settings import ClusterSettings
@@ -27,9 +30,11 @@ from services.controller.core.cluster.transitions import need
 class State:
     """The plan that is carried out, and how far it is."""
 
-    def __init__(self, basis: str) -> None:
+    def __init__(self, basis: str, liveness: Liveness) -> None:
         self.basis = basis
         """What its plan is made for: `ClusterSettings.basis`."""
+        self.liveness = liveness
+        """Of the nodes' processes; told here who is there and in which formation."""
         self.plan: Plan | None = None
         self.last_number = 0
         """Of the newest plan there ever was."""
@@ -44,6 +49,7 @@ class State:
         """Nodes launched so far; their names count on."""
         self.named = 0
         """Pipelines that were given a name so far."""
+        self.indexes = Indexes(self.nodes, self.pipelines)
         self._by_formation: dict[str, Pipeline] = {}
         self._by_process: dict[str, Pipeline] = {}
 
@@ -59,14 +65,56 @@ class State:
         self.launched += 1
         while f"node-{self.launched}" in self.nodes:
             self.launched += 1
-        node = Node(f"node-{self.launched}", shape, now_s, launched=True)
+        return self.put(Node(f"node-{self.launched}", shape, now_s, launched=True))
+
+    def put(self, node: Node) -> Node:
+        """One more, or another one of the same name."""
         self.nodes[node.node_id] = node
+        self.indexes.node(node)
         return node
+
+    def register(self, node: Node, facts: NodeFacts, now_s: float) -> tuple[bool, bool]:
+        """Its process says what it is: see `Node.register`."""
+        told = node.register(facts, now_s)
+        self.liveness.watch(node.node_id, node.incarnation, now_s, confirmed=True)
+        return told
+
+    def lose(self, node: Node, now_s: float) -> None:
+        """It is gone, as far as is known."""
+        node.lose(now_s)
+        self.liveness.forget(node.incarnation)
+
+    def load(self, node: Node, stage: HeldStage) -> None:
+        """It is asked for a stage; no formation may count on what it holds meanwhile."""
+        node.load(stage)
+        self._carry(node)
+
+    def loaded(self, node: Node, loaded: Loaded) -> None:
+        """It holds what it loaded."""
+        node.loaded(loaded)
+        self._carry(node)
+
+    def forget_stage(self, node: Node) -> None:
+        """What it holds is of no use any more."""
+        node.forget_stage()
+        self._carry(node)
+
+    def _carry(self, node: Node) -> None:
+        """Tells whether it holds a stage, or serves with one."""
+        self.liveness.carry(node.incarnation, node.held is not None or self.serves(node))
+
+    def recover(self, node: Node, now_s: float) -> None:
+        """An older controller had it."""
+        self.put(node)
+        if node.present:
+            self.liveness.watch(node.node_id, node.incarnation, now_s, confirmed=False)
+            self._carry(node)
 
     def forget(self, node: Node) -> None:
         """It was shown as lost for long enough."""
         need(node.lost, f"{node.node_id} is not lost and cannot be forgotten")
         del self.nodes[node.node_id]
+        self.indexes.touch_node(node.node_id)
 
     def staying(self) -> list[Node]:
         """Nodes that are there or start, and are not about to go."""
@@ -85,7 +133,15 @@ class State:
 
     def retiring(self) -> list[Pipeline]:
         """Pipelines that the plan lacks and that serve still."""
-        return [pipeline for pipeline in self.pipelines.values() if pipeline.retiring]
+        return [pipeline for pipeline in self.restless() if pipeline.retiring]
+
+    def restless(self) -> list[Pipeline]:
+        """Pipelines that do not just serve: see `Indexes`."""
+        return self.indexes.restless_pipelines()
+
+    def lacking(self) -> list[Pipeline]:
+        """Those of them that the plan has."""
+        return [pipeline for pipeline in self.restless() if not pipeline.retiring]
 
     def next_name(self) -> str:
         """Of a pipeline; none has had it."""
@@ -94,46 +150,67 @@ class State:
             self.named += 1
         return f"pipeline-{self.named}"
 
-    def add(self, pipeline: Pipeline) -> None:
+    def add(self, pipeline: Pipeline, now_s: float) -> None:
         """One more; with its formation, if it has one."""
         need(pipeline.pipeline_id not in self.pipelines, f"{pipeline.pipeline_id} is there")
         self.pipelines[pipeline.pipeline_id] = pipeline
+        self.indexes.pipeline(pipeline)
         if pipeline.formation is not None:
-            self._enter(pipeline, pipeline.formation)
+            self._enter(pipeline, pipeline.formation, now_s)
 
     def remove(self, pipeline: Pipeline) -> None:
         """It is over."""
         need(pipeline.formation is None, f"{pipeline.pipeline_id} has a formation still")
         del self.pipelines[pipeline.pipeline_id]
+        self.indexes.touch_pipeline(pipeline.pipeline_id)
 
-    def all_seats(self) -> Iterator[tuple[Pipeline, Seat]]:
-        """Of the plan's pipelines."""
-        for pipeline in self.wanted():
+    def lacking_seats(self) -> Iterator[tuple[Pipeline, Seat]]:
+        """Of the plan's pipelines that do not just serve."""
+        for pipeline in self.lacking():
             for seat in pipeline.seats:
                 yield pipeline, seat
 
     def seats(self, node_id: str) -> list[tuple[Pipeline, Seat]]:
         """Where a node sits or is to sit, by the plan."""
-        return [(p, seat) for p, seat in self.all_seats() if node_id in seat.node_ids]
+        pipelines = self.indexes.pipelines_of(node_id)
+        return [(p, seat) for p in pipelines for seat in p.seats if node_id in seat.node_ids]
 
-    def seated(self) -> set[str]:
-        """Nodes that sit somewhere, or are to, by the plan."""
-        return {node_id for _, seat in self.all_seats() for node_id in seat.node_ids}
+    def is_seated(self, node: Node) -> bool:
+        """It sits somewhere, or is to, by the plan."""
+        return bool(self.indexes.pipelines_of(node.node_id))
 
     # Formations
 
-    def form(self, pipeline: Pipeline, formation: Formation) -> None:
+    def form(self, pipeline: Pipeline, formation: Formation, now_s: float) -> None:
         """The pipeline's members are asked to form."""
         for member in formation.members:
             other = self._by_process.get(member.incarnation)
             need(other is None, f"{member.node_id} is in a formation of its own")
         pipeline.form(formation)
-        self._enter(pipeline, formation)
+        self._enter(pipeline, formation, now_s)
 
-    def _enter(self, pipeline: Pipeline, formation: Formation) -> None:
+    def _enter(self, pipeline: Pipeline, formation: Formation, now_s: float) -> None:
         self._by_formation[formation.formation_id] = pipeline
         for member in formation.members:
             self._by_process[member.incarnation] = pipeline
+        self._belong(formation, now_s)
+
+    def _belong(self, formation: Formation, now_s: float) -> None:
+        formation_id = None if formation.forming else formation.formation_id
+        for member in formation.members:
+            leads = member is formation.head and not formation.forming
+            self.liveness.belong(member.incarnation, formation_id, now_s, leads=leads)
+            if self.is_there(member):
+                self._carry(self.nodes[member.node_id])
+
+    def stand(self, pipeline: Pipeline, now_s: float) -> float:
+        """All members of its formation do; for how long there was none."""
+        down_s = pipeline.stand(now_s)
+        if pipeline.formation is not None:
+            for member in pipeline.formation.members:
+                self.nodes[member.node_id].serve(now_s)
+            self._belong(pipeline.formation, now_s)
+        return down_s
 
     def end_formation(
         self, pipeline: Pipeline, settings: ClusterSettings, cause: str, now_s: float
@@ -143,6 +220,9 @@ class State:
         del self._by_formation[formation.formation_id]
         for member in formation.members:
             del self._by_process[member.incarnation]
+            self.liveness.belong(member.incarnation, "", now_s)
+            if self.is_there(member):
+                self._carry(self.nodes[member.node_id])
         return formation
 
     def start_over(self, settings: ClusterSettings, now_s: float) -> list[Formation]:
@@ -172,11 +252,13 @@ class State:
         """Members that are still there."""
         return tuple(m for m in formation.members if self.is_there(m))
 
-    def heard_from(self, formation: Formation, since_s: float) -> bool:
-        """Every member was heard from since then, by this very controller process."""
-        nodes = [self.nodes[m.node_id] for m in formation.members if self.is_there(m)]
-        heard = [node for node in nodes if node.confirmed and node.heard_s >= since_s]
-        return len(heard) == len(formation.members)
+    def trusts(self, formation: Formation, now_s: float) -> bool:
+        """Every member was heard from just now, by this very controller process."""
+        return all(self.liveness.trusts(m.incarnation, now_s) for m in formation.members)
+
+    def sampled(self, formation: Formation) -> int:
+        """Tokens of its head, as far as beats have told."""
+        return self.liveness.sampled(formation.head.incarnation)
 
     def head(self, formation: Formation) -> Node:
         """The node that leads it."""

@@ -60,7 +60,7 @@ def _ask_plan(state: State, settings: ClusterSettings, now_s: float) -> list[Act
     enough = len(nodes) >= settings.expected_nodes
     first_s = min((node.since_s for node in nodes), default=now_s)
     starting = any(node.facts is None and not node.lost for node in state.nodes.values())
-    settled = bool(nodes) and now_s - first_s >= settings.settle_s and not starting
+    settled = bool(nodes) and now_s >= first_s + settings.settle_s and not starting
     facts = tuple(node.facts for node in nodes if node.facts is not None)
     if not (enough or settled) or not state.asking.may_ask(facts, now_s):
         return []
@@ -84,9 +84,9 @@ class _Steps:
     def all(self) -> list[Action]:
         state = self._state
         actions: list[Action] = []
-        for pipeline, seat in list(state.all_seats()):
+        for pipeline, seat in list(state.lacking_seats()):
             actions += self._fill(pipeline, seat)
-        for pipeline in state.wanted():
+        for pipeline in state.lacking():
             for seat in pipeline.seats:
                 for node_id in seat.node_ids:
                     actions += self._load(node_id, seat)
@@ -128,7 +128,7 @@ class _Steps:
 
     def _prepare(self, pipeline: Pipeline) -> None:
         if pipeline.is_ready and pipeline.formation is not None:
-            pipeline.prepare(self._state.head(pipeline.formation).sampled)
+            pipeline.prepare(self._state.sampled(pipeline.formation))
 
     def _cannot_load(self, node: Node, seat: Seat) -> bool:
         attempts = 1 if seat.given_up else self._settings.load_attempts
@@ -181,13 +181,11 @@ class _Steps:
         """Usable nodes without a place; where none can be launched, those too that serve in what
         the plan lacks."""
         if self._free is None:
-            seated, state = self._state.seated(), self._state
+            state = self._state
             self._free = [
                 node
-                for node in state.nodes.values()
-                if node.usable
-                and node.node_id not in seated
-                and (not state.serves(node) or not self._settings.can_launch)
+                for node in state.indexes.seatless()
+                if node.usable and (not state.serves(node) or not self._settings.can_launch)
             ]
             self._free.sort(key=state.serves)
         return self._free
@@ -207,7 +205,7 @@ class _Steps:
                 return []
             if self._settings.can_launch and self._cannot_load(node, seat):
                 return []  # it has had its attempts; the next is another node's
-        node.load(seat.stage)
+        self._state.load(node, seat.stage)
         return [_load_action(node, seat.stage)]
 
     def _replacement_ready(self, pipeline: Pipeline) -> list[Action]:
@@ -253,7 +251,7 @@ class _Steps:
         formation = Formation(
             self._draw_id(), members, blocks, numerics_class=nodes[0].numerics_class
         )
-        self._state.form(pipeline, formation)
+        self._state.form(pipeline, formation, self._now_s)
         return [
             FormPipeline(
                 formation.formation_id,
@@ -289,19 +287,19 @@ class _Steps:
         state, settings = self._state, self._settings
         if not settings.can_launch:
             return []
-        done = all(p.is_ready for p in state.pipelines.values())
-        if not done and not any(waits_for_money(seat) for _, seat in state.all_seats()):
+        done = all(p.is_ready for p in state.restless())
+        if not done and not any(waits_for_money(seat) for _, seat in state.lacking_seats()):
             return []
         ending = [
             node
-            for node in state.nodes.values()
+            for node in state.indexes.seatless()
             if node.launched and (done or node.released) and not node.lost and not node.leaving
         ]
         if not ending:
             return []
-        seated, actions = state.seated(), list[Action]()
+        actions = list[Action]()
         for node in ending:
-            if node.node_id not in seated and not state.serves(node):
+            if not state.is_seated(node) and not state.serves(node):
                 node.leave()
                 actions += [LogEvent("node_released", node.node_id), TerminateNode(node.node_id)]
         return actions

@@ -15,12 +15,10 @@ from services.controller.core.cluster.actions import (
     LoadStage,
     LogEvent,
     NodeState,
-    PersistCluster,
     PipelineState,
     RoutesChanged,
     TerminateNode,
 )
-from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.market import NO_CAPACITY
 from services.controller.core.cluster.plan import (
     THROUGHPUT,
@@ -37,6 +35,7 @@ from tests.unit.controller.small_cluster import (
     PATIENT,
     SETTINGS,
     SHAPE,
+    Prompt,
     all_of,
     beat,
     drawer,
@@ -52,7 +51,7 @@ from tests.unit.controller.small_cluster import (
 
 
 def test_nothing_is_launched_twice_and_the_plan_waits_for_nodes() -> None:
-    cluster = Cluster(SETTINGS, drawer(), 0.0, 0.0)
+    cluster = Prompt(SETTINGS, drawer(), 0.0, 0.0)
     first = cluster.start(0.0)
     launches = all_of(first, LaunchNode)
     assert [launch.node_id for launch in launches] == ["node-1", "node-2"]
@@ -69,7 +68,7 @@ def test_nothing_is_launched_twice_and_the_plan_waits_for_nodes() -> None:
 @pytest.mark.parametrize("how", ["no room", "exit"])
 def test_a_first_launch_that_fails_is_tried_again_in_the_same_shape(how: str) -> None:
     small, big = NodeShape(1 << 30, 1.0), NodeShape(1 << 40, 2.0)
-    cluster = Cluster(replace(SETTINGS, initial=(small, big)), drawer(), 0.0, 0.0)
+    cluster = Prompt(replace(SETTINGS, initial=(small, big)), drawer(), 0.0, 0.0)
     cluster.start(0.0)
     cluster.register(facts("node-1"), 0.1)
     if how == "exit":
@@ -110,7 +109,7 @@ def test_a_launch_refused_for_want_of_capacity_is_tried_when_offers_change() -> 
 
 
 def test_the_pause_before_a_launch_doubles_up_to_a_limit() -> None:
-    cluster = Cluster(replace(SETTINGS, initial=(SHAPE,)), drawer(), 0.0, 0.0)
+    cluster = Prompt(replace(SETTINGS, initial=(SHAPE,)), drawer(), 0.0, 0.0)
     launch = one_of(cluster.start(0.0), LaunchNode)
     now_s, pauses = 0.0, []
     while len(pauses) < 9:
@@ -124,7 +123,7 @@ def test_the_pause_before_a_launch_doubles_up_to_a_limit() -> None:
 
 
 def test_a_failed_plan_is_asked_for_again() -> None:
-    cluster = Cluster(SETTINGS, drawer(), 0.0, 0.0)
+    cluster = Prompt(SETTINGS, drawer(), 0.0, 0.0)
     cluster.register(facts("node-1"), 0.0)
     cluster.register(facts("node-2"), 0.0)
     cluster.plan_failed("away", False, 0.0)
@@ -137,14 +136,14 @@ def test_a_ready_pipeline_has_a_route() -> None:
     cluster = ready()
     _, (route,) = cluster.routes()
     assert (route.formation_id, route.incarnation, route.max_positions) == ("f1", "i-node-1", 512)
-    assert cluster.heads()[0].takes_new
+    assert cluster.heads(0.0)[0].takes_new
     assert cluster.pipeline_of("f1") == "pipeline-1"
     assert cluster.pipelines_view()[0].state is PipelineState.READY
     assert {view.state for view in cluster.nodes_view()} == {NodeState.READY}
 
 
 def test_a_failed_load_or_form_is_tried_again() -> None:
-    cluster = Cluster(SETTINGS, drawer(), 0.0, 0.0)
+    cluster = Prompt(SETTINGS, drawer(), 0.0, 0.0)
     cluster.register(facts("node-1"), 0.0)
     cluster.register(facts("node-2"), 0.0)
     cluster.plan_ready(planned(PAIR), 0.0)
@@ -159,31 +158,32 @@ def test_a_failed_load_or_form_is_tried_again() -> None:
     assert one_of(cluster.tick(1.2), FormPipeline).formation_id == "f2"
 
 
-def failing(cluster: Cluster, node_id: str, now_s: float) -> list[float]:
-    """Fails every load of a node until it is given up; returns the pauses between them."""
+def failing(cluster: Prompt, node_id: str, now_s: float) -> tuple[list[float], list[Action]]:
+    """Fails every load of a node until it is given up; the pauses between them, and what the last
+    one brings about."""
     pauses = []
     for _ in range(SETTINGS.load_attempts - 1):
-        load_failed(cluster, node_id, BACK, now_s)
+        actions = load_failed(cluster, node_id, BACK, now_s)
+        assert said(actions) == ["load_failed"]
         failed_s = now_s
         while not all_of(cluster.tick(now_s), LoadStage):
             now_s += 0.25
         pauses.append(now_s - failed_s)
-    assert said(load_failed(cluster, node_id, BACK, now_s)) == ["load_failed"]
-    return pauses
+    return pauses, load_failed(cluster, node_id, BACK, now_s)
 
 
 def test_a_node_that_cannot_load_is_replaced_and_ended() -> None:
     cluster = ready(PATIENT)
     cluster.node_gone("node-2", "i-node-2", "exit", 1.0)
     cluster.register(facts("node-3"), 1.0)
-    assert failing(cluster, "node-3", 1.0) == [0.5, 1, 2]
-    actions = cluster.tick(4.5)
+    pauses, actions = failing(cluster, "node-3", 1.0)
+    assert pauses == [0.5, 1, 2]
     assert one_of(actions, LaunchNode) == LaunchNode("node-4", SHAPE)
     assert one_of(actions, TerminateNode) == TerminateNode("node-3")
     assert all_of(cluster.tick(10.0), LoadStage) == []
     assert one_of(cluster.register(facts("node-4"), 10.0), LoadStage).node_id == "node-4"
-    load_failed(cluster, "node-4", BACK, 10.0)  # one attempt is enough
-    assert one_of(cluster.tick(10.1), LaunchNode).node_id == "node-5"
+    actions = load_failed(cluster, "node-4", BACK, 10.0)
+    assert one_of(actions, LaunchNode).node_id == "node-5", "one attempt is enough"
     cluster.launch_failed("node-5", "no room", 13.6)
     assert all_of(cluster.tick(17.5), LaunchNode) == []
     assert one_of(cluster.tick(17.6), LaunchNode).node_id == "node-6"
@@ -193,8 +193,8 @@ def test_a_spare_that_cannot_load_is_replaced_too() -> None:
     cluster = ready(PATIENT)
     cluster.interrupt("node-2", 600.0, False, 1.0)
     cluster.register(facts("node-3"), 1.0)
-    failing(cluster, "node-3", 1.0)
-    assert one_of(cluster.tick(4.5), TerminateNode) == TerminateNode("node-3")
+    _, actions = failing(cluster, "node-3", 1.0)
+    assert one_of(actions, TerminateNode) == TerminateNode("node-3")
     cluster.register(facts("node-4"), 5.0)
     assert "replacement_ready" in said(loaded(cluster, "node-4", BACK, 6.0))
 
@@ -253,7 +253,7 @@ def test_a_killed_node_ends_its_formation_and_is_replaced_in_the_same_shape() ->
 
 def test_a_restart_of_the_controller_is_no_time_that_a_pipeline_was_down() -> None:
     before = ready(PATIENT)
-    again = Cluster.recover(PATIENT, lambda: "f2", before._snapshot, 100.0, 100.0)
+    again = Prompt.recover(PATIENT, lambda: "f2", before.saved, 100.0, 100.0)
     again.start(100.0)
     for node_id in ("node-1", "node-2"):
         beat(again, node_id, "f1", 100.1)
@@ -291,13 +291,13 @@ def test_a_controller_that_was_stopped_counts_nobody_as_dead_for_it() -> None:
 WATCHED = replace(SETTINGS, node_lost_s=60.0, restart_grace_s=0.1)
 
 
-def watched(cluster: Cluster, seconds: range, **more: object) -> list[tuple[float, str]]:
+def watched(cluster: Prompt, seconds: range, **more: object) -> list[tuple[float, str]]:
     """Beats of both nodes, and what is said, in tenths of a second."""
     heard = []
     for tenths in seconds:
         now_s = tenths / 10
         for node_id in ("node-1", "node-2"):
-            beat(cluster, node_id, "f1", now_s, **more)
+            heard += [(now_s, kind) for kind in said(beat(cluster, node_id, "f1", now_s, **more))]
         heard += [(now_s, kind) for kind in said(cluster.tick(now_s))]
     return heard
 
@@ -306,11 +306,11 @@ def test_a_head_that_has_work_and_makes_no_step_does_not_serve_until_it_does() -
     cluster = ready(WATCHED)
     assert watched(cluster, range(1, 70), steps=9, has_work=True) == [(5.1, "head_stalled")]
     assert cluster.routes()[1] == ()
-    assert cluster.heads()[0].stalled
-    assert not cluster.heads()[0].takes_new
+    assert cluster.heads(7.0)[0].stalled
+    assert not cluster.heads(7.0)[0].takes_new
     assert watched(cluster, range(70, 71), steps=10, has_work=True) == [(7.0, "head_serves")]
     assert [route.formation_id for route in cluster.routes()[1]] == ["f1"]
-    assert not cluster.heads()[0].stalled
+    assert not cluster.heads(7.0)[0].stalled
 
 
 def test_a_head_without_work_serves_though_it_makes_no_step() -> None:
@@ -324,8 +324,7 @@ def test_a_head_without_beats_does_not_serve_before_it_is_lost() -> None:
         beat(cluster, "node-2", "f1", tenths / 10)
         heard += [(tenths / 10, kind) for kind in said(cluster.tick(tenths / 10))]
     assert heard == [(2.0, "head_stalled")]
-    beat(cluster, "node-1", "f1", 3.1)
-    assert said(cluster.tick(3.1)) == ["head_serves"]
+    assert said(beat(cluster, "node-1", "f1", 3.1)) == ["head_serves"]
 
 
 def test_time_that_the_controller_did_not_watch_is_nobodys_silence() -> None:
@@ -381,7 +380,7 @@ def test_a_drain_loads_the_replacement_and_hands_over_once_it_is_ready() -> None
     event = all_of(actions, LogEvent)[-1]
     assert event.attributes["tokens_while_preparing"] == "5"
     assert cluster.routes()[1] == ()
-    assert not cluster.heads()[0].takes_new
+    assert not cluster.heads(2.0)[0].takes_new
     done = cluster.drained("f1", 3, 2.4)
     assert one_of(done, TerminateNode) == TerminateNode("node-2")
     assert [m.node_id for m in one_of(done, FormPipeline).members] == ["node-1", "node-3"]
@@ -409,7 +408,7 @@ def test_a_notice_without_a_kill_or_a_replacement_lapses() -> None:
     assert all_of(replaced_idle(cluster), LoadStage) == []
 
 
-def replaced_idle(cluster: Cluster) -> list[Action]:
+def replaced_idle(cluster: Prompt) -> list[Action]:
     """The replacement comes too late to be one."""
     return cluster.register(facts("node-3"), 2.1)
 
@@ -459,39 +458,39 @@ def test_a_lost_node_is_shown_for_a_while() -> None:
     assert "node-2" not in {view.node_id for view in cluster.nodes_view()}
 
 
-def restarted(snapshot: str, wall_s: float, settings: ClusterSettings = SETTINGS) -> Cluster:
+def restarted(before: Prompt, wall_s: float, settings: ClusterSettings = SETTINGS) -> Prompt:
     """A clock of its own, at 100 s."""
-    return Cluster.recover(settings, lambda: "f9", snapshot, 100.0, wall_s)
+    return Prompt.recover(settings, lambda: "f9", before.saved, 100.0, wall_s)
 
 
 def test_a_restarted_controller_goes_on_with_the_cluster_it_had() -> None:
     cluster = ready()
     cluster.interrupt("node-2", 20.0, False, 0.5)
-    snapshot = all_of(cluster.register(facts("node-3"), 0.6), PersistCluster)[-1].snapshot
-    again = restarted(snapshot, 5.0)
+    cluster.register(facts("node-3"), 0.6)
+    again = restarted(cluster, 5.0)
     again.start(100.0)
     assert [route.formation_id for route in again.routes()[1]] == ["f1"]
-    assert not again.heads()[0].takes_new
+    assert not again.heads(100.0)[0].takes_new
     assert said(again.tick(102.9)) == []
     for node_id in ("node-1", "node-2"):
         beat(again, node_id, "f1", 102.9)
-    assert again.heads()[0].takes_new
+    assert again.heads(102.9)[0].takes_new
     states = {view.node_id: view.state for view in again.nodes_view()}
     assert states["node-2"] is NodeState.DRAINING
 
 
 def test_a_notice_goes_on_over_a_restart() -> None:
     cluster = ready()
-    snapshot = one_of(cluster.interrupt("node-2", 20.0, False, 0.5), PersistCluster).snapshot
-    again = restarted(snapshot, 5.0)
+    cluster.interrupt("node-2", 20.0, False, 0.5)
+    again = restarted(cluster, 5.0)
     again.start(100.0)
     assert again.deadlines_s() == {"node-2": 115.5}
 
 
 def test_a_lost_node_is_shown_and_ended_by_the_next_controller_too() -> None:
     cluster = ready()
-    actions = cluster.node_gone("node-2", "i-node-2", "silence", 0.5)
-    again = restarted(one_of(actions, PersistCluster).snapshot, 1.0)
+    cluster.node_gone("node-2", "i-node-2", "silence", 0.5)
+    again = restarted(cluster, 1.0)
     again.start(100.0)
     assert {v.node_id: v.state for v in again.nodes_view()}["node-2"] is NodeState.LOST
     late_s = 100.0 + SETTINGS.lost_kept_s
@@ -501,18 +500,17 @@ def test_a_lost_node_is_shown_and_ended_by_the_next_controller_too() -> None:
 def test_a_hand_over_cut_short_by_a_restart_is_asked_for_again() -> None:
     cluster = ready()
     cluster.interrupt("node-2", 20.0, False, 0.5)
-    snapshot = one_of(replaced(cluster, 0.5), PersistCluster).snapshot
-    again = restarted(snapshot, 1.0)
+    replaced(cluster, 0.5)
+    again = restarted(cluster, 1.0)
     actions = again.start(100.0)
     assert all_of(actions, DissolveFormation) == []
     assert one_of(actions, DrainFormation).head.node_id == "node-1"
     assert (again.routes()[1], again.handing_over()) == ((), ("f1",))
-    assert again.heads()[0].hands_over
+    assert again.heads(100.0)[0].hands_over
     done = again.drained("f1", 3, 100.1)
     assert one_of(done, TerminateNode) == TerminateNode("node-2")
     assert [m.node_id for m in one_of(done, FormPipeline).members] == ["node-1", "node-3"]
-    snapshot = one_of(done, PersistCluster).snapshot
-    once_more = restarted(snapshot, 2.0).start(100.0)
+    once_more = restarted(again, 2.0).start(100.0)
     assert one_of(once_more, TerminateNode) == TerminateNode("node-2")
     assert one_of(once_more, DissolveFormation).formation_id == "f9"
 
@@ -528,8 +526,8 @@ def test_a_hand_over_cut_short_by_a_restart_is_asked_for_again() -> None:
 )
 def test_a_plan_for_something_else_is_dropped_at_the_start(other: ClusterSettings) -> None:
     cluster = ready()
-    snapshot = all_of(cluster.register(facts("node-3"), 0.6), PersistCluster)[-1].snapshot
-    again = restarted(snapshot, 1.0, replace(other, initial=(SHAPE,) * 3, expected_nodes=3))
+    cluster.register(facts("node-3"), 0.6)
+    again = restarted(cluster, 1.0, replace(other, initial=(SHAPE,) * 3, expected_nodes=3))
     actions = again.start(100.0)
     assert said(actions) == ["plan_dropped"]
     assert one_of(actions, DissolveFormation).formation_id == "f1"
@@ -547,9 +545,9 @@ def test_a_plan_for_something_else_is_dropped_at_the_start(other: ClusterSetting
 
 def test_nodes_of_a_shape_that_is_not_wanted_any_more_are_exchanged() -> None:
     cluster = ready()
-    snapshot = all_of(cluster.register(facts("node-3"), 0.6), PersistCluster)[-1].snapshot
+    cluster.register(facts("node-3"), 0.6)
     fast = NodeShape(1 << 30, 3.0)
-    again = restarted(snapshot, 1.0, replace(SETTINGS, initial=(SHAPE, fast)))
+    again = restarted(cluster, 1.0, replace(SETTINGS, initial=(SHAPE, fast)))
     actions = again.start(100.0)
     assert [end.node_id for end in all_of(actions, TerminateNode)] == ["node-2", "node-3"]
     assert one_of(actions, LaunchNode).shape == fast

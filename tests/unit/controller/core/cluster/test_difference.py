@@ -11,7 +11,6 @@ from services.common.generation import LayerRange, ModelRef
 from services.controller.core.cluster.actions import LaunchNode, TerminateNode
 from services.controller.core.cluster.node import HeldStage
 from services.controller.core.cluster.plan import Plan
-from services.controller.core.cluster.snapshot import to_json
 from tests.unit.controller.core.cluster.test_changes import carry_out, running, serving
 from tests.unit.controller.small_cluster import BACK, FRONT, PATIENT, SETTINGS, planned, ready
 
@@ -20,10 +19,12 @@ WHOLE = LayerRange(0, 30)
 
 def test_what_stays_comes_and_goes() -> None:
     cluster = serving({"a": FRONT, "b": BACK}, {"c": WHOLE}, idle=("d",))
-    before = to_json(deepcopy(cluster._state), 0.0)
+    state = cluster._state
+    before = deepcopy((state.plan, state.nodes, state.pipelines, state.launched, state.named))
     plan = planned({"d": WHOLE}, {"a": FRONT, "b": BACK}, number=2)
     found = cluster.difference(plan, 1.0)
-    assert to_json(cluster._state, 0.0) == before
+    assert before == (state.plan, state.nodes, state.pipelines, state.launched, state.named)
+    assert cluster.tick(1.0) == []
     assert found.kept == ("pipeline-1",)
     assert found.gone == ("pipeline-2",)
     (stage,) = found.pipelines["pipeline-3"]

@@ -14,7 +14,6 @@ from services.controller.core.cluster.actions import (
     NodeState,
     TerminateNode,
 )
-from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.settings import ClusterSettings
 from tests.unit.controller.small_cluster import (
     BACK,
@@ -23,6 +22,7 @@ from tests.unit.controller.small_cluster import (
     PATIENT,
     SETTINGS,
     SHAPE,
+    Prompt,
     all_of,
     beat,
     drawer,
@@ -31,11 +31,12 @@ from tests.unit.controller.small_cluster import (
     loaded,
     one_of,
     planned,
+    ready,
 )
 
 
 def storm(
-    cluster: Cluster, fail: Callable[[str, float], list[Action]], until_s: float
+    cluster: Prompt, fail: Callable[[str, float], list[Action]], until_s: float
 ) -> list[float]:
     """Fails every node that the cluster launches; returns when it launched them."""
     launched_s, now_s = [], 0.0
@@ -57,7 +58,7 @@ HOUR_S = 3600.0
 
 @pytest.mark.parametrize("how", ["at its start", "behind its registration", "loading", "serving"])
 def test_a_node_that_fails_at_every_start_is_replaced_ever_more_seldom(how: str) -> None:
-    cluster = Cluster(SETTINGS, drawer(), 0.0, 0.0)
+    cluster = Prompt(SETTINGS, drawer(), 0.0, 0.0)
 
     def fail(node_id: str, now_s: float) -> list[Action]:
         if node_id == "node-1" and how in ("loading", "serving"):
@@ -86,7 +87,7 @@ def test_a_node_that_fails_at_every_start_is_replaced_ever_more_seldom(how: str)
 
 
 def test_a_node_that_cannot_load_passingly_is_replaced_ever_more_seldom() -> None:
-    cluster, loads = Cluster(SETTINGS, drawer(), 0.0, 0.0), 0
+    cluster, loads = Prompt(SETTINGS, drawer(), 0.0, 0.0), 0
     launched, now_s, actions = 0, 0.0, cluster.start(0.0)
     while now_s < 6 * HOUR_S:
         for launch in all_of(actions, LaunchNode):
@@ -95,26 +96,43 @@ def test_a_node_that_cannot_load_passingly_is_replaced_ever_more_seldom() -> Non
             if all_of(more, AskPlan):
                 more = cluster.plan_ready(planned(PAIR), now_s)
             actions = [*actions, *more]
-        for load in all_of(actions, LoadStage):
+        done, actions = actions, []
+        for load in all_of(done, LoadStage):
             if load.layers == FRONT:
-                loaded(cluster, load.node_id, FRONT, now_s)
+                actions += loaded(cluster, load.node_id, FRONT, now_s)
             else:
                 loads += 1
-                load_failed(cluster, load.node_id, BACK, now_s)
+                actions += load_failed(cluster, load.node_id, BACK, now_s)
         now_s += 1.0
         for view in cluster.nodes_view():
             if view.incarnation and view.state is not NodeState.LOST:
                 beat(cluster, view.node_id, "", now_s)
-        actions = cluster.tick(now_s)
+        actions += cluster.tick(now_s)
     most = 6 * HOUR_S / SETTINGS.replace_max_s + 12
     assert launched <= most
     assert loads <= most + launched + SETTINGS.load_attempts
     assert {fault.cause for fault in cluster.faults()} == {"no weights"}
 
 
-def refused(settings: ClusterSettings = PATIENT) -> Cluster:
+def test_what_is_to_follow_a_node_that_served_well_is_launched_ever_more_seldom() -> None:
+    cluster = ready(PATIENT)
+    actions = cluster.interrupt("node-2", HOUR_S, False, 20.0)
+    launched_s, now_s = [], 20.0
+    while now_s < 100.0:
+        for launch in all_of(actions, LaunchNode):
+            launched_s.append(now_s)
+            actions = cluster.launch_failed(launch.node_id, "no room", now_s)
+            assert all_of(actions, LaunchNode) == []
+        now_s += 0.25
+        actions = cluster.tick(now_s)
+    pauses = [after - before for before, after in pairwise(launched_s)]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] >= PATIENT.retry_max_s
+
+
+def refused(settings: ClusterSettings = PATIENT) -> Prompt:
     """No node may ever load the back of the model."""
-    cluster = Cluster(settings, drawer(), 0.0, 0.0)
+    cluster = Prompt(settings, drawer(), 0.0, 0.0)
     cluster.start(0.0)
     cluster.register(facts("node-1"), 0.0)
     cluster.register(facts("node-2"), 0.0)
@@ -155,7 +173,7 @@ def test_a_process_that_comes_anew_may_try_what_its_last_one_refused() -> None:
 
 def test_a_pipeline_that_none_can_run_leaves_the_others_their_nodes() -> None:
     settings = replace(PATIENT, initial=(SHAPE, SHAPE), pipelines=2)
-    cluster = Cluster(settings, drawer(), 0.0, 0.0)
+    cluster = Prompt(settings, drawer(), 0.0, 0.0)
     cluster.start(0.0)
     cluster.register(facts("node-1"), 0.0)
     cluster.register(facts("node-2"), 0.0)
@@ -172,7 +190,7 @@ def test_a_pipeline_that_none_can_run_leaves_the_others_their_nodes() -> None:
 
 
 def test_a_plan_that_cannot_be_is_asked_for_again_when_the_nodes_are_others() -> None:
-    cluster = Cluster(PATIENT, drawer(), 0.0, 0.0)
+    cluster = Prompt(PATIENT, drawer(), 0.0, 0.0)
     cluster.start(0.0)
     cluster.register(facts("node-1"), 0.0)
     assert one_of(cluster.register(facts("node-2"), 0.0), AskPlan)

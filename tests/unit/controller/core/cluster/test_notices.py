@@ -8,12 +8,11 @@ from services.controller.core.cluster.actions import (
     LaunchNode,
     LoadStage,
     LogEvent,
-    PersistCluster,
     TerminateNode,
 )
-from services.controller.core.cluster.cluster import Cluster
 from tests.unit.controller.small_cluster import (
     PATIENT,
+    Prompt,
     all_of,
     beat,
     drawer,
@@ -68,7 +67,7 @@ def test_one_that_no_other_replaces_in_time_is_sealed_before_it_goes() -> None:
 
 def test_where_none_will_come_the_other_pipelines_take_over_at_once() -> None:
     settings = replace(PATIENT, can_launch=False, initial=(), pipelines=2)
-    cluster = Cluster(settings, drawer(), 0.0, 0.0)
+    cluster = Prompt(settings, drawer(), 0.0, 0.0)
     cluster.start(0.0)
     whole = LayerRange(0, 30)
     for node_id in ("node-1", "node-2"):
@@ -78,8 +77,8 @@ def test_where_none_will_come_the_other_pipelines_take_over_at_once() -> None:
     for node_id in ("node-1", "node-2"):
         form = one_of(loaded(cluster, node_id, whole, 0.0), FormPipeline)
         cluster.formed(form.formation_id, 0.0)
-    beat(cluster, "node-2", "f2", 1.0, departs_in_s=20.0)
-    assert one_of(cluster.tick(1.1), DrainFormation).formation_id == "f2"
+    actions = beat(cluster, "node-2", "f2", 1.0, departs_in_s=20.0)
+    assert one_of(actions, DrainFormation).formation_id == "f2"
     cluster.drained("f2", 1, 1.2)
     assert [route.pipeline_id for route in cluster.routes()[1]] == ["pipeline-1"]
     cluster.node_gone("node-2", "i-node-2", "exit status 0", 2.0)
@@ -90,8 +89,8 @@ def test_where_none_will_come_the_other_pipelines_take_over_at_once() -> None:
 
 def test_a_departure_goes_on_over_a_restart() -> None:
     cluster = ready(PATIENT)
-    persist = one_of(beat(cluster, "node-2", "f1", 1.0, departs_in_s=20.0), PersistCluster)
-    again = Cluster.recover(PATIENT, drawer(), persist.snapshot, 2.0, 2.0)
+    beat(cluster, "node-2", "f1", 1.0, departs_in_s=20.0)
+    again = Prompt.recover(PATIENT, drawer(), cluster.saved, 2.0, 2.0)
     again.start(2.0)
     assert again.deadlines_s() == {"node-2": 21.0}
     assert one_of(again.tick(21.0 - PATIENT.seal_s), DrainFormation).formation_id == "f1"

@@ -1,16 +1,19 @@
-"""What outlives a controller is read back, in the form of today and in the one before plans."""
+"""Notes of older controllers, which were one for all, are read and become those of today."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
+import pytest
+
 from services.controller.core.cluster.actions import LoadStage, NodeState, PipelineState
-from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.snapshot import in_second_version
 from tests.unit.controller.small_cluster import (
     BACK,
     PAIR,
     SETTINGS,
+    Prompt,
     drawer,
     facts,
     one_of,
@@ -83,8 +86,18 @@ def before_plans() -> str:
     )
 
 
-def test_the_form_before_plans_goes_on_where_it_was() -> None:
-    cluster = Cluster.recover(SETTINGS, drawer(), before_plans(), 5.0, 1005.0)
+def second_version() -> str:
+    """The same as `before_plans`, by a controller that had plans, and one note for all."""
+    document = in_second_version(json.loads(before_plans()))
+    return json.dumps({**document, "version": 2})
+
+
+OLDER = {"before plans": before_plans, "one note": second_version}
+
+
+@pytest.mark.parametrize("form", OLDER)
+def test_an_older_form_goes_on_where_it_was(form: str) -> None:
+    cluster = Prompt.recover(SETTINGS, drawer(), {"cluster": OLDER[form]()}, 5.0, 1005.0)
     cluster.start(5.0)
     assert cluster.plan is not None
     assert cluster.plan.number == 1
@@ -99,12 +112,30 @@ def test_the_form_before_plans_goes_on_where_it_was() -> None:
     assert load.layers == BACK
 
 
-def test_a_snapshot_of_today_is_written_from_the_form_before() -> None:
-    cluster = Cluster.recover(SETTINGS, drawer(), before_plans(), 5.0, 1005.0)
+@pytest.mark.parametrize("form", OLDER)
+def test_todays_notes_are_written_from_an_older_form_at_once(form: str) -> None:
+    cluster = Prompt.recover(SETTINGS, drawer(), {"cluster": OLDER[form]()}, 5.0, 1005.0)
     cluster.start(5.0)
-    actions = cluster.register(facts("node-3"), 6.0)
-    snapshot = next(a.snapshot for a in actions if hasattr(a, "snapshot"))
-    again = Cluster.recover(SETTINGS, drawer(), snapshot, 7.0, 1007.0)
+    assert sorted(cluster.saved) == [
+        "basis",
+        "cluster",
+        "node/node-1",
+        "node/node-2",
+        "node/node-3",
+        "pipeline/pipeline-1",
+        "plan",
+    ]
+    again = Prompt.recover(SETTINGS, drawer(), cluster.saved, 7.0, 1007.0)
     assert again.plan == cluster.plan
     assert again.pipelines_view() == cluster.pipelines_view()
+    assert again.nodes_view() == cluster.nodes_view()
     assert again.deadlines_s() == {"node-2": 21.0}
+
+
+def test_notes_beside_an_older_form_are_from_before_it_and_go() -> None:
+    """An older controller ran in between."""
+    saved = {"cluster": second_version(), "node/node-9": "{}", "handle/node-1": "a"}
+    cluster = Prompt.recover(SETTINGS, drawer(), saved, 5.0, 1005.0)
+    cluster.start(5.0)
+    assert "node/node-9" not in cluster.saved
+    assert cluster.saved["handle/node-1"] == "a"

@@ -10,6 +10,7 @@ from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import Member, NodeShape
 from services.controller.core.cluster.actions import Loaded
 from services.controller.core.cluster.handover import Handover, HandoverState
+from services.controller.core.cluster.liveness import Liveness
 from services.controller.core.cluster.node import HeldStage, Node
 from services.controller.core.cluster.pipeline import Formation, Pipeline, Seat
 from services.controller.core.cluster.plan import PlannedStage
@@ -128,15 +129,15 @@ def test_a_hand_over_goes_one_way() -> None:
 
 
 def test_a_process_is_in_one_formation_and_an_index_finds_it() -> None:
-    state, one, other = State(""), pipeline(), pipeline()
+    state, one, other = State("", Liveness(PATIENT, 0.0)), pipeline(), pipeline()
     other.pipeline_id = "q"
     for made in (one, other):
-        state.add(made)
-    state.nodes["a"] = node(registered)
-    state.form(one, formation())
+        state.add(made, 0.0)
+    state.put(node(registered))
+    state.form(one, formation(), 0.0)
     assert state.pipeline("f") is state.pipeline_of(state.nodes["a"]) is one
     with pytest.raises(IllegalTransition, match="a is in a formation"):
-        state.form(other, formation("g"))
+        state.form(other, formation("g"), 0.0)
     with pytest.raises(IllegalTransition, match="has a formation still"):
         state.remove(one)
     state.end_formation(one, PATIENT, "lost", 1.0)

@@ -6,7 +6,6 @@ import math
 import pytest
 
 from services.common.errors import InvalidArgument
-from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.plan_json import plan_from_json, plan_to_json
 from services.controller.core.cluster.why import MAX_CHARS, MAX_ENTRIES, Alternative, Why
@@ -67,7 +66,7 @@ def test_what_is_kept_has_a_bound_whatever_its_maker_says() -> None:
 
 
 def test_when_a_plan_was_adopted_is_noted_in_wall_time() -> None:
-    cluster: Cluster = ready(PATIENT)
+    cluster = ready(PATIENT)
     cluster.plan_ready(with_why(Why(("because",))), 100.0)
     assert cluster.plan is not None
     assert cluster.plan.why.adopted_unix_s == 100.0 + cluster.unix_offset_s

@@ -1,0 +1,104 @@
+"""A note for each entity: what an event writes, and what a restart reads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from services.common.generation import LayerRange
+from services.controller.core.cluster.actions import Action, FormPipeline, PersistCluster
+from tests.unit.controller.core.cluster.test_deadlines import World
+from tests.unit.controller.small_cluster import (
+    PATIENT,
+    SHAPE,
+    Prompt,
+    all_of,
+    drawer,
+    facts,
+    loaded,
+    one_of,
+    planned,
+    ready,
+)
+
+WHOLE = LayerRange(0, 30)
+
+
+def serving(pipelines: int) -> Prompt:
+    """So many pipelines of a node each."""
+    names = [f"node-{number}" for number in range(1, pipelines + 1)]
+    settings = replace(
+        PATIENT, initial=(SHAPE,) * pipelines, expected_nodes=pipelines, pipelines=pipelines
+    )
+    cluster = Prompt(settings, drawer(), 0.0, 0.0)
+    cluster.start(0.0)
+    for name in names:
+        cluster.register(facts(name), 0.0)
+    cluster.plan_ready(planned(*({name: WHOLE} for name in names)), 0.0)
+    for name in names:
+        form = one_of(loaded(cluster, name, WHOLE, 0.0), FormPipeline)
+        cluster.formed(form.formation_id, 0.0)
+    return cluster
+
+
+def written(actions: list[Action]) -> dict[str, str | None]:
+    return {k: v for persist in all_of(actions, PersistCluster) for k, v in persist.notes.items()}
+
+
+@pytest.mark.parametrize("pipelines", [3, 100])
+def test_what_an_event_writes_does_not_grow_with_the_cluster(pipelines: int) -> None:
+    cluster = serving(pipelines)
+    name = f"node-{pipelines + 1}"
+    gone = written(cluster.node_gone("node-2", "i-node-2", "exit", 11.0))
+    assert gone.keys() == {"cluster", "node/node-2", f"node/{name}", "pipeline/pipeline-2"}
+    assert sum(len(note or "") for note in gone.values()) < 2500
+    assert sorted(written(cluster.register(facts(name), 12.0))) == [f"node/{name}"]
+    actions = loaded(cluster, name, WHOLE, 13.0)
+    assert written(actions).keys() == {f"node/{name}", "pipeline/pipeline-2"}
+    formed = written(cluster.formed(one_of(actions, FormPipeline).formation_id, 14.0))
+    assert list(formed) == ["pipeline/pipeline-2"]
+
+
+def test_what_changes_nothing_writes_nothing() -> None:
+    cluster = ready(PATIENT)
+    cluster.interrupt("node-2", 20.0, False, 1.0)
+    assert written(cluster.interrupt("node-2", 30.0, False, 1.5)) == {}
+
+
+def test_what_is_gone_has_no_note() -> None:
+    cluster = ready(PATIENT)
+    cluster.node_gone("node-2", "i-node-2", "exit", 0.0)
+    assert "node/node-2" in cluster.saved
+    assert written(cluster.tick(PATIENT.lost_kept_s))["node/node-2"] is None
+    assert "node/node-2" not in cluster.saved
+
+
+def test_a_restart_writes_only_what_it_changes() -> None:
+    cluster = serving(20)
+    again = Prompt.recover(cluster.settings, drawer(), cluster.saved, 100.0, 100.0)
+    assert written(again.start(100.0)) == {}
+    noticed = written(again.interrupt("node-7", 60.0, False, 100.0))
+    assert noticed.keys() == {"cluster", "node/node-7", "node/node-21", "pipeline/pipeline-7"}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_notes_that_stand_tell_the_whole_state_at_any_time(seed: int) -> None:
+    """Whatever happens: a restart finds plan, nodes, pipelines and their order as they were."""
+    world, random = World(seed), Random(seed)
+    for _ in range(60):
+        world.turn()
+        if random.random() < 0.2:
+            cluster, saved = world.cluster, dict(world.cluster.saved)
+            again = Prompt.recover(cluster.settings, drawer(), saved, world.now_s, world.now_s)
+            assert again.plan == cluster.plan
+            assert again.next_plan_number == cluster.next_plan_number
+            assert [n.node_id for n in again.nodes_view()] == [
+                n.node_id for n in cluster.nodes_view()
+            ]
+            assert [(p.pipeline_id, p.formation_id, p.stages) for p in again.pipelines_view()] == [
+                (p.pipeline_id, p.formation_id, p.stages) for p in cluster.pipelines_view()
+            ]
+            assert set(again.deadlines_s()) == set(cluster.deadlines_s())
+            assert again.running() == cluster.running()
