@@ -203,7 +203,7 @@ class Stranger:
         bad = [
             replace(good, formation_id="elsewhere"),
             replace(good, epoch=held.epoch - 1),
-            replace(good, request=replace(held.request, prompt_ids=(1,))),
+            replace(good, request=replace(held.request, prompt_ids=(*held.request.prompt_ids, 1))),
             replace(good, held=GARBLED),
             replace(good, request=replace(held.request, generation_id="x"), formation_id="y"),
         ]
