@@ -262,6 +262,7 @@ class Cloud:
         self.launched_s: dict[str, float] = {}
         self.launches = Signal()
         self.formations: dict[str, str] = {}
+        """By node that beats; empty while it is in none."""
         self.told: asyncio.Queue[ProviderEvent] = asyncio.Queue()
         self.runtime: ClusterRuntime
 
@@ -275,6 +276,7 @@ class Cloud:
         self.launched_s[node_id] = time.monotonic()
         self.launches.fire()
         await self.runtime.started.wait()
+        self.formations[node_id] = ""  # it beats from now on
         asyncio.get_running_loop().create_task(self.runtime.register(facts_of(node_id)))
         return f"handle-of-{node_id}"
 

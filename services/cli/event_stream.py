@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import stat
 import sys
 from collections.abc import AsyncGenerator, Collection
@@ -20,8 +21,6 @@ def print_events(
     """Until they end, Ctrl-C, or the end of who reads the output; only these kinds, or all."""
     try:
         asyncio.run(_print_while_read(events, kinds, as_json))
-    except KeyboardInterrupt:
-        return
     except BrokenPipeError:
         # what the buffer holds would be written once more at the exit, and complained of
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -30,17 +29,20 @@ def print_events(
 async def _print_while_read(
     events: AsyncGenerator[Event, None], kinds: Collection[str], as_json: bool
 ) -> None:
-    printing = asyncio.ensure_future(_print(events, kinds, as_json))
     loop, output = asyncio.get_running_loop(), sys.stdout.fileno()
+    printing = asyncio.ensure_future(_print(events, kinds, as_json))
+    enough = asyncio.Event()
+    loop.add_signal_handler(signal.SIGINT, enough.set)
     piped = stat.S_ISFIFO(os.fstat(output).st_mode)
     if piped:  # its end is told at once, not when the next event happens
-        loop.add_reader(output, printing.cancel)
-    try:
-        await asyncio.wait([printing])
-    finally:
-        if piped:
-            loop.remove_reader(output)
-        printing.cancel()
+        loop.add_reader(output, enough.set)
+    ending = asyncio.ensure_future(enough.wait())
+    await asyncio.wait([printing, ending], return_when=asyncio.FIRST_COMPLETED)
+    if piped:
+        loop.remove_reader(output)
+    for task in (printing, ending):
+        task.cancel()
+    await asyncio.wait([printing, ending])
     if not printing.cancelled():
         printing.result()
 

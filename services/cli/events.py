@@ -91,8 +91,8 @@ async def read_events(
                     f"the controller has no events to tell: {error.details()}"
                 ) from None
             if not away and error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                away = True
                 complain("the controller does not answer; waiting for it")
-            away = True
         if not follow:
             return
         await asyncio.sleep(PAUSE_S)

@@ -62,7 +62,8 @@ def _known(message: Any, field: str) -> Any:
 
 
 def _pair(answer: controller_pb2.DiffPlanResponse, field: str) -> dict[str, float | None]:
-    return {"now": _known(answer, field), "after": _known(answer, f"{field}_after")}
+    found = {"now": _known(answer, field), "after": _known(answer, f"{field}_after")}
+    return {when: None if value is None else round(value, 6) for when, value in found.items()}
 
 
 def _stage(stage: controller_pb2.StageToBe) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def why_text(why: dict[str, Any]) -> Group:
 
 
 def _lines(texts: list[str]) -> list[Padding]:
-    return [Padding(Text(text), (0, 0, 0, 2)) for text in texts]
+    return [Padding(Text(text), (0, 0, 0, 2), expand=False) for text in texts]
 
 
 def _table(head: tuple[str, str], rows: list[tuple[str, str]]) -> Table:

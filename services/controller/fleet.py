@@ -19,7 +19,6 @@ from services.controller.core.cluster.actions import (
     LaunchNode,
     LogEvent,
     NodeState,
-    NodeView,
     ShunOffer,
     TerminateNode,
 )
@@ -204,12 +203,8 @@ class Fleet:
         known_s = self._cluster.deadlines_s().get(node_id)
         return known_s is not None and known_s <= deadline_s + SAME_NOTICE_S
 
-    def node(self, node_id: str) -> NodeView | None:
-        """As the cluster core knows it."""
-        return next((n for n in self._cluster.nodes_view() if n.node_id == node_id), None)
-
     def _lives(self, node_id: str) -> bool:
-        node = self.node(node_id)
+        node = self._cluster.node_view(node_id)
         return node is not None and node.state is not NodeState.LOST
 
     # What the provider says

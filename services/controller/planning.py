@@ -24,6 +24,7 @@ from services.controller.core.cluster.plan import (
     PlannedStage,
 )
 from services.controller.core.cluster.question import NextPlan, Replanning
+from services.controller.core.cluster.replanning import Cause
 from services.controller.core.cluster.why import Alternative, Why
 from services.controller.core.cluster.workload import Workload
 from services.controller.core.model_facts import ModelFacts
@@ -146,7 +147,8 @@ class Planning:
             raise from_rpc_error(error) from error
         known = {n.node_id: _Named(n.shape, node_id=n.node_id) for n in question.nodes}
         plan = self._plan_of(reply, question.number, question.model, question.objective, known)
-        return replace(plan, why=Why(tuple(reply.reasons), _alternatives(reply), ("first_plan",)))
+        causes = (Cause.FIRST.value,)
+        return replace(plan, why=Why(tuple(reply.reasons), _alternatives(reply), causes))
 
     async def replan(self, question: Replanning) -> NextPlan:
         """The next plan, or none where the running one stays; by placement's own planner, which

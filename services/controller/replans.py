@@ -209,7 +209,8 @@ class Replans:
         """No pipeline any more, until somebody asks."""
         deployments = (Deployment(cluster.settings.model, self._wishes.objective, ()),)
         why = Why(
-            reasons=(f"nobody asked for it for {self._settings.sleep_s:g} s",), causes=("quiet",)
+            reasons=(f"nobody asked for it for {self._settings.sleep_s:g} s",),
+            causes=(Cause.QUIET.value,),
         )
         plan = Plan(cluster.next_plan_number, deployments, why)
         attributes = {"plan": str(plan.number), "quiet_s": f"{self._settings.sleep_s:g}"}

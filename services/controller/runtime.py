@@ -178,7 +178,7 @@ class ClusterRuntime:
 
     def suspect(self, node_id: str) -> None:
         """Somebody lost a node: looks whether its process still listens."""
-        node = self._fleet.node(node_id)
+        node = self.cluster.node_view(node_id)
         if self.closing or node is None or not node.address:
             return
         if node_id not in self._probing:
@@ -237,7 +237,7 @@ class ClusterRuntime:
         await self._fleet.end()
 
     def _gone(self, node_id: str, reason: str, incarnation: str | None = None) -> None:
-        node = self._fleet.node(node_id)
+        node = self.cluster.node_view(node_id)
         if node is not None:
             if incarnation not in (None, node.incarnation):
                 return  # a newer process has its name
@@ -287,24 +287,29 @@ class ClusterRuntime:
 
     async def _carry_out_all(self) -> None:
         while True:
-            asked = await self._queue.get()
-            actions, turn = asked.actions, asked.turn
-            self._events.plan = asked.plan
-            for action in actions:
+            together = [await self._queue.get()]
+            while not self._queue.empty():  # what came while the disk was waited for is one write
+                together.append(self._queue.get_nowait())
+            for action in (action for asked in together for action in asked.actions):
                 if isinstance(action, PersistCluster):
                     self._unsaved |= action.notes
             if self._unsaved:
                 await self._persist()
-            for index, action in enumerate(actions, 1):
-                self._carry_out(action)
-                if index % _AT_ONCE == 0:
-                    await asyncio.sleep(0)
+            for asked in together:
+                await self._begin_asked(asked)
             for address in self._engines.addresses - self.cluster.addresses():
                 self._tasks.create_task(self._engines.forget(address))
             self._heads_changed.fire()
             self.changed.fire()
-            if turn is not None and not turn.done():
-                turn.set_result(None)
+
+    async def _begin_asked(self, asked: _Asked) -> None:
+        self._events.plan = asked.plan
+        for index, action in enumerate(asked.actions, 1):
+            self._carry_out(action)
+            if index % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+        if asked.turn is not None and not asked.turn.done():
+            asked.turn.set_result(None)
 
     def _note(self, key: str, value: str | None) -> None:
         self._unsaved[key] = value

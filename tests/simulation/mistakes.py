@@ -10,6 +10,7 @@ LOSSES = "services/controller/core/cluster/losses.py"
 STEPS = "services/controller/core/cluster/steps.py"
 CHANGES = "services/controller/core/cluster/changes.py"
 LEDGER = "services/controller/core/ledger/ledger.py"
+DIFFERENCE = "services/controller/core/cluster/difference.py"
 LIVENESS = "services/controller/core/cluster/liveness.py"
 FOLLOWER = "services/router/core/follower.py"
 TOKEN_RUN = "services/common/token_run.py"
@@ -238,5 +239,11 @@ MISTAKES = (
         TEXT,
         "        keep = 0 if self.finish else max(stop.held for stop in self._stops)",
         "        keep = 0",
+    ),
+    Mistake(
+        "who asks what a plan would change has it changed",
+        DIFFERENCE,
+        "    after = deepcopy(state)\n",
+        "    after = state\n",
     ),
 )

@@ -3,8 +3,9 @@
 Numbers are those of the design's list of invariants; 11: nothing that is read waits behind what is
 not; 12: no core raises what is no domain error; 13: no node is told to join a formation before it
 has left the one it was told to leave; 14: a node is in one formation, a formation covers every
-layer once; 15: what runs becomes what the plan says; 16: launches have reasons; 17: what serves
-gives way to the plan when what follows it can begin; 18: no node is ended while it serves.
+layer once; 15: what runs becomes what the plan says; 16: launches have reasons; 17: a plan changes
+what it was said to change; 18: what serves gives way to the plan when what follows it can begin;
+19: no node is ended while it serves.
 """
 
 from __future__ import annotations
@@ -26,13 +27,16 @@ from services.common.errors import (
 from services.common.exchange import Checkpoint, Frame, Grant, Phase, ResumeQuestion
 from services.common.generation import FinishReason, GenerationRequest
 from services.controller.core.cluster.actions import (
+    Action,
     FormPipeline,
+    LaunchNode,
     LogEvent,
     PipelineState,
     TerminateNode,
 )
 from services.controller.core.cluster.changes import in_the_way
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.difference import Difference
 from services.controller.core.cluster.lacks import waits_for_money
 from services.controller.core.cluster.pipeline import Pipeline
 from services.controller.core.cluster.state import State
@@ -147,6 +151,25 @@ class Oracle:
     def fail(self, number: int, message: str) -> None:
         """Raises Violation."""
         raise Violation(f"invariant {number}: {message}")
+
+    def adopted(self, told: Difference, cluster: Cluster, actions: Sequence[Action]) -> None:
+        """A plan was adopted, of which this had been told before."""
+        views = cluster.pipelines_view()
+        wanted = {p.pipeline_id for _, p in cluster.plan.pipelines()} if cluster.plan else set()
+        said = {
+            name: [(stage.node_id, stage.layers) for stage in stages]
+            for name, stages in told.pipelines.items()
+        }
+        done = {
+            view.pipeline_id: [(stage.node_id, stage.layers) for stage in view.stages]
+            for view in views
+            if view.pipeline_id in wanted
+        }
+        if said != done:
+            self.fail(17, f"{said} was told, and there is {done}")
+        launched = [action.node_id for action in actions if isinstance(action, LaunchNode)]
+        if list(told.launched) != launched:
+            self.fail(17, f"{list(told.launched)} was told, and {launched} launched")
 
     def note(self, *words: object) -> None:
         """A line of the trace, by which two runs of a seed are compared."""
@@ -291,7 +314,7 @@ class Oracle:
         if any(node.departs for node in nodes) or all(p.is_ready for p in state.wanted()):
             return
         if not any(self._can_begin(state, follower) for follower in followers):
-            self.fail(17, f"{pipeline_id} gives way to {followers}, which is not prepared")
+            self.fail(18, f"{pipeline_id} gives way to {followers}, which is not prepared")
 
     def _can_begin(self, state: State, pipeline: Pipeline) -> bool:
         """Every process holds its stage, or has fetched it and serves with another one; those that
@@ -314,7 +337,7 @@ class Oracle:
         """The cluster has a node ended; a kill is somebody's order."""
         node = cluster._state.nodes.get(end.node_id)
         if node is not None and cluster._state.serves(node) and not end.kill:
-            self.fail(18, f"{end.node_id} is to end while it serves")
+            self.fail(19, f"{end.node_id} is to end while it serves")
 
     # Formations
 

@@ -15,11 +15,13 @@ from services.controller.core.cluster.plan import (
     PlannedPipeline,
     PlannedStage,
 )
+from services.controller.core.cluster.why import Alternative, Why
 from simulator.environment.settings import MODEL
 from simulator.world import World
 
 MAX_NODES = 6
 """Seats of a plan: four nodes are there at first."""
+WHY = Why(("a schedule has it",), (Alternative("another", "luck"),), ("operator",), 0.5, 60.0)
 
 
 class Plans:
@@ -46,7 +48,17 @@ class Plans:
             if node is None or not node.stays:
                 self.oracle.vacancies += 1
                 self.oracle.troubled.add(stage.node_id)
-        cluster.plan_ready(plan, self.world.clock.now_s)
+        now_s = self.world.clock.now_s
+        if self.random.random() < 0.5:  # it comes together with whatever else happens
+            cluster.plan_ready(plan, now_s)
+            controller.stir()
+            return True
+        controller.advance()
+        told = cluster.difference(plan, now_s)
+        cluster.plan_ready(plan, now_s)
+        actions = cluster.advance(now_s)
+        self.oracle.adopted(told, cluster, actions)
+        controller.act(actions)
         controller.stir()
         return True
 
@@ -72,4 +84,4 @@ class Plans:
                 for i, name in enumerate(taken)
             )
             pipelines.append(PlannedPipeline(f"pipeline-{len(pipelines) + 1}", stages, 50.0))
-        return Plan(number, (Deployment(MODEL, THROUGHPUT, tuple(pipelines)),))
+        return Plan(number, (Deployment(MODEL, THROUGHPUT, tuple(pipelines)),), WHY)

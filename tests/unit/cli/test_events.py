@@ -168,7 +168,8 @@ async def test_ctrl_c_ends_a_reader_that_follows_without_a_word(tmp_path: Path) 
         reader = await _shunt_events(tmp_path, "--follow", "--json")
         assert reader.stdout is not None
         assert json.loads(await reader.stdout.readline())["n"] == 1
-        reader.send_signal(signal.SIGINT)
+        for _ in range(3):
+            reader.send_signal(signal.SIGINT)
         rest = await reader.communicate()
     assert (reader.returncode, rest) == (0, (b"", b""))
 

@@ -95,6 +95,20 @@ async def test_what_came_in_one_turn_is_one_question_and_one_write() -> None:
         assert len([keys for keys in world.disk.writes[before:] if keys]) <= 2
 
 
+async def test_what_came_while_the_disk_was_waited_for_is_one_write() -> None:
+    world = Set(replace(SETTINGS, expected_nodes=20))
+    async with world.working() as runtime:
+        await runtime.settle()
+        world.disk.free.clear()
+        before, registering = len(world.disk.writes), []
+        for number in range(9):
+            registering.append(asyncio.create_task(runtime.register(facts(f"n{number}"))))
+            await runtime.routes_changed.wait(0.01)
+        world.disk.free.set()
+        await asyncio.gather(*registering)
+        assert len([keys for keys in world.disk.writes[before:] if keys]) == 2
+
+
 async def test_what_a_node_asks_for_is_begun_though_its_caller_goes_away() -> None:
     world = Set()
     async with world.working() as runtime:

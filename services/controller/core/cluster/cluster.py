@@ -422,6 +422,10 @@ class Cluster:
         """For the status."""
         return self._state.node_views()
 
+    def node_view(self, node_id: str) -> NodeView | None:
+        """The same of one node."""
+        return self._state.node_view(node_id)
+
     def faults(self) -> tuple[FaultView, ...]:
         """What keeps failing, the worst first."""
         return faults_of(self._state)

@@ -34,6 +34,10 @@ class Cause(StrEnum):
     """What runs costs more than it may: prices have risen."""
     REPAIRED = "repaired"
     """The last plan only repaired: the whole is looked at when there is time."""
+    FIRST = "first_plan"
+    """There was none."""
+    QUIET = "quiet"
+    """Nobody asks for the model: it gets no pipeline."""
 
 
 URGENT = frozenset(

@@ -6,7 +6,7 @@ nouns' own methods.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from math import inf
 
 from services.common.nodes import Member, NodeFacts, NodeShape
@@ -273,15 +273,16 @@ class State:
 
     def node_views(self) -> tuple[NodeView, ...]:
         """For the status."""
-        places = {
-            seat.node_id: (pipeline.pipeline_id, index)
-            for pipeline in (*self.wanted(), *self.retiring())
-            for index, seat in enumerate(pipeline.seats)
-        }
-        return tuple(
-            _node_view(node, *places.get(node.node_id, ("", None)), serves=self.serves(node))
-            for node in self.nodes.values()
-        )
+        places = _places([*self.wanted(), *self.retiring()])
+        return tuple(_node_view(node, places, self.serves(node)) for node in self.nodes.values())
+
+    def node_view(self, node_id: str) -> NodeView | None:
+        """The same of one node."""
+        node = self.nodes.get(node_id)
+        if node is None:
+            return None
+        pipelines = [*self.indexes.pipelines_of(node_id), *self.retiring()]
+        return _node_view(node, _places(pipelines), self.serves(node))
 
     def pipeline_views(self) -> tuple[PipelineView, ...]:
         """For the status."""
@@ -312,8 +313,17 @@ def match_shapes(
     return lacking, surplus
 
 
-def _node_view(node: Node, pipeline_id: str, stage_index: int | None, *, serves: bool) -> NodeView:
-    facts = node.facts
+def _places(pipelines: Iterable[Pipeline]) -> dict[str, tuple[str, int]]:
+    """Where nodes sit: pipeline and index of the stage; in a later one, where there are two."""
+    return {
+        seat.node_id: (pipeline.pipeline_id, index)
+        for pipeline in pipelines
+        for index, seat in enumerate(pipeline.seats)
+    }
+
+
+def _node_view(node: Node, places: Mapping[str, tuple[str, int]], serves: bool) -> NodeView:
+    facts, (pipeline_id, stage_index) = node.facts, places.get(node.node_id, ("", None))
     return NodeView(
         node.node_id,
         facts.pid if facts is not None else 0,

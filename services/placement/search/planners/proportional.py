@@ -33,7 +33,8 @@ def plan(problem: Problem, budget: SearchBudget) -> Solution:
     count, complete = problem.pipeline_count or most, True
     while count:
         if pipelines := _pipelines(problem, nodes, speeds, count):
-            reasons = (f"{count} pipelines, layers in proportion to speed, within memory",)
+            asked = " as asked for" if problem.pipeline_count else ""
+            reasons = (f"{count} pipelines{asked}, layers in proportion to speed, within memory",)
             others = _runners_up(problem, nodes, speeds, count, budget)
             return Solution(pipelines, complete, reasons=reasons, runners_up=others)
         if problem.pipeline_count:
