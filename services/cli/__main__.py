@@ -87,6 +87,9 @@ def up(
     nodes_max: Annotated[
         int | None, typer.Option(help="Most nodes; 0: as many as at first.")
     ] = None,
+    spares: Annotated[
+        int | None, typer.Option(help="Nodes that wait, loaded, for one that is lost.")
+    ] = None,
 ) -> None:
     """Starts a mesh of local processes; without --detach, Ctrl-C stops it."""
     from services.cli.up import run_detached, run_in_foreground
@@ -102,6 +105,7 @@ def up(
         budget_per_hour,
         nodes_min,
         nodes_max,
+        spares,
     )
     start = run_detached if detach else run_in_foreground
     told(lambda: start(MeshDirectory(data_dir), options, console))

@@ -70,6 +70,8 @@ async def mesh_status(state: MeshState) -> dict[str, Any]:
         "offers": [_offer(offer) for offer in status.offers],
         "cost_per_hour": _optional(status, "cost_per_hour"),
         "on_demand_cost_per_hour": _optional(status, "on_demand_cost_per_hour"),
+        "spares": [_spare(spare) for spare in status.spares],
+        "spares_cost_per_hour": _optional(status, "spares_cost_per_hour"),
         "workloads": [_workload(workload) for workload in status.workloads],
         "finished_generations": status.finished_generations,
         "cancelled_generations": status.cancelled_generations,
@@ -96,6 +98,12 @@ def _offer(offer: controller_pb2.OfferStatus) -> dict[str, Any]:
         "launch_s": offer.launch_s,
         "declared": offer.declared,
     }
+
+
+def _spare(spare: controller_pb2.SpareStatus) -> dict[str, Any]:
+    """Layers are null while it holds none."""
+    held = [spare.layers.start, spare.layers.end] if spare.HasField("layers") else None
+    return {"node": spare.node_id, "layers": held}
 
 
 def _workload(workload: controller_pb2.WorkloadStatus) -> dict[str, Any]:

@@ -20,10 +20,12 @@ _FAULTS = {
     "load": "{node} cannot load its stage of {pipeline}",
     "form": "{pipeline} does not come to stand",
     "plan": "there is no plan",
+    "spare": "spares come to nothing, {node} last",
 }
 _COLOURS = {
     "ready": "green",
     "idle": "cyan",
+    "spare": "blue",
     "starting": "yellow",
     "waiting": "yellow",
     "loading": "yellow",
@@ -109,25 +111,29 @@ def _pipelines(status: dict[str, Any]) -> Table:
     table = Table("pipeline", "state", "stage", "layers", "node", "node state", "pid")
     nodes = {node["id"]: node for node in status["nodes"]}
     placed = set()
+    spares = {spare["node"]: _layers(spare["layers"]) for spare in status["spares"]}
     for pipeline in status["pipelines"]:
         for index, stage in enumerate(pipeline["stages"]):
             node = nodes.get(stage["node"], {})
             placed.add(stage["node"])
-            first, last = stage["layers"]
             table.add_row(
                 pipeline["id"] if index == 0 else "",
                 _coloured(pipeline["state"]) if index == 0 else "",
                 str(index),
-                f"{first}-{last - 1}",
+                _layers(stage["layers"]),
                 stage["node"] or "",
                 _coloured(node.get("state", "")),
                 str(node.get("pid") or ""),
             )
     for node in status["nodes"]:
         if node["id"] not in placed and node["state"] != "lost":
-            cells = ("", "", "", "", node["id"], _coloured(node["state"]), str(node["pid"] or ""))
-            table.add_row(*cells)
+            state, pid = _coloured(node["state"]), str(node["pid"] or "")
+            table.add_row("", "", "", spares.get(node["id"], ""), node["id"], state, pid)
     return table
+
+
+def _layers(layers: list[int] | None) -> str:
+    return "" if layers is None else f"{layers[0]}-{layers[1] - 1}"
 
 
 def _market(status: dict[str, Any]) -> list[Table | str]:
@@ -145,7 +151,15 @@ def _market(status: dict[str, Any]) -> list[Table | str]:
             f"{offer['running']} of {offer['count']}",
             "" if price is None else f"{price:.4g}",
         )
-    return [table, cost_line(status["cost_per_hour"], status["on_demand_cost_per_hour"])]
+    line = cost_line(status["cost_per_hour"], status["on_demand_cost_per_hour"])
+    return [table, line, *_spares_line(status["spares"], status["spares_cost_per_hour"])]
+
+
+def _spares_line(spares: list[Any], cost: float | None) -> list[str]:
+    if not spares:
+        return []
+    count = f"{len(spares)} spare{'s' if len(spares) > 1 else ''}"
+    return [f"{count} of it, {'at a cost not known' if cost is None else f'{cost:.4g} an hour'}"]
 
 
 def cost_line(cost: float | None, on_demand: float | None) -> str:

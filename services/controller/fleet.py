@@ -28,7 +28,6 @@ from services.controller.core.cluster.market import (
     OVER_BUDGET,
     Dropped,
     LaunchFailed,
-    Market,
     NodeGone,
     NodeNotice,
     NoticeKind,
@@ -58,7 +57,6 @@ class Fleet:
         provider: Provider,
         *,
         terminate_grace_s: float,
-        budget_per_hour: float,
         shun_offer_s: float,
         submit: Callable[[Sequence[Action]], object],
         stir: Callable[[], object],
@@ -69,11 +67,10 @@ class Fleet:
         """`submit` has actions carried out, `stir` has the core asked what comes of an event,
         `gone` hears which node has ended and why, `note` makes the newest value of a note durable;
         None deletes it."""
-        self.market = Market()
+        self.market = cluster.market
         self._cluster = cluster
         self._provider = provider
         self._terminate_grace_s = terminate_grace_s
-        self._budget_per_hour = budget_per_hour
         self._shun_offer_s = shun_offer_s
         self._dropped: tuple[Dropped, ...] = ()
         """What was wrong with the offers, the last time."""
@@ -135,7 +132,7 @@ class Fleet:
         if offer is None:
             self._launch_failed(LaunchFailed(node_id, NO_CAPACITY))
             return
-        if not self.market.affords(offer.offer_id, self._budget_per_hour):
+        if not self.market.affords(offer.offer_id, self._cluster.settings.budget_per_hour):
             self._launch_failed(LaunchFailed(node_id, OVER_BUDGET))
             return
         self.market.launch(node_id, offer.offer_id)

@@ -61,9 +61,6 @@ class RuntimeSettings:
     terminate_grace_s: float = 2.0
     shun_offer_s: float = 60.0
     """An offer that did not keep its word is left alone for so long."""
-    budget_per_hour: float = 0.0
-    """Dollars, of all nodes that run together, one that goes and its replacement included; 0 does
-    not bind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +128,6 @@ class ClusterRuntime:
             cluster,
             provider,
             terminate_grace_s=settings.terminate_grace_s,
-            budget_per_hour=settings.budget_per_hour,
             shun_offer_s=settings.shun_offer_s,
             submit=self._submit,
             stir=self._stir,

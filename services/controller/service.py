@@ -335,6 +335,8 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
             offers=[wire.offer_to(offer, market) for offer in market.offers()],
             cost_per_hour=market.cost_per_hour(),
             on_demand_cost_per_hour=market.on_demand_cost_per_hour(),
+            spares=[wire.spare_to(spare) for spare in cluster.spares()],
+            spares_cost_per_hour=cluster.spares_cost_per_hour(),
             workloads=[
                 wire_demand.workload_to(name, workload, self._replans.open(name))
                 for name in (self._served.ref.model_id,)

@@ -66,6 +66,9 @@ class ControllerSettings(ServiceSettings):
     """Least nodes of a plan, where there are so many; 0: none while nobody asks."""
     nodes_max: int = Field(default=0, ge=0, le=10_000)
     """Most nodes of a plan; 0: as many as at first."""
+    spares: int = Field(default=0, ge=0, le=1000)
+    """Nodes beside those of the plan that wait, loaded, for one that is lost: so many where any may
+    be, and the budget has room."""
     sleep_s: float = Field(default=300.0, gt=0, le=1e6)
     """With `nodes_min` 0 there is no node once nobody has asked for so long; the first request
     then waits for one."""
@@ -251,6 +254,8 @@ class ControllerSettings(ServiceSettings):
             pipelines=min(self.pipelines, len(initial) or self.pipelines),
             objective=self.objective,
             can_launch=self.provider == "local",
+            spares=self.spares,
+            budget_per_hour=self.budget_per_hour,
             heartbeat_interval_s=self.heartbeat_interval_s,
             glance_s=self.glance_s,
             stall_s=self.stall_s,
@@ -286,7 +291,6 @@ class ControllerSettings(ServiceSettings):
         return RuntimeSettings(
             terminate_grace_s=self.terminate_grace_s,
             shun_offer_s=self.shun_offer_s,
-            budget_per_hour=self.budget_per_hour,
         )
 
     @property

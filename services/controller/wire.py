@@ -32,6 +32,7 @@ from services.controller.core.cluster.actions import (
     NodeView,
     PipelineState,
     PipelineView,
+    SpareView,
 )
 from services.controller.core.cluster.market import MAX_NOTICE_S, Market, Offer
 from services.controller.core.ledger.population import OpenGeneration, Standing
@@ -71,6 +72,7 @@ _NODE_STATES = {
     NodeState.READY: pb.NODE_STATE_READY,
     NodeState.DRAINING: pb.NODE_STATE_DRAINING,
     NodeState.LOST: pb.NODE_STATE_LOST,
+    NodeState.SPARE: pb.NODE_STATE_SPARE,
 }
 _PIPELINE_STATES = {
     PipelineState.LOADING: pb.PIPELINE_STATE_LOADING,
@@ -83,6 +85,7 @@ _FAULT_KINDS = {
     FaultKind.LOAD: pb.FAULT_KIND_LOAD,
     FaultKind.FORM: pb.FAULT_KIND_FORM,
     FaultKind.PLAN: pb.FAULT_KIND_PLAN,
+    FaultKind.SPARE: pb.FAULT_KIND_SPARE,
 }
 
 
@@ -273,6 +276,13 @@ def node_to(node: NodeView, offer_id: str, declared: bool) -> pb.NodeStatus:
         address=node.address,
         offer_id=offer_id,
         declared=declared,
+    )
+
+
+def spare_to(spare: SpareView) -> pb.SpareStatus:
+    return pb.SpareStatus(
+        node_id=spare.node_id,
+        layers=None if spare.layers is None else wire.layers_to(spare.layers),
     )
 
 

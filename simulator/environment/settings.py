@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from services.common.generation import ModelRef
 from services.common.nodes import NodeShape
+from services.controller.core.cluster.market import MAX_COUNT, Offer
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.ledger.outcomes import LedgerSettings
 from services.engine.core.head_settings import HeadSettings
@@ -42,6 +43,7 @@ class SimulationSettings:
         )
     )
     """Of the next controller."""
+    offers: tuple[Offer, ...] = (Offer("own", "own", NodeShape(1 << 30, 1.0), count=MAX_COUNT),)
     scheduler: SchedulerSettings = field(
         default_factory=lambda: SchedulerSettings(
             token_budget=8, max_sequences=2, min_overlap_sequences=2, min_overlap_rows=12

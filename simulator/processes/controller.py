@@ -100,6 +100,7 @@ class SimulatedController(Process):
         self.ledger = Ledger.recover(settings.ledger, records, now_s)
         cluster, draw_id = settings.cluster, environment.draw_id
         self.cluster = Cluster.recover(cluster, draw_id, notes, now_s, now_s)
+        self.cluster.market.update(settings.offers)
         self.cluster.start(now_s)
         for node in self.cluster.nodes_view():
             if not provider.adopt(node.node_id):

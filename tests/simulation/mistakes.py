@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 HEAD = "services/engine/core/generations.py"
 HELD = "services/engine/core/held.py"
+NODE = "services/controller/core/cluster/node.py"
 LOSSES = "services/controller/core/cluster/losses.py"
 STEPS = "services/controller/core/cluster/steps.py"
 CHANGES = "services/controller/core/cluster/changes.py"
@@ -168,6 +169,18 @@ MISTAKES = (
         STEPS,
         "missing = lacking[: max(0, len(lacking) - len(surplus))]",
         "missing = lacking if not state.launched else []",
+    ),
+    Mistake(
+        "a spare that is about to go is taken",
+        NODE,
+        "        return not self.lost and not self.leaving and self.deadline_s is None",
+        "        return not self.lost and not self.leaving",
+    ),
+    Mistake(
+        "a spare ends as any node without a place",
+        STEPS,
+        "            and not (node.lost or node.leaving or node.node_id in stay)",
+        "            and not (node.lost or node.leaving)",
     ),
     Mistake(
         "a lost node keeps its stage",

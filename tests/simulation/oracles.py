@@ -4,8 +4,9 @@ Numbers are those of the design's list of invariants; 11: nothing that is read w
 not; 12: no core raises what is no domain error; 13: no node is told to join a formation before it
 has left the one it was told to leave; 14: a node is in one formation, a formation covers every
 layer once; 15: what runs becomes what the plan says; 16: launches have reasons; 17: a plan changes
-what it was said to change; 18: what serves gives way to the plan when what follows it can begin;
-19: no node is ended while it serves.
+what it was said to change; 18: spares are there, loaded, when faults have ceased, and who is about
+to go is given no place; 19: what serves gives way to the plan when what follows it can begin;
+20: no node is ended while it serves.
 """
 
 from __future__ import annotations
@@ -167,7 +168,10 @@ class Oracle:
         }
         if said != done:
             self.fail(17, f"{said} was told, and there is {done}")
-        launched = [action.node_id for action in actions if isinstance(action, LaunchNode)]
+        events = [action for action in actions if isinstance(action, LogEvent)]
+        spares = {event.node_id for event in events if event.kind == "spare_wanted"}
+        launches = [action.node_id for action in actions if isinstance(action, LaunchNode)]
+        launched = [node_id for node_id in launches if node_id not in spares]
         if list(told.launched) != launched:
             self.fail(17, f"{list(told.launched)} was told, and {launched} launched")
 
@@ -303,6 +307,10 @@ class Oracle:
             self.troubled.add(event.node_id)
         if event.kind == "handover_started":
             self._check_gives_way(cluster._state, event.pipeline_id)
+        elif event.kind == "stage_taken":
+            self._check_taken(event.node_id)
+        elif event.kind == "spare_wanted":
+            self._check_wanted()
 
     def _check_gives_way(self, state: State, pipeline_id: str) -> None:
         """It is drained for the plan's sake, and no notice has it so."""
@@ -314,7 +322,7 @@ class Oracle:
         if any(node.departs for node in nodes) or all(p.is_ready for p in state.wanted()):
             return
         if not any(self._can_begin(state, follower) for follower in followers):
-            self.fail(18, f"{pipeline_id} gives way to {followers}, which is not prepared")
+            self.fail(19, f"{pipeline_id} gives way to {followers}, which is not prepared")
 
     def _can_begin(self, state: State, pipeline: Pipeline) -> bool:
         """Every process holds its stage, or has fetched it and serves with another one; those that
@@ -337,7 +345,21 @@ class Oracle:
         """The cluster has a node ended; a kill is somebody's order."""
         node = cluster._state.nodes.get(end.node_id)
         if node is not None and cluster._state.serves(node) and not end.kill:
-            self.fail(19, f"{end.node_id} is to end while it serves")
+            self.fail(20, f"{end.node_id} is to end while it serves")
+
+    def _check_taken(self, node_id: str) -> None:
+        """Nobody that is about to go is given a place."""
+        cluster = self.world.controller.cluster if self.world else None
+        node = cluster._state.nodes.get(node_id) if cluster is not None else None
+        if node is not None and (node.lost or node.leaving or node.deadline_s is not None):
+            self.fail(18, f"{node_id} is given a place, and is about to go")
+
+    def _check_wanted(self) -> None:
+        """No spare is launched but for one that was lost, given up or taken, and the first."""
+        kinds = Counter(kind for _, kind, _ in self.events)
+        reasons = ("node_lost", "interruption_noticed", "load_failed", "stage_taken", "plan_ready")
+        if kinds["spare_wanted"] > sum(kinds[kind] for kind in reasons):
+            self.fail(16, f"{kinds['spare_wanted']} spares were launched for less")
 
     # Formations
 
@@ -526,6 +548,22 @@ class Oracle:
         launches = sum(bool(p) for _, kind, p in self.events if kind == "node_launched")
         if launches > reasons + self.vacancies:
             self.fail(16, f"{launches} launches for {reasons} + {self.vacancies}")
+
+    def has_spares(self) -> bool:
+        """As many as are wanted are there, and hold a stage of the plan."""
+        controller = self.world.controller if self.world else None
+        if controller is None or not controller.alive:
+            return False
+        state, settings = controller.cluster._state, controller.cluster.settings
+        stages = {seat.stage for pipeline in state.wanted() for seat in pipeline.seats}
+        kept = [state.nodes[spare.node_id] for spare in controller.cluster.spares()]
+        return len(kept) == settings.spares and all(node.held in stages for node in kept)
+
+    def check_spares(self) -> None:
+        """Faults have ceased for long enough."""
+        if self.serves() and not self.has_spares():
+            cluster = self.world.controller.cluster if self.world else None
+            self.fail(18, f"{cluster and cluster.spares()} are no warm spares")
 
     # At rest
 

@@ -35,7 +35,7 @@ CORES = (
 """Every file of theirs counts, whether anything imports it or not, but those below."""
 ELSEWHERE = (
     "services/controller/core/model_facts.py",  # a value with a codec: nothing happens to it
-    "services/controller/core/cluster/market.py",  # offers: schedules launch nodes by shape
+    "services/controller/core/cluster/market.py",  # offers: schedules have one, without a price
     "services/controller/core/cluster/replanning.py",  # its caller is no cluster's core
     "services/controller/core/cluster/snapshot.py",  # notes of older controllers
     "services/engine/core/memory.py",  # simulated stages weigh nothing

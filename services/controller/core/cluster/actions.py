@@ -19,6 +19,8 @@ class NodeState(StrEnum):
     READY = "ready"
     DRAINING = "draining"
     LOST = "lost"
+    SPARE = "spare"
+    """It has no place, and is kept for one."""
 
 
 class PipelineState(StrEnum):
@@ -197,6 +199,15 @@ class NodeView:
 
 
 @dataclass(frozen=True, slots=True)
+class SpareView:
+    """A spare as the status shows it."""
+
+    node_id: str
+    layers: LayerRange | None
+    """What it holds; None while that is nothing."""
+
+
+@dataclass(frozen=True, slots=True)
 class StageView:
     """A stage as the status shows it; no node while none is found."""
 
@@ -216,6 +227,8 @@ class FaultKind(StrEnum):
     """A pipeline's members do not come to stand."""
     PLAN = "plan"
     """Placement has no plan."""
+    SPARE = "spare"
+    """Spares are lost, or not to be had."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from services.controller.core.cluster.actions import (
     PersistCluster,
     PipelineView,
     RoutesChanged,
+    SpareView,
     TerminateNode,
 )
 from services.controller.core.cluster.changes import adopt
@@ -39,7 +40,7 @@ from services.controller.core.cluster.faults import faults_of, unusable
 from services.controller.core.cluster.lacks import is_busy, lacks_of
 from services.controller.core.cluster.liveness import Liveness, Verdict
 from services.controller.core.cluster.losses import dissolve, follow, lose
-from services.controller.core.cluster.market import NO_CAPACITY, OVER_BUDGET
+from services.controller.core.cluster.market import NO_CAPACITY, OVER_BUDGET, Market
 from services.controller.core.cluster.node import Node
 from services.controller.core.cluster.notes import CLUSTER, Notes
 from services.controller.core.cluster.notices import notice
@@ -49,6 +50,7 @@ from services.controller.core.cluster.recovery import first_actions
 from services.controller.core.cluster.replanning import Lack
 from services.controller.core.cluster.routes import handing_over, heads_of, routes_of
 from services.controller.core.cluster.settings import ClusterSettings
+from services.controller.core.cluster.spares import cost_per_hour, spares
 from services.controller.core.cluster.state import State
 from services.controller.core.cluster.steps import steps
 from services.controller.core.cluster.verdicts import heed
@@ -76,6 +78,8 @@ class Cluster:
         `now_s`, which is on the clock that every other time is on."""
         self.settings = settings
         self._draw_id = draw_id
+        self.market = Market()
+        """What nodes are to be had, as the edge is told; it is told again after a restart."""
         self._state = State(settings.basis, Liveness(settings, now_s))
         self.unix_offset_s = now_unix_s - now_s
         """Wall time less the clock that all times are on."""
@@ -160,8 +164,10 @@ class Cluster:
     def offers_changed(self, now_s: float) -> None:
         """There may be capacity, or money, where there was none: launches that were refused for
         want of it are tried again at once."""
+        if self.settings.spares:
+            self._happen()  # they are kept by what things cost
         seats = (seat.launches for _, seat in self._state.lacking_seats())
-        for backoff in (self._state.first_launches, *seats):
+        for backoff in (self._state.first_launches, self._state.spare_launches, *seats):
             if backoff.cause in (NO_CAPACITY, OVER_BUDGET):
                 backoff.try_now()
                 self._happen()
@@ -184,7 +190,7 @@ class Cluster:
 
     def difference(self, plan: Plan, now_s: float) -> Difference:
         """What a newer plan would change, were it adopted now; nothing is changed by asking."""
-        return difference(self._state, self.settings, plan, now_s)
+        return difference(self._state, self.settings, self.market, plan, now_s)
 
     def plan_failed(self, reason: str, permanent: bool, now_s: float) -> None:
         """Asked again after a pause; when the failure is permanent, once the nodes are others."""
@@ -318,11 +324,11 @@ class Cluster:
         actions, self._actions = self._actions, []
         actions += carry_out_due(self._state, self.settings, now_s)
         for _ in range(_ROUNDS):
-            lacking = steps(self._state, self.settings, self._draw_id, now_s)
+            lacking = steps(self._state, self.settings, self.market, self._draw_id, now_s)
             actions += lacking
             if not lacking:
                 break
-        self._due_s = next_due_s(self._state, self.settings, now_s)
+        self._due_s = next_due_s(self._state, self.settings, self.market, now_s)
         actions += self._routes_changed()
         changes = self._notes.changes(self._state)
         return [PersistCluster(changes), *actions] if changes else actions
@@ -381,9 +387,11 @@ class Cluster:
         return self._state.staying()
 
     def guests(self) -> frozenset[str]:
-        """Nodes that came by themselves and have no place."""
+        """Nodes that came by themselves, have no place, and are not kept for one."""
+        kept = self._spare_ids()
         seatless = self._state.indexes.seatless()
-        return frozenset(n.node_id for n in seatless if n.usable and not n.launched)
+        guests = (n.node_id for n in seatless if n.usable and not n.launched)
+        return frozenset(guests) - kept
 
     def asleep(self) -> tuple[ModelRef, ...]:
         """Models that the plan gives no pipeline."""
@@ -420,11 +428,28 @@ class Cluster:
 
     def nodes_view(self) -> tuple[NodeView, ...]:
         """For the status."""
-        return self._state.node_views()
+        return self._state.node_views(self._spare_ids())
+
+    def spares(self) -> tuple[SpareView, ...]:
+        """Nodes that are kept without a place, those too that are on their way."""
+        return tuple(
+            SpareView(node.node_id, None if node.held is None else node.held.layers)
+            for node in self._spares()
+        )
+
+    def spares_cost_per_hour(self) -> float | None:
+        """What they cost; None where a price is not known."""
+        return cost_per_hour(self.market, self._spares())
+
+    def _spare_ids(self) -> set[str]:
+        return {node.node_id for node in self._spares()}
+
+    def _spares(self) -> list[Node]:
+        return spares(self._state, self.settings, self.market)
 
     def node_view(self, node_id: str) -> NodeView | None:
         """The same of one node."""
-        return self._state.node_view(node_id)
+        return self._state.node_view(node_id, self._spare_ids())
 
     def faults(self) -> tuple[FaultView, ...]:
         """What keeps failing, the worst first."""

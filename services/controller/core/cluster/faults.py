@@ -10,7 +10,11 @@ from services.controller.core.cluster.state import State
 def faults_of(state: State) -> tuple[FaultView, ...]:
     """The permanent first, then what has failed most often."""
     plans = state.asking.plans
-    found = [_view(FaultKind.PLAN, plans, ""), _view(FaultKind.START, state.first_launches, "")]
+    found = [
+        _view(FaultKind.PLAN, plans, ""),
+        _view(FaultKind.START, state.first_launches, ""),
+        _view(FaultKind.SPARE, state.spare_launches, ""),
+    ]
     for pipeline in state.lacking():
         name = pipeline.pipeline_id
         found.append(_view(FaultKind.FORM, pipeline.forms, name))

@@ -98,7 +98,7 @@ class Node(Noun):
             return False
         return self.loads.permanent or self.loads.failures >= attempts
 
-    def state(self, *, assigned: bool, serves: bool) -> NodeState:
+    def state(self, *, assigned: bool, serves: bool, spare: bool = False) -> NodeState:
         """As the status shows it; one that serves may load what it is to serve with next."""
         if self.lost:
             return NodeState.LOST
@@ -108,6 +108,8 @@ class Node(Noun):
             return NodeState.DRAINING
         if self.loading is not None and not serves:
             return NodeState.LOADING
+        if spare:
+            return NodeState.SPARE
         ready = serves or (assigned and self.held is not None)
         return NodeState.READY if ready else NodeState.IDLE
 

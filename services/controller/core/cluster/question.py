@@ -82,7 +82,8 @@ class NextPlan:
 def question(
     cluster: Cluster, market: Market, ask: Ask, wishes: Wishes, now_s: float
 ) -> Replanning:
-    """What placement is asked."""
+    """What placement is asked. Spares are no capacity but for what repairs a plan."""
+    spares = {spare.node_id for spare in cluster.spares()}
     left_s = [deadline_s - now_s for deadline_s in cluster.deadlines_s().values()]
     return Replanning(
         cluster.next_plan_number,
@@ -96,6 +97,7 @@ def question(
                 node.facts is None,
             )
             for node in cluster.staying()
+            if not ask.improve or node.node_id not in spares
         ),
         _spread(ask.candidates, wishes.nodes_max or MOST_CANDIDATES),
         cluster.running(),

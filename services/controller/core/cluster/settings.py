@@ -28,6 +28,11 @@ class ClusterSettings:
     """The placement API's name of who makes the plan."""
     can_launch: bool = True
     """The provider starts nodes; else a replacement must register by itself."""
+    spares: int = 0
+    """Nodes without a place that are kept for one that is lost, where any may be."""
+    budget_per_hour: float = 0.0
+    """Dollars, of all nodes that run together, one that goes and its replacement included; 0 does
+    not bind."""
     heartbeat_interval_s: float = 0.25
     glance_s: float = 0.25
     """The longest time between two looks at the cluster; the rest of a longer one was not watched,

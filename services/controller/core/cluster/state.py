@@ -6,7 +6,7 @@ nouns' own methods.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from math import inf
 
 from services.common.nodes import Member, NodeFacts, NodeShape
@@ -42,6 +42,8 @@ class State:
         self.pipelines: dict[str, Pipeline] = {}
         self.first_launches = Backoff()
         """Nodes that were lost before there was a plan."""
+        self.spare_launches = Backoff()
+        """Spares that came to nothing."""
         self.asking = PlanAsking()
         self.switched_s = -inf
         """When a formation was last drained for the plan's sake."""
@@ -271,18 +273,36 @@ class State:
 
     # What others see
 
-    def node_views(self) -> tuple[NodeView, ...]:
-        """For the status."""
+    def node_views(self, spares: Collection[str] = ()) -> tuple[NodeView, ...]:
+        """For the status; `spares`: nodes that are kept without a place."""
         places = _places([*self.wanted(), *self.retiring()])
-        return tuple(_node_view(node, places, self.serves(node)) for node in self.nodes.values())
+        return tuple(self._node_view(node, places, spares) for node in self.nodes.values())
 
-    def node_view(self, node_id: str) -> NodeView | None:
+    def node_view(self, node_id: str, spares: Collection[str] = ()) -> NodeView | None:
         """The same of one node."""
         node = self.nodes.get(node_id)
         if node is None:
             return None
         pipelines = [*self.indexes.pipelines_of(node_id), *self.retiring()]
-        return _node_view(node, _places(pipelines), self.serves(node))
+        return self._node_view(node, _places(pipelines), spares)
+
+    def _node_view(
+        self, node: Node, places: Mapping[str, tuple[str, int]], spares: Collection[str]
+    ) -> NodeView:
+        facts, (pipeline_id, stage_index) = node.facts, places.get(node.node_id, ("", None))
+        return NodeView(
+            node.node_id,
+            facts.pid if facts is not None else 0,
+            node.incarnation,
+            node.state(
+                assigned=stage_index is not None,
+                serves=self.serves(node),
+                spare=node.node_id in spares,
+            ),
+            pipeline_id,
+            stage_index,
+            facts.address if facts is not None else "",
+        )
 
     def pipeline_views(self) -> tuple[PipelineView, ...]:
         """For the status."""
@@ -320,16 +340,3 @@ def _places(pipelines: Iterable[Pipeline]) -> dict[str, tuple[str, int]]:
         for pipeline in pipelines
         for index, seat in enumerate(pipeline.seats)
     }
-
-
-def _node_view(node: Node, places: Mapping[str, tuple[str, int]], serves: bool) -> NodeView:
-    facts, (pipeline_id, stage_index) = node.facts, places.get(node.node_id, ("", None))
-    return NodeView(
-        node.node_id,
-        facts.pid if facts is not None else 0,
-        node.incarnation,
-        node.state(assigned=stage_index is not None, serves=serves),
-        pipeline_id,
-        stage_index,
-        facts.address if facts is not None else "",
-    )
