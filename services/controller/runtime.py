@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from services.common.errors import (
     NotFound,
     ShuntError,
-    Unavailable,
 )
 from services.common.nodes import Member, NodeFacts, StageSpec
 from services.controller import metrics
@@ -383,14 +382,17 @@ class ClusterRuntime:
             (held,) = await self._engines.hold(
                 action.address, action.model, stages, lambda done, total: progress.set(done)
             )
-            if not held.held:
-                raise Unavailable("another stage takes up the node's memory", field="stages")
         except ShuntError as error:
             self.cluster.load_failed(
-                action.node_id, action.incarnation, error.message, error.permanent, self._clock()
+                action.node_id,
+                action.incarnation,
+                action.layers,
+                error.message,
+                error.permanent,
+                self._clock(),
             )
         else:
-            loaded = Loaded(held.kv_blocks, held.numerics_class)
+            loaded = Loaded(held.kv_blocks, held.numerics_class, held.held)
             self.cluster.load_done(
                 action.node_id, action.incarnation, action.layers, loaded, self._clock()
             )

@@ -58,6 +58,8 @@ class SimulationSettings:
     )
     kv_blocks: int = 64
     """Of every engine; each holds the ids of BLOCK_SIZE positions."""
+    room: int = 2
+    """Stages that fit into an engine's memory."""
     progress_s: float = 2.0
     """A step that takes this much longer than expected is stuck."""
     routers: int = 2

@@ -64,10 +64,11 @@ class ControllerMonitor(Protocol):
         self, ledger: Ledger, question: ResumeQuestion, outcome: Outcome[Grant]
     ) -> None: ...
     def ledger_event(self, event: LedgerEvent) -> None: ...
-    def cluster_event(self, event: LogEvent) -> None: ...
+    def cluster_event(self, cluster: Cluster, event: LogEvent) -> None: ...
     def dissolves(self, incarnation: str, formation_id: str) -> None: ...
     def dissolved(self, incarnation: str, formation_id: str) -> None: ...
     def forms(self, form: FormPipeline) -> None: ...
+    def ends_node(self, cluster: Cluster, end: TerminateNode) -> None: ...
 
 
 class SimulatedController(Process):
@@ -255,6 +256,7 @@ class SimulatedController(Process):
             if isinstance(action, LaunchNode):
                 self.provider.launch(action.node_id, action.shape)
             elif isinstance(action, TerminateNode):
+                self.monitor.ends_node(self.cluster, action)
                 self.after(0.01, self.provider.terminate, action.node_id)
             elif isinstance(action, AskPlan):
                 self.after(0.01, self._plan, action)
@@ -279,7 +281,7 @@ class SimulatedController(Process):
             elif isinstance(action, ShunOffer):
                 continue  # nodes are offered in one way here
             else:
-                self.monitor.cluster_event(action)
+                self.monitor.cluster_event(self.cluster, action)
 
     def _call(
         self,
@@ -345,17 +347,17 @@ class SimulatedController(Process):
         self.stir()
 
     def _load(self, load: LoadStage) -> None:
+        asked = (load.node_id, load.incarnation, load.layers)
+
         def loaded(result: Any) -> None:
             now_s, cluster = self.clock.now_s, self.cluster
             if isinstance(result, ShuntError):
-                cluster.load_failed(load.node_id, load.incarnation, "", False, now_s)
-                self.stir()
+                cluster.load_failed(*asked, "", False, now_s)
             else:
-                node, incarnation = load.node_id, load.incarnation
-                cluster.load_done(node, incarnation, load.layers, result, now_s)
-                self.stir()
+                cluster.load_done(*asked, result, now_s)
+            self.stir()
 
-        self._call(load.incarnation, "load", (load.model, load.layers), loaded)
+        self._call(load.incarnation, "hold", (load.model, load.layers), loaded)
 
     def _dissolve(self, formation_id: str, incarnation: str) -> None:
         self.monitor.dissolves(incarnation, formation_id)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from services.common.channel_options import MAX_MESSAGE_BYTES
-from services.common.errors import Aborted, ShuntError, Unavailable
+from services.common.errors import ShuntError, Unavailable
 from services.common.exchange import Checkpoint, CheckpointResult, Closed, GenerateCall
 from services.common.generation import CancelReason, LayerRange, ModelRef
 from services.common.nodes import Member, NodeFacts, NodeShape
@@ -18,6 +18,7 @@ from services.engine.core.scheduler import Step
 from simulator.environment.addresses import CONTROLLER
 from simulator.environment.environment import Environment
 from simulator.environment.network import Process, Reply, Stream
+from simulator.processes.holdings import Hold, Holdings
 from simulator.processes.stages import SimulatedStages, facts_of
 
 STEP_S = 0.03
@@ -65,7 +66,7 @@ class SimulatedEngine(Process):
         self.batching = Batching(self.core)
         self.numerics_class = "other" if random.random() < settings.other_class else "sim"
         self.place: Place | None = None
-        self.held: tuple[ModelRef, LayerRange] | None = None
+        self.holdings = Holdings(settings.room)
         self.sampled = self.steps = 0
         self.wedged = False
         """It lives, but no step comes out of it."""
@@ -145,31 +146,36 @@ class SimulatedEngine(Process):
 
     # Stages
 
-    def load(self, reply: Reply, model: ModelRef, layers: LayerRange) -> None:
-        """Takes its time; what a formation needs is not let go."""
-        environment, settings = self.environment, self.environment.settings
-        if self.place is not None and self.held != (model, layers):
-            reply(Aborted("in a formation"))
+    def hold(self, reply: Reply, model: ModelRef, layers: LayerRange) -> None:
+        """Takes its time, while it serves; another one takes its place."""
+        stage = model, layers
+        hold = self.holdings.begin(stage, reply)
+        if hold is not None:
+            environment = self.environment
+            load_s = environment.settings.load_s * (0.5 + environment.random.random())
+            self.after(0.0 if stage in self.holdings.held else load_s, self._hold_ends, hold)
+
+    def _hold_ends(self, hold: Hold) -> None:
+        settings = self.environment.settings
+        if not self.holdings.is_current(hold):
             return
-
-        def loaded() -> None:
-            if environment.fails("load", environment.settings.load_fails):
-                reply(Unavailable("no weights"))
-                return
-            self.held = model, layers
-            reply(Loaded(environment.settings.kv_blocks, self.numerics_class))
-
-        self.after(settings.load_s * (0.5 + environment.random.random()), loaded)
+        fails = self.environment.fails("load", settings.load_fails)
+        self.holdings.end(hold, done=not fails)
+        loaded = Loaded(settings.kv_blocks, self.numerics_class, hold.fits)
+        for answer in hold.answers:
+            answer(Unavailable("no weights") if fails else loaded)
 
     def form(self, reply: Reply, form: FormPipeline, index: int) -> None:
         """Joins a formation; the head checks that the others have."""
         if self.place is not None and self.place.formation_id == form.formation_id:
             reply(None)
             return
-        if self.held != (form.model, form.members[index].layers):
+        stage = form.model, form.members[index].layers
+        if not self.holdings.can_form(stage):
             reply(Unavailable("not loaded"))
             return
         self._leave()
+        self.holdings.use(stage)
         self._lost_node_ids = ()
         self.place = Place(form.formation_id, form.members, index)
         if index == 0:
@@ -231,6 +237,7 @@ class SimulatedEngine(Process):
         if place is None:
             return
         self.place = None
+        self.holdings.unuse()
         self._do(self.batching.dissolve(place.formation_id, self.clock.now_s))
         for member in place.members:
             self._part(member, place.formation_id, self.network.latency_s())

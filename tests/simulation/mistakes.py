@@ -9,6 +9,7 @@ HELD = "services/engine/core/held.py"
 NODE = "services/controller/core/cluster/node.py"
 LOSSES = "services/controller/core/cluster/losses.py"
 STEPS = "services/controller/core/cluster/steps.py"
+CHANGES = "services/controller/core/cluster/changes.py"
 LEDGER = "services/controller/core/ledger/ledger.py"
 DIFFERENCE = "services/controller/core/cluster/difference.py"
 GRANTING = "services/controller/core/ledger/granting.py"
@@ -240,6 +241,18 @@ MISTAKES = (
         GRANTING,
         "        and head.route.model == request.model\n",
         "",
+    ),
+    Mistake(
+        "a hand-over begins before those that serve have prepared what follows",
+        CHANGES,
+        "        if not node.holds(seat.stage) and not (serves and node.has_fetched(seat.stage)):",
+        "        if not node.holds(seat.stage) and not serves:",
+    ),
+    Mistake(
+        "what was fetched while it served is never loaded",
+        STEPS,
+        "        if node.has_fetched(seat.stage) and self._state.serves(node):",
+        "        if node.has_fetched(seat.stage):",
     ),
     Mistake(
         "a stop string is seen within one id only",

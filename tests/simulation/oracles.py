@@ -5,7 +5,8 @@ not; 12: no core raises what is no domain error; 13: no node is told to join a f
 has left the one it was told to leave; 14: a node is in one formation, a formation covers every
 layer once; 15: what runs becomes what the plan says; 16: launches have reasons; 17: a plan changes
 what it was said to change; 18: spares are there, loaded, when faults have ceased, and who is about
-to go is given no place; 19: a generation is at heads of its own model alone.
+to go is given no place; 19: a generation is at heads of its own model alone; 20: what serves gives
+way to the plan when what follows it can begin; 21: no node is ended while it serves.
 """
 
 from __future__ import annotations
@@ -32,9 +33,14 @@ from services.controller.core.cluster.actions import (
     LaunchNode,
     LogEvent,
     PipelineState,
+    TerminateNode,
 )
+from services.controller.core.cluster.changes import in_the_way
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.difference import Difference
+from services.controller.core.cluster.lacks import waits_for_money
+from services.controller.core.cluster.pipeline import Pipeline
+from services.controller.core.cluster.state import State
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
 from services.controller.core.ledger.records import (
@@ -53,6 +59,7 @@ from services.router.core.follower import Follower
 from services.router.core.transcript import Usage
 from simulator.processes.client import Client
 from simulator.processes.controller import LAYERS
+from simulator.processes.engine import SimulatedEngine
 from simulator.processes.stages import bytes_of, token_of
 from simulator.world import World
 
@@ -301,16 +308,53 @@ class Oracle:
         """Of the event log."""
         self.note(event.kind, event.generation_id, event.pipeline_id)
 
-    def cluster_event(self, event: LogEvent) -> None:
+    def cluster_event(self, cluster: Cluster, event: LogEvent) -> None:
         """Of the event log."""
         self.note(event.kind, event.node_id, event.pipeline_id)
         self.events.append((self._now_s, event.kind, event.pipeline_id))
         if event.kind in TROUBLES:
             self.troubled.add(event.node_id)
-        if event.kind == "stage_taken":
+        if event.kind == "handover_started":
+            self._check_gives_way(cluster._state, event.pipeline_id)
+        elif event.kind == "stage_taken":
             self._check_taken(event.node_id)
         elif event.kind == "spare_wanted":
             self._check_wanted()
+
+    def _check_gives_way(self, state: State, pipeline_id: str) -> None:
+        """It is drained for the plan's sake, and no notice has it so."""
+        giving = state.pipelines[pipeline_id]
+        if not giving.retiring:
+            return
+        nodes = [state.nodes[seat.node_id] for seat in giving.seats]
+        followers = [p for p in state.wanted() if giving in in_the_way(state, p)]
+        if any(node.departs for node in nodes) or all(p.is_ready for p in state.wanted()):
+            return
+        if not any(self._can_begin(state, follower) for follower in followers):
+            self.fail(20, f"{pipeline_id} gives way to {followers}, which is not prepared")
+
+    def _can_begin(self, state: State, pipeline: Pipeline) -> bool:
+        """Every process holds its stage, or has fetched it and serves with another one; those that
+        ended and were not missed yet are nobody's mistake."""
+        provider = self.world.provider if self.world is not None else None
+        for seat in pipeline.seats:
+            if waits_for_money(seat):
+                continue
+            process = provider.nodes.get(seat.node_id) if provider is not None else None
+            if not isinstance(process, SimulatedEngine):
+                return False
+            stage, holdings = (seat.stage.model, seat.stage.layers), process.holdings
+            has = holdings.can_form(stage) or holdings.fetched == stage
+            known = process.alive and process.name == state.nodes[seat.node_id].incarnation
+            if known and not has:
+                return False
+        return True
+
+    def ends_node(self, cluster: Cluster, end: TerminateNode) -> None:
+        """The cluster has a node ended; a kill is somebody's order."""
+        node = cluster._state.nodes.get(end.node_id)
+        if node is not None and cluster._state.serves(node) and not end.kill:
+            self.fail(21, f"{end.node_id} is to end while it serves")
 
     def _check_taken(self, node_id: str) -> None:
         """Nobody that is about to go is given a place."""

@@ -86,7 +86,12 @@ class Schedule:
             other_class=0.2 if random.random() < 0.05 else 0.0,
         )
         batches = replace(settings.scheduler, max_sequences=random.choice((1, 1, 2, 4)))
-        settings = replace(settings, scheduler=batches, kv_blocks=random.choice(KV_BLOCKS))
+        settings = replace(
+            settings,
+            scheduler=batches,
+            kv_blocks=random.choice(KV_BLOCKS),
+            room=Random(f"{seed} room").choice((1, 2)),
+        )
         if random.random() < 0.1:  # nobody launches nodes: they come by themselves
             cluster = replace(settings.cluster, expected_nodes=5)
             settings = replace(settings, cluster=cluster)

@@ -185,9 +185,22 @@ def loaded(
     *,
     kv_blocks: int = 64,
     numerics_class: str = "a",
+    held: bool = True,
 ) -> list[Action]:
-    found = Loaded(kv_blocks, numerics_class)
+    found = Loaded(kv_blocks, numerics_class, held)
     return cluster.load_done(node_id, f"i-{node_id}", layers, found, now_s)
+
+
+def load_failed(
+    cluster: Prompt,
+    node_id: str,
+    layers: LayerRange,
+    now_s: float,
+    reason: str = "no weights",
+    *,
+    permanent: bool = False,
+) -> list[Action]:
+    return cluster.load_failed(node_id, f"i-{node_id}", layers, reason, permanent, now_s)
 
 
 def ready(settings: ClusterSettings = SETTINGS) -> Prompt:

@@ -172,3 +172,13 @@ async def test_no_connection_outlives_the_node_at_its_other_end() -> None:
         while len(world.mesh.formed) < 2:
             await runtime.routes_changed.wait(0.01)
         assert world.mesh.addresses == {"127.0.0.1:1", "127.0.0.1:3"}
+
+
+async def test_what_a_node_has_in_its_store_alone_is_asked_for_again() -> None:
+    world = Set()
+    world.mesh.without_room = 2
+    async with world.working() as runtime:
+        for node_id in ("a", "b"):
+            await runtime.register(facts(node_id))
+        await until_ready(runtime)
+    assert world.mesh.loads == 4

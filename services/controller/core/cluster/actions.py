@@ -97,7 +97,8 @@ class AskPlan:
 
 @dataclass(frozen=True, slots=True)
 class LoadStage:
-    """Engine: Load. Answer with load_done or load_failed."""
+    """Engine: Hold, of this stage alone, in place of what it was asked for before: the one it
+    serves with stays by itself until its formation ends. Answer with load_done or load_failed."""
 
     node_id: str
     incarnation: str
@@ -112,9 +113,12 @@ class Loaded:
     """What came of LoadStage."""
 
     kv_blocks: int
-    """KV cache blocks there is room for."""
+    """KV cache blocks there is room for once it alone is held."""
     numerics_class: str
     """Class of the stage's arithmetic."""
+    held: bool = True
+    """In memory; else in the store of its node, for it has no room beside what the node serves
+    with."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """From one plan to the next, while the mesh serves.
 
 Pipelines that are equal in both go on untouched. The others serve until what takes their place
-can begin: first everything is made that needs nobody's node, then one formation at a time gives its
-nodes to what follows it, while the others carry the load; what nothing follows goes last.
+can begin, and their nodes prepare for it meanwhile: first everything is made that needs nobody's
+node, then one formation at a time gives its nodes to what follows it, while the others carry the
+load; what nothing follows goes last.
 """
 
 from __future__ import annotations
@@ -182,13 +183,33 @@ def take_turns(state: State, settings: ClusterSettings, now_s: float) -> list[Ac
     return []
 
 
+def switches(state: State, settings: ClusterSettings, now_s: float) -> bool:
+    """A formation was drained for the plan's sake, and what follows it is about to serve."""
+    if now_s - state.switched_s >= settings.switch_s:
+        return False
+    return any(_is_about_to_serve(state, pipeline) for pipeline in state.lacking())
+
+
+def _is_about_to_serve(state: State, pipeline: Pipeline) -> bool:
+    """It forms, or does as soon as what is drained has ended; it has not failed to."""
+    if pipeline.formation is not None:
+        return pipeline.formation.forming
+    if pipeline.forms.failures or not _is_prepared(state, pipeline):
+        return False
+    if any(waits_for_money(seat) for seat in pipeline.seats):
+        return False
+    return all(other.drains for other in blockers(state, pipeline))
+
+
 def _next(state: State, pipeline: Pipeline, now_s: float) -> list[Action]:
+    state.switched_s = now_s
     pipeline.be_ready_to_hand_over()
     return hand_over(state, pipeline, now_s)
 
 
 def _goes_on(state: State, settings: ClusterSettings, pipeline: Pipeline) -> bool:
-    """It does not serve and will, and needs nothing that another one has."""
+    """It does not serve and will, or is getting nearer to it: its nodes load, and need nothing for
+    that which another one has."""
     if pipeline.is_ready or pipeline.drains:
         return False
     if pipeline.formation is not None:
@@ -197,22 +218,23 @@ def _goes_on(state: State, settings: ClusterSettings, pipeline: Pipeline) -> boo
         return False
     for seat in pipeline.seats:
         node = state.nodes.get(seat.node_id)
-        if node is None or not node.present or _blocked_by(state, pipeline, seat) is not None:
+        if node is None or not node.present:
             return False
         if node.cannot_load(seat.stage, settings.load_attempts):
             return False
-    return True
+    return not _is_prepared(state, pipeline) or not blockers(state, pipeline)
 
 
 def _is_prepared(state: State, pipeline: Pipeline) -> bool:
-    """Every node of it that is free, and paid for, holds its stage."""
+    """Every node of it that is paid for holds its stage, or has fetched it and serves."""
     for seat in pipeline.seats:
         node = state.nodes.get(seat.node_id)
         if node is None or not node.present:
             if waits_for_money(seat):
                 continue
             return False
-        if _blocked_by(state, pipeline, seat) is None and not node.holds(seat.stage):
+        serves = _blocked_by(state, pipeline, seat) is not None
+        if not node.holds(seat.stage) and not (serves and node.has_fetched(seat.stage)):
             return False
     return True
 

@@ -238,29 +238,49 @@ class Cluster:
     def load_done(
         self, node_id: str, incarnation: str, layers: LayerRange, loaded: Loaded, now_s: float
     ) -> None:
-        """The node holds these layers."""
-        node = self._loading(node_id, incarnation)
-        if node is not None and node.loading is not None and node.loading.layers == layers:
+        """The node holds these layers, or its store does. Who is told so once asks again as soon as
+        the node serves no more; told so again, it has failed."""
+        node = self._loading(node_id, incarnation, layers)
+        if node is None:
+            return
+        if not loaded.held and node.fetched == node.loading:
+            self._refuse(node, "another stage takes up the node's memory", False, now_s)
+            return
+        if loaded.held:
             self._state.loaded(node, loaded)
-            attributes = {"layers": f"{layers.start}-{layers.end}"}
-            self._happen([LogEvent("stage_loaded", node_id, "", attributes)])
+        else:
+            node.fetch()
+        kind = "stage_loaded" if loaded.held else "stage_fetched"
+        attributes = {"layers": f"{layers.start}-{layers.end}"}
+        self._happen([LogEvent(kind, node_id, "", attributes)])
 
     def load_failed(
-        self, node_id: str, incarnation: str, reason: str, permanent: bool, now_s: float
+        self,
+        node_id: str,
+        incarnation: str,
+        layers: LayerRange,
+        reason: str,
+        permanent: bool,
+        now_s: float,
     ) -> None:
         """Tried again after a pause, in the end at another node; a failure that is permanent only
         where there is another one anyway."""
-        node = self._loading(node_id, incarnation)
+        node = self._loading(node_id, incarnation, layers)
         if node is not None:
-            node.refuse(self.settings, reason, permanent, now_s)
-            attributes = {"reason": reason, "permanent": str(permanent).lower()}
-            self._happen([LogEvent("load_failed", node_id, "", attributes)])
+            self._refuse(node, reason, permanent, now_s)
 
-    def _loading(self, node_id: str, incarnation: str) -> Node | None:
+    def _refuse(self, node: Node, reason: str, permanent: bool, now_s: float) -> None:
+        node.refuse(self.settings, reason, permanent, now_s)
+        attributes = {"reason": reason, "permanent": str(permanent).lower()}
+        self._happen([LogEvent("load_failed", node.node_id, "", attributes)])
+
+    def _loading(self, node_id: str, incarnation: str, layers: LayerRange) -> Node | None:
+        """The node that was asked for these layers last, if it is that process still."""
         node = self._state.nodes.get(node_id)
         if node is None or node.lost or node.loading is None:
             return None
-        return node if node.incarnation == incarnation else None
+        asked = (node.incarnation, node.loading.layers) == (incarnation, layers)
+        return node if asked else None
 
     def formed(self, formation_id: str, now_s: float) -> None:
         """All members stand."""

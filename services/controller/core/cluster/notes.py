@@ -70,7 +70,13 @@ class Notes:
         for item in nodes:
             state.recover(_node_from(item, now_s, self._unix_offset_s), now_s)
         for item in pipelines:
-            state.add(_pipeline_from(item, now_s), now_s)
+            if formation := item["formation"]:  # it once had no class of its own
+                head = state.nodes[formation["members"][0]["node_id"]]
+                formation.setdefault("numerics_class", head.numerics_class)
+            state.add(pipeline := _pipeline_from(item, now_s), now_s)
+            if pipeline.formation is not None and not pipeline.formation.forming:
+                for member in pipeline.formation.members:  # one may hold nothing, and load
+                    state.nodes[member.node_id].serve(-inf)
         self._standing = {key: text for key, text in saved.items() if _is_note(key)}
         if todays:
             state.indexes.unwritten.clear()
@@ -184,6 +190,7 @@ def _formation(formation: Formation | None) -> Fields | None:
         "members": formation.members,
         "kv_blocks": formation.kv_blocks,
         "state": formation.state,
+        "numerics_class": formation.numerics_class,
     }
 
 
@@ -269,4 +276,6 @@ def _formation_from(item: dict[str, Any] | None) -> Formation | None:
         Member(**{**member, "layers": LayerRange(**member["layers"])}) for member in item["members"]
     )
     state = FormationState(item["state"])
-    return Formation(item["formation_id"], members, item["kv_blocks"], state)
+    return Formation(
+        item["formation_id"], members, item["kv_blocks"], state, item["numerics_class"]
+    )

@@ -32,6 +32,8 @@ class Formation:
     members: tuple[Member, ...]
     kv_blocks: int
     state: FormationState = FormationState.FORMING
+    numerics_class: str = ""
+    """Of its members' stages; they may hold others by now."""
 
     @property
     def forming(self) -> bool:

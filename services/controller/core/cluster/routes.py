@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from services.common.exchange import Route
+from services.controller.core.cluster.changes import switches
 from services.controller.core.cluster.pipeline import Pipeline
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.state import State
@@ -33,14 +34,22 @@ def _is_open(state: State, pipeline: Pipeline) -> bool:
 def heads_of(state: State, settings: ClusterSettings, now_s: float) -> tuple[ServingHead, ...]:
     """Every living formation's head; none is granted anything while a member is silent, or after a
     restart before all were heard from."""
-    heads = []
+    heads, switching = [], switches(state, settings, now_s)
     for pipeline in state.pipelines.values():
         formation, route = pipeline.formation, _route(state, pipeline, settings)
         if formation is not None and route is not None:
             heard = state.trusts(formation, now_s)
             takes_new = heard and _is_open(state, pipeline)
-            numerics = state.head(formation).numerics_class
-            heads.append(ServingHead(route, takes_new, numerics, pipeline.drains, pipeline.stalled))
+            heads.append(
+                ServingHead(
+                    route,
+                    takes_new,
+                    formation.numerics_class,
+                    pipeline.drains,
+                    pipeline.stalled,
+                    switching,
+                )
+            )
     return tuple(heads)
 
 

@@ -64,6 +64,9 @@ class ClusterSettings:
     """A node that will end in any case has its generations sealed this long before."""
     undeploy_grace_s: float = 60.0
     """What an undeployed model's pipelines have begun may take so long to end by itself."""
+    switch_s: float = 1.0
+    """Who is moved for the plan's sake waits so long for what follows the formation it was in, and
+    goes to another one then."""
     lost_kept_s: float = 60.0
     """A lost node is shown this long."""
     block_positions: int = 16
@@ -82,6 +85,6 @@ class ClusterSettings:
             sort_keys=True,
         )
 
-    def silence_s(self, loaded: bool) -> float:
+    def silence_s(self, works: bool) -> float:
         """How long a node may be silent before it is lost."""
-        return self.node_lost_s if loaded else self.empty_node_lost_s
+        return self.node_lost_s if works else self.empty_node_lost_s

@@ -7,6 +7,7 @@ nouns' own methods.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from math import inf
 
 from services.common.generation import ModelRef
 from services.common.nodes import Member, NodeFacts, NodeShape
@@ -48,6 +49,8 @@ class State:
         self.spare_launches = Backoff()
         """Spares that came to nothing."""
         self.asking = PlanAsking()
+        self.switched_s = -inf
+        """When a formation was last drained for the plan's sake."""
         self.launched = 0
         """Nodes launched so far; their names count on."""
         self.named = 0
@@ -103,26 +106,30 @@ class State:
         self.liveness.forget(node.incarnation)
 
     def load(self, node: Node, stage: HeldStage) -> None:
-        """It is asked for a stage, and holds nothing meanwhile."""
+        """It is asked for a stage; no formation may count on what it holds meanwhile."""
         node.load(stage)
-        self.liveness.carry(node.incarnation, False)
+        self._carry(node)
 
     def loaded(self, node: Node, loaded: Loaded) -> None:
         """It holds what it loaded."""
         node.loaded(loaded)
-        self.liveness.carry(node.incarnation, True)
+        self._carry(node)
 
     def forget_stage(self, node: Node) -> None:
         """What it holds is of no use any more."""
         node.forget_stage()
-        self.liveness.carry(node.incarnation, False)
+        self._carry(node)
+
+    def _carry(self, node: Node) -> None:
+        """Tells whether it holds a stage, or serves with one."""
+        self.liveness.carry(node.incarnation, node.held is not None or self.serves(node))
 
     def recover(self, node: Node, now_s: float) -> None:
         """An older controller had it."""
         self.put(node)
         if node.present:
             self.liveness.watch(node.node_id, node.incarnation, now_s, confirmed=False)
-            self.liveness.carry(node.incarnation, node.held is not None)
+            self._carry(node)
 
     def forget(self, node: Node) -> None:
         """It was shown as lost for long enough."""
@@ -226,6 +233,8 @@ class State:
         for member in formation.members:
             leads = member is formation.head and not formation.forming
             self.liveness.belong(member.incarnation, formation_id, now_s, leads=leads)
+            if self.is_there(member):
+                self._carry(self.nodes[member.node_id])
 
     def stand(self, pipeline: Pipeline, now_s: float) -> float:
         """All members of its formation do; for how long there was none."""
@@ -245,6 +254,8 @@ class State:
         for member in formation.members:
             del self._by_process[member.incarnation]
             self.liveness.belong(member.incarnation, "", now_s)
+            if self.is_there(member):
+                self._carry(self.nodes[member.node_id])
         return formation
 
     def start_over(self, settings: ClusterSettings, now_s: float) -> list[Formation]:
@@ -265,6 +276,10 @@ class State:
     def pipeline_of(self, node: Node) -> Pipeline | None:
         """The pipeline in whose formation the node's process is."""
         return self._by_process.get(node.incarnation) if node.facts is not None else None
+
+    def serves(self, node: Node) -> bool:
+        """Its process is in a formation, of the plan or of one before."""
+        return self.pipeline_of(node) is not None
 
     def living(self, formation: Formation) -> tuple[Member, ...]:
         """Members that are still there."""
@@ -296,7 +311,7 @@ class State:
     def node_views(self, spares: Collection[str] = ()) -> tuple[NodeView, ...]:
         """For the status; `spares`: nodes that are kept without a place."""
         places = _places([*self.wanted(), *self.retiring()])
-        return tuple(_node_view(node, places, spares) for node in self.nodes.values())
+        return tuple(self._node_view(node, places, spares) for node in self.nodes.values())
 
     def node_view(self, node_id: str, spares: Collection[str] = ()) -> NodeView | None:
         """The same of one node."""
@@ -304,7 +319,25 @@ class State:
         if node is None:
             return None
         pipelines = [*self.indexes.pipelines_of(node_id), *self.retiring()]
-        return _node_view(node, _places(pipelines), spares)
+        return self._node_view(node, _places(pipelines), spares)
+
+    def _node_view(
+        self, node: Node, places: Mapping[str, tuple[str, int]], spares: Collection[str]
+    ) -> NodeView:
+        facts, (pipeline_id, stage_index) = node.facts, places.get(node.node_id, ("", None))
+        return NodeView(
+            node.node_id,
+            facts.pid if facts is not None else 0,
+            node.incarnation,
+            node.state(
+                assigned=stage_index is not None,
+                serves=self.serves(node),
+                spare=node.node_id in spares,
+            ),
+            pipeline_id,
+            stage_index,
+            facts.address if facts is not None else "",
+        )
 
     def pipeline_views(self) -> tuple[PipelineView, ...]:
         """For the status."""
@@ -342,18 +375,3 @@ def _places(pipelines: Iterable[Pipeline]) -> dict[str, tuple[str, int]]:
         for pipeline in pipelines
         for index, seat in enumerate(pipeline.seats)
     }
-
-
-def _node_view(
-    node: Node, places: Mapping[str, tuple[str, int]], spares: Collection[str]
-) -> NodeView:
-    facts, (pipeline_id, stage_index) = node.facts, places.get(node.node_id, ("", None))
-    return NodeView(
-        node.node_id,
-        facts.pid if facts is not None else 0,
-        node.incarnation,
-        node.state(stage_index is not None, spare=node.node_id in spares),
-        pipeline_id,
-        stage_index,
-        facts.address if facts is not None else "",
-    )

@@ -168,12 +168,15 @@ class _Steps:
         return node.cannot_load(seat.stage, attempts)
 
     def _give_up(self, node: Node | None, seat: Seat) -> list[Action]:
-        """Lets go of a node that could not load its stage."""
+        """Lets go of a node that could not load its stage, once it serves no more."""
         if node is None:
             return []
         give_up(self._settings, seat, node, self._now_s)
         if not self._settings.can_launch:
             self._free = None
+            return []
+        if self._state.serves(node):
+            node.release()
             return []
         node.leave()
         return [TerminateNode(node.node_id)]
@@ -235,10 +238,9 @@ class _Steps:
             self._free = [
                 node
                 for node in state.indexes.seatless()
-                if node.usable
-                and (state.pipeline_of(node) is None or not self._settings.can_launch)
+                if node.usable and (not state.serves(node) or not self._settings.can_launch)
             ]
-            self._free.sort(key=lambda node: state.pipeline_of(node) is not None)
+            self._free.sort(key=state.serves)
         return self._free
 
     # What they hold
@@ -247,10 +249,10 @@ class _Steps:
         node = self._state.nodes.get(node_id)
         if node is None or node.facts is None or not node.present:
             return []
-        if node.loading is not None or node.held == seat.stage:
+        if seat.stage in (node.held, node.loading):
             return []
-        if self._state.pipeline_of(node) is not None:
-            return []  # it serves, and needs what it holds
+        if node.has_fetched(seat.stage) and self._state.serves(node):
+            return []  # there is room for it once that formation has ended
         if node.refused == seat.stage:
             if node.loads.permanent or self._now_s < node.loads.retry_at_s:
                 return []
@@ -299,7 +301,9 @@ class _Steps:
             if node.facts is not None
         )
         blocks = min(node.kv_blocks for node in nodes)
-        formation = Formation(self._draw_id(), members, blocks)
+        formation = Formation(
+            self._draw_id(), members, blocks, numerics_class=nodes[0].numerics_class
+        )
         self._state.form(pipeline, formation, self._now_s)
         return [
             FormPipeline(
@@ -352,7 +356,7 @@ class _Steps:
             return []
         actions = list[Action]()
         for node in ending:
-            if not state.is_seated(node) and state.pipeline_of(node) is None:
+            if not state.is_seated(node) and not state.serves(node):
                 node.leave()
                 actions += [LogEvent("node_released", node.node_id), TerminateNode(node.node_id)]
         return actions

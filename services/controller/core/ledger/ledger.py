@@ -244,13 +244,13 @@ class Ledger:
         own = (head for head in heads if head.route.model == entry.request.model)
         holder = next((h for h in own if h.route.formation_id == formation_id), None)
         if holder is None or entry.sealed:
-            return self._grant_elsewhere(entry, question, heads, now_s)
+            return self._move(entry, question, heads, now_s)
         if question.last_epoch < entry.epoch:
             return _same(entry, holder) if holder.takes_new else None
         if holder.hands_over and question.left_formation_id:
             return None  # its seal is on the way: no position shall be sampled twice
         if question.reason not in (LeaveReason.SILENT, LeaveReason.UNREACHABLE):
-            return self._grant_elsewhere(entry, question, heads, now_s)
+            return self._move(entry, question, heads, now_s)
         if question.reason is LeaveReason.SILENT and not holder.stalled:
             return _same(entry, holder)  # slow is not dead
         others = [head for head in heads if head is not holder]
@@ -258,6 +258,19 @@ class Ledger:
         if granted is None and not holder.stalled:
             return _same(entry, holder)  # another epoch there would bring its reader no nearer
         return granted
+
+    def _move(
+        self,
+        entry: JournalEntry,
+        question: ResumeQuestion,
+        heads: Sequence[ServingHead],
+        now_s: float,
+    ) -> Outcome[Grant] | None:
+        """Elsewhere; who leaves a formation that served it to the end waits for what follows it, or
+        all would be moved to those that are left, and from these again."""
+        if not question.left_formation_id and any(head.switching for head in heads):
+            return None
+        return self._grant_elsewhere(entry, question, heads, now_s)
 
     def _grant_elsewhere(
         self,

@@ -54,6 +54,8 @@ class ServingHead:
     """Its generations are being sealed."""
     stalled: bool = False
     """It does not serve at present: its readers may leave it."""
+    switching: bool = False
+    """What follows a formation that was drained is about to serve: who was moved waits for it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ from tests.unit.controller.small_cluster import (
     beat,
     drawer,
     facts,
+    load_failed,
     loaded,
     one_of,
     planned,
@@ -147,7 +148,7 @@ def test_a_failed_load_or_form_is_tried_again() -> None:
     cluster.register(facts("node-2"), 0.0)
     cluster.plan_ready(planned(PAIR), 0.0)
     loaded(cluster, "node-1", FRONT, 0.0)
-    assert said(cluster.load_failed("node-2", "i-node-2", "slow", False, 0.0)) == ["load_failed"]
+    assert said(load_failed(cluster, "node-2", BACK, 0.0, "slow")) == ["load_failed"]
     assert one_of(cluster.tick(0.5), LoadStage).node_id == "node-2"
     assert one_of(loaded(cluster, "node-2", BACK, 0.6), FormPipeline)
     actions = cluster.form_failed("f1", "no", 0.6)
@@ -162,13 +163,13 @@ def failing(cluster: Prompt, node_id: str, now_s: float) -> tuple[list[float], l
     one brings about."""
     pauses = []
     for _ in range(SETTINGS.load_attempts - 1):
-        actions = cluster.load_failed(node_id, f"i-{node_id}", "no weights", False, now_s)
+        actions = load_failed(cluster, node_id, BACK, now_s)
         assert said(actions) == ["load_failed"]
         failed_s = now_s
         while not all_of(cluster.tick(now_s), LoadStage):
             now_s += 0.25
         pauses.append(now_s - failed_s)
-    return pauses, cluster.load_failed(node_id, f"i-{node_id}", "no weights", False, now_s)
+    return pauses, load_failed(cluster, node_id, BACK, now_s)
 
 
 def test_a_node_that_cannot_load_is_replaced_and_ended() -> None:
@@ -181,7 +182,7 @@ def test_a_node_that_cannot_load_is_replaced_and_ended() -> None:
     assert one_of(actions, TerminateNode) == TerminateNode("node-3")
     assert all_of(cluster.tick(10.0), LoadStage) == []
     assert one_of(cluster.register(facts("node-4"), 10.0), LoadStage).node_id == "node-4"
-    actions = cluster.load_failed("node-4", "i-node-4", "no weights", False, 10.0)
+    actions = load_failed(cluster, "node-4", BACK, 10.0)
     assert one_of(actions, LaunchNode).node_id == "node-5", "one attempt is enough"
     cluster.launch_failed("node-5", "no room", 13.6)
     assert all_of(cluster.tick(17.5), LaunchNode) == []
@@ -204,7 +205,7 @@ def test_without_a_provider_a_node_that_idles_takes_what_another_cannot_load() -
     cluster.register(facts("node-3"), 1.0)
     failing(cluster, "node-3", 1.0)
     assert one_of(cluster.tick(100.0), LoadStage).node_id == "node-3"  # who else?
-    cluster.load_failed("node-3", "i-node-3", "no weights", False, 100.0)
+    load_failed(cluster, "node-3", BACK, 100.0)
     actions = cluster.register(facts("node-4"), 100.0)
     assert one_of(actions, LoadStage).node_id == "node-4"
     assert all_of(actions, TerminateNode) == []

@@ -18,6 +18,8 @@ from services.controller.core.cluster.goals import Goal, Goals
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.model_facts import ModelFacts
 from tests.unit.controller.small_cluster import (
+    BACK,
+    FRONT,
     GOAL,
     PAIR,
     PATIENT,
@@ -28,6 +30,7 @@ from tests.unit.controller.small_cluster import (
     beat,
     drawer,
     facts,
+    load_failed,
     loaded,
     one_of,
     planned,
@@ -155,6 +158,7 @@ def test_the_last_pipeline_of_a_model_is_not_spared_for_that_another_model_serve
     load = one_of(cluster.register(facts(launch.node_id), 2.0), LoadStage)
     assert load.model == GOAL.model
     assert all_of(cluster.tick(2.1), DrainFormation) == []
+    assert all_of(loaded(cluster, "node-1", WHOLE, 2.5), DrainFormation) == []
     form = one_of(loaded(cluster, launch.node_id, LayerRange(0, 30), 3.0), FormPipeline)
     drains = all_of(cluster.formed(form.formation_id, 3.1), DrainFormation)
     assert [drain.formation_id for drain in drains] == ["f1"]
@@ -169,7 +173,8 @@ def test_why_a_model_is_unusable_is_of_its_own_pipelines(model: str) -> None:
         cluster.register(facts(name), 0.0)
     cluster.plan_ready(both(1), 0.1)
     for node_id in ("node-1", "node-2") if model == "m" else ("node-3",):
-        cluster.load_failed(node_id, f"i-{node_id}", "odd head_dim", True, 0.2)
+        layers = {"node-1": FRONT, "node-2": BACK}.get(node_id, WHOLE)
+        load_failed(cluster, node_id, layers, 0.2, "odd head_dim", permanent=True)
     cluster.tick(0.3)
     found = {one.model.model_id: one.unusable for one in cluster.deployed_models()}
     assert found == {"m": "", "other": ""} | {model: "odd head_dim"}
@@ -178,10 +183,14 @@ def test_why_a_model_is_unusable_is_of_its_own_pipelines(model: str) -> None:
 def test_models_that_wait_for_each_others_nodes_do_not_wait_for_ever() -> None:
     cluster = serving_both()
     swapped = both(3, first={"node-3": LayerRange(0, 30)}, second={"node-1": WHOLE})
-    drains = all_of(cluster.aim_at(BOTH, swapped, 1.0), DrainFormation)
+    loads = all_of(cluster.aim_at(BOTH, swapped, 1.0), LoadStage)
+    assert {load.node_id: load.model for load in loads} == {
+        "node-1": OTHER.model,
+        "node-3": GOAL.model,
+    }
+    assert all_of(loaded(cluster, "node-1", WHOLE, 1.1), DrainFormation) == []
+    drains = all_of(loaded(cluster, "node-3", LayerRange(0, 30), 1.2), DrainFormation)
     assert [drain.formation_id for drain in drains] == ["f2"]
-    load = one_of(cluster.drained("f2", 0, 1.1), LoadStage)
-    assert (load.node_id, load.model) == ("node-3", GOAL.model)
-    form = one_of(loaded(cluster, "node-3", LayerRange(0, 30), 1.2), FormPipeline)
-    drains = all_of(cluster.formed(form.formation_id, 1.3), DrainFormation)
+    form = one_of(cluster.drained("f2", 0, 1.3), FormPipeline)
+    drains = all_of(cluster.formed(form.formation_id, 1.4), DrainFormation)
     assert [drain.formation_id for drain in drains] == ["f1"]

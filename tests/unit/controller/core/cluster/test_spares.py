@@ -28,6 +28,7 @@ from tests.unit.controller.small_cluster import (
     all_of,
     drawer,
     facts,
+    load_failed,
     loaded,
     one_of,
     planned,
@@ -327,12 +328,8 @@ def test_one_whose_stage_the_plan_has_no_more_loads_what_it_has() -> None:
     loaded(cluster, "node-3", FRONT, 3.0)
     whole = LayerRange(0, 30)
     cluster.plan_ready(planned({"node-1": whole}, number=2), 4.0)
-    everything: list[Action] = []
-    drain = all_of(cluster.tick(4.1), DrainFormation)
-    for formation in drain or [DrainFormation("f1", None)]:  # type: ignore[arg-type]
-        everything += cluster.drained(formation.formation_id, 0, 4.2)
-    everything += loaded(cluster, "node-1", whole, 5.0)
-    form = one_of(everything, FormPipeline)
+    drain = one_of(loaded(cluster, "node-1", whole, 4.1), DrainFormation)
+    form = one_of(cluster.drained(drain.formation_id, 0, 4.2), FormPipeline)
     loads = all_of(cluster.formed(form.formation_id, 5.5), LoadStage)
     assert {load.layers for load in loads} <= {whole}
     assert len(cluster.spares()) == 1
@@ -344,7 +341,7 @@ def test_one_that_cannot_load_is_let_go_and_the_next_waits_longer() -> None:
     came(cluster, "node-3", "free", 2.0)
     now_s, actions = 2.0, list[Action]()
     for _ in range(ONE.load_attempts):
-        actions += cluster.load_failed("node-3", "i-node-3", "no room", False, now_s)
+        actions += load_failed(cluster, "node-3", FRONT, now_s, "no room")
         now_s += 20.0
         actions += cluster.tick(now_s)
     assert one_of(actions, TerminateNode).node_id == "node-3"

@@ -51,6 +51,11 @@ def lost(one: Node) -> None:
         ((), lambda n: n.load(STAGE)),
         ((registered, lambda n: n.load(STAGE)), lambda n: n.load(STAGE)),
         ((registered,), lambda n: n.loaded(Loaded(1, "a"))),
+        ((registered,), lambda n: n.fetch()),
+        (
+            (registered, lambda n: n.load(STAGE), lambda n: n.fetch(), lambda n: n.load(STAGE)),
+            lambda n: n.fetch(),
+        ),
         ((registered,), lambda n: n.refuse(PATIENT, "no", False, 1.0)),
     ],
 )

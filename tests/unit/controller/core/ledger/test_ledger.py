@@ -265,6 +265,16 @@ def test_a_reader_that_was_told_moved_does_not_wait(book: Book) -> None:
     assert book.resume(7, 8, heads=(leaving, B)).head == B.route
 
 
+def test_who_was_moved_waits_for_what_follows_and_who_left_does_not(book: Book) -> None:
+    leaving = replace(head_of("a", hands_over=True), switching=True)
+    other = replace(B, switching=True)
+    book.checkpoint(7)
+    assert book.resume(7, heads=(leaving, other)) is None
+    book.checkpoint(7, 8, sealed=True)
+    assert book.resume(7, 8, heads=(other,)) is None
+    assert book.resume(7, left="f-a", heads=(other,)).head == B.route
+
+
 def test_a_parked_generation_returns_to_the_head_it_had(book: Book) -> None:
     book.checkpoint(7, sealed=True)
     assert book.resume(7, heads=(A,)).head == A.route
