@@ -36,6 +36,8 @@ CORES = (
 ELSEWHERE = (
     "services/controller/core/model_facts.py",  # a value with a codec: nothing happens to it
     "services/controller/core/cluster/market.py",  # offers: schedules have one, without a price
+    "services/controller/core/cluster/question.py",  # of replanning, as the next
+    "services/controller/core/cluster/workload.py",  # told by routers of a mesh
     "services/controller/core/cluster/replanning.py",  # its caller is no cluster's core
     "services/controller/core/cluster/goals.py",  # what operators wish, and a codec
     "services/controller/core/cluster/snapshot.py",  # notes of older controllers
