@@ -22,7 +22,7 @@ from schedules import Schedule, table
 ROOT = Path(__file__).parents[2]
 SCHEDULES = int(os.environ.get("SHUNT_SIMULATION_SCHEDULES", "2400"))
 LEAST_HITS = 20
-COVERED_SEEDS = 200
+COVERED_SEEDS = 320
 MISTAKE_SEEDS = {"schedules.py": 300, "crowds.py": 6}
 CROWDS = 8
 CORES = (
@@ -37,6 +37,8 @@ ELSEWHERE = (
     "services/controller/core/model_facts.py",  # a value with a codec: nothing happens to it
     "services/controller/core/cluster/market.py",  # offers: schedules have one, without a price
     "services/controller/core/cluster/question.py",  # of replanning, as the next
+    "services/controller/core/cluster/lacks.py",  # what replanning looks for
+    "services/router/core/demand.py",  # what it is told: no simulated router counts
     "services/controller/core/cluster/workload.py",  # told by routers of a mesh
     "services/controller/core/cluster/replanning.py",  # its caller is no cluster's core
     "services/controller/core/cluster/goals.py",  # what operators wish, and a codec
