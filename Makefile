@@ -12,7 +12,8 @@ RELEASE := $(shell git describe --tags --abbrev=0 --match 'v*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .PHONY: help install run demo test check docs bench bench-chaos bench-crowd bench-rolling \
-  bench-markets bench-cluster bench-tensorstore bench-placement proto up down clean
+  bench-elastic bench-markets bench-spares bench-cluster bench-tensorstore bench-placement proto \
+  up down clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +74,12 @@ bench-rolling: $(INSTALLED) ## Restarts everything, one after another, under 20 
 
 bench-markets: $(INSTALLED) ## Replays 200 random spot markets against the replanner
 	$(BIN)/python -m bench.markets --out bench/out/markets.json
+
+bench-elastic: $(INSTALLED) ## Takes nodes from a busy mesh and offers it others
+	$(BIN)/python -m bench.elastic --out bench/out/elastic.json
+
+bench-spares: $(INSTALLED) ## Kills nodes with one warm spare and without: how soon they are replaced
+	$(BIN)/python -m bench.spares --out bench/out/spares.json
 
 bench-cluster: $(INSTALLED) ## Runs the controller with 1,000 nodes, and loses a hundred at once
 	$(BIN)/python -m bench.cluster --out bench/out/cluster.json

@@ -43,6 +43,7 @@ from services.controller.core.cluster.actions import (
     TerminateNode,
 )
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.goals import Goal
 from services.controller.core.cluster.market import (
     MAX_COUNT,
     Capabilities,
@@ -58,6 +59,7 @@ from services.controller.core.cluster.plan import (
     PlannedStage,
 )
 from services.controller.core.cluster.settings import ClusterSettings
+from services.controller.core.model_facts import ModelFacts
 from services.controller.event_log import EventLog
 from services.controller.journal.sqlite import SqliteJournal
 from services.controller.runtime import ClusterRuntime, RuntimeSettings
@@ -84,11 +86,10 @@ CPU_GOAL, ACTED_GOAL_S, HELD_GOAL_S, DAY_GOAL_S = 0.10, 1.0, 0.050, 60.0
 
 def settings_of(nodes: int) -> ClusterSettings:
     return ClusterSettings(
-        ModelRef("model", "digest"),
+        Goal(ModelFacts("model", "digest", LAYERS, 1, 8192, "{}")),
         (SHAPE,) * nodes,
         expected_nodes=nodes,
         pipelines=nodes // STAGES,
-        layer_count=LAYERS,
     )
 
 
@@ -112,7 +113,7 @@ def plan_of(ask: AskPlan) -> Plan:
         )
         for first in range(0, len(names), STAGES)
     )
-    return Plan(ask.number, (Deployment(ask.model, THROUGHPUT, pipelines),))
+    return Plan(ask.number, (Deployment(ask.goals[0].model, THROUGHPUT, pipelines),))
 
 
 # The core alone, on a clock that jumps
@@ -451,14 +452,13 @@ async def _through_grpc(made: Mesh, for_s: float) -> tuple[float, int]:
     server = grpc.aio.server()
     service = ControllerService(
         ServiceLimits(),
-        vocab_size=1,
         runtime=front,
         replans=nobody,
         what_ifs=nobody,
         generations=nobody,
         events=nobody,
         engines=nobody,
-        served=nobody,
+        deployments=nobody,
     )
     controller_pb2_grpc.add_ControllerServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")

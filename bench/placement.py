@@ -39,7 +39,8 @@ from services.placement.estimate.costs import Costs
 from services.placement.estimate.estimator import estimate_pipeline, estimate_plan
 from services.placement.estimate.fitting import Measurement, errors, fit
 from services.placement.estimate.model import load_model
-from services.placement.replan.next_plan import Change, replan
+from services.placement.replan.change import Change
+from services.placement.replan.next_plan import replan
 from services.placement.search.budget import Unlimited
 from services.placement.search.planners import exact, shuntserve
 from services.placement.search.problem import Objective, Problem

@@ -107,6 +107,8 @@ class FakeMesh:
         """away, damaged or nested: what the tensor store suffers from."""
         self.files = model_files(self.tokenizer)
         """Of the model, in the tensor store; changed before it serves."""
+        self.others: list[controller_pb2.DeployedModel] = []
+        """Models that are deployed and have no pipeline."""
         self.unusable = ""
         """Why no pipeline ever comes."""
         self.version = 1
@@ -141,6 +143,10 @@ class FakeMesh:
             model=wire.model_to(self.model),
             max_positions=MAX_POSITIONS,
         )
+
+    def deployed(self) -> list[controller_pb2.DeployedModel]:
+        own = controller_pb2.DeployedModel(model=wire.model_to(self.model), unusable=self.unusable)
+        return [own, *self.others]
 
     def routes(self) -> list[controller_pb2.Route]:
         serving = zip(self.alive, self.stalled, strict=True)
@@ -375,7 +381,7 @@ class _Controller(controller_pb2_grpc.ControllerServiceServicer):
         while True:
             changed = mesh.routes_changed
             yield controller_pb2.WatchRoutesResponse(
-                version=mesh.version, routes=mesh.routes(), unusable=mesh.unusable
+                version=mesh.version, routes=mesh.routes(), deployed=mesh.deployed()
             )
             await changed.wait()
 

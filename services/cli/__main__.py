@@ -87,6 +87,9 @@ def up(
     nodes_max: Annotated[
         int | None, typer.Option(help="Most nodes; 0: as many as at first.")
     ] = None,
+    spares: Annotated[
+        int | None, typer.Option(help="Nodes that wait, loaded, for one that is lost.")
+    ] = None,
 ) -> None:
     """Starts a mesh of local processes; without --detach, Ctrl-C stops it."""
     from services.cli.up import run_detached, run_in_foreground
@@ -102,6 +105,7 @@ def up(
         budget_per_hour,
         nodes_min,
         nodes_max,
+        spares,
     )
     start = run_detached if detach else run_in_foreground
     told(lambda: start(MeshDirectory(data_dir), options, console))
@@ -239,6 +243,41 @@ def replan_now(
         print(json.dumps(found))
     else:
         console.print(replanned_text(found), soft_wrap=True)
+
+
+@app.command()
+def deploy(
+    model: Annotated[str, typer.Argument(help="The model, as the store names it.")],
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    objective: Annotated[
+        str, typer.Option(help="throughput, throughput-per-cost or goodput-per-cost.")
+    ] = "throughput",
+    ttft_target: Annotated[
+        float, typer.Option(min=0, help="Longest mean time to first token in s; 0: any.")
+    ] = 0.0,
+    tpot_target: Annotated[
+        float, typer.Option(min=0, help="Longest mean time per output token in s; 0: any.")
+    ] = 0.0,
+    weight: Annotated[float, typer.Option(help="Its share of the nodes against others.")] = 1.0,
+) -> None:
+    """Serves one more model on the nodes of the running mesh."""
+    from services.cli.deploy import Wish
+    from services.cli.deploy import deploy as bring
+
+    wish = Wish(objective, ttft_target, tpot_target, weight)
+    told(lambda: asyncio.run(bring(MeshDirectory(data_dir), model, wish, console)))
+
+
+@app.command()
+def undeploy(
+    model: Annotated[str, typer.Argument(help="The model, as `shunt status` names it.")],
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Serves a model no longer; what it has begun may end, and its nodes go to the others."""
+    from services.cli.deploy import undeploy as take_out
+
+    told(lambda: asyncio.run(take_out(MeshDirectory(data_dir), model)))
+    console.print(f"{model} is undeployed (see shunt status)", highlight=False)
 
 
 @app.command()

@@ -30,10 +30,11 @@ class MeshOptions:
     market: Path | None = None
     """What nodes are launched from, and what happens to them; a file of the controller's."""
     objective: str | None = None
-    """What plans are made for; the controller's own where nothing is said, as the next three."""
+    """What plans are made for; the controller's own where nothing is said, as the next four."""
     budget_per_hour: float | None = None
     nodes_min: int | None = None
     nodes_max: int | None = None
+    spares: int | None = None
 
     @property
     def pipelines(self) -> int:
@@ -47,6 +48,7 @@ class MeshOptions:
             "budget_per_hour": self.budget_per_hour,
             "nodes_min": self.nodes_min,
             "nodes_max": self.nodes_max,
+            "spares": self.spares,
         }
         return {name: str(value) for name, value in given.items() if value is not None}
 

@@ -52,6 +52,7 @@ async def mesh_status(state: MeshState) -> dict[str, Any]:
     return {
         "faults": [fault_json(fault) for fault in status.faults],
         "model": _model(status),
+        "deployments": [_deployment(deployment) for deployment in status.deployments],
         "plan": _plan(status) if status.HasField("plan") else None,
         "services": answers,
         "nodes": [_node(node) for node in status.nodes],
@@ -70,6 +71,8 @@ async def mesh_status(state: MeshState) -> dict[str, Any]:
         "offers": [_offer(offer) for offer in status.offers],
         "cost_per_hour": _optional(status, "cost_per_hour"),
         "on_demand_cost_per_hour": _optional(status, "on_demand_cost_per_hour"),
+        "spares": [_spare(spare) for spare in status.spares],
+        "spares_cost_per_hour": _optional(status, "spares_cost_per_hour"),
         "workloads": [_workload(workload) for workload in status.workloads],
         "finished_generations": status.finished_generations,
         "cancelled_generations": status.cancelled_generations,
@@ -98,6 +101,12 @@ def _offer(offer: controller_pb2.OfferStatus) -> dict[str, Any]:
     }
 
 
+def _spare(spare: controller_pb2.SpareStatus) -> dict[str, Any]:
+    """Layers are null while it holds none."""
+    held = [spare.layers.start, spare.layers.end] if spare.HasField("layers") else None
+    return {"node": spare.node_id, "layers": held}
+
+
 def _workload(workload: controller_pb2.WorkloadStatus) -> dict[str, Any]:
     """Tokens that nobody knows yet are null."""
     return {
@@ -114,6 +123,21 @@ def _model(status: controller_pb2.GetStatusResponse) -> dict[str, str | None]:
         "id": status.model.model_id or None,
         "digest": status.model.digest or None,
         "newer_in_store": status.newer_digest or None,
+    }
+
+
+def _deployment(deployment: controller_pb2.DeploymentView) -> dict[str, Any]:
+    aim = deployment.aim
+    return {
+        "model": deployment.model.model_id,
+        "digest": deployment.model.digest,
+        "objective": aim.objective,
+        "ttft_target_s": aim.ttft_target_s or None,
+        "tpot_target_s": aim.tpot_target_s or None,
+        "weight": aim.weight,
+        "ready_pipelines": deployment.ready_pipelines,
+        "unusable": deployment.unusable or None,
+        "newer_in_store": deployment.newer_digest or None,
     }
 
 

@@ -20,10 +20,12 @@ _FAULTS = {
     "load": "{node} cannot load its stage of {pipeline}",
     "form": "{pipeline} does not come to stand",
     "plan": "there is no plan",
+    "spare": "spares come to nothing, {node} last",
 }
 _COLOURS = {
     "ready": "green",
     "idle": "cyan",
+    "spare": "blue",
     "starting": "yellow",
     "waiting": "yellow",
     "loading": "yellow",
@@ -34,11 +36,11 @@ _COLOURS = {
 
 
 def status_table(status: dict[str, Any]) -> Group:
-    """What keeps failing, the model, the plan, then tables of the services, the pipelines with
+    """What keeps failing, the models, the plan, then tables of the services, the pipelines with
     their nodes, the market where it names prices, and the generations."""
     tables = _services(status), _pipelines(status), *_market(status)
     asked = map(workload_line, status["workloads"])
-    head = [*_faults(status), *_model(status["model"]), *_plan(status)]
+    head = [*_faults(status), *_models(status["deployments"]), *_plan(status)]
     return Group(*head, *tables, *asked, _generations(status))
 
 
@@ -58,13 +60,20 @@ def fault_line(fault: dict[str, Any]) -> str:
     return f"{what}{often}{again}: {fault['cause']}"
 
 
-def _model(model: dict[str, Any]) -> list[RenderableType]:
-    if model["id"] is None:
-        return []
-    lines: list[RenderableType] = [f"{model['id']}, version {model['digest'][:12]}"]
-    if model["newer_in_store"]:
-        newer = model["newer_in_store"][:12]
-        lines.append(f"[yellow]the store has version {newer} by now: a new start serves it[/]")
+def _models(deployments: list[dict[str, Any]]) -> list[RenderableType]:
+    """One alone needs no more than its name; of several each says what it is served for."""
+    lines: list[RenderableType] = []
+    for deployment in deployments:
+        line = f"{deployment['model']}, version {deployment['digest'][:12]}"
+        if len(deployments) > 1:
+            ready = deployment["ready_pipelines"]
+            line += f", for {deployment['objective']}, {ready} pipelines ready"
+        lines.append(line)
+        if deployment["unusable"]:
+            lines.append(f"[red]it cannot be served: {deployment['unusable']}[/]")
+        if deployment["newer_in_store"]:
+            newer = deployment["newer_in_store"][:12]
+            lines.append(f"[yellow]the store has version {newer} by now: a new start serves it[/]")
     return lines
 
 
@@ -109,25 +118,29 @@ def _pipelines(status: dict[str, Any]) -> Table:
     table = Table("pipeline", "state", "stage", "layers", "node", "node state", "pid")
     nodes = {node["id"]: node for node in status["nodes"]}
     placed = set()
+    spares = {spare["node"]: _layers(spare["layers"]) for spare in status["spares"]}
     for pipeline in status["pipelines"]:
         for index, stage in enumerate(pipeline["stages"]):
             node = nodes.get(stage["node"], {})
             placed.add(stage["node"])
-            first, last = stage["layers"]
             table.add_row(
                 pipeline["id"] if index == 0 else "",
                 _coloured(pipeline["state"]) if index == 0 else "",
                 str(index),
-                f"{first}-{last - 1}",
+                _layers(stage["layers"]),
                 stage["node"] or "",
                 _coloured(node.get("state", "")),
                 str(node.get("pid") or ""),
             )
     for node in status["nodes"]:
         if node["id"] not in placed and node["state"] != "lost":
-            cells = ("", "", "", "", node["id"], _coloured(node["state"]), str(node["pid"] or ""))
-            table.add_row(*cells)
+            state, pid = _coloured(node["state"]), str(node["pid"] or "")
+            table.add_row("", "", "", spares.get(node["id"], ""), node["id"], state, pid)
     return table
+
+
+def _layers(layers: list[int] | None) -> str:
+    return "" if layers is None else f"{layers[0]}-{layers[1] - 1}"
 
 
 def _market(status: dict[str, Any]) -> list[Table | str]:
@@ -145,7 +158,15 @@ def _market(status: dict[str, Any]) -> list[Table | str]:
             f"{offer['running']} of {offer['count']}",
             "" if price is None else f"{price:.4g}",
         )
-    return [table, cost_line(status["cost_per_hour"], status["on_demand_cost_per_hour"])]
+    line = cost_line(status["cost_per_hour"], status["on_demand_cost_per_hour"])
+    return [table, line, *_spares_line(status["spares"], status["spares_cost_per_hour"])]
+
+
+def _spares_line(spares: list[Any], cost: float | None) -> list[str]:
+    if not spares:
+        return []
+    count = f"{len(spares)} spare{'s' if len(spares) > 1 else ''}"
+    return [f"{count} of it, {'at a cost not known' if cost is None else f'{cost:.4g} an hour'}"]
 
 
 def cost_line(cost: float | None, on_demand: float | None) -> str:

@@ -35,6 +35,17 @@ class CloseReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class DeployedModel:
+    """A model that is to be served, whether or not a pipeline is ready."""
+
+    model: ModelRef
+    unusable: str = ""
+    """Why none ever will be as things are; empty while one is or may be."""
+    asleep: bool = False
+    """It has none because nobody asks for it: it gets one when somebody does."""
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateCall:
     """Everything a head needs to begin, to go on, or to attach a reader."""
 

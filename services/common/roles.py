@@ -70,6 +70,8 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "ClaimGeneration": _only(Role.ROUTER),
         "ReportInterruption": _only(Role.OPERATOR),
         "ApplyPlan": _only(Role.OPERATOR),
+        "Deploy": _only(Role.OPERATOR),
+        "Undeploy": _only(Role.OPERATOR),
         "DiffPlan": _only(Role.OPERATOR),
         "ExplainPlan": _only(Role.OPERATOR),
         "Replan": _only(Role.OPERATOR),
@@ -79,6 +81,7 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
     },
     "shuntserve.placement.v1.PlacementService": {
         "Plan": _PLANNERS,
+        "PlanDeployments": _PLANNERS,
         "Estimate": _PLANNERS,
         "Replan": _PLANNERS,
         "Explain": _PLANNERS,

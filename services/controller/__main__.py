@@ -17,9 +17,12 @@ from services.common import logs, settings, telemetry
 from services.common.errors import ShuntError
 from services.common.private import keep_files_private, make_private
 from services.common.server import until_signal
-from services.controller.assembly import FACTS, AssembledController
+from services.controller.assembly import AssembledController
+from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.market import Offer
 from services.controller.core.model_facts import ModelFacts
+from services.controller.deployments import DEPLOYMENTS
+from services.controller.journal.journal import Recovered
 from services.controller.journal.sqlite import SqliteJournal
 from services.controller.model_store import describe
 from services.controller.providers.local import LocalProvider
@@ -28,6 +31,8 @@ from services.controller.providers.provider import ExternalProvider
 from services.controller.settings import ControllerSettings
 
 PROGRESS = "market.json"
+FACTS = "model"
+"""The note of controllers that knew one model."""
 
 
 def make_local(
@@ -51,6 +56,27 @@ def make_local(
     )
 
 
+async def first_facts(chosen: ControllerSettings, recovered: Recovered) -> ModelFacts:
+    """Of the model that the settings name; from the journal alone where that was undeployed, for it
+    may be in no store any more."""
+    noted, older = recovered.saved.get(DEPLOYMENTS), recovered.saved.get(FACTS)
+    known = None if older is None else ModelFacts.from_json(older)
+    if noted is not None:
+        goals = Goals.from_json(noted)
+        known = goals.first.facts
+        same = known.model_id == chosen.model_id and chosen.model_digest in ("", known.digest)
+        if same and goals.find(known.model_id) is None:
+            return known
+    return await describe(
+        chosen.tensorstore_address,
+        chosen.model_id,
+        digest=chosen.model_digest,
+        known=known,
+        timeout_s=chosen.describe_timeout_s,
+        tls=chosen.tls,
+    )
+
+
 async def serve(chosen: ControllerSettings) -> None:
     gc.freeze()  # what was imported stays: no collection looks at it and holds the loop for it
     journal = SqliteJournal(
@@ -63,15 +89,7 @@ async def serve(chosen: ControllerSettings) -> None:
     )
     try:
         recovered = await journal.recover()
-        known = recovered.saved.get(FACTS)
-        facts = await describe(
-            chosen.tensorstore_address,
-            chosen.model_id,
-            digest=chosen.model_digest,
-            known=None if known is None else ModelFacts.from_json(known),
-            timeout_s=chosen.describe_timeout_s,
-            tls=chosen.tls,
-        )
+        facts = await first_facts(chosen, recovered)
 
         def address() -> str:
             return chosen.advertise_address or f"{chosen.host}:{controller.port}"

@@ -15,20 +15,22 @@ from services.common.errors import ShuntError
 from services.common.server import Server
 from services.controller import metrics
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.goals import Goals
+from services.controller.core.cluster.market import Offer
 from services.controller.core.cluster.replanning import Replanner
 from services.controller.core.cluster.succession import Succession
 from services.controller.core.cluster.workload import Workloads
 from services.controller.core.model_facts import ModelFacts
+from services.controller.deployments import DEPLOYMENTS, Deployments, StoreAccess
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
 from services.controller.generations import LedgerRuntime
-from services.controller.journal.journal import Journal, JournalRoom, Recovered, Saved
-from services.controller.model_store import newest_digest
+from services.controller.journal.journal import Journal, JournalRoom, Recovered
 from services.controller.planning import Planning
 from services.controller.providers.provider import Provider
 from services.controller.replans import Replans
 from services.controller.runtime import ClusterRuntime
-from services.controller.service import ControllerService, ServedVersion
+from services.controller.service import ControllerService
 from services.controller.settings import ControllerSettings
 from services.controller.signal import Signal
 from services.controller.what_ifs import WhatIfs
@@ -36,9 +38,7 @@ from services.controller.what_ifs import WhatIfs
 _log = logging.getLogger(__name__)
 
 SERVICE = controller_pb2.DESCRIPTOR.services_by_name["ControllerService"].full_name
-FACTS = "model"
 HOUSEKEEPING_S = 1.0
-STORE_CHECK_S = 5.0
 
 
 class AssembledController:
@@ -53,15 +53,14 @@ class AssembledController:
         recovered: Recovered,
         provider: Provider,
     ) -> None:
-        """`recovered` is what the journal held when it was opened."""
+        """`facts` are of the model that the settings name, `recovered` is what the journal held
+        when it was opened."""
         self.port = 0
         """Where it listens, once it serves."""
         self._settings = settings
-        self._facts = facts
         self._journal = journal
         self._provider = provider
         self._saved = recovered.saved
-        self._newer_digest = ""
         clock = time.monotonic
         heads_changed = Signal()
         self.events = EventLog(journal, time.time, settings.events_kept)
@@ -73,13 +72,13 @@ class AssembledController:
         )
         self._planning = Planning(
             settings.placement_address,
-            facts,
             planner=settings.planner,
             timeout_s=settings.plan_timeout_s,
             tls=settings.tls,
+            offer_of=self._offer_of,
         )
         self._runtime = ClusterRuntime(
-            self._cluster(recovered, clock()),
+            self._cluster(facts, recovered, clock()),
             settings.runtime,
             provider=provider,
             engines=self._engines,
@@ -103,12 +102,22 @@ class AssembledController:
             changed=self._runtime.changed,
             clock=clock,
         )
+        self._deployments = Deployments(
+            StoreAccess(
+                settings.tensorstore_address, settings.describe_timeout_s, tls=settings.tls
+            ),
+            runtime=self._runtime,
+            planning=self._planning,
+            journal=journal,
+            events=self.events,
+        )
         self._generations = LedgerRuntime(
             settings.ledger,
             journal,
             self.events,
             heads=lambda: self._runtime.cluster.heads(clock()),
-            pipeline_of=lambda formation_id: self._runtime.cluster.pipeline_of(formation_id),
+            runs_at=lambda formation_id: self._runtime.cluster.runs_at(formation_id),
+            deployed=lambda model: self._runtime.cluster.goals.have(model),
             heads_changed=heads_changed,
             clock=clock,
         )
@@ -117,7 +126,6 @@ class AssembledController:
         controller_pb2_grpc.add_ControllerServiceServicer_to_server(
             ControllerService(
                 settings.limits,
-                vocab_size=facts.vocab_size,
                 runtime=self._runtime,
                 replans=self._replans,
                 what_ifs=WhatIfs(
@@ -128,14 +136,22 @@ class AssembledController:
                 generations=self._generations,
                 events=self.events,
                 engines=self._engines,
-                served=ServedVersion(facts.ref, lambda: self._newer_digest),
+                deployments=self._deployments,
             ),
             self._server.grpc_server,
         )
 
-    def _cluster(self, recovered: Recovered, now_s: float) -> Cluster:
-        settings = self._settings.cluster(self._facts)
-        return Cluster.recover(settings, _draw_id, recovered.saved, now_s, time.time())
+    def _cluster(self, facts: ModelFacts, recovered: Recovered, now_s: float) -> Cluster:
+        settings, saved = self._settings.cluster(facts), recovered.saved
+        noted = saved.get(DEPLOYMENTS)
+        goals = Goals.of(settings.first)
+        if noted is not None:
+            goals = Goals.from_json(noted).begun_with(settings.first)
+        return Cluster.recover(settings, _draw_id, saved, now_s, time.time(), goals)
+
+    def _offer_of(self, node_id: str) -> Offer | None:
+        market = self._runtime.market
+        return market.offer(market.offer_id_of(node_id))
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[int]:
@@ -144,13 +160,13 @@ class AssembledController:
             stack.push_async_callback(self._planning.close)
             stack.push_async_callback(self._provider.close)
             stack.push_async_callback(self._end_nodes)
-            await self._journal.write((Saved(FACTS, self._facts.to_json()),), fsync=True)
+            await self._deployments.write(self._deployments.goals)
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             self.port = await self._server.start()
             work = [
                 tasks.create_task(self._runtime.run(self._saved)),
                 tasks.create_task(self._keep_house()),
-                tasks.create_task(self._watch_store()),
+                tasks.create_task(self._deployments.watch_store()),
                 tasks.create_task(self._replans.run()),
             ]
             try:
@@ -181,26 +197,6 @@ class AssembledController:
             metrics.show_cluster(cluster.nodes_view(), cluster.pipelines_view())
             metrics.OPEN.set(len(self._generations.population().open))
             await asyncio.sleep(HOUSEKEEPING_S)
-
-    async def _watch_store(self) -> None:
-        """Tells when somebody imports another version; what runs stays what it is."""
-        settings, served = self._settings, self._facts.ref
-        while True:
-            await asyncio.sleep(STORE_CHECK_S)
-            try:
-                found = await newest_digest(
-                    settings.tensorstore_address,
-                    served.model_id,
-                    timeout_s=settings.describe_timeout_s,
-                    tls=settings.tls,
-                )
-            except ShuntError:
-                continue  # a store that is away, or has the name no more, has nothing newer
-            newer = "" if found == served.digest else found
-            if newer and newer != self._newer_digest:
-                attributes = {"served": served.digest, "stored": newer}
-                self.events.add("model_newer_in_store", attributes=attributes)
-            self._newer_digest = newer
 
     async def _mind_the_disk(self, before: JournalRoom) -> JournalRoom:
         self._journal.tend()

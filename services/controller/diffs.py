@@ -7,18 +7,21 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from services.common.errors import ShuntError
+from services.common.generation import ModelRef
 from services.common.nodes import NodeShape
 from services.controller.core.cluster.applying import operators_plan
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.difference import Difference, StageToBe
+from services.controller.core.cluster.goals import Goal
 from services.controller.core.cluster.market import Market, Offer
 from services.controller.core.cluster.node import HeldStage
 
 
 @dataclass(frozen=True, slots=True)
 class Estimating:
-    """A question to placement: what pipelines carry, and what their nodes load for them."""
+    """A question to placement: what a model's pipelines carry, and what their nodes load."""
 
+    goal: Goal
     nodes: Mapping[str, tuple[NodeShape, Offer | None]]
     pipelines: Sequence[Sequence[StageToBe]]
     resident: Mapping[str, HeldStage]
@@ -60,7 +63,7 @@ async def plan_diff(
     plan_json: str, *, cluster: Cluster, market: Market, placement: Estimator, now_s: float
 ) -> PlanDiff:
     """Raises InvalidArgument as the plan's application would."""
-    plan = operators_plan(plan_json, cluster.next_plan_number, cluster.settings)
+    plan = operators_plan(plan_json, cluster.next_plan_number, cluster.goals)
     found = cluster.difference(plan, now_s)
     launched = {
         name: market.named(action.offer_id, action.shape, now_s)
@@ -68,9 +71,9 @@ async def plan_diff(
     }
     now, after, lack = None, None, ""
     try:
-        now = await placement.estimate(_question(cluster, market, _present(cluster), {}))
-        to_be = _question(cluster, market, found.pipelines.values(), launched)
-        after = await placement.estimate(to_be)
+        now = await _estimated(cluster, market, placement, _present(cluster), {})
+        to_be = [(found.models[name], stages) for name, stages in found.pipelines.items()]
+        after = await _estimated(cluster, market, placement, to_be, launched)
     except ShuntError as error:
         now, lack = None, error.message
     before = market.cost_per_hour()
@@ -78,16 +81,40 @@ async def plan_diff(
     return PlanDiff(found, launched, before, cost_after, now, after, lack)
 
 
-def _present(cluster: Cluster) -> list[list[StageToBe]]:
+Modelled = Sequence[tuple[ModelRef, Sequence[StageToBe]]]
+"""Pipelines, each with its model."""
+
+
+def _present(cluster: Cluster) -> Modelled:
     return [
-        [StageToBe(s.node_id, s.layers, s.tp_degree, s.shape, ()) for s in pipeline.stages]
-        for pipeline in cluster.running()
+        (model, [StageToBe(s.node_id, s.layers, s.tp_degree, s.shape, ()) for s in pipeline.stages])
+        for model, pipeline in cluster.running()
     ]
+
+
+async def _estimated(
+    cluster: Cluster,
+    market: Market,
+    placement: Estimator,
+    pipelines: Modelled,
+    launched: Mapping[str, Offer | None],
+) -> Estimated:
+    """Of all models together."""
+    rate, load_bytes = 0.0, dict[str, int]()
+    for goal in cluster.goals.deployed:
+        own = [stages for model, stages in pipelines if model == goal.model]
+        if own or len(cluster.goals.deployed) == 1:
+            asked = _question(cluster, market, goal, own, launched)
+            answer = await placement.estimate(asked)
+            rate += answer.throughput_tokens_per_s
+            load_bytes |= answer.load_bytes
+    return Estimated(rate, load_bytes)
 
 
 def _question(
     cluster: Cluster,
     market: Market,
+    goal: Goal,
     pipelines: Iterable[Sequence[StageToBe]],
     launched: Mapping[str, Offer | None],
 ) -> Estimating:
@@ -103,7 +130,7 @@ def _question(
             named[-1].append(replace(stage, node_id=name))
     there = {node.node_id: node.held for node in cluster.staying() if node.node_id in nodes}
     held = {name: stage for name, stage in there.items() if stage is not None}
-    return Estimating(nodes, named, held)
+    return Estimating(goal, nodes, named, held)
 
 
 def _cost_after(

@@ -37,7 +37,6 @@ class Fleet:
         provider: Provider,
         *,
         terminate_grace_s: float,
-        budget_per_hour: float,
         shun_offer_s: float,
         submit: Callable[[Sequence[Action]], object],
         stir: Callable[[], object],
@@ -48,7 +47,7 @@ class Fleet:
         """`submit` has actions carried out, `stir` has the core asked what comes of an event,
         `gone` hears which node has ended and why, `note` makes the newest value of a note durable;
         None deletes it."""
-        self._dealer = Dealer(cluster, budget_per_hour=budget_per_hour, shun_offer_s=shun_offer_s)
+        self._dealer = Dealer(cluster, shun_offer_s=shun_offer_s)
         self._cluster = cluster
         self._provider = provider
         self._terminate_grace_s = terminate_grace_s

@@ -7,7 +7,13 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from services.common.errors import Diverged, ResourceExhausted, ShuntError, Unavailable
+from services.common.errors import (
+    Diverged,
+    NotFound,
+    ResourceExhausted,
+    ShuntError,
+    Unavailable,
+)
 from services.common.exchange import (
     Checkpoint,
     CheckpointResult,
@@ -15,13 +21,14 @@ from services.common.exchange import (
     Grant,
     ResumeQuestion,
 )
-from services.common.generation import CancelReason
+from services.common.generation import CancelReason, ModelRef
 from services.controller import metrics
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import (
     LedgerEvent,
     LedgerSettings,
     Outcome,
+    RunsAt,
     ServingHead,
 )
 from services.controller.core.ledger.population import Population
@@ -54,7 +61,8 @@ class LedgerRuntime:
         events: EventLog,
         *,
         heads: Callable[[], Sequence[ServingHead]],
-        pipeline_of: Callable[[str], str],
+        runs_at: Callable[[str], RunsAt | None],
+        deployed: Callable[[ModelRef], bool],
         heads_changed: Signal,
         clock: Callable[[], float],
     ) -> None:
@@ -62,7 +70,8 @@ class LedgerRuntime:
         self._journal = journal
         self._events = events
         self._heads = heads
-        self._pipeline_of = pipeline_of
+        self._runs_at = runs_at
+        self._deployed = deployed
         self._heads_changed = heads_changed
         self._clock = clock
         self._ledger = Ledger(settings)
@@ -95,8 +104,8 @@ class LedgerRuntime:
         fsync = False
         try:
             for checkpoint in checkpoints:
-                pipeline_id = self._pipeline_of(checkpoint.formation_id)
-                outcome = self._ledger.checkpoint(checkpoint, pipeline_id, now_s)
+                runs_at = self._runs_at(checkpoint.formation_id)
+                outcome = self._ledger.checkpoint(checkpoint, runs_at, now_s)
                 results.append(outcome.reply)
                 records += outcome.records
                 events += outcome.events
@@ -111,7 +120,8 @@ class LedgerRuntime:
     async def resume(self, question: ResumeQuestion, wait_s: float) -> Grant:
         """Grants the next epoch, waiting up to `wait_s` for a head to grant it to.
 
-        Raises Unavailable when none came, and what Ledger.resume raises.
+        Raises Unavailable when none came, NotFound when none will, for its model is not deployed,
+        and what Ledger.resume raises.
         """
         give_up_s = self._clock() + wait_s
         while True:
@@ -125,6 +135,7 @@ class LedgerRuntime:
             try:
                 if outcome is not None:
                     return await self._settle(outcome)
+                self._check_deployed(question)
                 left_s = give_up_s - self._clock()
                 if left_s <= 0:
                     raise Unavailable("no pipeline can take the generation now")
@@ -132,6 +143,17 @@ class LedgerRuntime:
             except asyncio.CancelledError:
                 self._ledger.left(question.generation_id, self._clock())
                 raise
+
+    def model_of(self, generation_id: str) -> ModelRef | None:
+        """The version a generation was admitted for; None for one that is not known."""
+        return self._ledger.model_of(generation_id)
+
+    def _check_deployed(self, question: ResumeQuestion) -> None:
+        model = self._ledger.model_of(question.generation_id)
+        if model is None and question.request is not None:
+            model = question.request.model
+        if model is not None and not self._deployed(model):
+            raise NotFound(f"{model.model_id} is not deployed any more", field="model")
 
     async def cancel(
         self, generation_id: str, choice: int | None, reason: CancelReason, length: int | None

@@ -69,16 +69,34 @@ async def newest_digest(
     address: str, model_id: str, *, timeout_s: float, tls: TlsSettings | None = None
 ) -> str:
     """Digest of what the store has under a name now. Raises what calls to it raise."""
+    reply = await _described(address, common_pb2.ModelRef(model_id=model_id), timeout_s, tls)
+    return reply.summary.model.digest
+
+
+async def facts_now(
+    address: str,
+    model_id: str,
+    *,
+    digest: str = "",
+    timeout_s: float,
+    tls: TlsSettings | None = None,
+) -> ModelFacts:
+    """The facts of what the store has under a name now, or of the version with this digest. Raises
+    what calls to it raise, and DataLoss."""
+    model = common_pb2.ModelRef(model_id=model_id, digest=digest)
+    return facts_from(await _described(address, model, timeout_s, tls))
+
+
+async def _described(
+    address: str, model: common_pb2.ModelRef, timeout_s: float, tls: TlsSettings | None
+) -> tensorstore_pb2.DescribeResponse:
     async with channels.open_channel(address, tls=tls) as channel:
         stub = tensorstore_pb2_grpc.TensorStoreServiceStub(channel)
-        model = common_pb2.ModelRef(model_id=model_id)
+        request = tensorstore_pb2.DescribeRequest(model=model)
         try:
-            reply = await stub.Describe(
-                tensorstore_pb2.DescribeRequest(model=model), timeout=timeout_s
-            )
+            return await stub.Describe(request, timeout=timeout_s)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
-    return reply.summary.model.digest
 
 
 def facts_from(reply: tensorstore_pb2.DescribeResponse) -> ModelFacts:

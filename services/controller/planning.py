@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import grpc
@@ -10,24 +10,18 @@ from shuntserve.placement.v1 import placement_pb2, placement_pb2_grpc
 
 from services.common import channels, wire
 from services.common.errors import DataLoss, InvalidArgument
-from services.common.generation import ModelRef
 from services.common.nodes import NodeShape
 from services.common.settings import TlsSettings
 from services.common.statuses import from_rpc_error
 from services.controller.core.cluster.actions import AskPlan
 from services.controller.core.cluster.difference import StageToBe
+from services.controller.core.cluster.goals import Aim, Goal
 from services.controller.core.cluster.market import Offer
-from services.controller.core.cluster.plan import (
-    Deployment,
-    Plan,
-    PlannedPipeline,
-    PlannedStage,
-)
+from services.controller.core.cluster.plan import Deployment, Plan, PlannedPipeline, PlannedStage
 from services.controller.core.cluster.question import NextPlan, Replanning
 from services.controller.core.cluster.replanning import Cause
 from services.controller.core.cluster.why import Alternative, Why
 from services.controller.core.cluster.workload import Workload
-from services.controller.core.model_facts import ModelFacts
 from services.controller.diffs import Estimated, Estimating
 from services.controller.what_ifs import Answers, LikeNodes
 
@@ -84,20 +78,15 @@ class _Named:
     offer_id: str = ""
 
 
-def _stage(stage: placement_pb2.Stage, named: _Named) -> PlannedStage:
-    return PlannedStage(
-        wire.layers_from(stage.layers),
-        stage.tp_degree,
-        named.shape,
-        named.node_id,
-        named.offer_id,
+def _objective(aim: Aim, *, priced: bool, budget_per_hour: float = 0.0) -> placement_pb2.Objective:
+    """Where nobody names a price, cost counts for nothing."""
+    kind = _OBJECTIVES[aim.objective]
+    return placement_pb2.Objective(
+        kind=kind if priced else placement_pb2.OBJECTIVE_KIND_THROUGHPUT,
+        budget_per_hour=budget_per_hour,
+        ttft_target_s=aim.ttft_target_s,
+        tpot_target_s=aim.tpot_target_s,
     )
-
-
-def _alternatives(
-    reply: placement_pb2.PlanResponse | placement_pb2.ReplanResponse,
-) -> tuple[Alternative, ...]:
-    return tuple(Alternative(one.plan, one.lacks) for one in reply.alternatives)
 
 
 def _pipeline(stages: Sequence[PlannedStage | StageToBe]) -> placement_pb2.Pipeline:
@@ -113,58 +102,121 @@ def _pipeline(stages: Sequence[PlannedStage | StageToBe]) -> placement_pb2.Pipel
     )
 
 
+def _stage(stage: placement_pb2.Stage, named: _Named) -> PlannedStage:
+    return PlannedStage(
+        wire.layers_from(stage.layers),
+        stage.tp_degree,
+        named.shape,
+        named.node_id,
+        named.offer_id,
+    )
+
+
+Answer = placement_pb2.PlanResponse | placement_pb2.ReplanResponse
+
+
+def _alternatives(answer: Answer) -> tuple[Alternative, ...]:
+    return tuple(Alternative(one.plan, one.lacks) for one in answer.alternatives)
+
+
+NO_OFFER: Callable[[str], Offer | None] = lambda node_id: None  # noqa: E731 (a default)
+
+
 class Planning:
     """The placement service, seen from here."""
 
     def __init__(
         self,
         address: str,
-        facts: ModelFacts,
         *,
         planner: str,
         timeout_s: float,
         tls: TlsSettings | None = None,
+        offer_of: Callable[[str], Offer | None] = NO_OFFER,
     ) -> None:
-        """`planner` is a name of the placement API, such as proportional."""
+        """`planner` is a name of the placement API, such as proportional, for whoever wants
+        throughput alone; `offer_of` says what a node was launched from."""
         self._channel = channels.open_channel(address, tls=tls)
         self._stub = placement_pb2_grpc.PlacementServiceStub(self._channel)
-        self._facts = facts
         self._planner = placement_pb2.Planner.Value(f"PLANNER_{planner.upper()}")
         self._timeout_s = timeout_s
+        self._offer_of = offer_of
 
     async def plan(self, question: AskPlan) -> Plan:
         """Raises a ShuntError when there is no answer, DataLoss for a plan that cannot be."""
+        known = {n.node_id: _Named(n.shape, node_id=n.node_id) for n in question.nodes}
+        try:
+            if len(question.goals) == 1:
+                answers = [await self._plan_one(question, question.goals[0])]
+            else:
+                answers = await self._plan_all(question)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        if len(answers) != len(question.goals):
+            raise DataLoss("a deployment has no plan", field="plans")
+        pairs = list(zip(question.goals, answers, strict=True))
+        why = Why(
+            tuple(reason for answer in answers for reason in answer.reasons),
+            tuple(one for answer in answers for one in _alternatives(answer)),
+            ((Cause.DEPLOYMENTS if question.running else Cause.FIRST).value,),
+        )
+        return replace(_plan_of(question.number, pairs, known), why=why)
+
+    async def _plan_one(self, question: AskPlan, goal: Goal) -> placement_pb2.PlanResponse:
         request = placement_pb2.PlanRequest(
-            model=placement_pb2.ModelSpec(config_json=self._facts.config_json),
-            nodes=[_node(node.node_id, node.shape) for node in question.nodes],
+            model=_model(goal),
+            nodes=self._nodes(question),
             planner=self._planner,
             pipeline_count=question.pipelines,
             runners_up=_RUNNERS_UP,
         )
-        try:
-            reply = await self._stub.Plan(request, timeout=self._timeout_s)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
-        known = {n.node_id: _Named(n.shape, node_id=n.node_id) for n in question.nodes}
-        plan = self._plan_of(reply, question.number, question.model, question.objective, known)
-        causes = (Cause.FIRST.value,)
-        return replace(plan, why=Why(tuple(reply.reasons), _alternatives(reply), causes))
+        return await self._stub.Plan(request, timeout=self._timeout_s)
+
+    async def _plan_all(self, question: AskPlan) -> list[placement_pb2.PlanResponse]:
+        """Each model has a part of the nodes."""
+        request = placement_pb2.PlanDeploymentsRequest(
+            nodes=self._nodes(question),
+            deployments=[
+                placement_pb2.DeploymentSpec(
+                    model=_model(goal),
+                    objective=_objective(goal.aim, priced=self._priced(question)),
+                    planner=self._planner_for(goal.aim),
+                    pipeline_count=question.pipelines,
+                    weight=goal.aim.weight,
+                    running=[
+                        _pipeline(p.stages) for model, p in question.running if model == goal.model
+                    ],
+                )
+                for goal in question.goals
+            ],
+        )
+        return list((await self._stub.PlanDeployments(request, timeout=self._timeout_s)).plans)
+
+    def _nodes(self, question: AskPlan) -> list[placement_pb2.Node]:
+        return [_node(n.node_id, n.shape, self._offer_of(n.node_id)) for n in question.nodes]
+
+    def _priced(self, question: AskPlan) -> bool:
+        offers = (self._offer_of(node.node_id) for node in question.nodes)
+        return any(offer is not None and offer.price_per_hour for offer in offers)
+
+    def _planner_for(self, aim: Aim) -> placement_pb2.Planner.ValueType:
+        return self._planner if aim.is_plain else placement_pb2.PLANNER_SHUNTSERVE
 
     async def replan(self, question: Replanning) -> NextPlan:
-        """The next plan, or none where the running one stays; by placement's own planner, which
+        """The next plan, or none where the whole plan stays; by placement's own planner, which
         knows every objective. Raises as `plan` does."""
-        wishes = question.wishes
+        wishes, goal = question.wishes, question.goal
         try:
             reply = await self._stub.Replan(self._asked(question), timeout=self._timeout_s)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
-        if not reply.change:
-            return NextPlan(None, 0.0, tuple(reply.reasons))
+        if not reply.change and len(reply.pipelines) == question.planned:
+            return NextPlan(None, 0.0, tuple(reply.reasons))  # else what is left is the plan
         known = {n.node_id: _Named(n.shape, node_id=n.node_id) for n in question.nodes} | {
             one.name: _Named(one.offer.shape, offer_id=one.offer.offer_id)
             for one in question.candidates
         }
-        plan = self._plan_of(reply, question.number, question.model, wishes.objective, known)
+        plan = _plan_of(question.number, [(goal, reply)], known)
         why = Why(
             tuple(reply.reasons),
             _alternatives(reply),
@@ -199,7 +251,7 @@ class Planning:
         """What pipelines carry, and what their nodes have to load. Raises a ShuntError when there
         is no answer."""
         request = placement_pb2.EstimateRequest(
-            model=placement_pb2.ModelSpec(config_json=self._facts.config_json),
+            model=_model(question.goal),
             nodes=[_node(name, shape, offer) for name, (shape, offer) in question.nodes.items()],
             pipelines=[_pipeline(stages) for stages in question.pipelines],
             resident=[
@@ -207,7 +259,7 @@ class Planning:
                     node_id=name, layers=wire.layers_to(held.layers), tp_degree=held.tp_degree
                 )
                 for name, held in question.resident.items()
-                if held.model == self._facts.ref
+                if held.model == question.goal.model
             ],
         )
         try:
@@ -218,9 +270,9 @@ class Planning:
         return Estimated(rate, {move.node_id: move.load_bytes for move in reply.node_moves})
 
     def _asked(self, question: Replanning) -> placement_pb2.ReplanRequest:
-        wishes = question.wishes
+        wishes, goal = question.wishes, question.goal
         return placement_pb2.ReplanRequest(
-            model=placement_pb2.ModelSpec(config_json=self._facts.config_json),
+            model=_model(goal),
             nodes=[
                 *(_node(n.node_id, n.shape, n.offer, on_offer=n.starts) for n in question.nodes),
                 *(
@@ -236,15 +288,10 @@ class Planning:
                     tp_degree=node.held.tp_degree,
                 )
                 for node in question.nodes
-                if node.held is not None and node.held.model == question.model
+                if node.held is not None and node.held.model == goal.model
             ],
             workload=None if question.workload is None else _workload(question.workload),
-            objective=placement_pb2.Objective(
-                kind=_OBJECTIVES[wishes.objective],
-                budget_per_hour=wishes.budget_per_hour,
-                ttft_target_s=wishes.ttft_target_s,
-                tpot_target_s=wishes.tpot_target_s,
-            ),
+            objective=_objective(goal.aim, priced=True, budget_per_hour=wishes.budget_per_hour),
             horizon_s=wishes.horizon_s,
             notice_s=question.notice_s,
             improve=question.improve,
@@ -252,38 +299,51 @@ class Planning:
             nodes_max=wishes.nodes_max,
         )
 
-    def _plan_of(
-        self,
-        reply: placement_pb2.PlanResponse | placement_pb2.ReplanResponse,
-        number: int,
-        model: ModelRef,
-        objective: str,
-        known: Mapping[str, _Named],
-    ) -> Plan:
-        """`known` is what a stage may name. Raises DataLoss for a plan that cannot be."""
-        if len(reply.pipelines) != len(reply.pipeline_estimates):
-            raise DataLoss("a pipeline of the plan has no estimate", field="pipeline_estimates")
-        named = [stage.node_id for pipeline in reply.pipelines for stage in pipeline.stages]
-        if not reply.pipelines or not set(named) <= set(known):
-            raise DataLoss("the plan is empty or names nodes that it should not", field="stages")
-        if len(set(named)) != len(named):
-            raise DataLoss("the plan cannot be: a node is in two stages", field="node_id")
-        pipelines = tuple(
-            PlannedPipeline(
-                f"pipeline-{place}",
-                tuple(_stage(stage, known[stage.node_id]) for stage in pipeline.stages),
-                estimate.throughput_tokens_per_s,
-            )
-            for place, (pipeline, estimate) in enumerate(
-                zip(reply.pipelines, reply.pipeline_estimates, strict=True), 1
-            )
-        )
-        if any(p.stages[-1].layers.end != self._facts.layer_count for p in pipelines if p.stages):
-            raise DataLoss("the plan does not cover every layer once", field="layers")
-        try:
-            return Plan(number, (Deployment(model, objective, pipelines),))
-        except InvalidArgument as error:
-            raise DataLoss(f"the plan cannot be: {error.message}", field=error.field) from None
-
     async def close(self) -> None:
         await self._channel.close()
+
+
+def _model(goal: Goal) -> placement_pb2.ModelSpec:
+    return placement_pb2.ModelSpec(name=goal.model.model_id, config_json=goal.facts.config_json)
+
+
+def _plan_of(
+    number: int, answers: Sequence[tuple[Goal, Answer]], known: Mapping[str, _Named]
+) -> Plan:
+    """`known` is what a stage may name. Raises DataLoss for a plan that cannot be."""
+    stages = [s for _, a in answers for pipeline in a.pipelines for s in pipeline.stages]
+    named = [stage.node_id for stage in stages]
+    if not all(answer.pipelines for _, answer in answers) or not set(named) <= set(known):
+        raise DataLoss("the plan is empty or names nodes that it should not", field="stages")
+    if len(set(named)) != len(named):
+        raise DataLoss("the plan cannot be: a node is in two stages", field="node_id")
+    deployments, made = [], 0
+    for goal, answer in answers:
+        pipelines = _pipelines_of(goal, answer, known, made)
+        made += len(pipelines)
+        deployments.append(Deployment(goal.model, goal.aim.objective, pipelines))
+    try:
+        return Plan(number, tuple(deployments))
+    except InvalidArgument as error:
+        raise DataLoss(f"the plan cannot be: {error.message}", field=error.field) from None
+
+
+def _pipelines_of(
+    goal: Goal, answer: Answer, known: Mapping[str, _Named], made: int
+) -> tuple[PlannedPipeline, ...]:
+    """Named on behind those that are `made` already."""
+    if len(answer.pipelines) != len(answer.pipeline_estimates):
+        raise DataLoss("a pipeline of the plan has no estimate", field="pipeline_estimates")
+    pipelines = tuple(
+        PlannedPipeline(
+            f"pipeline-{place}",
+            tuple(_stage(stage, known[stage.node_id]) for stage in pipeline.stages),
+            estimate.throughput_tokens_per_s,
+        )
+        for place, (pipeline, estimate) in enumerate(
+            zip(answer.pipelines, answer.pipeline_estimates, strict=True), made + 1
+        )
+    )
+    if any(p.stages[-1].layers.end != goal.facts.layer_count for p in pipelines if p.stages):
+        raise DataLoss("the plan does not cover every layer once", field="layers")
+    return pipelines

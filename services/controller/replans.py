@@ -12,7 +12,7 @@ from services.common.demand import Demand
 from services.common.errors import ShuntError
 from services.controller.core.cluster.actions import Action
 from services.controller.core.cluster.question import NextPlan, Replanning
-from services.controller.core.cluster.succession import Replanned, Succession
+from services.controller.core.cluster.succession import Replanned, Succession, Taken
 from services.controller.core.cluster.workload import Workload
 from services.controller.signal import Signal
 
@@ -83,14 +83,16 @@ class Replans:
         if look.question is not None:
             if self._asking is not None:
                 self._asking.cancel()  # it was overtaken
-            task = asyncio.get_running_loop().create_task(self._ask(look.question))
-            self._asking = task
+            self._begin(look.question)
         return look.wakes_at_s
 
     async def answered(self) -> None:
         """Returns when no question is out."""
         while self._asking is not None:
             await asyncio.wait([self._asking])
+
+    def _begin(self, question: Replanning) -> None:
+        self._asking = asyncio.get_running_loop().create_task(self._ask(question))
 
     async def _ask(self, asked: Replanning) -> None:
         try:
@@ -100,12 +102,16 @@ class Replans:
             self._failed(asked, error)
         else:
             self._asking = None
-            actions, told = self._succession.answered(asked, answer, self._clock())
-            self._submit(actions)
-            if told is not None:
-                for operator in self._told():
-                    operator.set_result(told)
+            self._take(self._succession.answered(asked, answer, self._clock()))
         self._changed.fire()
+
+    def _take(self, taken: Taken) -> None:
+        self._submit(taken.actions)
+        if taken.question is not None:
+            self._begin(taken.question)
+        if taken.told is not None:
+            for operator in self._told():
+                operator.set_result(taken.told)
 
     def _failed(self, asked: Replanning, error: ShuntError) -> None:
         _log.warning("no answer to a replan", extra={"why": error.message})
@@ -120,8 +126,9 @@ class Replans:
 
     # What others see
 
-    def imagined(self) -> Replanning:
-        """What placement would be asked now. Raises FailedPrecondition where there is no plan."""
+    def imagined(self) -> tuple[Replanning, ...]:
+        """What placement would be asked now, for each model. Raises FailedPrecondition where there
+        is no plan."""
         return self._succession.imagined(self._clock())
 
     def workload(self, model_id: str) -> Workload | None:

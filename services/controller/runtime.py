@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from services.common.errors import (
     NotFound,
     ShuntError,
-    Unavailable,
 )
 from services.common.nodes import Member, NodeFacts, StageSpec
 from services.controller import metrics
@@ -34,6 +33,8 @@ from services.controller.core.cluster.actions import (
 )
 from services.controller.core.cluster.applying import operators_plan
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.goals import Goals
+from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.turns import Turns
 from services.controller.diffs import PlanDiff, plan_diff
 from services.controller.engines import Engines
@@ -61,9 +62,6 @@ class RuntimeSettings:
     terminate_grace_s: float = 2.0
     shun_offer_s: float = 60.0
     """An offer that did not keep its word is left alone for so long."""
-    budget_per_hour: float = 0.0
-    """Dollars, of all nodes that run together, one that goes and its replacement included; 0 does
-    not bind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +129,6 @@ class ClusterRuntime:
             cluster,
             provider,
             terminate_grace_s=settings.terminate_grace_s,
-            budget_per_hour=settings.budget_per_hour,
             shun_offer_s=settings.shun_offer_s,
             submit=self._submit,
             stir=self._stir,
@@ -199,7 +196,7 @@ class ClusterRuntime:
     async def apply_plan(self, plan_json: str, source: str) -> int:
         """Adopts an operator's plan from this file; returns its number. Raises InvalidArgument."""
         number = self.cluster.next_plan_number
-        plan = operators_plan(plan_json, number, self.cluster.settings, source)
+        plan = operators_plan(plan_json, number, self.cluster.goals, source)
         self.cluster.plan_ready(plan, self._clock())
         await self._stir()
         return number
@@ -219,6 +216,11 @@ class ClusterRuntime:
         if actions:
             self._submit(actions)
         self._stir()
+
+    async def aim_at(self, goals: Goals, plan: Plan | None) -> None:
+        """Other models are to be served, by this plan."""
+        self.cluster.aim_at(goals, plan, self._clock())
+        await self._stir()
 
     def close(self) -> None:
         """Ends everyone who watches routes; nothing new is begun."""
@@ -380,14 +382,17 @@ class ClusterRuntime:
             (held,) = await self._engines.hold(
                 action.address, action.model, stages, lambda done, total: progress.set(done)
             )
-            if not held.held:
-                raise Unavailable("another stage takes up the node's memory", field="stages")
         except ShuntError as error:
             self.cluster.load_failed(
-                action.node_id, action.incarnation, error.message, error.permanent, self._clock()
+                action.node_id,
+                action.incarnation,
+                action.layers,
+                error.message,
+                error.permanent,
+                self._clock(),
             )
         else:
-            loaded = Loaded(held.kv_blocks, held.numerics_class)
+            loaded = Loaded(held.kv_blocks, held.numerics_class, held.held)
             self.cluster.load_done(
                 action.node_id, action.incarnation, action.layers, loaded, self._clock()
             )

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,13 @@ from services.common import channels, guards, logs
 from services.common import wire as common_wire
 from services.common.errors import FailedPrecondition, InvalidArgument, NotFound, ShuntError
 from services.common.exchange import CheckpointResult
-from services.common.generation import CancelReason, ModelRef
+from services.common.generation import CancelReason
 from services.controller import metrics, wire, wire_demand, wire_plans
 from services.controller.core.cluster.actions import NodeView
+from services.controller.core.cluster.goals import Goal
 from services.controller.core.cluster.market import MAX_NOTICE_S
 from services.controller.core.ledger.population import Population
+from services.controller.deployments import Deployments
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
 from services.controller.generations import LedgerRuntime
@@ -51,14 +53,6 @@ class ServiceLimits:
     """Messages of one head that may wait for the journal."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServedVersion:
-    """The version that pipelines run, and the digest of a newer one in the store, or empty."""
-
-    ref: ModelRef
-    newer_digest: Callable[[], str]
-
-
 class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
     """ControllerService."""
 
@@ -66,24 +60,22 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         self,
         limits: ServiceLimits,
         *,
-        vocab_size: int,
         runtime: ClusterRuntime,
         replans: Replans,
         what_ifs: WhatIfs,
         generations: LedgerRuntime,
         events: EventLog,
         engines: Engines,
-        served: ServedVersion,
+        deployments: Deployments,
     ) -> None:
         self._limits = limits
-        self._vocab_size = vocab_size
         self._runtime = runtime
         self._replans = replans
         self._what_ifs = what_ifs
         self._generations = generations
         self._events = events
         self._engines = engines
-        self._served = served
+        self._deployments = deployments
         self._routers: Counter[str] = Counter()
         self._processes: Processes | None = None
         self._passing_on: set[asyncio.Task[None]] = set()
@@ -149,7 +141,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
                         f"at most {MAX_CHECKPOINTS} a message", field="checkpoints"
                     )
                 checkpoints = [
-                    wire.checkpoint_from(message, self._vocab_size)
+                    wire.checkpoint_from(message, self._vocab_size(message))
                     for message in request.checkpoints
                 ]
                 if node_id := guards.speaks_for():
@@ -158,6 +150,14 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
                 await waiting.put((request.sequence, self._generations.checkpoint(checkpoints)))
         finally:
             await waiting.put(None)
+
+    def _vocab_size(self, message: pb.Checkpoint | pb.ResumeRequest) -> int | None:
+        """Of the model that a generation is of, as its request or the journal tell; None where that
+        is not deployed, or not known."""
+        model = self._generations.model_of(message.generation_id)
+        if message.HasField("request"):
+            model = common_wire.model_from(message.request.model)
+        return self._deployments.vocab_size(model)
 
     def _known_processes(self) -> Processes:
         """Those of the journal too: a controller that was started again knows whose they are."""
@@ -185,15 +185,14 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
                     version=version,
                     routes=[wire.route_to(route) for route in routes],
                     handing_over_formation_ids=self._runtime.cluster.handing_over(),
-                    unusable=self._runtime.cluster.unusable(),
-                    asleep=map(common_wire.model_to, self._runtime.cluster.asleep()),
+                    deployed=map(wire.deployed_to, self._runtime.cluster.deployed_models()),
                 )
         finally:
             self._routers[router_id] -= 1
             self._routers += Counter()
 
     async def Resume(self, request: pb.ResumeRequest, context: Context) -> pb.ResumeResponse:
-        question = wire.question_from(request, self._vocab_size)
+        question = wire.question_from(request, self._vocab_size(request))
         logs.about(generation_id=question.generation_id)
         wait_s = channels.timeout(self._limits.resume_wait_s) - self._limits.resume_margin_s
         grant = await self._generations.resume(question, wait_s)
@@ -281,6 +280,18 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
                 wire_plans.add_what_ifs(explained, found)
         return explained
 
+    async def Deploy(self, request: pb.DeployRequest, context: Context) -> pb.DeployResponse:
+        model = wire.model_from(request.model)
+        aim = wire.aim_from(request.aim)
+        await self._runtime.started.wait()
+        number, model = await self._deployments.deploy(model, aim)
+        return pb.DeployResponse(plan_number=number, model=common_wire.model_to(model))
+
+    async def Undeploy(self, request: pb.UndeployRequest, context: Context) -> pb.UndeployResponse:
+        model_id = wire.name_from(request.model_id, "model_id")
+        await self._runtime.started.wait()
+        return pb.UndeployResponse(plan_number=await self._deployments.undeploy(model_id))
+
     async def Replan(self, request: pb.ReplanRequest, context: Context) -> pb.ReplanResponse:
         await self._runtime.started.wait()
         told = await self._replans.now()
@@ -323,10 +334,12 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
     def _status_of_the_whole(self, population: Population) -> pb.GetStatusResponse:
         """What only the first page has."""
         cluster, market = self._runtime.cluster, self._runtime.market
+        deployments = [self._deployment(goal) for goal in cluster.goals.deployed]
         return pb.GetStatusResponse(
             router_ids=sorted(self._routers),
-            model=common_wire.model_to(self._served.ref),
-            newer_digest=self._served.newer_digest(),
+            model=deployments[0].model,
+            newer_digest=deployments[0].newer_digest,
+            deployments=deployments,
             finished_generations=population.finished,
             cancelled_generations=population.cancelled,
             faults=[wire.fault_to(fault, cluster.unix_offset_s) for fault in cluster.faults()],
@@ -335,11 +348,21 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
             offers=[wire.offer_to(offer, market) for offer in market.offers()],
             cost_per_hour=market.cost_per_hour(),
             on_demand_cost_per_hour=market.on_demand_cost_per_hour(),
+            spares=[wire.spare_to(spare) for spare in cluster.spares()],
+            spares_cost_per_hour=cluster.spares_cost_per_hour(),
             workloads=[
                 wire_demand.workload_to(name, workload, self._replans.open(name))
-                for name in (self._served.ref.model_id,)
+                for name in (goal.model.model_id for goal in cluster.goals.deployed)
                 if (workload := self._replans.workload(name)) is not None
             ],
+        )
+
+    def _deployment(self, goal: Goal) -> pb.DeploymentView:
+        cluster = self._runtime.cluster
+        ready = sum(route.model == goal.model for route in cluster.routes()[1])
+        reasons = (one.unusable for one in cluster.deployed_models() if one.model == goal.model)
+        return wire.deployment_to(
+            goal, ready, next(reasons, ""), self._deployments.newer_digest(goal.model)
         )
 
     def _declared(self, node: NodeView) -> bool:

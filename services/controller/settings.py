@@ -15,6 +15,7 @@ from services.common.errors import InvalidArgument, ShuntError
 from services.common.nodes import NodeShape
 from services.common.settings import ServiceSettings
 from services.common.speeds import parse_speeds
+from services.controller.core.cluster.goals import MAX_TARGET_S, Aim, Goal
 from services.controller.core.cluster.market import MAX_COUNT, Offer
 from services.controller.core.cluster.question import Wishes
 from services.controller.core.cluster.replanning import ReplanSettings
@@ -56,9 +57,9 @@ class ControllerSettings(ServiceSettings):
     """Placement is asked again when nodes, offers, prices or the workload change, and a better
     plan is carried out while the mesh serves; otherwise only where an operator asks for it."""
     objective: Literal["throughput", "throughput-per-cost", "goodput-per-cost"] = "throughput"
-    ttft_target_s: float = Field(default=0.0, ge=0, lt=1e9)
+    ttft_target_s: float = Field(default=0.0, ge=0, le=MAX_TARGET_S)
     """Longest mean time to the first token at the arrival rate; 0 does not bind."""
-    tpot_target_s: float = Field(default=0.0, ge=0, lt=1e9)
+    tpot_target_s: float = Field(default=0.0, ge=0, le=MAX_TARGET_S)
     """Longest mean time per output token; 0 does not bind."""
     budget_per_hour: float = Field(default=0.0, ge=0, lt=1e9)
     """Dollars, of all nodes that run together; 0 does not bind."""
@@ -66,6 +67,9 @@ class ControllerSettings(ServiceSettings):
     """Least nodes of a plan, where there are so many; 0: none while nobody asks."""
     nodes_max: int = Field(default=0, ge=0, le=10_000)
     """Most nodes of a plan; 0: as many as at first."""
+    spares: int = Field(default=0, ge=0, le=1000)
+    """Nodes beside those of the plan that wait, loaded, for one that is lost: so many where any may
+    be, and the budget has room."""
     sleep_s: float = Field(default=300.0, gt=0, le=1e6)
     """With `nodes_min` 0 there is no node once nobody has asked for so long; the first request
     then waits for one."""
@@ -113,6 +117,8 @@ class ControllerSettings(ServiceSettings):
     replace_max_s: float = Field(default=600.0, gt=0, le=86_400)
     stable_s: float = Field(default=10.0, gt=0, le=3600)
     load_attempts: int = Field(default=4, ge=1, le=100)
+    undeploy_grace_s: float = Field(default=60.0, ge=0, le=86_400)
+    """What an undeployed model has begun may take so long to end by itself."""
     terminate_grace_s: float = Field(default=2.0, ge=0, le=600)
 
     hold_timeout_s: float = Field(default=900.0, gt=0, le=86_400)
@@ -213,14 +219,16 @@ class ControllerSettings(ServiceSettings):
     @property
     def wishes(self) -> Wishes:
         return Wishes(
-            self.objective,
             self.budget_per_hour,
             self.nodes_min,
             self.nodes_max or len(self.initial_nodes) or self.expected_nodes,
             self.horizon_s,
-            self.ttft_target_s,
-            self.tpot_target_s,
         )
+
+    @property
+    def aim(self) -> Aim:
+        """Of the model that the settings name."""
+        return Aim(self.objective, self.ttft_target_s, self.tpot_target_s)
 
     @property
     def replanning(self) -> ReplanSettings:
@@ -229,7 +237,7 @@ class ControllerSettings(ServiceSettings):
             steady_s=self.replan_steady_s,
             return_s=self.replan_return_s,
             measured_s=min(self.replan_steady_s, self.workload_smooth_s / 2),
-            counts_arrivals=self.wishes.counts_arrivals,
+            counts_arrivals=not self.aim.is_plain,
         )
 
     @property
@@ -243,14 +251,14 @@ class ControllerSettings(ServiceSettings):
     def cluster(self, facts: ModelFacts) -> ClusterSettings:
         initial = self.initial_nodes
         return ClusterSettings(
-            model=facts.ref,
-            layer_count=facts.layer_count,
+            first=Goal(facts, self.aim),
             planner=self.planner,
             initial=initial,
             expected_nodes=len(initial) or self.expected_nodes,
             pipelines=min(self.pipelines, len(initial) or self.pipelines),
-            objective=self.objective,
             can_launch=self.provider == "local",
+            spares=self.spares,
+            budget_per_hour=self.budget_per_hour,
             heartbeat_interval_s=self.heartbeat_interval_s,
             glance_s=self.glance_s,
             stall_s=self.stall_s,
@@ -266,7 +274,7 @@ class ControllerSettings(ServiceSettings):
             replace_max_s=self.replace_max_s,
             stable_s=self.stable_s,
             load_attempts=self.load_attempts,
-            max_positions=facts.context_length,
+            undeploy_grace_s=self.undeploy_grace_s,
         )
 
     @property
@@ -286,7 +294,6 @@ class ControllerSettings(ServiceSettings):
         return RuntimeSettings(
             terminate_grace_s=self.terminate_grace_s,
             shun_offer_s=self.shun_offer_s,
-            budget_per_hour=self.budget_per_hour,
         )
 
     @property

@@ -42,21 +42,26 @@ class WhatIfs:
 
     def __init__(
         self,
-        question: Callable[[], Replanning],
+        questions: Callable[[], Sequence[Replanning]],
         *,
         market: Market,
         placement: Placement,
     ) -> None:
-        """`question` is what placement would be asked now."""
-        self._question = question
+        """`questions` are what placement would be asked now, one a model."""
+        self._questions = questions
         self._market = market
         self._placement = placement
 
     async def answers(self) -> Answers:
         """Raises a ShuntError when placement does not answer."""
-        question = self._question()
-        groups = like_nodes(question, self._market.offers())
-        return await self._placement.what_ifs(question, groups)
+        questions, found, complete = self._questions(), list[tuple[str, str]](), True
+        for question in questions:
+            groups = like_nodes(question, self._market.offers())
+            answers = await self._placement.what_ifs(question, groups)
+            about = f"{question.goal.model.model_id}: " if len(questions) > 1 else ""
+            found += ((f"{about}{change}", answer) for change, answer in answers.answers)
+            complete = complete and answers.complete
+        return Answers(tuple(found), complete)
 
 
 def like_nodes(question: Replanning, offers: Sequence[Offer]) -> tuple[LikeNodes, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -14,6 +15,7 @@ from services.common.exchange import (
     Checkpoint,
     CheckpointRefusal,
     CheckpointResult,
+    DeployedModel,
     GenerationState,
     GenerationView,
     Grant,
@@ -21,7 +23,7 @@ from services.common.exchange import (
     ResumeQuestion,
     Route,
 )
-from services.common.generation import GenerationRequest, TokenSpan
+from services.common.generation import GenerationRequest, ModelRef, TokenSpan
 from services.common.nodes import NodeFacts, NodeShape
 from services.common.speeds import MAX_SPEED
 from services.controller.core.cluster.actions import (
@@ -32,12 +34,16 @@ from services.controller.core.cluster.actions import (
     NodeView,
     PipelineState,
     PipelineView,
+    SpareView,
 )
+from services.controller.core.cluster.goals import Aim, Goal
 from services.controller.core.cluster.market import MAX_NOTICE_S, Market, Offer
+from services.controller.core.cluster.plan import THROUGHPUT
 from services.controller.core.ledger.population import OpenGeneration, Standing
 from services.controller.journal.journal import LoggedEvent
 
 MAX_NAME_CHARS = 128
+_DIGEST = re.compile(r"([0-9a-f]{64})?")
 MAX_MEMBERS = 1024
 """Of one formation: a stage has a layer or more."""
 MAX_EPOCH = 2**31 - 1
@@ -71,6 +77,7 @@ _NODE_STATES = {
     NodeState.READY: pb.NODE_STATE_READY,
     NodeState.DRAINING: pb.NODE_STATE_DRAINING,
     NodeState.LOST: pb.NODE_STATE_LOST,
+    NodeState.SPARE: pb.NODE_STATE_SPARE,
 }
 _PIPELINE_STATES = {
     PipelineState.LOADING: pb.PIPELINE_STATE_LOADING,
@@ -83,6 +90,7 @@ _FAULT_KINDS = {
     FaultKind.LOAD: pb.FAULT_KIND_LOAD,
     FaultKind.FORM: pb.FAULT_KIND_FORM,
     FaultKind.PLAN: pb.FAULT_KIND_PLAN,
+    FaultKind.SPARE: pb.FAULT_KIND_SPARE,
 }
 
 
@@ -92,6 +100,23 @@ def name_from(text: str, field: str) -> str:
     if not 1 <= len(text) <= MAX_NAME_CHARS or not text.isprintable():
         raise InvalidArgument(f"{field} has 1 to {MAX_NAME_CHARS} characters", field=field)
     return text
+
+
+def model_from(message: common_pb2.ModelRef) -> ModelRef:
+    """A model as operators name it; raises InvalidArgument, naming the field."""
+    if not _DIGEST.fullmatch(message.digest):
+        raise InvalidArgument("digest has 64 hexadecimal digits, or none", field="digest")
+    return ModelRef(name_from(message.model_id, "model_id"), message.digest)
+
+
+def aim_from(message: pb.Aim) -> Aim:
+    """Raises InvalidArgument, naming the field."""
+    return Aim(
+        message.objective or THROUGHPUT,
+        message.ttft_target_s,
+        message.tpot_target_s,
+        message.weight if message.weight else 1.0,
+    )
 
 
 generation_id_from = lru_cache(maxsize=4096)(wire.generation_id_from)
@@ -148,15 +173,19 @@ def beat_from(message: pb.HeartbeatRequest) -> Beat:
     )
 
 
-def request_from(message: common_pb2.GenerationRequest, vocab_size: int) -> GenerationRequest:
-    """Raises InvalidArgument for what this model cannot have been asked."""
+def request_from(
+    message: common_pb2.GenerationRequest, vocab_size: int | None
+) -> GenerationRequest:
+    """Raises InvalidArgument for what a model of this vocabulary cannot have been asked."""
     request = wire.request_from(message)
-    if max(request.prompt_ids) >= vocab_size:
+    if vocab_size is not None and max(request.prompt_ids) >= vocab_size:
         raise InvalidArgument(f"ids lie below {vocab_size}", field="prompt_ids")
     return request
 
 
-def spans_from(messages: Sequence[common_pb2.TokenSpan], vocab_size: int) -> tuple[TokenSpan, ...]:
+def spans_from(
+    messages: Sequence[common_pb2.TokenSpan], vocab_size: int | None
+) -> tuple[TokenSpan, ...]:
     """Raises InvalidArgument for ids outside the vocabulary and for two spans of one choice: each
     alone is compared with what is held, not with the other."""
     few = len(messages) <= wire.MAX_CHOICES
@@ -164,12 +193,12 @@ def spans_from(messages: Sequence[common_pb2.TokenSpan], vocab_size: int) -> tup
         raise InvalidArgument("one run a choice", field="runs")
     spans = wire.spans_from(messages)
     for span in spans:
-        if span.ids and max(span.ids) >= vocab_size:
+        if vocab_size is not None and span.ids and max(span.ids) >= vocab_size:
             raise InvalidArgument(f"ids lie below {vocab_size}", field="ids")
     return spans
 
 
-def checkpoint_from(message: pb.Checkpoint, vocab_size: int) -> Checkpoint:
+def checkpoint_from(message: pb.Checkpoint, vocab_size: int | None) -> Checkpoint:
     """Raises InvalidArgument, naming the field."""
     generation_id = generation_id_from(message.generation_id)
     if message.epoch == 0:
@@ -191,7 +220,7 @@ def checkpoint_from(message: pb.Checkpoint, vocab_size: int) -> Checkpoint:
     )
 
 
-def question_from(message: pb.ResumeRequest, vocab_size: int) -> ResumeQuestion:
+def question_from(message: pb.ResumeRequest, vocab_size: int | None) -> ResumeQuestion:
     """Raises InvalidArgument, naming the field."""
     generation_id = generation_id_from(message.generation_id)
     if message.last_epoch > MAX_EPOCH:
@@ -242,6 +271,31 @@ def route_to(route: Route) -> pb.Route:
     )
 
 
+def deployed_to(deployed: DeployedModel) -> pb.DeployedModel:
+    return pb.DeployedModel(
+        model=wire.model_to(deployed.model), unusable=deployed.unusable, asleep=deployed.asleep
+    )
+
+
+def deployment_to(
+    goal: Goal, ready_pipelines: int, unusable: str, newer_digest: str
+) -> pb.DeploymentView:
+    """A deployment and how it fares."""
+    aim = goal.aim
+    return pb.DeploymentView(
+        model=wire.model_to(goal.model),
+        aim=pb.Aim(
+            objective=aim.objective,
+            ttft_target_s=aim.ttft_target_s,
+            tpot_target_s=aim.tpot_target_s,
+            weight=aim.weight,
+        ),
+        ready_pipelines=ready_pipelines,
+        unusable=unusable,
+        newer_digest=newer_digest,
+    )
+
+
 def grant_to(grant: Grant) -> pb.ResumeResponse:
     return pb.ResumeResponse(
         epoch=grant.epoch,
@@ -273,6 +327,13 @@ def node_to(node: NodeView, offer_id: str, declared: bool) -> pb.NodeStatus:
         address=node.address,
         offer_id=offer_id,
         declared=declared,
+    )
+
+
+def spare_to(spare: SpareView) -> pb.SpareStatus:
+    return pb.SpareStatus(
+        node_id=spare.node_id,
+        layers=None if spare.layers is None else wire.layers_to(spare.layers),
     )
 
 

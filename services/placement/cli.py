@@ -25,7 +25,8 @@ from services.placement.estimate.costs import Costs
 from services.placement.estimate.estimator import estimate_pipeline, estimate_plan
 from services.placement.estimate.layers import layer_times
 from services.placement.estimate.model import load_model
-from services.placement.replan.next_plan import Change, replan
+from services.placement.replan.change import Change
+from services.placement.replan.next_plan import replan
 from services.placement.search.problem import Objective, ObjectiveKind, Problem
 from services.placement.search.registry import DEFAULT_PLANNER, NAMES, planner
 from services.placement.stopwatch import Stopwatch

@@ -21,11 +21,13 @@ from services.placement.estimate.cluster import PlacedPipeline
 from services.placement.estimate.costs import Costs
 from services.placement.estimate.estimator import estimate_plan
 from services.placement.estimate.explain import explain_pipeline
+from services.placement.replan.change import Change
 from services.placement.replan.moves import LOAD_BYTES_PER_S, node_moves
-from services.placement.replan.next_plan import Change, replan
+from services.placement.replan.next_plan import replan
 from services.placement.replan.what_if import what_ifs
 from services.placement.search.budget import SearchBudget
-from services.placement.search.problem import Planner, Problem
+from services.placement.search.division import divide
+from services.placement.search.problem import Planner, Problem, Solution
 from services.placement.search.registry import planner
 from services.placement.search.score import goodput
 from services.placement.search.telling import lacks, shape
@@ -51,6 +53,11 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
 
     async def Plan(self, request: pb.PlanRequest, context: Context) -> pb.PlanResponse:
         return await self._search(context, lambda budget: self._plan(request, budget))
+
+    async def PlanDeployments(
+        self, request: pb.PlanDeploymentsRequest, context: Context
+    ) -> pb.PlanDeploymentsResponse:
+        return await self._search(context, lambda budget: self._plan_deployments(request, budget))
 
     async def Estimate(self, request: pb.EstimateRequest, context: Context) -> pb.EstimateResponse:
         return await self._search(context, lambda _: self._estimate(request))
@@ -100,21 +107,27 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
         )
         name = wire.planner_from(request.planner)
         solution = planner(name)(problem, budget)
-        total, each = estimate_plan(costs, solution.pipelines)
-        expected = goodput(problem, solution.pipelines, [e.throughput_rps for e in each])
-        return pb.PlanResponse(
-            planner=wire.planner_number(name),
-            pipelines=[wire.pipeline_message(p) for p in solution.pipelines],
-            pipeline_estimates=[wire.pipeline_estimate_message(e) for e in each],
-            estimate=wire.plan_estimate_message(total, expected),
-            upper_bound_rps=solution.upper_bound_rps,
+        answer = _answer(name, problem, solution)
+        answer.solve_time_s = time.monotonic() - begin
+        return answer
+
+    def _plan_deployments(
+        self, request: pb.PlanDeploymentsRequest, budget: SearchBudget
+    ) -> pb.PlanDeploymentsResponse:
+        begin = time.monotonic()
+        nodes = wire.nodes_from(self._catalogue, request.nodes)
+        calibration = load_calibration(wire.calibration_from(request.calibration))
+        shares = wire.shares_from(
+            request.deployments, nodes, self._catalogue, calibration, request.seed
+        )
+        found = divide(nodes, shares, budget)
+        names = [wire.planner_from(one.planner) for one in request.deployments]
+        plans = zip(names, found.problems, found.solutions, strict=True)
+        return pb.PlanDeploymentsResponse(
+            plans=[_answer(*plan) for plan in plans],
             solve_time_s=time.monotonic() - begin,
-            complete=solution.complete,
-            reasons=solution.reasons,
-            alternatives=[
-                pb.RejectedPlan(plan=shape(one), lacks=lacks(problem, one, solution.pipelines))
-                for one in solution.runners_up
-            ],
+            complete=found.complete,
+            reasons=found.reasons,
         )
 
     def _estimate(self, request: pb.EstimateRequest) -> pb.EstimateResponse:
@@ -198,3 +211,22 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
         total, each = estimate_plan(problem.costs, pipelines)
         expected = goodput(problem, pipelines, [e.throughput_rps for e in each])
         return wire.plan_estimate_message(total, expected)
+
+
+def _answer(name: str, problem: Problem, solution: Solution) -> pb.PlanResponse:
+    """A planner's answer, estimated."""
+    total, each = estimate_plan(problem.costs, solution.pipelines)
+    expected = goodput(problem, solution.pipelines, [e.throughput_rps for e in each])
+    return pb.PlanResponse(
+        planner=wire.planner_number(name),
+        pipelines=[wire.pipeline_message(p) for p in solution.pipelines],
+        pipeline_estimates=[wire.pipeline_estimate_message(e) for e in each],
+        estimate=wire.plan_estimate_message(total, expected),
+        upper_bound_rps=solution.upper_bound_rps,
+        complete=solution.complete,
+        reasons=solution.reasons,
+        alternatives=[
+            pb.RejectedPlan(plan=shape(one), lacks=lacks(problem, one, solution.pipelines))
+            for one in solution.runners_up
+        ],
+    )

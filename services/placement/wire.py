@@ -8,6 +8,7 @@ from shuntserve.common.v1 import common_pb2
 from shuntserve.placement.v1 import placement_pb2 as pb
 
 from services.common.errors import InvalidArgument
+from services.placement.estimate.calibration import Calibration
 from services.placement.estimate.catalogue import HardwareCatalogue
 from services.placement.estimate.cluster import (
     CandidateNode,
@@ -17,10 +18,12 @@ from services.placement.estimate.cluster import (
     Workload,
     described,
 )
+from services.placement.estimate.costs import Costs
 from services.placement.estimate.estimator import Bottleneck, PipelineEstimate, PlanEstimate
 from services.placement.estimate.model import ModelShape, built_in, parse_config
+from services.placement.search.division import Share
 from services.placement.search.problem import Objective, ObjectiveKind
-from services.placement.search.registry import DEFAULT_PLANNER
+from services.placement.search.registry import DEFAULT_PLANNER, planner
 
 _CALIBRATIONS = {
     pb.CALIBRATION_UNSPECIFIED: "measured",
@@ -135,6 +138,32 @@ def pipelines_from(
             stages.append(PlacedStage(node, stage.layers.start, stage.layers.end, tp))
         pipelines.append(PlacedPipeline(tuple(stages), phase_from(message.phase)))
     return tuple(pipelines)
+
+
+def shares_from(
+    messages: Sequence[pb.DeploymentSpec],
+    nodes: Sequence[CandidateNode],
+    catalogue: HardwareCatalogue,
+    calibration: Calibration,
+    seed: int,
+) -> list[Share]:
+    """Models that are to divide these nodes between them."""
+    shares = []
+    for index, message in enumerate(messages):
+        model = model_from(message.model)
+        shares.append(
+            Share(
+                message.model.name or f"deployment {index + 1}",
+                Costs(model, workload_from(message.workload), calibration, catalogue),
+                planner(planner_from(message.planner)),
+                objective_from(message.objective),
+                message.weight or 1.0,
+                message.pipeline_count,
+                pipelines_from(nodes, message.running, f"deployments[{index}].running"),
+                seed,
+            )
+        )
+    return shares
 
 
 def phase_from(number: int) -> PipelinePhase:

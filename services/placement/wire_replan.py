@@ -12,6 +12,7 @@ from services.placement import wire
 from services.placement.estimate.catalogue import HardwareCatalogue
 from services.placement.estimate.cluster import CandidateNode, PlacedPipeline, PlacedStage
 from services.placement.estimate.explain import PipelineExplanation, StageExplanation
+from services.placement.replan.change import HYSTERESIS, Change
 from services.placement.replan.moves import (
     LOAD_BYTES_PER_S,
     GenerationMove,
@@ -19,7 +20,6 @@ from services.placement.replan.moves import (
     NodeMove,
     ResidentStage,
 )
-from services.placement.replan.next_plan import HYSTERESIS, Change
 from services.placement.replan.what_if import NodeGroup
 
 MOST_READY_IN_S = 1e6

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Container, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from services.common.errors import (
     FailedPrecondition,
@@ -13,7 +13,7 @@ from services.common.errors import (
     ShuntError,
     Unavailable,
 )
-from services.common.exchange import Route
+from services.common.exchange import DeployedModel, Route
 from services.common.generation import ModelRef
 from services.router.model import ServedModel
 from services.router.model_files import ModelFiles
@@ -32,48 +32,57 @@ class ModelCatalogue:
         self._clock = clock
         self._models: dict[str, ServedModel] = {}
         self._loads: dict[str, asyncio.Task[ServedModel]] = {}
-        self._current: dict[str, ModelRef] = {}
+        self._deployed: dict[str, DeployedModel] = {}
         self._positions: dict[str, int] = {}
         self.first_seen: dict[str, int] = {}
-        """Wall-clock seconds, by name."""
+        """Wall-clock seconds, by name: when a pipeline of it was ready first."""
         self.heard = False
-        """A pipeline of some model was ready at least once."""
+        """The controller has told what is deployed."""
         self._faults: dict[str, str] = {}
         """Of models whose files cannot be used, by digest."""
 
-    def update(self, routes: Sequence[Route], asleep: Sequence[ModelRef] = ()) -> None:
-        """Takes the names from the routes, and from what gets one when it is asked for. A name that
-        has no route now is still known, until its place is needed."""
-        served = {model.model_id: model for model in asleep}
-        served |= {route.model.model_id: route.model for route in routes}
-        for name, ref in served.items():
-            if name not in self._current and not self._has_place(served):
-                continue
-            self._current[name] = ref
+    def update(self, routes: Sequence[Route], deployed: Sequence[DeployedModel]) -> None:
+        """Takes the names from what is deployed. Of one that has no route now it is still known
+        what its pipelines hold."""
+        self._deployed = {one.model.model_id: one for one in deployed[:MAX_MODELS]}
+        for name in set(self.first_seen) - self._deployed.keys():
+            del self.first_seen[name]
+            self._positions.pop(name, None)
+        for name in (one.model.model_id for one in deployed[:MAX_MODELS] if one.asleep):
             self.first_seen.setdefault(name, int(self._clock()))
-        for name in served:
+        for name in {route.model.model_id for route in routes} & self._deployed.keys():
+            self.first_seen.setdefault(name, int(self._clock()))
             held = [r.max_positions for r in routes if r.model.model_id == name]
             self._positions[name] = min((n for n in held if n > 0), default=0)
-        self.heard = bool(self._current)
+        self.heard = self.heard or bool(self._deployed)
 
-    def _has_place(self, served: Container[str]) -> bool:
-        """Forgets the name known for longest that is not served, if it must."""
-        if len(self._current) < MAX_MODELS:
-            return True
-        left = next((name for name in self._current if name not in served), None)
-        if left is None:
-            return False
-        del self._current[left]
-        self.first_seen.pop(left)
-        self._positions.pop(left, None)
-        return True
+    def names(self) -> list[str]:
+        """Models that are deployed and had a pipeline, or get one when they are asked for, the
+        first deployed first."""
+        return [name for name in self._deployed if name in self.first_seen]
+
+    def deployed(self) -> list[ModelRef]:
+        """Versions that are deployed."""
+        return [one.model for one in self._deployed.values()]
+
+    def asleep(self) -> list[ModelRef]:
+        """Those that get a pipeline when they are asked for."""
+        return [one.model for one in self._deployed.values() if one.asleep]
+
+    def unusable(self, name: str) -> ShuntError | None:
+        """Why no pipeline will ever take requests for a model; None when one does or may."""
+        deployed = self._deployed.get(name)
+        if deployed is None or not deployed.unusable:
+            return None
+        message = f"no pipeline can run the model: {deployed.unusable}"
+        return ModelUnusable(message, field="model")
 
     def current(self, name: str) -> ModelRef:
         """The version a name stands for. Raises NotFound."""
-        ref = self._current.get(name)
-        if ref is None:
+        deployed = self._deployed.get(name)
+        if deployed is None:
             raise NotFound("no model of that name is served here", field="model")
-        return ref
+        return deployed.model
 
     def max_positions(self, name: str, model: ServedModel) -> int:
         """Positions that model and every pipeline can hold."""
@@ -132,9 +141,9 @@ class ModelCatalogue:
             ) from error
 
     async def preload(self) -> bool:
-        """Loads what is current and not here yet. False when another attempt may help."""
+        """Loads what is deployed and not here yet. False when another attempt may help."""
         done = True
-        for ref in list(self._current.values()):
+        for ref in self.deployed():
             if ref.digest in self._models or ref.digest in self._faults:
                 continue
             try:

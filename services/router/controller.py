@@ -13,8 +13,14 @@ from services.common import channels, telemetry
 from services.common import wire as common_wire
 from services.common.demand import Demand
 from services.common.errors import ShuntError
-from services.common.exchange import GenerationView, Grant, ResumeQuestion, Route
-from services.common.generation import CancelReason, ModelRef
+from services.common.exchange import (
+    DeployedModel,
+    GenerationView,
+    Grant,
+    ResumeQuestion,
+    Route,
+)
+from services.common.generation import CancelReason
 from services.common.statuses import from_rpc_error
 from services.router import wire
 
@@ -108,10 +114,10 @@ class ControllerClient:
     async def watch_routes(
         self,
         router_id: str,
-        changed: Callable[[Sequence[Route], Sequence[str], str, Sequence[ModelRef]], None],
+        changed: Callable[[Sequence[Route], Sequence[str], Sequence[DeployedModel]], None],
     ) -> None:
-        """Reports the routes, the formations that hand over, why there never will be any route, and
-        the models that sleep, whenever one of them changes, for ever.
+        """Reports the routes, the formations that hand over, and the models that are deployed,
+        whenever one of them changes, for ever.
         While the controller is away, what was reported last stands."""
         pause_s = WATCH_PAUSE_S
         while True:
@@ -126,15 +132,14 @@ class ControllerClient:
 
     async def _routes(
         self, router_id: str
-    ) -> AsyncIterator[tuple[list[Route], list[str], str, list[ModelRef]]]:
+    ) -> AsyncIterator[tuple[list[Route], list[str], list[DeployedModel]]]:
         request = controller_pb2.WatchRoutesRequest(router_id=router_id)
         call = self._stub.WatchRoutes(request, timeout=self._watch_s)
         try:
             async for message in call:
                 routes = [wire.route_from(route) for route in message.routes]
-                asleep = [common_wire.model_from(model) for model in message.asleep]
-                handing_over = list(message.handing_over_formation_ids)
-                yield routes, handing_over, message.unusable, asleep
+                deployed = [wire.deployed_from(one) for one in message.deployed]
+                yield routes, list(message.handing_over_formation_ids), deployed
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
         finally:

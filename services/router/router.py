@@ -17,14 +17,12 @@ from services.common.errors import (
     AlreadyExists,
     DataLoss,
     DeadlineExceeded,
-    ModelUnusable,
     NotFound,
     OutOfRange,
-    ResourceExhausted,
     ShuntError,
     Unavailable,
 )
-from services.common.exchange import GenerationView, Route
+from services.common.exchange import DeployedModel, GenerationView, Route
 from services.common.generation import CancelReason, GenerationRequest, ModelRef
 from services.router import metrics
 from services.router.ask import Ask, Drawn, ModelLimits
@@ -32,6 +30,7 @@ from services.router.cancels import Cancels
 from services.router.catalogue import ModelCatalogue
 from services.router.controller import ControllerClient
 from services.router.core.actions import SendCancel
+from services.router.core.admission import Admission
 from services.router.core.balancer import Balancer
 from services.router.core.demand import DemandCounter
 from services.router.core.follower import Follower
@@ -50,6 +49,8 @@ PRELOAD_AGAIN_S = 1.0
 REPORT_AGAIN_S = 0.2
 _DRAWN_ID = re.compile(r"g([0-9a-f]{8})[0-9a-f]{24}")
 _YOUNG_S = 5.0
+_NOT_KNOWN_YET = ""
+"""The model of a generation that is looked for."""
 
 
 class Expired(OutOfRange):
@@ -73,15 +74,14 @@ class Router:
         self._balancer = Balancer()
         self._cancels = Cancels(controller, heads, settings.recover_s)
         self._sessions: set[Session] = set()
-        self._starting = 0
+        self._admission = Admission(settings.max_streams)
+        """Places of sessions, and of requests that have none yet."""
         self._demand = DemandCounter()
         self._incarnation = secrets.token_hex(16)
         self._started_s = time.monotonic()
         self._missed = asyncio.Event()
         """Somebody is asked for what has no pipeline."""
-        self._asleep: tuple[ModelRef, ...] = ()
         self._routes_changed = asyncio.Event()
-        self._unusable = ""
         self._fewer = asyncio.Event()
         """Set when somebody is served no longer."""
         self._leaving = self._refusing = False
@@ -100,16 +100,12 @@ class Router:
     def update_routes(
         self,
         routes: Sequence[Route],
-        handing_over: Sequence[str] = (),
-        unusable: str = "",
-        asleep: Sequence[ModelRef] = (),
+        handing_over: Sequence[str],
+        deployed: Sequence[DeployedModel],
     ) -> None:
-        """Replaces the routes; readers of a head that serves no more hear of it at once.
-        `unusable` is why there never will be any; what is `asleep` gets one when it is asked
-        for."""
-        self._unusable, self._asleep = unusable, tuple(asleep)
+        """Replaces the routes; readers of a head that serves no more hear of it at once."""
         self._balancer.update(routes, handing_over)
-        self.catalogue.update(routes, asleep)
+        self.catalogue.update(routes, deployed)
         self._wake_waiting()
         self._tick_sessions()
 
@@ -161,18 +157,20 @@ class Router:
         """What it would be refused with; None when it is ready."""
         if self._leaving or self.stopping:
             return Unavailable("this router stops")
-        models = self.served()
-        if not models:
-            return self._no_pipeline
-        reasons = [self.catalogue.why_not(model) for model in models]
+        served = {model.model_id for model in self.served()}
+        reasons = [
+            self.catalogue.why_not(model)
+            if model.model_id in served
+            else self._no_pipeline(model.model_id)
+            for model in self.catalogue.deployed()
+        ]
+        if not reasons:
+            return self._no_pipeline("")
         return None if None in reasons else reasons[0]
 
-    @property
-    def _no_pipeline(self) -> ShuntError:
-        if self._unusable:
-            message = f"no pipeline can run the model: {self._unusable}"
-            return ModelUnusable(message, field="model")
-        return Unavailable("no pipeline is ready", retry_after_s=5.0)
+    def _no_pipeline(self, model_id: str) -> ShuntError:
+        unusable = self.catalogue.unusable(model_id)
+        return unusable or Unavailable("no pipeline is ready", retry_after_s=5.0)
 
     @property
     def streams(self) -> int:
@@ -182,7 +180,8 @@ class Router:
     def served(self) -> list[ModelRef]:
         """Models that may be asked for: each has a pipeline, or gets one when it is."""
         routes = [route.model for route in self._balancer.models()]
-        return [*routes, *(model for model in self._asleep if model not in routes)]
+        asleep = self.catalogue.asleep()
+        return [*routes, *(model for model in asleep if model not in routes)]
 
     async def generate(self, ask: Ask) -> Session:
         """Starts a generation, or joins the one of that name if it is the same, or the one that
@@ -192,7 +191,7 @@ class Router:
         """
         asked_s = time.monotonic()
         ask.check(self.settings.max_choices)
-        with self._admitted():
+        with self._admitted(ask.model):
             view = await self._begun_before(ask)
             if view is not None:
                 return await self._join(ask, view)
@@ -234,7 +233,7 @@ class Router:
         model = await self._load(held.model)
         if ask.generation_id:
             await check_same(ask, held, model, self._facts(ask.model, model))
-        metrics.JOINED.inc()
+        metrics.JOINED.labels(held.model.model_id).inc()
         session = self._session(held, model, None)
         session.rejoin(view)
         return session
@@ -248,7 +247,7 @@ class Router:
         """
         wire.generation_id_from(generation_id)
         position = Position.parse(after) if after else None
-        with self._admitted():
+        with self._admitted(_NOT_KNOWN_YET):
             view = await self._view(generation_id)
             if position is not None and after:
                 position = Position.parse(after, view.request.choices)
@@ -296,7 +295,7 @@ class Router:
 
     async def idle(self) -> None:
         """Returns when nobody is served."""
-        while self._sessions or self._starting:
+        while self._admission.total:
             self._fewer.clear()
             await self._fewer.wait()
 
@@ -310,35 +309,37 @@ class Router:
         await self._heads.close()
 
     @contextmanager
-    def _admitted(self) -> Iterator[None]:
+    def _admitted(self, model_id: str) -> Iterator[None]:
         """Counts a request that has no session yet."""
         self._check_goes_on()
         if self._refusing:
             raise Unavailable("this router stops; ask another one")
-        if len(self._sessions) + self._starting >= self.settings.max_streams:
-            raise ResourceExhausted(f"{self.settings.max_streams} generations are followed already")
-        self._starting += 1
+        self._admission.check(model_id, (one.model_id for one in self.catalogue.deployed()))
+        self._admission.take(model_id)
         try:
             yield
         finally:
-            self._starting -= 1
+            self._admission.leave(model_id)
             self._fewer.set()
 
     def _check_goes_on(self) -> None:
         if self.stopping:
             raise Unavailable("this router stops; ask another one")
 
-    def _check_usable(self) -> None:
-        if self._unusable:
-            raise self._no_pipeline
+    def _check_usable(self, model_id: str) -> None:
+        """Raises NotFound for a model that is not deployed, or not any more."""
+        self.catalogue.current(model_id)
+        unusable = self.catalogue.unusable(model_id)
+        if unusable is not None:
+            raise unusable
 
     async def _model(self, name: str) -> ServedModel:
         try:
             async with asyncio.timeout(self.settings.route_wait_s):
                 while not self.catalogue.heard:
                     self._check_goes_on()
-                    self._check_usable()
                     await self._routes_changed.wait()
+                self._check_usable(name)
                 return await self._load(self.catalogue.current(name))
         except TimeoutError:
             raise Unavailable("no model is ready at this router yet", retry_after_s=5.0) from None
@@ -365,12 +366,12 @@ class Router:
             self._missed.set()
             while (route := self._balancer.pick(model_id)) is None:
                 self._check_goes_on()
-                self._check_usable()
+                self._check_usable(model_id)
                 changed, left_s = self._routes_changed, deadline_s - time.monotonic()
                 try:
                     await asyncio.wait_for(changed.wait(), max(left_s, 0))
                 except TimeoutError:
-                    raise self._no_pipeline from None
+                    raise self._no_pipeline(model_id) from None
         return route
 
     async def _view(self, generation_id: str) -> GenerationView:
@@ -423,18 +424,21 @@ class Router:
             closed=self._closed,
         )
         self._sessions.add(session)
-        self._demand.opened(request.model.model_id)
-        if not self._balancer.models():
+        self._admission.take(session.model_id)
+        metrics.STREAMS.labels(session.model_id).inc()
+        self._demand.opened(session.model_id)
+        if not self._balancer.has(session.model_id):
             self._missed.set()
-        metrics.STREAMS.set(len(self._sessions))
         return session
 
     def _closed(self, session: Session) -> None:
-        self._sessions.discard(session)
-        request = session.request
-        self._demand.closed(request.model.model_id)
+        name = session.model_id
+        if session in self._sessions:
+            self._sessions.discard(session)
+            self._admission.leave(name)
+            metrics.STREAMS.labels(name).dec()
+            self._demand.closed(name)
         if session.ended and session.error is None:
             tokens = session.transcript.usage.completion_tokens
-            self._demand.answered(request.model.model_id, tokens, request.choices)
+            self._demand.answered(name, tokens, session.request.choices)
         self._fewer.set()
-        metrics.STREAMS.set(len(self._sessions))

@@ -85,12 +85,12 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         return router_pb2.ListModelsResponse(
             models=[
                 router_pb2.Model(
-                    model_id=model.model_id,
-                    digest=model.digest,
-                    max_positions=catalogue.route_positions(model.model_id),
-                    created_unix_s=catalogue.first_seen.get(model.model_id, 0),
+                    model_id=name,
+                    digest=catalogue.current(name).digest,
+                    max_positions=catalogue.route_positions(name),
+                    created_unix_s=catalogue.first_seen[name],
                 )
-                for model in self._router.served()
+                for name in catalogue.names()
             ]
         )
 

@@ -116,12 +116,16 @@ class Session:
         return self._follower.request.generation_id
 
     @property
+    def model_id(self) -> str:
+        return self._follower.request.model.model_id
+
+    @property
     def facts(self) -> dict[str, str | int]:
         """What the log tells of it."""
         usage = self.transcript.usage
         return {
             "generation_id": self.generation_id,
-            "model": self._follower.request.model.model_id,
+            "model": self.model_id,
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
         }
@@ -201,16 +205,18 @@ class Session:
                 self._ended()
 
     def _delivered(self, action: Deliver) -> None:
-        metrics.TOKENS.inc(sum(gain.end - gain.start for gain in action.gains))
+        metrics.TOKENS.labels(self.model_id).inc(
+            sum(gain.end - gain.start for gain in action.gains)
+        )
         if self._asked_s is not None:
-            metrics.FIRST_TOKEN_S.observe(self._clock() - self._asked_s)
+            metrics.FIRST_TOKEN_S.labels(self.model_id).observe(self._clock() - self._asked_s)
             self._asked_s = None
         self.wake.set()
 
     def _ended(self) -> None:
-        metrics.MOVES.inc(self._follower.moves)
+        metrics.MOVES.labels(self.model_id).inc(self._follower.moves)
         if self.error is not None and not isinstance(self.error, _READERS_OWN):
-            metrics.FAILED.labels(type(self.error).__name__).inc()
+            metrics.FAILED.labels(type(self.error).__name__, self.model_id).inc()
         self.wake.set()
 
     async def _pump(self, action: OpenStream) -> None:
@@ -231,7 +237,7 @@ class Session:
         self._perform(follower.broken(action.stream, error, self._clock()))
 
     async def _ask(self, action: AskResume) -> None:
-        metrics.RESUMES.inc()
+        metrics.RESUMES.labels(self.model_id).inc()
         try:
             grant = await self._controller.resume(action.question, action.timeout_s)
         except ShuntError as error:

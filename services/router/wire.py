@@ -14,6 +14,7 @@ from services.common.exchange import (
     Accepted,
     Closed,
     CloseReason,
+    DeployedModel,
     Frame,
     GenerateCall,
     GenerationState,
@@ -140,6 +141,10 @@ def route_from(message: controller_pb2.Route) -> Route:
         model=wire.model_from(message.model),
         max_positions=message.max_positions,
     )
+
+
+def deployed_from(message: controller_pb2.DeployedModel) -> DeployedModel:
+    return DeployedModel(wire.model_from(message.model), message.unusable, message.asleep)
 
 
 def view_from(message: controller_pb2.GetGenerationResponse) -> GenerationView:

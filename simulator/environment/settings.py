@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from services.common.generation import ModelRef
 from services.common.nodes import NodeShape
-from services.controller.core.cluster.market import Offer
+from services.controller.core.cluster.goals import Goal, Goals
+from services.controller.core.cluster.market import MAX_COUNT, Offer
 from services.controller.core.cluster.question import Wishes
 from services.controller.core.cluster.replanning import ReplanSettings
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.succession import SuccessionSettings
 from services.controller.core.cluster.workload import WorkloadSettings
 from services.controller.core.ledger.outcomes import LedgerSettings
+from services.controller.core.model_facts import ModelFacts
 from services.engine.core.head_settings import HeadSettings
 from services.engine.core.scheduler import SchedulerSettings
 from services.router.core.follower_settings import FollowerSettings
 
-MODEL = ModelRef("model", "d1")
+FACTS = ModelFacts("model", "d1", 30, 1 << 16, 8192, "{}")
+MODEL = FACTS.ref
+OTHER = replace(FACTS, model_id="other", digest="o1")
+ONE = Goals.of(Goal(FACTS))
+BOTH = ONE.adding(Goal(OTHER))
 SHAPE = NodeShape(1 << 30, 1.0)
 LAYER_BYTES = 8 << 20
 """What a layer takes of a node's memory."""
-ANY = Offer("any", "any", SHAPE, count=1000, launch_s=0.3)
+ANY = Offer("any", "any", SHAPE, count=MAX_COUNT, launch_s=0.3)
 """A market that never has less, at no price."""
 
 
@@ -38,7 +43,7 @@ class SimulationSettings:
     )
     cluster: ClusterSettings = field(
         default_factory=lambda: ClusterSettings(
-            model=MODEL,
+            first=Goal(FACTS),
             initial=(SHAPE,) * 4,
             restart_grace_s=1.5,
             progress_s=2.0,
@@ -52,6 +57,8 @@ class SimulationSettings:
         )
     )
     """Of the next controller."""
+    goals: Goals = ONE
+    """What is deployed."""
     scheduler: SchedulerSettings = field(
         default_factory=lambda: SchedulerSettings(
             token_budget=8, max_sequences=2, min_overlap_sequences=2, min_overlap_rows=12
@@ -59,6 +66,8 @@ class SimulationSettings:
     )
     kv_blocks: int = 64
     """Of every engine; each holds the ids of BLOCK_SIZE positions."""
+    room: int = 2
+    """Stages that fit into an engine's memory."""
     progress_s: float = 2.0
     """A step that takes this much longer than expected is stuck."""
     routers: int = 2

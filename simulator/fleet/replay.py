@@ -25,7 +25,8 @@ from services.placement.estimate.catalogue import HardwareCatalogue
 from services.placement.estimate.cluster import CandidateNode, NodeClass, PlacedPipeline, described
 from services.placement.estimate.costs import Costs
 from services.placement.estimate.estimator import estimate_pipeline
-from services.placement.replan.next_plan import Change, replan
+from services.placement.replan.change import Change
+from services.placement.replan.next_plan import replan
 from services.placement.search.budget import Unlimited
 from services.placement.search.problem import Objective, Planner, Problem
 from simulator.fleet.market import Moment

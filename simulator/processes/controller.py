@@ -72,10 +72,11 @@ class ControllerMonitor(Protocol):
         self, ledger: Ledger, question: ResumeQuestion, outcome: Outcome[Grant]
     ) -> None: ...
     def ledger_event(self, event: LedgerEvent) -> None: ...
-    def cluster_event(self, event: LogEvent) -> None: ...
+    def cluster_event(self, cluster: Cluster, event: LogEvent) -> None: ...
     def dissolves(self, incarnation: str, formation_id: str) -> None: ...
     def dissolved(self, incarnation: str, formation_id: str) -> None: ...
     def forms(self, form: FormPipeline) -> None: ...
+    def ends_node(self, cluster: Cluster, end: TerminateNode) -> None: ...
     def hears(self, event: ProviderEvent, market: Market) -> None: ...
     def orders(self, node_id: str, offer: Offer, market: Market) -> None: ...
     def asks(self, question: Replanning) -> None: ...
@@ -112,13 +113,8 @@ class SimulatedController(Process):
         now_s, settings = self.clock.now_s, environment.settings
         self.ledger = Ledger.recover(settings.ledger, records, now_s)
         cluster, draw_id = settings.cluster, environment.draw_id
-        self.cluster = Cluster.recover(cluster, draw_id, notes, now_s, now_s)
-        wishes = settings.wishes
-        self.dealer = Dealer(
-            self.cluster,
-            budget_per_hour=wishes.budget_per_hour if wishes is not None else 0.0,
-            shun_offer_s=settings.shun_offer_s,
-        )
+        self.cluster = Cluster.recover(cluster, draw_id, notes, now_s, now_s, settings.goals)
+        self.dealer = Dealer(self.cluster, shun_offer_s=settings.shun_offer_s)
         self.act(self.dealer.offered(provider.offers()))
         self.cluster.start(now_s)
         for node in self.cluster.nodes_view():
@@ -127,6 +123,7 @@ class SimulatedController(Process):
             else:
                 self.dealer.hear(NodeGone(node.node_id, "ended meanwhile"), now_s)
         self.advance()
+        wishes = settings.wishes
         if wishes is not None:
             self.succession = Succession(
                 Replanner(settings.replanning),
@@ -236,9 +233,9 @@ class SimulatedController(Process):
     def _checkpoints(self, stream: Stream, sent: tuple[int, tuple[Checkpoint, ...]]) -> None:
         message, checkpoints = sent
         for checkpoint in checkpoints:
-            pipeline = self.cluster.pipeline_of(checkpoint.formation_id)
+            runs_at = self.cluster.runs_at(checkpoint.formation_id)
             before = self.monitor.before(self.ledger, checkpoint)
-            outcome = self.ledger.checkpoint(checkpoint, pipeline, self.clock.now_s)
+            outcome = self.ledger.checkpoint(checkpoint, runs_at, self.clock.now_s)
             self.monitor.checkpoint(self.ledger, checkpoint, outcome, before)
             self._commit(outcome, lambda result: stream.post(self, (message, result)))
 
@@ -294,12 +291,13 @@ class SimulatedController(Process):
 
     # What the cluster asks
 
-    def act(self, actions: list[cluster_actions.Action]) -> None:
+    def act(self, actions: Sequence[cluster_actions.Action]) -> None:
         """Does what the core asks."""
         for action in actions:
             if isinstance(action, LaunchNode):
                 self._launch(action)
             elif isinstance(action, TerminateNode):
+                self.monitor.ends_node(self.cluster, action)
                 self.after(0.01, self._terminate, action)
             elif isinstance(action, AskPlan):
                 self._plan(action)
@@ -324,7 +322,7 @@ class SimulatedController(Process):
             elif isinstance(action, ShunOffer):
                 self.dealer.shun(action.node_id, self.clock.now_s)
             else:
-                self.monitor.cluster_event(action)
+                self.monitor.cluster_event(self.cluster, action)
 
     def _call(
         self,
@@ -388,11 +386,13 @@ class SimulatedController(Process):
 
     def _look(self) -> None:
         look = self.succession.look(self.clock.now_s)
-        self.act(list(look.actions))
+        self.act(look.actions)
         if look.actions:
             self.stir()
-        if look.question is not None:
-            question = look.question
+        self._ask(look.question)
+
+    def _ask(self, question: Replanning | None) -> None:
+        if question is not None:
             self.monitor.asks(question)
             answered = partial(self._replanned, question)
             self.call(PLACEMENT, "replan", (question,), answered, PLAN_S)
@@ -403,26 +403,26 @@ class SimulatedController(Process):
             self.act(self.succession.failed(question, result, now_s)[0])
             return
         serving = self.monitor.adopts(result.plan) if result.plan is not None else {}
-        actions, _ = self.succession.answered(question, result, now_s)
-        if any(isinstance(one, LogEvent) and one.kind == "plan_chosen" for one in actions):
+        taken = self.succession.answered(question, result, now_s)
+        if any(isinstance(one, LogEvent) and one.kind == "plan_chosen" for one in taken.actions):
             self.monitor.answers(question, result)
             self.monitor.adopted(serving)
-        self.act(actions)
+        self.act(taken.actions)
+        self._ask(taken.question)
         self.stir()
 
     def _load(self, load: LoadStage) -> None:
+        asked = (load.node_id, load.incarnation, load.layers)
+
         def loaded(result: Any) -> None:
             now_s, cluster = self.clock.now_s, self.cluster
             if isinstance(result, ShuntError):
-                node, why, permanent = load.node_id, result.message, result.permanent
-                cluster.load_failed(node, load.incarnation, why, permanent, now_s)
-                self.stir()
+                cluster.load_failed(*asked, result.message, result.permanent, now_s)
             else:
-                node, incarnation = load.node_id, load.incarnation
-                cluster.load_done(node, incarnation, load.layers, result, now_s)
-                self.stir()
+                cluster.load_done(*asked, result, now_s)
+            self.stir()
 
-        self._call(load.incarnation, "load", (load.layers,), loaded)
+        self._call(load.incarnation, "hold", (load.model, load.layers), loaded)
 
     def _dissolve(self, formation_id: str, incarnation: str) -> None:
         self.monitor.dissolves(incarnation, formation_id)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from services.common.channel_options import MAX_MESSAGE_BYTES
-from services.common.errors import Aborted, FailedPrecondition, ShuntError, Unavailable
+from services.common.errors import FailedPrecondition, ShuntError, Unavailable
 from services.common.exchange import Checkpoint, CheckpointResult, Closed, GenerateCall
-from services.common.generation import CancelReason, LayerRange
+from services.common.generation import CancelReason, LayerRange, ModelRef
 from services.common.nodes import Member, NodeFacts, NodeShape
 from services.controller.core.cluster.actions import Beat, FormPipeline, Loaded
 from services.engine.core.actions import Action, SequenceKey
@@ -18,7 +18,8 @@ from services.engine.core.scheduler import Step
 from simulator.environment.addresses import CONTROLLER
 from simulator.environment.environment import Environment
 from simulator.environment.network import Process, Reply, Stream
-from simulator.environment.settings import LAYER_BYTES, MODEL
+from simulator.environment.settings import LAYER_BYTES
+from simulator.processes.holdings import Hold, Holdings, Stage
 from simulator.processes.stages import SimulatedStages, facts_of
 
 STEP_S = 0.03
@@ -66,7 +67,7 @@ class SimulatedEngine(Process):
         self.batching = Batching(self.core)
         self.numerics_class = "other" if random.random() < settings.other_class else "sim"
         self.place: Place | None = None
-        self.layers: LayerRange | None = None
+        self.holdings = Holdings(settings.room)
         self.sampled = self.steps = 0
         self.wedged = False
         """It lives, but no step comes out of it."""
@@ -146,46 +147,57 @@ class SimulatedEngine(Process):
 
     # Stages
 
-    def load(self, reply: Reply, layers: LayerRange) -> None:
-        """Takes its time; what a formation needs is not let go."""
-        environment, settings = self.environment, self.environment.settings
-        if self.place is not None and self.layers != layers:
-            reply(Aborted("in a formation"))
+    def hold(self, reply: Reply, model: ModelRef, layers: LayerRange) -> None:
+        """Takes its time, while it serves; another one takes its place."""
+        stage = model, layers
+        hold = self.holdings.begin(stage, reply)
+        if hold is not None:
+            environment = self.environment
+            load_s = environment.settings.load_s * (0.5 + environment.random.random())
+            self.after(0.0 if stage in self.holdings.held else load_s, self._hold_ends, hold)
+
+    def _hold_ends(self, hold: Hold) -> None:
+        settings = self.environment.settings
+        if not self.holdings.is_current(hold):
             return
+        refusal = self._refusal(hold.stage)
+        self.holdings.end(hold, done=refusal is None)
+        loaded = Loaded(settings.kv_blocks, self.numerics_class, hold.fits)
+        for answer in hold.answers:
+            answer(refusal or loaded)
+
+    def _refusal(self, stage: Stage) -> ShuntError | None:
+        """Why it cannot be loaded, for good or this time."""
+        _, layers = stage
         if (layers.end - layers.start) * LAYER_BYTES > self.facts.shape.memory_bytes:
-            reply(FailedPrecondition("more layers than memory"))
-            return
-
-        def loaded() -> None:
-            if environment.fails("load", environment.settings.load_fails):
-                reply(Unavailable("no weights"))
-                return
-            self.layers = layers
-            reply(Loaded(environment.settings.kv_blocks, self.numerics_class))
-
-        self.after(settings.load_s * (0.5 + environment.random.random()), loaded)
+            return FailedPrecondition("more layers than memory")
+        environment = self.environment
+        fails = environment.fails("load", environment.settings.load_fails)
+        return Unavailable("no weights") if fails else None
 
     def form(self, reply: Reply, form: FormPipeline, index: int) -> None:
         """Joins a formation; the head checks that the others have."""
         if self.place is not None and self.place.formation_id == form.formation_id:
             reply(None)
             return
-        if self.layers != form.members[index].layers:
+        stage = form.model, form.members[index].layers
+        if not self.holdings.can_form(stage):
             reply(Unavailable("not loaded"))
             return
         self._leave()
+        self.holdings.use(stage)
         self._lost_node_ids = ()
         self.place = Place(form.formation_id, form.members, index)
         if index == 0:
-            self._head(self.place, form.kv_blocks)
+            self._head(self.place, form.model, form.kv_blocks)
         reply(None)
 
-    def _head(self, place: Place, kv_blocks: int) -> None:
+    def _head(self, place: Place, model: ModelRef, kv_blocks: int) -> None:
         settings = self.environment.settings
         place.stages = SimulatedStages(kv_blocks, "" if settings.exact else self.name)
         lead = lead_of(
             place.formation_id,
-            MODEL,
+            model,
             facts_of(place.members[0], self.numerics_class),
             stages=len(place.members),
             kv_blocks=kv_blocks,
@@ -235,6 +247,7 @@ class SimulatedEngine(Process):
         if place is None:
             return
         self.place = None
+        self.holdings.unuse()
         self._do(self.batching.dissolve(place.formation_id, self.clock.now_s))
         for member in place.members:
             self._part(member, place.formation_id, self.network.latency_s())

@@ -29,8 +29,9 @@ from services.placement.estimate.cluster import (
 from services.placement.estimate.costs import Costs
 from services.placement.estimate.estimator import estimate_pipeline
 from services.placement.estimate.model import built_in
+from services.placement.replan.change import Change
 from services.placement.replan.moves import ResidentStage
-from services.placement.replan.next_plan import Change, replan
+from services.placement.replan.next_plan import replan
 from services.placement.search.budget import Unlimited
 from services.placement.search.problem import Objective, ObjectiveKind, Problem
 from simulator.environment.addresses import PLACEMENT
@@ -82,10 +83,14 @@ class SimulatedPlacement(Process):
             )
             name = f"pipeline-{len(planned) + 1}"
             planned.append(PlannedPipeline(name, stages, 100.0 / (first + size)))
-        if not planned:
+        if len(planned) < len(ask.goals):
             reply(FailedPrecondition("too few nodes"))
             return
-        reply(Plan(ask.number, (Deployment(ask.model, THROUGHPUT, tuple(planned)),)))
+        deployments = (
+            Deployment(goal.model, THROUGHPUT, tuple(planned[turn :: len(ask.goals)]))
+            for turn, goal in enumerate(ask.goals)
+        )
+        reply(Plan(ask.number, tuple(deployments)))
 
     def replan(self, reply: Reply, question: Replanning) -> None:
         """The next plan, after a while."""
@@ -104,7 +109,7 @@ class SimulatedPlacement(Process):
 
 def next_plan(question: Replanning) -> NextPlan:
     """As the service answers. Raises ShuntError where there is no plan."""
-    wishes, told = question.wishes, question.workload
+    wishes, goal, told = question.wishes, question.goal, question.workload
     there = {
         node.node_id: (_node(node.node_id, node.shape, node.offer), node.shape, node.node_id, "")
         for node in question.nodes
@@ -122,7 +127,7 @@ def next_plan(question: Replanning) -> NextPlan:
     nodes = tuple(node for node, *_ in known.values())
     if not nodes:
         raise FailedPrecondition("no nodes", field="nodes")
-    objective = Objective(ObjectiveKind(wishes.objective), wishes.budget_per_hour)
+    objective = Objective(ObjectiveKind(goal.aim.objective), wishes.budget_per_hour)
     costs = _costs().at_rate(told.arrival_rate_rps) if told is not None else _costs()
     running = tuple(_placed(pipeline, nodes) for pipeline in question.running)
     starting = {node.node_id: node.offer for node in question.nodes if node.starts}
@@ -144,8 +149,8 @@ def next_plan(question: Replanning) -> NextPlan:
         nodes_max=wishes.nodes_max,
     )
     found = replan(Problem(costs, nodes, objective), change, search.plan, Unlimited())
-    if not found.change:
-        return NextPlan(None, 0.0, found.reasons)
+    if not found.change and len(found.pipelines) == question.planned:
+        return NextPlan(None, 0.0, found.reasons)  # else what is left is the plan
     pipelines = []
     for place, pipeline in enumerate(found.pipelines, 1):
         stages = []
@@ -155,7 +160,7 @@ def next_plan(question: Replanning) -> NextPlan:
             stages.append(PlannedStage(layers, stage.tp, shape, node_id, offer_id))
         weight = estimate_pipeline(costs, pipeline).throughput_tokens_per_s
         pipelines.append(PlannedPipeline(f"pipeline-{place}", tuple(stages), weight))
-    deployment = Deployment(question.model, wishes.objective, tuple(pipelines))
+    deployment = Deployment(goal.model, goal.aim.objective, tuple(pipelines))
     return NextPlan(Plan(question.number, (deployment,)), found.gain, found.reasons)
 
 

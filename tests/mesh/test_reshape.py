@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import httpx
 from shuntserve.controller.v1 import controller_pb2
 
 from bench import mesh as meshes
+from bench import moves
 
 TOKENS = 300
 LAYERS = 30
@@ -81,6 +84,26 @@ async def test_pipelines_of_other_layers_and_numbers_take_over_under_load(
         )
     ]
     plans = [index for index, event in enumerate(events) if event.kind == "plan_ready"]
-    changes = [event.kind for event in events[plans[-2] :]]
-    assert not {"node_lost", "form_failed"} & set(changes), changes
+    changes = events[plans[-2] :]
+    kinds = [event.kind for event in changes]
+    assert not {"node_lost", "form_failed"} & set(kinds), kinds
+    assert not loads_in_a_switch(changes), kinds
+    history = moves.History.read(changes, (), time.time() - time.monotonic())
+    moved = history.moves({r.generation_id: r.arrivals_s for r in records})
+    assert moved
+    assert all(move.planned for move in moved)
     print("longest gap", max(r.longest_gap_s() for r in records))
+    print("longest gap less replay", max(move.gap_s - move.replay_s for move in moved))
+
+
+def loads_in_a_switch(events: Sequence[Any]) -> list[str]:
+    """Nodes that loaded between the end of a formation and the beginning of what follows it."""
+    switching, loaded = False, []
+    for event in events:
+        if event.kind == "handover_finished":
+            switching = True
+        elif event.kind == "pipeline_ready":
+            switching = False
+        elif event.kind == "stage_loaded" and switching:
+            loaded.append(event.node_id)
+    return loaded

@@ -21,13 +21,14 @@ from services.common.demand import Demand
 from services.common.errors import ShuntError
 from services.common.generation import GenerationRequest, Sampling
 from services.common.nodes import NodeShape
+from services.controller.core.cluster.goals import Aim, Goal, Goals
 from services.controller.core.cluster.market import NoticeKind, Offer
 from services.controller.core.cluster.question import Wishes, question
 from services.controller.core.cluster.replanning import Ask
 from services.router.core.demand import DemandCounter
 from simulator.environment.addresses import CONTROLLER
 from simulator.environment.network import Trouble
-from simulator.environment.settings import MODEL, SimulationSettings
+from simulator.environment.settings import FACTS, MODEL, SimulationSettings
 from simulator.processes.placement import next_plan
 from simulator.processes.provider import Lie
 from simulator.world import World
@@ -63,15 +64,17 @@ class MarketSchedule:
         self.seed = seed
         self.random = random = Random(f"market {seed}")
         self.oracle = Oracle(exact=seed % 2 == 0)
-        settings = SimulationSettings(exact=seed % 2 == 0, offers=OFFERS)
+        goal, budget = Goal(FACTS, Aim(random.choice(OBJECTIVES))), random.choice(BUDGETS)
+        settings = SimulationSettings(exact=seed % 2 == 0, offers=OFFERS, goals=Goals.of(goal))
         wishes = Wishes(
-            random.choice(OBJECTIVES),
-            random.choice(BUDGETS),
+            budget_per_hour=budget,
             nodes_min=random.choice((0, 1, 2)),
             nodes_max=NODES_MAX,
             horizon_s=random.choice((60.0, 900.0)),
         )
-        cluster = replace(settings.cluster, initial=(SMALL,) * 4)
+        cluster = replace(
+            settings.cluster, first=goal, initial=(SMALL,) * 4, budget_per_hour=budget
+        )
         settings = replace(settings, wishes=wishes, cluster=cluster)
         self.world = World(random, settings, self.oracle)
         self.oracle.world = self.world
@@ -247,9 +250,9 @@ class MarketSchedule:
         cluster = controller.cluster
         if not controller.alive or cluster.plan is None or self.world.settings.wishes is None:
             return False
-        wishes = replace(self.world.settings.wishes, objective=self.random.choice(OBJECTIVES))
         ask, now_s = Ask((), True, (), None), self.world.clock.now_s
-        asked = question(cluster, controller.dealer.market, ask, wishes, now_s)
+        goal, wishes = Goal(FACTS, Aim(self.random.choice(OBJECTIVES))), self.world.settings.wishes
+        asked = question(cluster, controller.dealer.market, ask, wishes, goal, None, now_s)
         try:
             plan = next_plan(asked).plan
         except ShuntError:

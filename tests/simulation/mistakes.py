@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 HEAD = "services/engine/core/generations.py"
 HELD = "services/engine/core/held.py"
+NODE = "services/controller/core/cluster/node.py"
 LOSSES = "services/controller/core/cluster/losses.py"
 STEPS = "services/controller/core/cluster/steps.py"
+CHANGES = "services/controller/core/cluster/changes.py"
 LEDGER = "services/controller/core/ledger/ledger.py"
 DIFFERENCE = "services/controller/core/cluster/difference.py"
+GRANTING = "services/controller/core/ledger/granting.py"
 LIVENESS = "services/controller/core/cluster/liveness.py"
 FOLLOWER = "services/router/core/follower.py"
 TOKEN_RUN = "services/common/token_run.py"
@@ -177,6 +180,18 @@ MISTAKES = (
         "missing = lacking if not state.launched else []",
     ),
     Mistake(
+        "a spare that is about to go is taken",
+        NODE,
+        "        return not self.lost and not self.leaving and self.deadline_s is None",
+        "        return not self.lost and not self.leaving",
+    ),
+    Mistake(
+        "a spare ends as any node without a place",
+        STEPS,
+        "            and not (node.lost or node.leaving or node.node_id in stay)",
+        "            and not (node.lost or node.leaving)",
+    ),
+    Mistake(
         "a lost node keeps its stage",
         LOSSES,
         "        if seat.node_id == node.node_id:\n            seat.pass_on()\n",
@@ -228,6 +243,24 @@ MISTAKES = (
         TURNS,
         "        busy = {incarnation for incarnation, _ in self._leaving}",
         "        busy: set[str] = set()",
+    ),
+    Mistake(
+        "a generation is granted to whichever model's head",
+        GRANTING,
+        "        and head.route.model == request.model\n",
+        "",
+    ),
+    Mistake(
+        "a hand-over begins before those that serve have prepared what follows",
+        CHANGES,
+        "        if not node.holds(seat.stage) and not (serves and node.has_fetched(seat.stage)):",
+        "        if not node.holds(seat.stage) and not serves:",
+    ),
+    Mistake(
+        "what was fetched while it served is never loaded",
+        STEPS,
+        "        if node.has_fetched(seat.stage) and self._state.serves(node):",
+        "        if node.has_fetched(seat.stage):",
     ),
     Mistake(
         "a stop string is seen within one id only",

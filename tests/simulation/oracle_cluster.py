@@ -1,4 +1,4 @@
-"""Invariants of the cluster: 13 to 16, and 25, of the list in oracles.py."""
+"""Invariants of the cluster: 13 to 18, 20 and 21 of the list in oracles.py."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ from services.controller.core.cluster.actions import (
     LaunchNode,
     LogEvent,
     PipelineState,
+    TerminateNode,
 )
+from services.controller.core.cluster.changes import in_the_way
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.difference import Difference
+from services.controller.core.cluster.lacks import waits_for_money
+from services.controller.core.cluster.pipeline import Pipeline
+from services.controller.core.cluster.state import State
+from simulator.processes.engine import SimulatedEngine
 from simulator.processes.stages import LAYER_COUNT
 
 TROUBLES = ("node_lost", "interruption_noticed", "load_failed", "node_released")
@@ -40,12 +46,18 @@ class ClusterOracle(Watch):
         self._leaving: set[tuple[str, str]] = set()
         """Members that were told to leave a formation, and have yet to answer."""
 
-    def cluster_event(self, event: LogEvent) -> None:
+    def cluster_event(self, cluster: Cluster, event: LogEvent) -> None:
         """Of the event log."""
         self.note(event.kind, event.node_id, event.pipeline_id)
         self.events.append((self._now_s, event.kind, event.pipeline_id))
         if event.kind in TROUBLES:
             self.troubled.add(event.node_id)
+        if event.kind == "handover_started":
+            self._check_gives_way(cluster._state, event.pipeline_id)
+        elif event.kind == "stage_taken":
+            self._check_taken(event.node_id)
+        elif event.kind == "spare_wanted":
+            self._check_wanted()
 
     def came_of(self, told: Difference, cluster: Cluster, actions: Sequence[Action]) -> None:
         """A plan was adopted, of which this had been told before."""
@@ -61,10 +73,62 @@ class ClusterOracle(Watch):
             if view.pipeline_id in wanted
         }
         if said != done:
-            self.fail(25, f"{said} was told, and there is {done}")
-        launched = [action.node_id for action in actions if isinstance(action, LaunchNode)]
+            self.fail(17, f"{said} was told, and there is {done}")
+        events = [action for action in actions if isinstance(action, LogEvent)]
+        spares = {event.node_id for event in events if event.kind == "spare_wanted"}
+        launches = [action.node_id for action in actions if isinstance(action, LaunchNode)]
+        launched = [node_id for node_id in launches if node_id not in spares]
         if list(told.launched) != launched:
-            self.fail(25, f"{list(told.launched)} was told, and {launched} launched")
+            self.fail(17, f"{list(told.launched)} was told, and {launched} launched")
+
+    def _check_gives_way(self, state: State, pipeline_id: str) -> None:
+        """It is drained for the plan's sake, and no notice has it so."""
+        giving = state.pipelines[pipeline_id]
+        if not giving.retiring:
+            return
+        nodes = [state.nodes[seat.node_id] for seat in giving.seats]
+        followers = [p for p in state.wanted() if giving in in_the_way(state, p)]
+        if any(node.departs for node in nodes) or all(p.is_ready for p in state.wanted()):
+            return
+        if not any(self._can_begin(state, follower) for follower in followers):
+            self.fail(20, f"{pipeline_id} gives way to {followers}, which is not prepared")
+
+    def _can_begin(self, state: State, pipeline: Pipeline) -> bool:
+        """Every process holds its stage, or has fetched it and serves with another one; those that
+        ended and were not missed yet are nobody's mistake."""
+        provider = self.world.provider if self.world is not None else None
+        for seat in pipeline.seats:
+            if waits_for_money(seat):
+                continue
+            process = provider.nodes.get(seat.node_id) if provider is not None else None
+            if not isinstance(process, SimulatedEngine):
+                return False
+            stage, holdings = (seat.stage.model, seat.stage.layers), process.holdings
+            has = holdings.can_form(stage) or holdings.fetched == stage
+            known = process.alive and process.name == state.nodes[seat.node_id].incarnation
+            if known and not has:
+                return False
+        return True
+
+    def ends_node(self, cluster: Cluster, end: TerminateNode) -> None:
+        """The cluster has a node ended; a kill is somebody's order."""
+        node = cluster._state.nodes.get(end.node_id)
+        if node is not None and cluster._state.serves(node) and not end.kill:
+            self.fail(21, f"{end.node_id} is to end while it serves")
+
+    def _check_taken(self, node_id: str) -> None:
+        """Nobody that is about to go is given a place."""
+        cluster = self.world.controller.cluster if self.world else None
+        node = cluster._state.nodes.get(node_id) if cluster is not None else None
+        if node is not None and node.deadline_s is not None:  # it may have been let go since
+            self.fail(18, f"{node_id} is given a place, and is about to go")
+
+    def _check_wanted(self) -> None:
+        """No spare is launched but for one that was lost, given up or taken, and the first."""
+        kinds = Counter(kind for _, kind, _ in self.events)
+        reasons = ("node_lost", "interruption_noticed", "load_failed", "stage_taken", "plan_ready")
+        if kinds["spare_wanted"] > sum(kinds[kind] for kind in reasons):
+            self.fail(16, f"{kinds['spare_wanted']} spares were launched for less")
 
     # Formations
 
@@ -146,7 +210,7 @@ class ClusterOracle(Watch):
     def _check_views(self, cluster: Cluster) -> None:
         """What a next plan is asked with is what there is."""
         staying = {node.node_id for node in cluster.staying()}
-        seated = {stage.node_id for pipeline in cluster.running() for stage in pipeline.stages}
+        seated = {stage.node_id for _, pipeline in cluster.running() for stage in pipeline.stages}
         if not cluster.busy and not cluster.lacks() and not seated <= staying:
             self.fail(15, f"{seated - staying} serve and do not stay")
         if not cluster.guests() <= staying - seated:
@@ -160,6 +224,22 @@ class ClusterOracle(Watch):
         launches = sum(bool(p) for _, kind, p in self.events if kind == "node_launched")
         if launches > reasons + self.vacancies:
             self.fail(16, f"{launches} launches for {reasons} + {self.vacancies}")
+
+    def has_spares(self) -> bool:
+        """As many as are wanted are there, and hold a stage of the plan."""
+        controller = self.world.controller if self.world else None
+        if controller is None or not controller.alive:
+            return False
+        state, settings = controller.cluster._state, controller.cluster.settings
+        stages = {seat.stage for pipeline in state.wanted() for seat in pipeline.seats}
+        kept = [state.nodes[spare.node_id] for spare in controller.cluster.spares()]
+        return len(kept) == settings.spares and all(node.held in stages for node in kept)
+
+    def check_spares(self) -> None:
+        """Faults have ceased for long enough."""
+        if self.serves() and not self.has_spares():
+            cluster = self.world.controller.cluster if self.world else None
+            self.fail(18, f"{cluster and cluster.spares()} are no warm spares")
 
     def serves(self) -> bool:
         """There is a plan, and every pipeline of it serves."""

@@ -1,4 +1,4 @@
-"""Invariants of a generation: 1 to 11 of the list in oracles.py."""
+"""Invariants of a generation: 1 to 11, and 19, of the list in oracles.py."""
 
 from __future__ import annotations
 
@@ -155,6 +155,7 @@ class GenerationOracle(Watch):
         """The ledger answered a checkpoint."""
         if outcome.reply.refusal is not None:
             return
+        self._check_model(ledger, checkpoint)
         known, ended = before
         name, epoch = checkpoint.generation_id, checkpoint.epoch
         if ended:
@@ -173,13 +174,19 @@ class GenerationOracle(Watch):
                     sampled = self._samples.get((name, epoch, span.choice, position))
                     if sampled != token:
                         self.fail(4, f"{name}: {token} was never sampled in epoch {epoch}")
-        again = ledger.checkpoint(checkpoint, "", self._now_s)
+        again = ledger.checkpoint(checkpoint, None, self._now_s)
         if again.records or again.reply.lengths != outcome.reply.lengths:
             self.fail(7, f"{name}: a doubled checkpoint changes the journal")
 
     def asked(self, question: ResumeQuestion) -> None:
         """A reader asks for an epoch."""
         self.questions += 1
+
+    def _check_model(self, ledger: Ledger, checkpoint: Checkpoint) -> None:
+        runs_at = self.world.controller.cluster.runs_at(checkpoint.formation_id)
+        model = ledger.model_of(checkpoint.generation_id)
+        if runs_at is not None and runs_at.model != model:
+            self.fail(19, f"{checkpoint.generation_id} runs at {runs_at.pipeline_id}")
 
     def granted(self, ledger: Ledger, question: ResumeQuestion, outcome: Outcome[Grant]) -> None:
         """The ledger answered a Resume."""
@@ -198,6 +205,8 @@ class GenerationOracle(Watch):
                     self.fail(3, f"{name}: the base leaves out what was acknowledged or presented")
         if grant.head is None:
             return
+        if grant.head.model != record.request.model:
+            self.fail(19, f"{name} is granted to a head of {grant.head.model.model_id}")
         again = ledger.resume(
             question,
             self.world.controller.cluster.heads(self._now_s) if self.world else (),

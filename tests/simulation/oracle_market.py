@@ -1,4 +1,4 @@
-"""Invariants of plans that change and of what is bought for them: 17 to 24 of the list in
+"""Invariants of plans that change and of what is bought for them: 22 to 29 of the list in
 oracles.py."""
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from math import inf
 from oracle_cluster import ClusterOracle
 
 from services.controller.core.cluster.actions import LogEvent
+from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.market import (
     LaunchFailed,
     Market,
@@ -73,9 +74,9 @@ class MarketOracle(ClusterOracle):
         self.note("orders", node_id, offer.offer_id)
         self._ordered[node_id] = offer.offer_id
         if self._now_s < self._refused_until_s.get(offer.offer_id, 0.0) - SLACK:
-            self.fail(18, f"{offer.offer_id} said no and is asked again")
+            self.fail(23, f"{offer.offer_id} said no and is asked again")
         if market.running(offer.offer_id) > offer.count:
-            self.fail(18, f"{offer.offer_id} has {offer.count}, all taken")
+            self.fail(23, f"{offer.offer_id} has {offer.count}, all taken")
         self._within_budget(market, f"with {node_id}")
 
     def _within_budget(self, market: Market, when: str) -> None:
@@ -90,7 +91,7 @@ class MarketOracle(ClusterOracle):
             if node is not None and node.stays and offer is not None:
                 cost += offer.price_per_hour or 0.0
         if cost > budget + SLACK:
-            self.fail(17, f"{cost:.2f} $/h {when}, of {budget:.2f}")
+            self.fail(22, f"{cost:.2f} $/h {when}, of {budget:.2f}")
 
     @property
     def _budget(self) -> float:
@@ -109,21 +110,21 @@ class MarketOracle(ClusterOracle):
         self.note("asks", question.number, question.improve)
         for one in question.candidates:
             if self._now_s < self._refused_until_s.get(one.offer.offer_id, 0.0) - SLACK:
-                self.fail(18, f"{one.offer.offer_id} said no and is named again")
+                self.fail(23, f"{one.offer.offer_id} said no and is named again")
         cool_s = self.world.settings.replanning.cool_down_s if self.world is not None else 0.0
         if question.improve and self._now_s < self._changed_s + cool_s - SLACK:
-            self.fail(22, f"asked to improve {self._now_s - self._changed_s:.2f} s behind a change")
+            self.fail(27, f"asked to improve {self._now_s - self._changed_s:.2f} s behind a change")
 
     def answers(self, question: Replanning, answer: NextPlan) -> None:
         """It answers."""
         if answer.plan is None:
             return
         if answer.plan.number <= self._last_number:
-            self.fail(24, f"plan {answer.plan.number} is taken up behind {self._last_number}")
+            self.fail(29, f"plan {answer.plan.number} is taken up behind {self._last_number}")
         self.chosen.append(self._now_s)
         self._changed_s = self._now_s
         if not all(answer.reasons):
-            self.fail(20, f"plan {answer.plan.number} does not say why")
+            self.fail(25, f"plan {answer.plan.number} does not say why")
         prices = {
             one.offer.offer_id: one.offer.price_per_hour or 0.0 for one in question.candidates
         }
@@ -136,7 +137,7 @@ class MarketOracle(ClusterOracle):
             for stage in answer.plan.stages()
         )
         if self._budget and cost > self._budget + SLACK:
-            self.fail(17, f"plan {answer.plan.number} costs {cost:.2f} $/h, of {self._budget:.2f}")
+            self.fail(22, f"plan {answer.plan.number} costs {cost:.2f} $/h, of {self._budget:.2f}")
 
     def adopts(self, plan: Plan) -> dict[str, str]:
         """A plan is about to be adopted; what serves, formations by pipeline."""
@@ -173,23 +174,23 @@ class MarketOracle(ClusterOracle):
             pipeline = state.pipelines.get(pipeline_id)
             formation = pipeline.formation if pipeline is not None else None
             if pipeline is None or formation is None or formation.formation_id != formation_id:
-                self.fail(19, f"{pipeline_id} serves no more since another plan came")
+                self.fail(24, f"{pipeline_id} serves no more since another plan came")
             elif pipeline.retiring and pipeline_id in self._common:
-                self.fail(21, f"{pipeline_id} is in both plans and goes")
+                self.fail(26, f"{pipeline_id} is in both plans and goes")
 
     def check_numbers(self) -> None:
         """At any time: the newest plan counts, and none before it comes back."""
         state = self._state
         number = state.plan.number if state is not None and state.plan is not None else 0
         if number and number < self._last_number:
-            self.fail(24, f"plan {number} behind plan {self._last_number}")
+            self.fail(29, f"plan {number} behind plan {self._last_number}")
         self._last_number = max(number, self._last_number)
 
     # What serves meanwhile
 
-    def cluster_event(self, event: LogEvent) -> None:
+    def cluster_event(self, cluster: Cluster, event: LogEvent) -> None:
         """Of the event log."""
-        super().cluster_event(event)
+        super().cluster_event(cluster, event)
         state = self._state
         if event.kind == "handover_started" and state is not None:
             drained = state.pipelines.get(event.pipeline_id)
@@ -207,12 +208,12 @@ class MarketOracle(ClusterOracle):
             return
         others = [p for p in state.pipelines.values() if p is not drained]
         if sum(p.drains and p.retiring for p in others):
-            self.fail(19, f"{drained.pipeline_id} goes while another one does")
+            self.fail(24, f"{drained.pipeline_id} goes while another one does")
         if any(p.is_ready and not p.stalled for p in others):
             return
         for other in state.wanted():
             if self._can_come(state, other) and nodes.isdisjoint(s.node_id for s in other.seats):
-                self.fail(19, f"{drained.pipeline_id} goes, the last, before {other.pipeline_id}")
+                self.fail(24, f"{drained.pipeline_id} goes, the last, before {other.pipeline_id}")
 
     def _can_come(self, state: State, pipeline: Pipeline) -> bool:
         """Nothing is known that keeps it from serving."""
@@ -258,14 +259,14 @@ class MarketOracle(ClusterOracle):
         """Nothing runs but what the plan has a place for, the books are true, the budget holds, and
         the plan stands."""
         if idle := self._idle():
-            self.fail(23, f"{idle} run on, and no plan has a place for them")
+            self.fail(28, f"{idle} run on, and no plan has a place for them")
         if wrong := self._wrong_books():
-            self.fail(23, f"the books say {wrong}")
+            self.fail(28, f"the books say {wrong}")
         if self.world is not None:
             self._within_budget(self.world.controller.dealer.market, "at rest")
         changes = [at_s for at_s in self.chosen if at_s > calm_s]
         if len(changes) > CHANGES_AT_REST:
-            self.fail(22, f"{len(changes)} plans though nothing happens any more")
+            self.fail(27, f"{len(changes)} plans though nothing happens any more")
 
 
 def _place(first_layer: int, node_id: str) -> tuple[int, str]:

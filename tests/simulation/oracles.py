@@ -6,7 +6,8 @@ head; 3 the journal grows by append, epochs rise, a base has all that was acknow
 4 nothing counts behind an end, from an old epoch or another formation; 5 every request ends, in one
 way; 6 usage and finish are the same at every router; 7 a message twice does what one does; 8 at
 rest nothing is left over; 9 moves are no more than faults and planned moves; 10 a planned move
-samples nothing again; 11 nothing that is read waits behind what is not.
+samples nothing again; 11 nothing that is read waits behind what is not; 19 it is at heads of its
+own model alone.
 
 Of every core: 12 it raises what is no domain error for nobody.
 
@@ -14,16 +15,18 @@ Of the cluster (oracle_cluster.py): 13 no node is told to join a formation befor
 one it was told to leave; 14 a node is in one formation at most, and a formation covers every layer
 once; 15 once faults have ceased, what runs becomes what the plan says, within CARRIED_OUT_S; 16 a
 launch has a reason of its own: a node that was lost, noticed or given up, or a seat that a plan
-left open, one launch each; 25 a plan changes what it was said to change.
+left open, one launch each; 17 a plan changes what it was said to change; 18 spares are there,
+loaded, when faults have ceased, and who is about to go is given no place; 20 what serves gives way
+to the plan when what follows it can begin; 21 no node is ended while it serves.
 
-Of the market and the plans that follow it (oracle_market.py): 17 no plan costs more than the
-budget, and no order takes what the plan has above it; 18 no offer that said no is asked again, or
-named to placement, before its time, as far as the present controller has heard; 19 what serves goes
+Of the market and the plans that follow it (oracle_market.py): 22 no plan costs more than the
+budget, and no order takes what the plan has above it; 23 no offer that said no is asked again, or
+named to placement, before its time, as far as the present controller has heard; 24 what serves goes
 by the plan, one formation at a time, and the last only where whatever may come needs its nodes;
-20 a plan that is chosen says why; 21 a pipeline that two plans have in common goes on untouched;
-22 nothing is improved within the cool-down, and when nothing happens any more at most
-CHANGES_AT_REST plans are chosen; 23 at rest nothing runs that the plan has no place for, and the
-controller's books agree with the provider's; 24 no plan comes back behind a newer one.
+25 a plan that is chosen says why; 26 a pipeline that two plans have in common goes on untouched;
+27 nothing is improved within the cool-down, and when nothing happens any more at most
+CHANGES_AT_REST plans are chosen; 28 at rest nothing runs that the plan has no place for, and the
+controller's books agree with the provider's; 29 no plan comes back behind a newer one.
 """
 
 from __future__ import annotations

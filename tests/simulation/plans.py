@@ -15,7 +15,7 @@ from services.controller.core.cluster.plan import (
     PlannedStage,
 )
 from services.controller.core.cluster.why import Alternative, Why
-from simulator.environment.settings import MODEL, SHAPE
+from simulator.environment.settings import SHAPE
 from simulator.processes.stages import LAYER_COUNT
 from simulator.world import World
 
@@ -74,4 +74,12 @@ class Plans:
                 for i, name in enumerate(taken)
             )
             pipelines.append(PlannedPipeline(f"pipeline-{len(pipelines) + 1}", stages, 50.0))
-        return Plan(number, (Deployment(MODEL, THROUGHPUT, tuple(pipelines)),), WHY)
+        goals = self.world.settings.goals.deployed
+        while len(pipelines) < len(goals):
+            stage = PlannedStage(LayerRange(0, LAYER_COUNT), 1, SHAPE)
+            pipelines.append(PlannedPipeline(f"pipeline-{len(pipelines) + 1}", (stage,), 50.0))
+        deployments = (
+            Deployment(goal.model, THROUGHPUT, tuple(pipelines[turn :: len(goals)]))
+            for turn, goal in enumerate(goals)
+        )
+        return Plan(number, tuple(deployments), WHY)

@@ -20,7 +20,7 @@ from watch import Violation
 
 from services.common.generation import GenerationRequest, Sampling
 from simulator.environment.network import Trouble
-from simulator.environment.settings import MODEL, SimulationSettings
+from simulator.environment.settings import BOTH, SimulationSettings
 from simulator.processes.client import Client
 from simulator.world import World
 
@@ -50,6 +50,10 @@ ENDLESS = 260
 KV_BLOCKS = (19, 19, 64)
 """The least holds one of the longest sequences, and few of them together."""
 END_S = 60.0
+SPARED = 0.25
+"""Share of the schedules whose mesh keeps a spare."""
+SPARED_S = 12.0
+"""It is there, and loaded, so long after the plan is carried out at the latest."""
 CARRIED_OUT_S = 21.0
 """A plan is carried out so long after the last fault, and nine seconds, at the latest."""
 
@@ -83,10 +87,22 @@ class Schedule:
             other_class=0.2 if random.random() < 0.05 else 0.0,
         )
         batches = replace(settings.scheduler, max_sequences=random.choice((1, 1, 2, 4)))
-        settings = replace(settings, scheduler=batches, kv_blocks=random.choice(KV_BLOCKS))
+        settings = replace(
+            settings,
+            scheduler=batches,
+            kv_blocks=random.choice(KV_BLOCKS),
+            room=Random(f"{seed} room").choice((1, 2)),
+        )
         if random.random() < 0.1:  # nobody launches nodes: they come by themselves
             cluster = replace(settings.cluster, expected_nodes=5)
             settings = replace(settings, cluster=cluster)
+        self._of_spares = Random(f"{seed} spares")
+        if self._of_spares.random() < SPARED:
+            cluster = replace(settings.cluster, spares=1)
+            settings = replace(settings, cluster=cluster)
+        self._models = Random(f"{seed} models")
+        if self._models.random() < 1 / 8:
+            settings = replace(settings, goals=BOTH)
         self.world = World(random, settings, self.oracle)
         self.oracle.world = self.world
         self._faults = Faults(self.world, random)
@@ -107,6 +123,8 @@ class Schedule:
         self.world.clock.after(1.0, self._watch)
         self._plans = Plans(self.world, Random(f"{seed} plans"), self.oracle)
         self._change_plans()
+        if settings.cluster.spares:
+            self.world.clock.after(1.5 + 3.0 * self._of_spares.random(), self._strike_spare)
         self._stranger = Stranger(self.world, random, self.oracle.fail)
         self.world.clock.after(0.2, self._strange)
 
@@ -127,6 +145,34 @@ class Schedule:
         if self.world.controller.alive:
             self.disruptions += 1
             self.world.crash_controller(0.2 + self._plans.random.random())
+
+    def _strike_spare(self) -> None:
+        """A spare is given notice or dies, and perhaps a node that serves dies just behind it."""
+        random, controller = self._of_spares, self.world.controller
+        if not controller.alive or controller.frozen:
+            return
+        for spare in controller.cluster.spares():
+            notice_s = random.choice((0.0, 1.5, 4.0))
+            self.oracle.note("fault", "spare", spare.node_id, notice_s)
+            if notice_s and self._lives(spare.node_id):
+                self.world.provider.notice(spare.node_id, notice_s, taken=random.random() < 0.6)
+            else:
+                self.world.provider.terminate(spare.node_id)
+            if random.random() < 0.6:
+                self.world.clock.after(0.3 * random.random(), self._kill_one)
+
+    def _kill_one(self) -> None:
+        controller = self.world.controller
+        running = controller.cluster.running() if controller.alive else ()
+        seated = [stage.node_id for _, pipeline in running for stage in pipeline.stages]
+        living = [node_id for node_id in seated if self._lives(node_id)]
+        if living:
+            self.disruptions += 1
+            self.world.provider.terminate(self._of_spares.choice(living))
+
+    def _lives(self, node_id: str) -> bool:
+        process = self.world.provider.nodes.get(node_id)
+        return process is not None and process.alive
 
     def _plan(self) -> list[Planned]:
         random = self.random
@@ -159,7 +205,7 @@ class Schedule:
         max_tokens = ENDLESS if number in self._endless else max_tokens
         request = GenerationRequest(
             f"g{number}",
-            MODEL,
+            self._models.choice(self.world.settings.goals.deployed).model,
             tuple(random.randrange(1000) for _ in range(random.choice(PROMPTS))),
             Sampling(
                 max_tokens=max_tokens,
@@ -254,6 +300,9 @@ class Schedule:
             oracle.check_cluster()
             if not world.settings.other_class:
                 oracle.check_plan()
+        if world.settings.cluster.spares and not world.settings.other_class:
+            world.clock.run(world.clock.now_s + SPARED_S, oracle.has_spares)
+            oracle.check_spares()
         oracle.check_launches()
         oracle.check_one_sequence()
         oracle.check_moves(self.disruptions)

@@ -110,7 +110,7 @@ class Stranger:
             ]
             before = entry.lengths, entry.epoch, entry.sealed
             for checkpoint in bad:
-                outcome = ledger.checkpoint(checkpoint, "", now_s)
+                outcome = ledger.checkpoint(checkpoint, None, now_s)
                 if outcome.records:
                     self.fail(4, f"{checkpoint} was taken")
             self._refused(ledger.resume, self._question(name, other), (), now_s)
@@ -122,7 +122,7 @@ class Stranger:
                 self.fail(4, f"a stranger changed {name}")
         self._hear_nothing()
         unknown = Checkpoint("nobody", 1, "somebody", "elsewhere", None, ())
-        if ledger.checkpoint(unknown, "", now_s).reply.refusal is None:
+        if ledger.checkpoint(unknown, None, now_s).reply.refusal is None:
             self.fail(4, "a generation without a request was bound")
         self._refused(ledger.resume, self._question("nobody", None), (), now_s)
         self._refused(ledger.view, "nobody", (), now_s)
@@ -158,7 +158,8 @@ class Stranger:
         cluster.node_gone("node-1", "somebody", "rumour", now_s)
         cluster.load_done("nobody", "", layers, loaded, now_s)
         cluster.load_done("node-1", "somebody", layers, loaded, now_s)
-        cluster.load_failed("nobody", "", "rumour", False, now_s)
+        cluster.load_failed("nobody", "", layers, "rumour", False, now_s)
+        cluster.load_failed("node-1", "somebody", layers, "rumour", False, now_s)
         cluster.formed("elsewhere", now_s)
         cluster.form_failed("elsewhere", "rumour", now_s)
         cluster.drained("elsewhere", 1, now_s)
@@ -167,7 +168,7 @@ class Stranger:
             self.fail(4, f"a stranger moved the cluster: {actions}")
         self._refused(cluster.interrupt, "nobody", 1.0, False, now_s)
         for text in SLIPS:
-            self._refused(operators_plan, text, cluster.next_plan_number, cluster.settings)
+            self._refused(operators_plan, text, cluster.next_plan_number, cluster.goals)
         try:
             cluster.heartbeat(Beat("nobody", "somebody", ""), now_s)
         except NotFound:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from services.common.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
 from services.placement.estimate.cluster import CandidateNode, PlacedPipeline
-from services.placement.replan.next_plan import Change, NextPlan, replan
+from services.placement.replan.change import Change
+from services.placement.replan.next_plan import NextPlan, replan
 from services.placement.search.budget import Part, SearchBudget, check_time
 from services.placement.search.problem import ObjectiveKind, Planner, Problem
 from services.placement.search.telling import figures, shape

@@ -100,10 +100,9 @@ def nothing_found(problem: Problem, budget: SearchBudget) -> ShuntError:
 def nothing_fits(problem: Problem) -> FailedPrecondition:
     """Says how much memory is missing for one pipeline of all the nodes."""
     costs, nodes = problem.costs, problem.nodes
-    have = sum(_most_usable(costs, node) for node in nodes)
-    model = costs.model
-    sequence = model.layers * model.kv_bytes_per_token_layer * costs.workload.total_tokens
-    need = model.total_bytes + sequence
+    have = sum(memory_usable(costs, node) for node in nodes)
+    model, need = costs.model, memory_needed(costs)
+    sequence = need - model.total_bytes
     kinds = sorted({node.kind.type_name for node in nodes})
     short = (
         f"{(need - have) / GIB:.1f} GiB short"
@@ -118,6 +117,14 @@ def nothing_fits(problem: Problem) -> FailedPrecondition:
     )
 
 
-def _most_usable(costs: Costs, node: CandidateNode) -> float:
+def memory_needed(costs: Costs) -> float:
+    """Bytes of one pipeline's weights, and of the KV cache of one sequence."""
+    model = costs.model
+    sequence = model.layers * model.kv_bytes_per_token_layer * costs.workload.total_tokens
+    return model.total_bytes + sequence
+
+
+def memory_usable(costs: Costs, node: CandidateNode) -> float:
+    """Bytes of a node that can hold these, at its best TP degree."""
     degrees = costs.degrees(node.kind)
     return max((max(0.0, costs.of(node.kind, n).budget_bytes) * n for n in degrees), default=0.0)

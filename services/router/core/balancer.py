@@ -66,6 +66,10 @@ class Balancer:
         else:
             self._running.pop(formation_id, None)
 
+    def has(self, model_id: str) -> bool:
+        """Some pipeline serves the model."""
+        return any(route.model.model_id == model_id for route in self._routes)
+
     def models(self) -> list[Route]:
         """One route for each model that is served."""
         return list({r.model.model_id: r for r in self._routes}.values())

@@ -180,7 +180,7 @@ class Gateway:
             await exchange.answer(200, whole)
 
     async def _models(self, exchange: Exchange) -> None:
-        models = [self._described(model.model_id) for model in self._router.served()]
+        models = [self._described(name) for name in self._router.catalogue.names()]
         await exchange.answer(200, json.dumps({"object": "list", "data": models}).encode())
 
     async def _model(self, exchange: Exchange) -> None:

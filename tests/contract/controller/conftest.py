@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import itertools
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -183,6 +184,12 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         return engine_pb2.CancelResponse()
 
 
+def layers_of(model: placement_pb2.ModelSpec) -> int:
+    """As its config says."""
+    found: int = json.loads(model.config_json).get("layers", LAYERS)
+    return found
+
+
 class FakePlacement(placement_pb2_grpc.PlacementServiceServicer):
     """Splits the layers of each pair of nodes in proportion to speed."""
 
@@ -190,6 +197,8 @@ class FakePlacement(placement_pb2_grpc.PlacementServiceServicer):
         self.fails = 0
         self.bad = False
         self.lacks_estimate = False
+        self.full = ""
+        """Why no more models fit."""
         self.requests: list[Any] = []
         self.reasons: tuple[str, ...] = ()
         self.runners_up: tuple[tuple[str, str], ...] = ()
@@ -204,6 +213,40 @@ class FakePlacement(placement_pb2_grpc.PlacementServiceServicer):
         answers = [placement_pb2.WhatIfAnswer(change=c, answer=a) for c, a in self.answers or ()]
         return placement_pb2.WhatIfResponse(answers=answers)
 
+    async def PlanDeployments(self, request: Any, context: Any) -> Any:
+        """As many nodes for each; of layers as many as its config says."""
+        self.requests.append(request)
+        if self.fails:
+            self.fails -= 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "busy")
+        if self.full:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, self.full)
+        nodes = sorted(request.nodes, key=lambda node: node.node_id)
+        size = len(nodes) // len(request.deployments)
+        plans = []
+        for index, deployment in enumerate(request.deployments):
+            members = nodes[index * size : (index + 1) * size]
+            layers, there = layers_of(deployment.model), {node.node_id for node in members}
+            kept = [p for p in deployment.running if {s.node_id for s in p.stages} == there]
+            ends = [layers * place // size for place in range(size + 1)]
+            stages = [
+                placement_pb2.Stage(
+                    node_id=node.node_id,
+                    layers=common_pb2.LayerRange(start=start, end=end),
+                    tp_degree=1,
+                )
+                for node, start, end in zip(members, ends, ends[1:], strict=False)
+            ]
+            plans.append(
+                placement_pb2.PlanResponse(
+                    pipelines=kept or [placement_pb2.Pipeline(stages=stages)],
+                    pipeline_estimates=[
+                        placement_pb2.PipelineEstimate(throughput_tokens_per_s=100.0)
+                    ],
+                )
+            )
+        return placement_pb2.PlanDeploymentsResponse(plans=plans)
+
     async def Plan(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
         if self.fails:
@@ -214,17 +257,17 @@ class FakePlacement(placement_pb2_grpc.PlacementServiceServicer):
             alternatives=[placement_pb2.RejectedPlan(plan=p, lacks=r) for p, r in self.runners_up],
         )
         nodes = sorted(request.nodes, key=lambda node: node.node_id)
-        size = len(nodes) // request.pipeline_count
+        size, layers = len(nodes) // request.pipeline_count, layers_of(request.model)
         for first in range(0, len(nodes), size):
             members = nodes[first : first + size]
             total = sum(node.relative_speed for node in members)
             ends = [0]
             for node in members:
-                share = round(LAYERS * node.relative_speed / total)
-                ends.append(LAYERS if node is members[-1] else ends[-1] + share)
+                share = round(layers * node.relative_speed / total)
+                ends.append(layers if node is members[-1] else ends[-1] + share)
             if self.bad:
                 self.bad = False
-                ends[-1] = LAYERS - 1
+                ends[-1] = layers - 1
             reply.pipelines.append(
                 placement_pb2.Pipeline(
                     stages=[

@@ -174,3 +174,35 @@ async def test_nodes_of_their_own_have_no_offer(world: World) -> None:
     assert (len(status.offers), status.HasField("cost_per_hour")) == (0, False)
     assert _offers(status) == {"": 4}
     assert not any(node.declared for node in status.nodes)
+
+
+async def test_the_status_tells_spares_what_they_hold_and_what_they_cost(
+    world: World, tmp_path: Path
+) -> None:
+    await _start(world, tmp_path, spares=1)
+    status = await _until(world, lambda s: any(one.HasField("layers") for one in s.spares))
+    (spare,) = status.spares
+    (node,) = [node for node in status.nodes if node.state == pb.NODE_STATE_SPARE]
+    assert (spare.node_id, node.offer_id, node.pipeline_id) == (node.node_id, "spot", "")
+    assert (status.cost_per_hour, status.spares_cost_per_hour) == (1.25, 0.25)
+    killed = next(
+        stage.node_id
+        for pipeline in status.pipelines
+        for stage in pipeline.stages
+        if stage.layers == spare.layers
+    )
+    await world.provider.kill(killed)
+    taken = await world.until_event("stage_taken")
+    assert taken.node_id == spare.node_id
+
+
+async def test_no_spare_is_launched_above_the_budget(world: World, tmp_path: Path) -> None:
+    await _start(world, tmp_path, spares=2, budget_per_hour=1.3, replan=False)
+    status = await _until(world, lambda s: any(one.HasField("layers") for one in s.spares))
+    (spare,) = status.spares
+    assert status.cost_per_hour == 1.25
+    world.provider.tell(
+        OffersChanged(tuple(replace(o, price_per_hour=0.3) for o in world.provider.stock))
+    )
+    status = await _until(world, lambda s: not s.spares)
+    assert (await world.until_event("node_released")).node_id == spare.node_id

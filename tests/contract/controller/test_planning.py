@@ -13,30 +13,41 @@ from services.common.generation import ModelRef
 from services.common.nodes import NodeFacts, NodeShape
 from services.controller.core.cluster.actions import AskPlan
 from services.controller.core.cluster.difference import StageToBe
+from services.controller.core.cluster.goals import Aim, Goal
 from services.controller.core.cluster.market import Offer
 from services.controller.core.cluster.node import HeldStage
 from services.controller.core.cluster.plan import Plan, PlannedPipeline
 from services.controller.core.cluster.question import NodeAsked, Replanning, Wishes
 from services.controller.core.cluster.replanning import Candidate
+from services.controller.core.cluster.workload import Workload
 from services.controller.core.model_facts import ModelFacts
 from services.controller.diffs import Estimating
 from services.controller.planning import Planning
 from services.controller.what_ifs import LikeNodes
+from services.placement.estimate.calibration import load_calibration
+from services.placement.estimate.catalogue import load_catalogue
+from services.placement.estimate.cluster import CandidateNode, described
+from services.placement.estimate.cluster import Workload as PlacedWorkload
+from services.placement.estimate.costs import Costs
+from services.placement.estimate.model import parse_config
+from services.placement.search.budget import Unlimited
+from services.placement.search.problem import Objective, ObjectiveKind, Problem
+from services.placement.search.registry import DEFAULT_PLANNER, planner
 from services.placement.settings import PlacementSettings
 from tests.configs import LLAMA
 from tests.contract.placement.conftest import serving
 
-MODEL = ModelRef("m", "d")
+LAYERS = LLAMA["num_hidden_layers"]
+HUGE = LLAMA | {"hidden_size": 6144, "intermediate_size": 28672, "num_hidden_layers": 80}
+GOAL = Goal(ModelFacts("m", "d", LAYERS, LLAMA["vocab_size"], 1024, json.dumps(LLAMA)))
 SLOW, FAST = NodeShape(2 << 30, 1.0), NodeShape(2 << 30, 8.0)
 OFFER = Offer("spot", "big", FAST, count=2, price_per_hour=0.6, pool="b", spot=True)
 
 
 @pytest.fixture
 async def planning() -> AsyncIterator[Planning]:
-    config = json.dumps(LLAMA)
-    facts = ModelFacts("m", "d", LLAMA["num_hidden_layers"], LLAMA["vocab_size"], 1024, config)
     async with serving(PlacementSettings(grpc_port=0, shutdown_grace_s=0)) as address:
-        found = Planning(address, facts, planner="proportional", timeout_s=10.0)
+        found = Planning(address, planner="proportional", timeout_s=10.0)
         yield found
         await found.close()
 
@@ -46,7 +57,7 @@ def node(name: str) -> NodeFacts:
 
 
 async def first(planning: Planning) -> Plan:
-    return await planning.plan(AskPlan(1, MODEL, (node("node-1"), node("node-2")), 2, "throughput"))
+    return await planning.plan(AskPlan(1, (GOAL,), (node("node-1"), node("node-2")), 2))
 
 
 def question(
@@ -54,7 +65,7 @@ def question(
 ) -> Replanning:
     nodes = (NodeAsked("node-1", SLOW), NodeAsked("node-2", SLOW))
     chosen = wishes or Wishes()
-    return Replanning(2, MODEL, nodes, candidates, running, True, chosen)
+    return Replanning(2, GOAL, nodes, candidates, running, len(running), True, chosen)
 
 
 async def test_a_faster_node_on_offer_becomes_a_stage_for_its_offer(planning: Planning) -> None:
@@ -78,6 +89,79 @@ async def test_where_nothing_is_better_the_plan_stays(planning: Planning) -> Non
     assert best.plan is not None
     stays = await planning.replan(question(best.plan.deployments[0].pipelines))
     assert stays.plan is None
+
+
+async def test_what_is_left_of_a_plan_is_the_plan_where_nothing_better_is_to_be_had(
+    planning: Planning,
+) -> None:
+    whole = await planning.replan(question(()))
+    assert whole.plan is not None
+    pipelines = whole.plan.deployments[0].pipelines
+    assert len(pipelines) == 2, "each node is one"
+    asked = question(pipelines)
+    gone = replace(asked, nodes=asked.nodes[:1], improve=False)
+    left = await planning.replan(gone)
+    assert left.plan is not None
+    assert [stage.node_id for stage in left.plan.stages()] == ["node-1"]
+    vacant = replace(gone, running=pipelines[:1])
+    assert (await planning.replan(vacant)).plan is not None, "one of two had a vacant seat"
+    assert (await planning.replan(replace(vacant, planned=1))).plan is None
+
+
+async def test_a_plan_of_live_offers_and_workload_is_the_one_that_plan_solve_finds(
+    planning: Planning,
+) -> None:
+    goal = replace(GOAL, aim=Aim("throughput-per-cost", ttft_target_s=60.0))
+    wishes = Wishes(budget_per_hour=9.0)
+    offers = (
+        Offer("a", "a", NodeShape(24 << 30, 1.0, "l4"), count=3, price_per_hour=0.8, pool="a"),
+        Offer("b", "b", NodeShape(48 << 30, 1.0, "l40s"), count=2, price_per_hour=1.9, pool="b"),
+    )
+    candidates = [
+        Candidate(f"{offer.offer_id}#{n + 1}", offer)
+        for offer in offers
+        for n in range(offer.count)
+    ]
+    asked = replace(
+        question((), *candidates, wishes=wishes),
+        goal=goal,
+        nodes=(),
+        workload=Workload(2.0, 300.4, 89.6),
+    )
+    found = await planning.replan(asked)
+    assert found.plan is not None
+
+    catalogue = load_catalogue()
+    nodes = tuple(
+        CandidateNode(
+            one.name,
+            described(
+                catalogue,
+                device_type=one.offer.shape.device_type,
+                memory_bytes=one.offer.shape.memory_bytes,
+                price_per_hour=one.offer.price_per_hour or 0.0,
+                pool=one.offer.pool,
+            ),
+        )
+        for one in candidates
+    )
+    costs = Costs(
+        parse_config(json.dumps(LLAMA), ""),
+        PlacedWorkload(300, 90, 2.0),
+        load_calibration("measured"),
+        catalogue,
+    )
+    objective = Objective(
+        ObjectiveKind.THROUGHPUT_PER_COST, budget_per_hour=9.0, ttft_target_s=60.0
+    )
+    solved = planner(DEFAULT_PLANNER)(Problem(costs, nodes, objective), Unlimited())
+    assert sorted(
+        [(stage.offer_id, stage.layers.start, stage.layers.end) for stage in pipeline.stages]
+        for pipeline in found.plan.deployments[0].pipelines
+    ) == sorted(
+        [(stage.node.node_id.split("#")[0], stage.start, stage.end) for stage in pipeline.stages]
+        for pipeline in solved.pipelines
+    )
 
 
 async def test_a_first_plan_says_what_else_there_was(planning: Planning) -> None:
@@ -123,12 +207,12 @@ async def test_what_pipelines_carry_and_what_their_nodes_load_is_estimated(
         for s in p.stages
     ]
     nodes = {stage.node_id: (stage.shape, None) for stage in stages}
-    there = {"node-1": HeldStage(MODEL, stages[0].layers, 1)}
-    found = await planning.estimate(Estimating(nodes, [[stage] for stage in stages], there))
+    there = {"node-1": HeldStage(GOAL.model, stages[0].layers, 1)}
+    found = await planning.estimate(Estimating(GOAL, nodes, [[stage] for stage in stages], there))
     assert found.throughput_tokens_per_s > 0
     assert found.load_bytes[stages[1].node_id] > found.load_bytes["node-1"] == 0
     other = {"node-1": HeldStage(ModelRef("other", "d"), stages[0].layers, 1)}
-    strange = await planning.estimate(Estimating(nodes, [[stage] for stage in stages], other))
+    strange = await planning.estimate(Estimating(GOAL, nodes, [[stage] for stage in stages], other))
     assert strange.load_bytes["node-1"] > 0
 
 
@@ -145,3 +229,22 @@ async def test_what_holds_no_pipeline_is_an_error(planning: Planning) -> None:
     asked = replace(question((), Candidate("spot#1", tiny)), nodes=())
     with pytest.raises(FailedPrecondition, match="does not fit"):
         await planning.replan(asked)
+
+
+async def test_several_models_divide_the_nodes(planning: Planning) -> None:
+    other = Goal(replace(GOAL.facts, model_id="other"), Aim("throughput-per-cost"))
+    nodes = tuple(node(f"node-{number}") for number in range(1, 5))
+    alone = await planning.plan(AskPlan(1, (GOAL,), nodes, 2))
+    running = tuple((GOAL.model, pipeline) for pipeline in alone.deployments[0].pipelines)
+    plan = await planning.plan(AskPlan(2, (GOAL, other), nodes, 2, running))
+    assert [(one.model, one.objective) for one in plan.deployments] == [
+        (GOAL.model, "throughput"),
+        (other.model, "throughput-per-cost"),
+    ]
+    assert len(plan.node_ids()) == len(list(plan.stages()))
+    kept = {tuple(s.node_id for s in p.stages) for p in plan.deployments[0].pipelines}
+    assert kept & {tuple(s.node_id for s in p.stages) for _, p in running}
+    assert plan.why.causes == ("deployments",)
+    huge = Goal(replace(GOAL.facts, model_id="huge", config_json=json.dumps(HUGE)))
+    with pytest.raises(FailedPrecondition, match=r"^huge: huge does not fit: [0-9.]+ GiB short"):
+        await planning.plan(AskPlan(3, (GOAL, huge), nodes, 2, running))

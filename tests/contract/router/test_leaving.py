@@ -51,9 +51,9 @@ async def test_nothing_begins_for_a_client_that_left_before_a_pipeline_came(
             mesh.change_routes()
             await until(lambda: not router.router.ready)
             task = asyncio.create_task(client.post("/v1/chat/completions", json=body))
-            await until(lambda: router.router._starting == 1)
+            await until(lambda: router.router._admission.total == 1)
             task.cancel()
-            await until(lambda: router.router._starting == 0)
+            await until(lambda: router.router._admission.total == 0)
     assert mesh.calls == []
 
 
@@ -171,10 +171,10 @@ async def test_a_prompt_in_the_making_counts_though_its_client_left(
             for _ in range(5):  # the router has heard of it long before these are answered
                 other = router_pb2.GenerateRequest(model="tiny", text="hi")
                 assert [event async for event in stub.Generate(other, timeout=20)]
-            assert router.router._starting == 1
+            assert router.router._admission.total == 1
         finally:
             go_on.set()
-        await until(lambda: router.router._starting == 0)
+        await until(lambda: router.router._admission.total == 0)
 
 
 async def test_a_stopping_router_sends_its_readers_elsewhere(
@@ -207,7 +207,7 @@ async def test_a_stopping_router_sends_who_waits_for_a_pipeline_elsewhere(mesh: 
         mesh.change_routes()
         await until(lambda: not router.router.ready)
         task = asyncio.create_task(client.post("/v1/chat/completions", json=body))
-        await until(lambda: router.router._starting == 1)
+        await until(lambda: router.router._admission.total == 1)
     answer = await task
     await client.aclose()
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
@@ -227,7 +227,7 @@ async def test_a_request_in_the_making_begins_nothing_at_a_router_that_stopped(
 
     monkeypatch.setattr(catalogue, "load", slow)
     task = asyncio.create_task(router.router.generate(ask))
-    await until(lambda: router.router._starting == 1)
+    await until(lambda: router.router._admission.total == 1)
     await router.router.close()
     go_on.set()
     with pytest.raises(errors.Unavailable):

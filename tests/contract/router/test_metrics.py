@@ -15,13 +15,15 @@ from services.common.errors import InvalidArgument
 from services.router.__main__ import RunningDoors
 from tests.fake_mesh import FakeMesh
 
+LABELS = {"model": "tiny"}
+
 
 def _first_tokens() -> float:
-    return REGISTRY.get_sample_value("shunt_router_first_token_seconds_count") or 0.0
+    return REGISTRY.get_sample_value("shunt_router_first_token_seconds_count", LABELS) or 0.0
 
 
 def _failed(kind: str) -> float:
-    return REGISTRY.get_sample_value("shunt_router_failed_total", {"kind": kind}) or 0.0
+    return REGISTRY.get_sample_value("shunt_router_failed_total", {"kind": kind, **LABELS}) or 0.0
 
 
 async def _events(router: RunningDoors, **more: Any) -> list[Any]:

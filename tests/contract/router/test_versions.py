@@ -56,7 +56,7 @@ async def test_a_request_that_waits_while_the_version_changes_is_made_for_the_ne
     _serve(mesh, MODEL, heads=False)
     await until(lambda: not router.router.served())
     waiting = asyncio.create_task(http.post("/v1/chat/completions", json=BODY))
-    await until(lambda: router.router._starting)
+    await until(lambda: router.router._admission.total)
     _serve(mesh, NEWER)
     answer = await waiting
     assert answer.status_code == 200, answer.text

@@ -38,19 +38,20 @@ def test_the_controller_is_told_what_plans_are_for_where_that_was_said(tmp_path:
     def told(options: MeshOptions) -> dict[str, str]:
         specs = local_mesh(MeshDirectory(tmp_path), options, "ab")
         environment = next(spec for spec in specs if spec.name == "controller").environment
-        names = ("OBJECTIVE", "BUDGET_PER_HOUR", "NODES_MIN", "NODES_MAX")
+        names = ("OBJECTIVE", "BUDGET_PER_HOUR", "NODES_MIN", "NODES_MAX", "SPARES")
         prefix = "SHUNT_CONTROLLER_"
         return {n: environment[prefix + n] for n in names if prefix + n in environment}
 
     assert told(MeshOptions()) == {}
     options = MeshOptions(
-        objective="goodput-per-cost", budget_per_hour=2.5, nodes_min=0, nodes_max=6
+        objective="goodput-per-cost", budget_per_hour=2.5, nodes_min=0, nodes_max=6, spares=1
     )
     assert told(options) == {
         "OBJECTIVE": "goodput-per-cost",
         "BUDGET_PER_HOUR": "2.5",
         "NODES_MIN": "0",
         "NODES_MAX": "6",
+        "SPARES": "1",
     }
 
 

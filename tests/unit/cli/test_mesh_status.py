@@ -77,6 +77,19 @@ STATUS = controller_pb2.GetStatusResponse(
     cancelled_generations=2,
     model=common_pb2.ModelRef(model_id="m", digest="ab"),
     newer_digest="cd",
+    deployments=[
+        controller_pb2.DeploymentView(
+            model=common_pb2.ModelRef(model_id="m", digest="ab"),
+            aim=controller_pb2.Aim(objective="throughput", tpot_target_s=0.5, weight=1.0),
+            ready_pipelines=1,
+            newer_digest="cd",
+        ),
+        controller_pb2.DeploymentView(
+            model=common_pb2.ModelRef(model_id="other", digest="ef"),
+            aim=controller_pb2.Aim(objective="goodput-per-cost", weight=2.0),
+            unusable="odd head_dim",
+        ),
+    ],
     plan=controller_pb2.PlanStatus(
         number=3,
         adopted_unix_s=1.5,
@@ -108,6 +121,11 @@ STATUS = controller_pb2.GetStatusResponse(
         controller_pb2.OfferStatus(offer_id="own", instance_type="own"),
     ],
     cost_per_hour=0.5,
+    spares=[
+        controller_pb2.SpareStatus(node_id="n1", layers=common_pb2.LayerRange(start=3, end=7)),
+        controller_pb2.SpareStatus(node_id="n9"),
+    ],
+    spares_cost_per_hour=0.25,
 )
 
 
@@ -166,6 +184,30 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
             }
         ],
         "model": {"id": "m", "digest": "ab", "newer_in_store": "cd"},
+        "deployments": [
+            {
+                "model": "m",
+                "digest": "ab",
+                "objective": "throughput",
+                "ttft_target_s": None,
+                "tpot_target_s": 0.5,
+                "weight": 1.0,
+                "ready_pipelines": 1,
+                "unusable": None,
+                "newer_in_store": "cd",
+            },
+            {
+                "model": "other",
+                "digest": "ef",
+                "objective": "goodput-per-cost",
+                "ttft_target_s": None,
+                "tpot_target_s": None,
+                "weight": 2.0,
+                "ready_pipelines": 0,
+                "unusable": "odd head_dim",
+                "newer_in_store": None,
+            },
+        ],
         "plan": {
             "number": 3,
             "deployments": [{"model": "m", "objective": "throughput", "pipelines": ["p0"]}],
@@ -274,6 +316,8 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
         ],
         "cost_per_hour": 0.5,
         "on_demand_cost_per_hour": None,
+        "spares": [{"node": "n1", "layers": [3, 7]}, {"node": "n9", "layers": None}],
+        "spares_cost_per_hour": 0.25,
         "workloads": [
             {
                 "model": "m",

@@ -163,6 +163,7 @@ def test_what_is_wrong_with_other_settings_is_not_the_market_s(
         ({"budget_per_hour": float("nan")}, "--budget-per-hour: "),
         ({"nodes_min": -1}, "--nodes-min: Input should be greater than or equal to 0"),
         ({"nodes_max": 20_000}, "--nodes-max: Input should be less than or equal to 10000"),
+        ({"spares": -1}, "--spares: Input should be greater than or equal to 0"),
         ({"nodes_min": 4, "nodes_max": 2}, "--nodes-max: less than nodes_min, which is 4"),
     ],
 )

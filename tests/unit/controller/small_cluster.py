@@ -19,6 +19,7 @@ from services.controller.core.cluster.actions import (
     RoutesChanged,
 )
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.goals import Goal
 from services.controller.core.cluster.plan import (
     THROUGHPUT,
     Deployment,
@@ -27,11 +28,11 @@ from services.controller.core.cluster.plan import (
     PlannedStage,
 )
 from services.controller.core.cluster.settings import ClusterSettings
+from services.controller.core.model_facts import ModelFacts
 
 SHAPE = NodeShape(1 << 30, 1.0)
-SETTINGS = ClusterSettings(
-    ModelRef("m", "d"), (SHAPE, SHAPE), expected_nodes=2, pipelines=1, node_lost_s=1.0
-)
+GOAL = Goal(ModelFacts("m", "d", 30, 1000, 8192, "{}"))
+SETTINGS = ClusterSettings(GOAL, (SHAPE, SHAPE), expected_nodes=2, pipelines=1, node_lost_s=1.0)
 PATIENT = replace(SETTINGS, node_lost_s=1e6, empty_node_lost_s=1e6)
 """Nobody needs to beat."""
 FRONT, BACK = LayerRange(0, 18), LayerRange(18, 30)
@@ -42,8 +43,8 @@ class Prompt:
     """A cluster that is asked behind each event what comes of it: events answer with actions, and
     `tick` is an advance without one."""
 
-    def __init__(self, settings: ClusterSettings, draw_id: Callable[[], str], *now_s: float):
-        self.core = Cluster(settings, draw_id, *now_s)
+    def __init__(self, settings: ClusterSettings, draw_id: Callable[[], str], *more: Any):
+        self.core = Cluster(settings, draw_id, *more)
         self.saved: dict[str, str] = {}
         """The notes that stand."""
 
@@ -53,11 +54,12 @@ class Prompt:
         settings: ClusterSettings,
         draw_id: Callable[[], str],
         saved: dict[str, str],
-        *now_s: float,
+        *more: Any,
     ) -> "Prompt":
-        prompt = cls(settings, draw_id, *now_s)
+        """`more`: the times, and what is deployed."""
+        prompt = cls(settings, draw_id, *more)
         prompt.saved = dict(saved)
-        prompt.core = Cluster.recover(settings, draw_id, saved, *now_s)
+        prompt.core = Cluster.recover(settings, draw_id, saved, *more)
         return prompt
 
     def tick(self, now_s: float) -> list[Action]:
@@ -85,6 +87,7 @@ EVENTS = (
     "heartbeat",
     "node_gone",
     "launch_failed",
+    "aim_at",
     "offers_changed",
     "plan_ready",
     "plan_failed",
@@ -134,7 +137,7 @@ PAIR: Stages = {"node-1": FRONT, "node-2": BACK}
 
 
 def planned(
-    *pipelines: Stages, number: int = 1, weight: float = 50.0, model: ModelRef = SETTINGS.model
+    *pipelines: Stages, number: int = 1, weight: float = 50.0, model: ModelRef = GOAL.model
 ) -> Plan:
     """Pipelines that are called pipeline-1, pipeline-2 and so on; stages of "?1" and "?2" are for
     any node."""
@@ -182,9 +185,22 @@ def loaded(
     *,
     kv_blocks: int = 64,
     numerics_class: str = "a",
+    held: bool = True,
 ) -> list[Action]:
-    found = Loaded(kv_blocks, numerics_class)
+    found = Loaded(kv_blocks, numerics_class, held)
     return cluster.load_done(node_id, f"i-{node_id}", layers, found, now_s)
+
+
+def load_failed(
+    cluster: Prompt,
+    node_id: str,
+    layers: LayerRange,
+    now_s: float,
+    reason: str = "no weights",
+    *,
+    permanent: bool = False,
+) -> list[Action]:
+    return cluster.load_failed(node_id, f"i-{node_id}", layers, reason, permanent, now_s)
 
 
 def ready(settings: ClusterSettings = SETTINGS) -> Prompt:

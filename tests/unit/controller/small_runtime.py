@@ -36,11 +36,10 @@ from services.controller.runtime import (
     RuntimeSettings,
 )
 from services.controller.signal import Signal
+from tests.unit.controller.small_cluster import GOAL
 
 SHAPE = NodeShape(1 << 30, 1.0)
-SETTINGS = ClusterSettings(
-    ModelRef("m", "d"), expected_nodes=2, pipelines=1, can_launch=False, retry_s=0.01
-)
+SETTINGS = ClusterSettings(GOAL, expected_nodes=2, pipelines=1, can_launch=False, retry_s=0.01)
 WAIT_S = 20.0
 
 
@@ -102,6 +101,8 @@ class Mesh:
         self.dissolved = asyncio.Event()
         self.dissolved.set()
         self.loads = 0
+        self.without_room = 0
+        """So many holds find no room, and leave their stages in the store."""
         self.loadable = asyncio.Event()
         self.loadable.set()
         self.probing = asyncio.Event()
@@ -156,7 +157,7 @@ class Mesh:
             PlannedStage(part, 1, SHAPE, name) for name, part in zip(names, layers, strict=True)
         )
         pipelines = (PlannedPipeline("pipeline-1", stages, 1.0),)
-        return Plan(question.number, (Deployment(question.model, THROUGHPUT, pipelines),))
+        return Plan(question.number, (Deployment(question.goals[0].model, THROUGHPUT, pipelines),))
 
     async def hold(
         self, address: str, model: ModelRef, stages: Sequence[StageSpec], progress: Any
@@ -164,6 +165,9 @@ class Mesh:
         self.loads += 1
         self.addresses.add(address)
         await self.loadable.wait()
+        if self.without_room:
+            self.without_room -= 1
+            return tuple(StageHolding(model, stage, cached=True) for stage in stages)
         return tuple(
             StageHolding(model, stage, held=True, kv_blocks=64, numerics_class="a")
             for stage in stages

@@ -2,22 +2,31 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 
 import pytest
 
 from services.common.errors import Unavailable
+from services.common.nodes import NodeShape
 from services.controller import fleet
+from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.liveness import Liveness
 from services.controller.core.cluster.market import (
     Capabilities,
     NodeGone,
     NodeNotice,
     NoticeKind,
+    Offer,
+    OffersChanged,
+    ProviderEvent,
 )
 from services.controller.core.cluster.node import Node
 from services.controller.core.cluster.notes import Notes
 from services.controller.core.cluster.state import State
 from services.controller.fleet import HANDLE_PREFIX
+from services.controller.journal.journal import LoggedEvent
+from services.controller.runtime import ClusterRuntime
+from tests.unit.controller.small_cluster import GOAL
 from tests.unit.controller.small_runtime import SETTINGS, SHAPE, Set, facts
 
 
@@ -88,7 +97,7 @@ async def test_a_notice_without_a_time_counts_for_nothing(deadline_s: float) -> 
 
 
 async def test_what_was_launched_before_is_found_before_it_is_asked_for_anything() -> None:
-    state, world = State(SETTINGS.basis, Liveness(SETTINGS, 0.0)), Set()
+    state, world = State(SETTINGS.basis, Goals.of(GOAL), Liveness(SETTINGS, 0.0)), Set()
     state.put(Node("a", SHAPE, 0.0, facts=facts("a"), leaving=True))
     notes = {key: note for key, note in Notes(0.0).changes(state).items() if note is not None}
     async with world.working({**notes, f"{HANDLE_PREFIX}a": "handle-a"}):
@@ -115,3 +124,72 @@ async def test_a_node_whose_handle_was_lost_is_of_its_offer_all_the_same() -> No
         world.mesh.told.put_nowait(NodeGone("a", "killed"))
         while runtime.market.running("spot-a"):
             await runtime.routes_changed.wait(0.01)
+
+
+BOUGHT = Offer("spot", "big", SHAPE, count=2, price_per_hour=1.0)
+
+
+def heard(world: Set, *kinds: str) -> list[LoggedEvent]:
+    events = [item for item in world.disk.taken if isinstance(item, LoggedEvent)]
+    return [event for event in events if event.kind in kinds]
+
+
+async def told(runtime: ClusterRuntime, world: Set, event: ProviderEvent) -> None:
+    world.mesh.told.put_nowait(event)
+    while not world.mesh.told.empty():
+        await runtime.changed.wait(0.01)
+    await runtime.settle()
+
+
+async def test_a_node_that_is_another_than_was_offered_is_told_and_its_offer_left_alone() -> None:
+    world = Set()
+    world.mesh.sold = "spot"
+    async with world.working() as runtime:
+        await told(runtime, world, OffersChanged((replace(BOUGHT, shape=NodeShape(1, 9.0)),)))
+        await runtime.register(facts("a"))
+        await runtime.settle()
+        assert list(runtime.market.shut()) == ["spot"]
+        assert runtime.market.running("spot") == 1, "it is paid for"
+    (event,) = heard(world, "node_differs")
+    assert event.node_id == "a"
+    assert event.attributes["offer"] == "spot"
+
+
+async def test_a_node_that_is_what_was_offered_is_no_news() -> None:
+    world = Set()
+    world.mesh.sold = "spot"
+    async with world.working() as runtime:
+        await told(runtime, world, OffersChanged((BOUGHT,)))
+        await runtime.register(facts("a"))
+        assert runtime.market.shut() == {}
+    assert heard(world, "node_differs") == []
+
+
+async def test_a_million_absurd_offers_are_looked_at_in_part_and_told_once() -> None:
+    world = Set()
+    absurd = tuple(
+        replace(BOUGHT, offer_id=f"o{index}", price_per_hour=price)
+        for index, price in enumerate((math.nan, -1.0, 0.0, math.inf))
+    )
+    async with world.working() as runtime:
+        for _ in range(3):
+            await told(runtime, world, OffersChanged((BOUGHT, *absurd, *(BOUGHT,) * 1_000_000)))
+        assert [offer.offer_id for offer in runtime.market.offers()] == ["spot"]
+        assert len(heard(world, "offers_dropped")) == 1
+        await told(runtime, world, OffersChanged(absurd))
+        assert runtime.market.offers() == ()
+    assert [event.attributes["field"] for event in heard(world, "offers_dropped")] == [
+        "price_per_hour"
+    ] * 2
+
+
+async def test_a_killed_node_is_paid_for_no_more_whatever_its_provider_says() -> None:
+    world = Set()
+    async with world.working() as runtime:
+        await told(runtime, world, OffersChanged((BOUGHT,)))
+        runtime.market.found("a", "spot")
+        await runtime.register(facts("a"))
+        await runtime.interrupt("a", 0.0, True)
+        while runtime.market.running("spot"):
+            await runtime.changed.wait(0.01)
+    assert "a" in world.mesh.ended

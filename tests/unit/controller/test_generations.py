@@ -13,7 +13,7 @@ from services.common.errors import Diverged, NotFound, ResourceExhausted
 from services.common.exchange import Checkpoint, CheckpointRefusal, ResumeQuestion
 from services.common.generation import GenerationRequest, ModelRef, Sampling, TokenSpan
 from services.controller.core.ledger.ledger import Ledger
-from services.controller.core.ledger.outcomes import LedgerSettings
+from services.controller.core.ledger.outcomes import LedgerSettings, RunsAt
 from services.controller.core.ledger.records import IdsAppended
 from services.controller.event_log import EventLog
 from services.controller.generations import LedgerRuntime
@@ -61,7 +61,8 @@ def make(store: Store) -> LedgerRuntime:
         journal,
         EventLog(journal, lambda: 0.0, 10),
         heads=lambda: (),
-        pipeline_of=lambda formation_id: "p",
+        runs_at=lambda formation_id: RunsAt("p", REQUEST.model),
+        deployed=lambda model: True,
         heads_changed=Signal(),
         clock=lambda: 0.0,
     )

@@ -19,7 +19,7 @@ from services.common.generation import (
     Sampling,
     TokenSpan,
 )
-from services.controller.core.ledger.outcomes import LedgerSettings, ServingHead
+from services.controller.core.ledger.outcomes import LedgerSettings, RunsAt, ServingHead
 from services.controller.core.ledger.records import Ended, Forgotten, Granted, IdsAppended
 from services.controller.event_log import EventLog
 from services.controller.generations import LedgerRuntime
@@ -77,7 +77,8 @@ def generations_over(journal: SqliteJournal) -> _Timed:
         journal,
         EventLog(journal, lambda: 0.0, 10),
         heads=lambda: (ServingHead(ROUTE, takes_new=True),),
-        pipeline_of=lambda formation_id: "p",
+        runs_at=lambda formation_id: RunsAt("p", REQUEST.model),
+        deployed=lambda model: True,
         heads_changed=Signal(),
         clock=lambda: made.now_s,
     )

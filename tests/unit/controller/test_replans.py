@@ -12,7 +12,8 @@ from services.common.demand import Demand
 from services.common.errors import FailedPrecondition, Unavailable
 from services.common.generation import LayerRange
 from services.controller.core.cluster.actions import Action, LogEvent
-from services.controller.core.cluster.market import NO_CAPACITY, OVER_BUDGET, Market, Offer
+from services.controller.core.cluster.goals import Aim
+from services.controller.core.cluster.market import OVER_BUDGET, Market, Offer
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.question import NextPlan, Replanning, Wishes
 from services.controller.core.cluster.replanning import Replanner, ReplanSettings
@@ -25,9 +26,9 @@ from services.controller.signal import Signal
 from tests.unit.controller.small_cluster import (
     BACK,
     FRONT,
+    GOAL,
     PAIR,
     PATIENT,
-    SETTINGS,
     SHAPE,
     Prompt,
     all_of,
@@ -233,23 +234,6 @@ async def test_a_seat_that_nothing_gives_money_for_has_a_plan_made_without_it(ri
     assert rig.placement.questions[0].running == ()
 
 
-async def test_pipelines_that_placement_would_do_without_are_not_waited_for() -> None:
-    rig = Rig(ready(PATIENT), Wishes(nodes_max=4))
-    rig.cluster.plan_ready(planned(PAIR, {"?1": WHOLE}, number=2), 100.0)
-    await rig.at(100.0)
-    rig.cluster.launch_failed("node-3", NO_CAPACITY, 101.0)
-    assert await rig.at(101.0) == 1
-    assert rig.told("plan_kept") is None
-    (left,) = rig.adopted
-    assert left.node_ids() == {"node-1", "node-2"}
-    told = rig.told("plan_chosen")
-    assert told is not None
-    assert told["reason"] == (
-        "nothing gains enough; 1 pipelines wait for nodes that are not to be had"
-    )
-    assert [route.pipeline_id for route in rig.cluster.routes()[1]] == ["pipeline-1"]
-
-
 async def test_an_answer_that_names_a_node_which_is_gone_is_asked_for_anew(rig: Rig) -> None:
     rig.placement.slow.clear()
     rig.market.update([FAST])
@@ -293,7 +277,8 @@ async def test_an_operator_may_ask_where_nobody_else_does() -> None:
 
 async def test_the_workload_that_routers_tell_is_asked_about() -> None:
     steady = replace(STEADY, measured_s=5.0)
-    rig = Rig(ready(PATIENT), Wishes("throughput-per-cost"), steady=steady)
+    cheap = replace(PATIENT, first=replace(GOAL, aim=Aim("throughput-per-cost")))
+    rig = Rig(ready(cheap), Wishes(), steady=steady)
     for second in range(0, 11, 2):
         rig.now_s = 100.0 + second
         rig.replans.reported("r", "a", float(second), {"m": Demand(second, second * 50)})
@@ -326,7 +311,7 @@ async def test_a_model_that_nobody_asks_for_sleeps_and_wakes_with_the_first_requ
     await rig.at(142.0)
     (asleep,) = rig.adopted
     assert asleep.deployments[0].pipelines == ()
-    assert rig.cluster.asleep() == (SETTINGS.model,)
+    assert rig.cluster.asleep() == (GOAL.model,)
     assert rig.told("fell_asleep") is not None
     assert await rig.at(1000.0) == 0
     rig.placement.answer = NextPlan(planned(PAIR, number=3), 1.0, ("all",))

@@ -29,7 +29,7 @@ class _Journal:
         request = GenerationRequest(name, ModelRef("m", "d"), (1,), Sampling(max_tokens=2))
         span = TokenSpan(0, 0, (5, 6)[:tokens])
         checkpoint = Checkpoint(name, 1, "i", "f", request, (span,), **more)
-        self.records += self.ledger.checkpoint(checkpoint, "p", now_s).records
+        self.records += self.ledger.checkpoint(checkpoint, None, now_s).records
 
     def tick(self, now_s: float) -> list[str]:
         records = self.ledger.tick(now_s).records

@@ -4,12 +4,14 @@ import asyncio
 from dataclasses import replace
 
 from services.controller.core.cluster.actions import Action
+from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.liveness import Liveness
 from services.controller.core.cluster.market import (
     NodeGone,
 )
 from services.controller.core.cluster.notes import Notes
 from services.controller.fleet import HANDLE_PREFIX
+from tests.unit.controller.small_cluster import GOAL
 from tests.unit.controller.small_runtime import SETTINGS, Set, facts, until_ready
 
 
@@ -30,7 +32,7 @@ async def test_an_older_note_never_follows_a_newer_one() -> None:
     for key in world.disk.keys - {f"{HANDLE_PREFIX}a", f"{HANDLE_PREFIX}b"}:
         notes = world.disk.saved(key)
         assert len(notes) == len(set(notes)), key
-    state = Notes(0.0).recover(world.disk.standing, Liveness(SETTINGS, 0.0), 0.0)
+    state = Notes(0.0).recover(world.disk.standing, Goals.of(GOAL), Liveness(SETTINGS, 0.0), 0.0)
     assert sorted(state.nodes) == ["a", "b"]
     assert state.pipelines["pipeline-1"].is_ready
 
@@ -170,3 +172,13 @@ async def test_no_connection_outlives_the_node_at_its_other_end() -> None:
         while len(world.mesh.formed) < 2:
             await runtime.routes_changed.wait(0.01)
         assert world.mesh.addresses == {"127.0.0.1:1", "127.0.0.1:3"}
+
+
+async def test_what_a_node_has_in_its_store_alone_is_asked_for_again() -> None:
+    world = Set()
+    world.mesh.without_room = 2
+    async with world.working() as runtime:
+        for node_id in ("a", "b"):
+            await runtime.register(facts(node_id))
+        await until_ready(runtime)
+    assert world.mesh.loads == 4

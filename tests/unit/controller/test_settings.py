@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from services.common.nodes import NodeShape
 from services.common.settings import read
+from services.controller.core.cluster.goals import Goal
 from services.controller.core.cluster.market import Market
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.model_facts import ModelFacts
@@ -19,7 +20,7 @@ def test_speeds_become_nodes() -> None:
     settings = ControllerSettings(node_speeds="3:2,1.5", node_memory_bytes=7)
     assert settings.initial_nodes == (NodeShape(7, 3.0), NodeShape(7, 2.0), NodeShape(7, 1.5))
     cluster = settings.cluster(FACTS)
-    assert (cluster.expected_nodes, cluster.max_positions) == (3, 512)
+    assert (cluster.expected_nodes, cluster.first.facts.context_length) == (3, 512)
     assert cluster.can_launch
 
 
@@ -37,7 +38,7 @@ def test_speeds_that_are_no_numbers_are_refused(speeds: str) -> None:
 @pytest.mark.parametrize("name", ["heartbeat_interval_s", "glance_s"])
 def test_a_beat_and_a_look_at_it_come_before_a_node_is_doubted(name: str) -> None:
     with pytest.raises(ValidationError, match=name):
-        ControllerSettings(**{name: ClusterSettings(FACTS.ref).doubt_s})
+        ControllerSettings(**{name: ClusterSettings(Goal(FACTS)).doubt_s})
 
 
 def test_a_group_of_commits_never_waits_longer_than_20_ms() -> None:

@@ -3,12 +3,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from services.common.generation import ModelRef
 from services.controller.core.cluster.market import Market, Offer
 from services.controller.core.cluster.question import NodeAsked, Replanning, Wishes
 from services.controller.core.cluster.replanning import Candidate
 from services.controller.what_ifs import Answers, LikeNodes, WhatIfs
-from tests.unit.controller.small_cluster import SHAPE
+from tests.unit.controller.small_cluster import GOAL, SHAPE
 
 FAST = Offer("fast", "fast", replace(SHAPE, relative_speed=9.0), count=3, price_per_hour=1.0)
 CLOSED = replace(FAST, offer_id="closed", count=0)
@@ -31,7 +30,7 @@ async def test_what_there_is_and_what_may_be_had_varies_by_offer() -> None:
     market.update([FAST, CLOSED])
     question = Replanning(
         2,
-        ModelRef("m", "d"),
+        GOAL,
         (
             NodeAsked("node-1", SHAPE),
             NodeAsked("node-2", FAST.shape, FAST),
@@ -39,10 +38,11 @@ async def test_what_there_is_and_what_may_be_had_varies_by_offer() -> None:
         ),
         (Candidate("fast#1", FAST),),
         (),
+        0,
         True,
         Wishes(),
     )
-    asking = WhatIfs(lambda: question, market=market, placement=placement)
+    asking = WhatIfs(lambda: (question,), market=market, placement=placement)
     assert (await asking.answers()).complete
     assert placement.asked == [
         (

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from services.common.errors import FailedPrecondition, NotFound
-from services.common.exchange import Route
+from services.common.exchange import DeployedModel, Route
 from services.common.generation import ModelRef
 from services.router.catalogue import MAX_MODELS, ModelCatalogue
 from services.router.model_files import ModelFiles
@@ -28,7 +28,7 @@ def _catalogue(fetched: list[ModelRef] | None = None, **settings: Any) -> ModelC
         return ModelFiles(ref, CONFIG, files)
 
     found = ModelCatalogue(fetch, lambda: 0.0)
-    found.update([ROUTE])
+    found.update([ROUTE], [DeployedModel(MODEL)])
     return found
 
 
@@ -67,31 +67,46 @@ def _route(name: str, digest: str = "ab" * 32) -> Route:
     return Route("p", "f", "i", "a", 1.0, ModelRef(name, digest), 64)
 
 
-def test_a_name_stands_for_the_version_that_is_served_last() -> None:
-    catalogue = _catalogue()
-    catalogue.update([_route("tiny", "cd" * 32)])
+def _update(catalogue: ModelCatalogue, *routes: Route) -> None:
+    """All of their models are deployed, and nothing else."""
+    catalogue.update(routes, [DeployedModel(route.model) for route in routes])
+
+
+def test_a_name_stands_for_the_version_that_is_deployed() -> None:
+    catalogue, newer = _catalogue(), _route("tiny", "cd" * 32)
+    _update(catalogue, newer)
     assert catalogue.current("tiny").digest == "cd" * 32
-    catalogue.update([])
+    catalogue.update([], [DeployedModel(newer.model)])
     assert catalogue.current("tiny").digest == "cd" * 32
 
 
-def test_names_that_are_served_no_more_make_room_the_oldest_first() -> None:
-    catalogue = _catalogue()
-    for number in range(3 * MAX_MODELS):
-        catalogue.update([_route("always"), _route(f"model-{number}")])
-        assert catalogue.current(f"model-{number}")
-        assert catalogue.current("always")
-    known = set(catalogue.first_seen)
-    assert len(known) == MAX_MODELS
-    assert "tiny" not in known
-    assert f"model-{2 * MAX_MODELS}" not in known
+def test_what_is_deployed_is_listed_from_its_first_pipeline_on() -> None:
+    catalogue, other = _catalogue(), _route("other")
+    both = [DeployedModel(MODEL), DeployedModel(other.model)]
+    catalogue.update([ROUTE], both)
+    assert (catalogue.names(), catalogue.current("other")) == (["tiny"], other.model)
+    catalogue.update([ROUTE, other], both)
+    catalogue.update([other], both)
+    assert catalogue.names() == ["tiny", "other"]
+    assert catalogue.route_positions("tiny") == ROUTE.max_positions
+    catalogue.update([other], both[1:])
+    assert catalogue.names() == ["other"]
     with pytest.raises(NotFound):
-        catalogue.current("model-0")
+        catalogue.current("tiny")
 
 
-def test_more_names_than_there_are_places_leave_those_that_were_first() -> None:
+def test_why_a_model_cannot_be_served_is_of_that_model_alone() -> None:
+    catalogue, other = _catalogue(), _route("other")
+    catalogue.update([ROUTE], [DeployedModel(MODEL), DeployedModel(other.model, "too large")])
+    assert catalogue.unusable("tiny") is None
+    reason = catalogue.unusable("other")
+    assert reason is not None
+    assert (reason.permanent, "too large" in reason.message) == (True, True)
+
+
+def test_more_models_than_there_are_places_leave_those_that_were_first() -> None:
     catalogue = _catalogue()
     served = [_route(f"model-{number:03}") for number in range(MAX_MODELS + 9)]
     for _ in range(3):
-        catalogue.update(served)
+        _update(catalogue, *served)
     assert set(catalogue.first_seen) == {r.model.model_id for r in served[:MAX_MODELS]}

@@ -8,6 +8,8 @@ from enum import StrEnum
 
 from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import Member, NodeFacts, NodeShape
+from services.controller.core.cluster.goals import Goal
+from services.controller.core.cluster.plan import PlannedPipeline
 
 
 class NodeState(StrEnum):
@@ -19,6 +21,8 @@ class NodeState(StrEnum):
     READY = "ready"
     DRAINING = "draining"
     LOST = "lost"
+    SPARE = "spare"
+    """It has no place, and is kept for one."""
 
 
 class PipelineState(StrEnum):
@@ -82,15 +86,19 @@ class AskPlan:
 
     number: int
     """Of the plan that is asked for."""
-    model: ModelRef
+    goals: tuple[Goal, ...]
+    """What it is to serve, all of it."""
     nodes: tuple[NodeFacts, ...]
     pipelines: int
-    objective: str
+    """Of all nodes together."""
+    running: tuple[tuple[ModelRef, PlannedPipeline], ...] = ()
+    """What serves now, on the nodes that it is on."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadStage:
-    """Engine: Load. Answer with load_done or load_failed."""
+    """Engine: Hold, of this stage alone, in place of what it was asked for before: the one it
+    serves with stays by itself until its formation ends. Answer with load_done or load_failed."""
 
     node_id: str
     incarnation: str
@@ -105,9 +113,12 @@ class Loaded:
     """What came of LoadStage."""
 
     kv_blocks: int
-    """KV cache blocks there is room for."""
+    """KV cache blocks there is room for once it alone is held."""
     numerics_class: str
     """Class of the stage's arithmetic."""
+    held: bool = True
+    """In memory; else in the store of its node, for it has no room beside what the node serves
+    with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +204,15 @@ class NodeView:
 
 
 @dataclass(frozen=True, slots=True)
+class SpareView:
+    """A spare as the status shows it."""
+
+    node_id: str
+    layers: LayerRange | None
+    """What it holds; None while that is nothing."""
+
+
+@dataclass(frozen=True, slots=True)
 class StageView:
     """A stage as the status shows it; no node while none is found."""
 
@@ -212,6 +232,8 @@ class FaultKind(StrEnum):
     """A pipeline's members do not come to stand."""
     PLAN = "plan"
     """Placement has no plan."""
+    SPARE = "spare"
+    """Spares are lost, or not to be had."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,34 +5,42 @@ from __future__ import annotations
 from dataclasses import replace
 
 from services.common.errors import InvalidArgument
+from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.plan import Deployment, Plan, WorkPhase
 from services.controller.core.cluster.plan_json import plan_from_json
 from services.controller.core.cluster.replanning import Cause
-from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.why import Why
 
 
-def operators_plan(text: str, number: int, settings: ClusterSettings, source: str = "") -> Plan:
-    """The plan of a JSON text from this file, with this number and cause whatever the text says. A
-    deployment without a digest is of the version that is served. Raises InvalidArgument, naming the
-    field."""
+def operators_plan(text: str, number: int, goals: Goals, source: str = "") -> Plan:
+    """The plan of a JSON text from this file, with this number and cause whatever the text says,
+    for every model that is deployed. A deployment without a digest is of the version that is
+    served. Raises InvalidArgument, naming the field."""
     plan = plan_from_json(text, number)
     deployments = enumerate(plan.deployments)
-    return replace(
+    plan = replace(
         plan,
-        deployments=tuple(_checked(one, settings, index) for index, one in deployments),
+        deployments=tuple(_checked(one, goals, index) for index, one in deployments),
         why=Why(
             reasons=(f"applied by an operator from {source or 'a text'}, nothing was compared",),
             causes=(Cause.OPERATOR.value,),
         ),
     )
+    lacking = goals.models - plan.models
+    if lacking:
+        names = ", ".join(sorted(model.model_id for model in lacking))
+        message = f"{names} is deployed and has no pipeline here; `shunt undeploy` ends it"
+        raise InvalidArgument(message, field="deployments")
+    return plan
 
 
-def _checked(deployment: Deployment, settings: ClusterSettings, index: int) -> Deployment:
-    where, served = f"deployments[{index}]", settings.model
-    model = deployment.model
-    if model.model_id != served.model_id:
-        raise InvalidArgument(f"{served.model_id} is what is served", field=f"{where}.model")
+def _checked(deployment: Deployment, goals: Goals, index: int) -> Deployment:
+    where = f"deployments[{index}]"
+    model, goal = deployment.model, goals.find(deployment.model.model_id)
+    if goal is None:
+        names = ", ".join(sorted(one.model_id for one in goals.models))
+        raise InvalidArgument(f"{names} is what is served", field=f"{where}.model")
+    served, layer_count = goal.model, goal.facts.layer_count
     if model.digest not in ("", served.digest):
         raise InvalidArgument(f"{served.digest} is what is served", field=f"{where}.digest")
     if not deployment.pipelines:
@@ -40,9 +48,9 @@ def _checked(deployment: Deployment, settings: ClusterSettings, index: int) -> D
     for number, pipeline in enumerate(deployment.pipelines):
         field = f"{where}.pipelines[{number}]"
         layers = pipeline.stages[-1].layers.end
-        if settings.layer_count and layers != settings.layer_count:
+        if layers != layer_count:
             raise InvalidArgument(
-                f"the model has {settings.layer_count} layers, not {layers}",
+                f"the model has {layer_count} layers, not {layers}",
                 field=f"{field}.stages",
             )
         if pipeline.phase is not WorkPhase.WHOLE:

@@ -1,8 +1,9 @@
 """From one plan to the next, while the mesh serves.
 
 Pipelines that are equal in both go on untouched. The others serve until what takes their place
-can begin: first everything is made that needs nobody's node, then one formation at a time gives its
-nodes to what follows it, while the others carry the load; what nothing follows goes last.
+can begin, and their nodes prepare for it meanwhile: first everything is made that needs nobody's
+node, then one formation at a time gives its nodes to what follows it, while the others carry the
+load; what nothing follows goes last.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def _retire(
     elif not pipeline.retiring:
         for seat in pipeline.seats:
             dismiss(state, seat)
-        pipeline.retire(state.sampled(formation))
+        pipeline.retire(state.sampled(formation), now_s)
     return actions
 
 
@@ -167,26 +168,52 @@ def take_turns(state: State, settings: ClusterSettings, now_s: float) -> list[Ac
         return []
     lacking = state.lacking()
     if all(pipeline.is_ready for pipeline in lacking):
-        return _next(state, retiring[0], now_s)
+        done = [one for one in retiring if _is_done(state, settings, one, now_s)]
+        return _next(state, done[0], now_s) if done else []
     if any(_goes_on(state, settings, pipeline) for pipeline in lacking):
         return []
     waiting = [(in_the_way(state, p), p) for p in lacking if p.formation is None]
-    for others, pipeline in sorted(waiting, key=lambda one: len(one[0])):
-        if not _is_prepared(state, pipeline):
-            continue
-        for other in others:
-            if _can_be_spared(state, settings, other):
+    next_to_go = [
+        other
+        for others, pipeline in sorted(waiting, key=lambda one: len(one[0]))
+        if _is_prepared(state, pipeline)
+        for other in others
+        if _is_done(state, settings, other, now_s)
+    ]
+    for last_resort in (False, True):
+        for other in next_to_go:
+            if _can_be_spared(state, settings, other, last_resort=last_resort):
                 return _next(state, other, now_s)
     return []
 
 
+def switches(state: State, settings: ClusterSettings, now_s: float) -> bool:
+    """A formation was drained for the plan's sake, and what follows it is about to serve."""
+    if now_s - state.switched_s >= settings.switch_s:
+        return False
+    return any(_is_about_to_serve(state, pipeline) for pipeline in state.lacking())
+
+
+def _is_about_to_serve(state: State, pipeline: Pipeline) -> bool:
+    """It forms, or does as soon as what is drained has ended; it has not failed to."""
+    if pipeline.formation is not None:
+        return pipeline.formation.forming
+    if pipeline.forms.failures or not _is_prepared(state, pipeline):
+        return False
+    if any(waits_for_money(seat) for seat in pipeline.seats):
+        return False
+    return all(other.drains for other in blockers(state, pipeline))
+
+
 def _next(state: State, pipeline: Pipeline, now_s: float) -> list[Action]:
+    state.switched_s = now_s
     pipeline.be_ready_to_hand_over()
     return hand_over(state, pipeline, now_s)
 
 
 def _goes_on(state: State, settings: ClusterSettings, pipeline: Pipeline) -> bool:
-    """It does not serve and will, and needs nothing that another one has."""
+    """It does not serve and will, or is getting nearer to it: its nodes load, and need nothing for
+    that which another one has."""
     if pipeline.is_ready or pipeline.drains:
         return False
     if pipeline.formation is not None:
@@ -195,37 +222,53 @@ def _goes_on(state: State, settings: ClusterSettings, pipeline: Pipeline) -> boo
         return False
     for seat in pipeline.seats:
         node = state.nodes.get(seat.node_id)
-        if node is None or not node.present or _blocked_by(state, pipeline, seat) is not None:
+        if node is None or not node.present:
             return False
         if node.cannot_load(seat.stage, settings.load_attempts):
             return False
-    return True
+    return not _is_prepared(state, pipeline) or not blockers(state, pipeline)
 
 
 def _is_prepared(state: State, pipeline: Pipeline) -> bool:
-    """Every node of it that is free, and paid for, holds its stage."""
+    """Every node of it that is paid for holds its stage, or has fetched it and serves."""
     for seat in pipeline.seats:
         node = state.nodes.get(seat.node_id)
         if node is None or not node.present:
             if waits_for_money(seat):
                 continue
             return False
-        if _blocked_by(state, pipeline, seat) is None and not node.holds(seat.stage):
+        serves = _blocked_by(state, pipeline, seat) is not None
+        if not node.holds(seat.stage) and not (serves and node.has_fetched(seat.stage)):
             return False
     return True
 
 
-def _can_be_spared(state: State, settings: ClusterSettings, pipeline: Pipeline) -> bool:
-    """Others serve, or there is no other way."""
+def _is_done(state: State, settings: ClusterSettings, pipeline: Pipeline, now_s: float) -> bool:
+    """It may be drained: others go on with what it serves, or it serves nothing, or what it serves
+    has had its time. Of a model that was undeployed nobody could go on with it."""
+    if pipeline.formation is None or state.goals.have(pipeline.model):
+        return True
+    rests = not state.has_work(pipeline.formation)
+    return rests or now_s - pipeline.retires_s >= settings.undeploy_grace_s
+
+
+def _can_be_spared(
+    state: State, settings: ClusterSettings, pipeline: Pipeline, *, last_resort: bool
+) -> bool:
+    """Others serve its model, or there is no other way. As a last resort one that waits for
+    another model's nodes is no such way: those may wait for these."""
     if pipeline.stalled:
         return True
-    others = [other for other in state.pipelines.values() if other is not pipeline]
+    others = [other for other in state.of_model(pipeline.model) if other is not pipeline]
     if any(other.is_ready and not other.stalled for other in others):
         return True
     for other in others:
         if other.is_ready or _is_hopeless(state, settings, other):
             continue
-        if pipeline not in in_the_way(state, other) or not _is_prepared(state, other):
+        waits_for = in_the_way(state, other)
+        if last_resort and any(one.model != pipeline.model for one in waits_for):
+            continue
+        if pipeline not in waits_for or not _is_prepared(state, other):
             return False  # it may serve first, or be nearer to it
     return True
 

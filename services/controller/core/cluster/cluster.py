@@ -16,11 +16,12 @@ from dataclasses import replace
 from math import inf
 
 from services.common.errors import NotFound, StaleEpoch
-from services.common.exchange import Route
+from services.common.exchange import DeployedModel, Route
 from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import NodeFacts
 from services.controller.core.cluster.actions import (
     Action,
+    AskPlan,
     Beat,
     DissolveFormation,
     FaultView,
@@ -30,16 +31,18 @@ from services.controller.core.cluster.actions import (
     PersistCluster,
     PipelineView,
     RoutesChanged,
+    SpareView,
     TerminateNode,
 )
 from services.controller.core.cluster.changes import adopt
 from services.controller.core.cluster.deadlines import carry_out_due, next_due_s
 from services.controller.core.cluster.difference import Difference, difference
-from services.controller.core.cluster.faults import faults_of, unusable
+from services.controller.core.cluster.faults import deployed_models, faults_of
+from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.lacks import is_busy, lacks_of
 from services.controller.core.cluster.liveness import Liveness, Verdict
 from services.controller.core.cluster.losses import dissolve, follow, lose
-from services.controller.core.cluster.market import NO_CAPACITY, OVER_BUDGET
+from services.controller.core.cluster.market import NO_CAPACITY, OVER_BUDGET, Market
 from services.controller.core.cluster.node import Node
 from services.controller.core.cluster.notes import CLUSTER, Notes
 from services.controller.core.cluster.notices import notice
@@ -49,10 +52,11 @@ from services.controller.core.cluster.recovery import first_actions
 from services.controller.core.cluster.replanning import Lack
 from services.controller.core.cluster.routes import handing_over, heads_of, routes_of
 from services.controller.core.cluster.settings import ClusterSettings
+from services.controller.core.cluster.spares import cost_per_hour, spares
 from services.controller.core.cluster.state import State
-from services.controller.core.cluster.steps import steps
+from services.controller.core.cluster.steps import plan_question, steps
 from services.controller.core.cluster.verdicts import heed
-from services.controller.core.ledger.outcomes import ServingHead
+from services.controller.core.ledger.outcomes import RunsAt, ServingHead
 
 _ROUNDS = 8
 """Steps may make others possible at once; more rounds than these are a defect, and none is waited
@@ -71,12 +75,17 @@ class Cluster:
         draw_id: Callable[[], str],
         now_s: float,
         now_unix_s: float,
+        goals: Goals | None = None,
     ) -> None:
         """`draw_id` gives unique strings: ids of formations. `now_unix_s` is the wall time at
-        `now_s`, which is on the clock that every other time is on."""
+        `now_s`, which is on the clock that every other time is on. `goals` are what the settings
+        name alone where they are left out."""
         self.settings = settings
         self._draw_id = draw_id
-        self._state = State(settings.basis, Liveness(settings, now_s))
+        self.market = Market()
+        """What nodes are to be had, as the edge is told; it is told again after a restart."""
+        liveness = Liveness(settings, now_s)
+        self._state = State(settings.basis, goals or Goals.of(settings.first), liveness)
         self.unix_offset_s = now_unix_s - now_s
         """Wall time less the clock that all times are on."""
         self._past: set[str] = set()
@@ -88,8 +97,7 @@ class Cluster:
         self._route_version = 0
         self._routes: tuple[Route, ...] = ()
         self._handing_over: tuple[str, ...] = ()
-        self._hopeless = ""
-        self._asleep: tuple[ModelRef, ...] = ()
+        self._deployed = deployed_models(self._state)
         self._notes = Notes(self.unix_offset_s)
 
     @classmethod
@@ -100,13 +108,15 @@ class Cluster:
         saved: Mapping[str, str],
         now_s: float,
         now_unix_s: float,
+        goals: Goals | None = None,
     ) -> Cluster:
         """The cluster as the notes among what was saved have it; every node is given
         `restart_grace_s`. Without any it is a new one."""
-        cluster = cls(settings, draw_id, now_s, now_unix_s)
+        cluster = cls(settings, draw_id, now_s, now_unix_s, goals)
         if CLUSTER in saved:
             liveness = Liveness(settings, now_s, grace_s=settings.restart_grace_s)
-            cluster._state = cluster._notes.recover(saved, liveness, now_s)
+            goals = cluster._state.goals
+            cluster._state = cluster._notes.recover(saved, goals, liveness, now_s)
         return cluster
 
     # Events. What they bring about comes of the next `advance`, once for all of them.
@@ -166,14 +176,41 @@ class Cluster:
     def offers_changed(self, now_s: float) -> None:
         """There may be capacity, or money, where there was none: launches that were refused for
         want of it are tried again at once."""
+        if self.settings.spares:
+            self._happen()  # they are kept by what things cost
         seats = (seat.launches for _, seat in self._state.lacking_seats())
-        for backoff in (self._state.first_launches, *seats):
+        for backoff in (self._state.first_launches, self._state.spare_launches, *seats):
             if backoff.cause in (NO_CAPACITY, OVER_BUDGET):
                 backoff.try_now()
                 self._happen()
 
     def _lose(self, node: Node, cause: str, now_s: float) -> list[Action]:
         return lose(self._state, self.settings, node, cause, now_s)
+
+    # What is to be served
+
+    @property
+    def goals(self) -> Goals:
+        """All models that are deployed."""
+        return self._state.goals
+
+    def plan_question(self, goals: Goals) -> AskPlan:
+        """What placement is to be asked for a plan that would serve these."""
+        usable = (node for node in self._state.nodes.values() if node.usable)
+        facts = tuple(node.facts for node in usable if node.facts is not None)
+        return plan_question(self._state, self.settings, goals, facts)
+
+    def aim_at(self, goals: Goals, plan: Plan | None, now_s: float) -> None:
+        """Other models are to be served, by this plan; without one it is asked for, and what runs
+        goes on until it is there."""
+        state = self._state
+        state.aim_at(goals)
+        names = ", ".join(goal.model.model_id for goal in goals.deployed)
+        actions: list[Action] = [LogEvent("deployments_changed", "", "", {"models": names})]
+        state.asking.plans.hope()
+        if plan is not None:
+            actions += self._adopt(plan, now_s)
+        self._happen(actions)
 
     # Plans, loads, formations
 
@@ -182,15 +219,22 @@ class Cluster:
         before was carried out; one that is not newer changes nothing."""
         state = self._state
         state.asking.answered()
-        if plan.number > state.last_number:
+        if plan.number <= state.last_number:
+            return
+        if plan.models <= state.goals.models:
             state.first_launches.succeed()
-            adopted_unix_s = round(now_s + self.unix_offset_s, 3)
-            plan = replace(plan, why=replace(plan.why, adopted_unix_s=adopted_unix_s))
-            self._happen(adopt(state, self.settings, plan, now_s))
+            self._happen(self._adopt(plan, now_s))
+        else:  # a model of it was undeployed meanwhile
+            self._happen([LogEvent("plan_outdated", attributes={"plan": str(plan.number)})])
+
+    def _adopt(self, plan: Plan, now_s: float) -> list[Action]:
+        adopted_unix_s = round(now_s + self.unix_offset_s, 3)
+        plan = replace(plan, why=replace(plan.why, adopted_unix_s=adopted_unix_s))
+        return adopt(self._state, self.settings, plan, now_s)
 
     def difference(self, plan: Plan, now_s: float) -> Difference:
         """What a newer plan would change, were it adopted now; nothing is changed by asking."""
-        return difference(self._state, self.settings, plan, now_s)
+        return difference(self._state, self.settings, self.market, plan, now_s)
 
     def plan_failed(self, reason: str, permanent: bool, now_s: float) -> None:
         """Asked again after a pause; when the failure is permanent, once the nodes are others."""
@@ -200,29 +244,49 @@ class Cluster:
     def load_done(
         self, node_id: str, incarnation: str, layers: LayerRange, loaded: Loaded, now_s: float
     ) -> None:
-        """The node holds these layers."""
-        node = self._loading(node_id, incarnation)
-        if node is not None and node.loading is not None and node.loading.layers == layers:
+        """The node holds these layers, or its store does. Who is told so once asks again as soon as
+        the node serves no more; told so again, it has failed."""
+        node = self._loading(node_id, incarnation, layers)
+        if node is None:
+            return
+        if not loaded.held and node.fetched == node.loading:
+            self._refuse(node, "another stage takes up the node's memory", False, now_s)
+            return
+        if loaded.held:
             self._state.loaded(node, loaded)
-            attributes = {"layers": f"{layers.start}-{layers.end}"}
-            self._happen([LogEvent("stage_loaded", node_id, "", attributes)])
+        else:
+            node.fetch()
+        kind = "stage_loaded" if loaded.held else "stage_fetched"
+        attributes = {"layers": f"{layers.start}-{layers.end}"}
+        self._happen([LogEvent(kind, node_id, "", attributes)])
 
     def load_failed(
-        self, node_id: str, incarnation: str, reason: str, permanent: bool, now_s: float
+        self,
+        node_id: str,
+        incarnation: str,
+        layers: LayerRange,
+        reason: str,
+        permanent: bool,
+        now_s: float,
     ) -> None:
         """Tried again after a pause, in the end at another node; a failure that is permanent only
         where there is another one anyway."""
-        node = self._loading(node_id, incarnation)
+        node = self._loading(node_id, incarnation, layers)
         if node is not None:
-            node.refuse(self.settings, reason, permanent, now_s)
-            attributes = {"reason": reason, "permanent": str(permanent).lower()}
-            self._happen([LogEvent("load_failed", node_id, "", attributes)])
+            self._refuse(node, reason, permanent, now_s)
 
-    def _loading(self, node_id: str, incarnation: str) -> Node | None:
+    def _refuse(self, node: Node, reason: str, permanent: bool, now_s: float) -> None:
+        node.refuse(self.settings, reason, permanent, now_s)
+        attributes = {"reason": reason, "permanent": str(permanent).lower()}
+        self._happen([LogEvent("load_failed", node.node_id, "", attributes)])
+
+    def _loading(self, node_id: str, incarnation: str, layers: LayerRange) -> Node | None:
+        """The node that was asked for these layers last, if it is that process still."""
         node = self._state.nodes.get(node_id)
         if node is None or node.lost or node.loading is None:
             return None
-        return node if node.incarnation == incarnation else None
+        asked = (node.incarnation, node.loading.layers) == (incarnation, layers)
+        return node if asked else None
 
     def formed(self, formation_id: str, now_s: float) -> None:
         """All members stand."""
@@ -304,23 +368,21 @@ class Cluster:
         actions, self._actions = self._actions, []
         actions += carry_out_due(self._state, self.settings, now_s)
         for _ in range(_ROUNDS):
-            lacking = steps(self._state, self.settings, self._draw_id, now_s)
+            lacking = steps(self._state, self.settings, self.market, self._draw_id, now_s)
             actions += lacking
             if not lacking:
                 break
-        self._due_s = next_due_s(self._state, self.settings, now_s)
+        self._due_s = next_due_s(self._state, self.settings, self.market, now_s)
         actions += self._routes_changed()
         changes = self._notes.changes(self._state)
         return [PersistCluster(changes), *actions] if changes else actions
 
     def _routes_changed(self) -> list[Action]:
         routes, leaving = routes_of(self._state, self.settings), handing_over(self._state)
-        hopeless, asleep = self.unusable(), self.asleep()
-        told = (self._routes, self._handing_over, self._hopeless, self._asleep)
-        if (routes, leaving, hopeless, asleep) == told:
+        deployed = deployed_models(self._state)
+        if (routes, leaving, deployed) == (self._routes, self._handing_over, self._deployed):
             return []
-        self._routes, self._handing_over, self._hopeless = routes, leaving, hopeless
-        self._asleep = asleep
+        self._routes, self._handing_over, self._deployed = routes, leaving, deployed
         self._route_version += 1
         return [RoutesChanged(self._route_version)]
 
@@ -342,6 +404,11 @@ class Cluster:
         """The pipeline a formation serves; '' when it is not known."""
         pipeline = self._state.pipeline(formation_id)
         return pipeline.pipeline_id if pipeline is not None else ""
+
+    def runs_at(self, formation_id: str) -> RunsAt | None:
+        """What a formation serves; None for one that is not known."""
+        pipeline = self._state.pipeline(formation_id)
+        return RunsAt(pipeline.pipeline_id, pipeline.model) if pipeline is not None else None
 
     def deadlines_s(self) -> dict[str, float]:
         """Nodes that were given notice, and when they will be taken away."""
@@ -366,39 +433,30 @@ class Cluster:
         """Nodes that may be given a place, or have one: they are there or start."""
         return self._state.staying()
 
+    def seated_but_of(self, model: ModelRef) -> frozenset[str]:
+        """Nodes that have a place in the plan's pipelines of other models."""
+        others = (p for p in self._state.wanted() if p.model != model)
+        return frozenset(n for p in others for seat in p.seats for n in seat.node_ids)
+
     def guests(self) -> frozenset[str]:
-        """Nodes that came by themselves and have no place."""
+        """Nodes that came by themselves, have no place, and are not kept for one."""
+        kept = self._spare_ids()
         seatless = self._state.indexes.seatless()
-        return frozenset(n.node_id for n in seatless if n.usable and not n.launched)
+        guests = (n.node_id for n in seatless if n.usable and not n.launched)
+        return frozenset(guests) - kept
 
     def asleep(self) -> tuple[ModelRef, ...]:
         """Models that the plan gives no pipeline."""
-        plan = self._state.plan
-        deployments = () if plan is None else plan.deployments
-        return tuple(one.model for one in deployments if not one.pipelines)
+        return self._state.asleep
 
-    def running(self) -> tuple[PlannedPipeline, ...]:
-        """The plan's pipelines on the nodes that sit in them now, or come in place of those that
-        will be taken away; vacant ones left out."""
-        return tuple(
-            PlannedPipeline(
-                pipeline.pipeline_id,
-                tuple(
-                    replace(
-                        seat.planned, node_id=seat.successor_id or seat.node_id, shape=seat.shape
-                    )
-                    for seat in pipeline.seats
-                ),
-                pipeline.weight_tokens_per_s,
-            )
-            for pipeline in self._state.wanted()
-            if all(seat.node_id for seat in pipeline.seats)
-        )
+    def running(self) -> tuple[tuple[ModelRef, PlannedPipeline], ...]:
+        """The plan's pipelines on the nodes that sit in them now, each with its model; vacant ones
+        left out."""
+        return self._state.running()
 
-    @property
-    def wanted_pipelines(self) -> int:
-        """How many the plan has, vacant ones among them."""
-        return len(self._state.wanted())
+    def planned_pipelines(self, model: ModelRef) -> int:
+        """How many the plan has for a model."""
+        return sum(pipeline.model == model for pipeline in self._state.wanted())
 
     @property
     def next_plan_number(self) -> int:
@@ -416,19 +474,42 @@ class Cluster:
 
     def nodes_view(self) -> tuple[NodeView, ...]:
         """For the status."""
-        return self._state.node_views()
+        return self._state.node_views(self._spare_ids())
+
+    def spares(self) -> tuple[SpareView, ...]:
+        """Nodes that are kept without a place, those too that are on their way."""
+        return tuple(
+            SpareView(node.node_id, None if node.held is None else node.held.layers)
+            for node in self._spares()
+        )
+
+    def spares_cost_per_hour(self) -> float | None:
+        """What they cost; None where a price is not known."""
+        return cost_per_hour(self.market, self._spares())
+
+    def _spare_ids(self) -> set[str]:
+        return {node.node_id for node in self._spares()}
+
+    def _spares(self) -> list[Node]:
+        return spares(self._state, self.settings, self.market)
 
     def node_view(self, node_id: str) -> NodeView | None:
         """The same of one node."""
-        return self._state.node_view(node_id)
+        return self._state.node_view(node_id, self._spare_ids())
 
     def faults(self) -> tuple[FaultView, ...]:
         """What keeps failing, the worst first."""
         return faults_of(self._state)
 
+    def deployed_models(self) -> tuple[DeployedModel, ...]:
+        """What is to be served, and what of it never will be as things are."""
+        return deployed_models(self._state)
+
     def unusable(self) -> str:
-        """Why no pipeline will ever take requests as things are; empty when one does or may."""
-        return unusable(self._state)
+        """Why no pipeline will ever take requests as things are, whatever its model; empty when one
+        does or may."""
+        reasons = [one.unusable for one in self.deployed_models()]
+        return reasons[0] if all(reasons) else ""
 
     def pipelines_view(self) -> tuple[PipelineView, ...]:
         """For the status."""

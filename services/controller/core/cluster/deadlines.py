@@ -10,6 +10,7 @@ from math import inf
 
 from services.controller.core.cluster.actions import Action, ShunOffer, TerminateNode
 from services.controller.core.cluster.losses import forgive, lose
+from services.controller.core.cluster.market import Market
 from services.controller.core.cluster.notices import hand_over, lapse, must_part
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.state import State
@@ -39,13 +40,16 @@ def carry_out_due(state: State, settings: ClusterSettings, now_s: float) -> list
     return actions
 
 
-def next_due_s(state: State, settings: ClusterSettings, now_s: float) -> float:
+def next_due_s(state: State, settings: ClusterSettings, market: Market, now_s: float) -> float:
     """When something falls due next or may be tried again, if all was done that could be by now;
     infinite when nothing is."""
-    return min((due_s for due_s in _times(state, settings) if due_s > now_s), default=inf)
+    due_s = min((due_s for due_s in _times(state, settings, market) if due_s > now_s), default=inf)
+    if any(not state.goals.have(pipeline.model) for pipeline in state.retiring()):
+        due_s = min(due_s, now_s + settings.heartbeat_interval_s)  # it may have come to rest
+    return due_s
 
 
-def _times(state: State, settings: ClusterSettings) -> Iterator[float]:
+def _times(state: State, settings: ClusterSettings, market: Market) -> Iterator[float]:
     for node in state.indexes.restless_nodes():
         if node.lost:
             yield node.since_s + settings.lost_kept_s
@@ -64,8 +68,14 @@ def _times(state: State, settings: ClusterSettings) -> Iterator[float]:
             sitting = state.nodes.get(seat.node_id)
             if sitting is not None and sitting.served_s is not None:
                 yield sitting.served_s + settings.stable_s
+    if settings.spares:
+        yield state.spare_launches.retry_at_s
+        yield from market.shut().values()
+        for node in state.indexes.seatless():
+            yield node.since_s + settings.stable_s
+    if state.falls_short:
+        yield state.asking.plans.retry_at_s
     if state.plan is None:
         yield state.first_launches.retry_at_s
-        yield state.asking.plans.retry_at_s
         since_s = min((node.since_s for node in state.nodes.values() if node.usable), default=inf)
         yield since_s + settings.settle_s

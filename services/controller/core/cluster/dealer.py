@@ -27,15 +27,17 @@ _OFFERS_NAMED = 8
 class Dealer:
     """The provider's counterpart: orders and words in, events of the cluster and of the log out."""
 
-    def __init__(self, cluster: Cluster, *, budget_per_hour: float, shun_offer_s: float) -> None:
-        """Dollars, of all nodes that run together, 0 does not bind; and for how long an offer that
-        did not keep its word is left alone."""
-        self.market = Market()
+    def __init__(self, cluster: Cluster, *, shun_offer_s: float) -> None:
+        """For so long an offer that did not keep its word is left alone."""
         self._cluster = cluster
-        self._budget_per_hour = budget_per_hour
         self._shun_offer_s = shun_offer_s
         self._dropped: tuple[Dropped, ...] = ()
         """What was wrong with the offers, the last time."""
+
+    @property
+    def market(self) -> Market:
+        """The cluster's own: it chooses its spares from it."""
+        return self._cluster.market
 
     # Orders
 
@@ -46,7 +48,7 @@ class Dealer:
         if offer is None:
             self._failed(LaunchFailed(launch.node_id, NO_CAPACITY), now_s)
             return None
-        if not self.market.affords(offer.offer_id, self._budget_per_hour):
+        if not self.market.affords(offer.offer_id, self._cluster.settings.budget_per_hour):
             self._failed(LaunchFailed(launch.node_id, OVER_BUDGET), now_s)
             return None
         self.market.launch(launch.node_id, offer.offer_id)

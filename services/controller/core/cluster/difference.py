@@ -6,13 +6,15 @@ from copy import deepcopy
 from dataclasses import dataclass
 from itertools import count
 
-from services.common.generation import LayerRange
+from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import NodeShape
 from services.controller.core.cluster.actions import LaunchNode
 from services.controller.core.cluster.changes import adopt
+from services.controller.core.cluster.market import Market
 from services.controller.core.cluster.node import HeldStage, Node
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.settings import ClusterSettings
+from services.controller.core.cluster.spares import spares, wanted
 from services.controller.core.cluster.state import State
 from services.controller.core.cluster.steps import steps
 
@@ -37,6 +39,8 @@ class Difference:
 
     pipelines: dict[str, tuple[StageToBe, ...]]
     """All that there are to be."""
+    models: dict[str, ModelRef]
+    """Of each of them."""
     kept: tuple[str, ...]
     """Those of them that go on untouched."""
     gone: tuple[str, ...]
@@ -46,10 +50,12 @@ class Difference:
     freed: tuple[str, ...]
     """Nodes that end."""
     idle: tuple[str, ...]
-    """Nodes that lose their place and stay: who launched them is somebody else."""
+    """Nodes that lose their place and stay: as spares, or who launched them is somebody else."""
 
 
-def difference(state: State, settings: ClusterSettings, plan: Plan, now_s: float) -> Difference:
+def difference(
+    state: State, settings: ClusterSettings, market: Market, plan: Plan, now_s: float
+) -> Difference:
     """Nothing of the state is changed."""
     before = {name for name, p in state.pipelines.items() if not p.retiring}
     had_a_place = _placed(state)
@@ -57,12 +63,16 @@ def difference(state: State, settings: ClusterSettings, plan: Plan, now_s: float
     adopt(after, settings, plan, now_s)
     adopted = {name: p for name, p in after.pipelines.items() if not p.retiring}
     numbers = count()
-    actions = steps(after, settings, lambda: f"thought-of-{next(numbers)}", now_s)
+    actions = steps(after, settings, market, lambda: f"thought-of-{next(numbers)}", now_s)
     unplaced = [
         node
         for node in after.nodes.values()
         if node.node_id in had_a_place and not after.is_seated(node) and node.stays
     ]
+    kept = {node.node_id for node in spares(after, settings, market)}
+    room = max(0, wanted(after, settings, market) - len(kept))
+    over = [n.node_id for n in unplaced if n.launched and n.node_id not in kept]
+    ends = over[room:] if settings.can_launch else []
     return Difference(
         kept=tuple(name for name in adopted if name in before),
         pipelines={
@@ -78,10 +88,15 @@ def difference(state: State, settings: ClusterSettings, plan: Plan, now_s: float
             )
             for name, pipeline in adopted.items()
         },
+        models={name: pipeline.model for name, pipeline in adopted.items()},
         gone=tuple(sorted(before - adopted.keys())),
-        launched={a.node_id: a for a in actions if isinstance(a, LaunchNode)},
-        freed=tuple(n.node_id for n in unplaced if n.launched and settings.can_launch),
-        idle=tuple(n.node_id for n in unplaced if not (n.launched and settings.can_launch)),
+        launched={
+            a.node_id: a
+            for a in actions
+            if isinstance(a, LaunchNode) and after.is_seated(after.nodes[a.node_id])
+        },
+        freed=tuple(n.node_id for n in unplaced if n.node_id in ends),
+        idle=tuple(n.node_id for n in unplaced if n.node_id not in ends),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from services.common.exchange import DeployedModel
+from services.common.generation import ModelRef
 from services.controller.core.cluster.actions import FaultKind, FaultView
 from services.controller.core.cluster.backoff import Backoff
 from services.controller.core.cluster.state import State
@@ -10,7 +12,11 @@ from services.controller.core.cluster.state import State
 def faults_of(state: State) -> tuple[FaultView, ...]:
     """The permanent first, then what has failed most often."""
     plans = state.asking.plans
-    found = [_view(FaultKind.PLAN, plans, ""), _view(FaultKind.START, state.first_launches, "")]
+    found = [
+        _view(FaultKind.PLAN, plans, ""),
+        _view(FaultKind.START, state.first_launches, ""),
+        _view(FaultKind.SPARE, state.spare_launches, ""),
+    ]
     for pipeline in state.lacking():
         name = pipeline.pipeline_id
         found.append(_view(FaultKind.FORM, pipeline.forms, name))
@@ -24,14 +30,21 @@ def faults_of(state: State) -> tuple[FaultView, ...]:
     return tuple(sorted(failing, key=lambda fault: (not fault.permanent, -fault.failures)))
 
 
-def unusable(state: State) -> str:
-    """Why no pipeline will ever take requests as things are; empty when one does or may."""
-    if any(pipeline.formation is not None for pipeline in state.pipelines.values()):
+def deployed_models(state: State) -> tuple[DeployedModel, ...]:
+    """What is to be served, and what of it never will be as things are."""
+    models, asleep = (goal.model for goal in state.goals.deployed), state.asleep
+    return tuple(DeployedModel(one, _unusable(state, one), one in asleep) for one in models)
+
+
+def _unusable(state: State, model: ModelRef) -> str:
+    """Why no pipeline of the model will ever take requests; empty when one does or may."""
+    own = state.of_model(model)
+    if any(pipeline.formation is not None for pipeline in own):
         return ""
-    faults = faults_of(state)
-    hopeless = {fault.pipeline_id for fault in faults if fault.permanent}
-    all_are = hopeless >= set(state.pipelines)
-    return faults[0].cause if hopeless and all_are else ""
+    names = {pipeline.pipeline_id for pipeline in own}
+    for_good = [f for f in faults_of(state) if f.permanent and f.pipeline_id in (*names, "")]
+    all_are = {fault.pipeline_id for fault in for_good} >= names
+    return for_good[0].cause if for_good and all_are else ""
 
 
 def _view(kind: FaultKind, failing: Backoff, pipeline_id: str) -> FaultView:

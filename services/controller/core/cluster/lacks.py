@@ -48,12 +48,13 @@ def waits_for_money(seat: Seat) -> bool:
 
 
 def is_busy(state: State, settings: ClusterSettings) -> bool:
-    """A change is being carried out, and goes on by itself."""
-    if state.retiring():
-        return True
+    """A change is being carried out, and goes on by itself. Where all that is to follow fails, what
+    serves may do so for long."""
     stuck = {lack.pipeline_id for lack in lacks_of(state, settings)}
-    waiting = (p for p in state.lacking() if not p.is_ready and p.pipeline_id not in stuck)
-    return not all(_fails(state, pipeline) for pipeline in waiting)
+    waiting = [p for p in state.lacking() if not p.is_ready and p.pipeline_id not in stuck]
+    if waiting:
+        return not all(_fails(state, pipeline) for pipeline in waiting)
+    return bool(state.retiring())
 
 
 def _fails(state: State, pipeline: Pipeline) -> bool:

@@ -97,6 +97,7 @@ class _Pulse:
     steps: int = 0
     sampled: int = 0
     """Tokens."""
+    has_work: bool = False
     strange_beats: int = 0
     """In a row."""
     due_s: float = inf
@@ -172,6 +173,7 @@ class Liveness:
         watched_s = self._notice(now_s)
         pulse.heard_s = watched_s + (until_s - now_s)
         pulse.confirmed, pulse.sampled = True, beat.sampled_tokens
+        pulse.has_work = beat.has_work
         if beat.steps != pulse.steps:
             pulse.steps, pulse.stepped_s = beat.steps, watched_s
         if not beat.has_work:
@@ -286,6 +288,11 @@ class Liveness:
         """For how long it was not heard from."""
         pulse = self._pulses.get(incarnation)
         return max(0.0, self._watched_s(now_s) - pulse.heard_s) if pulse is not None else 0.0
+
+    def has_work(self, incarnation: str) -> bool:
+        """Steps should be made there, as its last beat told."""
+        pulse = self._pulses.get(incarnation)
+        return pulse is not None and pulse.has_work
 
     def sampled(self, incarnation: str) -> int:
         """Tokens, as its last beat told them."""

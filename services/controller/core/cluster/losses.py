@@ -8,6 +8,7 @@ from services.controller.core.cluster.actions import (
     LogEvent,
     TerminateNode,
 )
+from services.controller.core.cluster.backoff import Backoff
 from services.controller.core.cluster.node import Node
 from services.controller.core.cluster.pipeline import Pipeline, Seat, count_loss
 from services.controller.core.cluster.settings import ClusterSettings
@@ -32,12 +33,13 @@ def lose(
     served = node.served_s is not None
     longest_s = settings.replace_max_s if started else settings.retry_max_s
     fallen = state.pipeline_of(node)
+    unseated = _unseated(state, settings, node, now_s) if in_vain else None
     state.lose(node, now_s)
     attributes = {"cause": cause, "silent_s": silent_s}
     actions: list[Action] = [LogEvent("node_lost", node.node_id, "", attributes)]
-    if in_vain and state.plan is None:
+    if unseated is not None:
         count_loss(
-            state.first_launches,
+            unseated,
             settings,
             cause,
             node.node_id,
@@ -61,6 +63,17 @@ def lose(
     return actions
 
 
+def _unseated(state: State, settings: ClusterSettings, node: Node, now_s: float) -> Backoff | None:
+    """What the loss of a node without a place counts for: the first plan's nodes, or the spares;
+    one of these that was there for a while came to something."""
+    if state.plan is None:
+        return state.first_launches
+    stood = node.present and now_s - node.since_s >= settings.stable_s
+    if not settings.spares or stood or node.leaving or state.pipeline_of(node) is not None:
+        return None
+    return None if state.is_seated(node) else state.spare_launches
+
+
 def withdraw(state: State, pipeline: Pipeline, seat: Seat) -> None:
     """The seat has no successor after all."""
     dismiss(state, seat)
@@ -80,6 +93,21 @@ def give_up(settings: ClusterSettings, seat: Seat, node: Node, now_s: float) -> 
     """The node could not load the seat's stage."""
     served = node.served_s is not None
     seat.give_up(settings, node.loads.cause, node.node_id, now_s, served=served)
+
+
+def give_up_spare(state: State, settings: ClusterSettings, node: Node, now_s: float) -> None:
+    """The spare could not load what it was to hold."""
+    cause, longest_s = node.loads.cause, settings.replace_max_s
+    count_loss(
+        state.spare_launches,
+        settings,
+        cause,
+        node.node_id,
+        now_s,
+        served=False,
+        longest_s=longest_s,
+    )
+    node.leave()
 
 
 def forgive(state: State, settings: ClusterSettings, seat: Seat, now_s: float) -> None:

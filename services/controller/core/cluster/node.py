@@ -40,10 +40,14 @@ class Node(Noun):
     leaving: bool = False
     """It was let go; it is not to be used again unless its notice lapses."""
     held: HeldStage | None = None
+    """What its next formation may count on. The stage of the one it is in stays as long as that
+    lives, whatever else it is asked for."""
     kv_blocks: int = 0
     numerics_class: str = ""
     """Of the stage it holds."""
     loading: HeldStage | None = None
+    fetched: HeldStage | None = None
+    """What had no room beside the stage it serves with, and is in its node's store."""
     refused: HeldStage | None = None
     """What it failed to load last."""
     loads: Backoff = field(default_factory=Backoff)
@@ -86,23 +90,30 @@ class Node(Noun):
         """It is there and has this stage."""
         return self.present and self.held == stage
 
+    def has_fetched(self, stage: HeldStage) -> bool:
+        """As much of it as there is room for while it serves with another one."""
+        return self.present and self.fetched == stage
+
     def cannot_load(self, stage: HeldStage, attempts: int) -> bool:
         """It failed so often, or for good."""
         if self.loading is not None or self.refused != stage:
             return False
         return self.loads.permanent or self.loads.failures >= attempts
 
-    def state(self, assigned: bool) -> NodeState:
-        """As the status shows it."""
+    def state(self, *, assigned: bool, serves: bool, spare: bool = False) -> NodeState:
+        """As the status shows it; one that serves may load what it is to serve with next."""
         if self.lost:
             return NodeState.LOST
         if self.facts is None:
             return NodeState.STARTING
         if self.deadline_s is not None:
             return NodeState.DRAINING
-        if self.loading is not None:
+        if self.loading is not None and not serves:
             return NodeState.LOADING
-        return NodeState.READY if assigned and self.held is not None else NodeState.IDLE
+        if spare:
+            return NodeState.SPARE
+        ready = serves or (assigned and self.held is not None)
+        return NodeState.READY if ready else NodeState.IDLE
 
     # Its life
 
@@ -160,18 +171,28 @@ class Node(Noun):
     # What it holds
 
     def load(self, stage: HeldStage) -> None:
-        """It is asked for a stage, and holds nothing meanwhile."""
+        """It is asked for a stage, in place of any other one; no formation may count on what it
+        holds meanwhile."""
         need(self.present, f"{self.node_id} is not there and cannot load")
-        need(self.loading is None, f"{self.node_id} loads something else")
+        need(self.loading != stage, f"{self.node_id} loads that already")
         if self.refused != stage:
             self.loads.succeed()
+        if self.fetched != stage:
+            self.fetched = None
         self.loading, self.held = stage, None
 
     def loaded(self, loaded: Loaded) -> None:
         """It holds what it loaded."""
         need(self.loading is not None, f"{self.node_id} loads nothing")
-        self.held, self.loading, self.refused = self.loading, None, None
+        self.held, self.loading, self.refused, self.fetched = self.loading, None, None, None
         self.kv_blocks, self.numerics_class = loaded.kv_blocks, loaded.numerics_class
+        self.loads.succeed()
+
+    def fetch(self) -> None:
+        """What it was asked for has no room for now; its node's store has it."""
+        need(self.loading is not None, f"{self.node_id} loads nothing")
+        need(self.fetched != self.loading, f"{self.node_id} has fetched that already")
+        self.fetched, self.loading, self.refused = self.loading, None, None
         self.loads.succeed()
 
     def refuse(self, settings: ClusterSettings, reason: str, permanent: bool, now_s: float) -> None:

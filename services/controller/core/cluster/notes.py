@@ -15,6 +15,7 @@ from typing import Any
 
 from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import Member, NodeFacts, NodeShape
+from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.handover import Handover, HandoverState
 from services.controller.core.cluster.liveness import Liveness
 from services.controller.core.cluster.node import HeldStage, Node
@@ -48,7 +49,9 @@ class Notes:
         self._compared = False
         """Notes of another controller that nothing here stands for are gone."""
 
-    def recover(self, saved: Mapping[str, str], liveness: Liveness, now_s: float) -> State:
+    def recover(
+        self, saved: Mapping[str, str], goals: Goals, liveness: Liveness, now_s: float
+    ) -> State:
         """The state that the notes tell of, in today's form or an older one; nobody is confirmed
         yet."""
         counters = json.loads(saved[CLUSTER])
@@ -60,14 +63,20 @@ class Notes:
             counters = in_second_version(counters)
             nodes, pipelines = counters["nodes"], counters["pipelines"]
             basis, plan = counters["basis"], counters["plan"]
-        state = State(basis, liveness)
+        state = State(basis, goals, liveness)
         state.last_number = counters["last_number"]
         state.launched, state.named = counters["launched"], counters["named"]
         state.plan = None if plan is None else plan_from_json(plan)
         for item in nodes:
             state.recover(_node_from(item, now_s, self._unix_offset_s), now_s)
         for item in pipelines:
-            state.add(_pipeline_from(item, now_s), now_s)
+            if formation := item["formation"]:  # it once had no class of its own
+                head = state.nodes[formation["members"][0]["node_id"]]
+                formation.setdefault("numerics_class", head.numerics_class)
+            state.add(pipeline := _pipeline_from(item, now_s), now_s)
+            if pipeline.formation is not None and not pipeline.formation.forming:
+                for member in pipeline.formation.members:  # one may hold nothing, and load
+                    state.nodes[member.node_id].serve(-inf)
         self._standing = {key: text for key, text in saved.items() if _is_note(key)}
         if todays:
             state.indexes.unwritten.clear()
@@ -181,6 +190,7 @@ def _formation(formation: Formation | None) -> Fields | None:
         "members": formation.members,
         "kv_blocks": formation.kv_blocks,
         "state": formation.state,
+        "numerics_class": formation.numerics_class,
     }
 
 
@@ -212,6 +222,7 @@ def _pipeline_from(item: dict[str, Any], now_s: float) -> Pipeline:
         item["weight_tokens_per_s"],
         formation,
         retiring=item["retiring"],
+        retires_s=now_s,
     )
     if formation is not None and (item["drains"] or item["retiring"]):
         drains = HandoverState.DRAINING if item["drains"] else HandoverState.PREPARING
@@ -265,4 +276,6 @@ def _formation_from(item: dict[str, Any] | None) -> Formation | None:
         Member(**{**member, "layers": LayerRange(**member["layers"])}) for member in item["members"]
     )
     state = FormationState(item["state"])
-    return Formation(item["formation_id"], members, item["kv_blocks"], state)
+    return Formation(
+        item["formation_id"], members, item["kv_blocks"], state, item["numerics_class"]
+    )

@@ -59,6 +59,8 @@ def must_part(state: State, settings: ClusterSettings, pipeline: Pipeline, now_s
         if now_s >= node.deadline_s - settings.seal_s:
             return True
         hopeless = pipeline.retiring or not (seat.successor_id or settings.can_launch)
-        if hopeless and any(p.is_ready for p in state.pipelines.values() if p is not pipeline):
+        if hopeless and any(
+            p.is_ready for p in state.of_model(pipeline.model) if p is not pipeline
+        ):
             return True
     return False

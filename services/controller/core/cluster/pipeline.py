@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from services.common.generation import ModelRef
@@ -12,7 +12,7 @@ from services.controller.core.cluster.actions import PipelineState
 from services.controller.core.cluster.backoff import Backoff
 from services.controller.core.cluster.handover import Handover
 from services.controller.core.cluster.node import HeldStage
-from services.controller.core.cluster.plan import PlannedStage
+from services.controller.core.cluster.plan import PlannedPipeline, PlannedStage
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.transitions import Noun, need
 
@@ -32,6 +32,8 @@ class Formation:
     members: tuple[Member, ...]
     kv_blocks: int
     state: FormationState = FormationState.FORMING
+    numerics_class: str = ""
+    """Of its members' stages; they may hold others by now."""
 
     @property
     def forming(self) -> bool:
@@ -178,6 +180,8 @@ class Pipeline(Noun):
     """Its head is there, as far as is known, and does not serve."""
     retiring: bool = False
     """The plan lacks it: it serves until what takes its place does."""
+    retires_s: float = 0.0
+    """When it was first found that the plan lacks it."""
     touched: Callable[[], object] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -197,6 +201,15 @@ class Pipeline(Noun):
             return PipelineState.LOST if missing else PipelineState.LOADING
         goes = draining or self.drains or self.retiring
         return PipelineState.DRAINING if goes else PipelineState.READY
+
+    def as_planned(self) -> PlannedPipeline:
+        """As a plan would have it that names the nodes which sit in it now, or come in place of
+        those that will be taken away."""
+        stages = (
+            replace(seat.planned, node_id=seat.successor_id or seat.node_id, shape=seat.shape)
+            for seat in self.seats
+        )
+        return PlannedPipeline(self.pipeline_id, tuple(stages), self.weight_tokens_per_s)
 
     # Its formation
 
@@ -278,12 +291,12 @@ class Pipeline(Noun):
 
     # The plan
 
-    def retire(self, sampled: int) -> None:
+    def retire(self, sampled: int, now_s: float) -> None:
         """The plan lacks it, and nobody is to take a seat of it any more."""
         need(self.formation is not None, f"{self.pipeline_id} serves nobody and just ends")
         if not self.drains:
             self.prepare(sampled)
-        self.retiring = True
+        self.retiring, self.retires_s = True, now_s
 
     def keep(self, weight_tokens_per_s: float, planned: Iterable[PlannedStage]) -> None:
         """The plan has it."""

@@ -102,6 +102,11 @@ class Plan:
         for _, pipeline in self.pipelines():
             yield from pipeline.stages
 
+    @property
+    def models(self) -> frozenset[ModelRef]:
+        """That it has pipelines for."""
+        return frozenset(deployment.model for deployment in self.deployments)
+
     def node_ids(self) -> frozenset[str]:
         """Nodes that it names."""
         return frozenset(stage.node_id for stage in self.stages() if stage.node_id)

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
-from services.common.generation import ModelRef
 from services.common.nodes import NodeShape
 from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.goals import Aim, Goal
 from services.controller.core.cluster.market import Market, Offer
 from services.controller.core.cluster.node import HeldStage
-from services.controller.core.cluster.plan import THROUGHPUT, Plan, PlannedPipeline
+from services.controller.core.cluster.plan import Plan, PlannedPipeline
 from services.controller.core.cluster.replanning import Ask, Candidate
 from services.controller.core.cluster.workload import LEAST_RPS, Workload
 
@@ -23,7 +23,6 @@ MOST_CANDIDATES = 256
 class Wishes:
     """What a plan is made for; a limit of 0 does not bind."""
 
-    objective: str = THROUGHPUT
     budget_per_hour: float = 0.0
     """Dollars, of all that runs together."""
     nodes_min: int = 1
@@ -31,13 +30,6 @@ class Wishes:
     nodes_max: int = 0
     horizon_s: float = 1800.0
     """How long a plan is expected to last."""
-    ttft_target_s: float = 0.0
-    tpot_target_s: float = 0.0
-
-    @property
-    def counts_arrivals(self) -> bool:
-        """What arrives decides how much is enough; otherwise as much as can be had is."""
-        return self.objective != THROUGHPUT or bool(self.ttft_target_s or self.tpot_target_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +50,14 @@ class Replanning:
 
     number: int
     """Of the plan that is asked for."""
-    model: ModelRef
+    goal: Goal
+    """The model that is to be served better, and what for."""
     nodes: tuple[NodeAsked, ...]
     candidates: tuple[Candidate, ...]
     running: tuple[PlannedPipeline, ...]
+    """Those of the plan that have a node for every stage, or had until its notice."""
+    planned: int
+    """How many pipelines the plan has."""
     improve: bool
     wishes: Wishes
     workload: Workload | None = None
@@ -79,39 +75,74 @@ class NextPlan:
     reasons: tuple[str, ...]
 
 
+NOTHING = 1e-9
+"""A limit that lets nothing through; 0 would not bind."""
+
+
 def question(
-    cluster: Cluster, market: Market, ask: Ask, wishes: Wishes, now_s: float
+    cluster: Cluster,
+    market: Market,
+    ask: Ask,
+    wishes: Wishes,
+    goal: Goal,
+    workload: Workload | None,
+    now_s: float,
 ) -> Replanning:
-    """What placement is asked."""
+    """What placement is asked for one model: of the nodes that no other one has, and within what
+    those leave of the limits. Spares are no capacity but for what repairs a plan. `workload` is
+    what is asked of the model."""
+    spares = {spare.node_id for spare in cluster.spares()}
     left_s = [deadline_s - now_s for deadline_s in cluster.deadlines_s().values()]
+    others = cluster.seated_but_of(goal.model)
+    nodes = tuple(
+        NodeAsked(
+            node.node_id,
+            node.shape,
+            market.offer(market.offer_id_of(node.node_id)),
+            node.held,
+            node.facts is None,
+        )
+        for node in cluster.staying()
+    )
+    wishes = _left_by(wishes, [node for node in nodes if node.node_id in others])
     return Replanning(
         cluster.next_plan_number,
-        cluster.settings.model,
+        goal,
         tuple(
-            NodeAsked(
-                node.node_id,
-                node.shape,
-                market.offer(market.offer_id_of(node.node_id)),
-                node.held,
-                node.facts is None,
-            )
-            for node in cluster.staying()
+            node
+            for node in nodes
+            if node.node_id not in others and not (ask.improve and node.node_id in spares)
         ),
         _spread(ask.candidates, wishes.nodes_max or MOST_CANDIDATES),
-        cluster.running(),
+        tuple(pipeline for model, pipeline in cluster.running() if model == goal.model),
+        cluster.planned_pipelines(goal.model),
         ask.improve,
         wishes,
-        _counting(ask.workload, wishes),
+        _counting(workload, goal.aim),
         max(0.0, min(left_s, default=0.0)),
     )
 
 
-def _counting(workload: Workload | None, wishes: Wishes) -> Workload | None:
+def _left_by(wishes: Wishes, others: Sequence[NodeAsked]) -> Wishes:
+    """What is wished with what the other models' nodes leave."""
+    if not others:
+        return wishes
+    spent = sum(n.offer.price_per_hour or 0.0 for n in others if n.offer is not None)
+    budget, most = wishes.budget_per_hour, wishes.nodes_max
+    return replace(
+        wishes,
+        budget_per_hour=max(NOTHING, budget - spent) if budget else 0.0,
+        nodes_min=max(1, wishes.nodes_min - len(others)),
+        nodes_max=max(1, most - len(others)) if most else 0,
+    )
+
+
+def _counting(workload: Workload | None, aim: Aim) -> Workload | None:
     """A rate of nothing plans for saturation: that is what an objective means which counts no
     arrivals, and what no other one does."""
     if workload is None:
         return None
-    rate = max(workload.arrival_rate_rps, LEAST_RPS) if wishes.counts_arrivals else 0.0
+    rate = 0.0 if aim.is_plain else max(workload.arrival_rate_rps, LEAST_RPS)
     return replace(workload, arrival_rate_rps=rate)
 
 

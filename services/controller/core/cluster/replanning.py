@@ -36,6 +36,8 @@ class Cause(StrEnum):
     """The last plan only repaired: the whole is looked at when there is time."""
     FIRST = "first_plan"
     """There was none."""
+    DEPLOYMENTS = "deployments"
+    """Models were deployed or undeployed."""
     QUIET = "quiet"
     """Nobody asks for the model: it gets no pipeline."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from services.common.exchange import Route
+from services.controller.core.cluster.changes import switches
 from services.controller.core.cluster.pipeline import Pipeline
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.state import State
@@ -11,36 +12,55 @@ from services.controller.core.ledger.outcomes import ServingHead
 
 def routes_of(state: State, settings: ClusterSettings) -> tuple[Route, ...]:
     """Pipelines that take new requests."""
-    ready = (p for p in state.pipelines.values() if p.is_ready and not p.stalled)
-    routes = (_route(pipeline, settings) for pipeline in ready)
+    ready = (p for p in state.pipelines.values() if _is_open(state, p))
+    routes = (_route(state, pipeline, settings) for pipeline in ready)
     return tuple(route for route in routes if route is not None)
 
 
 def handing_over(state: State) -> tuple[str, ...]:
-    """Formations whose generations are being sealed."""
-    formations = (p.formation for p in state.pipelines.values() if p.drains)
+    """Formations that serve what they have and take nothing new: their generations are being
+    sealed, or their model is not deployed any more."""
+    pipelines = state.pipelines.values()
+    leaving = (p for p in pipelines if p.drains or (p.is_ready and not state.goals.have(p.model)))
+    formations = (pipeline.formation for pipeline in leaving)
     return tuple(formation.formation_id for formation in formations if formation is not None)
+
+
+def _is_open(state: State, pipeline: Pipeline) -> bool:
+    serves = pipeline.is_ready and not pipeline.stalled
+    return serves and state.goals.have(pipeline.model)
 
 
 def heads_of(state: State, settings: ClusterSettings, now_s: float) -> tuple[ServingHead, ...]:
     """Every living formation's head; none is granted anything while a member is silent, or after a
     restart before all were heard from."""
-    heads = []
+    heads, switching = [], switches(state, settings, now_s)
     for pipeline in state.pipelines.values():
-        formation, route = pipeline.formation, _route(pipeline, settings)
+        formation, route = pipeline.formation, _route(state, pipeline, settings)
         if formation is not None and route is not None:
             heard = state.trusts(formation, now_s)
-            takes_new = heard and not pipeline.drains and not pipeline.stalled
-            numerics = state.head(formation).numerics_class
-            heads.append(ServingHead(route, takes_new, numerics, pipeline.drains, pipeline.stalled))
+            takes_new = heard and _is_open(state, pipeline)
+            heads.append(
+                ServingHead(
+                    route,
+                    takes_new,
+                    formation.numerics_class,
+                    pipeline.drains,
+                    pipeline.stalled,
+                    switching,
+                )
+            )
     return tuple(heads)
 
 
-def _route(pipeline: Pipeline, settings: ClusterSettings) -> Route | None:
+def _route(state: State, pipeline: Pipeline, settings: ClusterSettings) -> Route | None:
     formation = pipeline.formation
     if formation is None or formation.forming:
         return None
-    head = formation.head
+    head, goal = formation.head, state.goals.find(pipeline.model.model_id)
+    positions = formation.kv_blocks * settings.block_positions
+    if goal is not None:
+        positions = min(positions, goal.facts.context_length)
     return Route(
         pipeline.pipeline_id,
         formation.formation_id,
@@ -48,5 +68,5 @@ def _route(pipeline: Pipeline, settings: ClusterSettings) -> Route | None:
         head.address,
         pipeline.weight_tokens_per_s,
         pipeline.model,
-        min(settings.max_positions, formation.kv_blocks * settings.block_positions),
+        positions,
     )

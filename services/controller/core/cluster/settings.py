@@ -5,29 +5,31 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-from services.common.generation import ModelRef
 from services.common.nodes import NodeShape
+from services.controller.core.cluster.goals import Goal
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:
     """Shape and timings (seconds) of the cluster."""
 
-    model: ModelRef
+    first: Goal
+    """The model that a new mesh serves."""
     initial: tuple[NodeShape, ...] = ()
     """Nodes to launch for the first plan; empty: they come by themselves."""
     expected_nodes: int = 4
     """A plan is asked for when so many are idle, or `settle_s` after the first, once none is on
     its way any more."""
     pipelines: int = 2
-    objective: str = "throughput"
-    """What plans are made for."""
-    layer_count: int = 0
-    """Of the model."""
     planner: str = ""
     """The placement API's name of who makes the plan."""
     can_launch: bool = True
     """The provider starts nodes; else a replacement must register by itself."""
+    spares: int = 0
+    """Nodes without a place that are kept for one that is lost, where any may be."""
+    budget_per_hour: float = 0.0
+    """Dollars, of all nodes that run together, one that goes and its replacement included; 0 does
+    not bind."""
     heartbeat_interval_s: float = 0.25
     glance_s: float = 0.25
     """The longest time between two looks at the cluster; the rest of a longer one was not watched,
@@ -60,9 +62,13 @@ class ClusterSettings:
     """A node that fails to load a stage so often gives it up to another one, which has one."""
     seal_s: float = 1.5
     """A node that will end in any case has its generations sealed this long before."""
+    undeploy_grace_s: float = 60.0
+    """What an undeployed model's pipelines have begun may take so long to end by itself."""
+    switch_s: float = 1.0
+    """Who is moved for the plan's sake waits so long for what follows the formation it was in, and
+    goes to another one then."""
     lost_kept_s: float = 60.0
     """A lost node is shown this long."""
-    max_positions: int = 8192
     block_positions: int = 16
 
     @property
@@ -70,8 +76,8 @@ class ClusterSettings:
         """What decides a plan, as JSON: a plan made for something else is of no use."""
         return json.dumps(
             {
-                "model": asdict(self.model),
-                "layer_count": self.layer_count,
+                "model": asdict(self.first.model),
+                "layer_count": self.first.facts.layer_count,
                 "planner": self.planner,
                 "pipelines": self.pipelines,
                 "initial": [asdict(shape) for shape in self.initial],
@@ -79,6 +85,6 @@ class ClusterSettings:
             sort_keys=True,
         )
 
-    def silence_s(self, loaded: bool) -> float:
+    def silence_s(self, works: bool) -> float:
         """How long a node may be silent before it is lost."""
-        return self.node_lost_s if loaded else self.empty_node_lost_s
+        return self.node_lost_s if works else self.empty_node_lost_s

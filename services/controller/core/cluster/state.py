@@ -6,8 +6,10 @@ nouns' own methods.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from math import inf
 
+from services.common.generation import ModelRef
 from services.common.nodes import Member, NodeFacts, NodeShape
 from services.controller.core.cluster.actions import (
     Loaded,
@@ -17,11 +19,12 @@ from services.controller.core.cluster.actions import (
 )
 from services.controller.core.cluster.asking import PlanAsking
 from services.controller.core.cluster.backoff import Backoff
+from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.indexes import Indexes
 from services.controller.core.cluster.liveness import Liveness
 from services.controller.core.cluster.node import HeldStage, Node
 from services.controller.core.cluster.pipeline import Formation, Pipeline, Seat
-from services.controller.core.cluster.plan import Plan
+from services.controller.core.cluster.plan import Plan, PlannedPipeline
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.transitions import need
 
@@ -29,7 +32,9 @@ from services.controller.core.cluster.transitions import need
 class State:
     """The plan that is carried out, and how far it is."""
 
-    def __init__(self, basis: str, liveness: Liveness) -> None:
+    def __init__(self, basis: str, goals: Goals, liveness: Liveness) -> None:
+        self.goals = goals
+        """What is to be served."""
         self.basis = basis
         """What its plan is made for: `ClusterSettings.basis`."""
         self.liveness = liveness
@@ -41,7 +46,11 @@ class State:
         self.pipelines: dict[str, Pipeline] = {}
         self.first_launches = Backoff()
         """Nodes that were lost before there was a plan."""
+        self.spare_launches = Backoff()
+        """Spares that came to nothing."""
         self.asking = PlanAsking()
+        self.switched_s = -inf
+        """When a formation was last drained for the plan's sake."""
         self.launched = 0
         """Nodes launched so far; their names count on."""
         self.named = 0
@@ -54,6 +63,21 @@ class State:
         """It is the plan from now on."""
         need(plan.number > self.last_number, f"plan {plan.number} is not newer")
         self.plan, self.last_number = plan, plan.number
+
+    def aim_at(self, goals: Goals) -> None:
+        """This is to be served from now on."""
+        self.goals = goals
+
+    @property
+    def asleep(self) -> tuple[ModelRef, ...]:
+        """Models that the plan gives no pipeline."""
+        deployments = () if self.plan is None else self.plan.deployments
+        return tuple(one.model for one in deployments if not one.pipelines)
+
+    @property
+    def falls_short(self) -> bool:
+        """The plan is for other models than what is to be served, or there is none."""
+        return self.plan is None or self.plan.models != self.goals.models
 
     # Nodes
 
@@ -82,26 +106,30 @@ class State:
         self.liveness.forget(node.incarnation)
 
     def load(self, node: Node, stage: HeldStage) -> None:
-        """It is asked for a stage, and holds nothing meanwhile."""
+        """It is asked for a stage; no formation may count on what it holds meanwhile."""
         node.load(stage)
-        self.liveness.carry(node.incarnation, False)
+        self._carry(node)
 
     def loaded(self, node: Node, loaded: Loaded) -> None:
         """It holds what it loaded."""
         node.loaded(loaded)
-        self.liveness.carry(node.incarnation, True)
+        self._carry(node)
 
     def forget_stage(self, node: Node) -> None:
         """What it holds is of no use any more."""
         node.forget_stage()
-        self.liveness.carry(node.incarnation, False)
+        self._carry(node)
+
+    def _carry(self, node: Node) -> None:
+        """Tells whether it holds a stage, or serves with one."""
+        self.liveness.carry(node.incarnation, node.held is not None or self.serves(node))
 
     def recover(self, node: Node, now_s: float) -> None:
         """An older controller had it."""
         self.put(node)
         if node.present:
             self.liveness.watch(node.node_id, node.incarnation, now_s, confirmed=False)
-            self.liveness.carry(node.incarnation, node.held is not None)
+            self._carry(node)
 
     def forget(self, node: Node) -> None:
         """It was shown as lost for long enough."""
@@ -135,6 +163,10 @@ class State:
     def lacking(self) -> list[Pipeline]:
         """Those of them that the plan has."""
         return [pipeline for pipeline in self.restless() if not pipeline.retiring]
+
+    def of_model(self, model: ModelRef) -> list[Pipeline]:
+        """Pipelines that serve this version, or are to."""
+        return [pipeline for pipeline in self.pipelines.values() if pipeline.model == model]
 
     def next_name(self) -> str:
         """Of a pipeline; none has had it."""
@@ -172,6 +204,14 @@ class State:
         """It sits somewhere, or is to, by the plan."""
         return bool(self.indexes.pipelines_of(node.node_id))
 
+    def running(self) -> tuple[tuple[ModelRef, PlannedPipeline], ...]:
+        """The plan's pipelines on the nodes that sit in them now; vacant ones left out."""
+        return tuple(
+            (pipeline.model, pipeline.as_planned())
+            for pipeline in self.wanted()
+            if all(seat.node_id for seat in pipeline.seats)
+        )
+
     # Formations
 
     def form(self, pipeline: Pipeline, formation: Formation, now_s: float) -> None:
@@ -193,6 +233,8 @@ class State:
         for member in formation.members:
             leads = member is formation.head and not formation.forming
             self.liveness.belong(member.incarnation, formation_id, now_s, leads=leads)
+            if self.is_there(member):
+                self._carry(self.nodes[member.node_id])
 
     def stand(self, pipeline: Pipeline, now_s: float) -> float:
         """All members of its formation do; for how long there was none."""
@@ -212,6 +254,8 @@ class State:
         for member in formation.members:
             del self._by_process[member.incarnation]
             self.liveness.belong(member.incarnation, "", now_s)
+            if self.is_there(member):
+                self._carry(self.nodes[member.node_id])
         return formation
 
     def start_over(self, settings: ClusterSettings, now_s: float) -> list[Formation]:
@@ -233,6 +277,10 @@ class State:
         """The pipeline in whose formation the node's process is."""
         return self._by_process.get(node.incarnation) if node.facts is not None else None
 
+    def serves(self, node: Node) -> bool:
+        """Its process is in a formation, of the plan or of one before."""
+        return self.pipeline_of(node) is not None
+
     def living(self, formation: Formation) -> tuple[Member, ...]:
         """Members that are still there."""
         return tuple(m for m in formation.members if self.is_there(m))
@@ -245,6 +293,10 @@ class State:
         """Tokens of its head, as far as beats have told."""
         return self.liveness.sampled(formation.head.incarnation)
 
+    def has_work(self, formation: Formation) -> bool:
+        """Its head has generations that are not done, as far as beats have told."""
+        return self.liveness.has_work(formation.head.incarnation)
+
     def head(self, formation: Formation) -> Node:
         """The node that leads it."""
         return self.nodes[formation.head.node_id]
@@ -256,18 +308,36 @@ class State:
 
     # What others see
 
-    def node_views(self) -> tuple[NodeView, ...]:
-        """For the status."""
+    def node_views(self, spares: Collection[str] = ()) -> tuple[NodeView, ...]:
+        """For the status; `spares`: nodes that are kept without a place."""
         places = _places([*self.wanted(), *self.retiring()])
-        return tuple(_node_view(node, places) for node in self.nodes.values())
+        return tuple(self._node_view(node, places, spares) for node in self.nodes.values())
 
-    def node_view(self, node_id: str) -> NodeView | None:
+    def node_view(self, node_id: str, spares: Collection[str] = ()) -> NodeView | None:
         """The same of one node."""
         node = self.nodes.get(node_id)
         if node is None:
             return None
         pipelines = [*self.indexes.pipelines_of(node_id), *self.retiring()]
-        return _node_view(node, _places(pipelines))
+        return self._node_view(node, _places(pipelines), spares)
+
+    def _node_view(
+        self, node: Node, places: Mapping[str, tuple[str, int]], spares: Collection[str]
+    ) -> NodeView:
+        facts, (pipeline_id, stage_index) = node.facts, places.get(node.node_id, ("", None))
+        return NodeView(
+            node.node_id,
+            facts.pid if facts is not None else 0,
+            node.incarnation,
+            node.state(
+                assigned=stage_index is not None,
+                serves=self.serves(node),
+                spare=node.node_id in spares,
+            ),
+            pipeline_id,
+            stage_index,
+            facts.address if facts is not None else "",
+        )
 
     def pipeline_views(self) -> tuple[PipelineView, ...]:
         """For the status."""
@@ -305,16 +375,3 @@ def _places(pipelines: Iterable[Pipeline]) -> dict[str, tuple[str, int]]:
         for pipeline in pipelines
         for index, seat in enumerate(pipeline.seats)
     }
-
-
-def _node_view(node: Node, places: Mapping[str, tuple[str, int]]) -> NodeView:
-    facts, (pipeline_id, stage_index) = node.facts, places.get(node.node_id, ("", None))
-    return NodeView(
-        node.node_id,
-        facts.pid if facts is not None else 0,
-        node.incarnation,
-        node.state(stage_index is not None),
-        pipeline_id,
-        stage_index,
-        facts.address if facts is not None else "",
-    )

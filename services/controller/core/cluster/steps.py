@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from services.common.nodes import Member
+from services.common.nodes import Member, NodeFacts
 from services.controller.core.cluster.actions import (
     Action,
     AskPlan,
@@ -19,22 +19,38 @@ from services.controller.core.cluster.actions import (
     TerminateNode,
 )
 from services.controller.core.cluster.changes import blockers, take_turns
+from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.lacks import waits_for_money
-from services.controller.core.cluster.losses import give_up
+from services.controller.core.cluster.losses import give_up, give_up_spare
+from services.controller.core.cluster.market import Market
 from services.controller.core.cluster.node import HeldStage, Node
 from services.controller.core.cluster.notices import hand_over
 from services.controller.core.cluster.pipeline import Formation, Pipeline, Seat
 from services.controller.core.cluster.settings import ClusterSettings
+from services.controller.core.cluster.spares import (
+    loads,
+    offer_for_one,
+    reserve,
+    spares,
+    suits,
+    useless,
+    wanted,
+)
 from services.controller.core.cluster.state import State, match_shapes
 
 
 def steps(
-    state: State, settings: ClusterSettings, draw_id: Callable[[], str], now_s: float
+    state: State,
+    settings: ClusterSettings,
+    market: Market,
+    draw_id: Callable[[], str],
+    now_s: float,
 ) -> list[Action]:
     """The next steps; `draw_id` gives ids of formations."""
     if state.plan is None:
         return [*_launch_first(state, settings, now_s), *_ask_plan(state, settings, now_s)]
-    return _Steps(state, settings, draw_id, now_s).all()
+    asked = _ask_plan(state, settings, now_s) if state.falls_short else []
+    return [*_Steps(state, settings, market, draw_id, now_s).all(), *asked]
 
 
 def _launch_first(state: State, settings: ClusterSettings, now_s: float) -> list[Action]:
@@ -57,7 +73,7 @@ def _launched(node: Node, pipeline_id: str = "", offer_id: str = "") -> list[Act
 
 def _ask_plan(state: State, settings: ClusterSettings, now_s: float) -> list[Action]:
     nodes = [node for node in state.nodes.values() if node.usable]
-    enough = len(nodes) >= settings.expected_nodes
+    enough = len(nodes) >= settings.expected_nodes or state.plan is not None
     first_s = min((node.since_s for node in nodes), default=now_s)
     starting = any(node.facts is None and not node.lost for node in state.nodes.values())
     settled = bool(nodes) and now_s >= first_s + settings.settle_s and not starting
@@ -65,18 +81,32 @@ def _ask_plan(state: State, settings: ClusterSettings, now_s: float) -> list[Act
     if not (enough or settled) or not state.asking.may_ask(facts, now_s):
         return []
     state.asking.ask(facts)
-    number, pipelines = state.last_number + 1, settings.pipelines
-    return [AskPlan(number, settings.model, facts, pipelines, settings.objective)]
+    return [plan_question(state, settings, state.goals, facts)]
+
+
+def plan_question(
+    state: State, settings: ClusterSettings, goals: Goals, nodes: tuple[NodeFacts, ...]
+) -> AskPlan:
+    """For a plan that serves these goals, and takes the place of every one there was."""
+    return AskPlan(
+        state.last_number + 1, goals.deployed, nodes, settings.pipelines, state.running()
+    )
 
 
 class _Steps:
     """One look at what is lacking."""
 
     def __init__(
-        self, state: State, settings: ClusterSettings, draw_id: Callable[[], str], now_s: float
+        self,
+        state: State,
+        settings: ClusterSettings,
+        market: Market,
+        draw_id: Callable[[], str],
+        now_s: float,
     ) -> None:
         self._state = state
         self._settings = settings
+        self._market = market
         self._draw_id = draw_id
         self._now_s = now_s
         self._free: list[Node] | None = None
@@ -84,7 +114,10 @@ class _Steps:
     def all(self) -> list[Action]:
         state = self._state
         actions: list[Action] = []
-        for pipeline, seat in list(state.lacking_seats()):
+        seats = list(state.lacking_seats())
+        for pipeline, seat in seats:
+            actions += self._fill(pipeline, seat, only_loaded=True)  # others may want less
+        for pipeline, seat in seats:
             actions += self._fill(pipeline, seat)
         for pipeline in state.lacking():
             for seat in pipeline.seats:
@@ -93,17 +126,17 @@ class _Steps:
             actions += self._replacement_ready(pipeline)
             actions += self._form(pipeline)
         actions += take_turns(state, self._settings, self._now_s)
-        return [*actions, *self._end_idle()]
+        return [*actions, *self._end_idle(), *self._keep_spares()]
 
     # Who sits where
 
-    def _fill(self, pipeline: Pipeline, seat: Seat) -> list[Action]:
+    def _fill(self, pipeline: Pipeline, seat: Seat, *, only_loaded: bool = False) -> list[Action]:
         """Finds a node for a vacant seat or one whose node cannot load its stage, and a successor
-        for one that will be taken away."""
+        for one that will be taken away; `only_loaded`: one that holds the stage already."""
         node = self._state.nodes.get(seat.node_id)
         successor = self._state.nodes.get(seat.successor_id)
         if node is None or self._cannot_load(node, seat):
-            found, actions = self._find(pipeline, seat, node)
+            found, actions = self._find(pipeline, seat, node, only_loaded)
             if found is None:
                 return []
             seat.take(found.node_id)
@@ -118,7 +151,7 @@ class _Steps:
         elif node.deadline_s is not None and (
             successor is None or self._cannot_load(successor, seat)
         ):
-            found, actions = self._find(pipeline, seat, successor)
+            found, actions = self._find(pipeline, seat, successor, only_loaded)
             if found is None:
                 return []
             seat.promise(found.node_id)
@@ -135,45 +168,73 @@ class _Steps:
         return node.cannot_load(seat.stage, attempts)
 
     def _give_up(self, node: Node | None, seat: Seat) -> list[Action]:
-        """Lets go of a node that could not load its stage."""
+        """Lets go of a node that could not load its stage, once it serves no more."""
         if node is None:
             return []
         give_up(self._settings, seat, node, self._now_s)
         if not self._settings.can_launch:
             self._free = None
             return []
+        if self._state.serves(node):
+            node.release()
+            return []
         node.leave()
         return [TerminateNode(node.node_id)]
 
     def _find(
-        self, pipeline: Pipeline, seat: Seat, instead_of: Node | None
+        self, pipeline: Pipeline, seat: Seat, instead_of: Node | None, only_loaded: bool
     ) -> tuple[Node | None, list[Action]]:
-        idle = self._idle(seat, loaded=True) or self._idle(seat, loaded=False)
+        idle = self._idle(seat, loaded=True)
+        if idle is None and not only_loaded:
+            idle = self._idle(seat, loaded=False)
         if idle is not None and (instead_of is None or not self._cannot_load(idle, seat)):
             return idle, self._taken(pipeline, idle)
-        settings = self._settings
-        if not settings.can_launch or self._now_s < seat.launches.retry_at_s:
+        if only_loaded or not self._settings.can_launch:
             return None, []
         if instead_of is not None and instead_of.loads.permanent and instead_of.shape == seat.shape:
             return None, []  # one more node of its shape would say the same
+        coming = self._coming(seat)
+        if coming is not None:
+            return coming, self._taken(pipeline, coming)
+        if self._now_s < seat.launches.retry_at_s:
+            return None, []
         node = self._state.launch(seat.shape, self._now_s)
         return node, _launched(node, pipeline.pipeline_id, seat.planned.offer_id)
 
     def _taken(self, pipeline: Pipeline, node: Node) -> list[Action]:
         node.employ()
-        if self._free is not None:
+        if self._free is not None and node in self._free:
             self._free.remove(node)
         return [LogEvent("stage_taken", node.node_id, pipeline.pipeline_id)]
 
     def _idle(self, seat: Seat, *, loaded: bool) -> Node | None:
         """A node without a place that could run the stage, or that holds it; rather not one that
         failed to load what it was given. One that the plan has no place for is nothing for a seat
-        that another offer was chosen for."""
-        for node in sorted(self._idle_nodes(), key=lambda n: self._cannot_load(n, seat)):
-            if node.launched and node.released and seat.planned.offer_id not in ("", node.offer_id):
+        that another offer was chosen for, or that waits for its money."""
+
+        def order(node: Node) -> tuple[bool, bool]:
+            return self._cannot_load(node, seat), node.loading != seat.stage
+
+        for node in sorted(self._idle_nodes(), key=order):
+            if node.released and seat.planned.offer_id and self._is_dear(node, seat):
                 continue
             fits = node.shape.memory_bytes >= seat.shape.memory_bytes
             if node.holds(seat.stage) if loaded else fits:
+                return node
+        return None
+
+    def _is_dear(self, node: Node, seat: Seat) -> bool:
+        """The seat waits for the money that the node costs, or was to be cheaper than a node that
+        is kept for nothing else."""
+        if waits_for_money(seat):
+            return True
+        elsewhere = node.launched and node.offer_id != seat.planned.offer_id
+        return elsewhere and node not in spares(self._state, self._settings, self._market)
+
+    def _coming(self, seat: Seat) -> Node | None:
+        """A spare that starts and could sit there: it is nearer than one that is ordered now."""
+        for node in spares(self._state, self._settings, self._market):
+            if node.facts is None and suits(node.shape, seat):
                 return node
         return None
 
@@ -185,10 +246,9 @@ class _Steps:
             self._free = [
                 node
                 for node in state.indexes.seatless()
-                if node.usable
-                and (state.pipeline_of(node) is None or not self._settings.can_launch)
+                if node.usable and (not state.serves(node) or not self._settings.can_launch)
             ]
-            self._free.sort(key=lambda node: state.pipeline_of(node) is not None)
+            self._free.sort(key=state.serves)
         return self._free
 
     # What they hold
@@ -197,10 +257,10 @@ class _Steps:
         node = self._state.nodes.get(node_id)
         if node is None or node.facts is None or not node.present:
             return []
-        if node.loading is not None or node.held == seat.stage:
+        if seat.stage in (node.held, node.loading):
             return []
-        if self._state.pipeline_of(node) is not None:
-            return []  # it serves, and needs what it holds
+        if node.has_fetched(seat.stage) and self._state.serves(node):
+            return []  # there is room for it once that formation has ended
         if node.refused == seat.stage:
             if node.loads.permanent or self._now_s < node.loads.retry_at_s:
                 return []
@@ -249,7 +309,9 @@ class _Steps:
             if node.facts is not None
         )
         blocks = min(node.kv_blocks for node in nodes)
-        formation = Formation(self._draw_id(), members, blocks)
+        formation = Formation(
+            self._draw_id(), members, blocks, numerics_class=nodes[0].numerics_class
+        )
         self._state.form(pipeline, formation, self._now_s)
         return [
             FormPipeline(
@@ -287,21 +349,84 @@ class _Steps:
         if not settings.can_launch:
             return []
         done = all(p.is_ready for p in state.restless())
-        if not done and not any(waits_for_money(seat) for _, seat in state.lacking_seats()):
+        if not done and not self._needs_money():
             return []
+        kept = {n.node_id for n in reserve(state, settings, self._market)}
+        stay = {n.node_id for n in spares(state, settings, self._market)} if done else set()
         ending = [
             node
             for node in state.indexes.seatless()
-            if node.launched and (done or node.released) and not node.lost and not node.leaving
+            if node.launched
+            and (done or node.released or node.node_id in kept)
+            and not (node.lost or node.leaving or node.node_id in stay)
         ]
         if not ending:
             return []
         actions = list[Action]()
         for node in ending:
-            if not state.is_seated(node) and state.pipeline_of(node) is None:
+            if not state.is_seated(node) and not state.serves(node):
                 node.leave()
                 actions += [LogEvent("node_released", node.node_id), TerminateNode(node.node_id)]
         return actions
+
+    def _needs_money(self) -> bool:
+        """More than is left."""
+        over = bool(self._settings.spares) and self._market.exceeds(self._settings.budget_per_hour)
+        return over or any(
+            waits_for_money(seat) and self._is_vacant(seat)
+            for _, seat in self._state.lacking_seats()
+        )
+
+    def _is_vacant(self, seat: Seat) -> bool:
+        """Nobody sits there, or is to follow one that will be taken away."""
+        nodes = self._state.nodes
+        if seat.node_id not in nodes:
+            return True
+        return self._goes(seat) and seat.successor_id not in nodes
+
+    # Who is kept
+
+    def _keep_spares(self) -> list[Action]:
+        """Launches the next spare, one at a time, and has those that are there load, once the plan
+        lacks nobody: what it lacks comes first."""
+        state, settings, market, now_s = self._state, self._settings, self._market, self._now_s
+        count = wanted(state, settings, market)
+        if not count or not self._is_whole():
+            return []
+        actions: list[Action] = []
+        for node, stage in loads(state, settings, market, now_s):
+            state.load(node, stage)
+            actions.append(_load_action(node, stage))
+        for node in useless(state, settings, market):
+            give_up_spare(state, settings, node, now_s)
+            actions.append(TerminateNode(node.node_id))
+        kept = spares(state, settings, market)
+        stand = [n for n in kept if n.held and now_s - n.since_s >= settings.stable_s]
+        if len(stand) == count:
+            state.spare_launches.succeed()
+        starts = any(node.facts is None for node in kept)
+        if len(kept) >= count or starts or not settings.can_launch:
+            return actions
+        if now_s < state.spare_launches.retry_at_s or self._needs_money():
+            return actions
+        offer = offer_for_one(state, settings, market, now_s)
+        if offer is None:
+            return actions
+        node = state.launch(offer.shape, now_s)
+        return [
+            *actions,
+            LogEvent("spare_wanted", node.node_id),
+            *_launched(node, "", offer.offer_id),
+        ]
+
+    def _is_whole(self) -> bool:
+        """Every pipeline serves, and whoever will be taken away has a successor that is there."""
+        nodes = self._state.nodes
+        return all(p.is_ready for p in self._state.restless()) and all(
+            not self._goes(seat)
+            or (seat.successor_id in nodes and nodes[seat.successor_id].present)
+            for _, seat in self._state.lacking_seats()
+        )
 
 
 def _load_action(node: Node, stage: HeldStage) -> LoadStage:

@@ -35,7 +35,13 @@ class Turns:
         return self._free()
 
     def load(self, action: LoadStage) -> list[FormPipeline | LoadStage]:
-        """What may begin now: this one, unless it has to wait."""
+        """What may begin now: this one, unless it has to wait, in place of one of its node that
+        does."""
+        self._waiting = [
+            w
+            for w in self._waiting
+            if not isinstance(w, LoadStage) or w.incarnation != action.incarnation
+        ]
         self._waiting.append(action)
         return self._free()
 

@@ -7,7 +7,7 @@ their quotient is a mean of the recent past from the first second on.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from services.common.demand import Demand
@@ -43,6 +43,24 @@ class Workload:
             (self.output_tokens, planned.output_tokens),
         )
         return all(_near(now, then, share, rate * self.window_s) for now, then in pairs if now)
+
+
+def together(workloads: Sequence[Workload | None]) -> Workload | None:
+    """What several models are asked for, as one; None where one of them is not known. Means count
+    by arrivals."""
+    known = [one for one in workloads if one is not None]
+    if len(known) < len(workloads) or not known:
+        return None
+    if len(known) == 1:
+        return known[0]
+    rate = sum(one.arrival_rate_rps for one in known)
+    shares = [one.arrival_rate_rps / rate if rate else 1 / len(known) for one in known]
+    return Workload(
+        rate,
+        sum(s * one.input_tokens for s, one in zip(shares, known, strict=True)),
+        sum(s * one.output_tokens for s, one in zip(shares, known, strict=True)),
+        min(one.window_s for one in known),
+    )
 
 
 def _near(now: float, then: float, share: float, requests: float) -> bool:

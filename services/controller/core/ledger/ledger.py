@@ -28,7 +28,7 @@ from services.common.exchange import (
     LeaveReason,
     ResumeQuestion,
 )
-from services.common.generation import CancelReason, FinishReason
+from services.common.generation import CancelReason, FinishReason, ModelRef
 from services.controller.core.ledger.abandoned import Abandoned
 from services.controller.core.ledger.entry import JournalEntry, outlived
 from services.controller.core.ledger.granting import Complaints, best_head
@@ -36,6 +36,7 @@ from services.controller.core.ledger.outcomes import (
     LedgerEvent,
     LedgerSettings,
     Outcome,
+    RunsAt,
     ServingHead,
     refused,
 )
@@ -141,10 +142,10 @@ class Ledger:
         return tuple(records)
 
     def checkpoint(
-        self, checkpoint: Checkpoint, pipeline_id: str, now_s: float
+        self, checkpoint: Checkpoint, runs_at: RunsAt | None, now_s: float
     ) -> Outcome[CheckpointResult]:
-        """Binds epoch 1 to its first head, appends, compares, or refuses. `pipeline_id` is the
-        pipeline of the checkpoint's formation, for the status ('' when not known)."""
+        """Binds epoch 1 to its first head, appends, compares, or refuses. `runs_at` is what is
+        known of the checkpoint's formation."""
         name = checkpoint.generation_id
         records: tuple[Record, ...] = ()
         events: list[LedgerEvent] = []
@@ -154,9 +155,12 @@ class Ledger:
             full = len(self._entries) >= self.settings.max_generations
             if checkpoint.epoch != 1 or checkpoint.request is None or full:
                 return refused(checkpoint, CheckpointRefusal.STALE_EPOCH)
+            if runs_at is not None and runs_at.model != checkpoint.request.model:
+                return refused(checkpoint, CheckpointRefusal.UNKNOWN_FORMATION)
             JournalEntry(checkpoint.request, 1, now_s).compare(
                 checkpoint.spans
             )  # raises before HeadBound
+            pipeline_id = runs_at.pipeline_id if runs_at is not None else ""
             bound = HeadBound(
                 name,
                 checkpoint.incarnation,
@@ -237,15 +241,16 @@ class Ledger:
         if entry.finished_with(question.held):
             return self._grant(entry, question, None, now_s)
         formation_id = entry.formation_id or question.left_formation_id
-        holder = next((h for h in heads if h.route.formation_id == formation_id), None)
+        own = (head for head in heads if head.route.model == entry.request.model)
+        holder = next((h for h in own if h.route.formation_id == formation_id), None)
         if holder is None or entry.sealed:
-            return self._grant_elsewhere(entry, question, heads, now_s)
+            return self._move(entry, question, heads, now_s)
         if question.last_epoch < entry.epoch:
             return _same(entry, holder) if holder.takes_new else None
         if holder.hands_over and question.left_formation_id:
             return None  # its seal is on the way: no position shall be sampled twice
         if question.reason not in (LeaveReason.SILENT, LeaveReason.UNREACHABLE):
-            return self._grant_elsewhere(entry, question, heads, now_s)
+            return self._move(entry, question, heads, now_s)
         if question.reason is LeaveReason.SILENT and not holder.stalled:
             return _same(entry, holder)  # slow is not dead
         others = [head for head in heads if head is not holder]
@@ -253,6 +258,19 @@ class Ledger:
         if granted is None and not holder.stalled:
             return _same(entry, holder)  # another epoch there would bring its reader no nearer
         return granted
+
+    def _move(
+        self,
+        entry: JournalEntry,
+        question: ResumeQuestion,
+        heads: Sequence[ServingHead],
+        now_s: float,
+    ) -> Outcome[Grant] | None:
+        """Elsewhere; who leaves a formation that served it to the end waits for what follows it, or
+        all would be moved to those that are left, and from these again."""
+        if not question.left_formation_id and any(head.switching for head in heads):
+            return None
+        return self._grant_elsewhere(entry, question, heads, now_s)
 
     def _grant_elsewhere(
         self,
@@ -357,6 +375,11 @@ class Ledger:
         if self._entries[name].finished:
             self._abandoned.remove(name)  # nothing will tell that it is read
         return self.view(name, heads, now_s)
+
+    def model_of(self, generation_id: str) -> ModelRef | None:
+        """The version a generation was admitted for; None for one that is not known."""
+        entry = self._entries.get(generation_id)
+        return entry.request.model if entry is not None else None
 
     def head_of(self, generation_id: str) -> str | None:
         """Incarnation that holds the generation's epoch, to pass a Cancel on to."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from services.common.exchange import Checkpoint, CheckpointRefusal, CheckpointResult, Route
+from services.common.generation import ModelRef
 from services.controller.core.ledger.records import Record
 
 Reply = TypeVar("Reply")
@@ -33,6 +34,14 @@ class Outcome(Generic[Reply]):
 
 
 @dataclass(frozen=True, slots=True)
+class RunsAt:
+    """Whose formation it is that a checkpoint comes from."""
+
+    pipeline_id: str
+    model: ModelRef
+
+
+@dataclass(frozen=True, slots=True)
 class ServingHead:
     """A formation that runs generations now, as the cluster knows it."""
 
@@ -45,6 +54,8 @@ class ServingHead:
     """Its generations are being sealed."""
     stalled: bool = False
     """It does not serve at present: its readers may leave it."""
+    switching: bool = False
+    """What follows a formation that was drained is about to serve: who was moved waits for it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,12 @@ from bench.placement_clusters import cluster
 from services.common.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
 from services.placement.estimate.cluster import Workload
 from services.placement.estimate.estimator import estimate_pipeline
+from services.placement.replan.change import Change
 from services.placement.replan.moves import Handover, ResidentStage, kept_bytes, stage_bytes
-from services.placement.replan.next_plan import Change, replan
+from services.placement.replan.next_plan import replan
 from services.placement.search.budget import Unlimited
 from services.placement.search.planners import shuntserve
-from services.placement.search.problem import Problem
+from services.placement.search.problem import Objective, ObjectiveKind, Problem
 
 
 @pytest.fixture
@@ -157,3 +158,51 @@ def test_a_pipeline_that_lost_a_node_is_checked_too(running, end):
     change = Change((wrong,), {}, generations=(1,), tokens_per_generation=1)
     with pytest.raises(InvalidArgument, match="layer"):
         replan(without(problem, first.node.node_id), change, shuntserve.plan, Unlimited())
+
+
+def nodes_of(found):
+    return sum(len(pipeline.stages) for pipeline in found.pipelines)
+
+
+def test_no_plan_has_more_nodes_than_the_most(running):
+    problem, pipelines = running
+    count = sum(len(p.stages) for p in pipelines)
+    for most in (count - 1, count // 2):
+        change = Change(pipelines, {}, horizon_s=1e5, improve=True, nodes_max=most)
+        assert nodes_of(replan(problem, change, shuntserve.plan, Unlimited())) <= most
+
+
+def test_what_may_be_had_takes_the_place_of_what_runs_where_no_more_nodes_may_be(running):
+    problem, _ = running
+    slow = tuple(n for n in problem.nodes if n.kind.type_name == "g6.12xlarge")
+    fast = tuple(n for n in problem.nodes if n.kind.type_name == "g5.12xlarge")
+    before = shuntserve.plan(replace(problem, nodes=slow), Unlimited()).pipelines
+    most = sum(len(p.stages) for p in before)
+    offered = replace(problem, nodes=(*slow, *fast))
+    change = Change(before, {}, horizon_s=1e6, improve=True, nodes_max=most)
+    found = replan(offered, change, shuntserve.plan, Unlimited())
+    assert nodes_of(found) <= most
+    assert {n.node_id for n in fast} & {name for p in found.pipelines for name in p.node_ids}
+
+
+def test_a_plan_has_the_least_nodes_where_there_are_so_many(running):
+    problem, pipelines = running
+    little = replace(
+        problem,
+        costs=problem.costs.at_rate(1e-3),
+        objective=Objective(ObjectiveKind.THROUGHPUT_PER_COST),
+    )
+    count = sum(len(p.stages) for p in pipelines)
+    free = Change(pipelines, {}, horizon_s=1e5, improve=True)
+    assert nodes_of(replan(little, free, shuntserve.plan, Unlimited())) < count
+    floor = replace(free, nodes_min=count)
+    assert nodes_of(replan(little, floor, shuntserve.plan, Unlimited())) == count
+    with pytest.raises(InvalidArgument, match="nodes_max"):
+        replace(floor, nodes_max=count - 1)
+
+
+def test_what_wants_most_throughput_gains_by_more_than_arrives(running):
+    problem, pipelines = running
+    quiet = replace(problem, costs=problem.costs.at_rate(1e-3))
+    change = Change(pipelines[:1], {}, horizon_s=1e5, improve=True)
+    assert replan(quiet, change, shuntserve.plan, Unlimited()).gain > 0.5

@@ -11,7 +11,8 @@ from bench.placement_clusters import cluster
 from services.common.errors import DeadlineExceeded, InvalidArgument
 from services.placement.estimate.cluster import CandidateNode
 from services.placement.replan import what_if
-from services.placement.replan.next_plan import Change, replan
+from services.placement.replan.change import Change
+from services.placement.replan.next_plan import replan
 from services.placement.replan.what_if import MAX_GROUPS, SAME, NodeGroup, what_ifs
 from services.placement.search.budget import Part, Unlimited
 from services.placement.search.planners import shuntserve

@@ -9,7 +9,8 @@ import pytest
 from bench.placement_clusters import cluster
 from services.placement.estimate.cluster import CandidateNode, PlacedPipeline, Workload
 from services.placement.estimate.estimator import estimate_pipeline
-from services.placement.replan.next_plan import Change, NextPlan, replan
+from services.placement.replan.change import Change
+from services.placement.replan.next_plan import NextPlan, replan
 from services.placement.replan.worth import Outlook, cost_per_hour, gain
 from services.placement.search.budget import Unlimited
 from services.placement.search.planners import shuntserve

@@ -15,10 +15,12 @@ from services.controller.core.cluster.actions import (
     LaunchNode,
     Loaded,
     LoadStage,
+    NodeState,
     TerminateNode,
 )
 from services.controller.core.cluster.market import OVER_BUDGET
 from services.controller.core.cluster.plan import Plan
+from services.controller.core.cluster.settings import ClusterSettings
 from tests.unit.controller.small_cluster import (
     BACK,
     FRONT,
@@ -30,6 +32,7 @@ from tests.unit.controller.small_cluster import (
     beat,
     drawer,
     facts,
+    load_failed,
     loaded,
     one_of,
     planned,
@@ -41,9 +44,11 @@ WHOLE, FIRST, REST = LayerRange(0, 30), LayerRange(0, 10), LayerRange(10, 30)
 ALONE = replace(PATIENT, can_launch=False, initial=(), expected_nodes=1)
 
 
-def serving(*pipelines: Stages, idle: tuple[str, ...] = ()) -> Prompt:
+def serving(
+    *pipelines: Stages, idle: tuple[str, ...] = (), settings: ClusterSettings = ALONE
+) -> Prompt:
     """Pipelines whose nodes came by themselves, in formations f1, f2 and so on."""
-    cluster = Prompt(ALONE, drawer(), 0.0, 0.0)
+    cluster = Prompt(settings, drawer(), 0.0, 0.0)
     cluster.start(0.0)
     names = [name for stages in pipelines for name in stages]
     for node_id in (*names, *idle):
@@ -68,6 +73,11 @@ def carry_out(cluster: Prompt, actions: list[Action], now_s: float) -> list[Acti
         elif isinstance(action, LaunchNode):
             actions += cluster.register(facts(action.node_id), now_s)
     return done
+
+
+def restarted(cluster: Prompt) -> Prompt:
+    """The next controller, at 50 s."""
+    return Prompt.recover(ALONE, iter(("g1", "g2")).__next__, cluster.saved, 50.0, 50.0)
 
 
 def running(cluster: Prompt) -> dict[str, list[tuple[str, LayerRange]]]:
@@ -105,29 +115,32 @@ def test_what_takes_the_place_is_made_before_what_serves_is_broken() -> None:
 def test_of_two_that_need_each_others_nodes_one_is_changed_while_the_other_serves() -> None:
     cluster = serving({"a": FRONT, "b": BACK}, {"c": FRONT, "d": BACK})
     plan = planned({"a": FRONT, "c": BACK}, {"b": FRONT, "d": BACK}, number=2)
-    first = one_of(cluster.plan_ready(plan, 1.0), DrainFormation)
+    actions = cluster.plan_ready(plan, 1.0)
+    loads = [(load.node_id, load.layers) for load in all_of(actions, LoadStage)]
+    assert loads == [("c", BACK), ("b", FRONT)], "survivors keep what they hold"
+    assert all_of(actions, DrainFormation) == []
+    actions = loaded(cluster, "c", BACK, 1.1)
+    assert all_of(actions, DrainFormation) == [], "b loads still, and nobody is in its way"
+    first = one_of(loaded(cluster, "b", FRONT, 1.2), DrainFormation)
     assert first.formation_id == "f1"
     assert len(cluster.routes()[1]) == 1
-    actions = cluster.drained("f1", 1, 1.1)
-    assert one_of(actions, LoadStage).node_id == "b", "c serves still"
-    assert all_of(actions, DrainFormation) == [], "the last goes when nothing else is left to do"
-    actions = loaded(cluster, "b", FRONT, 1.5)
+    actions = cluster.drained("f1", 1, 1.5)
     assert one_of(actions, DrainFormation).formation_id == "f2"
     done = carry_out(cluster, cluster.drained("f2", 1, 1.6), 1.7)
-    assert {load.node_id for load in all_of(done, LoadStage)} == {"c"}, (
-        "survivors keep what they hold"
-    )
+    assert all_of(done, LoadStage) == []
     assert len(cluster.routes()[1]) == 2
 
 
 def test_while_one_is_changed_no_other_is() -> None:
     cluster = serving({"a": FRONT, "b": BACK}, {"c": FRONT, "d": BACK})
     plan = planned({"a": FIRST, "b": REST}, {"c": FIRST, "d": REST}, number=2)
-    assert one_of(cluster.plan_ready(plan, 1.0), DrainFormation).formation_id == "f1"
-    loads = all_of(cluster.drained("f1", 1, 1.1), LoadStage)
-    assert [load.node_id for load in loads] == ["a", "b"]
-    assert all_of(loaded(cluster, "a", FIRST, 1.2), DrainFormation) == []
-    form = one_of(loaded(cluster, "b", REST, 1.3), FormPipeline)
+    loads = all_of(cluster.plan_ready(plan, 1.0), LoadStage)
+    assert [load.node_id for load in loads] == ["a", "b", "c", "d"]
+    for node_id, layers in (("c", FIRST), ("a", FIRST)):
+        assert all_of(loaded(cluster, node_id, layers, 1.1), DrainFormation) == []
+    assert all_of(loaded(cluster, "b", REST, 1.2), DrainFormation) == []
+    assert one_of(loaded(cluster, "d", REST, 1.25), DrainFormation).formation_id == "f1"
+    form = one_of(cluster.drained("f1", 1, 1.3), FormPipeline)
     assert all_of(cluster.tick(1.35), DrainFormation) == []
     assert one_of(cluster.formed(form.formation_id, 1.4), DrainFormation).formation_id == "f2"
     assert len(cluster.routes()[1]) == 1
@@ -168,6 +181,8 @@ def test_the_last_that_serves_waits_for_what_may_come_without_it() -> None:
     plan = planned({"?1": WHOLE}, {"node-1": WHOLE}, number=2)
     actions = cluster.plan_ready(plan, 1.0)
     launched = one_of(actions, LaunchNode).node_id
+    assert one_of(actions, LoadStage).node_id == "node-1"
+    actions += loaded(cluster, "node-1", WHOLE, 1.5)
     assert all_of(actions, DrainFormation) == []
     assert all_of(cluster.tick(5.0), DrainFormation) == []
     cluster.register(facts(launched), 6.0)
@@ -178,8 +193,9 @@ def test_the_last_that_serves_waits_for_what_may_come_without_it() -> None:
 def test_where_all_serve_in_one_the_next_plan_must_break_it() -> None:
     cluster = serving(PAIR)
     actions = cluster.plan_ready(planned({"node-2": FRONT, "node-1": BACK}, number=2), 1.0)
-    assert one_of(actions, DrainFormation).formation_id == "f1"
-    carry_out(cluster, actions, 1.0)
+    done = carry_out(cluster, actions, 1.0)
+    kinds = [type(a) for a in done if isinstance(a, LoadStage | DrainFormation | FormPipeline)]
+    assert kinds == [LoadStage, LoadStage, DrainFormation, FormPipeline]
     assert running(cluster) == {"pipeline-2": [("node-2", FRONT), ("node-1", BACK)]}
 
 
@@ -268,7 +284,9 @@ def test_a_restart_in_mid_change_goes_on_with_the_change() -> None:
     cluster = serving({"a": FRONT, "b": BACK}, {"c": FRONT, "d": BACK})
     plan = planned({"a": FIRST, "b": REST}, {"c": FRONT, "d": BACK}, number=2)
     cluster.plan_ready(plan, 1.0)
-    again = Prompt.recover(ALONE, iter(("g1", "g2")).__next__, cluster.saved, 50.0, 50.0)
+    loaded(cluster, "a", FIRST, 1.1)
+    loaded(cluster, "b", REST, 1.2)
+    again = restarted(cluster)
     actions = again.start(50.0)
     assert one_of(actions, DrainFormation).formation_id == "f1"
     assert again.plan == cluster.plan
@@ -311,3 +329,192 @@ def test_a_node_named_by_the_plan_that_is_not_to_be_had_is_stood_in_for(how: str
     carry_out(cluster, cluster.plan_ready(planned(PAIR, number=2), 1.0), 1.0)
     assert running(cluster)["pipeline-1"] == [("node-1", FRONT), ("node-3", BACK)]
     assert before == cluster.routes()[1]
+
+
+# Nodes that prepare while they serve
+
+
+def preparing(*, settings: ClusterSettings = ALONE) -> Prompt:
+    """a and b serve in halves, and are asked for other parts for the plan of number 2."""
+    cluster = serving({"a": FRONT, "b": BACK}, settings=settings)
+    actions = cluster.plan_ready(planned({"a": FIRST, "b": REST}, number=2), 1.0)
+    loads = [(load.node_id, load.layers) for load in all_of(actions, LoadStage)]
+    assert loads == [("a", FIRST), ("b", REST)]
+    assert all_of(actions, DrainFormation) == []
+    return cluster
+
+
+def states(cluster: Prompt) -> set[NodeState]:
+    return {view.state for view in cluster.nodes_view()}
+
+
+def test_what_serves_does_so_until_its_nodes_have_prepared_and_then_the_next_forms_at_once() -> (
+    None
+):
+    cluster = preparing()
+    (before,) = cluster.heads(1.0)
+    assert states(cluster) == {NodeState.READY}
+    assert all_of(loaded(cluster, "a", FIRST, 2.0, kv_blocks=40), DrainFormation) == []
+    assert [route.formation_id for route in cluster.routes()[1]] == ["f1"]
+    drain = one_of(loaded(cluster, "b", REST, 3.0, kv_blocks=50), DrainFormation)
+    assert drain.formation_id == "f1"
+    (head,) = cluster.heads(3.0)
+    assert head.numerics_class == before.numerics_class
+    actions = cluster.drained("f1", 1, 3.1)
+    form = one_of(actions, FormPipeline)
+    assert [member.layers for member in form.members] == [FIRST, REST]
+    assert form.kv_blocks == 40, "what the next stages have room for, not those that serve"
+    assert all_of(actions, LoadStage) == []
+
+
+def test_who_is_moved_waits_for_what_follows_until_it_serves_or_for_a_while() -> None:
+    def switching(now_s: float) -> bool:
+        return any(head.switching for head in cluster.heads(now_s))
+
+    for formed in (True, False):
+        cluster = serving({"a": FRONT, "b": BACK}, {"c": WHOLE})
+        cluster.plan_ready(planned({"a": FIRST, "b": REST}, {"c": WHOLE}, number=2), 1.0)
+        loaded(cluster, "a", FIRST, 1.0)
+        assert not switching(1.0)
+        loaded(cluster, "b", REST, 1.1)
+        assert switching(1.1)
+        form = one_of(cluster.drained("f1", 1, 1.2), FormPipeline)
+        assert switching(1.2)
+        if formed:
+            cluster.formed(form.formation_id, 1.3)
+        assert switching(1.3) is not formed
+        assert not switching(1.1 + ALONE.switch_s)
+
+
+def test_the_class_of_what_serves_is_told_and_not_of_what_its_head_prepares() -> None:
+    cluster = preparing()
+    loaded(cluster, "a", FIRST, 2.0, numerics_class="b")
+    assert [head.numerics_class for head in cluster.heads(2.0)] == ["a"]
+    again = Prompt.recover(ALONE, drawer(), cluster.saved, 50.0, 50.0)
+    assert [head.numerics_class for head in again.heads(50.0)] == ["a"]
+
+
+def test_what_has_no_room_beside_what_serves_is_fetched_and_loaded_behind_the_switch() -> None:
+    cluster = preparing()
+    assert said(loaded(cluster, "a", FIRST, 2.0, kv_blocks=0, held=False)) == ["stage_fetched"]
+    assert all_of(cluster.tick(2.1), LoadStage) == []
+    drain = one_of(loaded(cluster, "b", REST, 3.0), DrainFormation)
+    loads = all_of(cluster.drained(drain.formation_id, 1, 3.1), LoadStage)
+    assert [(load.node_id, load.layers) for load in loads] == [("a", FIRST)]
+    form = one_of(loaded(cluster, "a", FIRST, 3.2, kv_blocks=30), FormPipeline)
+    assert form.kv_blocks == 30
+
+
+def test_a_node_that_has_no_room_though_it_serves_no_more_has_failed_to_load() -> None:
+    cluster = preparing()
+    for node_id, layers in (("a", FIRST), ("b", REST)):
+        loaded(cluster, node_id, layers, 2.0, held=False)
+    cluster.drained("f1", 1, 2.1)
+    for attempt in range(3):
+        assert said(loaded(cluster, "a", FIRST, 3.0 + 10 * attempt, held=False)) == ["load_failed"]
+        assert all_of(cluster.tick(3.0 + 10 * attempt), LoadStage) == []
+        assert one_of(cluster.tick(9.0 + 10 * attempt), LoadStage).node_id == "a"
+
+
+def test_a_newer_plan_wants_another_next_stage_of_a_node_that_loads() -> None:
+    cluster = preparing()
+    actions = cluster.plan_ready(planned({"a": WHOLE}, number=3), 1.5)
+    assert [(load.node_id, load.layers) for load in all_of(actions, LoadStage)] == [("a", WHOLE)]
+    assert loaded(cluster, "a", FIRST, 1.6) == [], "nobody waits for it any more"
+    assert load_failed(cluster, "a", FIRST, 1.6, "superseded") == []
+    assert one_of(loaded(cluster, "a", WHOLE, 1.7), DrainFormation).formation_id == "f1"
+
+
+def test_a_newer_plan_that_wants_what_serves_after_all_asks_for_its_stages_again() -> None:
+    cluster = preparing()
+    loaded(cluster, "a", FIRST, 1.2)
+    actions = cluster.plan_ready(planned({"a": FRONT, "b": BACK}, number=3), 1.5)
+    loads = [(load.node_id, load.layers) for load in all_of(actions, LoadStage)]
+    assert loads == [("a", FRONT), ("b", BACK)], "or they would go with their formation"
+    carry_out(cluster, actions, 1.6)
+    assert [route.formation_id for route in cluster.routes()[1]] == ["f1"]
+    cluster.node_gone("b", "i-b", "exit", 2.0)
+    actions = cluster.register(facts("b", "i-again"), 2.1)
+    assert one_of(actions, LoadStage).node_id == "b"
+
+
+def test_a_restart_in_mid_preparation_asks_again_and_hands_over_no_sooner() -> None:
+    cluster = preparing()
+    loaded(cluster, "a", FIRST, 1.2)
+    again = restarted(cluster)
+    actions = again.start(50.0)
+    assert [(load.node_id, load.layers) for load in all_of(actions, LoadStage)] == [("b", REST)]
+    assert all_of(actions, DrainFormation) == []
+    assert one_of(loaded(again, "b", REST, 50.1), DrainFormation).formation_id == "f1"
+
+
+def test_a_node_that_served_and_prepares_is_no_failed_launch_to_the_next_controller() -> None:
+    cluster = ready(PATIENT)
+    cluster.plan_ready(planned({"node-1": FIRST, "node-2": REST}, number=2), 1.0)
+    again = Prompt.recover(PATIENT, drawer(), cluster.saved, 50.0, 50.0)
+    again.start(50.0)
+    assert one_of(again.node_gone("node-2", "i-node-2", "exit", 50.1), LaunchNode)
+
+
+def test_a_node_lost_in_mid_preparation_leaves_its_seat_to_another() -> None:
+    cluster = preparing()
+    loaded(cluster, "a", FIRST, 1.2)
+    gone = cluster.node_gone("b", "i-b", "exit", 1.3)
+    assert one_of(gone, DissolveFormation).formation_id == "f1"
+    assert cluster.routes()[1] == ()
+    assert one_of(cluster.register(facts("c"), 2.0), LoadStage).layers == REST
+    form = one_of(loaded(cluster, "c", REST, 2.5), FormPipeline)
+    assert [member.node_id for member in form.members] == ["a", "c"]
+
+
+def test_a_node_that_serves_is_lost_as_soon_as_ever_while_it_prepares() -> None:
+    impatient = replace(ALONE, node_lost_s=1.0, empty_node_lost_s=10.0)
+    cluster = preparing(settings=impatient)
+    lost = []
+    for tenths in range(11, 70):  # the first gap is as a restart: nobody is lost for three seconds
+        beat(cluster, "a", "f1", tenths / 10)
+        if tenths <= 45:
+            beat(cluster, "b", "f1", tenths / 10)
+        lost += [kind for kind in said(cluster.tick(tenths / 10)) if kind == "node_lost"]
+    assert lost == ["node_lost"]
+
+
+def test_a_load_that_fails_beside_what_serves_is_tried_again_and_nothing_is_handed_over() -> None:
+    cluster = preparing()
+    loaded(cluster, "a", FIRST, 1.2)
+    assert said(load_failed(cluster, "b", REST, 1.3)) == ["load_failed"]
+    assert cluster.tick(1.4) == []
+    assert one_of(cluster.tick(1.8), LoadStage).node_id == "b"
+    assert one_of(loaded(cluster, "b", REST, 2.0), DrainFormation).formation_id == "f1"
+
+
+def test_what_a_node_refuses_for_good_keeps_what_serves_serving() -> None:
+    cluster = preparing()
+    assert cluster.busy
+    loaded(cluster, "a", FIRST, 1.2)
+    load_failed(cluster, "b", REST, 1.3, "1 byte is lacking", permanent=True)
+    assert not cluster.busy, "another plan may be asked for"
+    for now_s in (2.0, 100.0, 1e5):
+        assert cluster.tick(now_s) == []
+    assert [route.formation_id for route in cluster.routes()[1]] == ["f1"]
+    assert (cluster.faults()[0].cause, cluster.unusable()) == ("1 byte is lacking", "")
+
+
+def test_a_node_that_cannot_load_its_next_stage_serves_on_until_another_has() -> None:
+    cluster = ready(PATIENT)
+    cluster.plan_ready(planned({"node-1": FIRST, "node-2": REST}, number=2), 1.0)
+    loaded(cluster, "node-1", FIRST, 1.1)
+    now_s = 1.1
+    for _ in range(PATIENT.load_attempts):
+        actions = load_failed(cluster, "node-2", REST, now_s)
+        now_s += 10.0
+        actions += cluster.tick(now_s)
+    launched = one_of(actions, LaunchNode).node_id
+    assert all_of(actions, TerminateNode) == []
+    assert [route.formation_id for route in cluster.routes()[1]] == ["f1"]
+    cluster.register(facts(launched), now_s)
+    actions = loaded(cluster, launched, REST, now_s)
+    assert one_of(actions, DrainFormation).formation_id == "f1"
+    done = carry_out(cluster, actions, now_s)
+    assert one_of(done, TerminateNode) == TerminateNode("node-2")
+    assert running(cluster) == {"pipeline-2": [("node-1", FIRST), (launched, REST)]}

@@ -3,7 +3,6 @@ from dataclasses import replace
 import pytest
 
 from services.common.errors import NotFound, StaleEpoch
-from services.common.generation import ModelRef
 from services.common.nodes import NodeShape
 from services.controller.core.cluster.actions import (
     Action,
@@ -31,6 +30,7 @@ from services.controller.core.cluster.settings import ClusterSettings
 from tests.unit.controller.small_cluster import (
     BACK,
     FRONT,
+    GOAL,
     PAIR,
     PATIENT,
     SETTINGS,
@@ -40,6 +40,7 @@ from tests.unit.controller.small_cluster import (
     beat,
     drawer,
     facts,
+    load_failed,
     loaded,
     one_of,
     planned,
@@ -87,7 +88,7 @@ def test_a_stage_for_an_offer_is_launched_from_it() -> None:
         PlannedStage(BACK, 1, SHAPE, offer_id="spot"),
     )
     pipelines = (PlannedPipeline("pipeline-1", stages, 50.0),)
-    plan = Plan(2, (Deployment(SETTINGS.model, THROUGHPUT, pipelines),))
+    plan = Plan(2, (Deployment(GOAL.model, THROUGHPUT, pipelines),))
     launch = one_of(cluster.plan_ready(plan, 1.0), LaunchNode)
     assert (launch.shape, launch.offer_id) == (SHAPE, "spot")
 
@@ -147,7 +148,7 @@ def test_a_failed_load_or_form_is_tried_again() -> None:
     cluster.register(facts("node-2"), 0.0)
     cluster.plan_ready(planned(PAIR), 0.0)
     loaded(cluster, "node-1", FRONT, 0.0)
-    assert said(cluster.load_failed("node-2", "i-node-2", "slow", False, 0.0)) == ["load_failed"]
+    assert said(load_failed(cluster, "node-2", BACK, 0.0, "slow")) == ["load_failed"]
     assert one_of(cluster.tick(0.5), LoadStage).node_id == "node-2"
     assert one_of(loaded(cluster, "node-2", BACK, 0.6), FormPipeline)
     actions = cluster.form_failed("f1", "no", 0.6)
@@ -162,13 +163,13 @@ def failing(cluster: Prompt, node_id: str, now_s: float) -> tuple[list[float], l
     one brings about."""
     pauses = []
     for _ in range(SETTINGS.load_attempts - 1):
-        actions = cluster.load_failed(node_id, f"i-{node_id}", "no weights", False, now_s)
+        actions = load_failed(cluster, node_id, BACK, now_s)
         assert said(actions) == ["load_failed"]
         failed_s = now_s
         while not all_of(cluster.tick(now_s), LoadStage):
             now_s += 0.25
         pauses.append(now_s - failed_s)
-    return pauses, cluster.load_failed(node_id, f"i-{node_id}", "no weights", False, now_s)
+    return pauses, load_failed(cluster, node_id, BACK, now_s)
 
 
 def test_a_node_that_cannot_load_is_replaced_and_ended() -> None:
@@ -181,7 +182,7 @@ def test_a_node_that_cannot_load_is_replaced_and_ended() -> None:
     assert one_of(actions, TerminateNode) == TerminateNode("node-3")
     assert all_of(cluster.tick(10.0), LoadStage) == []
     assert one_of(cluster.register(facts("node-4"), 10.0), LoadStage).node_id == "node-4"
-    actions = cluster.load_failed("node-4", "i-node-4", "no weights", False, 10.0)
+    actions = load_failed(cluster, "node-4", BACK, 10.0)
     assert one_of(actions, LaunchNode).node_id == "node-5", "one attempt is enough"
     cluster.launch_failed("node-5", "no room", 13.6)
     assert all_of(cluster.tick(17.5), LaunchNode) == []
@@ -203,12 +204,12 @@ def test_a_node_that_is_less_than_was_ordered_and_cannot_load_for_good_is_replac
     cluster.node_gone("node-2", "i-node-2", "exit", 1.0)
     less = replace(facts("node-3"), shape=NodeShape(1, 1.0))
     cluster.register(less, 1.0)
-    failed = cluster.load_failed("node-3", "i-node-3", "no room", True, 1.0)
+    failed = cluster.load_failed("node-3", "i-node-3", BACK, "no room", True, 1.0)
     actions = [*failed, *cluster.tick(2.0)]
     assert one_of(actions, LaunchNode) == LaunchNode("node-4", SHAPE)
     assert one_of(actions, TerminateNode) == TerminateNode("node-3")
     cluster.register(facts("node-4"), 3.0)
-    cluster.load_failed("node-4", "i-node-4", "no room", True, 3.0)
+    cluster.load_failed("node-4", "i-node-4", BACK, "no room", True, 3.0)
     assert all_of(cluster.tick(100.0), LaunchNode) == [], "what was ordered would say the same"
 
 
@@ -218,7 +219,7 @@ def test_without_a_provider_a_node_that_idles_takes_what_another_cannot_load() -
     cluster.register(facts("node-3"), 1.0)
     failing(cluster, "node-3", 1.0)
     assert one_of(cluster.tick(100.0), LoadStage).node_id == "node-3"  # who else?
-    cluster.load_failed("node-3", "i-node-3", "no weights", False, 100.0)
+    load_failed(cluster, "node-3", BACK, 100.0)
     actions = cluster.register(facts("node-4"), 100.0)
     assert one_of(actions, LoadStage).node_id == "node-4"
     assert all_of(actions, TerminateNode) == []
@@ -454,7 +455,7 @@ def test_a_launch_that_fails_or_never_registers_is_tried_again() -> None:
 
 
 def test_without_a_provider_a_vacant_stage_waits_for_a_node() -> None:
-    settings = ClusterSettings(SETTINGS.model, (), expected_nodes=2, pipelines=1, can_launch=False)
+    settings = ClusterSettings(GOAL, (), expected_nodes=2, pipelines=1, can_launch=False)
     cluster = ready(settings)
     actions = cluster.node_gone("node-2", "i-node-2", "exit", 0.0)
     assert all_of(actions, LaunchNode) == []
@@ -531,8 +532,8 @@ def test_a_hand_over_cut_short_by_a_restart_is_asked_for_again() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        replace(SETTINGS, model=ModelRef("m", "d2")),
-        replace(SETTINGS, layer_count=40),
+        replace(SETTINGS, first=replace(GOAL, facts=replace(GOAL.facts, digest="d2"))),
+        replace(SETTINGS, first=replace(GOAL, facts=replace(GOAL.facts, layer_count=40))),
         replace(SETTINGS, planner="exact"),
         replace(SETTINGS, pipelines=2),
     ],
@@ -548,11 +549,12 @@ def test_a_plan_for_something_else_is_dropped_at_the_start(other: ClusterSetting
     assert (ask.number, len(ask.nodes)) == (2, 3)
     assert (all_of(actions, LaunchNode), all_of(actions, TerminateNode)) == ([], [])
     loads = all_of(
-        again.plan_ready(planned(PAIR, number=ask.number, model=other.model), 100.0), LoadStage
+        again.plan_ready(planned(PAIR, number=ask.number, model=other.first.model), 100.0),
+        LoadStage,
     )
     assert {(load.node_id, load.model) for load in loads} == {
-        ("node-1", other.model),
-        ("node-2", other.model),
+        ("node-1", other.first.model),
+        ("node-2", other.first.model),
     }
 
 

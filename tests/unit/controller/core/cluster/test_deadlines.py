@@ -77,7 +77,9 @@ class World:
             case LoadStage(node_id, incarnation, _, _, layers):
                 if fails:
                     permanent = self.random.random() < 0.1
-                    return cluster.load_failed(node_id, incarnation, "no", permanent, now_s)
+                    return cluster.load_failed(
+                        node_id, incarnation, action.layers, "no", permanent, now_s
+                    )
                 return loaded(cluster, node_id, layers, now_s)
             case FormPipeline(formation_id):
                 if fails:

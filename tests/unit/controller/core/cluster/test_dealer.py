@@ -30,8 +30,8 @@ class Deals(Dealer):
     """A dealer whose words bring the cluster's actions."""
 
     def __init__(self) -> None:
-        self.cluster = ready(PATIENT)
-        super().__init__(self.cluster.core, budget_per_hour=2.1, shun_offer_s=30.0)
+        self.cluster = ready(replace(PATIENT, budget_per_hour=2.1))
+        super().__init__(self.cluster.core, shun_offer_s=30.0)
         assert said(self.offered((SPOT, FIRM))) == ["offers_changed"]
 
     def hear(self, event: ProviderEvent, now_s: float) -> list[Action]:

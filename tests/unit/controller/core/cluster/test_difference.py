@@ -63,12 +63,12 @@ def test_a_node_lacks_what_it_does_not_hold(
 ) -> None:
     cluster = ready(PATIENT)
     node = cluster._state.nodes["node-1"]
-    node.held = None if held is None else HeldStage(SETTINGS.model, held, 1)
+    node.held = None if held is None else HeldStage(SETTINGS.first.model, held, 1)
     (stage,) = cluster.difference(planned({"node-1": WHOLE}, number=2), 1.0).pipelines["pipeline-2"]
     assert stage.lacks == lacks
 
 
-@pytest.mark.parametrize("other", [(SETTINGS.model, 2), (ModelRef("m", "other"), 1)])
+@pytest.mark.parametrize("other", [(SETTINGS.first.model, 2), (ModelRef("m", "other"), 1)])
 def test_other_slices_and_other_models_are_no_layers(other: tuple[ModelRef, int]) -> None:
     cluster = ready(PATIENT)
     cluster._state.nodes["node-1"].held = HeldStage(other[0], WHOLE, other[1])

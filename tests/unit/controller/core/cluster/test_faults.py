@@ -27,6 +27,7 @@ from tests.unit.controller.small_cluster import (
     beat,
     drawer,
     facts,
+    load_failed,
     loaded,
     one_of,
     planned,
@@ -101,9 +102,7 @@ def test_a_node_that_cannot_load_passingly_is_replaced_ever_more_seldom() -> Non
                 actions += loaded(cluster, load.node_id, FRONT, now_s)
             else:
                 loads += 1
-                actions += cluster.load_failed(
-                    load.node_id, load.incarnation, "no weights", False, now_s
-                )
+                actions += load_failed(cluster, load.node_id, BACK, now_s)
         now_s += 1.0
         for view in cluster.nodes_view():
             if view.incarnation and view.state is not NodeState.LOST:
@@ -140,7 +139,7 @@ def refused(settings: ClusterSettings = PATIENT) -> Prompt:
     cluster.plan_ready(planned(PAIR), 0.0)
     loaded(cluster, "node-1", FRONT, 0.0)
     assert cluster.unusable() == ""
-    cluster.load_failed("node-2", "i-node-2", "no head_dim of 3", True, 1.0)
+    load_failed(cluster, "node-2", BACK, 1.0, "no head_dim of 3", permanent=True)
     return cluster
 
 
@@ -181,7 +180,7 @@ def test_a_pipeline_that_none_can_run_leaves_the_others_their_nodes() -> None:
     whole = LayerRange(0, 30)
     plan = planned({"node-1": whole}, {"node-2": whole})
     cluster.plan_ready(plan, 0.0)
-    cluster.load_failed("node-2", "i-node-2", "never", True, 0.0)
+    load_failed(cluster, "node-2", whole, 0.0, "never", permanent=True)
     form = one_of(loaded(cluster, "node-1", whole, 0.0), FormPipeline)
     cluster.formed(form.formation_id, 0.0)
     assert cluster.unusable() == ""

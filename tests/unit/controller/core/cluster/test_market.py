@@ -303,3 +303,37 @@ class AnyMarket(RuleBasedStateMachine):
 
 AnyMarket.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 TestAnyMarket = AnyMarket.TestCase
+
+
+def test_one_more_node_keeps_to_the_budget_with_all_that_run_beside_it() -> None:
+    market = Market()
+    shape = NodeShape(1 << 30, 1.0)
+    dear = Offer("dear", "big", shape, count=9, price_per_hour=1.0)
+    free = Offer("free", "own", shape, count=9)
+    market.update([dear, free])
+    for name in ("a", "b"):
+        assert market.affords("dear", 2.0)
+        market.launch(name, "dear")
+    assert not market.affords("dear", 2.5)
+    assert market.affords("dear", 3.0)
+    assert market.affords("dear", 0.0), "it does not bind"
+    assert market.affords("free", 2.0), "nobody names its price"
+    assert not market.exceeds(2.0)
+    market.update([replace(dear, price_per_hour=1.5), free])
+    assert market.exceeds(2.0)
+    market.ended("a")
+    assert not market.exceeds(2.0)
+    assert market.affords("dear", 3.0)
+
+
+def test_an_offer_that_is_shunned_is_left_alone_and_its_node_paid_for() -> None:
+    market = Market()
+    shape = NodeShape(1 << 30, 1.0)
+    market.update([Offer("spot", "big", shape, count=9, price_per_hour=1.0)])
+    market.launch("a", "spot")
+    market.shun("a", 60.0, 10.0)
+    assert market.choose(shape, 69.0) is None
+    assert market.choose(shape, 70.0) is not None
+    assert market.running("spot") == 1
+    market.shun("nobody", 60.0, 10.0)
+    assert list(market.shut()) == ["spot"]

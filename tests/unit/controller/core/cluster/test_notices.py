@@ -112,3 +112,21 @@ def test_a_departure_goes_on_over_a_restart() -> None:
     again.start(2.0)
     assert again.deadlines_s() == {"node-2": 21.0}
     assert one_of(again.tick(21.0 - PATIENT.seal_s), DrainFormation).formation_id == "f1"
+
+
+def test_a_replacement_that_is_not_to_be_had_is_ordered_after_growing_pauses() -> None:
+    cluster = ready(replace(PATIENT, stable_s=10.0))
+    cluster.tick(20.0)
+    ordered, now_s = 0, 20.0
+    actions = cluster.interrupt("node-2", 100.0, False, now_s)
+    while now_s < 50.0:
+        launched = all_of(actions, LaunchNode)
+        ordered += len(launched)
+        actions = [
+            action
+            for launch in launched
+            for action in cluster.launch_failed(launch.node_id, "no capacity", now_s)
+        ]
+        now_s += 0.1
+        actions += cluster.tick(now_s)
+    assert 3 <= ordered <= 8

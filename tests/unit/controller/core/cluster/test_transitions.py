@@ -9,6 +9,7 @@ import pytest
 from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import Member, NodeShape
 from services.controller.core.cluster.actions import Loaded
+from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.handover import Handover, HandoverState
 from services.controller.core.cluster.liveness import Liveness
 from services.controller.core.cluster.node import HeldStage, Node
@@ -16,7 +17,7 @@ from services.controller.core.cluster.pipeline import Formation, Pipeline, Seat
 from services.controller.core.cluster.plan import PlannedStage
 from services.controller.core.cluster.state import State
 from services.controller.core.cluster.transitions import IllegalTransition
-from tests.unit.controller.small_cluster import PATIENT, facts
+from tests.unit.controller.small_cluster import GOAL, PATIENT, facts
 
 MODEL = ModelRef("m", "d")
 WHOLE = LayerRange(0, 4)
@@ -50,6 +51,11 @@ def lost(one: Node) -> None:
         ((), lambda n: n.load(STAGE)),
         ((registered, lambda n: n.load(STAGE)), lambda n: n.load(STAGE)),
         ((registered,), lambda n: n.loaded(Loaded(1, "a"))),
+        ((registered,), lambda n: n.fetch()),
+        (
+            (registered, lambda n: n.load(STAGE), lambda n: n.fetch(), lambda n: n.load(STAGE)),
+            lambda n: n.fetch(),
+        ),
         ((registered,), lambda n: n.refuse(PATIENT, "no", False, 1.0)),
     ],
 )
@@ -81,7 +87,7 @@ def pipeline(*, stands: bool = False) -> Pipeline:
         (False, lambda p: p.fall(PATIENT, "no", 1.0)),
         (False, lambda p: p.prepare(0)),
         (False, lambda p: p.drain(0, 1.0)),
-        (False, lambda p: p.retire(0)),
+        (False, lambda p: p.retire(0, 0.0)),
         (False, lambda p: p.be_ready_to_hand_over()),
     ],
 )
@@ -103,7 +109,7 @@ def test_a_pipeline_that_is_drained_neither_stays_nor_drains_again() -> None:
 
 def test_a_retired_pipeline_forms_no_more() -> None:
     made = pipeline(stands=True)
-    made.retire(0)
+    made.retire(0, 0.0)
     made.fall(PATIENT, "lost", 1.0)
     with pytest.raises(IllegalTransition, match="forms no more"):
         made.form(formation("g"))
@@ -124,7 +130,8 @@ def test_a_hand_over_goes_one_way() -> None:
 
 
 def test_a_process_is_in_one_formation_and_an_index_finds_it() -> None:
-    state, one, other = State("", Liveness(PATIENT, 0.0)), pipeline(), pipeline()
+    state = State("", Goals.of(GOAL), Liveness(PATIENT, 0.0))
+    one, other = pipeline(), pipeline()
     other.pipeline_id = "q"
     for made in (one, other):
         state.add(made, 0.0)

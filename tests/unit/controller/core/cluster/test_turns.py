@@ -53,3 +53,13 @@ def test_a_load_waits_for_what_its_node_leaves_and_outlives_what_it_left() -> No
     turns.dissolve(DissolveFormation("new", members("a")))
     assert turns.left("a", "old") == []
     assert turns.left("a", "new") == [load]
+
+
+def test_a_load_that_waits_gives_way_to_the_next_of_its_node() -> None:
+    turns = Turns()
+    turns.dissolve(DissolveFormation("old", members("a")))
+    older, newer = (LoadStage("n-a", "a", "a:1", MODEL, LayerRange(0, end), 1) for end in (1, 2))
+    turns.load(older)
+    assert turns.load(LoadStage("n-b", "b", "b:1", MODEL, LayerRange(0, 1), 1)) != []
+    turns.load(newer)
+    assert turns.left("a", "old") == [newer]

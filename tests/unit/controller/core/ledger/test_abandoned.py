@@ -88,7 +88,7 @@ class Book:
         request = GenerationRequest(name, MODEL, (1,), Sampling(max_tokens=3), ask_digest="d")
         spans = (TokenSpan(0, 0, ids),) if ids else ()
         checkpoint = Checkpoint(name, epoch, "i", "f", request, spans, **more)
-        self.ledger.checkpoint(checkpoint, "p", now_s)
+        self.ledger.checkpoint(checkpoint, None, now_s)
 
     def claim(self, now_s: float = 0.0) -> str | None:
         try:

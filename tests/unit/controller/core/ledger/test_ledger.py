@@ -28,7 +28,7 @@ from services.common.generation import (
     TokenSpan,
 )
 from services.controller.core.ledger.ledger import Ledger
-from services.controller.core.ledger.outcomes import LedgerSettings, Outcome, ServingHead
+from services.controller.core.ledger.outcomes import LedgerSettings, Outcome, RunsAt, ServingHead
 from services.controller.core.ledger.records import (
     Ended,
     Granted,
@@ -76,7 +76,7 @@ class Book:
         spans = (TokenSpan(0, start, ids),) if ids else ()
         whole = Checkpoint("g", 1, "i-a", "f-a", REQUEST, spans)
         changed = replace(whole, **changes)  # type: ignore[arg-type]
-        return self.keep(self.ledger.checkpoint(changed, "p-a", now_s))
+        return self.keep(self.ledger.checkpoint(changed, RunsAt("p-a", MODEL), now_s))
 
     def resume(
         self,
@@ -263,6 +263,16 @@ def test_a_reader_that_was_told_moved_does_not_wait(book: Book) -> None:
     book.checkpoint(7)
     leaving = head_of("a", hands_over=True)
     assert book.resume(7, 8, heads=(leaving, B)).head == B.route
+
+
+def test_who_was_moved_waits_for_what_follows_and_who_left_does_not(book: Book) -> None:
+    leaving = replace(head_of("a", hands_over=True), switching=True)
+    other = replace(B, switching=True)
+    book.checkpoint(7)
+    assert book.resume(7, heads=(leaving, other)) is None
+    book.checkpoint(7, 8, sealed=True)
+    assert book.resume(7, 8, heads=(other,)) is None
+    assert book.resume(7, left="f-a", heads=(other,)).head == B.route
 
 
 def test_a_parked_generation_returns_to_the_head_it_had(book: Book) -> None:
@@ -454,3 +464,16 @@ def test_a_restarted_ledger_gives_the_same_answer(book: Book) -> None:
     book.restart()
     assert book.resume(7, 8) == grant
     assert book.checkpoint(7, 8).refusal is CheckpointRefusal.STALE_EPOCH
+
+
+def test_a_generation_is_bound_and_granted_at_heads_of_its_model_alone(book: Book) -> None:
+    other, newer = ModelRef("other", "d"), replace(MODEL, digest="d2")
+    checkpoint = Checkpoint("g", 1, "i-a", "f-a", REQUEST, ())
+    refusal = book.ledger.checkpoint(checkpoint, RunsAt("p-a", other), 0.0).reply.refusal
+    assert refusal is CheckpointRefusal.UNKNOWN_FORMATION
+    assert book.ledger.model_of("g") is None
+    book.checkpoint(7)
+    wrong = (head_of("a", model=other), head_of("b", model=other), head_of("c", model=newer))
+    assert book.resume(7, left="f-a", reason=LeaveReason.SILENT, heads=wrong) is None
+    assert book.resume(7, left="f-a", heads=(*wrong, B)).head == B.route
+    assert book.ledger.model_of("g") == MODEL

@@ -9,7 +9,7 @@ from services.common.generation import (
     TokenSpan,
 )
 from services.controller.core.ledger.ledger import Ledger
-from services.controller.core.ledger.outcomes import LedgerSettings, ServingHead
+from services.controller.core.ledger.outcomes import LedgerSettings, RunsAt, ServingHead
 from services.controller.core.ledger.population import Standing
 
 MODEL = ModelRef("m", "d")
@@ -19,7 +19,9 @@ HEAD = ServingHead(Route("p", "f", "i", "a:1", 1.0, MODEL, 100), takes_new=True)
 def _say(ledger: Ledger, name: str, *ids: int, **more: bool) -> None:
     request = GenerationRequest(name, MODEL, (1,), Sampling(max_tokens=3))
     spans = (TokenSpan(0, 0, ids),) if ids else ()
-    ledger.checkpoint(Checkpoint(name, 1, "i", "f", request, spans, **more), "p", 0.0)
+    ledger.checkpoint(
+        Checkpoint(name, 1, "i", "f", request, spans, **more), RunsAt("p", MODEL), 0.0
+    )
 
 
 def _standing(ledger: Ledger, *heads: ServingHead) -> dict[str, tuple[Standing, bool]]:

@@ -1,0 +1,105 @@
+"""`shunt deploy` and `shunt undeploy`: one more model in the running mesh, or one less."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc
+from rich.console import Console
+from shuntserve.common.v1 import common_pb2
+from shuntserve.controller.v1 import controller_pb2 as pb
+from shuntserve.controller.v1 import controller_pb2_grpc
+
+from services.cli import model as models
+from services.cli.mesh_directory import MeshDirectory, MeshError
+from services.cli.mesh_status import controller_status, fault_json
+from services.cli.status_table import fault_line
+from services.common import channels
+from services.common.settings import TlsSettings
+
+T = TypeVar("T")
+
+CALL_S = 30.0
+"""Placement is asked within this."""
+READY_S = 600.0
+"""Weights are loaded within this."""
+LOOK_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a model's pipelines are to be chosen for."""
+
+    objective: str = "throughput"
+    ttft_target_s: float = 0.0
+    tpot_target_s: float = 0.0
+    weight: float = 1.0
+
+
+async def deploy(directory: MeshDirectory, name: str, wish: Wish, console: Console) -> None:
+    """Returns once the model takes requests; raises MeshError."""
+    address = _controller(directory)
+    models.import_if_missing(directory, name, console)
+    ref = common_pb2.ModelRef(model_id=name, digest=models.newest(directory, name))
+    aim = pb.Aim(
+        objective=wish.objective,
+        ttft_target_s=wish.ttft_target_s,
+        tpot_target_s=wish.tpot_target_s,
+        weight=wish.weight,
+    )
+    request = pb.DeployRequest(model=ref, aim=aim)
+    answer = await _asked(address, lambda stub: stub.Deploy(request, timeout=CALL_S))
+    with console.status(f"plan {answer.plan_number}: {name} is loading") as spinner:
+        async with asyncio.timeout(READY_S):
+            while (left := await _lacking(address, name)) is not None:
+                spinner.update(f"plan {answer.plan_number}: {left}")
+                await asyncio.sleep(LOOK_S)
+    console.print(f"{name} is deployed (plan {answer.plan_number})", highlight=False)
+
+
+async def undeploy(directory: MeshDirectory, name: str) -> int:
+    """Number of the plan without it; raises MeshError."""
+    request = pb.UndeployRequest(model_id=name)
+    answer = await _asked(
+        _controller(directory), lambda stub: stub.Undeploy(request, timeout=CALL_S)
+    )
+    return int(answer.plan_number)
+
+
+def _controller(directory: MeshDirectory) -> str:
+    address = directory.running().service("controller").grpc
+    if address is None:
+        raise MeshError("the controller has no address")
+    return address
+
+
+async def _asked(address: str, call: Callable[[Any], Awaitable[T]]) -> T:
+    """Raises MeshError with what the controller says."""
+    async with channels.open_channel(address, tls=TlsSettings()) as channel:
+        try:
+            return await call(controller_pb2_grpc.ControllerServiceStub(channel))
+        except grpc.aio.AioRpcError as error:
+            raise MeshError(error.details() or error.code().name.lower()) from None
+
+
+async def _lacking(address: str, name: str) -> str | None:
+    """What the model waits for, None when it takes requests; raises MeshError where it never
+    will."""
+    status = await controller_status(address)
+    if status is None:
+        return "the controller is away"
+    found = next((d for d in status.deployments if d.model.model_id == name), None)
+    if found is None:
+        raise MeshError(f"{name} was undeployed meanwhile")
+    if found.unusable:
+        raise MeshError(f"{name} cannot be served: {found.unusable}")
+    if found.ready_pipelines:
+        return None
+    own = {p for d in status.plan.deployments if d.model.model_id == name for p in d.pipeline_ids}
+    faults = [fault for fault in status.faults if fault.pipeline_id in own]
+    if faults:
+        return fault_line(fault_json(faults[0]))
+    return f"{name} waits for {', '.join(sorted(own)) or 'a plan'}"

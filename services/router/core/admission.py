@@ -1,0 +1,54 @@
+"""How many generations may be followed at once, and how many of one model.
+
+Of the places there are, each model has half of its equal share to itself; the rest is for whoever
+comes. So a model whose pipelines are gone, and whose readers all wait, keeps nobody from another.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from services.common.errors import ResourceExhausted
+
+
+class Admission:
+    """Counts places by model."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._taken: Counter[str] = Counter()
+
+    @property
+    def total(self) -> int:
+        """Places taken."""
+        return self._taken.total()
+
+    def of(self, model_id: str) -> int:
+        """Places taken by one model."""
+        return self._taken[model_id]
+
+    def check(self, model_id: str, deployed: Iterable[str]) -> None:
+        """Raises ResourceExhausted where there is no place for one more of the model."""
+        if self.total >= self._most:
+            raise ResourceExhausted(f"{self._most} generations are followed already")
+        names = set(deployed)
+        own = self._most // (2 * len(names)) if len(names) > 1 else 0
+        others = (max(0, own - self._taken[name]) for name in names - {model_id})
+        free = self._most - self.total - sum(others)
+        if free <= 0 and not (model_id in names and self._taken[model_id] < own):
+            raise ResourceExhausted(
+                f"{self._taken[model_id]} generations of {model_id} are followed already; the "
+                "places that are left are other models'",
+                field="model",
+            )
+
+    def take(self, model_id: str) -> None:
+        """One more."""
+        self._taken[model_id] += 1
+
+    def leave(self, model_id: str) -> None:
+        """One less."""
+        self._taken[model_id] -= 1
+        if self._taken[model_id] <= 0:
+            del self._taken[model_id]
