@@ -22,10 +22,8 @@ BLOCKS = "services/engine/core/blocks.py"
 BATCHING = "services/engine/core/batching.py"
 TEXT = "services/router/core/text.py"
 TURNS = "services/controller/core/cluster/turns.py"
-CHANGES = "services/controller/core/cluster/changes.py"
 DEALER = "services/controller/core/cluster/dealer.py"
 MARKET = "services/controller/core/cluster/market.py"
-NODE = "services/controller/core/cluster/node.py"
 NOTICES = "services/controller/core/cluster/notices.py"
 REPLANNING = "services/controller/core/cluster/replanning.py"
 SUCCESSION = "services/controller/core/cluster/succession.py"
@@ -306,7 +304,7 @@ MISTAKES = (
     Mistake(
         "two formations go at once",
         CHANGES,
-        "    if not retiring or any(pipeline.drains for pipeline in state.pipelines.values()):",
+        "    if not retiring or any(pipeline.drains for pipeline in state.restless()):",
         "    if not retiring:",
         MARKETS,
     ),

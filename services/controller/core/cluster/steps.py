@@ -210,7 +210,7 @@ class _Steps:
     def _idle(self, seat: Seat, *, loaded: bool) -> Node | None:
         """A node without a place that could run the stage, or that holds it; rather not one that
         failed to load what it was given. One that the plan has no place for is nothing for a seat
-        that another offer was chosen for, or that waits for its money."""
+        that another offer was chosen for."""
 
         def order(node: Node) -> tuple[bool, bool]:
             return self._cannot_load(node, seat), node.loading != seat.stage
@@ -224,12 +224,12 @@ class _Steps:
         return None
 
     def _is_dear(self, node: Node, seat: Seat) -> bool:
-        """The seat waits for the money that the node costs, or was to be cheaper than a node that
-        is kept for nothing else."""
-        if waits_for_money(seat):
-            return True
-        elsewhere = node.launched and node.offer_id != seat.planned.offer_id
-        return elsewhere and node not in spares(self._state, self._settings, self._market)
+        """It was bought elsewhere, and is no spare, or the seat waits for the money it costs."""
+        if not node.launched or node.offer_id == seat.planned.offer_id:
+            return False
+        return waits_for_money(seat) or node not in spares(
+            self._state, self._settings, self._market
+        )
 
     def _coming(self, seat: Seat) -> Node | None:
         """A spare that starts and could sit there: it is nearer than one that is ordered now."""

@@ -229,6 +229,17 @@ def of_spot(number: int) -> Plan:
     return replace(plan, deployments=(replace(deployment, pipelines=pipelines),))
 
 
+def kept(offer_id: str) -> Prompt:
+    """A node of spot, node-3, does everything, and node-1, which was bought elsewhere, is kept."""
+    cluster = ready(replace(PATIENT, spares=1))
+    cluster.bought("node-1", offer_id)
+    launch = one_of(cluster.plan_ready(of_spot(2), 1.0), LaunchNode)
+    cluster.bought(launch.node_id, "spot")
+    carry_out(cluster, cluster.register(facts(launch.node_id), 1.1), 1.1)
+    assert [spare.node_id for spare in cluster.spares()] == ["node-1"]
+    return cluster
+
+
 def test_whoever_was_to_replace_a_node_of_the_old_plan_ends_too() -> None:
     cluster = ready(PATIENT)
     cluster.interrupt("node-2", 60.0, False, 0.5)
@@ -259,6 +270,29 @@ def test_a_seat_for_an_offer_is_not_for_whom_the_plan_lets_go() -> None:
     launch = one_of(cluster.plan_ready(of_spot(2), 1.0), LaunchNode)
     assert launch.offer_id == "spot"
     assert "stage_taken" not in said(cluster.launch_failed(launch.node_id, OVER_BUDGET, 1.1))
+
+
+def test_a_spare_takes_the_seat_of_a_lost_node_whatever_it_was_bought_of() -> None:
+    cluster = kept("firm")
+    lost = cluster.node_gone("node-3", "i-node-3", "exit", 20.0)
+    assert [member.node_id for member in one_of(lost, FormPipeline).members] == ["node-1"]
+
+
+def test_a_spare_that_a_seat_waits_for_the_money_of_is_not_taken_instead() -> None:
+    cluster = ready(replace(PATIENT, spares=1))
+    cluster.bought("node-1", "firm")
+    cluster.bought("node-2", "firm")
+    launch = one_of(cluster.plan_ready(of_spot(2), 1.0), LaunchNode)
+    done = carry_out(cluster, cluster.launch_failed(launch.node_id, OVER_BUDGET, 1.1), 1.2)
+    assert {end.node_id for end in all_of(done, TerminateNode)} == {"node-1", "node-2"}
+    assert "stage_taken" not in said(done)
+
+
+def test_a_seat_for_an_offer_is_for_whom_the_plan_lets_go_of_the_same() -> None:
+    cluster = ready(PATIENT)
+    cluster.bought("node-1", "spot")
+    cluster.node_gone("node-2", "i-node-2", "exit", 0.5)
+    assert one_of(cluster.plan_ready(of_spot(2), 1.0), LoadStage).node_id == "node-1"
 
 
 def test_a_lost_node_of_the_old_plan_is_not_replaced_and_of_the_new_one_it_is() -> None:

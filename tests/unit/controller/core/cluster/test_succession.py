@@ -5,6 +5,7 @@ from __future__ import annotations
 from services.common.errors import Unavailable
 from services.common.generation import LayerRange
 from services.controller.core.cluster.actions import LogEvent
+from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.market import Market
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.question import NextPlan, Replanning, Wishes
@@ -102,3 +103,11 @@ def adopted_by(two: Two) -> Plan:
     plan = two.cluster.core.plan
     assert plan is not None
     return plan
+
+
+def test_an_answer_for_models_that_are_not_served_any_more_counts_for_nothing() -> None:
+    two = Two()
+    first = two.ask()
+    two.cluster.core.aim_at(Goals.of(GOAL), None, 2.5)
+    plan = planned({"node-1": LayerRange(0, 30)}, number=first.number)
+    assert two.succession.answered(first, NextPlan(plan, 0.5, ("one node does",)), 3.0) == Taken()
