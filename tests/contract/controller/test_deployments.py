@@ -79,10 +79,10 @@ async def test_a_second_model_is_served_beside_the_first_and_goes_again(world: W
     routes = {route.model.model_id: route for route in await world.routes(2)}
     assert routes["tiny"].pipeline_id in {route.pipeline_id for route in first}
     assert [routes[name].max_positions for name in ("tiny", "other")] == [1024, 1024]
-    assert world.head(routes["other"]).calls[-2:] == [
-        ("hold", (0, 2)),
-        ("form", routes["other"].formation_id),
-    ]
+    held, sealed, left, formed = world.head(routes["other"]).calls[-4:]
+    assert held == ("hold", (0, 2)), "loaded while it serves"
+    assert (sealed[0], left[0]) == ("drain", "dissolve")
+    assert formed == ("form", routes["other"].formation_id)
     assert (await undeploy(world, "other")).plan_number == 3
     await until(world, tiny=2)
 
