@@ -28,7 +28,7 @@ from services.controller.core.cluster.replanning import Ask
 from services.router.core.demand import DemandCounter
 from simulator.environment.addresses import CONTROLLER
 from simulator.environment.network import Trouble
-from simulator.environment.settings import FACTS, MODEL, SimulationSettings
+from simulator.environment.settings import FACTS, OTHER, SimulationSettings
 from simulator.processes.placement import next_plan
 from simulator.processes.provider import Lie
 from simulator.world import World
@@ -45,6 +45,9 @@ OFFERS = (
 )
 BUDGETS = (0.0, 0.0, 1.9, 2.5, 4.0)
 OBJECTIVES = ("throughput", "throughput-per-cost", "goodput-per-cost")
+TWO_MODELS = 0.3
+"""Share of the markets without a budget in which two models share the nodes: with one, a model that
+nothing is left for waits until the other has less."""
 NODES_MAX = 7
 RATES = (0.0, 2.0, 10.0, 40.0)
 REPORT_S = 0.5
@@ -65,7 +68,11 @@ class MarketSchedule:
         self.random = random = Random(f"market {seed}")
         self.oracle = Oracle(exact=seed % 2 == 0)
         goal, budget = Goal(FACTS, Aim(random.choice(OBJECTIVES))), random.choice(BUDGETS)
-        settings = SimulationSettings(exact=seed % 2 == 0, offers=OFFERS, goals=Goals.of(goal))
+        self._models = Random(f"market {seed} models")
+        goals = Goals.of(goal)
+        if self._models.random() < TWO_MODELS and not budget:
+            goals = goals.adding(Goal(OTHER, Aim(self._models.choice(OBJECTIVES))))
+        settings = SimulationSettings(exact=seed % 2 == 0, offers=OFFERS, goals=goals)
         wishes = Wishes(
             budget_per_hour=budget,
             nodes_min=random.choice((0, 1, 2)),
@@ -103,17 +110,21 @@ class MarketSchedule:
             max_tokens=tokens, seed=random.randrange(1000), eos_token_ids=(2,), ignore_eos=True
         )
         prompt = tuple(random.randrange(1000) for _ in range(random.choice((3, 20))))
-        self.world.ask(GenerationRequest(f"g{number}", MODEL, prompt, sampling))
+        model = self._models.choice(self.world.settings.goals.deployed).model
+        self.world.ask(GenerationRequest(f"g{number}", model, prompt, sampling))
 
     def _report(self) -> None:
         """As one router does for all."""
-        clock, counter, name = self.world.clock, self._demand, MODEL.model_id
+        clock, counter = self.world.clock, self._demand
+        goals = self.world.settings.goals.deployed
         for _ in range(round(self._rate_rps * REPORT_S)):
+            name = self._models.choice(goals).model.model_id
             counter.asked(name, self.random.choice((100, 1000)), 1)
             counter.answered(name, 200, 1)
-        waiting = sum(not client.ended for client in self.world.clients)
-        while (known := counter.counts().get(name, Demand()).open) != waiting:
-            (counter.opened if known < waiting else counter.closed)(name)
+        waiting = Counter(one.request.model.model_id for one in self.world.clients if not one.ended)
+        for name in (goal.model.model_id for goal in goals):
+            while (known := counter.counts().get(name, Demand()).open) != waiting[name]:
+                (counter.opened if known < waiting[name] else counter.closed)(name)
         said = "router", clock.now_s, dict(counter.counts())
         self.world.network.tell(CONTROLLER, "reported", *said, after_s=0.002)
         clock.after(REPORT_S, self._report)
@@ -250,6 +261,8 @@ class MarketSchedule:
         cluster = controller.cluster
         if not controller.alive or cluster.plan is None or self.world.settings.wishes is None:
             return False
+        if len(cluster.goals.deployed) > 1:
+            return False  # its plan is one of every model
         ask, now_s = Ask((), True, (), None), self.world.clock.now_s
         goal, wishes = Goal(FACTS, Aim(self.random.choice(OBJECTIVES))), self.world.settings.wishes
         asked = question(cluster, controller.dealer.market, ask, wishes, goal, None, now_s)

@@ -150,18 +150,21 @@ class MarketOracle(ClusterOracle):
             if node is None or not node.stays:
                 self.vacancies += 1
                 self.troubled.add(stage.node_id)
-        kept = {_place(stage.layers.start, stage.node_id) for stage in plan.stages()}
         wanted = {
-            frozenset(_place(stage.layers.start, stage.node_id) for stage in pipeline.stages)
-            for _, pipeline in plan.pipelines()
+            frozenset(
+                (deployment.model, stage.layers.start, stage.node_id) for stage in pipeline.stages
+            )
+            for deployment, pipeline in plan.pipelines()
         }
         serving, self._common = {}, set()
         for pipeline in state.pipelines.values():
-            seats = frozenset(_place(s.stage.layers.start, s.node_id) for s in pipeline.seats)
+            seats = frozenset(
+                (pipeline.model, seat.stage.layers.start, seat.node_id) for seat in pipeline.seats
+            )
             formation = pipeline.formation
             if formation is not None and pipeline.is_ready:
                 serving[pipeline.pipeline_id] = formation.formation_id
-                if seats in wanted and seats <= kept:
+                if seats in wanted:
                     self._common.add(pipeline.pipeline_id)
         return serving
 
@@ -267,10 +270,6 @@ class MarketOracle(ClusterOracle):
         changes = [at_s for at_s in self.chosen if at_s > calm_s]
         if len(changes) > CHANGES_AT_REST:
             self.fail(27, f"{len(changes)} plans though nothing happens any more")
-
-
-def _place(first_layer: int, node_id: str) -> tuple[int, str]:
-    return first_layer, node_id
 
 
 def _seated(state: State) -> set[str]:

@@ -434,9 +434,12 @@ class Cluster:
         return self._state.staying()
 
     def seated_but_of(self, model: ModelRef) -> frozenset[str]:
-        """Nodes that have a place in the plan's pipelines of other models."""
-        others = (p for p in self._state.wanted() if p.model != model)
-        return frozenset(n for p in others for seat in p.seats for n in seat.node_ids)
+        """Nodes that have a place in pipelines of other models, in those too that the plan lets go
+        and that serve until what follows them does; but for those the plan has for this one."""
+        state = self._state
+        others = (p for p in state.pipelines.values() if p.model != model)
+        own = {n for p in state.wanted() if p.model == model for s in p.seats for n in s.node_ids}
+        return frozenset(n for p in others for s in p.seats for n in s.node_ids) - own
 
     def guests(self) -> frozenset[str]:
         """Nodes that came by themselves, have no place, and are not kept for one."""
