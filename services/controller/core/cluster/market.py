@@ -218,9 +218,12 @@ class Market:
         self.ended(node_id)
 
     def shun(self, node_id: str, retry_after_s: float, now_s: float) -> None:
-        """The offer that a node was launched from is left alone for a while."""
-        offer_id = self._of_node.get(node_id)
-        if offer_id in self._offers and retry_after_s > 0:  # nor is NaN a while
+        """The offer that a node was launched from is left alone for a while; not where nobody names
+        its price: such offers are all there is."""
+        offer_id = self._of_node.get(node_id, "")
+        offer = self._offers.get(offer_id)
+        priced = offer is not None and offer.price_per_hour is not None
+        if priced and retry_after_s > 0:  # nor is NaN a while
             self._shut_until_s[offer_id] = now_s + min(retry_after_s, MAX_LAUNCH_S)
 
     def ended(self, node_id: str) -> None:
