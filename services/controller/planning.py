@@ -119,7 +119,9 @@ def _alternatives(answer: Answer) -> tuple[Alternative, ...]:
     return tuple(Alternative(one.plan, one.lacks) for one in answer.alternatives)
 
 
-NO_OFFER: Callable[[str], Offer | None] = lambda node_id: None  # noqa: E731 (a default)
+def _no_offer(node_id: str) -> Offer | None:
+    """Where nobody knows what nodes were launched from."""
+    return None
 
 
 class Planning:
@@ -132,7 +134,7 @@ class Planning:
         planner: str,
         timeout_s: float,
         tls: TlsSettings | None = None,
-        offer_of: Callable[[str], Offer | None] = NO_OFFER,
+        offer_of: Callable[[str], Offer | None] = _no_offer,
     ) -> None:
         """`planner` is a name of the placement API, such as proportional, for whoever wants
         throughput alone; `offer_of` says what a node was launched from."""

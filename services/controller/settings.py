@@ -85,7 +85,8 @@ class ControllerSettings(ServiceSettings):
     workload_smooth_s: float = Field(default=60.0, gt=0, le=86_400)
     """Time constant of the means that a workload is."""
     shun_offer_s: float = Field(default=60.0, gt=0, le=600)
-    """An offer whose node never came, or is another one than it was offered, is left alone."""
+    """An offer that names a price, and whose node never came or is another one than was offered, is
+    left alone for so long."""
 
     provider: Literal["local", "external"] = "local"
     """local: engine processes on this machine; external: nodes come and go by themselves."""

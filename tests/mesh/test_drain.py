@@ -63,7 +63,9 @@ async def test_a_drain_moves_streams_without_sampling_a_position_twice(
     noticed = kinds.index("interruption_noticed")
     replaced = kinds.index("replacement_ready")
     handover = kinds.index("handover_started")
-    sealed = [i for i, kind in enumerate(kinds) if kind == "generation_sealed"]
+    # A reader that was told to move may ask before the journal has heard of the seal.
+    moves = ("generation_sealed", "generation_granted")
+    sealed = [i for i, kind in enumerate(kinds) if kind in moves]
     assert noticed < replaced < handover, kinds
     assert sealed, kinds
     assert min(sealed) > handover, "a hand-over came before the replacement was ready"
@@ -71,8 +73,8 @@ async def test_a_drain_moves_streams_without_sampling_a_position_twice(
     between = int(events[handover].attributes["tokens_while_preparing"])
     assert between > 0, "the old head said nothing while the replacement was prepared"
     finished = events[kinds.index("handover_finished")]
-    assert int(finished.attributes["sealed"]) == len(sealed)
     sealed_ids = {events[i].generation_id for i in sealed}
+    assert int(finished.attributes["sealed"]) == len(sealed_ids)
     assert sealed_ids <= {r.generation_id for r in moving}
     after = await _sampled(controller)
     sampled = sum(count - before.get(name, 0) for name, count in after.items())

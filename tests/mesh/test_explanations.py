@@ -18,12 +18,12 @@ WAIT_S = 60.0
 KEYS = ["n", "at", "kind", "node", "pipeline", "generation", "plan", "attributes"]
 
 
-async def _until(reader: asyncio.subprocess.Process, kind: str, plan: int = 0) -> list[Any]:
-    """What it prints until such an event."""
+async def _until(reader: asyncio.subprocess.Process, kind: str, node: str = "") -> list[Any]:
+    """What it prints until such an event, of this node where one is named."""
     assert reader.stdout is not None
     told: list[Any] = []
     async with asyncio.timeout(WAIT_S):
-        while not told or (told[-1]["kind"], told[-1]["plan"] >= plan) != (kind, True):
+        while not told or told[-1]["kind"] != kind or node not in ("", told[-1]["node"]):
             told.append(json.loads(await reader.stdout.readline()))
     return told
 
@@ -35,7 +35,7 @@ async def test_events_are_followed_over_a_controller_that_is_killed(ready: meshe
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    told = await _until(reader, "pipeline_ready", plan=1)
+    told = await _until(reader, "pipeline_ready")
     status = await ready.status()
     pid = next(s["pid"] for s in status["services"] if s["name"] == "controller")
     os.kill(pid, signal.SIGKILL)
@@ -48,7 +48,7 @@ async def test_events_are_followed_over_a_controller_that_is_killed(ready: meshe
                 break
             except RuntimeError:  # the controller is not back yet
                 await asyncio.sleep(0.2)
-    told += await _until(reader, "node_lost")
+    told += await _until(reader, "node_lost", node)
     told += await _until(reader, "pipeline_ready")
     reader.send_signal(signal.SIGINT)
     _, complaints = await reader.communicate()

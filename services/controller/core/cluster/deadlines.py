@@ -11,6 +11,7 @@ from math import inf
 from services.controller.core.cluster.actions import Action, ShunOffer, TerminateNode
 from services.controller.core.cluster.losses import forgive, lose
 from services.controller.core.cluster.market import Market
+from services.controller.core.cluster.node import Node
 from services.controller.core.cluster.notices import hand_over, lapse, must_part
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.state import State
@@ -30,7 +31,7 @@ def carry_out_due(state: State, settings: ClusterSettings, now_s: float) -> list
             if now_s >= node.since_s + settings.launch_timeout_s:
                 actions += lose(state, settings, node, "launch timed out", now_s, came=False)
                 actions += [ShunOffer(node.node_id), TerminateNode(node.node_id, kill=True)]
-        elif node.deadline_s is not None and now_s >= node.deadline_s and not node.departs:
+        elif _lapses(settings, node, now_s):
             actions += lapse(state, node)
     for pipeline in state.restless():
         if pipeline.is_ready and must_part(state, settings, pipeline, now_s):
@@ -38,6 +39,14 @@ def carry_out_due(state: State, settings: ClusterSettings, now_s: float) -> list
     for _, seat in state.lacking_seats():
         forgive(state, settings, seat, now_s)
     return actions
+
+
+def _lapses(settings: ClusterSettings, node: Node, now_s: float) -> bool:
+    """Its time is over, it is there, and nobody is about to end it: whoever takes it away does so
+    at the deadline, which is when this would be looked at first."""
+    if node.deadline_s is None or node.departs:
+        return False
+    return now_s >= node.deadline_s + settings.lapse_s
 
 
 def next_due_s(state: State, settings: ClusterSettings, market: Market, now_s: float) -> float:
@@ -56,7 +65,7 @@ def _times(state: State, settings: ClusterSettings, market: Market) -> Iterator[
         elif node.facts is None:
             yield node.since_s + settings.launch_timeout_s
         elif node.deadline_s is not None:
-            yield node.deadline_s
+            yield node.deadline_s + settings.lapse_s
             yield node.deadline_s - settings.seal_s
         if node.refused is not None:
             yield node.loads.retry_at_s

@@ -67,6 +67,8 @@ class ClusterSettings:
     switch_s: float = 1.0
     """Who is moved for the plan's sake waits so long for what follows the formation it was in, and
     goes to another one then."""
+    lapse_s: float = 1.0
+    """A notice counts no more when its node is there so long behind its deadline."""
     lost_kept_s: float = 60.0
     """A lost node is shown this long."""
     block_positions: int = 16

@@ -337,3 +337,11 @@ def test_an_offer_that_is_shunned_is_left_alone_and_its_node_paid_for() -> None:
     assert market.running("spot") == 1
     market.shun("nobody", 60.0, 10.0)
     assert list(market.shut()) == ["spot"]
+
+
+def test_an_offer_that_nobody_names_a_price_for_is_never_shunned() -> None:
+    found = market(replace(SPOT, price_per_hour=None))
+    found.launch("a", "spot-a")
+    found.shun("a", 60.0, 10.0)
+    assert found.shut() == {}
+    assert found.choose(SHAPE, 10.0) is not None
