@@ -33,6 +33,7 @@ from services.placement.replan.change import Change
 from services.placement.replan.moves import ResidentStage
 from services.placement.replan.next_plan import replan
 from services.placement.search.budget import Unlimited
+from services.placement.search.planners import spotserve
 from services.placement.search.problem import Objective, ObjectiveKind, Problem
 from simulator.environment.addresses import PLACEMENT
 from simulator.environment.environment import Environment
@@ -40,8 +41,6 @@ from simulator.environment.network import Process, Reply
 from simulator.processes import search
 from simulator.processes.stages import LAYER_COUNT
 
-LAYERS = (LayerRange(0, 18), LayerRange(18, 30))
-"""Of the pipelines of a first plan."""
 SEARCH_S = (0.02, 0.3)
 """Meanwhile things happen."""
 SHAPED_AS = "smollm2-135m"
@@ -69,17 +68,19 @@ class SimulatedPlacement(Process):
         self.environment = environment
 
     def plan(self, reply: Reply, ask: AskPlan) -> None:
-        """A first plan: pipelines of two nodes each, in the order in which they come."""
+        """A first plan: pipelines of as many nodes as the settings name layers for, in the order in
+        which they come."""
         if self.environment.random.random() < self.environment.settings.plan_fails:
             reply(Unavailable("no answer"))
             return
-        size = len(LAYERS)
+        first_layers = self.environment.settings.first_layers
+        size = len(first_layers)
         planned: list[PlannedPipeline] = []
         for first in range(0, len(ask.nodes) - size + 1, size):
             nodes = ask.nodes[first : first + size]
             stages = tuple(
                 PlannedStage(layers, 1, node.shape, node.node_id)
-                for node, layers in zip(nodes, LAYERS, strict=True)
+                for node, layers in zip(nodes, first_layers, strict=True)
             )
             name = f"pipeline-{len(planned) + 1}"
             planned.append(PlannedPipeline(name, stages, 100.0 / (first + size)))
@@ -102,13 +103,15 @@ class SimulatedPlacement(Process):
 
     def _replanned(self, reply: Reply, question: Replanning) -> None:
         try:
-            reply(next_plan(question))
+            uniform = self.environment.settings.cluster.strategy.uniform
+            reply(next_plan(question, uniform=uniform))
         except ShuntError as error:
             reply(error)
 
 
-def next_plan(question: Replanning) -> NextPlan:
-    """As the service answers. Raises ShuntError where there is no plan."""
+def next_plan(question: Replanning, *, uniform: bool = False) -> NextPlan:
+    """As the service answers, by the planner of uniform degrees where that is asked. Raises
+    ShuntError where there is no plan."""
     wishes, goal, told = question.wishes, question.goal, question.workload
     there = {
         node.node_id: (_node(node.node_id, node.shape, node.offer), node.shape, node.node_id, "")
@@ -147,8 +150,10 @@ def next_plan(question: Replanning) -> NextPlan:
         },
         nodes_min=wishes.nodes_min,
         nodes_max=wishes.nodes_max,
+        anew=uniform,
     )
-    found = replan(Problem(costs, nodes, objective), change, search.plan, Unlimited())
+    planner = spotserve.plan if uniform else search.plan
+    found = replan(Problem(costs, nodes, objective), change, planner, Unlimited())
     if not found.change and len(found.pipelines) == question.planned:
         return NextPlan(None, 0.0, found.reasons)  # else what is left is the plan
     pipelines = []

@@ -53,7 +53,7 @@ class ClusterOracle(Watch):
         if event.kind in TROUBLES:
             self.troubled.add(event.node_id)
         if event.kind == "handover_started":
-            self._check_gives_way(cluster._state, event.pipeline_id)
+            self._check_gives_way(cluster, event.pipeline_id)
         elif event.kind == "stage_taken":
             self._check_taken(event.node_id)
         elif event.kind == "spare_wanted":
@@ -81,13 +81,14 @@ class ClusterOracle(Watch):
         if list(told.launched) != launched:
             self.fail(17, f"{list(told.launched)} was told, and {launched} launched")
 
-    def _check_gives_way(self, state: State, pipeline_id: str) -> None:
+    def _check_gives_way(self, cluster: Cluster, pipeline_id: str) -> None:
         """It is drained for the plan's sake, and no notice has it so."""
+        state, settings = cluster._state, cluster.settings
         giving = state.pipelines[pipeline_id]
         if not giving.retiring:
             return
         nodes = [state.nodes[seat.node_id] for seat in giving.seats]
-        followers = [p for p in state.wanted() if giving in in_the_way(state, p)]
+        followers = [p for p in state.wanted() if giving in in_the_way(state, settings, p)]
         if any(node.departs for node in nodes) or all(p.is_ready for p in state.wanted()):
             return
         if not any(self._can_begin(state, follower) for follower in followers):
