@@ -15,6 +15,8 @@ from bench.scenario import Ask, Scenario
 from bench.strategy_figures import Again, Answer, Figures, computed_again, figures_of
 from services.common.generation import GenerationRequest, LayerRange, Sampling
 from services.common.speeds import parse_speeds
+from services.controller.core.cluster.actions import LogEvent
+from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.market import NoticeKind
 from services.controller.core.cluster.question import Wishes
 from services.controller.core.ledger.outcomes import LedgerEvent
@@ -22,6 +24,7 @@ from services.controller.core.strategy import STRATEGIES
 from services.controller.providers.market_file import MarketEvent, MarketScript
 from services.engine.core.scheduler import SchedulerSettings
 from services.router.core.follower_settings import FollowerSettings
+from simulator.environment.clock import Clock
 from simulator.environment.settings import FACTS, SimulationSettings
 from simulator.processes.client import Client
 from simulator.unwatched import Unwatched
@@ -43,13 +46,24 @@ class Kept(Unwatched):
 
     def __init__(self) -> None:
         self.events: list[LedgerEvent] = []
+        self.happened: list[tuple[float, LogEvent]] = []
+        """In the cluster, and when."""
         self.ended_s: dict[str, float] = {}
+        self.clock: Clock | None = None
+        """Of the world, once that is made."""
 
     def ledger_event(self, event: LedgerEvent) -> None:
         self.events.append(event)
 
+    def cluster_event(self, cluster: Cluster, event: LogEvent) -> None:
+        self.happened.append((self._now_s, event))
+
     def client_ended(self, client: Client) -> None:
-        self.ended_s[client.request.generation_id] = client.clock.now_s
+        self.ended_s[client.request.generation_id] = self._now_s
+
+    @property
+    def _now_s(self) -> float:
+        return self.clock.now_s if self.clock is not None else 0.0
 
 
 def layers_by(shares: Sequence[float]) -> tuple[LayerRange, ...]:
@@ -96,6 +110,7 @@ class Play:
     def __init__(self, scenario: Scenario, strategy: str) -> None:
         self.kept = Kept()
         self.world = World(Random(scenario.market), settings_of(scenario, strategy), self.kept)
+        self.kept.clock = self.world.clock
         self.clients: dict[int, Client] = {}
         self.asked_s: dict[int, float] = {}
         self.dollars = 0.0

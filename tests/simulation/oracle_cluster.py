@@ -91,8 +91,15 @@ class ClusterOracle(Watch):
         followers = [p for p in state.wanted() if giving in in_the_way(state, settings, p)]
         if any(node.departs for node in nodes) or all(p.is_ready for p in state.wanted()):
             return
-        if not any(self._can_begin(state, follower) for follower in followers):
+        overlaps = settings.strategy.concurrent_initialisation
+        begins = self._can_begin if overlaps else self._can_load
+        if not any(begins(state, follower) for follower in followers):
             self.fail(20, f"{pipeline_id} gives way to {followers}, which is not prepared")
+
+    def _can_load(self, state: State, pipeline: Pipeline) -> bool:
+        """Every node that is paid for is there, as far as the controller knows."""
+        nodes = [(seat, state.nodes.get(seat.node_id)) for seat in pipeline.seats]
+        return all((n is not None and n.present) or waits_for_money(seat) for seat, n in nodes)
 
     def _can_begin(self, state: State, pipeline: Pipeline) -> bool:
         """Every process holds its stage, or has fetched it and serves with another one; those that

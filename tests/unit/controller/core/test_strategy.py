@@ -248,6 +248,18 @@ def test_a_node_that_goes_or_comes_has_uniform_plans_made_anew() -> None:
     assert (came.causes, came.improve) == ((Cause.CAME,), True)
 
 
+@pytest.mark.parametrize("name", LACKS)
+def test_a_node_whose_like_takes_its_place_is_a_question_of_uniform_degrees(name: str) -> None:
+    cluster = ready(settings(name))
+    following = succession(cluster)
+    assert following.look(1.0).question is None
+    cluster.node_gone("node-2", "i-node-2", "killed", 2.0)
+    question = following.look(2.0).question
+    assert (question is not None) is STRATEGIES[name].uniform
+    if question is not None:
+        assert question.improve
+
+
 @pytest.mark.parametrize("field", ["objective", "budget_per_hour", "ttft_target_s"])
 def test_what_uniform_degrees_take_no_account_of_is_refused_by_name(field: str) -> None:
     value = {"objective": "throughput-per-cost"}.get(field, 1.0)
@@ -265,8 +277,9 @@ def test_a_strategy_that_nobody_knows_is_refused_with_those_there_are() -> None:
 
 
 def succession(cluster: Prompt) -> Succession:
+    anew = cluster.settings.strategy.uniform
     return Succession(
-        Replanner(ReplanSettings()),
+        Replanner(ReplanSettings(anew=anew)),
         Wishes(),
         SuccessionSettings(),
         cluster=cluster.core,
