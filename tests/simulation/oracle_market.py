@@ -194,8 +194,8 @@ class MarketOracle(ClusterOracle):
     def cluster_event(self, cluster: Cluster, event: LogEvent) -> None:
         """Of the event log."""
         super().cluster_event(cluster, event)
-        state = self._state
-        if event.kind == "handover_started" and state is not None:
+        state = cluster._state
+        if event.kind == "handover_started":
             drained = state.pipelines.get(event.pipeline_id)
             if drained is not None and drained.retiring and drained.drains:
                 self._gives_way(state, drained)
