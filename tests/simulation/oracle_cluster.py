@@ -233,13 +233,15 @@ class ClusterOracle(Watch):
             self.fail(16, f"{launches} launches for {reasons} + {self.vacancies}")
 
     def has_spares(self) -> bool:
-        """As many as are wanted are there, and hold a stage of the plan."""
+        """As many as are wanted are there, and hold a stage of the plan, or may hold none."""
         controller = self.world.controller if self.world else None
         if controller is None or not controller.alive:
             return False
         state, settings = controller.cluster._state, controller.cluster.settings
         stages = {seat.stage for pipeline in state.wanted() for seat in pipeline.seats}
         kept = [state.nodes[spare.node_id] for spare in controller.cluster.spares()]
+        if not settings.strategy.concurrent_initialisation:
+            return len(kept) == settings.spares and all(node.present for node in kept)
         return len(kept) == settings.spares and all(node.held in stages for node in kept)
 
     def check_spares(self) -> None:
