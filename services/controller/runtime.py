@@ -25,7 +25,6 @@ from services.controller.core.cluster.actions import (
     LoadStage,
     LogEvent,
     NodeState,
-    NodeView,
     PersistCluster,
     RoutesChanged,
     ShunOffer,
@@ -36,6 +35,7 @@ from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.turns import Turns
+from services.controller.core.cluster.views import NodeView
 from services.controller.diffs import PlanDiff, plan_diff
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
@@ -174,7 +174,7 @@ class ClusterRuntime:
 
     def suspect(self, node_id: str) -> None:
         """Somebody lost a node: looks whether its process still listens."""
-        node = self.cluster.node_view(node_id)
+        node = self.cluster.view.node(node_id)
         if self.closing or node is None or not node.address:
             return
         if node_id not in self._probing:
@@ -195,7 +195,7 @@ class ClusterRuntime:
 
     async def apply_plan(self, plan_json: str, source: str) -> int:
         """Adopts an operator's plan from this file; returns its number. Raises InvalidArgument."""
-        number = self.cluster.next_plan_number
+        number = self.cluster.view.next_plan_number
         plan = operators_plan(plan_json, number, self.cluster.goals, source)
         self.cluster.plan_ready(plan, self._clock())
         await self._stir()
@@ -239,7 +239,7 @@ class ClusterRuntime:
         await self._fleet.end()
 
     def _gone(self, node_id: str, reason: str, incarnation: str | None = None) -> None:
-        node = self.cluster.node_view(node_id)
+        node = self.cluster.view.node(node_id)
         if node is not None:
             if incarnation not in (None, node.incarnation):
                 return  # a newer process has its name
@@ -299,7 +299,7 @@ class ClusterRuntime:
                 await self._persist()
             for asked in together:
                 await self._begin_asked(asked)
-            for address in self._engines.addresses - self.cluster.addresses():
+            for address in self._engines.addresses - self.cluster.view.addresses():
                 self._tasks.create_task(self._engines.forget(address))
             self._heads_changed.fire()
             self.changed.fire()
@@ -408,7 +408,7 @@ class ClusterRuntime:
                 self._begin(self._form(action))
 
     async def _form(self, action: FormPipeline) -> None:
-        if not self.cluster.pipeline_of(action.formation_id):
+        if not self.cluster.view.pipeline_of(action.formation_id):
             return  # a member was lost meanwhile
         try:
             await self._engines.form(action)

@@ -117,7 +117,7 @@ class SimulatedController(Process):
         self.dealer = Dealer(self.cluster, shun_offer_s=settings.shun_offer_s)
         self.act(self.dealer.offered(provider.offers()))
         self.cluster.start(now_s)
-        for node in self.cluster.nodes_view():
+        for node in self.cluster.view.nodes():
             if provider.adopt(node.node_id):
                 self.dealer.lives(node.node_id, provider.offer_of(node.node_id))
             else:
@@ -233,7 +233,7 @@ class SimulatedController(Process):
     def _checkpoints(self, stream: Stream, sent: tuple[int, tuple[Checkpoint, ...]]) -> None:
         message, checkpoints = sent
         for checkpoint in checkpoints:
-            runs_at = self.cluster.runs_at(checkpoint.formation_id)
+            runs_at = self.cluster.view.runs_at(checkpoint.formation_id)
             before = self.monitor.before(self.ledger, checkpoint)
             outcome = self.ledger.checkpoint(checkpoint, runs_at, self.clock.now_s)
             self.monitor.checkpoint(self.ledger, checkpoint, outcome, before)
@@ -246,7 +246,7 @@ class SimulatedController(Process):
             self.ledger.left(question.generation_id, now_s)
             return
         try:
-            outcome = self.ledger.resume(question, self.cluster.heads(now_s), now_s)
+            outcome = self.ledger.resume(question, self.cluster.view.heads(now_s), now_s)
         except ShuntError as error:
             reply(error)
             return
@@ -273,7 +273,7 @@ class SimulatedController(Process):
         """What the journal holds."""
         try:
             now_s = self.clock.now_s
-            outcome = self.ledger.view(name, self.cluster.heads(now_s), now_s)
+            outcome = self.ledger.view(name, self.cluster.view.heads(now_s), now_s)
         except ShuntError as error:
             reply(error)
             return
@@ -283,7 +283,7 @@ class SimulatedController(Process):
         """A client's retry looks for its first ask."""
         try:
             now_s = self.clock.now_s
-            outcome = self.ledger.claim(ask_digest, self.cluster.heads(now_s), now_s)
+            outcome = self.ledger.claim(ask_digest, self.cluster.view.heads(now_s), now_s)
         except ShuntError as error:
             reply(error)
             return
@@ -437,7 +437,7 @@ class SimulatedController(Process):
         for form in actions:
             if isinstance(form, LoadStage):
                 self._load(form)
-            elif self.cluster.pipeline_of(form.formation_id):  # else a member was lost meanwhile
+            elif self.cluster.view.pipeline_of(form.formation_id):  # no member was lost meanwhile
                 self.monitor.forms(form)
                 self._form(form)
 

@@ -61,7 +61,7 @@ class ClusterOracle(Watch):
 
     def came_of(self, told: Difference, cluster: Cluster, actions: Sequence[Action]) -> None:
         """A plan was adopted, of which this had been told before."""
-        views = cluster.pipelines_view()
+        views = cluster.view.pipelines()
         wanted = {p.pipeline_id for _, p in cluster.plan.pipelines()} if cluster.plan else set()
         said = {
             name: [(stage.node_id, stage.layers) for stage in stages]
@@ -209,12 +209,14 @@ class ClusterOracle(Watch):
 
     def _check_views(self, cluster: Cluster) -> None:
         """What a next plan is asked with is what there is."""
-        staying = {node.node_id for node in cluster.staying()}
-        seated = {stage.node_id for _, pipeline in cluster.running() for stage in pipeline.stages}
-        if not cluster.busy and not cluster.lacks() and not seated <= staying:
+        staying = {node.node_id for node in cluster.view.staying()}
+        seated = {
+            stage.node_id for _, pipeline in cluster.view.running() for stage in pipeline.stages
+        }
+        if not cluster.view.busy and not cluster.view.lacks() and not seated <= staying:
             self.fail(15, f"{seated - staying} serve and do not stay")
-        if not cluster.guests() <= staying - seated:
-            self.fail(15, f"{cluster.guests()} are guests, of {staying} without {seated}")
+        if not cluster.view.guests() <= staying - seated:
+            self.fail(15, f"{cluster.view.guests()} are guests, of {staying} without {seated}")
 
     def check_launches(self) -> None:
         """No node was launched but for one that was lost, noticed or given up, or for a seat that
@@ -232,23 +234,23 @@ class ClusterOracle(Watch):
             return False
         state, settings = controller.cluster._state, controller.cluster.settings
         stages = {seat.stage for pipeline in state.wanted() for seat in pipeline.seats}
-        kept = [state.nodes[spare.node_id] for spare in controller.cluster.spares()]
+        kept = [state.nodes[spare.node_id] for spare in controller.cluster.view.spares()]
         return len(kept) == settings.spares and all(node.held in stages for node in kept)
 
     def check_spares(self) -> None:
         """Faults have ceased for long enough."""
         if self.serves() and not self.has_spares():
             cluster = self.world.controller.cluster if self.world else None
-            self.fail(18, f"{cluster and cluster.spares()} are no warm spares")
+            self.fail(18, f"{cluster and cluster.view.spares()} are no warm spares")
 
     def serves(self) -> bool:
         """There is a plan, and every pipeline of it serves."""
-        views = self.world.controller.cluster.pipelines_view() if self.world else ()
+        views = self.world.controller.cluster.view.pipelines() if self.world else ()
         return bool(views) and all(view.state is PipelineState.READY for view in views)
 
     def check_serves(self) -> None:
         """Whatever was lost, or failed to start or load, was replaced."""
-        pipelines = self.world.controller.cluster.pipelines_view() if self.world else ()
+        pipelines = self.world.controller.cluster.view.pipelines() if self.world else ()
         idle = [view for view in pipelines if view.state is not PipelineState.READY]
         if idle:
             self.fail(5, f"faults ceased, but this does not serve: {idle}")

@@ -40,12 +40,12 @@ class Plans:
         cluster = controller.cluster
         if cluster.plan is None:
             return False
-        plan, now_s = self.draw(cluster.next_plan_number), self.world.clock.now_s
+        plan, now_s = self.draw(cluster.view.next_plan_number), self.world.clock.now_s
         if self.random.random() < 0.5:  # it comes together with whatever else happens
             controller.adopt(plan)
             return True
         controller.advance()
-        told = cluster.difference(plan, now_s)
+        told = cluster.view.difference(plan, now_s)
         controller.adopt(plan)
         actions = cluster.advance(now_s)
         self.oracle.came_of(told, cluster, actions)

@@ -134,7 +134,7 @@ async def test_a_formation_that_was_dropped_while_it_waited_is_not_formed() -> N
         for incarnation in ("second", "third"):
             await runtime.register(facts("b", incarnation))
             await world.mesh.dissolving.wait()
-            while runtime.cluster.pipelines_view()[0].formation_id == "":
+            while runtime.cluster.view.pipelines()[0].formation_id == "":
                 await runtime.routes_changed.wait(0.01)
         world.mesh.dissolved.set()
         assert await until_ready(runtime) == "f3"
