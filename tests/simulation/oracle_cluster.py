@@ -55,7 +55,7 @@ class ClusterOracle(Watch):
         if event.kind == "handover_started":
             self._check_gives_way(cluster._state, event.pipeline_id)
         elif event.kind == "stage_taken":
-            self._check_taken(event.node_id)
+            self._check_taken(cluster._state, event.node_id)
         elif event.kind == "spare_wanted":
             self._check_wanted()
 
@@ -116,10 +116,9 @@ class ClusterOracle(Watch):
         if node is not None and cluster._state.serves(node) and not end.kill:
             self.fail(21, f"{end.node_id} is to end while it serves")
 
-    def _check_taken(self, node_id: str) -> None:
+    def _check_taken(self, state: State, node_id: str) -> None:
         """Nobody that is about to go is given a place."""
-        cluster = self.world.controller.cluster if self.world else None
-        node = cluster._state.nodes.get(node_id) if cluster is not None else None
+        node = state.nodes.get(node_id)
         if node is not None and node.deadline_s is not None:  # it may have been let go since
             self.fail(18, f"{node_id} is given a place, and is about to go")
 
