@@ -40,7 +40,7 @@ from services.controller.core.cluster.market import Market, NodeGone, Offer, Pro
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.question import NextPlan, Replanning
 from services.controller.core.cluster.replanning import Replanner
-from services.controller.core.cluster.succession import Succession
+from services.controller.core.cluster.succession import Replanned, Succession
 from services.controller.core.cluster.turns import Turns
 from services.controller.core.cluster.workload import Workloads
 from services.controller.core.ledger.ledger import Ledger
@@ -79,6 +79,8 @@ class ControllerMonitor(Protocol):
     def ends_node(self, cluster: Cluster, end: TerminateNode) -> None: ...
     def hears(self, event: ProviderEvent, market: Market) -> None: ...
     def orders(self, node_id: str, offer: Offer, market: Market) -> None: ...
+    def operator_asks(self) -> None: ...
+    def operator_told(self, replanned: Replanned | None) -> None: ...
     def asks(self, question: Replanning) -> None: ...
     def answers(self, question: Replanning, answer: NextPlan) -> None: ...
     def adopts(self, plan: Plan) -> dict[str, str]: ...
@@ -384,6 +386,13 @@ class SimulatedController(Process):
         self.monitor.adopted(serving)
         self.stir()
 
+    def replan(self) -> None:
+        """An operator has the whole planned anew. Raises FailedPrecondition where there is no plan
+        yet."""
+        self.succession.operator_asks(self.clock.now_s)
+        self.monitor.operator_asks()
+        self._look()
+
     def _look(self) -> None:
         look = self.succession.look(self.clock.now_s)
         self.act(look.actions)
@@ -400,13 +409,18 @@ class SimulatedController(Process):
     def _replanned(self, question: Replanning, result: Any) -> None:
         now_s = self.clock.now_s
         if isinstance(result, ShuntError):
-            self.act(self.succession.failed(question, result, now_s)[0])
+            actions, told = self.succession.failed(question, result, now_s)
+            self.act(actions)
+            if told:
+                self.monitor.operator_told(None)
             return
         serving = self.monitor.adopts(result.plan) if result.plan is not None else {}
         taken = self.succession.answered(question, result, now_s)
         if any(isinstance(one, LogEvent) and one.kind == "plan_chosen" for one in taken.actions):
             self.monitor.answers(question, result)
             self.monitor.adopted(serving)
+        if taken.told is not None:
+            self.monitor.operator_told(taken.told)
         self.act(taken.actions)
         self._ask(taken.question)
         self.stir()

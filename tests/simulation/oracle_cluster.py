@@ -25,6 +25,7 @@ from simulator.processes.engine import SimulatedEngine
 from simulator.processes.stages import LAYER_COUNT
 
 TROUBLES = ("node_lost", "interruption_noticed", "load_failed", "node_released")
+SLACK = 1e-6
 SETTLED_LAUNCHES = 3
 """Failed launches with which a plan may be made from the nodes there are; one of which nobody
 hears again is waited for longer than for a plan."""
@@ -178,6 +179,37 @@ class ClusterOracle(Watch):
         planned = [p.pipeline_id for _, p in state.plan.pipelines()] if state.plan else []
         if sorted(wanted) != sorted(planned):
             self.fail(14, f"the plan has {planned}, the cluster {wanted}")
+
+    def check_status(self) -> None:
+        """At any time: what the status shows is what there is, and its parts agree."""
+        controller = self.world.controller if self.world else None
+        if controller is None or not controller.alive:
+            return
+        cluster, view, market = (
+            controller.cluster,
+            controller.cluster.view,
+            controller.dealer.market,
+        )
+        nodes = {node.node_id: node for node in view.nodes()}
+        if any(view.node(node_id) != node for node_id, node in nodes.items()):
+            self.fail(8, "a node is shown otherwise alone")
+        if view.addresses() != {node.address for node in nodes.values() if node.address}:
+            self.fail(8, f"{view.addresses()} are no addresses of {nodes}")
+        for pipeline in view.pipelines():
+            if any(stage.node_id and stage.node_id not in nodes for stage in pipeline.stages):
+                self.fail(8, f"{pipeline.pipeline_id} has stages that are no nodes")
+        if cluster.routes()[1] and view.unusable():
+            self.fail(8, f"there are routes, and for good there are none: {view.unusable()}")
+        if {model.model for model in view.models()} != cluster.goals.models:
+            self.fail(8, f"{view.models()} is shown of {cluster.goals.models}")
+        if any(fault.failures < 1 for fault in view.faults()):
+            self.fail(8, f"{view.faults()} is shown, and nothing fails")
+        costs = market.cost_per_hour(), view.spares_cost_per_hour()
+        if costs[0] is not None and costs[1] is not None and costs[1] > costs[0] + SLACK:
+            self.fail(8, f"spares cost {costs[1]} $/h of {costs[0]}")
+        firm = market.on_demand_cost_per_hour()
+        if firm is not None and firm < 0:
+            self.fail(8, f"on demand it costs {firm} $/h")
 
     def carried_out(self) -> bool:
         """What runs is what the plan says, but for nodes that another took the place of."""

@@ -226,6 +226,7 @@ class Schedule:
 
     def _strange(self) -> None:
         self._stranger.turn()
+        self.oracle.check_status()
         if self.world.clock.now_s < FAULTS_CEASE_S:
             self.world.clock.after(0.3 + 0.3 * self.random.random(), self._strange)
 
