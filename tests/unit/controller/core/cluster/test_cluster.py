@@ -18,7 +18,7 @@ from services.controller.core.cluster.actions import (
     RoutesChanged,
     TerminateNode,
 )
-from services.controller.core.cluster.market import NO_CAPACITY
+from services.controller.core.cluster.market import NO_CAPACITY, Offer
 from services.controller.core.cluster.plan import (
     THROUGHPUT,
     Deployment,
@@ -211,6 +211,21 @@ def test_a_node_that_is_less_than_was_ordered_and_cannot_load_for_good_is_replac
     cluster.register(facts("node-4"), 3.0)
     cluster.load_failed("node-4", "i-node-4", BACK, "no room", True, 3.0)
     assert all_of(cluster.tick(100.0), LaunchNode) == [], "what was ordered would say the same"
+
+
+@pytest.mark.parametrize(("price", "launches"), [(None, 0), (1.0, 1)])
+def test_one_that_is_less_is_all_there_is_where_nobody_names_a_price(
+    price: float | None, launches: int
+) -> None:
+    cluster = ready(PATIENT)
+    cluster.market.update([Offer("any", "any", SHAPE, count=9, price_per_hour=price)])
+    cluster.node_gone("node-2", "i-node-2", "exit", 1.0)
+    cluster.bought("node-3", "any")
+    cluster.register(replace(facts("node-3"), shape=NodeShape(1, 1.0)), 1.0)
+    failed = cluster.load_failed("node-3", "i-node-3", BACK, "no room", True, 1.0)
+    actions = [*failed, *cluster.tick(100.0)]
+    assert len(all_of(actions, LaunchNode)) == launches
+    assert bool(cluster.view.unusable()) == (not launches)
 
 
 def test_without_a_provider_a_node_that_idles_takes_what_another_cannot_load() -> None:
