@@ -111,6 +111,8 @@ class SimulatedController(Process):
         self._turns = Turns()
         self._wakes_at_s = -inf
         self._stirred = False
+        self.deeds = 0
+        """How often something was to be done: while it is the same, so is the cluster."""
         monitor.restarted()
         now_s, settings = self.clock.now_s, environment.settings
         self.ledger = Ledger.recover(settings.ledger, records, now_s)
@@ -295,6 +297,7 @@ class SimulatedController(Process):
 
     def act(self, actions: Sequence[cluster_actions.Action]) -> None:
         """Does what the core asks."""
+        self.deeds += bool(actions)
         for action in actions:
             if isinstance(action, LaunchNode):
                 self._launch(action)

@@ -21,6 +21,7 @@ from services.controller.core.cluster.difference import Difference
 from services.controller.core.cluster.lacks import waits_for_money
 from services.controller.core.cluster.pipeline import Pipeline
 from services.controller.core.cluster.state import State
+from simulator.processes.controller import SimulatedController
 from simulator.processes.engine import SimulatedEngine
 from simulator.processes.stages import LAYER_COUNT
 
@@ -46,6 +47,8 @@ class ClusterOracle(Watch):
         """Nodes that another may have taken the place of."""
         self._leaving: set[tuple[str, str]] = set()
         """Members that were told to leave a formation, and have yet to answer."""
+        self._checked: tuple[SimulatedController, int] | None = None
+        """Whose formations were looked at, and behind how many of its deeds."""
 
     def cluster_event(self, cluster: Cluster, event: LogEvent) -> None:
         """Of the event log."""
@@ -159,6 +162,9 @@ class ClusterOracle(Watch):
         controller = self.world.controller if self.world else None
         if controller is None or not controller.alive:
             return
+        if self._checked == (controller, controller.deeds):
+            return
+        self._checked = controller, controller.deeds
         state = controller.cluster._state
         processes: Counter[str] = Counter()
         for pipeline in state.pipelines.values():
