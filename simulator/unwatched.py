@@ -11,6 +11,7 @@ from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.market import Market, Offer, ProviderEvent
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.question import NextPlan, Replanning
+from services.controller.core.cluster.succession import Replanned
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
 from services.controller.core.ledger.records import Record
@@ -49,6 +50,8 @@ class Unwatched:
         return {}
 
     def adopted(self, serving: dict[str, str]) -> None: ...
+    def operator_asks(self) -> None: ...
+    def operator_told(self, replanned: Replanned | None) -> None: ...
 
     # Engines, routers, clients
 

@@ -63,9 +63,9 @@ async def plan_diff(
     plan_json: str, *, cluster: Cluster, market: Market, placement: Estimator, now_s: float
 ) -> PlanDiff:
     """Raises what the plan's application would."""
-    plan = operators_plan(plan_json, cluster.next_plan_number, cluster.goals)
+    plan = operators_plan(plan_json, cluster.view.next_plan_number, cluster.goals)
     cluster.check_plan(plan)
-    found = cluster.difference(plan, now_s)
+    found = cluster.view.difference(plan, now_s)
     launched = {
         name: market.named(action.offer_id, action.shape, now_s)
         for name, action in found.launched.items()
@@ -89,7 +89,7 @@ Modelled = Sequence[tuple[ModelRef, Sequence[StageToBe]]]
 def _present(cluster: Cluster) -> Modelled:
     return [
         (model, [StageToBe(s.node_id, s.layers, s.tp_degree, s.shape, ()) for s in pipeline.stages])
-        for model, pipeline in cluster.running()
+        for model, pipeline in cluster.view.running()
     ]
 
 
@@ -129,7 +129,7 @@ def _question(
             offer = bought or market.offer(market.offer_id_of(name))
             nodes[name] = (stage.shape if bought is None else bought.shape, offer)
             named[-1].append(replace(stage, node_id=name))
-    there = {node.node_id: node.held for node in cluster.staying() if node.node_id in nodes}
+    there = {node.node_id: node.held for node in cluster.view.staying() if node.node_id in nodes}
     held = {name: stage for name, stage in there.items() if stage is not None}
     return Estimating(goal, nodes, named, held)
 
