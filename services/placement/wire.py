@@ -21,9 +21,9 @@ from services.placement.estimate.cluster import (
 from services.placement.estimate.costs import Costs
 from services.placement.estimate.estimator import Bottleneck, PipelineEstimate, PlanEstimate
 from services.placement.estimate.model import ModelShape, built_in, parse_config
-from services.placement.search.division import Share
 from services.placement.search.problem import Objective, ObjectiveKind
 from services.placement.search.registry import DEFAULT_PLANNER, planner
+from services.placement.search.shares import Share
 
 _CALIBRATIONS = {
     pb.CALIBRATION_UNSPECIFIED: "measured",
