@@ -11,7 +11,7 @@ from typing import Protocol
 from services.common.demand import Demand
 from services.common.errors import ShuntError
 from services.controller.core.cluster.actions import Action
-from services.controller.core.cluster.question import NextPlan, Replanning
+from services.controller.core.cluster.question import Dividing, NextPlan, Question, Replanning
 from services.controller.core.cluster.succession import Replanned, Succession, Taken
 from services.controller.core.cluster.workload import Workload
 from services.controller.signal import Signal
@@ -23,6 +23,8 @@ class Placement(Protocol):
     """Who answers."""
 
     async def replan(self, question: Replanning) -> NextPlan: ...
+
+    async def divide(self, question: Dividing) -> NextPlan: ...
 
 
 class Replans:
@@ -91,12 +93,12 @@ class Replans:
         while self._asking is not None:
             await asyncio.wait([self._asking])
 
-    def _begin(self, question: Replanning) -> None:
+    def _begin(self, question: Question) -> None:
         self._asking = asyncio.get_running_loop().create_task(self._ask(question))
 
-    async def _ask(self, asked: Replanning) -> None:
+    async def _ask(self, asked: Question) -> None:
         try:
-            answer = await self._placement.replan(asked)
+            answer = await self._answer(asked)
         except ShuntError as error:
             self._asking = None
             self._failed(asked, error)
@@ -104,6 +106,11 @@ class Replans:
             self._asking = None
             self._take(self._succession.answered(asked, answer, self._clock()))
         self._changed.fire()
+
+    async def _answer(self, asked: Question) -> NextPlan:
+        if isinstance(asked, Dividing):
+            return await self._placement.divide(asked)
+        return await self._placement.replan(asked)
 
     def _take(self, taken: Taken) -> None:
         self._submit(taken.actions)
@@ -113,11 +120,11 @@ class Replans:
             for operator in self._told():
                 operator.set_result(taken.told)
 
-    def _failed(self, asked: Replanning, error: ShuntError) -> None:
+    def _failed(self, asked: Question, error: ShuntError) -> None:
         _log.warning("no answer to a replan", extra={"why": error.message})
-        actions, told = self._succession.failed(asked, error, self._clock())
-        self._submit(actions)
-        for operator in self._told() if told else ():
+        taken = self._succession.failed(asked, error, self._clock())
+        self._take(taken)
+        for operator in self._told() if taken.refused else ():
             operator.set_exception(error)
 
     def _told(self) -> list[asyncio.Future[Replanned]]:

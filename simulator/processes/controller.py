@@ -38,7 +38,7 @@ from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.dealer import Dealer
 from services.controller.core.cluster.market import Market, NodeGone, Offer, ProviderEvent
 from services.controller.core.cluster.plan import Plan
-from services.controller.core.cluster.question import NextPlan, Replanning
+from services.controller.core.cluster.question import Dividing, NextPlan, Question
 from services.controller.core.cluster.replanning import Replanner
 from services.controller.core.cluster.succession import Succession
 from services.controller.core.cluster.turns import Turns
@@ -79,8 +79,8 @@ class ControllerMonitor(Protocol):
     def ends_node(self, cluster: Cluster, end: TerminateNode) -> None: ...
     def hears(self, event: ProviderEvent, market: Market) -> None: ...
     def orders(self, node_id: str, offer: Offer, market: Market) -> None: ...
-    def asks(self, question: Replanning) -> None: ...
-    def answers(self, question: Replanning, answer: NextPlan) -> None: ...
+    def asks(self, question: Question) -> None: ...
+    def answers(self, question: Question, answer: NextPlan) -> None: ...
     def adopts(self, plan: Plan) -> dict[str, str]: ...
     def adopted(self, serving: dict[str, str]) -> None: ...
 
@@ -391,16 +391,19 @@ class SimulatedController(Process):
             self.stir()
         self._ask(look.question)
 
-    def _ask(self, question: Replanning | None) -> None:
+    def _ask(self, question: Question | None) -> None:
         if question is not None:
             self.monitor.asks(question)
             answered = partial(self._replanned, question)
-            self.call(PLACEMENT, "replan", (question,), answered, PLAN_S)
+            method = "divide" if isinstance(question, Dividing) else "replan"
+            self.call(PLACEMENT, method, (question,), answered, PLAN_S)
 
-    def _replanned(self, question: Replanning, result: Any) -> None:
+    def _replanned(self, question: Question, result: Any) -> None:
         now_s = self.clock.now_s
         if isinstance(result, ShuntError):
-            self.act(self.succession.failed(question, result, now_s)[0])
+            refused = self.succession.failed(question, result, now_s)
+            self.act(refused.actions)
+            self._ask(refused.question)
             return
         serving = self.monitor.adopts(result.plan) if result.plan is not None else {}
         taken = self.succession.answered(question, result, now_s)

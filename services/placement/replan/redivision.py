@@ -79,12 +79,12 @@ def redivide(
     hysteresis = max(change.hysteresis for change in changes)
     if within and (serves < served or (serves == served and more <= hysteresis)):
         lacks = "serves fewer models" if serves < served else f"gains {more:.1%} over the horizon"
-        reasons = ("no division serves more models, or gains enough over the horizon",)
-        other = (Rejected(NEW, lacks),)
-        return Redivision(tuple(whole), stays, False, 0.0, reasons, other, complete)
+        why = "no division serves more models, or gains enough over the horizon"
+        other = Rejected(NEW, lacks)
+        return Redivision(tuple(whole), stays, False, 0.0, (why,), (other,), complete)
     reasons = tuple(map(_told, shares, problems, stays, news))
-    other = (Rejected(STAY, _lacks(shares, stays, news, within, more)),)
-    return Redivision(tuple(problems), news, True, more, reasons, other, complete)
+    other = Rejected(STAY, _lacks(shares, stays, news, within, more))
+    return Redivision(tuple(problems), news, True, more, reasons, (other,), complete)
 
 
 def _problem(share: Share, nodes: Sequence[CandidateNode], limits: Limits) -> Problem:
