@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from math import inf
 from typing import Protocol
 
@@ -36,14 +36,16 @@ class Replans:
         *,
         placement: Placement,
         submit: Callable[[Sequence[Action]], object],
+        note_budget: Callable[[float], Awaitable[None]],
         changed: Signal,
         clock: Callable[[], float],
     ) -> None:
-        """`submit` has actions carried out; `changed` fires whenever cluster or market may be
-        others."""
+        """`submit` has actions carried out, `note_budget` makes an operator's budget durable;
+        `changed` fires whenever cluster or market may be others."""
         self._succession = succession
         self._placement = placement
         self._submit = submit
+        self._note_budget = note_budget
         self._changed = changed
         self._clock = clock
         self._asking: asyncio.Task[None] | None = None
@@ -60,9 +62,13 @@ class Replans:
             if self._asking is not None:
                 self._asking.cancel()
 
-    async def now(self) -> Replanned:
-        """Has the whole planned anew, and takes what is worth its move. Raises FailedPrecondition
-        where there is no plan yet or nothing fits, and what placement's absence is."""
+    async def now(self, budget_per_hour: float | None = None) -> Replanned:
+        """Has the whole planned anew, within another budget where one is given, and takes what is
+        worth its move. Raises FailedPrecondition where there is no plan yet or nothing fits, and
+        what placement's absence is; the budget counts all the same."""
+        if budget_per_hour is not None:
+            await self._note_budget(budget_per_hour)
+            self._succession.spend(budget_per_hour, self._clock())
         self._succession.operator_asks(self._clock())
         answer: asyncio.Future[Replanned] = asyncio.get_running_loop().create_future()
         self._operators.append(answer)

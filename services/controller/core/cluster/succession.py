@@ -129,6 +129,11 @@ class Succession:
         self._operator_waits = True
         self._replanner.happened(Cause.OPERATOR, now_s)
 
+    def spend(self, budget_per_hour: float, now_s: float) -> None:
+        """Plans are made within another budget from now on."""
+        self._wishes = replace(self._wishes, budget_per_hour=budget_per_hour)
+        self._cluster.spend(budget_per_hour, now_s)
+
     def reported(
         self,
         router_id: str,

@@ -244,3 +244,33 @@ def test_an_answer_holds_wherever_others_sit_by_now() -> None:
     taken = two.succession.answered(question, NextPlan(plan, 0.5, ("one node does",)), 3.0)
     assert kinds(taken) == ["plan_chosen"]
     assert two.succession.look(3.0).question is None, "it is not asked again and again"
+
+
+# Another budget
+
+
+def test_another_budget_counts_for_plans_and_for_what_is_launched() -> None:
+    two = Two(Wishes(budget_per_hour=BUDGET))
+    market = two.market
+    market.update((EACH,))
+    for number in (1, 2, 3):
+        market.found(f"node-{number}", "each")
+    two.succession.spend(2.0, 2.0)
+    assert two.cluster.core.settings.budget_per_hour == 2.0
+    said_now = all_of(two.cluster.tick(2.0), LogEvent)
+    assert [event.attributes for event in said_now if event.kind == "budget_changed"] == [
+        {"before": "0", "now": "2"}
+    ]
+    first = of_one(two.succession.look(2.0).question)
+    assert first.wishes.budget_per_hour == 1.0, "of which the other model has a dollar"
+    two.succession.spend(2.0, 2.0)
+    assert two.cluster.tick(2.0) == [], "the same again is nothing new"
+
+
+def test_what_waited_for_money_is_ordered_when_there_is_more_of_it() -> None:
+    two = Two()
+    launch = one_of(two.cluster.node_gone("node-3", "i-node-3", "died", 1.5), LaunchNode)
+    two.cluster.launch_failed(launch.node_id, OVER_BUDGET, 1.5)
+    assert all_of(two.cluster.tick(1.6), LaunchNode) == []
+    two.succession.spend(9.0, 1.7)
+    assert len(all_of(two.cluster.tick(1.7), LaunchNode)) == 1
