@@ -48,6 +48,7 @@ class SimulationSettings:
             restart_grace_s=1.5,
             progress_s=2.0,
             settle_s=2.0,
+            lapse_s=0.2,
             launch_timeout_s=3.0,
             lost_kept_s=10.0,
             retry_max_s=2.0,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from services.common.channel_options import MAX_MESSAGE_BYTES
-from services.common.errors import FailedPrecondition, ShuntError, Unavailable
+from services.common.errors import FailedPrecondition, ShuntError, StaleEpoch, Unavailable
 from services.common.exchange import Checkpoint, CheckpointResult, Closed, GenerateCall
 from services.common.generation import CancelReason, LayerRange, ModelRef
 from services.common.nodes import Member, NodeFacts, NodeShape
@@ -90,7 +90,9 @@ class SimulatedEngine(Process):
         self.call(CONTROLLER, "register", (self.facts,), self._registered)
 
     def _registered(self, result: Any) -> None:
-        if isinstance(result, ShuntError):
+        if isinstance(result, StaleEpoch):
+            self.kill()  # a newer process has its name
+        elif isinstance(result, ShuntError):
             self.after(0.2, self._register)
         elif self._beats is None:
             self._beats = stream = self.open(CONTROLLER, "beats", self.name)

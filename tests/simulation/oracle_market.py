@@ -181,6 +181,19 @@ class MarketOracle(ClusterOracle):
                 self.fail(24, f"{pipeline_id} serves no more since another plan came")
             elif pipeline.retiring and pipeline_id in self._common:
                 self.fail(26, f"{pipeline_id} is in both plans and goes")
+            elif not pipeline.retiring:
+                self._bought_as_planned(state, pipeline)
+
+    def _bought_as_planned(self, state: State, kept: Pipeline) -> None:
+        """Where the plan names an offer instead of a node, whoever sits there was bought of it."""
+        plan, provider = state.plan, self.world.provider if self.world is not None else None
+        planned = {p.pipeline_id: p for _, p in plan.pipelines()} if plan is not None else {}
+        if provider is None or kept.pipeline_id not in planned:
+            return
+        for stage, seat in zip(planned[kept.pipeline_id].stages, kept.seats, strict=True):
+            offer_id = provider.offer_of(seat.node_id)
+            if stage.offer_id and not stage.node_id and offer_id not in ("", stage.offer_id):
+                self.fail(26, f"{seat.node_id} of {offer_id} stays where {stage.offer_id} is meant")
 
     def check_numbers(self) -> None:
         """At any time: the newest plan counts, and none before it comes back."""
@@ -243,7 +256,9 @@ class MarketOracle(ClusterOracle):
         if world is None or state is None:
             return []
         living = {name for name, process in world.provider.nodes.items() if process.alive}
-        sit = {seat.node_id for pipeline in state.wanted() for seat in pipeline.seats}
+        seats = [seat for pipeline in state.wanted() for seat in pipeline.seats]
+        going = {name for name, node in state.nodes.items() if not node.stays}
+        sit = {s.node_id for s in seats} | {s.successor_id for s in seats if s.node_id in going}
         return sorted(living - sit)
 
     def _wrong_books(self) -> list[str]:

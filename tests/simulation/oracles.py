@@ -22,11 +22,13 @@ to the plan when what follows it can begin; 21 no node is ended while it serves.
 Of the market and the plans that follow it (oracle_market.py): 22 no plan costs more than the
 budget, and no order takes what the plan has above it; 23 no offer that said no is asked again, or
 named to placement, before its time, as far as the present controller has heard; 24 what serves goes
-by the plan, one formation at a time, and the last only where whatever may come needs its nodes;
-25 a plan that is chosen says why; 26 a pipeline that two plans have in common goes on untouched;
-27 nothing is improved within the cool-down, and when nothing happens any more at most
-CHANGES_AT_REST plans are chosen; 28 at rest nothing runs that the plan has no place for, and the
-controller's books agree with the provider's; 29 no plan comes back behind a newer one.
+by the plan, one formation at a time, and the last only where whatever may come needs its nodes; 25
+a plan that is chosen says why; 26 a pipeline that two plans have in common goes on untouched, and
+none counts as such whose node was bought of another offer than the newer one names; 27 nothing is
+improved within the cool-down, and when nothing happens any more at most CHANGES_AT_REST plans are
+chosen; 28 at rest nothing runs that the plan has no place for, or that waits for the seat of a node
+that stays, and the controller's books agree with the provider's; 29 no plan comes back behind a
+newer one.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Node(Noun):
     """What it was bought of, once that is known."""
     lost: bool = False
     leaving: bool = False
-    """It was let go; it is not to be used again unless its notice lapses."""
+    """It was let go; it is not to be used again, unless it came by itself and its notice lapses."""
     held: HeldStage | None = None
     """What its next formation may count on. The stage of the one it is in stays as long as that
     lives, whatever else it is asked for."""

@@ -56,6 +56,15 @@ def test_a_replacement_that_is_refused_is_launched_again_behind_ever_longer_paus
     assert len(pauses) == 5
 
 
+def test_whoever_is_let_go_behind_its_deadline_is_not_used_again() -> None:
+    cluster = ready(PATIENT)
+    cluster.interrupt("node-2", 4.0, False, 1.0)
+    drain = one_of(replaced(cluster, 4.9), DrainFormation)
+    actions = cluster.drained(drain.formation_id, 1, 5.0 + PATIENT.lapse_s + 0.1)
+    assert one_of(actions, TerminateNode) == TerminateNode("node-2")
+    assert "undrained" not in said(actions) + said(cluster.tick(60.0))
+
+
 def test_a_process_that_was_told_to_stop_is_replaced_and_let_go() -> None:
     cluster = ready(PATIENT)
     actions = beat(cluster, "node-2", "f1", 1.0, departs_in_s=20.0)
