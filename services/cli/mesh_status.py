@@ -69,6 +69,7 @@ async def mesh_status(state: MeshState) -> dict[str, Any]:
             for generation in status.generations
         ],
         "offers": [_offer(offer) for offer in status.offers],
+        "budget_per_hour": _optional(status, "budget_per_hour"),
         "cost_per_hour": _optional(status, "cost_per_hour"),
         "on_demand_cost_per_hour": _optional(status, "on_demand_cost_per_hour"),
         "spares": [_spare(spare) for spare in status.spares],

@@ -159,6 +159,9 @@ def _market(status: dict[str, Any]) -> list[Table | str]:
             "" if price is None else f"{price:.4g}",
         )
     line = cost_line(status["cost_per_hour"], status["on_demand_cost_per_hour"])
+    budget = status["budget_per_hour"]
+    if budget is not None:
+        line += f"; {budget:.4g} an hour at most"
     return [table, line, *_spares_line(status["spares"], status["spares_cost_per_hour"])]
 
 

@@ -120,6 +120,7 @@ STATUS = controller_pb2.GetStatusResponse(
         ),
         controller_pb2.OfferStatus(offer_id="own", instance_type="own"),
     ],
+    budget_per_hour=0.75,
     cost_per_hour=0.5,
     spares=[
         controller_pb2.SpareStatus(node_id="n1", layers=common_pb2.LayerRange(start=3, end=7)),
@@ -314,6 +315,7 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
                 "declared": False,
             },
         ],
+        "budget_per_hour": 0.75,
         "cost_per_hour": 0.5,
         "on_demand_cost_per_hour": None,
         "spares": [{"node": "n1", "layers": [3, 7]}, {"node": "n9", "layers": None}],

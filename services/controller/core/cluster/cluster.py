@@ -175,6 +175,16 @@ class Cluster:
                 backoff.try_now()
                 self._happen()
 
+    def spend(self, budget_per_hour: float, now_s: float) -> None:
+        """Nodes are launched within another budget from now on."""
+        before = self.settings.budget_per_hour
+        if budget_per_hour == before:
+            return
+        self.settings = replace(self.settings, budget_per_hour=budget_per_hour)
+        attributes = {"before": f"{before:g}", "now": f"{budget_per_hour:g}"}
+        self._happen([LogEvent("budget_changed", attributes=attributes)])
+        self.offers_changed(now_s)
+
     def _lose(self, node: Node, cause: str, now_s: float) -> list[Action]:
         return lose(self._state, self.settings, node, cause, now_s)
 
