@@ -18,10 +18,10 @@ from services.engine.backend import (
 
 PROMPTS = (1, 15, 16, 33, 130, 257, 520, 700)
 """Tokens of each."""
-OUTPUTS = 24
+OUTPUTS = 32
 CHUNK = 256
 """Rows of a step, as an engine cuts a prefill unless told otherwise."""
-CUTS = (1, 7, 16, 23)
+CUTS = (1, 7, 16, 31)
 """Ids that were there when a generation was cut."""
 BLOCKS = (max(PROMPTS) + OUTPUTS) // BLOCK_SIZE + 1
 """Of one sequence."""
