@@ -18,6 +18,7 @@ from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.market import Offer
 from services.controller.core.cluster.replanning import Replanner
+from services.controller.core.cluster.succession import Succession
 from services.controller.core.cluster.workload import Workloads
 from services.controller.core.model_facts import ModelFacts
 from services.controller.deployments import DEPLOYMENTS, Deployments, StoreAccess
@@ -88,15 +89,16 @@ class AssembledController:
             clock=clock,
         )
         self._replans = Replans(
-            Replanner(settings.replanning),
-            settings.wishes,
-            settings.replans,
-            cluster=lambda: self._runtime.cluster,
-            market=self._runtime.market,
-            workloads=Workloads(settings.workloads, clock()),
+            Succession(
+                Replanner(settings.replanning),
+                settings.wishes,
+                settings.succession,
+                cluster=self._runtime.cluster,
+                market=self._runtime.market,
+                workloads=Workloads(settings.workloads, clock()),
+            ),
             placement=self._planning,
-            adopt=self._runtime.adopt,
-            events=self.events,
+            submit=self._runtime.carry_out,
             changed=self._runtime.changed,
             clock=clock,
         )
@@ -113,8 +115,8 @@ class AssembledController:
             settings.ledger,
             journal,
             self.events,
-            heads=lambda: self._runtime.cluster.heads(clock()),
-            runs_at=lambda formation_id: self._runtime.cluster.runs_at(formation_id),
+            heads=lambda: self._runtime.cluster.view.heads(clock()),
+            runs_at=lambda formation_id: self._runtime.cluster.view.runs_at(formation_id),
             deployed=lambda model: self._runtime.cluster.goals.have(model),
             heads_changed=heads_changed,
             clock=clock,
@@ -192,7 +194,7 @@ class AssembledController:
             except ShuntError as error:
                 _log.error("nothing was forgotten", extra={"why": error.message})
             cluster = self._runtime.cluster
-            metrics.show_cluster(cluster.nodes_view(), cluster.pipelines_view())
+            metrics.show_cluster(cluster.view.nodes(), cluster.view.pipelines())
             metrics.OPEN.set(len(self._generations.population().open))
             await asyncio.sleep(HOUSEKEEPING_S)
 

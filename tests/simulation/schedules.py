@@ -8,15 +8,18 @@ from __future__ import annotations
 import sys
 import traceback
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from random import Random
 
 from faults import FAULTS, MESSAGE_FAULTS, ROWS, Faults
-from oracles import Oracle, Violation
+from oracles import Oracle
 from phases import PHASES, phase_of
 from plans import Plans
 from strangers import Stranger
+from watch import Violation
 
+from services.common.errors import FailedPrecondition
 from services.common.generation import GenerationRequest, Sampling
 from simulator.environment.network import Trouble
 from simulator.environment.settings import BOTH, SimulationSettings
@@ -150,19 +153,20 @@ class Schedule:
         random, controller = self._of_spares, self.world.controller
         if not controller.alive or controller.frozen:
             return
-        for spare in controller.cluster.spares():
+        for spare in controller.cluster.view.spares():
             notice_s = random.choice((0.0, 1.5, 4.0))
             self.oracle.note("fault", "spare", spare.node_id, notice_s)
             if notice_s and self._lives(spare.node_id):
                 self.world.provider.notice(spare.node_id, notice_s, taken=random.random() < 0.6)
             else:
-                self.world.provider.terminate(spare.node_id)
+                with suppress(FailedPrecondition):  # dead already, and not missed yet
+                    self.world.provider.terminate(spare.node_id)
             if random.random() < 0.6:
                 self.world.clock.after(0.3 * random.random(), self._kill_one)
 
     def _kill_one(self) -> None:
         controller = self.world.controller
-        running = controller.cluster.running() if controller.alive else ()
+        running = controller.cluster.view.running() if controller.alive else ()
         seated = [stage.node_id for _, pipeline in running for stage in pipeline.stages]
         living = [node_id for node_id in seated if self._lives(node_id)]
         if living:
@@ -222,6 +226,7 @@ class Schedule:
 
     def _strange(self) -> None:
         self._stranger.turn()
+        self.oracle.check_status()
         if self.world.clock.now_s < FAULTS_CEASE_S:
             self.world.clock.after(0.3 + 0.3 * self.random.random(), self._strange)
 
