@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from services.common.errors import (
     FailedPrecondition,
@@ -115,6 +116,13 @@ class Fleet:
         Raises PermissionDenied."""
         return await self._provider.recognise(node_id, pid)
 
+    def believed(self, facts: NodeFacts, handle: str) -> NodeFacts:
+        """What a process that registers says of its node: a provider that declares may have told a
+        node of its own what that is, and nobody else may."""
+        if handle and self._provider.capabilities.declares:
+            return facts
+        return replace(facts, machine=facts.machine.found_alone())
+
     def found(self, node_id: str, handle: str) -> None:
         """A process that registered is the provider's."""
         if handle:
@@ -157,12 +165,15 @@ class Fleet:
         """A node that is not what was offered serves as what it is; its offer is left alone for a
         while."""
         offer = self.market.offer(self.market.offer_id_of(facts.node_id))
-        if offer is None or offer.shape == facts.shape:
+        if offer is None:
+            return []
+        found_type = facts.machine.instance_type or offer.instance_type
+        if (offer.shape, offer.instance_type) == (facts.shape, found_type):
             return []
         attributes = {
             "offer": offer.offer_id,
-            "offered": str(offer.shape),
-            "found": str(facts.shape),
+            "offered": f"{offer.instance_type}, {offer.shape}",
+            "found": f"{found_type}, {facts.shape}",
         }
         return [LogEvent("node_differs", facts.node_id, "", attributes), ShunOffer(facts.node_id)]
 

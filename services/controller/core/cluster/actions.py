@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from services.common.generation import LayerRange, ModelRef
+from services.common.machine import MachineFacts
 from services.common.nodes import Member, NodeFacts, NodeShape
 from services.controller.core.cluster.goals import Goal
 from services.controller.core.cluster.plan import PlannedPipeline
@@ -201,6 +202,7 @@ class NodeView:
     pipeline_id: str
     stage_index: int | None
     address: str
+    machine: MachineFacts
 
 
 @dataclass(frozen=True, slots=True)

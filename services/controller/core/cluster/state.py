@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from math import inf
 
 from services.common.generation import ModelRef
+from services.common.machine import NOTHING_KNOWN
 from services.common.nodes import Member, NodeFacts, NodeShape
 from services.controller.core.cluster.actions import (
     Loaded,
@@ -337,6 +338,7 @@ class State:
             pipeline_id,
             stage_index,
             facts.address if facts is not None else "",
+            facts.machine if facts is not None else NOTHING_KNOWN,
         )
 
     def pipeline_views(self) -> tuple[PipelineView, ...]:
