@@ -347,14 +347,12 @@ class SimulatedController(Process):
         self.stir()
 
     def _load(self, load: LoadStage) -> None:
-        asked = (load.node_id, load.incarnation, load.layers)
-
         def loaded(result: Any) -> None:
             now_s, cluster = self.clock.now_s, self.cluster
             if isinstance(result, ShuntError):
-                cluster.load_failed(*asked, "", False, now_s)
+                cluster.load_failed(load, "", False, now_s)
             else:
-                cluster.load_done(*asked, result, now_s)
+                cluster.load_done(load, result, now_s)
             self.stir()
 
         self._call(load.incarnation, "hold", (load.model, load.layers), loaded)
