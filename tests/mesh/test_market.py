@@ -58,7 +58,7 @@ async def test_a_market_that_takes_nodes_fails_no_stream_and_sells_others(
     monkeypatch.setenv("SHUNT_CONTROLLER_REPLAN", "false")  # of nodes like those that were lost
     path = tmp_path / "market.yaml"
     path.write_text(MARKET)
-    options = ("--market", str(path), "--node-speeds", "3:1,3:1")
+    options = ("--market", str(path), "--node-speeds", "3:1,3:1", "--nodes-max", "8")
     async with meshes.running(tmp_path / "mesh", options=options) as mesh:
         first = await mesh.status()
         assert _living(first) == {"spot-3": 2, "spot-1": 2}
