@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from services.common.channel_options import MAX_MESSAGE_BYTES
-from services.common.errors import ShuntError, Unavailable
+from services.common.errors import FailedPrecondition, ShuntError, StaleEpoch, Unavailable
 from services.common.exchange import Checkpoint, CheckpointResult, Closed, GenerateCall
 from services.common.generation import CancelReason, LayerRange, ModelRef
 from services.common.nodes import Member, NodeFacts, NodeShape
@@ -18,7 +18,8 @@ from services.engine.core.scheduler import Step
 from simulator.environment.addresses import CONTROLLER
 from simulator.environment.environment import Environment
 from simulator.environment.network import Process, Reply, Stream
-from simulator.processes.holdings import Hold, Holdings
+from simulator.environment.settings import LAYER_BYTES
+from simulator.processes.holdings import Hold, Holdings, Stage
 from simulator.processes.stages import SimulatedStages, facts_of
 
 STEP_S = 0.03
@@ -89,7 +90,9 @@ class SimulatedEngine(Process):
         self.call(CONTROLLER, "register", (self.facts,), self._registered)
 
     def _registered(self, result: Any) -> None:
-        if isinstance(result, ShuntError):
+        if isinstance(result, StaleEpoch):
+            self.kill()  # a newer process has its name
+        elif isinstance(result, ShuntError):
             self.after(0.2, self._register)
         elif self._beats is None:
             self._beats = stream = self.open(CONTROLLER, "beats", self.name)
@@ -159,11 +162,20 @@ class SimulatedEngine(Process):
         settings = self.environment.settings
         if not self.holdings.is_current(hold):
             return
-        fails = self.environment.fails("load", settings.load_fails)
-        self.holdings.end(hold, done=not fails)
+        refusal = self._refusal(hold.stage)
+        self.holdings.end(hold, done=refusal is None)
         loaded = Loaded(settings.kv_blocks, self.numerics_class, hold.fits)
         for answer in hold.answers:
-            answer(Unavailable("no weights") if fails else loaded)
+            answer(refusal or loaded)
+
+    def _refusal(self, stage: Stage) -> ShuntError | None:
+        """Why it cannot be loaded, for good or this time."""
+        _, layers = stage
+        if (layers.end - layers.start) * LAYER_BYTES > self.facts.shape.memory_bytes:
+            return FailedPrecondition("more layers than memory")
+        environment = self.environment
+        fails = environment.fails("load", environment.settings.load_fails)
+        return Unavailable("no weights") if fails else None
 
     def form(self, reply: Reply, form: FormPipeline, index: int) -> None:
         """Joins a formation; the head checks that the others have."""
