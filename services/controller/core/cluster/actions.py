@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from services.common.generation import LayerRange, ModelRef
-from services.common.machine import MachineFacts
 from services.common.nodes import Member, NodeFacts, NodeShape
 from services.controller.core.cluster.goals import Goal
 from services.controller.core.cluster.plan import PlannedPipeline
@@ -189,76 +188,3 @@ Action = (
     | LogEvent
     | PersistCluster
 )
-
-
-@dataclass(frozen=True, slots=True)
-class NodeView:
-    """A node as the status shows it."""
-
-    node_id: str
-    pid: int
-    incarnation: str
-    state: NodeState
-    pipeline_id: str
-    stage_index: int | None
-    address: str
-    machine: MachineFacts
-
-
-@dataclass(frozen=True, slots=True)
-class SpareView:
-    """A spare as the status shows it."""
-
-    node_id: str
-    layers: LayerRange | None
-    """What it holds; None while that is nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class StageView:
-    """A stage as the status shows it; no node while none is found."""
-
-    node_id: str
-    layers: LayerRange
-    tp_degree: int
-
-
-class FaultKind(StrEnum):
-    """What keeps failing."""
-
-    START = "start"
-    """Nodes are lost, or cannot do what they are for, before they have served for a while."""
-    LOAD = "load"
-    """A node cannot load its stage."""
-    FORM = "form"
-    """A pipeline's members do not come to stand."""
-    PLAN = "plan"
-    """Placement has no plan."""
-    SPARE = "spare"
-    """Spares are lost, or not to be had."""
-
-
-@dataclass(frozen=True, slots=True)
-class FaultView:
-    """Something that keeps failing, as the status shows it."""
-
-    kind: FaultKind
-    cause: str
-    node_id: str
-    """The last one it was seen at, if any."""
-    pipeline_id: str
-    since_s: float
-    failures: int
-    """In a row."""
-    permanent: bool
-    """It is not tried again until something else has changed."""
-
-
-@dataclass(frozen=True, slots=True)
-class PipelineView:
-    """A pipeline as the status shows it."""
-
-    pipeline_id: str
-    state: PipelineState
-    formation_id: str
-    stages: tuple[StageView, ...]
