@@ -43,18 +43,19 @@ class Return:
     """When each kind of event about the pipeline, or a node, first came behind the kill."""
 
 
-async def _until_warm(stub: Any, count: int) -> dict[str, tuple[int, int]]:
-    """The spares' layers, once as many as are wanted hold some."""
+async def _until_warm(stub: Any, count: int) -> set[tuple[int, int]]:
+    """The layers that spares hold, once as many as are wanted hold all that they have room for."""
     async with asyncio.timeout(WARM_S):
         while True:
             status = await stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=5)
-            held = {
-                spare.node_id: (spare.layers.start, spare.layers.end)
-                for spare in status.spares
-                if spare.HasField("layers")
+            stages = {
+                (stage.layers.start, stage.layers.end)
+                for pipeline in status.pipelines
+                for stage in pipeline.stages
             }
-            if len(held) >= count:
-                return held
+            warm = [s for s in status.spares if len(s.held) + len(s.lacks) >= len(stages)]
+            if len(warm) >= count:
+                return {(layers.start, layers.end) for one in warm for layers in one.held}
             await asyncio.sleep(0.1)
 
 
@@ -98,7 +99,7 @@ async def measure(
             try:
                 for _ in range(kills):
                     await killer.until_ready(2)
-                    held = set((await _until_warm(stub, spares)).values())
+                    held = await _until_warm(stub, spares)
                     await asyncio.sleep(randomness.uniform(0.3, 1.5))
                     await killer.kill("single")
                     killed_unix_s = time.time() - (time.monotonic() - killer.kills[-1].at_s)

@@ -11,7 +11,7 @@ from services.common.errors import (
     NotFound,
     ShuntError,
 )
-from services.common.nodes import Member, NodeFacts, StageSpec
+from services.common.nodes import Member, NodeFacts
 from services.controller import metrics
 from services.controller.core.cluster.actions import (
     Action,
@@ -378,9 +378,8 @@ class ClusterRuntime:
     async def _load(self, action: LoadStage) -> None:
         progress = metrics.LOADED.labels(action.node_id)
         try:
-            stages = [StageSpec(action.layers, action.tp_degree)]
-            (held,) = await self._engines.hold(
-                action.address, action.model, stages, lambda done, total: progress.set(done)
+            holdings = await self._engines.hold(
+                action.address, action.model, action.stages, lambda done, total: progress.set(done)
             )
         except ShuntError as error:
             self.cluster.load_failed(
@@ -392,7 +391,7 @@ class ClusterRuntime:
                 self._clock(),
             )
         else:
-            loaded = Loaded(held.kv_blocks, held.numerics_class, held.held)
+            loaded = Loaded.of(action, holdings)
             self.cluster.load_done(
                 action.node_id, action.incarnation, action.layers, loaded, self._clock()
             )

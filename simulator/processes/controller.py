@@ -357,7 +357,7 @@ class SimulatedController(Process):
                 cluster.load_done(*asked, result, now_s)
             self.stir()
 
-        self._call(load.incarnation, "hold", (load.model, load.layers), loaded)
+        self._call(load.incarnation, "hold", (load,), loaded)
 
     def _dissolve(self, formation_id: str, incarnation: str) -> None:
         self.monitor.dissolves(incarnation, formation_id)

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 from services.common.channel_options import MAX_MESSAGE_BYTES
 from services.common.errors import ShuntError, Unavailable
 from services.common.exchange import Checkpoint, CheckpointResult, Closed, GenerateCall
-from services.common.generation import CancelReason, LayerRange, ModelRef
+from services.common.generation import CancelReason, ModelRef
 from services.common.nodes import Member, NodeFacts, NodeShape
-from services.controller.core.cluster.actions import Beat, FormPipeline, Loaded
+from services.controller.core.cluster.actions import Beat, FormPipeline, Loaded, LoadStage
 from services.engine.core.actions import Action, SequenceKey
 from services.engine.core.batching import Batching, Due, lead_of
 from services.engine.core.generations import Generations
@@ -146,14 +146,25 @@ class SimulatedEngine(Process):
 
     # Stages
 
-    def hold(self, reply: Reply, model: ModelRef, layers: LayerRange) -> None:
+    def hold(self, reply: Reply, load: LoadStage) -> None:
         """Takes its time, while it serves; another one takes its place."""
-        stage = model, layers
-        hold = self.holdings.begin(stage, reply)
+        stages = tuple((load.model, spec.layers) for spec in load.stages)
+
+        def answer(result: ShuntError | Hold) -> None:
+            reply(result if isinstance(result, ShuntError) else self._loaded(load, result))
+
+        hold = self.holdings.begin(stages, answer)
         if hold is not None:
             environment = self.environment
             load_s = environment.settings.load_s * (0.5 + environment.random.random())
-            self.after(0.0 if stage in self.holdings.held else load_s, self._hold_ends, hold)
+            has_all = self.holdings.held.issuperset(stages)
+            self.after(0.0 if has_all else load_s, self._hold_ends, hold)
+
+    def _loaded(self, load: LoadStage, hold: Hold) -> Loaded:
+        held = [spec for spec in load.stages if (load.model, spec.layers) in hold.fitting]
+        beside = tuple(spec for spec in held if spec.layers != load.layers)
+        kv_blocks = self.environment.settings.kv_blocks
+        return Loaded(kv_blocks, self.numerics_class, len(held) > len(beside), beside)
 
     def _hold_ends(self, hold: Hold) -> None:
         settings = self.environment.settings
@@ -161,9 +172,8 @@ class SimulatedEngine(Process):
             return
         fails = self.environment.fails("load", settings.load_fails)
         self.holdings.end(hold, done=not fails)
-        loaded = Loaded(settings.kv_blocks, self.numerics_class, hold.fits)
         for answer in hold.answers:
-            answer(Unavailable("no weights") if fails else loaded)
+            answer(Unavailable("no weights") if fails else hold)
 
     def form(self, reply: Reply, form: FormPipeline, index: int) -> None:
         """Joins a formation; the head checks that the others have."""

@@ -39,6 +39,7 @@ from services.controller.core.cluster.changes import in_the_way
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.difference import Difference
 from services.controller.core.cluster.lacks import waits_for_money
+from services.controller.core.cluster.node import HeldStage, Node
 from services.controller.core.cluster.pipeline import Pipeline
 from services.controller.core.cluster.state import State
 from services.controller.core.ledger.ledger import Ledger
@@ -344,7 +345,7 @@ class Oracle:
             if not isinstance(process, SimulatedEngine):
                 return False
             stage, holdings = (seat.stage.model, seat.stage.layers), process.holdings
-            has = holdings.can_form(stage) or holdings.fetched == stage
+            has = holdings.can_form(stage) or stage in holdings.fetched
             known = process.alive and process.name == state.nodes[seat.node_id].incarnation
             if known and not has:
                 return False
@@ -566,7 +567,13 @@ class Oracle:
         state, settings = controller.cluster._state, controller.cluster.settings
         stages = {seat.stage for pipeline in state.wanted() for seat in pipeline.seats}
         kept = [state.nodes[spare.node_id] for spare in controller.cluster.spares()]
-        return len(kept) == settings.spares and all(node.held in stages for node in kept)
+        return len(kept) == settings.spares and all(self._is_warm(n, stages) for n in kept)
+
+    @staticmethod
+    def _is_warm(node: Node, stages: set[HeldStage]) -> bool:
+        """It holds stages of the plan, all of one model or as many as it has room for."""
+        own = {stage for stage in stages if node.stages and stage.model == node.stages[0].model}
+        return bool(own) and own <= {*node.stages, *node.lacks}
 
     def check_spares(self) -> None:
         """Faults have ceased for long enough."""

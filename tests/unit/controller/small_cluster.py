@@ -6,7 +6,7 @@ from math import inf
 from typing import Any, TypeVar
 
 from services.common.generation import LayerRange, ModelRef
-from services.common.nodes import NodeFacts, NodeShape
+from services.common.nodes import NodeFacts, NodeShape, StageSpec
 from services.controller.core.cluster.actions import (
     Action,
     AskPlan,
@@ -186,8 +186,9 @@ def loaded(
     kv_blocks: int = 64,
     numerics_class: str = "a",
     held: bool = True,
+    beside: Sequence[StageSpec] = (),
 ) -> list[Action]:
-    found = Loaded(kv_blocks, numerics_class, held)
+    found = Loaded(kv_blocks, numerics_class, held, tuple(beside))
     return cluster.load_done(node_id, f"i-{node_id}", layers, found, now_s)
 
 

@@ -52,7 +52,7 @@ from services.controller.core.cluster.recovery import first_actions
 from services.controller.core.cluster.replanning import Lack
 from services.controller.core.cluster.routes import handing_over, heads_of, routes_of
 from services.controller.core.cluster.settings import ClusterSettings
-from services.controller.core.cluster.spares import cost_per_hour, spares
+from services.controller.core.cluster.spares import cost_per_hour, spares, views
 from services.controller.core.cluster.state import State
 from services.controller.core.cluster.steps import plan_question, steps
 from services.controller.core.cluster.verdicts import heed
@@ -246,11 +246,12 @@ class Cluster:
         if not loaded.held and node.fetched == node.loading:
             self._refuse(node, "another stage takes up the node's memory", False, now_s)
             return
-        if loaded.held:
+        if loaded.held or node.asked:
             self._state.loaded(node, loaded)
         else:
             node.fetch()
-        kind = "stage_loaded" if loaded.held else "stage_fetched"
+        kept = "stage_kept" if node.keeps else "stage_loaded"
+        kind = kept if loaded.held else "stage_fetched"
         attributes = {"layers": f"{layers.start}-{layers.end}"}
         self._happen([LogEvent(kind, node_id, "", attributes)])
 
@@ -467,10 +468,7 @@ class Cluster:
 
     def spares(self) -> tuple[SpareView, ...]:
         """Nodes that are kept without a place, those too that are on their way."""
-        return tuple(
-            SpareView(node.node_id, None if node.held is None else node.held.layers)
-            for node in self._spares()
-        )
+        return views(self.market, self._spares())
 
     def spares_cost_per_hour(self) -> float | None:
         """What they cost; None where a price is not known."""

@@ -40,7 +40,7 @@ class NodeAsked:
     shape: NodeShape
     offer: Offer | None = None
     """What it was launched from."""
-    held: HeldStage | None = None
+    held: tuple[HeldStage, ...] = ()
     starts: bool = False
 
 
@@ -99,7 +99,7 @@ def question(
             node.node_id,
             node.shape,
             market.offer(market.offer_id_of(node.node_id)),
-            node.held,
+            node.stages,
             node.facts is None,
         )
         for node in cluster.staying()

@@ -212,14 +212,14 @@ class _Steps:
         failed to load what it was given. A seat that waits for the money of what the plan lets go
         does not take that instead of what it is to be bought from."""
 
-        def order(node: Node) -> tuple[bool, bool]:
-            return self._cannot_load(node, seat), node.loading != seat.stage
+        def order(node: Node) -> tuple[bool, bool, int]:
+            return self._cannot_load(node, seat), node.loading != seat.stage, len(node.stages)
 
         for node in sorted(self._idle_nodes(), key=order):
             if node.released and seat.planned.offer_id and waits_for_money(seat):
                 continue
             fits = node.shape.memory_bytes >= seat.shape.memory_bytes
-            if node.holds(seat.stage) if loaded else fits:
+            if node.has(seat.stage) if loaded else fits:
                 return node
         return None
 
@@ -249,7 +249,7 @@ class _Steps:
         node = self._state.nodes.get(node_id)
         if node is None or node.facts is None or not node.present:
             return []
-        if seat.stage in (node.held, node.loading):
+        if node.holds(seat.stage) or node.loading == seat.stage:
             return []
         if node.has_fetched(seat.stage) and self._state.serves(node):
             return []  # there is room for it once that formation has ended
@@ -386,14 +386,17 @@ class _Steps:
         if not count or not self._is_whole():
             return []
         actions: list[Action] = []
-        for node, stage in loads(state, settings, market, now_s):
-            state.load(node, stage)
-            actions.append(_load_action(node, stage))
+        for more in loads(state, settings, market, now_s):
+            if len(more.among) > 1:
+                state.stock_up(more.node, more.stage, more.among)
+            else:
+                state.load(more.node, more.stage)
+            actions.append(_load_action(more.node, more.stage))
         for node in useless(state, settings, market):
             give_up_spare(state, settings, node, now_s)
             actions.append(TerminateNode(node.node_id))
         kept = spares(state, settings, market)
-        stand = [n for n in kept if n.held and now_s - n.since_s >= settings.stable_s]
+        stand = [n for n in kept if n.stages and now_s - n.since_s >= settings.stable_s]
         if len(stand) == count:
             state.spare_launches.succeed()
         starts = any(node.facts is None for node in kept)
@@ -431,4 +434,5 @@ def _load_action(node: Node, stage: HeldStage) -> LoadStage:
         stage.model,
         stage.layers,
         stage.tp_degree,
+        tuple(one.spec for one in node.asked),
     )
