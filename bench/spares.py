@@ -118,8 +118,18 @@ async def measure(
         "serves_again_s": _spread(found),
         "of_the_stage_that_was_held_s": _spread([one for one in found if one.held]),
         "of_another_stage_s": _spread([one for one in found if not one.held]),
+        "steps_s": _steps(found),
         "slowest": max(found, key=lambda one: one.took_s).steps_s,
     }
+
+
+def _steps(found: Sequence[Return]) -> dict[str, float]:
+    """When what stands in the way of a return has happened, in the median of those that had it."""
+    times: dict[str, list[float]] = {}
+    for one in found:
+        for kind, at_s in one.steps_s.items():
+            times.setdefault(kind, []).append(at_s)
+    return {kind: round(statistics.median(at), 3) for kind, at in times.items()}
 
 
 def _spread(found: Sequence[Return]) -> dict[str, float | int | None]:
