@@ -468,7 +468,7 @@ class Cluster:
 
     def spares(self) -> tuple[SpareView, ...]:
         """Nodes that are kept without a place, those too that are on their way."""
-        return views(self.market, self._spares())
+        return views(self._state, self.market, self._spares())
 
     def spares_cost_per_hour(self) -> float | None:
         """What they cost; None where a price is not known."""

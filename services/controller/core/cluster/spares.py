@@ -156,14 +156,15 @@ def suits(shape: NodeShape, seat: Seat) -> bool:
     return like and shape.memory_bytes >= seat.shape.memory_bytes
 
 
-def views(market: Market, nodes: list[Node]) -> tuple[SpareView, ...]:
+def views(state: State, market: Market, nodes: list[Node]) -> tuple[SpareView, ...]:
     """These, as the status shows them."""
+    planned = {seat.stage for seat in _seats(state)} if nodes else set()
     return tuple(
         SpareView(
             node.node_id,
             node.stages[0].model.model_id if node.stages else "",
             tuple(stage.layers for stage in node.stages),
-            tuple(stage.layers for stage in node.lacks),
+            tuple(stage.layers for stage in node.lacks if stage in planned),
             _price(market, node),
         )
         for node in nodes
