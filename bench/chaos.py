@@ -29,7 +29,7 @@ from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 
 from bench import mesh as meshes
 from bench.bounds import rate_bound_95
-from bench.moves import History, Move, Strike
+from bench.moves import History, Move, Strike, pause_s
 from services.common import channels
 
 STREAMS = 8
@@ -170,18 +170,32 @@ class Killer:
         events.cancel()
         self.drains += 1
 
-    async def slowest_return(self) -> list[str]:
-        """What the event log has between the kill behind which a pipeline was away longest and its
-        return."""
-        kill = max(self.kills, key=lambda one: one.ready_again_s or 0.0)
-        away_s = kill.ready_again_s or 0.0
+    async def returns(self) -> dict[str, Any]:
+        """How soon killed pipelines served again, in all and less the pause before the launch of
+        the next node; and what the event log has of the slowest of them."""
+        events = await self._events()
+        again = [
+            (kill, kill.ready_again_s) for kill in self.kills if kill.ready_again_s is not None
+        ]
+        paused = [
+            pause_s(events, kill.node, kill.pipeline, kill.at_s, self._offset_s)
+            for kill, _ in again
+        ]
+        slowest, away_s = max(again, key=lambda one: one[1])
         told = []
-        for event in await self._events():
-            at_s = event.time_unix_s - self._offset_s - kill.at_s
+        for event in events:
+            at_s = event.time_unix_s - self._offset_s - slowest.at_s
             if -1.0 <= at_s <= away_s + 1.0 and not event.generation_id:
                 parts = (event.kind, event.node_id, event.pipeline_id, str(dict(event.attributes)))
                 told.append(f"{at_s:.3f} {' '.join(parts)}")
-        return told
+        return {
+            "serves_again_s": _spread([away_s for _, away_s in again]),
+            "pause_before_launch_s": _spread(paused),
+            "serves_again_less_pause_s": _spread(
+                [away_s - pause for (_, away_s), pause in zip(again, paused, strict=True)]
+            ),
+            "slowest_return": told,
+        }
 
     async def _events(self) -> list[Any]:
         request = controller_pb2.WatchEventsRequest(no_wait=True)
@@ -240,7 +254,7 @@ async def run(
                 load.stopping = True
                 await asyncio.gather(*workers)
             report = _report(killer, load, await killer.history())
-            return report | {"slowest_return": await killer.slowest_return()}
+            return report | await killer.returns()
 
 
 async def _schedule(
@@ -279,7 +293,6 @@ async def _solo(killer: Killer, randomness: random.Random) -> None:
 
 def _report(killer: Killer, load: Load, history: History) -> dict[str, Any]:
     moves = history.moves({name: record.arrivals_s for name, record in load.told.items()})
-    again = [k.ready_again_s for k in killer.kills if k.ready_again_s is not None]
     count = len(killer.kills)
     single = [m for m in moves if m.kind == "single"]
     alone = [m for m in single if m.alone]
@@ -303,7 +316,6 @@ def _report(killer: Killer, load: Load, history: History) -> dict[str, Any]:
         "single_kill": _summary(alone),
         "single_kill_while_moving": _summary([m for m in single if not m.alone]),
         "drain": _summary(planned),
-        "serves_again_s": _spread(again),
     }
 
 

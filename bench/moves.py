@@ -24,6 +24,8 @@ class Event(Protocol):
     @property
     def kind(self) -> str: ...
     @property
+    def node_id(self) -> str: ...
+    @property
     def pipeline_id(self) -> str: ...
     @property
     def generation_id(self) -> str: ...
@@ -41,6 +43,26 @@ class Strike:
     at_s: float
     pipeline: str
     generation_ids: frozenset[str]
+
+
+def pause_s(
+    events: Iterable[Event], node: str, pipeline: str, at_s: float, offset_s: float
+) -> float:
+    """Between the loss of a node killed at `at_s` and the launch of what takes its seat; 0 where
+    nothing was launched. The controller waits longer from loss to loss while nothing that sits
+    there serves for a while."""
+    lost_s: float | None = None
+    for event in events:
+        told_s = event.time_unix_s - offset_s
+        if event.kind == "node_lost" and event.node_id == node and told_s >= at_s:
+            lost_s = told_s
+        if lost_s is None or event.pipeline_id != pipeline:
+            continue
+        if event.kind == "node_launched":
+            return told_s - lost_s
+        if event.kind == "pipeline_ready":
+            return 0.0
+    return 0.0
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from simulator.environment.settings import SimulationSettings
 from simulator.processes.client import Client, ClientMonitor
 from simulator.processes.controller import ControllerMonitor, SimulatedController
 from simulator.processes.engine import HeadMonitor, SimulatedEngine
+from simulator.processes.placement import SimulatedPlacement
 from simulator.processes.provider import SimulatedProvider
 from simulator.processes.router import RouterMonitor, SimulatedRouter
 
@@ -30,6 +31,7 @@ class World:
         self.clock = self.environment.clock
         self.network = self.environment.network
         self.provider = SimulatedProvider(self.environment, self._start_engine)
+        self.placement = SimulatedPlacement(self.environment)
         self._monitor = monitor
         self.routers = [self._start_router(number) for number in range(settings.routers)]
         self.controller = SimulatedController(self.environment, monitor, self.provider, [], {})
@@ -72,6 +74,15 @@ class World:
             self.controller = SimulatedController(
                 self.environment, self._monitor, self.provider, old.records, old.notes
             )
+
+    def crash_placement(self, away_s: float) -> None:
+        """SIGKILL; it holds nothing that anybody misses."""
+        self.placement.kill()
+        self.clock.after(away_s, self._restart_placement)
+
+    def _restart_placement(self) -> None:
+        if not self.placement.alive:
+            self.placement = SimulatedPlacement(self.environment)
 
     def crash_router(self, router: SimulatedRouter, away_s: float) -> None:
         """SIGKILL; a new one takes its place."""

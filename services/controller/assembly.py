@@ -18,6 +18,7 @@ from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.market import Offer
 from services.controller.core.cluster.replanning import Replanner
+from services.controller.core.cluster.succession import Succession
 from services.controller.core.cluster.workload import Workloads
 from services.controller.core.model_facts import ModelFacts
 from services.controller.deployments import DEPLOYMENTS, Deployments, StoreAccess
@@ -88,15 +89,16 @@ class AssembledController:
             clock=clock,
         )
         self._replans = Replans(
-            Replanner(settings.replanning),
-            settings.wishes,
-            settings.replans,
-            cluster=lambda: self._runtime.cluster,
-            market=self._runtime.market,
-            workloads=Workloads(settings.workloads, clock()),
+            Succession(
+                Replanner(settings.replanning),
+                settings.wishes,
+                settings.succession,
+                cluster=self._runtime.cluster,
+                market=self._runtime.market,
+                workloads=Workloads(settings.workloads, clock()),
+            ),
             placement=self._planning,
-            adopt=self._runtime.adopt,
-            events=self.events,
+            submit=self._runtime.carry_out,
             changed=self._runtime.changed,
             clock=clock,
         )

@@ -6,35 +6,17 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from services.common.errors import (
-    FailedPrecondition,
-    InvalidArgument,
-    NotFound,
-    ShuntError,
-    Unavailable,
-)
+from services.common.errors import FailedPrecondition, ShuntError, Unavailable
 from services.common.nodes import NodeFacts
 from services.controller.core.cluster.actions import (
     Action,
     LaunchNode,
-    LogEvent,
     NodeState,
-    ShunOffer,
     TerminateNode,
 )
 from services.controller.core.cluster.cluster import Cluster
-from services.controller.core.cluster.market import (
-    NO_CAPACITY,
-    OVER_BUDGET,
-    Dropped,
-    LaunchFailed,
-    NodeGone,
-    NodeNotice,
-    NoticeKind,
-    Offer,
-    OffersChanged,
-    ProviderEvent,
-)
+from services.controller.core.cluster.dealer import Dealer
+from services.controller.core.cluster.market import Market, NodeGone, NoticeKind, ProviderEvent
 from services.controller.core.cluster.notices import SAME_NOTICE_S
 from services.controller.providers.provider import Provider
 from services.controller.signal import Signal
@@ -44,8 +26,6 @@ _log = logging.getLogger(__name__)
 HANDLE_PREFIX = "handle/"
 _NOTICED_WITHIN_S = 5.0
 """A provider that is to give notice does so."""
-_OFFERS_NAMED = 8
-"""Of those that changed, in one event."""
 
 
 class Fleet:
@@ -67,13 +47,10 @@ class Fleet:
         """`submit` has actions carried out, `stir` has the core asked what comes of an event,
         `gone` hears which node has ended and why, `note` makes the newest value of a note durable;
         None deletes it."""
-        self.market = cluster.market
+        self._dealer = Dealer(cluster, shun_offer_s=shun_offer_s)
         self._cluster = cluster
         self._provider = provider
         self._terminate_grace_s = terminate_grace_s
-        self._shun_offer_s = shun_offer_s
-        self._dropped: tuple[Dropped, ...] = ()
-        """What was wrong with the offers, the last time."""
         self._submit = submit
         self._stir = stir
         self._gone = gone
@@ -82,11 +59,16 @@ class Fleet:
         self._told = Signal()
         """The provider said something, and it was heard."""
 
+    @property
+    def market(self) -> Market:
+        """What is offered, and who runs on it."""
+        return self._dealer.market
+
     # At the start
 
     def open(self) -> None:
         """The market as it is now."""
-        self._submit(self._offers_are(self._provider.offers()))
+        self._submit(self._dealer.offered(self._provider.offers()))
 
     async def adopt(self, saved: Mapping[str, str]) -> None:
         """Finds the nodes launched before a restart; those that died meanwhile are gone."""
@@ -95,7 +77,7 @@ class Fleet:
                 continue
             node_id = key.removeprefix(HANDLE_PREFIX)
             if await self._provider.adopt(node_id, handle):
-                self.market.found(node_id, self._provider.offer_of(node_id))
+                self._dealer.lives(node_id, self._provider.offer_of(node_id))
             else:
                 self._gone(node_id, "ended while the controller was away")
 
@@ -115,11 +97,12 @@ class Fleet:
         Raises PermissionDenied."""
         return await self._provider.recognise(node_id, pid)
 
-    def found(self, node_id: str, handle: str) -> None:
-        """A process that registered is the provider's."""
-        if handle:
-            self._note(HANDLE_PREFIX + node_id, handle)
-            self.market.found(node_id, self._provider.offer_of(node_id))
+    def found(self, facts: NodeFacts, handle: str) -> list[Action]:
+        """A process that registered is the provider's, if it has a handle."""
+        if not handle:
+            return []
+        self._note(HANDLE_PREFIX + facts.node_id, handle)
+        return self._dealer.found(facts, self._provider.offer_of(facts.node_id))
 
     def forget(self, node_id: str) -> None:
         """Its process is no more."""
@@ -128,15 +111,10 @@ class Fleet:
     async def launch(self, action: LaunchNode) -> None:
         """Starts a node, from the offer that is named or from what is offered of its shape."""
         node_id = action.node_id
-        offer = self.market.named(action.offer_id, action.shape, self._clock())
+        offer = self._dealer.order(action, self._clock())
         if offer is None:
-            self._launch_failed(LaunchFailed(node_id, NO_CAPACITY))
-            return
-        if not self.market.affords(offer.offer_id, self._cluster.settings.budget_per_hour):
-            self._launch_failed(LaunchFailed(node_id, OVER_BUDGET))
-            return
-        self.market.launch(node_id, offer.offer_id)
-        if handle := await self._provider.launch(node_id, offer):
+            self._stir()
+        elif handle := await self._provider.launch(node_id, offer):
             self._note(HANDLE_PREFIX + node_id, handle)
 
     async def terminate(self, action: TerminateNode) -> None:
@@ -146,25 +124,14 @@ class Fleet:
             await self._provider.terminate(action.node_id, grace_s)
         except ShuntError as error:
             _log.info("node not ended", extra={"node_id": action.node_id, "why": error.message})
+            if isinstance(error, FailedPrecondition):
+                self._dealer.over(action.node_id)
         if action.kill:
-            self.market.ended(action.node_id)  # whatever its provider says of it, or does not
+            self._dealer.over(action.node_id)
 
     def shun(self, node_id: str) -> None:
         """The offer that a node was launched from did not keep its word."""
-        self.market.shun(node_id, self._shun_offer_s, self._clock())
-
-    def compared(self, facts: NodeFacts) -> list[Action]:
-        """A node that is not what was offered serves as what it is; its offer is left alone for a
-        while."""
-        offer = self.market.offer(self.market.offer_id_of(facts.node_id))
-        if offer is None or offer.shape == facts.shape:
-            return []
-        attributes = {
-            "offer": offer.offer_id,
-            "offered": str(offer.shape),
-            "found": str(facts.shape),
-        }
-        return [LogEvent("node_differs", facts.node_id, "", attributes), ShunOffer(facts.node_id)]
+        self._dealer.shun(node_id, self._clock())
 
     async def end(self) -> None:
         """Ends every node the provider launched."""
@@ -213,51 +180,11 @@ class Fleet:
             self._told.fire()
 
     def _hear(self, event: ProviderEvent) -> None:
-        match event:
-            case NodeGone(node_id, reason):
-                self.market.ended(node_id)
-                self._gone(node_id, reason)
-                self._cluster.offers_changed(self._clock())
-            case NodeNotice():
-                self._noticed(event)
-            case OffersChanged(offers):
-                self._submit(self._offers_are(offers))
-                self._cluster.offers_changed(self._clock())
-            case LaunchFailed():
-                self._launch_failed(event)
-        self._stir()
-
-    def _noticed(self, notice: NodeNotice) -> None:
-        now_s = self._clock()
+        if isinstance(event, NodeGone):
+            self._gone(event.node_id, event.reason)
         try:
-            left_s = notice.left_s(now_s)
-            self._cluster.interrupt(notice.node_id, left_s, False, now_s)
-        except (InvalidArgument, NotFound) as error:
-            told = {"node_id": notice.node_id, "why": error.message}
-            _log.warning("a notice counts for nothing", extra=told)
-
-    def _launch_failed(self, failed: LaunchFailed) -> None:
-        now_s = self._clock()
-        self.market.refused(failed.node_id, failed.retry_after_s, now_s)
-        self._cluster.launch_failed(failed.node_id, failed.reason, now_s)
+            self._submit(self._dealer.hear(event, self._clock()))
+        except ShuntError as error:
+            told = {"event": type(event).__name__, "why": error.message}
+            _log.warning("what the provider said counts for nothing", extra=told)
         self._stir()
-
-    def _offers_are(self, offers: Sequence[Offer]) -> list[Action]:
-        """Takes the provider's offers; what is wrong with them is logged."""
-        change = self.market.update(offers)
-        actions: list[Action] = []
-        if change.changed:
-            named = ", ".join(change.changed[:_OFFERS_NAMED])
-            attributes = {"offers": str(len(self.market.offers())), "changed": named}
-            actions.append(LogEvent("offers_changed", attributes=attributes))
-        if change.dropped and change.dropped != self._dropped:
-            first = change.dropped[0]
-            attributes = {
-                "count": str(len(change.dropped)),
-                "offer": first.offer_id,
-                "field": first.field,
-                "reason": first.reason,
-            }
-            actions.append(LogEvent("offers_dropped", attributes=attributes))
-        self._dropped = change.dropped
-        return actions

@@ -159,8 +159,7 @@ class ClusterRuntime:
         """A node says what it is. Raises StaleEpoch, PermissionDenied."""
         handle = await self._fleet.recognise(facts.node_id, facts.pid)
         self.cluster.register(facts, self._clock())
-        self._fleet.found(facts.node_id, handle)
-        if differs := self._fleet.compared(facts):
+        if differs := self._fleet.found(facts, handle):
             self._submit(differs)
         await self._stir()
 
@@ -212,9 +211,10 @@ class ClusterRuntime:
             now_s=self._clock(),
         )
 
-    def adopt(self, plan: Plan) -> None:
-        """A newer plan is what is carried out from now on."""
-        self.cluster.plan_ready(plan, self._clock())
+    def carry_out(self, actions: Sequence[Action]) -> None:
+        """What is to be done, and what the cluster core asks for since it was told something."""
+        if actions:
+            self._submit(actions)
         self._stir()
 
     async def aim_at(self, goals: Goals, plan: Plan | None) -> None:

@@ -20,12 +20,12 @@ from services.controller.core.cluster.market import MAX_COUNT, Offer
 from services.controller.core.cluster.question import Wishes
 from services.controller.core.cluster.replanning import ReplanSettings
 from services.controller.core.cluster.settings import ClusterSettings
+from services.controller.core.cluster.succession import SuccessionSettings
 from services.controller.core.cluster.workload import WorkloadSettings
 from services.controller.core.ledger.outcomes import LedgerSettings
 from services.controller.core.model_facts import ModelFacts
 from services.controller.engines import EngineTimeouts
 from services.controller.providers.market_file import MarketScript, read_market
-from services.controller.replans import ReplansSettings
 from services.controller.runtime import RuntimeSettings
 from services.controller.service import ServiceLimits
 
@@ -242,8 +242,8 @@ class ControllerSettings(ServiceSettings):
         )
 
     @property
-    def replans(self) -> ReplansSettings:
-        return ReplansSettings(self.replan, self.sleep_s)
+    def succession(self) -> SuccessionSettings:
+        return SuccessionSettings(self.replan, self.sleep_s)
 
     @property
     def workloads(self) -> WorkloadSettings:

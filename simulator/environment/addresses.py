@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 CONTROLLER = "controller"
+PLACEMENT = "placement"
 ROUTERS = "router-"
 """What the address of each router begins with."""

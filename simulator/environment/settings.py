@@ -7,7 +7,11 @@ from dataclasses import dataclass, field, replace
 from services.common.nodes import NodeShape
 from services.controller.core.cluster.goals import Goal, Goals
 from services.controller.core.cluster.market import MAX_COUNT, Offer
+from services.controller.core.cluster.question import Wishes
+from services.controller.core.cluster.replanning import ReplanSettings
 from services.controller.core.cluster.settings import ClusterSettings
+from services.controller.core.cluster.succession import SuccessionSettings
+from services.controller.core.cluster.workload import WorkloadSettings
 from services.controller.core.ledger.outcomes import LedgerSettings
 from services.controller.core.model_facts import ModelFacts
 from services.engine.core.head_settings import HeadSettings
@@ -19,6 +23,11 @@ MODEL = FACTS.ref
 OTHER = replace(FACTS, model_id="other", digest="o1")
 ONE = Goals.of(Goal(FACTS))
 BOTH = ONE.adding(Goal(OTHER))
+SHAPE = NodeShape(1 << 30, 1.0)
+LAYER_BYTES = 8 << 20
+"""What a layer takes of a node's memory."""
+ANY = Offer("any", "any", SHAPE, count=MAX_COUNT, launch_s=0.3)
+"""A market that never has less, at no price."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +44,11 @@ class SimulationSettings:
     cluster: ClusterSettings = field(
         default_factory=lambda: ClusterSettings(
             first=Goal(FACTS),
-            initial=(NodeShape(1 << 30, 1.0),) * 4,
+            initial=(SHAPE,) * 4,
             restart_grace_s=1.5,
             progress_s=2.0,
             settle_s=2.0,
+            lapse_s=0.2,
             launch_timeout_s=3.0,
             lost_kept_s=10.0,
             retry_max_s=2.0,
@@ -48,7 +58,6 @@ class SimulationSettings:
         )
     )
     """Of the next controller."""
-    offers: tuple[Offer, ...] = (Offer("own", "own", NodeShape(1 << 30, 1.0), count=MAX_COUNT),)
     goals: Goals = ONE
     """What is deployed."""
     scheduler: SchedulerSettings = field(
@@ -65,7 +74,26 @@ class SimulationSettings:
     routers: int = 2
     exact: bool = True
     """A head goes on as the one before would have: its ids depend on those before them alone."""
-    launch_s: float = 0.3
+    offers: tuple[Offer, ...] = (ANY,)
+    """Of the provider, at first."""
+    wishes: Wishes | None = None
+    """What plans are made for; None: no other plan is asked for."""
+    replanning: ReplanSettings = field(
+        default_factory=lambda: ReplanSettings(
+            settle_s=0.1,
+            cool_down_s=1.5,
+            steady_s=0.5,
+            measured_s=0.5,
+            return_s=0.5,
+            ask_again_s=0.2,
+            ask_again_max_s=0.8,
+        )
+    )
+    succession: SuccessionSettings = field(default_factory=lambda: SuccessionSettings(sleep_s=4.0))
+    workloads: WorkloadSettings = field(
+        default_factory=lambda: WorkloadSettings(smooth_s=1.0, router_gone_s=2.0)
+    )
+    shun_offer_s: float = 2.0
     load_s: float = 0.5
     exits_seen: bool = True
     """The provider tells the controller when a process it started dies."""

@@ -8,9 +8,16 @@ from functools import partial
 from math import inf
 from typing import Any, Protocol
 
-from services.common.errors import DeadlineExceeded, NotFound, ShuntError
+from services.common.demand import Demand
+from services.common.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ShuntError,
+)
 from services.common.exchange import Checkpoint, Grant, ResumeQuestion
-from services.common.generation import CancelReason, LayerRange
+from services.common.generation import CancelReason
 from services.common.nodes import NodeFacts
 from services.controller.core.cluster import actions as cluster_actions
 from services.controller.core.cluster.actions import (
@@ -28,19 +35,18 @@ from services.controller.core.cluster.actions import (
     TerminateNode,
 )
 from services.controller.core.cluster.cluster import Cluster
-from services.controller.core.cluster.market import NO_CAPACITY
-from services.controller.core.cluster.plan import (
-    THROUGHPUT,
-    Deployment,
-    Plan,
-    PlannedPipeline,
-    PlannedStage,
-)
+from services.controller.core.cluster.dealer import Dealer
+from services.controller.core.cluster.market import Market, NodeGone, Offer, ProviderEvent
+from services.controller.core.cluster.plan import Plan
+from services.controller.core.cluster.question import NextPlan, Replanning
+from services.controller.core.cluster.replanning import Replanner
+from services.controller.core.cluster.succession import Succession
 from services.controller.core.cluster.turns import Turns
+from services.controller.core.cluster.workload import Workloads
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
 from services.controller.core.ledger.records import Record
-from simulator.environment.addresses import CONTROLLER, ROUTERS
+from simulator.environment.addresses import CONTROLLER, PLACEMENT, ROUTERS
 from simulator.environment.environment import Environment
 from simulator.environment.network import Call, Process, Reply, Stream
 from simulator.processes.provider import SimulatedProvider
@@ -48,7 +54,9 @@ from simulator.processes.provider import SimulatedProvider
 SHORTEST_SLEEP_S = 0.001
 TURN_S = 0.002
 """The longest that a turn of the controller's loop takes."""
-LAYERS = (LayerRange(0, 18), LayerRange(18, 30))
+LOOK_S = 0.1
+"""Between two looks at whether another plan is to be asked for."""
+PLAN_S = 1.0
 
 
 class ControllerMonitor(Protocol):
@@ -69,6 +77,12 @@ class ControllerMonitor(Protocol):
     def dissolved(self, incarnation: str, formation_id: str) -> None: ...
     def forms(self, form: FormPipeline) -> None: ...
     def ends_node(self, cluster: Cluster, end: TerminateNode) -> None: ...
+    def hears(self, event: ProviderEvent, market: Market) -> None: ...
+    def orders(self, node_id: str, offer: Offer, market: Market) -> None: ...
+    def asks(self, question: Replanning) -> None: ...
+    def answers(self, question: Replanning, answer: NextPlan) -> None: ...
+    def adopts(self, plan: Plan) -> dict[str, str]: ...
+    def adopted(self, serving: dict[str, str]) -> None: ...
 
 
 class SimulatedController(Process):
@@ -100,12 +114,26 @@ class SimulatedController(Process):
         self.ledger = Ledger.recover(settings.ledger, records, now_s)
         cluster, draw_id = settings.cluster, environment.draw_id
         self.cluster = Cluster.recover(cluster, draw_id, notes, now_s, now_s, settings.goals)
-        self.cluster.market.update(settings.offers)
+        self.dealer = Dealer(self.cluster, shun_offer_s=settings.shun_offer_s)
+        self.act(self.dealer.offered(provider.offers()))
         self.cluster.start(now_s)
         for node in self.cluster.nodes_view():
-            if not provider.adopt(node.node_id):
-                self.node_exited(node.node_id, node.incarnation)
+            if provider.adopt(node.node_id):
+                self.dealer.lives(node.node_id, provider.offer_of(node.node_id))
+            else:
+                self.dealer.hear(NodeGone(node.node_id, "ended meanwhile"), now_s)
         self.advance()
+        wishes = settings.wishes
+        if wishes is not None:
+            self.succession = Succession(
+                Replanner(settings.replanning),
+                wishes,
+                settings.succession,
+                cluster=self.cluster,
+                market=self.dealer.market,
+                workloads=Workloads(settings.workloads, now_s),
+            )
+            self.every(LOOK_S, self._look)
         self.every(1.0, lambda: self._commit(self.ledger.tick(self.clock.now_s), lambda _: None))
 
     def stir(self) -> None:
@@ -162,7 +190,14 @@ class SimulatedController(Process):
 
     def register(self, reply: Reply, facts: NodeFacts) -> None:
         """A node is there."""
-        self._answer(reply, lambda: self.cluster.register(facts, self.clock.now_s))
+        offer_id = self.provider.offer_of(facts.node_id)
+
+        def register() -> None:
+            self.cluster.register(facts, self.clock.now_s)
+            if offer_id:
+                self.act(self.dealer.found(facts, offer_id))
+
+        self._answer(reply, register)
 
     def beats(self, stream: Stream, incarnation: str) -> None:
         """A node's signs of life; what is answered asks it to register again."""
@@ -184,6 +219,12 @@ class SimulatedController(Process):
             return
         self.advance()
         reply(None)
+
+    def reported(self, router_id: str, measured_s: float, demands: dict[str, Demand]) -> None:
+        """A router says what it was asked for."""
+        if self.environment.settings.wishes is not None:
+            now_s = self.clock.now_s
+            self.succession.reported(router_id, router_id, measured_s, demands, now_s)
 
     def journal(self, stream: Stream, incarnation: str) -> None:
         """A head's checkpoints."""
@@ -250,16 +291,16 @@ class SimulatedController(Process):
 
     # What the cluster asks
 
-    def act(self, actions: list[cluster_actions.Action]) -> None:
+    def act(self, actions: Sequence[cluster_actions.Action]) -> None:
         """Does what the core asks."""
         for action in actions:
             if isinstance(action, LaunchNode):
-                self.provider.launch(action.node_id, action.shape)
+                self._launch(action)
             elif isinstance(action, TerminateNode):
                 self.monitor.ends_node(self.cluster, action)
-                self.after(0.01, self.provider.terminate, action.node_id)
+                self.after(0.01, self._terminate, action)
             elif isinstance(action, AskPlan):
-                self.after(0.01, self._plan, action)
+                self._plan(action)
             elif isinstance(action, LoadStage):
                 self._begin_all(self._turns.load(action))
             elif isinstance(action, FormPipeline):
@@ -279,7 +320,7 @@ class SimulatedController(Process):
                     else:
                         self.notes[key] = note
             elif isinstance(action, ShunOffer):
-                continue  # nodes are offered in one way here
+                self.dealer.shun(action.node_id, self.clock.now_s)
             else:
                 self.monitor.cluster_event(self.cluster, action)
 
@@ -297,53 +338,77 @@ class SimulatedController(Process):
         for router in self.network.living(ROUTERS):
             self.network.tell(router, "update", routes, handing_over, after_s=0.002)
 
-    # What the provider tells
+    # The provider
 
-    def launch_failed(self, node_id: str) -> None:
-        """A node's process could not be started."""
-        self.cluster.launch_failed(node_id, NO_CAPACITY, self.clock.now_s)
-        self.stir()
+    def _launch(self, action: LaunchNode) -> None:
+        offer = self.dealer.order(action, self.clock.now_s)
+        if offer is not None:
+            self.monitor.orders(action.node_id, offer, self.dealer.market)
+            self.provider.launch(action.node_id, offer)
+        else:
+            self.stir()
 
-    def node_exited(self, node_id: str, incarnation: str) -> None:
-        """A node's process has ended."""
-        self.cluster.node_gone(node_id, incarnation, "exit", self.clock.now_s)
-        self.cluster.offers_changed(self.clock.now_s)
-        self.stir()
+    def _terminate(self, action: TerminateNode) -> None:
+        try:
+            self.provider.terminate(action.node_id)
+        except FailedPrecondition:
+            self.dealer.over(action.node_id)
+        if action.kill:
+            self.dealer.over(action.node_id)
 
-    def node_noticed(self, node_id: str, deadline_s: float) -> None:
-        """A node will be taken away."""
-        now_s = self.clock.now_s
-        left_s = max(0.0, deadline_s - now_s)
-        with suppress(NotFound):  # it ended meanwhile, or was launched by nobody known
-            self.cluster.interrupt(node_id, left_s, False, now_s)
+    def provider_says(self, event: ProviderEvent) -> None:
+        """A node has ended or will be, a launch came to nothing, offers are others."""
+        with suppress(InvalidArgument, NotFound):  # a notice that counts for nothing
+            actions = self.dealer.hear(event, self.clock.now_s)
+            self.monitor.hears(event, self.dealer.market)
+            self.act(actions)
             self.stir()
 
     # What others do for the cluster
 
     def _plan(self, ask: AskPlan) -> None:
-        if self.environment.random.random() < self.environment.settings.plan_fails:
-            self.cluster.plan_failed("no answer", False, self.clock.now_s)
+        def planned(result: Any) -> None:
+            cluster, now_s = self.cluster, self.clock.now_s
+            if isinstance(result, ShuntError):
+                cluster.plan_failed(result.message, result.permanent, now_s)
+            else:
+                cluster.plan_ready(result, now_s)
             self.stir()
-            return
-        size = len(LAYERS)
-        planned: list[PlannedPipeline] = []
-        for first in range(0, len(ask.nodes) - size + 1, size):
-            nodes = ask.nodes[first : first + size]
-            stages = tuple(
-                PlannedStage(layers, 1, node.shape, node.node_id)
-                for node, layers in zip(nodes, LAYERS, strict=True)
-            )
-            name = f"pipeline-{len(planned) + 1}"
-            planned.append(PlannedPipeline(name, stages, 100.0 / (first + size)))
-        if len(planned) < len(ask.goals):
-            self.cluster.plan_failed("too few nodes", True, self.clock.now_s)
+
+        self.call(PLACEMENT, "plan", (ask,), planned, PLAN_S)
+
+    def adopt(self, plan: Plan) -> None:
+        """An operator hands it in."""
+        serving = self.monitor.adopts(plan)
+        self.cluster.plan_ready(plan, self.clock.now_s)
+        self.monitor.adopted(serving)
+        self.stir()
+
+    def _look(self) -> None:
+        look = self.succession.look(self.clock.now_s)
+        self.act(look.actions)
+        if look.actions:
             self.stir()
+        self._ask(look.question)
+
+    def _ask(self, question: Replanning | None) -> None:
+        if question is not None:
+            self.monitor.asks(question)
+            answered = partial(self._replanned, question)
+            self.call(PLACEMENT, "replan", (question,), answered, PLAN_S)
+
+    def _replanned(self, question: Replanning, result: Any) -> None:
+        now_s = self.clock.now_s
+        if isinstance(result, ShuntError):
+            self.act(self.succession.failed(question, result, now_s)[0])
             return
-        deployments = tuple(
-            Deployment(goal.model, THROUGHPUT, tuple(planned[turn :: len(ask.goals)]))
-            for turn, goal in enumerate(ask.goals)
-        )
-        self.cluster.plan_ready(Plan(ask.number, deployments), self.clock.now_s)
+        serving = self.monitor.adopts(result.plan) if result.plan is not None else {}
+        taken = self.succession.answered(question, result, now_s)
+        if any(isinstance(one, LogEvent) and one.kind == "plan_chosen" for one in taken.actions):
+            self.monitor.answers(question, result)
+            self.monitor.adopted(serving)
+        self.act(taken.actions)
+        self._ask(taken.question)
         self.stir()
 
     def _load(self, load: LoadStage) -> None:
@@ -352,7 +417,7 @@ class SimulatedController(Process):
         def loaded(result: Any) -> None:
             now_s, cluster = self.clock.now_s, self.cluster
             if isinstance(result, ShuntError):
-                cluster.load_failed(*asked, "", False, now_s)
+                cluster.load_failed(*asked, result.message, result.permanent, now_s)
             else:
                 cluster.load_done(*asked, result, now_s)
             self.stir()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from services.common.channel_options import MAX_MESSAGE_BYTES
-from services.common.errors import ShuntError, Unavailable
+from services.common.errors import FailedPrecondition, ShuntError, StaleEpoch, Unavailable
 from services.common.exchange import Checkpoint, CheckpointResult, Closed, GenerateCall
 from services.common.generation import CancelReason, ModelRef
 from services.common.nodes import Member, NodeFacts, NodeShape
@@ -18,7 +19,8 @@ from services.engine.core.scheduler import Step
 from simulator.environment.addresses import CONTROLLER
 from simulator.environment.environment import Environment
 from simulator.environment.network import Process, Reply, Stream
-from simulator.processes.holdings import Hold, Holdings
+from simulator.environment.settings import LAYER_BYTES
+from simulator.processes.holdings import Hold, Holdings, Stage
 from simulator.processes.stages import SimulatedStages, facts_of
 
 STEP_S = 0.03
@@ -89,7 +91,9 @@ class SimulatedEngine(Process):
         self.call(CONTROLLER, "register", (self.facts,), self._registered)
 
     def _registered(self, result: Any) -> None:
-        if isinstance(result, ShuntError):
+        if isinstance(result, StaleEpoch):
+            self.kill()  # a newer process has its name
+        elif isinstance(result, ShuntError):
             self.after(0.2, self._register)
         elif self._beats is None:
             self._beats = stream = self.open(CONTROLLER, "beats", self.name)
@@ -167,13 +171,21 @@ class SimulatedEngine(Process):
         return Loaded(kv_blocks, self.numerics_class, len(held) > len(beside), beside)
 
     def _hold_ends(self, hold: Hold) -> None:
-        settings = self.environment.settings
         if not self.holdings.is_current(hold):
             return
-        fails = self.environment.fails("load", settings.load_fails)
-        self.holdings.end(hold, done=not fails)
+        refusal = self._refusal(hold.stages)
+        self.holdings.end(hold, done=refusal is None)
         for answer in hold.answers:
-            answer(Unavailable("no weights") if fails else hold)
+            answer(refusal or hold)
+
+    def _refusal(self, stages: Sequence[Stage]) -> ShuntError | None:
+        """Why they cannot be loaded, for good or this time."""
+        most = max((layers.end - layers.start for _, layers in stages), default=0)
+        if most * LAYER_BYTES > self.facts.shape.memory_bytes:
+            return FailedPrecondition("more layers than memory")
+        environment = self.environment
+        fails = environment.fails("load", environment.settings.load_fails)
+        return Unavailable("no weights") if fails else None
 
     def form(self, reply: Reply, form: FormPipeline, index: int) -> None:
         """Joins a formation; the head checks that the others have."""

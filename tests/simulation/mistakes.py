@@ -22,6 +22,12 @@ BLOCKS = "services/engine/core/blocks.py"
 BATCHING = "services/engine/core/batching.py"
 TEXT = "services/router/core/text.py"
 TURNS = "services/controller/core/cluster/turns.py"
+DEALER = "services/controller/core/cluster/dealer.py"
+MARKET = "services/controller/core/cluster/market.py"
+NOTICES = "services/controller/core/cluster/notices.py"
+REPLANNING = "services/controller/core/cluster/replanning.py"
+SUCCESSION = "services/controller/core/cluster/succession.py"
+MARKETS = "markets.py"
 
 
 @dataclass(frozen=True)
@@ -259,6 +265,105 @@ MISTAKES = (
         TEXT,
         "        keep = 0 if self.finish else max(stop.held for stop in self._stops)",
         "        keep = 0",
+    ),
+    Mistake(
+        "what runs does not count for the budget",
+        MARKET,
+        "        cost = sum(known) + (self._price(offer_id) or 0.0)",
+        "        cost = self._price(offer_id) or 0.0",
+        MARKETS,
+    ),
+    Mistake(
+        "an offer that said no is taken again",
+        MARKET,
+        "        if self.open_count(offer_id) and not shut:",
+        "        if self.open_count(offer_id):",
+        MARKETS,
+    ),
+    Mistake(
+        "an offer that said no is named to placement",
+        REPLANNING,
+        "            if shut or (only_steady",
+        "            if (only_steady",
+        MARKETS,
+    ),
+    Mistake(
+        "both generations of a pipeline run on one node",
+        STEPS,
+        "        if nodes is None or blockers(self._state, pipeline):",
+        "        if nodes is None:",
+        MARKETS,
+    ),
+    Mistake(
+        "a retired pipeline ends before its successor serves",
+        CHANGES,
+        "    if formation is not None and formation.forming:",
+        "    if formation is not None:",
+        MARKETS,
+    ),
+    Mistake(
+        "two formations go at once",
+        CHANGES,
+        "    if not retiring or any(pipeline.drains for pipeline in state.restless()):",
+        "    if not retiring:",
+        MARKETS,
+    ),
+    Mistake(
+        "nothing cools down",
+        REPLANNING,
+        "            min([*settled, *steady], default=inf), "
+        "self.changed_s + self._settings.cool_down_s",
+        "            min([*settled, *steady], default=inf), self.changed_s",
+        MARKETS,
+    ),
+    Mistake(
+        "a notice that lapses leaves a successor",
+        NOTICES,
+        "        withdraw(state, pipeline, seat)\n    node.lapse()",
+        "        pass\n    node.lapse()",
+        MARKETS,
+    ),
+    Mistake(
+        "an answer to an older question is taken up",
+        SUCCESSION,
+        "        newest = asked.number == self._cluster.next_plan_number",
+        "        newest = True",
+        MARKETS,
+    ),
+    Mistake(
+        "nodes of the old plan run on",
+        STEPS,
+        "        done = all(p.is_ready for p in state.restless())",
+        "        done = False",
+        MARKETS,
+    ),
+    Mistake(
+        "a node that another process replaced was never launched",
+        NODE,
+        "        return Node(self.node_id, shape, now_s, launched=self.launched)",
+        "        return Node(self.node_id, shape, now_s)",
+        MARKETS,
+    ),
+    Mistake(
+        "whoever is gone is paid for",
+        DEALER,
+        "                self.market.ended(node_id)\n                incarnation",
+        "                incarnation",
+        MARKETS,
+    ),
+    Mistake(
+        "a seat for one offer is equal to a seat for any",
+        CHANGES,
+        "    if stage.offer_id and not stage.node_id and stage.offer_id != bought:",
+        "    if False:",
+        MARKETS,
+    ),
+    Mistake(
+        "pipelines that are in both plans are made anew",
+        CHANGES,
+        "            if _equal(state, plan, deployment, planned, running):",
+        "            if False:",
+        MARKETS,
     ),
     Mistake(
         "who asks what a plan would change has it changed",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from random import Random
 
-from oracles import LAYER_COUNT, Oracle
+from oracles import Oracle
 
 from services.common.generation import LayerRange
-from services.common.nodes import NodeShape
 from services.controller.core.cluster.plan import (
     THROUGHPUT,
     Deployment,
@@ -16,6 +15,8 @@ from services.controller.core.cluster.plan import (
     PlannedStage,
 )
 from services.controller.core.cluster.why import Alternative, Why
+from simulator.environment.settings import SHAPE
+from simulator.processes.stages import LAYER_COUNT
 from simulator.world import World
 
 MAX_NODES = 6
@@ -39,26 +40,16 @@ class Plans:
         cluster = controller.cluster
         if cluster.plan is None:
             return False
-        plan = self.draw(cluster.next_plan_number)
-        state = cluster._state
-        self.oracle.plans += 1
-        for stage in plan.stages():
-            node = state.nodes.get(stage.node_id)
-            if node is None or not node.stays:
-                self.oracle.vacancies += 1
-                self.oracle.troubled.add(stage.node_id)
-        now_s = self.world.clock.now_s
+        plan, now_s = self.draw(cluster.next_plan_number), self.world.clock.now_s
         if self.random.random() < 0.5:  # it comes together with whatever else happens
-            cluster.plan_ready(plan, now_s)
-            controller.stir()
+            controller.adopt(plan)
             return True
         controller.advance()
         told = cluster.difference(plan, now_s)
-        cluster.plan_ready(plan, now_s)
+        controller.adopt(plan)
         actions = cluster.advance(now_s)
-        self.oracle.adopted(told, cluster, actions)
+        self.oracle.came_of(told, cluster, actions)
         controller.act(actions)
-        controller.stir()
         return True
 
     def draw(self, number: int) -> Plan:
@@ -79,13 +70,13 @@ class Plans:
                 cuts = [[], [18], [10, 20]][size - 1]
             ends = [0, *cuts, LAYER_COUNT]
             stages = tuple(
-                PlannedStage(LayerRange(ends[i], ends[i + 1]), 1, NodeShape(1 << 30, 1.0), name)
+                PlannedStage(LayerRange(ends[i], ends[i + 1]), 1, SHAPE, name)
                 for i, name in enumerate(taken)
             )
             pipelines.append(PlannedPipeline(f"pipeline-{len(pipelines) + 1}", stages, 50.0))
         goals = self.world.settings.goals.deployed
         while len(pipelines) < len(goals):
-            stage = PlannedStage(LayerRange(0, LAYER_COUNT), 1, NodeShape(1 << 30, 1.0))
+            stage = PlannedStage(LayerRange(0, LAYER_COUNT), 1, SHAPE)
             pipelines.append(PlannedPipeline(f"pipeline-{len(pipelines) + 1}", (stage,), 50.0))
         deployments = (
             Deployment(goal.model, THROUGHPUT, tuple(pipelines[turn :: len(goals)]))

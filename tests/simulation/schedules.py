@@ -8,15 +8,18 @@ from __future__ import annotations
 import sys
 import traceback
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from random import Random
 
 from faults import FAULTS, MESSAGE_FAULTS, ROWS, Faults
-from oracles import Oracle, Violation
+from oracles import Oracle
 from phases import PHASES, phase_of
 from plans import Plans
 from strangers import Stranger
+from watch import Violation
 
+from services.common.errors import FailedPrecondition
 from services.common.generation import GenerationRequest, Sampling
 from simulator.environment.network import Trouble
 from simulator.environment.settings import BOTH, SimulationSettings
@@ -156,7 +159,8 @@ class Schedule:
             if notice_s and self._lives(spare.node_id):
                 self.world.provider.notice(spare.node_id, notice_s, taken=random.random() < 0.6)
             else:
-                self.world.provider.terminate(spare.node_id)
+                with suppress(FailedPrecondition):  # dead already, and not missed yet
+                    self.world.provider.terminate(spare.node_id)
             if random.random() < 0.6:
                 self.world.clock.after(0.3 * random.random(), self._kill_one)
 

@@ -10,8 +10,7 @@ from oracles import Oracle
 from phases import head_of
 
 from services.common.generation import GenerationRequest, Sampling
-from services.common.nodes import NodeShape
-from simulator.environment.settings import MODEL, SimulationSettings
+from simulator.environment.settings import MODEL, SHAPE, SimulationSettings
 from simulator.world import World
 
 LONG_S = 60.0
@@ -24,7 +23,7 @@ class Reading:
     def __init__(self, *, nodes: int = 4) -> None:
         self.oracle = Oracle(exact=True)
         settings = SimulationSettings()
-        initial = (NodeShape(1 << 30, 1.0),) * nodes
+        initial = (SHAPE,) * nodes
         cluster = replace(settings.cluster, initial=initial, expected_nodes=nodes)
         self.world = World(Random(7), replace(settings, cluster=cluster), self.oracle)
         self.oracle.world = self.world

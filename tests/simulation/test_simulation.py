@@ -1,7 +1,8 @@
-"""The production cores under random fault schedules and before a crowd; see schedules.py, crowds.py
-and oracles.py.
+"""The production cores under random fault schedules, in random markets and before a crowd; see
+schedules.py, markets.py, crowds.py and oracles.py.
 
-SHUNT_SIMULATION_SCHEDULES sets how many: 2,400 by default; fewer than 2,000 skip the table's bound.
+SHUNT_SIMULATION_SCHEDULES sets how many: 3,000 by default, two thirds of faults and a third of
+markets; fewer than 3,000 skip the table's bound.
 """
 
 import json
@@ -15,15 +16,17 @@ from pathlib import Path
 import pytest
 from crowds import Crowd
 from faults import ROWS
+from markets import HAPPENINGS, MarketSchedule
 from mistakes import MISTAKES, Mistake
 from phases import PHASES
 from schedules import Schedule, table
 
 ROOT = Path(__file__).parents[2]
-SCHEDULES = int(os.environ.get("SHUNT_SIMULATION_SCHEDULES", "2400"))
+SCHEDULES = int(os.environ.get("SHUNT_SIMULATION_SCHEDULES", "3000"))
+MARKETS = SCHEDULES // 3
 LEAST_HITS = 20
-COVERED_SEEDS = 320
-MISTAKE_SEEDS = {"schedules.py": 300, "crowds.py": 6}
+COVERED_SEEDS = {"schedules.py": 320, "markets.py": 150}
+MISTAKE_SEEDS = {"schedules.py": 300, "markets.py": 300, "crowds.py": 6}
 CROWDS = 8
 CORES = (
     "services.common.generation",
@@ -35,12 +38,6 @@ CORES = (
 """Every file of theirs counts, whether anything imports it or not, but those below."""
 ELSEWHERE = (
     "services/controller/core/model_facts.py",  # a value with a codec: nothing happens to it
-    "services/controller/core/cluster/market.py",  # offers: schedules have one, without a price
-    "services/controller/core/cluster/question.py",  # of replanning, as the next
-    "services/controller/core/cluster/lacks.py",  # what replanning looks for
-    "services/router/core/demand.py",  # what it is told: no simulated router counts
-    "services/controller/core/cluster/workload.py",  # told by routers of a mesh
-    "services/controller/core/cluster/replanning.py",  # its caller is no cluster's core
     "services/controller/core/cluster/goals.py",  # what operators wish, and a codec
     "services/controller/core/cluster/snapshot.py",  # notes of older controllers
     "services/engine/core/memory.py",  # simulated stages weigh nothing
@@ -68,7 +65,7 @@ def run_seeds(
 @pytest.mark.timeout(1500)
 def test_every_invariant_holds_and_every_fault_meets_every_phase() -> None:
     hits: Counter[tuple[str, str]] = Counter()
-    for seed in range(SCHEDULES):
+    for seed in range(SCHEDULES - MARKETS):
         schedule = Schedule(seed)
         try:
             schedule.run()
@@ -76,10 +73,29 @@ def test_every_invariant_holds_and_every_fault_meets_every_phase() -> None:
             error.add_note(f"seed {seed} of the fault schedules")
             raise
         hits += schedule.hits
-    print(f"\n{SCHEDULES} schedules, 0 violations: below {3 / SCHEDULES:.2%} with 95 % confidence")
+    count = SCHEDULES - MARKETS
+    print(f"\n{count} schedules, 0 violations: below {3 / count:.2%} with 95 % confidence")
     print(table(hits))
     rare = [cell for row in ROWS for phase in PHASES if hits[cell := (row, phase)] < LEAST_HITS]
-    assert SCHEDULES < 2000 or not rare
+    assert SCHEDULES < 3000 or not rare
+
+
+@pytest.mark.timeout(900)
+def test_every_invariant_holds_in_markets_and_everything_happens_in_them() -> None:
+    happened: Counter[str] = Counter()
+    plans = 0
+    for seed in range(MARKETS):
+        schedule = MarketSchedule(seed)
+        try:
+            schedule.run()
+        except Exception as error:
+            error.add_note(f"seed {seed} of the markets")
+            raise
+        happened += schedule.happened
+        plans += len(schedule.oracle.chosen)
+    print(f"\n{MARKETS} markets, {plans} plans chosen, 0 violations: {dict(happened)}")
+    rare = [event for event in HAPPENINGS if happened[event] < LEAST_HITS]
+    assert MARKETS < 1000 or not rare
 
 
 @pytest.mark.timeout(300)
@@ -93,11 +109,14 @@ def test_a_crowd_at_slow_processes_moves_nothing() -> None:
             raise
 
 
+@pytest.mark.parametrize("kind", [Schedule, MarketSchedule])
 @pytest.mark.parametrize("seed", [3, 8, 103])
-def test_the_same_seed_replays_the_same_events(seed: int) -> None:
+def test_the_same_seed_replays_the_same_events(
+    seed: int, kind: type[Schedule] | type[MarketSchedule]
+) -> None:
     traces = []
     for _ in range(2):
-        schedule = Schedule(seed)
+        schedule = kind(seed)
         schedule.run()
         traces.append(schedule.oracle.trace)
     assert len(traces[0]) > 50
@@ -116,8 +135,10 @@ def test_the_simulation_alone_covers_the_branches_of_the_cores(tmp_path: Path) -
     )
     tool = ("-m", "coverage", "run", f"--rcfile={settings}")
     assert all((ROOT / path).exists() for path in ELSEWHERE)
-    code, said = run_seeds("schedules.py", "10000", str(COVERED_SEEDS), "1", root=ROOT, tool=tool)
-    assert code == 0, said
+    for program, seeds in COVERED_SEEDS.items():
+        code, said = run_seeds(program, "10000", str(seeds), "1", root=ROOT, tool=tool)
+        assert code == 0, said
+        tool = (*tool, "--append")
     report = tmp_path / "report.json"
     ask = [sys.executable, "-m", "coverage", "json", f"--rcfile={settings}", "-o", str(report)]
     subprocess.run(ask, cwd=ROOT, check=True, capture_output=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -103,11 +104,16 @@ class Costs:
         self.model, self.workload = model, workload
         self.calibration, self.catalogue = calibration, catalogue
         self._made: dict[tuple[NodeClass, int], StageCost] = {}
+        self.estimates: dict[object, Any] = {}
+        """Of pipelines, kept by the estimator: a search asks for the same ones again and again."""
 
     def at_rate(self, arrival_rate_rps: float) -> Costs:
-        """The same costs where so many requests a second arrive."""
+        """The same costs where so many requests a second arrive: what pipelines can do is the same,
+        too."""
         workload = replace(self.workload, arrival_rate_rps=arrival_rate_rps)
-        return Costs(self.model, workload, self.calibration, self.catalogue)
+        costs = Costs(self.model, workload, self.calibration, self.catalogue)
+        costs.estimates = self.estimates
+        return costs
 
     def of(self, kind: NodeClass, tp: int) -> StageCost:
         key = (kind, tp)

@@ -177,8 +177,18 @@ def capacities(
 def estimate_pipeline(
     costs: Costs, pipeline: PlacedPipeline, arrival_rate_rps: float = 0.0
 ) -> PipelineEstimate:
-    """The estimate; FailedPrecondition names the stage that lacks memory, and how much."""
+    """The estimate, computed once for pipelines that are alike; FailedPrecondition names the stage
+    that lacks memory, and how much."""
     check_pipeline(costs, pipeline)
+    alike = tuple((stage.node.kind, stage.start, stage.end, stage.tp) for stage in pipeline.stages)
+    key = (alike, pipeline.phase, arrival_rate_rps)
+    if key not in costs.estimates:
+        costs.estimates[key] = _estimated(costs, pipeline, arrival_rate_rps)
+    found: PipelineEstimate = costs.estimates[key]
+    return found
+
+
+def _estimated(costs: Costs, pipeline: PlacedPipeline, arrival_rate_rps: float) -> PipelineEstimate:
     parts = stage_costs(costs, pipeline.stages)
     layers = [stage.layers for stage in pipeline.stages]
     rooms = capacities(parts, layers, pipeline.phase)
@@ -265,8 +275,7 @@ def estimate_plan(
     costs: Costs, pipelines: Sequence[PlacedPipeline]
 ) -> tuple[PlanEstimate, list[PipelineEstimate]]:
     """All pipelines at the workload's arrival rate, shared in proportion to throughput."""
-    known: dict[object, PipelineEstimate] = {}
-    idle = [_estimated(costs, pipeline, 0.0, known) for pipeline in pipelines]
+    idle = [estimate_pipeline(costs, pipeline) for pipeline in pipelines]
     split = any(pipeline.phase is not PipelinePhase.BOTH for pipeline in pipelines)
     total = sum(e.throughput_rps for e in idle)
     if split:
@@ -275,7 +284,7 @@ def estimate_plan(
     shares = _shares(pipelines, [e.throughput_rps for e in idle])
     each = (
         [
-            _estimated(costs, pipeline, rate * share, known)
+            estimate_pipeline(costs, pipeline, rate * share)
             for pipeline, share in zip(pipelines, shares, strict=True)
         ]
         if rate > 0
@@ -283,18 +292,6 @@ def estimate_plan(
     )
     load = queueing.mean([e.load for e in each], shares)
     return PlanEstimate(total, sum(e.cost_per_hour for e in each), load), each
-
-
-def _estimated(
-    costs: Costs, pipeline: PlacedPipeline, rate: float, known: dict[object, PipelineEstimate]
-) -> PipelineEstimate:
-    """The estimate, computed once for pipelines that are alike."""
-    alike = tuple((stage.node.kind, stage.start, stage.end, stage.tp) for stage in pipeline.stages)
-    key = (alike, pipeline.phase, rate)
-    if key not in known:
-        known[key] = estimate_pipeline(costs, pipeline, rate)
-    check_pipeline(costs, pipeline)
-    return known[key]
 
 
 def _shares(pipelines: Sequence[PlacedPipeline], rates: Sequence[float]) -> list[float]:

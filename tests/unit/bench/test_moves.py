@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from bench.moves import History, Move, Strike
+from bench.moves import History, Move, Strike, pause_s
 
 OFFSET_S = 1000.0
 
@@ -18,6 +18,7 @@ class Told:
     pipeline_id: str
     generation_id: str = ""
     attributes: dict[str, str] = field(default_factory=dict)
+    node_id: str = ""
 
     @property
     def time_unix_s(self) -> float:
@@ -114,3 +115,24 @@ def test_a_grant_may_be_told_before_its_pipeline_is() -> None:
     seen = history(kills, lost(5.1, "a"), granted(7.95, "a"), ready(8.0, "a"), granted(9.0, "a"))
     assert seen.left_standing_s() == pytest.approx([0.0])
     assert only(seen.moves({"g": [4.9, 9.5]})).grants_to_dead == 0
+
+
+def test_a_pause_lies_between_a_loss_and_the_launch_of_what_takes_the_seat() -> None:
+    events = [
+        Told(4.0, "node_launched", "a", node_id="n1"),
+        Told(5.1, "node_lost", "", node_id="n1"),
+        lost(5.1, "a"),
+        Told(5.2, "node_launched", "b", node_id="n2"),
+        Told(7.1, "node_launched", "a", node_id="n3"),
+        ready(9.0, "a"),
+    ]
+    assert pause_s(events, "n1", "a", 5.0, OFFSET_S) == pytest.approx(2.0)
+
+
+def test_a_seat_that_somebody_idle_takes_was_not_paused() -> None:
+    events = [
+        Told(5.1, "node_lost", "", node_id="n1"),
+        ready(6.0, "a"),
+        Told(8.0, "node_launched", "a", node_id="n4"),
+    ]
+    assert pause_s(events, "n1", "a", 5.0, OFFSET_S) == 0.0

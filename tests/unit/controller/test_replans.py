@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,15 +11,17 @@ import pytest
 from services.common.demand import Demand
 from services.common.errors import FailedPrecondition, Unavailable
 from services.common.generation import LayerRange
+from services.controller.core.cluster.actions import Action, LogEvent
 from services.controller.core.cluster.goals import Aim
-from services.controller.core.cluster.market import Market, Offer
+from services.controller.core.cluster.market import OVER_BUDGET, Market, Offer
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.question import NextPlan, Replanning, Wishes
 from services.controller.core.cluster.replanning import Replanner, ReplanSettings
+from services.controller.core.cluster.succession import Succession, SuccessionSettings
 from services.controller.core.cluster.why import Why
 from services.controller.core.cluster.workload import Workloads, WorkloadSettings
 from services.controller.event_log import EventLog
-from services.controller.replans import Replans, ReplansSettings
+from services.controller.replans import Replans
 from services.controller.signal import Signal
 from tests.unit.controller.small_cluster import (
     BACK,
@@ -28,9 +31,11 @@ from tests.unit.controller.small_cluster import (
     PATIENT,
     SHAPE,
     Prompt,
+    all_of,
     facts,
     planned,
     ready,
+    said,
 )
 
 FAST = Offer("fast", "fast", replace(SHAPE, relative_speed=9.0), count=3, price_per_hour=1.0)
@@ -60,7 +65,7 @@ class Rig:
         self,
         cluster: Prompt,
         wishes: Wishes,
-        settings: ReplansSettings | None = None,
+        settings: SuccessionSettings | None = None,
         steady: ReplanSettings = STEADY,
     ) -> None:
         events = EventLog(Kept(), lambda: 0.0, 100)  # type: ignore[arg-type]
@@ -69,22 +74,27 @@ class Rig:
         self.adopted: list[Plan] = []
         self.now_s = 100.0
         self.replans = Replans(
-            Replanner(steady),
-            wishes,
-            settings or ReplansSettings(),
-            cluster=lambda: self.cluster.core,
-            market=self.market,
-            workloads=Workloads(WorkloadSettings(), 100.0),
+            Succession(
+                Replanner(steady),
+                wishes,
+                settings or SuccessionSettings(),
+                cluster=cluster.core,
+                market=self.market,
+                workloads=Workloads(WorkloadSettings(), 100.0),
+            ),
             placement=self.placement,
-            adopt=self.adopt,
-            events=events,
+            submit=self.submit,
             changed=Signal(),
             clock=lambda: self.now_s,
         )
 
-    def adopt(self, plan: Plan) -> None:
-        self.adopted.append(plan)
-        self.cluster.plan_ready(plan, self.now_s)
+    def submit(self, actions: Sequence[Action]) -> None:
+        self.cluster.tick(self.now_s)
+        plan = self.cluster.plan
+        if plan is not None and {"plan_chosen", "fell_asleep"}.intersection(said(actions)):
+            self.adopted.append(plan)
+        for event in all_of(actions, LogEvent):
+            self.events.add(event.kind, attributes=event.attributes)
 
     async def at(self, now_s: float) -> int:
         """How many questions there were by then; those that are not answered slowly are."""
@@ -140,7 +150,8 @@ async def test_a_better_plan_is_handed_over(rig: Rig) -> None:
     await rig.at(101.0)
     await rig.at(106.0)
     (adopted,) = rig.adopted
-    assert adopted == replace(better, why=Why(causes=("offers_changed",)))
+    why = Why(causes=("offers_changed",), adopted_unix_s=106.0)
+    assert adopted == replace(better, why=why)
     event = rig.events.newest("plan_chosen", "")
     assert event is not None
     assert event.attributes["gain"] == "0.500"
@@ -191,8 +202,8 @@ async def test_a_refused_launch_has_a_plan_made_without_it_at_once(rig: Rig) -> 
     assert [held.layers for held in question.nodes[0].held] == [FRONT]
     assert rig.told("plan_chosen") is not None
     (adopted,) = rig.adopted
-    assert alone.plan is not None
-    assert adopted == replace(alone.plan, why=Why(causes=("launch_refused",)))
+    assert (adopted.number, adopted.node_ids()) == (2, {"node-1"})
+    assert adopted.why.causes == ("launch_refused",)
 
 
 async def test_a_notice_without_a_replacement_has_a_plan_made_that_lacks_the_node(rig: Rig) -> None:
@@ -211,6 +222,14 @@ async def test_a_notice_without_a_replacement_has_a_plan_made_that_lacks_the_nod
     rig.cluster.tick(110.0)
     rig.cluster.launch_failed("node-4", "no capacity", 110.0)
     assert await rig.at(110.0) == 1, "the same again is no news"
+
+
+async def test_a_seat_that_nothing_gives_money_for_has_a_plan_made_without_it(rig: Rig) -> None:
+    await rig.at(100.0)
+    rig.cluster.node_gone("node-2", "i-node-2", "killed", 101.0)
+    rig.cluster.launch_failed("node-3", OVER_BUDGET, 101.1)
+    assert await rig.at(101.1) == 1
+    assert rig.placement.questions[0].running == ()
 
 
 async def test_an_answer_that_names_a_node_which_is_gone_is_asked_for_anew(rig: Rig) -> None:
@@ -243,7 +262,7 @@ async def test_an_operator_is_told_what_came_of_the_question(rig: Rig) -> None:
 
 
 async def test_an_operator_may_ask_where_nobody_else_does() -> None:
-    rig = Rig(ready(PATIENT), Wishes(), ReplansSettings(automatic=False))
+    rig = Rig(ready(PATIENT), Wishes(), SuccessionSettings(automatic=False))
     rig.market.update([FAST])
     await rig.at(101.0)
     assert await rig.at(500.0) == 0
@@ -280,7 +299,7 @@ async def test_a_mesh_at_rest_without_prices_asks_nothing(rig: Rig) -> None:
 
 
 async def test_a_model_that_nobody_asks_for_sleeps_and_wakes_with_the_first_request() -> None:
-    rig = Rig(ready(PATIENT), Wishes(nodes_min=0), ReplansSettings(sleep_s=30.0))
+    rig = Rig(ready(PATIENT), Wishes(nodes_min=0), SuccessionSettings(sleep_s=30.0))
     rig.replans.reported("r", "a", 0.0, {"m": Demand(open=1)})
     assert await rig.at(110.0) == 0
     rig.now_s = 112.0
@@ -304,7 +323,7 @@ async def test_a_model_that_nobody_asks_for_sleeps_and_wakes_with_the_first_requ
 
 
 async def test_a_model_that_may_have_no_node_is_kept_awake_by_whoever_reads_an_answer() -> None:
-    rig = Rig(ready(PATIENT), Wishes(nodes_min=0), ReplansSettings(sleep_s=30.0))
+    rig = Rig(ready(PATIENT), Wishes(nodes_min=0), SuccessionSettings(sleep_s=30.0))
     for second in range(0, 200, 10):
         rig.now_s = 100.0 + second
         rig.replans.reported("r", "a", float(second), {"m": Demand(1, open=1)})

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from services.controller.core.cluster.actions import Action, LogEvent
 from services.controller.core.cluster.lacks import waits_for_money
-from services.controller.core.cluster.losses import dissolve, end, withdraw
+from services.controller.core.cluster.losses import dismiss, dissolve, end, withdraw
 from services.controller.core.cluster.node import HeldStage
 from services.controller.core.cluster.notices import hand_over
 from services.controller.core.cluster.pipeline import Pipeline, Seat
@@ -82,7 +82,9 @@ def _same_seat(state: State, plan: Plan, stage: PlannedStage, seat: Seat) -> boo
         return True
     if seat.node_id in plan.node_ids():
         return False  # it is to sit elsewhere
-    if stage.offer_id and not stage.node_id and stage.offer_id != seat.planned.offer_id:
+    sits = state.nodes.get(seat.node_id)
+    bought = sits.offer_id if sits is not None and sits.offer_id else seat.planned.offer_id
+    if stage.offer_id and not stage.node_id and stage.offer_id != bought:
         return False  # whoever sits here was bought elsewhere
     node = state.nodes.get(stage.node_id)
     return stage.node_id in seat.node_ids or node is None or not node.stays
@@ -93,7 +95,7 @@ def _keep(state: State, pipeline: Pipeline, planned: PlannedPipeline, plan: Plan
     for seat in pipeline.seats:
         wanted = seat.planned.node_id
         if seat.successor_id in plan.node_ids() and seat.successor_id != wanted:
-            withdraw(pipeline, seat)
+            withdraw(state, pipeline, seat)
 
 
 def _retire(
@@ -108,6 +110,8 @@ def _retire(
     if formation is None:
         end(state, pipeline)
     elif not pipeline.retiring:
+        for seat in pipeline.seats:
+            dismiss(state, seat)
         pipeline.retire(state.sampled(formation), now_s)
     return actions
 

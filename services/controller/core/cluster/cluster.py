@@ -135,8 +135,8 @@ class Cluster:
             if not node.lost:
                 self._happen(self._lose(node, "replaced", now_s))
             self._past.add(node.incarnation)
-            node = None
-        if node is None:
+            node = self._state.put(node.replaced(facts.shape, now_s))
+        elif node is None:
             node = self._state.put(Node(facts.node_id, facts.shape, now_s))
         new, returns = self._state.register(node, facts, now_s)
         self._happen([LogEvent("node_returned", node.node_id)] if returns else [])
@@ -158,6 +158,12 @@ class Cluster:
         node = self._state.nodes.get(node_id)
         if node is not None and not node.lost and node.incarnation == incarnation:
             self._happen(self._lose(node, cause, now_s))
+
+    def bought(self, node_id: str, offer_id: str) -> None:
+        """What a node was launched from: the offer that was planned, or another one."""
+        node = self._state.nodes.get(node_id)
+        if node is not None:
+            node.buy(offer_id)
 
     def launch_failed(self, node_id: str, reason: str, now_s: float) -> None:
         """The provider could not start it; another one is, after a pause."""
@@ -429,9 +435,12 @@ class Cluster:
         return self._state.staying()
 
     def seated_but_of(self, model: ModelRef) -> frozenset[str]:
-        """Nodes that have a place in the plan's pipelines of other models."""
-        others = (p for p in self._state.wanted() if p.model != model)
-        return frozenset(n for p in others for seat in p.seats for n in seat.node_ids)
+        """Nodes that have a place in pipelines of other models, in those too that the plan lets go
+        and that serve until what follows them does; but for those the plan has for this one."""
+        state = self._state
+        others = (p for p in state.pipelines.values() if p.model != model)
+        own = {n for p in state.wanted() if p.model == model for s in p.seats for n in s.node_ids}
+        return frozenset(n for p in others for s in p.seats for n in s.node_ids) - own
 
     def guests(self) -> frozenset[str]:
         """Nodes that came by themselves, have no place, and are not kept for one."""
@@ -457,6 +466,11 @@ class Cluster:
     def next_plan_number(self) -> int:
         """Of a plan that is to take the place of every one there was."""
         return self._state.last_number + 1
+
+    def incarnation_of(self, node_id: str) -> str:
+        """Of the process that is the node; empty where none has registered as it."""
+        node = self._state.nodes.get(node_id)
+        return node.incarnation if node is not None else ""
 
     def addresses(self) -> set[str]:
         """Of the nodes that are known."""

@@ -43,8 +43,9 @@ def carry_out_due(state: State, settings: ClusterSettings, now_s: float) -> list
 
 def _lapses(settings: ClusterSettings, node: Node, now_s: float) -> bool:
     """Its time is over, it is there, and nobody is about to end it: whoever takes it away does so
-    at the deadline, which is when this would be looked at first."""
-    if node.deadline_s is None or node.departs:
+    at the deadline, which is when this would be looked at first. One that was launched and let go
+    is being ended, however late its seat was handed over."""
+    if node.deadline_s is None or node.departs or (node.launched and node.leaving):
         return False
     return now_s >= node.deadline_s + settings.lapse_s
 

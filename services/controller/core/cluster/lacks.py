@@ -11,7 +11,7 @@ from services.controller.core.cluster.state import State
 
 def lacks_of(state: State, settings: ClusterSettings) -> frozenset[Lack]:
     """Seats of the plan that nobody is to be had for: the launch of a node came to nothing, or
-    nodes come by themselves. One that waits for money is none: what is replaced gives it."""
+    nodes come by themselves. One that waits for money is none where something goes."""
     found = (
         _lack(state, settings, pipeline, index, seat)
         for pipeline in state.lacking()
@@ -28,9 +28,18 @@ def _lack(
     comes = successor if goes else node
     if comes is not None and (comes.present or not seat.refused):
         return None  # it is there, or will be
-    if (settings.can_launch and not seat.refused) or pipeline.drains or waits_for_money(seat):
+    if (settings.can_launch and not seat.refused) or pipeline.drains:
+        return None
+    if waits_for_money(seat) and _money_comes(state):
         return None
     return Lack(pipeline.pipeline_id, index, seat.node_id if goes else "", seat.refused)
+
+
+def _money_comes(state: State) -> bool:
+    """Something that is paid for is about to go."""
+    idle = (node for node in state.indexes.seatless() if not node.lost)
+    going = (node for node in state.indexes.restless_nodes() if not node.lost and not node.stays)
+    return bool(state.retiring()) or any(node.launched for node in (*idle, *going))
 
 
 def waits_for_money(seat: Seat) -> bool:

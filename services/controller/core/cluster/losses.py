@@ -57,7 +57,7 @@ def lose(
         if seat.node_id == node.node_id:
             seat.pass_on()
         else:
-            withdraw(pipeline, seat)
+            withdraw(state, pipeline, seat)
     if fallen is not None:
         actions += dissolve(state, settings, fallen, cause, now_s)
     return actions
@@ -74,11 +74,19 @@ def _unseated(state: State, settings: ClusterSettings, node: Node, now_s: float)
     return None if state.is_seated(node) else state.spare_launches
 
 
-def withdraw(pipeline: Pipeline, seat: Seat) -> None:
+def withdraw(state: State, pipeline: Pipeline, seat: Seat) -> None:
     """The seat has no successor after all."""
-    seat.promise("")
+    dismiss(state, seat)
     if not pipeline.drains:
         pipeline.stay()
+
+
+def dismiss(state: State, seat: Seat) -> None:
+    """Whoever was to sit there next has no place any more."""
+    node = state.nodes.get(seat.successor_id)
+    if node is not None:
+        node.release()
+    seat.promise("")
 
 
 def give_up(settings: ClusterSettings, seat: Seat, node: Node, now_s: float) -> None:

@@ -39,9 +39,11 @@ class Node(Noun):
     """The provider was asked for it; whatever else comes is not ours to end."""
     facts: NodeFacts | None = None
     """None until it registers."""
+    offer_id: str = ""
+    """What it was bought of, once that is known."""
     lost: bool = False
     leaving: bool = False
-    """It was let go; it is not to be used again unless its notice lapses."""
+    """It was let go; it is not to be used again, unless it came by itself and its notice lapses."""
     held: HeldStage | None = None
     """What its next formation may count on. The stage of the one it is in stays as long as that
     lives, whatever else it is asked for."""
@@ -157,6 +159,10 @@ class Node(Noun):
         self.facts, self.shape = facts, facts.shape
         return new, returns
 
+    def replaced(self, shape: NodeShape, now_s: float) -> Node:
+        """Another process has its name: another node, which the provider can end as this one."""
+        return Node(self.node_id, shape, now_s, launched=self.launched)
+
     def lose(self, now_s: float) -> None:
         """It is gone, as far as is known."""
         need(not self.lost, f"{self.node_id} cannot be lost twice")
@@ -178,6 +184,10 @@ class Node(Noun):
     def leave(self) -> None:
         """It is let go."""
         self.leaving = True
+
+    def buy(self, offer_id: str) -> None:
+        """It is of this offer, whatever was planned."""
+        self.offer_id = offer_id
 
     def release(self) -> None:
         """The plan has no place for it."""

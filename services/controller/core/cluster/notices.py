@@ -30,7 +30,7 @@ def lapse(state: State, node: Node) -> list[Action]:
     if any(pipeline.drains for pipeline, _ in seats):
         return []
     for pipeline, seat in seats:
-        withdraw(pipeline, seat)
+        withdraw(state, pipeline, seat)
     node.lapse()
     return [LogEvent("undrained", node.node_id)]
 

@@ -292,13 +292,11 @@ class Pipeline(Noun):
     # The plan
 
     def retire(self, sampled: int, now_s: float) -> None:
-        """The plan lacks it; whoever was to take a seat is free."""
+        """The plan lacks it, and nobody is to take a seat of it any more."""
         need(self.formation is not None, f"{self.pipeline_id} serves nobody and just ends")
         if not self.drains:
             self.prepare(sampled)
         self.retiring, self.retires_s = True, now_s
-        for seat in self.seats:
-            seat.promise("")
 
     def keep(self, weight_tokens_per_s: float, planned: Iterable[PlannedStage]) -> None:
         """The plan has it."""

@@ -191,7 +191,7 @@ class _Steps:
             return idle, self._taken(pipeline, idle)
         if only_loaded or not self._settings.can_launch:
             return None, []
-        if instead_of is not None and instead_of.loads.permanent:
+        if instead_of is not None and instead_of.loads.permanent and instead_of.shape == seat.shape:
             return None, []  # one more node of its shape would say the same
         coming = self._coming(seat)
         if coming is not None:
@@ -209,19 +209,27 @@ class _Steps:
 
     def _idle(self, seat: Seat, *, loaded: bool) -> Node | None:
         """A node without a place that could run the stage, or that holds it; rather not one that
-        failed to load what it was given. A seat that waits for the money of what the plan lets go
-        does not take that instead of what it is to be bought from."""
+        failed to load what it was given. One that the plan has no place for is nothing for a seat
+        that another offer was chosen for."""
 
         def order(node: Node) -> tuple[bool, bool, int]:
             return self._cannot_load(node, seat), node.loading != seat.stage, len(node.stages)
 
         for node in sorted(self._idle_nodes(), key=order):
-            if node.released and seat.planned.offer_id and waits_for_money(seat):
+            if node.released and seat.planned.offer_id and self._is_dear(node, seat):
                 continue
             fits = node.shape.memory_bytes >= seat.shape.memory_bytes
             if node.has(seat.stage) if loaded else fits:
                 return node
         return None
+
+    def _is_dear(self, node: Node, seat: Seat) -> bool:
+        """It was bought elsewhere, and is no spare, or the seat waits for the money it costs."""
+        if not node.launched or node.offer_id == seat.planned.offer_id:
+            return False
+        return waits_for_money(seat) or node not in spares(
+            self._state, self._settings, self._market
+        )
 
     def _coming(self, seat: Seat) -> Node | None:
         """A spare that starts and could sit there: it is nearer than one that is ordered now."""

@@ -13,10 +13,13 @@ from services.controller.core.cluster.actions import (
     DrainFormation,
     FormPipeline,
     LaunchNode,
+    Loaded,
     LoadStage,
     NodeState,
     TerminateNode,
 )
+from services.controller.core.cluster.market import OVER_BUDGET
+from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.settings import ClusterSettings
 from tests.unit.controller.small_cluster import (
     BACK,
@@ -206,6 +209,90 @@ def test_nodes_that_were_launched_and_have_no_place_end_when_the_plan_is_carried
     cluster = serving({"a": WHOLE}, {"b": WHOLE})
     done = carry_out(cluster, cluster.plan_ready(planned({"b": WHOLE}, number=2), 1.0), 1.0)
     assert all_of(done, TerminateNode) == [], "nobody launched it"
+
+
+def test_a_launched_node_that_was_started_again_by_others_ends_as_it_would_have() -> None:
+    cluster = ready(PATIENT)
+    carry_out(cluster, cluster.register(facts("node-1", "i-new"), 0.5), 0.5)
+    cluster.load_done("node-1", "i-new", FRONT, Loaded(64, "a"), 0.6)
+    done = carry_out(cluster, cluster.plan_ready(planned({"node-2": WHOLE}, number=2), 1.0), 1.0)
+    assert one_of(done, TerminateNode) == TerminateNode("node-1")
+
+
+def of_spot(number: int) -> Plan:
+    """One node of an offer does everything."""
+    plan = planned({"?1": WHOLE}, number=number)
+    (deployment,) = plan.deployments
+    (pipeline,) = deployment.pipelines
+    stages = tuple(replace(stage, offer_id="spot") for stage in pipeline.stages)
+    pipelines = (replace(pipeline, stages=stages),)
+    return replace(plan, deployments=(replace(deployment, pipelines=pipelines),))
+
+
+def kept(offer_id: str) -> Prompt:
+    """A node of spot, node-3, does everything, and node-1, which was bought elsewhere, is kept."""
+    cluster = ready(replace(PATIENT, spares=1))
+    cluster.bought("node-1", offer_id)
+    launch = one_of(cluster.plan_ready(of_spot(2), 1.0), LaunchNode)
+    cluster.bought(launch.node_id, "spot")
+    carry_out(cluster, cluster.register(facts(launch.node_id), 1.1), 1.1)
+    assert [spare.node_id for spare in cluster.spares()] == ["node-1"]
+    return cluster
+
+
+def test_whoever_was_to_replace_a_node_of_the_old_plan_ends_too() -> None:
+    cluster = ready(PATIENT)
+    cluster.interrupt("node-2", 60.0, False, 0.5)
+    cluster.bought("node-3", "firm")
+    cluster.register(facts("node-3"), 0.6)
+    whole = one_of(cluster.plan_ready(of_spot(2), 1.0), LaunchNode).node_id
+    ended = all_of(cluster.launch_failed(whole, OVER_BUDGET, 1.1), TerminateNode)
+    assert ended == [TerminateNode("node-3")], "its money is needed"
+
+
+def test_a_seat_for_another_offer_than_its_node_was_bought_of_is_another_seat() -> None:
+    cluster = ready(PATIENT)
+    plan = of_spot(2)
+    launch = one_of(cluster.plan_ready(plan, 1.0), LaunchNode)
+    cluster.bought(launch.node_id, "firm")
+    carry_out(cluster, cluster.register(facts(launch.node_id), 1.1), 1.1)
+    again = one_of(cluster.plan_ready(replace(plan, number=3), 2.0), LaunchNode)
+    assert again.offer_id == "spot"
+    cluster.bought(again.node_id, "spot")
+    carry_out(cluster, cluster.register(facts(again.node_id), 2.1), 2.1)
+    assert all_of(cluster.plan_ready(replace(plan, number=4), 3.0), LaunchNode) == []
+
+
+def test_a_seat_for_an_offer_is_not_for_whom_the_plan_lets_go() -> None:
+    cluster = ready(PATIENT)
+    cluster.bought("node-1", "firm")
+    cluster.node_gone("node-2", "i-node-2", "exit", 0.5)
+    launch = one_of(cluster.plan_ready(of_spot(2), 1.0), LaunchNode)
+    assert launch.offer_id == "spot"
+    assert "stage_taken" not in said(cluster.launch_failed(launch.node_id, OVER_BUDGET, 1.1))
+
+
+def test_a_spare_takes_the_seat_of_a_lost_node_whatever_it_was_bought_of() -> None:
+    cluster = kept("firm")
+    lost = cluster.node_gone("node-3", "i-node-3", "exit", 20.0)
+    assert [member.node_id for member in one_of(lost, FormPipeline).members] == ["node-1"]
+
+
+def test_a_spare_that_a_seat_waits_for_the_money_of_is_not_taken_instead() -> None:
+    cluster = ready(replace(PATIENT, spares=1))
+    cluster.bought("node-1", "firm")
+    cluster.bought("node-2", "firm")
+    launch = one_of(cluster.plan_ready(of_spot(2), 1.0), LaunchNode)
+    done = carry_out(cluster, cluster.launch_failed(launch.node_id, OVER_BUDGET, 1.1), 1.2)
+    assert {end.node_id for end in all_of(done, TerminateNode)} == {"node-1", "node-2"}
+    assert "stage_taken" not in said(done)
+
+
+def test_a_seat_for_an_offer_is_for_whom_the_plan_lets_go_of_the_same() -> None:
+    cluster = ready(PATIENT)
+    cluster.bought("node-1", "spot")
+    cluster.node_gone("node-2", "i-node-2", "exit", 0.5)
+    assert one_of(cluster.plan_ready(of_spot(2), 1.0), LoadStage).node_id == "node-1"
 
 
 def test_a_lost_node_of_the_old_plan_is_not_replaced_and_of_the_new_one_it_is() -> None:

@@ -199,6 +199,20 @@ def test_a_spare_that_cannot_load_is_replaced_too() -> None:
     assert "replacement_ready" in said(loaded(cluster, "node-4", BACK, 6.0))
 
 
+def test_a_node_that_is_less_than_was_ordered_and_cannot_load_for_good_is_replaced() -> None:
+    cluster = ready(PATIENT)
+    cluster.node_gone("node-2", "i-node-2", "exit", 1.0)
+    less = replace(facts("node-3"), shape=NodeShape(1, 1.0))
+    cluster.register(less, 1.0)
+    failed = cluster.load_failed("node-3", "i-node-3", BACK, "no room", True, 1.0)
+    actions = [*failed, *cluster.tick(2.0)]
+    assert one_of(actions, LaunchNode) == LaunchNode("node-4", SHAPE)
+    assert one_of(actions, TerminateNode) == TerminateNode("node-3")
+    cluster.register(facts("node-4"), 3.0)
+    cluster.load_failed("node-4", "i-node-4", BACK, "no room", True, 3.0)
+    assert all_of(cluster.tick(100.0), LaunchNode) == [], "what was ordered would say the same"
+
+
 def test_without_a_provider_a_node_that_idles_takes_what_another_cannot_load() -> None:
     cluster = ready(replace(PATIENT, can_launch=False, initial=()))
     cluster.node_gone("node-2", "i-node-2", "exit", 1.0)

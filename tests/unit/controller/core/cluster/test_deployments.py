@@ -194,3 +194,14 @@ def test_models_that_wait_for_each_others_nodes_do_not_wait_for_ever() -> None:
     form = one_of(cluster.drained("f2", 0, 1.3), FormPipeline)
     drains = all_of(cluster.formed(form.formation_id, 1.4), DrainFormation)
     assert [drain.formation_id for drain in drains] == ["f1"]
+
+
+def test_nodes_that_still_serve_one_model_are_none_of_another_one_but_by_the_plan() -> None:
+    cluster, halves = serving_both(), {"?1": LayerRange(0, 4), "?2": LayerRange(4, 8)}
+    launches = all_of(cluster.plan_ready(both(3, second=halves), 1.0), LaunchNode)
+    coming = {launch.node_id for launch in launches}
+    assert len(coming) == 2
+    assert cluster.core.seated_but_of(GOAL.model) == {"node-3", *coming}
+    taken = {"node-1": FRONT, "node-3": BACK}
+    cluster.plan_ready(both(4, first=taken, second=halves), 1.1)
+    assert cluster.core.seated_but_of(GOAL.model).isdisjoint(taken)

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 
 from services.common.generation import LayerRange
 from services.controller.core.cluster.actions import (
@@ -10,6 +11,7 @@ from services.controller.core.cluster.actions import (
     LogEvent,
     TerminateNode,
 )
+from services.controller.core.cluster.market import NO_CAPACITY
 from tests.unit.controller.small_cluster import (
     PATIENT,
     Prompt,
@@ -36,6 +38,31 @@ def test_of_two_notices_the_earlier_deadline_counts() -> None:
     assert cluster.interrupt("node-2", 60.0, False, 4.0) == []
     assert said(cluster.tick(13.0)) == [], "it may be about to be taken at this very moment"
     assert "undrained" in said(cluster.tick(13.0 + PATIENT.lapse_s))
+
+
+def test_a_replacement_that_is_refused_is_launched_again_behind_ever_longer_pauses() -> None:
+    cluster = ready(PATIENT)
+    served_s = PATIENT.stable_s + 1.0
+    launch = one_of(cluster.interrupt("node-2", 60.0, False, served_s), LaunchNode)
+    launched = [served_s]
+    for step in range(1, 200):
+        now_s = served_s + 0.1 * step
+        cluster.launch_failed(launch.node_id, NO_CAPACITY, now_s - 0.05)
+        for again in all_of(cluster.tick(now_s), LaunchNode):
+            launch = again
+            launched.append(now_s)
+    pauses = [later - sooner for sooner, later in pairwise(launched)]
+    assert pauses == sorted(pauses)
+    assert len(pauses) == 5
+
+
+def test_whoever_is_let_go_behind_its_deadline_is_not_used_again() -> None:
+    cluster = ready(PATIENT)
+    cluster.interrupt("node-2", 4.0, False, 1.0)
+    drain = one_of(replaced(cluster, 4.9), DrainFormation)
+    actions = cluster.drained(drain.formation_id, 1, 5.0 + PATIENT.lapse_s + 0.1)
+    assert one_of(actions, TerminateNode) == TerminateNode("node-2")
+    assert "undrained" not in said(actions) + said(cluster.tick(60.0))
 
 
 def test_a_process_that_was_told_to_stop_is_replaced_and_let_go() -> None:

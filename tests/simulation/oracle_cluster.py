@@ -1,0 +1,265 @@
+"""Invariants of the cluster: 13 to 18, 20 and 21 of the list in oracles.py."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from watch import Watch
+
+from services.controller.core.cluster.actions import (
+    Action,
+    FormPipeline,
+    LaunchNode,
+    LogEvent,
+    PipelineState,
+    TerminateNode,
+)
+from services.controller.core.cluster.changes import in_the_way
+from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.difference import Difference
+from services.controller.core.cluster.lacks import waits_for_money
+from services.controller.core.cluster.node import HeldStage, Node
+from services.controller.core.cluster.pipeline import Pipeline
+from services.controller.core.cluster.state import State
+from simulator.processes.engine import SimulatedEngine
+from simulator.processes.stages import LAYER_COUNT
+
+TROUBLES = ("node_lost", "interruption_noticed", "load_failed", "node_released")
+SETTLED_LAUNCHES = 3
+"""Failed launches with which a plan may be made from the nodes there are; one of which nobody
+hears again is waited for longer than for a plan."""
+
+
+class ClusterOracle(Watch):
+    """Who is in which formation, and how far the plan was carried out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[tuple[float, str, str]] = []
+        """Time, kind and pipeline of the cluster's events."""
+        self.plans = 0
+        """Given beside those that the cluster asked for."""
+        self.vacancies = 0
+        """Seats for which those named no node that could be had."""
+        self.troubled: set[str] = set()
+        """Nodes that another may have taken the place of."""
+        self._leaving: set[tuple[str, str]] = set()
+        """Members that were told to leave a formation, and have yet to answer."""
+
+    def cluster_event(self, cluster: Cluster, event: LogEvent) -> None:
+        """Of the event log."""
+        self.note(event.kind, event.node_id, event.pipeline_id)
+        self.events.append((self._now_s, event.kind, event.pipeline_id))
+        if event.kind in TROUBLES:
+            self.troubled.add(event.node_id)
+        if event.kind == "handover_started":
+            self._check_gives_way(cluster._state, event.pipeline_id)
+        elif event.kind == "stage_taken":
+            self._check_taken(cluster._state, event.node_id)
+        elif event.kind == "spare_wanted":
+            self._check_wanted()
+
+    def came_of(self, told: Difference, cluster: Cluster, actions: Sequence[Action]) -> None:
+        """A plan was adopted, of which this had been told before."""
+        views = cluster.pipelines_view()
+        wanted = {p.pipeline_id for _, p in cluster.plan.pipelines()} if cluster.plan else set()
+        said = {
+            name: [(stage.node_id, stage.layers) for stage in stages]
+            for name, stages in told.pipelines.items()
+        }
+        done = {
+            view.pipeline_id: [(stage.node_id, stage.layers) for stage in view.stages]
+            for view in views
+            if view.pipeline_id in wanted
+        }
+        if said != done:
+            self.fail(17, f"{said} was told, and there is {done}")
+        events = [action for action in actions if isinstance(action, LogEvent)]
+        spares = {event.node_id for event in events if event.kind == "spare_wanted"}
+        launches = [action.node_id for action in actions if isinstance(action, LaunchNode)]
+        launched = [node_id for node_id in launches if node_id not in spares]
+        if list(told.launched) != launched:
+            self.fail(17, f"{list(told.launched)} was told, and {launched} launched")
+
+    def _check_gives_way(self, state: State, pipeline_id: str) -> None:
+        """It is drained for the plan's sake, and no notice has it so."""
+        giving = state.pipelines[pipeline_id]
+        if not giving.retiring:
+            return
+        nodes = [state.nodes[seat.node_id] for seat in giving.seats]
+        followers = [p for p in state.wanted() if giving in in_the_way(state, p)]
+        if any(node.departs for node in nodes) or all(p.is_ready for p in state.wanted()):
+            return
+        if not any(self._can_begin(state, follower) for follower in followers):
+            self.fail(20, f"{pipeline_id} gives way to {followers}, which is not prepared")
+
+    def _can_begin(self, state: State, pipeline: Pipeline) -> bool:
+        """Every process holds its stage, or has fetched it and serves with another one; those that
+        ended and were not missed yet are nobody's mistake."""
+        provider = self.world.provider if self.world is not None else None
+        for seat in pipeline.seats:
+            if waits_for_money(seat):
+                continue
+            process = provider.nodes.get(seat.node_id) if provider is not None else None
+            if not isinstance(process, SimulatedEngine):
+                return False
+            stage, holdings = (seat.stage.model, seat.stage.layers), process.holdings
+            has = holdings.can_form(stage) or stage in holdings.fetched
+            known = process.alive and process.name == state.nodes[seat.node_id].incarnation
+            if known and not has:
+                return False
+        return True
+
+    def ends_node(self, cluster: Cluster, end: TerminateNode) -> None:
+        """The cluster has a node ended; a kill is somebody's order."""
+        node = cluster._state.nodes.get(end.node_id)
+        if node is not None and cluster._state.serves(node) and not end.kill:
+            self.fail(21, f"{end.node_id} is to end while it serves")
+
+    def _check_taken(self, state: State, node_id: str) -> None:
+        """Nobody that is about to go is given a place."""
+        node = state.nodes.get(node_id)
+        if node is not None and node.deadline_s is not None:  # it may have been let go since
+            self.fail(18, f"{node_id} is given a place, and is about to go")
+
+    def _check_wanted(self) -> None:
+        """No spare is launched but for one that was lost, given up or taken, and the first."""
+        kinds = Counter(kind for _, kind, _ in self.events)
+        reasons = ("node_lost", "interruption_noticed", "load_failed", "stage_taken", "plan_ready")
+        if kinds["spare_wanted"] > sum(kinds[kind] for kind in reasons):
+            self.fail(16, f"{kinds['spare_wanted']} spares were launched for less")
+
+    # Formations
+
+    def dissolves(self, incarnation: str, formation_id: str) -> None:
+        """A member is told to leave."""
+        self._leaving.add((incarnation, formation_id))
+
+    def dissolved(self, incarnation: str, formation_id: str) -> None:
+        """It answered, or did not in time."""
+        self._leaving.discard((incarnation, formation_id))
+
+    def forms(self, form: FormPipeline) -> None:
+        """Members are told to join."""
+        self.note("forms", form.formation_id)
+        for incarnation, formation_id in self._leaving:
+            if any(member.incarnation == incarnation for member in form.members):
+                self.fail(13, f"{incarnation} is to join before it has left {formation_id}")
+
+    def restarted(self) -> None:
+        """What the one before waited for, nobody waits for any more."""
+        self._leaving.clear()
+
+    # The plan
+
+    def check_cluster(self) -> None:
+        """At any time: each process is in one formation at most, each formation covers every layer
+        once, each node has one seat, and the plan's pipelines are there."""
+        controller = self.world.controller if self.world else None
+        if controller is None or not controller.alive:
+            return
+        state = controller.cluster._state
+        processes: Counter[str] = Counter()
+        for pipeline in state.pipelines.values():
+            if pipeline.formation is not None:
+                layers = [member.layers for member in pipeline.formation.members]
+                processes.update(m.incarnation for m in pipeline.formation.members)
+                ends = [0, *(part.end for part in layers)]
+                if [part.start for part in layers] != ends[:-1] or ends[-1] != LAYER_COUNT:
+                    self.fail(14, f"{pipeline.pipeline_id} runs {layers}")
+            elif pipeline.retiring:
+                self.fail(14, f"{pipeline.pipeline_id} is not in the plan and serves nobody")
+        wanted = state.wanted()
+        seats = Counter(n for pipeline in wanted for seat in pipeline.seats for n in seat.node_ids)
+        for what, counts in (("formations", processes), ("seats", seats)):
+            if twice := [name for name, count in counts.items() if count > 1]:
+                self.fail(14, f"{twice} in several {what}")
+        wanted = [pipeline.pipeline_id for pipeline in state.wanted()]
+        planned = [p.pipeline_id for _, p in state.plan.pipelines()] if state.plan else []
+        if sorted(wanted) != sorted(planned):
+            self.fail(14, f"the plan has {planned}, the cluster {wanted}")
+
+    def carried_out(self) -> bool:
+        """What runs is what the plan says, but for nodes that another took the place of."""
+        controller = self.world.controller if self.world else None
+        if controller is None or not controller.alive:
+            return False
+        state = controller.cluster._state
+        if state.plan is None or state.retiring():
+            return False
+        for _, planned in state.plan.pipelines():
+            pipeline = state.pipelines[planned.pipeline_id]
+            if not pipeline.is_ready or pipeline.stalled:
+                return False
+            for stage, seat in zip(planned.stages, pipeline.seats, strict=True):
+                if (stage.layers, stage.tp_degree) != (seat.stage.layers, seat.stage.tp_degree):
+                    return False
+                if stage.node_id not in ("", seat.node_id) and stage.node_id not in self.troubled:
+                    return False
+        return True
+
+    def check_plan(self) -> None:
+        """Faults have ceased for long enough."""
+        if not self.carried_out():
+            cluster = self.world.controller.cluster if self.world else None
+            self.fail(15, f"{cluster and cluster.plan} is not what runs")
+        if self.world is not None:
+            self._check_views(self.world.controller.cluster)
+
+    def _check_views(self, cluster: Cluster) -> None:
+        """What a next plan is asked with is what there is."""
+        staying = {node.node_id for node in cluster.staying()}
+        seated = {stage.node_id for _, pipeline in cluster.running() for stage in pipeline.stages}
+        if not cluster.busy and not cluster.lacks() and not seated <= staying:
+            self.fail(15, f"{seated - staying} serve and do not stay")
+        if not cluster.guests() <= staying - seated:
+            self.fail(15, f"{cluster.guests()} are guests, of {staying} without {seated}")
+
+    def check_launches(self) -> None:
+        """No node was launched but for one that was lost, noticed or given up, or for a seat that
+        a plan left open."""
+        kinds = Counter(kind for _, kind, _ in self.events)
+        reasons = sum(kinds[kind] for kind in ("node_lost", "interruption_noticed", "load_failed"))
+        launches = sum(bool(p) for _, kind, p in self.events if kind == "node_launched")
+        if launches > reasons + self.vacancies:
+            self.fail(16, f"{launches} launches for {reasons} + {self.vacancies}")
+
+    def has_spares(self) -> bool:
+        """As many as are wanted are there, and hold a stage of the plan."""
+        controller = self.world.controller if self.world else None
+        if controller is None or not controller.alive:
+            return False
+        state, settings = controller.cluster._state, controller.cluster.settings
+        stages = {seat.stage for pipeline in state.wanted() for seat in pipeline.seats}
+        kept = [state.nodes[spare.node_id] for spare in controller.cluster.spares()]
+        return len(kept) == settings.spares and all(_is_warm(node, stages) for node in kept)
+
+    def check_spares(self) -> None:
+        """Faults have ceased for long enough."""
+        if self.serves() and not self.has_spares():
+            cluster = self.world.controller.cluster if self.world else None
+            self.fail(18, f"{cluster and cluster.spares()} are no warm spares")
+
+    def serves(self) -> bool:
+        """There is a plan, and every pipeline of it serves."""
+        views = self.world.controller.cluster.pipelines_view() if self.world else ()
+        return bool(views) and all(view.state is PipelineState.READY for view in views)
+
+    def check_serves(self) -> None:
+        """Whatever was lost, or failed to start or load, was replaced."""
+        pipelines = self.world.controller.cluster.pipelines_view() if self.world else ()
+        idle = [view for view in pipelines if view.state is not PipelineState.READY]
+        if idle:
+            self.fail(5, f"faults ceased, but this does not serve: {idle}")
+        provider = self.world.provider if self.world is not None else None
+        all_came = provider is not None and not provider.lost_launches
+        whole = all_came and provider.failed_launches < SETTLED_LAUNCHES
+        if not self.plans and len(pipelines) < (2 if whole else 1):
+            self.fail(5, f"a plan of {len(pipelines)} pipelines")
+
+
+def _is_warm(node: Node, stages: set[HeldStage]) -> bool:
+    """It holds stages of the plan, all of one model or as many as it has room for."""
+    own = {stage for stage in stages if node.stages and stage.model == node.stages[0].model}
+    return bool(own) and own <= {*node.stages, *node.lacks}

@@ -1,0 +1,29 @@
+"""What all oracles share: the world they watch, a trace of it, and what they raise."""
+
+from __future__ import annotations
+
+from simulator.world import World
+
+
+class Violation(AssertionError):
+    """An invariant does not hold."""
+
+
+class Watch:
+    """Watches one world."""
+
+    def __init__(self) -> None:
+        self.world: World | None = None
+        self.trace: list[str] = []
+
+    def fail(self, number: int, message: str) -> None:
+        """Raises Violation."""
+        raise Violation(f"invariant {number}: {message}")
+
+    def note(self, *words: object) -> None:
+        """A line of the trace, by which two runs of a seed are compared."""
+        self.trace.append(f"{self._now_s:.6f} {' '.join(map(str, words))}")
+
+    @property
+    def _now_s(self) -> float:
+        return self.world.clock.now_s if self.world is not None else 0.0
