@@ -40,14 +40,16 @@ def _is_at_risk(state: State, market: Market) -> bool:
 
 
 def reserve(state: State, settings: ClusterSettings, market: Market) -> list[Node]:
-    """The nodes without a place that are kept before others, wanted or not; those first that hold
-    what is likeliest to be needed."""
+    """The nodes without a place, and with one that they could take, that are kept before others,
+    wanted or not; those first that hold what is likeliest to be needed."""
     if not settings.spares:
         return []
     seatless = state.indexes.seatless()
     free = [node for node in seatless if node.stays and state.pipeline_of(node) is None]
     if not free:
         return []
+    seats = _least_seats(state).values()
+    free = [node for node in free if any(suits(node.shape, seat) for seat in seats)]
     ranks = {one.stage: rank for rank, one in enumerate(at_risk(state, market))}
     free.sort(key=lambda node: (_rank(node, ranks), not node.present))
     return free[: settings.spares]
@@ -116,6 +118,13 @@ def useless(state: State, settings: ClusterSettings, market: Market) -> list[Nod
     kept = [n for n in spares(state, settings, market) if n.launched and n.present]
     seats = _least_seats(state) if kept else {}
     return [node for node in kept if _is_useless(settings, node, seats)]
+
+
+def is_strange(state: State, node: Node) -> bool:
+    """It is there, has never had a place, and suits none: it is not what was ordered."""
+    if not node.present or node.served_s is not None:
+        return False
+    return not any(suits(node.shape, seat) for seat in _least_seats(state).values())
 
 
 def _is_useless(settings: ClusterSettings, node: Node, stages: Mapping[HeldStage, Seat]) -> bool:

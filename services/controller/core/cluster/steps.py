@@ -28,6 +28,7 @@ from services.controller.core.cluster.notices import hand_over
 from services.controller.core.cluster.pipeline import Formation, Pipeline, Seat
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.spares import (
+    is_strange,
     loads,
     offer_for_one,
     reserve,
@@ -365,7 +366,10 @@ class _Steps:
         actions = list[Action]()
         for node in ending:
             if not state.is_seated(node) and not state.serves(node):
-                node.leave()
+                if settings.spares and is_strange(state, node):
+                    give_up_spare(state, settings, node, self._now_s)
+                else:
+                    node.leave()
                 actions += [LogEvent("node_released", node.node_id), TerminateNode(node.node_id)]
         return actions
 

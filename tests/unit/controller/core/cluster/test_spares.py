@@ -16,6 +16,7 @@ from services.controller.core.cluster.actions import (
     TerminateNode,
 )
 from services.controller.core.cluster.market import NO_CAPACITY, Offer
+from services.controller.core.cluster.plan import PlannedStage
 from services.controller.core.cluster.question import Wishes, question
 from services.controller.core.cluster.replanning import Ask, Cause
 from tests.unit.controller.small_cluster import (
@@ -407,6 +408,42 @@ def test_one_whose_stage_the_plan_has_no_more_loads_what_it_has() -> None:
     loads = all_of(cluster.formed(form.formation_id, 5.5), LoadStage)
     assert {load.layers for load in loads} <= {whole}
     assert len(cluster.spares()) == 1
+
+
+def test_one_that_suits_no_stage_is_let_go_and_the_next_waits_longer() -> None:
+    cluster = ready(ONE)
+    offered(cluster, FREE)
+    launched, now_s = [], 2.0
+    while now_s < 60.0:
+        now_s += 0.1
+        for view in cluster.nodes_view():
+            if view.state is NodeState.STARTING:
+                small = NodeFacts(view.node_id, f"i-{view.node_id}", "x:1", 7, NodeShape(1, 1.0))
+                ended = all_of(cluster.register(small, now_s), TerminateNode)
+                assert [end.node_id for end in ended] == [view.node_id]
+                gone(cluster, view.node_id, now_s)
+        launched += all_of(cluster.tick(now_s), LaunchNode)
+    assert 4 <= len(launched) <= 9
+    (fault,) = cluster.faults()
+    assert (fault.kind, fault.cause) == (FaultKind.SPARE, "a node suits no stage of the plan")
+
+
+def test_a_node_that_lost_its_place_and_suits_no_other_makes_room_for_one_that_does() -> None:
+    cluster = ready(ONE)
+    offered(cluster, FREE, replace(FREE, offer_id="large", shape=NodeShape(1 << 40, 1.0)))
+    cluster.register(NodeFacts("node-3", "i-node-3", "x:1", 7, NodeShape(1 << 40, 1.0)), 2.0)
+    large = PlannedStage(LayerRange(0, 30), 1, NodeShape(1 << 40, 1.0), "node-3")
+    plan = planned({"node-1": FRONT, "node-2": BACK}, number=2)
+    pipeline = replace(plan.deployments[0].pipelines[0], stages=(large,))
+    plan = replace(plan, deployments=(replace(plan.deployments[0], pipelines=(pipeline,)),))
+    actions = answered(cluster, cluster.plan_ready(plan, 3.0), 3.5)
+    for form in all_of(actions, FormPipeline):
+        actions += cluster.formed(form.formation_id, 4.0)
+    drain = one_of([*actions, *cluster.tick(4.1)], DrainFormation)
+    actions = cluster.drained(drain.formation_id, 0, 4.2)
+    assert {end.node_id for end in all_of(actions, TerminateNode)} == {"node-1", "node-2"}
+    assert cluster.faults() == ()
+    assert one_of(actions, LaunchNode).offer_id == "large"
 
 
 def test_one_that_cannot_load_is_let_go_and_the_next_waits_longer() -> None:
