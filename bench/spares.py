@@ -68,15 +68,19 @@ async def _layers(stub: Any, kill: chaos.Kill) -> tuple[int, int]:
 
 
 async def _returned(stub: Any, kill: chaos.Kill, held: bool, killed_unix_s: float) -> Return:
-    request = controller_pb2.WatchEventsRequest(no_wait=True)
+    request = controller_pb2.WatchEventsRequest()  # an event may come behind the status it tells of
     steps_s: dict[str, float] = {}
-    async for event in stub.WatchEvents(request, timeout=30):
-        at_s = event.time_unix_s - killed_unix_s
-        if at_s < 0 or event.generation_id or event.pipeline_id not in ("", kill.pipeline):
-            continue
-        steps_s.setdefault(event.kind, round(at_s, 3))
-        if event.kind == "pipeline_ready":
-            break
+    events = stub.WatchEvents(request, timeout=30)
+    try:
+        async for event in events:
+            at_s = event.time_unix_s - killed_unix_s
+            if at_s < 0 or event.generation_id or event.pipeline_id not in ("", kill.pipeline):
+                continue
+            steps_s.setdefault(event.kind, round(at_s, 3))
+            if event.kind == "pipeline_ready":
+                break
+    finally:
+        events.cancel()
     return Return(held, steps_s["pipeline_ready"], steps_s)
 
 
