@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from shuntserve.controller.v1 import controller_pb2 as pb
 
 from services.common import wire
-from services.controller.core.cluster.actions import SpareView
 from services.controller.core.cluster.difference import StageToBe
 from services.controller.core.cluster.plan import Plan
+from services.controller.core.cluster.views import SpareView
 from services.controller.diffs import PlanDiff
 from services.controller.what_ifs import Answers
 from services.controller.wire import spare_to

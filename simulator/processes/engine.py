@@ -10,7 +10,7 @@ from services.common.channel_options import MAX_MESSAGE_BYTES
 from services.common.errors import FailedPrecondition, ShuntError, StaleEpoch, Unavailable
 from services.common.exchange import Checkpoint, CheckpointResult, Closed, GenerateCall
 from services.common.generation import CancelReason, ModelRef
-from services.common.nodes import Member, NodeFacts, NodeShape
+from services.common.nodes import Member, NodeFacts, NodeShape, StageSpec
 from services.controller.core.cluster.actions import Beat, FormPipeline, Loaded, LoadStage
 from services.engine.core.actions import Action, SequenceKey
 from services.engine.core.batching import Batching, Due, lead_of
@@ -152,7 +152,7 @@ class SimulatedEngine(Process):
 
     def hold(self, reply: Reply, load: LoadStage) -> None:
         """Takes its time, while it serves; another one takes its place."""
-        stages = tuple((load.model, spec.layers) for spec in load.stages)
+        stages = tuple((load.model, spec) for spec in load.stages)
 
         def answer(result: ShuntError | Hold) -> None:
             reply(result if isinstance(result, ShuntError) else self._loaded(load, result))
@@ -165,8 +165,8 @@ class SimulatedEngine(Process):
             self.after(0.0 if has_all else load_s, self._hold_ends, hold)
 
     def _loaded(self, load: LoadStage, hold: Hold) -> Loaded:
-        held = [spec for spec in load.stages if (load.model, spec.layers) in hold.fitting]
-        beside = tuple(spec for spec in held if spec.layers != load.layers)
+        held = [spec for spec in load.stages if (load.model, spec) in hold.fitting]
+        beside = tuple(one for one in held if one != StageSpec(load.layers, load.tp_degree))
         kv_blocks = self.environment.settings.kv_blocks
         return Loaded(kv_blocks, self.numerics_class, len(held) > len(beside), beside)
 
@@ -180,9 +180,11 @@ class SimulatedEngine(Process):
 
     def _refusal(self, stages: Sequence[Stage]) -> ShuntError | None:
         """Why they cannot be loaded, for good or this time."""
-        most = max((layers.end - layers.start for _, layers in stages), default=0)
+        most = max((spec.layers.end - spec.layers.start for _, spec in stages), default=0)
         if most * LAYER_BYTES > self.facts.shape.memory_bytes:
             return FailedPrecondition("more layers than memory")
+        if any(spec.tp_degree > self.environment.settings.ranks for _, spec in stages):
+            return FailedPrecondition("more ranks than devices")
         environment = self.environment
         fails = environment.fails("load", environment.settings.load_fails)
         return Unavailable("no weights") if fails else None
@@ -192,7 +194,7 @@ class SimulatedEngine(Process):
         if self.place is not None and self.place.formation_id == form.formation_id:
             reply(None)
             return
-        stage = form.model, form.members[index].layers
+        stage = form.model, form.members[index].stage
         if not self.holdings.can_form(stage):
             reply(Unavailable("not loaded"))
             return

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from math import inf
 
 from services.common.nodes import NodeShape
-from services.controller.core.cluster.actions import SpareView
 from services.controller.core.cluster.market import Market, Offer
 from services.controller.core.cluster.node import HeldStage, Node
 from services.controller.core.cluster.pipeline import Seat
@@ -165,29 +164,15 @@ def suits(shape: NodeShape, seat: Seat) -> bool:
     return like and shape.memory_bytes >= seat.shape.memory_bytes
 
 
-def views(state: State, market: Market, nodes: list[Node]) -> tuple[SpareView, ...]:
-    """These, as the status shows them."""
-    planned = {seat.stage for seat in _seats(state)} if nodes else set()
-    return tuple(
-        SpareView(
-            node.node_id,
-            node.stages[0].model.model_id if node.stages else "",
-            tuple(stage.layers for stage in node.stages),
-            tuple(stage.layers for stage in node.lacks if stage in planned),
-            _price(market, node),
-        )
-        for node in nodes
-    )
-
-
-def _price(market: Market, node: Node) -> float | None:
+def price_per_hour(market: Market, node: Node) -> float | None:
+    """None where it is not known."""
     offer = market.offer(market.offer_id_of(node.node_id))
     return None if offer is None else offer.price_per_hour
 
 
 def cost_per_hour(market: Market, nodes: list[Node]) -> float | None:
     """Of these nodes; None where a price is not known."""
-    prices = [_price(market, node) for node in nodes]
+    prices = [price_per_hour(market, node) for node in nodes]
     known = [price for price in prices if price is not None]
     if len(known) < len(prices):
         return None
