@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from services.common.generation import LayerRange, ModelRef
+from services.common.machine import NOTHING_KNOWN, MachineFacts
 
 MOST_STAGES = 8
 """That a node is asked to hold at a time."""
@@ -28,6 +29,8 @@ class NodeFacts:
     address: str
     pid: int
     shape: NodeShape
+    machine: MachineFacts = NOTHING_KNOWN
+    """What it runs on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,19 +73,9 @@ class Formations:
                 action.address, action.model, action.stages, lambda done, total: progress.set(done)
             )
         except ShuntError as error:
-            self._cluster.load_failed(
-                action.node_id,
-                action.incarnation,
-                action.layers,
-                error.message,
-                error.permanent,
-                self._clock(),
-            )
+            self._cluster.load_failed(action, error.message, error.permanent, self._clock())
         else:
-            loaded = Loaded.of(action, holdings)
-            self._cluster.load_done(
-                action.node_id, action.incarnation, action.layers, loaded, self._clock()
-            )
+            self._cluster.load_done(action, Loaded.of(action, holdings), self._clock())
         finally:
             metrics.LOADED.remove(action.node_id)
         self._stir()

@@ -378,6 +378,27 @@ MISTAKES = (
         MARKETS,
     ),
     Mistake(
+        "a model that nothing is left for waits until the others have less",
+        SUCCESSION,
+        "        if error.permanent and isinstance(asked, Replanning) and len(models) > 1:",
+        "        if False:",
+        MARKETS,
+    ),
+    Mistake(
+        "an answer counts only while the other models sit where their plan says",
+        SUCCESSION,
+        "self._still_holds(asked, answer.plan.node_ids(), plan)",
+        "self._still_holds(asked, plan.node_ids(), plan)",
+        MARKETS,
+    ),
+    Mistake(
+        "a new division spends what it likes",
+        "services/placement/search/shares.py",
+        "            over += cost_per_hour / self.budget_per_hour - 1",
+        "            over += 0.0",
+        MARKETS,
+    ),
+    Mistake(
         "who asks what a plan would change has it changed",
         DIFFERENCE,
         "    after = deepcopy(state)\n",
