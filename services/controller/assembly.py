@@ -119,8 +119,8 @@ class AssembledController:
             settings.ledger,
             journal,
             self.events,
-            heads=lambda: self._runtime.cluster.heads(clock()),
-            runs_at=lambda formation_id: self._runtime.cluster.runs_at(formation_id),
+            heads=lambda: self._runtime.cluster.view.heads(clock()),
+            runs_at=lambda formation_id: self._runtime.cluster.view.runs_at(formation_id),
             deployed=lambda model: self._runtime.cluster.goals.have(model),
             heads_changed=heads_changed,
             clock=clock,
@@ -203,7 +203,7 @@ class AssembledController:
             except ShuntError as error:
                 _log.error("nothing was forgotten", extra={"why": error.message})
             cluster = self._runtime.cluster
-            metrics.show_cluster(cluster.nodes_view(), cluster.pipelines_view())
+            metrics.show_cluster(cluster.view.nodes(), cluster.view.pipelines())
             metrics.OPEN.set(len(self._generations.population().open))
             await asyncio.sleep(HOUSEKEEPING_S)
 

@@ -26,19 +26,12 @@ from services.common.exchange import (
 from services.common.generation import GenerationRequest, ModelRef, TokenSpan
 from services.common.nodes import NodeFacts, NodeShape
 from services.common.speeds import MAX_SPEED
-from services.controller.core.cluster.actions import (
-    Beat,
-    FaultKind,
-    FaultView,
-    NodeState,
-    NodeView,
-    PipelineState,
-    PipelineView,
-    SpareView,
-)
+from services.controller.core.cluster.actions import Beat, NodeState, PipelineState
+from services.controller.core.cluster.faults import FaultKind, FaultView
 from services.controller.core.cluster.goals import Aim, Goal
 from services.controller.core.cluster.market import MAX_NOTICE_S, Market, Offer
 from services.controller.core.cluster.plan import THROUGHPUT
+from services.controller.core.cluster.views import NodeView, PipelineView, SpareView
 from services.controller.core.ledger.population import OpenGeneration, Standing
 from services.controller.journal.journal import LoggedEvent
 

@@ -127,6 +127,7 @@ class MarketSchedule:
         said = "router", clock.now_s, dict(counter.counts())
         self.world.network.tell(CONTROLLER, "reported", *said, after_s=0.002)
         clock.after(REPORT_S, self._report)
+        self.oracle.check_status()
 
     def _watch(self) -> None:
         """Looks, and now and then has the controller die in the middle of a change."""
@@ -274,6 +275,14 @@ class MarketSchedule:
         controller.adopt(plan)
         return True
 
+    def replans(self) -> bool:
+        """An operator has the whole planned anew."""
+        controller = self.world.controller
+        if not controller.alive or controller.cluster.plan is None:
+            return False
+        controller.replan()
+        return True
+
     def jump(self) -> bool:
         """So much more is asked, or so much less; nothing, for a while or for good."""
         self._rate_rps = self.random.choice(RATES)
@@ -352,6 +361,7 @@ HAPPENINGS: dict[str, Callable[[MarketSchedule], bool]] = {
     "one_taken": MarketSchedule.one_taken,
     "noticed": MarketSchedule.noticed,
     "operator": MarketSchedule.operator,
+    "replans": MarketSchedule.replans,
     "jump": MarketSchedule.jump,
     "placement_away": MarketSchedule.placement_away,
     "crash": MarketSchedule.crash,

@@ -326,7 +326,7 @@ MISTAKES = (
     Mistake(
         "an answer to an older question is taken up",
         SUCCESSION,
-        "        newest = asked.number == self._cluster.next_plan_number",
+        "        newest = asked.number == self._cluster.view.next_plan_number",
         "        newest = True",
         MARKETS,
     ),
@@ -350,6 +350,12 @@ MISTAKES = (
         "                self.market.ended(node_id)\n                incarnation",
         "                incarnation",
         MARKETS,
+    ),
+    Mistake(
+        "a stage on more ranks is the same stage",
+        CHANGES,
+        "    if (stage.layers, stage.tp_degree) != (seat.stage.layers, seat.stage.tp_degree):",
+        "    if stage.layers != seat.stage.layers:",
     ),
     Mistake(
         "a seat for one offer is equal to a seat for any",

@@ -50,7 +50,7 @@ async def test_whoever_can_give_notice_is_the_one_that_gives_it() -> None:
     async with world.working() as runtime:
         await runtime.register(facts("a"))
         await runtime.interrupt("a", 60.0, False)
-        (deadline_s,) = runtime.cluster.deadlines_s().values()
+        (deadline_s,) = runtime.cluster.view.deadlines_s().values()
     ((node_id, given_s),) = world.mesh.noticed
     assert (node_id, given_s) == ("a", pytest.approx(deadline_s))
 
@@ -61,7 +61,7 @@ async def test_where_nobody_gives_notice_what_the_operator_says_counts() -> None
     async with world.working() as runtime:
         await runtime.register(facts("a"))
         await runtime.interrupt("a", 60.0, False)
-        assert list(runtime.cluster.deadlines_s()) == ["a"]
+        assert list(runtime.cluster.view.deadlines_s()) == ["a"]
     assert world.mesh.noticed == []
 
 
@@ -79,7 +79,7 @@ async def test_a_notice_is_given_again_after_a_restart() -> None:
     async with before.working() as runtime:
         await runtime.register(facts("a"))
         await runtime.interrupt("a", 60.0, False)
-        (deadline_s,) = runtime.cluster.deadlines_s().values()
+        (deadline_s,) = runtime.cluster.view.deadlines_s().values()
     async with after.working(before.disk.standing):
         assert [node_id for node_id, _ in after.mesh.noticed] == ["a"]
     assert after.mesh.noticed[0][1] == pytest.approx(deadline_s, abs=0.01)
@@ -93,7 +93,7 @@ async def test_a_notice_without_a_time_counts_for_nothing(deadline_s: float) -> 
         world.mesh.told.put_nowait(NodeNotice("a", deadline_s, NoticeKind.SPOT))
         world.mesh.told.put_nowait(NodeNotice("nobody", 1.0, NoticeKind.SPOT))
         await runtime.interrupt("a", 60.0, False)
-        assert len(runtime.cluster.deadlines_s()) == 1
+        assert len(runtime.cluster.view.deadlines_s()) == 1
 
 
 async def test_what_was_launched_before_is_found_before_it_is_asked_for_anything() -> None:

@@ -196,7 +196,7 @@ async def test_no_improvement_is_asked_for_while_a_plan_is_carried_out(rig: Rig)
     rig.cluster.plan_ready(planned({"node-2": FRONT, "node-1": BACK}, number=2), 100.0)
     rig.market.update([FAST])
     await rig.at(101.0)
-    assert rig.cluster.busy
+    assert rig.cluster.view.busy
     assert await rig.at(200.0) == 0
 
 
@@ -350,14 +350,14 @@ async def test_a_model_that_nobody_asks_for_sleeps_and_wakes_with_the_first_requ
     await rig.at(142.0)
     (asleep,) = rig.adopted
     assert asleep.deployments[0].pipelines == ()
-    assert rig.cluster.asleep() == (GOAL.model,)
+    assert rig.cluster.view.asleep() == (GOAL.model,)
     assert rig.told("fell_asleep") is not None
     assert await rig.at(1000.0) == 0
     rig.placement.answer = NextPlan(planned(PAIR, number=3), 1.0, ("all",))
     rig.now_s = 1001.0
     rig.replans.reported("r", "a", 901.0, {"m": Demand(1, 5, 1, 5, open=1)})
     assert await rig.at(1001.0) == 1
-    assert rig.cluster.asleep() == ()
+    assert rig.cluster.view.asleep() == ()
     told = rig.told("plan_chosen")
     assert told is not None
     assert told["causes"] == "asked_for"

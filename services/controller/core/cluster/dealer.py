@@ -110,7 +110,7 @@ class Dealer:
         match event:
             case NodeGone(node_id, reason):
                 self.market.ended(node_id)
-                incarnation = self._cluster.incarnation_of(node_id)
+                incarnation = self._cluster.view.incarnation_of(node_id)
                 self._cluster.node_gone(node_id, incarnation, reason, now_s)
                 self._cluster.offers_changed(now_s)
             case NodeNotice(node_id):

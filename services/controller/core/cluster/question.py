@@ -112,13 +112,14 @@ def question(
     """What placement is asked for one model: of the nodes that no other one has, and within what
     those leave of the limits. Spares are no capacity but for what repairs a plan. `workload` is
     what is asked of the model."""
-    spares = {spare.node_id for spare in cluster.spares()}
-    left_s = [deadline_s - now_s for deadline_s in cluster.deadlines_s().values()]
-    others = cluster.seated_but_of(goal.model)
+    view = cluster.view
+    spares = {spare.node_id for spare in view.spares()}
+    left_s = [deadline_s - now_s for deadline_s in view.deadlines_s().values()]
+    others = view.seated_but_of(goal.model)
     nodes = _nodes(cluster, market)
     wishes = _left_by(wishes, [node for node in nodes if node.node_id in others])
     return Replanning(
-        cluster.next_plan_number,
+        view.next_plan_number,
         goal,
         tuple(
             node
@@ -126,8 +127,8 @@ def question(
             if node.node_id not in others and not (ask.improve and node.node_id in spares)
         ),
         _spread(ask.candidates, wishes.nodes_max or MOST_CANDIDATES),
-        tuple(pipeline for model, pipeline in cluster.running() if model == goal.model),
-        cluster.planned_pipelines(goal.model),
+        tuple(pipeline for model, pipeline in view.running() if model == goal.model),
+        view.planned_pipelines(goal.model),
         ask.improve,
         wishes,
         _counting(workload, goal.aim),
@@ -146,11 +147,11 @@ def dividing(
     are what is asked of each."""
     goals = cluster.goals.deployed
     return Dividing(
-        cluster.next_plan_number,
+        cluster.view.next_plan_number,
         goals,
         _nodes(cluster, market),
         _spread(ask.candidates, wishes.nodes_max or MOST_CANDIDATES),
-        cluster.running(),
+        cluster.view.running(),
         wishes,
         tuple(_counting(one, goal.aim) for one, goal in zip(workloads, goals, strict=True)),
     )
@@ -166,7 +167,7 @@ def _nodes(cluster: Cluster, market: Market) -> tuple[NodeAsked, ...]:
             node.held,
             node.facts is None,
         )
-        for node in cluster.staying()
+        for node in cluster.view.staying()
     )
 
 

@@ -146,17 +146,17 @@ class Succession:
         self._workloads.reported(router_id, incarnation, measured_s, demands, now_s)
 
     def _hear(self, now_s: float) -> None:
-        cluster = self._cluster
+        cluster, view = self._cluster, self._cluster.view
         self._hear_market(now_s)
-        self._replanner.lacking(cluster.lacks(), now_s)
-        guests = cluster.guests()
+        self._replanner.lacking(view.lacks(), now_s)
+        guests = view.guests()
         if guests - self._guests:
             self._replanner.happened(Cause.CAME, now_s)
         self._guests = guests
-        if cluster.next_plan_number - 1 > self._number:
+        if view.next_plan_number - 1 > self._number:
             if self._number:
                 self._replanner.changed(now_s)
-            self._number = cluster.next_plan_number - 1
+            self._number = view.next_plan_number - 1
         names = [goal.model.model_id for goal in cluster.goals.deployed]
         measured = [self._workloads.of(name, now_s) for name in names]
         self._replanner.measured(together(measured), now_s)
@@ -179,13 +179,13 @@ class Succession:
 
     def look(self, now_s: float) -> Look:
         """What there is to ask by now, or to do."""
-        cluster = self._cluster
+        cluster, view = self._cluster, self._cluster.view
         if cluster.plan is None:
             return Look()  # the first plan is the cluster's own question
         self._hear(now_s)
         if not self._settings.automatic and not self._operator_waits:
             return Look()
-        if cluster.asleep() and not self._wakes(now_s):
+        if view.asleep() and not self._wakes(now_s):
             return Look()
         sleeps_at_s = self._sleeps_at_s(now_s)
         if now_s >= sleeps_at_s:
@@ -193,11 +193,11 @@ class Succession:
         if self._out is not None and self._replanner.overtaken:
             self._out = None
             self._replanner.withdrawn(now_s)
-        ask, asked = self._replanner.due(self._running(), now_s, busy=cluster.busy), None
+        ask, asked = self._replanner.due(self._running(), now_s, busy=view.busy), None
         if ask is not None:
             self._out = _Out(ask, self._in_turn(self._questions(ask, now_s)))
             asked = self._out.questions[0]
-        return Look(min(self._replanner.wakes_at_s(busy=cluster.busy), sleeps_at_s), asked)
+        return Look(min(self._replanner.wakes_at_s(busy=view.busy), sleeps_at_s), asked)
 
     def _questions(self, ask: Ask, now_s: float) -> tuple[Replanning, ...]:
         return tuple(self._question(ask, goal, now_s) for goal in self._cluster.goals.deployed)
@@ -258,7 +258,7 @@ class Succession:
         if Cause.OPERATOR not in ask.causes:
             return Taken((said,))
         self._operator_waits = False
-        number, change = cluster.next_plan_number - 1, answer.plan is not None
+        number, change = cluster.view.next_plan_number - 1, answer.plan is not None
         return Taken((said,), told=Replanned(change, number, answer.gain, answer.reasons))
 
     def failed(self, asked: Question, error: ShuntError, now_s: float) -> Taken:
@@ -281,15 +281,15 @@ class Succession:
     def _still_holds(self, asked: Question, named: frozenset[str], plan: Plan) -> bool:
         """No other plan has come meanwhile, and the nodes that the answer names are there; where
         others sit by now is the cluster's."""
-        there = {node.node_id for node in self._cluster.staying()}
-        newest = asked.number == self._cluster.next_plan_number
+        there = {node.node_id for node in self._cluster.view.staying()}
+        newest = asked.number == self._cluster.view.next_plan_number
         return newest and plan.models == self._cluster.goals.models and named <= there
 
     # Sleep
 
     def _wakes(self, now_s: float) -> bool:
         """Somebody asks for a model that sleeps, or it may sleep no more."""
-        asleep = self._cluster.asleep()
+        asleep = self._cluster.view.asleep()
         wanted = any(self._workloads.open(model.model_id, now_s) for model in asleep)
         if wanted or self._wishes.nodes_min:
             if not self._replanner.asking:
@@ -299,10 +299,10 @@ class Succession:
 
     def _sleeps_at_s(self, now_s: float) -> float:
         """When the model goes to sleep, if nobody asks for it until then; of several none does."""
-        cluster = self._cluster
+        cluster, view = self._cluster, self._cluster.view
         if self._wishes.nodes_min or not self._settings.automatic:
             return inf
-        if cluster.asleep() or cluster.busy or self._out is not None or self._operator_waits:
+        if view.asleep() or view.busy or self._out is not None or self._operator_waits:
             return inf
         if len(cluster.goals.deployed) > 1:
             return inf  # who wakes would find its nodes another one's
@@ -319,7 +319,7 @@ class Succession:
         deployment = Deployment(goal.model, goal.aim.objective, ())
         quiet = f"nobody asked for it for {self._settings.sleep_s:g} s"
         why = Why((quiet,), causes=(Cause.QUIET.value,))
-        plan = Plan(cluster.next_plan_number, (deployment,), why)
+        plan = Plan(cluster.view.next_plan_number, (deployment,), why)
         attributes = {"plan": str(plan.number), "quiet_s": f"{self._settings.sleep_s:g}"}
         self._replanner.changed(now_s)
         cluster.plan_ready(plan, now_s)

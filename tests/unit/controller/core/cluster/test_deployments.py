@@ -70,8 +70,8 @@ def test_each_model_has_its_routes_and_limits() -> None:
     assert routes.keys() == {GOAL.model, OTHER.model}
     assert routes[GOAL.model].max_positions == 32 * 16
     assert routes[OTHER.model].max_positions == OTHER.facts.context_length
-    assert [one.model for one in cluster.deployed_models()] == [GOAL.model, OTHER.model]
-    found = cluster.runs_at("f2")
+    assert [one.model for one in cluster.view.models()] == [GOAL.model, OTHER.model]
+    found = cluster.view.runs_at("f2")
     assert found is not None
     assert (found.pipeline_id, found.model) == ("other-1", OTHER.model)
 
@@ -83,8 +83,8 @@ def test_a_plan_that_lacks_a_model_is_made_anew() -> None:
     assert (ask.number, [goal.model for goal in ask.goals]) == (2, [GOAL.model, OTHER.model])
     assert [model for model, _ in ask.running] == [GOAL.model]
     cluster.plan_failed("too small", True, 0.3)
-    assert [bool(one.unusable) for one in cluster.deployed_models()] == [False, True]
-    assert cluster.unusable() == ""
+    assert [bool(one.unusable) for one in cluster.view.models()] == [False, True]
+    assert cluster.view.unusable() == ""
     assert all_of(cluster.tick(9.0), AskPlan) == []  # nothing has changed
     ask = one_of(cluster.register(facts("node-4"), 9.1), AskPlan)
     assert one_of(cluster.plan_ready(both(ask.number), 9.2), LoadStage).node_id == "node-3"
@@ -116,7 +116,7 @@ def test_an_undeployed_model_takes_nothing_new_and_ends_what_it_has() -> None:
     assert all_of(actions, DrainFormation) == []
     assert {route.model for route in cluster.routes()[1]} == {GOAL.model}
     assert cluster.handing_over() == ("f2",)
-    heads = {head.route.model: head.takes_new for head in cluster.heads(1.1)}
+    heads = {head.route.model: head.takes_new for head in cluster.view.heads(1.1)}
     assert heads == {GOAL.model: True, OTHER.model: False}
     assert beat(cluster, "node-3", "f2", 2.0, has_work=True, steps=3) == []
     assert all_of(cluster.tick(2.5), DrainFormation) == []
@@ -124,9 +124,9 @@ def test_an_undeployed_model_takes_nothing_new_and_ends_what_it_has() -> None:
     assert cluster.wakes_at_s() <= 3.0 + PATIENT.heartbeat_interval_s
     drain = one_of(cluster.tick(3.0 + PATIENT.heartbeat_interval_s), DrainFormation)
     assert drain.formation_id == "f2"
-    assert cluster.busy
+    assert cluster.view.busy
     cluster.drained("f2", 0, 3.1)
-    assert [view.pipeline_id for view in cluster.pipelines_view()] == ["pipeline-1"]
+    assert [view.pipeline_id for view in cluster.view.pipelines()] == ["pipeline-1"]
 
 
 def test_what_an_undeployed_model_has_begun_has_its_time() -> None:
@@ -176,7 +176,7 @@ def test_why_a_model_is_unusable_is_of_its_own_pipelines(model: str) -> None:
         layers = {"node-1": FRONT, "node-2": BACK}.get(node_id, WHOLE)
         load_failed(cluster, node_id, layers, 0.2, "odd head_dim", permanent=True)
     cluster.tick(0.3)
-    found = {one.model.model_id: one.unusable for one in cluster.deployed_models()}
+    found = {one.model.model_id: one.unusable for one in cluster.view.models()}
     assert found == {"m": "", "other": ""} | {model: "odd head_dim"}
 
 
@@ -201,7 +201,7 @@ def test_nodes_that_still_serve_one_model_are_none_of_another_one_but_by_the_pla
     launches = all_of(cluster.plan_ready(both(3, second=halves), 1.0), LaunchNode)
     coming = {launch.node_id for launch in launches}
     assert len(coming) == 2
-    assert cluster.core.seated_but_of(GOAL.model) == {"node-3", *coming}
+    assert cluster.core.view.seated_but_of(GOAL.model) == {"node-3", *coming}
     taken = {"node-1": FRONT, "node-3": BACK}
     cluster.plan_ready(both(4, first=taken, second=halves), 1.1)
-    assert cluster.core.seated_but_of(GOAL.model).isdisjoint(taken)
+    assert cluster.core.view.seated_but_of(GOAL.model).isdisjoint(taken)

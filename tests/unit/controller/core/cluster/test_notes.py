@@ -93,12 +93,12 @@ def test_the_notes_that_stand_tell_the_whole_state_at_any_time(seed: int) -> Non
             cluster, saved = world.cluster, dict(world.cluster.saved)
             again = Prompt.recover(cluster.settings, drawer(), saved, world.now_s, world.now_s)
             assert again.plan == cluster.plan
-            assert again.next_plan_number == cluster.next_plan_number
-            assert [n.node_id for n in again.nodes_view()] == [
-                n.node_id for n in cluster.nodes_view()
+            assert again.view.next_plan_number == cluster.view.next_plan_number
+            assert [n.node_id for n in again.view.nodes()] == [
+                n.node_id for n in cluster.view.nodes()
             ]
-            assert [(p.pipeline_id, p.formation_id, p.stages) for p in again.pipelines_view()] == [
-                (p.pipeline_id, p.formation_id, p.stages) for p in cluster.pipelines_view()
+            assert [(p.pipeline_id, p.formation_id, p.stages) for p in again.view.pipelines()] == [
+                (p.pipeline_id, p.formation_id, p.stages) for p in cluster.view.pipelines()
             ]
-            assert set(again.deadlines_s()) == set(cluster.deadlines_s())
-            assert again.running() == cluster.running()
+            assert set(again.view.deadlines_s()) == set(cluster.view.deadlines_s())
+            assert again.view.running() == cluster.view.running()

@@ -115,7 +115,7 @@ def test_what_fails_at_the_second_model_fails_for_whoever_asked() -> None:
 def test_of_several_models_none_goes_to_sleep() -> None:
     two = Two(Wishes(nodes_min=0))
     assert two.succession.look(1e6).actions == ()
-    assert two.cluster.core.asleep() == ()
+    assert two.cluster.core.view.asleep() == ()
 
 
 def adopted_by(two: Two) -> Plan:
