@@ -84,7 +84,7 @@ def alike(records: list[meshes.StreamRecord], expected: list[meshes.StreamRecord
 async def test_a_mesh_that_nobody_asks_costs_nothing_and_wakes_with_the_first_request(
     tmp_path: Path, client: httpx.AsyncClient
 ) -> None:
-    patient = {"controller_sleep_s": "3", "router_route_wait_s": f"{PATIENCE_S:g}"}
+    patient = {"controller_sleep_s": "10", "router_route_wait_s": f"{PATIENCE_S:g}"}
     async with market(tmp_path, "--nodes-min", "0", **patient) as (mesh, watch):
         expected = await asked_together(client, mesh.url())
         awake = await watch.until(lambda status: status.cost_per_hour > 0)
