@@ -1,9 +1,10 @@
 """A mesh that shrinks and grows under eight streams: how soon the other plan serves, and the gaps.
 
 `python -m bench.elastic` starts six nodes. Two of them are taken with 30 s of notice and no
-replacement to be had; two are offered again; two are killed. It prints JSON and ends with 1 when a
-stream failed or differs from the undisturbed one, a plan came too late, or a planned move left a
-gap of over 0.3 s beside its replay.
+replacement to be had; two are offered again; two are killed. It prints JSON, with the speeds that
+were declared of the nodes and those that they achieved, and ends with 1 when a stream failed or
+differs from the undisturbed one, a plan came too late, or a planned move left a gap of over 0.3 s
+beside its replay.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 
 from bench import mesh as meshes
 from bench import moves
+from bench.speeds import node_speeds
 from services.common import channels
 
 TOKENS = 250
@@ -197,6 +199,7 @@ async def measured(
                     said(f"{name}: plan {phases[-1].plan} after {phases[-1].serves_s:.1f} s")
                 streams.enough = True
             history = await watch.history()
+            speeds = await node_speeds(channel)
         expected = await meshes.undisturbed(client, mesh.url(), bodies)
     ends = [*(phase.began_s for phase in phases[1:]), math.inf]
     failed, differ = streams.amiss(expected)
@@ -208,6 +211,7 @@ async def measured(
         "differ": differ,
         "planned_moves": len(planned),
         "planned_gap_less_replay_s": max((m.gap_s - m.replay_s for m in planned), default=0.0),
+        "speeds": [asdict(speed) for speed in speeds],
         "phases": [
             asdict(phase) | {"longest_gap_s": streams.longest_gap_s(phase.began_s, ends_s)}
             for phase, ends_s in zip(phases, ends, strict=True)

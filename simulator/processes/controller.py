@@ -415,9 +415,9 @@ class SimulatedController(Process):
         if isinstance(result, ShuntError):
             refused = self.succession.failed(question, result, now_s)
             self.act(refused.actions)
-            self._ask(refused.question)
             if refused.refused:
                 self.monitor.operator_told(None)
+            self._ask(refused.question)
             return
         serving = self.monitor.adopts(result.plan) if result.plan is not None else {}
         taken = self.succession.answered(question, result, now_s)
@@ -431,15 +431,14 @@ class SimulatedController(Process):
         self.stir()
 
     def _load(self, load: LoadStage) -> None:
-        asked = (load.node_id, load.incarnation, load.layers)
         spec = StageSpec(load.layers, load.tp_degree)
 
         def loaded(result: Any) -> None:
             now_s, cluster = self.clock.now_s, self.cluster
             if isinstance(result, ShuntError):
-                cluster.load_failed(*asked, result.message, result.permanent, now_s)
+                cluster.load_failed(load, result.message, result.permanent, now_s)
             else:
-                cluster.load_done(*asked, result, now_s)
+                cluster.load_done(load, result, now_s)
             self.stir()
 
         self._call(load.incarnation, "hold", (load.model, spec), loaded)

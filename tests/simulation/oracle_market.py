@@ -116,7 +116,8 @@ class MarketOracle(ClusterOracle):
             if self._now_s < self._refused_until_s.get(one.offer.offer_id, 0.0) - SLACK:
                 self.fail(23, f"{one.offer.offer_id} said no and is named again")
         cool_s = self.world.settings.replanning.cool_down_s if self.world is not None else 0.0
-        if improve and not self._operators and self._now_s < self._changed_s + cool_s - SLACK:
+        improving = improve and not self._operators
+        if improving and self._now_s < self._changed_s + cool_s - SLACK:
             self.fail(27, f"asked to improve {self._now_s - self._changed_s:.2f} s behind a change")
 
     def operator_asks(self) -> None:

@@ -281,8 +281,9 @@ class Succession:
     def _still_holds(self, asked: Question, named: frozenset[str], plan: Plan) -> bool:
         """No other plan has come meanwhile, and the nodes that the answer names are there; where
         others sit by now is the cluster's."""
-        there = {node.node_id for node in self._cluster.view.staying()}
-        newest = asked.number == self._cluster.view.next_plan_number
+        view = self._cluster.view
+        there = {node.node_id for node in view.staying()}
+        newest = asked.number == view.next_plan_number
         return newest and plan.models == self._cluster.goals.models and named <= there
 
     # Sleep
