@@ -326,7 +326,7 @@ MISTAKES = (
     Mistake(
         "an answer to an older question is taken up",
         SUCCESSION,
-        "        newest = asked.number == self._cluster.view.next_plan_number",
+        "        newest = asked.number == view.next_plan_number",
         "        newest = True",
         MARKETS,
     ),
