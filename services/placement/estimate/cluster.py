@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from services.common.errors import InvalidArgument
@@ -29,6 +29,11 @@ class NodeClass:
     pool: str = ""
     spot: bool = False
     interruptions_per_hour: float = 0.0
+
+    @property
+    def performance(self) -> NodeClass:
+        """What decides its speed: the class without price, pool and market."""
+        return replace(self, price_per_hour=0.0, pool="", spot=False, interruptions_per_hour=0.0)
 
 
 @dataclass(frozen=True)
