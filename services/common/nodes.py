@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from services.common.generation import LayerRange, ModelRef
+from services.common.machine import NOTHING_KNOWN, MachineFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +26,24 @@ class NodeFacts:
     address: str
     pid: int
     shape: NodeShape
+    machine: MachineFacts = NOTHING_KNOWN
+    """What it runs on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One member of a formation: a node's process and the layers it runs there."""
+    """One member of a formation: a node's process and the stage it runs there."""
 
     node_id: str
     incarnation: str
     address: str
     layers: LayerRange
+    tp_degree: int = 1
+
+    @property
+    def stage(self) -> StageSpec:
+        """What it must hold for that."""
+        return StageSpec(self.layers, self.tp_degree)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +52,7 @@ class StageSpec:
 
     layers: LayerRange
     tp_degree: int = 1
+    """Ranks that share it."""
 
 
 @dataclass(frozen=True, slots=True)

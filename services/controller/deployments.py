@@ -88,11 +88,11 @@ class Deployments:
             cluster = self._cluster
             if cluster.plan is None:
                 raise Unavailable("the mesh has no plan yet: its nodes are starting")
-            if cluster.asleep():
+            if cluster.view.asleep():
                 raise Unavailable("the mesh sleeps, and has no node: ask its model for something")
             facts = await self._facts(model)
             goals = self.goals.adding(Goal(facts, aim))
-            plan = await self._planning.plan(cluster.plan_question(goals))
+            plan = await self._planning.plan(cluster.view.plan_question(goals))
             number = await self._change(goals, lambda: plan)
             return number, facts.ref
 
@@ -104,7 +104,7 @@ class Deployments:
             if cluster.plan is None:
                 return await self._change(goals, lambda: None)
             try:
-                plan = await self._planning.plan(cluster.plan_question(goals))
+                plan = await self._planning.plan(cluster.view.plan_question(goals))
             except ShuntError as error:
                 _log.warning("others do not get the nodes yet", extra={"why": error.message})
                 return await self._change(goals, lambda: _without(cluster.plan, model_id))
@@ -115,7 +115,7 @@ class Deployments:
         await self.write(goals)
         made = plan()
         if made is not None:
-            made = replace(made, number=self._cluster.next_plan_number)
+            made = replace(made, number=self._cluster.view.next_plan_number)
         await self._runtime.aim_at(goals, made)
         return made.number if made is not None else 0
 

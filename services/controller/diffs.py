@@ -63,8 +63,8 @@ async def plan_diff(
     plan_json: str, *, cluster: Cluster, market: Market, placement: Estimator, now_s: float
 ) -> PlanDiff:
     """Raises InvalidArgument as the plan's application would."""
-    plan = operators_plan(plan_json, cluster.next_plan_number, cluster.goals)
-    found = cluster.difference(plan, now_s)
+    plan = operators_plan(plan_json, cluster.view.next_plan_number, cluster.goals)
+    found = cluster.view.difference(plan, now_s)
     launched = {
         name: market.named(action.offer_id, action.shape, now_s)
         for name, action in found.launched.items()
@@ -88,7 +88,7 @@ Modelled = Sequence[tuple[ModelRef, Sequence[StageToBe]]]
 def _present(cluster: Cluster) -> Modelled:
     return [
         (model, [StageToBe(s.node_id, s.layers, s.tp_degree, s.shape, ()) for s in pipeline.stages])
-        for model, pipeline in cluster.running()
+        for model, pipeline in cluster.view.running()
     ]
 
 
@@ -128,7 +128,7 @@ def _question(
             offer = bought or market.offer(market.offer_id_of(name))
             nodes[name] = (stage.shape if bought is None else bought.shape, offer)
             named[-1].append(replace(stage, node_id=name))
-    there = {node.node_id: node.held for node in cluster.staying() if node.node_id in nodes}
+    there = {node.node_id: node.held for node in cluster.view.staying() if node.node_id in nodes}
     held = {name: stage for name, stage in there.items() if stage is not None}
     return Estimating(goal, nodes, named, held)
 

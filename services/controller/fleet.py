@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from services.common.errors import FailedPrecondition, ShuntError, Unavailable
 from services.common.nodes import NodeFacts
@@ -85,7 +86,7 @@ class Fleet:
         """Notices that were given before a restart: who gave them has forgotten, too."""
         if not self._provider.capabilities.gives_notice:
             return
-        for node_id, deadline_s in self._cluster.deadlines_s().items():
+        for node_id, deadline_s in self._cluster.view.deadlines_s().items():
             if self._provider.holds(node_id):
                 left_s = max(0.0, deadline_s - self._clock())
                 self._provider.give_notice(node_id, left_s, NoticeKind.OPERATOR)
@@ -96,6 +97,13 @@ class Fleet:
         """The handle of a process that registers as a node; empty when it is not one of ours.
         Raises PermissionDenied."""
         return await self._provider.recognise(node_id, pid)
+
+    def believed(self, facts: NodeFacts, handle: str) -> NodeFacts:
+        """What a process that registers says of its node: a provider that declares may have told a
+        node of its own what that is, and nobody else may."""
+        if handle and self._provider.capabilities.declares:
+            return facts
+        return replace(facts, machine=facts.machine.found_alone())
 
     def found(self, facts: NodeFacts, handle: str) -> list[Action]:
         """A process that registered is the provider's, if it has a handle."""
@@ -135,7 +143,7 @@ class Fleet:
 
     async def end(self) -> None:
         """Ends every node the provider launched."""
-        ends = [self.terminate(TerminateNode(node.node_id)) for node in self._cluster.nodes_view()]
+        ends = [self.terminate(TerminateNode(node.node_id)) for node in self._cluster.view.nodes()]
         await asyncio.gather(*ends)
 
     async def interrupt(self, node_id: str, notice_s: float, kill: bool) -> None:
@@ -164,11 +172,11 @@ class Fleet:
             raise Unavailable("the provider has given no notice yet") from None
 
     def _goes_by(self, node_id: str, deadline_s: float) -> bool:
-        known_s = self._cluster.deadlines_s().get(node_id)
+        known_s = self._cluster.view.deadlines_s().get(node_id)
         return known_s is not None and known_s <= deadline_s + SAME_NOTICE_S
 
     def _lives(self, node_id: str) -> bool:
-        node = self._cluster.node_view(node_id)
+        node = self._cluster.view.node(node_id)
         return node is not None and node.state is not NodeState.LOST
 
     # What the provider says

@@ -8,12 +8,8 @@ from collections.abc import Iterable, Sequence
 from prometheus_client import Counter, Gauge
 
 from services.common.exchange import Checkpoint, CheckpointRefusal, CheckpointResult
-from services.controller.core.cluster.actions import (
-    NodeState,
-    NodeView,
-    PipelineState,
-    PipelineView,
-)
+from services.controller.core.cluster.actions import NodeState, PipelineState
+from services.controller.core.cluster.views import NodeView, PipelineView
 from services.controller.journal.journal import JournalRoom
 
 _CHECKPOINTS = Counter("shunt_controller_checkpoints", "Checkpoints received.")

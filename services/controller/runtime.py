@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 
 from services.common.errors import (
     NotFound,
     ShuntError,
 )
-from services.common.nodes import Member, NodeFacts, StageSpec
+from services.common.nodes import NodeFacts
 from services.controller import metrics
 from services.controller.core.cluster.actions import (
     Action,
@@ -21,11 +21,9 @@ from services.controller.core.cluster.actions import (
     DrainFormation,
     FormPipeline,
     LaunchNode,
-    Loaded,
     LoadStage,
     LogEvent,
     NodeState,
-    NodeView,
     PersistCluster,
     RoutesChanged,
     ShunOffer,
@@ -35,11 +33,12 @@ from services.controller.core.cluster.applying import operators_plan
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.plan import Plan
-from services.controller.core.cluster.turns import Turns
+from services.controller.core.cluster.views import NodeView
 from services.controller.diffs import PlanDiff, plan_diff
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
 from services.controller.fleet import Fleet
+from services.controller.formations import Formations
 from services.controller.journal.journal import Journal, LoggedEvent, Saved
 from services.controller.planning import Planning
 from services.controller.providers.provider import Provider
@@ -117,7 +116,6 @@ class ClusterRuntime:
         self._tasks: asyncio.TaskGroup
         self._carrying_out: asyncio.Task[None] | None = None
         self._of_node: dict[str, set[asyncio.Task[None]]] = {}
-        self._turns = Turns()
         self._stirred = Signal()
         """Something happened to the core."""
         self._turn: _Turn | None = None
@@ -137,6 +135,9 @@ class ClusterRuntime:
             clock=clock,
         )
         self.market = self._fleet.market
+        self._formations = Formations(
+            cluster, engines, begin=self._begin, stir=self._stir, clock=clock
+        )
 
     async def run(self, saved: Mapping[str, str]) -> None:
         """Works until cancelled; `saved` is what the journal held at the start."""
@@ -158,6 +159,7 @@ class ClusterRuntime:
     async def register(self, facts: NodeFacts) -> None:
         """A node says what it is. Raises StaleEpoch, PermissionDenied."""
         handle = await self._fleet.recognise(facts.node_id, facts.pid)
+        facts = self._fleet.believed(facts, handle)
         self.cluster.register(facts, self._clock())
         if differs := self._fleet.found(facts, handle):
             self._submit(differs)
@@ -174,7 +176,7 @@ class ClusterRuntime:
 
     def suspect(self, node_id: str) -> None:
         """Somebody lost a node: looks whether its process still listens."""
-        node = self.cluster.node_view(node_id)
+        node = self.cluster.view.node(node_id)
         if self.closing or node is None or not node.address:
             return
         if node_id not in self._probing:
@@ -195,7 +197,7 @@ class ClusterRuntime:
 
     async def apply_plan(self, plan_json: str, source: str) -> int:
         """Adopts an operator's plan from this file; returns its number. Raises InvalidArgument."""
-        number = self.cluster.next_plan_number
+        number = self.cluster.view.next_plan_number
         plan = operators_plan(plan_json, number, self.cluster.goals, source)
         self.cluster.plan_ready(plan, self._clock())
         await self._stir()
@@ -239,7 +241,7 @@ class ClusterRuntime:
         await self._fleet.end()
 
     def _gone(self, node_id: str, reason: str, incarnation: str | None = None) -> None:
-        node = self.cluster.node_view(node_id)
+        node = self.cluster.view.node(node_id)
         if node is not None:
             if incarnation not in (None, node.incarnation):
                 return  # a newer process has its name
@@ -299,7 +301,7 @@ class ClusterRuntime:
                 await self._persist()
             for asked in together:
                 await self._begin_asked(asked)
-            for address in self._engines.addresses - self.cluster.addresses():
+            for address in self._engines.addresses - self.cluster.view.addresses():
                 self._tasks.create_task(self._engines.forget(address))
             self._heads_changed.fire()
             self.changed.fire()
@@ -344,16 +346,8 @@ class ClusterRuntime:
                 self._fleet.shun(node_id)
             case AskPlan():
                 self._begin(self._plan(action))
-            case LoadStage():
-                self._begin_all(self._turns.load(action))
-            case FormPipeline():
-                self._begin_all(self._turns.form(action))
-            case DissolveFormation():
-                self._turns.dissolve(action)
-                for member in action.members:
-                    self._begin(self._dissolve(action.formation_id, member))
-            case DrainFormation():
-                self._begin(self._drain(action), action.head.node_id)
+            case LoadStage() | FormPipeline() | DissolveFormation() | DrainFormation():
+                self._formations.carry_out(action)
 
     def _begin(
         self, work: Coroutine[None, None, None], node_id: str | None = None
@@ -373,63 +367,4 @@ class ClusterRuntime:
             self.cluster.plan_failed(error.message, error.permanent, self._clock())
         else:
             self.cluster.plan_ready(plan, self._clock())
-        self._stir()
-
-    async def _load(self, action: LoadStage) -> None:
-        progress = metrics.LOADED.labels(action.node_id)
-        try:
-            stages = [StageSpec(action.layers, action.tp_degree)]
-            (held,) = await self._engines.hold(
-                action.address, action.model, stages, lambda done, total: progress.set(done)
-            )
-        except ShuntError as error:
-            self.cluster.load_failed(
-                action.node_id,
-                action.incarnation,
-                action.layers,
-                error.message,
-                error.permanent,
-                self._clock(),
-            )
-        else:
-            loaded = Loaded(held.kv_blocks, held.numerics_class, held.held)
-            self.cluster.load_done(
-                action.node_id, action.incarnation, action.layers, loaded, self._clock()
-            )
-        finally:
-            metrics.LOADED.remove(action.node_id)
-        self._stir()
-
-    def _begin_all(self, actions: Iterable[FormPipeline | LoadStage]) -> None:
-        for action in actions:
-            if isinstance(action, LoadStage):
-                self._begin(self._load(action), action.node_id)
-            else:
-                self._begin(self._form(action))
-
-    async def _form(self, action: FormPipeline) -> None:
-        if not self.cluster.pipeline_of(action.formation_id):
-            return  # a member was lost meanwhile
-        try:
-            await self._engines.form(action)
-        except ShuntError as error:
-            self.cluster.form_failed(action.formation_id, error.message, self._clock())
-        else:
-            self.cluster.formed(action.formation_id, self._clock())
-        self._stir()
-
-    async def _dissolve(self, formation_id: str, member: Member) -> None:
-        try:
-            await self._engines.dissolve(formation_id, member)
-        except ShuntError as error:
-            _log.info("member not told", extra={"node_id": member.node_id, "why": error.message})
-        self._begin_all(self._turns.left(member.incarnation, formation_id))
-
-    async def _drain(self, action: DrainFormation) -> None:
-        try:
-            sealed = await self._engines.drain(action.formation_id, action.head)
-        except ShuntError as error:
-            self.cluster.drain_failed(action.formation_id, error.message, self._clock())
-        else:
-            self.cluster.drained(action.formation_id, sealed, self._clock())
         self._stir()

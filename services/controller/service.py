@@ -20,9 +20,9 @@ from services.common.errors import FailedPrecondition, InvalidArgument, NotFound
 from services.common.exchange import CheckpointResult
 from services.common.generation import CancelReason
 from services.controller import metrics, wire, wire_demand, wire_plans
-from services.controller.core.cluster.actions import NodeView
 from services.controller.core.cluster.goals import Goal
 from services.controller.core.cluster.market import MAX_NOTICE_S
+from services.controller.core.cluster.views import NodeView
 from services.controller.core.ledger.population import Population
 from services.controller.deployments import Deployments
 from services.controller.engines import Engines
@@ -163,7 +163,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         """Those of the journal too: a controller that was started again knows whose they are."""
         if self._processes is None:
             self._processes = Processes()
-            for node in self._runtime.cluster.nodes_view():
+            for node in self._runtime.cluster.view.nodes():
                 if node.incarnation:
                     self._processes.registered(node.node_id, node.incarnation)
         return self._processes
@@ -185,7 +185,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
                     version=version,
                     routes=[wire.route_to(route) for route in routes],
                     handing_over_formation_ids=self._runtime.cluster.handing_over(),
-                    deployed=map(wire.deployed_to, self._runtime.cluster.deployed_models()),
+                    deployed=map(wire.deployed_to, self._runtime.cluster.view.models()),
                 )
         finally:
             self._routers[router_id] -= 1
@@ -294,7 +294,8 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
 
     async def Replan(self, request: pb.ReplanRequest, context: Context) -> pb.ReplanResponse:
         await self._runtime.started.wait()
-        told = await self._replans.now()
+        budget = request.budget_per_hour if request.HasField("budget_per_hour") else None
+        told = await self._replans.now(budget)
         return pb.ReplanResponse(
             change=told.change, number=told.number, gain=told.gain, reasons=told.reasons
         )
@@ -310,8 +311,8 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
     ) -> pb.GetStatusResponse:
         cluster, market = self._runtime.cluster, self._runtime.market
         population = self._generations.population()
-        nodes = {node.node_id: node for node in cluster.nodes_view()}
-        pipelines = {pipeline.pipeline_id: pipeline for pipeline in cluster.pipelines_view()}
+        nodes = {node.node_id: node for node in cluster.view.nodes()}
+        pipelines = {pipeline.pipeline_id: pipeline for pipeline in cluster.view.pipelines()}
         generations = {line.generation_id: line for line in population.open}
         shown = page(
             {"nodes": nodes, "pipelines": pipelines, "generations": generations},
@@ -342,14 +343,15 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
             deployments=deployments,
             finished_generations=population.finished,
             cancelled_generations=population.cancelled,
-            faults=[wire.fault_to(fault, cluster.unix_offset_s) for fault in cluster.faults()],
-            unusable=cluster.unusable(),
+            faults=[wire.fault_to(fault, cluster.unix_offset_s) for fault in cluster.view.faults()],
+            unusable=cluster.view.unusable(),
             plan=None if cluster.plan is None else wire_plans.plan_to(cluster.plan),
             offers=[wire.offer_to(offer, market) for offer in market.offers()],
+            budget_per_hour=cluster.settings.budget_per_hour or None,
             cost_per_hour=market.cost_per_hour(),
             on_demand_cost_per_hour=market.on_demand_cost_per_hour(),
-            spares=[wire.spare_to(spare) for spare in cluster.spares()],
-            spares_cost_per_hour=cluster.spares_cost_per_hour(),
+            spares=[wire.spare_to(spare) for spare in cluster.view.spares()],
+            spares_cost_per_hour=cluster.view.spares_cost_per_hour(),
             workloads=[
                 wire_demand.workload_to(name, workload, self._replans.open(name))
                 for name in (goal.model.model_id for goal in cluster.goals.deployed)
@@ -360,7 +362,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
     def _deployment(self, goal: Goal) -> pb.DeploymentView:
         cluster = self._runtime.cluster
         ready = sum(route.model == goal.model for route in cluster.routes()[1])
-        reasons = (one.unusable for one in cluster.deployed_models() if one.model == goal.model)
+        reasons = (one.unusable for one in cluster.view.models() if one.model == goal.model)
         return wire.deployment_to(
             goal, ready, next(reasons, ""), self._deployments.newer_digest(goal.model)
         )

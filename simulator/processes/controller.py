@@ -18,7 +18,7 @@ from services.common.errors import (
 )
 from services.common.exchange import Checkpoint, Grant, ResumeQuestion
 from services.common.generation import CancelReason
-from services.common.nodes import NodeFacts
+from services.common.nodes import NodeFacts, StageSpec
 from services.controller.core.cluster import actions as cluster_actions
 from services.controller.core.cluster.actions import (
     AskPlan,
@@ -38,9 +38,9 @@ from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.dealer import Dealer
 from services.controller.core.cluster.market import Market, NodeGone, Offer, ProviderEvent
 from services.controller.core.cluster.plan import Plan
-from services.controller.core.cluster.question import NextPlan, Replanning
+from services.controller.core.cluster.question import Dividing, NextPlan, Question
 from services.controller.core.cluster.replanning import Replanner
-from services.controller.core.cluster.succession import Succession
+from services.controller.core.cluster.succession import Replanned, Succession
 from services.controller.core.cluster.turns import Turns
 from services.controller.core.cluster.workload import Workloads
 from services.controller.core.ledger.ledger import Ledger
@@ -79,8 +79,10 @@ class ControllerMonitor(Protocol):
     def ends_node(self, cluster: Cluster, end: TerminateNode) -> None: ...
     def hears(self, event: ProviderEvent, market: Market) -> None: ...
     def orders(self, node_id: str, offer: Offer, market: Market) -> None: ...
-    def asks(self, question: Replanning) -> None: ...
-    def answers(self, question: Replanning, answer: NextPlan) -> None: ...
+    def operator_asks(self) -> None: ...
+    def operator_told(self, replanned: Replanned | None) -> None: ...
+    def asks(self, question: Question) -> None: ...
+    def answers(self, question: Question, answer: NextPlan) -> None: ...
     def adopts(self, plan: Plan) -> dict[str, str]: ...
     def adopted(self, serving: dict[str, str]) -> None: ...
 
@@ -109,6 +111,8 @@ class SimulatedController(Process):
         self._turns = Turns()
         self._wakes_at_s = -inf
         self._stirred = False
+        self.deeds = 0
+        """How often something was to be done: while it is the same, so is the cluster."""
         monitor.restarted()
         now_s, settings = self.clock.now_s, environment.settings
         self.ledger = Ledger.recover(settings.ledger, records, now_s)
@@ -117,7 +121,7 @@ class SimulatedController(Process):
         self.dealer = Dealer(self.cluster, shun_offer_s=settings.shun_offer_s)
         self.act(self.dealer.offered(provider.offers()))
         self.cluster.start(now_s)
-        for node in self.cluster.nodes_view():
+        for node in self.cluster.view.nodes():
             if provider.adopt(node.node_id):
                 self.dealer.lives(node.node_id, provider.offer_of(node.node_id))
             else:
@@ -233,7 +237,7 @@ class SimulatedController(Process):
     def _checkpoints(self, stream: Stream, sent: tuple[int, tuple[Checkpoint, ...]]) -> None:
         message, checkpoints = sent
         for checkpoint in checkpoints:
-            runs_at = self.cluster.runs_at(checkpoint.formation_id)
+            runs_at = self.cluster.view.runs_at(checkpoint.formation_id)
             before = self.monitor.before(self.ledger, checkpoint)
             outcome = self.ledger.checkpoint(checkpoint, runs_at, self.clock.now_s)
             self.monitor.checkpoint(self.ledger, checkpoint, outcome, before)
@@ -246,7 +250,7 @@ class SimulatedController(Process):
             self.ledger.left(question.generation_id, now_s)
             return
         try:
-            outcome = self.ledger.resume(question, self.cluster.heads(now_s), now_s)
+            outcome = self.ledger.resume(question, self.cluster.view.heads(now_s), now_s)
         except ShuntError as error:
             reply(error)
             return
@@ -273,7 +277,7 @@ class SimulatedController(Process):
         """What the journal holds."""
         try:
             now_s = self.clock.now_s
-            outcome = self.ledger.view(name, self.cluster.heads(now_s), now_s)
+            outcome = self.ledger.view(name, self.cluster.view.heads(now_s), now_s)
         except ShuntError as error:
             reply(error)
             return
@@ -283,7 +287,7 @@ class SimulatedController(Process):
         """A client's retry looks for its first ask."""
         try:
             now_s = self.clock.now_s
-            outcome = self.ledger.claim(ask_digest, self.cluster.heads(now_s), now_s)
+            outcome = self.ledger.claim(ask_digest, self.cluster.view.heads(now_s), now_s)
         except ShuntError as error:
             reply(error)
             return
@@ -293,6 +297,7 @@ class SimulatedController(Process):
 
     def act(self, actions: Sequence[cluster_actions.Action]) -> None:
         """Does what the core asks."""
+        self.deeds += bool(actions)
         for action in actions:
             if isinstance(action, LaunchNode):
                 self._launch(action)
@@ -384,6 +389,13 @@ class SimulatedController(Process):
         self.monitor.adopted(serving)
         self.stir()
 
+    def replan(self) -> None:
+        """An operator has the whole planned anew. Raises FailedPrecondition where there is no plan
+        yet."""
+        self.succession.operator_asks(self.clock.now_s)
+        self.monitor.operator_asks()
+        self._look()
+
     def _look(self) -> None:
         look = self.succession.look(self.clock.now_s)
         self.act(look.actions)
@@ -391,38 +403,45 @@ class SimulatedController(Process):
             self.stir()
         self._ask(look.question)
 
-    def _ask(self, question: Replanning | None) -> None:
+    def _ask(self, question: Question | None) -> None:
         if question is not None:
             self.monitor.asks(question)
             answered = partial(self._replanned, question)
-            self.call(PLACEMENT, "replan", (question,), answered, PLAN_S)
+            method = "divide" if isinstance(question, Dividing) else "replan"
+            self.call(PLACEMENT, method, (question,), answered, PLAN_S)
 
-    def _replanned(self, question: Replanning, result: Any) -> None:
+    def _replanned(self, question: Question, result: Any) -> None:
         now_s = self.clock.now_s
         if isinstance(result, ShuntError):
-            self.act(self.succession.failed(question, result, now_s)[0])
+            refused = self.succession.failed(question, result, now_s)
+            self.act(refused.actions)
+            if refused.refused:
+                self.monitor.operator_told(None)
+            self._ask(refused.question)
             return
         serving = self.monitor.adopts(result.plan) if result.plan is not None else {}
         taken = self.succession.answered(question, result, now_s)
         if any(isinstance(one, LogEvent) and one.kind == "plan_chosen" for one in taken.actions):
             self.monitor.answers(question, result)
             self.monitor.adopted(serving)
+        if taken.told is not None:
+            self.monitor.operator_told(taken.told)
         self.act(taken.actions)
         self._ask(taken.question)
         self.stir()
 
     def _load(self, load: LoadStage) -> None:
-        asked = (load.node_id, load.incarnation, load.layers)
+        spec = StageSpec(load.layers, load.tp_degree)
 
         def loaded(result: Any) -> None:
             now_s, cluster = self.clock.now_s, self.cluster
             if isinstance(result, ShuntError):
-                cluster.load_failed(*asked, result.message, result.permanent, now_s)
+                cluster.load_failed(load, result.message, result.permanent, now_s)
             else:
-                cluster.load_done(*asked, result, now_s)
+                cluster.load_done(load, result, now_s)
             self.stir()
 
-        self._call(load.incarnation, "hold", (load.model, load.layers), loaded)
+        self._call(load.incarnation, "hold", (load.model, spec), loaded)
 
     def _dissolve(self, formation_id: str, incarnation: str) -> None:
         self.monitor.dissolves(incarnation, formation_id)
@@ -437,7 +456,7 @@ class SimulatedController(Process):
         for form in actions:
             if isinstance(form, LoadStage):
                 self._load(form)
-            elif self.cluster.pipeline_of(form.formation_id):  # else a member was lost meanwhile
+            elif self.cluster.view.pipeline_of(form.formation_id):  # no member was lost meanwhile
                 self.monitor.forms(form)
                 self._form(form)
 

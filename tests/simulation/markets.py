@@ -46,8 +46,7 @@ OFFERS = (
 BUDGETS = (0.0, 0.0, 1.9, 2.5, 4.0)
 OBJECTIVES = ("throughput", "throughput-per-cost", "goodput-per-cost")
 TWO_MODELS = 0.3
-"""Share of the markets without a budget in which two models share the nodes: with one, a model that
-nothing is left for waits until the other has less."""
+"""Share of the markets in which two models share the nodes, and the budget."""
 NODES_MAX = 7
 RATES = (0.0, 2.0, 10.0, 40.0)
 REPORT_S = 0.5
@@ -70,7 +69,7 @@ class MarketSchedule:
         goal, budget = Goal(FACTS, Aim(random.choice(OBJECTIVES))), random.choice(BUDGETS)
         self._models = Random(f"market {seed} models")
         goals = Goals.of(goal)
-        if self._models.random() < TWO_MODELS and not budget:
+        if self._models.random() < TWO_MODELS:
             goals = goals.adding(Goal(OTHER, Aim(self._models.choice(OBJECTIVES))))
         settings = SimulationSettings(exact=seed % 2 == 0, offers=OFFERS, goals=goals)
         wishes = Wishes(
@@ -128,6 +127,7 @@ class MarketSchedule:
         said = "router", clock.now_s, dict(counter.counts())
         self.world.network.tell(CONTROLLER, "reported", *said, after_s=0.002)
         clock.after(REPORT_S, self._report)
+        self.oracle.check_status()
 
     def _watch(self) -> None:
         """Looks, and now and then has the controller die in the middle of a change."""
@@ -275,6 +275,14 @@ class MarketSchedule:
         controller.adopt(plan)
         return True
 
+    def replans(self) -> bool:
+        """An operator has the whole planned anew."""
+        controller = self.world.controller
+        if not controller.alive or controller.cluster.plan is None:
+            return False
+        controller.replan()
+        return True
+
     def jump(self) -> bool:
         """So much more is asked, or so much less; nothing, for a while or for good."""
         self._rate_rps = self.random.choice(RATES)
@@ -353,6 +361,7 @@ HAPPENINGS: dict[str, Callable[[MarketSchedule], bool]] = {
     "one_taken": MarketSchedule.one_taken,
     "noticed": MarketSchedule.noticed,
     "operator": MarketSchedule.operator,
+    "replans": MarketSchedule.replans,
     "jump": MarketSchedule.jump,
     "placement_away": MarketSchedule.placement_away,
     "crash": MarketSchedule.crash,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from watch import Watch
 
+from services.common.nodes import StageSpec
 from services.controller.core.cluster.actions import (
     Action,
     FormPipeline,
@@ -21,10 +22,12 @@ from services.controller.core.cluster.difference import Difference
 from services.controller.core.cluster.lacks import waits_for_money
 from services.controller.core.cluster.pipeline import Pipeline
 from services.controller.core.cluster.state import State
+from simulator.processes.controller import SimulatedController
 from simulator.processes.engine import SimulatedEngine
 from simulator.processes.stages import LAYER_COUNT
 
 TROUBLES = ("node_lost", "interruption_noticed", "load_failed", "node_released")
+SLACK = 1e-6
 SETTLED_LAUNCHES = 3
 """Failed launches with which a plan may be made from the nodes there are; one of which nobody
 hears again is waited for longer than for a plan."""
@@ -45,6 +48,8 @@ class ClusterOracle(Watch):
         """Nodes that another may have taken the place of."""
         self._leaving: set[tuple[str, str]] = set()
         """Members that were told to leave a formation, and have yet to answer."""
+        self._checked: tuple[SimulatedController, int] | None = None
+        """Whose formations were looked at, and behind how many of its deeds."""
 
     def cluster_event(self, cluster: Cluster, event: LogEvent) -> None:
         """Of the event log."""
@@ -61,14 +66,16 @@ class ClusterOracle(Watch):
 
     def came_of(self, told: Difference, cluster: Cluster, actions: Sequence[Action]) -> None:
         """A plan was adopted, of which this had been told before."""
-        views = cluster.pipelines_view()
+        views = cluster.view.pipelines()
         wanted = {p.pipeline_id for _, p in cluster.plan.pipelines()} if cluster.plan else set()
         said = {
-            name: [(stage.node_id, stage.layers) for stage in stages]
+            name: [(stage.node_id, stage.layers, stage.tp_degree) for stage in stages]
             for name, stages in told.pipelines.items()
         }
         done = {
-            view.pipeline_id: [(stage.node_id, stage.layers) for stage in view.stages]
+            view.pipeline_id: [
+                (stage.node_id, stage.layers, stage.tp_degree) for stage in view.stages
+            ]
             for view in views
             if view.pipeline_id in wanted
         }
@@ -103,7 +110,8 @@ class ClusterOracle(Watch):
             process = provider.nodes.get(seat.node_id) if provider is not None else None
             if not isinstance(process, SimulatedEngine):
                 return False
-            stage, holdings = (seat.stage.model, seat.stage.layers), process.holdings
+            spec = StageSpec(seat.stage.layers, seat.stage.tp_degree)
+            stage, holdings = (seat.stage.model, spec), process.holdings
             has = holdings.can_form(stage) or holdings.fetched == stage
             known = process.alive and process.name == state.nodes[seat.node_id].incarnation
             if known and not has:
@@ -158,6 +166,9 @@ class ClusterOracle(Watch):
         controller = self.world.controller if self.world else None
         if controller is None or not controller.alive:
             return
+        if self._checked == (controller, controller.deeds):
+            return
+        self._checked = controller, controller.deeds
         state = controller.cluster._state
         processes: Counter[str] = Counter()
         for pipeline in state.pipelines.values():
@@ -167,6 +178,9 @@ class ClusterOracle(Watch):
                 ends = [0, *(part.end for part in layers)]
                 if [part.start for part in layers] != ends[:-1] or ends[-1] != LAYER_COUNT:
                     self.fail(14, f"{pipeline.pipeline_id} runs {layers}")
+                degrees = [member.tp_degree for member in pipeline.formation.members]
+                if degrees != [seat.stage.tp_degree for seat in pipeline.seats]:
+                    self.fail(14, f"{pipeline.pipeline_id} runs its stages on {degrees} ranks")
             elif pipeline.retiring:
                 self.fail(14, f"{pipeline.pipeline_id} is not in the plan and serves nobody")
         wanted = state.wanted()
@@ -178,6 +192,37 @@ class ClusterOracle(Watch):
         planned = [p.pipeline_id for _, p in state.plan.pipelines()] if state.plan else []
         if sorted(wanted) != sorted(planned):
             self.fail(14, f"the plan has {planned}, the cluster {wanted}")
+
+    def check_status(self) -> None:
+        """At any time: what the status shows is what there is, and its parts agree."""
+        controller = self.world.controller if self.world else None
+        if controller is None or not controller.alive:
+            return
+        cluster, view, market = (
+            controller.cluster,
+            controller.cluster.view,
+            controller.dealer.market,
+        )
+        nodes = {node.node_id: node for node in view.nodes()}
+        if any(view.node(node_id) != node for node_id, node in nodes.items()):
+            self.fail(8, "a node is shown otherwise alone")
+        if view.addresses() != {node.address for node in nodes.values() if node.address}:
+            self.fail(8, f"{view.addresses()} are no addresses of {nodes}")
+        for pipeline in view.pipelines():
+            if any(stage.node_id and stage.node_id not in nodes for stage in pipeline.stages):
+                self.fail(8, f"{pipeline.pipeline_id} has stages that are no nodes")
+        if cluster.routes()[1] and view.unusable():
+            self.fail(8, f"there are routes, and for good there are none: {view.unusable()}")
+        if {model.model for model in view.models()} != cluster.goals.models:
+            self.fail(8, f"{view.models()} is shown of {cluster.goals.models}")
+        if any(fault.failures < 1 for fault in view.faults()):
+            self.fail(8, f"{view.faults()} is shown, and nothing fails")
+        costs = market.cost_per_hour(), view.spares_cost_per_hour()
+        if costs[0] is not None and costs[1] is not None and costs[1] > costs[0] + SLACK:
+            self.fail(8, f"spares cost {costs[1]} $/h of {costs[0]}")
+        firm = market.on_demand_cost_per_hour()
+        if firm is not None and firm < 0:
+            self.fail(8, f"on demand it costs {firm} $/h")
 
     def carried_out(self) -> bool:
         """What runs is what the plan says, but for nodes that another took the place of."""
@@ -208,12 +253,14 @@ class ClusterOracle(Watch):
 
     def _check_views(self, cluster: Cluster) -> None:
         """What a next plan is asked with is what there is."""
-        staying = {node.node_id for node in cluster.staying()}
-        seated = {stage.node_id for _, pipeline in cluster.running() for stage in pipeline.stages}
-        if not cluster.busy and not cluster.lacks() and not seated <= staying:
+        staying = {node.node_id for node in cluster.view.staying()}
+        seated = {
+            stage.node_id for _, pipeline in cluster.view.running() for stage in pipeline.stages
+        }
+        if not cluster.view.busy and not cluster.view.lacks() and not seated <= staying:
             self.fail(15, f"{seated - staying} serve and do not stay")
-        if not cluster.guests() <= staying - seated:
-            self.fail(15, f"{cluster.guests()} are guests, of {staying} without {seated}")
+        if not cluster.view.guests() <= staying - seated:
+            self.fail(15, f"{cluster.view.guests()} are guests, of {staying} without {seated}")
 
     def check_launches(self) -> None:
         """No node was launched but for one that was lost, noticed or given up, or for a seat that
@@ -231,23 +278,23 @@ class ClusterOracle(Watch):
             return False
         state, settings = controller.cluster._state, controller.cluster.settings
         stages = {seat.stage for pipeline in state.wanted() for seat in pipeline.seats}
-        kept = [state.nodes[spare.node_id] for spare in controller.cluster.spares()]
+        kept = [state.nodes[spare.node_id] for spare in controller.cluster.view.spares()]
         return len(kept) == settings.spares and all(node.held in stages for node in kept)
 
     def check_spares(self) -> None:
         """Faults have ceased for long enough."""
         if self.serves() and not self.has_spares():
             cluster = self.world.controller.cluster if self.world else None
-            self.fail(18, f"{cluster and cluster.spares()} are no warm spares")
+            self.fail(18, f"{cluster and cluster.view.spares()} are no warm spares")
 
     def serves(self) -> bool:
         """There is a plan, and every pipeline of it serves."""
-        views = self.world.controller.cluster.pipelines_view() if self.world else ()
+        views = self.world.controller.cluster.view.pipelines() if self.world else ()
         return bool(views) and all(view.state is PipelineState.READY for view in views)
 
     def check_serves(self) -> None:
         """Whatever was lost, or failed to start or load, was replaced."""
-        pipelines = self.world.controller.cluster.pipelines_view() if self.world else ()
+        pipelines = self.world.controller.cluster.view.pipelines() if self.world else ()
         idle = [view for view in pipelines if view.state is not PipelineState.READY]
         if idle:
             self.fail(5, f"faults ceased, but this does not serve: {idle}")

@@ -183,7 +183,7 @@ class GenerationOracle(Watch):
         self.questions += 1
 
     def _check_model(self, ledger: Ledger, checkpoint: Checkpoint) -> None:
-        runs_at = self.world.controller.cluster.runs_at(checkpoint.formation_id)
+        runs_at = self.world.controller.cluster.view.runs_at(checkpoint.formation_id)
         model = ledger.model_of(checkpoint.generation_id)
         if runs_at is not None and runs_at.model != model:
             self.fail(19, f"{checkpoint.generation_id} runs at {runs_at.pipeline_id}")
@@ -209,7 +209,7 @@ class GenerationOracle(Watch):
             self.fail(19, f"{name} is granted to a head of {grant.head.model.model_id}")
         again = ledger.resume(
             question,
-            self.world.controller.cluster.heads(self._now_s) if self.world else (),
+            self.world.controller.cluster.view.heads(self._now_s) if self.world else (),
             self._now_s,
         )
         if again is None or again.records or again.reply != grant:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from math import inf
 
-from oracle_cluster import ClusterOracle
+from oracle_cluster import SLACK, ClusterOracle
 
 from services.controller.core.cluster.actions import LogEvent
 from services.controller.core.cluster.cluster import Cluster
@@ -19,10 +19,10 @@ from services.controller.core.cluster.market import (
 )
 from services.controller.core.cluster.pipeline import Pipeline
 from services.controller.core.cluster.plan import Plan
-from services.controller.core.cluster.question import NextPlan, Replanning
+from services.controller.core.cluster.question import NextPlan, Question, Replanning
 from services.controller.core.cluster.state import State
+from services.controller.core.cluster.succession import Replanned
 
-SLACK = 1e-6
 CHANGES_AT_REST = 4
 """Plans that may be chosen when nothing happens any more: what was repaired is improved, and so is
 what was put off by the cool-down and by offers that had yet to stand."""
@@ -45,12 +45,15 @@ class MarketOracle(ClusterOracle):
         """Pipelines that two plans have in common."""
         self._changed_s = -inf
         """When the present controller chose a plan."""
+        self._operators = 0
+        """Who asked the present controller for a plan, and was told nothing yet."""
 
     def restarted(self) -> None:
         """What was said to the one before, nobody has heard."""
         super().restarted()
         self._refused_until_s.clear()
         self._changed_s = -inf
+        self._operators = 0
 
     # What the provider says, and what is ordered of it
 
@@ -105,17 +108,33 @@ class MarketOracle(ClusterOracle):
 
     # Plans
 
-    def asks(self, question: Replanning) -> None:
+    def asks(self, question: Question) -> None:
         """Placement is asked for another plan."""
-        self.note("asks", question.number, question.improve)
+        improve = isinstance(question, Replanning) and question.improve
+        self.note("asks", question.number, improve)
         for one in question.candidates:
             if self._now_s < self._refused_until_s.get(one.offer.offer_id, 0.0) - SLACK:
                 self.fail(23, f"{one.offer.offer_id} said no and is named again")
         cool_s = self.world.settings.replanning.cool_down_s if self.world is not None else 0.0
-        if question.improve and self._now_s < self._changed_s + cool_s - SLACK:
+        improving = improve and not self._operators
+        if improving and self._now_s < self._changed_s + cool_s - SLACK:
             self.fail(27, f"asked to improve {self._now_s - self._changed_s:.2f} s behind a change")
 
-    def answers(self, question: Replanning, answer: NextPlan) -> None:
+    def operator_asks(self) -> None:
+        """An operator has the whole planned anew."""
+        self._operators += 1
+
+    def operator_told(self, replanned: Replanned | None) -> None:
+        """What came of it; None where that is an error."""
+        state = self._state
+        number = state.plan.number if state is not None and state.plan is not None else 0
+        if not self._operators:
+            self.fail(25, "nobody asked, and somebody is told")
+        if replanned is not None and (replanned.number != number or not replanned.reasons):
+            self.fail(25, f"{replanned} is told of plan {number}")
+        self._operators = 0
+
+    def answers(self, question: Question, answer: NextPlan) -> None:
         """It answers."""
         if answer.plan is None:
             return
@@ -152,14 +171,16 @@ class MarketOracle(ClusterOracle):
                 self.troubled.add(stage.node_id)
         wanted = {
             frozenset(
-                (deployment.model, stage.layers.start, stage.node_id) for stage in pipeline.stages
+                (deployment.model, stage.layers.start, stage.tp_degree, stage.node_id)
+                for stage in pipeline.stages
             )
             for deployment, pipeline in plan.pipelines()
         }
         serving, self._common = {}, set()
         for pipeline in state.pipelines.values():
             seats = frozenset(
-                (pipeline.model, seat.stage.layers.start, seat.node_id) for seat in pipeline.seats
+                (pipeline.model, seat.stage.layers.start, seat.stage.tp_degree, seat.node_id)
+                for seat in pipeline.seats
             )
             formation = pipeline.formation
             if formation is not None and pipeline.is_ready:
@@ -246,8 +267,10 @@ class MarketOracle(ClusterOracle):
     # At rest
 
     def at_rest(self) -> bool:
-        """What runs is what the plan says, and nothing else runs or is paid for."""
-        return self.carried_out() and not self._idle() and not self._wrong_books()
+        """What runs is what the plan says, nothing else runs or is paid for, and nobody waits for a
+        plan."""
+        settled = self.carried_out() and not self._operators
+        return settled and not self._idle() and not self._wrong_books()
 
     def _idle(self) -> list[str]:
         """Nodes that run, and that no plan has a place for."""
@@ -280,6 +303,8 @@ class MarketOracle(ClusterOracle):
             self.fail(28, f"{idle} run on, and no plan has a place for them")
         if wrong := self._wrong_books():
             self.fail(28, f"the books say {wrong}")
+        if self._operators:
+            self.fail(25, "an operator who asked for a plan was told nothing")
         if self.world is not None:
             self._within_budget(self.world.controller.dealer.market, "at rest")
         changes = [at_s for at_s in self.chosen if at_s > calm_s]

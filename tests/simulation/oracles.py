@@ -5,9 +5,9 @@ Of a generation (oracle_generations.py), numbered as in the design's list:
 head; 3 the journal grows by append, epochs rise, a base has all that was acknowledged or presented;
 4 nothing counts behind an end, from an old epoch or another formation; 5 every request ends, in one
 way; 6 usage and finish are the same at every router; 7 a message twice does what one does; 8 at
-rest nothing is left over; 9 moves are no more than faults and planned moves; 10 a planned move
-samples nothing again; 11 nothing that is read waits behind what is not; 19 it is at heads of its
-own model alone.
+rest nothing is left over, and the status agrees with itself; 9 moves are no more than faults and
+planned moves; 10 a planned move samples nothing again; 11 nothing that is read waits behind what is
+not; 19 it is at heads of its own model alone.
 
 Of every core: 12 it raises what is no domain error for nobody.
 
@@ -23,12 +23,12 @@ Of the market and the plans that follow it (oracle_market.py): 22 no plan costs 
 budget, and no order takes what the plan has above it; 23 no offer that said no is asked again, or
 named to placement, before its time, as far as the present controller has heard; 24 what serves goes
 by the plan, one formation at a time, and the last only where whatever may come needs its nodes; 25
-a plan that is chosen says why; 26 a pipeline that two plans have in common goes on untouched, and
-none counts as such whose node was bought of another offer than the newer one names; 27 nothing is
-improved within the cool-down, and when nothing happens any more at most CHANGES_AT_REST plans are
-chosen; 28 at rest nothing runs that the plan has no place for, or that waits for the seat of a node
-that stays, and the controller's books agree with the provider's; 29 no plan comes back behind a
-newer one.
+a plan that is chosen says why, and an operator who asks is told what came of it; 26 a pipeline that
+two plans have in common goes on untouched, and none counts as such whose node was bought of another
+offer than the newer one names; 27 nothing is improved within the cool-down, and when nothing
+happens any more at most CHANGES_AT_REST plans are chosen; 28 at rest nothing runs that the plan has
+no place for, or that waits for the seat of a node that stays, and the controller's books agree with
+the provider's; 29 no plan comes back behind a newer one.
 """
 
 from __future__ import annotations

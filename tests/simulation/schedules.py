@@ -153,7 +153,7 @@ class Schedule:
         random, controller = self._of_spares, self.world.controller
         if not controller.alive or controller.frozen:
             return
-        for spare in controller.cluster.spares():
+        for spare in controller.cluster.view.spares():
             notice_s = random.choice((0.0, 1.5, 4.0))
             self.oracle.note("fault", "spare", spare.node_id, notice_s)
             if notice_s and self._lives(spare.node_id):
@@ -166,7 +166,7 @@ class Schedule:
 
     def _kill_one(self) -> None:
         controller = self.world.controller
-        running = controller.cluster.running() if controller.alive else ()
+        running = controller.cluster.view.running() if controller.alive else ()
         seated = [stage.node_id for _, pipeline in running for stage in pipeline.stages]
         living = [node_id for node_id in seated if self._lives(node_id)]
         if living:
@@ -226,6 +226,7 @@ class Schedule:
 
     def _strange(self) -> None:
         self._stranger.turn()
+        self.oracle.check_status()
         if self.world.clock.now_s < FAULTS_CEASE_S:
             self.world.clock.after(0.3 + 0.3 * self.random.random(), self._strange)
 

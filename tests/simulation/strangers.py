@@ -23,9 +23,10 @@ from services.common.generation import (
     TokenSpan,
 )
 from services.common.token_run import TokenRun, parse_event_id
-from services.controller.core.cluster.actions import Beat, Loaded
+from services.controller.core.cluster.actions import Beat, Loaded, LoadStage
 from services.controller.core.cluster.applying import operators_plan
 from services.engine.core.actions import NewToken, SequenceKey
+from simulator.environment.settings import MODEL
 from simulator.processes.engine import SimulatedEngine
 from simulator.processes.stages import VOCAB_SIZE
 from simulator.world import World
@@ -137,7 +138,7 @@ class Stranger:
         """A reader's line is slow, or its router: the head that serves keeps its epoch."""
         ledger, cluster = self.world.controller.ledger, self.world.controller.cluster
         now_s = self.world.clock.now_s
-        heads = {h.route.formation_id: h for h in cluster.heads(now_s) if not h.stalled}
+        heads = {h.route.formation_id: h for h in cluster.view.heads(now_s) if not h.stalled}
         for name, entry in list(ledger._entries.items()):
             head = heads.get(entry.formation_id)
             ended = entry.sealed or entry.finished or name in ledger._tombstones
@@ -145,7 +146,7 @@ class Stranger:
                 continue
             left, reason = entry.formation_id, LeaveReason.SILENT
             question = ResumeQuestion(name, entry.epoch, entry.request, (), left, reason)
-            outcome = ledger.resume(question, cluster.heads(now_s), now_s)
+            outcome = ledger.resume(question, cluster.view.heads(now_s), now_s)
             if outcome is None or outcome.records or outcome.reply.epoch != entry.epoch:
                 self.fail(9, f"{name} moves from a head that serves")
 
@@ -153,13 +154,16 @@ class Stranger:
         controller, now_s = self.world.controller, self.world.clock.now_s
         controller.advance()  # what others told it
         cluster = controller.cluster
-        layers, loaded = LayerRange(0, 1), Loaded(1, "")
+        loaded = Loaded(1, "")
+        nobody, somebody = (
+            LoadStage(node_id, incarnation, "", MODEL, LayerRange(0, 1), 1)
+            for node_id, incarnation in (("nobody", ""), ("node-1", "somebody"))
+        )
         cluster.node_gone("nobody", "", "rumour", now_s)
         cluster.node_gone("node-1", "somebody", "rumour", now_s)
-        cluster.load_done("nobody", "", layers, loaded, now_s)
-        cluster.load_done("node-1", "somebody", layers, loaded, now_s)
-        cluster.load_failed("nobody", "", layers, "rumour", False, now_s)
-        cluster.load_failed("node-1", "somebody", layers, "rumour", False, now_s)
+        for load in (nobody, somebody):
+            cluster.load_done(load, loaded, now_s)
+            cluster.load_failed(load, "rumour", False, now_s)
         cluster.formed("elsewhere", now_s)
         cluster.form_failed("elsewhere", "rumour", now_s)
         cluster.drained("elsewhere", 1, now_s)
@@ -168,7 +172,7 @@ class Stranger:
             self.fail(4, f"a stranger moved the cluster: {actions}")
         self._refused(cluster.interrupt, "nobody", 1.0, False, now_s)
         for text in SLIPS:
-            self._refused(operators_plan, text, cluster.next_plan_number, cluster.goals)
+            self._refused(operators_plan, text, cluster.view.next_plan_number, cluster.goals)
         try:
             cluster.heartbeat(Beat("nobody", "somebody", ""), now_s)
         except NotFound:
@@ -177,11 +181,7 @@ class Stranger:
 
     def _look(self) -> None:
         controller = self.world.controller
-        nodes = {view.node_id for view in controller.cluster.nodes_view()}
-        for pipeline in controller.cluster.pipelines_view():
-            if any(stage.node_id and stage.node_id not in nodes for stage in pipeline.stages):
-                self.fail(8, f"{pipeline.pipeline_id} has stages that are no nodes")
-        heads = controller.cluster.heads(self.world.clock.now_s)
+        heads = controller.cluster.view.heads(self.world.clock.now_s)
         for line in controller.ledger.population(heads).open:
             controller.ledger.head_of(line.generation_id)
         for router in self.world.routers:

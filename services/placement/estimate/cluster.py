@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -80,6 +80,11 @@ class PlacedPipeline:
     @property
     def node_ids(self) -> tuple[str, ...]:
         return tuple(stage.node.node_id for stage in self.stages)
+
+    def on(self, nodes: Mapping[str, CandidateNode]) -> PlacedPipeline:
+        """The same on other nodes, by the ids of its own."""
+        stages = (replace(stage, node=nodes[stage.node.node_id]) for stage in self.stages)
+        return replace(self, stages=tuple(stages))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from services.common.errors import Unavailable
+from services.common.machine import MachineFacts
 from services.common.nodes import NodeShape
 from services.controller import fleet
 from services.controller.core.cluster.goals import Goals
@@ -50,7 +51,7 @@ async def test_whoever_can_give_notice_is_the_one_that_gives_it() -> None:
     async with world.working() as runtime:
         await runtime.register(facts("a"))
         await runtime.interrupt("a", 60.0, False)
-        (deadline_s,) = runtime.cluster.deadlines_s().values()
+        (deadline_s,) = runtime.cluster.view.deadlines_s().values()
     ((node_id, given_s),) = world.mesh.noticed
     assert (node_id, given_s) == ("a", pytest.approx(deadline_s))
 
@@ -61,7 +62,7 @@ async def test_where_nobody_gives_notice_what_the_operator_says_counts() -> None
     async with world.working() as runtime:
         await runtime.register(facts("a"))
         await runtime.interrupt("a", 60.0, False)
-        assert list(runtime.cluster.deadlines_s()) == ["a"]
+        assert list(runtime.cluster.view.deadlines_s()) == ["a"]
     assert world.mesh.noticed == []
 
 
@@ -79,7 +80,7 @@ async def test_a_notice_is_given_again_after_a_restart() -> None:
     async with before.working() as runtime:
         await runtime.register(facts("a"))
         await runtime.interrupt("a", 60.0, False)
-        (deadline_s,) = runtime.cluster.deadlines_s().values()
+        (deadline_s,) = runtime.cluster.view.deadlines_s().values()
     async with after.working(before.disk.standing):
         assert [node_id for node_id, _ in after.mesh.noticed] == ["a"]
     assert after.mesh.noticed[0][1] == pytest.approx(deadline_s, abs=0.01)
@@ -93,7 +94,7 @@ async def test_a_notice_without_a_time_counts_for_nothing(deadline_s: float) -> 
         world.mesh.told.put_nowait(NodeNotice("a", deadline_s, NoticeKind.SPOT))
         world.mesh.told.put_nowait(NodeNotice("nobody", 1.0, NoticeKind.SPOT))
         await runtime.interrupt("a", 60.0, False)
-        assert len(runtime.cluster.deadlines_s()) == 1
+        assert len(runtime.cluster.view.deadlines_s()) == 1
 
 
 async def test_what_was_launched_before_is_found_before_it_is_asked_for_anything() -> None:
@@ -163,6 +164,43 @@ async def test_a_node_that_is_what_was_offered_is_no_news() -> None:
         await runtime.register(facts("a"))
         assert runtime.market.shut() == {}
     assert heard(world, "node_differs") == []
+
+
+async def test_a_node_of_another_type_than_was_offered_is_told() -> None:
+    world = Set()
+    world.mesh.sold = "spot"
+    async with world.working() as runtime:
+        await told(runtime, world, OffersChanged((BOUGHT,)))
+        await runtime.register(replace(facts("a"), machine=MachineFacts(instance_type="small")))
+        await runtime.settle()
+        assert list(runtime.market.shut()) == ["spot"]
+    (event,) = heard(world, "node_differs")
+    assert event.attributes["offered"].startswith("big, ")
+    assert event.attributes["found"].startswith("small, ")
+
+
+@pytest.mark.parametrize("declares", [True, False])
+async def test_only_a_provider_that_declares_has_declared_anything(declares: bool) -> None:
+    world = Set()
+    world.mesh.capabilities = Capabilities(declares=declares)
+    machine = MachineFacts(cores=2.0).declare(MachineFacts(pool="a", memory_bytes=7))
+    async with world.working() as runtime:
+        await runtime.register(replace(facts("a"), machine=machine))
+        node = runtime.cluster.view.node("a")
+    assert node is not None
+    assert node.machine == (machine if declares else MachineFacts(cores=2.0))
+
+
+async def test_a_process_that_the_provider_did_not_start_declares_nothing() -> None:
+    world = Set()
+    world.mesh.capabilities = Capabilities(declares=True)
+    world.mesh.stranger = True
+    machine = MachineFacts(cores=2.0).declare(MachineFacts(pool="a"))
+    async with world.working() as runtime:
+        await runtime.register(replace(facts("a"), machine=machine))
+        node = runtime.cluster.view.node("a")
+    assert node is not None
+    assert node.machine == MachineFacts(cores=2.0)
 
 
 async def test_a_million_absurd_offers_are_looked_at_in_part_and_told_once() -> None:

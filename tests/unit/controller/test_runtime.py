@@ -124,23 +124,6 @@ async def test_what_a_node_asks_for_is_begun_though_its_caller_goes_away() -> No
     assert world.mesh.formed == ["f1"]
 
 
-async def test_a_formation_that_was_dropped_while_it_waited_is_not_formed() -> None:
-    world = Set()
-    async with world.working() as runtime:
-        for node_id in ("a", "b"):
-            await runtime.register(facts(node_id))
-        assert await until_ready(runtime) == "f1"
-        world.mesh.dissolved.clear()
-        for incarnation in ("second", "third"):
-            await runtime.register(facts("b", incarnation))
-            await world.mesh.dissolving.wait()
-            while runtime.cluster.pipelines_view()[0].formation_id == "":
-                await runtime.routes_changed.wait(0.01)
-        world.mesh.dissolved.set()
-        assert await until_ready(runtime) == "f3"
-    assert world.mesh.formed == ["f1", "f3"]
-
-
 async def test_what_is_found_of_a_process_says_nothing_of_the_next_of_its_name() -> None:
     world = Set()
     async with world.working() as runtime:
@@ -172,13 +155,3 @@ async def test_no_connection_outlives_the_node_at_its_other_end() -> None:
         while len(world.mesh.formed) < 2:
             await runtime.routes_changed.wait(0.01)
         assert world.mesh.addresses == {"127.0.0.1:1", "127.0.0.1:3"}
-
-
-async def test_what_a_node_has_in_its_store_alone_is_asked_for_again() -> None:
-    world = Set()
-    world.mesh.without_room = 2
-    async with world.working() as runtime:
-        for node_id in ("a", "b"):
-            await runtime.register(facts(node_id))
-        await until_ready(runtime)
-    assert world.mesh.loads == 4

@@ -16,47 +16,38 @@ from dataclasses import replace
 from math import inf
 
 from services.common.errors import NotFound, StaleEpoch
-from services.common.exchange import DeployedModel, Route
-from services.common.generation import LayerRange, ModelRef
+from services.common.exchange import Route
 from services.common.nodes import NodeFacts
 from services.controller.core.cluster.actions import (
     Action,
-    AskPlan,
     Beat,
     DissolveFormation,
-    FaultView,
     Loaded,
+    LoadStage,
     LogEvent,
-    NodeView,
     PersistCluster,
-    PipelineView,
     RoutesChanged,
-    SpareView,
     TerminateNode,
 )
 from services.controller.core.cluster.changes import adopt
 from services.controller.core.cluster.deadlines import carry_out_due, next_due_s
-from services.controller.core.cluster.difference import Difference, difference
-from services.controller.core.cluster.faults import deployed_models, faults_of
+from services.controller.core.cluster.faults import deployed_models
 from services.controller.core.cluster.goals import Goals
-from services.controller.core.cluster.lacks import is_busy, lacks_of
 from services.controller.core.cluster.liveness import Liveness, Verdict
 from services.controller.core.cluster.losses import dissolve, follow, lose
 from services.controller.core.cluster.market import NO_CAPACITY, OVER_BUDGET, Market
-from services.controller.core.cluster.node import Node
+from services.controller.core.cluster.node import HeldStage, Node
 from services.controller.core.cluster.notes import CLUSTER, Notes
 from services.controller.core.cluster.notices import notice
 from services.controller.core.cluster.pipeline import Pipeline
-from services.controller.core.cluster.plan import Plan, PlannedPipeline
+from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.recovery import first_actions
-from services.controller.core.cluster.replanning import Lack
-from services.controller.core.cluster.routes import handing_over, heads_of, routes_of
+from services.controller.core.cluster.routes import handing_over, routes_of
 from services.controller.core.cluster.settings import ClusterSettings
-from services.controller.core.cluster.spares import cost_per_hour, spares
 from services.controller.core.cluster.state import State
-from services.controller.core.cluster.steps import plan_question, steps
+from services.controller.core.cluster.steps import steps
 from services.controller.core.cluster.verdicts import heed
-from services.controller.core.ledger.outcomes import RunsAt, ServingHead
+from services.controller.core.cluster.views import View
 
 _ROUNDS = 8
 """Steps may make others possible at once; more rounds than these are a defect, and none is waited
@@ -184,6 +175,16 @@ class Cluster:
                 backoff.try_now()
                 self._happen()
 
+    def spend(self, budget_per_hour: float, now_s: float) -> None:
+        """Nodes are launched within another budget from now on."""
+        before = self.settings.budget_per_hour
+        if budget_per_hour == before:
+            return
+        self.settings = replace(self.settings, budget_per_hour=budget_per_hour)
+        attributes = {"before": f"{before:g}", "now": f"{budget_per_hour:g}"}
+        self._happen([LogEvent("budget_changed", attributes=attributes)])
+        self.offers_changed(now_s)
+
     def _lose(self, node: Node, cause: str, now_s: float) -> list[Action]:
         return lose(self._state, self.settings, node, cause, now_s)
 
@@ -193,12 +194,6 @@ class Cluster:
     def goals(self) -> Goals:
         """All models that are deployed."""
         return self._state.goals
-
-    def plan_question(self, goals: Goals) -> AskPlan:
-        """What placement is to be asked for a plan that would serve these."""
-        usable = (node for node in self._state.nodes.values() if node.usable)
-        facts = tuple(node.facts for node in usable if node.facts is not None)
-        return plan_question(self._state, self.settings, goals, facts)
 
     def aim_at(self, goals: Goals, plan: Plan | None, now_s: float) -> None:
         """Other models are to be served, by this plan; without one it is asked for, and what runs
@@ -232,21 +227,15 @@ class Cluster:
         plan = replace(plan, why=replace(plan.why, adopted_unix_s=adopted_unix_s))
         return adopt(self._state, self.settings, plan, now_s)
 
-    def difference(self, plan: Plan, now_s: float) -> Difference:
-        """What a newer plan would change, were it adopted now; nothing is changed by asking."""
-        return difference(self._state, self.settings, self.market, plan, now_s)
-
     def plan_failed(self, reason: str, permanent: bool, now_s: float) -> None:
         """Asked again after a pause; when the failure is permanent, once the nodes are others."""
         self._state.asking.failed(self.settings, reason, permanent, now_s)
         self._happen([LogEvent("plan_failed", attributes={"reason": reason})])
 
-    def load_done(
-        self, node_id: str, incarnation: str, layers: LayerRange, loaded: Loaded, now_s: float
-    ) -> None:
-        """The node holds these layers, or its store does. Who is told so once asks again as soon as
+    def load_done(self, asked: LoadStage, loaded: Loaded, now_s: float) -> None:
+        """The node holds this stage, or its store does. Who is told so once asks again as soon as
         the node serves no more; told so again, it has failed."""
-        node = self._loading(node_id, incarnation, layers)
+        node = self._loading(asked)
         if node is None:
             return
         if not loaded.held and node.fetched == node.loading:
@@ -257,21 +246,13 @@ class Cluster:
         else:
             node.fetch()
         kind = "stage_loaded" if loaded.held else "stage_fetched"
-        attributes = {"layers": f"{layers.start}-{layers.end}"}
-        self._happen([LogEvent(kind, node_id, "", attributes)])
+        attributes = {"layers": f"{asked.layers.start}-{asked.layers.end}"}
+        self._happen([LogEvent(kind, node.node_id, "", attributes)])
 
-    def load_failed(
-        self,
-        node_id: str,
-        incarnation: str,
-        layers: LayerRange,
-        reason: str,
-        permanent: bool,
-        now_s: float,
-    ) -> None:
+    def load_failed(self, asked: LoadStage, reason: str, permanent: bool, now_s: float) -> None:
         """Tried again after a pause, in the end at another node; a failure that is permanent only
         where there is another one anyway."""
-        node = self._loading(node_id, incarnation, layers)
+        node = self._loading(asked)
         if node is not None:
             self._refuse(node, reason, permanent, now_s)
 
@@ -280,13 +261,13 @@ class Cluster:
         attributes = {"reason": reason, "permanent": str(permanent).lower()}
         self._happen([LogEvent("load_failed", node.node_id, "", attributes)])
 
-    def _loading(self, node_id: str, incarnation: str, layers: LayerRange) -> Node | None:
-        """The node that was asked for these layers last, if it is that process still."""
-        node = self._state.nodes.get(node_id)
-        if node is None or node.lost or node.loading is None:
+    def _loading(self, asked: LoadStage) -> Node | None:
+        """The node that was asked for this stage last, if it is that process still."""
+        node = self._state.nodes.get(asked.node_id)
+        if node is None or node.lost or node.incarnation != asked.incarnation:
             return None
-        asked = (node.incarnation, node.loading.layers) == (incarnation, layers)
-        return node if asked else None
+        stage = HeldStage(asked.model, asked.layers, asked.tp_degree)
+        return node if node.loading == stage else None
 
     def formed(self, formation_id: str, now_s: float) -> None:
         """All members stand."""
@@ -344,8 +325,8 @@ class Cluster:
 
     def drain_failed(self, formation_id: str, reason: str, now_s: float) -> None:
         """The head did not answer; the formation is dissolved all the same."""
-        event = LogEvent("drain_failed", "", self.pipeline_of(formation_id), {"reason": reason})
-        self._happen([event])
+        pipeline_id = self.view.pipeline_of(formation_id)
+        self._happen([LogEvent("drain_failed", "", pipeline_id, {"reason": reason})])
         self.drained(formation_id, 0, now_s)
 
     def _happen(self, actions: Iterable[Action] = ()) -> None:
@@ -396,124 +377,12 @@ class Cluster:
         """Formations that serve what they have and take nothing new; of the same version."""
         return self._handing_over
 
-    def heads(self, now_s: float) -> tuple[ServingHead, ...]:
-        """Every living formation's head, for the ledger."""
-        return heads_of(self._state, self.settings, now_s)
-
-    def pipeline_of(self, formation_id: str) -> str:
-        """The pipeline a formation serves; '' when it is not known."""
-        pipeline = self._state.pipeline(formation_id)
-        return pipeline.pipeline_id if pipeline is not None else ""
-
-    def runs_at(self, formation_id: str) -> RunsAt | None:
-        """What a formation serves; None for one that is not known."""
-        pipeline = self._state.pipeline(formation_id)
-        return RunsAt(pipeline.pipeline_id, pipeline.model) if pipeline is not None else None
-
-    def deadlines_s(self) -> dict[str, float]:
-        """Nodes that were given notice, and when they will be taken away."""
-        nodes = self._state.nodes.values()
-        return {n.node_id: n.deadline_s for n in nodes if n.deadline_s is not None}
-
     @property
     def plan(self) -> Plan | None:
         """What is carried out."""
         return self._state.plan
 
     @property
-    def busy(self) -> bool:
-        """A change is being carried out, and goes on by itself."""
-        return is_busy(self._state, self.settings)
-
-    def lacks(self) -> frozenset[Lack]:
-        """Seats of the plan that nobody is to be had for."""
-        return lacks_of(self._state, self.settings)
-
-    def staying(self) -> list[Node]:
-        """Nodes that may be given a place, or have one: they are there or start."""
-        return self._state.staying()
-
-    def seated_but_of(self, model: ModelRef) -> frozenset[str]:
-        """Nodes that have a place in pipelines of other models, in those too that the plan lets go
-        and that serve until what follows them does; but for those the plan has for this one."""
-        state = self._state
-        others = (p for p in state.pipelines.values() if p.model != model)
-        own = {n for p in state.wanted() if p.model == model for s in p.seats for n in s.node_ids}
-        return frozenset(n for p in others for s in p.seats for n in s.node_ids) - own
-
-    def guests(self) -> frozenset[str]:
-        """Nodes that came by themselves, have no place, and are not kept for one."""
-        kept = self._spare_ids()
-        seatless = self._state.indexes.seatless()
-        guests = (n.node_id for n in seatless if n.usable and not n.launched)
-        return frozenset(guests) - kept
-
-    def asleep(self) -> tuple[ModelRef, ...]:
-        """Models that the plan gives no pipeline."""
-        return self._state.asleep
-
-    def running(self) -> tuple[tuple[ModelRef, PlannedPipeline], ...]:
-        """The plan's pipelines on the nodes that sit in them now, each with its model; vacant ones
-        left out."""
-        return self._state.running()
-
-    def planned_pipelines(self, model: ModelRef) -> int:
-        """How many the plan has for a model."""
-        return sum(pipeline.model == model for pipeline in self._state.wanted())
-
-    @property
-    def next_plan_number(self) -> int:
-        """Of a plan that is to take the place of every one there was."""
-        return self._state.last_number + 1
-
-    def incarnation_of(self, node_id: str) -> str:
-        """Of the process that is the node; empty where none has registered as it."""
-        node = self._state.nodes.get(node_id)
-        return node.incarnation if node is not None else ""
-
-    def addresses(self) -> set[str]:
-        """Of the nodes that are known."""
-        return {n.facts.address for n in self._state.nodes.values() if n.facts is not None}
-
-    def nodes_view(self) -> tuple[NodeView, ...]:
-        """For the status."""
-        return self._state.node_views(self._spare_ids())
-
-    def spares(self) -> tuple[SpareView, ...]:
-        """Nodes that are kept without a place, those too that are on their way."""
-        return tuple(
-            SpareView(node.node_id, None if node.held is None else node.held.layers)
-            for node in self._spares()
-        )
-
-    def spares_cost_per_hour(self) -> float | None:
-        """What they cost; None where a price is not known."""
-        return cost_per_hour(self.market, self._spares())
-
-    def _spare_ids(self) -> set[str]:
-        return {node.node_id for node in self._spares()}
-
-    def _spares(self) -> list[Node]:
-        return spares(self._state, self.settings, self.market)
-
-    def node_view(self, node_id: str) -> NodeView | None:
-        """The same of one node."""
-        return self._state.node_view(node_id, self._spare_ids())
-
-    def faults(self) -> tuple[FaultView, ...]:
-        """What keeps failing, the worst first."""
-        return faults_of(self._state)
-
-    def deployed_models(self) -> tuple[DeployedModel, ...]:
-        """What is to be served, and what of it never will be as things are."""
-        return deployed_models(self._state)
-
-    def unusable(self) -> str:
-        """Why no pipeline will ever take requests as things are, whatever its model; empty when one
-        does or may."""
-        reasons = [one.unusable for one in self.deployed_models()]
-        return reasons[0] if all(reasons) else ""
-
-    def pipelines_view(self) -> tuple[PipelineView, ...]:
-        """For the status."""
-        return self._state.pipeline_views()
+    def view(self) -> View:
+        """Of nodes, pipelines, and what they lack, as they are now."""
+        return View(self._state, self.settings, self.market)

@@ -72,9 +72,16 @@ class Dealer:
         offered serves as what it is."""
         self.lives(facts.node_id, offer_id)
         offer = self.market.offer(offer_id)
-        if offer is None or offer.shape == facts.shape:
+        if offer is None:
             return []
-        attributes = {"offer": offer_id, "offered": str(offer.shape), "found": str(facts.shape)}
+        found_type = facts.machine.instance_type or offer.instance_type
+        if (offer.shape, offer.instance_type) == (facts.shape, found_type):
+            return []
+        attributes = {
+            "offer": offer_id,
+            "offered": f"{offer.instance_type}, {offer.shape}",
+            "found": f"{found_type}, {facts.shape}",
+        }
         return [LogEvent("node_differs", facts.node_id, "", attributes), ShunOffer(facts.node_id)]
 
     def shun(self, node_id: str, now_s: float) -> None:
@@ -110,7 +117,7 @@ class Dealer:
         match event:
             case NodeGone(node_id, reason):
                 self.market.ended(node_id)
-                incarnation = self._cluster.incarnation_of(node_id)
+                incarnation = self._cluster.view.incarnation_of(node_id)
                 self._cluster.node_gone(node_id, incarnation, reason, now_s)
                 self._cluster.offers_changed(now_s)
             case NodeNotice(node_id):

@@ -2,11 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from enum import StrEnum
+
 from services.common.exchange import DeployedModel
 from services.common.generation import ModelRef
-from services.controller.core.cluster.actions import FaultKind, FaultView
 from services.controller.core.cluster.backoff import Backoff
 from services.controller.core.cluster.state import State
+
+
+class FaultKind(StrEnum):
+    """What keeps failing."""
+
+    START = "start"
+    """Nodes are lost, or cannot do what they are for, before they have served for a while."""
+    LOAD = "load"
+    """A node cannot load its stage."""
+    FORM = "form"
+    """A pipeline's members do not come to stand."""
+    PLAN = "plan"
+    """Placement has no plan."""
+    SPARE = "spare"
+    """Spares are lost, or not to be had."""
+
+
+@dataclass(frozen=True, slots=True)
+class FaultView:
+    """Something that keeps failing, as the status shows it."""
+
+    kind: FaultKind
+    cause: str
+    node_id: str
+    """The last one it was seen at, if any."""
+    pipeline_id: str
+    since_s: float
+    failures: int
+    """In a row."""
+    permanent: bool
+    """It is not tried again until something else has changed."""
 
 
 def faults_of(state: State) -> tuple[FaultView, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
+from services.common.generation import ModelRef
 from services.common.nodes import NodeShape
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.goals import Aim, Goal
@@ -67,6 +68,26 @@ class Replanning:
 
 
 @dataclass(frozen=True, slots=True)
+class Dividing:
+    """The question how all models share nodes and money, where one cannot be served within what
+    the others leave."""
+
+    number: int
+    """Of the plan that is asked for."""
+    goals: tuple[Goal, ...]
+    nodes: tuple[NodeAsked, ...]
+    candidates: tuple[Candidate, ...]
+    running: tuple[tuple[ModelRef, PlannedPipeline], ...]
+    """Those of the plan that have a node for every stage, or had until its notice."""
+    wishes: Wishes
+    workloads: tuple[Workload | None, ...] = ()
+    """One a goal."""
+
+
+Question = Replanning | Dividing
+
+
+@dataclass(frozen=True, slots=True)
 class NextPlan:
     """The answer; no plan where it is to stay."""
 
@@ -91,22 +112,14 @@ def question(
     """What placement is asked for one model: of the nodes that no other one has, and within what
     those leave of the limits. Spares are no capacity but for what repairs a plan. `workload` is
     what is asked of the model."""
-    spares = {spare.node_id for spare in cluster.spares()}
-    left_s = [deadline_s - now_s for deadline_s in cluster.deadlines_s().values()]
-    others = cluster.seated_but_of(goal.model)
-    nodes = tuple(
-        NodeAsked(
-            node.node_id,
-            node.shape,
-            market.offer(market.offer_id_of(node.node_id)),
-            node.held,
-            node.facts is None,
-        )
-        for node in cluster.staying()
-    )
+    view = cluster.view
+    spares = {spare.node_id for spare in view.spares()}
+    left_s = [deadline_s - now_s for deadline_s in view.deadlines_s().values()]
+    others = view.seated_but_of(goal.model)
+    nodes = _nodes(cluster, market)
     wishes = _left_by(wishes, [node for node in nodes if node.node_id in others])
     return Replanning(
-        cluster.next_plan_number,
+        view.next_plan_number,
         goal,
         tuple(
             node
@@ -114,12 +127,47 @@ def question(
             if node.node_id not in others and not (ask.improve and node.node_id in spares)
         ),
         _spread(ask.candidates, wishes.nodes_max or MOST_CANDIDATES),
-        tuple(pipeline for model, pipeline in cluster.running() if model == goal.model),
-        cluster.planned_pipelines(goal.model),
+        tuple(pipeline for model, pipeline in view.running() if model == goal.model),
+        view.planned_pipelines(goal.model),
         ask.improve,
         wishes,
         _counting(workload, goal.aim),
         max(0.0, min(left_s, default=0.0)),
+    )
+
+
+def dividing(
+    cluster: Cluster,
+    market: Market,
+    ask: Ask,
+    wishes: Wishes,
+    workloads: Sequence[Workload | None],
+) -> Dividing:
+    """What placement is asked for all models; it is a repair, so spares may be used. `workloads`
+    are what is asked of each."""
+    goals = cluster.goals.deployed
+    return Dividing(
+        cluster.view.next_plan_number,
+        goals,
+        _nodes(cluster, market),
+        _spread(ask.candidates, wishes.nodes_max or MOST_CANDIDATES),
+        cluster.view.running(),
+        wishes,
+        tuple(_counting(one, goal.aim) for one, goal in zip(workloads, goals, strict=True)),
+    )
+
+
+def _nodes(cluster: Cluster, market: Market) -> tuple[NodeAsked, ...]:
+    """All that may be used."""
+    return tuple(
+        NodeAsked(
+            node.node_id,
+            node.shape,
+            market.offer(market.offer_id_of(node.node_id)),
+            node.held,
+            node.facts is None,
+        )
+        for node in cluster.view.staying()
     )
 
 

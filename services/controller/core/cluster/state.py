@@ -6,17 +6,12 @@ nouns' own methods.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from math import inf
 
 from services.common.generation import ModelRef
 from services.common.nodes import Member, NodeFacts, NodeShape
-from services.controller.core.cluster.actions import (
-    Loaded,
-    NodeView,
-    PipelineView,
-    StageView,
-)
+from services.controller.core.cluster.actions import Loaded
 from services.controller.core.cluster.asking import PlanAsking
 from services.controller.core.cluster.backoff import Backoff
 from services.controller.core.cluster.goals import Goals
@@ -306,54 +301,6 @@ class State:
         nodes = (self.nodes.get(seat.node_id) for seat in pipeline.seats)
         return any(node is not None and node.deadline_s is not None for node in nodes)
 
-    # What others see
-
-    def node_views(self, spares: Collection[str] = ()) -> tuple[NodeView, ...]:
-        """For the status; `spares`: nodes that are kept without a place."""
-        places = _places([*self.wanted(), *self.retiring()])
-        return tuple(self._node_view(node, places, spares) for node in self.nodes.values())
-
-    def node_view(self, node_id: str, spares: Collection[str] = ()) -> NodeView | None:
-        """The same of one node."""
-        node = self.nodes.get(node_id)
-        if node is None:
-            return None
-        pipelines = [*self.indexes.pipelines_of(node_id), *self.retiring()]
-        return self._node_view(node, _places(pipelines), spares)
-
-    def _node_view(
-        self, node: Node, places: Mapping[str, tuple[str, int]], spares: Collection[str]
-    ) -> NodeView:
-        facts, (pipeline_id, stage_index) = node.facts, places.get(node.node_id, ("", None))
-        return NodeView(
-            node.node_id,
-            facts.pid if facts is not None else 0,
-            node.incarnation,
-            node.state(
-                assigned=stage_index is not None,
-                serves=self.serves(node),
-                spare=node.node_id in spares,
-            ),
-            pipeline_id,
-            stage_index,
-            facts.address if facts is not None else "",
-        )
-
-    def pipeline_views(self) -> tuple[PipelineView, ...]:
-        """For the status."""
-        return tuple(
-            PipelineView(
-                pipeline.pipeline_id,
-                pipeline.state(self.draining(pipeline)),
-                pipeline.formation.formation_id if pipeline.formation is not None else "",
-                tuple(
-                    StageView(seat.node_id, seat.stage.layers, seat.stage.tp_degree)
-                    for seat in pipeline.seats
-                ),
-            )
-            for pipeline in self.pipelines.values()
-        )
-
 
 def match_shapes(
     shapes: Iterable[NodeShape], nodes: Iterable[Node]
@@ -366,12 +313,3 @@ def match_shapes(
         else:
             surplus.append(node)
     return lacking, surplus
-
-
-def _places(pipelines: Iterable[Pipeline]) -> dict[str, tuple[str, int]]:
-    """Where nodes sit: pipeline and index of the stage; in a later one, where there are two."""
-    return {
-        seat.node_id: (pipeline.pipeline_id, index)
-        for pipeline in pipelines
-        for index, seat in enumerate(pipeline.seats)
-    }

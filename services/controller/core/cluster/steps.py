@@ -191,8 +191,8 @@ class _Steps:
             return idle, self._taken(pipeline, idle)
         if only_loaded or not self._settings.can_launch:
             return None, []
-        if instead_of is not None and instead_of.loads.permanent and instead_of.shape == seat.shape:
-            return None, []  # one more node of its shape would say the same
+        if instead_of is not None and self._is_in_vain(instead_of, seat):
+            return None, []
         coming = self._coming(seat)
         if coming is not None:
             return coming, self._taken(pipeline, coming)
@@ -230,6 +230,13 @@ class _Steps:
         return waits_for_money(seat) or node not in spares(
             self._state, self._settings, self._market
         )
+
+    def _is_in_vain(self, failed: Node, seat: Seat) -> bool:
+        """One more node would say the same: this one is what was ordered or, where nobody names a
+        price, what there is."""
+        offer = self._market.offer(failed.offer_id)
+        priceless = offer is not None and offer.price_per_hour is None
+        return failed.loads.permanent and (priceless or failed.shape == seat.shape)
 
     def _coming(self, seat: Seat) -> Node | None:
         """A spare that starts and could sit there: it is nearer than one that is ordered now."""
@@ -304,7 +311,13 @@ class _Steps:
         if len({node.numerics_class for node in nodes}) > 1:
             return self._tell_classes(pipeline, nodes)
         members = tuple(
-            Member(node.node_id, node.facts.incarnation, node.facts.address, seat.stage.layers)
+            Member(
+                node.node_id,
+                node.facts.incarnation,
+                node.facts.address,
+                seat.stage.layers,
+                seat.stage.tp_degree,
+            )
             for node, seat in zip(nodes, pipeline.seats, strict=True)
             if node.facts is not None
         )

@@ -1,13 +1,16 @@
 """Which plan follows: what happens to the mesh, what placement is asked of it, what is taken up.
 
 One question at a time, of one model after another, until one is better served otherwise: the
-others keep what they have. What placement does not answer changes nothing. A question that
-something more urgent overtook is taken back, and whatever is answered to it counts for nothing.
+others keep what they have. Those come first that nothing serves: what is left is theirs before it
+makes another one better. Where a model cannot be served within what the others leave, the next
+question is how all of them divide it. What placement does not answer changes nothing. A question
+that something more urgent overtook is taken back, and whatever is answered to it counts for
+nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from math import inf
@@ -18,8 +21,16 @@ from services.controller.core.cluster.actions import Action, LogEvent
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.goals import Goal
 from services.controller.core.cluster.market import Market
-from services.controller.core.cluster.plan import Deployment, Plan
-from services.controller.core.cluster.question import NextPlan, Replanning, Wishes, question
+from services.controller.core.cluster.plan import Deployment, Plan, PlannedStage
+from services.controller.core.cluster.question import (
+    Dividing,
+    NextPlan,
+    Question,
+    Replanning,
+    Wishes,
+    dividing,
+    question,
+)
 from services.controller.core.cluster.replanning import Ask, Cause, Replanner
 from services.controller.core.cluster.why import Why
 from services.controller.core.cluster.workload import Workload, Workloads, together
@@ -52,7 +63,7 @@ class Look:
 
     wakes_at_s: float = inf
     """Until then nobody need look again, if nothing happens."""
-    question: Replanning | None = None
+    question: Question | None = None
     """Placement is asked this; answer with `answered` or `failed`."""
     actions: tuple[Action, ...] = ()
 
@@ -62,10 +73,12 @@ class Taken:
     """What an answer came to."""
 
     actions: tuple[Action, ...] = ()
-    question: Replanning | None = None
+    question: Question | None = None
     """Placement is asked this next."""
     told: Replanned | None = None
     """An operator who waits is told so."""
+    refused: bool = False
+    """An operator who waits is told of the error."""
 
 
 @dataclass(slots=True)
@@ -73,7 +86,7 @@ class _Out:
     """What placement is asked: of each model, for the same causes."""
 
     ask: Ask
-    questions: tuple[Replanning, ...]
+    questions: tuple[Question, ...]
     """The first waits for its answer."""
     reasons: list[str] = field(default_factory=list)
     """Why the models before stay as they are."""
@@ -116,6 +129,11 @@ class Succession:
         self._operator_waits = True
         self._replanner.happened(Cause.OPERATOR, now_s)
 
+    def spend(self, budget_per_hour: float, now_s: float) -> None:
+        """Plans are made within another budget from now on."""
+        self._wishes = replace(self._wishes, budget_per_hour=budget_per_hour)
+        self._cluster.spend(budget_per_hour, now_s)
+
     def reported(
         self,
         router_id: str,
@@ -128,17 +146,17 @@ class Succession:
         self._workloads.reported(router_id, incarnation, measured_s, demands, now_s)
 
     def _hear(self, now_s: float) -> None:
-        cluster = self._cluster
+        cluster, view = self._cluster, self._cluster.view
         self._hear_market(now_s)
-        self._replanner.lacking(cluster.lacks(), now_s)
-        guests = cluster.guests()
+        self._replanner.lacking(view.lacks(), now_s)
+        guests = view.guests()
         if guests - self._guests:
             self._replanner.happened(Cause.CAME, now_s)
         self._guests = guests
-        if cluster.next_plan_number - 1 > self._number:
+        if view.next_plan_number - 1 > self._number:
             if self._number:
                 self._replanner.changed(now_s)
-            self._number = cluster.next_plan_number - 1
+            self._number = view.next_plan_number - 1
         names = [goal.model.model_id for goal in cluster.goals.deployed]
         measured = [self._workloads.of(name, now_s) for name in names]
         self._replanner.measured(together(measured), now_s)
@@ -161,13 +179,13 @@ class Succession:
 
     def look(self, now_s: float) -> Look:
         """What there is to ask by now, or to do."""
-        cluster = self._cluster
+        cluster, view = self._cluster, self._cluster.view
         if cluster.plan is None:
             return Look()  # the first plan is the cluster's own question
         self._hear(now_s)
         if not self._settings.automatic and not self._operator_waits:
             return Look()
-        if cluster.asleep() and not self._wakes(now_s):
+        if view.asleep() and not self._wakes(now_s):
             return Look()
         sleeps_at_s = self._sleeps_at_s(now_s)
         if now_s >= sleeps_at_s:
@@ -175,14 +193,26 @@ class Succession:
         if self._out is not None and self._replanner.overtaken:
             self._out = None
             self._replanner.withdrawn(now_s)
-        ask, asked = self._replanner.due(self._running(), now_s, busy=cluster.busy), None
+        ask, asked = self._replanner.due(self._running(), now_s, busy=view.busy), None
         if ask is not None:
-            self._out = _Out(ask, self._questions(ask, now_s))
+            self._out = _Out(ask, self._in_turn(self._questions(ask, now_s)))
             asked = self._out.questions[0]
-        return Look(min(self._replanner.wakes_at_s(busy=cluster.busy), sleeps_at_s), asked)
+        return Look(min(self._replanner.wakes_at_s(busy=view.busy), sleeps_at_s), asked)
 
     def _questions(self, ask: Ask, now_s: float) -> tuple[Replanning, ...]:
         return tuple(self._question(ask, goal, now_s) for goal in self._cluster.goals.deployed)
+
+    def _in_turn(self, questions: Sequence[Replanning]) -> tuple[Replanning, ...]:
+        """Those first whose model nothing serves."""
+        return tuple(sorted(questions, key=lambda one: bool(one.running)))
+
+    def _division(self, ask: Ask, now_s: float) -> Dividing:
+        """Of what may be had by now: an offer may have said no since the question before."""
+        self._hear_market(now_s)
+        ask = self._replanner.renewed(ask, self._running(), now_s)
+        goals = self._cluster.goals.deployed
+        told = [self._workloads.of(goal.model.model_id, now_s) for goal in goals]
+        return dividing(self._cluster, self._market, ask, self._wishes, told)
 
     def _question(self, ask: Ask, goal: Goal, now_s: float) -> Replanning:
         workload = self._workloads.of(goal.model.model_id, now_s)
@@ -191,11 +221,11 @@ class Succession:
     def _running(self) -> dict[str, int]:
         return {o.offer_id: self._market.running(o.offer_id) for o in self._market.offers()}
 
-    def is_out(self, asked: Replanning) -> bool:
+    def is_out(self, asked: Question) -> bool:
         """The very question waits for its answer: nothing overtook it."""
         return self._out is not None and self._out.questions[0] is asked
 
-    def answered(self, asked: Replanning, answer: NextPlan, now_s: float) -> Taken:
+    def answered(self, asked: Question, answer: NextPlan, now_s: float) -> Taken:
         """What is to be done, and asked next."""
         out, cluster = self._out, self._cluster
         if out is None or not self.is_out(asked):
@@ -206,12 +236,13 @@ class Succession:
             if out.questions:
                 return Taken(question=out.questions[0])
             answer = NextPlan(None, 0.0, tuple(out.reasons))
-        else:
-            answer = replace(answer, plan=_beside(cluster.plan, answer.plan))
         self._out, ask = None, out.ask
-        if not self._still_holds(asked, answer):
-            self._replanner.withdrawn(now_s)
-            return Taken()
+        if answer.plan is not None:
+            plan = _beside(cluster.plan, answer.plan)
+            if not self._still_holds(asked, answer.plan.node_ids(), plan):
+                self._replanner.withdrawn(now_s)
+                return Taken()
+            answer = replace(answer, plan=plan)
         attributes = {"causes": ", ".join(ask.causes), "reason": "; ".join(answer.reasons)}
         if answer.plan is None:
             self._replanner.kept(now_s)
@@ -221,43 +252,45 @@ class Succession:
             self._number = answer.plan.number
             attributes |= {"plan": str(answer.plan.number), "gain": f"{answer.gain:.3f}"}
             said = LogEvent("plan_chosen", attributes=attributes)
-            why = replace(answer.plan.why, causes=tuple(cause.value for cause in ask.causes))
+            causes = (*ask.causes, Cause.DIVIDED) if isinstance(asked, Dividing) else ask.causes
+            why = replace(answer.plan.why, causes=tuple(cause.value for cause in causes))
             cluster.plan_ready(replace(answer.plan, why=why), now_s)
         if Cause.OPERATOR not in ask.causes:
             return Taken((said,))
         self._operator_waits = False
-        number, change = cluster.next_plan_number - 1, answer.plan is not None
+        number, change = cluster.view.next_plan_number - 1, answer.plan is not None
         return Taken((said,), told=Replanned(change, number, answer.gain, answer.reasons))
 
-    def failed(
-        self, asked: Replanning, error: ShuntError, now_s: float
-    ) -> tuple[list[Action], bool]:
-        """What is to be done, and whether an operator who waits is told of the error."""
+    def failed(self, asked: Question, error: ShuntError, now_s: float) -> Taken:
+        """What is to be done, and asked next."""
         if self._out is None or not self.is_out(asked):
-            return [], False
-        ask, self._out = self._out.ask, None
+            return Taken()
+        ask, models = self._out.ask, self._cluster.goals.models
+        if error.permanent and isinstance(asked, Replanning) and len(models) > 1:
+            self._out.questions = (self._division(ask, now_s),)
+            return Taken(question=self._out.questions[0])
+        self._out = None
         attributes = {"causes": ", ".join(ask.causes), "reason": error.message}
         self._replanner.failed(error.message, error.permanent, now_s)
         told = Cause.OPERATOR in ask.causes
         if told:
             self._replanner.forget(Cause.OPERATOR)  # whoever asked is told, and may ask again
             self._operator_waits = False
-        return [LogEvent("replan_failed", attributes=attributes)], told
+        return Taken((LogEvent("replan_failed", attributes=attributes),), refused=told)
 
-    def _still_holds(self, asked: Replanning, answer: NextPlan) -> bool:
-        """No other plan has come meanwhile, and the nodes that it names are there."""
-        if answer.plan is None:
-            return True
-        there = {node.node_id for node in self._cluster.staying()}
-        newest = asked.number == self._cluster.next_plan_number
-        models = answer.plan.models == self._cluster.goals.models
-        return newest and models and answer.plan.node_ids() <= there
+    def _still_holds(self, asked: Question, named: frozenset[str], plan: Plan) -> bool:
+        """No other plan has come meanwhile, and the nodes that the answer names are there; where
+        others sit by now is the cluster's."""
+        view = self._cluster.view
+        there = {node.node_id for node in view.staying()}
+        newest = asked.number == view.next_plan_number
+        return newest and plan.models == self._cluster.goals.models and named <= there
 
     # Sleep
 
     def _wakes(self, now_s: float) -> bool:
         """Somebody asks for a model that sleeps, or it may sleep no more."""
-        asleep = self._cluster.asleep()
+        asleep = self._cluster.view.asleep()
         wanted = any(self._workloads.open(model.model_id, now_s) for model in asleep)
         if wanted or self._wishes.nodes_min:
             if not self._replanner.asking:
@@ -267,10 +300,10 @@ class Succession:
 
     def _sleeps_at_s(self, now_s: float) -> float:
         """When the model goes to sleep, if nobody asks for it until then; of several none does."""
-        cluster = self._cluster
+        cluster, view = self._cluster, self._cluster.view
         if self._wishes.nodes_min or not self._settings.automatic:
             return inf
-        if cluster.asleep() or cluster.busy or self._out is not None or self._operator_waits:
+        if view.asleep() or view.busy or self._out is not None or self._operator_waits:
             return inf
         if len(cluster.goals.deployed) > 1:
             return inf  # who wakes would find its nodes another one's
@@ -287,7 +320,7 @@ class Succession:
         deployment = Deployment(goal.model, goal.aim.objective, ())
         quiet = f"nobody asked for it for {self._settings.sleep_s:g} s"
         why = Why((quiet,), causes=(Cause.QUIET.value,))
-        plan = Plan(cluster.next_plan_number, (deployment,), why)
+        plan = Plan(cluster.view.next_plan_number, (deployment,), why)
         attributes = {"plan": str(plan.number), "quiet_s": f"{self._settings.sleep_s:g}"}
         self._replanner.changed(now_s)
         cluster.plan_ready(plan, now_s)
@@ -313,11 +346,23 @@ class Succession:
 
 
 def _beside(running: Plan | None, plan: Plan) -> Plan:
-    """The plan with every other model's deployment as it is; no name is used twice."""
+    """The plan with every other model's deployment as it is, but for nodes that it gives away; no
+    name is used twice."""
     others = running.deployments if running is not None else ()
-    rest = tuple(one for one in others if one.model not in plan.models)
+    rest = tuple(_less(one, plan) for one in others if one.model not in plan.models)
     taken = {p.pipeline_id for one in rest for p in one.pipelines}
     own = [pipeline.pipeline_id for _, pipeline in plan.pipelines()]
     free = (name for name in map("pipeline-{}".format, count(1)) if name not in {*taken, *own})
     renamed = {name: next(free) for name in own if name in taken}
     return replace(plan, deployments=(*rest, *plan.renamed(renamed).deployments))
+
+
+def _less(deployment: Deployment, plan: Plan) -> Deployment:
+    """The deployment with seats for anybody where the plan has other places for their nodes."""
+    given = plan.node_ids()
+
+    def left(stage: PlannedStage) -> PlannedStage:
+        return replace(stage, node_id="") if stage.node_id in given else stage
+
+    pipelines = tuple(replace(p, stages=tuple(map(left, p.stages))) for p in deployment.pipelines)
+    return replace(deployment, pipelines=pipelines)

@@ -29,6 +29,7 @@ from tests.unit.controller.small_cluster import (
     Prompt,
     Stages,
     all_of,
+    asked,
     beat,
     drawer,
     facts,
@@ -82,7 +83,7 @@ def restarted(cluster: Prompt) -> Prompt:
 
 def running(cluster: Prompt) -> dict[str, list[tuple[str, LayerRange]]]:
     """Nodes and layers of each pipeline."""
-    views = cluster.pipelines_view()
+    views = cluster.view.pipelines()
     return {v.pipeline_id: [(s.node_id, s.layers) for s in v.stages] for v in views}
 
 
@@ -95,6 +96,19 @@ def test_a_pipeline_that_is_equal_in_both_plans_goes_on_untouched() -> None:
     formations = {r.pipeline_id: r.formation_id for r in cluster.routes()[1]}
     assert formations == {"pipeline-1": "f1", "pipeline-3": "f3"}
     assert running(cluster)["pipeline-3"] == [("d", WHOLE)]
+
+
+def test_the_same_layers_on_more_ranks_are_another_stage() -> None:
+    cluster = serving({"a": WHOLE}, idle=("b",))
+    plan = planned({"b": WHOLE}, number=2)
+    deployment = plan.deployments[0]
+    pipeline = deployment.pipelines[0]
+    wider = replace(pipeline, stages=(replace(pipeline.stages[0], tp_degree=2),))
+    plan = replace(plan, deployments=(replace(deployment, pipelines=(wider,)),))
+    load = one_of(cluster.plan_ready(plan, 1.0), LoadStage)
+    assert (load.node_id, load.layers, load.tp_degree) == ("b", WHOLE, 2)
+    form = one_of(cluster.load_done(load, Loaded(64, "a"), 1.5), FormPipeline)
+    assert [member.tp_degree for member in form.members] == [2]
 
 
 def test_what_takes_the_place_is_made_before_what_serves_is_broken() -> None:
@@ -165,7 +179,7 @@ def test_a_plan_that_is_not_newer_changes_nothing() -> None:
     assert cluster.plan_ready(planned({"b": WHOLE}, number=1), 1.0) == []
     carry_out(cluster, cluster.plan_ready(planned({"b": WHOLE}, number=7), 1.0), 1.0)
     assert cluster.plan_ready(planned({"a": WHOLE}, number=5), 1.0) == []
-    assert cluster.next_plan_number == 8
+    assert cluster.view.next_plan_number == 8
 
 
 def test_a_name_that_something_else_runs_by_is_not_given_again() -> None:
@@ -214,7 +228,7 @@ def test_nodes_that_were_launched_and_have_no_place_end_when_the_plan_is_carried
 def test_a_launched_node_that_was_started_again_by_others_ends_as_it_would_have() -> None:
     cluster = ready(PATIENT)
     carry_out(cluster, cluster.register(facts("node-1", "i-new"), 0.5), 0.5)
-    cluster.load_done("node-1", "i-new", FRONT, Loaded(64, "a"), 0.6)
+    cluster.load_done(replace(asked("node-1", FRONT), incarnation="i-new"), Loaded(64, "a"), 0.6)
     done = carry_out(cluster, cluster.plan_ready(planned({"node-2": WHOLE}, number=2), 1.0), 1.0)
     assert one_of(done, TerminateNode) == TerminateNode("node-1")
 
@@ -236,7 +250,7 @@ def kept(offer_id: str) -> Prompt:
     launch = one_of(cluster.plan_ready(of_spot(2), 1.0), LaunchNode)
     cluster.bought(launch.node_id, "spot")
     carry_out(cluster, cluster.register(facts(launch.node_id), 1.1), 1.1)
-    assert [spare.node_id for spare in cluster.spares()] == ["node-1"]
+    assert [spare.node_id for spare in cluster.view.spares()] == ["node-1"]
     return cluster
 
 
@@ -301,7 +315,7 @@ def test_a_lost_node_of_the_old_plan_is_not_replaced_and_of_the_new_one_it_is() 
     gone = cluster.node_gone("node-2", "i-node-2", "exit", 1.1)
     assert one_of(gone, DissolveFormation).formation_id == "f1"
     assert all_of(gone, LaunchNode) == []
-    assert [v.pipeline_id for v in cluster.pipelines_view()] == ["pipeline-2"]
+    assert [v.pipeline_id for v in cluster.view.pipelines()] == ["pipeline-2"]
     taken = one_of(cluster.node_gone(launched, "", "exit", 1.2), LoadStage)
     assert (taken.node_id, taken.layers) == ("node-1", WHOLE), "it idles"
 
@@ -379,20 +393,20 @@ def preparing(*, settings: ClusterSettings = ALONE) -> Prompt:
 
 
 def states(cluster: Prompt) -> set[NodeState]:
-    return {view.state for view in cluster.nodes_view()}
+    return {view.state for view in cluster.view.nodes()}
 
 
 def test_what_serves_does_so_until_its_nodes_have_prepared_and_then_the_next_forms_at_once() -> (
     None
 ):
     cluster = preparing()
-    (before,) = cluster.heads(1.0)
+    (before,) = cluster.view.heads(1.0)
     assert states(cluster) == {NodeState.READY}
     assert all_of(loaded(cluster, "a", FIRST, 2.0, kv_blocks=40), DrainFormation) == []
     assert [route.formation_id for route in cluster.routes()[1]] == ["f1"]
     drain = one_of(loaded(cluster, "b", REST, 3.0, kv_blocks=50), DrainFormation)
     assert drain.formation_id == "f1"
-    (head,) = cluster.heads(3.0)
+    (head,) = cluster.view.heads(3.0)
     assert head.numerics_class == before.numerics_class
     actions = cluster.drained("f1", 1, 3.1)
     form = one_of(actions, FormPipeline)
@@ -403,7 +417,7 @@ def test_what_serves_does_so_until_its_nodes_have_prepared_and_then_the_next_for
 
 def test_who_is_moved_waits_for_what_follows_until_it_serves_or_for_a_while() -> None:
     def switching(now_s: float) -> bool:
-        return any(head.switching for head in cluster.heads(now_s))
+        return any(head.switching for head in cluster.view.heads(now_s))
 
     for formed in (True, False):
         cluster = serving({"a": FRONT, "b": BACK}, {"c": WHOLE})
@@ -423,9 +437,9 @@ def test_who_is_moved_waits_for_what_follows_until_it_serves_or_for_a_while() ->
 def test_the_class_of_what_serves_is_told_and_not_of_what_its_head_prepares() -> None:
     cluster = preparing()
     loaded(cluster, "a", FIRST, 2.0, numerics_class="b")
-    assert [head.numerics_class for head in cluster.heads(2.0)] == ["a"]
+    assert [head.numerics_class for head in cluster.view.heads(2.0)] == ["a"]
     again = Prompt.recover(ALONE, drawer(), cluster.saved, 50.0, 50.0)
-    assert [head.numerics_class for head in again.heads(50.0)] == ["a"]
+    assert [head.numerics_class for head in again.view.heads(50.0)] == ["a"]
 
 
 def test_what_has_no_room_beside_what_serves_is_fetched_and_loaded_behind_the_switch() -> None:
@@ -524,14 +538,14 @@ def test_a_load_that_fails_beside_what_serves_is_tried_again_and_nothing_is_hand
 
 def test_what_a_node_refuses_for_good_keeps_what_serves_serving() -> None:
     cluster = preparing()
-    assert cluster.busy
+    assert cluster.view.busy
     loaded(cluster, "a", FIRST, 1.2)
     load_failed(cluster, "b", REST, 1.3, "1 byte is lacking", permanent=True)
-    assert not cluster.busy, "another plan may be asked for"
+    assert not cluster.view.busy, "another plan may be asked for"
     for now_s in (2.0, 100.0, 1e5):
         assert cluster.tick(now_s) == []
     assert [route.formation_id for route in cluster.routes()[1]] == ["f1"]
-    assert (cluster.faults()[0].cause, cluster.unusable()) == ("1 byte is lacking", "")
+    assert (cluster.view.faults()[0].cause, cluster.view.unusable()) == ("1 byte is lacking", "")
 
 
 def test_a_node_that_cannot_load_its_next_stage_serves_on_until_another_has() -> None:

@@ -18,7 +18,7 @@ from services.controller.core.cluster.actions import (
     RoutesChanged,
     TerminateNode,
 )
-from services.controller.core.cluster.market import NO_CAPACITY
+from services.controller.core.cluster.market import NO_CAPACITY, Offer
 from services.controller.core.cluster.plan import (
     THROUGHPUT,
     Deployment,
@@ -136,10 +136,10 @@ def test_a_ready_pipeline_has_a_route() -> None:
     cluster = ready()
     _, (route,) = cluster.routes()
     assert (route.formation_id, route.incarnation, route.max_positions) == ("f1", "i-node-1", 512)
-    assert cluster.heads(0.0)[0].takes_new
-    assert cluster.pipeline_of("f1") == "pipeline-1"
-    assert cluster.pipelines_view()[0].state is PipelineState.READY
-    assert {view.state for view in cluster.nodes_view()} == {NodeState.READY}
+    assert cluster.view.heads(0.0)[0].takes_new
+    assert cluster.view.pipeline_of("f1") == "pipeline-1"
+    assert cluster.view.pipelines()[0].state is PipelineState.READY
+    assert {view.state for view in cluster.view.nodes()} == {NodeState.READY}
 
 
 def test_a_failed_load_or_form_is_tried_again() -> None:
@@ -204,13 +204,28 @@ def test_a_node_that_is_less_than_was_ordered_and_cannot_load_for_good_is_replac
     cluster.node_gone("node-2", "i-node-2", "exit", 1.0)
     less = replace(facts("node-3"), shape=NodeShape(1, 1.0))
     cluster.register(less, 1.0)
-    failed = cluster.load_failed("node-3", "i-node-3", BACK, "no room", True, 1.0)
+    failed = load_failed(cluster, "node-3", BACK, 1.0, "no room", permanent=True)
     actions = [*failed, *cluster.tick(2.0)]
     assert one_of(actions, LaunchNode) == LaunchNode("node-4", SHAPE)
     assert one_of(actions, TerminateNode) == TerminateNode("node-3")
     cluster.register(facts("node-4"), 3.0)
-    cluster.load_failed("node-4", "i-node-4", BACK, "no room", True, 3.0)
+    load_failed(cluster, "node-4", BACK, 3.0, "no room", permanent=True)
     assert all_of(cluster.tick(100.0), LaunchNode) == [], "what was ordered would say the same"
+
+
+@pytest.mark.parametrize(("price", "launches"), [(None, 0), (1.0, 1)])
+def test_one_that_is_less_is_all_there_is_where_nobody_names_a_price(
+    price: float | None, launches: int
+) -> None:
+    cluster = ready(PATIENT)
+    cluster.market.update([Offer("any", "any", SHAPE, count=9, price_per_hour=price)])
+    cluster.node_gone("node-2", "i-node-2", "exit", 1.0)
+    cluster.bought("node-3", "any")
+    cluster.register(replace(facts("node-3"), shape=NodeShape(1, 1.0)), 1.0)
+    failed = load_failed(cluster, "node-3", BACK, 1.0, "no room", permanent=True)
+    actions = [*failed, *cluster.tick(100.0)]
+    assert len(all_of(actions, LaunchNode)) == launches
+    assert bool(cluster.view.unusable()) == (not launches)
 
 
 def test_without_a_provider_a_node_that_idles_takes_what_another_cannot_load() -> None:
@@ -320,11 +335,11 @@ def test_a_head_that_has_work_and_makes_no_step_does_not_serve_until_it_does() -
     cluster = ready(WATCHED)
     assert watched(cluster, range(1, 70), steps=9, has_work=True) == [(5.1, "head_stalled")]
     assert cluster.routes()[1] == ()
-    assert cluster.heads(7.0)[0].stalled
-    assert not cluster.heads(7.0)[0].takes_new
+    assert cluster.view.heads(7.0)[0].stalled
+    assert not cluster.view.heads(7.0)[0].takes_new
     assert watched(cluster, range(70, 71), steps=10, has_work=True) == [(7.0, "head_serves")]
     assert [route.formation_id for route in cluster.routes()[1]] == ["f1"]
-    assert not cluster.heads(7.0)[0].stalled
+    assert not cluster.view.heads(7.0)[0].stalled
 
 
 def test_a_head_without_work_serves_though_it_makes_no_step() -> None:
@@ -384,7 +399,7 @@ def test_a_drain_loads_the_replacement_and_hands_over_once_it_is_ready() -> None
     beat(cluster, "node-1", "f1", 1.0, sampled_tokens=10)
     assert one_of(cluster.interrupt("node-2", 20.0, False, 1.0), LaunchNode).node_id == "node-3"
     assert cluster.interrupt("node-2", 20.0, False, 1.1) == []
-    assert cluster.pipelines_view()[0].state is PipelineState.DRAINING
+    assert cluster.view.pipelines()[0].state is PipelineState.DRAINING
     beat(cluster, "node-1", "f1", 2.0, sampled_tokens=15)
     beat(cluster, "node-2", "f1", 2.0)
     assert len(cluster.routes()[1]) == 1
@@ -394,7 +409,7 @@ def test_a_drain_loads_the_replacement_and_hands_over_once_it_is_ready() -> None
     event = all_of(actions, LogEvent)[-1]
     assert event.attributes["tokens_while_preparing"] == "5"
     assert cluster.routes()[1] == ()
-    assert not cluster.heads(2.0)[0].takes_new
+    assert not cluster.view.heads(2.0)[0].takes_new
     done = cluster.drained("f1", 3, 2.4)
     assert one_of(done, TerminateNode) == TerminateNode("node-2")
     assert [m.node_id for m in one_of(done, FormPipeline).members] == ["node-1", "node-3"]
@@ -418,7 +433,7 @@ def test_a_notice_without_a_kill_or_a_replacement_lapses() -> None:
         beat(cluster, "node-1", "f1", now_s)
         beat(cluster, "node-2", "f1", now_s)
     assert said(cluster.tick(3.0)) == ["undrained", "node_released"], "its successor is one more"
-    assert cluster.pipelines_view()[0].state is PipelineState.READY
+    assert cluster.view.pipelines()[0].state is PipelineState.READY
     assert all_of(replaced_idle(cluster), LoadStage) == []
 
 
@@ -459,17 +474,17 @@ def test_without_a_provider_a_vacant_stage_waits_for_a_node() -> None:
     cluster = ready(settings)
     actions = cluster.node_gone("node-2", "i-node-2", "exit", 0.0)
     assert all_of(actions, LaunchNode) == []
-    assert cluster.pipelines_view()[0].state is PipelineState.LOST
+    assert cluster.view.pipelines()[0].state is PipelineState.LOST
     assert one_of(replaced(cluster, 1.0), FormPipeline)
 
 
 def test_a_lost_node_is_shown_for_a_while() -> None:
     cluster = ready()
     cluster.node_gone("node-2", "i-node-2", "exit", 0.0)
-    assert NodeState.LOST in {view.state for view in cluster.nodes_view()}
+    assert NodeState.LOST in {view.state for view in cluster.view.nodes()}
     beat(cluster, "node-1", "", SETTINGS.lost_kept_s)
     assert TerminateNode("node-2", kill=True) in cluster.tick(SETTINGS.lost_kept_s)
-    assert "node-2" not in {view.node_id for view in cluster.nodes_view()}
+    assert "node-2" not in {view.node_id for view in cluster.view.nodes()}
 
 
 def restarted(before: Prompt, wall_s: float, settings: ClusterSettings = SETTINGS) -> Prompt:
@@ -484,12 +499,12 @@ def test_a_restarted_controller_goes_on_with_the_cluster_it_had() -> None:
     again = restarted(cluster, 5.0)
     again.start(100.0)
     assert [route.formation_id for route in again.routes()[1]] == ["f1"]
-    assert not again.heads(100.0)[0].takes_new
+    assert not again.view.heads(100.0)[0].takes_new
     assert said(again.tick(102.9)) == []
     for node_id in ("node-1", "node-2"):
         beat(again, node_id, "f1", 102.9)
-    assert again.heads(102.9)[0].takes_new
-    states = {view.node_id: view.state for view in again.nodes_view()}
+    assert again.view.heads(102.9)[0].takes_new
+    states = {view.node_id: view.state for view in again.view.nodes()}
     assert states["node-2"] is NodeState.DRAINING
 
 
@@ -498,7 +513,7 @@ def test_a_notice_goes_on_over_a_restart() -> None:
     cluster.interrupt("node-2", 20.0, False, 0.5)
     again = restarted(cluster, 5.0)
     again.start(100.0)
-    assert again.deadlines_s() == {"node-2": 115.5}
+    assert again.view.deadlines_s() == {"node-2": 115.5}
 
 
 def test_a_lost_node_is_shown_and_ended_by_the_next_controller_too() -> None:
@@ -506,7 +521,7 @@ def test_a_lost_node_is_shown_and_ended_by_the_next_controller_too() -> None:
     cluster.node_gone("node-2", "i-node-2", "silence", 0.5)
     again = restarted(cluster, 1.0)
     again.start(100.0)
-    assert {v.node_id: v.state for v in again.nodes_view()}["node-2"] is NodeState.LOST
+    assert {v.node_id: v.state for v in again.view.nodes()}["node-2"] is NodeState.LOST
     late_s = 100.0 + SETTINGS.lost_kept_s
     assert TerminateNode("node-2", kill=True) in again.tick(late_s)
 
@@ -520,7 +535,7 @@ def test_a_hand_over_cut_short_by_a_restart_is_asked_for_again() -> None:
     assert all_of(actions, DissolveFormation) == []
     assert one_of(actions, DrainFormation).head.node_id == "node-1"
     assert (again.routes()[1], again.handing_over()) == ((), ("f1",))
-    assert again.heads(100.0)[0].hands_over
+    assert again.view.heads(100.0)[0].hands_over
     done = again.drained("f1", 3, 100.1)
     assert one_of(done, TerminateNode) == TerminateNode("node-2")
     assert [m.node_id for m in one_of(done, FormPipeline).members] == ["node-1", "node-3"]

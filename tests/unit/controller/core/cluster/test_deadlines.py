@@ -74,12 +74,10 @@ class World:
                 if fails:
                     return cluster.launch_failed(node_id, NO_CAPACITY, now_s)
                 return cluster.register(facts(node_id), now_s)
-            case LoadStage(node_id, incarnation, _, _, layers):
+            case LoadStage(node_id, layers=layers):
                 if fails:
                     permanent = self.random.random() < 0.1
-                    return cluster.load_failed(
-                        node_id, incarnation, action.layers, "no", permanent, now_s
-                    )
+                    return cluster.load_failed(action, "no", permanent, now_s)
                 return loaded(cluster, node_id, layers, now_s)
             case FormPipeline(formation_id):
                 if fails:
@@ -94,7 +92,7 @@ class World:
         raise AssertionError(action)
 
     def plan(self, number: int) -> Plan:
-        nodes = [n.node_id for n in self.cluster.nodes_view()]
+        nodes = [n.node_id for n in self.cluster.view.nodes()]
         self.random.shuffle(nodes)
         whole = LayerRange(0, BACK.end)
         stages = [{nodes[0]: FRONT, nodes[1]: BACK}] if len(nodes) > 1 else [{"?1": whole}]
@@ -104,7 +102,7 @@ class World:
     def strike(self) -> list[Action]:
         """Something that nobody asked for."""
         cluster, random, now_s = self.cluster, self.random, self.now_s
-        living = [n for n in cluster.nodes_view() if n.state.value != "lost"]
+        living = [n for n in cluster.view.nodes() if n.state.value != "lost"]
         if not living:
             return []
         node = random.choice(living)
@@ -117,7 +115,7 @@ class World:
                 departs = Beat(node.node_id, node.incarnation, "", departs_in_s=4.0)
                 return cluster.heartbeat(departs, now_s)
             case 3 if cluster.plan is not None:
-                return cluster.plan_ready(self.plan(cluster.next_plan_number), now_s)
+                return cluster.plan_ready(self.plan(cluster.view.next_plan_number), now_s)
         return cluster.offers_changed(now_s)
 
     def turn(self) -> None:

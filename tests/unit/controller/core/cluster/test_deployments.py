@@ -57,7 +57,7 @@ def serving_both(grace_s: float = 60.0) -> Prompt:
     actions = cluster.aim_at(BOTH, both(), 0.2)
     assert "deployments_changed" in said(actions)
     assert one_of(actions, LoadStage).model == OTHER.model
-    form = one_of(loaded(cluster, "node-3", WHOLE, 0.3), FormPipeline)
+    form = one_of(loaded(cluster, "node-3", WHOLE, 0.3, model=OTHER.model), FormPipeline)
     cluster.formed(form.formation_id, 0.4)
     for node_id, formation in (("node-1", "f1"), ("node-2", "f1"), ("node-3", "f2")):
         beat(cluster, node_id, formation, 0.5)
@@ -70,8 +70,8 @@ def test_each_model_has_its_routes_and_limits() -> None:
     assert routes.keys() == {GOAL.model, OTHER.model}
     assert routes[GOAL.model].max_positions == 32 * 16
     assert routes[OTHER.model].max_positions == OTHER.facts.context_length
-    assert [one.model for one in cluster.deployed_models()] == [GOAL.model, OTHER.model]
-    found = cluster.runs_at("f2")
+    assert [one.model for one in cluster.view.models()] == [GOAL.model, OTHER.model]
+    found = cluster.view.runs_at("f2")
     assert found is not None
     assert (found.pipeline_id, found.model) == ("other-1", OTHER.model)
 
@@ -83,8 +83,8 @@ def test_a_plan_that_lacks_a_model_is_made_anew() -> None:
     assert (ask.number, [goal.model for goal in ask.goals]) == (2, [GOAL.model, OTHER.model])
     assert [model for model, _ in ask.running] == [GOAL.model]
     cluster.plan_failed("too small", True, 0.3)
-    assert [bool(one.unusable) for one in cluster.deployed_models()] == [False, True]
-    assert cluster.unusable() == ""
+    assert [bool(one.unusable) for one in cluster.view.models()] == [False, True]
+    assert cluster.view.unusable() == ""
     assert all_of(cluster.tick(9.0), AskPlan) == []  # nothing has changed
     ask = one_of(cluster.register(facts("node-4"), 9.1), AskPlan)
     assert one_of(cluster.plan_ready(both(ask.number), 9.2), LoadStage).node_id == "node-3"
@@ -116,7 +116,7 @@ def test_an_undeployed_model_takes_nothing_new_and_ends_what_it_has() -> None:
     assert all_of(actions, DrainFormation) == []
     assert {route.model for route in cluster.routes()[1]} == {GOAL.model}
     assert cluster.handing_over() == ("f2",)
-    heads = {head.route.model: head.takes_new for head in cluster.heads(1.1)}
+    heads = {head.route.model: head.takes_new for head in cluster.view.heads(1.1)}
     assert heads == {GOAL.model: True, OTHER.model: False}
     assert beat(cluster, "node-3", "f2", 2.0, has_work=True, steps=3) == []
     assert all_of(cluster.tick(2.5), DrainFormation) == []
@@ -124,9 +124,9 @@ def test_an_undeployed_model_takes_nothing_new_and_ends_what_it_has() -> None:
     assert cluster.wakes_at_s() <= 3.0 + PATIENT.heartbeat_interval_s
     drain = one_of(cluster.tick(3.0 + PATIENT.heartbeat_interval_s), DrainFormation)
     assert drain.formation_id == "f2"
-    assert cluster.busy
+    assert cluster.view.busy
     cluster.drained("f2", 0, 3.1)
-    assert [view.pipeline_id for view in cluster.pipelines_view()] == ["pipeline-1"]
+    assert [view.pipeline_id for view in cluster.view.pipelines()] == ["pipeline-1"]
 
 
 def test_what_an_undeployed_model_has_begun_has_its_time() -> None:
@@ -158,7 +158,7 @@ def test_the_last_pipeline_of_a_model_is_not_spared_for_that_another_model_serve
     load = one_of(cluster.register(facts(launch.node_id), 2.0), LoadStage)
     assert load.model == GOAL.model
     assert all_of(cluster.tick(2.1), DrainFormation) == []
-    assert all_of(loaded(cluster, "node-1", WHOLE, 2.5), DrainFormation) == []
+    assert all_of(loaded(cluster, "node-1", WHOLE, 2.5, model=OTHER.model), DrainFormation) == []
     form = one_of(loaded(cluster, launch.node_id, LayerRange(0, 30), 3.0), FormPipeline)
     drains = all_of(cluster.formed(form.formation_id, 3.1), DrainFormation)
     assert [drain.formation_id for drain in drains] == ["f1"]
@@ -174,9 +174,10 @@ def test_why_a_model_is_unusable_is_of_its_own_pipelines(model: str) -> None:
     cluster.plan_ready(both(1), 0.1)
     for node_id in ("node-1", "node-2") if model == "m" else ("node-3",):
         layers = {"node-1": FRONT, "node-2": BACK}.get(node_id, WHOLE)
-        load_failed(cluster, node_id, layers, 0.2, "odd head_dim", permanent=True)
+        asked = GOAL.model if model == "m" else OTHER.model
+        load_failed(cluster, node_id, layers, 0.2, "odd head_dim", permanent=True, model=asked)
     cluster.tick(0.3)
-    found = {one.model.model_id: one.unusable for one in cluster.deployed_models()}
+    found = {one.model.model_id: one.unusable for one in cluster.view.models()}
     assert found == {"m": "", "other": ""} | {model: "odd head_dim"}
 
 
@@ -188,7 +189,7 @@ def test_models_that_wait_for_each_others_nodes_do_not_wait_for_ever() -> None:
         "node-1": OTHER.model,
         "node-3": GOAL.model,
     }
-    assert all_of(loaded(cluster, "node-1", WHOLE, 1.1), DrainFormation) == []
+    assert all_of(loaded(cluster, "node-1", WHOLE, 1.1, model=OTHER.model), DrainFormation) == []
     drains = all_of(loaded(cluster, "node-3", LayerRange(0, 30), 1.2), DrainFormation)
     assert [drain.formation_id for drain in drains] == ["f2"]
     form = one_of(cluster.drained("f2", 0, 1.3), FormPipeline)
@@ -201,7 +202,28 @@ def test_nodes_that_still_serve_one_model_are_none_of_another_one_but_by_the_pla
     launches = all_of(cluster.plan_ready(both(3, second=halves), 1.0), LaunchNode)
     coming = {launch.node_id for launch in launches}
     assert len(coming) == 2
-    assert cluster.core.seated_but_of(GOAL.model) == {"node-3", *coming}
+    assert cluster.core.view.seated_but_of(GOAL.model) == {"node-3", *coming}
     taken = {"node-1": FRONT, "node-3": BACK}
     cluster.plan_ready(both(4, first=taken, second=halves), 1.1)
-    assert cluster.core.seated_but_of(GOAL.model).isdisjoint(taken)
+    assert cluster.core.view.seated_but_of(GOAL.model).isdisjoint(taken)
+
+
+TWIN = Goal(replace(GOAL.facts, model_id="twin"))
+"""Of as many layers."""
+
+
+def test_a_stage_of_another_model_of_the_same_layers_is_another_stage() -> None:
+    whole = LayerRange(0, 30)
+    cluster = ready(PATIENT)
+    cluster.register(facts("node-3"), 0.1)
+    twin = planned({"node-3": whole}, model=TWIN.model).renamed({"pipeline-1": "twin-1"})
+    plan = Plan(2, (*planned(PAIR).deployments, *twin.deployments))
+    load = one_of(cluster.aim_at(Goals.of(GOAL).adding(TWIN), plan, 0.2), LoadStage)
+    assert (load.node_id, load.model) == ("node-3", TWIN.model)
+    plan = planned({"node-3": whole}, number=3)
+    load = one_of(cluster.aim_at(Goals.of(GOAL), plan, 0.3), LoadStage)
+    assert (load.node_id, load.model) == ("node-3", GOAL.model)
+    for late in (TWIN.model, replace(GOAL.model, digest="e")):
+        assert loaded(cluster, "node-3", whole, 0.4, model=late) == []
+        assert load_failed(cluster, "node-3", whole, 0.4, model=late) == []
+    assert said(loaded(cluster, "node-3", whole, 0.5))[0] == "stage_loaded"

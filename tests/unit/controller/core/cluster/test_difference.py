@@ -22,7 +22,7 @@ def test_what_stays_comes_and_goes() -> None:
     state = cluster._state
     before = deepcopy((state.plan, state.nodes, state.pipelines, state.launched, state.named))
     plan = planned({"d": WHOLE}, {"a": FRONT, "b": BACK}, number=2)
-    found = cluster.difference(plan, 1.0)
+    found = cluster.view.difference(plan, 1.0)
     assert before == (state.plan, state.nodes, state.pipelines, state.launched, state.named)
     assert cluster.tick(1.0) == []
     assert found.kept == ("pipeline-1",)
@@ -37,7 +37,7 @@ def test_what_stays_comes_and_goes() -> None:
 def test_nodes_that_are_launched_and_end_are_those_that_are_told_of() -> None:
     cluster = ready(PATIENT)
     plan = planned({"node-1": WHOLE}, {"?1": WHOLE}, number=2)
-    found = cluster.difference(plan, 1.0)
+    found = cluster.view.difference(plan, 1.0)
     assert list(found.launched) == ["node-3"]
     assert found.freed == ("node-2",)
     done = carry_out(cluster, cluster.plan_ready(plan, 1.0), 1.0)
@@ -64,7 +64,9 @@ def test_a_node_lacks_what_it_does_not_hold(
     cluster = ready(PATIENT)
     node = cluster._state.nodes["node-1"]
     node.held = None if held is None else HeldStage(SETTINGS.first.model, held, 1)
-    (stage,) = cluster.difference(planned({"node-1": WHOLE}, number=2), 1.0).pipelines["pipeline-2"]
+    (stage,) = cluster.view.difference(planned({"node-1": WHOLE}, number=2), 1.0).pipelines[
+        "pipeline-2"
+    ]
     assert stage.lacks == lacks
 
 
@@ -72,14 +74,16 @@ def test_a_node_lacks_what_it_does_not_hold(
 def test_other_slices_and_other_models_are_no_layers(other: tuple[ModelRef, int]) -> None:
     cluster = ready(PATIENT)
     cluster._state.nodes["node-1"].held = HeldStage(other[0], WHOLE, other[1])
-    (stage,) = cluster.difference(planned({"node-1": WHOLE}, number=2), 1.0).pipelines["pipeline-2"]
+    (stage,) = cluster.view.difference(planned({"node-1": WHOLE}, number=2), 1.0).pipelines[
+        "pipeline-2"
+    ]
     assert stage.lacks == (WHOLE,)
 
 
 def test_a_stage_that_nobody_can_be_found_for_has_no_node() -> None:
     cluster = serving({"a": FRONT, "b": BACK})
     plan = planned({"a": FRONT, "b": BACK}, {"?1": WHOLE}, number=2)
-    found = cluster.difference(plan, 1.0)
+    found = cluster.view.difference(plan, 1.0)
     (stage,) = found.pipelines["pipeline-2"]
     assert (stage.node_id, found.launched) == ("", {})
 
@@ -87,6 +91,6 @@ def test_a_stage_that_nobody_can_be_found_for_has_no_node() -> None:
 def test_the_same_plan_again_changes_nothing() -> None:
     cluster = ready(PATIENT)
     assert isinstance(cluster.plan, Plan)
-    found = cluster.difference(replace(cluster.plan, number=2), 1.0)
+    found = cluster.view.difference(replace(cluster.plan, number=2), 1.0)
     assert (found.kept, found.gone) == (("pipeline-1",), ())
     assert (found.launched, found.freed, found.idle) == ({}, (), ())

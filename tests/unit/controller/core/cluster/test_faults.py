@@ -46,7 +46,7 @@ def storm(
             launched_s += [now_s] * len(launches)
             actions = [a for launch in launches for a in fail(launch.node_id, now_s)]
         now_s += 1.0
-        for view in cluster.nodes_view():
+        for view in cluster.view.nodes():
             if view.incarnation and view.state is not NodeState.LOST:
                 beat(cluster, view.node_id, "", now_s)
         actions = cluster.tick(now_s)
@@ -65,7 +65,7 @@ def test_a_node_that_fails_at_every_start_is_replaced_ever_more_seldom(how: str)
             return cluster.register(facts(node_id), now_s)
         if how != "at its start":
             cluster.register(facts(node_id), now_s)
-        if how in ("loading", "serving") and not cluster.pipelines_view():
+        if how in ("loading", "serving") and not cluster.view.pipelines():
             cluster.plan_ready(planned(PAIR), now_s)
             loaded(cluster, "node-1", FRONT, now_s)
         if how == "serving":
@@ -80,10 +80,10 @@ def test_a_node_that_fails_at_every_start_is_replaced_ever_more_seldom(how: str)
     assert pauses == sorted(pauses)
     assert max(pauses) >= SETTINGS.replace_max_s
     assert len(pauses) <= 6 * HOUR_S / SETTINGS.replace_max_s + 15
-    fault = cluster.faults()[0]
+    fault = cluster.view.faults()[0]
     assert (fault.kind, fault.cause, fault.permanent) == ("start", "exit status 1", False)
     assert fault.failures >= len(pauses)
-    assert cluster.unusable() == ""
+    assert cluster.view.unusable() == ""
 
 
 def test_a_node_that_cannot_load_passingly_is_replaced_ever_more_seldom() -> None:
@@ -104,14 +104,14 @@ def test_a_node_that_cannot_load_passingly_is_replaced_ever_more_seldom() -> Non
                 loads += 1
                 actions += load_failed(cluster, load.node_id, BACK, now_s)
         now_s += 1.0
-        for view in cluster.nodes_view():
+        for view in cluster.view.nodes():
             if view.incarnation and view.state is not NodeState.LOST:
                 beat(cluster, view.node_id, "", now_s)
         actions += cluster.tick(now_s)
     most = 6 * HOUR_S / SETTINGS.replace_max_s + 12
     assert launched <= most
     assert loads <= most + launched + SETTINGS.load_attempts
-    assert {fault.cause for fault in cluster.faults()} == {"no weights"}
+    assert {fault.cause for fault in cluster.view.faults()} == {"no weights"}
 
 
 def test_what_is_to_follow_a_node_that_served_well_is_launched_ever_more_seldom() -> None:
@@ -138,7 +138,7 @@ def refused(settings: ClusterSettings = PATIENT) -> Prompt:
     cluster.register(facts("node-2"), 0.0)
     cluster.plan_ready(planned(PAIR), 0.0)
     loaded(cluster, "node-1", FRONT, 0.0)
-    assert cluster.unusable() == ""
+    assert cluster.view.unusable() == ""
     load_failed(cluster, "node-2", BACK, 1.0, "no head_dim of 3", permanent=True)
     return cluster
 
@@ -149,10 +149,10 @@ def test_what_a_node_refuses_for_good_costs_no_other_node_and_is_said_first() ->
         actions = cluster.tick(now_s)
         assert (all_of(actions, LaunchNode), all_of(actions, LoadStage)) == ([], [])
         assert all_of(actions, TerminateNode) == []
-    fault = cluster.faults()[0]
+    fault = cluster.view.faults()[0]
     assert (fault.kind, fault.cause, fault.node_id) == ("load", "no head_dim of 3", "node-2")
     assert (fault.permanent, fault.failures, fault.since_s) == (True, 1, 1.0)
-    assert cluster.unusable() == "no head_dim of 3"
+    assert cluster.view.unusable() == "no head_dim of 3"
     version, routes = cluster.routes()
     assert (version, routes) == (1, ())  # routers are told
 
@@ -162,7 +162,7 @@ def test_what_one_node_refuses_for_good_another_one_may_try() -> None:
     actions = cluster.register(facts("node-3"), 5.0)
     assert one_of(actions, LoadStage).node_id == "node-3"
     assert one_of(loaded(cluster, "node-3", BACK, 6.0), FormPipeline)
-    assert cluster.unusable() == ""
+    assert cluster.view.unusable() == ""
 
 
 def test_a_process_that_comes_anew_may_try_what_its_last_one_refused() -> None:
@@ -183,8 +183,8 @@ def test_a_pipeline_that_none_can_run_leaves_the_others_their_nodes() -> None:
     load_failed(cluster, "node-2", whole, 0.0, "never", permanent=True)
     form = one_of(loaded(cluster, "node-1", whole, 0.0), FormPipeline)
     cluster.formed(form.formation_id, 0.0)
-    assert cluster.unusable() == ""
-    assert [fault.pipeline_id for fault in cluster.faults()] == ["pipeline-2"]
+    assert cluster.view.unusable() == ""
+    assert [fault.pipeline_id for fault in cluster.view.faults()] == ["pipeline-2"]
     assert cluster.tick(HOUR_S) == []
     assert [route.pipeline_id for route in cluster.routes()[1]] == ["pipeline-1"]
 
@@ -196,5 +196,5 @@ def test_a_plan_that_cannot_be_is_asked_for_again_when_the_nodes_are_others() ->
     assert one_of(cluster.register(facts("node-2"), 0.0), AskPlan)
     cluster.plan_failed("nothing fits", True, 0.0)
     assert all_of(cluster.tick(HOUR_S), AskPlan) == []
-    assert (cluster.unusable(), cluster.faults()[0].kind) == ("nothing fits", "plan")
+    assert (cluster.view.unusable(), cluster.view.faults()[0].kind) == ("nothing fits", "plan")
     assert one_of(cluster.register(facts("node-3"), HOUR_S), AskPlan)

@@ -67,9 +67,9 @@ def test_a_cluster_that_serves_is_at_rest() -> None:
     assert [p.pipeline_id for p in indexes.restless_pipelines()] == ["pipeline-1"]
     assert [n.node_id for n in indexes.restless_nodes()] == ["node-2", "node-3"]
     assert [p.pipeline_id for p in indexes.pipelines_of("node-3")] == ["pipeline-1"]
-    for view in cluster.nodes_view():
-        assert cluster.node_view(view.node_id) == view
-    assert cluster.node_view("nobody") is None
+    for view in cluster.view.nodes():
+        assert cluster.view.node(view.node_id) == view
+    assert cluster.view.node("nobody") is None
 
 
 @pytest.mark.parametrize("pipelines", [3, 60])

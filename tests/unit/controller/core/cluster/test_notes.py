@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from random import Random
 
 import pytest
 
 from services.common.generation import LayerRange
+from services.common.machine import NOTHING_KNOWN, Device, MachineFacts
 from services.controller.core.cluster.actions import Action, FormPipeline, PersistCluster
 from tests.unit.controller.core.cluster.test_deadlines import World
 from tests.unit.controller.small_cluster import (
@@ -83,6 +85,26 @@ def test_a_restart_writes_only_what_it_changes() -> None:
     assert noticed.keys() == {"cluster", "node/node-7", "node/node-21", "pipeline/pipeline-7"}
 
 
+def test_a_restart_knows_the_machines_and_older_notes_tell_nothing_of_them() -> None:
+    cluster = Prompt(PATIENT, drawer(), 0.0, 0.0)
+    cluster.start(0.0)
+    machine = MachineFacts(cores=2.0, devices=(Device("L4", 7),)).declare(MachineFacts(pool="a"))
+    cluster.register(replace(facts("node-1"), machine=machine), 0.0)
+    again = Prompt.recover(PATIENT, drawer(), cluster.saved, 1.0, 1.0)
+    assert machine_of(again, "node-1") == machine
+    note = json.loads(cluster.saved["node/node-1"])
+    del note["facts"]["machine"]
+    older = {**cluster.saved, "node/node-1": json.dumps(note)}
+    again = Prompt.recover(PATIENT, drawer(), older, 1.0, 1.0)
+    assert machine_of(again, "node-1") == NOTHING_KNOWN
+
+
+def machine_of(cluster: Prompt, node_id: str) -> MachineFacts:
+    node = cluster.view.node(node_id)
+    assert node is not None
+    return node.machine
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_the_notes_that_stand_tell_the_whole_state_at_any_time(seed: int) -> None:
     """Whatever happens: a restart finds plan, nodes, pipelines and their order as they were."""
@@ -93,12 +115,12 @@ def test_the_notes_that_stand_tell_the_whole_state_at_any_time(seed: int) -> Non
             cluster, saved = world.cluster, dict(world.cluster.saved)
             again = Prompt.recover(cluster.settings, drawer(), saved, world.now_s, world.now_s)
             assert again.plan == cluster.plan
-            assert again.next_plan_number == cluster.next_plan_number
-            assert [n.node_id for n in again.nodes_view()] == [
-                n.node_id for n in cluster.nodes_view()
+            assert again.view.next_plan_number == cluster.view.next_plan_number
+            assert [n.node_id for n in again.view.nodes()] == [
+                n.node_id for n in cluster.view.nodes()
             ]
-            assert [(p.pipeline_id, p.formation_id, p.stages) for p in again.pipelines_view()] == [
-                (p.pipeline_id, p.formation_id, p.stages) for p in cluster.pipelines_view()
+            assert [(p.pipeline_id, p.formation_id, p.stages) for p in again.view.pipelines()] == [
+                (p.pipeline_id, p.formation_id, p.stages) for p in cluster.view.pipelines()
             ]
-            assert set(again.deadlines_s()) == set(cluster.deadlines_s())
-            assert again.running() == cluster.running()
+            assert set(again.view.deadlines_s()) == set(cluster.view.deadlines_s())
+            assert again.view.running() == cluster.view.running()

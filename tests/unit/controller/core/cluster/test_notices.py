@@ -32,9 +32,9 @@ def test_of_two_notices_the_earlier_deadline_counts() -> None:
     cluster = ready(PATIENT)
     assert "interruption_noticed" in said(cluster.interrupt("node-2", 120.0, False, 1.0))
     assert cluster.interrupt("node-2", 120.0, False, 2.0) == []
-    assert cluster.deadlines_s() == {"node-2": 121.0}
+    assert cluster.view.deadlines_s() == {"node-2": 121.0}
     assert "interruption_noticed" in said(cluster.interrupt("node-2", 10.0, False, 3.0))
-    assert cluster.deadlines_s() == {"node-2": 13.0}
+    assert cluster.view.deadlines_s() == {"node-2": 13.0}
     assert cluster.interrupt("node-2", 60.0, False, 4.0) == []
     assert said(cluster.tick(13.0)) == [], "it may be about to be taken at this very moment"
     assert "undrained" in said(cluster.tick(13.0 + PATIENT.lapse_s))
@@ -119,7 +119,7 @@ def test_a_departure_goes_on_over_a_restart() -> None:
     beat(cluster, "node-2", "f1", 1.0, departs_in_s=20.0)
     again = Prompt.recover(PATIENT, drawer(), cluster.saved, 2.0, 2.0)
     again.start(2.0)
-    assert again.deadlines_s() == {"node-2": 21.0}
+    assert again.view.deadlines_s() == {"node-2": 21.0}
     assert one_of(again.tick(21.0 - PATIENT.seal_s), DrainFormation).formation_id == "f1"
 
 

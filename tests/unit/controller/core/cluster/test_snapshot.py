@@ -102,11 +102,11 @@ def test_an_older_form_goes_on_where_it_was(form: str) -> None:
     assert cluster.plan is not None
     assert cluster.plan.number == 1
     assert cluster.plan.deployments == planned(PAIR).deployments
-    assert cluster.deadlines_s() == {"node-2": 21.0}
-    assert cluster.pipeline_of("f1") == "pipeline-1"
-    (pipeline,) = cluster.pipelines_view()
+    assert cluster.view.deadlines_s() == {"node-2": 21.0}
+    assert cluster.view.pipeline_of("f1") == "pipeline-1"
+    (pipeline,) = cluster.view.pipelines()
     assert pipeline.state is PipelineState.DRAINING
-    states = {node.node_id: node.state for node in cluster.nodes_view()}
+    states = {node.node_id: node.state for node in cluster.view.nodes()}
     assert states["node-3"] is NodeState.STARTING
     load = one_of(cluster.register(facts("node-3"), 6.0), LoadStage)
     assert load.layers == BACK
@@ -127,9 +127,9 @@ def test_todays_notes_are_written_from_an_older_form_at_once(form: str) -> None:
     ]
     again = Prompt.recover(SETTINGS, drawer(), cluster.saved, 7.0, 1007.0)
     assert again.plan == cluster.plan
-    assert again.pipelines_view() == cluster.pipelines_view()
-    assert again.nodes_view() == cluster.nodes_view()
-    assert again.deadlines_s() == {"node-2": 21.0}
+    assert again.view.pipelines() == cluster.view.pipelines()
+    assert again.view.nodes() == cluster.view.nodes()
+    assert again.view.deadlines_s() == {"node-2": 21.0}
 
 
 def test_notes_beside_an_older_form_are_from_before_it_and_go() -> None:

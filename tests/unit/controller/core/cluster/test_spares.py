@@ -8,13 +8,13 @@ from services.common.nodes import NodeFacts, NodeShape
 from services.controller.core.cluster.actions import (
     Action,
     DrainFormation,
-    FaultKind,
     FormPipeline,
     LaunchNode,
     LoadStage,
     NodeState,
     TerminateNode,
 )
+from services.controller.core.cluster.faults import FaultKind
 from services.controller.core.cluster.market import NO_CAPACITY, Offer
 from services.controller.core.cluster.question import Wishes, question
 from services.controller.core.cluster.replanning import Ask, Cause
@@ -72,17 +72,17 @@ def gone(cluster: Prompt, node_id: str, now_s: float) -> list[Action]:
 
 
 def state_of(cluster: Prompt, node_id: str) -> NodeState:
-    return next(view.state for view in cluster.nodes_view() if view.node_id == node_id)
+    return next(view.state for view in cluster.view.nodes() if view.node_id == node_id)
 
 
 def held_by_spares(cluster: Prompt) -> dict[str, LayerRange | None]:
-    return {spare.node_id: spare.layers for spare in cluster.spares()}
+    return {spare.node_id: spare.layers for spare in cluster.view.spares()}
 
 
 def test_none_is_kept_where_none_is_asked_for() -> None:
     cluster = ready(PATIENT)
     assert all_of(offered(cluster, SPOT, node_1="spot", node_2="spot"), LaunchNode) == []
-    assert cluster.spares() == ()
+    assert cluster.view.spares() == ()
 
 
 def test_one_is_launched_once_the_plan_is_carried_out_and_holds_the_likelier_stage() -> None:
@@ -96,7 +96,7 @@ def test_one_is_launched_once_the_plan_is_carried_out_and_holds_the_likelier_sta
     assert said(loaded(cluster, "node-3", BACK, 3.0)) == ["stage_loaded"]
     assert state_of(cluster, "node-3") is NodeState.SPARE
     assert held_by_spares(cluster) == {"node-3": BACK}
-    assert cluster.spares_cost_per_hour() == pytest.approx(0.4)
+    assert cluster.view.spares_cost_per_hour() == pytest.approx(0.4)
     assert cluster.tick(100.0) == []
 
 
@@ -133,7 +133,7 @@ def test_a_lost_nodes_stage_is_taken_without_a_load_and_the_next_spare_follows_t
     form = one_of(actions, FormPipeline)
     assert [member.node_id for member in form.members] == ["node-3", "node-2"]
     assert all_of(actions, LoadStage) + all_of(actions, LaunchNode) == []
-    assert cluster.spares() == ()
+    assert cluster.view.spares() == ()
     assert one_of(cluster.formed(form.formation_id, 5.1), LaunchNode).node_id == "node-4"
 
 
@@ -193,7 +193,7 @@ def test_a_seat_leaves_what_another_ones_stage_is_to_that_one() -> None:
     assert one_of(came(cluster, "node-5", "spot", 1.0), LoadStage).layers == BACK
     loaded(cluster, "node-5", BACK, 1.5)
     cluster.node_gone("node-4", "i-node-4", "exit", 2.0)
-    assert [p.stages[1].node_id for p in cluster.pipelines_view()] == ["node-2", "node-5"]
+    assert [p.stages[1].node_id for p in cluster.view.pipelines()] == ["node-2", "node-5"]
 
 
 def test_a_node_that_is_noticed_hands_over_to_a_loaded_spare_at_once() -> None:
@@ -213,7 +213,7 @@ def test_a_spare_that_is_about_to_go_is_not_taken_and_another_takes_its_place() 
     assert "node-3" not in held_by_spares(cluster)
     launches = all_of(gone(cluster, "node-1", 6.0), LaunchNode)
     assert launches == []  # node-4 starts, and is nearest
-    assert {stage.node_id for p in cluster.pipelines_view() for stage in p.stages} == {
+    assert {stage.node_id for p in cluster.view.pipelines() for stage in p.stages} == {
         "node-4",
         "node-2",
     }
@@ -226,20 +226,20 @@ def test_one_that_is_lost_is_replaced_behind_a_pause_that_grows() -> None:
     now_s = 1.0
     while now_s < 120.0:
         now_s += 0.1
-        starting = [v.node_id for v in cluster.nodes_view() if v.state is NodeState.STARTING]
+        starting = [v.node_id for v in cluster.view.nodes() if v.state is NodeState.STARTING]
         for node_id in starting:
             cluster.launch_failed(node_id, NO_CAPACITY, now_s)
             failed_s = now_s
         starts += all_of(cluster.tick(now_s), LaunchNode)
     assert 4 <= len(starts) <= 10, "0.5, 1, 2, 4 ... 30 s"
     assert failed_s > 60.0
-    (fault,) = cluster.faults()
+    (fault,) = cluster.view.faults()
     assert (fault.kind, fault.cause, fault.pipeline_id) == (FaultKind.SPARE, NO_CAPACITY, "")
     retried = one_of(cluster.offers_changed(now_s), LaunchNode)  # there may be capacity by now
     cluster.register(facts(retried.node_id), now_s + 1.0)
     loaded(cluster, retried.node_id, FRONT, now_s + 2.0)
     cluster.tick(now_s + 2.0 + ONE.stable_s)
-    assert cluster.faults() == ()
+    assert cluster.view.faults() == ()
 
 
 def test_a_launch_that_comes_to_nothing_takes_nothing_from_the_plans_own() -> None:
@@ -270,7 +270,7 @@ def test_one_ends_when_prices_rise_above_the_budget_and_when_a_seat_needs_its_mo
     dearer = replace(SPOT, price_per_hour=0.9)
     actions = offered(cluster, dearer, replace(RISKY, price_per_hour=0.9), SAFE, now_s=5.0)
     assert one_of(actions, TerminateNode).node_id == "node-3"
-    assert cluster.spares() == ()
+    assert cluster.view.spares() == ()
 
 
 def test_none_is_kept_where_nothing_of_the_plan_may_be_taken_away() -> None:
@@ -317,7 +317,7 @@ def test_a_plan_that_names_it_takes_it_and_the_next_is_launched_behind() -> None
     cluster = warm()
     plan = planned({"node-1": FRONT, "node-3": BACK}, number=2)
     cluster.plan_ready(plan, 5.0)
-    assert cluster.spares() == ()
+    assert cluster.view.spares() == ()
     assert state_of(cluster, "node-3") is NodeState.LOADING
 
 
@@ -332,7 +332,7 @@ def test_one_whose_stage_the_plan_has_no_more_loads_what_it_has() -> None:
     form = one_of(cluster.drained(drain.formation_id, 0, 4.2), FormPipeline)
     loads = all_of(cluster.formed(form.formation_id, 5.5), LoadStage)
     assert {load.layers for load in loads} <= {whole}
-    assert len(cluster.spares()) == 1
+    assert len(cluster.view.spares()) == 1
 
 
 def test_one_that_cannot_load_is_let_go_and_the_next_waits_longer() -> None:
@@ -345,16 +345,16 @@ def test_one_that_cannot_load_is_let_go_and_the_next_waits_longer() -> None:
         now_s += 20.0
         actions += cluster.tick(now_s)
     assert one_of(actions, TerminateNode).node_id == "node-3"
-    (fault,) = cluster.faults()
+    (fault,) = cluster.view.faults()
     assert (fault.kind, fault.cause) == (FaultKind.SPARE, "no room")
 
 
 def test_a_node_that_came_by_itself_and_is_kept_is_no_reason_for_another_plan() -> None:
     cluster = ready(replace(ONE, can_launch=False, initial=()))
     assert one_of(cluster.register(facts("guest"), 1.0), LoadStage).layers == FRONT
-    assert (cluster.guests(), list(held_by_spares(cluster))) == (frozenset(), ["guest"])
+    assert (cluster.view.guests(), list(held_by_spares(cluster))) == (frozenset(), ["guest"])
     cluster.register(NodeFacts("other", "i-other", "o:1", 7, SHAPE), 2.0)
-    assert cluster.guests() == {"other"}
+    assert cluster.view.guests() == {"other"}
 
 
 def test_spares_are_no_capacity_but_for_what_repairs_a_plan() -> None:
@@ -378,12 +378,12 @@ def test_a_model_that_sleeps_keeps_none() -> None:
         actions += cluster.drained(drain.formation_id, 0, 5.2)
     actions += cluster.tick(6.0)
     ended = {action.node_id for action in all_of(actions, TerminateNode)}
-    assert (ended, cluster.spares()) == ({"node-1", "node-2", "node-3"}, ())
+    assert (ended, cluster.view.spares()) == ({"node-1", "node-2", "node-3"}, ())
 
 
 def test_a_node_that_loses_its_place_and_is_kept_is_not_told_to_end() -> None:
     cluster = ready(ONE)
     offered(cluster, replace(FREE, count=0))
     plan = planned({"node-1": LayerRange(0, 30)}, number=2)
-    found = cluster.difference(plan, 2.0)
+    found = cluster.view.difference(plan, 2.0)
     assert (found.freed, found.idle, found.launched) == ((), ("node-2",), {})

@@ -1,0 +1,110 @@
+"""Has nodes load, form, drain and leave in their turn, and tells the cluster what came of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+
+from services.common.errors import ShuntError
+from services.common.nodes import Member, StageSpec
+from services.controller import metrics
+from services.controller.core.cluster.actions import (
+    DissolveFormation,
+    DrainFormation,
+    FormPipeline,
+    Loaded,
+    LoadStage,
+)
+from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.cluster.turns import Turns
+from services.controller.engines import Engines
+
+_log = logging.getLogger(__name__)
+
+
+class Formations:
+    """What becomes of nodes by calls to their engines, which run beside each other."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        engines: Engines,
+        *,
+        begin: Callable[[Coroutine[None, None, None], str | None], object],
+        stir: Callable[[], object],
+        clock: Callable[[], float],
+    ) -> None:
+        """`begin` starts a call, which ends with the node that is named; `stir` has the core asked
+        what comes of its answer."""
+        self._cluster = cluster
+        self._engines = engines
+        self._begin = begin
+        self._stir = stir
+        self._clock = clock
+        self._turns = Turns()
+
+    def carry_out(
+        self, action: LoadStage | FormPipeline | DissolveFormation | DrainFormation
+    ) -> None:
+        """Begins it, or keeps it until its turn has come."""
+        match action:
+            case LoadStage():
+                self._begin_all(self._turns.load(action))
+            case FormPipeline():
+                self._begin_all(self._turns.form(action))
+            case DissolveFormation():
+                self._turns.dissolve(action)
+                for member in action.members:
+                    self._begin(self._dissolve(action.formation_id, member), None)
+            case DrainFormation():
+                self._begin(self._drain(action), action.head.node_id)
+
+    def _begin_all(self, actions: Iterable[FormPipeline | LoadStage]) -> None:
+        for action in actions:
+            if isinstance(action, LoadStage):
+                self._begin(self._load(action), action.node_id)
+            else:
+                self._begin(self._form(action), None)
+
+    async def _load(self, action: LoadStage) -> None:
+        progress = metrics.LOADED.labels(action.node_id)
+        try:
+            stages = [StageSpec(action.layers, action.tp_degree)]
+            (held,) = await self._engines.hold(
+                action.address, action.model, stages, lambda done, total: progress.set(done)
+            )
+        except ShuntError as error:
+            self._cluster.load_failed(action, error.message, error.permanent, self._clock())
+        else:
+            loaded = Loaded(held.kv_blocks, held.numerics_class, held.held)
+            self._cluster.load_done(action, loaded, self._clock())
+        finally:
+            metrics.LOADED.remove(action.node_id)
+        self._stir()
+
+    async def _form(self, action: FormPipeline) -> None:
+        if not self._cluster.view.pipeline_of(action.formation_id):
+            return  # a member was lost meanwhile
+        try:
+            await self._engines.form(action)
+        except ShuntError as error:
+            self._cluster.form_failed(action.formation_id, error.message, self._clock())
+        else:
+            self._cluster.formed(action.formation_id, self._clock())
+        self._stir()
+
+    async def _dissolve(self, formation_id: str, member: Member) -> None:
+        try:
+            await self._engines.dissolve(formation_id, member)
+        except ShuntError as error:
+            _log.info("member not told", extra={"node_id": member.node_id, "why": error.message})
+        self._begin_all(self._turns.left(member.incarnation, formation_id))
+
+    async def _drain(self, action: DrainFormation) -> None:
+        try:
+            sealed = await self._engines.drain(action.formation_id, action.head)
+        except ShuntError as error:
+            self._cluster.drain_failed(action.formation_id, error.message, self._clock())
+        else:
+            self._cluster.drained(action.formation_id, sealed, self._clock())
+        self._stir()
