@@ -206,12 +206,13 @@ class Succession:
             if out.questions:
                 return Taken(question=out.questions[0])
             answer = NextPlan(None, 0.0, tuple(out.reasons))
+        elif not self._still_holds(asked, answer.plan):
+            self._out = None
+            self._replanner.withdrawn(now_s)
+            return Taken()
         else:
             answer = replace(answer, plan=_beside(cluster.plan, answer.plan))
         self._out, ask = None, out.ask
-        if not self._still_holds(asked, answer):
-            self._replanner.withdrawn(now_s)
-            return Taken()
         attributes = {"causes": ", ".join(ask.causes), "reason": "; ".join(answer.reasons)}
         if answer.plan is None:
             self._replanner.kept(now_s)
@@ -244,14 +245,14 @@ class Succession:
             self._operator_waits = False
         return [LogEvent("replan_failed", attributes=attributes)], told
 
-    def _still_holds(self, asked: Replanning, answer: NextPlan) -> bool:
-        """No other plan has come meanwhile, and the nodes that it names are there."""
-        if answer.plan is None:
-            return True
+    def _still_holds(self, asked: Replanning, plan: Plan) -> bool:
+        """No other plan has come meanwhile, the nodes that it names are there, and with what the
+        others have it serves what is to be served."""
+        running = self._cluster.plan.models if self._cluster.plan is not None else frozenset()
         there = {node.node_id for node in self._cluster.view.staying()}
         newest = asked.number == self._cluster.view.next_plan_number
-        models = answer.plan.models == self._cluster.goals.models
-        return newest and models and answer.plan.node_ids() <= there
+        models = plan.models | running == self._cluster.goals.models
+        return newest and models and plan.node_ids() <= there
 
     # Sleep
 
