@@ -29,12 +29,18 @@ class NodeFacts:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One member of a formation: a node's process and the layers it runs there."""
+    """One member of a formation: a node's process and the stage it runs there."""
 
     node_id: str
     incarnation: str
     address: str
     layers: LayerRange
+    tp_degree: int = 1
+
+    @property
+    def stage(self) -> StageSpec:
+        """What it must hold for that."""
+        return StageSpec(self.layers, self.tp_degree)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,7 @@ class StageSpec:
 
     layers: LayerRange
     tp_degree: int = 1
+    """Ranks that share it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,7 @@ class Engines:
                     incarnation=member.incarnation,
                     address=member.address,
                     layers=wire.layers_to(member.layers),
+                    tp_degree=member.tp_degree,
                 )
                 for member in formation.members
             ],

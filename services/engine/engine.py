@@ -150,10 +150,11 @@ class Engine:
         mine = membership.members[membership.stage_index]
         if mine.incarnation != self.incarnation:
             raise StaleEpoch("another process was meant", field="incarnation")
-        held = self.stages.find(membership.model, mine.layers)
+        held = self.stages.find(membership.model, mine.stage)
         if held is None:
             raise FailedPrecondition(
-                f"no stage of layers [{mine.layers.start}, {mine.layers.end}) of the model is held",
+                f"no stage of layers [{mine.layers.start}, {mine.layers.end}) of the model on "
+                f"{mine.tp_degree} ranks is held",
                 field="layers",
             )
         facts, most = held.backend.facts, self.stages.kv_blocks(held)

@@ -143,6 +143,7 @@ def _membership_from(request: engine_pb2.FormRequest) -> FormationPlace:
             member.incarnation,
             member.address,
             common_wire.layers_from(member.layers),
+            member.tp_degree or 1,
         )
         for member in request.members
     )

@@ -150,10 +150,10 @@ class Stages:
             await asyncio.wait((hold.task,), timeout=self._report_s)
         yield HoldProgress(*hold.so_far, hold.task.result())
 
-    def find(self, model: ModelRef, layers: LayerRange) -> HeldStage | None:
-        """The stage of exactly these layers, unless it is being let go of."""
+    def find(self, model: ModelRef, wanted: StageSpec) -> HeldStage | None:
+        """Exactly this stage, unless it is being let go of."""
         for stage in self._held:
-            same = (stage.model.digest, stage.layers) == (model.digest, layers)
+            same = (stage.model.digest, StageSpec(stage.layers)) == (model.digest, wanted)
             if same and stage.size in self._wanted:
                 return stage
         return None

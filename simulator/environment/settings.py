@@ -69,6 +69,8 @@ class SimulationSettings:
     """Of every engine; each holds the ids of BLOCK_SIZE positions."""
     room: int = 2
     """Stages that fit into an engine's memory."""
+    ranks: int = 4
+    """That an engine can share a stage among."""
     progress_s: float = 2.0
     """A step that takes this much longer than expected is stuck."""
     routers: int = 2

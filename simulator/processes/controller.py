@@ -19,7 +19,7 @@ from services.common.errors import (
 )
 from services.common.exchange import Checkpoint, Grant, ResumeQuestion
 from services.common.generation import CancelReason
-from services.common.nodes import NodeFacts
+from services.common.nodes import NodeFacts, StageSpec
 from services.controller.core.cluster import actions as cluster_actions
 from services.controller.core.cluster.actions import (
     AskPlan,
@@ -454,6 +454,7 @@ class SimulatedController(Process):
 
     def _load(self, load: LoadStage) -> None:
         asked = (load.node_id, load.incarnation, load.layers)
+        spec = StageSpec(load.layers, load.tp_degree)
 
         def loaded(result: Any) -> None:
             now_s, cluster = self.clock.now_s, self.cluster
@@ -463,7 +464,7 @@ class SimulatedController(Process):
                 cluster.load_done(*asked, result, now_s)
             self.stir()
 
-        self._call(load.incarnation, "hold", (load.model, load.layers), loaded)
+        self._call(load.incarnation, "hold", (load.model, spec), loaded)
 
     def _dissolve(self, formation_id: str, incarnation: str) -> None:
         self.monitor.dissolves(incarnation, formation_id)

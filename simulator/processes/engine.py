@@ -8,8 +8,8 @@ from typing import Any, Protocol
 from services.common.channel_options import MAX_MESSAGE_BYTES
 from services.common.errors import FailedPrecondition, ShuntError, StaleEpoch, Unavailable
 from services.common.exchange import Checkpoint, CheckpointResult, Closed, GenerateCall
-from services.common.generation import CancelReason, LayerRange, ModelRef
-from services.common.nodes import Member, NodeFacts, NodeShape
+from services.common.generation import CancelReason, ModelRef
+from services.common.nodes import Member, NodeFacts, NodeShape, StageSpec
 from services.controller.core.cluster.actions import Beat, FormPipeline, Loaded
 from services.engine.core.actions import Action, SequenceKey
 from services.engine.core.batching import Batching, Due, lead_of
@@ -149,9 +149,9 @@ class SimulatedEngine(Process):
 
     # Stages
 
-    def hold(self, reply: Reply, model: ModelRef, layers: LayerRange) -> None:
+    def hold(self, reply: Reply, model: ModelRef, spec: StageSpec) -> None:
         """Takes its time, while it serves; another one takes its place."""
-        stage = model, layers
+        stage = model, spec
         hold = self.holdings.begin(stage, reply)
         if hold is not None:
             environment = self.environment
@@ -170,9 +170,11 @@ class SimulatedEngine(Process):
 
     def _refusal(self, stage: Stage) -> ShuntError | None:
         """Why it cannot be loaded, for good or this time."""
-        _, layers = stage
-        if (layers.end - layers.start) * LAYER_BYTES > self.facts.shape.memory_bytes:
+        _, spec = stage
+        if (spec.layers.end - spec.layers.start) * LAYER_BYTES > self.facts.shape.memory_bytes:
             return FailedPrecondition("more layers than memory")
+        if spec.tp_degree > self.environment.settings.ranks:
+            return FailedPrecondition("more ranks than devices")
         environment = self.environment
         fails = environment.fails("load", environment.settings.load_fails)
         return Unavailable("no weights") if fails else None
@@ -182,7 +184,7 @@ class SimulatedEngine(Process):
         if self.place is not None and self.place.formation_id == form.formation_id:
             reply(None)
             return
-        stage = form.model, form.members[index].layers
+        stage = form.model, form.members[index].stage
         if not self.holdings.can_form(stage):
             reply(Unavailable("not loaded"))
             return

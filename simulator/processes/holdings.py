@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.common.errors import Superseded
-from services.common.generation import LayerRange, ModelRef
+from services.common.generation import ModelRef
+from services.common.nodes import StageSpec
 
 Answer = Callable[[Any], None]
-Stage = tuple[ModelRef, LayerRange]
+Stage = tuple[ModelRef, StageSpec]
 
 
 @dataclass(frozen=True, slots=True)

@@ -352,6 +352,12 @@ MISTAKES = (
         MARKETS,
     ),
     Mistake(
+        "a stage on more ranks is the same stage",
+        CHANGES,
+        "    if (stage.layers, stage.tp_degree) != (seat.stage.layers, seat.stage.tp_degree):",
+        "    if stage.layers != seat.stage.layers:",
+    ),
+    Mistake(
         "a seat for one offer is equal to a seat for any",
         CHANGES,
         "    if stage.offer_id and not stage.node_id and stage.offer_id != bought:",

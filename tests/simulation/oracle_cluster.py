@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from watch import Watch
 
+from services.common.nodes import StageSpec
 from services.controller.core.cluster.actions import (
     Action,
     FormPipeline,
@@ -68,11 +69,13 @@ class ClusterOracle(Watch):
         views = cluster.view.pipelines()
         wanted = {p.pipeline_id for _, p in cluster.plan.pipelines()} if cluster.plan else set()
         said = {
-            name: [(stage.node_id, stage.layers) for stage in stages]
+            name: [(stage.node_id, stage.layers, stage.tp_degree) for stage in stages]
             for name, stages in told.pipelines.items()
         }
         done = {
-            view.pipeline_id: [(stage.node_id, stage.layers) for stage in view.stages]
+            view.pipeline_id: [
+                (stage.node_id, stage.layers, stage.tp_degree) for stage in view.stages
+            ]
             for view in views
             if view.pipeline_id in wanted
         }
@@ -107,7 +110,8 @@ class ClusterOracle(Watch):
             process = provider.nodes.get(seat.node_id) if provider is not None else None
             if not isinstance(process, SimulatedEngine):
                 return False
-            stage, holdings = (seat.stage.model, seat.stage.layers), process.holdings
+            spec = StageSpec(seat.stage.layers, seat.stage.tp_degree)
+            stage, holdings = (seat.stage.model, spec), process.holdings
             has = holdings.can_form(stage) or holdings.fetched == stage
             known = process.alive and process.name == state.nodes[seat.node_id].incarnation
             if known and not has:
@@ -174,6 +178,9 @@ class ClusterOracle(Watch):
                 ends = [0, *(part.end for part in layers)]
                 if [part.start for part in layers] != ends[:-1] or ends[-1] != LAYER_COUNT:
                     self.fail(14, f"{pipeline.pipeline_id} runs {layers}")
+                degrees = [member.tp_degree for member in pipeline.formation.members]
+                if degrees != [seat.stage.tp_degree for seat in pipeline.seats]:
+                    self.fail(14, f"{pipeline.pipeline_id} runs its stages on {degrees} ranks")
             elif pipeline.retiring:
                 self.fail(14, f"{pipeline.pipeline_id} is not in the plan and serves nobody")
         wanted = state.wanted()

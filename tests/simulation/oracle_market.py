@@ -176,14 +176,16 @@ class MarketOracle(ClusterOracle):
                 self.troubled.add(stage.node_id)
         wanted = {
             frozenset(
-                (deployment.model, stage.layers.start, stage.node_id) for stage in pipeline.stages
+                (deployment.model, stage.layers.start, stage.tp_degree, stage.node_id)
+                for stage in pipeline.stages
             )
             for deployment, pipeline in plan.pipelines()
         }
         serving, self._common = {}, set()
         for pipeline in state.pipelines.values():
             seats = frozenset(
-                (pipeline.model, seat.stage.layers.start, seat.node_id) for seat in pipeline.seats
+                (pipeline.model, seat.stage.layers.start, seat.stage.tp_degree, seat.node_id)
+                for seat in pipeline.seats
             )
             formation = pipeline.formation
             if formation is not None and pipeline.is_ready:

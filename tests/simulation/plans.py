@@ -21,6 +21,8 @@ from simulator.world import World
 
 MAX_NODES = 6
 """Seats of a plan: four nodes are there at first."""
+DEGREES = (1, 1, 1, 2, 4)
+"""Ranks of a stage, each as likely."""
 WHY = Why(("a schedule has it",), (Alternative("another", "luck"),), ("operator",), 0.5, 60.0)
 
 
@@ -70,7 +72,7 @@ class Plans:
                 cuts = [[], [18], [10, 20]][size - 1]
             ends = [0, *cuts, LAYER_COUNT]
             stages = tuple(
-                PlannedStage(LayerRange(ends[i], ends[i + 1]), 1, SHAPE, name)
+                PlannedStage(LayerRange(ends[i], ends[i + 1]), random.choice(DEGREES), SHAPE, name)
                 for i, name in enumerate(taken)
             )
             pipelines.append(PlannedPipeline(f"pipeline-{len(pipelines) + 1}", stages, 50.0))

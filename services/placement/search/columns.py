@@ -22,6 +22,7 @@ VALLEY_KINDS = 4
 LIKELY = 0.7  # neighbouring batches of the coarse grid differ by up to 0.3
 LIKELY_ORDERS = 20
 CHUNK_ELEMENTS = 1 << 21
+ORDERS_ELEMENTS = 1 << 17
 Members = tuple[int, ...]  # options, ascending
 
 
@@ -200,17 +201,22 @@ class Columns:
             return None
         table = self.tables.of(rows.shape[1])
         ceilings = self._rough(rows)
+        ranked = np.argsort(-ceilings, kind="stable")[: LIKELY_ORDERS if likely else None]
+        together = max(1, ORDERS_ELEMENTS // (rows.shape[1] * len(table.batches)))
         best: Candidate | None = None
-        ranked = np.argsort(-ceilings, kind="stable")
-        for tried, i in enumerate(ranked):
+        start, size = 0, 1 if floor_rps == 0 else together
+        while start < len(ranked):
+            some = ranked[start : start + size]
             reached = best.split.rate_rps if best else floor_rps
-            if likely and (tried == LIKELY_ORDERS or ceilings[i] < reached * LIKELY):
+            if likely:
+                some = some[ceilings[some] >= reached * LIKELY]
+            if not len(some) or (start and self._budget.expired()):
                 break
-            if tried and self._budget.expired():
-                break
-            split = best_split(table, tuple(int(o) for o in rows[i]), reached, self._tolerance)
-            if split is not None:
-                best = Candidate(tuple(int(o) for o in rows[i]), split)
+            found = best_split(table, rows[some], reached, self._tolerance)
+            if found is not None:
+                row, split = found
+                best = Candidate(tuple(int(o) for o in rows[some[row]]), split)
+            start, size = start + size, together
         return best
 
     def _rough(self, rows: Ints) -> Array:

@@ -191,6 +191,7 @@ async def test_a_form_for_another_process_other_layers_or_other_weights_is_refus
     for change, kind in (
         ({"members": {"incarnation": "another"}}, StaleEpoch),
         ({"members": {"layers": common_pb2.LayerRange(start=0, end=5)}}, FailedPrecondition),
+        ({"members": {"tp_degree": 2}}, FailedPrecondition),
         ({"model": common_pb2.ModelRef(model_id="tiny", digest="d2")}, FailedPrecondition),
         ({"kv_blocks": 129}, InvalidArgument),
         ({"kv_blocks": 0}, InvalidArgument),

@@ -311,7 +311,13 @@ class _Steps:
         if len({node.numerics_class for node in nodes}) > 1:
             return self._tell_classes(pipeline, nodes)
         members = tuple(
-            Member(node.node_id, node.facts.incarnation, node.facts.address, seat.stage.layers)
+            Member(
+                node.node_id,
+                node.facts.incarnation,
+                node.facts.address,
+                seat.stage.layers,
+                seat.stage.tp_degree,
+            )
             for node, seat in zip(nodes, pipeline.seats, strict=True)
             if node.facts is not None
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise, product
+from itertools import pairwise, permutations, product
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from services.placement.estimate.estimator import estimate_pipeline
 from services.placement.estimate.model import ModelShape
 from services.placement.search.field import field
 from services.placement.search.problem import Problem
+from services.placement.search.splits import best_split
 
 SMALL = ModelShape("small", 2048, 32, 8, 64, 8192, 32000, 9)
 TYPES = ["g4dn.xlarge", "g5.xlarge", "g6e.xlarge"]
@@ -49,6 +50,26 @@ def test_the_best_split_is_the_best_of_all(make_costs, order, calibration, phase
     assert found.split.rate_rps == pytest.approx(expected, rel=1e-6)
     built = ground.build([found], phase)[0]
     assert estimate_pipeline(costs, built).throughput_rps == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("phase", list(PipelinePhase))
+@pytest.mark.parametrize("tolerance", [1e-9, 2e-4])
+def test_orders_looked_at_together_give_the_best_of_each_alone(make_costs, phase, tolerance):
+    costs = make_costs(SMALL, "measured", Workload(500, 40))
+    ground = field(Problem(costs, cluster(dict.fromkeys(TYPES, 2))), phase=phase)
+    table = ground.columns.tables.of(4)
+    orders = np.array(sorted(set(permutations((0, 0, 1, 2)))))
+    alone = [best_split(table, orders[i : i + 1], tolerance=tolerance) for i in range(len(orders))]
+    rates = [found[1].rate_rps if found else 0.0 for found in alone]
+    found = best_split(table, orders, tolerance=tolerance)
+    assert found is not None
+    row, split = found
+    assert split.rate_rps == pytest.approx(max(rates), rel=2 * tolerance)
+    assert split.rate_rps == pytest.approx(rates[row], rel=2 * tolerance)
+    assert best_split(table, orders, split.rate_rps, tolerance) is None
+    again = best_split(table, orders, split.rate_rps * (1 - 1e-3), tolerance)
+    assert again is not None
+    assert again[1].rate_rps == pytest.approx(max(rates), rel=2 * tolerance)
 
 
 def test_no_pipeline_beats_its_sure_bound(make_costs):

@@ -97,6 +97,19 @@ def test_a_pipeline_that_is_equal_in_both_plans_goes_on_untouched() -> None:
     assert running(cluster)["pipeline-3"] == [("d", WHOLE)]
 
 
+def test_the_same_layers_on_more_ranks_are_another_stage() -> None:
+    cluster = serving({"a": WHOLE}, idle=("b",))
+    plan = planned({"b": WHOLE}, number=2)
+    deployment = plan.deployments[0]
+    pipeline = deployment.pipelines[0]
+    wider = replace(pipeline, stages=(replace(pipeline.stages[0], tp_degree=2),))
+    plan = replace(plan, deployments=(replace(deployment, pipelines=(wider,)),))
+    load = one_of(cluster.plan_ready(plan, 1.0), LoadStage)
+    assert (load.node_id, load.layers, load.tp_degree) == ("b", WHOLE, 2)
+    form = one_of(loaded(cluster, "b", WHOLE, 1.5), FormPipeline)
+    assert [member.tp_degree for member in form.members] == [2]
+
+
 def test_what_takes_the_place_is_made_before_what_serves_is_broken() -> None:
     cluster = serving({"a": WHOLE}, idle=("b", "c"))
     actions = cluster.plan_ready(planned({"b": FRONT, "c": BACK}, number=2), 1.0)
