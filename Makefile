@@ -12,8 +12,8 @@ RELEASE := $(shell git describe --tags --abbrev=0 --match 'v*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .PHONY: help install run demo test check docs bench bench-chaos bench-crowd bench-rolling \
-  bench-elastic bench-markets bench-spares bench-cluster bench-tensorstore bench-placement proto \
-  up down clean
+  bench-elastic bench-markets bench-spares bench-cluster bench-tensorstore bench-placement bench-gpu \
+  proto up down clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,6 +89,9 @@ bench-tensorstore: $(INSTALLED) ## Measures how fast weights are stored, read an
 
 bench-placement: $(INSTALLED) ## Measures the estimator and the planners
 	$(BIN)/python -m bench.placement
+
+bench-gpu: $(INSTALLED) ## Tests and measures the engine on a CUDA device
+	$(BIN)/python -m bench.gpu --out bench/out/gpu.json
 
 docs: $(INSTALLED) ## Writes the lists of modules in ARCHITECTURE.md anew
 	$(BIN)/python docs/modules.py

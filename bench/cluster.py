@@ -158,8 +158,8 @@ class Jumps:
                 core.register(facts_of(node_id), now_s)
             case AskPlan():
                 core.plan_ready(plan_of(action), now_s)
-            case LoadStage(node_id, incarnation, _, _, layers):
-                core.load_done(node_id, incarnation, layers, Loaded(4096, "class"), now_s)
+            case LoadStage():
+                core.load_done(action, Loaded(4096, "class"), now_s)
             case FormPipeline(formation_id):
                 self.formations |= {m.node_id: formation_id for m in action.members}
                 core.formed(formation_id, now_s)

@@ -1,8 +1,9 @@
 """A mesh that shrinks and grows under eight streams: how soon the other plan serves, and the gaps.
 
 `python -m bench.elastic` starts six nodes. Two of them are taken with 30 s of notice and no
-replacement to be had; two are offered again; two are killed. It prints JSON and ends with 1 when a
-stream failed or differs from the undisturbed one, or a plan came too late.
+replacement to be had; two are offered again; two are killed. It prints JSON, with the speeds that
+were declared of the nodes and those that they achieved, and ends with 1 when a stream failed or
+differs from the undisturbed one, or a plan came too late.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import httpx
 from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 
 from bench import mesh as meshes
+from bench.speeds import node_speeds
 from services.common import channels
 
 TOKENS = 250
@@ -186,6 +188,7 @@ async def measured(
                     phases.append(await watch.phase(name, kind, nodes, within_s))
                     said(f"{name}: plan {phases[-1].plan} after {phases[-1].serves_s:.1f} s")
                 streams.enough = True
+            speeds = await node_speeds(channel)
         expected = await meshes.undisturbed(client, mesh.url(), bodies)
     ends = [*(phase.began_s for phase in phases[1:]), math.inf]
     failed, differ = streams.amiss(expected)
@@ -193,6 +196,7 @@ async def measured(
         "streams": len(streams.records),
         "failed": failed,
         "differ": differ,
+        "speeds": [asdict(speed) for speed in speeds],
         "phases": [
             asdict(phase) | {"longest_gap_s": streams.longest_gap_s(phase.began_s, ends_s)}
             for phase, ends_s in zip(phases, ends, strict=True)

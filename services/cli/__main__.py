@@ -233,12 +233,16 @@ def why_plan(
 
 def replan_now(
     data_dir: DataDir = DEFAULT_DATA_DIR,
+    budget_per_hour: Annotated[
+        float | None,
+        typer.Option(min=0, help="From now on: most dollars an hour of all nodes; 0: any."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Has the mesh ask for another plan at once; one that is worth its move is carried out."""
     from services.cli.replan import replanned, replanned_text
 
-    found = told(lambda: asyncio.run(replanned(MeshDirectory(data_dir))))
+    found = told(lambda: asyncio.run(replanned(MeshDirectory(data_dir), budget_per_hour)))
     if as_json:
         print(json.dumps(found))
     else:

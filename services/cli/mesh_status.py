@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from typing import Any
 
 import grpc
@@ -11,7 +12,9 @@ from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 from services.cli import processes
 from services.cli.mesh_directory import MeshState, ServiceRecord
 from services.common import channels, health
+from services.common.machine import MachineFacts
 from services.common.settings import TlsSettings
+from services.common.wire_machine import machine_from
 
 TIMEOUT_S = 3.0
 MAX_PAGES = 1000
@@ -69,6 +72,7 @@ async def mesh_status(state: MeshState) -> dict[str, Any]:
             for generation in status.generations
         ],
         "offers": [_offer(offer) for offer in status.offers],
+        "budget_per_hour": _optional(status, "budget_per_hour"),
         "cost_per_hour": _optional(status, "cost_per_hour"),
         "on_demand_cost_per_hour": _optional(status, "on_demand_cost_per_hour"),
         "spares": [_spare(spare) for spare in status.spares],
@@ -208,6 +212,17 @@ def _node(node: controller_pb2.NodeStatus) -> dict[str, Any]:
         "stage": node.stage_index if node.HasField("stage_index") else None,
         "offer": node.offer_id or None,
         "declared": node.declared,
+        "machine": _machine(machine_from(node.machine)),
+    }
+
+
+def _machine(facts: MachineFacts) -> dict[str, Any]:
+    """Each fact with its source; what nobody knows is null."""
+    values = asdict(facts)
+    return {
+        name: {"value": values[name], "source": facts.source(name).value}
+        for name in values
+        if name != "declared"
     }
 
 

@@ -15,11 +15,14 @@ ANSWER_S = 60.0
 """A change that is being carried out is not waited for; a question that is out is."""
 
 
-async def replanned(directory: MeshDirectory) -> dict[str, Any]:
+async def replanned(
+    directory: MeshDirectory, budget_per_hour: float | None = None
+) -> dict[str, Any]:
     """The JSON of `shunt plan now --json`; raises MeshError where there is no answer."""
+    request = controller_pb2.ReplanRequest(budget_per_hour=budget_per_hour)
     async with controller_of(directory) as stub:
         try:
-            answer = await stub.Replan(controller_pb2.ReplanRequest(), timeout=ANSWER_S)
+            answer = await stub.Replan(request, timeout=ANSWER_S)
         except grpc.aio.AioRpcError as error:
             raise MeshError(f"the plan stands: {error.details()}") from None
     return {

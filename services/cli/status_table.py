@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -38,7 +39,7 @@ _COLOURS = {
 def status_table(status: dict[str, Any]) -> Group:
     """What keeps failing, the models, the plan, then tables of the services, the pipelines with
     their nodes, the market where it names prices, and the generations."""
-    tables = _services(status), _pipelines(status), *_market(status)
+    tables = _services(status), _pipelines(status), *_machines(status), *_market(status)
     asked = map(workload_line, status["workloads"])
     head = [*_faults(status), *_models(status["deployments"]), *_plan(status)]
     return Group(*head, *tables, *asked, _generations(status))
@@ -143,6 +144,56 @@ def _layers(layers: list[int] | None) -> str:
     return "" if layers is None else f"{layers[0]}-{layers[1] - 1}"
 
 
+def _machines(status: dict[str, Any]) -> list[Table | str]:
+    """What the nodes' machines are, one line for those that are alike and a column for what is
+    known of any; what was declared has a mark."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for node in status["nodes"]:
+        if node["state"] not in ("lost", "starting"):
+            row = tuple(_fact(*column, node["machine"]) for column in _MACHINE)
+            alike.setdefault(row, []).append(node["id"])
+    known = [index for index in range(len(_MACHINE)) if any(row[index] for row in alike)]
+    if not known:
+        return []
+    table = Table("nodes", *(_MACHINE[index][0] for index in known))
+    for row, names in alike.items():
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        table.add_row(", ".join(names[:_NAMED]) + more, *(row[index] for index in known))
+    marked = any(text.endswith(_MARK) for row in alike for text in row)
+    return [table, f"{_MARK} declared by the provider, not found"] if marked else [table]
+
+
+def _fact(_: str, name: str, shown: Callable[[Any], str], machine: dict[str, Any]) -> str:
+    fact = machine[name]
+    if fact["value"] is None:
+        return ""
+    return shown(fact["value"]) + (_MARK if fact["source"] == "declared" else "")
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / (1 << 30):.3g} GiB"
+
+
+def _devices(devices: list[dict[str, Any]]) -> str:
+    counts = Counter((device["name"], device["memory_bytes"]) for device in devices)
+    return ", ".join(f"{n} x {name}, {_gib(size)}" for (name, size), n in counts.items()) or "none"
+
+
+_MARK = "*"
+_MACHINE: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("instance type", "instance_type", str),
+    ("speed", "relative_speed", "{:g}".format),
+    ("cores", "cores", "{:g}".format),
+    ("memory", "memory_bytes", _gib),
+    ("devices", "devices", _devices),
+    ("network", "network_gbps", "{:g} Gbit/s".format),
+    ("zone", "zone", str),
+    ("pool", "pool", str),
+    ("market", "spot", lambda spot: "spot" if spot else "on demand"),
+)
+"""Columns: title, fact, and how it is shown."""
+
+
 def _market(status: dict[str, Any]) -> list[Table | str]:
     """Nothing where nobody names a price."""
     if all(offer["price_per_hour"] is None for offer in status["offers"]):
@@ -159,6 +210,9 @@ def _market(status: dict[str, Any]) -> list[Table | str]:
             "" if price is None else f"{price:.4g}",
         )
     line = cost_line(status["cost_per_hour"], status["on_demand_cost_per_hour"])
+    budget = status["budget_per_hour"]
+    if budget is not None:
+        line += f"; {budget:.4g} an hour at most"
     return [table, line, *_spares_line(status["spares"], status["spares_cost_per_hour"])]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from services.common.generation import LayerRange, ModelRef
+from services.common.machine import NOTHING_KNOWN, MachineFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class NodeFacts:
     address: str
     pid: int
     shape: NodeShape
+    machine: MachineFacts = NOTHING_KNOWN
+    """What it runs on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,7 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "PlanDeployments": _PLANNERS,
         "Estimate": _PLANNERS,
         "Replan": _PLANNERS,
+        "ReplanDeployments": _PLANNERS,
         "Explain": _PLANNERS,
         "WhatIf": _PLANNERS,
     },

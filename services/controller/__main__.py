@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -42,7 +43,10 @@ def make_local(
 
     def environment(offer: Offer) -> dict[str, str]:
         shape = offer.shape
+        named = {"instance_type": offer.instance_type, "pool": offer.pool, "spot": offer.spot}
         return {
+            "SHUNT_ENGINE_DECLARED": json.dumps({} if chosen.market is None else named),
+            "SHUNT_ENGINE_CORE_SHARE": str(chosen.core_share(shape.relative_speed)),
             "SHUNT_ENGINE_CONTROLLER": address(),
             "SHUNT_ENGINE_STORE": chosen.store or f"grpc://{chosen.tensorstore_address}",
             "SHUNT_ENGINE_MEMORY_BYTES": str(shape.memory_bytes),

@@ -6,14 +6,16 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 
 from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 
 from services.common.errors import ShuntError
 from services.common.server import Server
 from services.controller import metrics
+from services.controller.core.cluster.budget import NOTE, Budget
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.market import Offer
@@ -25,7 +27,7 @@ from services.controller.deployments import DEPLOYMENTS, Deployments, StoreAcces
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
 from services.controller.generations import LedgerRuntime
-from services.controller.journal.journal import Journal, JournalRoom, Recovered
+from services.controller.journal.journal import Journal, JournalRoom, Recovered, Saved
 from services.controller.planning import Planning
 from services.controller.providers.provider import Provider
 from services.controller.replans import Replans
@@ -61,6 +63,7 @@ class AssembledController:
         self._journal = journal
         self._provider = provider
         self._saved = recovered.saved
+        self._budget_per_hour = _budget(recovered.saved, settings.budget_per_hour)
         clock = time.monotonic
         heads_changed = Signal()
         self.events = EventLog(journal, time.time, settings.events_kept)
@@ -91,7 +94,7 @@ class AssembledController:
         self._replans = Replans(
             Succession(
                 Replanner(settings.replanning),
-                settings.wishes,
+                replace(settings.wishes, budget_per_hour=self._budget_per_hour),
                 settings.succession,
                 cluster=self._runtime.cluster,
                 market=self._runtime.market,
@@ -99,6 +102,7 @@ class AssembledController:
             ),
             placement=self._planning,
             submit=self._runtime.carry_out,
+            note_budget=self._note_budget,
             changed=self._runtime.changed,
             clock=clock,
         )
@@ -143,11 +147,16 @@ class AssembledController:
 
     def _cluster(self, facts: ModelFacts, recovered: Recovered, now_s: float) -> Cluster:
         settings, saved = self._settings.cluster(facts), recovered.saved
+        settings = replace(settings, budget_per_hour=self._budget_per_hour)
         noted = saved.get(DEPLOYMENTS)
         goals = Goals.of(settings.first)
         if noted is not None:
             goals = Goals.from_json(noted).begun_with(settings.first)
         return Cluster.recover(settings, _draw_id, saved, now_s, time.time(), goals)
+
+    async def _note_budget(self, per_hour: float) -> None:
+        noted = Budget(per_hour, self._settings.budget_per_hour)
+        await self._journal.write((Saved(NOTE, noted.to_json()),), fsync=True)
 
     def _offer_of(self, node_id: str) -> Offer | None:
         market = self._runtime.market
@@ -210,6 +219,12 @@ class AssembledController:
     async def _end_nodes(self) -> None:
         if self._settings.end_nodes_on_stop:
             await self._runtime.end_nodes()
+
+
+def _budget(saved: Mapping[str, str], named: float) -> float:
+    """Of the settings, or what an operator said since."""
+    noted = saved.get(NOTE)
+    return named if noted is None else Budget.from_json(noted).begun_with(named)
 
 
 def _draw_id() -> str:

@@ -177,8 +177,14 @@ def _domain_errors() -> Iterator[None]:
 def _holdings(
     model: ModelRef, stages: Sequence[StageSpec], message: engine_pb2.HoldResponse
 ) -> tuple[StageHolding, ...]:
-    answered = [wire.layers_from(holding.stage.layers) for holding in message.stages]
-    if answered != [stage.layers for stage in stages]:
+    answered = [
+        (
+            wire.model_from(holding.model),
+            StageSpec(wire.layers_from(holding.stage.layers), holding.stage.tp_degree),
+        )
+        for holding in message.stages
+    ]
+    if answered != [(model, stage) for stage in stages]:
         raise Unavailable("the node answered for other stages than it was asked for")
     return tuple(
         StageHolding(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from services.common.errors import FailedPrecondition, ShuntError, Unavailable
 from services.common.nodes import NodeFacts
@@ -96,6 +97,13 @@ class Fleet:
         """The handle of a process that registers as a node; empty when it is not one of ours.
         Raises PermissionDenied."""
         return await self._provider.recognise(node_id, pid)
+
+    def believed(self, facts: NodeFacts, handle: str) -> NodeFacts:
+        """What a process that registers says of its node: a provider that declares may have told a
+        node of its own what that is, and nobody else may."""
+        if handle and self._provider.capabilities.declares:
+            return facts
+        return replace(facts, machine=facts.machine.found_alone())
 
     def found(self, facts: NodeFacts, handle: str) -> list[Action]:
         """A process that registered is the provider's, if it has a handle."""

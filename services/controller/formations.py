@@ -74,19 +74,10 @@ class Formations:
                 action.address, action.model, stages, lambda done, total: progress.set(done)
             )
         except ShuntError as error:
-            self._cluster.load_failed(
-                action.node_id,
-                action.incarnation,
-                action.layers,
-                error.message,
-                error.permanent,
-                self._clock(),
-            )
+            self._cluster.load_failed(action, error.message, error.permanent, self._clock())
         else:
             loaded = Loaded(held.kv_blocks, held.numerics_class, held.held)
-            self._cluster.load_done(
-                action.node_id, action.incarnation, action.layers, loaded, self._clock()
-            )
+            self._cluster.load_done(action, loaded, self._clock())
         finally:
             metrics.LOADED.remove(action.node_id)
         self._stir()

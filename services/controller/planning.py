@@ -18,7 +18,7 @@ from services.controller.core.cluster.difference import StageToBe
 from services.controller.core.cluster.goals import Aim, Goal
 from services.controller.core.cluster.market import Offer
 from services.controller.core.cluster.plan import Deployment, Plan, PlannedPipeline, PlannedStage
-from services.controller.core.cluster.question import NextPlan, Replanning
+from services.controller.core.cluster.question import Dividing, NextPlan, Question, Replanning
 from services.controller.core.cluster.replanning import Cause
 from services.controller.core.cluster.why import Alternative, Why
 from services.controller.core.cluster.workload import Workload
@@ -115,7 +115,9 @@ def _stage(stage: placement_pb2.Stage, named: _Named) -> PlannedStage:
 Answer = placement_pb2.PlanResponse | placement_pb2.ReplanResponse
 
 
-def _alternatives(answer: Answer) -> tuple[Alternative, ...]:
+def _alternatives(
+    answer: Answer | placement_pb2.ReplanDeploymentsResponse,
+) -> tuple[Alternative, ...]:
     return tuple(Alternative(one.plan, one.lacks) for one in answer.alternatives)
 
 
@@ -214,11 +216,7 @@ class Planning:
             raise from_rpc_error(error) from error
         if not reply.change and len(reply.pipelines) == question.planned:
             return NextPlan(None, 0.0, tuple(reply.reasons))  # else what is left is the plan
-        known = {n.node_id: _Named(n.shape, node_id=n.node_id) for n in question.nodes} | {
-            one.name: _Named(one.offer.shape, offer_id=one.offer.offer_id)
-            for one in question.candidates
-        }
-        plan = _plan_of(question.number, [(goal, reply)], known)
+        plan = _plan_of(question.number, [(goal, reply)], _known(question))
         why = Why(
             tuple(reply.reasons),
             _alternatives(reply),
@@ -226,6 +224,51 @@ class Planning:
             horizon_s=wishes.horizon_s,
         )
         return NextPlan(replace(plan, why=why), reply.gain, why.reasons)
+
+    async def divide(self, question: Dividing) -> NextPlan:
+        """The next plan of all models that can be served together, or none where what runs stays.
+        Raises as `plan` does."""
+        goals, request = question.goals, self._all_asked(question)
+        try:
+            reply = await self._stub.ReplanDeployments(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        if not reply.change:
+            return NextPlan(None, 0.0, tuple(reply.reasons))
+        if len(reply.plans) != len(goals):
+            raise DataLoss("a deployment has no plan", field="plans")
+        pairs = [pair for pair in zip(goals, reply.plans, strict=True) if pair[1].pipelines]
+        plan = _plan_of(question.number, pairs, _known(question))
+        why = Why(
+            tuple(reply.reasons),
+            _alternatives(reply),
+            gain=reply.gain,
+            horizon_s=question.wishes.horizon_s,
+        )
+        return NextPlan(replace(plan, why=why), reply.gain, why.reasons)
+
+    def _all_asked(self, question: Dividing) -> placement_pb2.ReplanDeploymentsRequest:
+        wishes = question.wishes
+        return placement_pb2.ReplanDeploymentsRequest(
+            nodes=_nodes_asked(question),
+            deployments=[
+                placement_pb2.DeploymentSpec(
+                    model=_model(goal),
+                    workload=None if workload is None else _workload(workload),
+                    objective=_objective(goal.aim, priced=True),
+                    weight=goal.aim.weight,
+                    running=[
+                        _pipeline(p.stages) for model, p in question.running if model == goal.model
+                    ],
+                    resident=_resident(question, goal),
+                )
+                for goal, workload in zip(question.goals, question.workloads, strict=True)
+            ],
+            budget_per_hour=wishes.budget_per_hour,
+            nodes_min=wishes.nodes_min,
+            nodes_max=wishes.nodes_max,
+            horizon_s=wishes.horizon_s,
+        )
 
     async def what_ifs(self, question: Replanning, groups: Sequence[LikeNodes]) -> Answers:
         """What placement would answer to a question that is another in one thing. Raises a
@@ -275,23 +318,9 @@ class Planning:
         wishes, goal = question.wishes, question.goal
         return placement_pb2.ReplanRequest(
             model=_model(goal),
-            nodes=[
-                *(_node(n.node_id, n.shape, n.offer, on_offer=n.starts) for n in question.nodes),
-                *(
-                    _node(one.name, one.offer.shape, one.offer, on_offer=True)
-                    for one in question.candidates
-                ),
-            ],
+            nodes=_nodes_asked(question),
             running=[_pipeline(pipeline.stages) for pipeline in question.running],
-            resident=[
-                placement_pb2.ResidentLayers(
-                    node_id=node.node_id,
-                    layers=wire.layers_to(node.held.layers),
-                    tp_degree=node.held.tp_degree,
-                )
-                for node in question.nodes
-                if node.held is not None and node.held.model == goal.model
-            ],
+            resident=_resident(question, goal),
             workload=None if question.workload is None else _workload(question.workload),
             objective=_objective(goal.aim, priced=True, budget_per_hour=wishes.budget_per_hour),
             horizon_s=wishes.horizon_s,
@@ -307,6 +336,37 @@ class Planning:
 
 def _model(goal: Goal) -> placement_pb2.ModelSpec:
     return placement_pb2.ModelSpec(name=goal.model.model_id, config_json=goal.facts.config_json)
+
+
+def _nodes_asked(question: Question) -> list[placement_pb2.Node]:
+    """Those that are there first: of equal ones they are taken first."""
+    return [
+        *(_node(n.node_id, n.shape, n.offer, on_offer=n.starts) for n in question.nodes),
+        *(
+            _node(one.name, one.offer.shape, one.offer, on_offer=True)
+            for one in question.candidates
+        ),
+    ]
+
+
+def _resident(question: Question, goal: Goal) -> list[placement_pb2.ResidentLayers]:
+    return [
+        placement_pb2.ResidentLayers(
+            node_id=node.node_id,
+            layers=wire.layers_to(node.held.layers),
+            tp_degree=node.held.tp_degree,
+        )
+        for node in question.nodes
+        if node.held is not None and node.held.model == goal.model
+    ]
+
+
+def _known(question: Question) -> dict[str, _Named]:
+    """What a stage of the answer may name."""
+    return {n.node_id: _Named(n.shape, node_id=n.node_id) for n in question.nodes} | {
+        one.name: _Named(one.offer.shape, offer_id=one.offer.offer_id)
+        for one in question.candidates
+    }
 
 
 def _plan_of(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from math import inf
 from typing import Protocol
 
 from services.common.demand import Demand
 from services.common.errors import ShuntError
 from services.controller.core.cluster.actions import Action
-from services.controller.core.cluster.question import NextPlan, Replanning
+from services.controller.core.cluster.question import Dividing, NextPlan, Question, Replanning
 from services.controller.core.cluster.succession import Replanned, Succession, Taken
 from services.controller.core.cluster.workload import Workload
 from services.controller.signal import Signal
@@ -24,6 +24,8 @@ class Placement(Protocol):
 
     async def replan(self, question: Replanning) -> NextPlan: ...
 
+    async def divide(self, question: Dividing) -> NextPlan: ...
+
 
 class Replans:
     """Runs beside the cluster's runtime."""
@@ -34,14 +36,16 @@ class Replans:
         *,
         placement: Placement,
         submit: Callable[[Sequence[Action]], object],
+        note_budget: Callable[[float], Awaitable[None]],
         changed: Signal,
         clock: Callable[[], float],
     ) -> None:
-        """`submit` has actions carried out; `changed` fires whenever cluster or market may be
-        others."""
+        """`submit` has actions carried out, `note_budget` makes an operator's budget durable;
+        `changed` fires whenever cluster or market may be others."""
         self._succession = succession
         self._placement = placement
         self._submit = submit
+        self._note_budget = note_budget
         self._changed = changed
         self._clock = clock
         self._asking: asyncio.Task[None] | None = None
@@ -58,9 +62,13 @@ class Replans:
             if self._asking is not None:
                 self._asking.cancel()
 
-    async def now(self) -> Replanned:
-        """Has the whole planned anew, and takes what is worth its move. Raises FailedPrecondition
-        where there is no plan yet or nothing fits, and what placement's absence is."""
+    async def now(self, budget_per_hour: float | None = None) -> Replanned:
+        """Has the whole planned anew, within another budget where one is given, and takes what is
+        worth its move. Raises FailedPrecondition where there is no plan yet or nothing fits, and
+        what placement's absence is; the budget counts all the same."""
+        if budget_per_hour is not None:
+            await self._note_budget(budget_per_hour)
+            self._succession.spend(budget_per_hour, self._clock())
         self._succession.operator_asks(self._clock())
         answer: asyncio.Future[Replanned] = asyncio.get_running_loop().create_future()
         self._operators.append(answer)
@@ -91,12 +99,12 @@ class Replans:
         while self._asking is not None:
             await asyncio.wait([self._asking])
 
-    def _begin(self, question: Replanning) -> None:
+    def _begin(self, question: Question) -> None:
         self._asking = asyncio.get_running_loop().create_task(self._ask(question))
 
-    async def _ask(self, asked: Replanning) -> None:
+    async def _ask(self, asked: Question) -> None:
         try:
-            answer = await self._placement.replan(asked)
+            answer = await self._answer(asked)
         except ShuntError as error:
             self._asking = None
             self._failed(asked, error)
@@ -104,6 +112,11 @@ class Replans:
             self._asking = None
             self._take(self._succession.answered(asked, answer, self._clock()))
         self._changed.fire()
+
+    async def _answer(self, asked: Question) -> NextPlan:
+        if isinstance(asked, Dividing):
+            return await self._placement.divide(asked)
+        return await self._placement.replan(asked)
 
     def _take(self, taken: Taken) -> None:
         self._submit(taken.actions)
@@ -113,11 +126,11 @@ class Replans:
             for operator in self._told():
                 operator.set_result(taken.told)
 
-    def _failed(self, asked: Replanning, error: ShuntError) -> None:
+    def _failed(self, asked: Question, error: ShuntError) -> None:
         _log.warning("no answer to a replan", extra={"why": error.message})
-        actions, told = self._succession.failed(asked, error, self._clock())
-        self._submit(actions)
-        for operator in self._told() if told else ():
+        taken = self._succession.failed(asked, error, self._clock())
+        self._take(taken)
+        for operator in self._told() if taken.refused else ():
             operator.set_exception(error)
 
     def _told(self) -> list[asyncio.Future[Replanned]]:

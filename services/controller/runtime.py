@@ -159,6 +159,7 @@ class ClusterRuntime:
     async def register(self, facts: NodeFacts) -> None:
         """A node says what it is. Raises StaleEpoch, PermissionDenied."""
         handle = await self._fleet.recognise(facts.node_id, facts.pid)
+        facts = self._fleet.believed(facts, handle)
         self.cluster.register(facts, self._clock())
         if differs := self._fleet.found(facts, handle):
             self._submit(differs)

@@ -294,7 +294,8 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
 
     async def Replan(self, request: pb.ReplanRequest, context: Context) -> pb.ReplanResponse:
         await self._runtime.started.wait()
-        told = await self._replans.now()
+        budget = request.budget_per_hour if request.HasField("budget_per_hour") else None
+        told = await self._replans.now(budget)
         return pb.ReplanResponse(
             change=told.change, number=told.number, gain=told.gain, reasons=told.reasons
         )
@@ -346,6 +347,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
             unusable=cluster.view.unusable(),
             plan=None if cluster.plan is None else wire_plans.plan_to(cluster.plan),
             offers=[wire.offer_to(offer, market) for offer in market.offers()],
+            budget_per_hour=cluster.settings.budget_per_hour or None,
             cost_per_hour=market.cost_per_hour(),
             on_demand_cost_per_hour=market.on_demand_cost_per_hour(),
             spares=[wire.spare_to(spare) for spare in cluster.view.spares()],

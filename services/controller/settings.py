@@ -12,6 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.common.errors import InvalidArgument, ShuntError
+from services.common.host import usable_cores
 from services.common.nodes import NodeShape
 from services.common.settings import ServiceSettings
 from services.common.speeds import parse_speeds
@@ -26,6 +27,7 @@ from services.controller.core.ledger.outcomes import LedgerSettings
 from services.controller.core.model_facts import ModelFacts
 from services.controller.engines import EngineTimeouts
 from services.controller.providers.market_file import MarketScript, read_market
+from services.controller.providers.pacing import cores_per_speed
 from services.controller.runtime import RuntimeSettings
 from services.controller.service import ServiceLimits
 
@@ -216,6 +218,14 @@ class ControllerSettings(ServiceSettings):
             Offer(f"local-{shape.relative_speed}", "local", shape, count=MAX_COUNT, declared=True)
             for shape in dict.fromkeys(self.initial_nodes)
         )
+
+    def core_share(self, relative_speed: float) -> float:
+        """Of a core, for a local node: as its market declares its speed, or a whole one."""
+        if self.market is None:
+            return 1.0
+        counts = self.market.most_by_speed() or {relative_speed: 1}
+        most_nodes = max(1, self.wishes.nodes_max)
+        return min(1.0, relative_speed * cores_per_speed(counts, most_nodes, usable_cores()))
 
     @property
     def wishes(self) -> Wishes:

@@ -26,6 +26,7 @@ from services.common.exchange import (
 from services.common.generation import GenerationRequest, ModelRef, TokenSpan
 from services.common.nodes import NodeFacts, NodeShape
 from services.common.speeds import MAX_SPEED
+from services.common.wire_machine import machine_from, machine_to
 from services.controller.core.cluster.actions import Beat, NodeState, PipelineState
 from services.controller.core.cluster.faults import FaultKind, FaultView
 from services.controller.core.cluster.goals import Aim, Goal
@@ -136,6 +137,7 @@ def facts_from(message: pb.RegisterRequest) -> NodeFacts:
             message.relative_speed,
             name_from(message.device_type or "cpu", "device_type"),
         ),
+        machine=machine_from(message.machine),
     )
 
 
@@ -320,6 +322,7 @@ def node_to(node: NodeView, offer_id: str, declared: bool) -> pb.NodeStatus:
         address=node.address,
         offer_id=offer_id,
         declared=declared,
+        machine=machine_to(node.machine),
     )
 
 

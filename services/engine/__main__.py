@@ -16,8 +16,9 @@ from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 
 from services.common import channels, logs, settings, telemetry
 from services.common.errors import Aborted
-from services.common.nodes import NodeFacts, NodeShape
+from services.common.nodes import NodeFacts
 from services.common.server import Server, Signals
+from services.engine import machine
 from services.engine.assembly import assemble
 from services.engine.controller_link import ControllerLink
 from services.engine.engine import Engine
@@ -47,14 +48,17 @@ async def serve(chosen: EngineSettings) -> bool:
         )
     )
     loader.warm()
-    engine = assemble(chosen, loader)
+    facts = machine.told(chosen, await asyncio.to_thread(machine.find))
+    shape = machine.shape(chosen, facts)
+    engine = assemble(chosen, loader, memory_bytes=shape.memory_bytes)
     server = Server(chosen, [SERVICE])
     engine_pb2_grpc.add_EngineServiceServicer_to_server(EngineService(engine), server.grpc_server)
     port = await server.start()
     await server.set_ready(True)
     address = f"{chosen.reachable_host}:{port}"
     print(f"engine {chosen.node_id}: grpc on {address}", flush=True)
-    link = _link(chosen, engine, address) if chosen.controller else None
+    mine = NodeFacts(engine.node_id, engine.incarnation, address, os.getpid(), shape, facts)
+    link = _link(chosen, engine, mine) if chosen.controller else None
     background: list[asyncio.Task[Any]] = [
         asyncio.create_task(engine.run()),
         asyncio.create_task(_until_told(engine, link, signals, chosen.notice_s)),
@@ -113,20 +117,14 @@ async def _until_abandoned(engine: Engine, link: ControllerLink) -> None:
         steps = made
 
 
-def _link(chosen: EngineSettings, engine: Engine, address: str) -> ControllerLink:
+def _link(chosen: EngineSettings, engine: Engine, mine: NodeFacts) -> ControllerLink:
     channel = channels.open_channel(
         chosen.controller, max_message_bytes=chosen.max_message_bytes, tls=chosen.tls
     )
     return ControllerLink(
         controller_pb2_grpc.ControllerServiceStub(channel),
         engine,
-        NodeFacts(
-            engine.node_id,
-            engine.incarnation,
-            address,
-            os.getpid(),
-            NodeShape(chosen.memory_bytes, chosen.relative_speed, chosen.device_type),
-        ),
+        mine,
         timeout_s=chosen.controller_timeout_s,
         checkpoint_interval_s=chosen.checkpoint_interval_s,
         clock=time.monotonic,

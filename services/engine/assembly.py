@@ -23,8 +23,11 @@ from services.engine.settings import EngineSettings
 from services.engine.stages import StageLoader, Stages
 
 
-def assemble(settings: EngineSettings, loader: StageLoader) -> Engine:
-    """An engine with a new incarnation, in no formation."""
+def assemble(
+    settings: EngineSettings, loader: StageLoader, *, memory_bytes: int | None = None
+) -> Engine:
+    """An engine with a new incarnation, in no formation. `memory_bytes` is what there is of memory
+    where that is less than the settings have."""
     incarnation, compute, counters = secrets.token_hex(8), Compute(), Counters()
 
     def connect(address: str) -> grpc.aio.Channel:
@@ -47,7 +50,7 @@ def assemble(settings: EngineSettings, loader: StageLoader) -> Engine:
         settings.min_overlap_sequences,
         settings.min_overlap_rows,
     )
-    memory = Memory(settings.memory_bytes, settings.kv_positions // BLOCK_SIZE)
+    memory = Memory(memory_bytes or settings.memory_bytes, settings.kv_positions // BLOCK_SIZE)
     return Engine(
         settings.node_id,
         incarnation,
@@ -56,7 +59,11 @@ def assemble(settings: EngineSettings, loader: StageLoader) -> Engine:
         head=Head(generations, readers, counters, time.monotonic),
         counters=counters,
         limits=EngineLimits(
-            batches, settings.progress_s, settings.form_s, settings.max_message_bytes
+            batches,
+            settings.progress_s,
+            settings.form_s,
+            settings.max_message_bytes,
+            settings.core_share,
         ),
         connect=connect,
         silent=partial(silent, connect=connect, timeout_s=settings.probe_s),

@@ -16,6 +16,7 @@ from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 from services.common.errors import Aborted
 from services.common.nodes import NodeFacts
 from services.common.statuses import from_rpc_error
+from services.common.wire_machine import machine_to
 from services.engine import wire
 from services.engine.engine import Engine
 
@@ -92,6 +93,7 @@ class ControllerLink:
                 memory_bytes=mine.shape.memory_bytes,
                 relative_speed=mine.shape.relative_speed,
                 device_type=mine.shape.device_type,
+                machine=machine_to(mine.machine),
             ),
             timeout=self._timeout_s,
         )

@@ -32,6 +32,8 @@ class Counters:
         self.decoded_sequences = 0
         self.decode_steps = 0
         self.replayed_tokens = 0
+        self.computed_s = self.stepped_s = 0.0
+        """Of this stage's steps: time on a core, and all that they took with waits and rests."""
         self._diverged = 0
 
     def departed(self, step: Step) -> None:
@@ -50,6 +52,11 @@ class Counters:
         """A step brought this many tokens."""
         self.sampled_tokens += tokens
         SAMPLED.inc(tokens)
+
+    def stepped(self, computed_s: float, took_s: float) -> None:
+        """This stage made a step."""
+        self.computed_s += computed_s
+        self.stepped_s += took_s
 
     def diverged(self, total: int) -> None:
         """So many generations of this head have diverged so far."""

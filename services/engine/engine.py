@@ -21,6 +21,7 @@ from services.engine.backend import Sampled
 from services.engine.compute import Compute
 from services.engine.core.batching import lead_of
 from services.engine.core.scheduler import SchedulerSettings
+from services.engine.core.throttle import Throttle
 from services.engine.counters import FORMATIONS_ENDED, Counters
 from services.engine.formation import FormationPart, FormationPlace
 from services.engine.head import Head
@@ -37,6 +38,7 @@ class EngineLimits:
     progress_s: float = 2.0
     form_s: float = 8.0
     max_message_bytes: int = MAX_MESSAGE_BYTES
+    core_share: float = 1.0
 
 
 class Engine:
@@ -76,6 +78,11 @@ class Engine:
         self._probing = False
 
     @property
+    def core_share(self) -> float:
+        """What its steps may have of a core."""
+        return self._limits.core_share
+
+    @property
     def reported_formation_id(self) -> str:
         """The formation this process is in."""
         return self.formation.id if self.formation else ""
@@ -92,6 +99,8 @@ class Engine:
                 membership,
                 held.backend,
                 self._compute,
+                throttle=Throttle(self._limits.core_share),
+                on_step=self.counters.stepped,
                 connect=self._connect,
                 on_sampled=self._sampled,
                 on_end=self._ended,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from services.common.nodes import Member
 from services.engine import wire
 from services.engine.backend import Batch, Hidden, Sampled, StageBackend
 from services.engine.compute import Compute
+from services.engine.core.throttle import Throttle
 from services.engine.downstream import Downstream
 
 _log = logging.getLogger(__name__)
@@ -73,15 +75,20 @@ class FormationPart:
         backend: StageBackend,
         compute: Compute,
         *,
+        throttle: Throttle,
+        on_step: Callable[[float, float], None],
         connect: Callable[[str], grpc.aio.Channel],
         on_sampled: Callable[[FormationPart, int, Sequence[Sampled]], None],
         on_end: Callable[[FormationPart, tuple[str, ...]], None],
     ) -> None:
+        """`on_step` hears how long each step was computed, and how long it took."""
         self.membership = membership
         self.steps = 0
         self.alive = True
         self._backend = backend
         self._compute = compute
+        self._throttle = throttle
+        self._on_step = on_step
         self._on_sampled = on_sampled
         self._on_end = on_end
         limit = max(QUEUE_LIMIT, len(membership.members))
@@ -196,12 +203,14 @@ class FormationPart:
         while True:
             work = await self._inbox.get()
             spans = self._begin_spans(work)
+            began_s = time.monotonic()
             try:
                 computing = self._compute.run(self._forward, work.batch, work.rows)
                 message = work.message
                 if message is None and self._downstream is not None:
                     message = wire.batch_to(self.id, work.step, work.batch, work.traceparents)
-                output = await computing
+                output, computed_s = await computing
+                await self._rest(began_s, computed_s)
             finally:
                 for span in spans:
                     span.end()
@@ -216,11 +225,25 @@ class FormationPart:
             else:
                 await self._answers.put(wire.sampled_to(self.id, work.step, output))
 
-    def _forward(self, batch: Batch, rows: Sequence[int] | Hidden) -> Hidden | tuple[Sampled, ...]:
-        """In the compute thread: what waited there when the formation ended must not run."""
+    def _forward(
+        self, batch: Batch, rows: Sequence[int] | Hidden
+    ) -> tuple[Hidden | tuple[Sampled, ...], float]:
+        """What the step comes to, and its time on a core. In the compute thread: what waited there
+        when the formation ended must not run."""
         if not self.alive:
             raise StaleEpoch("the formation was dissolved")
-        return self._backend.forward(batch, rows)
+        began_s = time.thread_time()
+        output = self._backend.forward(batch, rows)
+        return output, time.thread_time() - began_s
+
+    async def _rest(self, began_s: float, computed_s: float) -> None:
+        """Behind a step, so that it takes as long as the node is slow; no thread waits for it."""
+        rest_s = self._throttle.rest_s(began_s, computed_s, time.monotonic())
+        if rest_s:
+            await asyncio.sleep(rest_s)
+        ended_s = time.monotonic()
+        self._throttle.done(ended_s)
+        self._on_step(computed_s, ended_s - began_s)
 
     async def _read_upstream(self, requests: AsyncIterator[engine_pb2.ForwardRequest]) -> None:
         async for message in requests:

@@ -96,7 +96,10 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
     ) -> engine_pb2.DescribeResponse:
         engine = self._engine
         reply = engine_pb2.DescribeResponse(
-            node_id=engine.node_id, incarnation=engine.incarnation, stats=_stats_of(engine)
+            node_id=engine.node_id,
+            incarnation=engine.incarnation,
+            stats=_stats_of(engine),
+            core_share=engine.core_share,
         )
         if engine.formation is not None:
             reply.formation_id = engine.formation.id
@@ -171,4 +174,6 @@ def _stats_of(engine: Engine) -> engine_pb2.EngineStats:
         running=scheduler.running if scheduler else 0,
         queued=scheduler.queued if scheduler else 0,
         used_kv_blocks=scheduler.used_blocks if scheduler else 0,
+        computed_s=counters.computed_s,
+        stepped_s=counters.stepped_s,
     )

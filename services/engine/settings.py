@@ -6,12 +6,22 @@ import socket
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.common.settings import ServiceSettings
 
 WILDCARDS = ("0.0.0.0", "::", "[::]")
+
+
+class Declared(BaseModel):
+    """What a provider says of a node that it starts; None says nothing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    instance_type: str | None = Field(default=None, min_length=1, max_length=128)
+    pool: str | None = Field(default=None, min_length=1, max_length=128)
+    spot: bool | None = None
 
 
 class EngineSettings(ServiceSettings):
@@ -29,10 +39,16 @@ class EngineSettings(ServiceSettings):
     store: str = Field(default="", description="URI of the tensor store")
     relative_speed: float = Field(default=1.0, gt=0)
     memory_bytes: int = Field(default=4 << 30, ge=1 << 20)
-    """Memory for weights and KV cache."""
+    """Memory for weights and KV cache, at most: where less is found, that counts."""
+    declared: Declared | None = None
+    """Set by a local provider alone, whose word speed and memory above are then, too: they are told
+    as declared, and not as found."""
+    core_share: float = Field(default=1.0, gt=0, le=1)
+    """Steps take no more than this share of a core: a local provider sets it for a node whose speed
+    its market declares."""
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:[0-9]+)?)$")
-    device_type: str = "cpu"
-    """Name in the placement catalogue."""
+    device_type: str = ""
+    """Name in the placement catalogue; empty: as it is found, and cpu where it is not."""
     dtype: Literal["bf16", "fp32"] = "bf16"
     threads: int = Field(default=1, ge=1, le=256)
     kernel_cache: Path | None = None

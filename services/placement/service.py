@@ -24,12 +24,14 @@ from services.placement.estimate.explain import explain_pipeline
 from services.placement.replan.change import Change
 from services.placement.replan.moves import LOAD_BYTES_PER_S, node_moves
 from services.placement.replan.next_plan import replan
+from services.placement.replan.redivision import redivide
 from services.placement.replan.what_if import what_ifs
 from services.placement.search.budget import SearchBudget
 from services.placement.search.division import divide
 from services.placement.search.problem import Planner, Problem, Solution
 from services.placement.search.registry import planner
 from services.placement.search.score import goodput
+from services.placement.search.shares import Limits
 from services.placement.search.telling import lacks, shape
 from services.placement.settings import PlacementSettings
 from services.placement.stopwatch import Stopwatch
@@ -64,6 +66,11 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
 
     async def Replan(self, request: pb.ReplanRequest, context: Context) -> pb.ReplanResponse:
         return await self._search(context, lambda budget: self._replan(request, budget))
+
+    async def ReplanDeployments(
+        self, request: pb.ReplanDeploymentsRequest, context: Context
+    ) -> pb.ReplanDeploymentsResponse:
+        return await self._search(context, lambda budget: self._replan_deployments(request, budget))
 
     async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:
         return await self._search(context, lambda _: self._explain(request))
@@ -187,6 +194,42 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
             ],
         )
 
+    def _replan_deployments(
+        self, request: pb.ReplanDeploymentsRequest, budget: SearchBudget
+    ) -> pb.ReplanDeploymentsResponse:
+        begin = time.monotonic()
+        nodes = wire.nodes_from(self._catalogue, request.nodes)
+        calibration = load_calibration(wire.calibration_from(request.calibration))
+        shares = [
+            wire.share_from(one, index, self._catalogue, calibration, request.seed)
+            for index, one in enumerate(request.deployments)
+        ]
+        limits = Limits(request.budget_per_hour, request.nodes_min, request.nodes_max)
+        changes = wire_replan.changes_from(request, nodes)
+        found = redivide(nodes, shares, changes, limits, budget)
+        names = [wire.planner_from(one.planner) for one in request.deployments]
+        plans = zip(names, found.problems, found.plans, strict=True)
+        return pb.ReplanDeploymentsResponse(
+            plans=[
+                _answer(name, problem, Solution(plan.pipelines, reasons=plan.reasons))
+                for name, problem, plan in plans
+            ],
+            change=found.change,
+            gain=found.gain,
+            node_moves=[
+                wire_replan.node_move_message(move)
+                for plan in found.plans
+                for move in plan.node_moves
+            ],
+            time_to_serve_s=found.time_to_serve_s,
+            reasons=found.reasons,
+            alternatives=[
+                pb.RejectedPlan(plan=one.plan, lacks=one.lacks) for one in found.alternatives
+            ],
+            solve_time_s=time.monotonic() - begin,
+            complete=found.complete,
+        )
+
     def _what_if(self, request: pb.WhatIfRequest, budget: SearchBudget) -> pb.WhatIfResponse:
         problem, change, search = self._question(request.question)
         groups = wire_replan.groups_from(self._catalogue, request.groups)
@@ -215,6 +258,8 @@ class PlacementServicer(placement_pb2_grpc.PlacementServiceServicer):
 
 def _answer(name: str, problem: Problem, solution: Solution) -> pb.PlanResponse:
     """A planner's answer, estimated."""
+    if not solution.pipelines:
+        return pb.PlanResponse(planner=wire.planner_number(name), reasons=solution.reasons)
     total, each = estimate_plan(problem.costs, solution.pipelines)
     expected = goodput(problem, solution.pipelines, [e.throughput_rps for e in each])
     return pb.PlanResponse(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from shuntserve.common.v1 import common_pb2
 from shuntserve.placement.v1 import placement_pb2 as pb
@@ -21,9 +22,9 @@ from services.placement.estimate.cluster import (
 from services.placement.estimate.costs import Costs
 from services.placement.estimate.estimator import Bottleneck, PipelineEstimate, PlanEstimate
 from services.placement.estimate.model import ModelShape, built_in, parse_config
-from services.placement.search.division import Share
 from services.placement.search.problem import Objective, ObjectiveKind
 from services.placement.search.registry import DEFAULT_PLANNER, planner
+from services.placement.search.shares import Share
 
 _CALIBRATIONS = {
     pb.CALIBRATION_UNSPECIFIED: "measured",
@@ -150,20 +151,31 @@ def shares_from(
     """Models that are to divide these nodes between them."""
     shares = []
     for index, message in enumerate(messages):
-        model = model_from(message.model)
-        shares.append(
-            Share(
-                message.model.name or f"deployment {index + 1}",
-                Costs(model, workload_from(message.workload), calibration, catalogue),
-                planner(planner_from(message.planner)),
-                objective_from(message.objective),
-                message.weight or 1.0,
-                message.pipeline_count,
-                pipelines_from(nodes, message.running, f"deployments[{index}].running"),
-                seed,
-            )
-        )
+        running = pipelines_from(nodes, message.running, f"deployments[{index}].running")
+        share = share_from(message, index, catalogue, calibration, seed)
+        shares.append(replace(share, running=running))
     return shares
+
+
+def share_from(
+    message: pb.DeploymentSpec,
+    index: int,
+    catalogue: HardwareCatalogue,
+    calibration: Calibration,
+    seed: int,
+) -> Share:
+    """All of it but what runs."""
+    model = model_from(message.model)
+    return Share(
+        message.model.name or f"deployment {index + 1}",
+        Costs(model, workload_from(message.workload), calibration, catalogue),
+        planner(planner_from(message.planner)),
+        objective_from(message.objective),
+        message.weight or 1.0,
+        message.pipeline_count,
+        seed=seed,
+        holders=frozenset(one.node_id for one in message.resident),
+    )
 
 
 def phase_from(number: int) -> PipelinePhase:

@@ -50,7 +50,29 @@ def change_from(request: pb.ReplanRequest, nodes: Sequence[CandidateNode]) -> Ch
     )
 
 
-def _ready_in_s(request: pb.ReplanRequest) -> dict[str, float]:
+def changes_from(
+    request: pb.ReplanDeploymentsRequest, nodes: Sequence[CandidateNode]
+) -> list[Change]:
+    """One a deployment; what they run may name nodes that are gone."""
+    if not nodes:
+        raise InvalidArgument("no nodes: at least one GPU is needed", field="nodes")
+    known = {node.node_id: node for node in nodes}
+    return [
+        Change(
+            running=tuple(_running(message, known, nodes) for message in one.running),
+            resident=resident_from(one.resident, known),
+            horizon_s=request.horizon_s or 600.0,
+            load_bytes_per_s=request.load_bytes_per_s or LOAD_BYTES_PER_S,
+            ready_in_s=_ready_in_s(request),
+            hysteresis=request.hysteresis if request.HasField("hysteresis") else HYSTERESIS,
+        )
+        for one in request.deployments
+    ]
+
+
+def _ready_in_s(
+    request: pb.ReplanRequest | pb.ReplanDeploymentsRequest,
+) -> dict[str, float]:
     for node in request.nodes:
         if not 0 <= node.ready_in_s <= MOST_READY_IN_S:
             raise InvalidArgument(

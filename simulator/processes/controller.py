@@ -40,7 +40,7 @@ from services.controller.core.cluster.dealer import Dealer
 from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.market import Market, NodeGone, Offer, ProviderEvent
 from services.controller.core.cluster.plan import Plan
-from services.controller.core.cluster.question import NextPlan, Replanning
+from services.controller.core.cluster.question import Dividing, NextPlan, Question
 from services.controller.core.cluster.replanning import Replanner
 from services.controller.core.cluster.succession import Replanned, Succession
 from services.controller.core.cluster.turns import Turns
@@ -83,8 +83,8 @@ class ControllerMonitor(Protocol):
     def orders(self, node_id: str, offer: Offer, market: Market) -> None: ...
     def operator_asks(self) -> None: ...
     def operator_told(self, replanned: Replanned | None) -> None: ...
-    def asks(self, question: Replanning) -> None: ...
-    def answers(self, question: Replanning, answer: NextPlan) -> None: ...
+    def asks(self, question: Question) -> None: ...
+    def answers(self, question: Question, answer: NextPlan) -> None: ...
     def adopts(self, plan: Plan) -> dict[str, str]: ...
     def adopted(self, serving: dict[str, str]) -> None: ...
 
@@ -427,19 +427,21 @@ class SimulatedController(Process):
             self.stir()
         self._ask(look.question)
 
-    def _ask(self, question: Replanning | None) -> None:
+    def _ask(self, question: Question | None) -> None:
         if question is not None:
             self.monitor.asks(question)
             answered = partial(self._replanned, question)
-            self.call(PLACEMENT, "replan", (question,), answered, PLAN_S)
+            method = "divide" if isinstance(question, Dividing) else "replan"
+            self.call(PLACEMENT, method, (question,), answered, PLAN_S)
 
-    def _replanned(self, question: Replanning, result: Any) -> None:
+    def _replanned(self, question: Question, result: Any) -> None:
         now_s = self.clock.now_s
         if isinstance(result, ShuntError):
-            actions, told = self.succession.failed(question, result, now_s)
-            self.act(actions)
-            if told:
+            refused = self.succession.failed(question, result, now_s)
+            self.act(refused.actions)
+            if refused.refused:
                 self.monitor.operator_told(None)
+            self._ask(refused.question)
             return
         serving = self.monitor.adopts(result.plan) if result.plan is not None else {}
         taken = self.succession.answered(question, result, now_s)
@@ -453,15 +455,14 @@ class SimulatedController(Process):
         self.stir()
 
     def _load(self, load: LoadStage) -> None:
-        asked = (load.node_id, load.incarnation, load.layers)
         spec = StageSpec(load.layers, load.tp_degree)
 
         def loaded(result: Any) -> None:
             now_s, cluster = self.clock.now_s, self.cluster
             if isinstance(result, ShuntError):
-                cluster.load_failed(*asked, result.message, result.permanent, now_s)
+                cluster.load_failed(load, result.message, result.permanent, now_s)
             else:
-                cluster.load_done(*asked, result, now_s)
+                cluster.load_done(load, result, now_s)
             self.stir()
 
         self._call(load.incarnation, "hold", (load.model, spec), loaded)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import TypeVar
 
 from services.common.errors import FailedPrecondition, ShuntError, Unavailable
 from services.common.generation import LayerRange
 from services.common.nodes import NodeShape
 from services.controller.core.cluster.actions import AskPlan
+from services.controller.core.cluster.goals import Goal
 from services.controller.core.cluster.market import Offer
 from services.controller.core.cluster.plan import (
     THROUGHPUT,
@@ -16,7 +20,8 @@ from services.controller.core.cluster.plan import (
     PlannedPipeline,
     PlannedStage,
 )
-from services.controller.core.cluster.question import NextPlan, Replanning
+from services.controller.core.cluster.question import Dividing, NextPlan, Question, Replanning
+from services.controller.core.cluster.workload import Workload as ModelWorkload
 from services.placement.estimate.calibration import load_calibration
 from services.placement.estimate.catalogue import HardwareCatalogue, load_catalogue
 from services.placement.estimate.cluster import (
@@ -32,8 +37,10 @@ from services.placement.estimate.model import built_in
 from services.placement.replan.change import Change
 from services.placement.replan.moves import ResidentStage
 from services.placement.replan.next_plan import replan
+from services.placement.replan.redivision import redivide
 from services.placement.search.budget import Unlimited
 from services.placement.search.problem import Objective, ObjectiveKind, Problem
+from services.placement.search.shares import Limits, Share
 from simulator.environment.addresses import PLACEMENT
 from simulator.environment.environment import Environment
 from simulator.environment.network import Process, Reply
@@ -44,6 +51,7 @@ LAYERS = (LayerRange(0, 18), LayerRange(18, 30))
 """Of the pipelines of a first plan."""
 SEARCH_S = (0.02, 0.3)
 """Meanwhile things happen."""
+Asked = TypeVar("Asked", Replanning, Dividing)
 SHAPED_AS = "smollm2-135m"
 """A model of as many layers, by which plans are judged."""
 
@@ -94,74 +102,145 @@ class SimulatedPlacement(Process):
 
     def replan(self, reply: Reply, question: Replanning) -> None:
         """The next plan, after a while."""
+        self._answers(reply, next_plan, question)
+
+    def divide(self, reply: Reply, question: Dividing) -> None:
+        """The next plan of all models, after a while."""
+        self._answers(reply, next_division, question)
+
+    def _answers(self, reply: Reply, answer: Callable[[Asked], NextPlan], question: Asked) -> None:
         random, (least_s, most_s) = self.environment.random, SEARCH_S
         if random.random() < self.environment.settings.plan_fails:
             reply(Unavailable("no answer"))
             return
-        self.after(random.uniform(least_s, most_s), self._replanned, reply, question)
+        self.after(random.uniform(least_s, most_s), self._answered, reply, answer, question)
 
-    def _replanned(self, reply: Reply, question: Replanning) -> None:
+    def _answered(self, reply: Reply, answer: Callable[[Asked], NextPlan], question: Asked) -> None:
         try:
-            reply(next_plan(question))
+            reply(answer(question))
         except ShuntError as error:
             reply(error)
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A node that an answer may name."""
+
+    node: CandidateNode
+    shape: NodeShape
+    node_id: str = ""
+    offer_id: str = ""
+
+
 def next_plan(question: Replanning) -> NextPlan:
     """As the service answers. Raises ShuntError where there is no plan."""
-    wishes, goal, told = question.wishes, question.goal, question.workload
-    there = {
-        node.node_id: (_node(node.node_id, node.shape, node.offer), node.shape, node.node_id, "")
-        for node in question.nodes
-    }
-    open_ = {
-        one.name: (
-            _node(one.name, one.offer.shape, one.offer),
-            one.offer.shape,
-            "",
-            one.offer.offer_id,
-        )
-        for one in question.candidates
-    }
-    known = there | open_
-    nodes = tuple(node for node, *_ in known.values())
-    if not nodes:
-        raise FailedPrecondition("no nodes", field="nodes")
+    wishes, goal, known = question.wishes, question.goal, _known(question)
+    nodes = _nodes(known)
     objective = Objective(ObjectiveKind(goal.aim.objective), wishes.budget_per_hour)
-    costs = _costs().at_rate(told.arrival_rate_rps) if told is not None else _costs()
-    running = tuple(_placed(pipeline, nodes) for pipeline in question.running)
-    starting = {node.node_id: node.offer for node in question.nodes if node.starts}
-    change = Change(
-        running,
-        {
-            node.node_id: (ResidentStage(node.held.layers.start, node.held.layers.end, 1),)
-            for node in question.nodes
-            if node.held is not None
-        },
-        horizon_s=wishes.horizon_s,
+    costs = _costs_at(question.workload)
+    change = replace(
+        _change(question, goal, question.running, nodes),
         notice_s=question.notice_s,
         improve=question.improve,
-        ready_in_s={
-            **{name: offer.launch_s for name, offer in starting.items() if offer is not None},
-            **{one.name: one.offer.launch_s for one in question.candidates},
-        },
         nodes_min=wishes.nodes_min,
         nodes_max=wishes.nodes_max,
     )
     found = replan(Problem(costs, nodes, objective), change, search.plan, Unlimited())
     if not found.change and len(found.pipelines) == question.planned:
         return NextPlan(None, 0.0, found.reasons)  # else what is left is the plan
+    deployment = _deployment(goal, found.pipelines, costs, known)
+    return NextPlan(Plan(question.number, (deployment,)), found.gain, found.reasons)
+
+
+def next_division(question: Dividing) -> NextPlan:
+    """As the service answers. Raises ShuntError where there is no plan."""
+    wishes, known = question.wishes, _known(question)
+    nodes = _nodes(known)
+    shares, changes = [], []
+    for goal, told in zip(question.goals, question.workloads, strict=True):
+        objective = Objective(ObjectiveKind(goal.aim.objective))
+        name = goal.model.model_id
+        shares.append(Share(name, _costs_at(told), search.plan, objective, goal.aim.weight))
+        running = tuple(pipeline for model, pipeline in question.running if model == goal.model)
+        changes.append(_change(question, goal, running, nodes))
+    limits = Limits(wishes.budget_per_hour, wishes.nodes_min, wishes.nodes_max)
+    found = redivide(nodes, shares, changes, limits, Unlimited())
+    if not found.change:
+        return NextPlan(None, 0.0, found.reasons)
+    deployments, made = list[Deployment](), 0
+    for goal, share, plan in zip(question.goals, shares, found.plans, strict=True):
+        if plan.pipelines:
+            deployments.append(_deployment(goal, plan.pipelines, share.costs, known, made))
+            made += len(plan.pipelines)
+    return NextPlan(Plan(question.number, tuple(deployments)), found.gain, found.reasons)
+
+
+def _known(question: Question) -> dict[str, _Known]:
+    """Raises FailedPrecondition where there is none."""
+    there = {
+        one.node_id: _Known(_node(one.node_id, one.shape, one.offer), one.shape, one.node_id)
+        for one in question.nodes
+    }
+    open_ = {
+        one.name: _Known(
+            _node(one.name, one.offer.shape, one.offer),
+            one.offer.shape,
+            offer_id=one.offer.offer_id,
+        )
+        for one in question.candidates
+    }
+    if not there and not open_:
+        raise FailedPrecondition("no nodes", field="nodes")
+    return there | open_
+
+
+def _nodes(known: Mapping[str, _Known]) -> tuple[CandidateNode, ...]:
+    return tuple(one.node for one in known.values())
+
+
+def _costs_at(told: ModelWorkload | None) -> Costs:
+    return _costs().at_rate(told.arrival_rate_rps) if told is not None else _costs()
+
+
+def _change(
+    question: Question,
+    goal: Goal,
+    running: Sequence[PlannedPipeline],
+    nodes: tuple[CandidateNode, ...],
+) -> Change:
+    starting = {node.node_id: node.offer for node in question.nodes if node.starts}
+    return Change(
+        tuple(_placed(pipeline, nodes) for pipeline in running),
+        {
+            node.node_id: (ResidentStage(node.held.layers.start, node.held.layers.end, 1),)
+            for node in question.nodes
+            if node.held is not None and node.held.model == goal.model
+        },
+        horizon_s=question.wishes.horizon_s,
+        ready_in_s={
+            **{name: offer.launch_s for name, offer in starting.items() if offer is not None},
+            **{one.name: one.offer.launch_s for one in question.candidates},
+        },
+    )
+
+
+def _deployment(
+    goal: Goal,
+    placed: Sequence[PlacedPipeline],
+    costs: Costs,
+    known: Mapping[str, _Known],
+    made: int = 0,
+) -> Deployment:
+    """Pipelines named on behind those that are `made` already."""
     pipelines = []
-    for place, pipeline in enumerate(found.pipelines, 1):
+    for place, pipeline in enumerate(placed, made + 1):
         stages = []
         for stage in pipeline.stages:
-            _, shape, node_id, offer_id = known[stage.node.node_id]
-            layers = LayerRange(stage.start, stage.end)
-            stages.append(PlannedStage(layers, stage.tp, shape, node_id, offer_id))
+            one, layers = known[stage.node.node_id], LayerRange(stage.start, stage.end)
+            stages.append(PlannedStage(layers, stage.tp, one.shape, one.node_id, one.offer_id))
         weight = estimate_pipeline(costs, pipeline).throughput_tokens_per_s
         pipelines.append(PlannedPipeline(f"pipeline-{place}", tuple(stages), weight))
-    deployment = Deployment(goal.model, goal.aim.objective, tuple(pipelines))
-    return NextPlan(Plan(question.number, (deployment,)), found.gain, found.reasons)
+    return Deployment(goal.model, goal.aim.objective, tuple(pipelines))
 
 
 def _node(name: str, shape: NodeShape, offer: Offer | None) -> CandidateNode:

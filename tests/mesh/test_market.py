@@ -9,18 +9,20 @@ import httpx
 import pytest
 
 from bench import mesh as meshes
+from bench.speeds import node_speeds
+from services.common import channels
 
 TOKENS = 120
 STREAMS = 4
 MARKET = """
 offers:
   - {id: spot-3, instance_type: big, count: 3, price_per_hour: 0.3, spot: true, relative_speed: 3}
-  - {id: spot-2, instance_type: small, count: 3, price_per_hour: 0.2, spot: true, relative_speed: 2}
+  - {id: spot-1, instance_type: small, count: 3, price_per_hour: 0.2, spot: true, relative_speed: 1}
   - {id: demand-3, instance_type: big, count: 2, price_per_hour: 0.9, relative_speed: 3}
-  - {id: demand-2, instance_type: small, count: 2, price_per_hour: 0.6, relative_speed: 2}
+  - {id: demand-1, instance_type: small, count: 2, price_per_hour: 0.6, relative_speed: 1}
 events:
   - {at_s: 2, offer: spot-3, take: 1, notice_s: 5}
-  - {at_s: 8, offer: spot-2, take: 1, notice_s: 0}
+  - {at_s: 8, offer: spot-1, take: 1, notice_s: 0}
 """
 
 
@@ -56,10 +58,16 @@ async def test_a_market_that_takes_nodes_fails_no_stream_and_sells_others(
     monkeypatch.setenv("SHUNT_CONTROLLER_REPLAN", "false")  # of nodes like those that were lost
     path = tmp_path / "market.yaml"
     path.write_text(MARKET)
-    async with meshes.running(tmp_path / "mesh", options=("--market", str(path))) as mesh:
+    options = ("--market", str(path), "--node-speeds", "3:1,3:1", "--nodes-max", "8")
+    async with meshes.running(tmp_path / "mesh", options=options) as mesh:
         first = await mesh.status()
-        assert _living(first) == {"spot-3": 2, "spot-2": 2}
+        assert _living(first) == {"spot-3": 2, "spot-1": 2}
         assert all(node["declared"] for node in first["nodes"]), first["nodes"]
+        for node in first["nodes"]:
+            sources = {name: fact["source"] for name, fact in node["machine"].items()}
+            assert sources["instance_type"] == sources["memory_bytes"] == "declared"
+            assert sources["cores"] == sources["devices"] == "found"
+            assert sources["zone"] == "unknown"
         assert first["cost_per_hour"] == pytest.approx(1.0)
         assert first["on_demand_cost_per_hour"] == pytest.approx(3.0)
         crowd = Crowd(client, mesh.url())
@@ -69,18 +77,29 @@ async def test_a_market_that_takes_nodes_fails_no_stream_and_sells_others(
             try:
                 last, taken = first, set[str]()
                 async with asyncio.timeout(90):
-                    while len(taken) < 2 or _living(last) != {"spot-3": 2, "spot-2": 2}:
+                    while len(taken) < 2 or _living(last) != {"spot-3": 2, "spot-1": 2}:
                         last = await mesh.until_ready(1)
                         taken = _ids(first) - _ids(last)
                         await asyncio.sleep(0.2)
             finally:
                 crowd.enough = True
         offers = {node["id"]: node["offer"] for node in first["nodes"]}
-        assert sorted(offers[name] for name in taken) == ["spot-2", "spot-3"]
+        assert sorted(offers[name] for name in taken) == ["spot-1", "spot-3"]
         oldest = {offer: min(n for n in offers if offers[n] == offer) for offer in offers.values()}
         assert taken == set(oldest.values())
         assert last["cost_per_hour"] == pytest.approx(1.0)
         expected = await meshes.undisturbed(client, mesh.url(), crowd.bodies)
+        services = (await mesh.status())["services"]
+        controller = next(one["grpc"] for one in services if one["name"] == "controller")
+        async with channels.open_channel(controller) as channel:
+            speeds = await node_speeds(channel)
+    slowness = {
+        offer: [speed.slowness for speed in speeds if speed.offer_id == offer]
+        for offer in ("spot-3", "spot-1")
+    }
+    assert all(len(nodes) == 2 for nodes in slowness.values()), speeds
+    ratio = sum(slowness["spot-1"]) / sum(slowness["spot-3"])
+    assert 2 <= ratio <= 4.5, f"a step takes three times as long: {speeds}"
     for records, wanted in zip(crowd.records, expected, strict=True):
         for record in records:
             assert record.complete, record.error

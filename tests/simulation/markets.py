@@ -46,8 +46,7 @@ OFFERS = (
 BUDGETS = (0.0, 0.0, 1.9, 2.5, 4.0)
 OBJECTIVES = ("throughput", "throughput-per-cost", "goodput-per-cost")
 TWO_MODELS = 0.3
-"""Share of the markets without a budget in which two models share the nodes: with one, a model that
-nothing is left for waits until the other has less."""
+"""Share of the markets in which two models share the nodes, and the budget."""
 NODES_MAX = 7
 RATES = (0.0, 2.0, 10.0, 40.0)
 REPORT_S = 0.5
@@ -70,7 +69,7 @@ class MarketSchedule:
         goal, budget = Goal(FACTS, Aim(random.choice(OBJECTIVES))), random.choice(BUDGETS)
         self._models = Random(f"market {seed} models")
         goals = Goals.of(goal)
-        if self._models.random() < TWO_MODELS and not budget:
+        if self._models.random() < TWO_MODELS:
             goals = goals.adding(Goal(OTHER, Aim(self._models.choice(OBJECTIVES))))
         settings = SimulationSettings(exact=seed % 2 == 0, offers=OFFERS, goals=goals)
         wishes = Wishes(

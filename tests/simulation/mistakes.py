@@ -326,7 +326,7 @@ MISTAKES = (
     Mistake(
         "an answer to an older question is taken up",
         SUCCESSION,
-        "        newest = asked.number == self._cluster.view.next_plan_number",
+        "        newest = asked.number == view.next_plan_number",
         "        newest = True",
         MARKETS,
     ),
@@ -369,6 +369,27 @@ MISTAKES = (
         CHANGES,
         "            if _equal(state, plan, deployment, planned, running):",
         "            if False:",
+        MARKETS,
+    ),
+    Mistake(
+        "a model that nothing is left for waits until the others have less",
+        SUCCESSION,
+        "        if error.permanent and isinstance(asked, Replanning) and len(models) > 1:",
+        "        if False:",
+        MARKETS,
+    ),
+    Mistake(
+        "an answer counts only while the other models sit where their plan says",
+        SUCCESSION,
+        "self._still_holds(asked, answer.plan.node_ids(), plan)",
+        "self._still_holds(asked, plan.node_ids(), plan)",
+        MARKETS,
+    ),
+    Mistake(
+        "a new division spends what it likes",
+        "services/placement/search/shares.py",
+        "            over += cost_per_hour / self.budget_per_hour - 1",
+        "            over += 0.0",
         MARKETS,
     ),
     Mistake(

@@ -20,7 +20,7 @@ from services.controller.core.cluster.market import (
 )
 from services.controller.core.cluster.pipeline import Pipeline
 from services.controller.core.cluster.plan import Plan
-from services.controller.core.cluster.question import NextPlan, Replanning
+from services.controller.core.cluster.question import NextPlan, Question, Replanning
 from services.controller.core.cluster.state import State
 from services.controller.core.cluster.succession import Replanned
 
@@ -111,18 +111,16 @@ class MarketOracle(ClusterOracle):
 
     # Plans
 
-    def asks(self, question: Replanning) -> None:
+    def asks(self, question: Question) -> None:
         """Placement is asked for another plan."""
-        self.note("asks", question.number, question.improve)
+        improve = isinstance(question, Replanning) and question.improve
+        self.note("asks", question.number, improve)
         for one in question.candidates:
             if self._now_s < self._refused_until_s.get(one.offer.offer_id, 0.0) - SLACK:
                 self.fail(23, f"{one.offer.offer_id} said no and is named again")
         cool_s = self.world.settings.replanning.cool_down_s if self.world is not None else 0.0
-        if (
-            question.improve
-            and not self._operators
-            and self._now_s < self._changed_s + cool_s - SLACK
-        ):
+        improving = improve and not self._operators
+        if improving and self._now_s < self._changed_s + cool_s - SLACK:
             self.fail(27, f"asked to improve {self._now_s - self._changed_s:.2f} s behind a change")
 
     def operator_asks(self) -> None:
@@ -139,7 +137,7 @@ class MarketOracle(ClusterOracle):
             self.fail(25, f"{replanned} is told of plan {number}")
         self._operators = 0
 
-    def answers(self, question: Replanning, answer: NextPlan) -> None:
+    def answers(self, question: Question, answer: NextPlan) -> None:
         """It answers."""
         if answer.plan is None:
             return

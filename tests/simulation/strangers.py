@@ -23,9 +23,10 @@ from services.common.generation import (
     TokenSpan,
 )
 from services.common.token_run import TokenRun, parse_event_id
-from services.controller.core.cluster.actions import Beat, Loaded
+from services.controller.core.cluster.actions import Beat, Loaded, LoadStage
 from services.controller.core.cluster.applying import operators_plan
 from services.engine.core.actions import NewToken, SequenceKey
+from simulator.environment.settings import MODEL
 from simulator.processes.engine import SimulatedEngine
 from simulator.processes.stages import VOCAB_SIZE
 from simulator.world import World
@@ -153,13 +154,16 @@ class Stranger:
         controller, now_s = self.world.controller, self.world.clock.now_s
         controller.advance()  # what others told it
         cluster = controller.cluster
-        layers, loaded = LayerRange(0, 1), Loaded(1, "")
+        loaded = Loaded(1, "")
+        nobody, somebody = (
+            LoadStage(node_id, incarnation, "", MODEL, LayerRange(0, 1), 1)
+            for node_id, incarnation in (("nobody", ""), ("node-1", "somebody"))
+        )
         cluster.node_gone("nobody", "", "rumour", now_s)
         cluster.node_gone("node-1", "somebody", "rumour", now_s)
-        cluster.load_done("nobody", "", layers, loaded, now_s)
-        cluster.load_done("node-1", "somebody", layers, loaded, now_s)
-        cluster.load_failed("nobody", "", layers, "rumour", False, now_s)
-        cluster.load_failed("node-1", "somebody", layers, "rumour", False, now_s)
+        for load in (nobody, somebody):
+            cluster.load_done(load, loaded, now_s)
+            cluster.load_failed(load, "rumour", False, now_s)
         cluster.formed("elsewhere", now_s)
         cluster.form_failed("elsewhere", "rumour", now_s)
         cluster.drained("elsewhere", 1, now_s)

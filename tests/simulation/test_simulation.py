@@ -41,6 +41,7 @@ ELSEWHERE = (
     "services/controller/core/cluster/goals.py",  # what operators wish, and a codec
     "services/controller/core/cluster/snapshot.py",  # notes of older controllers
     "services/engine/core/memory.py",  # simulated stages weigh nothing
+    "services/engine/core/throttle.py",  # and take the time that a schedule gives them
     "services/router/core/admission.py",  # simulated routers take everybody
     "services/router/core/body_budget.py",  # of HTTP, which no schedule speaks
 )

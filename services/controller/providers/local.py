@@ -60,7 +60,7 @@ ENGINE_COMMAND = (sys.executable, "-m", "services.engine")
 class LocalProvider:
     """Runs one engine process a node; `environment` gives the variables of an offer's engines."""
 
-    capabilities = Capabilities(launches=True, ends=True, gives_notice=True)
+    capabilities = Capabilities(launches=True, ends=True, gives_notice=True, declares=True)
 
     def __init__(
         self,

@@ -120,6 +120,18 @@ class MarketScript:
             shapes.append(found)
         return tuple(shapes)
 
+    def most_by_speed(self) -> dict[float, int]:
+        """Nodes of each speed that are offered together at most, each offer at its best time."""
+        most = {offer.offer_id: offer.count for offer in self.offers}
+        for event in self.events:
+            if event.count is not None:
+                most[event.offer_id] = max(most[event.offer_id], event.count)
+        counts: dict[float, int] = {}
+        for offer in self.offers:
+            speed = offer.shape.relative_speed
+            counts[speed] = counts.get(speed, 0) + most[offer.offer_id]
+        return {speed: count for speed, count in counts.items() if count}
+
     @property
     def longest_launch_s(self) -> float:
         return max(offer.launch_s for offer in self.offers)

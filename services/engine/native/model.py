@@ -15,6 +15,7 @@ from services.engine.backend import BLOCK_SIZE, HiddenDtype, ResidentTensor, Sta
 from services.engine.native import kernels
 from services.engine.native.arithmetic import Packing
 from services.engine.native.compiled import CompiledPacking
+from services.engine.native.cuda_layers import CudaPacking
 from services.engine.native.exactness import Packer, fingerprint
 from services.engine.native.padding import padded
 from services.engine.native.stage import DTYPES, NativeLayer, NativeStage
@@ -59,8 +60,10 @@ def packer(
     library = kernels.load(cache) if (device, choice) == ("cpu", "auto") else None
 
     def pack(config: ModelConfig) -> Packing[Any, Any]:
+        if device != "cpu":
+            return CudaPacking(config, DTYPES[dtype], device)
         if library is None:
-            return TorchPacking(config, DTYPES[dtype], device)
+            return TorchPacking(config, DTYPES[dtype])
         return CompiledPacking(library, config, DTYPES[dtype], threads)
 
     return pack

@@ -151,7 +151,7 @@ class NativeStage:
             raise InvalidArgument(
                 f"token ids must be below {self._facts.vocab_size}", field="token_ids"
             )
-        return embedding[torch.from_numpy(ids)]
+        return embedding.index_select(0, torch.from_numpy(ids))  # a row at a time
 
     def _unpack(self, hidden: Hidden) -> Tensor:
         facts = self._facts

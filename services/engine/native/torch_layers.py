@@ -1,15 +1,15 @@
-"""The layers of a stage in plain torch: on CPU where there is no compiler, and on CUDA.
+"""The layers of a stage in plain torch, on CPU where there is no compiler.
 
-On CPU every row is computed in shapes that follow from its own position alone: attention row by
-row, linears in pieces of K for which oneDNN gives equal bits for any number of rows. Where it does
-not, which is tried for each shape, they too go row by row. On CUDA nothing of the kind is promised.
+Every row is computed in shapes that follow from its own position alone: attention row by row,
+linears in pieces of K for which oneDNN gives equal bits for any number of rows. Where it does not,
+which is tried for each shape, they too go row by row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ PROBED_ROWS = (1, 2, 5, 8, 12, 15, 16, 17, 31, 32, 33, 64, 128)
 
 
 class Linear:
-    """x [rows, in] to [rows, out]; on CPU each row's result is its own."""
+    """x [rows, in] to [rows, out]; each row's result is its own."""
 
     _probed: dict[tuple[int, int, torch.dtype, int], bool] = {}  # noqa: RUF012
 
@@ -40,10 +40,7 @@ class Linear:
         self._pieces: list[tuple[slice, Any]] = []
         self._by_row = False
         self.packed_bytes = weight.numel() * weight.element_size()
-        self._weight: Tensor | None = weight
-        if weight.device.type != "cpu":  # brought there for this stage: a copy is one too many
-            return
-        self._weight = weight.clone(memory_format=torch.contiguous_format)
+        self._weight: Tensor | None = weight.clone(memory_format=torch.contiguous_format)
         key = (*weight.shape, weight.dtype, torch.get_num_threads())
         if key not in Linear._probed:
             Linear._probed[key] = self._rows_agree(weight)
@@ -95,11 +92,32 @@ def _prepack(weight: Tensor) -> list[tuple[slice, Any]]:
     return pieces
 
 
-class _Layer:
-    def __init__(self, weights: LayerWeights, device: torch.device, window: int) -> None:
-        def linear(weight: Tensor, bias: Tensor | None) -> Linear:
+class Multiplication(Protocol):
+    """A matrix, in the form in which rows are multiplied by it."""
+
+    packed_bytes: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [rows, in] to [rows, out]."""
+        ...
+
+
+M_co = TypeVar("M_co", bound=Multiplication, covariant=True)
+
+
+class TorchLayer(Generic[M_co]):
+    """One layer's tensors on a device, its matrices as `matrix` makes them of weight and bias."""
+
+    def __init__(
+        self,
+        weights: LayerWeights,
+        window: int,
+        matrix: Callable[[Tensor, Tensor | None], M_co],
+        device: torch.device,
+    ) -> None:
+        def linear(weight: Tensor, bias: Tensor | None) -> M_co:
             added = None if bias is None else bias.to(device, weight.dtype, copy=True)
-            return Linear(weight.to(device), added)
+            return matrix(weight, added)
 
         def norm(weight: Tensor | None) -> Tensor | None:
             return None if weight is None else weight.to(device, copy=True)
@@ -122,9 +140,11 @@ class _Layer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Head:
+class TorchHead(Generic[M_co]):
+    """The final norm and the head."""
+
     norm: Tensor
-    matrix: Linear
+    matrix: M_co
 
     @property
     def packed_bytes(self) -> int:
@@ -134,29 +154,29 @@ class _Head:
 class TorchPacking:
     """Implements Packing."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: str) -> None:
-        self._config, self._dtype, self._device = config, dtype, torch.device(device)
+    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+        self._config, self._dtype = config, dtype
         kind = "bf16" if dtype == torch.bfloat16 else "fp32"
-        cpu = self._device.type == "cpu"
-        where = torch.backends.cpu.get_cpu_capability() if cpu else torch.cuda.get_device_name()
-        where = "".join(c for c in where.lower() if c.isalnum())
-        threads = f"-{torch.get_num_threads()}t" if cpu else ""
+        where = torch.backends.cpu.get_cpu_capability().lower()
+        where = "".join(c for c in where if c.isalnum())
         version = torch.__version__.partition("+")[0]
-        self.name = f"{self._device.type}-{kind}-torch{version}-{where}{threads}"
+        self.name = f"cpu-{kind}-torch{version}-{where}-{torch.get_num_threads()}t"
 
-    def layer(self, tensors: Mapping[str, Tensor], layer: int) -> _Layer:
+    def layer(self, tensors: Mapping[str, Tensor], layer: int) -> TorchLayer[Linear]:
         weights = layer_weights(self._config, tensors, layer, self._dtype)
-        return _Layer(weights, self._device, self._config.window(layer))
+        return TorchLayer(weights, self._config.window(layer), Linear, torch.device("cpu"))
 
-    def head(self, tensors: Mapping[str, Tensor]) -> _Head:
+    def head(self, tensors: Mapping[str, Tensor]) -> TorchHead[Linear]:
         head = tensors[EMBEDDING if self._config.tied_embeddings else LM_HEAD].to(self._dtype)
-        norm = tensors[FINAL_NORM].to(self._device, torch.float32, copy=True)
-        return _Head(norm, Linear(head.to(self._device)))
+        return TorchHead(tensors[FINAL_NORM].to(torch.float32, copy=True), Linear(head))
 
     def arithmetic(
-        self, layers: Sequence[_Layer], head: _Head | None, kv_blocks: int
+        self,
+        layers: Sequence[TorchLayer[Linear]],
+        head: TorchHead[Linear] | None,
+        kv_blocks: int,
     ) -> TorchLayers:
-        return TorchLayers(self._config, layers, head, self._dtype, kv_blocks, self._device)
+        return TorchLayers(self._config, layers, head, self._dtype, kv_blocks)
 
 
 class TorchLayers:
@@ -165,27 +185,24 @@ class TorchLayers:
     def __init__(
         self,
         config: ModelConfig,
-        layers: Sequence[_Layer],
-        head: _Head | None,
+        layers: Sequence[TorchLayer[Linear]],
+        head: TorchHead[Linear] | None,
         dtype: torch.dtype,
         kv_blocks: int,
-        device: torch.device,
     ) -> None:
-        self._config, self._dtype, self._device = config, dtype, device
-        self.by_row = device.type == "cpu"
+        self._config, self._dtype = config, dtype
         self._layers, self._head = layers, head
         positions = min(config.context_length, kv_blocks * BLOCK_SIZE)
-        self._rope = rope_table(config.rope, positions).to(device)
+        self._rope = rope_table(config.rope, positions)
         shape = (len(layers), 2, kv_blocks, BLOCK_SIZE, config.kv_heads, config.head_dim)
-        self._cache = torch.zeros(shape, dtype=dtype, device=device)
+        self._cache = torch.zeros(shape, dtype=dtype)
 
     @torch.inference_mode()
     def forward(self, hidden: Tensor, spans: Sequence[Span]) -> Tensor:
-        hidden = hidden.to(self._device)
         config = self._config
         positions = torch.cat([torch.arange(s.start, s.start + s.count) for s in spans])
-        where = torch.cat([_cells(span) for span in spans]).to(self._device)
-        rope = self._rope[positions.to(self._device)]
+        where = torch.cat([_cells(span) for span in spans])
+        rope = self._rope[positions]
         for index, layer in enumerate(self._layers):
             normed = self._normalize(hidden, layer.input_norm)
             q = self._heads(layer.q(normed), layer.q_norm, rope, config.heads)
@@ -203,8 +220,8 @@ class TorchLayers:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         assert self._head is not None
-        normed = self._normalize(hidden.to(self._device), self._head.norm)
-        return self._head.matrix(normed).float().cpu()
+        normed = self._normalize(hidden, self._head.norm)
+        return self._head.matrix(normed).float()
 
     def close(self) -> None:
         self._layers, self._head = (), None
@@ -228,19 +245,11 @@ class TorchLayers:
     def _attend(self, q: Tensor, cache: Tensor, span: Span, window: int) -> Tensor:
         """Rows of one span over their contexts: [count, heads * head_dim]."""
         config, end = self._config, span.start + span.count
-        cells = _cells(Span(0, end, 0, span.table)).to(self._device)
+        cells = _cells(Span(0, end, 0, span.table))
         keys, values = cache[:, cells].transpose(1, 2)  # [kv_heads, end, head_dim]
         group = config.heads // config.kv_heads
         queries = q[span.first : span.first + span.count]
         queries = queries.view(span.count, config.kv_heads, group, -1)
-        if not self.by_row:
-            past = torch.arange(end, device=self._device)
-            rows = past[span.start :, None].repeat_interleave(group, 0)
-            folded = queries.transpose(0, 1).reshape(config.kv_heads, -1, config.head_dim)
-            seen = (past <= rows) & (past > rows - (window or end))
-            mixed = F.scaled_dot_product_attention(folded, keys, values, attn_mask=seen)
-            mixed = mixed.view(config.kv_heads, span.count, -1).transpose(0, 1)
-            return mixed.reshape(span.count, -1)
         mixed_rows = []
         for row in range(span.count):
             context = span.start + row + 1

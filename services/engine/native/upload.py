@@ -6,13 +6,19 @@ each page to be read; so would a copy of a whole tensor that is not read yet.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 BUFFER_BYTES = 32 << 20
+FILLERS = min(8, os.cpu_count() or 1)
+"""Threads that fill a buffer: one alone is slower than the way to a GPU, by far."""
+ALONE_BYTES = 1 << 20
+"""Up to so many are filled by one."""
 
 
 class DeviceLink(Protocol):
@@ -59,6 +65,13 @@ def upload(
 ) -> dict[str, Tensor]:
     """The tensors on the device, of the same shapes, bit for bit; those that are stored transposed
     stay so. Returns when everything is there."""
+    with ThreadPoolExecutor(FILLERS, "fill") as fillers:
+        return _upload(tensors, link, buffer_bytes, fillers)
+
+
+def _upload(
+    tensors: Mapping[str, Tensor], link: DeviceLink, buffer_bytes: int, fillers: ThreadPoolExecutor
+) -> dict[str, Tensor]:
     buffers = [link.buffer(buffer_bytes) for _ in range(2)]
     arrivals: list[Callable[[], None] | None] = [None, None]
     turn = 0
@@ -72,7 +85,7 @@ def upload(
             if (arrived := arrivals[turn]) is not None:
                 arrived()
             staged = buffers[turn][: len(piece)]
-            staged.copy_(piece)
+            _fill(staged, piece, fillers)
             arrivals[turn] = link.send(staged, target_bytes[start : start + len(piece)])
             turn = 1 - turn
         found[name] = target if stored is tensor else target.t()
@@ -80,6 +93,15 @@ def upload(
         if arrived is not None:
             arrived()
     return found
+
+
+def _fill(staged: Tensor, piece: Tensor, fillers: ThreadPoolExecutor) -> None:
+    parts = FILLERS if len(piece) > ALONE_BYTES else 1
+    for copied in [
+        fillers.submit(target.copy_, source)
+        for target, source in zip(staged.chunk(parts), piece.chunk(parts), strict=True)
+    ]:
+        copied.result()
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from services.common.errors import InvalidArgument
@@ -75,6 +75,11 @@ class PlacedPipeline:
     @property
     def node_ids(self) -> tuple[str, ...]:
         return tuple(stage.node.node_id for stage in self.stages)
+
+    def on(self, nodes: Mapping[str, CandidateNode]) -> PlacedPipeline:
+        """The same on other nodes, by the ids of its own."""
+        stages = (replace(stage, node=nodes[stage.node.node_id]) for stage in self.stages)
+        return replace(self, stages=tuple(stages))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ objective, weights that load and tokens that replay included, beats staying by t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from services.common.errors import FailedPrecondition
@@ -64,18 +64,16 @@ def replan(problem: Problem, change: Change, search: Planner, budget: SearchBudg
     """The next plan and its moves; FailedPrecondition when nothing fits any more."""
     for pipeline in change.running:  # of which those with a lost node are looked at no further
         check_layers(problem.costs, pipeline)
-    present = {node.node_id for node in problem.nodes}
-    left = tuple(p for p in change.running if present.issuperset(p.node_ids) and _fits(problem, p))
-    held = _held(change, present)
+    left = left_of(problem, change)
     plans = [
-        _assess(problem, change, left, option, held, name)
+        assess(problem, change, left, option, name)
         for name, option in options_for(problem, change, left, search, budget)
     ]
     affordable = [plan for plan in plans if not forbidden(problem, change, plan.pipelines, left)]
     if not affordable:
         most = best_nodes(problem, problem.nodes, change.nodes_max, used=frozenset())
         found = search(replace(problem, nodes=most), budget).pipelines
-        return _assess(problem, change, left, found, held, ALL)
+        return assess(problem, change, left, found, ALL)
     kind = problem.objective.kind
     ranked = sorted(affordable, key=lambda plan: _rank(problem, plan), reverse=True)
     best = ranked[0]
@@ -101,6 +99,12 @@ def replan(problem: Problem, change: Change, search: Planner, budget: SearchBudg
             ),
         ),
     )
+
+
+def left_of(problem: Problem, change: Change) -> tuple[PlacedPipeline, ...]:
+    """Running pipelines whose nodes are all there, and hold them still."""
+    present = {node.node_id for node in problem.nodes}
+    return tuple(p for p in change.running if present.issuperset(p.node_ids) and _fits(problem, p))
 
 
 def _rank(problem: Problem, plan: NextPlan) -> tuple[bool, float]:
@@ -146,7 +150,9 @@ def _fits(problem: Problem, pipeline: PlacedPipeline) -> bool:
     return True
 
 
-def _held(change: Change, present: set[str]) -> dict[str, list[ResidentStage]]:
+def held_by(problem: Problem, change: Change) -> dict[str, list[ResidentStage]]:
+    """What nodes hold, those that serve included."""
+    present = {node.node_id for node in problem.nodes}
     held = {node_id: list(layers) for node_id, layers in change.resident.items()}
     for pipeline in change.running:
         for stage in pipeline.stages:
@@ -156,16 +162,16 @@ def _held(change: Change, present: set[str]) -> dict[str, list[ResidentStage]]:
     return held
 
 
-def _assess(
+def assess(
     problem: Problem,
     change: Change,
     left: Sequence[PlacedPipeline],
     wanted: Sequence[PlacedPipeline],
-    held: Mapping[str, Sequence[ResidentStage]],
     name: str,
 ) -> NextPlan:
-    """The moves from what is left to what is wanted, and what they gain and cost."""
-    costs = problem.costs
+    """The moves from what is left to what is wanted, and what they gain and cost; new pipelines
+    take the problem's nodes."""
+    costs, held = problem.costs, held_by(problem, change)
     kept = [p for p in wanted if p in left]
     fresh = [p for p in wanted if p not in left]
     staying = {node_id for p in kept for node_id in p.node_ids}

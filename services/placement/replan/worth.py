@@ -10,8 +10,7 @@ from services.placement.estimate.cluster import PlacedPipeline
 from services.placement.estimate.estimator import estimate_pipeline
 from services.placement.search.problem import ObjectiveKind, Problem
 from services.placement.search.score import goodput
-
-BUDGET_SLACK = 1e-9
+from services.placement.search.shares import BUDGET_SLACK
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,9 @@ which knows no unit, starves nobody, and gives the next node to whom it helps mo
 (Nash, The Bargaining Problem, Econometrica 1950; Eisenberg and Gale, 1959). Where that is equal but
 for a little, what runs stays where it is.
 
+Where money or their number is limited, or nodes are only on offer, some are nobody's: then a
+division that keeps to the limits is looked for from what runs.
+
 Few divisions are all looked at; of many, a hill is climbed by moves and swaps of equal nodes from a
 deal by need. Equal nodes are interchangeable, so a part is a count of each class.
 """
@@ -14,20 +17,17 @@ deal by need. Equal nodes are interchangeable, so a part is a count of each clas
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, permutations, product
 
 from services.common.errors import FailedPrecondition, InvalidArgument
 from services.placement.estimate.cluster import CandidateNode, NodeClass, PlacedPipeline
-from services.placement.estimate.costs import Costs
 from services.placement.estimate.estimator import GIB
 from services.placement.search.budget import SearchBudget, check_time
 from services.placement.search.problem import (
     Objective,
     ObjectiveKind,
-    Planner,
     Problem,
     Solution,
     memory_needed,
@@ -35,6 +35,16 @@ from services.placement.search.problem import (
     nothing_fits,
 )
 from services.placement.search.score import score
+from services.placement.search.shares import (
+    Counts,
+    Limits,
+    Share,
+    kept,
+    moved,
+    named,
+    owners,
+    splits,
+)
 
 MAX_PARTS = 64
 ALL_OF = 300
@@ -45,29 +55,6 @@ A_LITTLE = 0.05
 """A division that is better by no more, as a share of the product, moves nobody."""
 HEADROOM = 1.25
 """What a part carries beyond its arrivals by this factor is of no use."""
-
-Counts = tuple[int, ...]
-"""Nodes by class."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """A model that is to have a part of the nodes."""
-
-    name: str
-    costs: Costs
-    planner: Planner
-    objective: Objective
-    weight: float = 1.0
-    pipeline_count: int = 0
-    """Of all nodes: a part forms as many in proportion, one at least. 0: as many as fit."""
-    running: tuple[PlacedPipeline, ...] = ()
-    """What serves it now."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.weight) and 0 < self.weight <= 1e6):
-            raise InvalidArgument("weight lies in (0, 1e6]", field="weight")
 
 
 @dataclass(frozen=True)
@@ -83,11 +70,41 @@ class Division:
 def divide(
     nodes: Sequence[CandidateNode], shares: Sequence[Share], budget: SearchBudget
 ) -> Division:
-    """The best division that is found. Raises FailedPrecondition, naming who does not fit and by
-    how much, and DeadlineExceeded where there is none yet when the budget is over."""
-    if not 1 <= len(shares) <= MAX_PARTS:
-        raise InvalidArgument(f"1 to {MAX_PARTS} deployments", field="deployments")
-    return _Search(nodes, shares, budget).best()
+    """The best division of all nodes that is found. Raises FailedPrecondition, naming who does not
+    fit and by how much, and DeadlineExceeded where there is none yet when the budget is over."""
+    search = _Search(nodes, shares, budget)
+    found = search.best()
+    search.check_all_serve(found)
+    parts = search.named(found)
+    made = [search.plan(i, part) for i, part in enumerate(parts)]
+    problems, solutions = zip(*made, strict=True)
+    complete = not search.cut and all(solution.complete for solution in solutions)
+    return Division(problems, solutions, complete, search.reasons(parts))
+
+
+@dataclass(frozen=True)
+class Allotment:
+    """What one share has of a division within limits: no pipelines where it cannot be served
+    beside the others."""
+
+    nodes: tuple[CandidateNode, ...]
+    pipelines: tuple[PlacedPipeline, ...]
+
+
+def allot(
+    nodes: Sequence[CandidateNode],
+    shares: Sequence[Share],
+    limits: Limits,
+    budget: SearchBudget,
+) -> tuple[tuple[Allotment, ...], bool]:
+    """The best division within the limits that is found, some nodes being nobody's, and whether the
+    search ended by itself. Raises FailedPrecondition where nobody can be served within them, and
+    DeadlineExceeded where nothing was found when the budget is over."""
+    search = _Search(nodes, shares, budget, limits)
+    found = search.best()
+    parts = enumerate(search.named(found))
+    allotted = tuple(Allotment(part, search.found(i, found[i], part)) for i, part in parts)
+    return allotted, not search.cut
 
 
 @dataclass(frozen=True)
@@ -97,116 +114,140 @@ class _Value:
     short_bytes: float = 0.0
     score: float = 0.0
     """0 where nothing fits."""
+    pipelines: tuple[PlacedPipeline, ...] = ()
+    """On the first nodes of each class."""
 
     @property
     def serves(self) -> bool:
         return self.score > 0.0
 
 
-Rank = tuple[int, float, float]
-"""How many are served, what memory the others lack, and the logarithm of the product."""
+Rank = tuple[int, float, float, float, float]
+"""How many are served, by how much that is beyond the limits, what memory the others lack (both
+negative), the logarithm of the product, and within limits what it costs (negative)."""
 
 
 class _Search:
     """One question."""
 
     def __init__(
-        self, nodes: Sequence[CandidateNode], shares: Sequence[Share], budget: SearchBudget
+        self,
+        nodes: Sequence[CandidateNode],
+        shares: Sequence[Share],
+        budget: SearchBudget,
+        limits: Limits | None = None,
     ) -> None:
+        """Without limits every node is somebody's."""
+        if not 1 <= len(shares) <= MAX_PARTS:
+            raise InvalidArgument(f"1 to {MAX_PARTS} deployments", field="deployments")
         self._nodes, self._shares, self._budget = tuple(nodes), tuple(shares), budget
+        self._limits = limits
+        self._nobody = None if limits is None else len(shares)
+        """Whose part is the last."""
+        self._parts = len(shares) + (limits is not None)
         self._classes: dict[NodeClass, list[CandidateNode]] = {}
         for node in self._nodes:
             self._classes.setdefault(node.kind, []).append(node)
         self._totals = tuple(len(group) for group in self._classes.values())
         self._values: dict[tuple[int, Counts], _Value] = {}
         self._ranks: dict[tuple[Counts, ...], Rank] = {}
-        self._cut = False
+        self.cut = False
 
-    def best(self) -> Division:
+    def best(self) -> tuple[Counts, ...]:
+        """Nodes of each class by part."""
         every = math.prod(
-            math.comb(total + len(self._shares) - 1, len(self._shares) - 1)
-            for total in self._totals
+            math.comb(total + self._parts - 1, self._parts - 1) for total in self._totals
         )
         if every <= ALL_OF:
             self._look_at_all()
         else:
             self._climb(self._as_it_is())
-            self._climb(self._dealt())
-        found = self._nearest_of_the_best()
-        if self._cut and not all(self._value(i, part).serves for i, part in enumerate(found)):
-            check_time(self._budget)
-        self._check_all_serve(found)
-        parts = self._named(found)
-        made = [self._plan(i, part) for i, part in enumerate(parts)]
-        problems, solutions = zip(*made, strict=True)
-        complete = not self._cut and all(solution.complete for solution in solutions)
-        return Division(problems, solutions, complete, self._reasons(parts))
+            if self._limits is None:
+                self._climb(self._dealt())
+        return self._nearest_of_the_best()
 
     # Where to look
 
     def _look_at_all(self) -> None:
-        by_class = [list(_splits(total, len(self._shares))) for total in self._totals]
+        by_class = [list(splits(total, self._parts)) for total in self._totals]
         for chosen in product(*by_class):
-            self._rank(tuple(tuple(s[i] for s in chosen) for i in range(len(self._shares))))
+            self._rank(tuple(tuple(s[i] for s in chosen) for i in range(self._parts)))
             if self._over():
                 break
 
     def _climb(self, parts: tuple[Counts, ...]) -> None:
-        """Takes the best step from each division on, until none is better."""
+        """Takes one step after another, until none is better."""
         rank = self._rank(parts)
         while not self._over():
-            ranked = []
-            for neighbour in self._neighbours(parts):
-                ranked.append((self._rank(neighbour), neighbour))
-                if self._over():
-                    break
-            if not ranked or max(ranked)[0] <= rank:
+            found, parts = self._step(parts, rank)
+            if found <= rank:
                 break
-            rank, parts = max(ranked)
+            rank = found
+
+    def _step(self, parts: tuple[Counts, ...], rank: Rank) -> tuple[Rank, tuple[Counts, ...]]:
+        """The best one; within limits the first that serves more or is nearer to them, for what
+        follows does the rest."""
+        best = rank, parts
+        for neighbour in self._neighbours(parts):
+            found = self._rank(neighbour)
+            best = max(best, (found, neighbour))
+            if self._over() or (self._limits is not None and found[:3] > rank[:3]):
+                break
+        return best
 
     def _nearest_of_the_best(self) -> tuple[Counts, ...]:
-        """Of those that are as good as the best but for a little, the one that moves the fewest."""
-        serving, short, product_log = max(self._ranks.values())
+        """Of those within the limits that are as good as the best but for a little, the one that
+        moves the fewest."""
+        within = {parts: rank for parts, rank in self._ranks.items() if rank[1] == 0}
+        if not within or (self._limits is not None and not max(within.values())[0]):
+            check_time(self._budget)
+            raise FailedPrecondition("nothing that serves keeps to the limits", field="nodes")
+        serving, _, short, product_log, _ = max(within.values())
         near = [
             parts
-            for parts, rank in self._ranks.items()
-            if rank[:2] == (serving, short) and rank[2] >= product_log - A_LITTLE
+            for parts, rank in within.items()
+            if (rank[0], rank[2]) == (serving, short) and rank[3] >= product_log - A_LITTLE
         ]
-        return max(near, key=lambda parts: (self._kept_count(parts), self._ranks[parts]))
+        return max(near, key=lambda parts: (self._kept_count(parts), within[parts]))
 
     def _kept_count(self, parts: tuple[Counts, ...]) -> int:
-        return sum(map(len, self._kept(parts)))
+        return sum(map(len, kept(self._classes, self._shares, parts)))
 
     def _neighbours(self, parts: tuple[Counts, ...]) -> Iterator[tuple[Counts, ...]]:
-        for giver, taker in permutations(range(len(parts)), 2):
+        for giver, taker in self._turns(parts):
             for place, held in enumerate(parts[giver]):
-                for count in sorted({1, held // 2, held} - {0}):
+                some = {1} if giver == self._nobody else {1, held // 2, held}
+                for count in sorted(some - {0}):
                     if count <= held:
-                        yield _moved(parts, giver, taker, place, count)
-        for one, other in combinations(range(len(parts)), 2):
+                        yield moved(parts, giver, taker, place, count)
+        for one, other in combinations(range(self._parts), 2):
             for mine, theirs in permutations(range(len(self._totals)), 2):
                 if parts[one][mine] and parts[other][theirs]:
-                    yield _moved(_moved(parts, one, other, mine, 1), other, one, theirs, 1)
+                    yield moved(moved(parts, one, other, mine, 1), other, one, theirs, 1)
+
+    def _turns(self, parts: tuple[Counts, ...]) -> list[tuple[int, int]]:
+        """Givers and takers: first who has no pipeline takes, rather what is nobody's, then what is
+        too much is given up."""
+
+        def later(pair: tuple[int, int]) -> tuple[bool, bool, bool]:
+            giver, taker = pair
+            free = taker == self._nobody
+            return free or self.serves(taker, parts[taker]), giver != self._nobody, not free
+
+        return sorted(permutations(range(self._parts), 2), key=later)
 
     def _as_it_is(self) -> tuple[Counts, ...]:
-        """Every node is the model's that runs there; what is idle is the first one's."""
-        owners = self._owners()
+        """Every node is the model's that runs there, or has its weights there; what is idle is
+        nobody's, or else the first one's."""
+        idle = self._nobody or 0
+        ran = owners(self._shares)
         return tuple(
             tuple(
-                sum(owners.get(node.node_id, 0) == index for node in group)
+                sum(ran.get(node.node_id, idle) == index for node in group)
                 for group in self._classes.values()
             )
-            for index in range(len(self._shares))
+            for index in range(self._parts)
         )
-
-    def _owners(self) -> dict[str, int]:
-        """Whose pipelines run on a node."""
-        return {
-            name: index
-            for index, share in enumerate(self._shares)
-            for pipeline in share.running
-            for name in pipeline.node_ids
-        }
 
     def _dealt(self) -> tuple[Counts, ...]:
         """Largest node first, each to the share that has the least for what it needs."""
@@ -225,7 +266,7 @@ class _Search:
 
     def _over(self) -> bool:
         over = len(self._values) >= MOST_PLANS or self._budget.expired()
-        self._cut = self._cut or over
+        self.cut = self.cut or over
         return over
 
     # What it is worth
@@ -234,7 +275,7 @@ class _Search:
         known = self._ranks.get(parts)
         if known is not None:
             return known
-        values = [self._value(i, part) for i, part in enumerate(parts)]
+        values = [self._value(i, parts[i]) for i in range(len(self._shares))]
         serving = sum(value.serves for value in values)
         short = sum(value.short_bytes for value in values)
         product_log = sum(
@@ -242,8 +283,17 @@ class _Search:
             for share, value in zip(self._shares, values, strict=True)
             if value.serves
         ) / sum(share.weight for share in self._shares)
-        rank = self._ranks[parts] = serving, -short, product_log
+        excess = cost = 0.0
+        if self._limits is not None:
+            pipelines = [pipeline for value in values for pipeline in value.pipelines]
+            excess = self._limits.excess(pipelines)
+            cost = sum(pipeline.cost_per_hour for pipeline in pipelines)
+        rank = self._ranks[parts] = serving, -excess, -short, product_log, -cost
         return rank
+
+    def serves(self, index: int, part: Counts) -> bool:
+        """The share has a pipeline of this part."""
+        return self._value(index, part).serves
 
     def _value(self, index: int, part: Counts) -> _Value:
         known = self._values.get((index, part))
@@ -260,12 +310,12 @@ class _Search:
         if not nodes:
             return _Value(short)
         try:
-            problem, solution = self._plan(index, nodes)
+            problem, solution = self.plan(index, nodes)
         except FailedPrecondition:
             return _Value(short)
-        return _Value(0.0, _useful(problem, solution.pipelines))
+        return _Value(0.0, _useful(problem, solution.pipelines), solution.pipelines)
 
-    def _plan(self, index: int, nodes: tuple[CandidateNode, ...]) -> tuple[Problem, Solution]:
+    def plan(self, index: int, nodes: tuple[CandidateNode, ...]) -> tuple[Problem, Solution]:
         """Of ever fewer pipelines where so many do not fit; what runs on these nodes stays where
         the planner's own answer is no better but for a little."""
         share = self._shares[index]
@@ -292,54 +342,39 @@ class _Search:
             return solution
         return replace(solution, pipelines=stays, reasons=("what runs on these nodes stays",))
 
-    # Who it is
+    def found(
+        self, index: int, part: Counts, nodes: Sequence[CandidateNode]
+    ) -> tuple[PlacedPipeline, ...]:
+        """What was found for a part, on these of the equal nodes; what runs on them stays where it
+        is as good."""
+        share, pipelines = self._shares[index], self._value(index, part).pipelines
+        if not pipelines:
+            return ()
+        stands_for: dict[str, CandidateNode] = {}
+        for kind, group in self._classes.items():
+            own = (node for node in nodes if node.kind == kind)
+            stands_for |= {first.node_id: node for first, node in zip(group, own, strict=False)}
+        placed = tuple(pipeline.on(stands_for) for pipeline in pipelines)
+        problem = Problem(share.costs, tuple(nodes), _objective(share, nodes), 0, share.seed)
+        return self._rather(share, problem, Solution(placed)).pipelines
 
-    def _kept(self, parts: tuple[Counts, ...]) -> list[list[str]]:
-        """Nodes of running pipelines that fit their model's part whole, by share."""
-        kinds = list(self._classes)
-        kept: list[list[str]] = []
-        for share, part in zip(self._shares, parts, strict=True):
-            room = Counter(dict(zip(kinds, part, strict=True)))
-            mine: list[str] = []
-            for pipeline in share.running:
-                needs = Counter(stage.node.kind for stage in pipeline.stages)
-                if all(room[kind] >= count for kind, count in needs.items()):
-                    room -= needs
-                    mine += pipeline.node_ids
-            kept.append(mine)
-        return kept
-
-    def _named(self, parts: tuple[Counts, ...]) -> list[tuple[CandidateNode, ...]]:
-        """Which of the equal nodes each share has: those of its pipelines that stay whole, then
-        others of its own, then whoever is left."""
-        left = {kind: {n.node_id: n for n in group} for kind, group in self._classes.items()}
-        owner: dict[str, int] = {}
-        for index, names in enumerate(self._kept(parts)):
-            owner |= dict.fromkeys(names, index)
-        ran = self._owners()
-        chosen: list[set[str]] = [set() for _ in parts]
-        for place, kind in enumerate(self._classes):
-            for wanted in (owner, ran, None):
-                for index, part in enumerate(parts):
-                    lacking = part[place] - sum(n in chosen[index] for n in self._ids(kind))
-                    mine = [n for n in left[kind] if wanted is None or wanted.get(n) == index]
-                    for name in mine[: max(0, lacking)]:
-                        chosen[index].add(name)
-                        del left[kind][name]
-        return [tuple(n for n in self._nodes if n.node_id in names) for names in chosen]
-
-    def _ids(self, kind: NodeClass) -> list[str]:
-        return [node.node_id for node in self._classes[kind]]
+    def named(self, parts: tuple[Counts, ...]) -> list[tuple[CandidateNode, ...]]:
+        """Nodes by share."""
+        return named(self._nodes, self._classes, self._shares, parts)
 
     # What is said of it
 
-    def _check_all_serve(self, parts: tuple[Counts, ...]) -> None:
-        lacking = [i for i, part in enumerate(parts) if not self._value(i, part).serves]
+    def check_all_serve(self, parts: tuple[Counts, ...]) -> None:
+        """Raises FailedPrecondition, naming who does not fit, and DeadlineExceeded where there was
+        no time to look further."""
+        lacking = [i for i, part in enumerate(parts) if not self.serves(i, part)]
         if not lacking:
             return
+        if self.cut:
+            check_time(self._budget)
         for index in lacking:
             try:
-                self._plan(index, self._nodes)
+                self.plan(index, self._nodes)
             except FailedPrecondition as error:
                 raise FailedPrecondition(
                     f"{self._shares[index].name}: {error.message}", field="nodes"
@@ -353,7 +388,8 @@ class _Search:
             field="nodes",
         )
 
-    def _reasons(self, parts: list[tuple[CandidateNode, ...]]) -> tuple[str, ...]:
+    def reasons(self, parts: list[tuple[CandidateNode, ...]]) -> tuple[str, ...]:
+        """For people."""
         looked = f"{len(self._values)} parts were planned"
         each = (
             f"{share.name} has {len(part)} of {len(self._nodes)} nodes"
@@ -374,22 +410,3 @@ def _useful(problem: Problem, pipelines: Sequence[PlacedPipeline]) -> float:
     found, arriving = score(problem, pipelines), problem.costs.workload.arrival_rate_rps
     plain = problem.objective.kind is ObjectiveKind.THROUGHPUT
     return min(found, HEADROOM * arriving) if plain and arriving else found
-
-
-def _splits(total: int, parts: int) -> Iterator[Counts]:
-    """Every way to give so many equal nodes to so many parts."""
-    if parts == 1:
-        yield (total,)
-        return
-    for first in range(total + 1):
-        for rest in _splits(total - first, parts - 1):
-            yield (first, *rest)
-
-
-def _moved(
-    parts: tuple[Counts, ...], giver: int, taker: int, place: int, count: int
-) -> tuple[Counts, ...]:
-    changed = [list(part) for part in parts]
-    changed[giver][place] -= count
-    changed[taker][place] += count
-    return tuple(tuple(part) for part in changed)

@@ -60,9 +60,11 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         self.numerics_class = "exact"
         self.load_fails = 0
         self.refusal = ""
+        """Why it never loads anything."""
+        self.astray = 0
+        """Holds that are answered for another version of the model."""
         self.crowded = 0
         """Holds that find no room yet."""
-        """Why it never loads anything."""
         self.form_fails = 0
         self.hold_load: asyncio.Event | None = None
         self.dissolve_s = 0.0
@@ -145,6 +147,9 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         if self.hold_load is not None:
             await self.hold_load.wait()
         holding = engine_pb2.StageHolding(model=request.model, stage=stage)
+        if self.astray:
+            self.astray -= 1
+            holding.model.digest = "another"
         if self.crowded:
             self.crowded -= 1
             holding.cached = True

@@ -228,6 +228,13 @@ async def test_what_fails_is_tried_again(world: World) -> None:
     assert len(world.placement.requests) == 3
 
 
+async def test_a_stage_of_another_version_is_none_that_was_asked_for(world: World) -> None:
+    world.provider.prepare = lambda engine: setattr(engine, "astray", 1)
+    await world.start()
+    await world.routes(2)
+    assert (await _kinds(world)).count("load_failed") == 4
+
+
 @pytest.mark.parametrize("times", [1, 3])
 async def test_a_stage_that_a_node_only_cached_is_asked_for_again(world: World, times: int) -> None:
     """At once; who says so again though it serves nobody has failed."""

@@ -9,6 +9,7 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from shuntserve.controller.v1 import controller_pb2 as pb
 
@@ -71,6 +72,26 @@ async def test_the_status_tells_offers_and_what_the_nodes_cost(
     assert status.on_demand_cost_per_hour == pytest.approx(4.0)
     assert _offers(status) == {"spot": 4}
     assert all(node.declared for node in status.nodes)
+
+
+async def test_a_budget_counts_until_the_settings_name_another(
+    world: World, tmp_path: Path
+) -> None:
+    await _start(world, tmp_path, budget_per_hour=2.0)
+    assert (await world.status()).budget_per_hour == 2.0
+    for wrong in (-1.0, nan):
+        with pytest.raises(grpc.RpcError) as caught:
+            await world.stub.Replan(pb.ReplanRequest(budget_per_hour=wrong), timeout=CALL_S)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "budget_per_hour lies in [0, 1e+09)" in caught.value.details()
+    with pytest.raises(grpc.RpcError):  # this placement makes no next plan
+        await world.stub.Replan(pb.ReplanRequest(budget_per_hour=1.25), timeout=CALL_S)
+    event = await world.until_event("budget_changed")
+    assert event.attributes == {"before": "2", "now": "1.25"}
+    for named, counts in ((2.0, 1.25), (3.0, 3.0)):
+        await world.stop()
+        await world.start(budget_per_hour=named)
+        assert (await world.status()).budget_per_hour == counts
 
 
 async def test_without_prices_a_cost_is_not_known(world: World) -> None:

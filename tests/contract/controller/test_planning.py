@@ -17,7 +17,13 @@ from services.controller.core.cluster.goals import Aim, Goal
 from services.controller.core.cluster.market import Offer
 from services.controller.core.cluster.node import HeldStage
 from services.controller.core.cluster.plan import Plan, PlannedPipeline
-from services.controller.core.cluster.question import NodeAsked, Replanning, Wishes
+from services.controller.core.cluster.question import (
+    Dividing,
+    NextPlan,
+    NodeAsked,
+    Replanning,
+    Wishes,
+)
 from services.controller.core.cluster.replanning import Candidate
 from services.controller.core.cluster.workload import Workload
 from services.controller.core.model_facts import ModelFacts
@@ -40,6 +46,7 @@ from tests.contract.placement.conftest import serving
 LAYERS = LLAMA["num_hidden_layers"]
 HUGE = LLAMA | {"hidden_size": 6144, "intermediate_size": 28672, "num_hidden_layers": 80}
 GOAL = Goal(ModelFacts("m", "d", LAYERS, LLAMA["vocab_size"], 1024, json.dumps(LLAMA)))
+OTHER = Goal(replace(GOAL.facts, model_id="other"))
 SLOW, FAST = NodeShape(2 << 30, 1.0), NodeShape(2 << 30, 8.0)
 OFFER = Offer("spot", "big", FAST, count=2, price_per_hour=0.6, pool="b", spot=True)
 
@@ -248,3 +255,61 @@ async def test_several_models_divide_the_nodes(planning: Planning) -> None:
     huge = Goal(replace(GOAL.facts, model_id="huge", config_json=json.dumps(HUGE)))
     with pytest.raises(FailedPrecondition, match=r"^huge: huge does not fit: [0-9.]+ GiB short"):
         await planning.plan(AskPlan(3, (GOAL, huge), nodes, 2, running))
+
+
+EACH = Offer("each", "each", NodeShape(2 << 30, 1.0), count=8, price_per_hour=1.0, pool="e")
+
+
+async def divided(planning: Planning, budget: float, nodes: int) -> tuple[Dividing, NextPlan]:
+    """One model has pipelines of all these nodes, the other one nothing."""
+    there = [NodeAsked(f"node-{n}", EACH.shape, EACH) for n in range(1, nodes + 1)]
+    alone = Replanning(2, OTHER, tuple(there), (), (), 0, True, Wishes())
+    whole = (await planning.replan(alone)).plan
+    assert whole is not None
+    running = tuple((OTHER.model, p) for p in whole.deployments[0].pipelines)
+    asked = Dividing(
+        3,
+        (GOAL, OTHER),
+        tuple(there),
+        (Candidate("each#1", EACH),),
+        running,
+        Wishes(budget_per_hour=budget),
+        (None, Workload(0.0, 300.0, 90.0)),
+    )
+    return asked, await planning.divide(asked)
+
+
+async def test_a_model_gets_back_what_another_one_has_spent(planning: Planning) -> None:
+    asked, answer = await divided(planning, budget=3.0, nodes=3)
+    plan = answer.plan
+    assert plan is not None
+    assert plan.number == 3
+    assert [one.model for one in plan.deployments] == [GOAL.model, OTHER.model]
+    assert all(one.pipelines for one in plan.deployments)
+    assert len(list(plan.stages())) <= 3, "a dollar each"
+    kept = {tuple(s.node_id for s in p.stages) for p in plan.deployments[1].pipelines}
+    assert kept & {tuple(s.node_id for s in p.stages) for _, p in asked.running}
+    assert plan.why.gain is None, "nothing served it"
+    assert answer.reasons[0].startswith("m: ")
+    assert [one.lacks for one in plan.why.alternatives] == ["no pipeline of m"]
+    names = [pipeline.pipeline_id for _, pipeline in plan.pipelines()]
+    assert len(set(names)) == len(names)
+
+    settled = tuple((d.model, p) for d, p in plan.pipelines())
+    again = await planning.divide(replace(asked, number=4, running=settled))
+    assert again.plan is None, "the same question again moves nobody back"
+
+
+async def test_a_model_that_cannot_be_served_beside_another_has_no_plan(planning: Planning) -> None:
+    huge = replace(GOAL.facts, model_id="huge", config_json=json.dumps(HUGE))
+    nodes = (NodeAsked("node-1", EACH.shape, EACH),)
+    asked = Dividing(3, (Goal(huge), OTHER), nodes, (), (), Wishes(), (None, None))
+    answer = await planning.divide(asked)
+    assert answer.plan is not None
+    assert answer.plan.models == {OTHER.model}
+    assert "huge: cannot be served beside the others within the limits" in answer.reasons
+
+
+async def test_what_no_division_pays_for_is_an_error(planning: Planning) -> None:
+    with pytest.raises(FailedPrecondition, match="keeps to the limits"):
+        await divided(planning, budget=0.5, nodes=1)

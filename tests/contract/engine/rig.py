@@ -58,14 +58,16 @@ class Rig:
         step_s: float = 0.0,
         kv_blocks: int = 128,
         loader: StageLoader | None = None,
+        there_bytes: int | None = None,
         **settings: Any,
     ) -> Worker:
+        """`there_bytes`: what it found of memory."""
         node_id = f"n{next(self.names)}"
         chosen = EngineSettings(
             node_id=node_id, shutdown_grace_s=0, kv_positions=kv_blocks * BLOCK_SIZE, **settings
         )
         tiny = TinyLoader(step_s)
-        engine = assemble(chosen, loader or tiny)
+        engine = assemble(chosen, loader or tiny, memory_bytes=there_bytes)
         server = Server(chosen, ["shuntserve.engine.v1.EngineService"])
         engine_pb2_grpc.add_EngineServiceServicer_to_server(
             EngineService(engine), server.grpc_server

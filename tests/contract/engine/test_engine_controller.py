@@ -19,14 +19,17 @@ from shuntserve.engine.v1 import engine_pb2
 
 from services.common import channels
 from services.common.errors import StaleEpoch
+from services.common.machine import MachineFacts, Source
 from services.common.nodes import NodeFacts, NodeShape
 from services.common.server import Server
 from services.common.settings import ServiceSettings
+from services.common.wire_machine import machine_from
 from services.engine.controller_link import ControllerLink
 from tests.contract.engine.rig import DEADLINE_S, ROOT, Rig, Worker, generate, request, until
 from tests.contract.engine.tiny import expected_ids
 
 PROMPT = [5, 6, 7]
+MACHINE = MachineFacts(cores=2.0, network_gbps=10.0).declare(MachineFacts(pool="a"))
 
 
 @dataclass
@@ -106,6 +109,7 @@ async def linked(worker: Worker, port: int) -> AsyncIterator[asyncio.Task[None]]
                 worker.address,
                 4711,
                 NodeShape(1 << 30, 1.5),
+                MACHINE,
             ),
             timeout_s=1.0,
             checkpoint_interval_s=0.02,
@@ -144,6 +148,7 @@ async def test_a_node_registers_beats_and_tells_its_formation_at_once(
         assert (told.node_id, told.incarnation) == (worker.node_id, worker.incarnation)
         assert (told.address, told.pid) == (worker.address, 4711)
         assert (told.memory_bytes, told.relative_speed, told.device_type) == (1 << 30, 1.5, "cpu")
+        assert machine_from(told.machine) == MACHINE
         await rig.form([worker], [], "f1")
         await _eventually(lambda: journal.beats[-1].formation_id == "f1")
         await generate(worker, request("g", PROMPT, 5), "f1").end()
@@ -326,6 +331,34 @@ async def test_a_process_registers_serves_and_ends_on_a_signal(journal: Journal)
         os.kill(process.pid, signal.SIGTERM)
         _, errors = await asyncio.wait_for(process.communicate(), 60)
         assert process.returncode == 0, errors
+
+
+async def test_a_process_tells_what_it_found_and_what_it_was_told(journal: Journal) -> None:
+    async with serving(journal) as port:
+        process = await _process(
+            node_id="n8",
+            controller=f"127.0.0.1:{port}",
+            memory_bytes=str(1 << 30),
+            relative_speed="3",
+            declared='{"instance_type": "big", "spot": true}',
+        )
+        await _eventually(lambda: journal.registered)
+        process.kill()
+        await process.communicate()
+    told = journal.registered[0]
+    machine = machine_from(told.machine)
+    assert (told.memory_bytes, told.relative_speed, told.device_type) == (1 << 30, 3.0, "cpu")
+    assert (machine.instance_type, machine.spot, machine.memory_bytes) == ("big", True, 1 << 30)
+    assert machine.declared == ("instance_type", "memory_bytes", "relative_speed", "spot")
+    assert machine.source("cores") is Source.FOUND
+    assert (machine.zone, machine.pool) == (None, None)
+
+
+async def test_a_declaration_of_what_nobody_may_declare_names_its_field() -> None:
+    process = await _process(node_id="n", declared='{"cores": 64}')
+    _, errors = await process.communicate()
+    assert process.returncode == 2
+    assert b"SHUNT_ENGINE_DECLARED__CORES" in errors
 
 
 async def test_a_bad_setting_names_its_field() -> None:

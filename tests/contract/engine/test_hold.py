@@ -91,6 +91,12 @@ async def test_a_stage_beyond_memory_is_refused_by_how_much_and_nothing_is_dropp
     assert loader_of(worker).read == [0, 1]
 
 
+async def test_memory_is_what_was_found_where_that_is_less_than_was_told(rig: Rig) -> None:
+    worker = await rig.worker(memory_bytes=1 << 30, there_bytes=1 << 20)
+    refused = await refusal(worker, rig.hold_request((0, 6)))
+    assert f"in {1 << 20}: " in refused.message
+
+
 @pytest.mark.parametrize(
     ("ranges", "tp_degree", "field"),
     [

@@ -39,10 +39,12 @@ KV_BLOCK_BYTES = 1_000
 
 @dataclass
 class TinyBackend:
-    """Implements StageBackend; `step_s` is how long a step takes."""
+    """Implements StageBackend; `step_s` is how long a step takes, `computed_s` how long it needs a
+    core."""
 
     layers: range
     step_s: float = 0.0
+    computed_s: float = 0.0
     kv_blocks: int = 0
     slots: dict[int, tuple[SequenceOpen, int]] = field(default_factory=dict)
     cache: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -69,6 +71,9 @@ class TinyBackend:
             time.sleep(0.01)
         if self.step_s:
             time.sleep(self.step_s)
+        done_s = time.thread_time() + self.computed_s
+        while time.thread_time() < done_s:
+            pass
         for slot in batch.closes:
             del self.slots[slot]
         for opened in batch.opens:
@@ -132,6 +137,7 @@ class TinyLoader:
     """Implements StageLoader; layers are bytes that are only counted."""
 
     step_s: float = 0.0
+    computed_s: float = 0.0
     gate: threading.Event = field(default_factory=threading.Event)
     """While it is set, loads wait."""
     failures: int = 0
@@ -160,7 +166,8 @@ class TinyLoader:
             if self.failures:
                 self.failures -= 1
                 raise Unavailable("the store is away", field="store")
-        self.backends.append(TinyBackend(range(layers.start, layers.end), self.step_s))
+        span = range(layers.start, layers.end)
+        self.backends.append(TinyBackend(span, self.step_s, self.computed_s))
         return self.backends[-1]
 
     def prefetch(self, model: ModelRef, layers: LayerRange, progress: Progress) -> None:

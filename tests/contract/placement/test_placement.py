@@ -273,6 +273,85 @@ async def test_a_lost_node_is_replanned_with_its_moves(stub):
     assert better.time_to_serve_s >= 0
 
 
+def two_models(**more) -> pb.ReplanDeploymentsRequest:
+    """One has lost its node, the other one has both that the budget pays for; a third may be had
+    for the same."""
+    nodes = typed(("g6e.xlarge", 3, 1.0))
+    nodes[2].ready_in_s = 30.0
+    return pb.ReplanDeploymentsRequest(
+        nodes=nodes,
+        deployments=[
+            pb.DeploymentSpec(
+                model=pb.ModelSpec(name="llama-3.1-8b"),
+                running=[stages(("gone", 0, 32))],
+                resident=[
+                    pb.ResidentLayers(
+                        node_id="g6e.xlarge-2",
+                        layers=common_pb2.LayerRange(start=0, end=16),
+                        tp_degree=1,
+                    )
+                ],
+            ),
+            pb.DeploymentSpec(
+                model=pb.ModelSpec(name="smollm2-135m"),
+                running=[stages((f"g6e.xlarge-{i}", 0, 30)) for i in range(2)],
+            ),
+        ],
+        calibration=pb.CALIBRATION_NOMINAL,
+        budget_per_hour=2.0,
+        horizon_s=3600.0,
+        load_bytes_per_s=2e9,
+        **more,
+    )
+
+
+async def test_what_one_model_lost_and_another_has_is_divided_anew(stub):
+    reply = await stub.ReplanDeployments(two_models(nodes_min=1, nodes_max=2), timeout=TIMEOUT_S)
+    assert reply.change
+    assert reply.gain == float("inf")
+    again, less = reply.plans
+    check_layers(again, 32)
+    check_layers(less, 30)
+    assert len(again.pipelines) == len(less.pipelines) == 1
+    assert again.estimate.cost_per_hour + less.estimate.cost_per_hour == pytest.approx(2.0)
+    (near,) = (move for move in reply.node_moves if move.node_id == "g6e.xlarge-2")
+    assert near.load_bytes > 0
+    assert near.resident_bytes > 0
+    assert near.load_s == pytest.approx(near.load_bytes / 2e9)
+    assert reply.time_to_serve_s == pytest.approx(30.0 + near.load_s)
+    assert [one.lacks for one in reply.alternatives] == ["no pipeline of llama-3.1-8b"]
+    assert len(reply.reasons) == 2
+    assert reply.solve_time_s > 0
+    assert reply.complete
+
+    settled = two_models(hysteresis=0.5, seed=1)
+    del settled.nodes[2], settled.deployments[0].resident[:], settled.deployments[1].running[1:]
+    settled.deployments[0].running[0].MergeFrom(pb.Pipeline())
+    settled.deployments[0].running[0].stages[0].node_id = "g6e.xlarge-1"
+    stays = await stub.ReplanDeployments(settled, timeout=TIMEOUT_S)
+    assert not stays.change
+    assert [len(plan.pipelines) for plan in stays.plans] == [1, 1]
+
+
+async def test_bad_questions_of_several_models_name_their_field(stub):
+    bad = {
+        "budget_per_hour": lambda r: setattr(r, "budget_per_hour", float("nan")),
+        "nodes_max": lambda r: r.MergeFrom(pb.ReplanDeploymentsRequest(nodes_min=3, nodes_max=2)),
+        "horizon_s": lambda r: setattr(r, "horizon_s", float("inf")),
+        "hysteresis": lambda r: setattr(r, "hysteresis", -1.0),
+        "at least one": lambda r: r.ClearField("nodes"),
+        "deployment": lambda r: r.ClearField("deployments"),
+        "resident": lambda r: setattr(r.deployments[0].resident[0], "node_id", "gone"),
+        "ready_in_s": lambda r: setattr(r.nodes[0], "ready_in_s", -1.0),
+    }
+    for named, spoil in bad.items():
+        request = two_models()
+        spoil(request)
+        call = stub.ReplanDeployments(request, timeout=TIMEOUT_S)
+        said = await refused(call, grpc.StatusCode.INVALID_ARGUMENT)
+        assert named.removesuffix("s") in said or "no node" in said, (named, said)
+
+
 async def test_what_does_not_fit_says_what_is_missing(stub):
     request = paper_request()
     del request.nodes[4:]

@@ -19,6 +19,7 @@ from services.cli.mesh_directory import MeshState, ServiceRecord
 from services.cli.mesh_status import mesh_status
 from services.cli.ports import free_ports
 from services.cli.status_table import cost_line, status_table
+from services.common.machine import FACTS
 
 STATUS = controller_pb2.GetStatusResponse(
     workloads=[
@@ -34,6 +35,18 @@ STATUS = controller_pb2.GetStatusResponse(
             stage_index=0,
             offer_id="spot-a",
             declared=True,
+            machine=common_pb2.MachineFacts(
+                instance_type="big",
+                pool="a",
+                spot=True,
+                relative_speed=3.0,
+                cores=2.0,
+                memory_bytes=1 << 30,
+                devices=common_pb2.Devices(
+                    devices=[common_pb2.Device(name="L4", memory_bytes=3 << 29)] * 2
+                ),
+                declared=["instance_type", "memory_bytes", "pool", "relative_speed", "spot"],
+            ),
         ),
         controller_pb2.NodeStatus(node_id="n1", state=controller_pb2.NODE_STATE_STARTING),
         controller_pb2.NodeStatus(
@@ -120,6 +133,7 @@ STATUS = controller_pb2.GetStatusResponse(
         ),
         controller_pb2.OfferStatus(offer_id="own", instance_type="own"),
     ],
+    budget_per_hour=0.75,
     cost_per_hour=0.5,
     spares=[
         controller_pb2.SpareStatus(node_id="n1", layers=common_pb2.LayerRange(start=3, end=7)),
@@ -127,6 +141,9 @@ STATUS = controller_pb2.GetStatusResponse(
     ],
     spares_cost_per_hour=0.25,
 )
+
+
+UNKNOWN = {"value": None, "source": "unknown"}
 
 
 class _Controller(controller_pb2_grpc.ControllerServiceServicer):
@@ -242,6 +259,20 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
                 "stage": 0,
                 "offer": "spot-a",
                 "declared": True,
+                "machine": {
+                    "instance_type": {"value": "big", "source": "declared"},
+                    "zone": UNKNOWN,
+                    "pool": {"value": "a", "source": "declared"},
+                    "spot": {"value": True, "source": "declared"},
+                    "relative_speed": {"value": 3.0, "source": "declared"},
+                    "cores": {"value": 2.0, "source": "found"},
+                    "memory_bytes": {"value": 1 << 30, "source": "declared"},
+                    "devices": {
+                        "value": ({"name": "L4", "memory_bytes": 3 << 29},) * 2,
+                        "source": "found",
+                    },
+                    "network_gbps": UNKNOWN,
+                },
             },
             {
                 "id": "n1",
@@ -252,6 +283,7 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
                 "stage": None,
                 "offer": None,
                 "declared": False,
+                "machine": dict.fromkeys(FACTS, UNKNOWN),
             },
             {
                 "id": "n2",
@@ -262,6 +294,7 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
                 "stage": None,
                 "offer": None,
                 "declared": False,
+                "machine": dict.fromkeys(FACTS, UNKNOWN),
             },
         ],
         "pipelines": [
@@ -314,6 +347,7 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
                 "declared": False,
             },
         ],
+        "budget_per_hour": 0.75,
         "cost_per_hour": 0.5,
         "on_demand_cost_per_hour": None,
         "spares": [{"node": "n1", "layers": [3, 7]}, {"node": "n9", "layers": None}],
@@ -365,6 +399,25 @@ async def test_the_plan_stands_in_the_table_with_its_age_and_causes(address: str
     assert "no plan yet" in _rendered(status)
     status["model"]["id"] = None
     assert "no plan yet" not in _rendered(status)
+
+
+async def test_the_machines_stand_in_the_table_with_a_mark_at_what_was_declared(
+    address: str,
+) -> None:
+    status = await mesh_status(_state(ServiceRecord("controller", os.getpid(), address, None)))
+    status["nodes"].append(status["nodes"][0] | {"id": "n5"})
+    lines = _rendered(status).splitlines()
+    (row,) = [line for line in lines if "2 x L4, 1.5 GiB" in line]
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    assert cells == ["n0, n5", "big*", "3*", "2", "1 GiB*", "2 x L4, 1.5 GiB", "a*", "spot*"]
+    assert "* declared by the provider, not found" in lines
+    for node in status["nodes"]:
+        for fact in node["machine"].values():
+            fact["source"] = "found"
+    assert "*" not in _rendered(status)
+    for node in status["nodes"]:
+        node["machine"] = dict.fromkeys(FACTS, UNKNOWN)
+    assert "instance type" not in _rendered(status).split("offer")[0]
 
 
 async def test_the_market_stands_in_the_table_where_it_names_prices(address: str) -> None:

@@ -16,8 +16,10 @@ from tests.unit.cli.controller_rig import played
 class Controller(controller_pb2_grpc.ControllerServiceServicer):
     def __init__(self, answer: pb.ReplanResponse | None) -> None:
         self.answer = answer
+        self.asked: list[pb.ReplanRequest] = []
 
     async def Replan(self, request: Any, context: Any) -> Any:
+        self.asked.append(request)
         if self.answer is None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "placement is away")
         return self.answer
@@ -55,3 +57,12 @@ async def test_without_an_answer_the_plan_stands_and_the_reason_is_told(tmp_path
     async with played(tmp_path, Controller(None)) as directory:
         with pytest.raises(MeshError, match="the plan stands: placement is away"):
             await replanned(directory)
+
+
+async def test_a_budget_is_told_where_one_is_given_and_zero_is_one(tmp_path: Path) -> None:
+    controller = Controller(pb.ReplanResponse(number=3))
+    async with played(tmp_path, controller) as directory:
+        for budget in (None, 0.0, 0.5):
+            await replanned(directory, budget)
+    told = [(one.HasField("budget_per_hour"), one.budget_per_hour) for one in controller.asked]
+    assert told == [(False, 0.0), (True, 0.0), (True, 0.5)]

@@ -186,9 +186,10 @@ def loaded(
     kv_blocks: int = 64,
     numerics_class: str = "a",
     held: bool = True,
+    model: ModelRef = GOAL.model,
 ) -> list[Action]:
     found = Loaded(kv_blocks, numerics_class, held)
-    return cluster.load_done(node_id, f"i-{node_id}", layers, found, now_s)
+    return cluster.load_done(asked(node_id, layers, model), found, now_s)
 
 
 def load_failed(
@@ -199,8 +200,14 @@ def load_failed(
     reason: str = "no weights",
     *,
     permanent: bool = False,
+    model: ModelRef = GOAL.model,
 ) -> list[Action]:
-    return cluster.load_failed(node_id, f"i-{node_id}", layers, reason, permanent, now_s)
+    return cluster.load_failed(asked(node_id, layers, model), reason, permanent, now_s)
+
+
+def asked(node_id: str, layers: LayerRange, model: ModelRef = GOAL.model) -> LoadStage:
+    """What the core asks a node's engine for."""
+    return LoadStage(node_id, f"i-{node_id}", f"i-{node_id}:1", model, layers, 1)
 
 
 def ready(settings: ClusterSettings = SETTINGS) -> Prompt:

@@ -113,6 +113,8 @@ class Mesh:
         self.noticed: list[tuple[str, float]] = []
         self.sold = ""
         """The offer of every node."""
+        self.stranger = False
+        """Whoever registers was started by somebody else."""
         self.told: asyncio.Queue[ProviderEvent] = asyncio.Queue()
 
     def offers(self) -> tuple[Offer, ...]:
@@ -130,7 +132,7 @@ class Mesh:
         self.told.put_nowait(NodeNotice(node_id, deadline_s, kind))
 
     async def recognise(self, node_id: str, pid: int) -> str:
-        return f"handle-{node_id}"
+        return "" if self.stranger else f"handle-{node_id}"
 
     async def adopt(self, node_id: str, handle: str) -> bool:
         for _ in range(10):  # it may have to ask somebody

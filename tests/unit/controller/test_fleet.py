@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from services.common.errors import Unavailable
+from services.common.machine import MachineFacts
 from services.common.nodes import NodeShape
 from services.controller import fleet
 from services.controller.core.cluster.goals import Goals
@@ -163,6 +164,43 @@ async def test_a_node_that_is_what_was_offered_is_no_news() -> None:
         await runtime.register(facts("a"))
         assert runtime.market.shut() == {}
     assert heard(world, "node_differs") == []
+
+
+async def test_a_node_of_another_type_than_was_offered_is_told() -> None:
+    world = Set()
+    world.mesh.sold = "spot"
+    async with world.working() as runtime:
+        await told(runtime, world, OffersChanged((BOUGHT,)))
+        await runtime.register(replace(facts("a"), machine=MachineFacts(instance_type="small")))
+        await runtime.settle()
+        assert list(runtime.market.shut()) == ["spot"]
+    (event,) = heard(world, "node_differs")
+    assert event.attributes["offered"].startswith("big, ")
+    assert event.attributes["found"].startswith("small, ")
+
+
+@pytest.mark.parametrize("declares", [True, False])
+async def test_only_a_provider_that_declares_has_declared_anything(declares: bool) -> None:
+    world = Set()
+    world.mesh.capabilities = Capabilities(declares=declares)
+    machine = MachineFacts(cores=2.0).declare(MachineFacts(pool="a", memory_bytes=7))
+    async with world.working() as runtime:
+        await runtime.register(replace(facts("a"), machine=machine))
+        node = runtime.cluster.view.node("a")
+    assert node is not None
+    assert node.machine == (machine if declares else MachineFacts(cores=2.0))
+
+
+async def test_a_process_that_the_provider_did_not_start_declares_nothing() -> None:
+    world = Set()
+    world.mesh.capabilities = Capabilities(declares=True)
+    world.mesh.stranger = True
+    machine = MachineFacts(cores=2.0).declare(MachineFacts(pool="a"))
+    async with world.working() as runtime:
+        await runtime.register(replace(facts("a"), machine=machine))
+        node = runtime.cluster.view.node("a")
+    assert node is not None
+    assert node.machine == MachineFacts(cores=2.0)
 
 
 async def test_a_million_absurd_offers_are_looked_at_in_part_and_told_once() -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from math import nan
 
 import pytest
 
 from services.common.demand import Demand
-from services.common.errors import FailedPrecondition, Unavailable
+from services.common.errors import FailedPrecondition, InvalidArgument, Unavailable
 from services.common.generation import LayerRange
 from services.controller.core.cluster.actions import Action, LogEvent
+from services.controller.core.cluster.budget import Budget
 from services.controller.core.cluster.goals import Aim
 from services.controller.core.cluster.market import OVER_BUDGET, Market, Offer
 from services.controller.core.cluster.plan import Plan
-from services.controller.core.cluster.question import NextPlan, Replanning, Wishes
+from services.controller.core.cluster.question import Dividing, NextPlan, Replanning, Wishes
 from services.controller.core.cluster.replanning import Replanner, ReplanSettings
 from services.controller.core.cluster.succession import Succession, SuccessionSettings
 from services.controller.core.cluster.why import Why
@@ -23,6 +25,7 @@ from services.controller.core.cluster.workload import Workloads, WorkloadSetting
 from services.controller.event_log import EventLog
 from services.controller.replans import Replans
 from services.controller.signal import Signal
+from tests.unit.controller.core.cluster.test_deployments import serving_both
 from tests.unit.controller.small_cluster import (
     BACK,
     FRONT,
@@ -49,8 +52,14 @@ class Asked:
     def __init__(self) -> None:
         self.questions: list[Replanning] = []
         self.answer: NextPlan | Exception = NextPlan(None, 0.0, ("nothing gains enough",))
+        self.divisions: list[Dividing] = []
+        self.division = NextPlan(None, 0.0, ("no division serves more models",))
         self.slow = asyncio.Event()
         self.slow.set()
+
+    async def divide(self, question: Dividing) -> NextPlan:
+        self.divisions.append(question)
+        return self.division
 
     async def replan(self, question: Replanning) -> NextPlan:
         self.questions.append(question)
@@ -72,6 +81,7 @@ class Rig:
         self.cluster, self.events = cluster, events
         self.market, self.placement = Market(), Asked()
         self.adopted: list[Plan] = []
+        self.noted: list[Budget] = []
         self.now_s = 100.0
         self.replans = Replans(
             Succession(
@@ -84,9 +94,13 @@ class Rig:
             ),
             placement=self.placement,
             submit=self.submit,
+            note_budget=self.note,
             changed=Signal(),
             clock=lambda: self.now_s,
         )
+
+    async def note(self, budget_per_hour: float) -> None:
+        self.noted.append(Budget(budget_per_hour, 0.0))
 
     def submit(self, actions: Sequence[Action]) -> None:
         self.cluster.tick(self.now_s)
@@ -261,6 +275,31 @@ async def test_an_operator_is_told_what_came_of_the_question(rig: Rig) -> None:
     with pytest.raises(Unavailable, match="away"):
         await asked
     assert await rig.at(200.0) == 2, "whoever asked may ask again"
+
+
+async def test_an_operator_asks_within_another_budget(rig: Rig) -> None:
+    asked = asyncio.create_task(rig.replans.now(2.5))
+    await asyncio.sleep(0)
+    await rig.at(101.0)
+    assert not (await asked).change
+    assert rig.noted == [Budget(2.5, 0.0)], "durable before it counts"
+    assert rig.placement.questions[-1].wishes.budget_per_hour == 2.5
+    with pytest.raises(InvalidArgument):
+        await rig.replans.now(nan)
+    assert rig.cluster.core.settings.budget_per_hour == 2.5
+
+
+async def test_whom_nothing_is_left_for_has_all_divided_anew() -> None:
+    rig = Rig(serving_both(), Wishes())
+    rig.placement.answer = FailedPrecondition("m does not fit", field="nodes")
+    asked = asyncio.create_task(rig.replans.now())
+    await asyncio.sleep(0)
+    await rig.at(101.0)
+    told = await asked
+    assert (told.change, told.reasons) == (False, ("no division serves more models",))
+    assert (len(rig.placement.questions), len(rig.placement.divisions)) == (1, 1)
+    assert rig.told("plan_kept") is not None
+    assert rig.told("replan_failed") is None
 
 
 async def test_an_operator_may_ask_where_nobody_else_does() -> None:

@@ -11,6 +11,7 @@ from services.controller.core.cluster.goals import Goal
 from services.controller.core.cluster.market import Market
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.model_facts import ModelFacts
+from services.controller.providers.pacing import FOR_STEPS
 from services.controller.settings import ControllerSettings
 
 FACTS = ModelFacts("tiny", "ab", 6, 100, 512, "{}")
@@ -81,6 +82,30 @@ def test_a_market_decides_the_nodes_of_the_first_plan(tmp_path: Path) -> None:
     assert [offer.offer_id for offer in settings.offers] == ["a"]
     plain = ControllerSettings().cluster(FACTS).launch_timeout_s
     assert settings.cluster(FACTS).launch_timeout_s == plain + 30
+
+
+def test_declared_speeds_are_shares_of_the_cores_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.yaml"
+    path.write_text(
+        "offers: [{id: slow, count: 4, price_per_hour: 1},"
+        " {id: fast, count: 0, price_per_hour: 1, relative_speed: 4}]\n"
+        "events: [{at_s: 3, offer: fast, count: 2}]"
+    )
+    monkeypatch.setattr("services.controller.settings.usable_cores", lambda: 2.0)
+    settings = ControllerSettings(market_file=path, node_speeds="1:1,1:1", nodes_max=6)
+    assert settings.core_share(4.0) == pytest.approx(FOR_STEPS * 4 * 2 / 12)
+    assert settings.core_share(1.0) == pytest.approx(FOR_STEPS * 2 / 12)
+    fewer = ControllerSettings(market_file=path, node_speeds="1:1")
+    assert fewer.core_share(4.0) == pytest.approx(FOR_STEPS * 4 * 2 / 8)
+    assert ControllerSettings().core_share(3.0) == 1.0, "nobody has named a speed of a market"
+
+
+def test_a_market_that_offers_nothing_yet_has_a_share_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "m.yaml"
+    path.write_text("offers: [{id: a, count: 0, price_per_hour: 1}]")
+    assert 0 < ControllerSettings(market_file=path, node_speeds="1").core_share(1.0) <= 1
 
 
 @pytest.mark.parametrize(

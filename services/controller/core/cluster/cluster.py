@@ -17,13 +17,13 @@ from math import inf
 
 from services.common.errors import NotFound, StaleEpoch
 from services.common.exchange import Route
-from services.common.generation import LayerRange
 from services.common.nodes import NodeFacts
 from services.controller.core.cluster.actions import (
     Action,
     Beat,
     DissolveFormation,
     Loaded,
+    LoadStage,
     LogEvent,
     PersistCluster,
     RoutesChanged,
@@ -36,7 +36,7 @@ from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.liveness import Liveness, Verdict
 from services.controller.core.cluster.losses import dissolve, follow, lose
 from services.controller.core.cluster.market import NO_CAPACITY, OVER_BUDGET, Market
-from services.controller.core.cluster.node import Node
+from services.controller.core.cluster.node import HeldStage, Node
 from services.controller.core.cluster.notes import CLUSTER, Notes
 from services.controller.core.cluster.notices import notice
 from services.controller.core.cluster.pipeline import Pipeline
@@ -175,6 +175,16 @@ class Cluster:
                 backoff.try_now()
                 self._happen()
 
+    def spend(self, budget_per_hour: float, now_s: float) -> None:
+        """Nodes are launched within another budget from now on."""
+        before = self.settings.budget_per_hour
+        if budget_per_hour == before:
+            return
+        self.settings = replace(self.settings, budget_per_hour=budget_per_hour)
+        attributes = {"before": f"{before:g}", "now": f"{budget_per_hour:g}"}
+        self._happen([LogEvent("budget_changed", attributes=attributes)])
+        self.offers_changed(now_s)
+
     def _lose(self, node: Node, cause: str, now_s: float) -> list[Action]:
         return lose(self._state, self.settings, node, cause, now_s)
 
@@ -222,12 +232,10 @@ class Cluster:
         self._state.asking.failed(self.settings, reason, permanent, now_s)
         self._happen([LogEvent("plan_failed", attributes={"reason": reason})])
 
-    def load_done(
-        self, node_id: str, incarnation: str, layers: LayerRange, loaded: Loaded, now_s: float
-    ) -> None:
-        """The node holds these layers, or its store does. Who is told so once asks again as soon as
+    def load_done(self, asked: LoadStage, loaded: Loaded, now_s: float) -> None:
+        """The node holds this stage, or its store does. Who is told so once asks again as soon as
         the node serves no more; told so again, it has failed."""
-        node = self._loading(node_id, incarnation, layers)
+        node = self._loading(asked)
         if node is None:
             return
         if not loaded.held and node.fetched == node.loading:
@@ -238,21 +246,13 @@ class Cluster:
         else:
             node.fetch()
         kind = "stage_loaded" if loaded.held else "stage_fetched"
-        attributes = {"layers": f"{layers.start}-{layers.end}"}
-        self._happen([LogEvent(kind, node_id, "", attributes)])
+        attributes = {"layers": f"{asked.layers.start}-{asked.layers.end}"}
+        self._happen([LogEvent(kind, node.node_id, "", attributes)])
 
-    def load_failed(
-        self,
-        node_id: str,
-        incarnation: str,
-        layers: LayerRange,
-        reason: str,
-        permanent: bool,
-        now_s: float,
-    ) -> None:
+    def load_failed(self, asked: LoadStage, reason: str, permanent: bool, now_s: float) -> None:
         """Tried again after a pause, in the end at another node; a failure that is permanent only
         where there is another one anyway."""
-        node = self._loading(node_id, incarnation, layers)
+        node = self._loading(asked)
         if node is not None:
             self._refuse(node, reason, permanent, now_s)
 
@@ -261,13 +261,13 @@ class Cluster:
         attributes = {"reason": reason, "permanent": str(permanent).lower()}
         self._happen([LogEvent("load_failed", node.node_id, "", attributes)])
 
-    def _loading(self, node_id: str, incarnation: str, layers: LayerRange) -> Node | None:
-        """The node that was asked for these layers last, if it is that process still."""
-        node = self._state.nodes.get(node_id)
-        if node is None or node.lost or node.loading is None:
+    def _loading(self, asked: LoadStage) -> Node | None:
+        """The node that was asked for this stage last, if it is that process still."""
+        node = self._state.nodes.get(asked.node_id)
+        if node is None or node.lost or node.incarnation != asked.incarnation:
             return None
-        asked = (node.incarnation, node.loading.layers) == (incarnation, layers)
-        return node if asked else None
+        stage = HeldStage(asked.model, asked.layers, asked.tp_degree)
+        return node if node.loading == stage else None
 
     def formed(self, formation_id: str, now_s: float) -> None:
         """All members stand."""

@@ -72,9 +72,16 @@ class Dealer:
         offered serves as what it is."""
         self.lives(facts.node_id, offer_id)
         offer = self.market.offer(offer_id)
-        if offer is None or offer.shape == facts.shape:
+        if offer is None:
             return []
-        attributes = {"offer": offer_id, "offered": str(offer.shape), "found": str(facts.shape)}
+        found_type = facts.machine.instance_type or offer.instance_type
+        if (offer.shape, offer.instance_type) == (facts.shape, found_type):
+            return []
+        attributes = {
+            "offer": offer_id,
+            "offered": f"{offer.instance_type}, {offer.shape}",
+            "found": f"{found_type}, {facts.shape}",
+        }
         return [LogEvent("node_differs", facts.node_id, "", attributes), ShunOffer(facts.node_id)]
 
     def shun(self, node_id: str, now_s: float) -> None:

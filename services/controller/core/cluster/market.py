@@ -61,6 +61,8 @@ class Capabilities:
     ends: bool = False
     gives_notice: bool = False
     """It can be told to take a node away behind a notice, as a cloud does by itself."""
+    declares: bool = False
+    """Its nodes are played: what it says of one counts, whatever the machine is."""
 
 
 class NoticeKind(StrEnum):

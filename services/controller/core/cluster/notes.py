@@ -14,6 +14,7 @@ from math import inf
 from typing import Any
 
 from services.common.generation import LayerRange, ModelRef
+from services.common.machine import Device, MachineFacts
 from services.common.nodes import Member, NodeFacts, NodeShape
 from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.handover import Handover, HandoverState
@@ -239,7 +240,7 @@ def _node_from(item: dict[str, Any], now_s: float, unix_offset_s: float) -> Node
         NodeShape(**item["shape"]),
         now_s,
         item["launched"],
-        NodeFacts(**{**facts, "shape": NodeShape(**facts["shape"])}) if facts else None,
+        None if facts is None else _facts_from(facts),
         lost=item["lost"],
         leaving=item["leaving"],
         departs=item["departs"],
@@ -250,6 +251,17 @@ def _node_from(item: dict[str, Any], now_s: float, unix_offset_s: float) -> Node
         numerics_class=item["numerics_class"],
         deadline_s=None if deadline_unix_s is None else deadline_unix_s - unix_offset_s,
     )
+
+
+def _facts_from(item: dict[str, Any]) -> NodeFacts:
+    """Older notes tell nothing of the machine."""
+    machine = item.get("machine", {})
+    if machine:
+        devices = machine["devices"]
+        found = None if devices is None else tuple(Device(**device) for device in devices)
+        machine |= {"devices": found, "declared": tuple(machine["declared"])}
+    shape = NodeShape(**item["shape"])
+    return NodeFacts(**{**item, "shape": shape, "machine": MachineFacts(**machine)})
 
 
 def _held_from(item: dict[str, Any]) -> HeldStage:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
+from services.common.generation import ModelRef
 from services.common.nodes import NodeShape
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.goals import Aim, Goal
@@ -67,6 +68,26 @@ class Replanning:
 
 
 @dataclass(frozen=True, slots=True)
+class Dividing:
+    """The question how all models share nodes and money, where one cannot be served within what
+    the others leave."""
+
+    number: int
+    """Of the plan that is asked for."""
+    goals: tuple[Goal, ...]
+    nodes: tuple[NodeAsked, ...]
+    candidates: tuple[Candidate, ...]
+    running: tuple[tuple[ModelRef, PlannedPipeline], ...]
+    """Those of the plan that have a node for every stage, or had until its notice."""
+    wishes: Wishes
+    workloads: tuple[Workload | None, ...] = ()
+    """One a goal."""
+
+
+Question = Replanning | Dividing
+
+
+@dataclass(frozen=True, slots=True)
 class NextPlan:
     """The answer; no plan where it is to stay."""
 
@@ -95,16 +116,7 @@ def question(
     spares = {spare.node_id for spare in view.spares()}
     left_s = [deadline_s - now_s for deadline_s in view.deadlines_s().values()]
     others = view.seated_but_of(goal.model)
-    nodes = tuple(
-        NodeAsked(
-            node.node_id,
-            node.shape,
-            market.offer(market.offer_id_of(node.node_id)),
-            node.held,
-            node.facts is None,
-        )
-        for node in view.staying()
-    )
+    nodes = _nodes(cluster, market)
     wishes = _left_by(wishes, [node for node in nodes if node.node_id in others])
     return Replanning(
         view.next_plan_number,
@@ -121,6 +133,41 @@ def question(
         wishes,
         _counting(workload, goal.aim),
         max(0.0, min(left_s, default=0.0)),
+    )
+
+
+def dividing(
+    cluster: Cluster,
+    market: Market,
+    ask: Ask,
+    wishes: Wishes,
+    workloads: Sequence[Workload | None],
+) -> Dividing:
+    """What placement is asked for all models; it is a repair, so spares may be used. `workloads`
+    are what is asked of each."""
+    goals = cluster.goals.deployed
+    return Dividing(
+        cluster.view.next_plan_number,
+        goals,
+        _nodes(cluster, market),
+        _spread(ask.candidates, wishes.nodes_max or MOST_CANDIDATES),
+        cluster.view.running(),
+        wishes,
+        tuple(_counting(one, goal.aim) for one, goal in zip(workloads, goals, strict=True)),
+    )
+
+
+def _nodes(cluster: Cluster, market: Market) -> tuple[NodeAsked, ...]:
+    """All that may be used."""
+    return tuple(
+        NodeAsked(
+            node.node_id,
+            node.shape,
+            market.offer(market.offer_id_of(node.node_id)),
+            node.held,
+            node.facts is None,
+        )
+        for node in cluster.view.staying()
     )
 
 

@@ -9,7 +9,7 @@ move is placement's judgement; this decides when the question is worth asking.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import inf
 
@@ -40,6 +40,8 @@ class Cause(StrEnum):
     """Models were deployed or undeployed."""
     QUIET = "quiet"
     """Nobody asks for the model: it gets no pipeline."""
+    DIVIDED = "divided_anew"
+    """A model could not be served within what the others left."""
 
 
 URGENT = frozenset(
@@ -226,10 +228,14 @@ class Replanner:
             steady = {k for k in self._fresh if now_s >= self._steady_at_s(k)}
             self._fresh -= steady
             causes += [Cause.OFFERS] if steady else []
-        only_steady = improve and _ANY_OFFER.isdisjoint(causes)
-        candidates = self._candidates(running, only_steady, now_s)
-        self._asking = Ask(tuple(causes), improve, candidates, self._workload)
+        ask = Ask(tuple(causes), improve, (), self._workload)
+        self._asking = self.renewed(ask, running, now_s)
         return self._asking
+
+    def renewed(self, ask: Ask, running: dict[str, int], now_s: float) -> Ask:
+        """The question with what may be named by now."""
+        only_steady = ask.improve and _ANY_OFFER.isdisjoint(ask.causes)
+        return replace(ask, candidates=self._candidates(running, only_steady, now_s))
 
     @property
     def overtaken(self) -> bool:

@@ -1,13 +1,16 @@
 """Which plan follows: what happens to the mesh, what placement is asked of it, what is taken up.
 
 One question at a time, of one model after another, until one is better served otherwise: the
-others keep what they have. What placement does not answer changes nothing. A question that
-something more urgent overtook is taken back, and whatever is answered to it counts for nothing.
+others keep what they have. Those come first that nothing serves: what is left is theirs before it
+makes another one better. Where a model cannot be served within what the others leave, the next
+question is how all of them divide it. What placement does not answer changes nothing. A question
+that something more urgent overtook is taken back, and whatever is answered to it counts for
+nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from math import inf
@@ -18,8 +21,16 @@ from services.controller.core.cluster.actions import Action, LogEvent
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.goals import Goal
 from services.controller.core.cluster.market import Market
-from services.controller.core.cluster.plan import Deployment, Plan
-from services.controller.core.cluster.question import NextPlan, Replanning, Wishes, question
+from services.controller.core.cluster.plan import Deployment, Plan, PlannedStage
+from services.controller.core.cluster.question import (
+    Dividing,
+    NextPlan,
+    Question,
+    Replanning,
+    Wishes,
+    dividing,
+    question,
+)
 from services.controller.core.cluster.replanning import Ask, Cause, Replanner
 from services.controller.core.cluster.why import Why
 from services.controller.core.cluster.workload import Workload, Workloads, together
@@ -52,7 +63,7 @@ class Look:
 
     wakes_at_s: float = inf
     """Until then nobody need look again, if nothing happens."""
-    question: Replanning | None = None
+    question: Question | None = None
     """Placement is asked this; answer with `answered` or `failed`."""
     actions: tuple[Action, ...] = ()
 
@@ -62,10 +73,12 @@ class Taken:
     """What an answer came to."""
 
     actions: tuple[Action, ...] = ()
-    question: Replanning | None = None
+    question: Question | None = None
     """Placement is asked this next."""
     told: Replanned | None = None
     """An operator who waits is told so."""
+    refused: bool = False
+    """An operator who waits is told of the error."""
 
 
 @dataclass(slots=True)
@@ -73,7 +86,7 @@ class _Out:
     """What placement is asked: of each model, for the same causes."""
 
     ask: Ask
-    questions: tuple[Replanning, ...]
+    questions: tuple[Question, ...]
     """The first waits for its answer."""
     reasons: list[str] = field(default_factory=list)
     """Why the models before stay as they are."""
@@ -115,6 +128,11 @@ class Succession:
             raise FailedPrecondition("there is no plan yet", field="plan")
         self._operator_waits = True
         self._replanner.happened(Cause.OPERATOR, now_s)
+
+    def spend(self, budget_per_hour: float, now_s: float) -> None:
+        """Plans are made within another budget from now on."""
+        self._wishes = replace(self._wishes, budget_per_hour=budget_per_hour)
+        self._cluster.spend(budget_per_hour, now_s)
 
     def reported(
         self,
@@ -177,12 +195,24 @@ class Succession:
             self._replanner.withdrawn(now_s)
         ask, asked = self._replanner.due(self._running(), now_s, busy=view.busy), None
         if ask is not None:
-            self._out = _Out(ask, self._questions(ask, now_s))
+            self._out = _Out(ask, self._in_turn(self._questions(ask, now_s)))
             asked = self._out.questions[0]
         return Look(min(self._replanner.wakes_at_s(busy=view.busy), sleeps_at_s), asked)
 
     def _questions(self, ask: Ask, now_s: float) -> tuple[Replanning, ...]:
         return tuple(self._question(ask, goal, now_s) for goal in self._cluster.goals.deployed)
+
+    def _in_turn(self, questions: Sequence[Replanning]) -> tuple[Replanning, ...]:
+        """Those first whose model nothing serves."""
+        return tuple(sorted(questions, key=lambda one: bool(one.running)))
+
+    def _division(self, ask: Ask, now_s: float) -> Dividing:
+        """Of what may be had by now: an offer may have said no since the question before."""
+        self._hear_market(now_s)
+        ask = self._replanner.renewed(ask, self._running(), now_s)
+        goals = self._cluster.goals.deployed
+        told = [self._workloads.of(goal.model.model_id, now_s) for goal in goals]
+        return dividing(self._cluster, self._market, ask, self._wishes, told)
 
     def _question(self, ask: Ask, goal: Goal, now_s: float) -> Replanning:
         workload = self._workloads.of(goal.model.model_id, now_s)
@@ -191,11 +221,11 @@ class Succession:
     def _running(self) -> dict[str, int]:
         return {o.offer_id: self._market.running(o.offer_id) for o in self._market.offers()}
 
-    def is_out(self, asked: Replanning) -> bool:
+    def is_out(self, asked: Question) -> bool:
         """The very question waits for its answer: nothing overtook it."""
         return self._out is not None and self._out.questions[0] is asked
 
-    def answered(self, asked: Replanning, answer: NextPlan, now_s: float) -> Taken:
+    def answered(self, asked: Question, answer: NextPlan, now_s: float) -> Taken:
         """What is to be done, and asked next."""
         out, cluster = self._out, self._cluster
         if out is None or not self.is_out(asked):
@@ -222,7 +252,8 @@ class Succession:
             self._number = answer.plan.number
             attributes |= {"plan": str(answer.plan.number), "gain": f"{answer.gain:.3f}"}
             said = LogEvent("plan_chosen", attributes=attributes)
-            why = replace(answer.plan.why, causes=tuple(cause.value for cause in ask.causes))
+            causes = (*ask.causes, Cause.DIVIDED) if isinstance(asked, Dividing) else ask.causes
+            why = replace(answer.plan.why, causes=tuple(cause.value for cause in causes))
             cluster.plan_ready(replace(answer.plan, why=why), now_s)
         if Cause.OPERATOR not in ask.causes:
             return Taken((said,))
@@ -230,29 +261,31 @@ class Succession:
         number, change = cluster.view.next_plan_number - 1, answer.plan is not None
         return Taken((said,), told=Replanned(change, number, answer.gain, answer.reasons))
 
-    def failed(
-        self, asked: Replanning, error: ShuntError, now_s: float
-    ) -> tuple[list[Action], bool]:
-        """What is to be done, and whether an operator who waits is told of the error."""
+    def failed(self, asked: Question, error: ShuntError, now_s: float) -> Taken:
+        """What is to be done, and asked next."""
         if self._out is None or not self.is_out(asked):
-            return [], False
-        ask, self._out = self._out.ask, None
+            return Taken()
+        ask, models = self._out.ask, self._cluster.goals.models
+        if error.permanent and isinstance(asked, Replanning) and len(models) > 1:
+            self._out.questions = (self._division(ask, now_s),)
+            return Taken(question=self._out.questions[0])
+        self._out = None
         attributes = {"causes": ", ".join(ask.causes), "reason": error.message}
         self._replanner.failed(error.message, error.permanent, now_s)
         told = Cause.OPERATOR in ask.causes
         if told:
             self._replanner.forget(Cause.OPERATOR)  # whoever asked is told, and may ask again
             self._operator_waits = False
-        return [LogEvent("replan_failed", attributes=attributes)], told
+        return Taken((LogEvent("replan_failed", attributes=attributes),), refused=told)
 
-    def _still_holds(self, asked: Replanning, plan: Plan) -> bool:
+    def _still_holds(self, asked: Question, plan: Plan) -> bool:
         """No other plan has come meanwhile, the nodes that it names are there, and with what the
-        others have it serves what is to be served."""
-        running = self._cluster.plan.models if self._cluster.plan is not None else frozenset()
-        there = {node.node_id for node in self._cluster.view.staying()}
-        newest = asked.number == self._cluster.view.next_plan_number
-        models = plan.models | running == self._cluster.goals.models
-        return newest and models and plan.node_ids() <= there
+        others have it serves what is to be served; where those sit by now is the cluster's."""
+        view, running = self._cluster.view, self._cluster.plan
+        there = {node.node_id for node in view.staying()}
+        newest = asked.number == view.next_plan_number
+        models = plan.models if running is None else plan.models | running.models
+        return newest and models == self._cluster.goals.models and plan.node_ids() <= there
 
     # Sleep
 
@@ -314,11 +347,23 @@ class Succession:
 
 
 def _beside(running: Plan | None, plan: Plan) -> Plan:
-    """The plan with every other model's deployment as it is; no name is used twice."""
+    """The plan with every other model's deployment as it is, but for nodes that it gives away; no
+    name is used twice."""
     others = running.deployments if running is not None else ()
-    rest = tuple(one for one in others if one.model not in plan.models)
+    rest = tuple(_less(one, plan) for one in others if one.model not in plan.models)
     taken = {p.pipeline_id for one in rest for p in one.pipelines}
     own = [pipeline.pipeline_id for _, pipeline in plan.pipelines()]
     free = (name for name in map("pipeline-{}".format, count(1)) if name not in {*taken, *own})
     renamed = {name: next(free) for name in own if name in taken}
     return replace(plan, deployments=(*rest, *plan.renamed(renamed).deployments))
+
+
+def _less(deployment: Deployment, plan: Plan) -> Deployment:
+    """The deployment with seats for anybody where the plan has other places for their nodes."""
+    given = plan.node_ids()
+
+    def left(stage: PlannedStage) -> PlannedStage:
+        return replace(stage, node_id="") if stage.node_id in given else stage
+
+    pipelines = tuple(replace(p, stages=tuple(map(left, p.stages))) for p in deployment.pipelines)
+    return replace(deployment, pipelines=pipelines)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from services.common.exchange import DeployedModel
 from services.common.generation import LayerRange, ModelRef
+from services.common.machine import NOTHING_KNOWN, MachineFacts
 from services.controller.core.cluster.actions import AskPlan, NodeState, PipelineState
 from services.controller.core.cluster.difference import Difference, difference
 from services.controller.core.cluster.faults import FaultView, deployed_models, faults_of
@@ -36,6 +37,7 @@ class NodeView:
     pipeline_id: str
     stage_index: int | None
     address: str
+    machine: MachineFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,7 @@ class View:
             pipeline_id,
             stage_index,
             facts.address if facts is not None else "",
+            facts.machine if facts is not None else NOTHING_KNOWN,
         )
 
     def pipelines(self) -> tuple[PipelineView, ...]:

@@ -141,3 +141,10 @@ offers:
     )
     with pytest.raises(InvalidArgument, match=r"market\.yaml: no offer has the relative_speed 4 "):
         script.shapes([3.0, 4.0])
+
+
+def test_what_is_offered_at_most_counts_each_offer_at_its_best_time(tmp_path: Path) -> None:
+    script = read(tmp_path, WHOLE + "  - {at_s: 40, offer: small, count: 7}\n")
+    assert script.most_by_speed() == {3.0: 3, 1.0: 7}
+    none = read(tmp_path, "offers: [{id: a, count: 0, price_per_hour: 1}]")
+    assert none.most_by_speed() == {}

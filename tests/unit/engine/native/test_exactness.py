@@ -58,7 +58,7 @@ def _made(packing, tensors, kv_blocks):
 def _layers(model, dtype=torch.bfloat16):
     library = kernels.load()
     if library is None:
-        return _made(TorchPacking(model.config, dtype, "cpu"), model.tensors, 8)
+        return _made(TorchPacking(model.config, dtype), model.tensors, 8)
     return _made(CompiledPacking(library, model.config, dtype, 1), model.tensors, 8)
 
 

@@ -103,15 +103,6 @@ def test_every_variant_is_exact(tiny_model, name, arithmetic):
     assert model.stage(self_test=True, arithmetic=arithmetic, kv_blocks=16).facts.exact
 
 
-def test_attention_of_whole_spans_as_on_cuda_is_that_of_rows(tiny_model, llama):
-    layers = tiny_model(llama).stage(dtype="fp32", arithmetic="torch")._arithmetic
-    hidden = torch.randn(40, 96)
-    spans = [Span(0, 30, 0, [3, 9]), Span(30, 10, 0, [4])]
-    by_row = layers.forward(hidden.clone(), spans)
-    layers.by_row = False
-    assert torch.allclose(layers.forward(hidden.clone(), spans), by_row, rtol=1e-4, atol=1e-5)
-
-
 def test_only_the_tensors_of_the_range_are_asked_for(tiny_model, llama):
     model = tiny_model(llama)
     asked = set()

@@ -8,11 +8,6 @@ import torch
 from services.engine.native.torch_layers import Linear
 
 
-def test_a_weight_that_lies_on_a_device_is_not_copied_there_again():
-    weight = torch.empty(64, 32, device="meta")
-    assert Linear(weight)._weight is weight
-
-
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_weight_of_the_host_is_copied_for_its_pages_are_the_store_s(transposed):
     weight = torch.randn(64, 32) if not transposed else torch.randn(32, 64).t()

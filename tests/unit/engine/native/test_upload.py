@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from services.engine.native.upload import CudaLink, upload
+from services.engine.native.upload import ALONE_BYTES, CudaLink, upload
 
 
 class LateLink:
@@ -60,6 +60,12 @@ def test_every_bit_arrives_and_one_buffer_is_filled_while_the_other_is_sent(
     assert len(link.buffers) == 2
     assert link.most_under_way == 2
     assert link.under_way == 0
+
+
+def test_every_bit_arrives_of_a_buffer_that_many_threads_fill() -> None:
+    large = torch.randn(700, 1501)
+    found = upload({"large": large}, LateLink(), 2 * ALONE_BYTES + 16)
+    assert found["large"].equal(large)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -13,10 +13,11 @@ from services.placement.estimate.catalogue import load_catalogue
 from services.placement.estimate.cluster import CandidateNode, PlacedPipeline, Workload, described
 from services.placement.search import division
 from services.placement.search.budget import UNLIMITED
-from services.placement.search.division import Share, divide
+from services.placement.search.division import divide
 from services.placement.search.problem import Objective, ObjectiveKind, Problem
 from services.placement.search.registry import planner
 from services.placement.search.score import score
+from services.placement.search.shares import Share
 from tests.unit.placement.conftest import MakeCosts
 
 PLANNER = planner("proportional")

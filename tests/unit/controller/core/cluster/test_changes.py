@@ -29,6 +29,7 @@ from tests.unit.controller.small_cluster import (
     Prompt,
     Stages,
     all_of,
+    asked,
     beat,
     drawer,
     facts,
@@ -106,7 +107,7 @@ def test_the_same_layers_on_more_ranks_are_another_stage() -> None:
     plan = replace(plan, deployments=(replace(deployment, pipelines=(wider,)),))
     load = one_of(cluster.plan_ready(plan, 1.0), LoadStage)
     assert (load.node_id, load.layers, load.tp_degree) == ("b", WHOLE, 2)
-    form = one_of(loaded(cluster, "b", WHOLE, 1.5), FormPipeline)
+    form = one_of(cluster.load_done(load, Loaded(64, "a"), 1.5), FormPipeline)
     assert [member.tp_degree for member in form.members] == [2]
 
 
@@ -227,7 +228,7 @@ def test_nodes_that_were_launched_and_have_no_place_end_when_the_plan_is_carried
 def test_a_launched_node_that_was_started_again_by_others_ends_as_it_would_have() -> None:
     cluster = ready(PATIENT)
     carry_out(cluster, cluster.register(facts("node-1", "i-new"), 0.5), 0.5)
-    cluster.load_done("node-1", "i-new", FRONT, Loaded(64, "a"), 0.6)
+    cluster.load_done(replace(asked("node-1", FRONT), incarnation="i-new"), Loaded(64, "a"), 0.6)
     done = carry_out(cluster, cluster.plan_ready(planned({"node-2": WHOLE}, number=2), 1.0), 1.0)
     assert one_of(done, TerminateNode) == TerminateNode("node-1")
 

@@ -204,12 +204,12 @@ def test_a_node_that_is_less_than_was_ordered_and_cannot_load_for_good_is_replac
     cluster.node_gone("node-2", "i-node-2", "exit", 1.0)
     less = replace(facts("node-3"), shape=NodeShape(1, 1.0))
     cluster.register(less, 1.0)
-    failed = cluster.load_failed("node-3", "i-node-3", BACK, "no room", True, 1.0)
+    failed = load_failed(cluster, "node-3", BACK, 1.0, "no room", permanent=True)
     actions = [*failed, *cluster.tick(2.0)]
     assert one_of(actions, LaunchNode) == LaunchNode("node-4", SHAPE)
     assert one_of(actions, TerminateNode) == TerminateNode("node-3")
     cluster.register(facts("node-4"), 3.0)
-    cluster.load_failed("node-4", "i-node-4", BACK, "no room", True, 3.0)
+    load_failed(cluster, "node-4", BACK, 3.0, "no room", permanent=True)
     assert all_of(cluster.tick(100.0), LaunchNode) == [], "what was ordered would say the same"
 
 
@@ -222,7 +222,7 @@ def test_one_that_is_less_is_all_there_is_where_nobody_names_a_price(
     cluster.node_gone("node-2", "i-node-2", "exit", 1.0)
     cluster.bought("node-3", "any")
     cluster.register(replace(facts("node-3"), shape=NodeShape(1, 1.0)), 1.0)
-    failed = cluster.load_failed("node-3", "i-node-3", BACK, "no room", True, 1.0)
+    failed = load_failed(cluster, "node-3", BACK, 1.0, "no room", permanent=True)
     actions = [*failed, *cluster.tick(100.0)]
     assert len(all_of(actions, LaunchNode)) == launches
     assert bool(cluster.view.unusable()) == (not launches)

@@ -74,12 +74,10 @@ class World:
                 if fails:
                     return cluster.launch_failed(node_id, NO_CAPACITY, now_s)
                 return cluster.register(facts(node_id), now_s)
-            case LoadStage(node_id, incarnation, _, _, layers):
+            case LoadStage(node_id, layers=layers):
                 if fails:
                     permanent = self.random.random() < 0.1
-                    return cluster.load_failed(
-                        node_id, incarnation, action.layers, "no", permanent, now_s
-                    )
+                    return cluster.load_failed(action, "no", permanent, now_s)
                 return loaded(cluster, node_id, layers, now_s)
             case FormPipeline(formation_id):
                 if fails:

@@ -57,7 +57,7 @@ def serving_both(grace_s: float = 60.0) -> Prompt:
     actions = cluster.aim_at(BOTH, both(), 0.2)
     assert "deployments_changed" in said(actions)
     assert one_of(actions, LoadStage).model == OTHER.model
-    form = one_of(loaded(cluster, "node-3", WHOLE, 0.3), FormPipeline)
+    form = one_of(loaded(cluster, "node-3", WHOLE, 0.3, model=OTHER.model), FormPipeline)
     cluster.formed(form.formation_id, 0.4)
     for node_id, formation in (("node-1", "f1"), ("node-2", "f1"), ("node-3", "f2")):
         beat(cluster, node_id, formation, 0.5)
@@ -158,7 +158,7 @@ def test_the_last_pipeline_of_a_model_is_not_spared_for_that_another_model_serve
     load = one_of(cluster.register(facts(launch.node_id), 2.0), LoadStage)
     assert load.model == GOAL.model
     assert all_of(cluster.tick(2.1), DrainFormation) == []
-    assert all_of(loaded(cluster, "node-1", WHOLE, 2.5), DrainFormation) == []
+    assert all_of(loaded(cluster, "node-1", WHOLE, 2.5, model=OTHER.model), DrainFormation) == []
     form = one_of(loaded(cluster, launch.node_id, LayerRange(0, 30), 3.0), FormPipeline)
     drains = all_of(cluster.formed(form.formation_id, 3.1), DrainFormation)
     assert [drain.formation_id for drain in drains] == ["f1"]
@@ -174,7 +174,8 @@ def test_why_a_model_is_unusable_is_of_its_own_pipelines(model: str) -> None:
     cluster.plan_ready(both(1), 0.1)
     for node_id in ("node-1", "node-2") if model == "m" else ("node-3",):
         layers = {"node-1": FRONT, "node-2": BACK}.get(node_id, WHOLE)
-        load_failed(cluster, node_id, layers, 0.2, "odd head_dim", permanent=True)
+        asked = GOAL.model if model == "m" else OTHER.model
+        load_failed(cluster, node_id, layers, 0.2, "odd head_dim", permanent=True, model=asked)
     cluster.tick(0.3)
     found = {one.model.model_id: one.unusable for one in cluster.view.models()}
     assert found == {"m": "", "other": ""} | {model: "odd head_dim"}
@@ -188,7 +189,7 @@ def test_models_that_wait_for_each_others_nodes_do_not_wait_for_ever() -> None:
         "node-1": OTHER.model,
         "node-3": GOAL.model,
     }
-    assert all_of(loaded(cluster, "node-1", WHOLE, 1.1), DrainFormation) == []
+    assert all_of(loaded(cluster, "node-1", WHOLE, 1.1, model=OTHER.model), DrainFormation) == []
     drains = all_of(loaded(cluster, "node-3", LayerRange(0, 30), 1.2), DrainFormation)
     assert [drain.formation_id for drain in drains] == ["f2"]
     form = one_of(cluster.drained("f2", 0, 1.3), FormPipeline)
@@ -205,3 +206,24 @@ def test_nodes_that_still_serve_one_model_are_none_of_another_one_but_by_the_pla
     taken = {"node-1": FRONT, "node-3": BACK}
     cluster.plan_ready(both(4, first=taken, second=halves), 1.1)
     assert cluster.core.view.seated_but_of(GOAL.model).isdisjoint(taken)
+
+
+TWIN = Goal(replace(GOAL.facts, model_id="twin"))
+"""Of as many layers."""
+
+
+def test_a_stage_of_another_model_of_the_same_layers_is_another_stage() -> None:
+    whole = LayerRange(0, 30)
+    cluster = ready(PATIENT)
+    cluster.register(facts("node-3"), 0.1)
+    twin = planned({"node-3": whole}, model=TWIN.model).renamed({"pipeline-1": "twin-1"})
+    plan = Plan(2, (*planned(PAIR).deployments, *twin.deployments))
+    load = one_of(cluster.aim_at(Goals.of(GOAL).adding(TWIN), plan, 0.2), LoadStage)
+    assert (load.node_id, load.model) == ("node-3", TWIN.model)
+    plan = planned({"node-3": whole}, number=3)
+    load = one_of(cluster.aim_at(Goals.of(GOAL), plan, 0.3), LoadStage)
+    assert (load.node_id, load.model) == ("node-3", GOAL.model)
+    for late in (TWIN.model, replace(GOAL.model, digest="e")):
+        assert loaded(cluster, "node-3", whole, 0.4, model=late) == []
+        assert load_failed(cluster, "node-3", whole, 0.4, model=late) == []
+    assert said(loaded(cluster, "node-3", whole, 0.5))[0] == "stage_loaded"

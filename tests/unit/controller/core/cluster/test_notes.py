@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from random import Random
 
 import pytest
 
 from services.common.generation import LayerRange
+from services.common.machine import NOTHING_KNOWN, Device, MachineFacts
 from services.controller.core.cluster.actions import Action, FormPipeline, PersistCluster
 from tests.unit.controller.core.cluster.test_deadlines import World
 from tests.unit.controller.small_cluster import (
@@ -81,6 +83,26 @@ def test_a_restart_writes_only_what_it_changes() -> None:
     assert written(again.start(100.0)) == {}
     noticed = written(again.interrupt("node-7", 60.0, False, 100.0))
     assert noticed.keys() == {"cluster", "node/node-7", "node/node-21", "pipeline/pipeline-7"}
+
+
+def test_a_restart_knows_the_machines_and_older_notes_tell_nothing_of_them() -> None:
+    cluster = Prompt(PATIENT, drawer(), 0.0, 0.0)
+    cluster.start(0.0)
+    machine = MachineFacts(cores=2.0, devices=(Device("L4", 7),)).declare(MachineFacts(pool="a"))
+    cluster.register(replace(facts("node-1"), machine=machine), 0.0)
+    again = Prompt.recover(PATIENT, drawer(), cluster.saved, 1.0, 1.0)
+    assert machine_of(again, "node-1") == machine
+    note = json.loads(cluster.saved["node/node-1"])
+    del note["facts"]["machine"]
+    older = {**cluster.saved, "node/node-1": json.dumps(note)}
+    again = Prompt.recover(PATIENT, drawer(), older, 1.0, 1.0)
+    assert machine_of(again, "node-1") == NOTHING_KNOWN
+
+
+def machine_of(cluster: Prompt, node_id: str) -> MachineFacts:
+    node = cluster.view.node(node_id)
+    assert node is not None
+    return node.machine
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from services.common.errors import Unavailable
+import pytest
+
+from services.common.errors import FailedPrecondition, InvalidArgument, ShuntError, Unavailable
 from services.common.generation import LayerRange
-from services.controller.core.cluster.actions import LogEvent
+from services.controller.core.cluster.actions import LaunchNode, LogEvent
 from services.controller.core.cluster.goals import Goals
-from services.controller.core.cluster.market import Market
+from services.controller.core.cluster.market import OVER_BUDGET, Market, Offer
 from services.controller.core.cluster.plan import Plan
-from services.controller.core.cluster.question import NextPlan, Replanning, Wishes
+from services.controller.core.cluster.question import (
+    Dividing,
+    NextPlan,
+    Question,
+    Replanning,
+    Wishes,
+)
 from services.controller.core.cluster.replanning import Replanner, ReplanSettings
 from services.controller.core.cluster.succession import Succession, SuccessionSettings, Taken
 from services.controller.core.cluster.workload import Workloads, WorkloadSettings
-from tests.unit.controller.core.cluster.test_deployments import OTHER, WHOLE, serving_both
-from tests.unit.controller.small_cluster import GOAL, all_of, facts, planned
+from tests.unit.controller.core.cluster.test_deployments import OTHER, WHOLE, both, serving_both
+from tests.unit.controller.small_cluster import FRONT, GOAL, SHAPE, all_of, facts, one_of, planned
 
 STAYS = NextPlan(None, 0.0, ("nothing gains enough",))
+NOTHING_LEFT = FailedPrecondition("m does not fit: 0.4 GiB short", field="nodes")
+BUDGET = 4.0
+EACH = Offer("each", "small", SHAPE, count=8, price_per_hour=1.0)
 
 
 class Two:
@@ -26,26 +37,34 @@ class Two:
     def __init__(self, wishes: Wishes | None = None) -> None:
         self.cluster = serving_both()
         self.cluster.tick(1.0)
+        self.market = Market()
         self.succession = Succession(
             Replanner(ReplanSettings()),
             wishes or Wishes(),
             SuccessionSettings(),
             cluster=self.cluster.core,
-            market=Market(),
+            market=self.market,
             workloads=Workloads(WorkloadSettings(), 0.0),
         )
 
     def ask(self) -> Replanning:
         self.succession.operator_asks(2.0)
-        question = self.succession.look(2.0).question
-        assert question is not None
-        return question
+        return of_one(self.succession.look(2.0).question)
 
     def second(self) -> Replanning:
         """The first model stays as it is."""
-        question = self.succession.answered(self.ask(), STAYS, 3.0).question
-        assert question is not None
+        return of_one(self.succession.answered(self.ask(), STAYS, 3.0).question)
+
+    def division(self) -> Dividing:
+        """The first model cannot be served within what the second leaves."""
+        question = self.succession.failed(self.ask(), NOTHING_LEFT, 3.0).question
+        assert isinstance(question, Dividing)
         return question
+
+
+def of_one(question: Question | None) -> Replanning:
+    assert isinstance(question, Replanning)
+    return question
 
 
 def kinds(taken: Taken) -> list[str]:
@@ -59,12 +78,12 @@ def test_the_next_model_is_asked_about_once_the_one_before_stays() -> None:
     assert {node.node_id for node in first.nodes} == {"node-1", "node-2"}
     between = two.succession.answered(first, STAYS, 3.0)
     assert (between.actions, between.told) == ((), None)
-    assert between.question is not None
-    assert between.question.goal == OTHER
-    assert {node.node_id for node in between.question.nodes} == {"node-3"}
+    second = of_one(between.question)
+    assert second.goal == OTHER
+    assert {node.node_id for node in second.nodes} == {"node-3"}
     assert not two.succession.is_out(first)
     assert two.succession.look(3.0).question is None, "one at a time"
-    last = two.succession.answered(between.question, STAYS, 4.0)
+    last = two.succession.answered(second, STAYS, 4.0)
     assert kinds(last) == ["plan_kept"]
     assert last.told is not None
     assert (last.told.change, last.told.reasons) == (False, STAYS.reasons * 2)
@@ -89,9 +108,9 @@ def test_a_model_that_is_better_served_otherwise_leaves_the_others_as_they_are()
 def test_what_fails_at_the_second_model_fails_for_whoever_asked() -> None:
     two = Two()
     second = two.second()
-    actions, told = two.succession.failed(second, Unavailable("away"), 4.0)
-    assert [event.kind for event in all_of(actions, LogEvent)] == ["replan_failed"]
-    assert told
+    failed = two.succession.failed(second, Unavailable("away"), 4.0)
+    assert kinds(failed) == ["replan_failed"]
+    assert failed.refused
     assert two.ask().goal == GOAL
 
 
@@ -123,3 +142,147 @@ def test_an_answer_counts_for_nothing_where_another_plan_has_given_its_nodes_awa
     plan = planned({"node-3": LayerRange(0, 30)}, number=first.number)
     assert two.succession.answered(first, NextPlan(plan, 0.5, ("one node does",)), 3.0) == Taken()
     assert two.succession.look(4.0).question is not None, "the operator waits still"
+
+
+# Where one model lacks what another one has
+
+
+@pytest.mark.parametrize("error", [NOTHING_LEFT, InvalidArgument("no nodes", field="nodes")])
+def test_a_model_that_nothing_is_left_for_has_all_asked_about_together(error: ShuntError) -> None:
+    """The money, or the nodes where they come by themselves, is the other one's."""
+    two = Two(Wishes(budget_per_hour=BUDGET, nodes_max=5))
+    market = two.market
+    market.update((EACH,))
+    for number in (1, 2, 3):
+        market.found(f"node-{number}", "each")
+    first = two.ask()
+    assert first.wishes.budget_per_hour == BUDGET - 1.0, "within what the others leave"
+    taken = two.succession.failed(first, error, 3.0)
+    assert (taken.actions, taken.refused) == ((), False), "an operator goes on waiting"
+    division = taken.question
+    assert isinstance(division, Dividing)
+    assert two.succession.is_out(division)
+    assert division.goals == two.cluster.core.goals.deployed
+    assert division.wishes.budget_per_hour == BUDGET
+    assert division.wishes.nodes_max == 5
+    assert {node.node_id for node in division.nodes} == {"node-1", "node-2", "node-3"}
+    assert [model for model, _ in division.running] == [GOAL.model, OTHER.model]
+    assert {one.offer.offer_id for one in division.candidates} == {"each"}
+    assert division.number == first.number
+
+
+def test_a_division_that_is_taken_says_so() -> None:
+    two = Two()
+    division = two.division()
+    two.cluster.register(facts("node-4"), 3.5)
+    plan = both(division.number, {"node-1": LayerRange(0, 30)}, {"node-2": WHOLE})
+    taken = two.succession.answered(division, NextPlan(plan, 1.0, ("m: 1 pipeline",)), 4.0)
+    assert kinds(taken) == ["plan_chosen"]
+    assert taken.told is not None
+    assert taken.told.change
+    assert adopted_by(two).why.causes == ("operator", "divided_anew")
+
+
+def test_a_model_that_cannot_be_served_beside_the_others_keeps_its_seats_for_anybody() -> None:
+    """The answer has no plan for it, and gives its node away."""
+    two = Two()
+    division = two.division()
+    plan = planned({"node-1": FRONT, "node-3": LayerRange(18, 30)}, number=division.number)
+    taken = two.succession.answered(division, NextPlan(plan, 1.0, ("m: 1 pipeline",)), 4.0)
+    assert kinds(taken) == ["plan_chosen"]
+    adopted = adopted_by(two)
+    other = next(one for one in adopted.deployments if one.model == OTHER.model)
+    assert [(s.node_id, s.layers) for p in other.pipelines for s in p.stages] == [("", WHOLE)]
+
+
+def test_where_no_division_is_better_the_plan_stays() -> None:
+    two = Two()
+    kept = two.succession.answered(two.division(), STAYS, 4.0)
+    assert (kinds(kept), kept.question) == (["plan_kept"], None)
+    assert kept.told is not None
+    assert not kept.told.change
+
+
+def test_a_division_that_is_not_answered_is_the_end_of_the_question() -> None:
+    two = Two()
+    failed = two.succession.failed(two.division(), NOTHING_LEFT, 4.0)
+    assert (kinds(failed), failed.question, failed.refused) == (["replan_failed"], None, True)
+    assert two.succession.look(4.0).question is None, "until something else happens"
+
+
+def test_what_passes_by_itself_is_no_reason_to_divide_anew() -> None:
+    two = Two()
+    assert two.succession.failed(two.ask(), Unavailable("away"), 3.0).question is None
+
+
+def test_of_one_model_nothing_is_divided() -> None:
+    two = Two()
+    two.cluster.core.aim_at(Goals.of(GOAL), planned({"node-1": LayerRange(0, 30)}, number=3), 1.5)
+    failed = two.succession.failed(two.ask(), NOTHING_LEFT, 3.0)
+    assert (kinds(failed), failed.question) == (["replan_failed"], None)
+
+
+def test_whom_nothing_serves_is_asked_about_first() -> None:
+    """Otherwise the other one takes what is left before its turn comes."""
+    two = Two()
+    launch = one_of(two.cluster.node_gone("node-3", "i-node-3", "died", 1.5), LaunchNode)
+    two.cluster.launch_failed(launch.node_id, OVER_BUDGET, 1.6)
+    assert two.ask().goal == OTHER
+
+
+def test_an_offer_that_said_no_meanwhile_is_not_named_in_the_division() -> None:
+    two = Two()
+    two.market.update((EACH,))
+    two.market.found("node-9", "each")
+    first = two.ask()
+    assert first.candidates
+    two.market.refused("node-9", 30.0, 2.5)
+    division = two.succession.failed(first, NOTHING_LEFT, 3.0).question
+    assert isinstance(division, Dividing)
+    assert division.candidates == ()
+
+
+def test_an_answer_holds_wherever_others_sit_by_now() -> None:
+    """The other model's node was replaced: its plan names one that is gone."""
+    two = Two()
+    two.cluster.register(facts("node-4"), 1.2)
+    two.cluster.core.node_gone("node-3", "i-node-3", "died", 1.5)
+    two.cluster.tick(1.5)
+    assert "node-3" in adopted_by(two).node_ids()
+    question = two.ask()
+    plan = planned({"node-1": LayerRange(0, 30)}, number=question.number)
+    if question.goal == OTHER:
+        question = of_one(two.succession.answered(question, STAYS, 2.5).question)
+    taken = two.succession.answered(question, NextPlan(plan, 0.5, ("one node does",)), 3.0)
+    assert kinds(taken) == ["plan_chosen"]
+    assert two.succession.look(3.0).question is None, "it is not asked again and again"
+
+
+# Another budget
+
+
+def test_another_budget_counts_for_plans_and_for_what_is_launched() -> None:
+    two = Two(Wishes(budget_per_hour=BUDGET))
+    market = two.market
+    market.update((EACH,))
+    for number in (1, 2, 3):
+        market.found(f"node-{number}", "each")
+    two.succession.spend(2.0, 2.0)
+    assert two.cluster.core.settings.budget_per_hour == 2.0
+    said_now = all_of(two.cluster.tick(2.0), LogEvent)
+    assert [event.attributes for event in said_now if event.kind == "budget_changed"] == [
+        {"before": "0", "now": "2"}
+    ]
+    first = of_one(two.succession.look(2.0).question)
+    assert first.wishes.budget_per_hour == 1.0, "of which the other model has a dollar"
+    two.succession.spend(2.0, 2.0)
+    assert two.cluster.tick(2.0) == [], "the same again is nothing new"
+
+
+def test_what_waited_for_money_is_ordered_when_there_is_more_of_it() -> None:
+    two = Two()
+    launch = one_of(two.cluster.node_gone("node-3", "i-node-3", "died", 1.5), LaunchNode)
+    two.cluster.launch_failed(launch.node_id, OVER_BUDGET, 1.5)
+    assert all_of(two.cluster.tick(1.6), LaunchNode) == []
+    two.succession.spend(9.0, 1.7)
+    assert len(all_of(two.cluster.tick(1.7), LaunchNode)) == 1

@@ -1,0 +1,165 @@
+"""A new division of nodes and money between models, where one lacks what others have.
+
+A model is otherwise planned for within what the others leave. Where it cannot be served within
+that, all are planned for together: what serves more models is taken, and what serves as many only
+where it beats staying by the hysteresis, weights that load included. Who gives something up keeps a
+pipeline wherever one is to be had.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from services.common.errors import InvalidArgument
+from services.placement.estimate.cluster import CandidateNode, PlacedPipeline
+from services.placement.estimate.estimator import check_layers
+from services.placement.replan.change import Change
+from services.placement.replan.next_plan import NextPlan, Rejected, assess, left_of
+from services.placement.replan.options import STAY
+from services.placement.search.budget import SearchBudget
+from services.placement.search.division import Allotment, allot
+from services.placement.search.problem import Problem
+from services.placement.search.shares import Limits, Share
+from services.placement.search.telling import figures, shape
+
+NEW = "a new division"
+
+
+@dataclass(frozen=True)
+class Redivision:
+    """The next plan of each share, in their order; one without pipelines cannot be served beside
+    the others. `change` is False when what is left stays."""
+
+    problems: tuple[Problem, ...]
+    plans: tuple[NextPlan, ...]
+    change: bool
+    gain: float
+    """Over staying: of the weighted geometric mean of the shares' worths; infinite where more
+    models are served."""
+    reasons: tuple[str, ...]
+    alternatives: tuple[Rejected, ...]
+    complete: bool
+
+    @property
+    def time_to_serve_s(self) -> float:
+        """Until every new stage serves."""
+        return max(plan.time_to_serve_s for plan in self.plans)
+
+
+def redivide(
+    nodes: Sequence[CandidateNode],
+    shares: Sequence[Share],
+    changes: Sequence[Change],
+    limits: Limits,
+    budget: SearchBudget,
+) -> Redivision:
+    """The next plans of all shares; `changes` say what runs of each. Raises FailedPrecondition
+    where nothing can be served within the limits."""
+    if not shares or len(shares) != len(changes):
+        raise InvalidArgument("one deployment at least", field="deployments")
+    whole = [_problem(share, nodes, limits) for share in shares]
+    lefts = []
+    for problem, change in zip(whole, changes, strict=True):
+        for pipeline in change.running:
+            check_layers(problem.costs, pipeline)
+        lefts.append(left_of(problem, change))
+    limits = replace(limits, nodes_min=min(limits.nodes_min, sum(map(_nodes_of, lefts))))
+    asked = [
+        replace(share, running=left, holders=_holders(change), objective=problem.objective)
+        for share, left, change, problem in zip(shares, lefts, changes, whole, strict=True)
+    ]
+    stays = _plans(whole, changes, lefts, lefts, STAY)
+    allotted, complete = allot(nodes, asked, limits, budget)
+    problems = [_part(problem, part) for problem, part in zip(whole, allotted, strict=True)]
+    news = _plans(problems, changes, lefts, [part.pipelines for part in allotted], NEW)
+    within = not limits.excess([pipeline for left in lefts for pipeline in left])
+    more, served, serves = _gain(shares, stays, news), _served(stays), _served(news)
+    hysteresis = max(change.hysteresis for change in changes)
+    if within and (serves < served or (serves == served and more <= hysteresis)):
+        lacks = "serves fewer models" if serves < served else f"gains {more:.1%} over the horizon"
+        why = "no division serves more models, or gains enough over the horizon"
+        other = Rejected(NEW, lacks)
+        return Redivision(tuple(whole), stays, False, 0.0, (why,), (other,), complete)
+    reasons = tuple(map(_told, shares, problems, stays, news))
+    other = Rejected(STAY, _lacks(shares, stays, news, within, more))
+    return Redivision(tuple(problems), news, True, more, reasons, (other,), complete)
+
+
+def _problem(share: Share, nodes: Sequence[CandidateNode], limits: Limits) -> Problem:
+    """As if it had all: no share spends more than there is."""
+    objective = replace(share.objective, budget_per_hour=limits.budget_per_hour)
+    return Problem(share.costs, tuple(nodes), objective, 0, share.seed)
+
+
+def _part(problem: Problem, allotted: Allotment) -> Problem:
+    return replace(problem, nodes=allotted.nodes) if allotted.pipelines else problem
+
+
+def _plans(
+    problems: Sequence[Problem],
+    changes: Sequence[Change],
+    lefts: Sequence[tuple[PlacedPipeline, ...]],
+    wanted: Sequence[tuple[PlacedPipeline, ...]],
+    name: str,
+) -> tuple[NextPlan, ...]:
+    parts = zip(problems, changes, lefts, wanted, strict=True)
+    return tuple(assess(problem, change, left, new, name) for problem, change, left, new in parts)
+
+
+def _holders(change: Change) -> frozenset[str]:
+    """Nodes with weights of the model: told so, or left of a pipeline that was lost."""
+    ran = {name for pipeline in change.running for name in pipeline.node_ids}
+    return frozenset(ran | change.resident.keys())
+
+
+def _nodes_of(pipelines: Sequence[PlacedPipeline]) -> int:
+    return sum(len(pipeline.stages) for pipeline in pipelines)
+
+
+def _served(plans: Sequence[NextPlan]) -> int:
+    return sum(bool(plan.pipelines) for plan in plans)
+
+
+def _gain(shares: Sequence[Share], stays: Sequence[NextPlan], news: Sequence[NextPlan]) -> float:
+    """Of those that are served either way; infinite where more are."""
+    if _served(news) > _served(stays):
+        return math.inf
+    logs = weights = 0.0
+    for share, stay, new in zip(shares, stays, news, strict=True):
+        kind = share.objective.kind
+        before, after = stay.outlook.worth(kind), new.outlook.worth(kind)
+        if before > 0 and after > 0:
+            logs += share.weight * math.log(after / before)
+            weights += share.weight
+    return math.exp(logs / weights) - 1 if weights else 0.0
+
+
+def _told(share: Share, problem: Problem, stay: NextPlan, new: NextPlan) -> str:
+    """What becomes of a share, for people."""
+    if not new.pipelines:
+        return f"{share.name}: cannot be served beside the others within the limits"
+    now = f"{share.name}: {shape(new.pipelines)}, {figures(problem, new.pipelines)}"
+    if not stay.pipelines:
+        return f"{now}; nothing serves it now"
+    if not new.change:
+        return f"{now}, as now"
+    return f"{now}; now {shape(stay.pipelines)}, {figures(problem, stay.pipelines)}"
+
+
+def _lacks(
+    shares: Sequence[Share],
+    stays: Sequence[NextPlan],
+    news: Sequence[NextPlan],
+    within: bool,
+    more: float,
+) -> str:
+    """What staying lacks of the new division, for people."""
+    pairs = zip(shares, stays, news, strict=True)
+    starved = [share.name for share, stay, new in pairs if new.pipelines and not stay.pipelines]
+    if starved:
+        return f"no pipeline of {', '.join(starved)}"
+    if not within:
+        return "it is beyond the limits"
+    return f"{more:.1%} less gained over the horizon"
