@@ -43,18 +43,19 @@ class Return:
     """When each kind of event about the pipeline, or a node, first came behind the kill."""
 
 
-async def _until_warm(stub: Any, count: int) -> dict[str, tuple[int, int]]:
-    """The spares' layers, once as many as are wanted hold some."""
+async def _until_warm(stub: Any, count: int) -> set[tuple[int, int]]:
+    """The layers that spares hold, once as many as are wanted hold all that they have room for."""
     async with asyncio.timeout(WARM_S):
         while True:
             status = await stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=5)
-            held = {
-                spare.node_id: (spare.layers.start, spare.layers.end)
-                for spare in status.spares
-                if spare.HasField("layers")
+            stages = {
+                (stage.layers.start, stage.layers.end)
+                for pipeline in status.pipelines
+                for stage in pipeline.stages
             }
-            if len(held) >= count:
-                return held
+            warm = [s for s in status.spares if len(s.held) + len(s.lacks) >= len(stages)]
+            if len(warm) >= count:
+                return {(layers.start, layers.end) for one in warm for layers in one.held}
             await asyncio.sleep(0.1)
 
 
@@ -67,15 +68,19 @@ async def _layers(stub: Any, kill: chaos.Kill) -> tuple[int, int]:
 
 
 async def _returned(stub: Any, kill: chaos.Kill, held: bool, killed_unix_s: float) -> Return:
-    request = controller_pb2.WatchEventsRequest(no_wait=True)
+    request = controller_pb2.WatchEventsRequest()  # an event may come behind the status it tells of
     steps_s: dict[str, float] = {}
-    async for event in stub.WatchEvents(request, timeout=30):
-        at_s = event.time_unix_s - killed_unix_s
-        if at_s < 0 or event.generation_id or event.pipeline_id not in ("", kill.pipeline):
-            continue
-        steps_s.setdefault(event.kind, round(at_s, 3))
-        if event.kind == "pipeline_ready":
-            break
+    events = stub.WatchEvents(request, timeout=30)
+    try:
+        async for event in events:
+            at_s = event.time_unix_s - killed_unix_s
+            if at_s < 0 or event.generation_id or event.pipeline_id not in ("", kill.pipeline):
+                continue
+            steps_s.setdefault(event.kind, round(at_s, 3))
+            if event.kind == "pipeline_ready":
+                break
+    finally:
+        events.cancel()
     return Return(held, steps_s["pipeline_ready"], steps_s)
 
 
@@ -98,7 +103,7 @@ async def measure(
             try:
                 for _ in range(kills):
                     await killer.until_ready(2)
-                    held = set((await _until_warm(stub, spares)).values())
+                    held = await _until_warm(stub, spares)
                     await asyncio.sleep(randomness.uniform(0.3, 1.5))
                     await killer.kill("single")
                     killed_unix_s = time.time() - (time.monotonic() - killer.kills[-1].at_s)
@@ -117,8 +122,18 @@ async def measure(
         "serves_again_s": _spread(found),
         "of_the_stage_that_was_held_s": _spread([one for one in found if one.held]),
         "of_another_stage_s": _spread([one for one in found if not one.held]),
+        "steps_s": _steps(found),
         "slowest": max(found, key=lambda one: one.took_s).steps_s,
     }
+
+
+def _steps(found: Sequence[Return]) -> dict[str, float]:
+    """When what stands in the way of a return has happened, in the median of those that had it."""
+    times: dict[str, list[float]] = {}
+    for one in found:
+        for kind, at_s in one.steps_s.items():
+            times.setdefault(kind, []).append(at_s)
+    return {kind: round(statistics.median(at), 3) for kind, at in times.items()}
 
 
 def _spread(found: Sequence[Return]) -> dict[str, float | int | None]:

@@ -75,7 +75,7 @@ async def mesh_status(state: MeshState) -> dict[str, Any]:
         "budget_per_hour": _optional(status, "budget_per_hour"),
         "cost_per_hour": _optional(status, "cost_per_hour"),
         "on_demand_cost_per_hour": _optional(status, "on_demand_cost_per_hour"),
-        "spares": [_spare(spare) for spare in status.spares],
+        "spares": [spare_of(spare) for spare in status.spares],
         "spares_cost_per_hour": _optional(status, "spares_cost_per_hour"),
         "workloads": [_workload(workload) for workload in status.workloads],
         "finished_generations": status.finished_generations,
@@ -105,10 +105,17 @@ def _offer(offer: controller_pb2.OfferStatus) -> dict[str, Any]:
     }
 
 
-def _spare(spare: controller_pb2.SpareStatus) -> dict[str, Any]:
-    """Layers are null while it holds none."""
-    held = [spare.layers.start, spare.layers.end] if spare.HasField("layers") else None
-    return {"node": spare.node_id, "layers": held}
+def spare_of(spare: controller_pb2.SpareStatus) -> dict[str, Any]:
+    """Layers are those of its first stage, null while it holds none; lists have all of them."""
+    held = [[layers.start, layers.end] for layers in spare.held]
+    return {
+        "node": spare.node_id,
+        "model": spare.model_id or None,
+        "layers": held[0] if held else None,
+        "held": held,
+        "lacks": [[layers.start, layers.end] for layers in spare.lacks],
+        "price_per_hour": _optional(spare, "price_per_hour"),
+    }
 
 
 def _workload(workload: controller_pb2.WorkloadStatus) -> dict[str, Any]:

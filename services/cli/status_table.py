@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from services.cli.why import age
+from services.cli.why import age, layers_text
 
 NO_PIPELINE = "no pipeline is ready"
 """What a router says that has nothing to say but what the pipelines' states do."""
@@ -119,7 +119,7 @@ def _pipelines(status: dict[str, Any]) -> Table:
     table = Table("pipeline", "state", "stage", "layers", "node", "node state", "pid")
     nodes = {node["id"]: node for node in status["nodes"]}
     placed = set()
-    spares = {spare["node"]: _layers(spare["layers"]) for spare in status["spares"]}
+    spares = {spare["node"]: layers_text(spare["held"]) for spare in status["spares"]}
     for pipeline in status["pipelines"]:
         for index, stage in enumerate(pipeline["stages"]):
             node = nodes.get(stage["node"], {})
@@ -128,7 +128,7 @@ def _pipelines(status: dict[str, Any]) -> Table:
                 pipeline["id"] if index == 0 else "",
                 _coloured(pipeline["state"]) if index == 0 else "",
                 str(index),
-                _layers(stage["layers"]),
+                layers_text([stage["layers"]]),
                 stage["node"] or "",
                 _coloured(node.get("state", "")),
                 str(node.get("pid") or ""),
@@ -138,10 +138,6 @@ def _pipelines(status: dict[str, Any]) -> Table:
             state, pid = _coloured(node["state"]), str(node["pid"] or "")
             table.add_row("", "", "", spares.get(node["id"], ""), node["id"], state, pid)
     return table
-
-
-def _layers(layers: list[int] | None) -> str:
-    return "" if layers is None else f"{layers[0]}-{layers[1] - 1}"
 
 
 def _machines(status: dict[str, Any]) -> list[Table | str]:

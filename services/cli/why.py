@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +16,7 @@ from shuntserve.controller.v1 import controller_pb2
 
 from services.cli.controller_calls import controller_of
 from services.cli.mesh_directory import MeshDirectory, MeshError
+from services.cli.mesh_status import spare_of
 
 WHAT_IFS_S = 20.0
 """The controller gives placement less."""
@@ -38,12 +40,18 @@ async def explained(directory: MeshDirectory, what_ifs: bool) -> dict[str, Any]:
         "adopted_unix_s": answer.adopted_unix_s if answer.HasField("adopted_unix_s") else None,
         "what_ifs": [{"change": w.change, "answer": w.answer} for w in answer.what_ifs],
         "what_ifs_lack": answer.what_ifs_lack or None,
+        "spares": [spare_of(spare) for spare in answer.spares],
     }
 
 
 def age(adopted_unix_s: float) -> str:
     """In words; a clock that was set back makes no plan younger than now."""
     return f"{timedelta(seconds=int(max(0.0, time.time() - adopted_unix_s)))}"
+
+
+def layers_text(stages: Iterable[Sequence[int]]) -> str:
+    """Of some stages, each from its first to its last."""
+    return ", ".join(f"{start}-{end - 1}" for start, end in stages)
 
 
 def why_text(why: dict[str, Any]) -> Group:
@@ -57,6 +65,9 @@ def why_text(why: dict[str, Any]) -> Group:
         horizon = f" over {why['horizon_s']:g} s" if why["horizon_s"] is not None else ""
         parts.append(Text(f"beats staying by {why['gain']:.1%}{horizon}"))
     parts += [Text("why this one", style="bold"), *_lines(why["reasons"] or ["nobody said"])]
+    if why["spares"]:
+        head = Text("kept for the stages that are likeliest to be lost", style="bold")
+        parts += [head, *_lines([_spare(spare) for spare in why["spares"]])]
     if why["alternatives"]:
         rows = [(one["plan"], one["lacks"]) for one in why["alternatives"]]
         parts.append(_table(("what else was looked at", "what it lacks"), rows))
@@ -66,6 +77,15 @@ def why_text(why: dict[str, Any]) -> Group:
     if why["what_ifs_lack"]:
         parts.append(Text(f"what else would change it: {why['what_ifs_lack']}", style="yellow"))
     return Group(*parts)
+
+
+def _spare(spare: dict[str, Any]) -> str:
+    holds = layers_text(spare["held"])
+    text = f"{spare['node']} holds " + (f"{holds} of {spare['model']}" if holds else "nothing yet")
+    if spare["lacks"]:
+        text += f", has no room for {layers_text(spare['lacks'])}"
+    price = spare["price_per_hour"]
+    return text if price is None else f"{text}, costs {price:.4g} an hour"
 
 
 def _lines(texts: list[str]) -> list[Padding]:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from services.common.generation import LayerRange, ModelRef
 from services.common.machine import NOTHING_KNOWN, MachineFacts
 
+MOST_STAGES = 8
+"""That a node is asked to hold at a time."""
+
 
 @dataclass(frozen=True, slots=True)
 class NodeShape:

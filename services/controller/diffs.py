@@ -24,7 +24,7 @@ class Estimating:
     goal: Goal
     nodes: Mapping[str, tuple[NodeShape, Offer | None]]
     pipelines: Sequence[Sequence[StageToBe]]
-    resident: Mapping[str, HeldStage]
+    resident: Mapping[str, tuple[HeldStage, ...]]
     """What nodes hold now."""
 
 
@@ -128,8 +128,7 @@ def _question(
             offer = bought or market.offer(market.offer_id_of(name))
             nodes[name] = (stage.shape if bought is None else bought.shape, offer)
             named[-1].append(replace(stage, node_id=name))
-    there = {node.node_id: node.held for node in cluster.view.staying() if node.node_id in nodes}
-    held = {name: stage for name, stage in there.items() if stage is not None}
+    held = {node.node_id: node.stages for node in cluster.view.staying() if node.node_id in nodes}
     return Estimating(goal, nodes, named, held)
 
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable
 
 from services.common.errors import ShuntError
-from services.common.nodes import Member, StageSpec
+from services.common.nodes import Member
 from services.controller import metrics
 from services.controller.core.cluster.actions import (
     DissolveFormation,
@@ -69,15 +69,13 @@ class Formations:
     async def _load(self, action: LoadStage) -> None:
         progress = metrics.LOADED.labels(action.node_id)
         try:
-            stages = [StageSpec(action.layers, action.tp_degree)]
-            (held,) = await self._engines.hold(
-                action.address, action.model, stages, lambda done, total: progress.set(done)
+            holdings = await self._engines.hold(
+                action.address, action.model, action.stages, lambda done, total: progress.set(done)
             )
         except ShuntError as error:
             self._cluster.load_failed(action, error.message, error.permanent, self._clock())
         else:
-            loaded = Loaded(held.kv_blocks, held.numerics_class, held.held)
-            self._cluster.load_done(action, loaded, self._clock())
+            self._cluster.load_done(action, Loaded.of(action, holdings), self._clock())
         finally:
             metrics.LOADED.remove(action.node_id)
         self._stir()

@@ -303,7 +303,8 @@ class Planning:
                 placement_pb2.ResidentLayers(
                     node_id=name, layers=wire.layers_to(held.layers), tp_degree=held.tp_degree
                 )
-                for name, held in question.resident.items()
+                for name, stages in question.resident.items()
+                for held in stages
                 if held.model == question.goal.model
             ],
         )
@@ -353,11 +354,12 @@ def _resident(question: Question, goal: Goal) -> list[placement_pb2.ResidentLaye
     return [
         placement_pb2.ResidentLayers(
             node_id=node.node_id,
-            layers=wire.layers_to(node.held.layers),
-            tp_degree=node.held.tp_degree,
+            layers=wire.layers_to(held.layers),
+            tp_degree=held.tp_degree,
         )
         for node in question.nodes
-        if node.held is not None and node.held.model == goal.model
+        for held in node.held
+        if held.model == goal.model
     ]
 
 

@@ -267,10 +267,10 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         self, request: pb.ExplainPlanRequest, context: Context
     ) -> pb.ExplainPlanResponse:
         await self._runtime.started.wait()
-        plan = self._runtime.cluster.plan
-        if plan is None:
+        cluster = self._runtime.cluster
+        if cluster.plan is None:
             raise FailedPrecondition("there is no plan yet")
-        explained = wire_plans.explanation_to(plan)
+        explained = wire_plans.explanation_to(cluster.plan, cluster.view.spares())
         if request.what_ifs:
             try:
                 found = await self._what_ifs.answers()

@@ -329,7 +329,11 @@ def node_to(node: NodeView, offer_id: str, declared: bool) -> pb.NodeStatus:
 def spare_to(spare: SpareView) -> pb.SpareStatus:
     return pb.SpareStatus(
         node_id=spare.node_id,
-        layers=None if spare.layers is None else wire.layers_to(spare.layers),
+        layers=wire.layers_to(spare.held[0]) if spare.held else None,
+        model_id=spare.model_id,
+        held=map(wire.layers_to, spare.held),
+        lacks=map(wire.layers_to, spare.lacks),
+        price_per_hour=spare.price_per_hour,
     )
 
 

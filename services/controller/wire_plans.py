@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from shuntserve.controller.v1 import controller_pb2 as pb
 
 from services.common import wire
 from services.controller.core.cluster.difference import StageToBe
 from services.controller.core.cluster.plan import Plan
+from services.controller.core.cluster.views import SpareView
 from services.controller.diffs import PlanDiff
 from services.controller.what_ifs import Answers
+from services.controller.wire import spare_to
 
 
 def plan_to(plan: Plan) -> pb.PlanStatus:
@@ -27,7 +31,7 @@ def plan_to(plan: Plan) -> pb.PlanStatus:
     )
 
 
-def explanation_to(plan: Plan) -> pb.ExplainPlanResponse:
+def explanation_to(plan: Plan, spares: Iterable[SpareView]) -> pb.ExplainPlanResponse:
     why = plan.why
     return pb.ExplainPlanResponse(
         number=plan.number,
@@ -37,6 +41,7 @@ def explanation_to(plan: Plan) -> pb.ExplainPlanResponse:
         gain=why.gain,
         horizon_s=why.horizon_s,
         adopted_unix_s=why.adopted_unix_s,
+        spares=map(spare_to, spares),
     )
 
 

@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 from services.common.errors import InvalidArgument, Superseded
 from services.common.generation import LayerRange, ModelRef
-from services.common.nodes import StageHolding, StageSpec
+from services.common.nodes import MOST_STAGES, StageHolding, StageSpec
 from services.engine.backend import StageBackend
 from services.engine.compute import Compute
 from services.engine.core.memory import InUse, Memory, StageSize
@@ -22,8 +22,6 @@ from services.engine.core.memory import InUse, Memory, StageSize
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-MOST_STAGES = 8
-"""Of one Hold."""
 NICENESS = 5
 """Beside a formation that serves, a load gives way on cores that both want."""
 

@@ -19,7 +19,7 @@ from services.common.errors import (
 )
 from services.common.exchange import Checkpoint, Grant, ResumeQuestion
 from services.common.generation import CancelReason
-from services.common.nodes import NodeFacts, StageSpec
+from services.common.nodes import NodeFacts
 from services.controller.core.cluster import actions as cluster_actions
 from services.controller.core.cluster.actions import (
     AskPlan,
@@ -455,8 +455,6 @@ class SimulatedController(Process):
         self.stir()
 
     def _load(self, load: LoadStage) -> None:
-        spec = StageSpec(load.layers, load.tp_degree)
-
         def loaded(result: Any) -> None:
             now_s, cluster = self.clock.now_s, self.cluster
             if isinstance(result, ShuntError):
@@ -465,7 +463,7 @@ class SimulatedController(Process):
                 cluster.load_done(load, result, now_s)
             self.stir()
 
-        self._call(load.incarnation, "hold", (load.model, spec), loaded)
+        self._call(load.incarnation, "hold", (load,), loaded)
 
     def _dissolve(self, formation_id: str, incarnation: str) -> None:
         self.monitor.dissolves(incarnation, formation_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,7 +11,7 @@ from services.common.errors import FailedPrecondition, ShuntError, StaleEpoch, U
 from services.common.exchange import Checkpoint, CheckpointResult, Closed, GenerateCall
 from services.common.generation import CancelReason, ModelRef
 from services.common.nodes import Member, NodeFacts, NodeShape, StageSpec
-from services.controller.core.cluster.actions import Beat, FormPipeline, Loaded
+from services.controller.core.cluster.actions import Beat, FormPipeline, Loaded, LoadStage
 from services.engine.core.actions import Action, SequenceKey
 from services.engine.core.batching import Batching, Due, lead_of
 from services.engine.core.generations import Generations
@@ -149,31 +150,40 @@ class SimulatedEngine(Process):
 
     # Stages
 
-    def hold(self, reply: Reply, model: ModelRef, spec: StageSpec) -> None:
+    def hold(self, reply: Reply, load: LoadStage) -> None:
         """Takes its time, while it serves; another one takes its place."""
-        stage = model, spec
-        hold = self.holdings.begin(stage, reply)
+        stages = tuple((load.model, spec) for spec in load.stages)
+
+        def answer(result: ShuntError | Hold) -> None:
+            reply(result if isinstance(result, ShuntError) else self._loaded(load, result))
+
+        hold = self.holdings.begin(stages, answer)
         if hold is not None:
             environment = self.environment
             load_s = environment.settings.load_s * (0.5 + environment.random.random())
-            self.after(0.0 if stage in self.holdings.held else load_s, self._hold_ends, hold)
+            has_all = self.holdings.held.issuperset(stages)
+            self.after(0.0 if has_all else load_s, self._hold_ends, hold)
+
+    def _loaded(self, load: LoadStage, hold: Hold) -> Loaded:
+        held = [spec for spec in load.stages if (load.model, spec) in hold.fitting]
+        beside = tuple(one for one in held if one != StageSpec(load.layers, load.tp_degree))
+        kv_blocks = self.environment.settings.kv_blocks
+        return Loaded(kv_blocks, self.numerics_class, len(held) > len(beside), beside)
 
     def _hold_ends(self, hold: Hold) -> None:
-        settings = self.environment.settings
         if not self.holdings.is_current(hold):
             return
-        refusal = self._refusal(hold.stage)
+        refusal = self._refusal(hold.stages)
         self.holdings.end(hold, done=refusal is None)
-        loaded = Loaded(settings.kv_blocks, self.numerics_class, hold.fits)
         for answer in hold.answers:
-            answer(refusal or loaded)
+            answer(refusal or hold)
 
-    def _refusal(self, stage: Stage) -> ShuntError | None:
-        """Why it cannot be loaded, for good or this time."""
-        _, spec = stage
-        if (spec.layers.end - spec.layers.start) * LAYER_BYTES > self.facts.shape.memory_bytes:
+    def _refusal(self, stages: Sequence[Stage]) -> ShuntError | None:
+        """Why they cannot be loaded, for good or this time."""
+        most = max((spec.layers.end - spec.layers.start for _, spec in stages), default=0)
+        if most * LAYER_BYTES > self.facts.shape.memory_bytes:
             return FailedPrecondition("more layers than memory")
-        if spec.tp_degree > self.environment.settings.ranks:
+        if any(spec.tp_degree > self.environment.settings.ranks for _, spec in stages):
             return FailedPrecondition("more ranks than devices")
         environment = self.environment
         fails = environment.fails("load", environment.settings.load_fails)

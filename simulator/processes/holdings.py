@@ -1,4 +1,4 @@
-"""What a simulated engine holds: the stage it was asked for last, and the one of its formation."""
+"""What a simulated engine holds: the stages it was asked for last, and the one of its formation."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ Stage = tuple[ModelRef, StageSpec]
 class Hold:
     """One that is being done, and who waits for it."""
 
-    stage: Stage
-    fits: bool
-    """Else it is fetched only."""
+    stages: tuple[Stage, ...]
+    """Those first that have memory first."""
+    fitting: frozenset[Stage]
+    """The others are fetched only."""
     answers: list[Answer]
 
 
@@ -31,27 +32,34 @@ class Holdings:
     def __init__(self, room: int) -> None:
         """`room`: stages that fit into memory."""
         self.held: set[Stage] = set()
-        self.fetched: Stage | None = None
-        """Asked for, and without room beside the stage of the formation."""
+        self.fetched: frozenset[Stage] = frozenset()
+        """Asked for, and without room beside the stage of the formation, or what comes first."""
         self._room = room
-        self._wanted: Stage | None = None
+        self._wanted: frozenset[Stage] = frozenset()
         self._used: Stage | None = None
         self._hold: Hold | None = None
 
-    def begin(self, stage: Stage, answer: Answer) -> Hold | None:
+    def begin(self, stages: tuple[Stage, ...], answer: Answer) -> Hold | None:
         """A Hold; None if it is being done already."""
         before = self._hold
-        if before is not None and before.stage == stage:
+        if before is not None and before.stages == stages:
             before.answers.append(answer)
             return None
         if before is not None:
             for waiting in before.answers:
                 waiting(Superseded("a newer Hold asks for something else"))
-        fits = self._used in (None, stage) or self._room > 1
-        self._hold = Hold(stage, fits, [answer])
-        self._wanted, self.fetched = stage if fits else None, None
+        self._wanted, self.fetched = self._fitting(stages), frozenset()
+        self._hold = Hold(stages, self._wanted, [answer])
         self._drop()
         return self._hold
+
+    def _fitting(self, stages: tuple[Stage, ...]) -> frozenset[Stage]:
+        used = () if self._used is None else (self._used,)
+        chosen = frozenset(stage for stage in stages if stage in used)
+        for stage in stages:
+            if len({*chosen, *used, stage}) <= self._room:
+                chosen |= {stage}
+        return chosen
 
     def is_current(self, hold: Hold) -> bool:
         """No other has taken its place."""
@@ -60,14 +68,13 @@ class Holdings:
     def end(self, hold: Hold, *, done: bool) -> None:
         """It is done, or failed."""
         self._hold = None
-        if done and hold.fits:
-            self.held.add(hold.stage)
-        elif done:
-            self.fetched = hold.stage
+        if done:
+            self.held |= hold.fitting
+            self.fetched = frozenset(hold.stages) - hold.fitting
 
     def can_form(self, stage: Stage) -> bool:
         """A formation may count on the stage."""
-        return stage == self._wanted and stage in self.held
+        return stage in self._wanted and stage in self.held
 
     def use(self, stage: Stage) -> None:
         """A formation lives with it."""
@@ -79,4 +86,4 @@ class Holdings:
         self._drop()
 
     def _drop(self) -> None:
-        self.held &= {self._wanted, self._used}
+        self.held &= {*self._wanted, self._used}

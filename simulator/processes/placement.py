@@ -212,9 +212,13 @@ def _change(
     return Change(
         tuple(_placed(pipeline, nodes) for pipeline in running),
         {
-            node.node_id: (ResidentStage(node.held.layers.start, node.held.layers.end, 1),)
+            node.node_id: tuple(
+                ResidentStage(held.layers.start, held.layers.end, 1)
+                for held in node.held
+                if held.model == goal.model
+            )
             for node in question.nodes
-            if node.held is not None and node.held.model == goal.model
+            if any(held.model == goal.model for held in node.held)
         },
         horizon_s=question.wishes.horizon_s,
         ready_in_s={

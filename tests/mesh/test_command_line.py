@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from typing import Any
@@ -18,7 +19,7 @@ def _pid_of(status: dict[str, Any], service: str) -> int | None:
 
 
 async def test_the_local_pipelines_are_uneven(ready: meshes.Mesh) -> None:
-    status = await ready.status()
+    status = json.loads(await ready.shunt("status", "--json"))
     layers = [[s["layers"] for s in p["stages"]] for p in status["pipelines"]]
     for first, last in layers:
         assert first[0] == 0
@@ -62,6 +63,7 @@ async def test_a_node_that_is_killed_is_replaced_by_a_new_one(ready: meshes.Mesh
             members = [s["node"] for p in status["pipelines"] for s in p["stages"]]
             if node not in members:
                 break
+            await asyncio.sleep(0.1)
     assert members[3] not in {n["id"] for n in before["nodes"]}
 
 
@@ -81,4 +83,5 @@ async def test_a_service_that_dies_is_started_again(ready: meshes.Mesh, service:
             found = next(s for s in status["services"] if s["name"] == service)
             if found["state"] == "ready" and found["pid"] != pid:
                 break
+            await asyncio.sleep(0.1)
     assert "Paris" in await ready.shunt("chat", "What is the capital of France?")

@@ -76,6 +76,12 @@ def both_serve(status: dict[str, Any]) -> bool:
     return len(ready) == 2 and all(ready)
 
 
+def controller_of(status: dict[str, Any]) -> int:
+    """Its process."""
+    pid: int = next(s["pid"] for s in status["services"] if s["name"] == "controller")
+    return pid
+
+
 async def test_a_second_model_comes_and_goes_and_the_first_ones_streams_go_on(
     ready: meshes.Mesh, client: httpx.AsyncClient, controller: Any, tmp_path: Path
 ) -> None:
@@ -103,9 +109,9 @@ async def test_a_second_model_comes_and_goes_and_the_first_ones_streams_go_on(
     assert await names(client, url) == [first, NAME]
     await load.flows()
 
-    killed = next(s["pid"] for s in status["services"] if s["name"] == "controller")
+    killed = controller_of(status)
     os.kill(killed, signal.SIGKILL)
-    await tiny_mesh.until_status(mesh, both_serve)
+    await tiny_mesh.until_status(mesh, lambda s: controller_of(s) != killed and both_serve(s))
     again = await asked(client, url)
     assert again["choices"] == answer["choices"]
     await load.flows()

@@ -167,6 +167,7 @@ async def until_status(mesh: meshes.Mesh, holds: Any, within_s: float = 60.0) ->
     """The first status of which a condition holds; TimeoutError when none comes."""
     async with asyncio.timeout(within_s):
         while True:
-            status = await mesh.status()  # takes a moment by itself
+            status = await mesh.status()
             if holds(status):
                 return status
+            await asyncio.sleep(0.1)

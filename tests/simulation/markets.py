@@ -47,6 +47,8 @@ BUDGETS = (0.0, 0.0, 1.9, 2.5, 4.0)
 OBJECTIVES = ("throughput", "throughput-per-cost", "goodput-per-cost")
 TWO_MODELS = 0.3
 """Share of the markets in which two models share the nodes, and the budget."""
+SPARED = 0.25
+"""Share of the markets whose mesh keeps up to two spares."""
 NODES_MAX = 7
 RATES = (0.0, 2.0, 10.0, 40.0)
 REPORT_S = 0.5
@@ -81,7 +83,10 @@ class MarketSchedule:
         cluster = replace(
             settings.cluster, first=goal, initial=(SMALL,) * 4, budget_per_hour=budget
         )
-        settings = replace(settings, wishes=wishes, cluster=cluster)
+        of_spares = Random(f"market {seed} spares")
+        if of_spares.random() < SPARED:
+            cluster = replace(cluster, spares=of_spares.choice((1, 2)))
+        settings = replace(settings, wishes=wishes, cluster=cluster, room=of_spares.choice((2, 3)))
         self.world = World(random, settings, self.oracle)
         self.oracle.world = self.world
         self.happened: Counter[str] = Counter()

@@ -190,6 +190,12 @@ MISTAKES = (
         "            and not (node.lost or node.leaving)",
     ),
     Mistake(
+        "who held several stages is not asked for its seat's alone",
+        STEPS,
+        "        if node.holds(seat.stage) or node.loading == seat.stage:",
+        "        if node.has(seat.stage) or node.loading == seat.stage:",
+    ),
+    Mistake(
         "a lost node keeps its stage",
         LOSSES,
         "        if seat.node_id == node.node_id:\n            seat.pass_on()\n",

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from watch import Watch
 
-from services.common.nodes import StageSpec
 from services.controller.core.cluster.actions import (
     Action,
     FormPipeline,
@@ -20,7 +19,9 @@ from services.controller.core.cluster.changes import in_the_way
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.difference import Difference
 from services.controller.core.cluster.lacks import waits_for_money
-from services.controller.core.cluster.pipeline import Pipeline
+from services.controller.core.cluster.node import Node
+from services.controller.core.cluster.pipeline import Pipeline, Seat
+from services.controller.core.cluster.spares import suits
 from services.controller.core.cluster.state import State
 from simulator.processes.controller import SimulatedController
 from simulator.processes.engine import SimulatedEngine
@@ -62,7 +63,7 @@ class ClusterOracle(Watch):
         elif event.kind == "stage_taken":
             self._check_taken(cluster._state, event.node_id)
         elif event.kind == "spare_wanted":
-            self._check_wanted()
+            self._check_wanted(cluster.settings.spares)
 
     def came_of(self, told: Difference, cluster: Cluster, actions: Sequence[Action]) -> None:
         """A plan was adopted, of which this had been told before."""
@@ -110,9 +111,8 @@ class ClusterOracle(Watch):
             process = provider.nodes.get(seat.node_id) if provider is not None else None
             if not isinstance(process, SimulatedEngine):
                 return False
-            spec = StageSpec(seat.stage.layers, seat.stage.tp_degree)
-            stage, holdings = (seat.stage.model, spec), process.holdings
-            has = holdings.can_form(stage) or holdings.fetched == stage
+            stage, holdings = (seat.stage.model, seat.stage.spec), process.holdings
+            has = holdings.can_form(stage) or stage in holdings.fetched
             known = process.alive and process.name == state.nodes[seat.node_id].incarnation
             if known and not has:
                 return False
@@ -130,11 +130,15 @@ class ClusterOracle(Watch):
         if node is not None and node.deadline_s is not None:  # it may have been let go since
             self.fail(18, f"{node_id} is given a place, and is about to go")
 
-    def _check_wanted(self) -> None:
-        """No spare is launched but for one that was lost, given up or taken, and the first."""
+    def _check_wanted(self, spares: int) -> None:
+        """No spare is launched but for one that was lost, given up, taken or too dear for a while,
+        and the first ones."""
         kinds = Counter(kind for _, kind, _ in self.events)
-        reasons = ("node_lost", "interruption_noticed", "load_failed", "stage_taken", "plan_ready")
-        if kinds["spare_wanted"] > sum(kinds[kind] for kind in reasons):
+        reasons = (
+            *("node_lost", "interruption_noticed", "load_failed"),
+            *("stage_taken", "plan_ready", "node_released"),
+        )
+        if kinds["spare_wanted"] >= spares + sum(kinds[kind] for kind in reasons):
             self.fail(16, f"{kinds['spare_wanted']} spares were launched for less")
 
     # Formations
@@ -276,10 +280,18 @@ class ClusterOracle(Watch):
         controller = self.world.controller if self.world else None
         if controller is None or not controller.alive:
             return False
-        state, settings = controller.cluster._state, controller.cluster.settings
-        stages = {seat.stage for pipeline in state.wanted() for seat in pipeline.seats}
-        kept = [state.nodes[spare.node_id] for spare in controller.cluster.view.spares()]
-        return len(kept) == settings.spares and all(node.held in stages for node in kept)
+        kept = controller.cluster.view.spares()
+        return len(kept) == controller.cluster.settings.spares and not self.cold_spares()
+
+    def cold_spares(self) -> list[str]:
+        """Those that do not hold what they could."""
+        cluster = self.world.controller.cluster if self.world else None
+        if cluster is None:
+            return []
+        state = cluster._state
+        seats = [seat for pipeline in state.wanted() for seat in pipeline.seats]
+        names = [spare.node_id for spare in cluster.view.spares()]
+        return [name for name in names if not _is_warm(state.nodes[name], seats)]
 
     def check_spares(self) -> None:
         """Faults have ceased for long enough."""
@@ -303,3 +315,10 @@ class ClusterOracle(Watch):
         whole = all_came and provider.failed_launches < SETTLED_LAUNCHES
         if not self.plans and len(pipelines) < (2 if whole else 1):
             self.fail(5, f"a plan of {len(pipelines)} pipelines")
+
+
+def _is_warm(node: Node, seats: Sequence[Seat]) -> bool:
+    """It holds stages that it could take over, all of one model or as many as it has room for."""
+    models = {stage.model for stage in node.stages}
+    own = {s.stage for s in seats if s.stage.model in models and suits(node.shape, s)}
+    return bool(own) and own <= {*node.stages, *node.lacks}

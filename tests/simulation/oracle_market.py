@@ -276,7 +276,7 @@ class MarketOracle(ClusterOracle):
         return settled and not self._idle() and not self._wrong_books()
 
     def _idle(self) -> list[str]:
-        """Nodes that run, and that no plan has a place for."""
+        """Nodes that run, that no plan has a place for, and that are no spares."""
         state, world = self._state, self.world
         if world is None or state is None:
             return []
@@ -284,7 +284,8 @@ class MarketOracle(ClusterOracle):
         seats = [seat for pipeline in state.wanted() for seat in pipeline.seats]
         going = {name for name, node in state.nodes.items() if not node.stays}
         sit = {s.node_id for s in seats} | {s.successor_id for s in seats if s.node_id in going}
-        return sorted(living - sit)
+        kept = {spare.node_id for spare in world.controller.cluster.view.spares()}
+        return sorted(living - sit - kept)
 
     def _wrong_books(self) -> list[str]:
         """Offers of which the controller counts other nodes than run."""
@@ -304,6 +305,8 @@ class MarketOracle(ClusterOracle):
         the plan stands."""
         if idle := self._idle():
             self.fail(28, f"{idle} run on, and no plan has a place for them")
+        if cold := self.cold_spares():
+            self.fail(18, f"{cold} are kept, and hold less than they could")
         if wrong := self._wrong_books():
             self.fail(28, f"the books say {wrong}")
         if self._operators:

@@ -93,7 +93,7 @@ class Schedule:
             settings,
             scheduler=batches,
             kv_blocks=random.choice(KV_BLOCKS),
-            room=Random(f"{seed} room").choice((1, 2)),
+            room=Random(f"{seed} room").choice((1, 2, 3)),
         )
         if random.random() < 0.1:  # nobody launches nodes: they come by themselves
             cluster = replace(settings.cluster, expected_nodes=5)

@@ -64,6 +64,7 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         self.astray = 0
         """Holds that are answered for another version of the model."""
         self.crowded = 0
+        self.room = 9
         """Holds that find no room yet."""
         self.form_fails = 0
         self.hold_load: asyncio.Event | None = None
@@ -136,8 +137,8 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
             call.cancel()
 
     async def Hold(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        (stage,) = request.stages
-        self.calls.append(("hold", (stage.layers.start, stage.layers.end)))
+        for stage in request.stages:
+            self.calls.append(("hold", (stage.layers.start, stage.layers.end)))
         if self.refusal:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, self.refusal)
         if self.load_fails:
@@ -146,17 +147,20 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         yield engine_pb2.HoldResponse(loaded_bytes=1, total_bytes=2)
         if self.hold_load is not None:
             await self.hold_load.wait()
-        holding = engine_pb2.StageHolding(model=request.model, stage=stage)
-        if self.astray:
-            self.astray -= 1
-            holding.model.digest = "another"
-        if self.crowded:
-            self.crowded -= 1
-            holding.cached = True
-        else:
-            holding.held, holding.kv_blocks = True, 64
-            holding.numerics_class = self.numerics_class
-        yield engine_pb2.HoldResponse(loaded_bytes=2, total_bytes=2, done=True, stages=[holding])
+        holdings = []
+        for place, stage in enumerate(request.stages):
+            holding = engine_pb2.StageHolding(model=request.model, stage=stage)
+            if self.astray:
+                self.astray -= 1
+                holding.model.digest = "another"
+            if self.crowded or place >= self.room:
+                self.crowded = max(0, self.crowded - 1)
+                holding.cached = True
+            else:
+                holding.held, holding.kv_blocks = True, 64
+                holding.numerics_class = self.numerics_class
+            holdings.append(holding)
+        yield engine_pb2.HoldResponse(loaded_bytes=2, total_bytes=2, done=True, stages=holdings)
 
     async def Form(self, request: Any, context: Any) -> Any:
         self.calls.append(("form" if not self.dissolving else "overlap", request.formation_id))

@@ -201,20 +201,38 @@ async def test_the_status_tells_spares_what_they_hold_and_what_they_cost(
     world: World, tmp_path: Path
 ) -> None:
     await _start(world, tmp_path, spares=1)
-    status = await _until(world, lambda s: any(one.HasField("layers") for one in s.spares))
+    stages = {_range(s.layers) for p in (await world.status()).pipelines for s in p.stages}
+    assert len(stages) > 1
+    status = await _until(world, lambda s: any(len(o.held) == len(stages) for o in s.spares))
     (spare,) = status.spares
+    assert {_range(layers) for layers in spare.held} == stages
+    assert (spare.layers, spare.model_id, list(spare.lacks)) == (spare.held[0], "tiny", [])
     (node,) = [node for node in status.nodes if node.state == pb.NODE_STATE_SPARE]
     assert (spare.node_id, node.offer_id, node.pipeline_id) == (node.node_id, "spot", "")
     assert (status.cost_per_hour, status.spares_cost_per_hour) == (1.25, 0.25)
-    killed = next(
-        stage.node_id
-        for pipeline in status.pipelines
-        for stage in pipeline.stages
-        if stage.layers == spare.layers
-    )
-    await world.provider.kill(killed)
-    taken = await world.until_event("stage_taken")
-    assert taken.node_id == spare.node_id
+    assert spare.price_per_hour == 0.25
+    assert list((await world.stub.ExplainPlan(pb.ExplainPlanRequest(), timeout=5)).spares) == [
+        spare
+    ]
+    lost = next(s for p in status.pipelines for s in p.stages if s.layers == spare.held[-1])
+    await world.provider.kill(lost.node_id)
+    kept = await world.until_event("stage_kept")
+    assert kept.node_id == spare.node_id
+    calls = world.provider.engines[spare.node_id].calls
+    assert [call for call in calls if call[0] == "hold"][-1] == ("hold", _range(lost.layers))
+
+
+async def test_what_a_spare_has_no_room_for_is_told(world: World, tmp_path: Path) -> None:
+    world.provider.prepare = lambda engine: setattr(engine, "room", 1)
+    await _start(world, tmp_path, spares=1)
+    status = await _until(world, lambda s: any(one.lacks for one in s.spares))
+    (spare,) = status.spares
+    assert len(spare.held) == 1
+    assert not set(map(_range, spare.held)) & set(map(_range, spare.lacks))
+
+
+def _range(layers: Any) -> tuple[int, int]:
+    return layers.start, layers.end
 
 
 async def test_no_spare_is_launched_above_the_budget(world: World, tmp_path: Path) -> None:

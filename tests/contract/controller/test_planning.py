@@ -214,11 +214,11 @@ async def test_what_pipelines_carry_and_what_their_nodes_load_is_estimated(
         for s in p.stages
     ]
     nodes = {stage.node_id: (stage.shape, None) for stage in stages}
-    there = {"node-1": HeldStage(GOAL.model, stages[0].layers, 1)}
+    there = {"node-1": (HeldStage(GOAL.model, stages[0].layers, 1),)}
     found = await planning.estimate(Estimating(GOAL, nodes, [[stage] for stage in stages], there))
     assert found.throughput_tokens_per_s > 0
     assert found.load_bytes[stages[1].node_id] > found.load_bytes["node-1"] == 0
-    other = {"node-1": HeldStage(ModelRef("other", "d"), stages[0].layers, 1)}
+    other = {"node-1": (HeldStage(ModelRef("other", "d"), stages[0].layers, 1),)}
     strange = await planning.estimate(Estimating(GOAL, nodes, [[stage] for stage in stages], other))
     assert strange.load_bytes["node-1"] > 0
 

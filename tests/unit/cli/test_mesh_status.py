@@ -136,7 +136,13 @@ STATUS = controller_pb2.GetStatusResponse(
     budget_per_hour=0.75,
     cost_per_hour=0.5,
     spares=[
-        controller_pb2.SpareStatus(node_id="n1", layers=common_pb2.LayerRange(start=3, end=7)),
+        controller_pb2.SpareStatus(
+            node_id="n1",
+            model_id="m",
+            held=[common_pb2.LayerRange(start=3, end=7), common_pb2.LayerRange(start=0, end=3)],
+            lacks=[common_pb2.LayerRange(start=7, end=9)],
+            price_per_hour=0.25,
+        ),
         controller_pb2.SpareStatus(node_id="n9"),
     ],
     spares_cost_per_hour=0.25,
@@ -350,7 +356,24 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
         "budget_per_hour": 0.75,
         "cost_per_hour": 0.5,
         "on_demand_cost_per_hour": None,
-        "spares": [{"node": "n1", "layers": [3, 7]}, {"node": "n9", "layers": None}],
+        "spares": [
+            {
+                "node": "n1",
+                "model": "m",
+                "layers": [3, 7],
+                "held": [[3, 7], [0, 3]],
+                "lacks": [[7, 9]],
+                "price_per_hour": 0.25,
+            },
+            {
+                "node": "n9",
+                "model": None,
+                "layers": None,
+                "held": [],
+                "lacks": [],
+                "price_per_hour": None,
+            },
+        ],
         "spares_cost_per_hour": 0.25,
         "workloads": [
             {

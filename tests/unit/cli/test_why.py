@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from rich.console import Console
+from shuntserve.common.v1.common_pb2 import LayerRange
 from shuntserve.controller.v1 import controller_pb2 as pb
 from shuntserve.controller.v1 import controller_pb2_grpc
 
@@ -25,6 +26,16 @@ FULL = pb.ExplainPlanResponse(
     adopted_unix_s=1.0,
     what_ifs=[pb.WhatIf(change="objective [b]throughput[/b]", answer="the same plan")],
     what_ifs_lack="there was no time for more",
+    spares=[
+        pb.SpareStatus(
+            node_id="n9",
+            model_id="m",
+            held=[LayerRange(start=3, end=7), LayerRange(start=0, end=3)],
+            lacks=[LayerRange(start=7, end=9)],
+            price_per_hour=0.25,
+        ),
+        pb.SpareStatus(node_id="n10"),
+    ],
 )
 
 
@@ -65,6 +76,10 @@ async def test_what_scripts_rely_on_and_what_people_read(tmp_path: Path) -> None
         assert part in text
     assert "objective [b]throughput[/b]" in text, "what others say is no markup"
     assert "there was no time for more" in text
+    spare = why["spares"][0]
+    assert (spare["node"], spare["held"], spare["lacks"]) == ("n9", [[3, 7], [0, 3]], [[7, 9]])
+    assert "n9 holds 3-6, 0-2 of m, has no room for 7-8, costs 0.25 an hour" in text
+    assert "n10 holds nothing yet" in text
 
 
 async def test_a_plan_of_a_time_that_kept_no_reasons_says_so(tmp_path: Path) -> None:

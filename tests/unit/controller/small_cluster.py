@@ -6,7 +6,7 @@ from math import inf
 from typing import Any, TypeVar
 
 from services.common.generation import LayerRange, ModelRef
-from services.common.nodes import NodeFacts, NodeShape
+from services.common.nodes import NodeFacts, NodeShape, StageSpec
 from services.controller.core.cluster.actions import (
     Action,
     AskPlan,
@@ -186,9 +186,10 @@ def loaded(
     kv_blocks: int = 64,
     numerics_class: str = "a",
     held: bool = True,
+    beside: Sequence[StageSpec] = (),
     model: ModelRef = GOAL.model,
 ) -> list[Action]:
-    found = Loaded(kv_blocks, numerics_class, held)
+    found = Loaded(kv_blocks, numerics_class, held, tuple(beside))
     return cluster.load_done(asked(node_id, layers, model), found, now_s)
 
 

@@ -213,9 +213,7 @@ async def test_a_refused_launch_has_a_plan_made_without_it_at_once(rig: Rig) -> 
     assert not question.improve
     assert question.running == ()
     assert [node.node_id for node in question.nodes] == ["node-1"]
-    held = question.nodes[0].held
-    assert held is not None
-    assert held.layers == FRONT
+    assert [held.layers for held in question.nodes[0].held] == [FRONT]
     assert rig.told("plan_chosen") is not None
     (adopted,) = rig.adopted
     assert (adopted.number, adopted.node_ids()) == (2, {"node-1"})

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from services.common.generation import LayerRange, ModelRef
-from services.common.nodes import Member, NodeFacts, NodeShape
+from services.common.nodes import Member, NodeFacts, NodeShape, StageHolding, StageSpec
 from services.controller.core.cluster.goals import Goal
 from services.controller.core.cluster.plan import PlannedPipeline
 
@@ -97,8 +97,8 @@ class AskPlan:
 
 @dataclass(frozen=True, slots=True)
 class LoadStage:
-    """Engine: Hold, of this stage alone, in place of what it was asked for before: the one it
-    serves with stays by itself until its formation ends. Answer with load_done or load_failed."""
+    """Engine: Hold, of this stage, in place of what it was asked for before: the one it serves with
+    stays by itself until its formation ends. Answer with load_done or load_failed."""
 
     node_id: str
     incarnation: str
@@ -106,6 +106,14 @@ class LoadStage:
     model: ModelRef
     layers: LayerRange
     tp_degree: int
+    among: tuple[StageSpec, ...] = ()
+    """All that is to be held, this stage among it, those first that have memory first; empty: this
+    stage alone."""
+
+    @property
+    def stages(self) -> tuple[StageSpec, ...]:
+        """Of the Hold."""
+        return self.among or (StageSpec(self.layers, self.tp_degree),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +126,19 @@ class Loaded:
     """Class of the stage's arithmetic."""
     held: bool = True
     """In memory; else in the store of its node, for it has no room beside what the node serves
-    with."""
+    with, or what it is to hold first."""
+    beside: tuple[StageSpec, ...] = ()
+    """Others that were asked for and are in memory."""
+
+    @classmethod
+    def of(cls, load: LoadStage, holdings: Sequence[StageHolding]) -> Loaded:
+        """Of what a node answers to the Hold; each of its stages is there."""
+        held = {one.spec: one for one in holdings if one.held}
+        spec = StageSpec(load.layers, load.tp_degree)
+        own = held.pop(spec, None)
+        if own is None:
+            return cls(0, "", False, tuple(held))
+        return cls(own.kv_blocks, own.numerics_class, True, tuple(held))
 
 
 @dataclass(frozen=True, slots=True)

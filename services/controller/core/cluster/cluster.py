@@ -241,11 +241,12 @@ class Cluster:
         if not loaded.held and node.fetched == node.loading:
             self._refuse(node, "another stage takes up the node's memory", False, now_s)
             return
-        if loaded.held:
+        if loaded.held or node.asked:
             self._state.loaded(node, loaded)
         else:
             node.fetch()
-        kind = "stage_loaded" if loaded.held else "stage_fetched"
+        kept = "stage_kept" if node.keeps else "stage_loaded"
+        kind = kept if loaded.held else "stage_fetched"
         attributes = {"layers": f"{asked.layers.start}-{asked.layers.end}"}
         self._happen([LogEvent(kind, node.node_id, "", attributes)])
 

@@ -109,11 +109,16 @@ def _placed(state: State) -> set[str]:
 
 def _lacks(node: Node | None, wanted: HeldStage) -> tuple[LayerRange, ...]:
     """What of the stage the node does not hold in the same slices."""
-    layers, held = wanted.layers, node.held if node is not None and node.present else None
-    if held is None or (held.model, held.tp_degree) != (wanted.model, wanted.tp_degree):
-        return (layers,)
-    start, end = max(layers.start, held.layers.start), min(layers.end, held.layers.end)
+    lacking = [wanted.layers]
+    for held in node.stages if node is not None and node.present else ():
+        if (held.model, held.tp_degree) == (wanted.model, wanted.tp_degree):
+            lacking = [part for one in lacking for part in _without(one, held.layers)]
+    return tuple(lacking)
+
+
+def _without(layers: LayerRange, held: LayerRange) -> list[LayerRange]:
+    start, end = max(layers.start, held.start), min(layers.end, held.end)
     if start >= end:
-        return (layers,)
+        return [layers]
     parts = (LayerRange(layers.start, start), LayerRange(end, layers.end))
-    return tuple(part for part in parts if part.start < part.end)
+    return [part for part in parts if part.start < part.end]

@@ -151,7 +151,7 @@ class Indexes:
             node = self._nodes.get(seat.node_id)
             if node is None or seat.successor_id or seat.launches.failures or seat.given_up:
                 return False
-            if not _at_rest(node) or node.held != seat.stage:
+            if not _at_rest(node) or not node.holds(seat.stage):
                 return False
         return True
 

@@ -96,8 +96,9 @@ def give_up(settings: ClusterSettings, seat: Seat, node: Node, now_s: float) -> 
 
 
 def give_up_spare(state: State, settings: ClusterSettings, node: Node, now_s: float) -> None:
-    """The spare could not load what it was to hold."""
-    cause, longest_s = node.loads.cause, settings.replace_max_s
+    """The spare could not load what it was to hold, or suits no stage."""
+    cause = node.loads.cause or "a node suits no stage of the plan"
+    longest_s = settings.replace_max_s
     count_loss(
         state.spare_launches,
         settings,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from services.common.generation import LayerRange, ModelRef
-from services.common.nodes import NodeFacts, NodeShape
+from services.common.nodes import NodeFacts, NodeShape, StageSpec
 from services.controller.core.cluster.actions import Loaded, NodeState
 from services.controller.core.cluster.backoff import Backoff
 from services.controller.core.cluster.settings import ClusterSettings
@@ -20,6 +20,11 @@ class HeldStage:
     model: ModelRef
     layers: LayerRange
     tp_degree: int
+
+    @property
+    def spec(self) -> StageSpec:
+        """Of its model."""
+        return StageSpec(self.layers, self.tp_degree)
 
 
 @dataclass(slots=True)
@@ -45,6 +50,15 @@ class Node(Noun):
     kv_blocks: int = 0
     numerics_class: str = ""
     """Of the stage it holds."""
+    stock: tuple[HeldStage, ...] = ()
+    """What it holds in place of one stage alone: without a seat, as much as there is room for. A
+    formation that is to have one of them has it hold that alone first, which loads nothing."""
+    asked: tuple[HeldStage, ...] = ()
+    """What it was asked to have in stock, those first that have memory first."""
+    unfit: frozenset[HeldStage] = frozenset()
+    """What it can never have in stock, as it said."""
+    keeps: bool = False
+    """What it is asked for was in stock."""
     loading: HeldStage | None = None
     fetched: HeldStage | None = None
     """What had no room beside the stage it serves with, and is in its node's store."""
@@ -86,9 +100,23 @@ class Node(Noun):
         """It has served for a while."""
         return self.served_s is not None and now_s >= self.served_s + stable_s
 
+    @property
+    def stages(self) -> tuple[HeldStage, ...]:
+        """All that it holds, but for what serves and nobody asks for any more."""
+        return self.stock if self.held is None else (self.held,)
+
+    @property
+    def lacks(self) -> tuple[HeldStage, ...]:
+        """What there is no room for beside what it has in stock, as far as it has said."""
+        return tuple(s for s in self.asked if s not in (*self.stock, self.loading))
+
     def holds(self, stage: HeldStage) -> bool:
-        """It is there and has this stage."""
+        """It is there and has this stage alone: a formation may count on it."""
         return self.present and self.held == stage
+
+    def has(self, stage: HeldStage) -> bool:
+        """It is there and need not load this stage."""
+        return self.present and stage in self.stages
 
     def has_fetched(self, stage: HeldStage) -> bool:
         """As much of it as there is room for while it serves with another one."""
@@ -108,7 +136,7 @@ class Node(Noun):
             return NodeState.STARTING
         if self.deadline_s is not None:
             return NodeState.DRAINING
-        if self.loading is not None and not serves:
+        if self.loading is not None and not serves and not self.stock:
             return NodeState.LOADING
         if spare:
             return NodeState.SPARE
@@ -139,6 +167,7 @@ class Node(Noun):
         """It is gone, as far as is known."""
         need(not self.lost, f"{self.node_id} cannot be lost twice")
         self.lost, self.since_s, self.loading, self.deadline_s = True, now_s, None, None
+        self.asked = self.stock
 
     def give_notice(self, deadline_s: float, *, departs: bool = False) -> None:
         """It will be taken away then."""
@@ -171,22 +200,45 @@ class Node(Noun):
     # What it holds
 
     def load(self, stage: HeldStage) -> None:
-        """It is asked for a stage, in place of any other one; no formation may count on what it
-        holds meanwhile."""
-        need(self.present, f"{self.node_id} is not there and cannot load")
-        need(self.loading != stage, f"{self.node_id} loads that already")
-        if self.refused != stage:
-            self.loads.succeed()
+        """It is asked for a stage alone, in place of any other one; no formation may count on what
+        it holds meanwhile."""
+        need(self.loading != stage or bool(self.asked), f"{self.node_id} loads that already")
         if self.fetched != stage:
             self.fetched = None
+        self.keeps = stage in self.stock
+        self._ask(stage)
+        self.stock = self.asked = ()
+
+    def stock_up(self, stage: HeldStage, asked: tuple[HeldStage, ...]) -> None:
+        """It is asked for one stage more, or again, among others, those first that have memory
+        first. What stands behind it may have to make room."""
+        need(self.loading is None, f"{self.node_id} loads already")
+        need(stage in asked, f"{self.node_id} is asked for a stage that is left out")
+        ahead = asked[: asked.index(stage)]
+        self.stock = tuple(one for one in self.stages if one in ahead)
+        self.fetched, self.keeps = None, False
+        self._ask(stage)
+        self.asked = asked
+
+    def _ask(self, stage: HeldStage) -> None:
+        need(self.present, f"{self.node_id} is not there and cannot load")
+        if self.refused != stage:
+            self.loads.succeed()
         self.loading, self.held = stage, None
 
     def loaded(self, loaded: Loaded) -> None:
-        """It holds what it loaded."""
+        """It holds what it loaded; of what it was asked to have in stock, as much as it says."""
         need(self.loading is not None, f"{self.node_id} loads nothing")
-        self.held, self.loading, self.refused, self.fetched = self.loading, None, None, None
-        self.kv_blocks, self.numerics_class = loaded.kv_blocks, loaded.numerics_class
+        if self.asked:
+            self.stock = tuple(one for one in self.asked if self._has_in(loaded, one))
+        else:
+            self.held = self.loading
+            self.kv_blocks, self.numerics_class = loaded.kv_blocks, loaded.numerics_class
+        self.loading, self.refused, self.fetched = None, None, None
         self.loads.succeed()
+
+    def _has_in(self, loaded: Loaded, stage: HeldStage) -> bool:
+        return loaded.held if stage == self.loading else stage.spec in loaded.beside
 
     def fetch(self) -> None:
         """What it was asked for has no room for now; its node's store has it."""
@@ -198,7 +250,9 @@ class Node(Noun):
     def refuse(self, settings: ClusterSettings, reason: str, permanent: bool, now_s: float) -> None:
         """It could not load what it was asked for."""
         need(self.loading is not None, f"{self.node_id} loads nothing")
-        self.refused, self.loading = self.loading, None
+        if permanent and self.asked and self.loading is not None:
+            self.unfit |= {self.loading}
+        self.refused, self.loading, self.asked = self.loading, None, self.stock
         self.loads.fail(
             now_s,
             reason,
@@ -210,7 +264,7 @@ class Node(Noun):
 
     def forget_stage(self) -> None:
         """What it holds is of no use any more."""
-        self.held = None
+        self.held, self.stock, self.asked = None, (), ()
 
     def serve(self, now_s: float) -> None:
         """Its formation is ready."""

@@ -162,6 +162,7 @@ def _node(node: Node, unix_offset_s: float) -> Fields:
         "released": node.released,
         "facts": node.facts,
         "held": node.held,
+        "stock": node.stock,
         "kv_blocks": node.kv_blocks,
         "numerics_class": node.numerics_class,
         "deadline_unix_s": None if deadline_s is None else round(deadline_s + unix_offset_s, 3),
@@ -235,6 +236,7 @@ def _pipeline_from(item: dict[str, Any], now_s: float) -> Pipeline:
 def _node_from(item: dict[str, Any], now_s: float, unix_offset_s: float) -> Node:
     facts, held = item["facts"], item["held"]
     deadline_unix_s = item["deadline_unix_s"]
+    stock = tuple(map(_held_from, item.get("stock", ())))  # once there was none
     return Node(
         item["node_id"],
         NodeShape(**item["shape"]),
@@ -249,6 +251,8 @@ def _node_from(item: dict[str, Any], now_s: float, unix_offset_s: float) -> Node
         held=None if held is None else _held_from(held),
         kv_blocks=item["kv_blocks"],
         numerics_class=item["numerics_class"],
+        stock=stock,
+        asked=stock,
         deadline_s=None if deadline_unix_s is None else deadline_unix_s - unix_offset_s,
     )
 

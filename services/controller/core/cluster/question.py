@@ -41,7 +41,7 @@ class NodeAsked:
     shape: NodeShape
     offer: Offer | None = None
     """What it was launched from."""
-    held: HeldStage | None = None
+    held: tuple[HeldStage, ...] = ()
     starts: bool = False
 
 
@@ -164,7 +164,7 @@ def _nodes(cluster: Cluster, market: Market) -> tuple[NodeAsked, ...]:
             node.node_id,
             node.shape,
             market.offer(market.offer_id_of(node.node_id)),
-            node.held,
+            node.stages,
             node.facts is None,
         )
         for node in cluster.view.staying()

@@ -6,8 +6,7 @@ many as are wanted. So a restart keeps them, and whoever lost a place may become
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import cycle, islice
+from collections.abc import Iterator, Mapping
 from math import inf
 
 from services.common.nodes import NodeShape
@@ -17,6 +16,7 @@ from services.controller.core.cluster.pipeline import Seat
 from services.controller.core.cluster.plan import ANY_SHAPE
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.state import State
+from services.controller.core.cluster.stock import More, StageAtRisk, by_risk, restock
 
 
 def wanted(state: State, settings: ClusterSettings, market: Market) -> int:
@@ -39,22 +39,24 @@ def _is_at_risk(state: State, market: Market) -> bool:
 
 
 def reserve(state: State, settings: ClusterSettings, market: Market) -> list[Node]:
-    """The nodes without a place that are kept before others, wanted or not; those first that hold
-    what is likeliest to be needed."""
+    """The nodes without a place, and with one that they could take, that are kept before others,
+    wanted or not; those first that hold what is likeliest to be needed."""
     if not settings.spares:
         return []
     seatless = state.indexes.seatless()
     free = [node for node in seatless if node.stays and state.pipeline_of(node) is None]
     if not free:
         return []
-    ranks = {seat.stage: rank for rank, seat in enumerate(likeliest(state, market))}
+    seats = _least_seats(state).values()
+    free = [node for node in free if any(suits(node.shape, seat) for seat in seats)]
+    ranks = {one.stage: rank for rank, one in enumerate(at_risk(state, market))}
     free.sort(key=lambda node: (_rank(node, ranks), not node.present))
     return free[: settings.spares]
 
 
-def _rank(node: Node, ranks: dict[HeldStage, int]) -> int:
-    stage = node.loading or node.held
-    return len(ranks) if stage is None else ranks.get(stage, len(ranks))
+def _rank(node: Node, ranks: Mapping[HeldStage, int]) -> int:
+    stages = node.stages or (() if node.loading is None else (node.loading,))
+    return min((ranks.get(stage, len(ranks)) for stage in stages), default=len(ranks))
 
 
 def spares(state: State, settings: ClusterSettings, market: Market) -> list[Node]:
@@ -62,74 +64,73 @@ def spares(state: State, settings: ClusterSettings, market: Market) -> list[Node
     return reserve(state, settings, market)[: wanted(state, settings, market)]
 
 
-def likeliest(state: State, market: Market) -> list[Seat]:
-    """A seat of each stage of the plan, the stage first whose loss is likeliest: by the hazards of
+def at_risk(state: State, market: Market) -> list[StageAtRisk]:
+    """The stages of the plan, each once, the stage first whose loss is likeliest: by the hazards of
     all nodes that have it, by how many of them are spot, by how many there are."""
-    risks: dict[HeldStage, tuple[float, int, int]] = {}
-    seats: dict[HeldStage, Seat] = {}
+    risks: dict[HeldStage, StageAtRisk] = {}
     for seat in _seats(state):
         offer = _offer_of(market, seat)
-        hazard, spot, count = risks.get(seat.stage, (0.0, 0, 0))
-        hazard += 0.0 if offer is None else offer.interruptions_per_hour
-        risks[seat.stage] = hazard, spot + (offer is not None and offer.spot), count + 1
+        known = risks.get(seat.stage, StageAtRisk(seat.stage, nodes=0))
+        risks[seat.stage] = StageAtRisk(
+            seat.stage,
+            known.hazard + (0.0 if offer is None else offer.interruptions_per_hour),
+            known.on_spot + (offer is not None and offer.spot),
+            known.nodes + 1,
+        )
+    return by_risk(risks.values())
+
+
+def loads(state: State, settings: ClusterSettings, market: Market, now_s: float) -> list[More]:
+    """What the spares are to load next, one stage each; none of one whose last attempt at it is too
+    short ago, or failed as often as it may while it holds nothing."""
+    kept = {node.node_id for node in spares(state, settings, market) if node.present}
+    there = [node for node in state.indexes.seatless() if node.node_id in kept]
+    if not there:
+        return []
+    seats = _least_seats(state)
+    able = [node for node in there if not _is_useless(settings, node, seats)]
+
+    def fits(node: Node, stage: HeldStage) -> bool:
+        return suits(node.shape, seats[stage])
+
+    asks = restock(able, at_risk(state, market), fits)
+    return [one for one in asks if not _waits(one, now_s)]
+
+
+def _waits(more: More, now_s: float) -> bool:
+    return more.stage == more.node.refused and now_s < more.node.loads.retry_at_s
+
+
+def _least_seats(state: State) -> dict[HeldStage, Seat]:
+    """Of each stage of the plan, the seat that wants the least of a node."""
+    seats: dict[HeldStage, Seat] = {}
+    for seat in _seats(state):
         known = seats.setdefault(seat.stage, seat)
         if seat.shape.memory_bytes < known.shape.memory_bytes:
             seats[seat.stage] = seat
-
-    def order(seat: Seat) -> tuple[float, int, int, str, int, int]:
-        hazard, spot, count = risks[seat.stage]
-        stage = seat.stage
-        return -hazard, -spot, -count, stage.model.model_id, stage.layers.start, stage.layers.end
-
-    return sorted(seats.values(), key=order)
-
-
-def loads(
-    state: State, settings: ClusterSettings, market: Market, now_s: float
-) -> list[tuple[Node, HeldStage]]:
-    """What the spares are to load. Several hold different stages before two hold the same; one that
-    cannot have its own has the likeliest that it can."""
-    there = [node for node in spares(state, settings, market) if node.present]
-    seats = likeliest(state, market)
-    open_seats = list(islice(cycle(seats), len(there)))
-    idle = []
-    for node in there:
-        stage = node.loading or node.held
-        kept = next((seat for seat in open_seats if seat.stage == stage), None)
-        if kept is not None:
-            open_seats.remove(kept)
-        elif node.loading is None:
-            idle.append(node)
-    found = []
-    for node in idle:
-        if _is_useless(settings, node, seats):
-            continue
-        seat = _first(node, [*open_seats, *seats], now_s)
-        if seat is None or seat.stage == node.held:
-            continue
-        if seat in open_seats:
-            open_seats.remove(seat)
-        found.append((node, seat.stage))
-    return found
+    return seats
 
 
 def useless(state: State, settings: ClusterSettings, market: Market) -> list[Node]:
-    """Spares that were launched and could not load a stage of the plan, as often as they may try:
-    another one may."""
-    seats = likeliest(state, market)
-    kept = spares(state, settings, market)
-    return [n for n in kept if n.launched and n.present and _is_useless(settings, n, seats)]
+    """Spares that were launched, hold nothing, and could not load a stage of the plan, as often as
+    they may try: another one may."""
+    kept = [n for n in spares(state, settings, market) if n.launched and n.present]
+    seats = _least_seats(state) if kept else {}
+    return [node for node in kept if _is_useless(settings, node, seats)]
 
 
-def _is_useless(settings: ClusterSettings, node: Node, seats: list[Seat]) -> bool:
-    return any(node.cannot_load(seat.stage, settings.load_attempts) for seat in seats)
+def is_strange(state: State, node: Node) -> bool:
+    """It is there, has never had a place, and suits none: it is not what was ordered."""
+    if not node.present or node.served_s is not None:
+        return False
+    return not any(suits(node.shape, seat) for seat in _least_seats(state).values())
 
 
-def _first(node: Node, seats: list[Seat], now_s: float) -> Seat | None:
-    """The first that suits; none while the last attempt at it is too short ago."""
-    seat = next((seat for seat in seats if suits(node.shape, seat)), None)
-    waits = seat is not None and seat.stage == node.refused and now_s < node.loads.retry_at_s
-    return None if waits else seat
+def _is_useless(settings: ClusterSettings, node: Node, stages: Mapping[HeldStage, Seat]) -> bool:
+    refused = node.refused
+    if node.stages or refused is None or refused not in stages:
+        return False
+    return node.cannot_load(refused, settings.load_attempts)
 
 
 def offer_for_one(
@@ -163,10 +164,15 @@ def suits(shape: NodeShape, seat: Seat) -> bool:
     return like and shape.memory_bytes >= seat.shape.memory_bytes
 
 
+def price_per_hour(market: Market, node: Node) -> float | None:
+    """None where it is not known."""
+    offer = market.offer(market.offer_id_of(node.node_id))
+    return None if offer is None else offer.price_per_hour
+
+
 def cost_per_hour(market: Market, nodes: list[Node]) -> float | None:
     """Of these nodes; None where a price is not known."""
-    offers = [market.offer(market.offer_id_of(node.node_id)) for node in nodes]
-    prices = [None if offer is None else offer.price_per_hour for offer in offers]
+    prices = [price_per_hour(market, node) for node in nodes]
     known = [price for price in prices if price is not None]
     if len(known) < len(prices):
         return None

@@ -105,6 +105,11 @@ class State:
         node.load(stage)
         self._carry(node)
 
+    def stock_up(self, node: Node, stage: HeldStage, asked: tuple[HeldStage, ...]) -> None:
+        """It is asked for one more stage that it is to have in stock."""
+        node.stock_up(stage, asked)
+        self._carry(node)
+
     def loaded(self, node: Node, loaded: Loaded) -> None:
         """It holds what it loaded."""
         node.loaded(loaded)
@@ -117,7 +122,7 @@ class State:
 
     def _carry(self, node: Node) -> None:
         """Tells whether it holds a stage, or serves with one."""
-        self.liveness.carry(node.incarnation, node.held is not None or self.serves(node))
+        self.liveness.carry(node.incarnation, bool(node.stages) or self.serves(node))
 
     def recover(self, node: Node, now_s: float) -> None:
         """An older controller had it."""

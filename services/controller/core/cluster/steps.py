@@ -28,6 +28,7 @@ from services.controller.core.cluster.notices import hand_over
 from services.controller.core.cluster.pipeline import Formation, Pipeline, Seat
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.spares import (
+    is_strange,
     loads,
     offer_for_one,
     reserve,
@@ -212,14 +213,14 @@ class _Steps:
         failed to load what it was given. One that the plan has no place for is nothing for a seat
         that another offer was chosen for."""
 
-        def order(node: Node) -> tuple[bool, bool]:
-            return self._cannot_load(node, seat), node.loading != seat.stage
+        def order(node: Node) -> tuple[bool, bool, int]:
+            return self._cannot_load(node, seat), node.loading != seat.stage, len(node.stages)
 
         for node in sorted(self._idle_nodes(), key=order):
             if node.released and seat.planned.offer_id and self._is_dear(node, seat):
                 continue
             fits = node.shape.memory_bytes >= seat.shape.memory_bytes
-            if node.holds(seat.stage) if loaded else fits:
+            if node.has(seat.stage) if loaded else fits:
                 return node
         return None
 
@@ -264,7 +265,7 @@ class _Steps:
         node = self._state.nodes.get(node_id)
         if node is None or node.facts is None or not node.present:
             return []
-        if seat.stage in (node.held, node.loading):
+        if node.holds(seat.stage) or node.loading == seat.stage:
             return []
         if node.has_fetched(seat.stage) and self._state.serves(node):
             return []  # there is room for it once that formation has ended
@@ -378,7 +379,10 @@ class _Steps:
         actions = list[Action]()
         for node in ending:
             if not state.is_seated(node) and not state.serves(node):
-                node.leave()
+                if settings.spares and is_strange(state, node):
+                    give_up_spare(state, settings, node, self._now_s)
+                else:
+                    node.leave()
                 actions += [LogEvent("node_released", node.node_id), TerminateNode(node.node_id)]
         return actions
 
@@ -407,14 +411,17 @@ class _Steps:
         if not count or not self._is_whole():
             return []
         actions: list[Action] = []
-        for node, stage in loads(state, settings, market, now_s):
-            state.load(node, stage)
-            actions.append(_load_action(node, stage))
+        for more in loads(state, settings, market, now_s):
+            if len(more.among) > 1:
+                state.stock_up(more.node, more.stage, more.among)
+            else:
+                state.load(more.node, more.stage)
+            actions.append(_load_action(more.node, more.stage))
         for node in useless(state, settings, market):
             give_up_spare(state, settings, node, now_s)
             actions.append(TerminateNode(node.node_id))
         kept = spares(state, settings, market)
-        stand = [n for n in kept if n.held and now_s - n.since_s >= settings.stable_s]
+        stand = [n for n in kept if n.stages and now_s - n.since_s >= settings.stable_s]
         if len(stand) == count:
             state.spare_launches.succeed()
         starts = any(node.facts is None for node in kept)
@@ -452,4 +459,5 @@ def _load_action(node: Node, stage: HeldStage) -> LoadStage:
         stage.model,
         stage.layers,
         stage.tp_degree,
+        tuple(one.spec for one in node.asked),
     )

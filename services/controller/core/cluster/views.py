@@ -20,7 +20,7 @@ from services.controller.core.cluster.plan import Plan, PlannedPipeline
 from services.controller.core.cluster.replanning import Lack
 from services.controller.core.cluster.routes import heads_of
 from services.controller.core.cluster.settings import ClusterSettings
-from services.controller.core.cluster.spares import cost_per_hour, spares
+from services.controller.core.cluster.spares import cost_per_hour, price_per_hour, spares
 from services.controller.core.cluster.state import State
 from services.controller.core.cluster.steps import plan_question
 from services.controller.core.ledger.outcomes import RunsAt, ServingHead
@@ -45,8 +45,13 @@ class SpareView:
     """A spare as the status shows it."""
 
     node_id: str
-    layers: LayerRange | None
-    """What it holds; None while that is nothing."""
+    model_id: str
+    """That it holds stages of; empty while it holds none."""
+    held: tuple[LayerRange, ...]
+    lacks: tuple[LayerRange, ...]
+    """What of the plan it was asked for too, and has no room for beside those."""
+    price_per_hour: float | None
+    """None where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +133,17 @@ class View:
 
     def spares(self) -> tuple[SpareView, ...]:
         """Nodes that are kept without a place, those too that are on their way."""
+        kept = self._spares()
+        planned = {seat.stage for p in self._state.wanted() for seat in p.seats} if kept else set()
         return tuple(
-            SpareView(node.node_id, None if node.held is None else node.held.layers)
-            for node in self._spares()
+            SpareView(
+                node.node_id,
+                node.stages[0].model.model_id if node.stages else "",
+                tuple(stage.layers for stage in node.stages),
+                tuple(stage.layers for stage in node.lacks if stage in planned),
+                price_per_hour(self._market, node),
+            )
+            for node in kept
         )
 
     def spares_cost_per_hour(self) -> float | None:

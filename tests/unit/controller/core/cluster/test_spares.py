@@ -4,7 +4,7 @@ from itertools import count
 import pytest
 
 from services.common.generation import LayerRange
-from services.common.nodes import NodeFacts, NodeShape
+from services.common.nodes import NodeFacts, NodeShape, StageSpec
 from services.controller.core.cluster.actions import (
     Action,
     DrainFormation,
@@ -16,6 +16,7 @@ from services.controller.core.cluster.actions import (
 )
 from services.controller.core.cluster.faults import FaultKind
 from services.controller.core.cluster.market import NO_CAPACITY, Offer
+from services.controller.core.cluster.plan import PlannedStage
 from services.controller.core.cluster.question import Wishes, question
 from services.controller.core.cluster.replanning import Ask, Cause
 from tests.unit.controller.small_cluster import (
@@ -51,14 +52,27 @@ def offered(cluster: Prompt, *offers: Offer, now_s: float = 1.0, **on: str) -> l
     return cluster.offers_changed(now_s)
 
 
-def warm(settings=ONE, *, front: str = "risky", back: str = "spot") -> Prompt:
-    """A pipeline of node-1 and node-2, and node-3 that holds the likelier stage."""
+def warm(settings=ONE, *, front: str = "risky", back: str = "spot", room: int = 9) -> Prompt:
+    """A pipeline of node-1 and node-2, and node-3 that holds as many stages as it has room for, the
+    likelier first."""
     cluster = ready(settings)
     offered(cluster, SPOT, RISKY, SAFE, node_1=front, node_2=back)
-    load = one_of(came(cluster, "node-3", "spot", 2.0), LoadStage)
-    assert load.node_id == "node-3"
-    loaded(cluster, "node-3", load.layers, 3.0)
+    answered(cluster, came(cluster, "node-3", "spot", 2.0), 3.0, room=room)
     return cluster
+
+
+def answered(
+    cluster: Prompt, actions: list[Action], now_s: float, *, room: int = 9
+) -> list[Action]:
+    """What follows once nodes with so much room have done what they are to load; with that."""
+    followed = list(actions)
+    for load in all_of(actions, LoadStage):
+        held = load.stages[:room]
+        spec = StageSpec(load.layers, load.tp_degree)
+        beside = [one for one in held if one != spec]
+        more = loaded(cluster, load.node_id, load.layers, now_s, held=spec in held, beside=beside)
+        followed += answered(cluster, more, now_s, room=room)
+    return followed
 
 
 def came(cluster: Prompt, node_id: str, offer_id: str, now_s: float) -> list[Action]:
@@ -75,8 +89,8 @@ def state_of(cluster: Prompt, node_id: str) -> NodeState:
     return next(view.state for view in cluster.view.nodes() if view.node_id == node_id)
 
 
-def held_by_spares(cluster: Prompt) -> dict[str, LayerRange | None]:
-    return {spare.node_id: spare.layers for spare in cluster.view.spares()}
+def held_by_spares(cluster: Prompt) -> dict[str, tuple[LayerRange, ...]]:
+    return {spare.node_id: spare.held for spare in cluster.view.spares()}
 
 
 def test_none_is_kept_where_none_is_asked_for() -> None:
@@ -93,16 +107,39 @@ def test_one_is_launched_once_the_plan_is_carried_out_and_holds_the_likelier_sta
     load = one_of(came(cluster, "node-3", "spot", 2.0), LoadStage)
     assert (load.node_id, load.layers) == ("node-3", BACK)  # node-2 is on spot, node-1 is not
     assert state_of(cluster, "node-3") is NodeState.LOADING
-    assert said(loaded(cluster, "node-3", BACK, 3.0)) == ["stage_loaded"]
-    assert state_of(cluster, "node-3") is NodeState.SPARE
-    assert held_by_spares(cluster) == {"node-3": BACK}
+    assert load.stages == (StageSpec(BACK),)
+    actions = loaded(cluster, "node-3", BACK, 3.0)
+    assert said(actions) == ["stage_loaded"]
+    assert one_of(actions, LoadStage).stages == (StageSpec(BACK), StageSpec(FRONT))
+    assert state_of(cluster, "node-3") is NodeState.SPARE, "it may take a seat already"
+    assert held_by_spares(cluster) == {"node-3": (BACK,)}
+    assert said(answered(cluster, actions, 4.0)) == ["stage_loaded", "stage_loaded"]
+    assert held_by_spares(cluster) == {"node-3": (BACK, FRONT)}
     assert cluster.view.spares_cost_per_hour() == pytest.approx(0.4)
     assert cluster.tick(100.0) == []
 
 
 def test_a_hazard_that_is_told_weighs_more_than_how_many_are_on_spot() -> None:
-    assert held_by_spares(warm(front="risky", back="spot")) == {"node-3": FRONT}
-    assert held_by_spares(warm(front="spot", back="risky")) == {"node-3": BACK}
+    assert held_by_spares(warm(front="risky", back="spot")) == {"node-3": (FRONT, BACK)}
+    assert held_by_spares(warm(front="spot", back="risky")) == {"node-3": (BACK, FRONT)}
+
+
+def test_where_memory_is_lacking_it_holds_the_likelier_and_says_what_it_lacks() -> None:
+    cluster = warm(front="spot", back="risky", room=1)
+    (spare,) = cluster.view.spares()
+    assert (spare.model_id, spare.held, spare.lacks) == ("m", (BACK,), (FRONT,))
+    assert spare.price_per_hour == pytest.approx(0.4)
+    assert cluster.tick(100.0) == [], "it is not tried again as things are"
+    actions = cluster.offers_changed(101.0)
+    assert all_of(actions, LoadStage) == []
+    # The other one becomes the likelier: it has memory first from now on.
+    steady = replace(RISKY, interruptions_per_hour=0.1)
+    actions = offered(cluster, replace(SPOT, interruptions_per_hour=1.0), steady, now_s=102.0)
+    assert one_of(actions, LoadStage).stages == (StageSpec(FRONT), StageSpec(BACK))
+    assert held_by_spares(cluster) == {"node-3": ()}, "it may have to make room at once"
+    answered(cluster, actions, 103.0, room=1)
+    assert held_by_spares(cluster) == {"node-3": (FRONT,)}
+    assert cluster.tick(200.0) == []
 
 
 def test_a_stage_that_more_pipelines_have_comes_first() -> None:
@@ -127,23 +164,50 @@ def test_a_stage_that_more_pipelines_have_comes_first() -> None:
     assert one_of(cluster.register(facts("node-7"), 1.0), LoadStage).layers == FRONT
 
 
-def test_a_lost_nodes_stage_is_taken_without_a_load_and_the_next_spare_follows_that() -> None:
+@pytest.mark.parametrize(("lost", "layers"), [("node-1", FRONT), ("node-2", BACK)])
+def test_a_lost_nodes_stage_is_kept_alone_and_nothing_is_loaded_or_started_for_it(
+    lost: str, layers: LayerRange
+) -> None:
     cluster = warm()
+    actions = gone(cluster, lost, 5.0)
+    kept = one_of(actions, LoadStage)
+    assert (kept.node_id, kept.stages) == ("node-3", (StageSpec(layers),))
+    assert all_of(actions, LaunchNode) + all_of(actions, FormPipeline) == []
+    assert cluster.view.spares() == ()
+    told = loaded(cluster, "node-3", layers, 5.1, kv_blocks=40)
+    assert said(told) == ["stage_kept"]
+    form = one_of(told, FormPipeline)
+    assert "node-3" in [member.node_id for member in form.members]
+    assert form.kv_blocks == min(40, 64 if lost == "node-2" else 32), "of the stage alone"
+    assert one_of(cluster.formed(form.formation_id, 5.2), LaunchNode).node_id == "node-4"
+
+
+def test_one_that_holds_its_only_stage_forms_at_once() -> None:
+    cluster = Prompt(replace(ONE, initial=(SHAPE,), expected_nodes=1), drawer(), 0.0, 0.0)
+    cluster.start(0.0)
+    cluster.market.update([FREE])
+    cluster.register(facts("node-1"), 0.0)
+    whole = LayerRange(0, 30)
+    cluster.plan_ready(planned({"node-1": whole}), 0.0)
+    form = one_of(loaded(cluster, "node-1", whole, 0.1), FormPipeline)
+    launch = one_of(cluster.formed(form.formation_id, 0.2), LaunchNode)
+    answered(cluster, came(cluster, launch.node_id, "free", 1.0), 2.0)
+    assert held_by_spares(cluster) == {launch.node_id: (whole,)}
     actions = gone(cluster, "node-1", 5.0)
     form = one_of(actions, FormPipeline)
-    assert [member.node_id for member in form.members] == ["node-3", "node-2"]
-    assert all_of(actions, LoadStage) + all_of(actions, LaunchNode) == []
-    assert cluster.view.spares() == ()
-    assert one_of(cluster.formed(form.formation_id, 5.1), LaunchNode).node_id == "node-4"
+    assert [member.node_id for member in form.members] == [launch.node_id]
+    assert all_of(actions, LoadStage) == []
 
 
-def test_one_that_holds_another_stage_loads_the_right_one_and_nothing_is_started() -> None:
-    cluster = warm(front="risky")
+def test_one_that_lacks_the_stage_loads_it_and_nothing_is_started() -> None:
+    cluster = warm(front="risky", room=1)
     actions = gone(cluster, "node-2", 5.0)
     assert one_of(actions, LoadStage).node_id == "node-3"
-    assert one_of(actions, LoadStage).layers == BACK
+    assert one_of(actions, LoadStage).stages == (StageSpec(BACK),)
     assert all_of(actions, LaunchNode) == []
-    assert [m.node_id for m in one_of(loaded(cluster, "node-3", BACK, 6.0), FormPipeline).members]
+    told = loaded(cluster, "node-3", BACK, 6.0)
+    assert said(told) == ["stage_loaded"]
+    assert [m.node_id for m in one_of(told, FormPipeline).members] == ["node-1", "node-3"]
 
 
 def test_one_that_starts_is_taken_before_another_is_ordered() -> None:
@@ -154,25 +218,32 @@ def test_one_that_starts_is_taken_before_another_is_ordered() -> None:
     assert one_of(came(cluster, "node-3", "spot", 3.0), LoadStage).layers == BACK
 
 
-def test_several_hold_different_stages_before_two_hold_the_same() -> None:
+@pytest.mark.parametrize(
+    ("room", "kept"),
+    [(1, [(FRONT,), (BACK,), (FRONT,)]), (2, [(FRONT, BACK)] * 3)],
+)
+def test_several_hold_different_stages_before_two_hold_the_same(
+    room: int, kept: list[tuple[LayerRange, ...]]
+) -> None:
     cluster = ready(replace(PATIENT, spares=3))
     actions = offered(cluster, FREE)
-    held = []
     for number in count(3):
         launches = all_of(actions, LaunchNode)
         if not launches:
             break
         assert [launch.node_id for launch in launches] == [f"node-{number}"]  # one at a time
         actions = came(cluster, f"node-{number}", "free", 2.0)
-        load = one_of(actions, LoadStage)
-        held.append(load.layers)
-        loaded(cluster, load.node_id, load.layers, 3.0)
-    assert held == [FRONT, BACK, FRONT]
-    # Two stages are lost at once: each is taken by the one that holds it.
-    cluster.node_gone("node-1", "i-node-1", "exit", 5.0)
-    assert all_of(cluster.node_gone("node-2", "i-node-2", "exit", 5.0), LoadStage) == []
-    form = one_of(cluster.tick(6.0), FormPipeline)
-    assert [member.node_id for member in form.members] == ["node-3", "node-4"]
+        answered(cluster, actions, 3.0, room=room)
+    held = held_by_spares(cluster)
+    assert [held[name] for name in sorted(held)] == kept
+    # Two stages are lost at once: each is taken by one that holds it.
+    actions = cluster.node_gone("node-1", "i-node-1", "exit", 5.0)
+    actions += cluster.node_gone("node-2", "i-node-2", "exit", 5.0)
+    keeps = all_of(actions, LoadStage)
+    assert len({load.node_id for load in keeps}) == 2
+    told = answered(cluster, actions, 6.0)
+    assert said(told).count("stage_kept") == 2
+    assert len(one_of(told, FormPipeline).members) == 2
 
 
 def test_a_seat_leaves_what_another_ones_stage_is_to_that_one() -> None:
@@ -192,16 +263,18 @@ def test_a_seat_leaves_what_another_ones_stage_is_to_that_one() -> None:
                 cluster.formed(form.formation_id, 0.0)
     assert one_of(came(cluster, "node-5", "spot", 1.0), LoadStage).layers == BACK
     loaded(cluster, "node-5", BACK, 1.5)
+    loaded(cluster, "node-5", FRONT, 1.6, held=False, beside=[StageSpec(BACK)])
     cluster.node_gone("node-4", "i-node-4", "exit", 2.0)
     assert [p.stages[1].node_id for p in cluster.view.pipelines()] == ["node-2", "node-5"]
 
 
 def test_a_node_that_is_noticed_hands_over_to_a_loaded_spare_at_once() -> None:
     cluster = warm(front="risky")
-    actions = cluster.interrupt("node-1", 0.2, False, 5.0)
+    kept = one_of(cluster.interrupt("node-1", 0.2, False, 5.0), LoadStage)
+    assert kept.stages == (StageSpec(FRONT),)
+    actions = loaded(cluster, "node-3", FRONT, 5.05)
     assert "replacement_ready" in said(actions)
     drain = one_of(actions, DrainFormation)
-    assert all_of(actions, LoadStage) == []
     form = one_of(cluster.drained(drain.formation_id, 1, 5.1), FormPipeline)
     assert [member.node_id for member in form.members] == ["node-3", "node-2"]
 
@@ -298,9 +371,9 @@ def test_it_is_launched_from_what_suits_most_and_costs_least_with_what_it_loses(
     assert chosen(replace(SPOT, count=0), SAFE) == ["safe"]
 
 
-@pytest.mark.parametrize(("count", "kept"), [(1, {"node-3": FRONT}), (0, {})])
+@pytest.mark.parametrize(("count", "kept"), [(1, {"node-3": (FRONT, BACK)}), (0, {})])
 def test_spares_survive_a_restart_and_those_that_are_not_wanted_any_more_end(
-    count: int, kept: dict[str, LayerRange]
+    count: int, kept: dict[str, tuple[LayerRange, ...]]
 ) -> None:
     cluster = warm()
     again = Prompt.recover(replace(PATIENT, spares=count), drawer(), cluster.saved, 6.0, 6.0)
@@ -309,6 +382,7 @@ def test_spares_survive_a_restart_and_those_that_are_not_wanted_any_more_end(
     for node_id in ("node-1", "node-2", "node-3"):
         actions += came(again, node_id, "spot", 6.1)
     assert held_by_spares(again) == kept
+    assert all_of(actions, LoadStage) == []
     assert [a.node_id for a in all_of(actions, TerminateNode)] == ([] if kept else ["node-3"])
     assert all_of(actions, LaunchNode) == []
 
@@ -316,7 +390,8 @@ def test_spares_survive_a_restart_and_those_that_are_not_wanted_any_more_end(
 def test_a_plan_that_names_it_takes_it_and_the_next_is_launched_behind() -> None:
     cluster = warm()
     plan = planned({"node-1": FRONT, "node-3": BACK}, number=2)
-    cluster.plan_ready(plan, 5.0)
+    kept = one_of(cluster.plan_ready(plan, 5.0), LoadStage)
+    assert (kept.node_id, kept.stages) == ("node-3", (StageSpec(BACK),))
     assert cluster.view.spares() == ()
     assert state_of(cluster, "node-3") is NodeState.LOADING
 
@@ -333,6 +408,42 @@ def test_one_whose_stage_the_plan_has_no_more_loads_what_it_has() -> None:
     loads = all_of(cluster.formed(form.formation_id, 5.5), LoadStage)
     assert {load.layers for load in loads} <= {whole}
     assert len(cluster.view.spares()) == 1
+
+
+def test_one_that_suits_no_stage_is_let_go_and_the_next_waits_longer() -> None:
+    cluster = ready(ONE)
+    offered(cluster, FREE)
+    launched, now_s = [], 2.0
+    while now_s < 60.0:
+        now_s += 0.1
+        for view in cluster.view.nodes():
+            if view.state is NodeState.STARTING:
+                small = NodeFacts(view.node_id, f"i-{view.node_id}", "x:1", 7, NodeShape(1, 1.0))
+                ended = all_of(cluster.register(small, now_s), TerminateNode)
+                assert [end.node_id for end in ended] == [view.node_id]
+                gone(cluster, view.node_id, now_s)
+        launched += all_of(cluster.tick(now_s), LaunchNode)
+    assert 4 <= len(launched) <= 9
+    (fault,) = cluster.view.faults()
+    assert (fault.kind, fault.cause) == (FaultKind.SPARE, "a node suits no stage of the plan")
+
+
+def test_a_node_that_lost_its_place_and_suits_no_other_makes_room_for_one_that_does() -> None:
+    cluster = ready(ONE)
+    offered(cluster, FREE, replace(FREE, offer_id="large", shape=NodeShape(1 << 40, 1.0)))
+    cluster.register(NodeFacts("node-3", "i-node-3", "x:1", 7, NodeShape(1 << 40, 1.0)), 2.0)
+    large = PlannedStage(LayerRange(0, 30), 1, NodeShape(1 << 40, 1.0), "node-3")
+    plan = planned({"node-1": FRONT, "node-2": BACK}, number=2)
+    pipeline = replace(plan.deployments[0].pipelines[0], stages=(large,))
+    plan = replace(plan, deployments=(replace(plan.deployments[0], pipelines=(pipeline,)),))
+    actions = answered(cluster, cluster.plan_ready(plan, 3.0), 3.5)
+    for form in all_of(actions, FormPipeline):
+        actions += cluster.formed(form.formation_id, 4.0)
+    drain = one_of([*actions, *cluster.tick(4.1)], DrainFormation)
+    actions = cluster.drained(drain.formation_id, 0, 4.2)
+    assert {end.node_id for end in all_of(actions, TerminateNode)} == {"node-1", "node-2"}
+    assert cluster.view.faults() == ()
+    assert one_of(actions, LaunchNode).offer_id == "large"
 
 
 def test_one_that_cannot_load_is_let_go_and_the_next_waits_longer() -> None:
