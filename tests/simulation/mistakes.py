@@ -387,8 +387,8 @@ MISTAKES = (
     Mistake(
         "an answer counts only while the other models sit where their plan says",
         SUCCESSION,
-        "self._still_holds(asked, answer.plan.node_ids(), plan)",
-        "self._still_holds(asked, plan.node_ids(), plan)",
+        "self._cluster.goals.models and plan.node_ids() <= there",
+        "self._cluster.goals.models and _beside(running, plan).node_ids() <= there",
         MARKETS,
     ),
     Mistake(
