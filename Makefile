@@ -12,8 +12,8 @@ RELEASE := $(shell git describe --tags --abbrev=0 --match 'v*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .PHONY: help install run demo test check docs bench bench-chaos bench-crowd bench-rolling \
-  bench-elastic bench-markets bench-spares bench-cluster bench-tensorstore bench-placement bench-gpu \
-  proto up down clean
+  bench-elastic bench-markets bench-spares bench-strategies bench-cluster bench-tensorstore \
+  bench-placement bench-gpu proto up down clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ bench-elastic: $(INSTALLED) ## Takes nodes from a busy mesh and offers it others
 
 bench-spares: $(INSTALLED) ## Kills nodes with one warm spare and without: how soon they are replaced
 	$(BIN)/python -m bench.spares --out bench/out/spares.json
+
+bench-strategies: $(INSTALLED) ## Plays one scenario under every strategy: latency, goodput, cost
+	$(BIN)/python -m bench.strategies --out bench/out/strategies.json
 
 bench-cluster: $(INSTALLED) ## Runs the controller with 1,000 nodes, and loses a hundred at once
 	$(BIN)/python -m bench.cluster --out bench/out/cluster.json

@@ -90,6 +90,13 @@ def up(
     spares: Annotated[
         int | None, typer.Option(help="Nodes that wait, loaded, for one that is lost.")
     ] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            help="full, migration, concurrent-init, none, spotserve or thunderserve: what is done "
+            "when nodes come and go."
+        ),
+    ] = None,
 ) -> None:
     """Starts a mesh of local processes; without --detach, Ctrl-C stops it."""
     from services.cli.up import run_detached, run_in_foreground
@@ -106,6 +113,7 @@ def up(
         nodes_min,
         nodes_max,
         spares,
+        strategy,
     )
     start = run_detached if detach else run_in_foreground
     told(lambda: start(MeshDirectory(data_dir), options, console))

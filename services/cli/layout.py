@@ -30,11 +30,12 @@ class MeshOptions:
     market: Path | None = None
     """What nodes are launched from, and what happens to them; a file of the controller's."""
     objective: str | None = None
-    """What plans are made for; the controller's own where nothing is said, as the next four."""
+    """What plans are made for; the controller's own where nothing is said, as the next five."""
     budget_per_hour: float | None = None
     nodes_min: int | None = None
     nodes_max: int | None = None
     spares: int | None = None
+    strategy: str | None = None
 
     @property
     def pipelines(self) -> int:
@@ -49,6 +50,7 @@ class MeshOptions:
             "nodes_min": self.nodes_min,
             "nodes_max": self.nodes_max,
             "spares": self.spares,
+            "strategy": self.strategy,
         }
         return {name: str(value) for name, value in given.items() if value is not None}
 

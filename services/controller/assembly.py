@@ -75,7 +75,8 @@ class AssembledController:
         )
         self._planning = Planning(
             settings.placement_address,
-            planner=settings.planner,
+            planner=settings.makes_plans,
+            anew=settings.capabilities.uniform,
             timeout_s=settings.plan_timeout_s,
             tls=settings.tls,
             offer_of=self._offer_of,

@@ -62,8 +62,9 @@ class PlanDiff:
 async def plan_diff(
     plan_json: str, *, cluster: Cluster, market: Market, placement: Estimator, now_s: float
 ) -> PlanDiff:
-    """Raises InvalidArgument as the plan's application would."""
+    """Raises what the plan's application would."""
     plan = operators_plan(plan_json, cluster.view.next_plan_number, cluster.goals)
+    cluster.check_plan(plan)
     found = cluster.view.difference(plan, now_s)
     launched = {
         name: market.named(action.offer_id, action.shape, now_s)

@@ -134,15 +134,18 @@ class Planning:
         address: str,
         *,
         planner: str,
+        anew: bool = False,
         timeout_s: float,
         tls: TlsSettings | None = None,
         offer_of: Callable[[str], Offer | None] = _no_offer,
     ) -> None:
         """`planner` is a name of the placement API, such as proportional, for whoever wants
-        throughput alone; `offer_of` says what a node was launched from."""
+        throughput alone; `anew`: it makes every plan whole, the next one too. `offer_of` says what
+        a node was launched from."""
         self._channel = channels.open_channel(address, tls=tls)
         self._stub = placement_pb2_grpc.PlacementServiceStub(self._channel)
         self._planner = placement_pb2.Planner.Value(f"PLANNER_{planner.upper()}")
+        self._anew = anew
         self._timeout_s = timeout_s
         self._offer_of = offer_of
 
@@ -204,11 +207,16 @@ class Planning:
         return any(offer is not None and offer.price_per_hour for offer in offers)
 
     def _planner_for(self, aim: Aim) -> placement_pb2.Planner.ValueType:
-        return self._planner if aim.is_plain else placement_pb2.PLANNER_SHUNTSERVE
+        plain = self._anew or aim.is_plain
+        return self._planner if plain else placement_pb2.PLANNER_SHUNTSERVE
+
+    @property
+    def _makes_next(self) -> placement_pb2.Planner.ValueType:
+        return self._planner if self._anew else placement_pb2.PLANNER_UNSPECIFIED
 
     async def replan(self, question: Replanning) -> NextPlan:
         """The next plan, or none where the whole plan stays; by placement's own planner, which
-        knows every objective. Raises as `plan` does."""
+        knows every objective, but where another one makes every plan. Raises as `plan` does."""
         wishes, goal = question.wishes, question.goal
         try:
             reply = await self._stub.Replan(self._asked(question), timeout=self._timeout_s)
@@ -261,6 +269,7 @@ class Planning:
                         _pipeline(p.stages) for model, p in question.running if model == goal.model
                     ],
                     resident=_resident(question, goal),
+                    planner=self._makes_next,
                 )
                 for goal, workload in zip(question.goals, question.workloads, strict=True)
             ],
@@ -329,6 +338,8 @@ class Planning:
             improve=question.improve,
             nodes_min=wishes.nodes_min,
             nodes_max=wishes.nodes_max,
+            planner=self._makes_next,
+            anew=self._anew,
         )
 
     async def close(self) -> None:

@@ -196,9 +196,11 @@ class ClusterRuntime:
         return event
 
     async def apply_plan(self, plan_json: str, source: str) -> int:
-        """Adopts an operator's plan from this file; returns its number. Raises InvalidArgument."""
+        """Adopts an operator's plan from this file; returns its number. Raises InvalidArgument, and
+        FailedPrecondition for what the strategy does not allow."""
         number = self.cluster.view.next_plan_number
         plan = operators_plan(plan_json, number, self.cluster.goals, source)
+        self.cluster.check_plan(plan)
         self.cluster.plan_ready(plan, self._clock())
         await self._stir()
         return number

@@ -25,11 +25,15 @@ from services.controller.core.cluster.succession import SuccessionSettings
 from services.controller.core.cluster.workload import WorkloadSettings
 from services.controller.core.ledger.outcomes import LedgerSettings
 from services.controller.core.model_facts import ModelFacts
+from services.controller.core.strategy import STRATEGIES, Strategy
 from services.controller.engines import EngineTimeouts
 from services.controller.providers.market_file import MarketScript, read_market
 from services.controller.providers.pacing import cores_per_speed
 from services.controller.runtime import RuntimeSettings
 from services.controller.service import ServiceLimits
+
+_NOT_UNIFORM = ("objective", "ttft_target_s", "tpot_target_s", "budget_per_hour")
+"""What the planner of uniform degrees knows nothing of."""
 
 
 class ControllerSettings(ServiceSettings):
@@ -72,6 +76,8 @@ class ControllerSettings(ServiceSettings):
     spares: int = Field(default=0, ge=0, le=1000)
     """Nodes beside those of the plan that wait, loaded, for one that is lost: so many where any may
     be, and the budget has room."""
+    strategy: str = "full"
+    """What the mesh does when nodes come and go: a row of `core.strategy`."""
     sleep_s: float = Field(default=300.0, gt=0, le=1e6)
     """With `nodes_min` 0 there is no node once nobody has asked for so long; the first request
     then waits for one."""
@@ -159,6 +165,17 @@ class ControllerSettings(ServiceSettings):
             raise ValueError(f"less than nodes_min, which is {info.data['nodes_min']}")
         return value
 
+    @field_validator("strategy")
+    @classmethod
+    def _is_known_and_fits(cls, value: str, info: ValidationInfo) -> str:
+        if value not in STRATEGIES:
+            raise ValueError(f"known are {', '.join(STRATEGIES)}")
+        for name in _NOT_UNIFORM if STRATEGIES[value].uniform else ():
+            default = cls.model_fields[name].default
+            if info.data.get(name, default) != default:
+                raise ValueError(f"{value} takes no account of {name}: leave one of both out")
+        return value
+
     @field_validator("node_speeds")
     @classmethod
     def _speeds_are_numbers(cls, value: str) -> str:
@@ -228,6 +245,16 @@ class ControllerSettings(ServiceSettings):
         return min(1.0, relative_speed * cores_per_speed(counts, most_nodes, usable_cores()))
 
     @property
+    def capabilities(self) -> Strategy:
+        """What the strategy is able to do."""
+        return STRATEGIES[self.strategy]
+
+    @property
+    def makes_plans(self) -> str:
+        """The placement API's name of the planner: of uniform degrees there is one."""
+        return "spotserve" if self.capabilities.uniform else self.planner
+
+    @property
     def wishes(self) -> Wishes:
         return Wishes(
             self.budget_per_hour,
@@ -244,11 +271,12 @@ class ControllerSettings(ServiceSettings):
     @property
     def replanning(self) -> ReplanSettings:
         return ReplanSettings(
-            cool_down_s=self.replan_cool_down_s,
+            cool_down_s=0.0 if self.capabilities.uniform else self.replan_cool_down_s,
             steady_s=self.replan_steady_s,
             return_s=self.replan_return_s,
             measured_s=min(self.replan_steady_s, self.workload_smooth_s / 2),
             counts_arrivals=not self.aim.is_plain,
+            anew=self.capabilities.uniform,
         )
 
     @property
@@ -263,7 +291,8 @@ class ControllerSettings(ServiceSettings):
         initial = self.initial_nodes
         return ClusterSettings(
             first=Goal(facts, self.aim),
-            planner=self.planner,
+            planner=self.makes_plans,
+            strategy=self.capabilities,
             initial=initial,
             expected_nodes=len(initial) or self.expected_nodes,
             pipelines=min(self.pipelines, len(initial) or self.pipelines),
@@ -298,6 +327,7 @@ class ControllerSettings(ServiceSettings):
             max_ended=self.max_ended_generations,
             max_parked=self.max_parked_generations,
             retry_window_s=self.retry_window_s,
+            strategy=self.capabilities,
         )
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from services.common.generation import LayerRange
 from services.common.nodes import NodeShape
 from services.controller.core.cluster.goals import Goal, Goals
 from services.controller.core.cluster.market import MAX_COUNT, Offer
@@ -24,6 +25,7 @@ OTHER = replace(FACTS, model_id="other", digest="o1")
 ONE = Goals.of(Goal(FACTS))
 BOTH = ONE.adding(Goal(OTHER))
 SHAPE = NodeShape(1 << 30, 1.0)
+LAYERS = (LayerRange(0, 18), LayerRange(18, 30))
 LAYER_BYTES = 8 << 20
 """What a layer takes of a node's memory."""
 ANY = Offer("any", "any", SHAPE, count=MAX_COUNT, launch_s=0.3)
@@ -78,6 +80,8 @@ class SimulationSettings:
     """A head goes on as the one before would have: its ids depend on those before them alone."""
     offers: tuple[Offer, ...] = (ANY,)
     """Of the provider, at first."""
+    first_layers: tuple[LayerRange, ...] = LAYERS
+    """Of each pipeline of a first plan."""
     wishes: Wishes | None = None
     """What plans are made for; None: no other plan is asked for."""
     replanning: ReplanSettings = field(
@@ -97,6 +101,8 @@ class SimulationSettings:
     )
     shun_offer_s: float = 2.0
     load_s: float = 0.5
+    step_s: float = 0.03
+    """A step's way through all stages."""
     exits_seen: bool = True
     """The provider tells the controller when a process it started dies."""
     launch_fails: float = 0.0

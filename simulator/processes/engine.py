@@ -23,8 +23,6 @@ from simulator.environment.settings import LAYER_BYTES
 from simulator.processes.holdings import Hold, Holdings, Stage
 from simulator.processes.stages import SimulatedStages, facts_of
 
-STEP_S = 0.03
-"""A step's way through all stages."""
 TICK_S = 0.1
 PROBE_S = 0.5
 
@@ -378,8 +376,9 @@ class SimulatedEngine(Process):
         self.steps += 1
         place.steps.append(step)
         begins_s = max(now_s, place.free_s)
-        place.free_s = begins_s + STEP_S / len(place.members)
-        self.after(begins_s + STEP_S - now_s, self._came_back, place)
+        step_s = self.environment.settings.step_s
+        place.free_s = begins_s + step_s / len(place.members)
+        self.after(begins_s + step_s - now_s, self._came_back, place)
 
     def _came_back(self, place: Place) -> None:
         """The oldest step in flight, unless a stage holds it up."""
@@ -387,7 +386,7 @@ class SimulatedEngine(Process):
             return
         members = [self.network.process(m.incarnation, SimulatedEngine) for m in place.members]
         if any(peer.frozen or peer.wedged for peer in members):
-            self.after(STEP_S, self._came_back, place)
+            self.after(self.environment.settings.step_s, self._came_back, place)
             return
         if not all(self._carried_by(place, peer) for peer in members):
             lost = next(peer for peer in members if not self._carried_by(place, peer))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import TypeVar
 
 from services.common.errors import FailedPrecondition, ShuntError, Unavailable
@@ -39,6 +39,7 @@ from services.placement.replan.moves import ResidentStage
 from services.placement.replan.next_plan import replan
 from services.placement.replan.redivision import redivide
 from services.placement.search.budget import Unlimited
+from services.placement.search.planners import spotserve
 from services.placement.search.problem import Objective, ObjectiveKind, Problem
 from services.placement.search.shares import Limits, Share
 from simulator.environment.addresses import PLACEMENT
@@ -47,8 +48,6 @@ from simulator.environment.network import Process, Reply
 from simulator.processes import search
 from simulator.processes.stages import LAYER_COUNT
 
-LAYERS = (LayerRange(0, 18), LayerRange(18, 30))
-"""Of the pipelines of a first plan."""
 SEARCH_S = (0.02, 0.3)
 """Meanwhile things happen."""
 Asked = TypeVar("Asked", Replanning, Dividing)
@@ -77,17 +76,19 @@ class SimulatedPlacement(Process):
         self.environment = environment
 
     def plan(self, reply: Reply, ask: AskPlan) -> None:
-        """A first plan: pipelines of two nodes each, in the order in which they come."""
+        """A first plan: pipelines of as many nodes as the settings name layers for, in the order in
+        which they come."""
         if self.environment.random.random() < self.environment.settings.plan_fails:
             reply(Unavailable("no answer"))
             return
-        size = len(LAYERS)
+        first_layers = self.environment.settings.first_layers
+        size = len(first_layers)
         planned: list[PlannedPipeline] = []
         for first in range(0, len(ask.nodes) - size + 1, size):
             nodes = ask.nodes[first : first + size]
             stages = tuple(
                 PlannedStage(layers, 1, node.shape, node.node_id)
-                for node, layers in zip(nodes, LAYERS, strict=True)
+                for node, layers in zip(nodes, first_layers, strict=True)
             )
             name = f"pipeline-{len(planned) + 1}"
             planned.append(PlannedPipeline(name, stages, 100.0 / (first + size)))
@@ -102,7 +103,8 @@ class SimulatedPlacement(Process):
 
     def replan(self, reply: Reply, question: Replanning) -> None:
         """The next plan, after a while."""
-        self._answers(reply, next_plan, question)
+        uniform = self.environment.settings.cluster.strategy.uniform
+        self._answers(reply, partial(next_plan, uniform=uniform), question)
 
     def divide(self, reply: Reply, question: Dividing) -> None:
         """The next plan of all models, after a while."""
@@ -132,8 +134,9 @@ class _Known:
     offer_id: str = ""
 
 
-def next_plan(question: Replanning) -> NextPlan:
-    """As the service answers. Raises ShuntError where there is no plan."""
+def next_plan(question: Replanning, *, uniform: bool = False) -> NextPlan:
+    """As the service answers, by the planner of uniform degrees where that is asked. Raises
+    ShuntError where there is no plan."""
     wishes, goal, known = question.wishes, question.goal, _known(question)
     nodes = _nodes(known)
     objective = Objective(ObjectiveKind(goal.aim.objective), wishes.budget_per_hour)
@@ -144,8 +147,10 @@ def next_plan(question: Replanning) -> NextPlan:
         improve=question.improve,
         nodes_min=wishes.nodes_min,
         nodes_max=wishes.nodes_max,
+        anew=uniform,
     )
-    found = replan(Problem(costs, nodes, objective), change, search.plan, Unlimited())
+    planner = spotserve.plan if uniform else search.plan
+    found = replan(Problem(costs, nodes, objective), change, planner, Unlimited())
     if not found.change and len(found.pipelines) == question.planned:
         return NextPlan(None, 0.0, found.reasons)  # else what is left is the plan
     deployment = _deployment(goal, found.pipelines, costs, known)

@@ -69,7 +69,7 @@ MISTAKES = (
     Mistake(
         "the base is what the reader has",
         LEDGER,
-        "return Outcome(Grant(entry.epoch, route, entry.spans()), records, True, (event,))",
+        "return Outcome(Grant(entry.epoch, route, base), records, True, (event,))",
         "return Outcome(Grant(entry.epoch, route, question.held), records, True, (event,))",
     ),
     Mistake(
@@ -93,7 +93,7 @@ MISTAKES = (
     Mistake(
         "grants are not read back after a restart",
         LEDGER,
-        "            entry.give_to(record, record.epoch)",
+        "            entry.give_to(record, record.epoch, from_the_start=starts_over)",
         "            entry.give_to(record, max(entry.epoch, 1))",
     ),
     Mistake(
@@ -332,7 +332,7 @@ MISTAKES = (
     Mistake(
         "an answer to an older question is taken up",
         SUCCESSION,
-        "        newest = asked.number == self._cluster.view.next_plan_number",
+        "        newest = asked.number == view.next_plan_number",
         "        newest = True",
         MARKETS,
     ),

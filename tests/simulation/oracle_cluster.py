@@ -59,7 +59,7 @@ class ClusterOracle(Watch):
         if event.kind in TROUBLES:
             self.troubled.add(event.node_id)
         if event.kind == "handover_started":
-            self._check_gives_way(cluster._state, event.pipeline_id)
+            self._check_gives_way(cluster, event.pipeline_id)
         elif event.kind == "stage_taken":
             self._check_taken(cluster._state, event.node_id)
         elif event.kind == "spare_wanted":
@@ -89,17 +89,25 @@ class ClusterOracle(Watch):
         if list(told.launched) != launched:
             self.fail(17, f"{list(told.launched)} was told, and {launched} launched")
 
-    def _check_gives_way(self, state: State, pipeline_id: str) -> None:
+    def _check_gives_way(self, cluster: Cluster, pipeline_id: str) -> None:
         """It is drained for the plan's sake, and no notice has it so."""
+        state, settings = cluster._state, cluster.settings
         giving = state.pipelines[pipeline_id]
         if not giving.retiring:
             return
         nodes = [state.nodes[seat.node_id] for seat in giving.seats]
-        followers = [p for p in state.wanted() if giving in in_the_way(state, p)]
+        followers = [p for p in state.wanted() if giving in in_the_way(state, settings, p)]
         if any(node.departs for node in nodes) or all(p.is_ready for p in state.wanted()):
             return
-        if not any(self._can_begin(state, follower) for follower in followers):
+        overlaps = settings.strategy.concurrent_initialisation
+        begins = self._can_begin if overlaps else self._can_load
+        if not any(begins(state, follower) for follower in followers):
             self.fail(20, f"{pipeline_id} gives way to {followers}, which is not prepared")
+
+    def _can_load(self, state: State, pipeline: Pipeline) -> bool:
+        """Every node that is paid for is there, as far as the controller knows."""
+        nodes = [(seat, state.nodes.get(seat.node_id)) for seat in pipeline.seats]
+        return all((n is not None and n.present) or waits_for_money(seat) for seat, n in nodes)
 
     def _can_begin(self, state: State, pipeline: Pipeline) -> bool:
         """Every process holds its stage, or has fetched it and serves with another one; those that
@@ -276,7 +284,7 @@ class ClusterOracle(Watch):
             self.fail(16, f"{launches} launches for {reasons} + {self.vacancies}")
 
     def has_spares(self) -> bool:
-        """As many as are wanted are there, and hold a stage of the plan."""
+        """As many as are wanted are there, and hold a stage of the plan, or may hold none."""
         controller = self.world.controller if self.world else None
         if controller is None or not controller.alive:
             return False
@@ -284,13 +292,15 @@ class ClusterOracle(Watch):
         return len(kept) == controller.cluster.settings.spares and not self.cold_spares()
 
     def cold_spares(self) -> list[str]:
-        """Those that do not hold what they could."""
+        """Those that do not hold what they could, or are not there where they may hold nothing."""
         cluster = self.world.controller.cluster if self.world else None
         if cluster is None:
             return []
         state = cluster._state
         seats = [seat for pipeline in state.wanted() for seat in pipeline.seats]
         names = [spare.node_id for spare in cluster.view.spares()]
+        if not cluster.settings.strategy.concurrent_initialisation:
+            return [name for name in names if not state.nodes[name].present]
         return [name for name in names if not _is_warm(state.nodes[name], seats)]
 
     def check_spares(self) -> None:

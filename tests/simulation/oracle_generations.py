@@ -199,9 +199,15 @@ class GenerationOracle(Watch):
         self._bases[name, grant.epoch] = {choice: len(ids) for choice, ids in base.items()}
         durable = self._durable.get(name, Durable(0))
         presented = {span.choice: span.ids for span in question.held}
+        goes_on = ledger.settings.strategy.migration
+        whole = {span.choice for span in grant.base if goes_on or span.finish_reason is not None}
+        if not goes_on and whole != set(base):
+            self.fail(3, f"{name}: the base has what is to be computed again")
         for ids in (durable.ids, presented):
             for choice, held in ids.items():
-                if tuple(base.get(choice, ())[: len(held)]) != tuple(held):
+                if (goes_on or choice in whole) and tuple(
+                    base.get(choice, ())[: len(held)]
+                ) != tuple(held):
                     self.fail(3, f"{name}: the base leaves out what was acknowledged or presented")
         if grant.head is None:
             return
@@ -221,7 +227,7 @@ class GenerationOracle(Watch):
             for choice in range(question.request.choices if question.request else 0):
                 end = self._sampled_to.get((name, record.epoch - 1, choice, owner), 0)
                 finished = any(s.choice == choice and s.finish_reason for s in grant.base)
-                if end > len(base.get(choice, ())) and not finished:
+                if goes_on and end > len(base.get(choice, ())) and not finished:
                     self.fail(10, f"{name}: a planned move samples {end} again")
 
     def ledger_event(self, event: LedgerEvent) -> None:

@@ -232,11 +232,12 @@ class MarketOracle(ClusterOracle):
         if event.kind == "handover_started":
             drained = state.pipelines.get(event.pipeline_id)
             if drained is not None and drained.retiring and drained.drains:
-                self._gives_way(state, drained)
+                overlaps = cluster.settings.strategy.concurrent_initialisation
+                self._gives_way(state, drained, overlaps=overlaps)
 
-    def _gives_way(self, state: State, drained: Pipeline) -> None:
+    def _gives_way(self, state: State, drained: Pipeline, *, overlaps: bool) -> None:
         """A formation that the plan lacks is drained; where nothing else serves, everything the
-        plan has and can have needs its nodes."""
+        plan has and can have needs its nodes, or may not load before it has ended."""
         members = drained.formation.members if drained.formation is not None else ()
         nodes = {member.node_id for member in members}
         if drained.stalled or any(
@@ -246,7 +247,7 @@ class MarketOracle(ClusterOracle):
         others = [p for p in state.pipelines.values() if p is not drained]
         if sum(p.drains and p.retiring for p in others):
             self.fail(24, f"{drained.pipeline_id} goes while another one does")
-        if any(p.is_ready and not p.stalled for p in others):
+        if not overlaps or any(p.is_ready and not p.stalled for p in others):
             return
         for other in state.wanted():
             if self._can_come(state, other) and nodes.isdisjoint(s.node_id for s in other.seats):

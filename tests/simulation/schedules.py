@@ -21,6 +21,7 @@ from watch import Violation
 
 from services.common.errors import FailedPrecondition
 from services.common.generation import GenerationRequest, Sampling
+from services.controller.core.strategy import STRATEGIES
 from simulator.environment.network import Trouble
 from simulator.environment.settings import BOTH, SimulationSettings
 from simulator.processes.client import Client
@@ -44,6 +45,7 @@ CAUSES = {
     "attaching": ("long_notice", "kill_stage", "line_break"),
 }
 """What brings a generation to a phase that it would not see by itself."""
+LACKING = [STRATEGIES[name] for name in ("migration", "concurrent-init", "none")]
 FAULTS_CEASE_S = 7.0
 STOPS = (("107",), ("7 11", "105 1"))
 """Of one id, and of a few that follow each other."""
@@ -54,6 +56,8 @@ KV_BLOCKS = (19, 19, 64)
 END_S = 60.0
 SPARED = 0.25
 """Share of the schedules whose mesh keeps a spare."""
+COMPARED = 0.1
+"""Share of the schedules that lack something."""
 SPARED_S = 12.0
 """It is there, and loaded, so long after the plan is carried out at the latest."""
 CARRIED_OUT_S = 21.0
@@ -102,6 +106,14 @@ class Schedule:
         if self._of_spares.random() < SPARED:
             cluster = replace(settings.cluster, spares=1)
             settings = replace(settings, cluster=cluster)
+        chance = Random(f"{seed} strategy")
+        if chance.random() < COMPARED:  # who starts over needs heads that say the same again
+            strategy = chance.choice(LACKING if self.exact else LACKING[:1])
+            settings = replace(
+                settings,
+                cluster=replace(settings.cluster, strategy=strategy),
+                ledger=replace(settings.ledger, strategy=strategy),
+            )
         self._models = Random(f"{seed} models")
         if self._models.random() < 1 / 8:
             settings = replace(settings, goals=BOTH)

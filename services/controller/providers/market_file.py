@@ -137,10 +137,13 @@ class MarketScript:
         return max(offer.launch_s for offer in self.offers)
 
 
-def read_market(path: Path, *, memory_bytes: int, device_type: str) -> MarketScript:
-    """`memory_bytes` is a node's whose offer names none. Raises InvalidArgument, naming file, entry
-    and field, and NotFound for a file that cannot be read."""
-    document = read_yaml(path, MarketDocument)
+def read_market(
+    path: Path, *, memory_bytes: int, device_type: str, kind: type[MarketDocument] = MarketDocument
+) -> MarketScript:
+    """`memory_bytes` is a node's whose offer names none; `kind` is what else the file may say.
+    Raises InvalidArgument, naming file, entry and field, and NotFound for one that cannot be
+    read."""
+    document = read_yaml(path, kind)
     rows = {row.id: row for row in document.offers}
     if len(rows) < len(document.offers):
         ids = [row.id for row in document.offers]

@@ -24,6 +24,8 @@ class Change:
     generations: tuple[int, ...] = ()
     tokens_per_generation: int = 0
     improve: bool = False
+    anew: bool = False
+    """Pipelines are of one choice: what is left stays whole, or none of it for its own sake."""
     ready_in_s: Mapping[str, float] = field(default_factory=dict)
     """Seconds until a node that is only on offer can begin to load."""
     hysteresis: float = HYSTERESIS

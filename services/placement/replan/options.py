@@ -29,6 +29,10 @@ def options_for(
     """Plans by name, none of them empty."""
     options = [(STAY, left)]
     used = frozenset(node_id for pipeline in left for node_id in pipeline.node_ids)
+    best = best_nodes(problem, problem.nodes, change.nodes_max, used)
+    if change.anew:
+        options.append((ALL, _planned(problem, best, search, budget)))
+        return [(name, option) for name, option in options if option]
     free = tuple(node for node in problem.nodes if node.node_id not in used)
     if change.nodes_max:
         room = max(0, change.nodes_max - len(used))
@@ -39,7 +43,6 @@ def options_for(
         options.append(("it and pipelines of the free nodes", (*left, *added) if added else ()))
     if change.improve or not _keeps(problem, change, left):
         options += _without_each(problem, change, left)
-        best = best_nodes(problem, problem.nodes, change.nodes_max, used)
         options.append((ALL, _planned(problem, best, search, budget)))
     return [(name, option) for name, option in options if option]
 

@@ -257,6 +257,33 @@ async def test_several_models_divide_the_nodes(planning: Planning) -> None:
         await planning.plan(AskPlan(3, (GOAL, huge), nodes, 2, running))
 
 
+LARGE = Goal(ModelFacts("m", "d", 80, HUGE["vocab_size"], 1024, json.dumps(HUGE)))
+
+
+async def layers_of(planner: str, *, anew: bool) -> list[int]:
+    """Of each stage, in plans of a slow and a fast node that hold half of a model each: the first
+    plan, and the next one."""
+    async with serving(PlacementSettings(grpc_port=0, shutdown_grace_s=0)) as address:
+        planning = Planning(address, planner=planner, anew=anew, timeout_s=10.0)
+        room = 90 << 30
+        asked = tuple(
+            NodeAsked(f"node-{n}", NodeShape(room, speed)) for n, speed in ((1, 1), (2, 8))
+        )
+        there = tuple(replace(node(one.node_id), shape=one.shape) for one in asked)
+        first = await planning.plan(AskPlan(1, (LARGE,), there, 1))
+        question = Replanning(2, LARGE, asked, (), (), 0, True, Wishes())
+        answer = await planning.replan(question)
+        await planning.close()
+    assert answer.plan is not None
+    return [len(stage.layers) for stage in (*first.stages(), *answer.plan.stages())]
+
+
+async def test_a_planner_of_uniform_degrees_makes_the_next_plan_too() -> None:
+    assert await layers_of("spotserve", anew=True) == [40, 40, 40, 40]
+    first, second, *_ = await layers_of("proportional", anew=False)
+    assert first != second
+
+
 EACH = Offer("each", "each", NodeShape(2 << 30, 1.0), count=8, price_per_hour=1.0, pool="e")
 
 

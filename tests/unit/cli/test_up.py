@@ -144,6 +144,24 @@ def test_a_market_that_cannot_be_is_refused_before_anything_starts(
     assert not (tmp_path / "mesh").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (MeshOptions(strategy="half"), "--strategy: known are full, migration, concurrent-init"),
+        (
+            MeshOptions(strategy="spotserve", budget_per_hour=3.0),
+            "--strategy: spotserve takes no account of budget_per_hour",
+        ),
+    ],
+)
+def test_a_strategy_that_cannot_be_is_refused_before_anything_starts(
+    tmp_path: Path, options: MeshOptions, told: str
+) -> None:
+    with pytest.raises(MeshError, match=told):
+        up.prepare(MeshDirectory(tmp_path / "mesh"), options, Console())
+    assert not (tmp_path / "mesh").exists()
+
+
 def test_what_is_wrong_with_other_settings_is_not_the_market_s(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,24 @@ def adopt(state: State, settings: ClusterSettings, plan: Plan, now_s: float) -> 
     return actions
 
 
+def must_load(state: State, plan: Plan) -> list[str]:
+    """Nodes and offers that the plan has load another stage than the running one, in its order."""
+    if state.plan is None:
+        return []
+    sit = {
+        node_id: seat.stage
+        for pipeline in state.wanted()
+        for seat in pipeline.seats
+        for node_id in seat.node_ids
+    }
+    return [
+        stage.node_id or stage.offer_id
+        for deployment, pipeline in plan.pipelines()
+        for stage in pipeline.stages
+        if sit.get(stage.node_id) != HeldStage(deployment.model, stage.layers, stage.tp_degree)
+    ]
+
+
 def _named(state: State, plan: Plan) -> tuple[Plan, set[str]]:
     """The plan with names that mean one thing: what runs already has the name it runs by, and
     nothing else has a name that is in use. And which names those are."""
@@ -147,12 +165,24 @@ def blockers(state: State, pipeline: Pipeline) -> list[Pipeline]:
     return list(found.values())
 
 
-def in_the_way(state: State, pipeline: Pipeline) -> list[Pipeline]:
-    """Pipelines that have to end before this one can be: they have its nodes, or the money."""
+def in_the_way(state: State, settings: ClusterSettings, pipeline: Pipeline) -> list[Pipeline]:
+    """Pipelines that have to end before this one can be: they have its nodes, or the money, or
+    nothing that takes their place may load while they serve."""
     found = blockers(state, pipeline)
-    if not found and any(waits_for_money(seat) for seat in pipeline.seats):
+    if found:
+        return found
+    if any(waits_for_money(seat) for seat in pipeline.seats):
         return state.retiring()
-    return found
+    if not settings.strategy.concurrent_initialisation:
+        return [other for other in state.retiring() if other.model == pipeline.model]
+    return []
+
+
+def may_load(state: State, settings: ClusterSettings, pipeline: Pipeline) -> bool:
+    """Its nodes may load now what they are to have."""
+    if settings.strategy.concurrent_initialisation:
+        return True
+    return pipeline.formation is None and not in_the_way(state, settings, pipeline)
 
 
 def _blocked_by(state: State, pipeline: Pipeline, seat: Seat) -> Pipeline | None:
@@ -172,11 +202,11 @@ def take_turns(state: State, settings: ClusterSettings, now_s: float) -> list[Ac
         return _next(state, done[0], now_s) if done else []
     if any(_goes_on(state, settings, pipeline) for pipeline in lacking):
         return []
-    waiting = [(in_the_way(state, p), p) for p in lacking if p.formation is None]
+    waiting = [(in_the_way(state, settings, p), p) for p in lacking if p.formation is None]
     next_to_go = [
         other
         for others, pipeline in sorted(waiting, key=lambda one: len(one[0]))
-        if _is_prepared(state, pipeline)
+        if _has_what_it_needs(state, settings, pipeline)
         for other in others
         if _is_done(state, settings, other, now_s)
     ]
@@ -226,7 +256,24 @@ def _goes_on(state: State, settings: ClusterSettings, pipeline: Pipeline) -> boo
             return False
         if node.cannot_load(seat.stage, settings.load_attempts):
             return False
-    return not _is_prepared(state, pipeline) or not blockers(state, pipeline)
+    has_all = _has_what_it_needs(state, settings, pipeline)
+    return not has_all or not _ends_first(state, settings, pipeline)
+
+
+def _ends_first(state: State, settings: ClusterSettings, pipeline: Pipeline) -> list[Pipeline]:
+    """What serves and has to end for it, or for it to load."""
+    if settings.strategy.concurrent_initialisation:
+        return blockers(state, pipeline)
+    return in_the_way(state, settings, pipeline)
+
+
+def _has_what_it_needs(state: State, settings: ClusterSettings, pipeline: Pipeline) -> bool:
+    """Nothing more can be done for it while others serve: it is prepared, or may load no sooner and
+    every node of it that is paid for is there."""
+    if settings.strategy.concurrent_initialisation:
+        return _is_prepared(state, pipeline)
+    nodes = ((seat, state.nodes.get(seat.node_id)) for seat in pipeline.seats)
+    return all((n is not None and n.present) or waits_for_money(seat) for seat, n in nodes)
 
 
 def _is_prepared(state: State, pipeline: Pipeline) -> bool:
@@ -265,10 +312,10 @@ def _can_be_spared(
     for other in others:
         if other.is_ready or _is_hopeless(state, settings, other):
             continue
-        waits_for = in_the_way(state, other)
+        waits_for = in_the_way(state, settings, other)
         if last_resort and any(one.model != pipeline.model for one in waits_for):
             continue
-        if pipeline not in waits_for or not _is_prepared(state, other):
+        if pipeline not in waits_for or not _has_what_it_needs(state, settings, other):
             return False  # it may serve first, or be nearer to it
     return True
 

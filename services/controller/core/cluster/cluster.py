@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from math import inf
 
-from services.common.errors import NotFound, StaleEpoch
+from services.common.errors import FailedPrecondition, NotFound, StaleEpoch
 from services.common.exchange import Route
 from services.common.nodes import NodeFacts
 from services.controller.core.cluster.actions import (
@@ -29,7 +29,7 @@ from services.controller.core.cluster.actions import (
     RoutesChanged,
     TerminateNode,
 )
-from services.controller.core.cluster.changes import adopt
+from services.controller.core.cluster.changes import adopt, must_load
 from services.controller.core.cluster.deadlines import carry_out_due, next_due_s
 from services.controller.core.cluster.faults import deployed_models
 from services.controller.core.cluster.goals import Goals
@@ -216,11 +216,23 @@ class Cluster:
         state.asking.answered()
         if plan.number <= state.last_number:
             return
-        if plan.models <= state.goals.models:
+        if self._moved_by(plan):
+            self._happen([LogEvent("plan_refused", attributes={"plan": str(plan.number)})])
+        elif plan.models <= state.goals.models:
             state.first_launches.succeed()
             self._happen(self._adopt(plan, now_s))
         else:  # a model of it was undeployed meanwhile
             self._happen([LogEvent("plan_outdated", attributes={"plan": str(plan.number)})])
+
+    def check_plan(self, plan: Plan) -> None:
+        """Raises FailedPrecondition for a plan that moves weights where these are to stay."""
+        moved = self._moved_by(plan)
+        if moved:
+            message = f"the strategy {self.settings.strategy.name} leaves weights where they are"
+            raise FailedPrecondition(f"{message}: {', '.join(moved)} would load", field="stages")
+
+    def _moved_by(self, plan: Plan) -> list[str]:
+        return must_load(self._state, plan) if self.settings.strategy.weights_stay else []
 
     def _adopt(self, plan: Plan, now_s: float) -> list[Action]:
         adopted_unix_s = round(now_s + self.unix_offset_s, 3)
@@ -320,7 +332,7 @@ class Cluster:
             [
                 LogEvent("handover_finished", "", pipeline.pipeline_id, {"sealed": str(sealed)}),
                 DissolveFormation(formation_id, state.living(formation)),
-                *follow(state, pipeline),
+                *follow(state, self.settings, pipeline),
             ]
         )
 

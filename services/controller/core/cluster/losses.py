@@ -130,17 +130,17 @@ def dissolve(
     return [
         LogEvent("pipeline_lost", "", pipeline.pipeline_id, attributes),
         DissolveFormation(formation.formation_id, state.living(formation)),
-        *follow(state, pipeline),
+        *follow(state, settings, pipeline),
     ]
 
 
-def follow(state: State, pipeline: Pipeline) -> list[Action]:
+def follow(state: State, settings: ClusterSettings, pipeline: Pipeline) -> list[Action]:
     """What becomes of a pipeline behind its formation: one that the plan lacks is over, the seats
     of another go to their successors."""
     if pipeline.retiring:
         end(state, pipeline)
         return []
-    return [action for seat in pipeline.seats for action in _hand_seat(state, seat)]
+    return [action for seat in pipeline.seats for action in _hand_seat(state, settings, seat)]
 
 
 def end(state: State, pipeline: Pipeline) -> None:
@@ -153,11 +153,11 @@ def end(state: State, pipeline: Pipeline) -> None:
                 node.release()
 
 
-def _hand_seat(state: State, seat: Seat) -> list[Action]:
+def _hand_seat(state: State, settings: ClusterSettings, seat: Seat) -> list[Action]:
     """Gives the seat to its successor and lets the old node go, if the successor is ready or the
     old node goes anyway."""
     node, successor = state.nodes.get(seat.node_id), state.nodes.get(seat.successor_id)
-    ready = successor is not None and successor.holds(seat.stage)
+    ready = successor is not None and successor.may_follow(settings, seat.stage)
     if not ready and (node is None or not node.departs):
         return []
     seat.pass_on()

@@ -118,6 +118,13 @@ class Node(Noun):
         """It is there and need not load this stage."""
         return self.present and stage in self.stages
 
+    def may_follow(self, settings: ClusterSettings, stage: HeldStage) -> bool:
+        """Whoever runs the stage now may end for it: it has the stage, or may not load it before
+        and is there."""
+        return (
+            self.present if not settings.strategy.concurrent_initialisation else self.holds(stage)
+        )
+
     def has_fetched(self, stage: HeldStage) -> bool:
         """As much of it as there is room for while it serves with another one."""
         return self.present and self.fetched == stage

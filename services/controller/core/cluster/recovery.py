@@ -28,7 +28,7 @@ def first_actions(state: State, settings: ClusterSettings, now_s: float) -> list
         elif formation.forming:
             state.end_formation(pipeline, settings, "controller restarted", now_s)
             actions.append(DissolveFormation(formation.formation_id, formation.members))
-            actions += follow(state, pipeline)
+            actions += follow(state, settings, pipeline)
     leaving = [node for node in state.nodes.values() if node.leaving and not node.lost]
     return [*actions, *(TerminateNode(node.node_id) for node in leaving)]
 

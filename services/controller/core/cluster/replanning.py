@@ -73,6 +73,8 @@ class ReplanSettings:
     ask_again_s: float = 1.0
     """Pause behind a planning failure; it doubles from failure to failure."""
     ask_again_max_s: float = 60.0
+    anew: bool = False
+    """The whole is planned whatever happened, and a node that goes or comes is reason enough."""
     candidates_an_offer: int = 16
     """Nodes of one offer that a plan may name beside those that run."""
 
@@ -136,6 +138,8 @@ class Replanner:
         self._over_budget = False
         self._asking: Ask | None = None
         self._failures = Backoff()
+        self._there: frozenset[str] | None = None
+        """Nodes that may have a place; None before any were told of."""
         self.planned: Workload | None = None
         """What the running plan was made for; None where it was made for none in particular."""
         self._workload: Workload | None = None
@@ -146,6 +150,12 @@ class Replanner:
         self._causes.setdefault(cause, now_s)
         if cause in _ANY_OFFER:
             self._failures.try_now()  # somebody waits
+
+    def there(self, nodes: Collection[str], now_s: float) -> None:
+        """These are all nodes that may have a place now."""
+        before, self._there = self._there, frozenset(nodes)
+        if self._settings.anew and before is not None and before != self._there:
+            self.happened(Cause.LOST if before - self._there else Cause.CAME, now_s)
 
     def forget(self, cause: Cause) -> None:
         """It is not asked about any more."""
@@ -218,7 +228,8 @@ class Replanner:
             return None
         urgent = [cause for cause in self._causes if cause in URGENT]
         missed = {lack: lack.cause for lack, at_s in self._lacks.items() if at_s <= now_s}
-        improve = not (urgent or missed) or not _ANY_OFFER.isdisjoint(urgent)
+        at_leisure = not (urgent or missed)
+        improve = at_leisure or self._settings.anew or not _ANY_OFFER.isdisjoint(urgent)
         causes = [c for c in self._causes if (improve and not busy) or c in URGENT]
         for cause in causes:
             del self._causes[cause]
@@ -234,7 +245,7 @@ class Replanner:
 
     def renewed(self, ask: Ask, running: dict[str, int], now_s: float) -> Ask:
         """The question with what may be named by now."""
-        only_steady = ask.improve and _ANY_OFFER.isdisjoint(ask.causes)
+        only_steady = ask.improve and URGENT.isdisjoint(ask.causes)
         return replace(ask, candidates=self._candidates(running, only_steady, now_s))
 
     @property

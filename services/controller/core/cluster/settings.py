@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 from services.common.nodes import NodeShape
 from services.controller.core.cluster.goals import Goal
+from services.controller.core.strategy import FULL, Strategy
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class ClusterSettings:
     """The placement API's name of who makes the plan."""
     can_launch: bool = True
     """The provider starts nodes; else a replacement must register by itself."""
+    strategy: Strategy = FULL
     spares: int = 0
     """Nodes without a place that are kept for one that is lost, where any may be."""
     budget_per_hour: float = 0.0

@@ -18,7 +18,7 @@ from services.controller.core.cluster.actions import (
     LogEvent,
     TerminateNode,
 )
-from services.controller.core.cluster.changes import blockers, take_turns
+from services.controller.core.cluster.changes import blockers, may_load, take_turns
 from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.lacks import waits_for_money
 from services.controller.core.cluster.losses import give_up, give_up_spare
@@ -121,9 +121,10 @@ class _Steps:
         for pipeline, seat in seats:
             actions += self._fill(pipeline, seat)
         for pipeline in state.lacking():
-            for seat in pipeline.seats:
-                for node_id in seat.node_ids:
-                    actions += self._load(node_id, seat)
+            if may_load(state, self._settings, pipeline):
+                for seat in pipeline.seats:
+                    for node_id in seat.node_ids:
+                        actions += self._load(node_id, seat)
             actions += self._replacement_ready(pipeline)
             actions += self._form(pipeline)
         actions += take_turns(state, self._settings, self._now_s)
@@ -283,11 +284,15 @@ class _Steps:
             return []
         leaving = [seat for seat in pipeline.seats if self._goes(seat)]
         names = [s.successor_id if s in leaving else s.node_id for s in pipeline.seats]
-        members = self._members(pipeline, names)
-        if not leaving or members is None:
+        members = [self._state.nodes.get(name) for name in names]
+        if not leaving or not all(
+            node is not None and node.may_follow(self._settings, seat.stage)
+            for node, seat in zip(members, pipeline.seats, strict=True)
+        ):
             return []
-        if len({node.numerics_class for node in members}) > 1:
-            return self._tell_classes(pipeline, members)
+        held = self._members(pipeline, names)
+        if held is not None and len({node.numerics_class for node in held}) > 1:
+            return self._tell_classes(pipeline, held)
         self._prepare(pipeline)
         pipeline.be_ready_to_hand_over()
         return [
@@ -411,7 +416,8 @@ class _Steps:
         if not count or not self._is_whole():
             return []
         actions: list[Action] = []
-        for more in loads(state, settings, market, now_s):
+        may_load = settings.strategy.concurrent_initialisation
+        for more in loads(state, settings, market, now_s) if may_load else ():
             if len(more.among) > 1:
                 state.stock_up(more.node, more.stage, more.among)
             else:

@@ -123,9 +123,13 @@ class Succession:
     # What happens
 
     def operator_asks(self, now_s: float) -> None:
-        """Has the whole planned anew. Raises FailedPrecondition where there is no plan yet."""
+        """Has the whole planned anew. Raises FailedPrecondition where there is no plan yet, or none
+        that moves weights may follow."""
         if self._cluster.plan is None:
             raise FailedPrecondition("there is no plan yet", field="plan")
+        if self._weights_stay:
+            reason = f"the strategy {self._cluster.settings.strategy.name} leaves weights in place"
+            raise FailedPrecondition(reason, field="strategy")
         self._operator_waits = True
         self._replanner.happened(Cause.OPERATOR, now_s)
 
@@ -145,10 +149,16 @@ class Succession:
         """A router says what it was asked for."""
         self._workloads.reported(router_id, incarnation, measured_s, demands, now_s)
 
+    @property
+    def _weights_stay(self) -> bool:
+        """No question has an answer that may be carried out: what is lost waits for its like."""
+        return self._cluster.settings.strategy.weights_stay
+
     def _hear(self, now_s: float) -> None:
         cluster, view = self._cluster, self._cluster.view
         self._hear_market(now_s)
         self._replanner.lacking(view.lacks(), now_s)
+        self._replanner.there([node.node_id for node in view.staying() if node.present], now_s)
         guests = view.guests()
         if guests - self._guests:
             self._replanner.happened(Cause.CAME, now_s)
@@ -183,7 +193,7 @@ class Succession:
         if cluster.plan is None:
             return Look()  # the first plan is the cluster's own question
         self._hear(now_s)
-        if not self._settings.automatic and not self._operator_waits:
+        if self._weights_stay or not (self._settings.automatic or self._operator_waits):
             return Look()
         if view.asleep() and not self._wakes(now_s):
             return Look()

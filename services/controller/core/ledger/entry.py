@@ -39,7 +39,11 @@ class JournalEntry:
         self.pipeline_id = ""
         self.choices = [JournalChoice() for _ in range(request.choices)]
         self.base_lengths: tuple[int, ...] = (0,) * request.choices
-        """Ids before this epoch, by choice."""
+        """Ids that this epoch's head was given, by choice."""
+        self.computed_again = 0
+        """Ids that a head has computed though they were held, as far as checkpoints have told."""
+        self._computed_to = [0] * request.choices
+        """How far this epoch's head has come, as far as is known, by choice."""
         self.sealed = False
         """The epoch's head has said its last word."""
         self.unread = False
@@ -48,13 +52,17 @@ class JournalEntry:
         """The epoch's head has said something of it, or is owed the time to do so."""
         self.touched_s = now_s
 
-    def give_to(self, record: HeadBound | Granted, epoch: int) -> None:
-        """The epoch belongs to this head from now on, with the ids there are as its base."""
+    def give_to(
+        self, record: HeadBound | Granted, epoch: int, *, from_the_start: bool = False
+    ) -> None:
+        """The epoch belongs to this head from now on, with the ids there are as its base, or
+        `from_the_start` with those of ended choices alone."""
         self.epoch = epoch
         self.incarnation = record.incarnation
         self.formation_id = record.formation_id
         self.pipeline_id = record.pipeline_id
-        self.base_lengths = self.lengths
+        self.base_lengths = self.ended_lengths if from_the_start else self.lengths
+        self._computed_to = list(self.base_lengths)
         self.sealed = False
         self.begun = isinstance(record, HeadBound)
 
@@ -81,6 +89,20 @@ class JournalEntry:
     def lengths(self) -> tuple[int, ...]:
         """Ids held, by choice."""
         return tuple(len(choice.run) for choice in self.choices)
+
+    @property
+    def ended_lengths(self) -> tuple[int, ...]:
+        """Ids of choices that have ended, by choice; of the others none."""
+        choices = self.choices
+        return tuple(0 if c.reason(len(c.run)) is None else len(c.run) for c in choices)
+
+    def told(self, spans: Sequence[TokenSpan]) -> None:
+        """The epoch's head says these, before they are appended: counts what was held already."""
+        for span in spans:
+            held, before = min(span.end, self.lengths[span.choice]), self._computed_to[span.choice]
+            if held > before:
+                self.computed_again += held - before
+                self._computed_to[span.choice] = held
 
     def choice(self, index: int) -> JournalChoice:
         """Raises InvalidArgument for a choice that was not asked for."""
@@ -121,6 +143,7 @@ class JournalEntry:
         for span in spans:
             choice = self.choice(span.choice)
             choice.run.append(span.start, span.ids, span.logprobs)
+            self._computed_to[span.choice] = len(choice.run)
             choice.finish = choice.finish or span.finish_reason
 
     def spans(self, lengths: Sequence[int] | None = None) -> tuple[TokenSpan, ...]:

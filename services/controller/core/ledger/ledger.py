@@ -109,7 +109,8 @@ class Ledger:
             entry.give_to(record, 1)
         elif isinstance(record, Granted):
             entry.append(record.spans)
-            entry.give_to(record, record.epoch)
+            starts_over = not self.settings.strategy.migration
+            entry.give_to(record, record.epoch, from_the_start=starts_over)
         elif isinstance(record, IdsAppended):
             entry.append((record.span,))
         elif isinstance(record, Sealed):
@@ -177,6 +178,7 @@ class Ledger:
         entry.touched_s = now_s
         entry.begun = True
         self._set_unread(entry, checkpoint.unread, now_s)
+        entry.told(checkpoint.spans)
         new = [IdsAppended(name, span) for span in entry.fresh(checkpoint.spans)]
         records += self._commit(new, now_s)
         complete = all(span.end <= entry.lengths[span.choice] for span in checkpoint.spans)
@@ -185,6 +187,8 @@ class Ledger:
             kind = "generation_finished" if entry.finished else "generation_sealed"
             lengths = ",".join(map(str, entry.lengths))
             attributes = {"epoch": str(entry.epoch), "lengths": lengths}
+            if entry.computed_again:
+                attributes["computed_again"] = str(entry.computed_again)
             events.append(LedgerEvent(kind, name, entry.pipeline_id, attributes))
         result = CheckpointResult(name, checkpoint.epoch, entry.lengths)
         return Outcome(result, records, events=tuple(events))
@@ -306,13 +310,14 @@ class Ledger:
             "epoch": str(entry.epoch),
             "from": before,
             "planned": str(planned).lower(),
-            "base": ",".join(map(str, entry.lengths)),
+            "base": ",".join(map(str, entry.base_lengths)),
         }
         began_in = entry.request.numerics_class
         if head is not None and began_in and head.numerics_class != began_in:
             attributes["numerics"] = f"{began_in} to {head.numerics_class}"
         event = LedgerEvent("generation_granted", name, entry.pipeline_id, attributes)
-        return Outcome(Grant(entry.epoch, route, entry.spans()), records, True, (event,))
+        base = entry.spans(entry.base_lengths if route is not None else None)
+        return Outcome(Grant(entry.epoch, route, base), records, True, (event,))
 
     def cancel(
         self,

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 from services.common.exchange import Checkpoint, CheckpointRefusal, CheckpointResult, Route
 from services.common.generation import ModelRef
 from services.controller.core.ledger.records import Record
+from services.controller.core.strategy import FULL, Strategy
 
 Reply = TypeVar("Reply")
 
@@ -81,6 +82,7 @@ class LedgerSettings:
     call: its reader was gone by then."""
     claim_s: float = 5.0
     """What a retry was given is not given to another one for this long; by then it is read."""
+    strategy: Strategy = FULL
 
 
 def refused(

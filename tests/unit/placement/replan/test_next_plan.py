@@ -13,8 +13,9 @@ from services.placement.estimate.estimator import estimate_pipeline
 from services.placement.replan.change import Change
 from services.placement.replan.moves import Handover, ResidentStage, kept_bytes, stage_bytes
 from services.placement.replan.next_plan import replan
+from services.placement.replan.options import ALL, STAY
 from services.placement.search.budget import Unlimited
-from services.placement.search.planners import shuntserve
+from services.placement.search.planners import shuntserve, spotserve
 from services.placement.search.problem import Objective, ObjectiveKind, Problem
 
 
@@ -206,3 +207,19 @@ def test_what_wants_most_throughput_gains_by_more_than_arrives(running):
     quiet = replace(problem, costs=problem.costs.at_rate(1e-3))
     change = Change(pipelines[:1], {}, horizon_s=1e5, improve=True)
     assert replan(quiet, change, shuntserve.plan, Unlimited()).gain > 0.5
+
+
+def test_a_plan_of_one_choice_is_left_whole_or_made_anew(make_costs):
+    nodes = cluster({"g6.12xlarge": 5})
+    problem = Problem(make_costs("qwen3-32b", "measured"), nodes)
+    two = spotserve.plan(replace(problem, nodes=nodes[:4]), Unlimited()).pipelines
+    for lost in (two[0].node_ids[0], ""):
+        left = without(problem, lost)
+        anew = replan(left, Change(two, {}, anew=True), spotserve.plan, Unlimited())
+        names = {anew.name, *(one.plan for one in anew.alternatives)}
+        assert names <= {STAY, ALL}
+        assert ALL in names
+        assert len({len(pipeline.stages) for pipeline in anew.pipelines}) == 1
+        free = replan(left, Change(two, {}), spotserve.plan, Unlimited())
+        others = {free.name, *(one.plan for one in free.alternatives)} - {STAY, ALL}
+        assert others, "otherwise the free nodes are used beside what is left"
