@@ -38,6 +38,11 @@ async def controller_status(address: str) -> controller_pb2.GetStatusResponse | 
     return status
 
 
+def asleep(status: controller_pb2.GetStatusResponse) -> bool:
+    """It has a plan, of no pipeline."""
+    return status.HasField("plan") and not any(d.pipeline_ids for d in status.plan.deployments)
+
+
 def ready_pipelines(status: controller_pb2.GetStatusResponse) -> int:
     """Pipelines that take requests."""
     ready = controller_pb2.PIPELINE_STATE_READY

@@ -15,7 +15,7 @@ from shuntserve.controller.v1 import controller_pb2
 from services.cli import processes
 from services.cli.layout import MeshOptions, ServiceSpec
 from services.cli.mesh_directory import MeshDirectory, MeshError, MeshState, Phase, ServiceRecord
-from services.cli.mesh_status import controller_status, fault_json, ready_pipelines
+from services.cli.mesh_status import asleep, controller_status, fault_json, ready_pipelines
 from services.cli.status_table import fault_line
 from services.common import health, logs
 
@@ -193,11 +193,12 @@ class Supervisor:
             raise MeshError(f"{self._state.model} cannot be served: {status.unusable}")
         faults = [fault_line(fault_json(fault)) for fault in status.faults]
         because = f"; {faults[0]}" if faults else ""
-        if not planned:
+        sleeps = asleep(status)
+        if not planned and not sleeps:
             return f"waiting for engines: {engines} so far{because}"
         hopeless = {fault.pipeline_id for fault in status.faults if fault.permanent}
         ready = ready_pipelines(status)
-        if not ready or ready < planned - len(hopeless):
+        if not sleeps and (not ready or ready < planned - len(hopeless)):
             message = f"waiting for pipelines: {ready} of {planned} ready, {engines} engines"
             return message + because
         for service in self._services:
@@ -208,6 +209,8 @@ class Supervisor:
             if complaint is not None:
                 return f"waiting for {service.spec.name}: {complaint.reason}"
         self._remark = f"{ready} of {planned} pipelines are ready{because}" if hopeless else ""
+        if sleeps:
+            self._remark = "ready; it has no node until somebody asks"
         return None
 
     def _save(self, phase: Phase, message: str) -> None:

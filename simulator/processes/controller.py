@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from math import inf
 from typing import Any, Protocol
@@ -36,6 +37,7 @@ from services.controller.core.cluster.actions import (
 )
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.dealer import Dealer
+from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.market import Market, NodeGone, Offer, ProviderEvent
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.question import Dividing, NextPlan, Question
@@ -111,6 +113,8 @@ class SimulatedController(Process):
         self._turns = Turns()
         self._wakes_at_s = -inf
         self._stirred = False
+        self.changing = False
+        """Which models are served."""
         self.deeds = 0
         """How often something was to be done: while it is the same, so is the cluster."""
         monitor.restarted()
@@ -386,6 +390,26 @@ class SimulatedController(Process):
         """An operator hands it in."""
         serving = self.monitor.adopts(plan)
         self.cluster.plan_ready(plan, self.clock.now_s)
+        self.monitor.adopted(serving)
+        self.stir()
+
+    def deploy(self, goals: Goals) -> None:
+        """An operator has other models served: one more where placement knows how, one less in any
+        case."""
+        self.changing = True
+        question = self.cluster.view.plan_question(goals)
+        self.call(PLACEMENT, "plan", (question,), partial(self._deployed, goals), PLAN_S)
+
+    def _deployed(self, goals: Goals, result: Any) -> None:
+        self.changing, cluster = False, self.cluster
+        plan = result if isinstance(result, Plan) else cluster.plan
+        if plan is None or (plan is cluster.plan and goals.models > cluster.goals.models):
+            return
+        rest = tuple(one for one in plan.deployments if one.model in goals.models)
+        plan = Plan(cluster.view.next_plan_number, rest)
+        self.environment.settings = replace(self.environment.settings, goals=goals)
+        serving = self.monitor.adopts(plan)
+        cluster.aim_at(goals, plan, self.clock.now_s)
         self.monitor.adopted(serving)
         self.stir()
 

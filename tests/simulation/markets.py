@@ -92,7 +92,9 @@ class MarketSchedule:
         self.happened: Counter[str] = Counter()
         self.disruptions = 0
         clock = self.world.clock
-        for number in range(random.choice((1, 1, 2))):
+        self._expected = random.choice((1, 1, 2))
+        """Clients, those too that have yet to arrive."""
+        for number in range(self._expected):
             clock.after(1.0 + random.random(), self._arrive, number)
         for _ in range(random.randint(2, 9)):
             event = random.choice(EVENTS)
@@ -288,6 +290,25 @@ class MarketSchedule:
         controller.replan()
         return True
 
+    def deploys(self) -> bool:
+        """A second model is to be served, or no more once nobody waits for it."""
+        world, controller = self.world, self.world.controller
+        goals, cluster = world.settings.goals, controller.cluster
+        if not controller.alive or cluster.plan is None or cluster.view.asleep():
+            return False
+        waits = len(world.clients) < self._expected or not all(c.ended for c in world.clients)
+        if cluster.settings.budget_per_hour or controller.changing:
+            return False
+        if goals.find(OTHER.model_id) is None:
+            controller.deploy(goals.adding(Goal(OTHER, Aim(self.random.choice(OBJECTIVES)))))
+            world.clock.after(self.random.random(), self._arrive, self._expected)
+            self._expected += 1
+        elif waits:
+            return False
+        else:
+            controller.deploy(goals.removing(OTHER.model_id))
+        return True
+
     def jump(self) -> bool:
         """So much more is asked, or so much less; nothing, for a while or for good."""
         self._rate_rps = self.random.choice(RATES)
@@ -367,6 +388,7 @@ HAPPENINGS: dict[str, Callable[[MarketSchedule], bool]] = {
     "noticed": MarketSchedule.noticed,
     "operator": MarketSchedule.operator,
     "replans": MarketSchedule.replans,
+    "deploys": MarketSchedule.deploys,
     "jump": MarketSchedule.jump,
     "placement_away": MarketSchedule.placement_away,
     "crash": MarketSchedule.crash,

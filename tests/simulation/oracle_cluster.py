@@ -242,7 +242,7 @@ class ClusterOracle(Watch):
         if controller is None or not controller.alive:
             return False
         state = controller.cluster._state
-        if state.plan is None or state.retiring():
+        if state.plan is None or state.falls_short or state.retiring():
             return False
         for _, planned in state.plan.pipelines():
             pipeline = state.pipelines[planned.pipeline_id]

@@ -13,6 +13,7 @@ from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.market import (
     LaunchFailed,
     Market,
+    NodeGone,
     Offer,
     OffersChanged,
     ProviderEvent,
@@ -60,6 +61,8 @@ class MarketOracle(ClusterOracle):
     def hears(self, event: ProviderEvent, market: Market) -> None:
         """The controller heard it."""
         self.note("hears", type(event).__name__)
+        if isinstance(event, NodeGone) and market.offer_id_of(event.node_id):
+            self.fail(28, f"{event.node_id} is gone, and paid for")
         if isinstance(event, LaunchFailed) and event.retry_after_s > 0:
             offer_id = self._ordered.get(event.node_id, "")
             until_s = self._now_s + event.retry_after_s

@@ -30,6 +30,11 @@ class NodeClass:
     spot: bool = False
     interruptions_per_hour: float = 0.0
 
+    @property
+    def performance(self) -> NodeClass:
+        """What decides its speed: the class without price, pool and market."""
+        return replace(self, price_per_hour=0.0, pool="", spot=False, interruptions_per_hour=0.0)
+
 
 @dataclass(frozen=True)
 class CandidateNode:

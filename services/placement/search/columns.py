@@ -47,6 +47,13 @@ class Columns:
         self.tables, self._tolerance, self._budget = tables, tolerance, budget
         self._solved: dict[Members, Candidate | None] = {}
         self._network = [option.cost.network_bytes_per_s for option in tables.options]
+        first: dict[object, int] = {}
+        self._like = np.array(
+            [
+                first.setdefault((option.cost.kind.performance, option.tp), index)
+                for index, option in enumerate(tables.options)
+            ]
+        )
 
     @property
     def options(self) -> tuple[Option, ...]:
@@ -60,10 +67,11 @@ class Columns:
     def guides(self, rows: Ints) -> Array:
         """Guides [rows] for unfinished pipelines, coarse in the batch."""
         table, at = self.tables.of(rows.shape[1]), self._coarse()[None, :]
+        rows, which = self._unlike(rows)
         rates = self._chunked(
             rows, at.shape[1], lambda part: partial_rates(table, part, _spread(at, part))
         )
-        return _most(rates)
+        return _most(rates)[which]
 
     def bounds(self, rows: Ints, *, every_tail: bool) -> Array:
         """Near upper bounds [rows]: a coarse grid of batches, finer around the best.
@@ -74,7 +82,8 @@ class Columns:
             return self._over_tails(rows, self._near)
         network = np.asarray(self._network)
         order = np.argsort(-network[rows], axis=1, kind="stable")
-        return self._near(np.take_along_axis(rows, order, axis=1))
+        rows, which = self._unlike(np.take_along_axis(rows, order, axis=1))
+        return self._near(rows)[which]
 
     def sure_bounds(self, rows: Ints, *, dense: bool) -> Array:
         """True upper bounds [rows] over all orders and batches; closer when `dense`."""
@@ -88,17 +97,20 @@ class Columns:
         return self._over_tails(rows, lambda moved: _most(self._ceilings(moved, few)))
 
     def _over_tails(self, rows: Ints, bound: Callable[[Ints], Array]) -> Array:
-        """The best over every choice of the last stage; rows are ascending."""
-        out = np.zeros(len(rows))
-        for last in range(rows.shape[1]):
-            changed = np.ones(len(rows), dtype=bool)
-            if last:
-                changed = rows[:, last] != rows[:, last - 1]
-            if changed.any():
-                tail = rows[changed, last : last + 1]
-                moved = np.concatenate([np.delete(rows[changed], last, axis=1), tail], axis=1)
-                out[changed] = np.maximum(out[changed], bound(moved))
-        return out
+        """The best over every choice of the last stage."""
+        stages = rows.shape[1]
+        moved = [np.roll(rows, -shift, axis=1) for shift in range(stages)]
+        distinct, which = self._unlike(np.concatenate(moved))
+        best: Array = bound(distinct)[which].reshape(stages, -1).max(axis=0)
+        return best
+
+    def _unlike(self, rows: Ints) -> tuple[Ints, Ints]:
+        """Rows that differ in more than price, or in the order of all stages but the last; and
+        which of them each row is."""
+        alike = self._like[rows]
+        alike[:, :-1].sort(axis=1)
+        distinct, which = np.unique(alike, axis=0, return_inverse=True)
+        return distinct, which
 
     def _near(self, rows: Ints) -> Array:
         coarse = self._coarse()[:: 2 if len(self._coarse()) > FINE else 1]

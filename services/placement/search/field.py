@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -88,9 +88,5 @@ def alike(nodes: Sequence[CandidateNode]) -> Inventory:
     """Nodes grouped by what decides their speed, the cheapest first."""
     groups: dict[NodeClass, list[CandidateNode]] = {}
     for node in sorted(nodes, key=lambda node: node.kind.price_per_hour):
-        groups.setdefault(_performance(node.kind), []).append(node)
+        groups.setdefault(node.kind.performance, []).append(node)
     return Inventory(tuple(groups), tuple(tuple(group) for group in groups.values()))
-
-
-def _performance(kind: NodeClass) -> NodeClass:
-    return replace(kind, price_per_hour=0.0, pool="", spot=False, interruptions_per_hour=0.0)

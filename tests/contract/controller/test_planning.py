@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from services.common.errors import FailedPrecondition
 from services.common.generation import ModelRef
@@ -30,15 +32,8 @@ from services.controller.core.model_facts import ModelFacts
 from services.controller.diffs import Estimating
 from services.controller.planning import Planning
 from services.controller.what_ifs import LikeNodes
-from services.placement.estimate.calibration import load_calibration
+from services.placement.cli import app
 from services.placement.estimate.catalogue import load_catalogue
-from services.placement.estimate.cluster import CandidateNode, described
-from services.placement.estimate.cluster import Workload as PlacedWorkload
-from services.placement.estimate.costs import Costs
-from services.placement.estimate.model import parse_config
-from services.placement.search.budget import Unlimited
-from services.placement.search.problem import Objective, ObjectiveKind, Problem
-from services.placement.search.registry import DEFAULT_PLANNER, planner
 from services.placement.settings import PlacementSettings
 from tests.configs import LLAMA
 from tests.contract.placement.conftest import serving
@@ -116,13 +111,27 @@ async def test_what_is_left_of_a_plan_is_the_plan_where_nothing_better_is_to_be_
 
 
 async def test_a_plan_of_live_offers_and_workload_is_the_one_that_plan_solve_finds(
-    planning: Planning,
+    planning: Planning, tmp_path: Path
 ) -> None:
-    goal = replace(GOAL, aim=Aim("throughput-per-cost", ttft_target_s=60.0))
+    """The question's offers as a cluster file, answered by the command line."""
+    config = json.dumps(HUGE)
+    facts = replace(GOAL.facts, layer_count=HUGE["num_hidden_layers"], config_json=config)
+    goal = Goal(facts, Aim("throughput-per-cost", ttft_target_s=60.0))
     wishes = Wishes(budget_per_hour=9.0)
-    offers = (
-        Offer("a", "a", NodeShape(24 << 30, 1.0, "l4"), count=3, price_per_hour=0.8, pool="a"),
-        Offer("b", "b", NodeShape(48 << 30, 1.0, "l40s"), count=2, price_per_hour=1.9, pool="b"),
+    offers = tuple(
+        Offer(
+            name,
+            name,
+            NodeShape(round(load_catalogue().gpu(gpu).memory_gb * 1e9), 1.0, gpu),
+            count=count,
+            price_per_hour=price,
+            pool=name,
+            spot=spot,
+        )
+        for name, gpu, count, price, spot in (
+            ("a", "l4", 3, 0.8, True),
+            ("b", "l40s", 2, 1.9, False),
+        )
     )
     candidates = [
         Candidate(f"{offer.offer_id}#{n + 1}", offer)
@@ -133,42 +142,55 @@ async def test_a_plan_of_live_offers_and_workload_is_the_one_that_plan_solve_fin
         question((), *candidates, wishes=wishes),
         goal=goal,
         nodes=(),
-        workload=Workload(2.0, 300.4, 89.6),
+        workload=Workload(0.05, 300.4, 89.6),
     )
     found = await planning.replan(asked)
     assert found.plan is not None
 
-    catalogue = load_catalogue()
-    nodes = tuple(
-        CandidateNode(
-            one.name,
-            described(
-                catalogue,
-                device_type=one.offer.shape.device_type,
-                memory_bytes=one.offer.shape.memory_bytes,
-                price_per_hour=one.offer.price_per_hour or 0.0,
-                pool=one.offer.pool,
-            ),
-        )
-        for one in candidates
-    )
-    costs = Costs(
-        parse_config(json.dumps(LLAMA), ""),
-        PlacedWorkload(300, 90, 2.0),
-        load_calibration("measured"),
-        catalogue,
-    )
-    objective = Objective(
-        ObjectiveKind.THROUGHPUT_PER_COST, budget_per_hour=9.0, ttft_target_s=60.0
-    )
-    solved = planner(DEFAULT_PLANNER)(Problem(costs, nodes, objective), Unlimited())
-    assert sorted(
-        [(stage.offer_id, stage.layers.start, stage.layers.end) for stage in pipeline.stages]
+    types = [
+        {
+            "name": offer.instance_type,
+            "gpu": offer.shape.device_type,
+            "gpu_count": 1,
+            "network_gbps": 10.0,
+            "burst_gbps": 10.0,
+            "price_per_hour": offer.price_per_hour,
+        }
+        for offer in offers
+    ]
+    rows = [
+        {
+            "type": offer.instance_type,
+            "count": offer.count,
+            "price_per_hour": offer.price_per_hour,
+            "pool": offer.pool,
+            "spot": offer.spot,
+        }
+        for offer in offers
+    ]
+    (tmp_path / "instances.yaml").write_text(json.dumps({"instances": types}))
+    (tmp_path / "cluster.yaml").write_text(json.dumps({"instances": rows}))
+    (tmp_path / "config.json").write_text(config)
+    files = {"model": "config.json", "cluster": "cluster.yaml", "catalogue": "."}
+    more = {"objective": "throughput-per-cost", "budget": 9.0, "ttft": 60.0, "rate": 0.05}
+    tokens = {"input-tokens": 300, "output-tokens": 90}
+    options = {name: tmp_path / path for name, path in files.items()} | more | tokens
+    named = (word for name, value in options.items() for word in (f"--{name}", str(value)))
+    result = CliRunner().invoke(app, ["solve", *named, "--json"])
+    assert result.exit_code == 0, result.output
+    solved = json.loads(result.output)
+    layers = [
+        [(stage.offer_id, stage.layers.end - stage.layers.start) for stage in pipeline.stages]
         for pipeline in found.plan.deployments[0].pipelines
-    ) == sorted(
-        [(stage.node.node_id.split("#")[0], stage.start, stage.end) for stage in pipeline.stages]
-        for pipeline in solved.pipelines
+    ]
+    assert sorted(layers) == sorted(
+        [(stage["instance_type"], stage["layers"]) for stage in pipeline["stages"]]
+        for pipeline in solved["pipelines"]
     )
+    assert sum(len(stages) for stages in layers) > 1
+    paid = sum(stage.offer_id == "a" for stage in found.plan.stages()) * 0.8
+    paid += sum(stage.offer_id == "b" for stage in found.plan.stages()) * 1.9
+    assert solved["cost_per_hour"] == pytest.approx(paid)
 
 
 async def test_a_first_plan_says_what_else_there_was(planning: Planning) -> None:

@@ -164,6 +164,29 @@ async def test_a_mesh_is_ready_when_all_that_its_controller_planned_is(
     await task
 
 
+async def test_a_mesh_that_sleeps_is_ready_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What slept when it was ended sleeps when it is started again."""
+    model = controller_pb2.DeploymentStatus(objective="throughput")
+    plan = controller_pb2.PlanStatus(number=3, deployments=[model])
+
+    async def status(address: str) -> controller_pb2.GetStatusResponse:
+        return controller_pb2.GetStatusResponse(plan=plan)
+
+    async def serving(address: str) -> bool:
+        return True
+
+    monkeypatch.setattr(supervisor, "controller_status", status)
+    monkeypatch.setattr(supervisor.health, "is_serving", serving)
+    watched = _Watched(tmp_path, _spec("controller", WAITS))
+    task = asyncio.create_task(watched.run())
+    state = await watched.until(lambda s: s.phase == "ready")
+    assert state.message == "ready; it has no node until somebody asks"
+    watched.stop.set()
+    await task
+
+
 async def test_a_process_that_cannot_be_made_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

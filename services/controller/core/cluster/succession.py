@@ -246,13 +246,13 @@ class Succession:
             if out.questions:
                 return Taken(question=out.questions[0])
             answer = NextPlan(None, 0.0, tuple(out.reasons))
+        elif not self._still_holds(asked, answer.plan):
+            self._out = None
+            self._replanner.withdrawn(now_s)
+            return Taken()
+        else:
+            answer = replace(answer, plan=_beside(cluster.plan, answer.plan))
         self._out, ask = None, out.ask
-        if answer.plan is not None:
-            plan = _beside(cluster.plan, answer.plan)
-            if not self._still_holds(asked, answer.plan.node_ids(), plan):
-                self._replanner.withdrawn(now_s)
-                return Taken()
-            answer = replace(answer, plan=plan)
         attributes = {"causes": ", ".join(ask.causes), "reason": "; ".join(answer.reasons)}
         if answer.plan is None:
             self._replanner.kept(now_s)
@@ -288,13 +288,14 @@ class Succession:
             self._operator_waits = False
         return Taken((LogEvent("replan_failed", attributes=attributes),), refused=told)
 
-    def _still_holds(self, asked: Question, named: frozenset[str], plan: Plan) -> bool:
-        """No other plan has come meanwhile, and the nodes that the answer names are there; where
-        others sit by now is the cluster's."""
-        view = self._cluster.view
+    def _still_holds(self, asked: Question, plan: Plan) -> bool:
+        """No other plan has come meanwhile, the nodes that it names are there, and with what the
+        others have it serves what is to be served; where those sit by now is the cluster's."""
+        view, running = self._cluster.view, self._cluster.plan
         there = {node.node_id for node in view.staying()}
         newest = asked.number == view.next_plan_number
-        return newest and plan.models == self._cluster.goals.models and named <= there
+        models = plan.models if running is None else plan.models | running.models
+        return newest and models == self._cluster.goals.models and plan.node_ids() <= there
 
     # Sleep
 

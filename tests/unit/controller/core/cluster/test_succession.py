@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from services.common.errors import FailedPrecondition, InvalidArgument, ShuntError, Unavailable
@@ -130,6 +132,16 @@ def test_an_answer_for_models_that_are_not_served_any_more_counts_for_nothing() 
     two.cluster.core.aim_at(Goals.of(GOAL), None, 2.5)
     plan = planned({"node-1": LayerRange(0, 30)}, number=first.number)
     assert two.succession.answered(first, NextPlan(plan, 0.5, ("one node does",)), 3.0) == Taken()
+
+
+def test_an_answer_counts_for_nothing_where_another_plan_has_given_its_nodes_away() -> None:
+    two = Two()
+    first = two.ask()
+    newer = replace(adopted_by(two), number=first.number)
+    two.cluster.core.plan_ready(newer, 2.5)
+    plan = planned({"node-3": LayerRange(0, 30)}, number=first.number)
+    assert two.succession.answered(first, NextPlan(plan, 0.5, ("one node does",)), 3.0) == Taken()
+    assert two.succession.look(4.0).question is not None, "the operator waits still"
 
 
 # Where one model lacks what another one has

@@ -4,12 +4,23 @@ from dataclasses import replace
 
 from services.controller.core.cluster.actions import NodeState, PipelineState
 from services.controller.core.cluster.views import NodeView, PipelineView, StageView
-from tests.unit.controller.small_cluster import BACK, FRONT, PATIENT, planned, ready, replaced
+from tests.unit.controller.small_cluster import (
+    BACK,
+    FRONT,
+    PATIENT,
+    facts,
+    planned,
+    ready,
+    replaced,
+)
 
 
 def test_a_node_is_shown_with_its_process_and_its_place() -> None:
     cluster = ready(PATIENT)
-    shown = NodeView("node-2", 7, "i-node-2", NodeState.READY, "pipeline-1", 1, "i-node-2:1")
+    its = facts("node-2")
+    shown = NodeView(
+        "node-2", 7, "i-node-2", NodeState.READY, "pipeline-1", 1, its.address, its.machine
+    )
     assert cluster.view.nodes()[1] == cluster.view.node("node-2") == shown
     assert cluster.view.node("nobody") is None
 
