@@ -30,7 +30,7 @@ from bench import moves
 from bench.speeds import node_speeds
 from services.common import channels
 
-TOKENS = 250
+TOKENS = 150
 NODES, TAKEN = 6, 2
 NOTICE_S = 30.0
 BETTER_WITHIN_S = 20.0

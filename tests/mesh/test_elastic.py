@@ -18,5 +18,4 @@ async def test_nodes_that_go_and_come_change_the_plan_and_no_text(tmp_path: Path
     assert [phase["name"] for phase in phases] == ["noticed", "offered", "killed"]
     assert all(a["plan"] < b["plan"] for a, b in pairwise(phases))
     assert phases[0]["serves_s"] < elastic.NOTICE_S, "the smaller plan serves before the deadline"
-    assert figures["planned_moves"], "streams moved with notice"
     print(phases, figures["planned_moves"], figures["planned_gap_less_replay_s"])
