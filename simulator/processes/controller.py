@@ -21,6 +21,7 @@ from services.common.exchange import Checkpoint, Grant, ResumeQuestion
 from services.common.generation import CancelReason
 from services.common.nodes import NodeFacts
 from services.controller.core.cluster import actions as cluster_actions
+from services.controller.core.cluster import budget
 from services.controller.core.cluster.actions import (
     AskPlan,
     Beat,
@@ -120,7 +121,11 @@ class SimulatedController(Process):
         monitor.restarted()
         now_s, settings = self.clock.now_s, environment.settings
         self.ledger = Ledger.recover(settings.ledger, records, now_s)
-        cluster, draw_id = settings.cluster, environment.draw_id
+        named = settings.cluster.budget_per_hour
+        noted = notes.get(budget.NOTE)
+        per_hour = named if noted is None else budget.Budget.from_json(noted).begun_with(named)
+        cluster = replace(settings.cluster, budget_per_hour=per_hour)
+        draw_id = environment.draw_id
         self.cluster = Cluster.recover(cluster, draw_id, notes, now_s, now_s, settings.goals)
         self.dealer = Dealer(self.cluster, shun_offer_s=settings.shun_offer_s)
         self.act(self.dealer.offered(provider.offers()))
@@ -135,7 +140,7 @@ class SimulatedController(Process):
         if wishes is not None:
             self.succession = Succession(
                 Replanner(settings.replanning),
-                wishes,
+                replace(wishes, budget_per_hour=per_hour),
                 settings.succession,
                 cluster=self.cluster,
                 market=self.dealer.market,
@@ -419,6 +424,15 @@ class SimulatedController(Process):
         self.succession.operator_asks(self.clock.now_s)
         self.monitor.operator_asks()
         self._look()
+
+    def spend(self, per_hour: float) -> None:
+        """An operator sets another budget, and has the whole planned anew within it. Raises
+        FailedPrecondition where there is no plan yet."""
+        named = self.environment.settings.cluster.budget_per_hour
+        self.notes[budget.NOTE] = budget.Budget(per_hour, named).to_json()
+        self.succession.spend(per_hour, self.clock.now_s)
+        self.replan()
+        self.stir()
 
     def _look(self) -> None:
         look = self.succession.look(self.clock.now_s)

@@ -49,6 +49,8 @@ TWO_MODELS = 0.3
 """Share of the markets in which two models share the nodes, and the budget."""
 SPARED = 0.25
 """Share of the markets whose mesh keeps up to two spares."""
+SPENT_ANEW = 0.2
+"""Share of the markets in which an operator sets another budget."""
 NODES_MAX = 7
 RATES = (0.0, 2.0, 10.0, 40.0)
 REPORT_S = 0.5
@@ -102,6 +104,10 @@ class MarketSchedule:
             clock.after(at_s, self._happens, event)
             if random.random() < 0.3:  # what happens together
                 clock.after(at_s + 0.5 * random.random(), self._happens, random.choice(EVENTS))
+        self._spends = Random(f"market {seed} spends")
+        if self._spends.random() < SPENT_ANEW:
+            at_s = STARTS_S + (FAULTS_CEASE_S - STARTS_S) * self._spends.random()
+            clock.after(at_s, self._happens, "spends")
         clock.after(STARTS_S, self._watch)
         self._demand = DemandCounter()
         self._rate_rps = random.choice(RATES)
@@ -290,6 +296,14 @@ class MarketSchedule:
         controller.replan()
         return True
 
+    def spends(self) -> bool:
+        """An operator says what may be spent from now on."""
+        controller = self.world.controller
+        if not controller.alive or controller.frozen or controller.cluster.plan is None:
+            return False
+        controller.spend(self._spends.choice(BUDGETS))
+        return True
+
     def deploys(self) -> bool:
         """A second model is to be served, or no more once nobody waits for it."""
         world, controller = self.world, self.world.controller
@@ -389,13 +403,14 @@ HAPPENINGS: dict[str, Callable[[MarketSchedule], bool]] = {
     "operator": MarketSchedule.operator,
     "replans": MarketSchedule.replans,
     "deploys": MarketSchedule.deploys,
+    "spends": MarketSchedule.spends,
     "jump": MarketSchedule.jump,
     "placement_away": MarketSchedule.placement_away,
     "crash": MarketSchedule.crash,
     "crash_in_change": MarketSchedule.crash,
     "trouble": MarketSchedule.trouble,
 }
-EVENTS = tuple(name for name in HAPPENINGS if name != "crash_in_change")
+EVENTS = tuple(name for name in HAPPENINGS if name not in ("crash_in_change", "spends"))
 
 
 def main(first: int, count: int, patience: int) -> int:

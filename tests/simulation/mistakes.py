@@ -392,6 +392,13 @@ MISTAKES = (
         MARKETS,
     ),
     Mistake(
+        "another budget counts for plans, and not for launches",
+        SUCCESSION,
+        "        self._cluster.spend(budget_per_hour, now_s)\n",
+        "",
+        MARKETS,
+    ),
+    Mistake(
         "a new division spends what it likes",
         "services/placement/search/shares.py",
         "            over += cost_per_hour / self.budget_per_hour - 1",

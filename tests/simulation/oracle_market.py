@@ -101,8 +101,8 @@ class MarketOracle(ClusterOracle):
 
     @property
     def _budget(self) -> float:
-        wishes = self.world.settings.wishes if self.world is not None else None
-        return wishes.budget_per_hour if wishes is not None else 0.0
+        controller = self.world.controller if self.world is not None else None
+        return controller.cluster.settings.budget_per_hour if controller is not None else 0.0
 
     @property
     def _state(self) -> State | None:

@@ -134,9 +134,13 @@ class Succession:
         self._replanner.happened(Cause.OPERATOR, now_s)
 
     def spend(self, budget_per_hour: float, now_s: float) -> None:
-        """Plans are made within another budget from now on."""
+        """Plans are made within another budget from now on; what placement is asked is of the one
+        before."""
         self._wishes = replace(self._wishes, budget_per_hour=budget_per_hour)
         self._cluster.spend(budget_per_hour, now_s)
+        if self._out is not None:
+            self._out = None
+            self._replanner.withdrawn(now_s)
 
     def reported(
         self,

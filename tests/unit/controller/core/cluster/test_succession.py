@@ -279,6 +279,18 @@ def test_another_budget_counts_for_plans_and_for_what_is_launched() -> None:
     assert two.cluster.tick(2.0) == [], "the same again is nothing new"
 
 
+def test_an_answer_within_another_budget_counts_for_nothing() -> None:
+    two = Two(Wishes(budget_per_hour=BUDGET))
+    asked = two.ask()
+    two.succession.spend(BUDGET / 2, 2.5)
+    plan = planned({"node-1": LayerRange(0, 30)}, number=asked.number)
+    taken = two.succession.answered(asked, NextPlan(plan, 0.5, ("it costs what there was",)), 3.0)
+    assert (taken.actions, taken.told) == ((), None)
+    again = of_one(two.succession.look(3.0).question)
+    assert again.wishes.budget_per_hour < BUDGET
+    assert again is not asked
+
+
 def test_what_waited_for_money_is_ordered_when_there_is_more_of_it() -> None:
     two = Two()
     launch = one_of(two.cluster.node_gone("node-3", "i-node-3", "died", 1.5), LaunchNode)
