@@ -93,6 +93,8 @@ class FakeMesh:
         """Every Cancel call: head or controller, and its message."""
         self.traceparents: list[tuple[str, str]] = []
         self.request_ids: list[tuple[str, str]] = []
+        self.demands: list[controller_pb2.ReportDemandRequest] = []
+        """Every ReportDemand call."""
         self.sampled = 0
         self.readers = 0
         """Streams open at heads."""
@@ -435,6 +437,10 @@ class _Controller(controller_pb2_grpc.ControllerServiceServicer):
                 return controller_pb2.ClaimGenerationResponse(generation=self._view(entry))
         await abort_with(context, NotFound("nothing is unread", field="ask_digest"))
         raise AssertionError
+
+    async def ReportDemand(self, message: Any, context: Any) -> Any:
+        self._mesh.demands.append(message)
+        return controller_pb2.ReportDemandResponse()
 
     async def GetGeneration(self, message: Any, context: Any) -> Any:
         entry = self._mesh.journal.get(message.generation_id)

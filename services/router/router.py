@@ -8,11 +8,12 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from services.common import logs, wire
+from services.common.demand import Demand
 from services.common.errors import (
     AlreadyExists,
     DataLoss,
@@ -79,8 +80,10 @@ class Router:
         self._demand = DemandCounter()
         self._incarnation = secrets.token_hex(16)
         self._started_s = time.monotonic()
-        self._missed = asyncio.Event()
-        """Somebody is asked for what has no pipeline."""
+        self._told: Mapping[str, Demand] = {}
+        """What the controller was told last of what is asked for."""
+        self._news = asyncio.Event()
+        """Somebody asks for what has no pipeline, or for what the controller takes to be quiet."""
         self._routes_changed = asyncio.Event()
         self._fewer = asyncio.Event()
         """Set when somebody is served no longer."""
@@ -132,20 +135,21 @@ class Router:
                     await changed.wait()
 
     async def _report(self) -> None:
-        """Tells the controller what is asked for, at once where something is asked for in vain."""
+        """Tells the controller what is asked for, at once where it is asked for in vain, or was
+        told to be quiet: a quiet model goes to sleep."""
         while True:
-            self._missed.clear()
-            measured_s = time.monotonic() - self._started_s
+            self._news.clear()
+            self._told, measured_s = self._demand.counts(), time.monotonic() - self._started_s
             try:
                 await self._controller.report_demand(
-                    self.settings.router_id, self._incarnation, measured_s, self._demand.counts()
+                    self.settings.router_id, self._incarnation, measured_s, self._told
                 )
             except ShuntError as error:
                 _log.debug("demand not told", extra={"reason": error.message})
                 await asyncio.sleep(REPORT_AGAIN_S)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.settings.report_s):
-                    await self._missed.wait()
+                    await self._news.wait()
 
     @property
     def ready(self) -> bool:
@@ -363,7 +367,7 @@ class Router:
             return route
         deadline_s = time.monotonic() + self.settings.route_wait_s
         with self._demand.waiting(model_id):
-            self._missed.set()
+            self._news.set()
             while (route := self._balancer.pick(model_id)) is None:
                 self._check_goes_on()
                 self._check_usable(model_id)
@@ -427,8 +431,9 @@ class Router:
         self._admission.take(session.model_id)
         metrics.STREAMS.labels(session.model_id).inc()
         self._demand.opened(session.model_id)
-        if not self._balancer.has(session.model_id):
-            self._missed.set()
+        told = self._told.get(session.model_id)
+        if told is None or not told.open or not self._balancer.has(session.model_id):
+            self._news.set()
         return session
 
     def _closed(self, session: Session) -> None:

@@ -21,6 +21,7 @@ from services.controller.core.cluster.difference import Difference
 from services.controller.core.cluster.lacks import waits_for_money
 from services.controller.core.cluster.node import Node
 from services.controller.core.cluster.pipeline import Pipeline, Seat
+from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.spares import suits
 from services.controller.core.cluster.state import State
 from simulator.processes.controller import SimulatedController
@@ -29,6 +30,8 @@ from simulator.processes.stages import LAYER_COUNT
 
 TROUBLES = ("node_lost", "interruption_noticed", "load_failed", "node_released")
 SLACK = 1e-6
+WANTING = ("node_lost", "interruption_noticed", "load_failed", "stage_taken", "plan_ready")
+"""Each may cost a spare."""
 SETTLED_LAUNCHES = 3
 """Failed launches with which a plan may be made from the nodes there are; one of which nobody
 hears again is waited for longer than for a plan."""
@@ -41,6 +44,8 @@ class ClusterOracle(Watch):
         super().__init__()
         self.events: list[tuple[float, str, str]] = []
         """Time, kind and pipeline of the cluster's events."""
+        self._released: set[str] = set()
+        self._lost_as_released = 0
         self.plans = 0
         """Given beside those that the cluster asked for."""
         self.vacancies = 0
@@ -58,12 +63,16 @@ class ClusterOracle(Watch):
         self.events.append((self._now_s, event.kind, event.pipeline_id))
         if event.kind in TROUBLES:
             self.troubled.add(event.node_id)
+        if event.kind == "node_released":
+            self._released.add(event.node_id)
+        elif event.kind == "node_lost" and event.node_id in self._released:
+            self._lost_as_released += 1
         if event.kind == "handover_started":
             self._check_gives_way(cluster, event.pipeline_id)
         elif event.kind == "stage_taken":
             self._check_taken(cluster._state, event.node_id)
         elif event.kind == "spare_wanted":
-            self._check_wanted(cluster.settings.spares)
+            self._check_wanted(cluster.settings)
 
     def came_of(self, told: Difference, cluster: Cluster, actions: Sequence[Action]) -> None:
         """A plan was adopted, of which this had been told before."""
@@ -138,15 +147,16 @@ class ClusterOracle(Watch):
         if node is not None and node.deadline_s is not None:  # it may have been let go since
             self.fail(18, f"{node_id} is given a place, and is about to go")
 
-    def _check_wanted(self, spares: int) -> None:
-        """No spare is launched but for one that was lost, given up, taken or too dear for a while,
-        and the first ones."""
+    def _check_wanted(self, settings: ClusterSettings) -> None:
+        """No spare is launched but for one that was lost, given up or taken, and the first ones;
+        where there is a budget, one may have been too dear for a while."""
         kinds = Counter(kind for _, kind, _ in self.events)
-        reasons = (
-            *("node_lost", "interruption_noticed", "load_failed"),
-            *("stage_taken", "plan_ready", "node_released"),
-        )
-        if kinds["spare_wanted"] >= spares + sum(kinds[kind] for kind in reasons):
+        reasons = sum(kinds[kind] for kind in WANTING)
+        if settings.budget_per_hour:
+            reasons += kinds["node_released"]
+        else:
+            reasons -= self._lost_as_released
+        if kinds["spare_wanted"] >= settings.spares + reasons:
             self.fail(16, f"{kinds['spare_wanted']} spares were launched for less")
 
     # Formations
