@@ -16,6 +16,7 @@ from services.router.core.text import ChoiceText, StopString
 from tests.tiny_model import tiny_tokenizer
 
 ENCODER = tiny_tokenizer()
+ENCODER.encode_special_tokens = True  # one that is spelt in a text is text
 EOS = ENCODER.token_to_id("<|im_end|>")
 VOCABULARY = Tokenizer(ENCODER.to_str().encode()).vocabulary
 Make = Callable[..., GenerationRequest]
