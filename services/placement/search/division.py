@@ -346,7 +346,7 @@ class _Search:
         self, index: int, part: Counts, nodes: Sequence[CandidateNode]
     ) -> tuple[PlacedPipeline, ...]:
         """What was found for a part, on these of the equal nodes; what runs on them stays where it
-        is as good."""
+        is as good, and within limits takes no more of them: what was found was counted."""
         share, pipelines = self._shares[index], self._value(index, part).pipelines
         if not pipelines:
             return ()
@@ -356,7 +356,8 @@ class _Search:
             stands_for |= {first.node_id: node for first, node in zip(group, own, strict=False)}
         placed = tuple(pipeline.on(stands_for) for pipeline in pipelines)
         problem = Problem(share.costs, tuple(nodes), _objective(share, nodes), 0, share.seed)
-        return self._rather(share, problem, Solution(placed)).pipelines
+        rather = self._rather(share, problem, Solution(placed)).pipelines
+        return placed if self._limits is not None and _takes_more(rather, placed) else rather
 
     def named(self, parts: tuple[Counts, ...]) -> list[tuple[CandidateNode, ...]]:
         """Nodes by share."""
@@ -396,6 +397,16 @@ class _Search:
             for share, part in zip(self._shares, parts, strict=True)
         )
         return (*each, looked)
+
+
+def _takes_more(some: Sequence[PlacedPipeline], others: Sequence[PlacedPipeline]) -> bool:
+    """More dollars an hour, or more nodes."""
+
+    def taken(pipelines: Sequence[PlacedPipeline]) -> tuple[float, int]:
+        cost_per_hour = sum(pipeline.cost_per_hour for pipeline in pipelines)
+        return cost_per_hour, sum(len(pipeline.stages) for pipeline in pipelines)
+
+    return any(one > other for one, other in zip(taken(some), taken(others), strict=True))
 
 
 def _objective(share: Share, nodes: Sequence[CandidateNode]) -> Objective:

@@ -22,9 +22,9 @@ from services.placement.replan.change import Change
 from services.placement.replan.redivision import Redivision, redivide
 from services.placement.replan.worth import cost_per_hour
 from services.placement.search import division
-from services.placement.search.budget import UNLIMITED
+from services.placement.search.budget import UNLIMITED, SearchBudget
 from services.placement.search.planners import shuntserve
-from services.placement.search.problem import Objective, ObjectiveKind
+from services.placement.search.problem import Objective, ObjectiveKind, Problem, Solution
 from services.placement.search.shares import Limits, Share
 from tests.unit.placement.conftest import MakeCosts
 
@@ -162,6 +162,18 @@ def test_what_is_above_the_budget_is_brought_below_it_and_serves_both(share) -> 
     assert found.change
     assert spent(found) <= 3.0
     assert sorted(len(one) for one in pipelines(found)) == [1, 2]
+
+
+def test_what_runs_does_not_stay_where_it_costs_more_than_was_counted(share) -> None:  # type: ignore[no-untyped-def]
+    """It serves as well, on the dear one of the nodes that the share may have."""
+
+    def cheapest(problem: Problem, budget: SearchBudget) -> Solution:
+        return Solution((on(min(problem.nodes, key=lambda one: one.kind.price_per_hour)),))
+
+    dear, cheap = [node("dear-1", 2.0), node("dear-2", 2.0)], node("cheap")
+    one = replace(share("a"), planner=cheapest, running=(on(dear[1]),))
+    (allotted,), _ = division.allot([*dear, cheap], [one], Limits(1.0), UNLIMITED)
+    assert cost_per_hour(allotted.pipelines) <= 1.0
 
 
 def test_whom_nothing_can_serve_beside_the_others_is_named_and_the_others_are_served(share) -> None:  # type: ignore[no-untyped-def]
