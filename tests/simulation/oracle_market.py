@@ -271,9 +271,9 @@ class MarketOracle(ClusterOracle):
     # At rest
 
     def at_rest(self) -> bool:
-        """What runs is what the plan says, nothing else runs or is paid for, and nobody waits for a
-        plan."""
-        settled = self.carried_out() and not self._operators
+        """What runs is what the plan says, nothing else runs or is paid for, nobody waits for a
+        plan, and spares hold what they can."""
+        settled = self.carried_out() and not self._operators and not self.cold_spares()
         return settled and not self._idle() and not self._wrong_books()
 
     def _idle(self) -> list[str]:
