@@ -15,7 +15,7 @@ from math import nan
 from random import Random
 
 from oracles import Oracle
-from watch import Violation
+from watch import judged
 
 from services.common.demand import Demand
 from services.common.errors import ShuntError
@@ -362,12 +362,7 @@ class MarketSchedule:
 
     def run(self) -> None:
         """Raises Violation."""
-        try:
-            self._run()
-        except Violation:
-            raise
-        except Exception as error:
-            raise Violation(f"invariant 12: a core failed: {error!r}") from error
+        judged(self._run)
 
     def _run(self) -> None:
         world, oracle = self.world, self.oracle

@@ -17,7 +17,7 @@ from oracles import Oracle
 from phases import PHASES, phase_of
 from plans import Plans
 from strangers import Stranger
-from watch import Violation
+from watch import judged
 
 from services.common.errors import FailedPrecondition
 from services.common.generation import GenerationRequest, Sampling
@@ -287,12 +287,7 @@ class Schedule:
 
     def run(self) -> None:
         """Raises Violation."""
-        try:
-            self._run()
-        except Violation:
-            raise
-        except Exception as error:
-            raise Violation(f"invariant 12: a core failed: {error!r}") from error
+        judged(self._run)
 
     def _run(self) -> None:
         world, oracle = self.world, self.oracle
