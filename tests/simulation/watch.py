@@ -12,7 +12,7 @@ class Violation(AssertionError):
 
 
 def judged(run: Callable[[], None]) -> None:
-    """Runs a world. Raises Violation; what a core raises is one, for in a mesh it ends a process."""
+    """Runs a world. Raises Violation, also for what a core raises: in a mesh it ends a process."""
     try:
         run()
     except Violation:
