@@ -26,8 +26,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from services.common.generation import Sampling
-from services.engine.backend import BLOCK_SIZE, Batch, SequenceOpen, SequenceStep
+from bench.stage_runs import StageRuns
 from services.engine.native.model import load_stage
 from services.engine.native.stage import NativeStage
 from services.model.config import parse_config
@@ -66,36 +65,16 @@ class Native:
         self.stage: NativeStage = load_stage(
             parsed, tensors, range(parsed.layer_count), kv_blocks=KV_BLOCKS, threads=threads
         )
-
-    def _prefill(self, ids: Tensor, room: int) -> tuple[list[int], list[list[int]]]:
         self.stage.begin(KV_BLOCKS)
-        batch, prompt = ids.shape
-        blocks = (prompt + room) // BLOCK_SIZE + 1
-        tables = [list(range(slot * blocks, (slot + 1) * blocks)) for slot in range(batch)]
-        greedy = Sampling(max_tokens=room + 1, temperature=0)
-        opens = [SequenceOpen(slot, greedy, 0, ids[slot].tolist()) for slot in range(batch)]
-        steps = [SequenceStep(slot, 0, prompt, tables[slot], True) for slot in range(batch)]
-        sampled = self.stage.forward(Batch(steps, opens), ids.flatten().tolist())
-        assert isinstance(sampled, tuple)
-        return [token.token_id for token in sampled], tables
+        self._runs = StageRuns(self.stage, DECODED_TOKENS)
 
     def decode(self, ids: Tensor) -> float:
         """Tokens/s of decoding behind the prompts."""
-        batch, prompt = ids.shape
-        tokens, tables = self._prefill(ids, DECODED_TOKENS)
-        began = time.perf_counter()
-        for position in range(prompt, prompt + DECODED_TOKENS):
-            steps = [SequenceStep(slot, position, 1, tables[slot], True) for slot in range(batch)]
-            sampled = self.stage.forward(Batch(steps), tokens)
-            assert isinstance(sampled, tuple)
-            tokens = [token.token_id for token in sampled]
-        return batch * DECODED_TOKENS / (time.perf_counter() - began)
+        return len(ids) / self._runs.decode_s(ids)
 
     def prefill(self, ids: Tensor) -> float:
         """Prompt tokens/s up to the first token."""
-        began = time.perf_counter()
-        self._prefill(ids, 0)
-        return ids.numel() / (time.perf_counter() - began)
+        return ids.numel() / self._runs.prefill_s(ids)
 
 
 class Transformers:

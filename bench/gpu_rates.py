@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from services.common.generation import Sampling
-from services.engine.backend import BLOCK_SIZE, Batch, SequenceOpen, SequenceStep, StageBackend
+from bench.stage_runs import StageRuns
+from services.engine.backend import BLOCK_SIZE, StageBackend
 
 PROMPT = 512
 """Tokens before those that are decoded."""
@@ -119,46 +119,6 @@ def as_torch_comes() -> Iterator[None]:
         settings.matmul.allow_bf16_reduced_precision_reduction = (False, False)
 
 
-class Native:
-    """The engine's own stage, all layers in one."""
-
-    def __init__(self, stage: StageBackend) -> None:
-        self._stage = stage
-
-    def _prefill(self, ids: Tensor, room: int) -> tuple[list[int], list[range]]:
-        batch, prompt = ids.shape
-        blocks = (prompt + room) // BLOCK_SIZE + 1
-        tables = [range(slot * blocks, (slot + 1) * blocks) for slot in range(batch)]
-        greedy = Sampling(max_tokens=room + 1, temperature=0)
-        opens = [SequenceOpen(slot, greedy, 0, ids[slot].tolist()) for slot in range(batch)]
-        steps = [SequenceStep(slot, 0, prompt, tables[slot], True) for slot in range(batch)]
-        sampled = self._stage.forward(Batch(steps, opens), ids.flatten().tolist())
-        assert isinstance(sampled, tuple)
-        return [token.token_id for token in sampled], tables
-
-    def decode_s(self, ids: Tensor) -> float:
-        """Of one step behind the prompts."""
-        batch, prompt = ids.shape
-        tokens, tables = self._prefill(ids, STEPS)
-        began = time.perf_counter()
-        for position in range(prompt, prompt + STEPS):
-            steps = [SequenceStep(slot, position, 1, tables[slot], True) for slot in range(batch)]
-            sampled = self._stage.forward(Batch(steps), tokens)
-            assert isinstance(sampled, tuple)
-            tokens = [token.token_id for token in sampled]
-        took_s = time.perf_counter() - began
-        self._stage.forward(Batch([], closes=list(range(batch))), [])
-        return took_s / STEPS
-
-    def prefill_s(self, ids: Tensor) -> float:
-        """Up to the first token."""
-        began = time.perf_counter()
-        self._prefill(ids, 0)
-        took_s = time.perf_counter() - began
-        self._stage.forward(Batch([], closes=[0]), [])
-        return took_s
-
-
 class Transformers:
     """The reference: the same type, its default attention, its own KV cache, no generate()
     around it; ids reach the host at every step, as they must where somebody reads them."""
@@ -229,7 +189,7 @@ def measure(
     stage: StageBackend, reference: Transformers, raw: Mapping[str, Any], of: Work, best: Ceilings
 ) -> dict[str, Any]:
     """Rates of a whole model held as one stage."""
-    native, vocab_size = Native(stage), raw["vocab_size"]
+    native, vocab_size = StageRuns(stage, STEPS), raw["vocab_size"]
     found: dict[str, Any] = {"decode": {}, "prefill": {}}
     stage.begin(BLOCKS * max(BATCHES))
     for batch in BATCHES:
