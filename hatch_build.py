@@ -50,6 +50,7 @@ class ProtoHook(BuildHookInterface[Any]):
             generate(root)
         if self.target_name == "wheel" and version != "editable":
             build_data["force_include"]["gen/shuntserve"] = "shuntserve"
+            build_data["force_include"]["deploy/ec2"] = "services/cli/ec2/data"
 
 
 if __name__ == "__main__":

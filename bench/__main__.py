@@ -1,7 +1,7 @@
 """`python -m bench`: the mesh's own figures, a file each and together in bench/out/mesh.json.
 
-The engine over transformers, the router over its head engines, a crowd at a busy mesh, and the
-stall of a killed stream.
+The engine over transformers, the router over its head engines, a crowd at a busy mesh, ten times
+what it can do, and the stall of a killed stream.
 Weights and placement have benchmarks of their own: `bench.tensorstore`, `bench.placement`.
 """
 
@@ -17,6 +17,7 @@ PARTS = {
     "engine": (),
     "router": (),
     "crowd": (),
+    "overload": (),
     "chaos": ("--kills", "12", "--solo", "2", "--pairs", "1", "--drains", "2"),
 }
 

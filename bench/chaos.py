@@ -1,6 +1,6 @@
 """Kills engine processes under load and compares every text with the undisturbed run's.
 
-`python -m bench.chaos --kills 100 --solo 20 --pairs 10` starts a mesh of its own, keeps eight
+`python -m bench.chaos --kills 100 --solo 20 --pairs 10` starts a mesh of its own, keeps
 streams running, and sends SIGKILL to engine processes: of a random pipeline while both are ready
 (single), of the last ready pipeline (solo) soon after a kill on the other one (prelude), and of
 both within a second (pair). A kill counts only if a running stream's generation is on its pipeline.
@@ -234,20 +234,21 @@ async def run(
     seed: int,
     max_tokens: int,
     drains: int = 0,
+    streams: int = STREAMS,
 ) -> dict[str, Any]:
     """Runs the whole schedule on a mesh that is up; returns the report."""
     randomness = random.Random(seed)
     bodies = meshes.request_bodies(max_tokens)
     timeout = httpx.Timeout(120.0)
-    limits = httpx.Limits(max_connections=4 * STREAMS)
+    limits = httpx.Limits(max_connections=4 * streams)
     async with httpx.AsyncClient(timeout=timeout, limits=limits) as client:
-        expected = await meshes.undisturbed(client, mesh.url(), bodies)
+        expected = await meshes.undisturbed(client, mesh.url(), bodies, at_once=streams)
         load = Load(mesh, bodies, expected)
         services = (await mesh.status())["services"]
         address = next(s["grpc"] for s in services if s["name"] == "controller")
         async with channels.open_channel(address) as channel:
             killer = Killer(controller_pb2_grpc.ControllerServiceStub(channel), load, randomness)
-            workers = [asyncio.create_task(load.worker(client, i)) for i in range(STREAMS)]
+            workers = [asyncio.create_task(load.worker(client, i)) for i in range(streams)]
             try:
                 await _schedule(killer, randomness, kills, solo, pairs, drains)
             finally:
@@ -338,7 +339,8 @@ def _spread(values: Sequence[float]) -> dict[str, float | None]:
 
 async def _main(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="shunt-chaos-") as data_dir:
-        async with meshes.running(Path(data_dir), routers=2) as mesh:
+        options = ("--backend", arguments.backend)
+        async with meshes.running(Path(data_dir), routers=2, options=options) as mesh:
             report = await run(
                 mesh,
                 kills=arguments.kills,
@@ -347,6 +349,7 @@ async def _main(arguments: argparse.Namespace) -> int:
                 seed=arguments.seed,
                 max_tokens=arguments.max_tokens,
                 drains=arguments.drains,
+                streams=arguments.streams,
             )
     text = json.dumps(report, indent=2)
     print(text)
@@ -362,6 +365,8 @@ if __name__ == "__main__":
     parser.add_argument("--solo", type=int, default=20)
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--drains", type=int, default=10)
+    parser.add_argument("--streams", type=int, default=STREAMS)
+    parser.add_argument("--backend", choices=("native", "vllm"), default="native")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--max-tokens", type=int, default=160)
     parser.add_argument("--out", type=Path)

@@ -16,10 +16,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
@@ -30,6 +31,7 @@ from services.common import channels
 TIMEOUT_S = 900.0
 BUSY_LOOPS = 3
 ENDS = "data: [DONE]"
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass
@@ -93,14 +95,16 @@ async def counted_events(mesh: meshes.Mesh) -> AsyncIterator[Counter[str]]:
             await asyncio.gather(watching, return_exceptions=True)
 
 
-async def ask(host: str, port: int, body: dict[str, Any]) -> Answer:
+async def ask(
+    host: str, port: int, body: dict[str, Any], headers: Mapping[str, str] = NO_HEADERS
+) -> Answer:
     """One streamed completion over a connection of its own."""
     answer, began_s = Answer(), time.monotonic()
     try:
         async with asyncio.timeout(TIMEOUT_S):
             reader, writer = await asyncio.open_connection(host, port)
             try:
-                await _converse(reader, writer, body, answer, began_s)
+                await _converse(reader, writer, body, headers, answer, began_s)
             finally:
                 writer.close()
     except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
@@ -113,15 +117,17 @@ async def _converse(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
     body: dict[str, Any],
+    headers: Mapping[str, str],
     answer: Answer,
     began_s: float,
 ) -> None:
     payload = json.dumps(body).encode()
     head = (
         "POST /v1/completions HTTP/1.1\r\nHost: crowd\r\nConnection: close\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n"
     )
-    writer.write(head.encode() + payload)
+    head += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    writer.write(f"{head}\r\n".encode() + payload)
     answer.status = int((await reader.readline()).split()[1])
     while (line := (await reader.readline()).strip()) or not answer.status:
         answer.retry_after |= line.lower().startswith(b"retry-after:")

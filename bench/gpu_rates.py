@@ -21,7 +21,7 @@ PROMPT = 512
 """Tokens before those that are decoded."""
 STEPS = 24
 PREFILL = 2048
-BATCHES = (1, 8, 32)
+BATCHES = (1, 8, 32, 64)
 PAIRS = 3
 BLOCKS = (PROMPT + STEPS) // BLOCK_SIZE + 1
 

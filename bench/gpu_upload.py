@@ -14,6 +14,7 @@ from torch import Tensor
 from bench.gpu_model import MemoryCheckpoint
 from bench.tensorstore_timing import drop
 from services.common.generation import LayerRange, ModelRef
+from services.common.nodes import StageSpec
 from services.engine.native.loader import NativeLoader, NativeOptions
 from services.engine.native.upload import CudaLink, upload
 from services.tensorstore.importer import import_checkpoint
@@ -57,7 +58,7 @@ def loads(
 ) -> dict[str, Any]:
     """A stage of all layers, from a store on the disk of temporary files: read, verified,
     uploaded, tried and self-tested."""
-    layers = LayerRange(0, raw["num_hidden_layers"])
+    spec = StageSpec(LayerRange(0, raw["num_hidden_layers"]))
     with tempfile.TemporaryDirectory(prefix="gpu-") as folder:
         began = time.perf_counter()
         backend = DirectoryBackend(Path(folder) / "store")
@@ -69,7 +70,7 @@ def loads(
             loader = NativeLoader(NativeOptions(str(backend.root), dtype, device, 1, None))
             torch.cuda.synchronize()
             began = time.perf_counter()
-            loader.load(ModelRef("bench", digest), layers, lambda done, total: None).close()
+            loader.load(ModelRef("bench", digest), spec, lambda done, total: None).close()
             torch.cuda.synchronize()
             return time.perf_counter() - began
 

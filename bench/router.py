@@ -5,6 +5,7 @@ prints JSON: tokens/s of eight streams through router and controller over tokens
 the median ratio of interleaved pairs, and the time to first token that the router adds, as the
 median difference of interleaved single requests. Both are differences of a few percent between
 rounds that a busy machine shifts by ten: hence pairs, many of them, and streams of some length.
+With --keys the router asks for keys and holds each request against limits that are never reached.
 Connections stand before the clock runs, to the router as to the heads, as in any client's pool.
 """
 
@@ -29,7 +30,8 @@ from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 from shuntserve.engine.v1 import engine_pb2_grpc
 
 from bench import mesh as meshes
-from services.common import channels
+from services.cli.key_files import add_key
+from services.common import api_keys, channels
 from services.common.exchange import GenerateCall, Route
 from services.common.generation import GenerationKind
 from services.model.chat import Message
@@ -54,6 +56,8 @@ class Bench:
     heads: dict[str, Any]
     """Stubs by address."""
     model: ServedModel
+    key: str = ""
+    """Shown to the router, where it asks for one."""
     idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
     """Connections to the router."""
 
@@ -71,7 +75,8 @@ class Bench:
         ).encode()
         head = (
             "POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+            + (f"Authorization: Bearer {self.key}\r\n\r\n" if self.key else "\r\n")
         )
         connection = self.idle.pop() if self.idle else await asyncio.open_connection(*self.http)
         reader, writer = connection
@@ -94,12 +99,10 @@ class Bench:
             model=route.model.model_id,
             kind=GenerationKind.CHAT,
             prompt=(Message("user", PROMPT),),
-            temperature=0.0,
-            max_tokens=max_tokens,
-            ignore_eos=True,
+            options={"temperature": 0.0, "max_tokens": max_tokens, "ignore_eos": True},
         )
         drawn = Drawn(f"bench-{secrets.token_hex(8)}", 1, int(time.time()))
-        request = ask.resolve(self.model.facts, self.model.prompt_ids(ask, 0), drawn)
+        request = ask.resolve(self.model.facts, self.model.prompt(ask, 0).ids, drawn)
         message = generate_call_to(GenerateCall(request, 1, route.formation_id))
         began_s = time.perf_counter()
         call = self.heads[route.address].Generate(message, timeout=TIMEOUT_S)
@@ -129,7 +132,7 @@ class Bench:
 
 
 @asynccontextmanager
-async def opened(mesh: meshes.Mesh) -> AsyncIterator[Bench]:
+async def opened(mesh: meshes.Mesh, key: str) -> AsyncIterator[Bench]:
     """Finds the mesh's pipelines and opens channels to their heads."""
     services = {s["name"]: s for s in (await mesh.status())["services"]}
     async with (
@@ -150,6 +153,7 @@ async def opened(mesh: meshes.Mesh) -> AsyncIterator[Bench]:
                 routes,
                 {a: engine_pb2_grpc.EngineServiceStub(c) for a, c in opened.items()},
                 ServedModel(files),
+                key,
             )
             yield bench
             for _, writer in bench.idle:
@@ -159,9 +163,11 @@ async def opened(mesh: meshes.Mesh) -> AsyncIterator[Bench]:
                 await channel.close()
 
 
-async def run(mesh: meshes.Mesh, *, pairs: int, requests: int, max_tokens: int) -> dict[str, Any]:
+async def run(
+    mesh: meshes.Mesh, *, pairs: int, requests: int, max_tokens: int, key: str
+) -> dict[str, Any]:
     """The report."""
-    async with opened(mesh) as bench:
+    async with opened(mesh, key) as bench:
         await bench.rate(router=True, max_tokens=16)
         await bench.rate(router=False, max_tokens=16)
         through: list[float] = []
@@ -180,6 +186,7 @@ async def run(mesh: meshes.Mesh, *, pairs: int, requests: int, max_tokens: int) 
         quartiles = statistics.quantiles(added, n=4)
         return {
             "streams": STREAMS,
+            "keys": bool(key),
             "pairs": pairs,
             "ratio": _spread(ratios),
             "tokens_per_s": {"router": _spread(through), "heads": _spread(direct)},
@@ -205,15 +212,28 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
     }
 
 
+LIMITS = dict.fromkeys(("requests_per_minute", "tokens_per_minute", "streams"), 1 << 50)
+"""Of who asks with a key: each is counted, and none is reached."""
+
+
 async def _main(arguments: argparse.Namespace) -> None:
-    options = {"pairs": arguments.pairs, "requests": arguments.requests}
+    options = {
+        "pairs": arguments.pairs,
+        "requests": arguments.requests,
+        "max_tokens": arguments.max_tokens,
+    }
     if arguments.data_dir:
         mesh = meshes.Mesh(arguments.data_dir, arguments.http_port, 0, 1)
-        report = await run(mesh, max_tokens=arguments.max_tokens, **options)
+        report = await run(mesh, key=api_keys.own(), **options)
     else:
-        with tempfile.TemporaryDirectory(prefix="shunt-router-") as data_dir:
-            async with meshes.running(Path(data_dir)) as mesh:
-                report = await run(mesh, max_tokens=arguments.max_tokens, **options)
+        with tempfile.TemporaryDirectory(prefix="shunt-router-") as directory:
+            started, key = tuple[str, ...](), ""
+            if arguments.keys:
+                file = Path(directory) / "keys.json"
+                _, key = add_key(file, "bench", LIMITS)
+                started = ("--keys", str(file))
+            async with meshes.running(Path(directory) / "mesh", options=started) as mesh:
+                report = await run(mesh, key=key, **options)
     text = json.dumps(report, indent=2)
     print(text)
     if arguments.out:
@@ -227,6 +247,9 @@ if __name__ == "__main__":
     parser.add_argument("--requests", type=int, default=400)
     parser.add_argument("--max-tokens", type=int, default=192)
     parser.add_argument("--data-dir", type=Path, help="a mesh that runs; else one is started")
+    parser.add_argument(
+        "--keys", action="store_true", help="ask for keys and count against limits of all kinds"
+    )
     parser.add_argument("--http-port", type=int, default=8080)
     parser.add_argument("--out", type=Path)
     sys.exit(asyncio.run(_main(parser.parse_args())))

@@ -96,7 +96,7 @@ def read_scenario(path: Path) -> Scenario:
     script = read_market(
         path, memory_bytes=NODE_MEMORY_BYTES, device_type="cpu", kind=ScenarioDocument
     )
-    script.shapes(speed for part in parse_speeds(document.nodes) for speed in part)
+    script.shapes((speed, "native") for part in parse_speeds(document.nodes) for speed in part)
     return Scenario(
         document.nodes,
         script.offers,

@@ -18,10 +18,10 @@ class StageRuns:
         self._stage = stage
         self._decoded = decoded
 
-    def decode_s(self, ids: Tensor) -> float:
-        """Of one step behind the prompts `[batch, prompt]`."""
+    def decode_s(self, ids: Tensor, sampling: Sampling | None = None) -> float:
+        """Of one step behind the prompts `[batch, prompt]`; greedy unless told otherwise."""
         batch, prompt = ids.shape
-        tokens, tables = self._prefill(ids, self._decoded)
+        tokens, tables = self._prefill(ids, self._decoded, sampling)
         began = time.perf_counter()
         for position in range(prompt, prompt + self._decoded):
             steps = [SequenceStep(slot, position, 1, tables[slot], True) for slot in range(batch)]
@@ -38,12 +38,14 @@ class StageRuns:
         self._close(len(ids))
         return took_s
 
-    def _prefill(self, ids: Tensor, room: int) -> tuple[list[int], list[range]]:
+    def _prefill(
+        self, ids: Tensor, room: int, sampling: Sampling | None = None
+    ) -> tuple[list[int], list[range]]:
         batch, prompt = ids.shape
         blocks = (prompt + room) // BLOCK_SIZE + 1
         tables = [range(slot * blocks, (slot + 1) * blocks) for slot in range(batch)]
-        greedy = Sampling(max_tokens=room + 1, temperature=0)
-        opens = [SequenceOpen(slot, greedy, 0, ids[slot].tolist()) for slot in range(batch)]
+        sampling = sampling or Sampling(max_tokens=room + 1, temperature=0)
+        opens = [SequenceOpen(slot, sampling, 0, ids[slot].tolist()) for slot in range(batch)]
         steps = [SequenceStep(slot, 0, prompt, tables[slot], True) for slot in range(batch)]
         return self._sampled(Batch(steps, opens), ids.flatten().tolist()), tables
 

@@ -14,10 +14,10 @@ from random import Random
 from bench.scenario import Ask, Scenario
 from bench.strategy_figures import Again, Answer, Figures, computed_again, figures_of
 from services.common.generation import GenerationRequest, LayerRange, Sampling
+from services.common.notices import NoticeKind
 from services.common.speeds import parse_speeds
 from services.controller.core.cluster.actions import LogEvent
 from services.controller.core.cluster.cluster import Cluster
-from services.controller.core.cluster.market import NoticeKind
 from services.controller.core.cluster.question import Wishes
 from services.controller.core.ledger.outcomes import LedgerEvent
 from services.controller.core.strategy import STRATEGIES
@@ -76,7 +76,7 @@ def settings_of(scenario: Scenario, strategy: str) -> SimulationSettings:
     """Those of a mesh that `shunt up --strategy` starts, as far as they matter here."""
     capabilities = STRATEGIES[strategy]
     speeds = [speed for part in parse_speeds(scenario.nodes) for speed in part]
-    nodes = MarketScript("", scenario.offers).shapes(speeds)
+    nodes = MarketScript("", scenario.offers).shapes((speed, "native") for speed in speeds)
     plain = SimulationSettings()
     cool_down_s = 0.0 if capabilities.uniform else 3.0
     shares = [1.0 for _ in speeds] if capabilities.uniform else speeds

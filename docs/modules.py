@@ -9,7 +9,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "ARCHITECTURE.md"
 BEGIN, END = "<!-- modules -->", "<!-- end of modules -->"
-FOLDERS = ("common", "model", "router", "controller", "engine", "tensorstore", "placement", "cli")
+FOLDERS = (
+    *("common", "model", "router", "controller", "launcher"),
+    *("engine", "tensorstore", "placement", "cli"),
+)
 
 
 def line(path: Path, folder: Path) -> str:

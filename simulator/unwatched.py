@@ -16,7 +16,7 @@ from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
 from services.controller.core.ledger.records import Record
 from services.engine.core.actions import SequenceKey
-from services.engine.core.generations import Generations
+from services.engine.core.batching import Batching
 from services.engine.core.scheduler import Step
 from services.router.core.follower import Follower
 from simulator.processes.client import Client
@@ -55,7 +55,7 @@ class Unwatched:
 
     # Engines, routers, clients
 
-    def batched(self, generations: Generations, step: Step) -> None: ...
+    def batched(self, batching: Batching, step: Step) -> None: ...
     def sampled(self, head: str, key: SequenceKey, position: int, token: int) -> None: ...
     def asked(self, question: ResumeQuestion) -> None: ...
     def frame(self, follower: Follower, frame: Frame) -> None: ...

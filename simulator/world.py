@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from random import Random
 from typing import Protocol
 
+from services.common.exchange import PrefixNews, Route
 from services.common.generation import GenerationRequest
 from services.common.nodes import Member, NodeShape
 from simulator.environment.addresses import ROUTERS
 from simulator.environment.environment import Environment
+from simulator.environment.network import Process
 from simulator.environment.settings import SimulationSettings
 from simulator.processes.client import Client, ClientMonitor
 from simulator.processes.controller import ControllerMonitor, SimulatedController
@@ -98,7 +100,16 @@ class World:
                 self.routers[index].update(cluster.routes()[1], cluster.handing_over())
 
     def _start_router(self, index: int) -> SimulatedRouter:
-        return SimulatedRouter(self.environment, self._monitor, f"{ROUTERS}{index}")
+        name = f"{ROUTERS}{index}"
+        return SimulatedRouter(self.environment, self._monitor, name, self._cached)
+
+    def _cached(
+        self, router: Process, route: Route, position: int
+    ) -> tuple[PrefixNews | None, int]:
+        head = self.network.process(route.incarnation, SimulatedEngine)
+        if not head.alive or not self.network.reaches(router, head):
+            return None, position
+        return head.prefixes(route.formation_id, position)
 
     def ask(self, request: GenerationRequest, first: Client | None = None) -> Client:
         """A client comes; `first` is the one whose generation it reads too."""

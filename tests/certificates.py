@@ -12,6 +12,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from services.common.roles import Role, host_of
+
 
 def _key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
@@ -35,12 +37,19 @@ class Authority:
     def path(self) -> Path:
         return self.directory / "authority.pem"
 
-    def issue(self, identity: str) -> dict[str, Path]:
-        """Certificate, key and authority for spiffe://shunt/IDENTITY; none in it when empty."""
+    def issue(
+        self, identity: str, *, ended: bool = False, names_role: bool = False
+    ) -> dict[str, Path]:
+        """Certificate, key and authority for spiffe://shunt/IDENTITY; none in it when empty.
+        `names_role`: to who calls its holder, too."""
         key, name = _key(), identity.replace("/", "-") or "nobody"
-        uris = [x509.UniformResourceIdentifier(f"spiffe://shunt/{identity}")] if identity else []
+        uris: list[x509.GeneralName] = []
+        if identity:
+            uris.append(x509.UniformResourceIdentifier(f"spiffe://shunt/{identity}"))
+        if names_role:
+            uris.append(x509.DNSName(host_of(Role(identity.partition("/")[0]))))
         certificate, secret = (self.directory / f"{name}.{kind}" for kind in ("pem", "key"))
-        certificate.write_bytes(self._sign(_name(name), key, uris))
+        certificate.write_bytes(self._sign(_name(name), key, uris, ended=ended))
         secret.write_bytes(
             key.private_bytes(
                 serialization.Encoding.PEM,
@@ -51,9 +60,14 @@ class Authority:
         return {"certificate": certificate, "key": secret, "authority": self.path}
 
     def _sign(
-        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, uris: list[x509.GeneralName]
+        self,
+        subject: x509.Name,
+        key: ec.EllipticCurvePrivateKey,
+        uris: list[x509.GeneralName],
+        *,
+        ended: bool = False,
     ) -> bytes:
-        now = datetime.datetime.now(datetime.UTC)
+        now = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=2 * ended)
         loopback = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
         builder = (
             x509.CertificateBuilder()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 from shuntserve.tensorstore.v1 import tensorstore_pb2, tensorstore_pb2_grpc
 
 from services.common import channels, wire
-from services.common.errors import NotFound, ShuntError, StaleEpoch
+from services.common.errors import Cancelled, NotFound, ShuntError, StaleEpoch
 from services.common.generation import (
     FinishReason,
     GenerationRequest,
@@ -30,6 +31,10 @@ from services.common.generation import (
 )
 from services.common.statuses import abort_with
 from services.common.telemetry import parent_of
+from services.controller import wire_demand
+from services.controller.core.documents import DocumentSettings
+from services.controller.core.shares import TenantShares
+from services.controller.documents import DocumentRpcs, DocumentRuntime
 from services.router.__main__ import RunningDoors, running
 from services.router.settings import RouterSettings
 from tests.tiny_model import MAX_POSITIONS, MODEL, model_files, tiny_tokenizer
@@ -54,6 +59,8 @@ class Journaled:
     stops: dict[int, int] = field(default_factory=dict)
     read: bool = True
     """A reader is attached, or has claimed it."""
+    classes: list[str] = field(default_factory=list)
+    """Numerics classes of the heads that had it."""
 
 
 class FakeMesh:
@@ -75,19 +82,27 @@ class FakeMesh:
         """What heads say of a generation that has no new token."""
         self.unlikely = False
         """The token that comes is never among the likeliest."""
+        self.cached_tokens = 0
+        """What heads find of a prompt that they read first."""
+        self.prefixes: list[list[engine_pb2.WatchPrefixesResponse]] = [[] for _ in range(heads)]
+        """What each head tells of what it has cached."""
         self.journal_lag = 0
         """The newest ids of a choice that the journal does not hold."""
         self.refusal: ShuntError | None = None
         """What heads answer to a new call."""
         self.journal: dict[str, Journaled] = {}
+        self.deleted: set[str] = set()
         self.alive = [True] * heads
+        self.numerics = ["fake"] * heads
+        """The numerics class of each head."""
         self.silent = [False] * heads
         self.stalled = [False] * heads
         """What the controller thinks of each head; `stall` tells the routers."""
         self.addresses = [""] * heads
         self.calls: list[tuple[int, engine_pb2.GenerateRequest]] = []
         """Every Generate call: the head and its message."""
-        self.detaches: list[engine_pb2.DetachRequest] = []
+        self.detaches: list[engine_pb2.DetachRequest | engine_pb2.Detached] = []
+        self.detach_calls = 0
         """Every Detach call."""
         self.cancels: list[tuple[str, Any]] = []
         """Every Cancel call: head or controller, and its message."""
@@ -95,6 +110,8 @@ class FakeMesh:
         self.request_ids: list[tuple[str, str]] = []
         self.demands: list[controller_pb2.ReportDemandRequest] = []
         """Every ReportDemand call."""
+        self.shares = TenantShares()
+        """What routers have of tenants' limits."""
         self.sampled = 0
         self.readers = 0
         """Streams open at heads."""
@@ -113,6 +130,8 @@ class FakeMesh:
         """Models that are deployed and have no pipeline."""
         self.unusable = ""
         """Why no pipeline ever comes."""
+        self.documents = documents(lease_s=1.0)
+        """What routers keep at the controller."""
         self.version = 1
         self.routes_changed = asyncio.Event()
         self._servers: list[grpc.aio.Server] = []
@@ -123,7 +142,12 @@ class FakeMesh:
         return ids
 
     def token(self, request: GenerationRequest, choice: int, position: int) -> int:
-        """What a model would say: the reply, shifted for sampled requests, then its end."""
+        """What a model would say: what is given, then the reply, shifted for sampled requests, then
+        its end."""
+        given = request.sampling.given_ids
+        if position < len(given):
+            return given[position]
+        position -= len(given)
         reply = self.ids_of(self.replies[choice % len(self.replies)])
         shift = request.sampling.seed % 7 if request.sampling.temperature else 0
         ids = [*reply[shift:], self.eos]
@@ -248,13 +272,15 @@ class _Head(engine_pb2_grpc.EngineServiceServicer):
         entry = self._admit(request, message)
         self._readers[request.generation_id] = me
         entry.read = True
+        if entry.classes[-1:] != [mesh.numerics[index]]:
+            entry.classes.append(mesh.numerics[index])
         lengths = wire.lengths_from(getattr(message, "from"), request.choices)
         sent = list(lengths)
         yield engine_pb2.GenerateResponse(
             accepted=engine_pb2.Accepted(
                 formation_id=f"f{index}",
                 incarnation=f"i{index}",
-                numerics_class="fake",
+                numerics_class=mesh.numerics[index],
                 lengths=wire.lengths_to([len(ids) for ids in entry.ids]),
             )
         )
@@ -288,6 +314,8 @@ class _Head(engine_pb2_grpc.EngineServiceServicer):
 
     def _admit(self, request: GenerationRequest, message: Any) -> Journaled:
         mesh = self._mesh
+        if request.generation_id in mesh.deleted:
+            raise Cancelled("deleted")
         entry = mesh.journal.get(request.generation_id)
         if entry is None:
             ids: list[list[int]] = [[] for _ in range(request.choices)]
@@ -314,7 +342,8 @@ class _Head(engine_pb2_grpc.EngineServiceServicer):
                 start, sent[choice] = sent[choice], len(ids)
                 finish = self._finish(request, entry, choice)
                 logprobs = _logprobs(request, ids, start, mesh.unlikely)
-                spans.append(TokenSpan(choice, start, tuple(ids[start:]), logprobs, finish))
+                cached = 0 if start else mesh.cached_tokens
+                spans.append(TokenSpan(choice, start, tuple(ids[start:]), logprobs, finish, cached))
         return spans
 
     def _finish(
@@ -325,8 +354,19 @@ class _Head(engine_pb2_grpc.EngineServiceServicer):
         end = finish_of(request, entry.ids[choice])
         return end[1] if end else None
 
+    async def WatchPrefixes(self, message: Any, context: Any) -> AsyncIterator[Any]:
+        if message.formation_id != f"f{self._index}":
+            await abort_with(context, NotFound("another formation", field="formation_id"))
+        told, news = 0, self._mesh.prefixes[self._index]
+        while True:
+            for one in news[told:]:
+                yield one
+            told = len(news)
+            await asyncio.sleep(HEARTBEAT_S)
+
     async def Detach(self, message: Any, context: Any) -> Any:
-        self._mesh.detaches.append(message)
+        self._mesh.detaches += [message, *message.more]
+        self._mesh.detach_calls += 1
         return engine_pb2.DetachResponse()
 
     async def Cancel(self, message: Any, context: Any) -> Any:
@@ -374,9 +414,55 @@ def _metadata(context: Any, name: str) -> str:
     return str(dict(context.invocation_metadata() or ()).get(name, ""))
 
 
-class _Controller(controller_pb2_grpc.ControllerServiceServicer):
+class _Journal:
+    """Takes everything."""
+
+    async def write(self, items: Sequence[Any], *, fsync: bool = False) -> None: ...
+
+    async def settled(self) -> None: ...
+
+
+def documents(lease_s: float) -> DocumentRuntime:
+    """None yet, and a journal that takes everything."""
+    return DocumentRuntime(
+        DocumentSettings(lease_s=lease_s),
+        _Journal(),  # type: ignore[arg-type]
+        {},
+        clock=time.monotonic,
+        wall_clock=time.time,
+    )
+
+
+def _told(name: str) -> Any:
+    """An RPC about documents whose refusals are told as a server's interceptor tells them."""
+    rpc = getattr(DocumentRpcs, name)
+
+    async def answer(self: Any, message: Any, context: Any) -> Any:
+        if self._mesh.controller_away:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+        try:
+            return await rpc(self, message, context)
+        except ShuntError as error:
+            await abort_with(context, error)
+            raise AssertionError from None
+
+    return answer
+
+
+class _Controller(DocumentRpcs, controller_pb2_grpc.ControllerServiceServicer):
+    PutDocument = _told("PutDocument")
+    GetDocument = _told("GetDocument")
+    ListDocuments = _told("ListDocuments")
+    DeleteDocument = _told("DeleteDocument")
+    ClaimDocument = _told("ClaimDocument")
+    RenewDocument = _told("RenewDocument")
+
     def __init__(self, mesh: FakeMesh) -> None:
         self._mesh = mesh
+
+    @property
+    def _documents(self) -> DocumentRuntime:  # type: ignore[override]
+        return self._mesh.documents
 
     async def WatchRoutes(self, message: Any, context: Any) -> AsyncIterator[Any]:
         mesh = self._mesh
@@ -393,6 +479,8 @@ class _Controller(controller_pb2_grpc.ControllerServiceServicer):
         alive = [index for index, alive in enumerate(mesh.alive) if alive]
         if mesh.controller_away or not alive:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "no pipeline")
+        if message.generation_id in mesh.deleted:
+            await context.abort(grpc.StatusCode.CANCELLED, "deleted")
         request = wire.request_from(message.request)
         entry = mesh.journal.get(message.generation_id)
         if entry is None:
@@ -414,7 +502,13 @@ class _Controller(controller_pb2_grpc.ControllerServiceServicer):
 
     def _runs(self, entry: Journaled) -> list[Any]:
         return wire.spans_to(
-            TokenSpan(choice, 0, tuple(ids), _logprobs(entry.request, ids, 0, self._mesh.unlikely))
+            TokenSpan(
+                choice,
+                0,
+                tuple(ids),
+                _logprobs(entry.request, ids, 0, self._mesh.unlikely),
+                cached_tokens=self._mesh.cached_tokens,
+            )
             for choice, ids in enumerate(entry.ids)
             if ids
         )
@@ -424,6 +518,9 @@ class _Controller(controller_pb2_grpc.ControllerServiceServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
         self._mesh.cancels.append(("controller", message))
         self._mesh.request_ids.append(("controller", _metadata(context, "x-request-id")))
+        entry = self._mesh.journal.get(message.generation_id)
+        if entry and message.HasField("tenant") and entry.request.tenant != message.tenant:
+            await abort_with(context, NotFound("no such generation", field="generation_id"))
         _end(self._mesh, message)
         return controller_pb2.CancelResponse()
 
@@ -438,14 +535,39 @@ class _Controller(controller_pb2_grpc.ControllerServiceServicer):
         await abort_with(context, NotFound("nothing is unread", field="ask_digest"))
         raise AssertionError
 
+    async def ClaimBackground(self, message: Any, context: Any) -> Any:
+        """What has no reader; whoever claims it reads it."""
+        claimed = []
+        for name, entry in self._mesh.journal.items():
+            done = entry.cancelled or all(finish_of(entry.request, ids) for ids in entry.ids)
+            if entry.request.runs_unread and not (entry.read or done):
+                entry.read = True
+                claimed.append(name)
+        return controller_pb2.ClaimBackgroundResponse(generation_ids=claimed[: message.at_most])
+
+    async def DeleteGeneration(self, message: Any, context: Any) -> Any:
+        if self._mesh.controller_away:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+        self._mesh.deleted.add(message.generation_id)
+        entry = self._mesh.journal.pop(message.generation_id, None)
+        if entry is not None:
+            entry.cancelled = True
+        return controller_pb2.DeleteGenerationResponse()
+
     async def ReportDemand(self, message: Any, context: Any) -> Any:
         self._mesh.demands.append(message)
-        return controller_pb2.ReportDemandResponse()
+        shares = self._mesh.shares.reported(
+            message.router_id,
+            max(1, message.routers),
+            wire_demand.tenants_from(message),
+            time.monotonic(),
+        )
+        return wire_demand.shares_to(shares)
 
     async def GetGeneration(self, message: Any, context: Any) -> Any:
         entry = self._mesh.journal.get(message.generation_id)
         if entry is None:
-            await abort_with(context, NotFound("unknown", field="generation_id"))
+            await abort_with(context, NotFound("no such generation", field="generation_id"))
             raise AssertionError
         return self._view(entry)
 
@@ -468,6 +590,7 @@ class _Controller(controller_pb2_grpc.ControllerServiceServicer):
             epoch=entry.epoch,
             head=mesh.route(entry.head) if mesh.alive[entry.head] and not done else None,
             state=state,
+            numerics_classes=entry.classes,
         )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -30,9 +32,15 @@ def need(**packages: str) -> None:
         return
     if not INSTALLS:
         pytest.skip(f"no {', '.join(missing)} here; SHUNT_TEST_INSTALL=1 as root installs them")
-    _run("apt-get", "update", "-qq")
-    names = sorted(set(missing.values()))
-    _run("apt-get", "install", "-y", "-qq", "--no-install-recommends", *names)
+    install(*sorted(set(missing.values())))
+
+
+def install(*packages: str) -> None:
+    """Debian packages, by one test at a time: apt refuses to run beside itself."""
+    with (Path(tempfile.gettempdir()) / "shunt-tests-apt.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _run("apt-get", "update", "-qq")
+        _run("apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages)
 
 
 def npm_package(name: str, version: str, directory: Path) -> Path:

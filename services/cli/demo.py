@@ -22,6 +22,8 @@ from services.cli.ports import free_ports
 from services.cli.processes import open_own
 from services.cli.up import run_detached
 from services.common import channels
+from services.common.nodes import Backend
+from services.common.roles import Role
 from services.common.settings import TlsSettings
 
 QUESTION = "Explain to a child, step by step, how rain comes about."
@@ -55,10 +57,10 @@ class Reading:
 Event = controller_pb2.WatchEventsResponse
 
 
-def run_demo(directory: MeshDirectory, console: Console) -> bool:
+def run_demo(directory: MeshDirectory, console: Console, backend: Backend = "native") -> bool:
     """Whether both disturbed texts equal the undisturbed one."""
     http_port, grpc_port = free_ports(2)
-    options = MeshOptions(http_port=http_port, grpc_port=grpc_port)
+    options = MeshOptions(http_port=http_port, grpc_port=grpc_port, backend=backend)
     run_detached(directory, options, console)
     try:
         return asyncio.run(_Demo(directory, options.pipelines, console).run())
@@ -185,7 +187,9 @@ class _Demo:
         raise MeshError("the controller knows no pipeline that runs the generation")
 
     async def _events(self) -> list[Event]:
-        async with channels.open_channel(self._controller, tls=TlsSettings()) as channel:
+        async with channels.open_channel(
+            self._controller, tls=TlsSettings(), role=Role.CONTROLLER
+        ) as channel:
             stub = controller_pb2_grpc.ControllerServiceStub(channel)
             request = controller_pb2.WatchEventsRequest(no_wait=True)
             return [event async for event in stub.WatchEvents(request, timeout=TIMEOUT_S)]

@@ -15,9 +15,10 @@ from shuntserve.controller.v1 import controller_pb2_grpc
 
 from services.cli import model as models
 from services.cli.mesh_directory import MeshDirectory, MeshError
-from services.cli.mesh_status import controller_status, fault_json
+from services.cli.mesh_status import controller_status, fault_json, leading
 from services.cli.status_table import fault_line
 from services.common import channels
+from services.common.roles import Role
 from services.common.settings import TlsSettings
 
 T = TypeVar("T")
@@ -41,8 +42,9 @@ class Wish:
 
 async def deploy(directory: MeshDirectory, name: str, wish: Wish, console: Console) -> None:
     """Returns once the model takes requests; raises MeshError."""
-    address = _controller(directory)
+    address = await _controller(directory)
     models.import_if_missing(directory, name, console)
+    await _check_computed(directory, name, address)
     ref = common_pb2.ModelRef(model_id=name, digest=models.newest(directory, name))
     aim = pb.Aim(
         objective=wish.objective,
@@ -64,13 +66,21 @@ async def undeploy(directory: MeshDirectory, name: str) -> int:
     """Number of the plan without it; raises MeshError."""
     request = pb.UndeployRequest(model_id=name)
     answer = await _asked(
-        _controller(directory), lambda stub: stub.Undeploy(request, timeout=CALL_S)
+        await _controller(directory), lambda stub: stub.Undeploy(request, timeout=CALL_S)
     )
     return int(answer.plan_number)
 
 
-def _controller(directory: MeshDirectory) -> str:
-    address = directory.running().service("controller").grpc
+async def _check_computed(directory: MeshDirectory, name: str, address: str) -> None:
+    """Before nodes are taken from others for it; raises MeshError."""
+    status = await controller_status(address)
+    known = {node.backend for node in status.nodes if node.backend} if status is not None else set()
+    if known:
+        models.check_backend(directory, name, *sorted(known))
+
+
+async def _controller(directory: MeshDirectory) -> str:
+    address = await leading(directory.running())
     if address is None:
         raise MeshError("the controller has no address")
     return address
@@ -78,7 +88,7 @@ def _controller(directory: MeshDirectory) -> str:
 
 async def _asked(address: str, call: Callable[[Any], Awaitable[T]]) -> T:
     """Raises MeshError with what the controller says."""
-    async with channels.open_channel(address, tls=TlsSettings()) as channel:
+    async with channels.open_channel(address, tls=TlsSettings(), role=Role.CONTROLLER) as channel:
         try:
             return await call(controller_pb2_grpc.ControllerServiceStub(channel))
         except grpc.aio.AioRpcError as error:

@@ -4,7 +4,8 @@ mesh.lock     held by the supervisor for as long as it lives
 mesh.json     the services with their pids and addresses, replaced whole at every change
 logs/         a file a service, and NAME.1.log with the lines before it
 store/        imported models
-controller/   the journal and the engines' logs
+controller/   the journal and the engines' logs; standby-N/ the same of each standby
+files/        what batches ask and are answered
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from typing import Literal
 from services.cli import processes
 from services.common.private import make_private
 
+STANDBY = "standby-"
+"""What names begin with of the controllers beside the first one."""
 Phase = Literal["starting", "ready", "failed", "stopping"]
+
+
+def may_lead(name: str) -> bool:
+    """The service of this name is a controller."""
+    return name == "controller" or name.startswith(STANDBY)
 
 
 class MeshError(Exception):
@@ -37,6 +45,11 @@ class ServiceRecord:
     grpc: str | None
     http: str | None
 
+    @property
+    def is_controller(self) -> bool:
+        """It leads, or may do so."""
+        return may_lead(self.name)
+
 
 @dataclass(frozen=True, slots=True)
 class MeshState:
@@ -48,6 +61,8 @@ class MeshState:
     phase: Phase
     message: str
     services: tuple[ServiceRecord, ...]
+    certificates: str | None = None
+    """Directory of those that the operator shows, where the mesh has certificates."""
 
     def service(self, name: str) -> ServiceRecord:
         """Raises MeshError when the mesh has no such service."""
@@ -65,6 +80,7 @@ class MeshDirectory:
         self.logs = self.path / "logs"
         self.store = self.path / "store"
         self.controller = self.path / "controller"
+        self.files = self.path / "files"
         self._state_path = self.path / "mesh.json"
 
     @contextmanager

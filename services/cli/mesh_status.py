@@ -13,6 +13,7 @@ from services.cli import processes
 from services.cli.mesh_directory import MeshState, ServiceRecord
 from services.common import channels, health
 from services.common.machine import MachineFacts
+from services.common.roles import Role
 from services.common.settings import TlsSettings
 from services.common.wire_machine import machine_from
 
@@ -21,10 +22,14 @@ MAX_PAGES = 1000
 """Of a status; what is behind them is not shown."""
 
 
-async def controller_status(address: str) -> controller_pb2.GetStatusResponse | None:
+async def controller_status(
+    address: str, tls: TlsSettings | None = None
+) -> controller_pb2.GetStatusResponse | None:
     """What the controller says, all pages of it; None while it is away."""
     status = controller_pb2.GetStatusResponse()
-    async with channels.open_channel(address, tls=TlsSettings()) as channel:
+    async with channels.open_channel(
+        address, tls=tls or TlsSettings(), role=Role.CONTROLLER
+    ) as channel:
         stub = controller_pb2_grpc.ControllerServiceStub(channel)
         for _ in range(MAX_PAGES):
             request = controller_pb2.GetStatusRequest(page_token=status.next_page_token)
@@ -49,20 +54,37 @@ def ready_pipelines(status: controller_pb2.GetStatusResponse) -> int:
     return sum(pipeline.state == ready for pipeline in status.pipelines)
 
 
+async def leading(state: MeshState) -> str | None:
+    """Address of the controller that leads; of one that is there where none does now."""
+    there = [s.grpc for s in state.services if s.is_controller and s.pid and s.grpc is not None]
+    if len(there) > 1:
+        leads = await asyncio.gather(*(health.is_serving(address) for address in there))
+        there = [one for one, leads_now in zip(there, leads, strict=True) if leads_now] or there
+    return there[0] if there else None
+
+
 async def mesh_status(state: MeshState) -> dict[str, Any]:
     """The JSON of `shunt status --json`; without the controller, its lists are empty."""
-    controller = next((s for s in state.services if s.name == "controller"), None)
-    address = controller.grpc if controller is not None and controller.pid else None
-    answers = await asyncio.gather(*(_service(service) for service in state.services))
+    address, *answers = await asyncio.gather(
+        leading(state), *(_service(service) for service in state.services)
+    )
     status = await controller_status(address) if address else None
     if status is None:
         status = controller_pb2.GetStatusResponse()
+    for service, answer in zip(state.services, answers, strict=True):
+        if service.is_controller and service.grpc != address and answer["state"] == "starting":
+            answer["state"] = "standby"
+    return {"services": answers, **told_by_controller(status)}
+
+
+def told_by_controller(status: controller_pb2.GetStatusResponse) -> dict[str, Any]:
+    """Of the JSON of a status all that the controller knows."""
     return {
         "faults": [fault_json(fault) for fault in status.faults],
         "model": _model(status),
         "deployments": [_deployment(deployment) for deployment in status.deployments],
         "plan": _plan(status) if status.HasField("plan") else None,
-        "services": answers,
+        "strategy": status.strategy or None,
         "nodes": [_node(node) for node in status.nodes],
         "pipelines": [_pipeline(pipeline) for pipeline in status.pipelines],
         "generations": [
@@ -103,6 +125,7 @@ def _offer(offer: controller_pb2.OfferStatus) -> dict[str, Any]:
         "spot": offer.spot,
         "interruptions_per_hour": offer.interruptions_per_hour,
         "relative_speed": offer.relative_speed,
+        "backend": offer.backend,
         "memory_bytes": offer.memory_bytes,
         "device_type": offer.device_type,
         "launch_s": offer.launch_s,
@@ -224,6 +247,7 @@ def _node(node: controller_pb2.NodeStatus) -> dict[str, Any]:
         "stage": node.stage_index if node.HasField("stage_index") else None,
         "offer": node.offer_id or None,
         "declared": node.declared,
+        "backend": node.backend or None,
         "machine": _machine(machine_from(node.machine)),
     }
 
@@ -249,6 +273,7 @@ def _pipeline(pipeline: controller_pb2.PipelineStatus) -> dict[str, Any]:
                 "node": stage.node_id or None,
                 "layers": [stage.layers.start, stage.layers.end],
                 "tp": stage.tp_degree,
+                "backend": stage.backend or None,
             }
             for stage in pipeline.stages
         ],

@@ -9,7 +9,10 @@ from rich.console import Console
 
 from services.cli.layout import MODEL
 from services.cli.mesh_directory import MeshDirectory, MeshError
-from services.tensorstore.places.backend import find_manifest
+from services.common.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
+from services.common.stage_layout import parse_stages
+from services.model.backends import backends_of
+from services.tensorstore.places.backend import find_manifest, read_manifest
 from services.tensorstore.places.directory import DirectoryBackend
 
 
@@ -28,6 +31,31 @@ def import_if_missing(directory: MeshDirectory, name: str, console: Console) -> 
     result = subprocess.run([*command, "--store", str(directory.store)], check=False)
     if result.returncode != 0:
         raise MeshError(f"{name} could not be imported; the reason stands above")
+
+
+def check_stages(directory: MeshDirectory, name: str, text: str) -> None:
+    """Raises MeshError for stages that the stored model cannot have."""
+    backend, stages = DirectoryBackend(directory.store), parse_stages(text)
+    _, manifest = read_manifest(backend, find_manifest(backend, name))
+    try:
+        if stages[-1].layers.end != manifest.tiling.layers:
+            raise InvalidArgument(f"{name} has layers 0 to {manifest.tiling.layers - 1}")
+        for stage in stages if manifest.is_tiled else ():  # of others a node's backend says it
+            manifest.tiling.check_degree(stage.tp_degree)
+    except InvalidArgument as error:
+        raise MeshError(f"--stages: {error.message}") from None
+
+
+def check_backend(directory: MeshDirectory, name: str, *backends: str) -> None:
+    """Raises MeshError, in one line, where engines of none of these can compute what is stored."""
+    store = DirectoryBackend(directory.store)
+    try:
+        _, manifest = read_manifest(store, find_manifest(store, name))
+        served = backends_of(manifest.config, tiled=manifest.is_tiled)
+        if not {*backends} & {*served.names}:
+            served.check(backends[0])
+    except (DataLoss, FailedPrecondition, NotFound) as error:
+        raise MeshError(f"model {name}: {error.message}") from None
 
 
 def newest(directory: MeshDirectory, name: str) -> str:

@@ -87,6 +87,8 @@ def _plan(status: dict[str, Any]) -> list[RenderableType]:
     line = f"plan {plan['number']}"
     line += f", adopted {age(since)} ago" if since is not None else ""
     line += f", because of {', '.join(causes)}" if causes else ""
+    if status["strategy"] not in (None, "full"):  # it lacks something
+        line += f", by the strategy {status['strategy']}"
     return [Text(line), *(Text(f"  {_deployment(one)}") for one in plan["deployments"])]
 
 

@@ -13,8 +13,16 @@ from typing import Any
 from shuntserve.controller.v1 import controller_pb2
 
 from services.cli import processes
-from services.cli.layout import MeshOptions, ServiceSpec
-from services.cli.mesh_directory import MeshDirectory, MeshError, MeshState, Phase, ServiceRecord
+from services.cli.layout import MeshOptions, ServiceSpec, operators_of
+from services.cli.mesh_directory import (
+    STANDBY,
+    MeshDirectory,
+    MeshError,
+    MeshState,
+    Phase,
+    ServiceRecord,
+    may_lead,
+)
 from services.cli.mesh_status import asleep, controller_status, fault_json, ready_pipelines
 from services.cli.status_table import fault_line
 from services.common import health, logs
@@ -35,6 +43,8 @@ BAD_SETTING = 2
 class _Running:
     spec: ServiceSpec
     pid: int = 0
+    process: asyncio.subprocess.Process | None = None
+    """The last one that was made."""
     deaths: int = 0
     last_exit: int = 0
     fault: str = ""
@@ -68,6 +78,7 @@ class Supervisor:
             phase="starting",
             message="starting the services",
             services=(),
+            certificates=operators_of(options),
         )
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -95,7 +106,10 @@ class Supervisor:
             await asyncio.gather(stopped, ready, *keepers, return_exceptions=True)
             if self._state.phase != "failed":
                 self._save("stopping", "stopping")
+            made = [service.process for service in self._services if service.process is not None]
+            ends = [asyncio.create_task(process.wait()) for process in made]
             await asyncio.to_thread(self.end_all)
+            await asyncio.gather(*ends)
 
     async def _first(
         self,
@@ -113,7 +127,8 @@ class Supervisor:
 
     def end_all(self) -> None:
         """Ends every process of the mesh, engines too; first those that would start others."""
-        first = (s.pid for s in self._services if s.spec.name.startswith(("router", "controller")))
+        names = ("router", "controller", STANDBY)
+        first = (s.pid for s in self._services if s.spec.name.startswith(names))
         opened = (processes.open_own(pid, self._state.mesh_id) for pid in first if pid)
         processes.end([process for process in opened if process is not None], STOP_GRACE_S)
         processes.end(processes.own_processes(self._state.mesh_id), STOP_GRACE_S)
@@ -124,7 +139,7 @@ class Supervisor:
         while not self._stopping:
             started = time.monotonic()
             try:
-                process = await self._start(service.spec)
+                process = service.process = await self._start(service.spec)
             except OSError as error:
                 service.fault = str(error)
             else:
@@ -180,11 +195,17 @@ class Supervisor:
 
     async def _what_is_missing(self) -> str | None:
         """What the mesh waits for, None when it is ready."""
+        serve = [
+            service
+            for service in self._services
+            if service.pid and await health.is_serving(service.spec.grpc)
+        ]
+        leads = [service for service in serve if may_lead(service.spec.name)]
         for service in self._services:
-            if not service.pid or not await health.is_serving(service.spec.grpc):
+            stands_by = bool(leads) and bool(service.pid) and may_lead(service.spec.name)
+            if service not in serve and not stands_by:
                 return f"waiting for {service.spec.name}"
-        controller = next(s for s in self._services if s.spec.name == "controller")
-        status = await controller_status(controller.spec.grpc)
+        status = await controller_status(leads[0].spec.grpc)
         if status is None:
             return "waiting for controller"
         engines = sum(node.state != controller_pb2.NODE_STATE_LOST for node in status.nodes)

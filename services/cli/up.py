@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,15 +16,21 @@ from rich.console import Console
 from rich.live import Live
 
 from services.cli import model, ports, processes
+from services.cli.backends import engine_python
+from services.cli.certs import local
 from services.cli.down import SUPERVISOR_GRACE_S
 from services.cli.layout import MeshOptions, local_mesh
 from services.cli.mesh_directory import MeshDirectory, MeshError, MeshState
 from services.cli.mesh_status import mesh_status
 from services.cli.status_table import status_table
 from services.cli.supervisor import READY_TIMEOUT_S, Supervisor
-from services.common.errors import InvalidArgument
+from services.common.addresses import MAX_CONTROLLERS
+from services.common.api_keys import VARIABLE, KeyFile
+from services.common.backends import parse_backends
+from services.common.errors import FailedPrecondition, InvalidArgument
 from services.common.private import keep_files_private
 from services.common.speeds import parse_speeds
+from services.controller.journal.place import PostgresPlace, place_of
 from services.controller.settings import ControllerSettings
 
 START_TIMEOUT_S = READY_TIMEOUT_S + 30.0
@@ -42,17 +49,60 @@ def prepare(directory: MeshDirectory, options: MeshOptions, console: Console) ->
     except InvalidArgument as error:
         raise MeshError(f"--node-speeds: {error.message}") from None
     check_controller(options)
+    if options.keys is not None:
+        _check_keys(options.keys)
+    check_standbys(options)
+    engine_python(options.backends)
+    if options.certificates is not None:
+        _equip(options.certificates)
     with directory.locked():
         end_leftovers(directory)
         ports.check_free(options.http_port, options.routers, "--http-port")
         ports.check_free(options.grpc_port, options.routers, "--grpc-port")
         model.import_if_missing(directory, options.model, console)
+        for backend in options.backends:
+            model.check_backend(directory, options.model, backend)
+        if options.stages:
+            model.check_stages(directory, options.model, options.stages)
+
+
+def _equip(certificates: Path) -> None:
+    """What is started from here on shows its certificates; raises MeshError."""
+    try:
+        local.equip(certificates)
+    except FailedPrecondition as error:
+        raise MeshError(f"--certificates: {error.message}") from None
+    except OSError as error:
+        raise MeshError(f"--certificates: {error.filename}: {error.strerror}") from None
+    os.environ.update(local.environment(certificates.absolute()))
+
+
+def _check_keys(path: Path) -> None:
+    """Raises MeshError for a file that routers could not use."""
+    try:
+        KeyFile.read(path.read_bytes())
+    except InvalidArgument as error:
+        raise MeshError(f"--keys: {path}: {error.message}") from None
+    except OSError as error:
+        raise MeshError(f"--keys: {path}: {error.strerror}; `shunt keys create` makes it") from None
+
+
+_FLAGS = {"market_file": "market", "node_backend": "backend"}
+"""Those that are called otherwise than the setting."""
 
 
 def check_controller(options: MeshOptions) -> None:
     """What the controller would say of its options, before anything is started; raises MeshError,
     naming the flag."""
-    given: dict[str, Any] = {"node_speeds": options.node_speeds, **options.wishes}
+    try:
+        parse_backends(options.backend)
+    except InvalidArgument as error:
+        raise MeshError(f"--backend: {error.message}") from None
+    given: dict[str, Any] = {
+        "node_speeds": options.node_speeds,
+        "node_backend": options.backend,
+        **options.wishes,
+    }
     if options.market is not None:
         given["market_file"] = options.market
     try:
@@ -61,9 +111,24 @@ def check_controller(options: MeshOptions) -> None:
         for fault in error.errors():  # the controller itself says what is wrong with its others
             field = str(fault["loc"][0]) if fault["loc"] else ""
             if field in given:
-                flag = field.removesuffix("_file").replace("_", "-")
+                flag = _FLAGS.get(field, field.replace("_", "-"))
                 reason = fault["msg"].removeprefix("Value error, ")
                 raise MeshError(f"--{flag}: {reason}") from None
+
+
+def check_standbys(options: MeshOptions) -> None:
+    """Whether what several controllers need is there; raises MeshError, naming the flag."""
+    if not options.standbys:
+        return
+    if not 0 < options.standbys < MAX_CONTROLLERS:
+        raise MeshError(f"--standbys is from 0 to {MAX_CONTROLLERS - 1}")
+    place = place_of(options.journal or "", Path())
+    if not isinstance(place, PostgresPlace):
+        raise MeshError(
+            "--standbys: a file is one controller's journal; several share --journal postgresql://…"
+        )
+    if options.market is not None:
+        raise MeshError("--standbys: how far a --market was played is known to one controller")
 
 
 def end_leftovers(directory: MeshDirectory) -> None:
@@ -92,21 +157,24 @@ async def _supervise(directory: MeshDirectory, options: MeshOptions, console: Co
     specs = local_mesh(directory, options, model.newest(directory, options.model))
     supervisor = Supervisor(directory, specs, options, states.put_nowait)
     run = asyncio.create_task(supervisor.run(stop))
-    show = asyncio.create_task(_show(states, console))
+    beside = [asyncio.create_task(_show(states, console, options))]
+    if options.certificates is not None:
+        beside.append(asyncio.create_task(local.keep_young(options.certificates)))
     try:
         await run
     finally:
-        show.cancel()
-        await asyncio.gather(show, return_exceptions=True)
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
 
 
-async def _show(states: asyncio.Queue[MeshState], console: Console) -> None:
+async def _show(states: asyncio.Queue[MeshState], console: Console, options: MeshOptions) -> None:
     with console.status("starting") as spinner:
         while (state := await states.get()).phase == "starting":
             spinner.update(state.message)
     if state.phase != "ready":
         return
-    console.print(where_it_listens(state), highlight=False, soft_wrap=True)
+    console.print(where_it_listens(state, options), highlight=False, soft_wrap=True)
     console.print("Ctrl-C stops everything.")
     if not console.is_terminal:
         return
@@ -125,11 +193,17 @@ def run_detached(directory: MeshDirectory, options: MeshOptions, console: Consol
     command = [
         *(sys.executable, "-m", "services.cli", "up", "--data-dir", str(directory.path)),
         *("--routers", str(options.routers), "--model", options.model),
-        *("--node-speeds", options.node_speeds),
+        *("--node-speeds", options.node_speeds, "--backend", options.backend),
         *("--http-port", str(options.http_port), "--grpc-port", str(options.grpc_port)),
     ]
     if options.market is not None:
         command += ["--market", str(options.market)]
+    if options.certificates is not None:
+        command += ["--certificates", str(options.certificates)]
+    if options.keys is not None:
+        command += ["--keys", str(options.keys)]
+    if options.standbys:
+        command += ["--standbys", str(options.standbys)]
     for name, value in options.wishes.items():
         command += [f"--{name.replace('_', '-')}", value]
     directory.logs.mkdir(parents=True, exist_ok=True)
@@ -147,7 +221,7 @@ def run_detached(directory: MeshDirectory, options: MeshOptions, console: Consol
     except BaseException:
         _end(supervisor)
         raise
-    console.print(where_it_listens(state), highlight=False, soft_wrap=True)
+    console.print(where_it_listens(state, options), highlight=False, soft_wrap=True)
 
 
 def _await_ready(
@@ -187,7 +261,7 @@ def _end(supervisor: subprocess.Popen[bytes]) -> None:
         supervisor.wait()
 
 
-def where_it_listens(state: MeshState) -> str:
+def where_it_listens(state: MeshState, options: MeshOptions) -> str:
     """What is to be known first, addresses, and a curl line that works."""
     routers = [service for service in state.services if service.http is not None]
     lines = [] if state.message == "ready" else [state.message]
@@ -196,9 +270,11 @@ def where_it_listens(state: MeshState) -> str:
         f'{{"model":"{state.model}","temperature":0,"messages":'
         '[{"role":"user","content":"What is the capital of France?"}]}'
     )
-    lines.append("Try:")
+    asks = options.keys is not None
+    shown = f'-H "Authorization: Bearer ${VARIABLE}" ' if asks else ""
+    lines.append(f"Try, with your key in {VARIABLE}:" if asks else "Try:")
     lines.append(
-        f"  curl {routers[0].http}/v1/chat/completions "
+        f"  curl {routers[0].http}/v1/chat/completions {shown}"
         f"-H 'Content-Type: application/json' -d '{body}'"
     )
     return "\n".join(lines)

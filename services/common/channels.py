@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextvars
 import time
+from dataclasses import dataclass
 
 import grpc
+from cryptography import x509
 
 from services.common import mesh_token
+from services.common.certificate_files import CertificateFiles, Pem, files_at
 from services.common.channel_options import MAX_MESSAGE_BYTES
 from services.common.channel_options import options as options
 from services.common.errors import DeadlineExceeded
 from services.common.renewal import RenewedChannel
+from services.common.roles import ROLE_HOSTS, Role, host_of
 from services.common.settings import TlsSettings
 
 _deadline: contextvars.ContextVar[float | None] = contextvars.ContextVar("deadline", default=None)
@@ -23,34 +27,100 @@ def address_of(host: str, port: int) -> str:
 
 
 def open_channel(
-    address: str, *, max_message_bytes: int = MAX_MESSAGE_BYTES, tls: TlsSettings | None = None
+    address: str,
+    *,
+    max_message_bytes: int = MAX_MESSAGE_BYTES,
+    tls: TlsSettings | None = None,
+    role: Role | None = None,
 ) -> grpc.aio.Channel:
     """A channel to host:port, whose address may change; the caller closes it.
 
-    Without TLS its calls show the mesh's token.
+    With TLS new calls go by the newest certificate there is; those that are open go on. Whoever is
+    called shows a certificate for this host or, where a role is given and the mesh's certificates
+    name theirs, one of that role. Without TLS calls show the mesh's token.
     """
     chosen = options(max_message_bytes)
     if tls is not None and tls.enabled:
-        credentials = grpc.ssl_channel_credentials(*_files(tls))
-        return RenewedChannel(lambda: grpc.aio.secure_channel(address, credentials, chosen))
-    return mesh_token.present(RenewedChannel(lambda: grpc.aio.insecure_channel(address, chosen)))
-
-
-def bind(server: grpc.aio.Server, address: str, tls: TlsSettings | None) -> int:
-    """Binds the server to host:port and returns the port; raises RuntimeError when it is taken."""
-    if tls is not None and tls.enabled:
-        authority, key, certificate = _files(tls)
-        credentials = grpc.ssl_server_credentials(
-            [(key, certificate)], root_certificates=authority, require_client_auth=True
+        return RenewedChannel(
+            lambda pem: grpc.aio.secure_channel(
+                address, _channel_credentials(pem), [*chosen, *_expected(pem, role)]
+            ),
+            files_of(tls).newest,
         )
-        return server.add_secure_port(address, credentials)
-    return server.add_insecure_port(address)
+    return mesh_token.present(
+        RenewedChannel(lambda _: grpc.aio.insecure_channel(address, chosen), lambda: None)
+    )
 
 
-def _files(tls: TlsSettings) -> tuple[bytes, bytes, bytes]:
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Where a server listens. Hold it for as long as the server lives: gRPC asks `credentials` for
+    every connection, and does not hold them itself."""
+
+    port: int
+    credentials: grpc.ServerCredentials | None
+
+
+def bind(server: grpc.aio.Server, address: str, tls: TlsSettings | None) -> Bound:
+    """Binds the server to host:port; raises RuntimeError when it is taken. With TLS each new
+    connection is served with the newest certificate there is."""
+    if tls is None or not tls.enabled:
+        return Bound(server.add_insecure_port(address), None)
+    credentials = _server_credentials(files_of(tls))
+    return Bound(server.add_secure_port(address, credentials), credentials)
+
+
+def _channel_credentials(pem: Pem) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(pem.authority, pem.key, pem.certificate)
+
+
+def _expected(own: Pem, role: Role | None) -> list[tuple[str, str]]:
+    """Options by which the peer's certificate is looked at for its role, not for its host. Where
+    the own certificate does not name its role, others may not do so either."""
+    if role is None or not _names_its_role(own):
+        return []
+    return [("grpc.ssl_target_name_override", host_of(role))]
+
+
+def _names_its_role(pem: Pem) -> bool:
+    certificate = x509.load_pem_x509_certificate(pem.certificate)
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return False
+    return any(name.endswith(ROLE_HOSTS) for name in names.get_values_for_type(x509.DNSName))
+
+
+def _server_credentials(files: CertificateFiles) -> grpc.ServerCredentials:
+    served = files.newest()
+
+    def changed() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal served
+        newest = files.newest()
+        if newest is served:
+            return None
+        served = newest
+        return _configuration(served)
+
+    # Its stubs do not know that None stands for no change.
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(served),
+        changed,  # type: ignore[arg-type]
+        require_client_authentication=True,
+    )
+
+
+def _configuration(pem: Pem) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration(
+        [(pem.key, pem.certificate)], root_certificates=pem.authority
+    )
+
+
+def files_of(tls: TlsSettings) -> CertificateFiles:
+    """The files of a process that has some. Raises OSError like they do."""
     if tls.authority is None or tls.key is None or tls.certificate is None:
         raise ValueError("TLS needs certificate, key and authority together")
-    return tls.authority.read_bytes(), tls.key.read_bytes(), tls.certificate.read_bytes()
+    return files_at(tls.certificate, tls.key, tls.authority)
 
 
 def hand_on_deadline(remaining_s: float | None) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,3 +21,27 @@ class Demand:
     """Of those answers."""
     open: int = 0
     """Requests that wait for a pipeline, or are being answered, now."""
+
+
+@dataclass(frozen=True, slots=True)
+class TenantDemand:
+    """What a tenant with limits asked of one router, refused or not: counts since its start."""
+
+    requests: int
+    tokens: int
+    """That its requests might have come to."""
+    share: float
+    """What the router holds of the tenant's limits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Which part of tenants' limits one router has."""
+
+    routers: int = 1
+    """That there are: of limits that are not named each has an equal part."""
+    by_tenant: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+
+    def of(self, name: str) -> float:
+        """The part of a tenant's limits."""
+        return self.by_tenant.get(name, 1.0 / self.routers)

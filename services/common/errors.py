@@ -10,7 +10,7 @@ ShuntError
 ├── OutOfRange*           past the end of what there is
 ├── PermissionDenied      not yours
 ├── Unauthenticated       nobody knows who you are
-├── ResourceExhausted     a limit of size or number
+├── ResourceExhausted     a limit of size or number, perhaps until retry_after_s have passed
 ├── Unavailable           not now; try again, perhaps after retry_after_s
 ├── DeadlineExceeded      there was not enough time
 ├── Cancelled*            ended on request
@@ -29,15 +29,17 @@ ECHO_LIMIT_CHARS = 200
 
 
 class ShuntError(Exception):
-    """Root of every error raised on purpose; `field` names what it is about."""
+    """Root of every error raised on purpose; `field` names what it is about, `retry_after_s` says
+    when what passes may have passed."""
 
     permanent: ClassVar[bool] = False
     """Asking the same again is of no use until something else has changed."""
 
-    def __init__(self, message: str, *, field: str = "") -> None:
+    def __init__(self, message: str, *, field: str = "", retry_after_s: float = 1.0) -> None:
         super().__init__(message[: ECHO_LIMIT_CHARS * 2])
         self.message = message[: ECHO_LIMIT_CHARS * 2]
         self.field = field
+        self.retry_after_s = retry_after_s
 
 
 class InvalidArgument(ShuntError):
@@ -86,10 +88,6 @@ class ResourceExhausted(ShuntError):
 
 class Unavailable(ShuntError):
     """Not now."""
-
-    def __init__(self, message: str, *, field: str = "", retry_after_s: float = 1.0) -> None:
-        super().__init__(message, field=field)
-        self.retry_after_s = retry_after_s
 
 
 class DeadlineExceeded(ShuntError):

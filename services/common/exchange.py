@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
 
 from services.common.generation import GenerationRequest, ModelRef, TokenSpan
 
@@ -133,6 +134,55 @@ class CheckpointResult:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantLoad:
+    """What a head has of one tenant in one lane (`services.common.fair_queue`)."""
+
+    tenant: str
+    lane: int
+    weight: int
+    running: int
+    queued: int
+    rows: int
+    """Positions that are still to be read before they answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLoad:
+    """How busy a head is. A step of so many rows takes `step_s` + `row_s` x rows; both are 0 before
+    any was made."""
+
+    places: int
+    """Sequences that run at a time, at most."""
+    running: int
+    free_positions: int
+    """Of the KV cache."""
+    step_rows: int
+    """Most rows of a step."""
+    step_s: float
+    row_s: float
+    lag_s: float
+    """What a step's way through all stages takes beyond that."""
+    answer_tokens: float
+    """Of a choice, on the mean of late."""
+    tenants: tuple[TenantLoad, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixNews:
+    """Which beginnings of sequences a head holds, or how that changed: blocks by the hashes of
+    `services.common.prefix`, in 64 bits."""
+
+    block_positions: int
+    """Positions of a block."""
+    whole: bool
+    """`added` is all there is; what was told before counts no more."""
+    added: tuple[int, ...] = ()
+    removed: tuple[int, ...] = ()
+    load: HeadLoad | None = None
+    """How busy the head is; None: as it was."""
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """A pipeline that takes requests."""
 
@@ -172,6 +222,8 @@ class ResumeQuestion:
     """The formation it leaves because it does not serve; empty when it leaves none."""
     reason: LeaveReason | None = None
     """Why it leaves that one."""
+    unheard_s: float = inf
+    """How long nothing has come from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,3 +260,5 @@ class GenerationView:
     head: Route | None
     """The head that holds the epoch, while it serves."""
     state: GenerationState
+    classes: tuple[str, ...] = ()
+    """Numerics classes of the heads that had it, as far as known, one after another."""

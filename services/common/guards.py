@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any
 
 import grpc
+from cryptography import x509
 
 from services.common import mesh_token, roles
+from services.common.errors import Unauthenticated
 from services.common.settings import ServiceSettings
 
 Handler = Any
@@ -32,7 +36,8 @@ def guards_of(settings: ServiceSettings) -> list[grpc.aio.ServerInterceptor]:
 
 
 class RoleInterceptor(grpc.aio.ServerInterceptor):
-    """Lets a caller call what its certificate's role may call."""
+    """Lets a caller call what its certificate's role may call, for as long as it is valid: a
+    connection may stand for longer."""
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -44,7 +49,7 @@ class RoleInterceptor(grpc.aio.ServerInterceptor):
         def let_in(request: Any, context: Context) -> Any:
             return _admitted(_caller(context), method, handler, request)
 
-        return _guarded(handler, let_in)
+        return guarded(handler, let_in)
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):
@@ -65,7 +70,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
             caller = mesh_token.caller_of(self._token, method, context.invocation_metadata())
             return request if caller is None else _admitted(caller, method, handler, request)
 
-        return _guarded(handler, let_in)
+        return guarded(handler, let_in)
 
 
 def speaks_for() -> str:
@@ -85,7 +90,7 @@ def _admitted(caller: roles.Identity, method: str, handler: Handler, request: An
     return request
 
 
-def _guarded(handler: Handler, let_in: Callable[[Any, Context], Any]) -> Handler:
+def guarded(handler: Handler, let_in: Callable[[Any, Context], Any]) -> Handler:
     """The handler, called with what `let_in` makes of its request."""
     kind = _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)]
     inner = getattr(handler, kind)
@@ -99,8 +104,19 @@ def _guarded(handler: Handler, let_in: Callable[[Any, Context], Any]) -> Handler
 
 
 def _caller(context: Context) -> roles.Identity:
-    named = context.auth_context().get("peer_spiffe_id", ())
+    """Raises Unauthenticated and PermissionDenied."""
+    shown = context.auth_context()
+    ends = min((end_of(pem) for pem in shown.get("x509_pem_cert", ())), default=None)
+    if ends is None or ends <= datetime.datetime.now(datetime.UTC):
+        raise Unauthenticated(f"the caller's certificate ended at {ends}")
+    named = shown.get("peer_spiffe_id", ())
     return roles.identity_of(value.decode("utf-8", "replace") for value in named)
+
+
+@lru_cache(maxsize=4096)
+def end_of(pem: bytes) -> datetime.datetime:
+    """When a certificate ends."""
+    return x509.load_pem_x509_certificate(pem).not_valid_after_utc
 
 
 async def _of_one_node(caller: roles.Identity, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:

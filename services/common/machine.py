@@ -45,6 +45,8 @@ class MachineFacts:
     devices: tuple[Device, ...] | None = None
     network_gbps: float | None = None
     """1e9 bits a second."""
+    instance_id: str | None = None
+    """What its provider calls this very machine."""
     declared: tuple[str, ...] = ()
     """Names of those facts that were not found, in order."""
 

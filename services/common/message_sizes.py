@@ -7,7 +7,8 @@ runs, frames and checkpoints, is cut to size by who sends it.
 from __future__ import annotations
 
 from services.common.errors import InvalidArgument
-from services.common.generation import GenerationRequest
+from services.common.generation import SAMPLING, GenerationRequest
+from services.common.sampling_fields import Kind
 
 ID_BYTES = 5
 """A varint below 2**32."""
@@ -28,8 +29,12 @@ def token_bytes(request: GenerationRequest) -> int:
 def request_bytes(request: GenerationRequest) -> int:
     """The ids that a request carries, its biases and its texts."""
     sampling = request.sampling
-    ids = len(request.prompt_ids) + len(sampling.stop_token_ids) + len(sampling.eos_token_ids)
-    texts = sum(len(text.encode()) + ID_BYTES for text in request.stop_strings)
+    lists = (getattr(sampling, name) for name, row in SAMPLING.items() if row.kind is Kind.IDS)
+    ids = len(request.prompt_ids) + sum(map(len, lists))
+    grammar = "" if sampling.grammar is None else sampling.grammar.text
+    details = "" if request.response is None else request.response.details
+    strings = (*request.stop_strings, request.cache_salt, grammar, details, *request.parts.tools)
+    texts = sum(len(text.encode()) + ID_BYTES for text in strings)
     return ID_BYTES * ids + _TOP_BYTES * len(sampling.logit_bias) + texts
 
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from services.common.generation import LayerRange, ModelRef
 from services.common.machine import NOTHING_KNOWN, MachineFacts
 
+Backend = Literal["native", "vllm"]
+"""What computes a node's stages."""
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+
 MOST_STAGES = 8
 """That a node is asked to hold at a time."""
+MOST_DEVICES = 64
+"""Of a node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +25,10 @@ class NodeShape:
     memory_bytes: int
     relative_speed: float
     device_type: str = "cpu"
+    device_count: int = 1
+    """Ranks that may share a stage: devices, or on a CPU processes. Memory is that of all."""
+    backend: str = "native"
+    """What computes its stages: nodes of two backends form no pipeline. Empty: any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +42,14 @@ class NodeFacts:
     shape: NodeShape
     machine: MachineFacts = NOTHING_KNOWN
     """What it runs on."""
+    metrics_port: int = 0
+    """Where Prometheus asks its process, beside the address; 0 where it cannot."""
+
+    @property
+    def metrics_address(self) -> str:
+        """host:port; empty where there is none."""
+        host = self.address.rpartition(":")[0]
+        return f"{host}:{self.metrics_port}" if self.metrics_port else ""
 
 
 @dataclass(frozen=True, slots=True)

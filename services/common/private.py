@@ -1,9 +1,11 @@
-"""Files that hold what people asked and were answered: for their owner alone."""
+"""Files that hold what is not for everybody: whose they are, and how they are replaced."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 _OTHERS = 0o077
@@ -21,3 +23,25 @@ def make_private(directory: Path) -> None:
     if directory.stat().st_mode & _OTHERS:
         with contextlib.suppress(PermissionError):
             directory.chmod(0o700)
+
+
+def replace_file(path: Path, content: bytes, mode: int) -> None:
+    """Who reads meanwhile has the file before or this one, never a part. Raises OSError."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.unlink(missing_ok=True)
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+@contextlib.contextmanager
+def locked(directory: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """One after another of those who change files in a directory. Raises OSError."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, how)
+        yield
+    finally:
+        os.close(handle)

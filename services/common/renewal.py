@@ -3,6 +3,9 @@
 gRPC asks for a name that had no address less and less often, up to two minutes apart, and lets
 nobody change that. A new channel asks at once: beside one that failed such are tried until one
 stands, and calls go over that one from then on. Until then they fail as quickly as ever.
+
+A channel is opened anew, too, when what it was opened with is not the newest any more, as its
+certificate: new calls go over the new one at once, open ones go on over theirs.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import grpc
 
@@ -20,17 +23,25 @@ INTEREST_S = 60.0
 """Looks go on for this long after the last call; the next one begins them again."""
 OLD_CALLS_S = 600.0
 """Calls that live on over an old connection, of a peer that drains, have this long to end."""
+OLD_CERTIFICATE_S = 7 * 86400.0
+"""As long may those live that go on over a connection whose certificate is an old one."""
 _POLLS = 20
 _FAILED = grpc.ChannelConnectivity.TRANSIENT_FAILURE
 _READY = grpc.ChannelConnectivity.READY
+Opener = TypeVar("Opener")
 
 
-class RenewedChannel(grpc.aio.Channel):
-    """Calls over the newest of the channels that `open_one` opens."""
+class RenewedChannel(grpc.aio.Channel, Generic[Opener]):
+    """Calls over the newest of the channels that `open_one` opens, with what is `newest`."""
 
-    def __init__(self, open_one: Callable[[], grpc.aio.Channel]) -> None:
+    def __init__(
+        self, open_one: Callable[[Opener], grpc.aio.Channel], newest: Callable[[], Opener]
+    ) -> None:
+        """`newest` is asked before every call; another object than before is a newer one."""
         self._open_one = open_one
-        self._channel = open_one()
+        self._newest = newest
+        self._opened_with = newest()
+        self._channel = open_one(self._opened_with)
         self._renewal: asyncio.Task[None] | None = None
         self._retired: dict[asyncio.Task[None], grpc.aio.Channel] = {}
         self._called_s = 0.0
@@ -62,8 +73,14 @@ class RenewedChannel(grpc.aio.Channel):
         return call
 
     def _look(self) -> None:
-        """Begins to renew a channel that a call finds failed."""
+        """Replaces a channel of before, and begins to renew one that a call finds failed."""
         self._called_s = time.monotonic()
+        newest = self._newest()
+        if newest is not self._opened_with:
+            if self._renewal is not None:
+                self._renewal.cancel()
+            self._retire(self._channel, OLD_CERTIFICATE_S)
+            self._opened_with, self._channel = newest, self._open_one(newest)
         renewing = self._renewal is not None and not self._renewal.done()
         if not renewing and self._channel.get_state() is _FAILED:
             self._renewal = asyncio.get_running_loop().create_task(self._renew())
@@ -73,16 +90,16 @@ class RenewedChannel(grpc.aio.Channel):
             await asyncio.sleep(RENEWAL_INTERVAL_S)
             if self._channel.get_state() is not _FAILED:
                 return
-            unused = self._open_one()
+            unused = self._open_one(self._opened_with)
             try:
                 if await _stands(unused):
                     unused, self._channel = self._channel, unused
                     return
             finally:
-                self._retire(unused)
+                self._retire(unused, OLD_CALLS_S)
 
-    def _retire(self, channel: grpc.aio.Channel) -> None:
-        closing = asyncio.get_running_loop().create_task(channel.close(OLD_CALLS_S))
+    def _retire(self, channel: grpc.aio.Channel, grace_s: float) -> None:
+        closing = asyncio.get_running_loop().create_task(channel.close(grace_s))
         self._retired[closing] = channel
         closing.add_done_callback(lambda task: self._retired.pop(task, None))
 

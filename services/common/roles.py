@@ -22,6 +22,7 @@ class Role(StrEnum):
 
     ROUTER = "router"
     CONTROLLER = "controller"
+    LAUNCHER = "launcher"
     PLACEMENT = "placement"
     TENSORSTORE = "tensorstore"
     ENGINE = "engine"
@@ -32,6 +33,14 @@ class Role(StrEnum):
 
 
 _ROLES = {role.value: role for role in Role}
+ROLE_HOSTS = ".role.shuntserve.internal"
+"""What the DNS names end with by which a certificate names its holder's role to who calls it:
+Python's channels look at names of hosts alone."""
+
+
+def host_of(role: Role) -> str:
+    """The DNS name of whoever has the role."""
+    return f"{role}{ROLE_HOSTS}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +50,11 @@ class Identity:
     role: Role
     node_id: str = ""
     """The only node that an engine speaks for; empty: whichever it says."""
+
+    @property
+    def uri(self) -> str:
+        """As a certificate names it."""
+        return f"{_PREFIX}{self.role}/{self.node_id}" if self.node_id else f"{_PREFIX}{self.role}"
 
 
 _READERS = frozenset((Role.ENGINE, Role.ROUTER, Role.CONTROLLER, Role.TENSORSTORE, Role.OPERATOR))
@@ -68,6 +82,8 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "Cancel": _only(Role.ROUTER),
         "GetGeneration": _only(Role.ROUTER),
         "ClaimGeneration": _only(Role.ROUTER),
+        "ClaimBackground": _only(Role.ROUTER),
+        "DeleteGeneration": _only(Role.ROUTER),
         "ReportInterruption": _only(Role.OPERATOR),
         "ApplyPlan": _only(Role.OPERATOR),
         "Deploy": _only(Role.OPERATOR),
@@ -76,8 +92,19 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "ExplainPlan": _only(Role.OPERATOR),
         "Replan": _only(Role.OPERATOR),
         "ReportDemand": _only(Role.ROUTER),
+        "PutDocument": _only(Role.ROUTER),
+        "GetDocument": _only(Role.ROUTER),
+        "ListDocuments": _only(Role.ROUTER),
+        "DeleteDocument": _only(Role.ROUTER),
+        "ClaimDocument": _only(Role.ROUTER),
+        "RenewDocument": _only(Role.ROUTER),
         "GetStatus": _only(Role.OPERATOR),
         "WatchEvents": _only(Role.OPERATOR),
+    },
+    "shuntserve.launcher.v1.LauncherService": {
+        "Launch": _only(Role.CONTROLLER),
+        "End": _only(Role.CONTROLLER),
+        "Watch": _only(Role.CONTROLLER),
     },
     "shuntserve.placement.v1.PlacementService": {
         "Plan": _PLANNERS,
@@ -106,6 +133,7 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "Form": _only(Role.CONTROLLER),
         "Dissolve": _only(Role.CONTROLLER),
         "Drain": _only(Role.CONTROLLER),
+        "WatchPrefixes": _only(Role.ROUTER),
         "Describe": _only(Role.ENGINE, Role.CONTROLLER, Role.OPERATOR),
         "Forward": _only(Role.ENGINE),
     },

@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 from opentelemetry.trace import SpanKind
+from prometheus_client import Gauge
 
 from services.common import channels, guards, logs, telemetry
 from services.common.errors import ShuntError
@@ -21,6 +22,11 @@ from services.common.settings import ServiceSettings, refuse
 from services.common.statuses import abort_with
 
 _log = logging.getLogger(__name__)
+_END = Gauge(
+    "shunt_certificate_end_timestamp_seconds",
+    "When the certificate that this process shows ends.",
+    ["file"],
+)
 
 
 class TelemetryInterceptor(grpc.aio.ServerInterceptor):
@@ -123,7 +129,13 @@ def _streaming(inner: Any) -> Any:
 class Server:
     """A service's gRPC server: add servicers to `grpc_server`, then start, and stop at the end."""
 
-    def __init__(self, settings: ServiceSettings, service_names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        service_names: Sequence[str],
+        own_guards: Sequence[grpc.aio.ServerInterceptor] = (),
+    ) -> None:
+        """`own_guards` stand behind those that every service has."""
         self._settings = settings
         self._names = tuple(service_names)
         self.grpc_server = grpc.aio.server(
@@ -131,6 +143,7 @@ class Server:
                 TelemetryInterceptor(),
                 ErrorInterceptor(),
                 *guards.guards_of(settings),
+                *own_guards,
             ],
             options=channels.options(settings.max_message_bytes),
             maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
@@ -140,16 +153,26 @@ class Server:
         if settings.environment == "development":
             names = (*self._names, reflection.SERVICE_NAME, "grpc.health.v1.Health")
             reflection.enable_server_reflection(names, self.grpc_server)
-        self.port = 0
+        self._bound: channels.Bound | None = None
+
+    @property
+    def port(self) -> int:
+        """0 before it is bound."""
+        return 0 if self._bound is None else self._bound.port
 
     async def start(self) -> int:
         """Binds and serves, health NOT_SERVING until `set_ready(True)`; returns the port. Exits 2
         and names the setting when it cannot be had."""
         address = channels.address_of(self._settings.host, self._settings.grpc_port)
         try:
-            self.port = channels.bind(self.grpc_server, address, self._settings.tls)
+            self._bound = channels.bind(self.grpc_server, address, self._settings.tls)
         except RuntimeError:
             refuse(self._settings.name_of("grpc_port"), f"cannot listen on {address}")
+        if self._settings.tls.enabled:
+            files = channels.files_of(self._settings.tls)
+            _END.labels(self._settings.tls.certificate).set_function(
+                lambda: guards.end_of(files.newest().certificate).timestamp()
+            )
         await self.set_ready(False)
         await self.grpc_server.start()
         return self.port
@@ -178,10 +201,11 @@ class Signals:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._came.put_nowait, number)
 
-    async def next(self) -> None:
-        """Returns with the next one that comes, or has come already."""
+    async def next(self) -> signal.Signals:
+        """The next one that comes, or has come already."""
         number = await self._came.get()
         _log.info("told to stop", extra={"signal": number.name})
+        return number
 
 
 async def until_signal() -> None:

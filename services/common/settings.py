@@ -7,24 +7,47 @@ import os
 import ssl
 import sys
 from collections.abc import Callable
-from typing import Literal, NoReturn, Self, TypeVar
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Self, TypeVar
 
-from pydantic import Field, FilePath, ValidationError, model_validator
+from pydantic import DirectoryPath, Field, FilePath, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from services.common import mesh_token
+from services.common.certificate_files import AUTHORITY, CERTIFICATE, KEY
 from services.common.channel_options import MAX_MESSAGE_BYTES
 from services.common.errors import InvalidArgument
 
 S = TypeVar("S", bound=BaseSettings)
 _INCOMPLETE = "incomplete"
 _UNUSABLE = "unusable"
+TLS_FILES = {"certificate": CERTIFICATE, "key": KEY, "authority": AUTHORITY}
+"""Settings of TLS that name a file, and its name in a directory of certificates."""
+
+
+class _InDirectory(PydanticBaseSettingsSource):
+    """Files of the directory that another source names."""
+
+    def __init__(
+        self, settings_cls: type[BaseSettings], named_by: PydanticBaseSettingsSource
+    ) -> None:
+        super().__init__(settings_cls)
+        self._named_by = named_by
+
+    def __call__(self) -> dict[str, Any]:
+        directory = Path(self._named_by().get("directory") or os.devnull)
+        paths = {name: directory / file for name, file in TLS_FILES.items()}
+        return {name: path for name, path in paths.items() if path.is_file()}
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return self().get(field_name), field_name, False
 
 
 class TlsSettings(BaseSettings):
     """Mutual TLS between services; all three files, or none. The certificate's role decides what
-    its holder may call (roles.py)."""
+    its holder may call (roles.py). Files that are replaced are taken up while they are used."""
 
     model_config = SettingsConfigDict(
         env_prefix="SHUNT_TLS_", frozen=True, extra="ignore", env_ignore_empty=True
@@ -34,10 +57,40 @@ class TlsSettings(BaseSettings):
     key: FilePath | None = None
     authority: FilePath | None = None
 
+    directory: DirectoryPath | None = None
+    """Of certificate.pem, key.pem and authority.pem, for files that are not named one by one."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """A service's own directory comes before files that are named for all."""
+        return (
+            init_settings,
+            _InDirectory(settings_cls, init_settings),
+            env_settings,
+            _InDirectory(settings_cls, env_settings),
+        )
+
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        absent = [name for name, path in self if path is None]
-        if 0 < len(absent) < len(type(self).model_fields):
+        absent = [name for name in TLS_FILES if getattr(self, name) is None]
+        if absent and self.directory is not None:
+            raise PydanticCustomError(
+                _INCOMPLETE,
+                "{name}: {directory} has no {file}",
+                {
+                    "name": self.name_of("directory"),
+                    "directory": str(self.directory),
+                    "file": TLS_FILES[absent[0]],
+                },
+            )
+        if 0 < len(absent) < len(TLS_FILES):
             raise PydanticCustomError(
                 _INCOMPLETE,
                 "{name}: TLS needs certificate, key and authority",
@@ -135,7 +188,7 @@ def refuse(name: str, reason: str) -> NoReturn:
 def _check_reach(found: ServiceSettings, token: str) -> None:
     """Whoever reaches an open service of the mesh may register as any node, and read and end what
     everybody asked: beyond this host, nobody may without certificates or a token."""
-    if found.is_for_the_mesh and not (token or found.tls.enabled or _is_loopback(found.host)):
+    if found.is_for_the_mesh and not (token or found.tls.enabled or is_loopback(found.host)):
         refuse(
             mesh_token.VARIABLE,
             f"beyond loopback ({found.name_of('host')}={found.host}) a mesh needs a token, the"
@@ -154,7 +207,8 @@ def _narrow(found: ServiceSettings, token: str) -> None:
         os.environ.update(mesh_token.narrowed(name))
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether what listens there is reached from this host alone."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -164,6 +218,6 @@ def _is_loopback(host: str) -> bool:
 def _hand_on(tls: TlsSettings) -> None:
     """A service may have certificates of its own (SHUNT_<SERVICE>_TLS__*). The tensor store's
     client knows no service: it reads SHUNT_TLS_* of the process it is in."""
-    for name, path in tls:
-        if path is not None:
+    for name in TLS_FILES:
+        if (path := getattr(tls, name)) is not None:
             os.environ[tls.name_of(name)] = str(path)

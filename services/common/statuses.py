@@ -65,7 +65,7 @@ def to_status(error: errors.ShuntError) -> grpc.Status:
     if isinstance(error, errors.Diverged):
         info.metadata["position"] = str(error.position)
     details = [_packed(info)]
-    if isinstance(error, errors.Unavailable):
+    if isinstance(error, errors.ResourceExhausted | errors.Unavailable):
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(int(error.retry_after_s * 1000))
         details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
@@ -85,9 +85,7 @@ def from_rpc_error(error: grpc.RpcError) -> errors.ShuntError:
     if kind is None:
         code = error.code() if hasattr(error, "code") else grpc.StatusCode.UNKNOWN
         kind = _BY_CODE.get(code, errors.Unavailable)
-    if kind is errors.Unavailable:
-        return errors.Unavailable(message, field=field, retry_after_s=retry_after_s)
-    return kind(message, field=field)
+    return kind(message, field=field, retry_after_s=retry_after_s)
 
 
 def _details(error: grpc.RpcError) -> tuple[error_details_pb2.ErrorInfo | None, float]:

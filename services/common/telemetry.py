@@ -22,9 +22,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import Span, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from prometheus_client import start_http_server
 
-from services.common import logs
+from services.common import logs, metrics_page
+from services.common.metrics_page import NO_PAGES, Page
 from services.common.settings import refuse
 
 _log = logging.getLogger(__name__)
@@ -38,10 +38,16 @@ tracer = trace.get_tracer("shuntserve")
 
 
 def configure(
-    service: str, instance_id: str, *, metrics_host: str, metrics_port: int | None
-) -> None:
-    """Starts the exporters this process needs; call once, before the first span. Exits 2 and names
-    the setting when the port for metrics cannot be had, or spans cannot go out as it says."""
+    service: str,
+    instance_id: str,
+    *,
+    metrics_host: str,
+    metrics_port: int | None,
+    pages: Mapping[str, Page] = NO_PAGES,
+) -> int:
+    """Starts the exporters this process needs; call once, before the first span. Returns the port
+    of the metrics, 0 where there are none; `pages` are shown beside them, by path. Exits 2 and
+    names the setting when that port cannot be had, or spans cannot go out as it says."""
     exporter = _exporter()
     if exporter is not None:
         resource = Resource.create(
@@ -50,8 +56,9 @@ def configure(
         provider = TracerProvider(resource=resource)
         provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500))
         trace.set_tracer_provider(provider)
-    if metrics_port is not None:
-        _serve_metrics(service, metrics_host, metrics_port)
+    if metrics_port is None:
+        return 0
+    return _serve_metrics(service, metrics_host, metrics_port, pages)
 
 
 def _exporter() -> SpanExporter | None:
@@ -94,12 +101,13 @@ def _told(what: str) -> tuple[str, str]:
     return "", ""
 
 
-def _serve_metrics(service: str, host: str, port: int) -> None:
+def _serve_metrics(service: str, host: str, port: int, pages: Mapping[str, Page]) -> int:
     try:
-        server, _ = start_http_server(port, addr=host)
+        mine = metrics_page.serve(host, port, pages)
     except OSError as error:
         refuse(f"SHUNT_{service.upper()}_METRICS_PORT", f"{host}:{port}: {error.strerror or error}")
-    _log.info("metrics", extra={"address": f"{host}:{server.server_port}"})
+    _log.info("metrics", extra={"address": f"{host}:{mine}"})
+    return mine
 
 
 def shutdown() -> None:

@@ -30,9 +30,11 @@ class Appended:
 class TokenRun:
     """Ids, logprobs when asked for, and a checksum of every prefix."""
 
-    __slots__ = ("_checksums", "_ids", "_logprobs")
+    __slots__ = ("_checksums", "_ids", "_logprobs", "cached_tokens")
 
     def __init__(self, ids: Sequence[int] = (), logprobs: Sequence[TokenLogprob] = ()) -> None:
+        self.cached_tokens = 0
+        """Prompt tokens that were not computed for it; known with its first id."""
         self._ids = array("I")
         self._logprobs: list[TokenLogprob] = []
         self._checksums = array("I", [0])
@@ -58,12 +60,16 @@ class TokenRun:
         return start <= len(held)
 
     def append(
-        self, start: int, ids: Sequence[int], logprobs: Sequence[TokenLogprob] = ()
+        self,
+        start: int,
+        ids: Sequence[int],
+        logprobs: Sequence[TokenLogprob] = (),
+        cached_tokens: int = 0,
     ) -> Appended:
         """Below the length compares, at the length appends, above it answers the length held.
 
-        `logprobs` is empty or has one entry an id. Raises Diverged before anything is added,
-        InvalidArgument for what is no id.
+        `logprobs` is empty or has one entry an id; `cached_tokens` counts with the first id. Raises
+        Diverged before anything is added, InvalidArgument for what is no id.
         """
         if logprobs and len(logprobs) != len(ids):
             raise InvalidArgument(f"{len(logprobs)} logprobs for {len(ids)} ids", field="logprobs")
@@ -78,6 +84,8 @@ class TokenRun:
             if not self.check(start, ids):
                 return Appended(0, length, gap=True)
             new, logprobs = new[length - start :], logprobs[length - start :]
+        if new and not length:
+            self.cached_tokens = cached_tokens
         self._ids.extend(new)
         self._logprobs.extend(logprobs)
         checksum = self._checksums[-1]
@@ -104,6 +112,7 @@ class TokenRun:
             tuple(self._ids[start:end]),
             tuple(self._logprobs[start:end]),
             finish_reason,
+            0 if start else self.cached_tokens,
         )
 
 

@@ -6,22 +6,28 @@ InvalidArgument and names its field.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from types import MappingProxyType
 from typing import TypeVar
 
 from shuntserve.common.v1 import common_pb2
 
 from services.common.errors import InvalidArgument
 from services.common.generation import (
+    PLAIN,
+    SAMPLING,
+    AnswerParts,
+    CallForm,
     CancelReason,
     FinishReason,
     GenerationKind,
     GenerationRequest,
+    Grammar,
     LayerRange,
     ModelRef,
+    PriorityClass,
+    ResponseTerms,
     Sampling,
+    Thinking,
     TokenLogprob,
     TokenSpan,
 )
@@ -32,11 +38,19 @@ MAX_CHOICES = 128
 MAX_GENERATION_ID_CHARS = 64
 MAX_ASK_DIGEST_CHARS = 64
 MAX_STOP_STRINGS = 64
+MAX_CACHE_SALT_CHARS = 256
+MAX_GRAMMAR_CHARS = 1 << 17
+MAX_TOOLS = 128
+MAX_TOOL_NAME_CHARS = 64
+MAX_TENANT_CHARS = 64
+MAX_TENANT_WEIGHT = 1000
+MAX_DETAILS_BYTES = 4 << 20
 
 _FINISH = {
     FinishReason.STOP: common_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: common_pb2.FINISH_REASON_LENGTH,
     FinishReason.CANCELLED: common_pb2.FINISH_REASON_CANCELLED,
+    FinishReason.GRAMMAR: common_pb2.FINISH_REASON_GRAMMAR,
 }
 _FINISH_BACK: dict[int, FinishReason] = {number: reason for reason, number in _FINISH.items()}
 _KIND = {
@@ -44,11 +58,35 @@ _KIND = {
     GenerationKind.COMPLETION: common_pb2.GENERATION_KIND_COMPLETION,
 }
 _KIND_BACK: dict[int, GenerationKind] = {number: kind for kind, number in _KIND.items()}
+_CALLS = {
+    None: common_pb2.CALL_FORM_UNSPECIFIED,
+    CallForm.HERMES: common_pb2.CALL_FORM_HERMES,
+    CallForm.LLAMA: common_pb2.CALL_FORM_LLAMA,
+    CallForm.MISTRAL: common_pb2.CALL_FORM_MISTRAL,
+    CallForm.MISTRAL_ARGS: common_pb2.CALL_FORM_MISTRAL_ARGS,
+}
+_CALLS_BACK: dict[int, CallForm | None] = {number: form for form, number in _CALLS.items()}
+_THINKING = {
+    Thinking.NONE: common_pb2.THINKING_UNSPECIFIED,
+    Thinking.MAY: common_pb2.THINKING_MAY,
+    Thinking.BEGUN: common_pb2.THINKING_BEGUN,
+}
+_THINKING_BACK: dict[int, Thinking] = {number: value for value, number in _THINKING.items()}
 _CANCEL = {
     CancelReason.CLIENT: common_pb2.CANCEL_REASON_CLIENT,
     CancelReason.STOP: common_pb2.CANCEL_REASON_STOP,
 }
 _CANCEL_BACK: dict[int, CancelReason] = {number: reason for reason, number in _CANCEL.items()}
+
+_PRIORITY = {
+    PriorityClass.PROTECTED: common_pb2.PRIORITY_CLASS_PROTECTED,
+    PriorityClass.STANDARD: common_pb2.PRIORITY_CLASS_STANDARD,
+    PriorityClass.TOLERANT: common_pb2.PRIORITY_CLASS_TOLERANT,
+}
+_PRIORITY_BACK: dict[int, PriorityClass] = {
+    common_pb2.PRIORITY_CLASS_UNSPECIFIED: PriorityClass.STANDARD,
+    **{number: priority for priority, number in _PRIORITY.items()},
+}
 
 
 def generation_id_from(text: str) -> str:
@@ -69,6 +107,54 @@ def ask_digest_from(text: str) -> str:
             f"a digest has at most {MAX_ASK_DIGEST_CHARS} characters", field="ask_digest"
         )
     return text
+
+
+def cache_salt_from(text: str) -> str:
+    """Raises InvalidArgument for what is too long."""
+    if len(text) > MAX_CACHE_SALT_CHARS:
+        raise InvalidArgument(
+            f"a cache salt has at most {MAX_CACHE_SALT_CHARS} characters, not {len(text)}",
+            field="cache_salt",
+        )
+    return text
+
+
+def tenant_from(text: str) -> str:
+    """A tenant's name, or nobody's, which is empty. Raises InvalidArgument."""
+    if len(text) > MAX_TENANT_CHARS or not all(
+        c.isascii() and (c.isalnum() or c in "-_.") for c in text
+    ):
+        raise InvalidArgument(
+            f"a tenant's name has up to {MAX_TENANT_CHARS} letters, digits, '-', '_', '.'",
+            field="tenant",
+        )
+    return text
+
+
+def tenant_weight_from(number: int) -> int:
+    """A tenant's share against others'. Raises InvalidArgument."""
+    if number > MAX_TENANT_WEIGHT:
+        raise InvalidArgument(
+            f"a tenant's weight is at most {MAX_TENANT_WEIGHT}, not {number}", field="tenant_weight"
+        )
+    return number or 1
+
+
+def response_to(terms: ResponseTerms) -> common_pb2.ResponseTerms:
+    return common_pb2.ResponseTerms(
+        store=terms.store, background=terms.background, details=terms.details
+    )
+
+
+def response_from(message: common_pb2.ResponseTerms) -> ResponseTerms:
+    """Raises InvalidArgument for details that are too long."""
+    size_bytes = len(message.details.encode())
+    if size_bytes > MAX_DETAILS_BYTES:
+        raise InvalidArgument(
+            f"a response's details have at most {MAX_DETAILS_BYTES} bytes, not {size_bytes}",
+            field="response.details",
+        )
+    return ResponseTerms(message.store, message.background, message.details)
 
 
 def model_to(model: ModelRef) -> common_pb2.ModelRef:
@@ -112,64 +198,35 @@ def cancel_reason_from(number: int) -> CancelReason:
 
 def sampling_to(sampling: Sampling) -> common_pb2.Sampling:
     return common_pb2.Sampling(
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        min_p=sampling.min_p,
-        presence_penalty=sampling.presence_penalty,
-        frequency_penalty=sampling.frequency_penalty,
-        repetition_penalty=sampling.repetition_penalty,
-        logit_bias=sampling.logit_bias,
-        top_logprobs=sampling.top_logprobs,
-        max_tokens=sampling.max_tokens,
-        min_tokens=sampling.min_tokens,
-        stop_token_ids=sampling.stop_token_ids,
-        ignore_eos=sampling.ignore_eos,
-        eos_token_ids=sampling.eos_token_ids,
-        seed=sampling.seed,
+        **{name: getattr(sampling, name) for name in SAMPLING},
+        grammar=None if sampling.grammar is None else grammar_to(sampling.grammar),
     )
+
+
+def grammar_to(grammar: Grammar) -> common_pb2.Grammar:
+    return common_pb2.Grammar(text=grammar.text, library=grammar.library)
+
+
+def grammar_from(message: common_pb2.Grammar) -> Grammar:
+    """Raises InvalidArgument for one that is empty, or too long."""
+    if not 1 <= len(message.text) <= MAX_GRAMMAR_CHARS:
+        raise InvalidArgument(
+            f"a grammar has 1 to {MAX_GRAMMAR_CHARS} characters, not {len(message.text)}",
+            field="grammar",
+        )
+    if not message.library:
+        raise InvalidArgument("a grammar names the library that reads it", field="grammar.library")
+    return Grammar(message.text, message.library)
 
 
 def sampling_from(message: common_pb2.Sampling) -> Sampling:
     """Raises InvalidArgument for what is not finite or out of range."""
-    for field, low, high in (
-        ("temperature", 0.0, 100.0),
-        ("top_p", 0.0, 1.0),
-        ("min_p", 0.0, 1.0),
-        ("presence_penalty", -100.0, 100.0),
-        ("frequency_penalty", -100.0, 100.0),
-        ("repetition_penalty", 0.0, 100.0),
-    ):
-        value = getattr(message, field)
-        if not math.isfinite(value) or not low <= value <= high:
-            raise InvalidArgument(f"{field} must lie in [{low:g}, {high:g}]", field=field)
-    for field, value in (
-        ("top_p", message.top_p),
-        ("repetition_penalty", message.repetition_penalty),
-    ):
-        if value == 0:
-            raise InvalidArgument(f"{field} must be over 0", field=field)
-    if message.max_tokens == 0:
-        raise InvalidArgument("max_tokens must be at least 1", field="max_tokens")
-    if any(not math.isfinite(bias) for bias in message.logit_bias.values()):
-        raise InvalidArgument("a logit bias must be finite", field="logit_bias")
-    return Sampling(
-        max_tokens=message.max_tokens,
-        temperature=message.temperature,
-        top_k=message.top_k,
-        top_p=message.top_p,
-        min_p=message.min_p,
-        presence_penalty=message.presence_penalty,
-        frequency_penalty=message.frequency_penalty,
-        repetition_penalty=message.repetition_penalty,
-        logit_bias=MappingProxyType(dict(message.logit_bias)),
-        top_logprobs=message.top_logprobs if message.HasField("top_logprobs") else None,
-        min_tokens=message.min_tokens,
-        stop_token_ids=tuple(message.stop_token_ids),
-        ignore_eos=message.ignore_eos,
-        eos_token_ids=tuple(message.eos_token_ids),
-        seed=message.seed,
-    )
+    values = {name: row.read(message) for name, row in SAMPLING.items()}
+    for name, value in values.items():
+        if value is not None:
+            SAMPLING[name].check_held(value)
+    grammar = grammar_from(message.grammar) if message.HasField("grammar") else None
+    return Sampling(**values, grammar=grammar)
 
 
 def request_to(request: GenerationRequest) -> common_pb2.GenerationRequest:
@@ -185,6 +242,12 @@ def request_to(request: GenerationRequest) -> common_pb2.GenerationRequest:
         include_usage=request.include_usage,
         numerics_class=request.numerics_class,
         ask_digest=request.ask_digest,
+        cache_salt=request.cache_salt,
+        tenant=request.tenant,
+        priority=_PRIORITY[request.priority],
+        tenant_weight=request.tenant_weight,
+        response=None if request.response is None else response_to(request.response),
+        parts=None if request.parts == PLAIN else parts_to(request.parts),
     )
 
 
@@ -208,6 +271,40 @@ def request_from(message: common_pb2.GenerationRequest) -> GenerationRequest:
         include_usage=message.include_usage,
         numerics_class=message.numerics_class,
         ask_digest=ask_digest_from(message.ask_digest),
+        cache_salt=cache_salt_from(message.cache_salt),
+        tenant=tenant_from(message.tenant),
+        priority=_known(_PRIORITY_BACK.get(message.priority), "priority"),
+        tenant_weight=tenant_weight_from(message.tenant_weight),
+        response=response_from(message.response) if message.HasField("response") else None,
+        parts=parts_from(message.parts),
+    )
+
+
+def parts_to(parts: AnswerParts) -> common_pb2.AnswerParts:
+    return common_pb2.AnswerParts(
+        calls=_CALLS[parts.calls],
+        tools=parts.tools,
+        named=parts.named,
+        thinking=_THINKING[parts.thinking],
+    )
+
+
+def parts_from(message: common_pb2.AnswerParts) -> AnswerParts:
+    """Raises InvalidArgument for parts that no router knows, and for too many tools."""
+    if message.calls not in _CALLS_BACK:
+        raise InvalidArgument("parts.calls has no known value", field="parts.calls")
+    if len(message.tools) > MAX_TOOLS or any(
+        len(name) > MAX_TOOL_NAME_CHARS for name in message.tools
+    ):
+        raise InvalidArgument(
+            f"at most {MAX_TOOLS} tools, their names of {MAX_TOOL_NAME_CHARS} characters at most",
+            field="parts.tools",
+        )
+    return AnswerParts(
+        calls=_CALLS_BACK[message.calls],
+        tools=tuple(message.tools),
+        named=message.named,
+        thinking=_known(_THINKING_BACK.get(message.thinking), "parts.thinking"),
     )
 
 
@@ -229,6 +326,7 @@ def span_to(span: TokenSpan) -> common_pb2.TokenSpan:
         ids=span.ids,
         logprobs=[logprob_to(logprob) for logprob in span.logprobs],
         finish_reason=finish_to(span.finish_reason),
+        cached_tokens=span.cached_tokens,
     )
 
 
@@ -244,6 +342,7 @@ def span_from(message: common_pb2.TokenSpan) -> TokenSpan:
         ids=tuple(message.ids),
         logprobs=tuple(map(logprob_from, message.logprobs)) if message.logprobs else (),
         finish_reason=finish_from(message.finish_reason) if message.finish_reason else None,
+        cached_tokens=message.cached_tokens,
     )
 
 

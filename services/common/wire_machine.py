@@ -13,7 +13,7 @@ MAX_DEVICES = 64
 MAX_CORES = 1e6
 MAX_NETWORK_GBPS = 1e6
 MAX_MEMORY_BYTES = 1 << 62
-_NAMES = ("instance_type", "zone", "pool")
+_NAMES = ("instance_id", "instance_type", "zone", "pool")
 _MOST = {"relative_speed": MAX_SPEED, "cores": MAX_CORES, "network_gbps": MAX_NETWORK_GBPS}
 
 
@@ -27,6 +27,7 @@ def machine_to(facts: MachineFacts) -> common_pb2.MachineFacts:
         cores=facts.cores,
         memory_bytes=facts.memory_bytes,
         network_gbps=facts.network_gbps,
+        instance_id=facts.instance_id,
         declared=facts.declared,
     )
     if facts.devices is not None:

@@ -2,38 +2,72 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import gc
 import json
+import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, NoReturn
 
 import uvloop
+from shuntserve.launcher.v1 import launcher_pb2_grpc
 
-from services.common import logs, settings, telemetry
+from services.common import channels, logs, settings, telemetry
 from services.common.errors import ShuntError
 from services.common.private import keep_files_private, make_private
-from services.common.server import until_signal
+from services.common.server import Signals, until_signal
+from services.controller import metrics, target_page
 from services.controller.assembly import AssembledController
 from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.market import Offer
 from services.controller.core.model_facts import ModelFacts
 from services.controller.deployments import DEPLOYMENTS
-from services.controller.journal.journal import Recovered
-from services.controller.journal.sqlite import SqliteJournal
+from services.controller.journal.journal import Journal, Recovered
+from services.controller.journal.place import SqlitePlace
+from services.controller.leading import (
+    Stopped,
+    lead,
+    lock_files,
+    open_postgres,
+    open_sqlite,
+    own_address,
+)
 from services.controller.model_store import describe
-from services.controller.providers.local import LocalProvider
+from services.controller.providers.docker import DockerProvider
+from services.controller.providers.local import ENGINE, LocalProvider, engine_here
 from services.controller.providers.market_play import MarketPlay
 from services.controller.providers.provider import ExternalProvider
 from services.controller.settings import ControllerSettings
+from services.controller.standby import Standby
 
+if TYPE_CHECKING:
+    from services.controller.journal.postgres.journal import PostgresJournal
+    from services.controller.providers.ec2.provider import Ec2Provider
+
+_log = logging.getLogger(__name__)
+
+SUPERSEDED = 3
+"""Exit status of one whose standby leads: started again, it is a standby itself."""
 PROGRESS = "market.json"
 FACTS = "model"
 """The note of controllers that knew one model."""
+
+
+def shape_environment(offer: Offer) -> dict[str, str]:
+    """What an engine is told of its node, whoever starts it."""
+    shape = offer.shape
+    return {
+        "SHUNT_ENGINE_MEMORY_BYTES": str(shape.memory_bytes),
+        "SHUNT_ENGINE_RELATIVE_SPEED": str(shape.relative_speed),
+        "SHUNT_ENGINE_DEVICE_TYPE": shape.device_type,
+        "SHUNT_ENGINE_RANKS": str(shape.device_count),
+        "SHUNT_ENGINE_BACKEND": shape.backend,
+    }
 
 
 def make_local(
@@ -42,22 +76,62 @@ def make_local(
     """Nodes on this machine; `address` tells engines where the controller is."""
 
     def environment(offer: Offer) -> dict[str, str]:
-        shape = offer.shape
         named = {"instance_type": offer.instance_type, "pool": offer.pool, "spot": offer.spot}
         return {
-            "SHUNT_ENGINE_DECLARED": json.dumps({} if chosen.market is None else named),
-            "SHUNT_ENGINE_CORE_SHARE": str(chosen.core_share(shape.relative_speed)),
+            **shape_environment(offer),
             "SHUNT_ENGINE_CONTROLLER": address(),
             "SHUNT_ENGINE_STORE": chosen.store or f"grpc://{chosen.tensorstore_address}",
-            "SHUNT_ENGINE_MEMORY_BYTES": str(shape.memory_bytes),
-            "SHUNT_ENGINE_RELATIVE_SPEED": str(shape.relative_speed),
-            "SHUNT_ENGINE_DEVICE_TYPE": shape.device_type,
+            "SHUNT_ENGINE_DECLARED": json.dumps({} if chosen.market is None else named),
+            "SHUNT_ENGINE_CORE_SHARE": str(chosen.core_share(offer.shape.relative_speed)),
             "OMP_WAIT_POLICY": "PASSIVE",
         }
 
+    def command(offer: Offer) -> Sequence[str]:
+        in_vllms = offer.shape.backend == "vllm"
+        return (str(chosen.vllm_python), *ENGINE) if in_vllms else engine_here(offer)
+
     return LocalProvider(
-        offers=offers, environment=environment, log_dir=chosen.data_dir / "engines"
+        offers=offers,
+        environment=environment,
+        log_dir=chosen.data_dir / "engines",
+        command=command,
     )
+
+
+def make_ec2(
+    chosen: ControllerSettings,
+    controller: Callable[[], AssembledController],
+    address: Callable[[], str],
+) -> Ec2Provider:
+    """Instances; `controller` is the one that they are nodes of, once it is made."""
+    # here, so that only who buys there needs boto3
+    from services.controller.providers.ec2.making import make_provider
+
+    def environment(offer: Offer) -> dict[str, str]:
+        joins = {"SHUNT_NODE_CONTROLLER": address(), "SHUNT_NODE_STORE": chosen.store}
+        return joins | shape_environment(offer)
+
+    return make_provider(
+        chosen.ec2,
+        directory=chosen.data_dir,
+        environment=environment,
+        plan=lambda: controller().plan_number,
+        known=lambda: controller().known_nodes(),
+    )
+
+
+@asynccontextmanager
+async def in_containers(
+    chosen: ControllerSettings, controller: Callable[[], AssembledController]
+) -> AsyncIterator[DockerProvider]:
+    """Containers by the launcher; what all of them are told stands in its compose file."""
+    async with channels.open_channel(chosen.launcher_address, tls=chosen.tls) as channel:
+        yield DockerProvider(
+            launcher_pb2_grpc.LauncherServiceStub(channel),
+            offers=chosen.offers,
+            environment=shape_environment,
+            known=lambda: controller().known_nodes(),
+        )
 
 
 async def first_facts(chosen: ControllerSettings, recovered: Recovered) -> ModelFacts:
@@ -82,54 +156,88 @@ async def first_facts(chosen: ControllerSettings, recovered: Recovered) -> Model
 
 
 async def serve(chosen: ControllerSettings) -> None:
+    """Leads until a signal. A standby waits for its turn before; who is followed by one ends at
+    once."""
     gc.freeze()  # what was imported stays: no collection looks at it and holds the loop for it
-    journal = SqliteJournal(
-        chosen.data_dir / "journal.db",
-        commit_interval_s=chosen.commit_interval_s,
-        pending_limit=chosen.journal_pending_limit,
-        events_kept=chosen.events_kept,
-        sync_always=chosen.sync_always,
-        reserve_bytes=chosen.journal_reserve_bytes,
-    )
+    place = chosen.journal_place
+    if isinstance(place, SqlitePlace):
+        journal = open_sqlite(chosen, place)
+        try:
+            await _serve_with(chosen, journal, await journal.recover(), until_signal)
+        finally:
+            await journal.close()
+            telemetry.shutdown()
+        return
+    signals, standby = Signals(), Standby(chosen)
+    port = await standby.start()
+    shared = open_postgres(chosen, place, lambda: own_address(chosen, port))
     try:
-        recovered = await journal.recover()
-        facts = await first_facts(chosen, recovered)
+        recovered = await lead(chosen, shared, standby, signals)
+        followed = asyncio.create_task(_end_when_superseded(shared))
+        here = chosen.model_copy(update={"grpc_port": port})
+        await _serve_with(here, shared, recovered, signals.next)
+        followed.cancel()
+    except Stopped:
+        pass
+    finally:
+        await shared.close()
+        telemetry.shutdown()
 
-        def address() -> str:
-            return chosen.advertise_address or f"{chosen.host}:{controller.port}"
 
-        play = local = None
-        if chosen.market is not None:
-            play = MarketPlay(chosen.market, chosen.data_dir / PROGRESS, chosen.market_run)
+async def _end_when_superseded(journal: PostgresJournal) -> NoReturn:
+    """The nodes are another controller's by now: nothing is tidied up."""
+    error = await journal.superseded()
+    _log.error("ends", extra={"why": error.message})
+    print(f"controller: {error.message}", file=sys.stderr, flush=True)
+    logging.shutdown()
+    os._exit(SUPERSEDED)
+
+
+async def _serve_with(
+    chosen: ControllerSettings,
+    journal: Journal,
+    recovered: Recovered,
+    told_to_stop: Callable[[], Awaitable[object]],
+) -> None:
+    facts = await first_facts(chosen, recovered)
+
+    def address() -> str:
+        return chosen.advertise_address or f"{chosen.host}:{controller.port}"
+
+    play = local = ec2 = docker = None
+    if chosen.market is not None:
+        play = MarketPlay(chosen.market, chosen.data_dir / PROGRESS, chosen.market_run)
+    async with AsyncExitStack() as stack:
         if chosen.provider == "local":
             local = make_local(chosen, play.offers() if play else chosen.offers, address)
+        elif chosen.provider == "ec2":
+            ec2 = make_ec2(chosen, lambda: controller, address)
+        elif chosen.provider == "docker":
+            docker = await stack.enter_async_context(in_containers(chosen, lambda: controller))
         controller = AssembledController(
             chosen,
             facts,
             journal=journal,
             recovered=recovered,
-            provider=local or ExternalProvider(),
+            provider=local or ec2 or docker or ExternalProvider(),
         )
-        async with AsyncExitStack() as stack:
-            port = await stack.enter_async_context(controller.serving())
-            if play is not None and local is not None:
-                playing = play.playing(local, controller.until_serving)
-                await stack.enter_async_context(playing)
-            print(f"controller: grpc on {chosen.host}:{port}", flush=True)
-            await until_signal()
-    finally:
-        await journal.close()
-        telemetry.shutdown()
+        if watching := ec2 or docker:
+            await stack.enter_async_context(watching.running())
+        port = await stack.enter_async_context(controller.serving())
+        if play is not None and local is not None:
+            playing = play.playing(local, controller.until_serving)
+            await stack.enter_async_context(playing)
+        print(f"controller: grpc on {chosen.host}:{port}", flush=True)
+        await told_to_stop()
 
 
-def lock(data_dir: Path) -> IO[str]:
-    """Keeps a second controller away from the directory; exits 1 when there is one."""
-    make_private(data_dir)
-    file = (data_dir / "controller.lock").open("w")
+def lock(path: Path) -> IO[str]:
+    """Keeps a second controller away from what is beside the file; exits 1 when there is one."""
+    file = path.open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        print(f"another controller uses {data_dir}", file=sys.stderr)
+        print(f"another controller uses {path.parent}", file=sys.stderr)
         sys.exit(1)
     file.write(str(os.getpid()))
     file.flush()
@@ -140,14 +248,23 @@ def main() -> None:
     chosen = settings.read(ControllerSettings)
     logs.configure("controller", chosen.log_level)
     telemetry.configure(
-        "controller", "controller-0", metrics_host=chosen.host, metrics_port=chosen.metrics_port
+        "controller",
+        "controller-0",
+        metrics_host=chosen.host,
+        metrics_port=chosen.metrics_port,
+        pages={target_page.PATH: metrics.TARGETS.read},
     )
     keep_files_private()
-    with lock(chosen.data_dir):
+    make_private(chosen.data_dir)
+    with ExitStack() as locks:
+        for path in lock_files(chosen):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            locks.enter_context(lock(path))
         try:
             uvloop.run(serve(chosen))
         except ShuntError as error:
-            print(f"controller: {error.message}", file=sys.stderr)
+            setting = f"{chosen.name_of(error.field)}: " if error.field == "journal" else ""
+            print(f"controller: {setting}{error.message}", file=sys.stderr)
             sys.exit(1)
 
 

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Set
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 
 from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
@@ -24,6 +24,7 @@ from services.controller.core.cluster.succession import Succession
 from services.controller.core.cluster.workload import Workloads
 from services.controller.core.model_facts import ModelFacts
 from services.controller.deployments import DEPLOYMENTS, Deployments, StoreAccess
+from services.controller.documents import DocumentRuntime
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
 from services.controller.generations import LedgerRuntime
@@ -41,6 +42,8 @@ _log = logging.getLogger(__name__)
 
 SERVICE = controller_pb2.DESCRIPTOR.services_by_name["ControllerService"].full_name
 HOUSEKEEPING_S = 1.0
+SETTLE_S = 5.0
+"""What is under way at the end is waited for so long."""
 
 
 class AssembledController:
@@ -80,6 +83,7 @@ class AssembledController:
             timeout_s=settings.plan_timeout_s,
             tls=settings.tls,
             offer_of=self._offer_of,
+            stages=settings.planned_stages,
         )
         self._runtime = ClusterRuntime(
             self._cluster(facts, recovered, clock()),
@@ -121,6 +125,7 @@ class AssembledController:
             journal,
             self.events,
             heads=lambda: self._runtime.cluster.view.heads(clock()),
+            coming=lambda: self._runtime.cluster.view.coming(),
             runs_at=lambda formation_id: self._runtime.cluster.view.runs_at(formation_id),
             deployed=lambda model: self._runtime.cluster.goals.have(model),
             heads_changed=heads_changed,
@@ -142,6 +147,13 @@ class AssembledController:
                 events=self.events,
                 engines=self._engines,
                 deployments=self._deployments,
+                documents=DocumentRuntime(
+                    settings.documents,
+                    journal,
+                    recovered.saved,
+                    clock=clock,
+                    wall_clock=time.time,
+                ),
             ),
             self._server.grpc_server,
         )
@@ -176,6 +188,7 @@ class AssembledController:
             work = [
                 tasks.create_task(self._runtime.run(self._saved)),
                 tasks.create_task(self._keep_house()),
+                tasks.create_task(self._mind_the_journal()),
                 tasks.create_task(self._deployments.watch_store()),
                 tasks.create_task(self._replans.run()),
             ]
@@ -187,35 +200,60 @@ class AssembledController:
                 self._runtime.close()
                 self.events.close()
                 await self._server.stop()
-                await self._runtime.settle()
+                with suppress(TimeoutError):  # a journal that is away holds nobody's end up
+                    async with asyncio.timeout(SETTLE_S):
+                        await self._runtime.settle()
                 for task in work:
                     task.cancel()
+
+    @property
+    def plan_number(self) -> int:
+        """Of the plan that is carried out; 0 while there is none."""
+        plan = self._runtime.cluster.plan
+        return 0 if plan is None else plan.number
+
+    def known_nodes(self) -> Set[str] | None:
+        """All that the cluster knows, lost ones too; None until it was looked for those launched
+        before a restart, and while another controller might know others."""
+        if not self._runtime.started.is_set() or self._journal.room is JournalRoom.AWAY:
+            return None
+        return {node.node_id for node in self._runtime.cluster.view.nodes()}
 
     async def until_serving(self) -> None:
         """Returns once some pipeline takes requests."""
         await self._runtime.serving.wait()
 
     async def _keep_house(self) -> None:
-        room = JournalRoom.ENOUGH
         while True:
-            room = await self._mind_the_disk(room)
             try:
                 await self._generations.tick()
             except ShuntError as error:
                 _log.error("nothing was forgotten", extra={"why": error.message})
-            cluster = self._runtime.cluster
-            metrics.show_cluster(cluster.view.nodes(), cluster.view.pipelines())
-            metrics.OPEN.set(len(self._generations.population().open))
+            self._show()
             await asyncio.sleep(HOUSEKEEPING_S)
 
-    async def _mind_the_disk(self, before: JournalRoom) -> JournalRoom:
-        self._journal.tend()
-        room = self._journal.room
-        if room is not before:
-            self.events.add("journal_room", attributes={"left": room.value})
-            await self._server.set_ready(room is not JournalRoom.NONE)
-        metrics.show_room(room)
-        return room
+    def _show(self) -> None:
+        cluster, market = self._runtime.cluster, self._runtime.market
+        view, nodes = cluster.view, cluster.view.nodes()
+        metrics.show_cluster(nodes, view.pipelines())
+        deployed = (goal.model.model_id for goal in cluster.goals.deployed)
+        metrics.show_down(view.down_s(time.monotonic()), deployed)
+        metrics.show_faults(view.faults())
+        metrics.show_money(market, cluster.settings.budget_per_hour)
+        metrics.TARGETS.show(nodes, self._offer_of)
+        metrics.OPEN.set(len(self._generations.population().open))
+
+    async def _mind_the_journal(self) -> None:
+        before = JournalRoom.ENOUGH
+        while True:
+            self._journal.tend()
+            room = self._journal.room
+            if room is not before:
+                self.events.add("journal_room", attributes={"left": room.value})
+                await self._server.set_ready(room not in (JournalRoom.NONE, JournalRoom.AWAY))
+            metrics.show_room(room)
+            before = room
+            await asyncio.sleep(HOUSEKEEPING_S)
 
     async def _end_nodes(self) -> None:
         if self._settings.end_nodes_on_stop:

@@ -63,7 +63,8 @@ async def plan_diff(
     plan_json: str, *, cluster: Cluster, market: Market, placement: Estimator, now_s: float
 ) -> PlanDiff:
     """Raises what the plan's application would."""
-    plan = operators_plan(plan_json, cluster.view.next_plan_number, cluster.goals)
+    view = cluster.view
+    plan = operators_plan(plan_json, view.next_plan_number, cluster.goals, view.backends())
     cluster.check_plan(plan)
     found = cluster.view.difference(plan, now_s)
     launched = {

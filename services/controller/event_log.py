@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
 from services.common import logs
 from services.common.errors import ShuntError
+from services.controller import metrics
 from services.controller.journal.journal import Journal, LoggedEvent
 from services.controller.signal import Signal
 
@@ -71,6 +72,7 @@ class EventLog:
         self._next_number += 1
         self._events.append(event)
         self._grown.fire()
+        metrics.count_event(event)
         ids = {
             "node_id": node_id,
             "pipeline_id": pipeline_id,

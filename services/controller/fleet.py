@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from services.common.errors import FailedPrecondition, ShuntError, Unavailable
 from services.common.nodes import NodeFacts
+from services.common.notices import NoticeKind
 from services.controller.core.cluster.actions import (
     Action,
     LaunchNode,
@@ -17,7 +18,7 @@ from services.controller.core.cluster.actions import (
 )
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.dealer import Dealer
-from services.controller.core.cluster.market import Market, NodeGone, NoticeKind, ProviderEvent
+from services.controller.core.cluster.market import Market, NodeGone, ProviderEvent
 from services.controller.core.cluster.notices import SAME_NOTICE_S
 from services.controller.providers.provider import Provider
 from services.controller.signal import Signal
@@ -93,10 +94,10 @@ class Fleet:
 
     # What is asked of the provider
 
-    async def recognise(self, node_id: str, pid: int) -> str:
-        """The handle of a process that registers as a node; empty when it is not one of ours.
-        Raises PermissionDenied."""
-        return await self._provider.recognise(node_id, pid)
+    async def recognise(self, facts: NodeFacts) -> str:
+        """The handle of what registers as a node; empty when it is not one of ours. Raises
+        PermissionDenied."""
+        return await self._provider.recognise(facts)
 
     def believed(self, facts: NodeFacts, handle: str) -> NodeFacts:
         """What a process that registers says of its node: a provider that declares may have told a

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
@@ -25,6 +26,7 @@ from services.common.generation import CancelReason, ModelRef
 from services.controller import metrics
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import (
+    Coming,
     LedgerEvent,
     LedgerSettings,
     Outcome,
@@ -34,7 +36,7 @@ from services.controller.core.ledger.outcomes import (
 from services.controller.core.ledger.population import Population
 from services.controller.core.ledger.records import Record
 from services.controller.event_log import EventLog
-from services.controller.journal.journal import Journal, JournalRoom, Recovered
+from services.controller.journal.journal import Journal, JournalRoom, Outlived, Recovered
 from services.controller.signal import Signal
 
 _log = logging.getLogger(__name__)
@@ -43,6 +45,8 @@ Reply = TypeVar("Reply")
 RESUME_POLL_S = 0.25
 RECOVERY_PAUSE_S = 0.5
 NO_ROOM_RETRY_S = 5.0
+OUTLIVE_S = 60.0
+"""Between two looks for what was stored long ago."""
 FORGOTTEN_AT_ONCE = 32
 """On a full disk: a deletion needs room in the log for the pages it changes."""
 
@@ -61,21 +65,27 @@ class LedgerRuntime:
         events: EventLog,
         *,
         heads: Callable[[], Sequence[ServingHead]],
+        coming: Callable[[], Coming],
         runs_at: Callable[[str], RunsAt | None],
         deployed: Callable[[ModelRef], bool],
         heads_changed: Signal,
         clock: Callable[[], float],
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
         self._journal = journal
         self._events = events
         self._heads = heads
+        self._coming = coming
         self._runs_at = runs_at
         self._deployed = deployed
         self._heads_changed = heads_changed
         self._clock = clock
+        self._wall_clock = wall_clock
         self._ledger = Ledger(settings)
         self._recovering: asyncio.Task[None] | None = None
+        self._outlive_at_s: float | None = None
+        """Next look for what was stored for long; None: now."""
 
     def recover(self, recovered: Recovered) -> None:
         """Goes on from what the journal holds."""
@@ -91,10 +101,12 @@ class LedgerRuntime:
         """Takes checkpoints in order, at once; the results resolve when they are durable.
 
         Raises InvalidArgument for one that names a choice that was not asked for; those before it
-        are taken. Raises ResourceExhausted while only the journal's reserve is left: that is for
-        grants and ends, and heads keep what is not acknowledged.
+        are taken. Raises Unavailable while the journal does not answer, and ResourceExhausted while
+        only its reserve is left: that is for grants and ends, and heads keep what is not
+        acknowledged.
         """
         self._check_usable()
+        self._check_answers()
         if self._journal.room is not JournalRoom.ENOUGH:
             raise ResourceExhausted("the journal's disk is full", field="journal")
         now_s = self._clock()
@@ -128,7 +140,9 @@ class LedgerRuntime:
             self._check_usable()
             self._check_room()
             try:
-                outcome = self._ledger.resume(question, self._heads(), self._clock())
+                outcome = self._ledger.resume(
+                    question, self._heads(), self._clock(), self._coming()
+                )
             except Diverged:
                 metrics.DIVERGED.inc()
                 raise
@@ -156,34 +170,72 @@ class LedgerRuntime:
             raise NotFound(f"{model.model_id} is not deployed any more", field="model")
 
     async def cancel(
-        self, generation_id: str, choice: int | None, reason: CancelReason, length: int | None
+        self,
+        generation_id: str,
+        choice: int | None,
+        reason: CancelReason,
+        length: int | None,
+        tenant: str | None = None,
     ) -> ServingHead | None:
-        """Ends a generation or one choice, durably; returns the head that may still run it."""
+        """Ends a generation or one choice, durably; returns the head that may still run it. Raises
+        NotFound for one that is not the `tenant`'s."""
         self._check_usable()
         self._check_room()
         incarnation = self._ledger.head_of(generation_id)
         await self._settle(
-            self._ledger.cancel(generation_id, choice, reason, length, self._clock())
+            self._ledger.cancel(generation_id, choice, reason, length, self._clock(), tenant)
         )
-        heads = self._heads()
-        return next((h for h in heads if h.route.incarnation == incarnation), None)
+        return self._head(incarnation)
 
     async def view(self, generation_id: str) -> GenerationView:
         """What the journal holds; raises NotFound."""
         self._check_usable()
-        return await self._settle(self._ledger.view(generation_id, self._heads(), self._clock()))
+        try:
+            outcome = self._ledger.view(generation_id, self._heads(), self._clock())
+        except NotFound:
+            self._check_answers()
+            kept = await self._journal.kept(generation_id)
+            await self._journal.settled()
+            if kept is None:
+                raise
+            return kept
+        return await self._settle(outcome)
 
     async def claim(self, ask_digest: str) -> GenerationView:
         """Gives a client's retry what its first ask began, if nobody reads it; raises NotFound."""
         self._check_usable()
         return await self._settle(self._ledger.claim(ask_digest, self._heads(), self._clock()))
 
-    async def tick(self) -> None:
-        """Forgets what was kept long enough."""
+    async def claim_background(self, at_most: int) -> tuple[str, ...]:
+        """Names of what is to run though nobody reads it, for who asks to read it."""
+        self._check_usable()
+        return await self._settle(
+            self._ledger.claim_background(self._heads(), self._clock(), at_most)
+        )
+
+    async def delete(self, generation_id: str) -> ServingHead | None:
+        """Deletes a generation, durably, wherever it stands; returns the head that may still run
+        it."""
         self._check_usable()
         self._check_room()
+        incarnation = self._ledger.head_of(generation_id)
+        await self._settle(self._ledger.delete(generation_id, self._clock()))
+        return self._head(incarnation)
+
+    def _head(self, incarnation: str | None) -> ServingHead | None:
+        return next((h for h in self._heads() if h.route.incarnation == incarnation), None)
+
+    async def tick(self) -> None:
+        """Forgets what was kept long enough. A journal that does not answer is asked as well: when
+        it fails, it is read again."""
+        self._check_usable()
+        self._check_disk()
         at_most = None if self._journal.room is JournalRoom.ENOUGH else FORGOTTEN_AT_ONCE
         await self._settle(self._ledger.tick(self._clock(), at_most))
+        if self._outlive_at_s is None or self._clock() >= self._outlive_at_s:
+            self._outlive_at_s = self._clock() + OUTLIVE_S
+            kept_s, most = self._settings.stored_retention_s, self._settings.max_stored
+            await self._journal.write((Outlived(self._wall_clock() - kept_s, most),))
 
     def population(self) -> Population:
         """Where every generation stands."""
@@ -199,8 +251,16 @@ class LedgerRuntime:
 
     def _check_room(self) -> None:
         """Asked before the ledger changes: what cannot be made durable is refused at once."""
+        self._check_answers()
+        self._check_disk()
+
+    def _check_disk(self) -> None:
         if self._journal.room is JournalRoom.NONE:
             raise Unavailable("the journal's disk is full", retry_after_s=NO_ROOM_RETRY_S)
+
+    def _check_answers(self) -> None:
+        if self._journal.room is JournalRoom.AWAY:
+            raise Unavailable("the journal's database does not answer", field="journal")
 
     def _settle(self, outcome: Outcome[Reply]) -> Awaitable[Reply]:
         """Hands the records to the journal now, for their order is the ledger's."""

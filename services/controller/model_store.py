@@ -15,7 +15,7 @@ from services.common.errors import DataLoss, InvalidArgument, NotFound, ShuntErr
 from services.common.settings import TlsSettings
 from services.common.statuses import from_rpc_error
 from services.controller.core.model_facts import ModelFacts
-from services.model.config import parse_config
+from services.model.outline import outline_of
 
 _log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def facts_from(reply: tensorstore_pb2.DescribeResponse) -> ModelFacts:
     """Raises DataLoss when the manifest lacks what a controller must know."""
     try:
         raw = json.loads(reply.manifest)["config"]
-        config = parse_config(raw)
+        config = outline_of(raw)
         return ModelFacts(
             model_id=reply.summary.model.model_id,
             digest=reply.summary.model.digest,
@@ -111,6 +111,8 @@ def facts_from(reply: tensorstore_pb2.DescribeResponse) -> ModelFacts:
             vocab_size=config.vocab_size,
             context_length=config.context_length,
             config_json=json.dumps(raw),
+            part_bytes=tuple(reply.part_bytes),
+            backends=tuple(reply.backends),
         )
     except InvalidArgument as error:
         raise DataLoss(f"the model cannot be served: {error.message}", field=error.field) from error

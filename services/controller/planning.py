@@ -10,11 +10,12 @@ from shuntserve.placement.v1 import placement_pb2, placement_pb2_grpc
 
 from services.common import channels, wire
 from services.common.errors import DataLoss, InvalidArgument
-from services.common.nodes import NodeShape
+from services.common.nodes import NodeShape, StageSpec
 from services.common.settings import TlsSettings
 from services.common.statuses import from_rpc_error
 from services.controller.core.cluster.actions import AskPlan
 from services.controller.core.cluster.difference import StageToBe
+from services.controller.core.cluster.given_stages import plan_of_stages
 from services.controller.core.cluster.goals import Aim, Goal
 from services.controller.core.cluster.market import Offer
 from services.controller.core.cluster.plan import Deployment, Plan, PlannedPipeline, PlannedStage
@@ -43,9 +44,10 @@ def _node(
     node = placement_pb2.Node(
         node_id=name,
         device_type=shape.device_type,
-        device_count=1,
-        memory_bytes=shape.memory_bytes,
+        device_count=shape.device_count,
+        memory_bytes=shape.memory_bytes // shape.device_count,  # of each
         relative_speed=shape.relative_speed,
+        backend=shape.backend,
     )
     if offer is not None:
         node.price_per_hour = offer.price_per_hour or 0.0
@@ -138,19 +140,24 @@ class Planning:
         timeout_s: float,
         tls: TlsSettings | None = None,
         offer_of: Callable[[str], Offer | None] = _no_offer,
+        stages: Sequence[StageSpec] = (),
     ) -> None:
         """`planner` is a name of the placement API, such as proportional, for whoever wants
         throughput alone; `anew`: it makes every plan whole, the next one too. `offer_of` says what
-        a node was launched from."""
+        a node was launched from. With `stages`, every pipeline of one model has these, and
+        placement is not asked for its plan."""
         self._channel = channels.open_channel(address, tls=tls)
         self._stub = placement_pb2_grpc.PlacementServiceStub(self._channel)
         self._planner = placement_pb2.Planner.Value(f"PLANNER_{planner.upper()}")
         self._anew = anew
         self._timeout_s = timeout_s
         self._offer_of = offer_of
+        self._stages = tuple(stages)
 
     async def plan(self, question: AskPlan) -> Plan:
         """Raises a ShuntError when there is no answer, DataLoss for a plan that cannot be."""
+        if self._stages and len(question.goals) == 1:
+            return plan_of_stages(question, self._stages)
         known = {n.node_id: _Named(n.shape, node_id=n.node_id) for n in question.nodes}
         try:
             if len(question.goals) == 1:
@@ -347,7 +354,13 @@ class Planning:
 
 
 def _model(goal: Goal) -> placement_pb2.ModelSpec:
-    return placement_pb2.ModelSpec(name=goal.model.model_id, config_json=goal.facts.config_json)
+    facts = goal.facts
+    return placement_pb2.ModelSpec(
+        name=facts.model_id,
+        config_json=facts.config_json,
+        part_bytes=facts.part_bytes,
+        backends=facts.backends,
+    )
 
 
 def _nodes_asked(question: Question) -> list[placement_pb2.Node]:

@@ -48,6 +48,7 @@ _log = logging.getLogger(__name__)
 
 _Turn = asyncio.Future[None]
 _SHORTEST_SLEEP_S = 0.001
+CONFIRM_PAUSE_S = 0.2
 _AT_ONCE = 50
 """Actions that are begun before others have a turn of the loop."""
 _LOOKS_S = (0.0, 0.1, 0.4)
@@ -79,8 +80,9 @@ class ClusterRuntime:
 
     Actions are carried out in the order they were asked for, behind the attempt to make the
     cluster's notes and the nodes' handles durable. What the journal does not take is tried again
-    whenever the core wakes, and holds nothing up: nodes must be replaced on a full disk too. Calls
-    to others run beside each other.
+    whenever the core wakes, and holds nothing up: nodes must be replaced on a full disk too. Only
+    where another controller might lead by now, it is waited for. Calls to others run beside each
+    other.
     """
 
     def __init__(
@@ -158,7 +160,7 @@ class ClusterRuntime:
 
     async def register(self, facts: NodeFacts) -> None:
         """A node says what it is. Raises StaleEpoch, PermissionDenied."""
-        handle = await self._fleet.recognise(facts.node_id, facts.pid)
+        handle = await self._fleet.recognise(facts)
         facts = self._fleet.believed(facts, handle)
         self.cluster.register(facts, self._clock())
         if differs := self._fleet.found(facts, handle):
@@ -198,8 +200,8 @@ class ClusterRuntime:
     async def apply_plan(self, plan_json: str, source: str) -> int:
         """Adopts an operator's plan from this file; returns its number. Raises InvalidArgument, and
         FailedPrecondition for what the strategy does not allow."""
-        number = self.cluster.view.next_plan_number
-        plan = operators_plan(plan_json, number, self.cluster.goals, source)
+        number, backends = self.cluster.view.next_plan_number, self.cluster.view.backends()
+        plan = operators_plan(plan_json, number, self.cluster.goals, backends, source)
         self.cluster.check_plan(plan)
         self.cluster.plan_ready(plan, self._clock())
         await self._stir()
@@ -301,6 +303,7 @@ class ClusterRuntime:
                     self._unsaved |= action.notes
             if self._unsaved:
                 await self._persist()
+            await self._until_confirmed()
             for asked in together:
                 await self._begin_asked(asked)
             for address in self._engines.addresses - self.cluster.view.addresses():
@@ -327,6 +330,18 @@ class ClusterRuntime:
         except ShuntError as error:
             self._unsaved = notes | self._unsaved
             _log.error("notes not journaled", extra={"error": error.message})
+
+    async def _until_confirmed(self) -> None:
+        """Where others may lead, nothing is carried out before it is sure that nobody does."""
+        told = False
+        while True:
+            try:
+                return await self._journal.confirmed()
+            except ShuntError as error:
+                if not told:
+                    _log.error("nothing is carried out", extra={"why": error.message})
+                told = True
+                await asyncio.sleep(CONFIRM_PAUSE_S)
 
     def _carry_out(self, action: Action) -> None:
         match action:

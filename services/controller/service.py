@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -23,8 +24,11 @@ from services.controller import metrics, wire, wire_demand, wire_plans
 from services.controller.core.cluster.goals import Goal
 from services.controller.core.cluster.market import MAX_NOTICE_S
 from services.controller.core.cluster.views import NodeView
+from services.controller.core.ledger.outcomes import ServingHead
 from services.controller.core.ledger.population import Population
+from services.controller.core.shares import TenantShares
 from services.controller.deployments import Deployments
+from services.controller.documents import DocumentRpcs, DocumentRuntime
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
 from services.controller.generations import LedgerRuntime
@@ -37,6 +41,7 @@ from services.controller.what_ifs import WhatIfs
 _log = logging.getLogger(__name__)
 
 MAX_CHECKPOINTS = 4096
+MAX_CLAIMED = 1000
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -53,7 +58,7 @@ class ServiceLimits:
     """Messages of one head that may wait for the journal."""
 
 
-class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
+class ControllerService(DocumentRpcs, controller_pb2_grpc.ControllerServiceServicer):
     """ControllerService."""
 
     def __init__(
@@ -67,6 +72,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         events: EventLog,
         engines: Engines,
         deployments: Deployments,
+        documents: DocumentRuntime,
     ) -> None:
         self._limits = limits
         self._runtime = runtime
@@ -76,6 +82,8 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         self._events = events
         self._engines = engines
         self._deployments = deployments
+        self._shares = TenantShares()
+        self._documents = documents
         self._routers: Counter[str] = Counter()
         self._processes: Processes | None = None
         self._passing_on: set[asyncio.Task[None]] = set()
@@ -207,14 +215,20 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
             raise InvalidArgument(f"choices lie below {common_wire.MAX_CHOICES}", field="choice")
         length = request.length if request.HasField("length") else None
         reason = common_wire.cancel_reason_from(request.reason)
-        head = await self._generations.cancel(generation_id, choice, reason, length)
+        tenant = request.tenant if request.HasField("tenant") else None
+        head = await self._generations.cancel(generation_id, choice, reason, length, tenant)
+        self._tell(head, generation_id, choice, reason)
+        return pb.CancelResponse()
+
+    def _tell(
+        self, head: ServingHead | None, generation_id: str, choice: int | None, reason: CancelReason
+    ) -> None:
         if head is not None:
             told = asyncio.create_task(
                 self._pass_on(head.route.address, generation_id, choice, reason)
             )
             self._passing_on.add(told)
             told.add_done_callback(self._passing_on.discard)
-        return pb.CancelResponse()
 
     async def _pass_on(
         self, address: str, generation_id: str, choice: int | None, reason: CancelReason
@@ -237,6 +251,23 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
         digest = common_wire.ask_digest_from(request.ask_digest)
         view = await self._generations.claim(digest)
         return pb.ClaimGenerationResponse(generation=wire.view_to(view))
+
+    async def ClaimBackground(
+        self, request: pb.ClaimBackgroundRequest, context: Context
+    ) -> pb.ClaimBackgroundResponse:
+        if not 1 <= request.at_most <= MAX_CLAIMED:
+            raise InvalidArgument(f"at_most lies in [1, {MAX_CLAIMED}]", field="at_most")
+        claimed = await self._generations.claim_background(request.at_most)
+        return pb.ClaimBackgroundResponse(generation_ids=claimed)
+
+    async def DeleteGeneration(
+        self, request: pb.DeleteGenerationRequest, context: Context
+    ) -> pb.DeleteGenerationResponse:
+        generation_id = common_wire.generation_id_from(request.generation_id)
+        logs.about(generation_id=generation_id)
+        head = await self._generations.delete(generation_id)
+        self._tell(head, generation_id, None, CancelReason.CLIENT)
+        return pb.DeleteGenerationResponse()
 
     async def ReportInterruption(
         self, request: pb.ReportInterruptionRequest, context: Context
@@ -303,8 +334,11 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
     async def ReportDemand(
         self, request: pb.ReportDemandRequest, context: Context
     ) -> pb.ReportDemandResponse:
-        self._replans.reported(*wire_demand.demand_from(request))
-        return pb.ReportDemandResponse()
+        demand, tenants = wire_demand.demand_from(request), wire_demand.tenants_from(request)
+        routers = min(max(1, request.routers), wire_demand.MAX_ROUTERS)
+        self._replans.reported(*demand)
+        shares = self._shares.reported(demand[0], routers, tenants, time.monotonic())
+        return wire_demand.shares_to(shares)
 
     async def GetStatus(
         self, request: pb.GetStatusRequest, context: Context
@@ -348,6 +382,7 @@ class ControllerService(controller_pb2_grpc.ControllerServiceServicer):
             plan=None if cluster.plan is None else wire_plans.plan_to(cluster.plan),
             offers=[wire.offer_to(offer, market) for offer in market.offers()],
             budget_per_hour=cluster.settings.budget_per_hour or None,
+            strategy=cluster.settings.strategy.name,
             cost_per_hour=market.cost_per_hour(),
             on_demand_cost_per_hour=market.on_demand_cost_per_hour(),
             spares=[wire.spare_to(spare) for spare in cluster.view.spares()],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import cycle, islice
@@ -11,11 +12,14 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from services.common.addresses import checked_addresses
+from services.common.backends import parse_backends
 from services.common.errors import InvalidArgument, ShuntError
 from services.common.host import usable_cores
-from services.common.nodes import NodeShape
+from services.common.nodes import Backend, NodeShape, StageSpec
 from services.common.settings import ServiceSettings
 from services.common.speeds import parse_speeds
+from services.common.stage_layout import parse_stages
 from services.controller.core.cluster.goals import MAX_TARGET_S, Aim, Goal
 from services.controller.core.cluster.market import MAX_COUNT, Offer
 from services.controller.core.cluster.question import Wishes
@@ -23,10 +27,13 @@ from services.controller.core.cluster.replanning import ReplanSettings
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.succession import SuccessionSettings
 from services.controller.core.cluster.workload import WorkloadSettings
+from services.controller.core.documents import DocumentSettings
 from services.controller.core.ledger.outcomes import LedgerSettings
 from services.controller.core.model_facts import ModelFacts
 from services.controller.core.strategy import STRATEGIES, Strategy
 from services.controller.engines import EngineTimeouts
+from services.controller.journal.place import PostgresPlace, SqlitePlace, place_of
+from services.controller.providers.ec2.settings import Ec2Settings
 from services.controller.providers.market_file import MarketScript, read_market
 from services.controller.providers.pacing import cores_per_speed
 from services.controller.runtime import RuntimeSettings
@@ -45,16 +52,23 @@ class ControllerSettings(ServiceSettings):
 
     shutdown_grace_s: float = Field(default=0.5, ge=0, le=600)
     data_dir: Path = Path("shunt-data")
-    """Journal and engine logs."""
+    """Engine logs, and the journal where nothing is said of it."""
+    journal: str = Field(default="", repr=False)
+    """sqlite:PATH, or postgresql://USER@HOST/DATABASE: then several controllers may share it, of
+    which one leads; empty: a file in `data_dir`."""
+    lease_s: float = Field(default=2.0, ge=0.2, le=60)
+    """A leader that a shared journal has not heard of for so long is followed by a standby."""
     advertise_address: str = ""
-    """Where engines find this service, host:port; empty: where it listens."""
+    """Where engines find this service, host:port; empty: where it listens. Others that may lead
+    stand behind it, between commas."""
 
     model_id: str = Field(default="smollm2-135m-instruct", min_length=1, max_length=256)
     model_digest: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     """The version to serve; empty: the one that ran before, or at first the store's newest."""
     tensorstore_address: str = "127.0.0.1:7004"
     store: str = ""
-    """URI of the tensor store for local engines; empty: grpc:// at its address."""
+    """URI of the tensor store that nodes are told; empty, for local ones: grpc:// at its
+    address."""
     placement_address: str = "127.0.0.1:7003"
     planner: Literal["proportional", "shuntserve", "exact", "alpaserve", "vllm"] = "proportional"
     pipelines: int = Field(default=2, ge=1, le=1000)
@@ -95,13 +109,31 @@ class ControllerSettings(ServiceSettings):
     shun_offer_s: float = Field(default=60.0, gt=0, le=600)
     """An offer that names a price, and whose node never came or is another one than was offered, is
     left alone for so long."""
+    shun_offer_max_s: float = Field(default=1800.0, gt=0, le=86_400)
+    """An offer that refuses again and again is left alone for ever longer, and at most so long."""
 
-    provider: Literal["local", "external"] = "local"
-    """local: engine processes on this machine; external: nodes come and go by themselves."""
+    provider: Literal["local", "docker", "ec2", "external"] = "local"
+    """local: engine processes on this machine; docker: containers, by a launcher; ec2: instances;
+    external: nodes come and go by themselves."""
+    launcher_address: str = "127.0.0.1:7005"
+    """Of the launcher that starts containers."""
+    ec2: Ec2Settings = Field(default_factory=Ec2Settings, validate_default=True)
+    """Of the provider that is called so."""
     node_speeds: str = "3:2,3:2"
-    """Relative speeds of the local nodes to launch; the planner deals them to pipelines."""
+    """Relative speeds of the local nodes, or containers, to launch; the planner deals them to
+    pipelines."""
+    stages: str = ""
+    """Of every pipeline, as 0-1:tp1,2-5:tp2: layers and ranks of each; then nobody makes plans but
+    an operator. Empty: the planner's choice."""
     node_memory_bytes: int = Field(default=2 << 30, gt=0)
     node_device_type: str = "cpu"
+    node_ranks: int = Field(default=1, ge=1, le=4)
+    """Processes of a local node that may share a stage, where the planner wants that."""
+    node_backend: str = "native"
+    """What computes the stages of local nodes: of the pipelines of `node_speeds`, in turn, as
+    native,vllm; and of what a market file offers without saying it, the first."""
+    vllm_python: Path = Path(sys.executable)
+    """The interpreter of local nodes that compute with vLLM: it has an environment of its own."""
     market_file: Path | None = None
     """YAML: what the local provider offers, and what happens to it; without one there are nodes of
     `node_speeds` as many as are asked for, and nobody names their price."""
@@ -142,11 +174,24 @@ class ControllerSettings(ServiceSettings):
 
     resume_wait_s: float = Field(default=60.0, gt=0, le=3600)
     same_head_after_s: float = Field(default=1.0, ge=0, le=600)
+    own_arithmetic_s: float = Field(default=20.0, ge=0, le=600)
+    """So long a generation waits for a head of its numerics class that is about to serve, before it
+    goes on under another."""
     retention_s: float = Field(default=600.0, gt=0)
     parked_retention_s: float = Field(default=3600.0, gt=0)
+    responses_keep_s: float = Field(default=2_592_000.0, gt=0)
+    """A response that is stored is kept this long; 30 days."""
+    max_responses: int = Field(default=1_000_000, ge=0)
+    """Responses kept that have ended; the oldest makes room."""
     max_generations: int = Field(default=100_000, ge=1)
     max_ended_generations: int = Field(default=10_000, ge=0)
     max_parked_generations: int = Field(default=10_000, ge=0)
+    max_documents: int = Field(default=20_000, ge=1)
+    """Files and batches that routers keep here, those that have ended too."""
+    max_documents_chars: int = Field(default=64 << 20, ge=1 << 20)
+    """Of what is kept of them all."""
+    document_lease_s: float = Field(default=10.0, gt=0, le=600)
+    """A router that works on a batch and says nothing for so long has lost it to the next."""
     retry_window_s: float = Field(default=60.0, ge=0, le=3600)
     checkpoints_in_flight: int = Field(default=64, ge=1, le=10_000)
 
@@ -157,6 +202,20 @@ class ControllerSettings(ServiceSettings):
     journal_reserve_bytes: int = Field(default=32 << 20, ge=0, le=1 << 34)
     """Kept free beside the journal; once the disk is full, grants and ends are written there."""
     events_kept: int = Field(default=10_000, ge=1, le=1_000_000)
+
+    @field_validator("journal")
+    @classmethod
+    def _is_a_place(cls, value: str) -> str:
+        try:
+            place_of(value, Path())
+        except InvalidArgument as error:
+            raise ValueError(error.message) from None
+        return value
+
+    @field_validator("advertise_address")
+    @classmethod
+    def _is_found_there(cls, value: str) -> str:
+        return checked_addresses(value) if value else value
 
     @field_validator("nodes_max")
     @classmethod
@@ -176,6 +235,16 @@ class ControllerSettings(ServiceSettings):
                 raise ValueError(f"{value} takes no account of {name}: leave one of both out")
         return value
 
+    @field_validator("ec2")
+    @classmethod
+    def _has_what_it_needs(cls, value: Ec2Settings, info: ValidationInfo) -> Ec2Settings:
+        if info.data.get("provider") == "ec2":
+            if value.lacking:
+                raise ValueError(f"the provider ec2 needs {value.lacking}")
+            if not info.data.get("store"):
+                raise ValueError("the provider ec2 needs a store that nodes reach: set store, too")
+        return value
+
     @field_validator("node_speeds")
     @classmethod
     def _speeds_are_numbers(cls, value: str) -> str:
@@ -185,17 +254,51 @@ class ControllerSettings(ServiceSettings):
             raise ValueError(error.message) from None
         return value
 
+    @field_validator("stages")
+    @classmethod
+    def _stages_have_their_nodes(cls, value: str, info: ValidationInfo) -> str:
+        if not value:
+            return value
+        try:
+            stages = parse_stages(value)
+        except InvalidArgument as error:
+            raise ValueError(error.message) from None
+        strategy = info.data.get("strategy", "full")
+        if STRATEGIES[strategy].uniform:
+            raise ValueError(f"{strategy} makes stages of its own: leave one of both out")
+        launches = info.data.get("provider") in ("local", "docker")
+        speeds = info.data.get("node_speeds", "") if launches else ""
+        for part in parse_speeds(speeds) if speeds else ():
+            if len(part) != len(stages):
+                raise ValueError(
+                    f"{len(stages)} stages, and node_speeds has a pipeline of {len(part)} nodes"
+                )
+        return value
+
+    @field_validator("node_backend")
+    @classmethod
+    def _backends_have_their_pipelines(cls, value: str, info: ValidationInfo) -> str:
+        try:
+            backends = parse_backends(value)
+        except InvalidArgument as error:
+            raise ValueError(error.message) from None
+        speeds = info.data.get("node_speeds", "")
+        pipelines = len(parse_speeds(speeds)) if speeds else len(backends)
+        if len(backends) > pipelines:
+            raise ValueError(f"{len(backends)} backends for {pipelines} pipelines of node_speeds")
+        return value
+
     @field_validator("market_file")
     @classmethod
     def _the_market_can_be_had(cls, path: Path | None, info: ValidationInfo) -> Path | None:
         given = info.data  # without what was refused itself
-        if path is None or not {"node_memory_bytes", "node_device_type"} <= given.keys():
+        if path is None or not {*_OF_A_MARKET} <= given.keys():
             return path
-        if given.get("provider") == "external":
-            raise ValueError("an external provider has no market")
+        if (provider := given.get("provider")) != "local":
+            raise ValueError(f"the provider {provider} has no market")
         try:
-            script = _read_market(path, given["node_memory_bytes"], given["node_device_type"])
-            shapes = script.shapes(_speeds(given.get("node_speeds", "")))
+            script = _read_market(path, *(given[name] for name in _OF_A_MARKET))
+            shapes = script.shapes(_kinds(given.get("node_speeds", ""), given["node_backend"]))
             budget = given.get("budget_per_hour", 0.0)
             if shapes and not affordable(script.offers, shapes, budget):
                 raise ValueError(f"no node of node_speeds is to be had for {budget:g} an hour")
@@ -203,12 +306,22 @@ class ControllerSettings(ServiceSettings):
             raise ValueError(error.message) from None
         return path
 
+    @property
+    def journal_place(self) -> SqlitePlace | PostgresPlace:
+        """Where the journal is kept."""
+        return place_of(self.journal, self.data_dir)
+
+    @property
+    def planned_stages(self) -> tuple[StageSpec, ...]:
+        """Of every pipeline, where they are given."""
+        return parse_stages(self.stages) if self.stages else ()
+
     @cached_property
     def market(self) -> MarketScript | None:
         """What the market file says."""
         if self.market_file is None:
             return None
-        return _read_market(self.market_file, self.node_memory_bytes, self.node_device_type)
+        return _read_market(self.market_file, *(getattr(self, name) for name in _OF_A_MARKET))
 
     @property
     def initial_nodes(self) -> tuple[NodeShape, ...]:
@@ -216,25 +329,42 @@ class ControllerSettings(ServiceSettings):
         up to `nodes_min`, and no more than `nodes_max` and the budget allow."""
         if self.provider == "external":
             return ()
-        speeds = _speeds(self.node_speeds)
-        count = max(len(speeds), self.nodes_min)
+        if self.provider == "ec2":
+            shapes = self.ec2.shapes
+            return shapes[: self.nodes_max] if self.nodes_max else shapes
+        kinds = _kinds(self.node_speeds, self.node_backend)
+        count = max(len(kinds), self.nodes_min)
         count = min(count, self.nodes_max) if self.nodes_max else count
-        speeds = list(islice(cycle(speeds), count))
+        kinds = list(islice(cycle(kinds), count))
         if self.market is not None:
-            shapes = self.market.shapes(speeds)
+            shapes = self.market.shapes(kinds)
             return shapes[: affordable(self.market.offers, shapes, self.budget_per_hour)]
         memory_bytes, device_type = self.node_memory_bytes, self.node_device_type
-        return tuple(NodeShape(memory_bytes, speed, device_type) for speed in speeds)
+        return tuple(
+            NodeShape(memory_bytes, speed, device_type, self.node_ranks, backend)
+            for speed, backend in kinds
+        )
 
     @property
     def offers(self) -> tuple[Offer, ...]:
-        """What the local provider offers at first."""
+        """What a local provider offers at first, or one of containers."""
         if self.market is not None:
             return self.market.offers
         return tuple(
-            Offer(f"local-{shape.relative_speed}", "local", shape, count=MAX_COUNT, declared=True)
+            Offer(self._offer_id(shape), self.provider, shape, count=MAX_COUNT, declared=True)
             for shape in dict.fromkeys(self.initial_nodes)
         )
+
+    def _offer_id(self, shape: NodeShape) -> str:
+        """By its speed, and by its backend where that is not the only one."""
+        same = len(set(parse_backends(self.node_backend))) == 1
+        return f"{self.provider}-{shape.relative_speed}" + ("" if same else f"-{shape.backend}")
+
+    @property
+    def _longest_launch_s(self) -> float:
+        if self.provider == "ec2":
+            return self.ec2.table.longest_launch_s
+        return max((offer.launch_s for offer in self.offers), default=0.0)
 
     def core_share(self, relative_speed: float) -> float:
         """Of a core, for a local node: as its market declares its speed, or a whole one."""
@@ -281,7 +411,7 @@ class ControllerSettings(ServiceSettings):
 
     @property
     def succession(self) -> SuccessionSettings:
-        return SuccessionSettings(self.replan, self.sleep_s)
+        return SuccessionSettings(self.replan and not self.stages, self.sleep_s)
 
     @property
     def workloads(self) -> WorkloadSettings:
@@ -296,7 +426,7 @@ class ControllerSettings(ServiceSettings):
             initial=initial,
             expected_nodes=len(initial) or self.expected_nodes,
             pipelines=min(self.pipelines, len(initial) or self.pipelines),
-            can_launch=self.provider == "local",
+            can_launch=self.provider != "external",
             spares=self.spares,
             budget_per_hour=self.budget_per_hour,
             heartbeat_interval_s=self.heartbeat_interval_s,
@@ -307,12 +437,12 @@ class ControllerSettings(ServiceSettings):
             empty_node_lost_s=self.empty_node_lost_s,
             restart_grace_s=self.restart_grace_s,
             settle_s=self.settle_s,
-            launch_timeout_s=self.launch_timeout_s
-            + max((o.launch_s for o in self.offers), default=0.0),
+            launch_timeout_s=self.launch_timeout_s + self._longest_launch_s,
             retry_s=self.retry_s,
             retry_max_s=self.retry_max_s,
             replace_max_s=self.replace_max_s,
             stable_s=self.stable_s,
+            shun_offer_max_s=self.shun_offer_max_s,
             load_attempts=self.load_attempts,
             undeploy_grace_s=self.undeploy_grace_s,
         )
@@ -322,13 +452,20 @@ class ControllerSettings(ServiceSettings):
         return LedgerSettings(
             retention_s=self.retention_s,
             parked_retention_s=self.parked_retention_s,
+            stored_retention_s=self.responses_keep_s,
+            max_stored=self.max_responses,
             same_head_after_s=self.same_head_after_s,
+            own_arithmetic_s=self.own_arithmetic_s,
             max_generations=self.max_generations,
             max_ended=self.max_ended_generations,
             max_parked=self.max_parked_generations,
             retry_window_s=self.retry_window_s,
             strategy=self.capabilities,
         )
+
+    @property
+    def documents(self) -> DocumentSettings:
+        return DocumentSettings(self.max_documents, self.max_documents_chars, self.document_lease_s)
 
     @property
     def runtime(self) -> RuntimeSettings:
@@ -370,9 +507,16 @@ def affordable(offers: Sequence[Offer], shapes: Sequence[NodeShape], budget: flo
     return len(shapes)
 
 
-def _speeds(text: str) -> list[float]:
-    return [speed for part in parse_speeds(text) for speed in part] if text else []
+_OF_A_MARKET = ("node_memory_bytes", "node_device_type", "node_backend")
+"""What a market file need not say."""
 
 
-def _read_market(path: Path, memory_bytes: int, device_type: str) -> MarketScript:
-    return read_market(path, memory_bytes=memory_bytes, device_type=device_type)
+def _kinds(speeds: str, backends: str) -> list[tuple[float, Backend]]:
+    """Speed and backend of each node: the backends are of its pipelines, in turn."""
+    parts = zip(parse_speeds(speeds) if speeds else (), cycle(parse_backends(backends)))
+    return [(speed, backend) for part, backend in parts for speed in part]
+
+
+def _read_market(path: Path, memory_bytes: int, device_type: str, backends: str) -> MarketScript:
+    backend = parse_backends(backends)[0]
+    return read_market(path, memory_bytes=memory_bytes, device_type=device_type, backend=backend)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from math import inf
 
 from shuntserve.common.v1 import common_pb2
 from shuntserve.controller.v1 import controller_pb2 as pb
@@ -24,9 +25,10 @@ from services.common.exchange import (
     Route,
 )
 from services.common.generation import GenerationRequest, ModelRef, TokenSpan
-from services.common.nodes import NodeFacts, NodeShape
+from services.common.nodes import BACKENDS, MOST_DEVICES, NodeFacts, NodeShape
 from services.common.speeds import MAX_SPEED
 from services.common.wire_machine import machine_from, machine_to
+from services.common.wire_notices import notice_from
 from services.controller.core.cluster.actions import Beat, NodeState, PipelineState
 from services.controller.core.cluster.faults import FaultKind, FaultView
 from services.controller.core.cluster.goals import Aim, Goal
@@ -116,6 +118,13 @@ def aim_from(message: pb.Aim) -> Aim:
 generation_id_from = lru_cache(maxsize=4096)(wire.generation_id_from)
 
 
+def backend_from(name: str) -> str:
+    """Raises InvalidArgument for one that is not known."""
+    if name not in BACKENDS:
+        raise InvalidArgument(f"one of {', '.join(BACKENDS)}", field="backend")
+    return name
+
+
 def facts_from(message: pb.RegisterRequest) -> NodeFacts:
     """Raises InvalidArgument, naming the field."""
     host, _, port = name_from(message.address, "address").rpartition(":")
@@ -125,6 +134,10 @@ def facts_from(message: pb.RegisterRequest) -> NodeFacts:
         raise InvalidArgument(
             f"relative_speed must lie in (0, {MAX_SPEED:g}]", field="relative_speed"
         )
+    if message.device_count > MOST_DEVICES:
+        raise InvalidArgument(f"at most {MOST_DEVICES}", field="device_count")
+    if message.metrics_port > 65535:
+        raise InvalidArgument("metrics_port lies in [0, 65535]", field="metrics_port")
     if message.memory_bytes == 0:
         raise InvalidArgument("memory_bytes must be over 0", field="memory_bytes")
     return NodeFacts(
@@ -136,8 +149,11 @@ def facts_from(message: pb.RegisterRequest) -> NodeFacts:
             message.memory_bytes,
             message.relative_speed,
             name_from(message.device_type or "cpu", "device_type"),
+            message.device_count or 1,
+            backend_from(message.backend or "native"),
         ),
         machine=machine_from(message.machine),
+        metrics_port=message.metrics_port,
     )
 
 
@@ -165,6 +181,7 @@ def beat_from(message: pb.HeartbeatRequest) -> Beat:
         steps=message.steps,
         has_work=message.has_work,
         departs_in_s=_departure_from(message),
+        notice=notice_from(message.notice),
     )
 
 
@@ -238,6 +255,7 @@ def question_from(message: pb.ResumeRequest, vocab_size: int | None) -> ResumeQu
         held,
         name_from(left, "left_formation_id") if left else "",
         _LEAVE_REASONS.get(message.reason),
+        message.unheard_s if message.HasField("unheard_s") else inf,
     )
 
 
@@ -307,6 +325,7 @@ def view_to(view: GenerationView) -> pb.GetGenerationResponse:
         epoch=view.epoch,
         head=None if view.head is None else route_to(view.head),
         state=_GENERATION_STATES[view.state],
+        numerics_classes=view.classes,
     )
 
 
@@ -323,6 +342,7 @@ def node_to(node: NodeView, offer_id: str, declared: bool) -> pb.NodeStatus:
         offer_id=offer_id,
         declared=declared,
         machine=machine_to(node.machine),
+        backend=node.backend,
     )
 
 
@@ -353,6 +373,7 @@ def offer_to(offer: Offer, market: Market) -> pb.OfferStatus:
         interruptions_per_hour=offer.interruptions_per_hour,
         launch_s=offer.launch_s,
         declared=offer.declared,
+        backend=offer.shape.backend,
     )
 
 
@@ -379,6 +400,7 @@ def pipeline_to(pipeline: PipelineView) -> pb.PipelineStatus:
                 node_id=stage.node_id,
                 layers=wire.layers_to(stage.layers),
                 tp_degree=stage.tp_degree,
+                backend=stage.backend,
             )
             for stage in pipeline.stages
         ],

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 
 from shuntserve.controller.v1 import controller_pb2 as pb
 
-from services.common.demand import Demand
+from services.common.demand import Demand, Shares, TenantDemand
 from services.common.errors import InvalidArgument
+from services.common.wire import tenant_from
 from services.controller.core.cluster.workload import MAX_MODELS, Workload
 from services.controller.wire import name_from
 
 MAX_MODEL_CHARS = 256
+MAX_TENANTS = 10_000
+MAX_ROUTERS = 1024
 
 
 def demand_from(
@@ -34,6 +37,29 @@ def demand_from(
         )
     router_id = name_from(message.router_id, "router_id")
     return router_id, name_from(message.incarnation, "incarnation"), measured_s, demands
+
+
+def tenants_from(message: pb.ReportDemandRequest) -> Mapping[str, TenantDemand]:
+    """What tenants asked of a router. Raises InvalidArgument, naming the field."""
+    if len(message.tenants) > MAX_TENANTS:
+        raise InvalidArgument(f"at most {MAX_TENANTS} tenants", field="tenants")
+    demands = {}
+    for one in message.tenants:
+        if not one.tenant:
+            raise InvalidArgument("a tenant has a name", field="tenants.tenant")
+        if not 0.0 <= one.share <= 1.0:
+            raise InvalidArgument("a share lies in [0, 1]", field="tenants.share")
+        demands[tenant_from(one.tenant)] = TenantDemand(one.requests, one.tokens, one.share)
+    return demands
+
+
+def shares_to(shares: Shares) -> pb.ReportDemandResponse:
+    return pb.ReportDemandResponse(
+        routers=shares.routers,
+        shares=[
+            pb.TenantShare(tenant=name, share=share) for name, share in shares.by_tenant.items()
+        ],
+    )
 
 
 def workload_to(model_id: str, workload: Workload, open_requests: int) -> pb.WorkloadStatus:

@@ -17,12 +17,14 @@ from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 from services.common import channels, logs, settings, telemetry
 from services.common.errors import Aborted
 from services.common.nodes import NodeFacts
-from services.common.server import Server, Signals
+from services.common.notices import NoticeKind
+from services.common.roles import Role
+from services.common.server import Server
 from services.engine import machine
-from services.engine.assembly import assemble
+from services.engine.assembly import assemble, make_loader
 from services.engine.controller_link import ControllerLink
 from services.engine.engine import Engine
-from services.engine.native.loader import NativeLoader, NativeOptions
+from services.engine.notices import Notices
 from services.engine.service import EngineService
 from services.engine.settings import EngineSettings
 
@@ -35,18 +37,10 @@ ABANDONED_S, ABANDONED_LOOK_S = 1.5, 0.25
 """Told to stop, it waits no longer than this for a controller that is away, if it has no work."""
 
 
-async def serve(chosen: EngineSettings) -> bool:
-    """Serves until a signal, or until orphaned. True when a load still runs behind it."""
-    signals = Signals()
-    loader = NativeLoader(
-        NativeOptions(
-            chosen.store,
-            chosen.dtype,
-            chosen.device,
-            chosen.threads,
-            chosen.kernel_cache,
-        )
-    )
+async def serve(chosen: EngineSettings, metrics_port: int) -> None:
+    """Serves until a signal, or until orphaned; threads of a load may still run behind it."""
+    notices = Notices(chosen.notice_s, time.monotonic)
+    loader = make_loader(chosen)
     loader.warm()
     facts = machine.told(chosen, await asyncio.to_thread(machine.find))
     shape = machine.shape(chosen, facts)
@@ -57,11 +51,14 @@ async def serve(chosen: EngineSettings) -> bool:
     await server.set_ready(True)
     address = f"{chosen.reachable_host}:{port}"
     print(f"engine {chosen.node_id}: grpc on {address}", flush=True)
-    mine = NodeFacts(engine.node_id, engine.incarnation, address, os.getpid(), shape, facts)
+    mine = NodeFacts(
+        engine.node_id, engine.incarnation, address, os.getpid(), shape, facts, metrics_port
+    )
     link = _link(chosen, engine, mine) if chosen.controller else None
     background: list[asyncio.Task[Any]] = [
+        asyncio.create_task(notices.listen(to_lines=chosen.hears_notices)),
         asyncio.create_task(engine.run()),
-        asyncio.create_task(_until_told(engine, link, signals, chosen.notice_s)),
+        asyncio.create_task(_until_told(engine, link, notices)),
     ]
     try:
         if link is not None:
@@ -82,28 +79,35 @@ async def serve(chosen: EngineSettings) -> bool:
         await engine.close()
         await server.stop()
         telemetry.shutdown()
-    return engine.stages.loading
 
 
-async def _until_told(
-    engine: Engine, link: ControllerLink | None, signals: Signals, notice_s: float
-) -> None:
+async def _until_told(engine: Engine, link: ControllerLink | None, notices: Notices) -> None:
     """Returns when told to stop and nobody is hurt by it: at once while there is no formation, else
     when its stage was handed over, when there is no work and nobody to hand over to, or when the
-    notice is over; told a second time, at once."""
-    await signals.next()
-    if link is None or engine.formation is None:
+    notice is over; told a second time, at once. Advice is handed on."""
+    told = await notices.next()
+    while (deadline_s := told.deadline_s) is None:
+        engine.advise(told.kind)
+        told = await notices.next()
+    taken = told.kind is NoticeKind.SPOT
+    if link is None or (engine.formation is None and not taken):
         return
-    ends = (
-        asyncio.create_task(signals.next()),
-        asyncio.create_task(engine.depart(time.monotonic() + notice_s)),
-        asyncio.create_task(_until_abandoned(engine, link)),
-    )
-    try:
-        await asyncio.wait(ends, timeout=notice_s, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in ends:
-            task.cancel()
+    while True:
+        again = asyncio.create_task(notices.next())
+        ends = (
+            asyncio.create_task(engine.depart(deadline_s, told.kind)),
+            asyncio.create_task(_until_abandoned(engine, link)),
+        )
+        try:
+            left_s = max(0.0, deadline_s - time.monotonic())
+            await asyncio.wait((again, *ends), timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            sooner = again.result().deadline_s if again.done() else None
+            if not again.done() or any(task.done() for task in ends):
+                return
+        finally:
+            for task in (again, *ends):
+                task.cancel()
+        deadline_s = deadline_s if sooner is None else min(deadline_s, sooner)
 
 
 async def _until_abandoned(engine: Engine, link: ControllerLink) -> None:
@@ -118,11 +122,17 @@ async def _until_abandoned(engine: Engine, link: ControllerLink) -> None:
 
 
 def _link(chosen: EngineSettings, engine: Engine, mine: NodeFacts) -> ControllerLink:
-    channel = channels.open_channel(
-        chosen.controller, max_message_bytes=chosen.max_message_bytes, tls=chosen.tls
-    )
+    opened = [
+        channels.open_channel(
+            address,
+            max_message_bytes=chosen.max_message_bytes,
+            tls=chosen.tls,
+            role=Role.CONTROLLER,
+        )
+        for address in chosen.controllers
+    ]
     return ControllerLink(
-        controller_pb2_grpc.ControllerServiceStub(channel),
+        [controller_pb2_grpc.ControllerServiceStub(channel) for channel in opened],
         engine,
         mine,
         timeout_s=chosen.controller_timeout_s,
@@ -158,15 +168,16 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("OMP_NUM_THREADS", str(chosen.threads))
     logs.configure("engine", chosen.log_level)
-    telemetry.configure(
+    metrics_port = telemetry.configure(
         "engine", chosen.node_id, metrics_host=chosen.host, metrics_port=chosen.metrics_port
     )
-    loads = False
     with suppress(KeyboardInterrupt):
-        loads = uvloop.run(serve(chosen))
-    if loads:
-        sys.stdout.flush()
-        os._exit(0)  # in order, but for a thread that nothing ends
+        uvloop.run(serve(chosen, metrics_port))
+    logging.shutdown()
+    sys.stdout.flush()
+    # In order, but for threads that nothing ends: one that imports torch would abort the
+    # interpreter on its way out.
+    os._exit(0)
 
 
 if __name__ == "__main__":

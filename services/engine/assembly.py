@@ -18,9 +18,45 @@ from services.engine.core.scheduler import SchedulerSettings
 from services.engine.counters import Counters
 from services.engine.engine import Engine, EngineLimits
 from services.engine.head import Head, ReaderLimits
+from services.engine.native.loader import NativeLoader, NativeOptions
 from services.engine.neighbours import silent
+from services.engine.ranks.group import Patience
+from services.engine.ranks.loader import RankedLoader
+from services.engine.ranks.messages import OfRank
 from services.engine.settings import EngineSettings
 from services.engine.stages import StageLoader, Stages
+from services.engine.vllm.loader import VllmLoader, VllmOptions
+
+
+def make_loader(settings: EngineSettings) -> StageLoader:
+    """Of the backend that computes; neither imports what it computes with before it is warmed."""
+    whole: StageLoader
+    of_rank: OfRank
+    if settings.backend == "vllm":
+        vllm = VllmOptions(
+            settings.store,
+            settings.dtype,
+            settings.device,
+            settings.token_budget,
+            settings.max_sequences,
+        )
+        whole, of_rank = VllmLoader(vllm), partial(VllmLoader, vllm)
+    else:
+        native = NativeOptions(
+            settings.store,
+            settings.dtype,
+            settings.device,
+            settings.threads,
+            settings.kernel_cache,
+        )
+        whole, of_rank = NativeLoader(native), partial(NativeLoader, native)
+    return RankedLoader(
+        whole,
+        of_rank,
+        threads=settings.threads,
+        patience=Patience(settings.rank_progress_s),
+        level=settings.log_level,
+    )
 
 
 def assemble(
@@ -49,6 +85,8 @@ def assemble(
         settings.max_sequences,
         settings.min_overlap_sequences,
         settings.min_overlap_rows,
+        settings.max_drafts,
+        settings.share_prefixes,
     )
     memory = Memory(memory_bytes or settings.memory_bytes, settings.kv_positions // BLOCK_SIZE)
     return Engine(

@@ -35,7 +35,10 @@ class SequenceStep:
     """`count` consecutive rows of one sequence, at positions `start` to `start + count`.
 
     `block_table` names the physical KV blocks that cover positions 0 to start + count, in order.
-    With `sample`, the last row yields the token behind it.
+    With `sample`, the last row yields the token behind it. The ids of the last rows may be guesses,
+    `drafts`: then the row before the first of them yields a token, and each draft's row another one
+    for as long as the token before is that draft. What rows of wrong drafts leave in the cache is
+    written over by the sequence's next steps before any row reads it.
     """
 
     slot: int
@@ -43,6 +46,7 @@ class SequenceStep:
     count: int
     block_table: Sequence[int]
     sample: bool
+    drafts: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,9 @@ class Batch:
     """One step of a stage: closes take effect first, then opens, then the rows run.
 
     A slot appears at most once in `steps`. Blocks are allocated by the head and mean the same at
-    every stage, so the cache itself is all the KV state there is.
+    every stage, so the cache itself is all the KV state there is. A block may be in the tables of
+    several sequences: it is full, an earlier step computed it, and none of them writes to it. So
+    rows need not begin at position 0, nor where the sequence's last ones ended.
     """
 
     steps: Sequence[SequenceStep]
@@ -62,10 +68,21 @@ class Batch:
         """Rows over all sequences."""
         return sum(step.count for step in self.steps)
 
+    @property
+    def asked_rows(self) -> list[int]:
+        """The rows whose logits the last stage needs, in order."""
+        asked: list[int] = []
+        end = 0
+        for step in self.steps:
+            end += step.count
+            if step.sample:
+                asked += range(end - 1 - len(step.drafts), end)
+        return asked
+
 
 @dataclass(frozen=True, slots=True)
 class Hidden:
-    """Hidden states [rows, hidden_size], row-major, little-endian, in the order of the steps."""
+    """Hidden states [rows, row_width], row-major, little-endian, in the order of the steps."""
 
     dtype: HiddenDtype
     rows: int
@@ -79,7 +96,10 @@ class Sampled:
     slot: int
     position: int
     token_id: int
+    """Of no meaning where it is stuck."""
     logprob: TokenLogprob | None = None
+    stuck: bool = False
+    """There is none: what the sequence must follow has become too much to go on with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +126,9 @@ class StageFacts:
     layers: range
     layer_count: int
     """Layers of the whole model."""
-    hidden_size: int
+    row_width: int
+    """Numbers that a row carries to the next stage: hidden states, and a residual where the
+    arithmetic keeps it apart."""
     vocab_size: int
     context_length: int
     """Most positions of one sequence, prompt and output."""
@@ -135,13 +157,25 @@ class StageBackend(Protocol):
         """What does not change."""
         ...
 
+    @property
+    def lost(self) -> str:
+        """Why it is of no use any more, though nobody closed it; empty as long as it is. Any thread
+        may ask."""
+        ...
+
+    @property
+    def computed_s(self) -> float:
+        """What whoever computes it has had of a core so far; asked in the thread of `forward`."""
+        ...
+
     def forward(self, batch: Batch, rows: Sequence[int] | Hidden) -> Hidden | tuple[Sampled, ...]:
         """Run one step; blocking, one call at a time, without holding the GIL while it computes.
 
         `rows` are token ids at the first stage, else the hidden states of the stage before, one a
-        row. The last stage answers with a token for each step that samples, in order; the others
-        with the hidden states of all rows. A malformed batch raises InvalidArgument and changes
-        nothing. Only between `begin` and `end`.
+        row. The last stage answers with a token for each step that samples, in order, and behind
+        it one for each of its drafts that was right; the others with the hidden states of all rows.
+        A malformed batch raises InvalidArgument and changes nothing. Only between `begin` and
+        `end`.
         """
         ...
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
 import grpc
 from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
@@ -17,6 +17,7 @@ from services.common.errors import Aborted
 from services.common.nodes import NodeFacts
 from services.common.statuses import from_rpc_error
 from services.common.wire_machine import machine_to
+from services.common.wire_notices import notice_to
 from services.engine import wire
 from services.engine.engine import Engine
 
@@ -32,11 +33,12 @@ CheckpointCall = grpc.aio.StreamStreamCall[
 
 
 class ControllerLink:
-    """Runs until cancelled, or until the controller says that this process was replaced."""
+    """Runs until cancelled, or until the controller says that this process was replaced. Of several
+    addresses the controller is at the first that takes the registration."""
 
     def __init__(
         self,
-        stub: controller_pb2_grpc.ControllerServiceAsyncStub,
+        stubs: Sequence[controller_pb2_grpc.ControllerServiceAsyncStub],
         engine: Engine,
         facts: NodeFacts,
         *,
@@ -44,7 +46,11 @@ class ControllerLink:
         checkpoint_interval_s: float,
         clock: Callable[[], float],
     ) -> None:
-        self._stub = stub
+        self._stubs = tuple(stubs)
+        self._turn = 0
+        """Which of them is the controller, as far as is known."""
+        self._moved = asyncio.Event()
+        """Another one is."""
         self._engine = engine
         self._facts = facts
         self._timeout_s = timeout_s
@@ -55,7 +61,7 @@ class ControllerLink:
     async def run(self) -> None:
         """Raises Aborted when the controller knows a newer process of this node."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._again(self._live))
+            group.create_task(self._again(self._live_somewhere))
             group.create_task(self._again(self._journal))
 
     async def _again(self, attempt: Callable[[], Awaitable[None]]) -> None:
@@ -79,7 +85,21 @@ class ControllerLink:
                 _log.info("controller away", extra={"why": why})
             await asyncio.sleep(min(FIRST_RETRY_S * 2 ** min(failures - 1, 8), LAST_RETRY_S))
 
+    @property
+    def _stub(self) -> controller_pb2_grpc.ControllerServiceAsyncStub:
+        return self._stubs[self._turn % len(self._stubs)]
+
     # Signs of life
+
+    async def _live_somewhere(self) -> None:
+        """At one of the addresses; one that fails leaves the next attempt to the next."""
+        try:
+            await self._live()
+        except (grpc.aio.AioRpcError, TimeoutError):
+            if len(self._stubs) > 1:
+                self._turn += 1
+                self._moved.set()
+            raise
 
     async def _live(self) -> None:
         """Registers, then beats until the stream ends or the controller asks to register again."""
@@ -93,7 +113,10 @@ class ControllerLink:
                 memory_bytes=mine.shape.memory_bytes,
                 relative_speed=mine.shape.relative_speed,
                 device_type=mine.shape.device_type,
+                device_count=mine.shape.device_count,
                 machine=machine_to(mine.machine),
+                backend=mine.shape.backend,
+                metrics_port=mine.metrics_port,
             ),
             timeout=self._timeout_s,
         )
@@ -127,12 +150,14 @@ class ControllerLink:
             steps=engine.counters.steps,
             has_work=engine.head.has_work,
             departs_in_s=left_s,
+            notice=notice_to(engine.notice),
         )
 
     # Checkpoints
 
     async def _journal(self) -> None:
         """Sends checkpoints as they fall due and hands the answers to the head."""
+        self._moved.clear()
         call = self._stub.StreamCheckpoints()
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -142,7 +167,9 @@ class ControllerLink:
             if not isinstance(answer, controller_pb2.StreamCheckpointsResponse):
                 return
             self._engine.head.checkpoint_stream_opened()
-            await _first_of(self._read_results(call), self._send_checkpoints(call))
+            await _first_of(
+                self._read_results(call), self._send_checkpoints(call), self._moved.wait()
+            )
         finally:
             call.cancel()
 
@@ -173,7 +200,7 @@ async def _wait(event: asyncio.Event, timeout_s: float) -> None:
         return
 
 
-async def _first_of(*coroutines: Coroutine[object, object, None]) -> None:
+async def _first_of(*coroutines: Coroutine[object, object, object]) -> None:
     """Runs them beside each other until one ends, as that one ended."""
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:

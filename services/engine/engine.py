@@ -17,6 +17,8 @@ from services.common.errors import (
     Unavailable,
 )
 from services.common.nodes import Member
+from services.common.notices import NoticeKind
+from services.common.numerics import pipeline_class
 from services.engine.backend import Sampled
 from services.engine.compute import Compute
 from services.engine.core.batching import lead_of
@@ -26,6 +28,7 @@ from services.engine.counters import FORMATIONS_ENDED, Counters
 from services.engine.formation import FormationPart, FormationPlace
 from services.engine.head import Head
 from services.engine.stages import HeldStage, Stages
+from services.model.grammar import LIBRARY
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +71,8 @@ class Engine:
         """Set when a heartbeat should not wait."""
         self.departs_at_s: float | None = None
         """Told to stop, the process will have ended by then, on the clock of `depart`."""
+        self.notice: NoticeKind | None = None
+        """Why it departs; of one that stays, what it is advised."""
         self._free = asyncio.Event()
         self._free.set()
         self._limits = limits
@@ -132,20 +137,28 @@ class Engine:
             raise FailedPrecondition("not a member of this formation", field="formation_id")
         return self.formation
 
-    async def depart(self, departs_at_s: float) -> None:
+    async def depart(self, departs_at_s: float, kind: NoticeKind) -> None:
         """Has the controller told that the process will end; returns when no formation needs it."""
-        self.departs_at_s = departs_at_s
+        self.departs_at_s, self.notice = departs_at_s, kind
         self.changed.set()
         await self._free.wait()
+
+    def advise(self, kind: NoticeKind) -> None:
+        """Has the controller told; nothing here is different for it."""
+        if self.departs_at_s is None and self.notice is not kind:
+            self.notice = kind
+            self.changed.set()
 
     async def run(self) -> None:
         """Lets time pass, until cancelled."""
         while True:
             await asyncio.sleep(self.head.tick_s)
+            if self.stages.drop_lost() and self.formation is not None:
+                self.formation.end()
             if not self.head.tick() and not self._probing and self.formation is not None:
                 self._probing = True
                 self._keep(self._give_up_stuck(self.formation))
-            Counters.gauge(self.head.scheduler)
+            self.counters.gauge(self.head.scheduler)
 
     async def close(self) -> None:
         """Leaves the formation in good order; readers are told, the journal has yet to be."""
@@ -186,8 +199,11 @@ class Engine:
             settings=limits.scheduler,
             progress_s=limits.progress_s,
             limit_bytes=limits.max_message_bytes,
+            grammar_library=LIBRARY,
         )
-        self.head.form(formation, lead, facts.numerics_class)
+        stages = [member.stage for member in membership.members]
+        self.counters.formed(membership.model.model_id, membership.pipeline_id)
+        self.head.form(formation, lead, pipeline_class(facts.numerics_class, stages))
 
     def _sampled(self, formation: FormationPart, step: int, tokens: Sequence[Sampled]) -> None:
         self.head.sampled(formation, step, tokens)
@@ -198,6 +214,7 @@ class Engine:
             "formation ended", extra={"formation_id": formation.id, "lost": list(lost_node_ids)}
         )
         self.head.dissolve(formation.id)
+        self.counters.dissolved()
         if self.formation is formation:
             self.formation = None
             self._keep(self.stages.unuse())

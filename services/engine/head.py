@@ -9,28 +9,33 @@ import asyncio
 import itertools
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from services.common import logs
-from services.common.errors import ResourceExhausted
+from services.common.errors import FailedPrecondition, ResourceExhausted
 from services.common.exchange import (
     Checkpoint,
     CheckpointResult,
     Closed,
     Frame,
     GenerateCall,
+    HeadLoad,
+    PrefixNews,
 )
 from services.common.generation import CancelReason
-from services.engine.backend import Sampled
+from services.engine.backend import BLOCK_SIZE, Sampled
 from services.engine.core.actions import Action
 from services.engine.core.batching import Batching, Due, Lead
 from services.engine.core.generations import Generations
+from services.engine.core.prefix_log import UNTOLD
 from services.engine.core.scheduler import Scheduler
 from services.engine.counters import Counters
 from services.engine.formation import FormationPart
 from services.engine.tracing import StepTraces
 
 _log = logging.getLogger(__name__)
+PREFIX_NEWS_S = 0.25
+"""What changes in the prefix cache within this long, routers are told together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +105,20 @@ class Head:
         """The running batch; None while this process heads nothing."""
         lead = self._batching.lead
         return lead.scheduler if lead else None
+
+    async def prefixes(self, formation_id: str) -> AsyncGenerator[PrefixNews, None]:
+        """Which beginnings of sequences are held, and how busy the batch is, for as long as the
+        formation stands. Raises FailedPrecondition for another one, and when it ends."""
+        position = UNTOLD
+        told: HeadLoad | None = None
+        while self.formation_id == formation_id and (lead := self._batching.lead) is not None:
+            news, position = lead.scheduler.blocks.log.since(position)
+            load = lead.gauge.read(lead.scheduler)
+            if news is not None or load != told:
+                told, news = load, news or PrefixNews(BLOCK_SIZE, whole=False)
+                yield replace(news, load=load)
+            await asyncio.sleep(PREFIX_NEWS_S)
+        raise FailedPrecondition("not the head of this formation", field="formation_id")
 
     # Formations
 
@@ -189,7 +208,7 @@ class Head:
             return
         self._traces.came_back(step)
         due = self._batching.came_back(step, tokens, self._clock())
-        self._counters.came_back(due.sampled)
+        self._counters.came_back(due.sampled, due.accepted)
         self._do(due)
 
     def tick(self) -> bool:
@@ -215,6 +234,8 @@ class Head:
                 traceparents = self._traces.departed(step)
                 self._counters.departed(step)
                 self._formation.submit(step.number, step.batch, step.token_ids, traceparents)
+        for waited_s in due.waited_s:
+            self._counters.admitted(waited_s)
         if due.checkpoints:
             self.checkpoints_due.set()
         self._changed.set()

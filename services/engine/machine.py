@@ -12,16 +12,20 @@ from pathlib import Path
 
 from services.common.host import ROOT, usable_cores, usable_memory_bytes
 from services.common.machine import Device, MachineFacts
-from services.common.nodes import NodeShape
+from services.common.nodes import MOST_DEVICES, NodeShape
 from services.engine.settings import EngineSettings
 
 _log = logging.getLogger(__name__)
 
 Finder = Callable[[], MachineFacts]
 
+_CONTAINER = re.compile(r"/containers/([0-9a-f]{64})/hostname /etc/hostname ")
+"""Docker mounts this file into each container, from a place of the container's own."""
 DRIVER = "dev/nvidiactl"
 """There wherever a process may use a CUDA device of Linux."""
 CPU = "cpu"
+MOST_NATIVE = 4
+"""Ranks that the native backend has a stage run on, on a CPU."""
 _CATALOGUE = (
     (r"\bT4\b", 0, "t4"),
     (r"\bV100\b", 24, "v100-32"),
@@ -69,7 +73,21 @@ def cuda(root: Path = ROOT) -> MachineFacts:
     return MachineFacts(devices=tuple(Device(one.name, one.total_memory) for one in found))
 
 
-FINDERS: Mapping[str, Finder] = {"processor": processor, "network": network, "cuda": cuda}
+def container(root: Path = ROOT) -> MachineFacts:
+    """Which of Docker's containers this is, if it is one."""
+    try:
+        found = _CONTAINER.search((root / "proc/self/mountinfo").read_text())
+    except OSError:
+        return MachineFacts()
+    return MachineFacts(instance_id=found.group(1) if found else None)
+
+
+FINDERS: Mapping[str, Finder] = {
+    "processor": processor,
+    "network": network,
+    "container": container,
+    "cuda": cuda,
+}
 
 
 def find(finders: Mapping[str, Finder] = FINDERS) -> MachineFacts:
@@ -84,7 +102,10 @@ def find(finders: Mapping[str, Finder] = FINDERS) -> MachineFacts:
 
 
 def told(settings: EngineSettings, found: MachineFacts) -> MachineFacts:
-    """With what the provider that started the process declares."""
+    """With what `shunt node` found beside it, and what the provider that started the process
+    declares."""
+    if settings.found is not None:
+        found = found.found_too(MachineFacts(**settings.found.model_dump()))
     said = settings.declared
     if said is None:
         return found
@@ -111,7 +132,18 @@ def shape(settings: EngineSettings, machine: MachineFacts) -> NodeShape:
         settings.memory_bytes if there_bytes is None else min(settings.memory_bytes, there_bytes),
         settings.relative_speed,
         settings.device_type or (CPU if device is None else _catalogued(device)),
+        _ranks(settings, machine),
+        settings.backend,
     )
+
+
+def _ranks(settings: EngineSettings, machine: MachineFacts) -> int:
+    """That may share a stage: as many as are set, or as there is something for to compute on, of
+    those that the backend runs."""
+    on_cpu = settings.device == CPU
+    there = machine.cores if on_cpu else len(machine.devices or ())
+    most = MOST_DEVICES if settings.backend == "vllm" else MOST_NATIVE if on_cpu else 1
+    return max(1, min(settings.ranks or int(there or 1), most))
 
 
 def _device(settings: EngineSettings, machine: MachineFacts) -> Device | None:

@@ -51,8 +51,10 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
     async def Detach(
         self, request: engine_pb2.DetachRequest, context: Context
     ) -> engine_pb2.DetachResponse:
-        generation_id = common_wire.generation_id_from(request.generation_id)
-        self._engine.head.client_gone(generation_id, request.epoch, resumable=request.resumable)
+        left: list[engine_pb2.DetachRequest | engine_pb2.Detached] = [request, *request.more]
+        for one in left:
+            generation_id = common_wire.generation_id_from(one.generation_id)
+            self._engine.head.client_gone(generation_id, one.epoch, resumable=one.resumable)
         return engine_pb2.DetachResponse()
 
     async def Hold(
@@ -91,6 +93,13 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         sealed = await self._engine.head.drain(request.formation_id)
         return engine_pb2.DrainResponse(sealed_generations=sealed)
 
+    async def WatchPrefixes(
+        self, request: engine_pb2.WatchPrefixesRequest, context: Context
+    ) -> AsyncIterator[engine_pb2.WatchPrefixesResponse]:
+        async with aclosing(self._engine.head.prefixes(request.formation_id)) as news:
+            async for told in news:
+                yield wire.prefixes_to(told)
+
     async def Describe(
         self, request: engine_pb2.DescribeRequest, context: Context
     ) -> engine_pb2.DescribeResponse:
@@ -105,7 +114,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
             reply.formation_id = engine.formation.id
             reply.stage_index = engine.formation.membership.stage_index
         layers = {
-            (stage.model, number): layer
+            (stage.model, stage.spec.tp_degree, number): layer
             for stage in engine.stages.held
             for number, layer in stage.backend.resident_layers().items()
         }
@@ -176,4 +185,8 @@ def _stats_of(engine: Engine) -> engine_pb2.EngineStats:
         used_kv_blocks=scheduler.used_blocks if scheduler else 0,
         computed_s=counters.computed_s,
         stepped_s=counters.stepped_s,
+        cached_kv_blocks=scheduler.blocks.cached_count if scheduler else 0,
+        prefix_queries=counters.prefix.queried,
+        prefix_hits=counters.prefix.hits,
+        prefix_evictions=counters.prefix.evicted,
     )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import socket
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from services.common.addresses import addresses_of, checked_addresses
+from services.common.nodes import MOST_DEVICES, Backend
 from services.common.settings import ServiceSettings
 
 WILDCARDS = ("0.0.0.0", "::", "[::]")
@@ -24,6 +27,17 @@ class Declared(BaseModel):
     spot: bool | None = None
 
 
+class Found(BaseModel):
+    """What `shunt node` has found of its machine; None is not known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    instance_id: str | None = Field(default=None, min_length=1, max_length=128)
+    instance_type: str | None = Field(default=None, min_length=1, max_length=128)
+    zone: str | None = Field(default=None, min_length=1, max_length=128)
+    spot: bool | None = None
+
+
 class EngineSettings(ServiceSettings):
     """One stage worker."""
 
@@ -33,19 +47,24 @@ class EngineSettings(ServiceSettings):
 
     node_id: str = Field(min_length=1, max_length=128)
     controller: str = ""
-    """host:port of the controller; empty serves without one, for tests and benchmarks."""
+    """host:port of the controller, or of several of which one is it, between commas; empty serves
+    without one, for tests and benchmarks."""
     advertise_host: str = ""
     """Host that others reach this process by; empty: `host`, or the machine's name for any."""
     store: str = Field(default="", description="URI of the tensor store")
     relative_speed: float = Field(default=1.0, gt=0)
     memory_bytes: int = Field(default=4 << 30, ge=1 << 20)
     """Memory for weights and KV cache, at most: where less is found, that counts."""
+    found: Found | None = None
+    """Set by `shunt node` alone: what it found, told as found."""
     declared: Declared | None = None
     """Set by a local provider alone, whose word speed and memory above are then, too: they are told
     as declared, and not as found."""
     core_share: float = Field(default=1.0, gt=0, le=1)
     """Steps take no more than this share of a core: a local provider sets it for a node whose speed
     its market declares."""
+    backend: Backend = "native"
+    """What computes: our own kernels, or vLLM, which has an environment of its own (make vllm)."""
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:[0-9]+)?)$")
     device_type: str = ""
     """Name in the placement catalogue; empty: as it is found, and cpu where it is not."""
@@ -59,6 +78,10 @@ class EngineSettings(ServiceSettings):
     max_sequences: int = Field(default=64, ge=1, le=1024)
     min_overlap_sequences: int = Field(default=8, ge=1)
     min_overlap_rows: int = Field(default=128, ge=1)
+    max_drafts: int = Field(default=8, ge=0, le=64)
+    """Guesses of next ids that a sequence has in a step, at most; 0 guesses nothing."""
+    share_prefixes: bool = True
+    """KV blocks whose ids are equal from the first on are one, and stay for whoever comes next."""
     max_readers: int = Field(default=2048, ge=1)
     reader_stall_s: float = Field(default=60.0, gt=0)
     yield_s: float = Field(default=0.25, ge=0)
@@ -66,6 +89,12 @@ class EngineSettings(ServiceSettings):
     detach_s: float = Field(default=10.0, gt=0)
     progress_s: float = Field(default=2.0, gt=0)
     """A step may take this much longer than expected before its formation counts as stuck."""
+    ranks: int = Field(default=1, ge=0, le=MOST_DEVICES)
+    """Ranks that plans may have share a stage here; 0: one for each device, or for each core. A
+    plan of an operator's may have more."""
+    rank_progress_s: float = Field(default=5.0, gt=0, le=600)
+    """A step of a stage of several ranks may take this much longer than expected before they count
+    as stuck and are ended."""
     form_s: float = Field(default=8.0, gt=0)
     probe_s: float = Field(default=0.5, gt=0)
     checkpoint_interval_s: float = Field(default=0.05, gt=0, le=0.1)
@@ -73,6 +102,8 @@ class EngineSettings(ServiceSettings):
     """A reader whose generation runs hears at least this often."""
     queued_frame_interval_s: float = Field(default=2.0, gt=0, le=2.0)
     """The same while it is queued; routers attach again after 5 s of silence or more."""
+    hears_notices: bool = False
+    """Set by `shunt node` alone: the lines of its standard input are notices."""
     notice_s: float = Field(default=25.0, ge=0, le=3600)
     """Told to stop while it serves, it does so for this long, or until its stage was handed over
     to others."""
@@ -80,11 +111,28 @@ class EngineSettings(ServiceSettings):
     orphan_s: float = Field(default=120.0, gt=0)
     """Without a controller and without a reader for this long the process ends itself."""
 
+    @field_validator("backend")
+    @classmethod
+    def _is_installed(cls, value: Backend) -> Backend:
+        if value == "vllm" and find_spec("vllm") is None:
+            raise ValueError("vLLM is not installed where this engine runs; `make vllm` does that")
+        return value
+
     @model_validator(mode="after")
     def _prompts_always_advance(self) -> Self:
         if self.token_budget <= self.max_sequences:
             raise ValueError("token_budget must exceed max_sequences, or prompts would starve")
         return self
+
+    @field_validator("controller")
+    @classmethod
+    def _addresses(cls, text: str) -> str:
+        return checked_addresses(text) if text else text
+
+    @property
+    def controllers(self) -> tuple[str, ...]:
+        """Each address."""
+        return addresses_of(self.controller)
 
     @property
     def own_node_id(self) -> str:

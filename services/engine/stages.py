@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from services.common.errors import InvalidArgument, Superseded
-from services.common.generation import LayerRange, ModelRef
+from services.common.generation import ModelRef
 from services.common.nodes import MOST_STAGES, StageHolding, StageSpec
 from services.engine.backend import StageBackend
 from services.engine.compute import Compute
@@ -32,18 +32,23 @@ Progress = Callable[[int, int], None]
 class StageLoader(Protocol):
     """Makes stages of stored weights; blocking, one call at a time but for `retain`."""
 
-    def measure(self, model: ModelRef, layers: LayerRange) -> StageSize:
-        """What a stage takes. Raises NotFound, InvalidArgument or Unavailable."""
+    def warm(self) -> None:
+        """Begins to import what a load will need, in a thread of its own."""
         ...
 
-    def load(self, model: ModelRef, layers: LayerRange, progress: Progress) -> StageBackend:
+    def measure(self, model: ModelRef, spec: StageSpec) -> StageSize:
+        """What a stage takes. Raises NotFound, InvalidArgument, Unavailable, or FailedPrecondition
+        for a model that this backend cannot serve."""
+        ...
+
+    def load(self, model: ModelRef, spec: StageSpec, progress: Progress) -> StageBackend:
         """A stage in no formation. Of its layers only those are read that are not held yet.
 
-        Raises NotFound, InvalidArgument, DataLoss or Unavailable.
+        Raises what `measure` raises, and DataLoss.
         """
         ...
 
-    def prefetch(self, model: ModelRef, layers: LayerRange, progress: Progress) -> None:
+    def prefetch(self, model: ModelRef, spec: StageSpec, progress: Progress) -> None:
         """Has the node's store fetch a stage, so that a load has nothing left to fetch."""
         ...
 
@@ -64,8 +69,8 @@ class HeldStage:
         return self.size.model
 
     @property
-    def layers(self) -> LayerRange:
-        return self.size.layers
+    def spec(self) -> StageSpec:
+        return self.size.spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +123,12 @@ class Stages:
 
     @property
     def held(self) -> tuple[HeldStage, ...]:
-        return tuple(self._held)
+        return tuple(stage for stage in self._held if not stage.backend.lost)
 
     @property
     def holdings(self) -> tuple[StageHolding, ...]:
         """What is held, in words."""
-        return tuple(map(self._holding, self._held))
-
-    @property
-    def loading(self) -> bool:
-        """Some thread loads."""
-        return self._hold is not None
+        return tuple(map(self._holding, self.held))
 
     async def hold(
         self, model: ModelRef, stages: Sequence[StageSpec]
@@ -150,8 +150,8 @@ class Stages:
 
     def find(self, model: ModelRef, wanted: StageSpec) -> HeldStage | None:
         """Exactly this stage, unless it is being let go of."""
-        for stage in self._held:
-            same = (stage.model.digest, StageSpec(stage.layers)) == (model.digest, wanted)
+        for stage in self.held:
+            same = (stage.model.digest, stage.spec) == (model.digest, wanted)
             if same and stage.size in self._wanted:
                 return stage
         return None
@@ -172,6 +172,15 @@ class Stages:
         (stage, _), self._used = self._used, None
         self._compute.run(stage.backend.end)
         return self._drop_unwanted()
+
+    def drop_lost(self) -> bool:
+        """Stages that are of no use any more; asked for again, they are loaded again. Whether the
+        formation that lives has lost its own."""
+        lost = [stage for stage in self._held if stage.backend.lost]
+        self._held = [stage for stage in self._held if stage not in lost]
+        for stage in lost:
+            self._note("stage lost", stage.size)
+        return self._used is not None and self._used[0] in lost
 
     async def close(self) -> None:
         """Lets go of everything, behind whatever still computes with it."""
@@ -210,10 +219,10 @@ class Stages:
         finally:
             if self._hold is hold:
                 self._hold = None
-        held = {stage.size.layers: stage for stage in self._held if stage.size in self._wanted}
+        held = {stage.spec: stage for stage in self.held if stage.size in self._wanted}
         return tuple(
-            self._holding(held[spec.layers])
-            if spec.layers in held
+            self._holding(held[spec])
+            if spec in held
             else StageHolding(model=hold.model, spec=spec, cached=True)
             for spec in hold.stages
         )
@@ -222,15 +231,15 @@ class Stages:
         sizes = []
         for spec in hold.stages:
             hold.check()
-            sizes.append(self._loader.measure(hold.model, spec.layers))
+            sizes.append(self._loader.measure(hold.model, spec))
         return sizes
 
     async def _load(self, hold: _Hold, size: StageSize) -> None:
-        if any(stage.size == size for stage in self._held):
+        if any(stage.size == size for stage in self.held):
             return
         niceness = NICENESS if self._used is not None else 0
         backend = await _in_thread(
-            lambda: self._loader.load(size.model, size.layers, hold.progress), niceness
+            lambda: self._loader.load(size.model, size.spec, hold.progress), niceness
         )
         self._held.append(HeldStage(size, backend))
         self._note("stage loaded", size)
@@ -238,7 +247,7 @@ class Stages:
     async def _prefetch(self, hold: _Hold, size: StageSize) -> None:
         niceness = NICENESS if self._used is not None else 0
         await _in_thread(
-            lambda: self._loader.prefetch(size.model, size.layers, hold.progress), niceness
+            lambda: self._loader.prefetch(size.model, size.spec, hold.progress), niceness
         )
         self._note("stage fetched into the node's store", size)
 
@@ -249,7 +258,8 @@ class Stages:
         self._held = [stage for stage in self._held if stage not in dropped]
         kept: dict[ModelRef, set[int]] = {}
         for size in (*self._wanted, *(stage.size for stage in self._held)):
-            kept.setdefault(size.model, set()).update(size.layer_bytes)
+            if size.spec.tp_degree == 1:  # others share their layers with nobody
+                kept.setdefault(size.model, set()).update(size.layer_bytes)
 
         def let_go() -> None:
             for stage in dropped:
@@ -263,7 +273,7 @@ class Stages:
     def _holding(self, stage: HeldStage) -> StageHolding:
         return StageHolding(
             stage.model,
-            StageSpec(stage.layers),
+            stage.spec,
             held=True,
             kv_blocks=self.kv_blocks(stage),
             numerics_class=stage.backend.facts.numerics_class,
@@ -272,7 +282,8 @@ class Stages:
     @staticmethod
     def _note(what: str, size: StageSize) -> None:
         layers = f"[{size.layers.start}, {size.layers.end})"
-        _log.info(what, extra={"layers": layers, "model": size.model.model_id})
+        facts = {"layers": layers, "tp_degree": size.spec.tp_degree, "model": size.model.model_id}
+        _log.info(what, extra=facts)
 
 
 def _check(stages: Sequence[StageSpec]) -> None:
@@ -280,8 +291,8 @@ def _check(stages: Sequence[StageSpec]) -> None:
         raise InvalidArgument(f"at most {MOST_STAGES} stages at a time", field="stages")
     if len(set(stages)) < len(stages):
         raise InvalidArgument("a stage is asked for twice", field="stages")
-    if any(stage.tp_degree != 1 for stage in stages):
-        raise InvalidArgument("this engine runs a stage on one rank only", field="stages.tp_degree")
+    if any(stage.tp_degree < 1 for stage in stages):
+        raise InvalidArgument("1 at least", field="stages.tp_degree")
 
 
 async def _in_thread(work: Callable[[], T], niceness: int = 0) -> T:

@@ -17,7 +17,9 @@ from services.common.exchange import (
     CloseReason,
     Frame,
     GenerateCall,
+    HeadLoad,
     Phase,
+    PrefixNews,
     Progress,
     Tokens,
 )
@@ -71,6 +73,7 @@ def batch_to(
                 count=s.count,
                 block_table=s.block_table,
                 sample=s.sample,
+                drafts=s.drafts,
             )
             for s in batch.steps
         ],
@@ -89,7 +92,7 @@ def batch_from(message: engine_pb2.ForwardRequest) -> tuple[Batch, Hidden]:
     """Raises InvalidArgument; sizes and ids are the backend's to check."""
     batch = Batch(
         tuple(
-            SequenceStep(s.slot, s.start, s.count, tuple(s.block_table), s.sample)
+            SequenceStep(s.slot, s.start, s.count, tuple(s.block_table), s.sample, tuple(s.drafts))
             for s in message.steps
         ),
         tuple(
@@ -123,6 +126,7 @@ def sampled_to(
                 position=token.position,
                 token_id=token.token_id,
                 logprob=None if token.logprob is None else wire.logprob_to(token.logprob),
+                stuck=token.stuck,
             )
             for token in sampled
         ],
@@ -136,6 +140,7 @@ def sampled_from(message: engine_pb2.ForwardResponse) -> tuple[Sampled, ...]:
             token.position,
             token.token_id,
             wire.logprob_from(token.logprob) if token.HasField("logprob") else None,
+            token.stuck,
         )
         for token in message.tokens
     )
@@ -175,6 +180,40 @@ def frame_to(frame: Frame) -> engine_pb2.GenerateResponse:
         return engine_pb2.GenerateResponse(accepted=accepted)
     closed = engine_pb2.Closed(reason=_CLOSE[frame.reason], lengths=lengths)
     return engine_pb2.GenerateResponse(closed=closed)
+
+
+def prefixes_to(news: PrefixNews) -> engine_pb2.WatchPrefixesResponse:
+    return engine_pb2.WatchPrefixesResponse(
+        block_positions=news.block_positions,
+        whole=news.whole,
+        added=news.added,
+        removed=news.removed,
+        load=None if news.load is None else _load_to(news.load),
+    )
+
+
+def _load_to(load: HeadLoad) -> engine_pb2.HeadLoad:
+    return engine_pb2.HeadLoad(
+        places=load.places,
+        running=load.running,
+        free_positions=load.free_positions,
+        step_rows=load.step_rows,
+        step_s=load.step_s,
+        row_s=load.row_s,
+        lag_s=load.lag_s,
+        answer_tokens=load.answer_tokens,
+        tenants=[
+            engine_pb2.TenantLoad(
+                tenant=one.tenant,
+                lane=one.lane,
+                weight=one.weight,
+                running=one.running,
+                queued=one.queued,
+                rows=one.rows,
+            )
+            for one in load.tenants
+        ],
+    )
 
 
 def checkpoint_to(checkpoint: Checkpoint) -> controller_pb2.Checkpoint:

@@ -6,15 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from services.common.errors import InvalidArgument
-
-_RANGES = {
-    "temperature": (0.0, 2.0),
-    "top_k": (-1, (1 << 31) - 1),
-    "top_p": (0.0, 1.0),
-    "min_p": (0.0, 1.0),
-    "repetition_penalty": (0.0, 2.0),
-}
-_NEVER = {("top_p", 0), ("repetition_penalty", 0), ("min_p", 1)}
+from services.common.generation import SAMPLING
+from services.common.sampling_fields import Kind
 
 
 def parse_defaults(generation: Mapping[str, Any]) -> dict[str, float]:
@@ -23,15 +16,15 @@ def parse_defaults(generation: Mapping[str, Any]) -> dict[str, float]:
     Raises InvalidArgument naming the field.
     """
     found: dict[str, float] = {}
-    for name, (low, high) in _RANGES.items():
+    for name, row in SAMPLING.items():
         value = generation.get(name)
-        if value is None:
+        if value is None or not row.of_model:
             continue
-        if type(value) not in (int, float) or not low <= value <= high or (name, value) in _NEVER:
-            raise _refuse(name, f"must lie in [{low:g}, {high:g}], and is {value!a:.40}")
-        if name == "top_k" and value != int(value):
+        if type(value) not in (int, float) or not row.holds(value) or value in row.settled:
+            raise _refuse(name, f"must lie in {row.bounds}, and is {value!a:.40}")
+        if row.kind is Kind.INTEGER and value != int(value):
             raise _refuse(name, "must be an integer")
-        found[name] = value
+        found[name] = int(value) if row.kind is Kind.INTEGER else value
     return found
 
 

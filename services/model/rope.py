@@ -15,6 +15,7 @@ from typing import Any
 from services.model.fields import flag, number, numbers, optional_number, refuse, size
 
 DEFAULT_THETA = 10000.0
+_LOCAL_THETA = "rope_local_base_freq"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +23,17 @@ class Rope:
     """What a position turns."""
 
     frequencies: tuple[float, ...]
-    """Radians a position, one for each pair of a head's elements."""
+    """Radians a position, one for each pair of elements: the first ones of a head, all of them
+    but in a family whose heads are rotated in part."""
     attention_factor: float = 1.0
-    """By which the rotated queries, and the rotated keys, are scaled."""
+    """By which the rotated elements of queries, and of keys, are scaled."""
     position_limit: int | None = None
     """Beyond so many positions the frequencies would be others for the whole sequence."""
+
+    @property
+    def dim(self) -> int:
+        """Elements of a head that are rotated."""
+        return 2 * len(self.frequencies)
 
 
 def plain_rope(theta: float, head_dim: int) -> Rope:
@@ -52,8 +59,17 @@ class _Given:
         return size(self.values, "original_max_position_embeddings")
 
 
-def parse_rope(config: Mapping[str, Any], head_dim: int, context_length: int) -> Rope:
-    """The rope of a config; InvalidArgument names the field that cannot be followed."""
+def parse_rope(
+    config: Mapping[str, Any],
+    head_dim: int,
+    context_length: int,
+    names: Mapping[str, str] | None = None,
+    *,
+    partly: bool = False,
+) -> Rope:
+    """The rope of a config; InvalidArgument names the field that cannot be followed. `names` are
+    the types that a family knows, and what each is; all by their own names without it. Heads may
+    be rotated `partly`."""
     field = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     found = config.get(field)
     if found is not None and not isinstance(found, Mapping):
@@ -67,14 +83,58 @@ def parse_rope(config: Mapping[str, Any], head_dim: int, context_length: int) ->
     for key, default in (("rope_theta", DEFAULT_THETA), ("partial_rotary_factor", None)):
         found.setdefault(key, config.get(key, default))
     kind = found.get("rope_type", found.get("type", "default"))
-    derive = _KINDS.get(kind) if isinstance(kind, str) else None
-    if derive is None:
-        raise refuse(f"{field}.rope_type", f"must be one of {', '.join(_KINDS)}")
-    if kind != "proportional" and found["partial_rotary_factor"] not in (None, 1):
+    names = names or {name: name for name in _KINDS}
+    if not isinstance(kind, str) or kind not in names:
+        raise refuse(f"{field}.rope_type", f"must be one of {', '.join(names)}")
+    kind = names[kind]
+    if partly:
+        head_dim = _rotated(found, head_dim)
+    elif kind != "proportional" and found["partial_rotary_factor"] not in (None, 1):
         raise refuse("partial_rotary_factor", "must be 1: heads are rotated whole")
     if kind in _STRETCHED:
         _set_original_length(found, config, context_length)
-    return derive(_Given(found, number(found, "rope_theta"), head_dim, context_length))
+    given = _Given(found, number(found, "rope_theta"), head_dim, context_length)
+    return _KINDS[kind](given)
+
+
+def _rotated(found: Mapping[str, Any], head_dim: int) -> int:
+    """Elements of a head that are rotated where a part is."""
+    part = number(found, "partial_rotary_factor")
+    rotated = int(part * head_dim)
+    if part > 1 or rotated % 2 or not rotated:
+        raise refuse("partial_rotary_factor", f"must be an even number of a head's {head_dim}")
+    return rotated
+
+
+def parse_layer_ropes(
+    config: Mapping[str, Any], head_dim: int, context_length: int
+) -> tuple[Rope, Rope]:
+    """The ropes of full and of sliding layers where each kind has its own: `rope_parameters` by
+    kind of layer, `rope_scaling` for the full ones alone."""
+    given = config.get("rope_parameters")
+    if given is not None and not isinstance(given, Mapping):
+        raise refuse("rope_parameters", "must be an object")
+    given = dict(given or {})
+    found: list[dict[str, Any]] = []
+    for kind, theta in (("full_attention", "rope_theta"), ("sliding_attention", _LOCAL_THETA)):
+        of_kind = given.pop(kind, None)
+        if of_kind is not None and not isinstance(of_kind, Mapping):
+            raise refuse(f"rope_parameters.{kind}", "must be an object")
+        if of_kind is None:
+            of_kind = {"rope_type": "default"}
+        found.append({"rope_theta": number(config, theta), **of_kind})
+    if given:
+        raise refuse(f"rope_parameters.{min(given)}"[:80], "must stand below a kind of layer")
+    if (scaling := config.get("rope_scaling")) is not None:
+        if not isinstance(scaling, Mapping):
+            raise refuse("rope_scaling", "must be an object")
+        if config.get("rope_parameters") is not None:
+            raise refuse("rope_scaling", "stands beside rope_parameters")
+        found[0] |= scaling
+    full, sliding = (
+        parse_rope({"rope_parameters": one}, head_dim, context_length) for one in found
+    )
+    return full, sliding
 
 
 def _set_original_length(

@@ -24,13 +24,27 @@ class AnyTensor(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
 
+def layer_norms(config: ModelConfig) -> dict[str, str]:
+    """The names within a layer of its norms, by where they stand: before and behind attention,
+    before and behind the feed-forward layer. What stands behind norms what is added."""
+    found: dict[str, str] = {}
+    if config.pre_norms:
+        found["input_norm"] = "input_layernorm"
+        found["mlp_norm"] = "post_attention_layernorm"
+    if config.post_norms:
+        found["attention_post_norm"] = "post_attention_layernorm"
+        found["mlp_post_norm"] = "post_feedforward_layernorm"
+        if config.pre_norms:
+            found["mlp_norm"] = "pre_feedforward_layernorm"
+    return found
+
+
 def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """A layer's tensors, by their names within it."""
     hidden, inner, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
     queries, keys = config.heads * head_dim, config.kv_heads * head_dim
     shapes: dict[str, tuple[int, ...]] = {
-        "input_layernorm.weight": (hidden,),
-        "post_attention_layernorm.weight": (hidden,),
+        **{f"{name}.weight": (hidden,) for name in layer_norms(config).values()},
         "self_attn.q_proj.weight": (queries, hidden),
         "self_attn.k_proj.weight": (keys, hidden),
         "self_attn.v_proj.weight": (keys, hidden),
@@ -40,13 +54,28 @@ def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         "mlp.down_proj.weight": (hidden, inner),
     }
     if config.qk_norm:
-        shapes |= {"self_attn.q_norm.weight": (head_dim,), "self_attn.k_norm.weight": (head_dim,)}
+        sizes = (queries, keys) if config.whole_qk_norm else (head_dim, head_dim)
+        for name, size in zip("qk", sizes, strict=True):
+            shapes[f"self_attn.{name}_norm.weight"] = (size,)
     biased = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"] * config.qkv_bias
     biased += ["self_attn.o_proj"] * config.output_bias
     biased += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"] * config.mlp_bias
     for name in biased:
         shapes[f"{name}.bias"] = shapes[f"{name}.weight"][:1]
     return shapes
+
+
+def fused_rows(config: ModelConfig) -> dict[str, dict[str, int]]:
+    """Tensors that a checkpoint of the family keeps as one: its name to the rows of each of them,
+    in their order."""
+    shapes = layer_shapes(config)
+    found: dict[str, dict[str, int]] = {}
+    for layer in range(config.layer_count):
+        for whole, parts in config.fused:
+            rows = {f"{part}.weight": shapes[f"{part}.weight"][0] for part in parts}
+            prefix = f"model.layers.{layer}."
+            found[f"{prefix}{whole}.weight"] = {prefix + name: n for name, n in rows.items()}
+    return found
 
 
 def stage_shapes(config: ModelConfig, layers: range) -> dict[str, tuple[int, ...]]:

@@ -6,13 +6,16 @@ Read from the small files beside the weights, the way transformers reads them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from services.common.errors import InvalidArgument
 from services.model.small_files import CONFIG, GENERATION_FILE, SMALL_FILES, SmallFiles, check_size
 from services.model.tokenizer import TOKENIZER_FILE, Tokenizer
 from services.model.tokenizer_class import class_of
 from services.model.tokenizer_settings import CLEAN_UP, CLEAN_UP_BPE, CONFIG_FILE, refuse
+
+if TYPE_CHECKING:
+    from services.model.grammar import Grammars
 
 FILES = (TOKENIZER_FILE, *SMALL_FILES)
 """The files that are read here."""
@@ -54,6 +57,13 @@ class ModelText:
         """By text, of those that the model can produce."""
         end = special_tokens.named.get("eos_token")
         self.eos_token_ids = self._ends(small.end_ids, end.content if end else None)
+
+    def grammars(self) -> Grammars:
+        """What compiles grammars over its tokens; takes some tenths of a second. Raises
+        InvalidArgument for a tokenizer that cannot be used so."""
+        from services.model.grammar import Grammars  # a store that checks a model has no llguidance
+
+        return Grammars(self.tokenizer.as_json, self.vocabulary_size, self.eos_token_ids)
 
     def _ends(self, named: Sequence[int], token: str | None) -> tuple[int, ...]:
         """Every id that any of the files names; one that the model cannot produce ends nothing."""

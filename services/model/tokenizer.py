@@ -86,10 +86,16 @@ class Tokenizer:
             lambda other: tokenizer_class.dressed(other, settings),
         )
 
-    def encode(self, text: str) -> list[int]:
+    @property
+    def as_json(self) -> str:
+        """As a tokenizer.json that needs no other file."""
+        return self._encoder.to_str()
+
+    def encode(self, text: str, *, bare: bool = False) -> list[int]:
         """A prompt as a user wrote it: special tokens' texts are special tokens, and the tokenizer
-        adds its own. Raises InvalidArgument for a text that the library fails on."""
-        return encoded(self._encoder, text, "prompt", add_special_tokens=True)
+        adds its own, unless it is to be `bare`. Raises InvalidArgument for a text that the library
+        fails on."""
+        return encoded(self._encoder, text, "prompt", add_special_tokens=not bare)
 
     def encode_rendered(self, text: str) -> list[int]:
         """A rendered chat template. Raises InvalidArgument for a text that the library fails on."""

@@ -22,6 +22,23 @@ MADE_FROM = "made_from"
 """A key of tokenizer_config.json that only this importer writes."""
 GGUF = "gguf"
 """Its value beside a tokenizer.json that was made of a GGUF file, and says all there is to say."""
+_FOLLOWS_THE_FILE = frozenset(
+    {
+        *("ernie4_5", "ernie4_5_moe", "flex_olmo", "glm", "glm4", "glm4_moe", "glm4_moe_lite"),
+        *("gpt_bigcode", "granite", "granitemoe", "granitemoeshared", "hyperclovax", "minicpm3"),
+        *("mimo_v2_flash", "minimax_m2", "ministral3", "mistral", "mixtral", "nemotron", "olmo2"),
+        *("olmo3", "phi3", "phimoe", "stablelm"),
+    }
+)
+"""Model types whose tokenizer.json counts, whatever class is named."""
+_OF_THE_TYPE: Mapping[str, str] = {
+    **dict.fromkeys(("qwen2_moe", "qwen3", "qwen3_moe"), "Qwen2Tokenizer"),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text"), "GemmaTokenizer"),
+    **dict.fromkeys(("gpt_neox", "olmo", "olmoe"), "GPTNeoXTokenizer"),
+    **dict.fromkeys(("cohere", "cohere2"), "CohereTokenizer"),
+    **dict.fromkeys(("dbrx", "gpt2", "gptj", "jais2", "opt", "phi", "starcoder2"), "GPT2Tokenizer"),
+}
+"""The class of a model type where none is named."""
 _AS_IT_IS = ("PreTrainedTokenizer", "TokenizersBackend")
 _BLANK = "\u2581"
 _END = "<|endoftext|>"
@@ -43,6 +60,8 @@ class TokenizerClass:
     fuse_unk: bool = False
     bare_specials: bool = False
     """Special tokens take no white space with them, whatever the files say."""
+    bare_prompts: bool = False
+    """A prompt has no tokens that were not written, whatever file and settings say."""
 
     def dressed(self, encoder: Encoder, settings: Mapping[str, Any]) -> Encoder:
         """The file's encoder as this class has it: without added tokens, where it is not the same.
@@ -57,7 +76,7 @@ class TokenizerClass:
         model.dropout, model.unk_token, model.ignore_merges = None, None, False
         model.byte_fallback, model.fuse_unk = self.byte_fallback, self.fuse_unk
         own = Encoder(model)
-        if encoder.post_processor is not None:
+        if encoder.post_processor is not None and not self.bare_prompts:
             own.post_processor = encoder.post_processor
         self.dress(own, settings)
         return own
@@ -75,11 +94,12 @@ def class_of(
         name, file = config.get("tokenizer_class"), "config.json"
     if name is not None and (not isinstance(name, str) or not name):
         raise InvalidArgument(f"{file}: tokenizer_class: must be a name", field="tokenizer_class")
-    if model_type == "mistral":
+    if str(model_type) in _FOLLOWS_THE_FILE:
         return AS_THE_FILE
-    if model_type == "qwen2" or (name is None and model_type == "qwen3"):
+    if model_type == "qwen2":
         return _CLASSES["Qwen2Tokenizer"]
-    known = _CLASSES.get((name or _AS_IT_IS[0]).removesuffix("Fast"))
+    name = name or _OF_THE_TYPE.get(str(model_type), _AS_IT_IS[0])
+    known = _CLASSES.get(name.removesuffix("Fast"))
     if known is None:
         raise InvalidArgument(
             f"{file}: tokenizer_class: {name!a:.60} is not known here; PreTrainedTokenizerFast"
@@ -116,6 +136,11 @@ def _gpt2(encoder: Encoder, settings: Mapping[str, Any]) -> None:
     encoder.decoder = decoders.ByteLevel()
 
 
+def _gpt_neox(encoder: Encoder, settings: Mapping[str, Any]) -> None:
+    encoder.normalizer = normalizers.NFC()
+    _gpt2(encoder, settings)
+
+
 def _gemma(encoder: Encoder, settings: Mapping[str, Any]) -> None:
     encoder.normalizer = normalizers.Replace(" ", _BLANK)
     encoder.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous")
@@ -140,6 +165,14 @@ _CLASSES = {
     ),
     "GPT2Tokenizer": TokenizerClass(
         MappingProxyType(dict.fromkeys(("unk_token", "bos_token", "eos_token"), _END)), _gpt2
+    ),
+    "GPTNeoXTokenizer": TokenizerClass(
+        MappingProxyType(
+            dict.fromkeys(("unk_token", "bos_token", "eos_token"), _END)
+            | {"pad_token": "<|padding|>"}
+        ),
+        _gpt_neox,
+        bare_prompts=True,
     ),
     "GemmaTokenizer": TokenizerClass(
         MappingProxyType({f"{name}_token": f"<{name}>" for name in ("unk", "bos", "eos", "pad")}),

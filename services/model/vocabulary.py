@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 BYTEWISE = "replace-each-byte"
@@ -26,6 +26,15 @@ class Vocabulary:
     """So many spaces at a text's start belong to the encoding, not to the text."""
     errors: str = "replace"
     """How bytes that are no UTF-8 are decoded."""
+
+    def showing(self, texts: Iterable[str]) -> Vocabulary:
+        """The same, and a reader sees these special tokens as their own texts."""
+        wanted = {text.encode() for text in texts}
+        hidden = [i for i, label in enumerate(self.labels) if label in wanted]
+        shown = list(self.shown)
+        for token_id in hidden:
+            shown[token_id] = self.labels[token_id]
+        return replace(self, shown=shown)
 
     def __len__(self) -> int:
         return len(self.shown)

@@ -52,8 +52,12 @@ BOUND_OF = {
 
 
 def model_from(message: pb.ModelSpec) -> ModelShape:
+    return replace(_shape_from(message), backends=frozenset(message.backends))
+
+
+def _shape_from(message: pb.ModelSpec) -> ModelShape:
     if message.config_json:
-        return parse_config(message.config_json, message.name)
+        return parse_config(message.config_json, message.name, message.part_bytes)
     if not message.name or "/" in message.name or len(message.name) > 128:
         raise InvalidArgument("model needs a built-in name or a config_json", field="model")
     return built_in(message.name)
@@ -117,6 +121,7 @@ def nodes_from(
                 pool=message.pool,
                 spot=message.spot,
                 interruptions_per_hour=message.interruptions_per_hour,
+                backend=message.backend,
             ),
         )
         for message in messages

@@ -14,19 +14,29 @@ from dataclasses import dataclass
 import uvicorn
 import uvloop
 from shuntserve.router.v1 import router_pb2_grpc
+from starlette.types import ASGIApp
 
 from services.common import channels, logs, server, telemetry
+from services.common.errors import InvalidArgument, ShuntError
+from services.common.roles import Role
 from services.common.settings import read, refuse
+from services.router.background import Background
 from services.router.catalogue import ModelCatalogue
 from services.router.controller import ControllerClient
 from services.router.core.body_budget import BodyBudget
+from services.router.documents import DocumentClient
+from services.router.doorkeeper import Doorkeeper
+from services.router.files.place import Place, open_place
 from services.router.heads import Heads
+from services.router.http.admin import admin_application
 from services.router.http.gateway import Gateway
+from services.router.http.offline import Offline
 from services.router.http.protocol import limited
+from services.router.key_guard import KeyInterceptor
 from services.router.model_files import TensorStore
 from services.router.router import Router
 from services.router.service import RouterService
-from services.router.settings import RouterSettings
+from services.router.settings import RouterSettings, check_reach
 
 NAME = "shuntserve.router.v1.RouterService"
 SEND_BUFFER_BYTES = 64 << 10
@@ -62,11 +72,11 @@ class HttpServer(uvicorn.Server):
             connection.transport.abort()  # nobody else closes what the grace was too short for
 
 
-def http_server(router: Router, settings: RouterSettings, bodies: BodyBudget) -> HttpServer:
-    """The gateway's server; hand it a bound socket."""
+def http_server(app: ASGIApp, settings: RouterSettings) -> HttpServer:
+    """Serves an application; hand it a bound socket."""
     return HttpServer(
         uvicorn.Config(
-            Gateway(router, settings, bodies).application(),
+            app,
             loop="none",
             http=limited(settings),
             ws="none",
@@ -80,9 +90,9 @@ def http_server(router: Router, settings: RouterSettings, bodies: BodyBudget) ->
     )
 
 
-def listen(settings: RouterSettings) -> socket.socket:
-    """The gateway's socket. Exits 2 and names the setting when the port cannot be had."""
-    listening = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+def listen(settings: RouterSettings, host: str, port: int, name: str) -> socket.socket:
+    """A socket for HTTP. Exits 2 and names the setting when the port cannot be had."""
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     # The server closes a connection only when its client has taken all that was written: without
@@ -90,14 +100,22 @@ def listen(settings: RouterSettings) -> socket.socket:
     unread_ms = int(settings.write_timeout_s * 1000)
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread_ms)
     try:
-        listening.bind((settings.host, settings.http_port))
+        listening.bind((host, port))
     except OSError as error:
         listening.close()
-        where = channels.address_of(settings.host, settings.http_port)
-        refuse(settings.name_of("http_port"), f"{where}: {error.strerror or error}")
+        where = channels.address_of(host, port)
+        refuse(settings.name_of(name), f"{where}: {error.strerror or error}")
     listening.listen(2048)
     listening.setblocking(False)
     return listening
+
+
+def open_files(settings: RouterSettings) -> Place:
+    """Where files are kept. Exits 2 and names the setting when it cannot be had."""
+    try:
+        return open_place(settings.files)
+    except ShuntError as error:
+        refuse(settings.name_of("files"), error.message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +127,13 @@ class RunningDoors:
     grpc_port: int
     work: tuple[asyncio.Task[None], ...]
     """None of these ends before the router does."""
+    batches: asyncio.Task[None] | None
+    """Works on batches until the router leaves; None where there are none."""
     http: HttpServer
     grpc: server.Server
+    background: Background
+    admin_port: int | None
+    """None: operators have no listener of their own."""
 
     async def leave(self) -> None:
         """Goes so that nobody is hurt who looks or comes back: not ready at once, the doors closed
@@ -123,6 +146,8 @@ class RunningDoors:
         self.http.keep_no_connection()
         await asyncio.sleep(settings.leave_pause_s)
         self.http.should_exit = True
+        self.background.leave()
+        await _ended(self.batches)  # others go on with them
         router.refuse()  # gRPC's door would cancel what comes while it closes
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(settings.drain_s):
@@ -133,35 +158,94 @@ class RunningDoors:
 @contextlib.asynccontextmanager
 async def running(settings: RouterSettings) -> AsyncIterator[RunningDoors]:
     """Serves inside the block; leaving it lets every reader go."""
-    controller_channel = channels.open_channel(settings.controller_address, tls=settings.tls)
+    controller_channels = [
+        channels.open_channel(address, tls=settings.tls, role=Role.CONTROLLER)
+        for address in settings.controllers
+    ]
     store_channel = channels.open_channel(settings.tensorstore_address, tls=settings.tls)
     controller = ControllerClient(
-        controller_channel, settings.control_timeout_s, settings.stream_timeout_s
+        controller_channels, settings.control_timeout_s, settings.stream_timeout_s
     )
     store = TensorStore(store_channel, settings.resume_timeout_s, settings.max_model_file_bytes)
     heads = Heads(settings.stream_timeout_s, settings.control_timeout_s, settings.tls)
     router = Router(settings, controller, heads, ModelCatalogue(store.files, time.time))
-    bodies = BodyBudget(settings.max_bodies_bytes)
-    grpc_server = server.Server(settings, [NAME])
+    bodies, doorkeeper = BodyBudget(settings.max_bodies_bytes), doorkeeper_of(settings)
+    grpc_server = server.Server(settings, [NAME], [KeyInterceptor(doorkeeper)])
     router_pb2_grpc.add_RouterServiceServicer_to_server(
         RouterService(router, bodies), grpc_server.grpc_server
     )
-    http, listening = http_server(router, settings, bodies), listen(settings)
+    background = Background(router, controller)
+    offline = None
+    if settings.files:
+        place = await asyncio.to_thread(open_files, settings)
+        documents = DocumentClient(controller.controllers, settings.control_timeout_s)
+        offline = Offline(router, place, documents, settings, time.time)
+    gateway = Gateway(router, background, settings, bodies, doorkeeper, offline).application()
+    http = http_server(gateway, settings)
+    listening = listen(settings, settings.host, settings.http_port, "http_port")
     grpc_port = await grpc_server.start()
     serving = asyncio.create_task(http.serve([listening]))
-    work = asyncio.create_task(router.run())
+    work = asyncio.create_task(_together(router.run(), background.run()))
+    batches = None if offline is None else asyncio.create_task(offline.runner.run())
     await grpc_server.set_ready(True)
     try:
-        http_port = listening.getsockname()[1]
-        yield RunningDoors(router, http_port, grpc_port, (serving, work), http, grpc_server)
+        http_port, tasks = listening.getsockname()[1], (serving, work)
+        async with _admin(router, settings) as admin_port:
+            yield RunningDoors(
+                router,
+                http_port,
+                grpc_port,
+                tasks,
+                batches,
+                http,
+                grpc_server,
+                background,
+                admin_port,
+            )
     finally:
         await grpc_server.set_ready(False)
+        await _ended(batches)
         await router.close()
         await asyncio.gather(grpc_server.stop(), http.ended(serving, settings.shutdown_grace_s))
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)
-        await controller_channel.close()
+        await asyncio.gather(*(channel.close() for channel in controller_channels))
         await store_channel.close()
+
+
+@contextlib.asynccontextmanager
+async def _admin(router: Router, settings: RouterSettings) -> AsyncIterator[int | None]:
+    """The port of the operators' listener, where there is to be one."""
+    if settings.admin_port is None:
+        yield None
+        return
+    listening = listen(settings, settings.admin_host, settings.admin_port, "admin_port")
+    http = http_server(admin_application(router), settings)
+    serving = asyncio.create_task(http.serve([listening]))
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        await http.ended(serving, settings.shutdown_grace_s)
+
+
+def doorkeeper_of(settings: RouterSettings) -> Doorkeeper:
+    """Exits 2 and names the setting for a file of keys that cannot be used."""
+    try:
+        return Doorkeeper(settings.keys)
+    except InvalidArgument as error:
+        refuse(settings.name_of("keys"), error.message)
+
+
+async def _together(*work: Coroutine[None, None, None]) -> None:
+    async with asyncio.TaskGroup() as group:
+        for one in work:
+            group.create_task(one)
+
+
+async def _ended(task: asyncio.Task[None] | None) -> None:
+    if task is not None:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 async def serve(settings: RouterSettings) -> None:
@@ -169,14 +253,16 @@ async def serve(settings: RouterSettings) -> None:
     good order, or told so a second time, it ends."""
     signals = server.Signals()
     async with running(settings) as router:
-        _log.info("listening", extra={"http": router.http_port, "grpc": router.grpc_port})
-        if await _first(signals.next(), *router.work):
+        ports = {"http": router.http_port, "grpc": router.grpc_port, "admin": router.admin_port}
+        _log.info("listening", extra=ports)
+        work = router.work if router.batches is None else (*router.work, router.batches)
+        if await _first(signals.next(), *work):
             leaving = asyncio.create_task(router.leave())
             if await _first(signals.next(), leaving):
                 leaving.cancel()
 
 
-async def _first(signalled: Coroutine[None, None, None], *work: asyncio.Task[None]) -> bool:
+async def _first(signalled: Coroutine[None, None, object], *work: asyncio.Task[None]) -> bool:
     """Whether the signal came before any of the work ended. Raises what that ended with."""
     signal = asyncio.create_task(signalled)
     try:
@@ -192,6 +278,7 @@ async def _first(signalled: Coroutine[None, None, None], *work: asyncio.Task[Non
 def main() -> None:
     """Reads settings, logs and traces, and serves."""
     settings = read(RouterSettings)
+    check_reach(settings)
     logs.configure("router", settings.log_level)
     telemetry.configure(
         "router",

@@ -6,26 +6,36 @@ leaves nothing open: from there on the request is data.
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from services.common.channel_options import MAX_MESSAGE_BYTES
 from services.common.errors import InvalidArgument
-from services.common.generation import GenerationKind, GenerationRequest, ModelRef, Sampling
+from services.common.generation import (
+    SAMPLING,
+    GenerationKind,
+    GenerationRequest,
+    Grammar,
+    ModelRef,
+    ResponseTerms,
+    Sampling,
+)
+from services.common.sampling_fields import Kind, SamplingField
+from services.common.tenants import NOBODY, Tenant
+from services.common.wire import MAX_CACHE_SALT_CHARS, MAX_GRAMMAR_CHARS
 from services.model.chat import Message
+from services.model.grammar import LIBRARY
+from services.model.tools import ToolUse
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 1024
-MAX_STOP_IDS = 128
-MAX_BIASES = 1024
-MAX_TOP_LOGPROBS = 20
 MAX_MESSAGES = 4096
 MAX_PROMPT_IDS = 1 << 20
 MAX_MODEL_CHARS = 256
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
+_PROMPT_IDS = SamplingField("prompt", Kind.IDS, ())
 
 
 class ContextOverflow(InvalidArgument):
@@ -48,24 +58,27 @@ class Ask:
     prompt: tuple[Message, ...] | str | tuple[int, ...]
     """A conversation, a text, or ids."""
     choices: int = 1
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
-    top_logprobs: int | None = None
-    max_tokens: int | None = None
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    """What was asked for of the sampling fields, by name; what is absent takes the model's default,
+    or else what changes nothing."""
     most_tokens: int | None = None
     """Bound of max_tokens where the client set none; None: what the context holds."""
-    min_tokens: int = 0
     stop_strings: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    seed: int | None = None
     include_usage: bool = True
+    cache_salt: str = ""
+    """What is computed for the prompt is used for asks of the same salt alone."""
+    bare: bool = False
+    """Of a text: without the tokens that a tokenizer adds by itself."""
+    echo: bool = False
+    """The prompt comes first in the answer, its tokens as likely as the model takes them to be."""
+    grammar: str = ""
+    """What the text of every choice must follow; empty: anything."""
+    grammar_parameter: str = ""
+    """What asks for it."""
+    tools: ToolUse | None = None
+    """What may be called; None: nothing, and what looks like a call is text."""
+    template_options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    """Variables of chat templates, by name; one that reads none of them is told none."""
     generation_id: str = ""
     """Drawn when empty."""
     template_names: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -75,6 +88,12 @@ class Ask:
     """Equal for a client's retries of it; empty when they cannot be known."""
     is_retry: bool = False
     """The client says that it asks again."""
+    tenant: Tenant = NOBODY
+    """Who asks."""
+    deadline_s: float | None = None
+    """Within which its first token is wanted; None: by its class's setting, if at all."""
+    response: ResponseTerms | None = None
+    """Set for what can be asked for again by its id, long after its end."""
 
     def check(self, max_choices: int) -> None:
         """Raises InvalidArgument for what no model could do."""
@@ -85,21 +104,28 @@ class Ask:
                 field="model",
             )
         _between("choices", self.choices, 1, max_choices)
-        for name, low, high in _RANGES:
-            value = getattr(self, name)
-            if value is not None:
-                _between(name, value, low, high)
-        if self.repetition_penalty == 0:
+        for name, value in self.options.items():
+            SAMPLING[name].check(value)
+        if self.max_tokens == 0 and not self.echo:
             raise InvalidArgument(
-                "repetition_penalty must be over 0, not 0", field="repetition_penalty"
+                "max_tokens must be 1 or more, not 0, where no prompt is echoed", field="max_tokens"
             )
-        if self.min_p == 1:
-            raise InvalidArgument("min_p must be under 1, not 1", field="min_p")
+        if self.echo and self.kind is GenerationKind.CHAT:
+            raise InvalidArgument("echo is of completions, not of chats", field="echo")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidArgument(
                 f"min_tokens is {self.min_tokens}, over max_tokens, which is {self.max_tokens}",
                 field="min_tokens",
             )
+        if len(self.cache_salt) > MAX_CACHE_SALT_CHARS:
+            raise InvalidArgument(
+                f"cache_salt has {len(self.cache_salt)} characters, at most {MAX_CACHE_SALT_CHARS}",
+                field="cache_salt",
+            )
+        if self.grammar:
+            self._check_grammar()
+        if self.tools is not None:
+            self._check_ends("tools")
         _at_most("stop_strings", self.stop_strings, MAX_STOP_STRINGS)
         for length in map(len, self.stop_strings):
             if not 1 <= length <= MAX_STOP_CHARS:
@@ -107,14 +133,37 @@ class Ask:
                     f"stop_strings: one has {length} characters, not 1 to {MAX_STOP_CHARS}",
                     field="stop_strings",
                 )
-        _at_most("stop_token_ids", self.stop_token_ids, MAX_STOP_IDS)
-        _at_most("logit_bias", self.logit_bias, MAX_BIASES)
-        for bias in self.logit_bias.values():
-            _between("logit_bias", bias, -100.0, 100.0)
         if not self.prompt:
             raise InvalidArgument("the prompt is empty", field=self._prompt_field)
         if self._prompt_field == "messages":
             _at_most("messages", self.prompt, MAX_MESSAGES)
+
+    def _check_grammar(self) -> None:
+        name = self.grammar_parameter
+        if len(self.grammar) > MAX_GRAMMAR_CHARS:
+            raise InvalidArgument(
+                f"{name} has {len(self.grammar)} characters, at most {MAX_GRAMMAR_CHARS}",
+                field=name,
+            )
+        self._check_ends(name)
+
+    def _check_ends(self, name: str) -> None:
+        for option in ("min_tokens", "ignore_eos", "allowed_token_ids"):
+            if self.options.get(option):
+                raise InvalidArgument(
+                    f"{option} cannot be kept beside {name}, which says where an answer may end",
+                    field=option,
+                )
+
+    @property
+    def max_tokens(self) -> int | None:
+        """What was asked for."""
+        return self.options.get("max_tokens")
+
+    @property
+    def min_tokens(self) -> int:
+        """What was asked for."""
+        return int(self.options.get("min_tokens", 0))
 
     @property
     def prompt_bytes(self) -> int:
@@ -161,61 +210,73 @@ class Ask:
                 f"prompt and {self.max_tokens} of max_tokens",
                 "max_tokens",
             )
-        max_tokens = self.max_tokens or min(room, self.most_tokens or room)
+        max_tokens = self.max_tokens
+        if max_tokens is None:
+            max_tokens = min(room, self.most_tokens or room)
         if self.min_tokens > max_tokens:
             raise InvalidArgument(
                 f"min_tokens is {self.min_tokens}, over the {max_tokens} tokens that may come",
                 field="min_tokens",
             )
-        _in_vocabulary("stop_token_ids", self.stop_token_ids, model.vocabulary_size)
-        _in_vocabulary("logit_bias", self.logit_bias, model.vocabulary_size)
+        for name, value in self.options.items():
+            SAMPLING[name].check_ids(value, model.vocabulary_size)
         if not isinstance(self.prompt, str) and self.kind is not GenerationKind.CHAT:
-            _in_vocabulary("prompt", prompt_ids, model.vocabulary_size)
+            _PROMPT_IDS.check_ids(prompt_ids, model.vocabulary_size)
+        # A prompt that is shown is given id by id behind its first one: what comes of a prompt is
+        # then journalled, resumed and replayed as all that comes of an answer.
+        read = prompt_ids[:1] if self.echo else prompt_ids
+        given = tuple(prompt_ids[len(read) :])
+        if not given and not max_tokens:
+            raise InvalidArgument(
+                "max_tokens is 0, and of a prompt of one token nothing is to be said",
+                field="max_tokens",
+            )
         return GenerationRequest(
             generation_id=self.generation_id or drawn.generation_id,
             model=model.ref,
-            prompt_ids=tuple(prompt_ids),
-            sampling=self._sampling(model, max_tokens, drawn.seed),
+            prompt_ids=tuple(read),
+            sampling=self._sampling(model, max_tokens, drawn.seed, given),
             choices=self.choices,
             stop_strings=self.stop_strings,
             kind=self.kind,
             created_unix_s=drawn.created_unix_s,
             include_usage=self.include_usage,
             ask_digest=self.digest,
+            cache_salt=self.cache_salt,
+            tenant=self.tenant.name,
+            priority=self.tenant.priority,
+            tenant_weight=self.tenant.weight,
+            response=self.response,
         )
 
-    def _stop_token_ids(self, model: ModelLimits) -> tuple[int, ...]:
-        """Those asked for, and those of special tokens that stop strings spell."""
+    def _sampling(
+        self, model: ModelLimits, max_tokens: int, seed: int, given: tuple[int, ...]
+    ) -> Sampling:
+        wanted = {
+            name: row.rounded(self.options.get(name, model.defaults.get(name, row.neutral)))
+            for name, row in SAMPLING.items()
+            if row.asked and name != "max_tokens"
+        }
+        if wanted["top_p"] == 0:  # the smallest nucleus there is: the likeliest token alone
+            wanted |= {"top_k": 1, "top_p": 1.0}
         known = model.special_token_ids
         spelt = (known[text] for text in self.stop_strings if text in known)
-        return tuple(dict.fromkeys((*self.stop_token_ids, *spelt)))
-
-    def _sampling(self, model: ModelLimits, max_tokens: int, seed: int) -> Sampling:
-        def chosen(name: str, neutral: float) -> float:
-            value = getattr(self, name)
-            return _single(model.defaults.get(name, neutral) if value is None else value)
-
-        top_k = int(model.defaults.get("top_k", 0)) if self.top_k is None else self.top_k
-        top_p = chosen("top_p", 1.0)
-        if top_p == 0:  # the smallest nucleus there is: the likeliest token alone
-            top_k, top_p = 1, 1.0
-        return Sampling(
-            max_tokens=max_tokens,
-            temperature=chosen("temperature", 1.0),
-            top_k=max(top_k, 0),
-            top_p=top_p,
-            min_p=chosen("min_p", 0.0),
-            presence_penalty=chosen("presence_penalty", 0.0),
-            frequency_penalty=chosen("frequency_penalty", 0.0),
-            repetition_penalty=chosen("repetition_penalty", 1.0),
-            logit_bias=MappingProxyType({i: _single(b) for i, b in self.logit_bias.items()}),
-            top_logprobs=self.top_logprobs,
-            min_tokens=self.min_tokens,
-            stop_token_ids=self._stop_token_ids(model),
-            ignore_eos=self.ignore_eos,
+        wanted |= {
+            "top_k": max(wanted["top_k"], 0),
+            "stop_token_ids": tuple(dict.fromkeys((*wanted["stop_token_ids"], *spelt))),
+            "seed": self.options.get("seed", seed) % (1 << 64),
+            "min_tokens": len(given) + wanted["min_tokens"],
+        }
+        sampling = Sampling(
+            max_tokens=len(given) + max_tokens,
+            given_ids=given,
+            echo=self.echo,
             eos_token_ids=model.eos_token_ids,
-            seed=(seed if self.seed is None else self.seed) % (1 << 64),
+            grammar=Grammar(self.grammar, LIBRARY) if self.grammar else None,
+            **wanted,
         )
+        _check_goes_on(sampling)
+        return sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,21 +304,6 @@ class Drawn:
     created_unix_s: int
 
 
-_RANGES: tuple[tuple[str, float, float], ...] = (
-    ("temperature", 0.0, 2.0),
-    ("top_k", -1, (1 << 31) - 1),
-    ("top_p", 0.0, 1.0),
-    ("min_p", 0.0, 1.0),
-    ("presence_penalty", -2.0, 2.0),
-    ("frequency_penalty", -2.0, 2.0),
-    ("repetition_penalty", 0.0, 2.0),
-    ("top_logprobs", 0, MAX_TOP_LOGPROBS),
-    ("max_tokens", 1, (1 << 31) - 1),
-    ("min_tokens", 0, (1 << 31) - 1),
-    ("seed", -(1 << 63), (1 << 64) - 1),
-)
-
-
 def _between(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         bounds = ", ".join(
@@ -271,16 +317,14 @@ def _at_most(name: str, values: Any, most: int) -> None:
         raise InvalidArgument(f"{name} has {len(values)} entries, at most {most}", field=name)
 
 
-def _in_vocabulary(name: str, ids: Iterable[int], size: int) -> None:
-    for token_id in ids:
-        if not 0 <= token_id < size:
-            raise InvalidArgument(
-                f"{name}: {token_id} is no token of this model, whose ids go from 0 to {size - 1}",
-                field=name,
-            )
-
-
-def _single(value: float) -> float:
-    """As the wire will carry it, so that every holder has the same number."""
-    rounded: float = struct.unpack("<f", struct.pack("<f", value))[0]
-    return rounded
+def _check_goes_on(sampling: Sampling) -> None:
+    """Raises InvalidArgument where nothing may come that does not end a choice, and it may not end
+    yet."""
+    ends = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else sampling.eos_token_ids)}
+    allowed = sampling.allowed_token_ids
+    goes_on = sampling.min_tokens > len(sampling.given_ids)
+    if goes_on and allowed and ends.issuperset(allowed):
+        raise InvalidArgument(
+            "allowed_token_ids allows nothing but ends, and min_tokens forbids those",
+            field="allowed_token_ids",
+        )

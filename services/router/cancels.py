@@ -17,6 +17,8 @@ from services.router.heads import Heads
 
 _log = logging.getLogger(__name__)
 MAX_WAITING = 4096
+MAX_TOLD = 512
+"""Readers that left, in one message."""
 RETRY_S = 0.2
 RETRY_MAX_S = 5.0
 
@@ -29,6 +31,8 @@ class Cancels:
         self._heads = heads
         self._recover_s = recover_s
         self._tasks: set[asyncio.Task[None]] = set()
+        self._left: dict[str, list[SendDetach]] = {}
+        """What the head at an address is yet to be told of, while it is being told of some."""
 
     def send(self, cancel: SendCancel, context: contextvars.Context) -> None:
         """Starts one; one too many is dropped, for an unread generation parks by itself."""
@@ -44,9 +48,14 @@ class Cancels:
         self._start(self._tell_head(cancel), context)
 
     def detach(self, detach: SendDetach, context: contextvars.Context) -> None:
-        """Tells the head; one too many is dropped."""
-        if len(self._tasks) < MAX_WAITING:
-            self._start(self._detach(detach), context)
+        """Tells the head, of a crowd in a few messages; one too many is dropped."""
+        address = detach.head.address
+        left = self._left.get(address)
+        if left is None:
+            self._left[address] = [detach]
+            self._start(self._detach(address), context)
+        elif len(left) < MAX_WAITING:
+            left.append(detach)
 
     def _start(self, work: Coroutine[Any, Any, None], context: contextvars.Context) -> None:
         task = asyncio.get_running_loop().create_task(work, context=context.copy())
@@ -84,14 +93,19 @@ class Cancels:
         except ShuntError as error:
             _log.info("a head was not told", extra={"reason": error.message})
 
-    async def _detach(self, detach: SendDetach) -> None:
+    async def _detach(self, address: str) -> None:
+        """Tells a head of all that leave, until none is left; what leaves while it is told comes in
+        the next message."""
         channels.hand_on_deadline(None)
         try:
-            await self._heads.detach(
-                detach.head, detach.generation_id, detach.epoch, resumable=detach.resumable
-            )
-        except ShuntError as error:
-            _log.info("a head was not told", extra={"reason": error.message})
+            while left := self._left[address]:
+                self._left[address] = left[MAX_TOLD:]
+                try:
+                    await self._heads.detach(address, left[:MAX_TOLD])
+                except ShuntError as error:
+                    _log.info("a head was not told", extra={"reason": error.message})
+        finally:
+            del self._left[address]
 
     async def close(self) -> None:
         """Gives up what still waits."""

@@ -22,6 +22,11 @@ _log = logging.getLogger(__name__)
 MAX_MODELS = 64
 
 
+def no_such_model() -> NotFound:
+    """What is said of every model that is not served, or not to everybody."""
+    return NotFound("no model of that name is served here", field="model")
+
+
 class ModelCatalogue:
     """Knows which version a name stands for, and when it was seen first."""
 
@@ -81,8 +86,12 @@ class ModelCatalogue:
         """The version a name stands for. Raises NotFound."""
         deployed = self._deployed.get(name)
         if deployed is None:
-            raise NotFound("no model of that name is served here", field="model")
+            raise no_such_model()
         return deployed.model
+
+    def loaded(self, name: str) -> ServedModel | None:
+        """The version that a name stands for, if its files have been read. Raises NotFound."""
+        return self._models.get(self.current(name).digest)
 
     def max_positions(self, name: str, model: ServedModel) -> int:
         """Positions that model and every pipeline can hold."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,12 @@ from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 
 from services.common import channels, telemetry, wire
 from services.common.errors import Unavailable
-from services.common.exchange import Frame, GenerateCall, Route
+from services.common.exchange import Frame, GenerateCall, PrefixNews, Route
 from services.common.generation import CancelReason
 from services.common.settings import TlsSettings
 from services.common.statuses import from_rpc_error
-from services.router.wire import frame_from, generate_call_to
+from services.router.core.actions import SendDetach
+from services.router.wire import frame_from, generate_call_to, prefixes_from
 
 MAX_CHANNELS = 256
 
@@ -62,6 +63,24 @@ class Heads:
             stream.cancel()
             self._release(line)
 
+    async def prefixes(self, route: Route) -> AsyncGenerator[PrefixNews]:
+        """What a head has computed, as it changes; raises what ended it."""
+        line = self._line(route.address)
+        request = engine_pb2.WatchPrefixesRequest(formation_id=route.formation_id)
+        stream: Any = _stub(line).WatchPrefixes(request, timeout=self._stream_timeout_s)
+        line.users += 1
+        try:
+            while (message := await stream.read()) is not grpc.aio.EOF:
+                yield prefixes_from(message)
+        except grpc.RpcError as error:
+            failure = from_rpc_error(error)
+            if isinstance(failure, Unavailable):
+                self._forget(route.address, line)
+            raise failure from error
+        finally:
+            stream.cancel()
+            self._release(line)
+
     async def cancel(
         self, route: Route, generation_id: str, choice: int | None, reason: CancelReason
     ) -> None:
@@ -87,14 +106,21 @@ class Heads:
         finally:
             self._release(line)
 
-    async def detach(
-        self, route: Route, generation_id: str, epoch: int, *, resumable: bool
-    ) -> None:
-        """Tells a head once that the client of a generation's reader is gone."""
+    async def detach(self, address: str, left: Sequence[SendDetach]) -> None:
+        """Tells a head once that the clients of these generations' readers are gone."""
+        first, *others = left
         request = engine_pb2.DetachRequest(
-            generation_id=generation_id, epoch=epoch, resumable=resumable
+            generation_id=first.generation_id,
+            epoch=first.epoch,
+            resumable=first.resumable,
+            more=[
+                engine_pb2.Detached(
+                    generation_id=one.generation_id, epoch=one.epoch, resumable=one.resumable
+                )
+                for one in others
+            ],
         )
-        await self._tell(route.address, lambda stub: stub.Detach, request)
+        await self._tell(address, lambda stub: stub.Detach, request)
 
     def _line(self, address: str) -> _Line:
         line = self._lines.pop(address, None)

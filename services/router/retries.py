@@ -21,20 +21,24 @@ MAX_KEY_CHARS = 255
 _DIGEST_CHARS = 32
 
 
-def recognisable(ask: Ask, path: str, header: Callable[[str], str], body: bytes) -> Ask:
-    """The ask with what names it to its retries; `header` gives '' for one that is absent.
+def recognisable(
+    ask: Ask, path: str, header: Callable[[str], str], body: bytes, place: int = 0
+) -> Ask:
+    """The ask with what names it to its retries; `header` gives '' for one that is absent, `place`
+    is the prompt's own among those of the body.
 
-    A tenant is whoever sends one Authorization header. Raises InvalidArgument for a key that is
-    too long.
+    Where nobody is asked for a key, whoever sends one Authorization header is taken for one tenant.
+    Raises InvalidArgument for a key that is too long.
     """
-    tenant, key = header("authorization"), header(KEY_HEADER)
+    tenant, key = ask.tenant.mark or header("authorization"), header(KEY_HEADER)
     if len(key) > MAX_KEY_CHARS:
         raise InvalidArgument(
             f"an Idempotency-Key has at most {MAX_KEY_CHARS} characters", field=KEY_HEADER
         )
+    among = (str(place).encode(),) if place else ()
     if key:
-        return replace(ask, generation_id="k" + _digest(tenant.encode(), key.encode()))
-    digest = _digest(tenant.encode(), path.encode(), body)
+        return replace(ask, generation_id="k" + _digest(tenant.encode(), key.encode(), *among))
+    digest = _digest(tenant.encode(), path.encode(), body, *among)
     return replace(ask, digest=digest, is_retry=_count(header(RETRY_HEADER)) > 0)
 
 

@@ -8,39 +8,52 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from types import NoneType
 
 from services.common import logs, wire
 from services.common.demand import Demand
 from services.common.errors import (
     AlreadyExists,
+    Cancelled,
     DataLoss,
     DeadlineExceeded,
+    InvalidArgument,
     NotFound,
     OutOfRange,
+    ResourceExhausted,
     ShuntError,
     Unavailable,
 )
 from services.common.exchange import DeployedModel, GenerationView, Route
+from services.common.fair_queue import lane_of
 from services.common.generation import CancelReason, GenerationRequest, ModelRef
+from services.common.tenants import NOBODY, Tenant
+from services.model.vocabulary import Vocabulary
 from services.router import metrics
 from services.router.ask import Ask, Drawn, ModelLimits
 from services.router.cancels import Cancels
-from services.router.catalogue import ModelCatalogue
+from services.router.catalogue import ModelCatalogue, no_such_model
 from services.router.controller import ControllerClient
 from services.router.core.actions import SendCancel
 from services.router.core.admission import Admission
 from services.router.core.balancer import Balancer
 from services.router.core.demand import DemandCounter
+from services.router.core.dispatching import Sending, Waiter
 from services.router.core.follower import Follower
 from services.router.core.follower_settings import FollowerSettings
+from services.router.core.prediction import Comer
+from services.router.core.quotas import Quotas
 from services.router.core.reading import Reading
 from services.router.core.transcript import Position, Transcript
+from services.router.dispatch import Dispatch
 from services.router.heads import Heads
+from services.router.metrics import TenantSeries
 from services.router.model import ServedModel
-from services.router.resolving import check_same, resolve
+from services.router.pipelines import PipelineTable
+from services.router.resolving import check_same, prompt_of, resolve
 from services.router.session import Session
 from services.router.settings import RouterSettings
 
@@ -50,8 +63,26 @@ PRELOAD_AGAIN_S = 1.0
 REPORT_AGAIN_S = 0.2
 _DRAWN_ID = re.compile(r"g([0-9a-f]{8})[0-9a-f]{24}")
 _YOUNG_S = 5.0
+_NO_MORE_COMES = (NoneType, Cancelled, InvalidArgument, ResourceExhausted)
+"""What a session ends with whose generation has ended too, or never began."""
 _NOT_KNOWN_YET = ""
 """The model of a generation that is looked for."""
+
+
+@contextmanager
+def _refusals_counted(lack: str) -> Iterator[None]:
+    """Of requests that are refused for the load, by what they lack."""
+    try:
+        yield
+    except ResourceExhausted:
+        metrics.REFUSED.labels(lack).inc()
+        raise
+
+
+def _least(ask: Ask) -> Comer:
+    """What is known of a request before its prompt is read."""
+    tenant, lane = ask.tenant, lane_of(ask.tenant.priority)
+    return Comer(tenant.name, tenant.weight, lane, ask.choices, rows=1, positions=1)
 
 
 class Expired(OutOfRange):
@@ -73,11 +104,15 @@ class Router:
         self._controller = controller
         self._heads = heads
         self._balancer = Balancer()
+        self._pipelines = PipelineTable()
+        self._dispatch = Dispatch(self._balancer, heads, time.monotonic)
+        self._tenants = TenantSeries(settings.metrics_tenants)
         self._cancels = Cancels(controller, heads, settings.recover_s)
         self._sessions: set[Session] = set()
         self._admission = Admission(settings.max_streams)
         """Places of sessions, and of requests that have none yet."""
         self._demand = DemandCounter()
+        self.quotas = Quotas()
         self._incarnation = secrets.token_hex(16)
         self._started_s = time.monotonic()
         self._told: Mapping[str, Demand] = {}
@@ -108,13 +143,16 @@ class Router:
     ) -> None:
         """Replaces the routes; readers of a head that serves no more hear of it at once."""
         self._balancer.update(routes, handing_over)
+        self._pipelines.update(routes)
         self.catalogue.update(routes, deployed)
+        self._dispatch.update(routes)
         self._wake_waiting()
         self._tick_sessions()
 
     def _wake_waiting(self) -> None:
         self._routes_changed.set()
         self._routes_changed = asyncio.Event()
+        self._dispatch.look()
 
     async def _tick(self) -> None:
         while True:
@@ -122,9 +160,10 @@ class Router:
             self._tick_sessions()
 
     def _tick_sessions(self) -> None:
-        now_s = time.monotonic()
+        now_s, settings = time.monotonic(), self.settings
+        self._pipelines.tick(now_s)
         for session in list(self._sessions):
-            session.tick(now_s, self.settings.comment_s, self.settings.write_timeout_s)
+            session.tick(now_s, settings.comment_s, settings.unread_s, settings.write_timeout_s)
 
     async def _preload(self) -> None:
         while True:
@@ -141,8 +180,13 @@ class Router:
             self._news.clear()
             self._told, measured_s = self._demand.counts(), time.monotonic() - self._started_s
             try:
-                await self._controller.report_demand(
-                    self.settings.router_id, self._incarnation, measured_s, self._told
+                self.quotas.shares = await self._controller.report_demand(
+                    self.settings.router_id,
+                    self._incarnation,
+                    measured_s,
+                    self._told,
+                    self.quotas.demands(time.monotonic()),
+                    self.quotas.shares.routers,
                 )
             except ShuntError as error:
                 _log.debug("demand not told", extra={"reason": error.message})
@@ -181,6 +225,11 @@ class Router:
         """Generations followed now."""
         return len(self._sessions)
 
+    def live_waits(self, batches: Set[Session], longest_s: float) -> bool:
+        """Somebody waits longer than that for a first token, who is none of these."""
+        now_s = time.monotonic()
+        return any(session.waits_s(now_s) > longest_s for session in self._sessions - batches)
+
     def served(self) -> list[ModelRef]:
         """Models that may be asked for: each has a pipeline, or gets one when it is."""
         routes = [route.model for route in self._balancer.models()]
@@ -195,24 +244,76 @@ class Router:
         """
         asked_s = time.monotonic()
         ask.check(self.settings.max_choices)
-        with self._admitted(ask.model):
+        _check_may_use(ask.tenant, ask.model)
+        created_unix_s = int(time.time())
+        generation_id = f"g{created_unix_s:08x}{secrets.token_hex(12)}"
+        with (
+            self._admitted(ask.model, ask.tenant),
+            self._metered(ask, ask.generation_id or generation_id),
+        ):
             view = await self._begun_before(ask)
             if view is not None:
                 return await self._join(ask, view)
             model = await self._model(ask.model)
-            created_unix_s = int(time.time())
-            generation_id = f"g{created_unix_s:08x}{secrets.token_hex(12)}"
+            by_s = self._deadline_s(ask, asked_s)
+            with _refusals_counted("time"):
+                self._dispatch.core.check(ask.model, _least(ask), by_s, time.monotonic())
             drawn = Drawn(generation_id, secrets.randbits(63), created_unix_s)
             request = await resolve(ask, model, self._facts(ask.model, model), drawn)
-            route = await self._route(ask.model)
-            self._demand.asked(ask.model, len(request.prompt_ids), request.choices)
+            self.quotas.reserve(ask.tenant, request, time.monotonic())
+            with _refusals_counted("time"):
+                sending = await self._sending(Waiter(request, by_s))
+            route, sent_s = sending.route, time.monotonic()
+            metrics.ROUTE_WAIT_S.labels(ask.model).observe(sent_s - asked_s)
+            self._demand.asked(ask.model, request.prompt_tokens, request.choices)
             if route.model != request.model:  # another version is served since
                 model = await self._load(route.model)
                 request = await resolve(ask, model, self._facts(ask.model, model), drawn)
             session = self._session(request, model, None)
         # A name that somebody took meanwhile is the controller's to know.
-        session.begin(None if ask.generation_id else route, asked_s)
+        # What runs unread is the controller's before it is anybody's, for its client may leave now.
+        journaled_first = bool(ask.generation_id) or request.runs_unread
+        session.begin(
+            None if journaled_first else route,
+            asked_s,
+            lambda: self._first_token(sending, time.monotonic() - sent_s),
+        )
         return session
+
+    def _deadline_s(self, ask: Ask, asked_s: float) -> float | None:
+        """When the first token is wanted."""
+        within_s = ask.deadline_s or self.settings.deadline_s.get(ask.tenant.priority)
+        return None if within_s is None else asked_s + within_s
+
+    def _first_token(self, sending: Sending, took_s: float) -> None:
+        """What was said of it is compared with what came."""
+        route, said_s = sending.route, sending.first_token_s
+        if said_s:
+            ratios = metrics.FIRST_TOKEN_OVER_PREDICTED.labels(route.model.model_id)
+            ratios.observe(took_s / said_s)
+            self._dispatch.core.predictor.measured(route.formation_id, said_s, took_s)
+
+    async def read(self, ask: Ask) -> tuple[list[int], ServedModel]:
+        """The ids of an ask's prompt, and the model that they are of. Raises InvalidArgument,
+        NotFound, Unavailable."""
+        _check_may_use(ask.tenant, ask.model)
+        with self._admitted(ask.model, ask.tenant):
+            model = await self._model(ask.model)
+            ask.check_size(self._facts(ask.model, model).max_positions, model.longest_piece_bytes)
+            return (await prompt_of(ask, model, int(time.time()))).ids, model
+
+    async def model(self, name: str, tenant: Tenant) -> ServedModel:
+        """One that is served. Raises NotFound, Unavailable."""
+        _check_may_use(tenant, name)
+        with self._admitted(name, NOBODY):
+            return await self._model(name)
+
+    def positions(self, name: str) -> int:
+        """What prompt and answer may have together; 0: nobody knows yet."""
+        model = self.catalogue.loaded(name)
+        if model is None:
+            return self.catalogue.route_positions(name)
+        return self.catalogue.max_positions(name, model)
 
     async def _begun_before(self, ask: Ask) -> GenerationView | None:
         try:
@@ -232,7 +333,7 @@ class Router:
         """Asking twice is asking once: what the first ask left to chance, to the clock and to the
         pipelines of its time is taken from what is held."""
         held = view.request
-        if held.model.model_id != ask.model:
+        if held.model.model_id != ask.model or held.tenant != ask.tenant.name:
             raise AlreadyExists("another request has this id", field="generation_id")
         model = await self._load(held.model)
         if ask.generation_id:
@@ -242,20 +343,33 @@ class Router:
         session.rejoin(view)
         return session
 
-    async def resume(self, generation_id: str, after: str | None) -> Session:
+    def models(self, tenant: Tenant) -> list[str]:
+        """Models that the tenant can ask for, as the catalogue has them."""
+        return [name for name in self.catalogue.names() if tenant.may_use(name)]
+
+    def check_model(self, name: str, tenant: Tenant) -> None:
+        """Raises NotFound for a model that is not deployed, or that is not for the tenant."""
+        _check_may_use(tenant, name)
+        self.catalogue.current(name)
+
+    async def resume(
+        self, generation_id: str, after: str | None, tenant: Tenant | None = NOBODY
+    ) -> Session:
         """Goes on behind an event, or from the start; returns once the reader's position is
-        reached.
+        reached. Without a tenant it is the mesh that reads, whosever it is.
 
         Raises InvalidArgument for a name or an event that cannot be, NotFound, Expired,
         OutOfRange and FailedPrecondition for an event that does not belong, Unavailable.
         """
         wire.generation_id_from(generation_id)
         position = Position.parse(after) if after else None
-        with self._admitted(_NOT_KNOWN_YET):
-            view = await self._view(generation_id)
+        with self._admitted(_NOT_KNOWN_YET, tenant or NOBODY):
+            view = await self._view(generation_id, tenant)
             if position is not None and after:
                 position = Position.parse(after, view.request.choices)
             model = await self._load(view.request.model)
+            if tenant is not None:
+                self.quotas.check_stream(tenant, generation_id)
             session = self._session(view.request, model, position)
         session.resumable = True
         try:
@@ -272,10 +386,21 @@ class Router:
             raise session.error
         return session
 
-    async def cancel(self, generation_id: str) -> None:
-        """Ends a generation for good; taken when this returns. Raises Unavailable."""
+    async def vocabulary(self, view: GenerationView) -> Vocabulary:
+        """What ids of a generation mean. Raises Unavailable."""
+        return (await self._load(view.request.model)).vocabulary_of(view.request)
+
+    async def state(self, generation_id: str, tenant: Tenant = NOBODY) -> GenerationView:
+        """What the journal holds. Raises InvalidArgument, NotFound, Unavailable."""
+        return await self._view(wire.generation_id_from(generation_id), tenant)
+
+    async def cancel(self, generation_id: str, tenant: Tenant = NOBODY) -> None:
+        """Ends a generation for good; taken when this returns. Raises NotFound for another
+        tenant's, Unavailable."""
         wire.generation_id_from(generation_id)
-        await self._controller.cancel(generation_id, CancelReason.CLIENT)
+        if tenant.name:
+            await self._check_not_anothers(generation_id, tenant)
+        await self._controller.cancel(generation_id, CancelReason.CLIENT, tenant=tenant.name)
         sessions = [s for s in self._sessions if s.generation_id == generation_id]
         for session in sessions:
             session.cancel()
@@ -288,6 +413,12 @@ class Router:
         if view.head is not None:
             cancel = SendCancel(generation_id, None, CancelReason.CLIENT, None, view.head)
             self._cancels.tell_head(cancel, contextvars.copy_context())
+
+    async def delete(self, generation_id: str) -> None:
+        """Ends a generation and deletes all of it; done when this returns. Raises Unavailable."""
+        await self._controller.delete(wire.generation_id_from(generation_id))
+        for session in [s for s in self._sessions if s.generation_id == generation_id]:
+            session.cancel()
 
     def leave(self) -> None:
         """Is not ready any more; whoever asks is served all the same."""
@@ -309,22 +440,41 @@ class Router:
         self._wake_waiting()
         for session in list(self._sessions):
             session.fail(Unavailable("this router stops; resume at another one"))
+        await self._dispatch.close()
         await self._cancels.close()
         await self._heads.close()
 
     @contextmanager
-    def _admitted(self, model_id: str) -> Iterator[None]:
+    def _admitted(self, model_id: str, tenant: Tenant) -> Iterator[None]:
         """Counts a request that has no session yet."""
         self._check_goes_on()
         if self._refusing:
             raise Unavailable("this router stops; ask another one")
-        self._admission.check(model_id, (one.model_id for one in self.catalogue.deployed()))
-        self._admission.take(model_id)
+        with _refusals_counted("place"):
+            self._admission.check(model_id, (one.model_id for one in self.catalogue.deployed()))
+            self._admission.check_tenant(tenant.name, tenant.weight)
+        self._admission.take(model_id, tenant.name, tenant.weight)
         try:
             yield
         finally:
-            self._admission.leave(model_id)
+            self._admission.leave(model_id, tenant.name)
             self._fewer.set()
+
+    @contextmanager
+    def _metered(self, ask: Ask, generation_id: str) -> Iterator[None]:
+        """Counts a request against its tenant's limits; one that comes to nothing takes no
+        tokens."""
+        quotas = self.quotas
+        quotas.ask(ask.tenant, time.monotonic())
+        quotas.check_stream(ask.tenant, generation_id)
+        quotas.opened(ask.tenant.name, generation_id)
+        try:
+            yield
+        except BaseException:
+            quotas.settle(generation_id, 0, time.monotonic())
+            raise
+        finally:
+            quotas.closed(ask.tenant.name, generation_id)
 
     def _check_goes_on(self) -> None:
         if self.stopping:
@@ -360,33 +510,51 @@ class Router:
             _log.error("a model cannot be read", extra={"reason": error.message})
             raise Unavailable("the model's files cannot be read", field="model") from error
 
-    async def _route(self, model_id: str) -> Route:
-        """A pipeline for a new generation, waited for if there is none."""
-        route = self._balancer.pick(model_id)
-        if route is not None:
-            return route
-        deadline_s = time.monotonic() + self.settings.route_wait_s
-        with self._demand.waiting(model_id):
-            self._news.set()
-            while (route := self._balancer.pick(model_id)) is None:
+    async def _sending(self, waiter: Waiter) -> Sending:
+        """Where a new generation goes; waits for a pipeline where there is none for it."""
+        request, now_s = waiter.request, time.monotonic()
+        model_id = request.model.model_id
+        sending = self._dispatch.core.send(waiter, now_s)
+        if sending is None:
+            until_s = now_s + self.settings.route_wait_s
+            if waiter.by_s is not None:
+                until_s = min(until_s, waiter.by_s)
+
+            def check() -> None:
                 self._check_goes_on()
                 self._check_usable(model_id)
-                changed, left_s = self._routes_changed, deadline_s - time.monotonic()
-                try:
-                    await asyncio.wait_for(changed.wait(), max(left_s, 0))
-                except TimeoutError:
-                    raise self._no_pipeline(model_id) from None
-        return route
 
-    async def _view(self, generation_id: str) -> GenerationView:
-        """What the journal holds; waits a little for one just begun, and for the controller."""
+            with self._demand.waiting(model_id), metrics.WAITING.track_inprogress():
+                self._news.set()
+                sending = await self._dispatch.wait(waiter, until_s, check)
+        if sending is None:
+            sending = self._dispatch.core.send(waiter, time.monotonic(), anyway=True)
+        if sending is None:
+            raise self._no_pipeline(model_id)
+        metrics.PREFIX_FOUND.labels(model_id).inc(sending.found)
+        return sending
+
+    async def _check_not_anothers(self, generation_id: str, tenant: Tenant) -> None:
+        """Raises NotFound. What is kept for long the ledger does not know: only its view tells."""
+        try:
+            view = await self._controller.generation(generation_id)
+        except NotFound:
+            return
+        _check_owner(view, tenant)
+
+    async def _view(self, generation_id: str, tenant: Tenant | None) -> GenerationView:
+        """What the journal holds; waits a little for one just begun, and for the controller.
+        Another tenant's is not there, by the same words and after the same time."""
         drawn = _DRAWN_ID.fullmatch(generation_id)
         age_s = time.time() - int(drawn[1], 16) if drawn else None
         deadline_s = time.monotonic() + self.settings.resume_timeout_s
         young_until_s = time.monotonic() + (1.0 if age_s is not None and age_s < _YOUNG_S else 0.0)
         while True:
             try:
-                return await self._controller.generation(generation_id)
+                view = await self._controller.generation(generation_id)
+                if tenant is not None:
+                    _check_owner(view, tenant)
+                return view
             except NotFound:
                 if age_s is not None and age_s > self.settings.generation_retention_s:
                     raise Expired("the generation is no longer kept", field="id") from None
@@ -413,7 +581,7 @@ class Router:
                 resume_timeout_s=settings.resume_timeout_s,
             ),
         )
-        transcript = Transcript(request, follower.runs, model.vocabulary, after)
+        transcript = Transcript(request, follower.runs, model.vocabulary_of(request), after)
         session = Session(
             Reading(
                 follower,
@@ -424,11 +592,14 @@ class Router:
             heads=self._heads,
             controller=self._controller,
             cancels=self._cancels,
+            pipelines=self._pipelines,
+            tenants=self._tenants,
             clock=time.monotonic,
             closed=self._closed,
         )
         self._sessions.add(session)
-        self._admission.take(session.model_id)
+        self._admission.take(session.model_id, request.tenant, request.tenant_weight)
+        self.quotas.opened(request.tenant, request.generation_id)
         metrics.STREAMS.labels(session.model_id).inc()
         self._demand.opened(session.model_id)
         told = self._told.get(session.model_id)
@@ -440,10 +611,28 @@ class Router:
         name = session.model_id
         if session in self._sessions:
             self._sessions.discard(session)
-            self._admission.leave(name)
+            self._admission.leave(name, session.request.tenant)
+            self.quotas.closed(session.request.tenant, session.generation_id)
             metrics.STREAMS.labels(name).dec()
             self._demand.closed(name)
+            self._dispatch.look()
+        if session.ended and isinstance(session.error, _NO_MORE_COMES):
+            usage = session.transcript.usage
+            used = usage.prompt_tokens + usage.completion_tokens
+            self.quotas.settle(session.generation_id, used, time.monotonic())
         if session.ended and session.error is None:
             tokens = session.transcript.usage.completion_tokens
             self._demand.answered(name, tokens, session.request.choices)
         self._fewer.set()
+
+
+def _check_may_use(tenant: Tenant, name: str) -> None:
+    """Raises NotFound for a model that is not there for the tenant."""
+    if not tenant.may_use(name):
+        raise no_such_model()
+
+
+def _check_owner(view: GenerationView, tenant: Tenant) -> None:
+    """Raises NotFound for another tenant's, in the controller's words for one that never was."""
+    if view.request.tenant != tenant.name:
+        raise NotFound("no such generation", field="generation_id")

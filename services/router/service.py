@@ -5,22 +5,29 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import grpc
+from shuntserve.common.v1 import common_pb2
 from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from services.common import logs, telemetry, wire
 from services.common.errors import InvalidArgument, ShuntError, Unavailable
-from services.common.generation import GenerationKind
+from services.common.generation import SAMPLING, GenerationKind
+from services.model import grammar
 from services.model.chat import Message
-from services.router.ask import MAX_PROMPT_IDS, ROLES, Ask
+from services.router.ask import MAX_PROMPT_IDS, Ask
 from services.router.catalogue import ModelCatalogue
+from services.router.core.actions import ArithmeticChanged
 from services.router.core.body_budget import BodyBudget
 from services.router.core.transcript import Delta
+from services.router.deadlines import deadline_of
 from services.router.http.errors import code_of
+from services.router.key_guard import caller
 from services.router.router import Router
 from services.router.session import Session
+from services.router.wire_tools import text_from, tools_from, turns_from
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -50,7 +57,8 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
     ) -> AsyncIterator[router_pb2.GenerateResponse]:
         with telemetry.entry("router/Generate") as span, _told("Generate") as facts:
             with self._budgeted(request):
-                session = await self._router.generate(ask_from(request))
+                ask = replace(ask_from(request), tenant=caller())
+                session = await self._router.generate(ask)
                 session.resumable = bool(request.generation_id)
             span.set_attribute("shunt.generation_id", session.generation_id)
             _close_with(context, session)
@@ -62,7 +70,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
     ) -> AsyncIterator[router_pb2.ResumeResponse]:
         with telemetry.entry("router/Resume") as span, _told("Resume") as facts:
             after = request.last_event_id or None
-            session = await self._router.resume(request.generation_id, after)
+            session = await self._router.resume(request.generation_id, after, caller())
             span.set_attribute("shunt.generation_id", session.generation_id)
             _close_with(context, session)
             async for event in _events(session, facts):
@@ -75,7 +83,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
             generation_id = wire.generation_id_from(request.generation_id)
             facts["generation_id"] = generation_id
             logs.about(generation_id=generation_id)
-            await self._router.cancel(generation_id)
+            await self._router.cancel(generation_id, caller())
             return router_pb2.CancelResponse()
 
     async def ListModels(
@@ -90,7 +98,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
                     max_positions=catalogue.route_positions(name),
                     created_unix_s=catalogue.first_seen[name],
                 )
-                for name in catalogue.names()
+                for name in self._router.models(caller())
             ]
         )
 
@@ -106,6 +114,8 @@ def _told(method: str) -> Iterator[dict[str, str | int]]:
     """A call's line in the log; the block adds what is known of the generation."""
     logs.about(request_id=logs.request_id() or logs.request_id_from(""))
     facts: dict[str, str | int] = {}
+    if tenant := caller().name:
+        facts["tenant"] = tenant
     began_s, status = time.monotonic(), "disconnected"
     try:
         yield facts
@@ -131,10 +141,10 @@ async def _events(
             session.wake.clear()
             ended = session.ended
             deltas = transcript.take()
-            last = session.owes_usage
-            if deltas or last:
+            last, changes = session.owes_usage, session.take_changes()
+            if deltas or last or changes:
                 session.write_began()
-                yield _response(session, deltas, last)
+                yield _response(session, deltas, last, changes)
                 session.resumable = True
                 session.written()
         if session.error is not None:
@@ -144,13 +154,17 @@ async def _events(
         facts.update(session.facts)
 
 
-def _response(session: Session, deltas: Sequence[Delta], last: bool) -> router_pb2.GenerateResponse:
+def _response(
+    session: Session, deltas: Sequence[Delta], last: bool, changes: Sequence[ArithmeticChanged]
+) -> router_pb2.GenerateResponse:
     transcript = session.transcript
     usage = None
     if last:
         counted = transcript.usage
         usage = router_pb2.Usage(
-            prompt_tokens=counted.prompt_tokens, completion_tokens=counted.completion_tokens
+            prompt_tokens=counted.prompt_tokens,
+            completion_tokens=counted.completion_tokens,
+            cached_prompt_tokens=counted.cached_tokens,
         )
     return router_pb2.GenerateResponse(
         generation_id=session.generation_id,
@@ -161,11 +175,25 @@ def _response(session: Session, deltas: Sequence[Delta], last: bool) -> router_p
                 text=delta.text,
                 token_ids=delta.ids,
                 logprobs=[wire.logprob_to(logprob) for logprob in delta.logprobs],
-                finish_reason=wire.finish_to(delta.finish),
+                finish_reason=(
+                    common_pb2.FINISH_REASON_TOOL_CALLS
+                    if delta.made_calls
+                    else wire.finish_to(delta.finish)
+                ),
+                reasoning=delta.reasoning,
+                tool_calls=[
+                    router_pb2.ToolCallPiece(
+                        index=call.index, id=call.call_id, name=call.name, arguments=call.arguments
+                    )
+                    for call in delta.calls
+                ],
             )
             for delta in deltas
         ],
         usage=usage,
+        arithmetic_changes=[
+            router_pb2.ArithmeticChange(before=change.before, now=change.now) for change in changes
+        ],
     )
 
 
@@ -174,9 +202,9 @@ def ask_from(request: router_pb2.GenerateRequest) -> Ask:
     kind = request.WhichOneof("prompt")
     prompt: tuple[Message, ...] | str | tuple[int, ...]
     if kind == "chat":
-        prompt = tuple(_turn(message) for message in request.chat.messages)
+        prompt = turns_from(request.chat.messages)
     elif kind == "text":
-        prompt = _text(request.text, "text")
+        prompt = text_from(request.text, "text")
     elif kind == "token_ids":
         if len(request.token_ids.ids) > MAX_PROMPT_IDS:
             raise InvalidArgument(f"the prompt has over {MAX_PROMPT_IDS} ids", field="prompt")
@@ -184,45 +212,50 @@ def ask_from(request: router_pb2.GenerateRequest) -> Ask:
     else:
         raise InvalidArgument("there is no prompt", field="prompt")
     sampling = request.sampling
-
     present = {field.name for field, _ in sampling.ListFields()}
-
-    def given(name: str) -> Any:
-        return getattr(sampling, name) if name in present else None
-
     return Ask(
         model=request.model,
         kind=GenerationKind.CHAT if kind == "chat" else GenerationKind.COMPLETION,
         prompt=prompt,
         choices=request.choices or 1,
-        temperature=given("temperature"),
-        top_k=given("top_k"),
-        top_p=given("top_p"),
-        min_p=given("min_p"),
-        presence_penalty=given("presence_penalty"),
-        frequency_penalty=given("frequency_penalty"),
-        repetition_penalty=given("repetition_penalty"),
-        logit_bias=dict(sampling.logit_bias),
-        top_logprobs=given("top_logprobs"),
-        max_tokens=given("max_tokens"),
-        min_tokens=sampling.min_tokens,
-        stop_strings=tuple(_text(text, "stop_strings") for text in request.stop_strings),
-        stop_token_ids=tuple(sampling.stop_token_ids),
-        ignore_eos=sampling.ignore_eos,
-        seed=given("seed"),
+        options={name: SAMPLING[name].read(sampling) for name in SAMPLING if name in present},
+        stop_strings=tuple(text_from(text, "stop_strings") for text in request.stop_strings),
+        cache_salt=request.cache_salt,
+        echo=request.echo,
+        grammar=_grammar(request.structure),
+        grammar_parameter="structure",
+        tools=tools_from(request.tools) if kind == "chat" else None,
+        template_options=(
+            {"enable_thinking": request.enable_thinking}
+            if request.HasField("enable_thinking")
+            else {}
+        ),
+        deadline_s=(
+            deadline_of(request.deadline_ms, "deadline_ms")
+            if request.HasField("deadline_ms")
+            else None
+        ),
         generation_id=(
             wire.generation_id_from(request.generation_id) if request.generation_id else ""
         ),
     )
 
 
-def _turn(message: router_pb2.ChatMessage) -> Message:
-    if message.role not in ROLES:
-        raise InvalidArgument(f"a role is one of {', '.join(ROLES)}", field="chat.messages.role")
-    return Message(message.role, _text(message.content, "chat.messages.content"))
-
-
-def _text(text: str, field: str) -> str:
-    if "\0" in text:
-        raise InvalidArgument(f"{field} holds a NUL character", field=field)
-    return text
+def _grammar(structure: router_pb2.Structure) -> str:
+    """Empty where there is no structure."""
+    match structure.WhichOneof("kind"):
+        case "json_schema":
+            where = "structure.json_schema"
+            schema = grammar.schema_from(structure.json_schema, where)
+            return grammar.of_json_schema(schema, where)
+        case "regex":
+            return grammar.of_regex(structure.regex)
+        case "choice":
+            if not structure.choice.texts or not all(structure.choice.texts):
+                raise InvalidArgument(
+                    "a choice has texts that are not empty", field="structure.choice"
+                )
+            return grammar.of_choice(structure.choice.texts)
+        case "lark":
+            return grammar.of_lark(structure.lark)
+    return ""

@@ -9,6 +9,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any
 
+from opentelemetry import trace
+
 from services.common.errors import (
     Cancelled,
     FailedPrecondition,
@@ -19,12 +21,13 @@ from services.common.errors import (
     Unavailable,
 )
 from services.common.exchange import Closed, GenerationView, Route
-from services.common.generation import GenerationRequest
+from services.common.generation import FinishReason, GenerationRequest
 from services.router import metrics
 from services.router.cancels import Cancels
 from services.router.controller import ControllerClient
 from services.router.core.actions import (
     Action,
+    ArithmeticChanged,
     AskResume,
     CloseStream,
     Deliver,
@@ -32,9 +35,12 @@ from services.router.core.actions import (
     SendCancel,
     SendDetach,
 )
+from services.router.core.latencies import Latencies
 from services.router.core.reading import Reading
 from services.router.core.transcript import Transcript
 from services.router.heads import Heads
+from services.router.metrics import TenantSeries
+from services.router.pipelines import PipelineTable
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +67,8 @@ class Session:
         heads: Heads,
         controller: ControllerClient,
         cancels: Cancels,
+        pipelines: PipelineTable,
+        tenants: TenantSeries,
         clock: Callable[[], float],
         closed: Callable[[Session], None],
     ) -> None:
@@ -68,19 +76,26 @@ class Session:
         self._told_s = clock()
         self.comment_due = False
         """The reader has heard nothing for long."""
+        self._changes: list[ArithmeticChanged] = []
+        """That the reader has not been told."""
         self.resumable = False
         """The client knows the generation's id, from an answer that has begun."""
         self.cut: Callable[[], object] = _nothing
         """Ends the connection of a client that has taken nothing for long."""
-        self._asked_s: float | None = None
-        """When a new generation was asked for; None once its first token is here."""
+        self._latencies = Latencies()
+        self._first_token: Callable[[], object] = _nothing
+        """Hears of it once."""
         self._writing_s: float | None = None
         """Since when its edge waits for the client to read."""
+        self._paused = False
+        """The client has taken nothing for a while."""
         self._reading = reading
         self._follower = reading.follower
         self._heads = heads
         self._controller = controller
         self._cancels = cancels
+        self._pipelines = pipelines
+        self._tenants = tenants
         self._clock = clock
         self._on_close = closed
         self._context = contextvars.copy_context()
@@ -108,6 +123,12 @@ class Session:
         return self._reading.owes_usage
 
     @property
+    def stuck(self) -> bool:
+        """It ended because what its text must follow has become too much to go on with."""
+        choices = range(self.request.choices)
+        return any(self._follower.finish_reason(i) is FinishReason.GRAMMAR for i in choices)
+
+    @property
     def request(self) -> GenerationRequest:
         return self._follower.request
 
@@ -118,6 +139,10 @@ class Session:
     @property
     def model_id(self) -> str:
         return self._follower.request.model.model_id
+
+    def waits_s(self, now_s: float) -> float:
+        """How long a new generation has waited for its first token; 0 once that is here."""
+        return 0.0 if self.ended else self._latencies.waits_s(now_s)
 
     @property
     def facts(self) -> dict[str, str | int]:
@@ -130,20 +155,34 @@ class Session:
             "completion_tokens": usage.completion_tokens,
         }
 
-    def begin(self, route: Route | None, asked_s: float) -> None:
-        """A new generation, on this head, or on one that the controller names."""
-        self._asked_s = asked_s
+    def take_changes(self) -> list[ArithmeticChanged]:
+        """What the reader has not been told of the arithmetic."""
+        changes, self._changes = self._changes, []
+        return changes
+
+    def begin(
+        self, route: Route | None, asked_s: float, first_token: Callable[[], object] = _nothing
+    ) -> None:
+        """A new generation, on this head, or on one that the controller names; `first_token` is
+        called when that is here."""
+        self._latencies.asked(asked_s)
+        self._first_token = first_token
+        self._tenants.asked(self.request.tenant)
         self._perform(self._follower.begin(route, self._clock()))
 
     def rejoin(self, view: GenerationView) -> None:
         """A generation that another reader began."""
         self._do(self._reading.rejoin(view, self._clock()))
 
-    def tick(self, now_s: float, comment_s: float, write_timeout_s: float) -> None:
-        """Lets the follower see the time; wakes a reader that has waited for long; lets go a client
-        that has taken nothing for long."""
+    def tick(self, now_s: float, comment_s: float, unread_s: float, write_timeout_s: float) -> None:
+        """Lets the follower see the time; wakes a reader that has waited for long. What a client
+        takes nothing of yields to others, and in the end the client is let go."""
         self._do(self._reading.tick(now_s))
-        if self._writing_s is not None and now_s - self._writing_s >= write_timeout_s:
+        waits_s = now_s - self._writing_s if self._writing_s is not None else 0.0
+        if waits_s >= unread_s and not self._paused:
+            self._paused = True
+            self._do(self._reading.pause())
+        if waits_s >= write_timeout_s:
             self.fail(ResourceExhausted("the client does not read; it can resume"))
             self.close()
             self.cut()
@@ -158,10 +197,20 @@ class Session:
 
     def written(self) -> None:
         """It was taken."""
+        if self._paused:
+            self._paused = False
+            self._perform(self._follower.go_on(self._clock()))
         self._writing_s = None
         self._reading.writing = False
         self.comment_due = False
         self._told_s = self._clock()
+
+    async def begun(self) -> None:
+        """Returns once an epoch was given to it: from then on the journal has it, where that was
+        asked of the controller. Or once it has ended."""
+        while not (self._follower.epoch or self.ended):
+            await self.wake.wait()
+            self.wake.clear()
 
     def cancel(self) -> None:
         """The client gives the generation up."""
@@ -196,9 +245,12 @@ class Session:
                 if task is not None and task is not asyncio.current_task():
                     task.cancel()
             elif isinstance(action, AskResume):
+                self._latencies.left(action.question.reason, self._clock())
                 self._spawn(self._ask(action))
             elif isinstance(action, SendCancel):
                 self._cancels.send(action, self._context)
+            elif isinstance(action, ArithmeticChanged):
+                self._changed(action)
             elif isinstance(action, SendDetach):
                 self._cancels.detach(action, self._context)
             else:
@@ -208,15 +260,38 @@ class Session:
         metrics.TOKENS.labels(self.model_id).inc(
             sum(gain.end - gain.start for gain in action.gains)
         )
-        if self._asked_s is not None:
-            metrics.FIRST_TOKEN_S.labels(self.model_id).observe(self._clock() - self._asked_s)
-            self._asked_s = None
+        first_token, self._first_token = self._first_token, _nothing
+        first_token()
+        self.wake.set()
+
+    def _heard(self, actions: Sequence[Action], now_s: float) -> None:
+        """What a frame of the head came to."""
+        gains = [gain for a in actions if isinstance(a, Deliver) for gain in a.gains]
+        counts = [gain.end - gain.start for gain in gains]
+        heard, route = self._latencies.frame(max(counts, default=0), now_s), self._follower.route
+        if heard is not None and route is not None:
+            prompt, tokens = len(self.request.prompt_ids), sum(counts)
+            series = self._pipelines.of(self.model_id, route.pipeline_id)
+            series.heard(heard, prompt, tokens)
+            self._tenants.heard(self.request.tenant, heard, prompt, tokens)
+
+    def _changed(self, action: ArithmeticChanged) -> None:
+        metrics.ARITHMETIC_CHANGED.labels(self.model_id).inc()
+        classes = {"before": action.before, "now": action.now}
+        _log.warning("other arithmetic", extra={"generation_id": self.generation_id, **classes})
+        trace.get_current_span().add_event("arithmetic_changed", classes)
+        self._changes.append(action)
         self.wake.set()
 
     def _ended(self) -> None:
         metrics.MOVES.labels(self.model_id).inc(self._follower.moves)
         if self.error is not None and not isinstance(self.error, _READERS_OWN):
             metrics.FAILED.labels(type(self.error).__name__, self.model_id).inc()
+        route = self._follower.route
+        ended = self._latencies.ended(max(map(len, self._follower.runs)), self._clock())
+        if self.error is None and ended is not None and route is not None:
+            reasons = filter(None, map(self._follower.finish_reason, range(self.request.choices)))
+            self._pipelines.of(self.model_id, route.pipeline_id).ended(ended, reasons)
         self.wake.set()
 
     async def _pump(self, action: OpenStream) -> None:
@@ -226,7 +301,10 @@ class Session:
         try:
             async with aclosing(self._heads.frames(action.route, action.call)) as frames:
                 async for frame in frames:
-                    self._perform(follower.frame(action.stream, frame, self._clock()))
+                    now_s = self._clock()
+                    actions = follower.frame(action.stream, frame, now_s)
+                    self._heard(actions, now_s)
+                    self._perform(actions)
                     if isinstance(frame, Closed) or not self._reading.is_open(action.stream):
                         return
         except ShuntError as failure:
@@ -248,7 +326,10 @@ class Session:
                     "epoch granted",
                     extra={"generation_id": self.generation_id, "epoch": grant.epoch},
                 )
-            self._perform(self._follower.granted(action.number, grant, self._clock()))
+            moved, now_s = grant.epoch > action.question.last_epoch, self._clock()
+            self._perform(self._follower.granted(action.number, grant, now_s))
+            self._latencies.granted(moved, now_s)
+            self.wake.set()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, context=self._context.copy())

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pathlib import Path
+
+from pydantic import Field, PositiveFloat, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from services.common.settings import ServiceSettings
+from services.common.addresses import addresses_of, checked_addresses
+from services.common.generation import PriorityClass
+from services.common.settings import ServiceSettings, is_loopback, refuse
 
 
 class RouterSettings(ServiceSettings):
@@ -19,10 +23,22 @@ class RouterSettings(ServiceSettings):
     http_port: int = Field(default=8080, ge=0, le=65535)
     grpc_port: int = Field(default=50051, ge=0, le=65535)
     controller_address: str = "127.0.0.1:50052"
+    """host:port of the controller, or of several of which one leads, between commas."""
     tensorstore_address: str = "127.0.0.1:50053"
+
+    keys: Path | None = None
+    """File of API keys that `shunt keys` makes; whoever shows none of them is answered 401."""
+    open: bool = False
+    """Whoever reaches the doors beyond this host may ask, without a key."""
+    admin_port: int | None = Field(default=None, ge=0, le=65535)
+    """A listener of its own for /metrics, /healthz and /readyz; without it /metrics is at the
+    public door, as long as that asks for no keys."""
+    admin_host: str = "127.0.0.1"
 
     max_streams: int = Field(default=1024, ge=1)
     """Generations followed at a time; one more is answered 429."""
+    metrics_tenants: int = Field(default=50, ge=0, le=10_000)
+    """Tenants that metrics tell by name; all that come later are told together."""
     max_connections: int = Field(default=4096, ge=1)
     max_body_bytes: int = Field(default=16 << 20, ge=1024)
     max_bodies_bytes: int = Field(default=256 << 20, ge=1024)
@@ -44,6 +60,8 @@ class RouterSettings(ServiceSettings):
 
     header_timeout_s: float = Field(default=10.0, gt=0)
     body_timeout_s: float = Field(default=20.0, gt=0)
+    unread_s: float = Field(default=1.0, gt=0)
+    """What a client has taken nothing of for this long runs on only while nobody else waits."""
     write_timeout_s: float = Field(default=30.0, gt=0)
     """A client that takes nothing for this long is disconnected."""
     keep_alive_s: int = Field(default=75, ge=1)
@@ -51,6 +69,9 @@ class RouterSettings(ServiceSettings):
     """Silence after which a waiting client gets a comment."""
     route_wait_s: float = Field(default=30.0, ge=0)
     """A new request waits this long for a pipeline; then 503."""
+    deadline_s: dict[PriorityClass, PositiveFloat] = Field(default_factory=dict)
+    """By class, within which a first token is wanted where a request does not say so; what could
+    not have it by then is refused at once. Absent: whenever it comes."""
     report_s: float = Field(default=2.0, gt=0, le=10)
     """Between two reports to the controller of what is asked for."""
     first_event_s: float = Field(default=1.0, ge=0)
@@ -71,8 +92,49 @@ class RouterSettings(ServiceSettings):
     """Deadline of one stream to a head or of one watch; both are opened again."""
     generation_retention_s: float = Field(default=600.0, gt=0)
     """How long the journal keeps what has ended; an older id is answered 410."""
+    files: str = ""
+    """Where files and the results of batches are kept: a directory, or s3://bucket/prefix, that all
+    routers of the mesh share; empty: nowhere, and there are neither."""
+    max_file_bytes: int = Field(default=200 << 20, ge=1024)
+    max_uploads: int = Field(default=16, ge=1)
+    """Files that come at a time; one more is answered 429."""
+    files_keep_s: int = Field(default=30 * 24 * 3600, ge=3600)
+    """How long a file is kept of which nobody says otherwise."""
+    batches_keep_s: int = Field(default=30 * 24 * 3600, ge=3600)
+    """How long a batch is known behind its end."""
+    max_batches_at_once: int = Field(default=4, ge=0)
+    """Batches that this router works on; 0: it leaves them to others."""
+    max_batch_lines_at_once: int = Field(default=64, ge=1)
+    """Lines of all of them that it has under way at most."""
+    batch_poll_s: float = Field(default=2.0, gt=0)
+    """Between two questions whether a batch waits."""
+    batch_yield_s: float = Field(default=0.5, ge=0)
+    """A live request that waits so long for its first token has batches make room."""
+    batch_settle_s: float = Field(default=2.0, ge=0)
+    """Nothing of a batch begins for so long behind that."""
     max_model_file_bytes: int = Field(default=64 << 20, ge=1 << 10)
+
+    @field_validator("controller_address")
+    @classmethod
+    def _addresses(cls, text: str) -> str:
+        return checked_addresses(text)
+
+    @property
+    def controllers(self) -> tuple[str, ...]:
+        """Each address."""
+        return addresses_of(self.controller_address)
 
     @property
     def is_for_the_mesh(self) -> bool:
         return False
+
+
+def check_reach(settings: RouterSettings) -> None:
+    """Exits 2 where strangers could reach doors that ask nobody who he is."""
+    if not (settings.keys or settings.open or is_loopback(settings.host)):
+        refuse(
+            settings.name_of("keys"),
+            f"beyond loopback ({settings.name_of('host')}={settings.host}) a router needs a file of"
+            f" API keys, as `shunt keys create` makes one, or to be told in words that whoever"
+            f" reaches it may ask: {settings.name_of('open')}=true",
+        )

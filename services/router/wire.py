@@ -8,7 +8,7 @@ from shuntserve.controller.v1 import controller_pb2
 from shuntserve.engine.v1 import engine_pb2
 
 from services.common import wire
-from services.common.demand import Demand
+from services.common.demand import Demand, Shares, TenantDemand
 from services.common.errors import InvalidArgument
 from services.common.exchange import (
     Accepted,
@@ -20,11 +20,14 @@ from services.common.exchange import (
     GenerationState,
     GenerationView,
     Grant,
+    HeadLoad,
     LeaveReason,
     Phase,
+    PrefixNews,
     Progress,
     ResumeQuestion,
     Route,
+    TenantLoad,
     Tokens,
 )
 
@@ -90,6 +93,39 @@ def frame_from(message: engine_pb2.GenerateResponse, choices: int) -> Frame:
     raise InvalidArgument("a frame without content", field="frame")
 
 
+def prefixes_from(message: engine_pb2.WatchPrefixesResponse) -> PrefixNews:
+    """Raises InvalidArgument for blocks without positions."""
+    if not message.block_positions:
+        raise InvalidArgument("a block has at least 1 position", field="block_positions")
+    return PrefixNews(
+        message.block_positions,
+        message.whole,
+        tuple(message.added),
+        tuple(message.removed),
+        _load_from(message.load) if message.HasField("load") else None,
+    )
+
+
+def _load_from(message: engine_pb2.HeadLoad) -> HeadLoad:
+    """Raises InvalidArgument for a batch that holds nothing."""
+    if not (message.places and message.step_rows):
+        raise InvalidArgument("a head has places and rows", field="load")
+    return HeadLoad(
+        message.places,
+        message.running,
+        message.free_positions,
+        message.step_rows,
+        message.step_s,
+        message.row_s,
+        message.lag_s,
+        message.answer_tokens,
+        tuple(
+            TenantLoad(one.tenant, one.lane, max(1, one.weight), one.running, one.queued, one.rows)
+            for one in message.tenants
+        ),
+    )
+
+
 def question_to(question: ResumeQuestion) -> controller_pb2.ResumeRequest:
     return controller_pb2.ResumeRequest(
         generation_id=question.generation_id,
@@ -102,13 +138,26 @@ def question_to(question: ResumeQuestion) -> controller_pb2.ResumeRequest:
             if question.reason is None
             else _LEAVE_REASONS[question.reason]
         ),
+        unheard_s=question.unheard_s,
     )
 
 
 def demand_to(
-    router_id: str, incarnation: str, measured_s: float, demands: Mapping[str, Demand]
+    router_id: str,
+    incarnation: str,
+    measured_s: float,
+    demands: Mapping[str, Demand],
+    tenants: Mapping[str, TenantDemand],
+    routers: int,
 ) -> controller_pb2.ReportDemandRequest:
     return controller_pb2.ReportDemandRequest(
+        routers=routers,
+        tenants=[
+            controller_pb2.TenantDemand(
+                tenant=name, requests=one.requests, tokens=one.tokens, share=one.share
+            )
+            for name, one in tenants.items()
+        ],
         router_id=router_id,
         incarnation=incarnation,
         measured_s=measured_s,
@@ -124,6 +173,11 @@ def demand_to(
             for name, demand in demands.items()
         ],
     )
+
+
+def shares_from(message: controller_pb2.ReportDemandResponse) -> Shares:
+    """A controller that deals out nothing leaves every router to itself."""
+    return Shares(max(1, message.routers), {one.tenant: one.share for one in message.shares})
 
 
 def grant_from(message: controller_pb2.ResumeResponse) -> Grant:
@@ -158,4 +212,5 @@ def view_from(message: controller_pb2.GetGenerationResponse) -> GenerationView:
         epoch=message.epoch,
         head=route_from(message.head) if message.HasField("head") else None,
         state=state,
+        classes=tuple(message.numerics_classes),
     )

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,7 @@ from services.common.generation import LayerRange
 
 if TYPE_CHECKING:
     from services.tensorstore.places.backend import ObjectReader
+    from services.tensorstore.sources.checkpoint import WeightsCheckpoint
 
 app = typer.Typer(help="Stored models and their weights.", no_args_is_help=True)
 _errors = Console(stderr=True)
@@ -46,33 +47,68 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document.")]
 @app.command("import")
 def import_(
     source: Annotated[
-        Path | None,
-        typer.Argument(help="A Hugging Face directory or GGUF file; by default SmolLM2's package."),
+        str | None,
+        typer.Argument(
+            help="A Hugging Face directory, a GGUF file, or hf:ORG/NAME@REVISION on a hub"
+            " (HF_ENDPOINT, HF_TOKEN); by default SmolLM2's package."
+        ),
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="The model's name.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="The model's name; of a hub's, its own by default.")
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     endpoint_url: EndpointOption = None,
 ) -> None:
     """Stores a checkpoint; an import that was interrupted goes on where it stopped."""
+    from services.tensorstore.format.names import check_model_name
     from services.tensorstore.importer import import_checkpoint
     from services.tensorstore.places.uris import open_backend
-    from services.tensorstore.sources.opening import DEFAULT_MODEL, default_source, open_source
+    from services.tensorstore.sources.opening import DEFAULT_MODEL, HUB_PREFIX
 
-    with _reported():
-        if source is not None and name is None:
+    with _reported(), ExitStack() as held:
+        if source is not None and name is None and not source.startswith(HUB_PREFIX):
             raise InvalidArgument("--name is needed for a source of your own", field="name")
-        checkpoint = open_source(source or default_source())
-        try:
-            with _bar(f"import {name or DEFAULT_MODEL}") as progress:
-                done = import_checkpoint(
-                    checkpoint, open_backend(store, endpoint_url), name or DEFAULT_MODEL, progress
-                )
-        finally:
-            checkpoint.close()
-    print(
-        f"{name or DEFAULT_MODEL} {done.digest} stored {done.stored_bytes} bytes,"
-        f" {done.kept_bytes} were there"
-    )
+        backend = open_backend(store, endpoint_url)
+        if source is not None and source.startswith(HUB_PREFIX):
+            name = check_model_name(name or _name_on_hub(source))
+            checkpoint: WeightsCheckpoint = held.enter_context(_from_hub(source, store))
+        else:
+            name = check_model_name(name or DEFAULT_MODEL)
+            checkpoint = held.enter_context(_from_host(source))
+        with progress_bar(f"import {name}") as progress:
+            done = import_checkpoint(checkpoint, backend, name, progress)
+    print(f"{name} {done.digest} stored {done.stored_bytes} bytes, {done.kept_bytes} were there")
+
+
+@contextmanager
+def _from_host(source: str | None) -> Iterator[WeightsCheckpoint]:
+    from services.tensorstore.sources.opening import default_source, open_source
+
+    with closing(open_source(default_source() if source is None else Path(source))) as checkpoint:
+        yield checkpoint
+
+
+def _name_on_hub(source: str) -> str:
+    from services.tensorstore.sources.hub.listing import parse_hub_name
+
+    return parse_hub_name(source).name
+
+
+@contextmanager
+def _from_hub(source: str, store: str) -> Iterator[WeightsCheckpoint]:
+    """Fetched beside the store, or beside the caches of one that is elsewhere."""
+    from huggingface_hub import HfApi
+
+    from services.tensorstore.places.uris import default_cache_directory, local_path
+    from services.tensorstore.sources.hub.listing import parse_hub_name
+    from services.tensorstore.sources.hub.staging import staged
+
+    model, directory = parse_hub_name(source), local_path(store)
+    root = (default_cache_directory() if directory is None else directory) / "hub"
+    with ExitStack() as held:
+        with progress_bar(f"fetch {model.repository}") as progress:
+            checkpoint = held.enter_context(staged(HfApi(), model, root, directory, progress))
+        yield checkpoint
 
 
 @app.command("list")
@@ -142,7 +178,7 @@ def export(
         opened = open_store(store, endpoint_url=endpoint_url, cache_directory=cache_dir)
         model = opened.model(name)
         rank, degree = _rank(tp_rank)
-        with _bar(f"export {name}") as progress:
+        with progress_bar(f"export {name}") as progress:
             size = export_slice(model, out, _layers(layers, model.layers), degree, rank, progress)
     print(f"{out} {size} bytes")
 
@@ -166,7 +202,7 @@ def verify(
         roots = [cache_dir] if cache_dir is not None else []
         if cache_dir is None and local_path(store) is None:
             roots = [default_cache_directory()]
-        with _bar(f"verify {name}") as progress:
+        with progress_bar(f"verify {name}") as progress:
             damaged = held.verify(backend, roots, digest, manifest, progress)
     for found in damaged.objects:
         print(f"damaged: {found}")
@@ -193,7 +229,7 @@ def prefetch(
         opened = open_store(store, endpoint_url=endpoint_url, cache_directory=cache_dir)
         model = opened.model(name)
         rank, degree = _rank(tp_rank)
-        with _bar(f"prefetch {name}") as progress:
+        with progress_bar(f"prefetch {name}") as progress:
             model.prefetch(_layers(layers, model.layers), degree, rank, progress=progress)
     print(f"{name} {model.digest} is here")
 
@@ -259,7 +295,7 @@ def _copy(name: str, source: tuple[str, str | None], target: tuple[str, str | No
     from services.tensorstore import upkeep
     from services.tensorstore.places.uris import open_backend
 
-    with _reported(), _bar(f"copy {name}") as progress:
+    with _reported(), progress_bar(f"copy {name}") as progress:
         digest, copied = upkeep.copy(open_backend(*source), open_backend(*target), name, progress)
     print(f"{name} {digest} copied {copied} bytes")
 
@@ -272,10 +308,13 @@ def _summary_or_problem(reader: ObjectReader, name: str) -> dict[str, Any]:
 
 
 def _summary(reader: ObjectReader, name: str, *, whole: bool = False) -> dict[str, Any]:
-    from services.tensorstore.places.backend import find_manifest, read_manifest
+    from services.model.backends import backends_of
+    from services.tensorstore.places.backend import find_manifest, read_manifest, read_whole
+    from services.tensorstore.sources.checkpoint import ORIGIN_FILE
 
     digest = find_manifest(reader, name)
     _, manifest = read_manifest(reader, digest)
+    origin = manifest.files.get(ORIGIN_FILE)
     found: dict[str, Any] = {
         "name": name,
         "digest": digest,
@@ -284,7 +323,15 @@ def _summary(reader: ObjectReader, name: str, *, whole: bool = False) -> dict[st
         "tp_degrees": list(manifest.tiling.degrees()),
     }
     if whole:
+        served = backends_of(manifest.config, tiled=manifest.is_tiled)
         found |= {
+            "backends": list(served.names),
+            "reasons": dict(served.reasons),
+            "limits": {name: list(limits) for name, limits in served.limits.items() if limits},
+            "tensor_layout": "tiled" if manifest.is_tiled else "whole",
+            "origin": json.loads(read_whole(reader, origin.digest, origin.size_bytes))
+            if origin is not None
+            else None,
             "tied": manifest.tied,
             "tensors": len(manifest.tensors),
             "chunks": len(manifest.chunks),
@@ -321,7 +368,7 @@ class _Bar:
 
 
 @contextmanager
-def _bar(title: str) -> Iterator[_Bar]:
+def progress_bar(title: str) -> Iterator[_Bar]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

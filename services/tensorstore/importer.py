@@ -32,7 +32,7 @@ from services.tensorstore.format.manifest import (
     parse,
 )
 from services.tensorstore.format.names import check_file_name, check_model_name
-from services.tensorstore.format.tiling import Placement, Tiling, place
+from services.tensorstore.format.tiling import Placement, Tiling, place, place_whole
 from services.tensorstore.places.backend import Backend, digest_of
 from services.tensorstore.places.directory import translate
 from services.tensorstore.sources.checkpoint import SourceTensor, WeightsCheckpoint, check
@@ -40,6 +40,7 @@ from services.tensorstore.upkeep import check_present, keep
 
 TILE_BYTES = 8 << 20
 OWN_CHUNK_BYTES = 16 << 20
+SHARED_CHUNK_BYTES = 256 << 20
 BUFFER_BYTES = 4 << 20
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
@@ -60,16 +61,18 @@ def import_checkpoint(
 ) -> Imported:
     """Stores a checkpoint under a name; a version under that name is replaced in one step."""
     check_model_name(name)
-    config = check(checkpoint)
-    tiling, tied = Tiling.of_config(config), config.tied_embeddings
+    found = check(checkpoint)
+    tiling, tied = Tiling.of_outline(found.outline), found.tied
+    where = place if found.tiled else place_whole
+    repeated = tied and {EMBEDDING, LM_HEAD} <= checkpoint.tensors.keys()
     placed = [
-        (place(tensor.name, tiling.layers), tensor)
+        (where(tensor.name, tiling.layers), tensor)
         for tensor in checkpoint.tensors.values()
-        if not (tied and tensor.name == LM_HEAD)
+        if not (repeated and tensor.name == LM_HEAD)
     ]
-    if tied and LM_HEAD in checkpoint.tensors:
+    if repeated:
         _check_same(checkpoint)
-    placed.sort(key=lambda item: (item[0].layer, item[0].order))
+    placed.sort(key=lambda item: (item[0].layer, item[0].order, item[1].name))
     total_bytes = sum(tensor.size_bytes for _, tensor in placed)
     packer = _Packer(checkpoint, backend, tiling, total_bytes, progress)
     for group in _groups(placed):
@@ -116,16 +119,20 @@ def _check_same(checkpoint: WeightsCheckpoint) -> None:
 def _groups(
     placed: list[tuple[Placement, SourceTensor]],
 ) -> Iterator[list[tuple[Placement, SourceTensor]]]:
-    """Tensors that share a chunk: large ones have their own, the small ones of a layer share."""
+    """Tensors that share a chunk: large ones have their own, the small ones of a layer share, of
+    many experts as many as fit."""
     small: list[tuple[Placement, SourceTensor]] = []
+    shared_bytes = 0
     for where, tensor in placed:
-        if small and small[0][0].layer != where.layer:
+        full = shared_bytes + tensor.size_bytes > SHARED_CHUNK_BYTES
+        if small and (small[0][0].layer != where.layer or full):
             yield small
-            small = []
+            small, shared_bytes = [], 0
         if tensor.size_bytes >= OWN_CHUNK_BYTES:
             yield [(where, tensor)]
         else:
             small.append((where, tensor))
+            shared_bytes += align(tensor.size_bytes)
     if small:
         yield small
 
@@ -134,7 +141,7 @@ def stored_bytes(
     checkpoint: WeightsCheckpoint, tensor: SourceTensor, axis: int
 ) -> Iterator[memoryview]:
     """A tensor's bytes as they are stored; each view is good until the next is asked for."""
-    row_bytes, rows = tensor.row_bytes, tensor.shape[0]
+    row_bytes, rows = tensor.row_bytes, tensor.rows
     if axis == 0:
         step = max(1, BUFFER_BYTES // row_bytes)
         buffer = memoryview(bytearray(min(step, rows) * row_bytes))

@@ -20,6 +20,7 @@ from shuntserve.tensorstore.v1 import tensorstore_pb2 as pb
 from shuntserve.tensorstore.v1 import tensorstore_pb2_grpc as rpc
 
 from services.common.errors import DataLoss, InvalidArgument, NotFound, ResourceExhausted
+from services.model.backends import backends_of
 from services.tensorstore.cache.residence import Progress
 from services.tensorstore.format.manifest import Manifest
 from services.tensorstore.format.names import check_model_name
@@ -71,7 +72,11 @@ class TensorStoreServicer(rpc.TensorStoreServiceServicer):
             self._node.manifest, wanted.model_id, wanted.digest
         )
         summary = _summary(wanted.model_id, digest, manifest)
-        return pb.DescribeResponse(summary=summary, manifest=data)
+        parts = () if manifest.is_tiled else manifest.part_bytes()
+        served = backends_of(manifest.config, tiled=manifest.is_tiled)
+        return pb.DescribeResponse(
+            summary=summary, manifest=data, part_bytes=parts, backends=served.names
+        )
 
     async def Prefetch(
         self, request: pb.PrefetchRequest, context: Context

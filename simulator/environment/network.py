@@ -17,6 +17,8 @@ from simulator.environment.clock import Clock
 Reply = Callable[[Any], None]
 P = TypeVar("P", bound="Process")
 CONNECT_S = (0.004, 0.016)
+GIVEN_UP_S = 0.2
+"""A connection that does not stand."""
 
 
 @dataclass(slots=True)
@@ -171,12 +173,25 @@ class SimulatedNetwork:
         self.trouble = Trouble()
         self.cut: set[frozenset[str]] = set()
         """Pairs of processes that do not reach each other."""
+        self.overrun: dict[frozenset[str], float] = {}
+        """Pairs between which no connection comes to stand in time until then, though both live:
+        machines too busy for it."""
         self.struck: Callable[[str], None] = lambda kind: None
         """Told of every message that goes astray."""
 
     def latency_s(self) -> float:
         """Of one message on a good day."""
         return 0.0005 + 0.002 * self.random.random()
+
+    def overrun_for(self, one: Process, other: Process, for_s: float) -> None:
+        """What streams there are between them break, and so does every new one for a while."""
+        self.overrun[frozenset((one.name, other.name))] = self.clock.now_s + for_s
+        for stream in [s for s in one.streams if other in (s.client, s.server)]:
+            stream.break_line()
+
+    def stands(self, one: Process, other: Process) -> bool:
+        """A connection between them does."""
+        return self.overrun.get(frozenset((one.name, other.name)), 0.0) <= self.clock.now_s
 
     def reaches(self, one: Process, other: Process) -> bool:
         """No cut between them."""
@@ -267,7 +282,9 @@ class Stream:
         self._broken = False
         client.streams.append(self)
         server.streams.append(self)
-        if server.alive:
+        if server.alive and not network.stands(client, server):
+            client.after(GIVEN_UP_S, self.break_line)
+        elif server.alive:
             delay_s = network.random.uniform(*CONNECT_S)
             self._last_s[server] = network.clock.now_s + delay_s
             server.after(delay_s, self._accept, getattr(server, method), first)

@@ -56,6 +56,7 @@ class SimulationSettings:
             retry_max_s=2.0,
             replace_max_s=2.0,
             stable_s=1.0,
+            shun_offer_max_s=4.0,
             load_attempts=3,
         )
     )

@@ -259,7 +259,8 @@ class SimulatedController(Process):
             self.ledger.left(question.generation_id, now_s)
             return
         try:
-            outcome = self.ledger.resume(question, self.cluster.view.heads(now_s), now_s)
+            heads, coming = self.cluster.view.heads(now_s), self.cluster.view.coming()
+            outcome = self.ledger.resume(question, heads, now_s, coming)
         except ShuntError as error:
             reply(error)
             return

@@ -8,9 +8,16 @@ from typing import Any, Protocol
 
 from services.common.channel_options import MAX_MESSAGE_BYTES
 from services.common.errors import FailedPrecondition, ShuntError, StaleEpoch, Unavailable
-from services.common.exchange import Checkpoint, CheckpointResult, Closed, GenerateCall
+from services.common.exchange import (
+    Checkpoint,
+    CheckpointResult,
+    Closed,
+    GenerateCall,
+    PrefixNews,
+)
 from services.common.generation import CancelReason, ModelRef
 from services.common.nodes import Member, NodeFacts, NodeShape, StageSpec
+from services.common.notices import NoticeKind
 from services.controller.core.cluster.actions import Beat, FormPipeline, Loaded, LoadStage
 from services.engine.core.actions import Action, SequenceKey
 from services.engine.core.batching import Batching, Due, lead_of
@@ -46,7 +53,7 @@ class Place:
 class HeadMonitor(Protocol):
     """Sees what a head runs and what comes of it."""
 
-    def batched(self, generations: Generations, step: Step) -> None: ...
+    def batched(self, batching: Batching, step: Step) -> None: ...
     def sampled(self, head: str, key: SequenceKey, position: int, token: int) -> None: ...
 
 
@@ -71,6 +78,7 @@ class SimulatedEngine(Process):
         self.wedged = False
         """It lives, but no step comes out of it."""
         self._departs_at_s: float | None = None
+        self._notice: NoticeKind | None = None
         self._readers: dict[int, Stream] = {}
         self._reader_count = 0
         self._journal: Stream | None = None
@@ -116,6 +124,7 @@ class SimulatedEngine(Process):
             self.steps,
             self.batching.has_work,
             None if self._departs_at_s is None else self._departs_at_s - self.clock.now_s,
+            self._notice,
         )
         self._beats.send(self, beat)
         if self._journal is None:
@@ -269,6 +278,11 @@ class SimulatedEngine(Process):
         args = (formation_id, self.node_id)
         self.network.tell(member.incarnation, "link_lost", *args, after_s=after_s)
 
+    def advise(self) -> None:
+        """It hears that its node is likely to be taken away, and says so."""
+        self._notice = NoticeKind.REBALANCE
+        self._beat()
+
     def depart(self, notice_s: float) -> None:
         """SIGTERM: it tells the controller, and ends when no formation needs it any more."""
         self._departs_at_s = self.clock.now_s + notice_s
@@ -316,6 +330,13 @@ class SimulatedEngine(Process):
     def _gone(self, reader: int) -> None:
         self._readers.pop(reader, None)
         self.act(self.core.detach(reader, self.clock.now_s))
+
+    def prefixes(self, formation_id: str, position: int) -> tuple[PrefixNews | None, int]:
+        """What a router has not been told of what is cached, and where it is then."""
+        lead = self.batching.lead
+        if lead is None or lead.formation_id != formation_id:
+            return None, position
+        return lead.scheduler.blocks.log.since(position)
 
     def cancel(self, reply: Reply, name: str, choice: int | None, reason: CancelReason) -> None:
         """Ends a generation or a choice."""
@@ -372,7 +393,7 @@ class SimulatedEngine(Process):
         place, now_s = self.place, self.clock.now_s
         if place is None:
             return
-        self.monitor.batched(self.core, step)
+        self.monitor.batched(self.batching, step)
         self.steps += 1
         place.steps.append(step)
         begins_s = max(now_s, place.free_s)

@@ -264,6 +264,7 @@ def _node(name: str, shape: NodeShape, offer: Offer | None) -> CandidateNode:
         pool=offer.pool if offer is not None else "",
         spot=offer.spot if offer is not None else False,
         interruptions_per_hour=offer.interruptions_per_hour if offer is not None else 0.0,
+        backend=shape.backend,
     )
     return CandidateNode(name, kind)
 

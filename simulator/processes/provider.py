@@ -8,13 +8,13 @@ from enum import StrEnum
 
 from services.common.errors import FailedPrecondition, ShuntError
 from services.common.nodes import NodeShape
+from services.common.notices import NoticeKind
 from services.controller.core.cluster.market import (
     NO_CAPACITY,
     LaunchFailed,
     Market,
     NodeGone,
     NodeNotice,
-    NoticeKind,
     Offer,
     OffersChanged,
     ProviderEvent,
@@ -60,8 +60,8 @@ class SimulatedProvider:
         self._shapes: dict[str, NodeShape] = {}
         self._twins: dict[str, Process] = {}
         """Those whose name another one has by now."""
-        self._deadlines: dict[str, float] = {}
-        """When each node that was given notice is taken away."""
+        self._notices: dict[str, tuple[float, NoticeKind]] = {}
+        """When each node that was given notice is taken away, and what for."""
         self._refuses_until_s: dict[str, float] = {}
 
     # What is asked of it
@@ -104,7 +104,7 @@ class SimulatedProvider:
         process = self.nodes.get(node_id)
         if process is None or not self.environment.settings.exits_seen:
             return True
-        if process.alive and node_id in self._deadlines:
+        if process.alive and node_id in self._notices:
             self._tell_notice(node_id)
         return process.alive
 
@@ -171,12 +171,13 @@ class SimulatedProvider:
     def notice(
         self, node_id: str, notice_s: float, *, taken: bool, kind: NoticeKind = NoticeKind.SPOT
     ) -> None:
-        """A node will be taken away; of several notices the earliest counts. Some lapse."""
+        """A node will be taken away, or, by what is told of it, is likely to be; of several
+        notices the earliest counts. Some lapse."""
         deadline_s = self.environment.clock.now_s + notice_s
-        if deadline_s >= self._deadlines.get(node_id, deadline_s + 1.0):
+        if node_id in self._notices and deadline_s >= self._notices[node_id][0]:
             return
-        self._deadlines[node_id] = deadline_s
-        self._tell_notice(node_id, kind)
+        self._notices[node_id] = deadline_s, kind
+        self._tell_notice(node_id)
         if taken:
             self.environment.clock.after(notice_s, self._take_away, self.nodes[node_id])
         else:
@@ -219,7 +220,7 @@ class SimulatedProvider:
 
     def _started(self, node_id: str, shape: NodeShape) -> None:
         process = self._start(node_id, shape)
-        self._deadlines.pop(node_id, None)
+        self._notices.pop(node_id, None)
         process.on_exit = lambda: self._ended(node_id)
         self.nodes[node_id], self._shapes[node_id] = process, shape
 
@@ -229,12 +230,12 @@ class SimulatedProvider:
             process.kill()
 
     def _lapse(self, node_id: str, deadline_s: float) -> None:
-        if self._deadlines.get(node_id) == deadline_s:
-            del self._deadlines[node_id]
+        if node_id in self._notices and self._notices[node_id][0] == deadline_s:
+            del self._notices[node_id]
 
     def _ended(self, node_id: str) -> None:
         self._market.ended(node_id)
-        self._deadlines.pop(node_id, None)
+        self._notices.pop(node_id, None)
         if self.environment.settings.exits_seen:
             self._say(NodeGone(node_id, "exit"), 0.02)
 
@@ -242,8 +243,8 @@ class SimulatedProvider:
         self._market.ended(node_id)
         self._say(LaunchFailed(node_id, reason, retry_after_s), 0.05)
 
-    def _tell_notice(self, node_id: str, kind: NoticeKind = NoticeKind.SPOT) -> None:
-        self._say(NodeNotice(node_id, self._deadlines[node_id], kind), 0.01)
+    def _tell_notice(self, node_id: str) -> None:
+        self._say(NodeNotice(node_id, *self._notices[node_id]), 0.01)
 
     def _say(self, event: ProviderEvent, after_s: float) -> None:
         network = self.environment.network

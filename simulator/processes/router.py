@@ -6,8 +6,16 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from services.common.errors import DeadlineExceeded, ResourceExhausted, ShuntError, Unavailable
-from services.common.exchange import Closed, Frame, GenerationView, ResumeQuestion, Route
+from services.common.exchange import (
+    Closed,
+    Frame,
+    GenerationView,
+    PrefixNews,
+    ResumeQuestion,
+    Route,
+)
 from services.common.generation import CancelReason, GenerationRequest
+from services.engine.core.prefix_log import UNTOLD
 from services.router.core.actions import (
     Action,
     AskResume,
@@ -18,6 +26,7 @@ from services.router.core.actions import (
 )
 from services.router.core.balancer import Balancer
 from services.router.core.follower import Follower
+from services.router.core.prefixes import PrefixIndex
 from services.router.core.reading import Reading
 from services.router.core.transcript import Position, Transcript
 from simulator.environment.addresses import CONTROLLER
@@ -35,6 +44,14 @@ class RouterMonitor(Protocol):
 
     def asked(self, question: ResumeQuestion) -> None: ...
     def frame(self, follower: Follower, frame: Frame) -> None: ...
+
+
+class Cached(Protocol):
+    """Says what a router was not told yet of what a head has cached, and where it is then."""
+
+    def __call__(
+        self, router: Process, route: Route, position: int
+    ) -> tuple[PrefixNews | None, int]: ...
 
 
 class Following:
@@ -139,20 +156,38 @@ class Following:
 class SimulatedRouter(Process):
     """One replica."""
 
-    def __init__(self, environment: Environment, monitor: RouterMonitor, name: str) -> None:
+    def __init__(
+        self, environment: Environment, monitor: RouterMonitor, name: str, cached: Cached
+    ) -> None:
         super().__init__(name, environment.network)
+        self._cached = cached
         self.environment = environment
         self.monitor = monitor
         self.balancer = Balancer()
+        self.prefixes = PrefixIndex()
+        self._heads: dict[str, tuple[Route, int]] = {}
+        """By formation, with how far each has told what it has cached."""
         self.followings: list[Following] = []
         self.every(TICK_S, self._tick)
 
     def update(self, routes: tuple[Route, ...], handing_over: tuple[str, ...]) -> None:
         """The controller told the routes."""
         self.balancer.update(routes, handing_over)
+        unheard = {route.formation_id: (route, UNTOLD) for route in routes}
+        self._heads = {name: self._heads.get(name, new) for name, new in unheard.items()}
+        self.prefixes.keep(self._heads)
         self._tick()
 
+    def _hear(self) -> None:
+        """What heads have cached: at once and in order, for it decides about no id."""
+        for name, (route, position) in self._heads.items():
+            news, position = self._cached(self, route, position)
+            self._heads[name] = route, position
+            if news is not None:
+                self.prefixes.told(name, news)
+
     def _tick(self) -> None:
+        self._hear()
         for following in list(self.followings):
             following.tick()
 
@@ -183,7 +218,8 @@ class SimulatedRouter(Process):
     def _begin(self, client: Stream, request: GenerationRequest, again: bool) -> None:
         following = self._follow(client, request, None)
         following.whole = bool(request.ask_digest)
-        route = None if again else self.balancer.pick(request.model.model_id)
+        found = self.prefixes.found(request)
+        route = None if again else self.balancer.pick(request.model.model_id, found)
         following.perform(following.follower.begin(route, self.clock.now_s))
 
     def rejoin(self, client: Stream, asked: tuple[str, str]) -> None:

@@ -24,6 +24,14 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model, imported once for all meshes that begin with it."""
+    path: Path = tmp_path_factory.mktemp("store")
+    asyncio.run(meshes.run_shunt("model", "import", "--store", str(path), timeout_s=120))
+    return path
+
+
+@pytest.fixture(scope="session")
 def mesh(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[meshes.Mesh]:
     """One mesh with two routers for all tests; each test leaves it with two ready pipelines."""
     data_dir: Path = tmp_path_factory.mktemp("mesh")
@@ -31,6 +39,7 @@ def mesh(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterat
         env = {
             **os.environ,
             **rolling.ENVIRONMENT,
+            "SHUNT_CONTROLLER_DOCUMENT_LEASE_S": "2",
             "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
         }
         context = meshes.running(data_dir, routers=2, env=env)

@@ -1,6 +1,6 @@
 """Brings up a Docker engine for the container tests where none runs, and ends it again.
 
-`python tests/mesh/docker_engine.py up DIR` prints the DOCKER_HOST of an engine: of the one that
+`python -m tests.mesh.docker_engine up DIR` prints the DOCKER_HOST of an engine: of the one that
 already runs, else of one started with its data under DIR. `down DIR` ends only the latter. With
 SHUNT_TEST_INSTALL=1 and as root it installs Debian's engine first. Where no registry answers, the
 base image is made from Debian's own packages.
@@ -18,6 +18,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
+
+from tests import tools
 
 BASE_IMAGE = "python:3.11-slim-bookworm"
 PACKAGES = ("docker.io", "iptables", "mmdebstrap")
@@ -61,9 +63,10 @@ def _install() -> None:
         raise NoEngine("no Docker engine runs, and only root can start one")
     if all(shutil.which(name) for name in ("dockerd", "docker", "iptables", "mmdebstrap")):
         return
-    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    _run("apt-get", "update", "-qq", env=env)
-    _run("apt-get", "install", "-y", "-qq", "--no-install-recommends", *PACKAGES, env=env)
+    try:
+        tools.install(*PACKAGES)
+    except RuntimeError as error:
+        raise NoEngine(str(error)) from error
 
 
 def _start(directory: Path) -> str:

@@ -52,14 +52,14 @@ class Watch:
 
 @asynccontextmanager
 async def market(
-    directory: Path, *options: str, **settings: str
+    directory: Path, store: Path, *options: str, **settings: str
 ) -> AsyncIterator[tuple[meshes.Mesh, Watch]]:
     """A mesh of two pipelines of two nodes, which are all that is offered."""
     path = directory / "market.yaml"
     path.write_text(MARKET)
     env = {f"SHUNT_{name.upper()}": value for name, value in settings.items()}
     more = ("--market", str(path), "--node-speeds", "1:1,1:1", *options)
-    running = meshes.running(directory / "mesh", env=os.environ | env, options=more)
+    running = meshes.running(directory / "mesh", env=os.environ | env, options=more, store=store)
     async with running as mesh:
         services = (await mesh.status())["services"]
         address = next(s["grpc"] for s in services if s["name"] == "controller")
@@ -82,10 +82,10 @@ def alike(records: list[meshes.StreamRecord], expected: list[meshes.StreamRecord
 
 @pytest.mark.timeout(240)
 async def test_a_mesh_that_nobody_asks_costs_nothing_and_wakes_with_the_first_request(
-    tmp_path: Path, client: httpx.AsyncClient
+    tmp_path: Path, store: Path, client: httpx.AsyncClient
 ) -> None:
     patient = {"controller_sleep_s": "10", "router_route_wait_s": f"{PATIENCE_S:g}"}
-    async with market(tmp_path, "--nodes-min", "0", **patient) as (mesh, watch):
+    async with market(tmp_path, store, "--nodes-min", "0", **patient) as (mesh, watch):
         expected = await asked_together(client, mesh.url())
         awake = await watch.until(lambda status: status.cost_per_hour > 0)
         await watch.until(lambda status: not status.cost_per_hour)
@@ -109,10 +109,10 @@ async def test_a_mesh_that_nobody_asks_costs_nothing_and_wakes_with_the_first_re
 
 @pytest.mark.timeout(240)
 async def test_a_smaller_budget_is_kept_to_and_no_stream_notices(
-    tmp_path: Path, client: httpx.AsyncClient
+    tmp_path: Path, store: Path, client: httpx.AsyncClient
 ) -> None:
     budget = ("--budget-per-hour", f"{WHOLE}")
-    async with market(tmp_path, *budget) as (mesh, watch):
+    async with market(tmp_path, store, *budget) as (mesh, watch):
         streams = elastic.Streams(client, mesh.url(), STREAMS)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(streams.run())

@@ -1,4 +1,4 @@
-"""The mesh as containers: built, started, asked, and robbed of an engine in mid-stream."""
+"""The mesh as containers: built, started, asked, robbed of an engine in mid-stream, taken down."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import asyncio
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,22 @@ import grpc
 import httpx
 import pytest
 from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
+from shuntserve.launcher.v1 import launcher_pb2, launcher_pb2_grpc
 
 from bench import mesh as meshes
 from services.common import channels, mesh_token
+from services.common.statuses import from_rpc_error
 
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "deploy" / "compose"
-ENGINE = Path(__file__).with_name("docker_engine.py")
+ENGINE = "tests.mesh.docker_engine"
 COMPOSE = Path(sys.executable).with_name("docker-compose")
-ENGINES = ["engine-1", "engine-2", "engine-3", "engine-4"]
-ONCE = {"token", "import"}
-SERVICES = ONCE | {"tensorstore", "placement", "controller", "router", *ENGINES}
+ONCE = {"token", "keys", "import", "engine"}
+SERVICES = ONCE | {"tensorstore", "placement", "launcher", "controller", "router"}
+OBSERVERS = {"jaeger", "prometheus", "grafana"}
+WITHOUT_TOKEN = {"keys", "import", "engine"}
+ASK_FOR_KEYS = {"keys", "router"}
+ROOT_BY_ITS_SOCKET = {"launcher"}
 BUILD_TIMEOUT_S = 900
 UP_TIMEOUT_S = 300
 
@@ -52,35 +57,55 @@ def _config(environment: Mapping[str, str], *arguments: str) -> dict[str, Any]:
 
 def test_every_service_is_confined_and_checked() -> None:
     services = _config({})["services"]
-    assert set(services) == SERVICES | {"jaeger", "prometheus"}
+    assert set(services) == SERVICES | OBSERVERS
     for name in SERVICES:
         service = services[name]
         assert service["cap_drop"] == ["ALL"], name
         assert service["read_only"], name
         assert name in ONCE or service["healthcheck"]["test"], name
-        assert name == "import" or "/var/lib/shunt/mesh" in _mounted(service), name
-    speeds = [services[name]["environment"]["SHUNT_ENGINE_RELATIVE_SPEED"] for name in ENGINES]
-    assert speeds == ["3", "2", "3", "2"]
+        has_token = "/var/lib/shunt/mesh" in _mounted(service)
+        assert has_token != (name in WITHOUT_TOKEN), name
+        assert ("/var/run/docker.sock" in _mounted(service)) == (name in ROOT_BY_ITS_SOCKET), name
+        assert ("/var/lib/shunt/keys" in _mounted(service)) == (name in ASK_FOR_KEYS), name
+    assert services["controller"]["environment"]["SHUNT_CONTROLLER_NODE_SPEEDS"] == "3:2,3:2"
+    assert services["engine"]["mem_limit"] == str(4 << 30)
 
 
 def _mounted(service: Mapping[str, Any]) -> list[str]:
     return [volume["target"] for volume in service["volumes"]]
 
 
-def test_jaeger_and_prometheus_come_only_when_asked_for() -> None:
+def test_who_observes_comes_only_when_asked_for() -> None:
     services = _config({})["services"]
-    for name in ("jaeger", "prometheus"):
+    for name in OBSERVERS:
         assert services[name]["profiles"] == ["observability"]
     assert all("profiles" not in services[name] for name in SERVICES)
 
 
-def test_the_gpu_override_gives_each_engine_a_gpu_of_its_own() -> None:
-    services = _config({}, "gpu.yaml")["services"]
-    devices = [services[n]["deploy"]["resources"]["reservations"]["devices"] for n in ENGINES]
-    assert [d[0]["device_ids"] for d in devices] == [["0"], ["1"], ["2"], ["3"]]
-    for name in ENGINES:
-        assert services[name]["environment"]["SHUNT_ENGINE_DEVICE"] == "cuda"
-        assert services[name]["environment"]["SHUNT_ENGINE_STORE"] == "grpc://tensorstore:7004"
+def test_the_gpu_override_has_a_gpu_for_each_engine() -> None:
+    services = _config({"SHUNT_GPU": "l4"}, "gpu.yaml")["services"]
+    engine = services["engine"]
+    [devices] = engine["deploy"]["resources"]["reservations"]["devices"]
+    assert devices["device_ids"] == ["0", "1", "2", "3"]
+    assert engine["environment"]["SHUNT_ENGINE_DEVICE"] == "cuda"
+    assert engine["environment"]["SHUNT_ENGINE_STORE"] == "grpc://tensorstore:7004"
+    assert services["controller"]["environment"]["SHUNT_CONTROLLER_NODE_DEVICE_TYPE"] == "l4"
+
+
+def test_with_tls_nobody_but_who_issues_certificates_may_write_them() -> None:
+    services = _config({}, "tls.yaml")["services"]
+    issuer = services.pop("certificates")
+    assert issuer["cap_drop"] == ["ALL"]
+    assert issuer["read_only"]
+    assert issuer["healthcheck"]["test"]
+    for name, service in services.items():
+        for volume in service.get("volumes", ()):
+            if volume["source"].startswith(("tls-", "authority")):
+                assert (volume["source"], volume["read_only"]) == (f"tls-{name}", True)
+    started = {
+        name for name, one in services.items() if "certificates" in one.get("depends_on", ())
+    }
+    assert started == SERVICES - ONCE
 
 
 @dataclass(frozen=True)
@@ -104,6 +129,22 @@ class Containers:
         )
         return found[0]
 
+    def docker(self, *arguments: str, timeout_s: float = 60) -> str:
+        return _run(["docker", *arguments], self.environment, timeout_s)
+
+    def engines(self) -> dict[str, str]:
+        """Ids of the engines' containers that run, by node."""
+        form = '{{.Label "shuntserve.node"}} {{.ID}}'
+        mine = f"label=shuntserve.mesh={self.project}"
+        lines = self.docker("ps", "--no-trunc", "--filter", mine, "--format", form).splitlines()
+        return dict((*line.split(),) for line in lines)  # type: ignore[misc]
+
+    def left(self) -> str:
+        """What there is yet of the project."""
+        mine = f"label=com.docker.compose.project={self.project}"
+        kinds = (("ps", "--all"), ("network", "ls"), ("volume", "ls"))
+        return "".join(self.docker(*kind, "--quiet", "--filter", mine) for kind in kinds)
+
     def address(self, service: str, port: int) -> str:
         networks = self.inspect(service)["NetworkSettings"]["Networks"]
         return f"{next(iter(networks.values()))['IPAddress']}:{port}"
@@ -123,8 +164,10 @@ def _run(command: list[str], environment: Mapping[str, str], timeout_s: float) -
 def docker_host() -> Iterator[str]:
     """An engine; with SHUNT_TEST_INSTALL=1 its absence is a failure, else a reason to skip."""
     directory = os.environ.get("SHUNT_TEST_DOCKER_DIR") or f"{tempfile.gettempdir()}/shunt-docker"
-    command = [sys.executable, str(ENGINE), "up", directory]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    command = [sys.executable, "-m", ENGINE, "up", directory]
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
+    )
     if result.returncode != 0:
         if os.environ.get("SHUNT_TEST_INSTALL") == "1":
             pytest.fail(result.stderr)
@@ -132,8 +175,8 @@ def docker_host() -> Iterator[str]:
     try:
         yield result.stdout.strip()
     finally:
-        command[2] = "down"
-        subprocess.run(command, timeout=120, check=True)
+        command[3] = "down"
+        subprocess.run(command, cwd=ROOT, timeout=120, check=True)
 
 
 def _local_torch() -> Path | None:
@@ -158,8 +201,9 @@ def _import_wheel(wheel: Path, environment: Mapping[str, str], directory: Path) 
     archive.unlink()
 
 
-@pytest.fixture(scope="module")
-def containers(docker_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
+@contextmanager
+def running(docker_host: str, directory: Path, *overrides: str) -> Iterator[Containers]:
+    """The mesh inside the block, by compose.yaml and more files of the folder."""
     first = meshes.free_ports(2)
     environment = {
         **os.environ,
@@ -169,11 +213,12 @@ def containers(docker_host: str, tmp_path_factory: pytest.TempPathFactory) -> It
     }
     if docker_host:
         environment["DOCKER_HOST"] = docker_host
+        environment["SHUNT_DOCKER_SOCKET"] = docker_host.removeprefix("unix://")
     wheel = _local_torch()
     if wheel is not None:
-        _import_wheel(wheel, environment, tmp_path_factory.mktemp("wheels"))
+        _import_wheel(wheel, environment, directory)
         environment["SHUNT_WHEELS"] = "shunt-wheels"
-    files = [str(FILES / "compose.yaml")]
+    files = [str(FILES / name) for name in ("compose.yaml", *overrides)]
     authorities = os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE")
     if authorities:
         environment["SHUNT_CA"] = authorities
@@ -185,7 +230,14 @@ def containers(docker_host: str, tmp_path_factory: pytest.TempPathFactory) -> It
         mesh.compose("up", "--no-build", "--wait", timeout_s=UP_TIMEOUT_S)
         yield mesh
     finally:
-        mesh.compose("down", "--volumes", "--timeout", "3")
+        mesh.compose("down", "--volumes", "--timeout", "10")
+    assert mesh.left() == ""
+
+
+@pytest.fixture(scope="module")
+def containers(docker_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
+    with running(docker_host, tmp_path_factory.mktemp("wheels")) as mesh:
+        yield mesh
 
 
 @pytest.fixture
@@ -194,6 +246,15 @@ async def controller(containers: Containers, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv(mesh_token.VARIABLE, drawn.strip())
     async with channels.open_channel(containers.address("controller", 7001)) as channel:
         yield controller_pb2_grpc.ControllerServiceStub(channel)
+
+
+@pytest.fixture
+async def client(containers: Containers) -> AsyncIterator[httpx.AsyncClient]:
+    """Shows the key that was made at the first start."""
+    made = containers.compose("exec", "-T", "router", "cat", "/var/lib/shunt/keys/first-key")
+    shown = {"Authorization": f"Bearer {made.strip()}"}
+    async with httpx.AsyncClient(timeout=60, headers=shown) as client:
+        yield client
 
 
 async def _until_ready(controller: Any, pipelines: int) -> controller_pb2.GetStatusResponse:
@@ -206,11 +267,23 @@ async def _until_ready(controller: Any, pipelines: int) -> controller_pb2.GetSta
             await asyncio.sleep(0.2)
 
 
-async def test_no_container_runs_as_root_and_all_are_healthy(containers: Containers) -> None:
+async def test_no_container_runs_as_root_but_who_holds_the_socket_and_all_are_healthy(
+    containers: Containers, controller: Any
+) -> None:
     for service in SERVICES - ONCE:
         found = containers.inspect(service)
-        assert found["Config"]["User"] == "shunt", service
+        root = service in ROOT_BY_ITS_SOCKET
+        assert found["Config"]["User"] == ("0:0" if root else "shunt"), service
         assert found["State"]["Health"]["Status"] == "healthy", service
+    await _until_ready(controller, 2)
+    for container_id in containers.engines().values():
+        [found] = json.loads(containers.docker("inspect", container_id))
+        assert found["Config"]["User"] == "shunt"
+        assert found["HostConfig"]["CapDrop"] == ["ALL"]
+        assert found["HostConfig"]["ReadonlyRootfs"]
+        assert found["HostConfig"]["Memory"] == 4 << 30
+        told = [line for line in found["Config"]["Env"] if line.startswith("SHUNT_MESH_TOKEN=")]
+        assert told[0].startswith("SHUNT_MESH_TOKEN=shunt-node."), "its node's, and not the mesh's"
 
 
 async def test_who_has_not_the_token_of_the_mesh_is_not_heard(containers: Containers) -> None:
@@ -221,9 +294,21 @@ async def test_who_has_not_the_token_of_the_mesh_is_not_heard(containers: Contai
     assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
+async def test_who_has_no_key_is_not_answered(
+    containers: Containers, client: httpx.AsyncClient
+) -> None:
+    answers = [
+        (await one.get(f"{containers.url}/v1/models", headers=headers)).status_code
+        for one, headers in ((client, {}), (client, {"Authorization": "Bearer shunt-0-x"}))
+    ]
+    assert answers == [200, 401]
+    assert (await client.get(f"{containers.url}/metrics")).status_code == 404
+
+
 async def test_a_controller_that_was_made_anew_at_another_address_loses_nobody(
     containers: Containers, controller: Any
 ) -> None:
+    engines = containers.engines()
     await _until_ready(controller, 2)
     events = controller.WatchEvents(controller_pb2.WatchEventsRequest(no_wait=True), timeout=5)
     last = max([event.number async for event in events])
@@ -240,11 +325,12 @@ async def test_a_controller_that_was_made_anew_at_another_address_loses_nobody(
             stub = controller_pb2_grpc.ControllerServiceStub(channel)
             await asyncio.wait_for(channel.channel_ready(), 60)
             status = await _until_ready(stub, 2)
-            assert {node.node_id for node in status.nodes} == set(ENGINES)
-            await asyncio.sleep(5)  # who was not found by then counts as lost
+            assert {node.node_id for node in status.nodes} == set(engines)
+            await asyncio.sleep(12)  # who was not found by then counts as lost
             request = controller_pb2.WatchEventsRequest(no_wait=True, from_number=last + 1)
             kinds = [event.kind async for event in stub.WatchEvents(request, timeout=5)]
             assert "node_lost" not in kinds, kinds
+            assert containers.engines() == engines
     finally:
         _run(["docker", "rm", "--force", name], containers.environment, 60)
 
@@ -271,14 +357,74 @@ async def test_a_stream_outlives_the_engine_container_that_began_it(
         pipeline = generations[records[0].generation_id]
         members = [n for n in status.nodes if n.pipeline_id == pipeline]
         victim = max(members, key=lambda node: node.stage_index).node_id
-        before = containers.inspect(victim)
-        os.kill(before["State"]["Pid"], signal.SIGKILL)
+        before = containers.engines()
+        containers.docker("kill", before[victim])
     for record, wanted in zip(records, expected, strict=True):
         assert record.complete, record.error
         assert (record.text, record.usage) == (wanted.text, wanted.usage)
 
-    await _until_ready(controller, 2)
-    after = containers.inspect(victim)
-    assert after["RestartCount"] > before["RestartCount"]
+    status = await _until_ready(controller, 2)
+    after = containers.engines()
+    assert victim not in after
+    lost = controller_pb2.NODE_STATE_LOST
+    assert {node.node_id for node in status.nodes if node.state != lost} == set(after)
+    assert len(after) == len(before)
+    assert len(set(after.values()) - set(before.values())) == 1
     again = await meshes.undisturbed(client, containers.url, bodies[:1])
     assert again[0].text == expected[0].text
+
+
+async def test_who_restarts_finds_its_engines_and_ends_those_that_nobody_knows(
+    containers: Containers, controller: Any
+) -> None:
+    await _until_ready(controller, 2)
+    before = containers.engines()
+    mine, nobody = f"shuntserve.mesh={containers.project}", "shuntserve.node=node-999"
+    run = ("run", "--detach", "--rm", "--entrypoint", "sleep")
+    orphan = containers.docker(*run, "--label", mine, "--label", nobody, "shunt-placement", "600")
+    stranger = containers.docker(*run, "--label", nobody, "shunt-placement", "600").strip()
+    try:
+        for service in ("launcher", "controller"):
+            containers.docker("kill", containers.inspect(service)["Id"])
+        containers.compose("up", "--no-build", "--wait", timeout_s=UP_TIMEOUT_S)
+        async with channels.open_channel(containers.address("controller", 7001)) as channel:
+            await _until_ready(controller_pb2_grpc.ControllerServiceStub(channel), 2)
+        await meshes.until(lambda: orphan.strip() not in containers.engines().values(), 60)
+        assert containers.engines() == before
+        assert stranger in containers.docker("ps", "--no-trunc", "--quiet")
+    finally:
+        containers.docker("rm", "--force", stranger)
+
+
+HOSTILE = {
+    "privileged": "privileged: true",
+    "volumes": 'volumes: ["/:/host"]',
+    "image": "image: shunt-placement",
+    "networks": "networks: !reset null\n    network_mode: host",
+}
+
+
+async def test_the_launcher_starts_nothing_else(
+    containers: Containers, controller: Any, tmp_path: Path
+) -> None:
+    await _until_ready(controller, 2)
+    engines = containers.engines()
+    override = tmp_path / "override.yaml"
+    hostile = replace(containers, files=(*containers.files, str(override)))
+    up = ("up", "--no-build", "--no-deps", "--detach", "engine")
+    try:
+        async with channels.open_channel(containers.address("launcher", 7005)) as channel:
+            launcher = launcher_pb2_grpc.LauncherServiceStub(channel)
+            for field, lines in HOSTILE.items():
+                override.write_text(f"services:\n  engine:\n    {lines}\n")
+                hostile.compose(*up)
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await launcher.Launch(launcher_pb2.LaunchRequest(node_id="evil"), timeout=30)
+                assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+                assert from_rpc_error(refused.value).field == field
+            with pytest.raises(grpc.aio.AioRpcError) as unknown:
+                await launcher.End(launcher_pb2.EndRequest(node_id="controller-1"), timeout=30)
+            assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+    finally:
+        containers.compose(*up)
+    assert containers.engines() == engines

@@ -53,13 +53,13 @@ def _ids(status: dict[str, Any]) -> set[str]:
 
 @pytest.mark.timeout(240)
 async def test_a_market_that_takes_nodes_fails_no_stream_and_sells_others(
-    tmp_path: Path, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, store: Path, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHUNT_CONTROLLER_REPLAN", "false")  # of nodes like those that were lost
     path = tmp_path / "market.yaml"
     path.write_text(MARKET)
     options = ("--market", str(path), "--node-speeds", "3:1,3:1", "--nodes-max", "8")
-    async with meshes.running(tmp_path / "mesh", options=options) as mesh:
+    async with meshes.running(tmp_path / "mesh", options=options, store=store) as mesh:
         first = await mesh.status()
         assert _living(first) == {"spot-3": 2, "spot-1": 2}
         assert all(node["declared"] for node in first["nodes"]), first["nodes"]

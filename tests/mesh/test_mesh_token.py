@@ -21,10 +21,10 @@ def _variables(pid: int) -> list[str]:
 
 
 async def test_engines_serve_with_their_nodes_tokens_alone(
-    tmp_path: Path, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, store: Path, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(mesh_token.VARIABLE, TOKEN)
-    async with meshes.running(tmp_path / "mesh") as mesh:
+    async with meshes.running(tmp_path / "mesh", store=store) as mesh:
         body = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
         record = await meshes.stream_chat(
             client, mesh.url(), {**body, "temperature": 0}, meshes.StreamRecord()

@@ -22,9 +22,10 @@ STREAMS = 4
 
 @pytest.mark.timeout(120)
 async def test_a_killed_pipeline_forms_with_the_spare_and_nothing_is_loaded_for_it(
-    tmp_path: Path, client: httpx.AsyncClient
+    tmp_path: Path, store: Path, client: httpx.AsyncClient
 ) -> None:
-    async with meshes.running(tmp_path / "mesh", options=("--spares", "1")) as mesh:
+    options = ("--spares", "1")
+    async with meshes.running(tmp_path / "mesh", options=options, store=store) as mesh:
         bodies = [body | {"ignore_eos": True} for body in meshes.request_bodies(TOKENS)[:STREAMS]]
         load = chaos.Load(mesh, bodies, await meshes.undisturbed(client, mesh.url(), bodies))
         status = await tiny_mesh.until_status(mesh, _is_warm)

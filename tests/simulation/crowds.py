@@ -1,7 +1,9 @@
 """Hundreds of readers on few slots of a busy machine, and nothing is lost: nothing may move.
 
 Every process lags now and then for up to a second or so: frames, beats and timers are late, and
-steps take far longer than they should. Run as a program with seeds it prints the first violation.
+steps take far longer than they should. In half of the crowds all connections of a router to a head
+break at once now and then, and new ones do not come to stand for a while: on a busy machine pings
+go unanswered, too. Run as a program with seeds it prints the first violation.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ READERS = (150, 250, 400)
 LAG_S = 1.2
 AWAKE_S = 1.0
 ARRIVE_S = 1.5
+OVERRUN_S = 3.0
 END_S = 600.0
+OUT_OF_REACH_S = 10.0
+"""More than anybody is without a connection."""
 RECOVER_S = 5.0
 """Far less than most readers wait for their turn: to be queued is no trouble."""
 
@@ -35,14 +40,18 @@ class Crowd:
         settings = SimulationSettings(exact=seed % 2 == 0)
         self.oracle = Oracle(exact=settings.exact)
         cluster = replace(settings.cluster, progress_s=5.0, node_lost_s=3.0)
-        follower = FollowerSettings(recover_s=RECOVER_S)
-        settings = replace(settings, cluster=cluster, follower=follower)
+        self.overrun = seed % 4 < 2
+        follower = FollowerSettings(recover_s=OUT_OF_REACH_S if self.overrun else RECOVER_S)
+        head = replace(settings.head, detach_s=OUT_OF_REACH_S)
+        settings = replace(settings, cluster=cluster, follower=follower, head=head)
         self.world = World(random, settings, self.oracle)
         self.oracle.world = self.world
         self.readers = random.choice(READERS)
         for number in range(self.readers):
             self.world.clock.after(ARRIVE_S + random.random(), self._arrive, number)
         self.world.clock.after(ARRIVE_S, self._be_busy)
+        if self.overrun:
+            self.world.clock.after(ARRIVE_S + AWAKE_S, self._overrun)
 
     def _arrive(self, number: int) -> None:
         random = self.random
@@ -64,6 +73,13 @@ class Crowd:
         again_s = LAG_S + AWAKE_S * self.random.random()
         self.world.clock.after(again_s, self._lag, process)
 
+    def _overrun(self) -> None:
+        """No connection of a router to a head holds."""
+        world, random = self.world, self.random
+        router, engine = random.choice(world.routers), random.choice(world.engines)
+        world.network.overrun_for(router, engine, OVERRUN_S * random.random())
+        world.clock.after(OVERRUN_S + AWAKE_S * random.random(), self._overrun)
+
     def run(self) -> None:
         """Raises Violation."""
         world, oracle = self.world, self.oracle
@@ -73,7 +89,10 @@ class Crowd:
 
         world.clock.run(END_S, done)
         oracle.check_ended()
-        oracle.check_stillness()
+        if self.overrun:
+            oracle.check_unmoved()
+        else:
+            oracle.check_stillness()
         oracle.check_one_sequence()
         world.clock.run(world.clock.now_s + 30.0)
         oracle.check_serves()

@@ -21,8 +21,9 @@ from services.common.demand import Demand
 from services.common.errors import ShuntError
 from services.common.generation import GenerationRequest, Sampling
 from services.common.nodes import NodeShape
+from services.common.notices import NoticeKind
 from services.controller.core.cluster.goals import Aim, Goal, Goals
-from services.controller.core.cluster.market import NoticeKind, Offer
+from services.controller.core.cluster.market import Offer
 from services.controller.core.cluster.question import Wishes, question
 from services.controller.core.cluster.replanning import Ask
 from services.router.core.demand import DemandCounter
@@ -49,6 +50,8 @@ TWO_MODELS = 0.3
 """Share of the markets in which two models share the nodes, and the budget."""
 SPARED = 0.25
 """Share of the markets whose mesh keeps up to two spares."""
+ADVISED = 0.3
+"""Share of the markets that say of a node, without a deadline, that they are likely to take it."""
 SPENT_ANEW = 0.2
 """Share of the markets in which an operator sets another budget."""
 NODES_MAX = 7
@@ -108,6 +111,10 @@ class MarketSchedule:
         if self._spends.random() < SPENT_ANEW:
             at_s = STARTS_S + (FAULTS_CEASE_S - STARTS_S) * self._spends.random()
             clock.after(at_s, self._happens, "spends")
+        self._advises = Random(f"market {seed} advises")
+        if self._advises.random() < ADVISED:
+            at_s = STARTS_S + (FAULTS_CEASE_S - STARTS_S) * self._advises.random()
+            clock.after(at_s, self._happens, "advised")
         clock.after(STARTS_S, self._watch)
         self._demand = DemandCounter()
         self._rate_rps = random.choice(RATES)
@@ -268,6 +275,22 @@ class MarketSchedule:
         self.world.provider.notice(node_id, notice_s, taken=taken, kind=kind)
         return True
 
+    def advised(self) -> bool:
+        """One is likely to be taken, as its engine hears, or the provider says, or both; in the end
+        it is not, or is, without another word."""
+        engines, random = self.world.engines, self._advises
+        if not engines:
+            return False
+        self.disruptions += 1
+        engine = random.choice(engines)
+        if random.random() < 0.7:
+            engine.advise()
+        if random.random() < 0.5:
+            taken, notice_s = random.random() < 0.3, random.choice((1.0, 5.0))
+            kind = NoticeKind.REBALANCE
+            self.world.provider.notice(engine.node_id, notice_s, taken=taken, kind=kind)
+        return True
+
     def operator(self) -> bool:
         """Hands in a plan of its own, for another objective."""
         controller = self.world.controller
@@ -395,6 +418,7 @@ HAPPENINGS: dict[str, Callable[[MarketSchedule], bool]] = {
     "pool_taken": MarketSchedule.pool_taken,
     "one_taken": MarketSchedule.one_taken,
     "noticed": MarketSchedule.noticed,
+    "advised": MarketSchedule.advised,
     "operator": MarketSchedule.operator,
     "replans": MarketSchedule.replans,
     "deploys": MarketSchedule.deploys,
@@ -405,7 +429,7 @@ HAPPENINGS: dict[str, Callable[[MarketSchedule], bool]] = {
     "crash_in_change": MarketSchedule.crash,
     "trouble": MarketSchedule.trouble,
 }
-EVENTS = tuple(name for name in HAPPENINGS if name not in ("crash_in_change", "spends"))
+EVENTS = tuple(name for name in HAPPENINGS if name not in ("crash_in_change", "spends", "advised"))
 
 
 def main(first: int, count: int, patience: int) -> int:

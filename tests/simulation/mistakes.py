@@ -9,6 +9,7 @@ HELD = "services/engine/core/held.py"
 NODE = "services/controller/core/cluster/node.py"
 LOSSES = "services/controller/core/cluster/losses.py"
 STEPS = "services/controller/core/cluster/steps.py"
+SURPLUS = "services/controller/core/cluster/surplus.py"
 CHANGES = "services/controller/core/cluster/changes.py"
 LEDGER = "services/controller/core/ledger/ledger.py"
 DIFFERENCE = "services/controller/core/cluster/difference.py"
@@ -19,6 +20,10 @@ TOKEN_RUN = "services/common/token_run.py"
 GENERATION = "services/common/generation.py"
 SCHEDULER = "services/engine/core/scheduler.py"
 BLOCKS = "services/engine/core/blocks.py"
+SEQUENCE = "services/engine/core/sequence.py"
+SHARING = "services/engine/core/sharing.py"
+PREFIX = "services/common/prefix.py"
+ENTRY = "services/controller/core/ledger/entry.py"
 BATCHING = "services/engine/core/batching.py"
 TEXT = "services/router/core/text.py"
 TURNS = "services/controller/core/cluster/turns.py"
@@ -117,14 +122,14 @@ MISTAKES = (
     Mistake(
         "nobody parks what nobody reads",
         HEAD,
-        "if unread_s >= settings.detach_s:",
-        "if unread_s >= 1e9:",
+        "if unread_s >= settings.detach_s and",
+        "if unread_s >= 1e9 and",
     ),
     Mistake(
         "what nobody reads keeps its place",
         HELD,
-        "[*(SetUnread(key, unread) for key in self.keys_in_batch), WakeCheckpoints()]",
-        "[*(SetUnread(key, False) for key in self.keys_in_batch), WakeCheckpoints()]",
+        "[*(SetUnread(key, unread) for key in keys), WakeCheckpoints()]",
+        "[*(SetUnread(key, False) for key in keys), WakeCheckpoints()]",
     ),
     Mistake(
         "max_tokens off by one",
@@ -135,8 +140,8 @@ MISTAKES = (
     Mistake(
         "the reader asks without its ids",
         FOLLOWER,
-        "        question = ResumeQuestion(name, epoch, request, held, left, self._reason)",
-        "        question = ResumeQuestion(name, epoch, request, (), left, self._reason)",
+        "(name, epoch, request, held, left, self._reason, unheard_s)",
+        "(name, epoch, request, (), left, self._reason, unheard_s)",
     ),
     Mistake(
         "silence of a head is its death",
@@ -156,6 +161,13 @@ MISTAKES = (
         FOLLOWER,
         "        if serves:\n",
         "        if serves and self._silent_s < settings.silence_s:\n",
+        "crowds.py",
+    ),
+    Mistake(
+        "a head that is not reached for a moment is left",
+        LEDGER,
+        " and question.unheard_s < self.settings.unheard_s:\n",
+        " and question.unheard_s < 0:\n",
         "crowds.py",
     ),
     Mistake(
@@ -185,7 +197,7 @@ MISTAKES = (
     ),
     Mistake(
         "a spare ends as any node without a place",
-        STEPS,
+        SURPLUS,
         "            and not (node.lost or node.leaving or node.node_id in stay)",
         "            and not (node.lost or node.leaving)",
     ),
@@ -204,31 +216,88 @@ MISTAKES = (
     Mistake(
         "more is admitted than there are blocks for",
         SCHEDULER,
-        "            if not self._has_room(needed):",
+        "            if not self._has_room(self._sharing.lacking(sequence, found)):",
         "            if not self._slots:",
     ),
     Mistake(
         "who is cancelled in a step in flight keeps its blocks",
         SCHEDULER,
-        "        if sequence.slot >= 0:\n"
-        "            self._vacate(sequence)\n        elif sequence in",
+        "        if sequence.slot >= 0:\n            self._vacate(sequence)\n\n    def _vacate",
         "        if sequence.slot >= 0 and not sequence.in_flight:\n"
-        "            self._vacate(sequence)\n        elif sequence in",
+        "            self._vacate(sequence)\n\n    def _vacate",
     ),
     Mistake(
         "a block is freed twice",
         BLOCKS,
-        "            if not self._used[block]:\n"
-        '                raise ValueError(f"block {block} is free already")\n'
-        "            self._used[block] = 0\n"
-        "            self._free.append(block)\n",
-        "            self._free += (block, block)\n",
+        "                self._empty.append(block)\n\n    def take_use",
+        "                self._empty += (block, block)\n\n    def take_use",
     ),
     Mistake(
         "a preempted sequence goes on where it was",
-        SCHEDULER,
-        "        sequence.computed = 0\n",
+        SHARING,
+        "        sequence.computed = len(found) * BLOCK_SIZE\n        self._blocks.use.q",
+        "        sequence.computed = max(sequence.computed, len(found) * BLOCK_SIZE)\n"
+        "        self._blocks.use.q",
+    ),
+    Mistake(
+        "a block counts as computed before its rows run",
+        SHARING,
+        "        full = sequence.computed // BLOCK_SIZE\n",
+        "        full = len(sequence.tokens) // BLOCK_SIZE\n",
+    ),
+    Mistake(
+        "a block's name says nothing of the ids before it",
+        PREFIX,
+        "    return blake2b(parent + array",
+        "    return blake2b(array",
+    ),
+    Mistake(
+        "a block's name says nothing of the salt",
+        PREFIX,
+        "    salted = length + digest + request.cache_salt.encode()",
+        "    salted = length + digest",
+    ),
+    Mistake(
+        "a block that others use is given back whole",
+        BLOCKS,
+        "            self._users[block] -= 1\n",
+        "            self._users[block] = 0\n",
+    ),
+    Mistake(
+        "what was evicted is found again",
+        BLOCKS,
+        "        del self._by_hash[block_hash]\n",
         "",
+    ),
+    Mistake(
+        "a prompt that is all there has no row to compute",
+        SEQUENCE,
+        "        return (len(self.tokens) - 1) // BLOCK_SIZE",
+        "        return len(self.tokens) // BLOCK_SIZE",
+    ),
+    Mistake(
+        "found blocks are not taken from what is free",
+        SHARING,
+        "        return fresh + self._blocks.idle_among(found)",
+        "        return fresh",
+    ),
+    Mistake(
+        "a resumed stream forgets what was cached",
+        ENTRY,
+        "choice.run.append(span.start, span.ids, span.logprobs, span.cached_tokens)",
+        "choice.run.append(span.start, span.ids, span.logprobs)",
+    ),
+    Mistake(
+        "rows of guesses count as computed, right or wrong",
+        SCHEDULER,
+        "            sequence.computed = end\n",
+        "            sequence.computed = start + rows\n",
+    ),
+    Mistake(
+        "guesses go beyond the blocks that their sequence has",
+        SHARING,
+        "        return min(drafts, len(sequence.blocks) * BLOCK_SIZE - len(sequence.tokens))",
+        "        return drafts",
     ),
     Mistake(
         "who is stopped in a step in flight is forgotten at once",
@@ -251,8 +320,8 @@ MISTAKES = (
     Mistake(
         "a generation is granted to whichever model's head",
         GRANTING,
-        "        and head.route.model == request.model\n",
-        "",
+        "return head.route.model == request.model and",
+        "return",
     ),
     Mistake(
         "a hand-over begins before those that serve have prepared what follows",
@@ -282,7 +351,7 @@ MISTAKES = (
     Mistake(
         "an offer that said no is taken again",
         MARKET,
-        "        if self.open_count(offer_id) and not shut:",
+        "        if self.open_count(offer_id) and not self._pauses.goes_on(offer_id, now_s):",
         "        if self.open_count(offer_id):",
         MARKETS,
     ),
@@ -330,6 +399,20 @@ MISTAKES = (
         MARKETS,
     ),
     Mistake(
+        "advice is taken for a notice",
+        DEALER,
+        "            case NodeNotice(node_id, _, kind) if kind.is_advice:",
+        "            case NodeNotice(node_id, _, kind) if False:",
+        MARKETS,
+    ),
+    Mistake(
+        "nothing comes of advice",
+        STEPS,
+        "        elif node.outgoing and (",
+        "        elif node.deadline_s is not None and (",
+        MARKETS,
+    ),
+    Mistake(
         "an answer to an older question is taken up",
         SUCCESSION,
         "        newest = asked.number == view.next_plan_number",
@@ -338,7 +421,7 @@ MISTAKES = (
     ),
     Mistake(
         "nodes of the old plan run on",
-        STEPS,
+        SURPLUS,
         "        done = all(p.is_ready for p in state.restless())",
         "        done = False",
         MARKETS,

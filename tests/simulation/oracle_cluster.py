@@ -28,7 +28,13 @@ from simulator.processes.controller import SimulatedController
 from simulator.processes.engine import SimulatedEngine
 from simulator.processes.stages import LAYER_COUNT
 
-TROUBLES = ("node_lost", "interruption_noticed", "load_failed", "node_released")
+TROUBLES = (
+    "node_lost",
+    "interruption_noticed",
+    "replacement_advised",
+    "load_failed",
+    "node_released",
+)
 SLACK = 1e-6
 WANTING = ("node_lost", "interruption_noticed", "load_failed", "stage_taken", "plan_ready")
 """Each may cost a spare."""
@@ -288,7 +294,7 @@ class ClusterOracle(Watch):
         """No node was launched but for one that was lost, noticed or given up, or for a seat that
         a plan left open."""
         kinds = Counter(kind for _, kind, _ in self.events)
-        reasons = sum(kinds[kind] for kind in ("node_lost", "interruption_noticed", "load_failed"))
+        reasons = sum(kinds[kind] for kind in TROUBLES if kind != "node_released")
         launches = sum(bool(p) for _, kind, p in self.events if kind == "node_launched")
         if launches > reasons + self.vacancies:
             self.fail(16, f"{launches} launches for {reasons} + {self.vacancies}")

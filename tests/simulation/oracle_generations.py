@@ -1,4 +1,4 @@
-"""Invariants of a generation: 1 to 11, and 19, of the list in oracles.py."""
+"""Invariants of a generation: 1 to 11, 19 and 30, of the list in oracles.py."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from services.common.errors import (
     Unavailable,
 )
 from services.common.exchange import Checkpoint, Frame, Grant, Phase, ResumeQuestion
-from services.common.generation import FinishReason, GenerationRequest
+from services.common.generation import FinishReason, GenerationRequest, TokenSpan
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
 from services.controller.core.ledger.records import (
@@ -30,8 +30,9 @@ from services.controller.core.ledger.records import (
     IdsAppended,
     Record,
 )
+from services.engine.backend import BLOCK_SIZE
 from services.engine.core.actions import SequenceKey
-from services.engine.core.generations import Generations
+from services.engine.core.batching import Batching
 from services.engine.core.held import Life
 from services.engine.core.scheduler import Step
 from services.router.core.follower import Follower
@@ -49,6 +50,8 @@ class Durable:
 
     epoch: int
     ids: defaultdict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+    cached: int = 0
+    """What its first choice found of the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,15 +136,18 @@ class GenerationOracle(Watch):
                     self.fail(3, f"{name}: epoch {record.epoch} behind {held.epoch}")
                 held.epoch = record.epoch
                 for span in record.spans:
-                    self._append(name, span.choice, span.start, span.ids)
+                    self._append(name, span)
             if isinstance(record, IdsAppended):
-                self._append(name, record.span.choice, record.span.start, record.span.ids)
+                self._append(name, record.span)
 
-    def _append(self, name: str, choice: int, start: int, ids: Sequence[int]) -> None:
-        held = self._durable[name].ids[choice]
-        if start != len(held):
-            self.fail(3, f"{name}: an append at {start} of a journal of {len(held)}")
-        held += ids
+    def _append(self, name: str, span: TokenSpan) -> None:
+        durable = self._durable[name]
+        held = durable.ids[span.choice]
+        if span.start != len(held):
+            self.fail(3, f"{name}: an append at {span.start} of a journal of {len(held)}")
+        if not held and not span.choice:
+            durable.cached = span.cached_tokens
+        held += span.ids
 
     def before(self, ledger: Ledger, checkpoint: Checkpoint) -> Any:
         """State before a checkpoint, for comparison behind it."""
@@ -236,9 +242,10 @@ class GenerationOracle(Watch):
 
     # Heads and readers
 
-    def batched(self, generations: Generations, step: Step) -> None:
+    def batched(self, batching: Batching, step: Step) -> None:
         """A head chose what runs in its next step."""
-        held, running = generations._held, set(step.keys)
+        self._check_blocks(batching)
+        held, running = batching.generations._held, set(step.keys)
         waits = [
             key
             for generation in held.values()
@@ -252,6 +259,24 @@ class GenerationOracle(Watch):
             if waits and generation.reader is None and unread_s > YIELDS_WITHIN_S:
                 name = key.generation_id
                 self.fail(11, f"{waits} wait behind {name}, unread for {unread_s:.2f} s")
+
+    def _check_blocks(self, batching: Batching) -> None:
+        lead = batching.lead
+        if lead is None:
+            return
+        running = lead.scheduler._running.values()
+        uses = Counter(block for sequence in running for block in sequence.blocks)
+        counted = {block: n for block, n in enumerate(lead.scheduler.blocks._users) if n}
+        if uses != counted:
+            self.fail(30, f"blocks are used {uses}, and counted as {counted}")
+        texts: dict[int, Any] = {}
+        for sequence in running:
+            for index, block in enumerate(sequence.blocks):
+                if uses[block] > 1:
+                    request, end = sequence.request, (index + 1) * BLOCK_SIZE
+                    text = request.model, request.cache_salt, sequence.tokens[:end]
+                    if texts.setdefault(block, text) != text:
+                        self.fail(30, f"block {block} is for {text} and for {texts[block]}")
 
     def sampled(self, head: str, key: SequenceKey, position: int, token: int) -> None:
         """A last stage drew a token."""
@@ -296,12 +321,17 @@ class GenerationOracle(Watch):
         if client.error is not None:
             self._error(client)
             return
-        counted = Usage(len(client.request.prompt_ids), sum(map(len, client.ids)))
-        if client.usage != counted:
+        prompt, cached = len(client.request.prompt_ids), 0
+        if client.usage is not None:
+            cached = client.usage.cached_tokens
+        counted = Usage(prompt, sum(map(len, client.ids)), cached)
+        if client.usage != counted or not 0 <= cached < prompt or cached % BLOCK_SIZE:
             self.fail(6, f"{client.name}: {client.usage}, but it had {counted}")
         if None in client.finish:
             self.fail(5, f"{client.name} ended with {client.finish}")
         if client.first is not None and client.first.error is None and client.first.ended:
+            if self._counts_once and client.usage != client.first.usage:
+                self.fail(6, f"{client.name}: another router counts {client.first.usage}")
             for choice in range(client.request.choices):
                 if answer(client, choice) != answer(client.first, choice):
                     self.fail(6, f"{client.name}: another router gives {answer(client, choice)}")
@@ -310,6 +340,11 @@ class GenerationOracle(Watch):
                 has, right = answer(client, choice), self._reference(client.request, choice)
                 if has != right:
                     self.fail(6, f"{client.name}: {has} is not {right}")
+
+    @property
+    def _counts_once(self) -> bool:
+        """A generation that starts over finds another cache."""
+        return self.world is not None and self.world.settings.ledger.strategy.migration
 
     def _error(self, client: Client) -> None:
         error = client.error
@@ -342,6 +377,9 @@ class GenerationOracle(Watch):
             durable = self._durable.get(client.request.generation_id)
             if client.error is not None or durable is None:
                 continue
+            counted = client.usage if durable.ids[0] and self._counts_once else None
+            if counted is not None and counted.cached_tokens != durable.cached:
+                self.fail(6, f"{client.name}: {counted}, but the journal has {durable.cached}")
             for choice, ids in enumerate(client.ids):
                 held = durable.ids[choice]
                 if held[: len(ids)] != ids[: len(held)]:
@@ -356,10 +394,14 @@ class GenerationOracle(Watch):
             if self.grants[name] > faults + planned + client.rejoins:
                 self.fail(9, f"{name}: {self.grants[name]} grants for {faults} faults")
 
+    def check_unmoved(self) -> None:
+        """Nothing was lost: nobody moved, nobody was told of an error."""
+        if (moved := sum(self.grants.values())) or self.errors:
+            self.fail(9, f"{moved} grants, {self.errors}, and nothing was lost")
+
     def check_stillness(self) -> None:
-        """Nothing was lost: nobody moved, nobody asked, nobody was told of an error."""
-        if moved := sum(self.grants.values()):
-            self.fail(9, f"{moved} grants and {self.questions} questions, and nothing was lost")
+        """Nor did anybody ask."""
+        self.check_unmoved()
         if self.questions or self.errors:
             self.fail(9, f"{self.questions} questions, {self.errors}, and nothing was lost")
 

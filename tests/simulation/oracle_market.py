@@ -1,4 +1,4 @@
-"""Invariants of plans that change and of what is bought for them: 22 to 29 of the list in
+"""Invariants of plans that change and of what is bought for them: 22 to 30 of the list in
 oracles.py."""
 
 from __future__ import annotations
@@ -232,11 +232,25 @@ class MarketOracle(ClusterOracle):
         """Of the event log."""
         super().cluster_event(cluster, event)
         state = cluster._state
+        if event.kind == "interruption_noticed" and event.attributes["kind"] == "rebalance":
+            self.fail(30, f"{event.node_id} was advised, and has a deadline")
         if event.kind == "handover_started":
             drained = state.pipelines.get(event.pipeline_id)
             if drained is not None and drained.retiring and drained.drains:
                 overlaps = cluster.settings.strategy.concurrent_initialisation
                 self._gives_way(state, drained, overlaps=overlaps)
+            elif drained is not None and drained.drains:
+                self._follows(state, drained)
+
+    def _follows(self, state: State, drained: Pipeline) -> None:
+        """A formation that the plan has is drained; where only advice has it so, for those who hold
+        what they are to take over."""
+        if state.draining(drained):
+            return
+        nodes = state.nodes
+        followed = [s for s in drained.seats if nodes[s.node_id].advised and s.successor_id]
+        if not followed or not all(nodes[s.successor_id].holds(s.stage) for s in followed):
+            self.fail(30, f"{drained.pipeline_id} goes, and nobody that holds its stages follows")
 
     def _gives_way(self, state: State, drained: Pipeline, *, overlaps: bool) -> None:
         """A formation that the plan lacks is drained; where nothing else serves, everything the
@@ -274,7 +288,22 @@ class MarketOracle(ClusterOracle):
         """What runs is what the plan says, nothing else runs or is paid for, nobody waits for a
         plan, and spares hold what they can."""
         settled = self.carried_out() and not self._operators and not self.cold_spares()
-        return settled and not self._idle() and not self._wrong_books()
+        return settled and not (self._idle() or self._wrong_books() or self._unfollowed())
+
+    def _unfollowed(self) -> list[str]:
+        """Nodes that are likely to be taken away and serve, though nothing keeps others from it."""
+        state = self._state
+        if state is None:
+            return []
+        seats = [seat for p in state.wanted() for seat in p.seats if not p.unlike]
+        return [
+            seat.node_id
+            for seat in seats
+            if seat.node_id in state.nodes
+            and state.nodes[seat.node_id].advised
+            and state.nodes[seat.node_id].usable
+            and not seat.launches.failures
+        ]
 
     def _idle(self) -> list[str]:
         """Nodes that run, that no plan has a place for, and that are no spares."""
@@ -310,6 +339,8 @@ class MarketOracle(ClusterOracle):
             self.fail(18, f"{cold} are kept, and hold less than they could")
         if wrong := self._wrong_books():
             self.fail(28, f"the books say {wrong}")
+        if unfollowed := self._unfollowed():
+            self.fail(30, f"{unfollowed} are likely to go, and nobody follows")
         if self._operators:
             self.fail(25, "an operator who asked for a plan was told nothing")
         if self.world is not None:

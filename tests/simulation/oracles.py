@@ -7,7 +7,8 @@ head; 3 the journal grows by append, epochs rise, a base has all that was acknow
 way; 6 usage and finish are the same at every router; 7 a message twice does what one does; 8 at
 rest nothing is left over, and the status agrees with itself; 9 moves are no more than faults and
 planned moves; 10 a planned move samples nothing again; 11 nothing that is read waits behind what is
-not; 19 it is at heads of its own model alone.
+not; 19 it is at heads of its own model alone; 30 a head's blocks are counted as often as they are
+used, and what two sequences use is the same of both: model, salt and every id up to its end.
 
 Of every core: 12 it raises what is no domain error for nobody.
 
@@ -28,7 +29,8 @@ two plans have in common goes on untouched, and none counts as such whose node w
 offer than the newer one names; 27 nothing is improved within the cool-down, and when nothing
 happens any more at most CHANGES_AT_REST plans are chosen; 28 at rest nothing runs that the plan has
 no place for, or that waits for the seat of a node that stays, and the controller's books agree with
-the provider's; 29 no plan comes back behind a newer one.
+the provider's; 29 no plan comes back behind a newer one; 30 advice is no notice: who is likely to
+go serves until somebody who holds its stage follows, and somebody does where one is to be had.
 """
 
 from __future__ import annotations

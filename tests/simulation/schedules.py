@@ -123,6 +123,7 @@ class Schedule:
         self.world.network.struck = self._struck
         self.hits: Counter[tuple[str, str]] = Counter()
         self.disruptions = 0
+        self._alike = Random(f"{seed} alike")
         self._arrivals = random.choice((1, 2, 2, 3, 4))
         self._long: set[int] = set()
         """Clients whose generations must last until a fault finds its phase."""
@@ -218,10 +219,12 @@ class Schedule:
         random = self.random
         max_tokens = 150 if number in self._long else random.choice((4, 40, 80))
         max_tokens = ENDLESS if number in self._endless else max_tokens
+        model = self._models.choice(self.world.settings.goals.deployed).model
+        prompt = [random.randrange(1000) for _ in range(random.choice(PROMPTS))]
         request = GenerationRequest(
             f"g{number}",
-            self._models.choice(self.world.settings.goals.deployed).model,
-            tuple(random.randrange(1000) for _ in range(random.choice(PROMPTS))),
+            model,
+            self._begun_alike(prompt),
             Sampling(
                 max_tokens=max_tokens,
                 seed=random.randrange(1000),
@@ -233,8 +236,21 @@ class Schedule:
                 random.choice(STOPS) if random.random() < 0.3 and max_tokens <= 100 else ()
             ),
             ask_digest=f"d{number}" if number in self._whole else "",
+            cache_salt=self._alike.choice(("", "", "", "a")),
         )
         self._arrived[number] = self.world.ask(request)
+
+    def _begun_alike(self, prompt: list[int]) -> tuple[int, ...]:
+        """Most prompts have a beginning in common, some of them but for the first id; some are no
+        more than that, and fill their blocks."""
+        if self._alike.random() < 0.7:
+            end = self._alike.choice((16, 32, 40))
+            prompt[:end] = range(len(prompt[:end]))
+            if self._alike.random() < 0.3:
+                prompt[0] = 7
+            if end == 32:
+                del prompt[end:]
+        return tuple(prompt)
 
     def _strange(self) -> None:
         self._stranger.turn()

@@ -171,8 +171,11 @@ class Stranger:
         if actions:
             self.fail(4, f"a stranger moved the cluster: {actions}")
         self._refused(cluster.interrupt, "nobody", 1.0, False, now_s)
+        view = cluster.view
         for text in SLIPS:
-            self._refused(operators_plan, text, cluster.view.next_plan_number, cluster.goals)
+            self._refused(
+                operators_plan, text, view.next_plan_number, cluster.goals, view.backends()
+            )
         try:
             cluster.heartbeat(Beat("nobody", "somebody", ""), now_s)
         except NotFound:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("services", "simulator", "protos")
+SOURCES = ("services", "simulator", "protos", "deploy/ec2")
 FILES = ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", "CHANGELOG.md")
 
 IMPORT_ALL = """
@@ -22,7 +22,11 @@ import services, shuntserve
 roots = (services, shuntserve)
 names = [m.name for p in roots for m in pkgutil.walk_packages(p.__path__, p.__name__ + ".")]
 for name in names:
-    importlib.import_module(name)
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:  # of an environment of its own: tests/vllm imports these
+        if error.name != "vllm" or not name.startswith("services.engine.vllm."):
+            raise
 assert all(path.startswith(sys.prefix) for path in services.__path__), services.__path__
 assert all(path.startswith(sys.prefix) for path in shuntserve.__path__), shuntserve.__path__
 print(len(names), *sorted({n.split(".")[1] for n in names}))
@@ -70,7 +74,8 @@ def test_every_module_of_the_wheel_imports_outside_the_tree(wheel: Path, tmp_pat
     count, *services = result.stdout.split()
     assert int(count) > 100
     assert services == [
-        *("cli", "common", "controller", "engine", "model", "placement", "router", "tensorstore"),
+        *("cli", "common", "controller", "engine", "launcher"),
+        *("model", "placement", "router", "tensorstore"),
     ]
 
 
@@ -79,6 +84,9 @@ def test_the_wheel_carries_what_is_read_at_run_time(wheel: Path) -> None:
         names = archive.namelist()
     assert "services/placement/estimate/data/gpus.yaml" in names
     assert "services/engine/native/kernels/stage.cpp" in names
+    deployed = (path for path in (ROOT / "deploy/ec2").rglob("*") if path.is_file())
+    carried = {f"services/cli/ec2/data/{p.relative_to(ROOT / 'deploy/ec2')}" for p in deployed}
+    assert carried <= {*names}
     assert "shuntserve/engine/v1/engine_pb2.pyi" in names
     assert not [name for name in names if name.startswith(("tests/", "bench/", "gen/"))]
     assert "shuntserve/__init__.py" not in names

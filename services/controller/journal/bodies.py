@@ -13,22 +13,33 @@ from typing import Any, TypeVar
 from shuntserve.journal.v3 import journal_pb2 as pb
 
 from services.common.errors import DataLoss
+from services.common.exchange import GenerationState, GenerationView
 from services.common.generation import (
+    PLAIN,
+    SAMPLING,
+    AnswerParts,
+    CallForm,
     CancelReason,
     FinishReason,
     GenerationKind,
     GenerationRequest,
+    Grammar,
     ModelRef,
+    PriorityClass,
+    ResponseTerms,
     Sampling,
+    Thinking,
     TokenLogprob,
     TokenSpan,
 )
+from services.common.sampling_fields import Kind
 from services.controller.core.ledger.records import (
     Ended,
     Forgotten,
     Granted,
     HeadBound,
     IdsAppended,
+    Kept,
     Record,
     Sealed,
 )
@@ -41,6 +52,7 @@ FINISH_REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
     FinishReason.CANCELLED: pb.FINISH_REASON_CANCELLED,
+    FinishReason.GRAMMAR: pb.FINISH_REASON_GRAMMAR,
 }
 CANCEL_REASONS = {
     CancelReason.CLIENT: pb.CANCEL_REASON_CLIENT,
@@ -50,6 +62,25 @@ GENERATION_KINDS = {
     GenerationKind.CHAT: pb.GENERATION_KIND_CHAT,
     GenerationKind.COMPLETION: pb.GENERATION_KIND_COMPLETION,
 }
+CALL_FORMS = {
+    None: pb.CALL_FORM_UNSPECIFIED,
+    CallForm.HERMES: pb.CALL_FORM_HERMES,
+    CallForm.LLAMA: pb.CALL_FORM_LLAMA,
+    CallForm.MISTRAL: pb.CALL_FORM_MISTRAL,
+    CallForm.MISTRAL_ARGS: pb.CALL_FORM_MISTRAL_ARGS,
+}
+THINKING = {
+    Thinking.NONE: pb.THINKING_UNSPECIFIED,
+    Thinking.MAY: pb.THINKING_MAY,
+    Thinking.BEGUN: pb.THINKING_BEGUN,
+}
+PRIORITY_CLASSES = {
+    PriorityClass.STANDARD: pb.PRIORITY_CLASS_UNSPECIFIED,
+    PriorityClass.PROTECTED: pb.PRIORITY_CLASS_PROTECTED,
+    PriorityClass.TOLERANT: pb.PRIORITY_CLASS_TOLERANT,
+}
+_AS_THEY_ARE = {name: row for name, row in SAMPLING.items() if row.kind is not Kind.BIASES}
+"""Sampling fields that are one field of the file, of the same name."""
 _IDS_APPENDED = KINDS[IdsAppended]
 
 
@@ -65,7 +96,7 @@ def stored(record: Record) -> tuple[int, bytes]:
                 pipeline_id=pipeline_id,
                 request=_request_to(request),
             )
-        case Granted(_, epoch, incarnation, formation_id, pipeline_id, request, spans):
+        case Granted(_, epoch, incarnation, formation_id, pipeline_id, request, spans, numerics):
             body = pb.Granted(
                 epoch=epoch,
                 incarnation=incarnation,
@@ -73,13 +104,14 @@ def stored(record: Record) -> tuple[int, bytes]:
                 pipeline_id=pipeline_id,
                 request=_request_to(request),
                 spans=map(_span_to, spans),
+                numerics_class=numerics,
             )
         case Sealed(_, epoch):
             body = pb.Sealed(epoch=epoch)
         case Ended(_, choice, reason, length):
             body = pb.Ended(choice=choice, reason=CANCEL_REASONS[reason], length=length)
-        case Forgotten():
-            raise TypeError("a forgotten generation has no row")
+        case Forgotten() | Kept():
+            raise TypeError("what is forgotten, or kept elsewhere, has no row among records")
     return KINDS[type(record)], body.SerializeToString()
 
 
@@ -102,8 +134,8 @@ def records_from(generation_id: str, kind: int, body: bytes) -> Iterator[Record]
     elif kind == KINDS[Granted]:
         said = pb.Granted.FromString(body)
         head = (said.incarnation, said.formation_id, said.pipeline_id)
-        spans = tuple(map(_span_from, said.spans))
-        yield Granted(generation_id, said.epoch, *head, _request_from(said.request), spans)
+        asked, spans = _request_from(said.request), tuple(map(_span_from, said.spans))
+        yield Granted(generation_id, said.epoch, *head, asked, spans, said.numerics_class)
     elif kind == KINDS[Sealed]:
         yield Sealed(generation_id, pb.Sealed.FromString(body).epoch)
     elif kind == KINDS[Ended]:
@@ -131,7 +163,28 @@ def joined(bodies: Iterable[bytes]) -> bytes:
             whole.top_ids.extend(span.top_ids)
             whole.top_logprobs.extend(span.top_logprobs)
             whole.finish_reason = whole.finish_reason or span.finish_reason
+            whole.cached_tokens = whole.cached_tokens or span.cached_tokens
     return pb.IdsAppended(spans=wholes.values()).SerializeToString()
+
+
+def kept_to(view: GenerationView) -> bytes:
+    """The body of a generation that is kept."""
+    return pb.Kept(
+        request=_request_to(view.request),
+        spans=map(_span_to, view.spans),
+        epoch=view.epoch,
+        numerics_classes=view.classes,
+        cancelled=view.state is GenerationState.CANCELLED,
+    ).SerializeToString()
+
+
+def kept_from(body: bytes) -> GenerationView:
+    """Raises DataLoss or DecodeError for what `kept_to` never said."""
+    said = pb.Kept.FromString(body)
+    state = GenerationState.CANCELLED if said.cancelled else GenerationState.FINISHED
+    spans = tuple(map(_span_from, said.spans))
+    classes = tuple(said.numerics_classes)
+    return GenerationView(_request_from(said.request), spans, said.epoch, None, state, classes)
 
 
 def value_of(codes: Mapping[T, int], code: int, what: str) -> T:
@@ -147,7 +200,9 @@ def _place(span: pb.Span) -> tuple[int, int, int]:
 
 
 def _span_to(span: TokenSpan) -> pb.Span:
-    message = pb.Span(choice=span.choice, start=span.start, ids=span.ids)
+    message = pb.Span(
+        choice=span.choice, start=span.start, ids=span.ids, cached_tokens=span.cached_tokens
+    )
     if span.finish_reason is not None:
         message.finish_reason = FINISH_REASONS[span.finish_reason]
     if span.logprobs:
@@ -169,6 +224,7 @@ def _span_from(message: pb.Span) -> TokenSpan:
             if message.finish_reason
             else None
         ),
+        cached_tokens=message.cached_tokens,
     )
 
 
@@ -194,6 +250,12 @@ def _request_to(request: GenerationRequest) -> pb.Request:
         include_usage=request.include_usage,
         numerics_class=request.numerics_class,
         ask_digest=request.ask_digest,
+        cache_salt=request.cache_salt,
+        tenant=request.tenant,
+        priority=PRIORITY_CLASSES[request.priority],
+        tenant_weight=request.tenant_weight if request.tenant_weight != 1 else 0,
+        response=None if request.response is None else _response_to(request.response),
+        parts=None if request.parts == PLAIN else _parts_to(request.parts),
     )
 
 
@@ -210,47 +272,55 @@ def _request_from(message: pb.Request) -> GenerationRequest:
         include_usage=message.include_usage,
         numerics_class=message.numerics_class,
         ask_digest=message.ask_digest,
+        cache_salt=message.cache_salt,
+        tenant=message.tenant,
+        priority=value_of(PRIORITY_CLASSES, message.priority, "priority class"),
+        tenant_weight=message.tenant_weight or 1,
+        response=_response_from(message.response) if message.HasField("response") else None,
+        parts=_parts_from(message.parts),
     )
+
+
+def _parts_to(parts: AnswerParts) -> pb.Parts:
+    return pb.Parts(
+        calls=CALL_FORMS[parts.calls],
+        tools=parts.tools,
+        named=parts.named,
+        thinking=THINKING[parts.thinking],
+    )
+
+
+def _parts_from(message: pb.Parts) -> AnswerParts:
+    return AnswerParts(
+        calls=value_of(CALL_FORMS, message.calls, "form of calls"),
+        tools=tuple(message.tools),
+        named=message.named,
+        thinking=value_of(THINKING, message.thinking, "kind of thinking"),
+    )
+
+
+def _response_to(terms: ResponseTerms) -> pb.ResponseTerms:
+    return pb.ResponseTerms(store=terms.store, background=terms.background, details=terms.details)
+
+
+def _response_from(message: pb.ResponseTerms) -> ResponseTerms:
+    return ResponseTerms(message.store, message.background, message.details)
 
 
 def _sampling_to(sampling: Sampling) -> pb.Sampling:
     return pb.Sampling(
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        min_p=sampling.min_p,
-        presence_penalty=sampling.presence_penalty,
-        frequency_penalty=sampling.frequency_penalty,
-        repetition_penalty=sampling.repetition_penalty,
+        **{name: getattr(sampling, name) for name in _AS_THEY_ARE},
         logit_bias_ids=sampling.logit_bias.keys(),
         logit_biases=sampling.logit_bias.values(),
-        top_logprobs=sampling.top_logprobs,
-        max_tokens=sampling.max_tokens,
-        min_tokens=sampling.min_tokens,
-        stop_token_ids=sampling.stop_token_ids,
-        ignore_eos=sampling.ignore_eos,
-        eos_token_ids=sampling.eos_token_ids,
-        seed=sampling.seed,
+        grammar=sampling.grammar.text if sampling.grammar else "",
+        grammar_library=sampling.grammar.library if sampling.grammar else "",
     )
 
 
 def _sampling_from(message: pb.Sampling) -> Sampling:
+    biases = zip(message.logit_bias_ids, message.logit_biases, strict=True)
     return Sampling(
-        max_tokens=message.max_tokens,
-        temperature=message.temperature,
-        top_k=message.top_k,
-        top_p=message.top_p,
-        min_p=message.min_p,
-        presence_penalty=message.presence_penalty,
-        frequency_penalty=message.frequency_penalty,
-        repetition_penalty=message.repetition_penalty,
-        logit_bias=MappingProxyType(
-            dict(zip(message.logit_bias_ids, message.logit_biases, strict=True))
-        ),
-        top_logprobs=message.top_logprobs if message.HasField("top_logprobs") else None,
-        min_tokens=message.min_tokens,
-        stop_token_ids=tuple(message.stop_token_ids),
-        ignore_eos=message.ignore_eos,
-        eos_token_ids=tuple(message.eos_token_ids),
-        seed=message.seed,
+        **{name: row.read(message) for name, row in _AS_THEY_ARE.items()},
+        logit_bias=MappingProxyType(dict(biases)),
+        grammar=(Grammar(message.grammar, message.grammar_library) if message.grammar else None),
     )

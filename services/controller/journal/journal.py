@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from services.common.exchange import GenerationView
 from services.controller.core.ledger.records import Record
 
 
@@ -34,7 +35,16 @@ class Saved:
     value: str | None
 
 
-Item = Record | LoggedEvent | Saved
+@dataclass(frozen=True, slots=True)
+class Outlived:
+    """Of what is kept, all that was put there before then is deleted, and the oldest of more than
+    so many."""
+
+    before_unix_s: float
+    at_most: int
+
+
+Item = Record | LoggedEvent | Saved | Outlived
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +59,14 @@ class Recovered:
 
 
 class JournalRoom(enum.StrEnum):
-    """What the disk has left for the journal."""
+    """What the disk has left for the journal, where it can be asked."""
 
     ENOUGH = "enough"
     RESERVE = "reserve"
     """Only what was set aside, for what must be written: grants, ends, notes."""
     NONE = "none"
+    AWAY = "away"
+    """The database does not answer."""
 
 
 class Journal(Protocol):
@@ -67,7 +79,7 @@ class Journal(Protocol):
 
     @property
     def room(self) -> JournalRoom:
-        """While there is none, writes fail."""
+        """While there is none, or none that answers, writes fail."""
         ...
 
     def tend(self) -> None:
@@ -86,8 +98,19 @@ class Journal(Protocol):
         """
         ...
 
+    async def kept(self, generation_id: str) -> GenerationView | None:
+        """What is kept of a generation that has left the records, as of all that was written
+        before. Raises DataLoss where it is damaged, and Unavailable."""
+        ...
+
     async def settled(self) -> None:
-        """Waits until all that was written before is durable; raises like a write."""
+        """Waits until all that was written before is durable, and it is sure that nobody else
+        writes since this was asked; raises like a write."""
+        ...
+
+    async def confirmed(self) -> None:
+        """Returns once it is sure that nobody else writes since this was asked. Raises Superseded
+        when somebody does, and like a write."""
         ...
 
     async def recover(self) -> Recovered:

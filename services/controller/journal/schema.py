@@ -10,12 +10,12 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from services.common.errors import DataLoss
-from services.controller.journal import schema2, schema3
+from services.controller.journal import schema2, schema3, schema4
 from services.controller.journal.rows import JoinBodies, checksum
 from services.controller.journal.writer import damaged
 
 _log = logging.getLogger(__name__)
-VERSION = 4
+VERSION = 5
 """Of tables, codes and bodies together; the bodies are those of schema 3, shuntserve.journal.v3."""
 RECORDS = (
     """CREATE TABLE records(
@@ -32,6 +32,14 @@ EVENTS = """CREATE TABLE events(
     generation_id TEXT NOT NULL, attributes TEXT NOT NULL, plan INTEGER NOT NULL,
     checksum INTEGER NOT NULL
 )"""
+KEPT = (
+    """CREATE TABLE kept(
+    generation_id TEXT PRIMARY KEY, written_s REAL NOT NULL,
+    body BLOB NOT NULL, checksum INTEGER NOT NULL
+)""",
+    "CREATE INDEX kept_by_time ON kept(written_s)",
+)
+"""What schema 5 added."""
 _SAVED = "CREATE TABLE saved(key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL)"
 INSERT = "INSERT INTO records VALUES (?, ?, ?, ?, ?, ?)"
 MALFORMED = (DecodeError, ValueError, TypeError, IndexError)
@@ -41,7 +49,7 @@ MALFORMED = (DecodeError, ValueError, TypeError, IndexError)
 def readable(connection: sqlite3.Connection, path: Path) -> None:
     """Raises DataLoss for a file of a schema that this program does not know."""
     found = _version(connection)
-    if found not in (0, schema2.VERSION, schema3.VERSION, VERSION):
+    if found not in (0, schema2.VERSION, schema3.VERSION, schema4.VERSION, VERSION):
         raise DataLoss(
             f"{path} has schema {found}, this program reads {schema2.VERSION} to {VERSION}: start"
             f" the program that wrote it, or move {path.name}* away",
@@ -61,7 +69,7 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
         if found:
             _carry_over(connection, path, found)
         else:
-            for statement in (*RECORDS, EVENTS, _SAVED):
+            for statement in (*RECORDS, EVENTS, _SAVED, *KEPT):
                 connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {VERSION}")
         connection.execute("COMMIT")
@@ -91,7 +99,9 @@ def _carry_over(connection: sqlite3.Connection, path: Path, found: int) -> None:
         count = 0
         if found == schema2.VERSION:
             count += schema2.carry_over(connection, RECORDS, INSERT)
-        count += schema3.carry_over(connection, EVENTS)
+        if found <= schema3.VERSION:
+            count += schema3.carry_over(connection, EVENTS)
+        schema4.carry_over(connection, KEPT)
     except DataLoss as error:
         raise damaged(path, error.message) from error
     except MALFORMED as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sqlite3
 import time
@@ -12,19 +11,14 @@ from contextlib import closing
 from pathlib import Path
 
 from services.common.errors import DataLoss, ShuntError
-from services.controller.core.ledger.records import (
-    Ended,
-    Forgotten,
-    Granted,
-    HeadBound,
-    IdsAppended,
-    Record,
-)
+from services.common.exchange import GenerationView
+from services.controller.core.ledger.records import Granted, HeadBound, IdsAppended
 from services.controller.journal.bodies import KINDS
-from services.controller.journal.journal import Item, JournalRoom, LoggedEvent, Recovered, Saved
+from services.controller.journal.groups import Statement
+from services.controller.journal.journal import Item, JournalRoom, Recovered
 from services.controller.journal.log import LogWatch, log_of
 from services.controller.journal.reserve import Reserve
-from services.controller.journal.rows import Row, checked, records_of, row_of, with_checksum
+from services.controller.journal.rows import Row, checked, read_kept, read_row, recovered_of
 from services.controller.journal.schema import (
     INSERT,
     MALFORMED,
@@ -33,9 +27,9 @@ from services.controller.journal.schema import (
     prepare,
     readable,
 )
+from services.controller.journal.statements import Dialect, Statements
 from services.controller.journal.writer import (
     SqliteWriter,
-    Statement,
     damaged,
     domain_error,
     lacks_room,
@@ -61,12 +55,30 @@ _DROP_JOINED = (
     f"DELETE FROM records WHERE {_OF_EPOCH} AND number <"
     f" (SELECT max(number) FROM records WHERE generation_id = ?1 AND kind = {_APPENDED})"
 )
+_KEPT = "SELECT * FROM kept WHERE generation_id = ?"
 _LAST_NUMBER = "SELECT max(number) FROM records"
-_FORGET = "DELETE FROM records WHERE generation_id = ?"
-_EVENT = "INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_DROP_EVENTS = "DELETE FROM events WHERE number <= ?"
-_SAVE = "INSERT OR REPLACE INTO saved VALUES (?, ?, ?)"
-_UNSAVE = "DELETE FROM saved WHERE key = ?"
+
+
+def _join(name: str, number: int) -> Sequence[Statement]:
+    return (_JOIN, (name, number)), (_DROP_JOINED, (name,))
+
+
+_DIALECT = Dialect(
+    insert=INSERT,
+    forget="DELETE FROM records WHERE generation_id = ?",
+    keep="INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?)",
+    drop_kept="DELETE FROM kept WHERE generation_id = ?",
+    outlive="DELETE FROM kept WHERE written_s < ?",
+    outlive_most=(
+        "DELETE FROM kept WHERE written_s <="
+        " (SELECT written_s FROM kept ORDER BY written_s DESC LIMIT 1 OFFSET ?)"
+    ),
+    event="INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    drop_events="DELETE FROM events WHERE number <= ?",
+    save="INSERT OR REPLACE INTO saved VALUES (?, ?, ?)",
+    unsave="DELETE FROM saved WHERE key = ?",
+    join=_join,
+)
 
 
 class SqliteJournal:
@@ -87,14 +99,15 @@ class SqliteJournal:
         """Opens or creates the file; raises DataLoss when it is no journal of this version, and
         ResourceExhausted when the disk has no room to open it."""
         self._path = path
-        self._events_kept = events_kept
         self._sync_always = sync_always
         self._wall_clock = wall_clock
         self._reserve = Reserve(path.with_name(f"{path.name}-reserve"), reserve_bytes)
         self._log_watch = LogWatch(path)
         connection, last_number = self._open()
         self._reserve.take()
-        self._next_number = 1 + last_number
+        self._statements = Statements(
+            _DIALECT, last_number=last_number, events_kept=events_kept, wall_clock=wall_clock
+        )
         self._writer = SqliteWriter(
             connection,
             path,
@@ -159,9 +172,16 @@ class SqliteJournal:
             self._writer.exhausted = room_bytes < WORKABLE_BYTES
 
     def write(self, items: Sequence[Item], *, fsync: bool = False) -> asyncio.Future[None]:
-        statements = [statement for item in items for statement in self._statements(item)]
+        statements = [statement for item in items for statement in self._statements.of(item)]
         self._last = self._writer.write(statements, sync=fsync or self._sync_always)
         return asyncio.shield(self._last)
+
+    async def kept(self, generation_id: str) -> GenerationView | None:
+        try:
+            row = await self._writer.row(_KEPT, (generation_id,))
+            return None if row is None else read_kept(row)
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from error
 
     async def settled(self) -> None:
         if self._last is not None:
@@ -183,39 +203,13 @@ class SqliteJournal:
         self._writer.reset()
         return recovered
 
+    async def confirmed(self) -> None:
+        """At once: the lock on the directory keeps others away."""
+
     async def close(self) -> None:
         self._writer.stop()
         await asyncio.to_thread(self._writer.join)
         self._log_watch.closed()
-
-    def _statements(self, item: Item) -> Sequence[Statement]:
-        if isinstance(item, IdsAppended):  # by far the most
-            return ((INSERT, self._row(item)),)
-        if isinstance(item, LoggedEvent):
-            attributes = json.dumps(dict(item.attributes))
-            about = (item.node_id, item.pipeline_id, item.generation_id, attributes, item.plan)
-            return (
-                (_EVENT, with_checksum(item.number, item.time_unix_s, item.kind, *about)),
-                (_DROP_EVENTS, (item.number - self._events_kept,)),
-            )
-        if isinstance(item, Saved):
-            if item.value is None:
-                return ((_UNSAVE, (item.key,)),)
-            return ((_SAVE, with_checksum(item.key, item.value)),)
-        if isinstance(item, Forgotten):
-            return ((_FORGET, (item.generation_id,)),)
-        if isinstance(item, HeadBound) or (isinstance(item, Ended) and item.choice is not None):
-            return ((INSERT, self._row(item)),)
-        name = item.generation_id  # its epoch is over
-        joined = (_JOIN, (name, self._number()))
-        return (joined, (_DROP_JOINED, (name,)), (INSERT, self._row(item)))
-
-    def _row(self, record: Record) -> tuple[object, ...]:
-        return row_of(self._number(), self._wall_clock(), record)
-
-    def _number(self) -> int:
-        self._next_number += 1
-        return self._next_number - 1
 
 
 def _read(path: Path, now_s: float) -> Recovered:
@@ -223,24 +217,12 @@ def _read(path: Path, now_s: float) -> Recovered:
         connection.text_factory = any_text
         connection.execute("BEGIN")
         check_trees(connection)
-        records: list[Record] = []
-        ages_s: list[float] = []
-        for row in _rows(connection, "records"):
-            said = tuple(records_of(row))
-            records += said
-            ages_s += [max(0.0, now_s - row[1])] * len(said)
-        return Recovered(
-            records=tuple(records),
-            events=tuple(map(_event, _rows(connection, "events"))),
-            saved=dict(_rows(connection, "saved")),
-            ages_s=tuple(ages_s),
+        return recovered_of(
+            map(read_row, _rows(connection, "records")),
+            _rows(connection, "events"),
+            _rows(connection, "saved"),
+            now_s,
         )
-
-
-def _event(row: Row) -> LoggedEvent:
-    number, time_s, kind, node_id, pipeline_id, generation_id, attributes, plan = row
-    about = (node_id, pipeline_id, generation_id, json.loads(attributes), plan)
-    return LoggedEvent(number, time_s, kind, *about)
 
 
 def _rows(connection: sqlite3.Connection, table: str) -> Iterator[Row]:

@@ -26,6 +26,8 @@ from services.common.errors import (
     PermissionDenied,
     ShuntError,
 )
+from services.common.nodes import NodeFacts
+from services.common.notices import NoticeKind
 from services.controller.core.cluster.market import (
     NO_CAPACITY,
     Capabilities,
@@ -33,7 +35,6 @@ from services.controller.core.cluster.market import (
     Market,
     NodeGone,
     NodeNotice,
-    NoticeKind,
     Offer,
     OffersChanged,
     ProviderEvent,
@@ -54,11 +55,17 @@ INSIST_S = 0.5
 RETRY_AFTER_S = 5.0
 """An offer that had no capacity is left alone for this long, unless it changes before."""
 _LAST_WORDS_BYTES = 4096
-ENGINE_COMMAND = (sys.executable, "-m", "services.engine")
+ENGINE = ("-m", "services.engine")
+"""What an interpreter is to run."""
+
+
+def engine_here(offer: Offer) -> Sequence[str]:
+    """In the interpreter that this runs in."""
+    return sys.executable, *ENGINE
 
 
 class LocalProvider:
-    """Runs one engine process a node; `environment` gives the variables of an offer's engines."""
+    """Runs one engine process a node; `environment` and `command` are of an offer's engines."""
 
     capabilities = Capabilities(launches=True, ends=True, gives_notice=True, declares=True)
 
@@ -68,13 +75,13 @@ class LocalProvider:
         offers: Sequence[Offer],
         environment: Callable[[Offer], Mapping[str, str]],
         log_dir: Path,
-        command: Sequence[str] = ENGINE_COMMAND,
+        command: Callable[[Offer], Sequence[str]] = engine_here,
         log_files_kept: int = 64,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._environment = environment
         self._log_dir = log_dir
-        self._command = tuple(command)
+        self._command = command
         self._log_files_kept = log_files_kept
         self._clock = clock
         self._market = Market()
@@ -117,7 +124,8 @@ class LocalProvider:
         self._add_reader(node_id, process)
         return True
 
-    async def recognise(self, node_id: str, pid: int) -> str:
+    async def recognise(self, facts: NodeFacts) -> str:
+        node_id, pid = facts.node_id, facts.pid
         process = self._processes.get(node_id)
         if process is not None and process.pid != pid:
             raise PermissionDenied("another process has this node's name", field="node_id")
@@ -256,7 +264,7 @@ class LocalProvider:
         }
         with (self._log_dir / f"{node_id}.log").open("ab") as log:
             return subprocess.Popen(
-                self._command,
+                self._command(offer),
                 env={**os.environ, **variables},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

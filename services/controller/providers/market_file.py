@@ -11,7 +11,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from services.common.errors import InvalidArgument
-from services.common.nodes import NodeShape
+from services.common.nodes import Backend, NodeShape
 from services.common.speeds import MAX_SPEED
 from services.common.yaml_file import Row, read_yaml
 from services.controller.core.cluster.market import (
@@ -51,6 +51,8 @@ class OfferRow(Row):
     """Told to whoever plans; nobody is taken away for it."""
     relative_speed: float = Field(default=1.0, gt=0, le=MAX_SPEED, allow_inf_nan=False)
     memory_bytes: int | None = Field(default=None, gt=0, le=1 << 62)
+    backend: Backend | None = None
+    """What its nodes compute with; the mesh's where nothing is said."""
     launch_s: float = Field(default=0.0, ge=0, le=MAX_LAUNCH_S, allow_inf_nan=False)
 
 
@@ -105,17 +107,23 @@ class MarketScript:
     digest: str = ""
     """Of what it says."""
 
-    def shapes(self, speeds: Iterable[float]) -> tuple[NodeShape, ...]:
-        """What to launch for these speeds: of each the cheapest offer's shape, spot first. Raises
-        InvalidArgument for a speed that is not offered."""
+    def shapes(self, kinds: Iterable[tuple[float, Backend]]) -> tuple[NodeShape, ...]:
+        """What to launch for these speeds and backends: of each the cheapest offer's shape, spot
+        first. Raises InvalidArgument for a speed that is not offered, or not with its backend."""
         ranked = sorted(self.offers, key=lambda o: (o.price_per_hour or 0.0, not o.spot))
         shapes = []
-        for speed in speeds:
-            found = next((o.shape for o in ranked if o.shape.relative_speed == speed), None)
-            if found is None:
+        for speed, backend in kinds:
+            alike = [o.shape for o in ranked if o.shape.relative_speed == speed]
+            if not alike:
                 raise InvalidArgument(
                     f"{self.name}: no offer has the relative_speed {speed:g} of node_speeds",
                     field="relative_speed",
+                )
+            found = next((shape for shape in alike if shape.backend == backend), None)
+            if found is None:
+                raise InvalidArgument(
+                    f"{self.name}: no offer of relative_speed {speed:g} has the backend {backend}",
+                    field="backend",
                 )
             shapes.append(found)
         return tuple(shapes)
@@ -138,11 +146,16 @@ class MarketScript:
 
 
 def read_market(
-    path: Path, *, memory_bytes: int, device_type: str, kind: type[MarketDocument] = MarketDocument
+    path: Path,
+    *,
+    memory_bytes: int,
+    device_type: str,
+    backend: Backend = "native",
+    kind: type[MarketDocument] = MarketDocument,
 ) -> MarketScript:
-    """`memory_bytes` is a node's whose offer names none; `kind` is what else the file may say.
-    Raises InvalidArgument, naming file, entry and field, and NotFound for one that cannot be
-    read."""
+    """`memory_bytes` and `backend` are a node's whose offer names none; `kind` is what else the
+    file may say. Raises InvalidArgument, naming file, entry and field, and NotFound for one that
+    cannot be read."""
     document = read_yaml(path, kind)
     rows = {row.id: row for row in document.offers}
     if len(rows) < len(document.offers):
@@ -155,7 +168,7 @@ def read_market(
     events = sorted((_event(row) for row in document.events), key=lambda event: event.at_s)
     return MarketScript(
         path.name,
-        tuple(_offer(row, memory_bytes, device_type) for row in document.offers),
+        tuple(_offer(row, memory_bytes, device_type, backend) for row in document.offers),
         tuple(events),
         sha256(document.model_dump_json().encode()).hexdigest(),
     )
@@ -165,11 +178,16 @@ def _wrong(path: Path, field: str, reason: str) -> InvalidArgument:
     return InvalidArgument(f"{path.name}: {field}: {reason}", field=field)
 
 
-def _offer(row: OfferRow, memory_bytes: int, device_type: str) -> Offer:
+def _offer(row: OfferRow, memory_bytes: int, device_type: str, backend: Backend) -> Offer:
     return Offer(
         row.id,
         row.instance_type or row.id,
-        NodeShape(row.memory_bytes or memory_bytes, row.relative_speed, device_type),
+        NodeShape(
+            row.memory_bytes or memory_bytes,
+            row.relative_speed,
+            device_type,
+            backend=row.backend or backend,
+        ),
         count=row.count,
         price_per_hour=row.price_per_hour,
         pool=row.pool,

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 from services.common.errors import FailedPrecondition
+from services.common.nodes import NodeFacts
+from services.common.notices import NoticeKind
 from services.controller.core.cluster.market import (
     Capabilities,
     LaunchFailed,
-    NoticeKind,
     Offer,
     ProviderEvent,
 )
@@ -39,11 +40,11 @@ class Provider(Protocol):
         """Watches a node launched before a restart; False when it no longer lives."""
         ...
 
-    async def recognise(self, node_id: str, pid: int) -> str:
-        """The handle of a process that registered as a node; empty when it is not one of ours.
+    async def recognise(self, facts: NodeFacts) -> str:
+        """The handle of what registered as a node; empty when it is not one of ours.
 
         It finds nodes whose launch took effect although its handle was never journaled. Raises
-        PermissionDenied when the node is another process.
+        PermissionDenied when the node is another process, or on another machine.
         """
         ...
 
@@ -78,7 +79,7 @@ class Provider(Protocol):
 
 
 class ExternalProvider:
-    """Nodes come and go by themselves, such as containers; nobody offers or ends them here."""
+    """Nodes come and go by themselves; nobody offers or ends them here."""
 
     def __init__(self) -> None:
         self._events: asyncio.Queue[ProviderEvent | None] = asyncio.Queue()
@@ -97,7 +98,7 @@ class ExternalProvider:
     async def adopt(self, node_id: str, handle: str) -> bool:
         return True
 
-    async def recognise(self, node_id: str, pid: int) -> str:
+    async def recognise(self, facts: NodeFacts) -> str:
         return ""
 
     def offer_of(self, node_id: str) -> str:

@@ -72,3 +72,7 @@ class NewToken:
     """Output position."""
     token_id: int
     logprob: TokenLogprob | None = None
+    cached_tokens: int = 0
+    """Of a first token: prompt positions that its sequence found computed."""
+    stuck: bool = False
+    """There is none, and there will be none."""

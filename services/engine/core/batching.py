@@ -8,14 +8,15 @@ does. What is left for the edge is what this answers with.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from services.common.exchange import GenerateCall
+from services.common.exchange import GenerateCall, Phase
 from services.common.generation import ModelRef
 from services.engine.backend import BLOCK_SIZE, Sampled, StageFacts
 from services.engine.core.actions import (
     Action,
     DropSequence,
+    SequenceKey,
     SetUnread,
     StartSequence,
     StopSequence,
@@ -23,6 +24,7 @@ from services.engine.core.actions import (
     WakeCheckpoints,
 )
 from services.engine.core.generations import Generations
+from services.engine.core.load import LoadGauge
 from services.engine.core.pace import Pace
 from services.engine.core.scheduler import Scheduler, SchedulerSettings, Step, StepResult
 from services.engine.core.step_size import most_rows
@@ -43,6 +45,10 @@ class Due:
     """Sequences were begun."""
     sampled: int = 0
     """Tokens that a step brought."""
+    accepted: int = 0
+    """Those of them that follow a guess that was right."""
+    waited_s: tuple[float, ...] = ()
+    """Of each sequence that came into the batch for the first time: how long it waited for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,7 @@ class Lead:
     scheduler: Scheduler
     bounds: Bounds
     pace: Pace
+    gauge: LoadGauge = field(default_factory=LoadGauge)
 
 
 def lead_of(
@@ -65,6 +72,7 @@ def lead_of(
     settings: SchedulerSettings,
     progress_s: float,
     limit_bytes: int,
+    grammar_library: str = "",
 ) -> Lead:
     """What the head of this many stages begins with; `facts` are those of its own.
 
@@ -72,11 +80,15 @@ def lead_of(
     """
     positions = min(facts.context_length, kv_blocks * BLOCK_SIZE)
     rows = most_rows(facts, kv_blocks, positions, settings, limit_bytes)
-    batches = replace(settings, token_budget=min(settings.token_budget, rows))
+    batches = replace(
+        settings,
+        token_budget=min(settings.token_budget, rows),
+        max_drafts=settings.max_drafts if facts.exact else 0,
+    )
     return Lead(
         formation_id,
         Scheduler(batches, kv_blocks, stages),
-        Bounds(model, facts.vocab_size, positions, limit_bytes),
+        Bounds(model, facts.vocab_size, positions, limit_bytes, grammar_library),
         Pace(progress_s),
     )
 
@@ -87,6 +99,8 @@ class Batching:
     def __init__(self, generations: Generations) -> None:
         self.generations = generations
         self.lead: Lead | None = None
+        self._queued_s: dict[SequenceKey, float] = {}
+        """Since when sequences wait that were not in the batch yet."""
 
     @property
     def has_work(self) -> bool:
@@ -105,6 +119,7 @@ class Batching:
             return Due()
         actions = self.generations.dissolve(formation_id, now_s)
         self.lead = None
+        self._queued_s.clear()
         return self.act(actions, now_s)
 
     def generate(self, reader_id: int, call: GenerateCall, now_s: float) -> Due:
@@ -120,9 +135,13 @@ class Batching:
         lead = self.lead
         if lead is None:
             return Due()
-        lead.pace.came_back(step, now_s)
-        result = lead.scheduler.complete(step, tokens)
+        took_s = lead.pace.came_back(step, now_s)
+        lead.gauge.came_back(step, took_s, now_s)
+        result = lead.scheduler.complete(step, tokens, took_s)
         actions = self.generations.stepped(step, result.tokens, now_s)
+        for action in actions:
+            if isinstance(action, StopSequence):
+                lead.gauge.answered(lead.scheduler.output_tokens(action.key))
         for key in result.stopped:
             actions += self.generations.sequence_stopped(key, now_s)
         return self._carry_out(actions, now_s, came_back=result)
@@ -149,28 +168,37 @@ class Batching:
                 checkpoints = True
                 continue
             changed = True
+            if isinstance(action, StopSequence | DropSequence):
+                self._queued_s.pop(action.key, None)
             if isinstance(action, StopSequence):
                 if scheduler is None or scheduler.stop(action.key):
                     waiting += self.generations.sequence_stopped(action.key, now_s)
             elif scheduler is not None:
                 if isinstance(action, StartSequence):
                     begins = True
+                    self._queued_s[action.key] = now_s
                     scheduler.start(action.key, action.request, action.output_ids)
                 elif isinstance(action, SetUnread):
                     scheduler.set_unread(action.key, action.unread)
                 elif isinstance(action, DropSequence):
                     scheduler.drop(action.key)
-        steps = self._steps(now_s) if changed else ()  # most ticks change nothing
-        sampled = len(came_back.tokens) if came_back is not None else 0
-        return Due(steps, tuple(readers), checkpoints, begins, sampled)
+        steps, waited_s = self._steps(now_s) if changed else ((), ())  # most ticks change nothing
+        sampled, accepted = 0, 0
+        if came_back is not None:
+            sampled, accepted = len(came_back.tokens), came_back.accepted
+        return Due(steps, tuple(readers), checkpoints, begins, sampled, accepted, waited_s)
 
-    def _steps(self, now_s: float) -> tuple[Step, ...]:
-        lead, steps = self.lead, []
+    def _steps(self, now_s: float) -> tuple[tuple[Step, ...], tuple[float, ...]]:
+        """Those that may start, and how long what came into the batch by them had waited."""
+        lead, steps, waited_s = self.lead, [], []
         if lead is None:
-            return ()
+            return (), ()
         while (step := lead.scheduler.next_step()) is not None:
             lead.pace.departed(step.number, len(step.token_ids), now_s)
+            lead.gauge.departed(step, now_s)
             steps.append(step)
         for key, phase in lead.scheduler.take_phases().items():
             self.generations.sequence_phase(key, phase)
-        return tuple(steps)
+            if phase is not Phase.QUEUED and key in self._queued_s:
+                waited_s.append(now_s - self._queued_s.pop(key))
+        return tuple(steps), tuple(waited_s)

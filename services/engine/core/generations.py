@@ -248,16 +248,12 @@ class Generations:
             held, choice = found
             if held.life not in (Life.LIVE, Life.SEALING):
                 continue
-            logprobs = () if token.logprob is None else (token.logprob,)
-            try:
-                gap = choice.run.append(token.position, (token.token_id,), logprobs).gap
-            except Diverged:
-                gap = True
-            if gap:
+            if not (token.stuck or self._appended(choice, token)):
                 self.diverged += 1
                 actions += self._give_up(held, CloseReason.DIVERGED, now_s)
                 continue
-            finish = finish_at(held.request, token.position, token.token_id)
+            finish = FinishReason.GRAMMAR if token.stuck else None
+            finish = finish or finish_at(held.request, token.position, token.token_id)
             if finish is not None:
                 actions += self._finish_choice(held, token.key.choice, finish)
                 actions += self._finish_if_ended(held, now_s)
@@ -316,7 +312,7 @@ class Generations:
                 continue
             if held.life is Life.LIVE:
                 unread_s = now_s - held.unread_since_s
-                if unread_s >= settings.detach_s:
+                if unread_s >= settings.detach_s and not held.request.runs_unread:
                     actions += self._park(held, now_s)
                 elif unread_s >= settings.yield_s:
                     actions += held.set_unread(True)
@@ -346,6 +342,16 @@ class Generations:
             return None
         return held, held.choices[key.choice]
 
+    @staticmethod
+    def _appended(choice: Choice, token: NewToken) -> bool:
+        """False where it is not what the choice lacks next."""
+        logprobs = () if token.logprob is None else (token.logprob,)
+        ids, cached = (token.token_id,), token.cached_tokens
+        try:
+            return not choice.run.append(token.position, ids, logprobs, cached).gap
+        except Diverged:
+            return False
+
     def _finish_choice(
         self, held: HeldGeneration, index: int, finish: FinishReason
     ) -> list[Action]:
@@ -362,7 +368,8 @@ class Generations:
     def _left(self, held: HeldGeneration, now_s: float) -> list[Action]:
         if held.client_gone is None:
             return []  # perhaps a blip
-        return held.set_unread(True) if held.client_gone else self._park(held, now_s)
+        stays = held.client_gone or held.request.runs_unread
+        return held.set_unread(True) if stays else self._park(held, now_s)
 
     def _park(self, held: HeldGeneration, now_s: float) -> list[Action]:
         """Seals what nobody reads; the journal keeps its ids for whoever comes back."""
@@ -374,7 +381,11 @@ class Generations:
 
     def _park_longest_unread(self, now_s: float) -> list[Action]:
         """Makes room. Raises ResourceExhausted when everything open is read."""
-        unread = [h for h in self._held.values() if h.life is Life.LIVE and h.unread]
+        unread = [
+            held
+            for held in self._held.values()
+            if held.life is Life.LIVE and held.unread and not held.request.runs_unread
+        ]
         if not unread:
             raise ResourceExhausted("too many open generations", field="generation_id")
         return self._park(min(unread, key=lambda h: h.unread_since_s), now_s)

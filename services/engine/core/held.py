@@ -185,7 +185,7 @@ class HeldGeneration:
 
     def _go_on_from(self, span: TokenSpan) -> None:
         choice = self.choice(span.choice)
-        if choice.run.append(span.start, span.ids, span.logprobs).gap:
+        if choice.run.append(span.start, span.ids, span.logprobs, span.cached_tokens).gap:
             raise InvalidArgument("spans go on from position 0 without gaps", field="held")
         choice.finish = span.finish_reason
         end = finish_of(self.request, span.ids, span.start)
@@ -244,11 +244,12 @@ class HeldGeneration:
 
     def set_unread(self, unread: bool) -> list[Action]:
         """Lets the scheduler and the journal know whether it is read; said again, or of what runs
-        no more, it changes nothing."""
+        no more, it changes nothing. The scheduler need not know it of what runs unread."""
         if self.unread is unread or self.life is not Life.LIVE:
             return []
         self.unread = unread
-        return [*(SetUnread(key, unread) for key in self.keys_in_batch), WakeCheckpoints()]
+        keys = () if self.request.runs_unread else self.keys_in_batch
+        return [*(SetUnread(key, unread) for key in keys), WakeCheckpoints()]
 
     def attach(self, reader_id: int, start: Lengths, now_s: float) -> StreamReader:
         """A new reader that goes on at these positions, or at the length held if that is less:

@@ -1,4 +1,4 @@
-"""What fits into an engine's memory: weights of stages, each layer once, and the KV cache in use.
+"""What fits into an engine's memory: weights of stages, and the KV cache in use.
 
 A stage is held where its weights fit beside those it shares memory with: while a formation lives,
 beside the stage and the cache of that formation; afterwards, beside all others that are asked for,
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from services.common.errors import FailedPrecondition
 from services.common.generation import LayerRange, ModelRef
+from services.common.nodes import StageSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +20,16 @@ class StageSize:
     """What a stage takes of memory."""
 
     model: ModelRef
-    layers: LayerRange
+    spec: StageSpec
     layer_bytes: Mapping[int, int]
     """Of each layer, with the embedding or the head where the stage has one."""
     kv_block_bytes: int
+    shared: bool = True
+    """Stages of the model that have a layer in common hold it once."""
+
+    @property
+    def layers(self) -> LayerRange:
+        return self.spec.layers
 
     @property
     def weight_bytes(self) -> int:
@@ -87,8 +94,9 @@ class Memory:
 
 def total_bytes(stages: Iterable[StageSize]) -> int:
     """Bytes of weights, what stages share counted once."""
-    sizes: dict[tuple[ModelRef, int], int] = {}
+    sizes: dict[tuple[ModelRef, StageSpec | None, int], int] = {}
     for stage in stages:
+        of = None if stage.shared else stage.spec
         for layer, size_bytes in stage.layer_bytes.items():
-            sizes[stage.model, layer] = size_bytes
+            sizes[stage.model, of, layer] = size_bytes
     return sum(sizes.values())

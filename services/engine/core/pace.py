@@ -36,11 +36,13 @@ class Pace:
     def departed(self, step: int, rows: int, now_s: float) -> None:
         self._flights[step] = _Flight(rows, now_s, self._watched_s)
 
-    def came_back(self, step: int, now_s: float) -> None:
+    def came_back(self, step: int, now_s: float) -> float:
+        """What the step kept the stages from the next one."""
         flight = self._flights.pop(step)
         took_s = now_s - max(flight.departed_s, self._last_back_s)
         self._row_s += FORGETTING * (took_s / max(flight.rows, 1) - self._row_s)
         self._last_back_s, self._last_back_watched_s = now_s, self._watched_s
+        return took_s
 
     def overdue(self, now_s: float) -> bool:
         """The oldest step in flight should have been back; to be asked every GLANCE_S or sooner."""

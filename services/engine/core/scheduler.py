@@ -2,10 +2,10 @@
 
 Every step carries one row for each sequence that decodes and fills its token budget with prompt
 rows: first those of streams that were moved here and wait in mid-answer, then first come first
-served. What nobody reads comes last: it runs only while nothing that is read waits for its first
-token, and gives up its place for it.
+served. Between tenants and classes, and between what is read and what is not, `turns` decides.
 
-A sequence that decodes is in at most one step in flight; one whose prompt is in the making may be
+A sequence that decodes is in at most one step in flight, with its last id and guesses of the next
+ones where they are worth their rows (docs/adr/0037); one whose prompt is in the making may be
 in as many as there are stages, a piece each, for no piece but its last has to come back. Stages
 work a step in the order they got it, so blocks and slots that are free here may be handed out again
 at once. A preempted sequence is computed again from its ids; exactness makes that free of
@@ -14,16 +14,20 @@ consequence.
 
 from __future__ import annotations
 
-from bisect import insort
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from services.common.exchange import Phase
 from services.common.generation import GenerationRequest
-from services.engine.backend import BLOCK_SIZE, Batch, Sampled, SequenceOpen, SequenceStep
+from services.engine.backend import BLOCK_SIZE, Batch, Sampled, SequenceStep
 from services.engine.core.actions import NewToken, SequenceKey
-from services.engine.core.blocks import BlockAllocator, blocks_for
+from services.engine.core.blocks import BlockAllocator, CacheUse, blocks_for
+from services.engine.core.lookup import Lookup
+from services.engine.core.sequence import BatchedSequence
+from services.engine.core.sharing import Sharing
+from services.engine.core.speculation import Speculation
+from services.engine.core.turns import Turns
 
 MAX_OPENED_IDS = 1 << 18
 """Ids of the sequences that enter in one step together, the last one apart."""
@@ -43,38 +47,16 @@ class SchedulerSettings:
     min_overlap_rows: int = 128
     """Or when this many prompt rows wait: they are bound by arithmetic, not by reading weights.
     What is left of a prompt that is being read never waits."""
-
-
-@dataclass(slots=True, eq=False)
-class _Sequence:
-    key: SequenceKey
-    request: GenerationRequest
-    arrival: int
-    tokens: list[int]
-    """Prompt and output."""
-    held: int
-    """Output ids it came with."""
-    phase: Phase = Phase.QUEUED
-    slot: int = -1
-    computed: int = 0
-    """Positions in the KV cache, those of a step in flight included."""
-    blocks: list[int] = field(default_factory=list)
-    in_flight: int = 0
-    """Steps that carry it and have not come back."""
-    stopping: bool = False
-    dropped: bool = False
-    unread: bool = False
-    last_step: int = 0
+    max_drafts: int = 8
+    """Guesses of a sequence in a step, at most; 0 for stages that are not exact, whose ids would
+    depend on them."""
+    share_prefixes: bool = True
+    """Blocks whose ids are equal from the first on are one, and outlive their sequences."""
 
     @property
-    def remaining(self) -> int:
-        return len(self.tokens) - self.computed
-
-    @property
-    def turn(self) -> tuple[bool, bool, int]:
-        """Its place among those that wait: what is read before what is not, then an answer that
-        was begun before a new one."""
-        return self.unread, len(self.tokens) == len(self.request.prompt_ids), self.arrival
+    def max_asked(self) -> int:
+        """Rows of a step that yield tokens, at most: their logits are held at once."""
+        return min(self.token_budget, max(self.max_sequences, 1 + self.max_drafts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +72,10 @@ class Step:
     """Sequences that decode."""
     replayed: int
     """Rows that are output ids read again from what a call held."""
+    drafted: int
+    """Rows that are guesses."""
+    cache: CacheUse
+    """What became of the prefix cache since the step before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +85,21 @@ class StepResult:
     tokens: tuple[NewToken, ...]
     stopped: tuple[SequenceKey, ...]
     """Sequences that were to stop and whose last step this was."""
+    accepted: int
+    """Guesses that were right."""
+
+
+_Piece = tuple[BatchedSequence, int, tuple[int, ...]]
+"""What a step carries of a sequence: so many of its next rows, and drafts behind them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A step that has not come back."""
+
+    step: Step
+    sequences: dict[int, BatchedSequence]
+    """By slot."""
 
 
 class Scheduler:
@@ -106,14 +107,16 @@ class Scheduler:
 
     def __init__(self, settings: SchedulerSettings, kv_blocks: int, max_in_flight: int) -> None:
         self._settings = settings
-        self._blocks = BlockAllocator(kv_blocks)
+        self._blocks = BlockAllocator(kv_blocks, sharing=settings.share_prefixes)
+        self._sharing = Sharing(self._blocks)
         self._max_in_flight = max_in_flight
         self._slots = list(range(settings.max_sequences))
-        self._by_key: dict[SequenceKey, _Sequence] = {}
-        self._waiting: list[_Sequence] = []
-        self._running: dict[int, _Sequence] = {}
-        self._flights: dict[int, dict[int, _Sequence]] = {}
-        self._opens: list[_Sequence] = []
+        self._by_key: dict[SequenceKey, BatchedSequence] = {}
+        self._turns = Turns()
+        self._running: dict[int, BatchedSequence] = {}
+        self._flights: dict[int, _Flight] = {}
+        self._speculation = Speculation(settings.max_drafts, settings.max_asked)
+        self._opens: list[BatchedSequence] = []
         self._closes: list[int] = []
         self._phases: dict[SequenceKey, Phase] = {}
         self._arrivals = 0
@@ -121,16 +124,35 @@ class Scheduler:
         self.preemptions = 0
 
     @property
+    def settings(self) -> SchedulerSettings:
+        return self._settings
+
+    @property
+    def present(self) -> tuple[list[BatchedSequence], list[BatchedSequence]]:
+        """To look at: those that have a place, and those that wait for one."""
+        return list(self._running.values()), list(self._turns)
+
+    def output_tokens(self, key: SequenceKey) -> int:
+        """Of a sequence that is here; 0 for another."""
+        sequence = self._by_key.get(key)
+        return len(sequence.tokens) - len(sequence.request.prompt_ids) if sequence else 0
+
+    @property
     def running(self) -> int:
         return len(self._running)
 
     @property
     def queued(self) -> int:
-        return len(self._waiting)
+        return len(self._turns)
 
     @property
     def used_blocks(self) -> int:
         return self._blocks.used_count
+
+    @property
+    def blocks(self) -> BlockAllocator:
+        """To look at: what is cached, and how that changes."""
+        return self._blocks
 
     @property
     def in_flight(self) -> int:
@@ -139,7 +161,7 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Some step is to be made, or to come back."""
-        return bool(self._running or self._waiting or self._flights)
+        return bool(self._running or self._turns or self._flights)
 
     def take_phases(self) -> dict[SequenceKey, Phase]:
         """Phases that changed since the last call."""
@@ -152,9 +174,11 @@ class Scheduler:
         """Queues a sequence; its prompt and max_tokens must fit into all blocks together."""
         self._arrivals += 1
         tokens = [*request.prompt_ids, *output_ids]
-        sequence = _Sequence(key, request, self._arrivals, tokens, len(output_ids))
+        lookup = Lookup(request, tokens)
+        sequence = BatchedSequence(key, request, self._arrivals, tokens, len(output_ids), lookup)
+        sequence.charged = len(tokens) if output_ids else 0
         self._by_key[key] = sequence
-        insort(self._waiting, sequence, key=lambda s: s.turn)
+        self._turns.comes(sequence)
 
     def stop(self, key: SequenceKey) -> bool:
         """Frees a sequence; True when no step in flight carries it. A token of one that does is
@@ -172,65 +196,88 @@ class Scheduler:
     def set_unread(self, key: SequenceKey, unread: bool) -> None:
         """Whether anybody reads the sequence; one that starts is read."""
         sequence = self._by_key.get(key)
-        if sequence is None or sequence.unread is unread:
-            return
-        waits = sequence in self._waiting
-        if waits:
-            self._waiting.remove(sequence)
-        sequence.unread = unread
-        if waits:
-            insort(self._waiting, sequence, key=lambda s: s.turn)
+        if sequence is not None and sequence.unread is not unread:
+            self._turns.set_unread(sequence, unread)
 
     def drop(self, key: SequenceKey) -> None:
         """Frees a sequence; what a step in flight brings for it counts for nothing."""
         sequence = self._by_key.pop(key, None)
         if sequence is not None:
-            sequence.dropped = True
             self._leave(sequence)
+            sequence.dropped = True
 
     def next_step(self) -> Step | None:
         """The next batch, or None when nothing may run before a step comes back."""
         if len(self._flights) >= self._max_in_flight:
             return None
+        preemptions = self.preemptions
         self._admit()
-        running = self._allowed()
+        running = self._turns.allowed(self._running.values())
         decoding = [s for s in running if s.phase is Phase.DECODE and not s.in_flight]
         prefilling = [s for s in running if s.phase is Phase.PREFILL and s.remaining]
         if self._flights and not self._worth_overlapping(decoding, prefilling):
             return None
-        chosen = [(s, 1) for s in self._choose_decodes(decoding, running)]
-        decodes = len(chosen)
-        budget = self._settings.token_budget - decodes
-        for sequence in sorted(prefilling, key=lambda s: s.turn):
+        decodes = self._choose_decodes(decoding, running)
+        given = self._given(decodes)
+        budget = self._settings.token_budget - len(decodes) - sum(map(len, given))
+        prompts: list[_Piece] = []
+        for sequence in self._turns.reading_order(prefilling):
             # A decode that found no block may have sent this one back to the queue.
             if budget > 0 and sequence.phase is Phase.PREFILL:
+                self._sharing.take_over(sequence)
                 count = min(budget, sequence.remaining)
-                chosen.append((sequence, count))
+                prompts.append((sequence, count, ()))
                 budget -= count
-        return self._depart(chosen, decodes) if chosen else None
+        # Who waits for a first token does not wait for guesses, too.
+        drafts = given if prompts else self._drafts(decodes, given)
+        pieces = [*((s, 1, d) for s, d in zip(decodes, drafts, strict=True)), *prompts]
+        if not pieces and self.preemptions > preemptions:
+            return self.next_step()  # whose turn it was gave its place up: it is another's
+        return self._depart(pieces, len(decodes)) if pieces else None
 
-    def complete(self, number: int, sampled: Iterable[Sampled]) -> StepResult:
-        """A step came back."""
+    def complete(self, number: int, sampled: Sequence[Sampled], took_s: float = 0.0) -> StepResult:
+        """A step came back; `took_s` is what it kept the stages from the next one, 0: not known."""
         flight = self._flights.pop(number)
-        for sequence in flight.values():
+        for sequence in flight.sequences.values():
             sequence.in_flight -= 1
-        tokens = []
+        if flight.step.decodes == len(flight.step.keys):
+            self._speculation.cost.observe(flight.step.batch.rows, took_s)
+        tokens, accepted = [], 0
+        slots: set[int] = set()
         for token in sampled:
-            sequence = flight[token.slot]
+            sequence = flight.sequences[token.slot]
             if sequence.dropped:
                 continue
-            tokens.append(NewToken(sequence.key, token.position, token.token_id, token.logprob))
-            if not sequence.stopping:
+            found = 0 if token.position else sequence.cached
+            tokens.append(
+                NewToken(
+                    sequence.key,
+                    token.position,
+                    token.token_id,
+                    token.logprob,
+                    found,
+                    token.stuck,
+                )
+            )
+            if not (sequence.stopping or token.stuck):
                 sequence.tokens.append(token.token_id)
+                sequence.computed += token.slot in slots
                 self._set_phase(sequence, Phase.DECODE)
+            given = len(sequence.request.sampling.given_ids)
+            accepted += token.slot in slots and token.position > given
+            slots.add(token.slot)
         stopped = tuple(
-            s.key for s in flight.values() if s.stopping and not s.dropped and not s.in_flight
+            s.key
+            for s in flight.sequences.values()
+            if s.stopping and not s.dropped and not s.in_flight
         )
         for key in stopped:
             del self._by_key[key]
-        return StepResult(tuple(tokens), stopped)
+        return StepResult(tuple(tokens), stopped, accepted)
 
-    def _worth_overlapping(self, decoding: list[_Sequence], prefilling: list[_Sequence]) -> bool:
+    def _worth_overlapping(
+        self, decoding: list[BatchedSequence], prefilling: list[BatchedSequence]
+    ) -> bool:
         rows = sum(s.remaining for s in prefilling)
         return (
             len(decoding) + len(prefilling) >= self._settings.min_overlap_sequences
@@ -238,24 +285,20 @@ class Scheduler:
             or any(s.in_flight for s in prefilling)
         )
 
-    def _allowed(self) -> list[_Sequence]:
-        """Those that may run: the unread ones only while no reader waits for a first token."""
-        running = self._running.values()
-        awaited = any(not s.unread and s.phase is Phase.PREFILL for s in running)
-        if awaited or (self._waiting and not self._waiting[0].unread):
-            return [s for s in running if not s.unread]
-        return list(running)
-
     def _admit(self) -> None:
-        while self._waiting and sum(len(s.tokens) for s in self._opens) < MAX_OPENED_IDS:
-            sequence = self._waiting[0]
-            needed = blocks_for(len(sequence.tokens) + 1)
-            if not self._has_room(needed):
-                if sequence.unread or not self._make_room():
+        while (
+            sum(s.opened_ids for s in self._opens) < MAX_OPENED_IDS
+            and (sequence := self._turns.first()) is not None
+        ):
+            found = self._sharing.found(sequence) if self._slots else []
+            if not self._has_room(self._sharing.lacking(sequence, found)):
+                gives = self._turns.gives_place(sequence, self._running.values())
+                if gives is None:
                     return
+                self._preempt(gives)
                 continue
-            self._waiting.pop(0)
-            sequence.blocks = self._blocks.allocate(needed)
+            self._turns.enters(sequence)
+            self._sharing.enter(sequence, found)
             sequence.slot = heappop(self._slots)
             self._running[sequence.slot] = sequence
             self._opens.append(sequence)
@@ -269,38 +312,31 @@ class Scheduler:
             not self._running and blocks <= self._blocks.free_count
         )
 
-    def _make_room(self) -> bool:
-        """Takes its place from an unread sequence that no step carries; False: there is none."""
-        idle = [s for s in self._running.values() if s.unread and not s.in_flight]
-        if idle:
-            self._preempt(max(idle, key=lambda s: s.arrival))
-        return bool(idle)
-
     def _choose_decodes(
-        self, decoding: list[_Sequence], running: list[_Sequence]
-    ) -> list[_Sequence]:
+        self, decoding: list[BatchedSequence], running: list[BatchedSequence]
+    ) -> list[BatchedSequence]:
         """Those whose turn it is, each with a block for its next position."""
         everyone = sum(s.phase is Phase.DECODE for s in running)
         wanted = everyone // max(1, self._settings.min_overlap_sequences)
         batches = max(1, min(self._max_in_flight, wanted))
         limit = min(-(-everyone // batches), self._settings.token_budget)
         turn = sorted(decoding, key=lambda s: s.last_step)[:limit]
-        chosen: list[_Sequence] = []
+        chosen: list[BatchedSequence] = []
         # What is read takes its blocks first: from what is chosen already nobody can.
-        for sequence in sorted(turn, key=lambda s: (s.unread, s.arrival)):
+        for sequence in sorted(turn, key=lambda s: (s.lane, s.arrival)):
             if sequence.phase is Phase.DECODE and self._cover(sequence, chosen):
                 chosen.append(sequence)
         return chosen
 
-    def _cover(self, sequence: _Sequence, chosen: list[_Sequence]) -> bool:
-        """Gives the sequence blocks for all its tokens; preempts the youngest for them, unread
-        ones first."""
+    def _cover(self, sequence: BatchedSequence, chosen: list[BatchedSequence]) -> bool:
+        """Gives the sequence blocks for all its tokens; preempts the youngest for them, those that
+        yield first."""
         while len(sequence.blocks) * BLOCK_SIZE < len(sequence.tokens):
             if self._blocks.free_count:
                 sequence.blocks += self._blocks.allocate(1)
                 continue
             candidates = (s for s in self._running.values() if s not in chosen)
-            youngest = max(candidates, key=lambda s: (s.unread, s.arrival))
+            youngest = self._turns.gives_blocks(candidates, self._running.values())
             if youngest.in_flight:
                 return False
             self._preempt(youngest)
@@ -308,21 +344,41 @@ class Scheduler:
                 return False
         return True
 
-    def _preempt(self, sequence: _Sequence) -> None:
+    def _given(self, decodes: list[BatchedSequence]) -> list[tuple[int, ...]]:
+        """The ids that come next whatever the stages say, as far as there is room: each brings a
+        token, as a guess would that is always right."""
+        room, given = self._settings.max_asked - len(decodes), []
+        for sequence in decodes:
+            drafts = sequence.given(max(0, room))
+            drafts = drafts[: self._sharing.reach(sequence, len(drafts), len(self._running))]
+            room -= len(drafts)
+            given.append(drafts)
+        return given
+
+    def _drafts(
+        self, decodes: list[BatchedSequence], given: list[tuple[int, ...]]
+    ) -> list[tuple[int, ...]]:
+        """Guesses where the next id is not known, beside what is."""
+        free = [s for s, known in zip(decodes, given, strict=True) if not known]
+        guesses = self._speculation.drafts([s.lookup for s in free], sum(map(len, given)))
+        spared, reach = len(self._running), self._sharing.reach
+        drafts = iter([d[: reach(s, len(d), spared)] for s, d in zip(free, guesses, strict=True)])
+        return [known or next(drafts) for known in given]
+
+    def _preempt(self, sequence: BatchedSequence) -> None:
         self.preemptions += 1
         self._vacate(sequence)
-        sequence.computed = 0
         self._set_phase(sequence, Phase.QUEUED)
-        insort(self._waiting, sequence, key=lambda s: s.turn)
+        self._turns.waits(sequence)
 
-    def _leave(self, sequence: _Sequence) -> None:
+    def _leave(self, sequence: BatchedSequence) -> None:
         self._phases.pop(sequence.key, None)
+        if not sequence.stopping:
+            self._turns.goes(sequence)
         if sequence.slot >= 0:
             self._vacate(sequence)
-        elif sequence in self._waiting:
-            self._waiting.remove(sequence)
 
-    def _vacate(self, sequence: _Sequence) -> None:
+    def _vacate(self, sequence: BatchedSequence) -> None:
         self._blocks.release(sequence.blocks)
         if sequence in self._opens:
             self._opens.remove(sequence)
@@ -332,37 +388,39 @@ class Scheduler:
         heappush(self._slots, sequence.slot)
         sequence.slot = -1
 
-    def _depart(self, chosen: list[tuple[_Sequence, int]], decodes: int) -> Step:
+    def _depart(self, pieces: list[_Piece], decodes: int) -> Step:
         self._number += 1
-        steps, token_ids, replayed = [], [], 0
-        for sequence, count in chosen:
-            start, end = sequence.computed, sequence.computed + count
-            table = tuple(sequence.blocks[: blocks_for(end)])
+        steps: list[SequenceStep] = []
+        token_ids: list[int] = []
+        replayed = drafted = 0
+        for sequence, count, drafts in pieces:
+            start, end, rows = sequence.computed, sequence.computed + count, count + len(drafts)
+            table = tuple(sequence.blocks[: blocks_for(start + rows)])
             sample = end == len(sequence.tokens)
-            steps.append(SequenceStep(sequence.slot, start, count, table, sample))
-            token_ids += sequence.tokens[start:end]
+            steps.append(SequenceStep(sequence.slot, start, rows, table, sample, drafts))
+            token_ids += (*sequence.tokens[start:end], *drafts)
+            drafted += len(drafts) if drafts != sequence.given(len(drafts)) else 0
+            if self._settings.max_drafts:
+                sequence.lookup.read(end)
             prompt = len(sequence.request.prompt_ids)
             replayed += max(0, min(end, prompt + sequence.held) - max(start, prompt))
+            if not sequence.last_step:
+                sequence.cached = min(start, prompt)
             sequence.computed = end
+            self._turns.computed(sequence, start, end)
+            self._sharing.name(sequence)
             sequence.in_flight += 1
             sequence.last_step = self._number
-        opens = tuple(
-            SequenceOpen(
-                s.slot,
-                s.request.sampling,
-                s.key.choice,
-                s.request.prompt_ids,
-                tuple(s.tokens[len(s.request.prompt_ids) :]),
-            )
-            for s in self._opens
-        )
+        opens = tuple(sequence.opening for sequence in self._opens)
         batch = Batch(tuple(steps), opens, tuple(self._closes))
         self._opens, self._closes = [], []
-        self._flights[self._number] = {s.slot: s for s, _ in chosen}
-        keys = tuple(s.key for s, _ in chosen)
-        return Step(self._number, batch, tuple(token_ids), keys, decodes, replayed)
+        keys = tuple(s.key for s, _, _ in pieces)
+        ids, use = tuple(token_ids), self._blocks.take_use()
+        step = Step(self._number, batch, ids, keys, decodes, replayed, drafted, use)
+        self._flights[self._number] = _Flight(step, {s.slot: s for s, _, _ in pieces})
+        return step
 
-    def _set_phase(self, sequence: _Sequence, phase: Phase) -> None:
+    def _set_phase(self, sequence: BatchedSequence, phase: Phase) -> None:
         if sequence.phase is not phase:
             sequence.phase = phase
             self._phases[sequence.key] = phase

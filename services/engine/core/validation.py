@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from services.common.channel_options import MAX_MESSAGE_BYTES
 from services.common.errors import FailedPrecondition, InvalidArgument
 from services.common.exchange import GenerateCall
-from services.common.generation import ModelRef
+from services.common.generation import SAMPLING, ModelRef
 from services.common.message_sizes import check_generation_fits
-
-MAX_TOP_LOGPROBS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +21,8 @@ class Bounds:
     max_positions: int
     """Most positions of one sequence, prompt and output."""
     max_message_bytes: int = MAX_MESSAGE_BYTES
+    grammar_library: str = ""
+    """What grammars are compiled with; empty: none are."""
 
     def check(self, call: GenerateCall) -> None:
         """Raises InvalidArgument with the field and the limit, FailedPrecondition for another
@@ -37,13 +37,16 @@ class Bounds:
                 f"{self.max_positions}",
                 field="max_tokens",
             )
-        if sampling.top_logprobs is not None and sampling.top_logprobs > MAX_TOP_LOGPROBS:
-            raise InvalidArgument(f"at most {MAX_TOP_LOGPROBS}", field="top_logprobs")
+        if sampling.grammar is not None and sampling.grammar.library != self.grammar_library:
+            raise FailedPrecondition(
+                f"grammars are compiled by {self.grammar_library or 'nobody'} here, not by "
+                f"{sampling.grammar.library}",
+                field="grammar",
+            )
         check_generation_fits(request, self.max_message_bytes)
         self._check_ids(request.prompt_ids, "prompt_ids")
-        self._check_ids(sampling.logit_bias, "logit_bias")
-        self._check_ids(sampling.stop_token_ids, "stop_token_ids")
-        self._check_ids(sampling.eos_token_ids, "eos_token_ids")
+        for name, row in SAMPLING.items():
+            row.check_ids(getattr(sampling, name), self.vocab_size)
         for span in call.held:
             if span.end > sampling.max_tokens:
                 raise InvalidArgument("more ids than max_tokens are held", field="held")

@@ -6,21 +6,11 @@ Packed weights belong to nobody's stage: stages that share a layer are made from
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """`count` rows of one sequence from row `first` on, at positions from `start` on."""
-
-    first: int
-    count: int
-    start: int
-    table: Sequence[int]
-    """KV blocks from position 0 on."""
+from services.engine.stage.spans import Span
 
 
 class PackedWeights(Protocol):
@@ -62,6 +52,11 @@ class Packing(Protocol[L, H]):
 
     def layer(self, tensors: Mapping[str, Tensor], layer: int) -> L:
         """A copy of a layer, but for matrices that lie on a GPU already."""
+        ...
+
+    def embedding(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """What a row of ids becomes, [vocab, hidden_size], where the layers are computed; a copy,
+        but for a matrix that lies on a GPU already."""
         ...
 
     def head(self, tensors: Mapping[str, Tensor]) -> H:

@@ -11,21 +11,25 @@ import torch
 from torch import Tensor
 
 from services.engine.backend import BLOCK_SIZE
-from services.engine.native.arithmetic import Span
 from services.engine.native.kernels import Kernels
-from services.engine.native.padding import HeadPadding, padded, widen
+from services.engine.native.meeting import Meeting
+from services.engine.native.padding import HeadPadding, whole_lanes, widen
 from services.engine.native.rope import rope_table
+from services.engine.native.slices import Slice
 from services.engine.native.weights import (
     Arena,
     LayerWeights,
+    embedding_matrix,
+    final_norm,
     interleave,
     layer_weights,
     pack,
     packed_size_bytes,
     whole_blocks,
 )
-from services.model.config import ModelConfig
-from services.model.tensors import EMBEDDING, FINAL_NORM, LM_HEAD
+from services.engine.stage.spans import Span
+from services.model.rope import Rope
+from services.model.tensors import EMBEDDING, LM_HEAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +37,13 @@ class CompiledLayer:
     """One layer's tensors where the kernels look for them."""
 
     norms: tuple[Tensor | None, ...]
-    """Of the input, behind attention, of queries and of keys."""
+    """Before attention and before the feed-forward layer, behind both, of queries and of keys."""
     matrices: tuple[Tensor, ...]
     """Of qkv, output, gate with up, and down."""
     biases: tuple[Tensor | None, ...]
     """Of the same."""
     window: int
+    rope: Rope | None
 
     @property
     def packed_bytes(self) -> int:
@@ -58,18 +63,24 @@ class CompiledHead:
 
 
 class CompiledPacking:
-    """Implements Packing."""
+    """Implements Packing: of a whole model, or of a rank's slice of it, whose tensors it takes."""
 
     def __init__(
-        self, kernels: Kernels, config: ModelConfig, dtype: torch.dtype, threads: int
+        self,
+        kernels: Kernels,
+        part: Slice,
+        dtype: torch.dtype,
+        threads: int,
+        meeting: Meeting | None = None,
     ) -> None:
+        """`meeting` is where the ranks meet, if there are several."""
         kind = "bf16" if dtype == torch.bfloat16 else "fp32"
         arithmetic = kernels.level.arithmetic if dtype == torch.bfloat16 else "fma"
         self.name = f"cpu-{kind}-{arithmetic}-{kernels.digest}"
-        self._kernels = kernels
-        self._config, self._dtype, self._threads = config, dtype, threads
-        self._sizes = padded(config)
-        self._heads = HeadPadding(config.head_dim)
+        self._kernels, self._part, self._meeting = kernels, part, meeting
+        self._config, self._dtype, self._threads = part.config, dtype, threads
+        self._sizes = part.padded
+        self._heads = HeadPadding(part.config.head_dim)
 
     def layer(self, tensors: Mapping[str, Tensor], layer: int) -> CompiledLayer:
         weights = layer_weights(self._config, tensors, layer, self._dtype)
@@ -86,19 +97,28 @@ class CompiledPacking:
         qkv = torch.cat([heads.rows(part) for part in (weights.q, weights.k, weights.v)])
         pack(widen(qkv, len(qkv), hidden), matrices[0])
         pack(widen(heads.columns(weights.output), hidden, attention), matrices[1])
-        gate, up = (widen(part, inner, hidden) for part in (weights.gate, weights.up))
+        gate, up = (self._inner(widen(m, len(m), hidden)) for m in (weights.gate, weights.up))
         pack(interleave(gate, up), matrices[2])
-        pack(widen(weights.down, hidden, inner), matrices[3])
-        norms = [widen(norm, hidden) for norm in (weights.input_norm, weights.post_norm)]
-        head_norms = [
-            None if norm is None else heads.rows(norm) for norm in (weights.q_norm, weights.k_norm)
-        ]
+        down = self._inner(widen(weights.down, hidden, weights.down.shape[1]).t()).t()
+        pack(down, matrices[3])
+        norms = (
+            *(weights.input_norm, weights.mlp_norm),
+            *(weights.attention_post_norm, weights.mlp_post_norm),
+        )
+        head_norms = (weights.q_norm, weights.k_norm)
         return CompiledLayer(
-            tuple(map(_copied, (*norms, *head_norms))),
+            (
+                *(None if norm is None else _copied(widen(norm, hidden)) for norm in norms),
+                *(None if norm is None else _copied(heads.rows(norm)) for norm in head_norms),
+            ),
             matrices,
             tuple(map(_copied, self._biases(weights))),
             self._config.window(layer),
+            self._config.rope_of(layer),
         )
+
+    def embedding(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        return embedding_matrix(self._config, tensors, self._dtype)
 
     def head(self, tensors: Mapping[str, Tensor]) -> CompiledHead:
         config, hidden = self._config, self._sizes.hidden_size
@@ -106,24 +126,40 @@ class CompiledPacking:
         size_bytes = packed_size_bytes(config.vocab_size, hidden, self._dtype)
         matrix = Arena(size_bytes).take(size_bytes)
         pack(widen(head, config.vocab_size, hidden), matrix)
-        return CompiledHead(widen(tensors[FINAL_NORM].float(), hidden).clone(), matrix)
+        return CompiledHead(widen(final_norm(config, tensors), hidden), matrix)
 
     def arithmetic(
         self, layers: Sequence[CompiledLayer], head: CompiledHead | None, kv_blocks: int
     ) -> CompiledLayers:
         return CompiledLayers(
-            self._kernels, self._config, layers, head, self._dtype, kv_blocks, self._threads
+            self._kernels,
+            self._part,
+            layers,
+            head,
+            self._dtype,
+            kv_blocks,
+            self._threads,
+            self._meeting,
+        )
+
+    def _inner(self, rows: Tensor) -> Tensor:
+        """[intermediate_size, ...] with every part in whole lanes."""
+        parts, rest = self._part.parts, rows.shape[1:]
+        size = len(rows) // parts
+        if size == whole_lanes(size):
+            return rows
+        return widen(rows.reshape(parts, size, *rest), parts, whole_lanes(size), *rest).flatten(
+            0, 1
         )
 
     def _biases(self, weights: LayerWeights) -> list[Tensor | None]:
         """Of qkv, output, gate with up, and down; each in whole column blocks."""
-        inner = self._sizes.intermediate_size
         found: list[Tensor | None] = [None, weights.output_bias, None, weights.down_bias]
         if weights.q_bias is not None:
             parts = (weights.q_bias, weights.k_bias, weights.v_bias)
             found[0] = torch.cat([self._heads.rows(part) for part in parts if part is not None])
         if weights.gate_bias is not None and weights.up_bias is not None:
-            found[2] = interleave(widen(weights.gate_bias, inner), widen(weights.up_bias, inner))
+            found[2] = interleave(self._inner(weights.gate_bias), self._inner(weights.up_bias))
         return [None if bias is None else widen(bias, whole_blocks(len(bias))) for bias in found]
 
 
@@ -137,42 +173,58 @@ class CompiledLayers:
     def __init__(
         self,
         kernels: Kernels,
-        config: ModelConfig,
+        part: Slice,
         layers: Sequence[CompiledLayer],
         head: CompiledHead | None,
         dtype: torch.dtype,
         kv_blocks: int,
         threads: int,
+        meeting: Meeting | None,
     ) -> None:
-        self._kernels = kernels
+        config = part.config
+        self._kernels, self._meeting = kernels, meeting
         self._threads = threads
         self._vocab_size = config.vocab_size
+        self._logits = (config.logits_divisor, config.logits_cap or 0.0)
         self._hidden_size = config.hidden_size
-        self._sizes = sizes = padded(config)
+        self._sizes = sizes = part.padded
         self._layers, self._head = layers, head
         positions = min(config.context_length, kv_blocks * BLOCK_SIZE)
-        rope = HeadPadding(config.head_dim).rope(rope_table(config.rope, positions))
+        ropes = {
+            rope: rope_table(rope, positions, sizes.head_dim)
+            for rope in {layer.rope for layer in layers}
+        }
         shape = np.array(
             [
                 *(sizes.hidden_size, sizes.heads, sizes.kv_heads, sizes.head_dim),
-                *(sizes.intermediate_size, config.hidden_size, config.head_dim),
+                *(sizes.intermediate_size, config.hidden_size, config.head_dim, part.parts),
+                *(config.activation == "gelu", config.whole_qk_norm),
             ],
             dtype=np.int64,
+        )
+        numbers = np.array(
+            [
+                *(config.rms_norm_eps, config.score_scale),
+                *(config.attention_cap or 0.0, config.residual_scale),
+            ],
+            dtype=np.float32,
         )
         self._stage: int = kernels.stage_new(
             int(dtype == torch.bfloat16),
             shape.ctypes.data,
-            config.rms_norm_eps,
-            config.head_dim**-0.5,
-            rope.data_ptr(),
+            numbers.ctypes.data,
+            None if meeting is None else meeting.handle,
         )
         cache_bytes = sizes.kv_heads * sizes.head_dim * BLOCK_SIZE * kv_blocks * dtype.itemsize
         cache = Arena(Arena.rounded(cache_bytes) * 2 * len(layers))
-        self._memory = [rope]
+        self._memory = list(ropes.values())
         for layer in layers:
             caches = [cache.take(cache_bytes), cache.take(cache_bytes)]
             self._memory += caches
-            parts = (*layer.norms, *layer.matrices, *caches, *layer.biases)
+            parts = (
+                *(*layer.norms, ropes[layer.rope]),
+                *(*layer.matrices, *caches, *layer.biases),
+            )
             pointers = [None if part is None else part.data_ptr() for part in parts]
             kernels.stage_add_layer(
                 self._stage, (ctypes.c_void_p * len(parts))(*pointers), layer.window
@@ -208,10 +260,12 @@ class CompiledLayers:
             self._head.norm.data_ptr(),
             self._head.matrix.data_ptr(),
             self._vocab_size,
+            *self._logits,
             logits.data_ptr(),
             self._threads,
         )
-        return logits[:, : self._vocab_size]
+        own = logits[:, : self._vocab_size]
+        return own if self._meeting is None else self._meeting.gather(own).flatten(1)
 
     def close(self) -> None:
         if self._stage:

@@ -20,22 +20,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from services.common.errors import InvalidArgument
 from services.engine.backend import BLOCK_SIZE
-from services.engine.native.arithmetic import Span
 from services.engine.native.padding import whole_lanes
 from services.engine.native.products import Product, agreeing_sizes, padded_rows
 from services.engine.native.recorder import Recorder
 from services.engine.native.rope import rope_table
-from services.engine.native.torch_layers import TorchHead, TorchLayer
-from services.engine.native.weights import layer_weights
+from services.engine.native.torch_layers import TorchHead, TorchLayer, gelu, scaled_logits
+from services.engine.native.weights import embedding_matrix, final_norm, layer_weights
+from services.engine.stage.spans import Span
 from services.model.config import ModelConfig
-from services.model.tensors import EMBEDDING, FINAL_NORM, LM_HEAD
+from services.model.tensors import EMBEDDING, LM_HEAD
 
 FEWEST_BLOCKS = 8
 """Of the shortest context that is computed with."""
 MOST_RECORDED = 1 << 16
 """Positions of all rows of a step that is recorded: beyond, the GPU is longer about it than the
 host, and rows of other lengths cost more than they save."""
+FEW_ROWS = 16
+"""Of one sequence in a step, a token and guesses behind it, that run as rows of their own: all keys
+and values of a step are in the cache before any row looks at them."""
 FEWEST_ROWS = {torch.bfloat16: 256, torch.float32: 16}
 """That are computed: with sums in one order a few bf16 rows occupy a small part of the GPU, and
 256 take a third of their time. In fp32 more rows take longer."""
@@ -47,6 +51,10 @@ class CudaPacking:
     """Implements Packing."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, device: str) -> None:
+        if config.attention_cap is not None:
+            raise InvalidArgument(
+                "attn_logit_softcapping: scores are not capped on a GPU", field="device"
+            )
         self._config, self._dtype, self._device = config, dtype, torch.device(device)
         _sum_in_one_order()
         card = "".join(c for c in torch.cuda.get_device_name(self._device).lower() if c.isalnum())
@@ -57,11 +65,17 @@ class CudaPacking:
 
     def layer(self, tensors: Mapping[str, Tensor], layer: int) -> TorchLayer[Product]:
         weights = layer_weights(self._config, tensors, layer, self._dtype)
-        return TorchLayer(weights, self._config.window(layer), self.product, self._device)
+        config, device = self._config, self._device
+        return TorchLayer(
+            weights, config.window(layer), config.rope_of(layer), self.product, device
+        )
+
+    def embedding(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        return embedding_matrix(self._config, tensors, self._dtype, self._device)
 
     def head(self, tensors: Mapping[str, Tensor]) -> TorchHead[Product]:
         head = tensors[EMBEDDING if self._config.tied_embeddings else LM_HEAD].to(self._dtype)
-        norm = tensors[FINAL_NORM].to(self._device, torch.float32, copy=True)
+        norm = final_norm(self._config, tensors).to(self._device)
         return TorchHead(norm, self.product(head, None))
 
     def arithmetic(
@@ -119,10 +133,10 @@ class CudaLayers:
         self._config, self._dtype, self._device = config, dtype, device
         self._layers, self._head = layers, head
         positions = min(config.context_length, kv_blocks * BLOCK_SIZE)
-        cosine, sine = rope_table(config.rope, positions).chunk(2, 1)
-        both = torch.stack((torch.cat((cosine, cosine), 1), torch.cat((-sine, sine), 1)))
-        self._rope = both.to(device)
-        """Cosines, and sines of what a half takes from the other: [2, positions, head_dim]."""
+        self._ropes = {
+            rope: _both_halves(rope_table(rope, positions, config.head_dim)).to(device)
+            for rope in {layer.rope for layer in layers}
+        }
         self._width = whole_lanes(config.head_dim)
         self._nowhere, self._spilled = kv_blocks, kv_blocks + 1
         """Blocks of zeros for positions that a sequence has not, and for rows that are none."""
@@ -133,9 +147,10 @@ class CudaLayers:
 
     @torch.inference_mode()
     def forward(self, hidden: Tensor, spans: Sequence[Span]) -> Tensor:
-        rows, blocks = padded_rows(len(spans)), max(map(_blocks, spans))
-        if len(hidden) == len(spans) and rows * blocks * BLOCK_SIZE <= MOST_RECORDED:
-            return self._decoded(hidden, spans, rows, blocks)
+        rows, blocks = padded_rows(len(hidden)), max(map(_blocks, spans))
+        few = max(span.count for span in spans) <= FEW_ROWS
+        if few and rows * blocks * BLOCK_SIZE <= MOST_RECORDED:
+            return self._decoded(hidden, _singly(spans), rows, blocks)
         by_shape: dict[tuple[int, int], list[Span]] = {}
         for span in spans:
             by_shape.setdefault((span.count, _blocks(span)), []).append(span)
@@ -172,28 +187,40 @@ class CudaLayers:
         for group in groups:
             positions[group.rows] = group.own.flatten()
             where[group.rows] = group.cells.gather(1, group.own).flatten()
-        rope = self._rope[:, positions, None]
+        ropes = {rope: table[:, positions, None] for rope, table in self._ropes.items()}
         with sdpa_kernel(ATTENTION):
             for layer, cache in zip(self._layers, self._cache, strict=True):
                 normed = self._normalize(hidden, layer.input_norm)
                 queries = self._heads(layer.q(normed)[:rows], layer.q_norm)
                 keys = self._heads(layer.k(normed)[:rows], layer.k_norm)
-                q, k = self._rotated(queries, keys, *rope).split_with_sizes(heads, 1)
+                rotated = self._rotated(queries, keys, *ropes[layer.rope])
+                q, k = rotated.split_with_sizes(heads, 1)
                 v = self._padded(self._heads(layer.v(normed)[:rows], None))
                 cache.index_copy_(0, where, torch.stack((k, v), 1))
                 mixed = hidden.new_zeros((len(hidden), config.heads * config.head_dim))
                 for group in groups:
                     mixed[group.rows] = self._attend(q[group.rows], cache, group, layer.window)
-                hidden = hidden + layer.output(mixed)
-                normed = self._normalize(hidden, layer.post_norm)
-                hidden = hidden + layer.down(F.silu(layer.gate(normed)) * layer.up(normed))
+                hidden = self._added(hidden, layer.output(mixed), layer.attention_post_norm)
+                normed = self._normalize(hidden, layer.mlp_norm)
+                gated = self._activated(layer.gate(normed)) * layer.up(normed)
+                hidden = self._added(hidden, layer.down(gated), layer.mlp_post_norm)
         return hidden[:rows]
+
+    def _added(self, hidden: Tensor, update: Tensor, norm: Tensor | None) -> Tensor:
+        update = self._normalize(update, norm)
+        if self._config.residual_scale != 1.0:
+            update = update * self._config.residual_scale
+        return hidden + update
+
+    def _activated(self, gate: Tensor) -> Tensor:
+        return F.silu(gate) if self._config.activation == "silu" else gelu(gate)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         assert self._head is not None
         normed = self._normalize(self._widened(hidden), self._head.norm)
-        return _on_host(self._head.matrix(normed)[: len(hidden)].float())
+        logits = self._head.matrix(normed)[: len(hidden)].float()
+        return scaled_logits(self._config, _on_host(logits))
 
     def close(self) -> None:
         self._layers, self._head = (), None
@@ -203,7 +230,7 @@ class CudaLayers:
     def _widened(self, hidden: Tensor) -> Tensor:
         """On the device, with rows of zeros behind."""
         missing = self._padded_rows(len(hidden)) - len(hidden)
-        return F.pad(hidden, (0, 0, 0, missing)).to(self._device)
+        return F.pad(hidden.to(self._device), (0, 0, 0, missing))
 
     def _padded_rows(self, rows: int) -> int:
         return padded_rows(max(rows, FEWEST_ROWS[self._dtype]))
@@ -216,6 +243,8 @@ class CudaLayers:
 
     def _heads(self, x: Tensor, norm: Tensor | None) -> Tensor:
         """[rows, heads * head_dim] as [rows, heads, head_dim], normed."""
+        if self._config.whole_qk_norm:
+            x, norm = self._normalize(x, norm), None
         return self._normalize(x.view(len(x), -1, self._config.head_dim), norm)
 
     def _rotated(self, queries: Tensor, keys: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -268,10 +297,16 @@ class CudaLayers:
             keys,
             values,
             attn_mask=group.seen[window],
-            scale=config.head_dim**-0.5,
+            scale=config.score_scale,
         )
         mixed = mixed.reshape(spans, config.kv_heads, count, -1, self._width).transpose(1, 2)
         return mixed[..., : config.head_dim].reshape(len(q), -1)
+
+
+def _both_halves(table: Tensor) -> Tensor:
+    """Cosines, and sines of what a half takes from the other: [2, positions, head_dim]."""
+    cosine, sine = table.chunk(2, 1)
+    return torch.stack((torch.cat((cosine, cosine), 1), torch.cat((-sine, sine), 1)))
 
 
 def _sum_in_one_order() -> None:
@@ -283,6 +318,15 @@ def _sum_in_one_order() -> None:
     """
     torch.backends.cuda.preferred_blas_library("cublaslt")
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = (False, False)
+
+
+def _singly(spans: Sequence[Span]) -> list[Span]:
+    """Each row as a span of its own."""
+    return [
+        Span(span.first + row, 1, span.start + row, span.table)
+        for span in spans
+        for row in range(span.count)
+    ]
 
 
 def _blocks(span: Span) -> int:

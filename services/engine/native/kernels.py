@@ -72,7 +72,7 @@ class Kernels:
         pointer, number = ctypes.c_void_p, ctypes.c_int64
         self.stage_new = dll.shunt_stage_new
         self.stage_new.restype = pointer
-        self.stage_new.argtypes = [ctypes.c_int, pointer, ctypes.c_float, ctypes.c_float, pointer]
+        self.stage_new.argtypes = [ctypes.c_int, pointer, pointer, pointer]
         self.stage_free = dll.shunt_stage_free
         self.stage_free.argtypes = [pointer]
         self.stage_add_layer = dll.shunt_stage_add_layer
@@ -84,9 +84,19 @@ class Kernels:
         ]
         self.stage_head = dll.shunt_stage_head
         self.stage_head.argtypes = [
-            *(pointer, pointer, number, pointer, pointer, number, pointer),
-            ctypes.c_int,
+            *(pointer, pointer, number, pointer, pointer, number),
+            *(ctypes.c_float, ctypes.c_float, pointer, ctypes.c_int),
         ]
+        self.ranks_memory_bytes = dll.shunt_ranks_memory_bytes
+        self.ranks_memory_bytes.restype = number
+        self.ranks_memory_bytes.argtypes = [number, number]
+        self.ranks_new = dll.shunt_ranks_new
+        self.ranks_new.restype = pointer
+        self.ranks_new.argtypes = [pointer, number, number, number]
+        self.ranks_free = dll.shunt_ranks_free
+        self.ranks_free.argtypes = [pointer]
+        self.ranks_gather = dll.shunt_ranks_gather
+        self.ranks_gather.argtypes = [pointer, pointer, number, number, pointer]
 
 
 def supported_levels() -> tuple[Level, ...]:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Literal
 
 from services.common.errors import InvalidArgument, Unavailable
 from services.common.generation import LayerRange, ModelRef
+from services.common.nodes import StageSpec
 from services.engine.backend import StageBackend
 from services.engine.core.memory import StageSize
+from services.engine.ranks.rank import Rank
 from services.engine.stages import Progress
 
 if TYPE_CHECKING:
@@ -37,17 +39,17 @@ class NativeOptions:
 
 
 class NativeLoader:
-    """Implements StageLoader."""
+    """Implements StageLoader: for stages that one rank runs, or for one rank of those that several
+    run."""
 
-    def __init__(self, options: NativeOptions) -> None:
-        self._options = options
+    def __init__(self, options: NativeOptions, rank: Rank | None = None) -> None:
+        self._options, self._rank = options, rank
         self._warm = threading.Thread(target=self._import, name="warm", daemon=True)
         self._known: dict[ModelRef, tuple[StoredModel, ModelConfig]] = {}
         self._models: dict[ModelRef, NativeModel] = {}
         self._lock = threading.Lock()
 
     def warm(self) -> None:
-        """Begins to import what a load will need."""
         self._warm.start()
 
     @staticmethod
@@ -55,39 +57,51 @@ class NativeLoader:
         import services.engine.native.model
         import services.tensorstore.client  # noqa: F401
 
-    def measure(self, model: ModelRef, layers: LayerRange) -> StageSize:
+    def measure(self, model: ModelRef, spec: StageSpec) -> StageSize:
         _, config = self._open(model)
         from services.engine.native.model import kv_block_bytes, layer_bytes
+        from services.engine.native.slices import slice_of
 
+        layers = spec.layers
         if layers.end > config.layer_count:
             raise InvalidArgument(
                 f"layers [{layers.start}, {layers.end}) of {config.layer_count}",
                 field="stages.layers",
             )
         span, dtype = range(layers.start, layers.end), self._options.dtype
-        sizes = layer_bytes(config, span, dtype)
-        return StageSize(model, layers, sizes, kv_block_bytes(config, span, dtype))
+        part = slice_of(config, spec.tp_degree)
+        if part.ranks > 1 and self._options.device != "cpu":
+            raise InvalidArgument(
+                f"TP degree {part.ranks}: the native backend runs several ranks on CPUs alone",
+                field="tp_degree",
+            )
+        sizes = layer_bytes(part, span, dtype)
+        block_bytes = kv_block_bytes(part, span, dtype)
+        return StageSize(model, spec, sizes, block_bytes, shared=part.ranks == 1)
 
-    def load(self, model: ModelRef, layers: LayerRange, progress: Progress) -> StageBackend:
+    def load(self, model: ModelRef, spec: StageSpec, progress: Progress) -> StageBackend:
         stored, config = self._open(model)
-        native, span = self._model(model, config), range(layers.start, layers.end)
+        native, span = self._model(model, stored, config), range(spec.layers.start, spec.layers.end)
         runs = [LayerRange(run.start, run.stop) for run in native.lacking(span)]
-        sizes = [stored.size_bytes(run) for run in runs]
+        part = (spec.tp_degree, 0 if self._rank is None else self._rank.number)
+        sizes = [stored.size_bytes(run, *part) for run in runs]
         for index, run in enumerate(runs):
             before, size_bytes = sum(sizes[:index]), sizes[index]
             of_run = _share(progress, before, size_bytes, sum(sizes))
-            with stored.stage(run, progress=of_run) as stage:
+            with stored.stage(run, *part, progress=of_run) as stage:
                 tensors = _on_device(stage.tensors, self._options.device)
                 for layer in range(run.start, run.end):
                     progress(before + size_bytes, sum(sizes))
                     native.pack(tensors, range(layer, layer + 1))
         progress(sum(sizes), sum(sizes))
+        if span.stop == config.layer_count and native.grammars is not None:
+            native.grammars.warm()
         return native.stage(span)
 
-    def prefetch(self, model: ModelRef, layers: LayerRange, progress: Progress) -> None:
+    def prefetch(self, model: ModelRef, spec: StageSpec, progress: Progress) -> None:
         stored, _ = self._open(model)
-        of_all = _share(progress, 0, size_bytes := stored.size_bytes(layers), size_bytes)
-        stored.prefetch(layers, progress=of_all)
+        of_all = _share(progress, 0, size_bytes := stored.size_bytes(spec.layers), size_bytes)
+        stored.prefetch(spec.layers, progress=of_all)
 
     def retain(self, layers: Mapping[ModelRef, Collection[int]]) -> None:
         with self._lock:
@@ -100,6 +114,7 @@ class NativeLoader:
     def _open(self, model: ModelRef) -> tuple[StoredModel, ModelConfig]:
         if self._warm.is_alive():
             self._warm.join()
+        from services.model.backends import NATIVE, backends_of
         from services.model.config import parse_config
         from services.tensorstore.client import open_store
 
@@ -109,22 +124,33 @@ class NativeLoader:
             known = self._known.get(model)
         if known is None:
             stored = open_store(self._options.store).model(model.model_id, model.digest)
+            backends_of(stored.config, tiled=stored.manifest.is_tiled).check(NATIVE)
             known = (stored, parse_config(stored.config))
             with self._lock:
                 self._known[model] = known
         return known
 
-    def _model(self, model: ModelRef, config: ModelConfig) -> NativeModel:
-        from services.engine.native.model import NativeModel, packer
+    def _model(self, model: ModelRef, stored: StoredModel, config: ModelConfig) -> NativeModel:
+        from services.engine.native.model import NativeModel, meet, packer
+        from services.engine.stage.grammars import grammars_of
 
         with self._lock:
             held = self._models.get(model)
         if held is None:
-            options = self._options
+            options, rank, meeting = self._options, self._rank, None
+            if rank is not None:
+                meeting = meet(
+                    config, rank.memory_fd, rank.number, rank.count, options.kernel_cache
+                )
             implementation = packer(
-                options.dtype, options.device, options.threads, cache=options.kernel_cache
+                options.dtype,
+                options.device,
+                options.threads,
+                cache=options.kernel_cache,
+                meeting=meeting,
             )
-            held = NativeModel(config, options.dtype, implementation)
+            grammars = grammars_of(stored.config, stored.tokenizer_files)
+            held = NativeModel(config, options.dtype, implementation, meeting, grammars)
             with self._lock:
                 self._models[model] = held
         return held
@@ -140,11 +166,9 @@ def _share(progress: Progress, before: int, size_bytes: int, total_bytes: int) -
 
 
 def _on_device(tensors: Mapping[str, Tensor], device: str) -> Mapping[str, Tensor]:
-    """Where the layers are computed. The embedding stays: ids are looked up on the host."""
+    """Where the layers are computed."""
     if not device.startswith("cuda"):
         return tensors
     from services.engine.native.upload import CudaLink, upload
-    from services.model.tensors import EMBEDDING
 
-    layers = {name: tensor for name, tensor in tensors.items() if name != EMBEDDING}
-    return {**tensors, **upload(layers, CudaLink(device))}
+    return upload(tensors, CudaLink(device))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -65,9 +64,3 @@ class HeadPadding:
     def columns(self, matrix: Tensor) -> Tensor:
         """[n, heads * head_dim] as [n, heads * width]."""
         return matrix if self.width == self.head_dim else self.rows(matrix.t()).t().contiguous()
-
-    def rope(self, table: Tensor) -> Tensor:
-        """Cosines and sines, [positions, head_dim] as [positions, width]."""
-        missing = (self.width - self.head_dim) // 2
-        cosines, sines = table.chunk(2, 1)
-        return torch.cat((F.pad(cosines, (0, missing), value=1.0), F.pad(sines, (0, missing))), 1)

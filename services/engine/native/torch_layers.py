@@ -16,11 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from services.engine.backend import BLOCK_SIZE
-from services.engine.native.arithmetic import Span
 from services.engine.native.rope import rope_table
-from services.engine.native.weights import LayerWeights, layer_weights
+from services.engine.native.weights import (
+    LayerWeights,
+    embedding_matrix,
+    final_norm,
+    layer_weights,
+)
+from services.engine.stage.spans import Span
 from services.model.config import ModelConfig
-from services.model.tensors import EMBEDDING, FINAL_NORM, LM_HEAD
+from services.model.rope import Rope
+from services.model.tensors import EMBEDDING, LM_HEAD
 
 PIECE = 1024
 """Up to this K a oneDNN linear sums in one order for any number of rows."""
@@ -112,6 +118,7 @@ class TorchLayer(Generic[M_co]):
         self,
         weights: LayerWeights,
         window: int,
+        rope: Rope | None,
         matrix: Callable[[Tensor, Tensor | None], M_co],
         device: torch.device,
     ) -> None:
@@ -122,7 +129,7 @@ class TorchLayer(Generic[M_co]):
         def norm(weight: Tensor | None) -> Tensor | None:
             return None if weight is None else weight.to(device, copy=True)
 
-        self.window = window
+        self.window, self.rope = window, rope
         self.q = linear(weights.q, weights.q_bias)
         self.k = linear(weights.k, weights.k_bias)
         self.v = linear(weights.v, weights.v_bias)
@@ -130,7 +137,9 @@ class TorchLayer(Generic[M_co]):
         self.gate = linear(weights.gate, weights.gate_bias)
         self.up = linear(weights.up, weights.up_bias)
         self.down = linear(weights.down, weights.down_bias)
-        self.input_norm, self.post_norm = norm(weights.input_norm), norm(weights.post_norm)
+        self.input_norm, self.mlp_norm = norm(weights.input_norm), norm(weights.mlp_norm)
+        self.attention_post_norm = norm(weights.attention_post_norm)
+        self.mlp_post_norm = norm(weights.mlp_post_norm)
         self.q_norm, self.k_norm = norm(weights.q_norm), norm(weights.k_norm)
 
     @property
@@ -164,11 +173,15 @@ class TorchPacking:
 
     def layer(self, tensors: Mapping[str, Tensor], layer: int) -> TorchLayer[Linear]:
         weights = layer_weights(self._config, tensors, layer, self._dtype)
-        return TorchLayer(weights, self._config.window(layer), Linear, torch.device("cpu"))
+        config, device = self._config, torch.device("cpu")
+        return TorchLayer(weights, config.window(layer), config.rope_of(layer), Linear, device)
+
+    def embedding(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        return embedding_matrix(self._config, tensors, self._dtype)
 
     def head(self, tensors: Mapping[str, Tensor]) -> TorchHead[Linear]:
         head = tensors[EMBEDDING if self._config.tied_embeddings else LM_HEAD].to(self._dtype)
-        return TorchHead(tensors[FINAL_NORM].to(torch.float32, copy=True), Linear(head))
+        return TorchHead(final_norm(self._config, tensors), Linear(head))
 
     def arithmetic(
         self,
@@ -193,7 +206,10 @@ class TorchLayers:
         self._config, self._dtype = config, dtype
         self._layers, self._head = layers, head
         positions = min(config.context_length, kv_blocks * BLOCK_SIZE)
-        self._rope = rope_table(config.rope, positions)
+        self._ropes = {
+            rope: rope_table(rope, positions, config.head_dim)
+            for rope in {layer.rope for layer in layers}
+        }
         shape = (len(layers), 2, kv_blocks, BLOCK_SIZE, config.kv_heads, config.head_dim)
         self._cache = torch.zeros(shape, dtype=dtype)
 
@@ -202,9 +218,10 @@ class TorchLayers:
         config = self._config
         positions = torch.cat([torch.arange(s.start, s.start + s.count) for s in spans])
         where = torch.cat([_cells(span) for span in spans])
-        rope = self._rope[positions]
+        ropes = {rope: table[positions] for rope, table in self._ropes.items()}
         for index, layer in enumerate(self._layers):
             normed = self._normalize(hidden, layer.input_norm)
+            rope = ropes[layer.rope]
             q = self._heads(layer.q(normed), layer.q_norm, rope, config.heads)
             k = self._heads(layer.k(normed), layer.k_norm, rope, config.kv_heads)
             v = layer.v(normed).view(len(hidden), config.kv_heads, config.head_dim)
@@ -212,16 +229,25 @@ class TorchLayers:
             cache[0, where] = k
             cache[1, where] = v
             mixed = torch.cat([self._attend(q, cache, span, layer.window) for span in spans])
-            hidden = hidden + layer.output(mixed)
-            normed = self._normalize(hidden, layer.post_norm)
-            hidden = hidden + layer.down(_silu(layer.gate(normed)) * layer.up(normed))
+            hidden = self._added(hidden, layer.output(mixed), layer.attention_post_norm)
+            normed = self._normalize(hidden, layer.mlp_norm)
+            gated = self._activated(layer.gate(normed)) * layer.up(normed)
+            hidden = self._added(hidden, layer.down(gated), layer.mlp_post_norm)
         return hidden
+
+    def _added(self, hidden: Tensor, update: Tensor, norm: Tensor | None) -> Tensor:
+        return hidden + self._normalize(update, norm) * self._config.residual_scale
+
+    def _activated(self, gate: Tensor) -> Tensor:
+        if self._config.activation == "silu":
+            return in_whole_vectors(F.silu, gate)
+        return in_whole_vectors(gelu, gate)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         assert self._head is not None
         normed = self._normalize(hidden, self._head.norm)
-        return self._head.matrix(normed).float()
+        return scaled_logits(self._config, self._head.matrix(normed).float())
 
     def close(self) -> None:
         self._layers, self._head = (), None
@@ -236,7 +262,9 @@ class TorchLayers:
 
     def _heads(self, x: Tensor, norm: Tensor | None, rope: Tensor, heads: int) -> Tensor:
         """[rows, heads * head_dim], normed and rotated, as [rows, heads, head_dim]."""
-        shaped = self._normalize(x.view(len(x), heads, -1), norm).float()
+        x = self._normalize(x, norm) if self._config.whole_qk_norm else x
+        per_head = None if self._config.whole_qk_norm else norm
+        shaped = self._normalize(x.view(len(x), heads, -1), per_head).float()
         cosine, sine = rope[:, None].chunk(2, -1)
         first, second = shaped.chunk(2, -1)
         rotated = (first * cosine - second * sine, second * cosine + first * sine)
@@ -256,15 +284,32 @@ class TorchLayers:
             first = max(0, context - window) if window else 0
             k = keys[:, first:context].float().contiguous()
             v = values[:, first:context].float().contiguous()
-            scores = torch.bmm(queries[row].float(), k.transpose(1, 2)) * config.head_dim**-0.5
+            scores = torch.bmm(queries[row].float(), k.transpose(1, 2)) * config.score_scale
+            if (cap := config.attention_cap) is not None:
+                scores = (scores / cap).tanh() * cap
             mixed_rows.append(torch.bmm(scores.softmax(-1), v).view(1, -1))
         return torch.cat(mixed_rows).to(self._dtype)
 
 
-def _silu(x: Tensor) -> Tensor:
-    """SiLU in whole vectors: torch computes what is left over at the end of a tensor otherwise."""
+def in_whole_vectors(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A function of each element of [rows, width]; torch computes what is left over at the end of
+    a tensor otherwise."""
     width = x.shape[1]
-    return F.silu(F.pad(x, (0, -width % VECTORS)))[:, :width].contiguous()
+    return function(F.pad(x, (0, -width % VECTORS)))[:, :width].contiguous()
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Its approximation by tanh."""
+    return F.gelu(x, approximate="tanh")
+
+
+def scaled_logits(config: ModelConfig, logits: Tensor) -> Tensor:
+    """Logits, fp32 on the CPU, divided and capped as the model says."""
+    if config.logits_divisor != 1.0:
+        logits = logits / config.logits_divisor
+    if (cap := config.logits_cap) is not None:
+        logits = in_whole_vectors(lambda x: (x / cap).tanh() * cap, logits)
+    return logits
 
 
 def _cells(span: Span) -> Tensor:

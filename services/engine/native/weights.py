@@ -12,8 +12,15 @@ from torch import Tensor
 from services.common.errors import InvalidArgument
 from services.engine.native.padding import LANES
 from services.model.config import ModelConfig
-from services.model.tensors import layer_shapes, stage_shapes
+from services.model.tensors import (
+    EMBEDDING,
+    FINAL_NORM,
+    layer_norms,
+    layer_shapes,
+    stage_shapes,
+)
 
+CPU = torch.device("cpu")
 COLUMNS = 32
 """Outputs in one column block of a packed weight."""
 ALIGNMENT_BYTES = 64
@@ -23,8 +30,10 @@ ALIGNMENT_BYTES = 64
 class LayerWeights:
     """One layer's tensors, [out, in] as in the checkpoint; what the model has not is None."""
 
-    input_norm: Tensor
-    post_norm: Tensor
+    input_norm: Tensor | None
+    mlp_norm: Tensor | None
+    attention_post_norm: Tensor | None
+    mlp_post_norm: Tensor | None
     q_norm: Tensor | None
     k_norm: Tensor | None
     q: Tensor
@@ -43,12 +52,7 @@ class LayerWeights:
     down_bias: Tensor | None
 
 
-_NORMS = {
-    "input_norm": "input_layernorm",
-    "post_norm": "post_attention_layernorm",
-    "q_norm": "self_attn.q_norm",
-    "k_norm": "self_attn.k_norm",
-}
+_HEAD_NORMS = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
 _LINEARS = {
     "q": "self_attn.q_proj",
     "k": "self_attn.k_proj",
@@ -59,10 +63,12 @@ _LINEARS = {
     "down": "mlp.down_proj",
 }
 _PARTS = {
-    **{field: f"{name}.weight" for field, name in (_NORMS | _LINEARS).items()},
+    **{field: f"{name}.weight" for field, name in _LINEARS.items()},
     **{f"{field}_bias": f"{name}.bias" for field, name in _LINEARS.items()},
 }
 """Field of LayerWeights to the tensor's name within its layer."""
+_HEADS = ("q", "k", "q_bias", "k_bias", "q_norm", "k_norm")
+"""Fields whose rows are elements of heads that are rotated."""
 
 
 def check_tensors(
@@ -89,12 +95,55 @@ def layer_weights(
 ) -> LayerWeights:
     """One layer's tensors; matrices in `dtype`, norms and biases in fp32."""
     shapes = layer_shapes(config)
-    found: dict[str, Tensor | None] = dict.fromkeys(_PARTS)
-    for field, part in _PARTS.items():
-        if part in shapes:
-            tensor = tensors[f"model.layers.{layer}.{part}"]
-            found[field] = tensor.to(torch.float32 if len(shapes[part]) == 1 else dtype)
+    norms = {field: f"{name}.weight" for field, name in (layer_norms(config) | _HEAD_NORMS).items()}
+    found: dict[str, Tensor | None] = {}
+    for field in LayerWeights.__dataclass_fields__:
+        part = norms.get(field) or _PARTS.get(field)
+        if part is None or part not in shapes:
+            found[field] = None
+            continue
+        tensor = tensors[f"model.layers.{layer}.{part}"]
+        tensor = tensor.to(torch.float32 if len(shapes[part]) == 1 else dtype)
+        if field in norms:
+            tensor = tensor + config.norm_offset
+        found[field] = _paired(config, tensor) if field in _HEADS else tensor
     return LayerWeights(**found)  # type: ignore[arg-type]
+
+
+def final_norm(config: ModelConfig, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The weights of the last norm, fp32; a copy."""
+    return tensors[FINAL_NORM].float() + config.norm_offset
+
+
+def embedding_matrix(
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    device: torch.device = CPU,
+) -> Tensor:
+    """What a row of ids becomes, [vocab, hidden]; a copy, but for one that lies on a GPU already
+    and is taken as it is."""
+    changed = device == CPU or config.embedding_scale is not None
+    matrix = tensors[EMBEDDING].to(device, dtype, copy=changed)
+    if config.embedding_scale is None:
+        return matrix
+    if config.rounded_embedding_scale:
+        return matrix.mul_(torch.tensor(config.embedding_scale, dtype=dtype))
+    return matrix.mul_(config.embedding_scale)
+
+
+def _paired(config: ModelConfig, tensor: Tensor) -> Tensor:
+    """Elements of heads [heads * head_dim, ...] in an order in which the two halves of a head turn
+    against each other: what is not rotated goes to the end of both. A product of queries and keys
+    does not know the order."""
+    dim, rotated = config.head_dim, config.rope.dim
+    if rotated == dim:
+        return tensor
+    turned, passed = torch.arange(rotated), torch.arange(rotated, dim)
+    halves = zip(turned.chunk(2), passed.chunk(2), strict=True)
+    order = torch.cat([part for half in halves for part in half])
+    heads = tensor.reshape(-1, dim, *tensor.shape[1:])
+    return heads[:, order.to(tensor.device)].reshape(tensor.shape)
 
 
 def interleave(gate: Tensor, up: Tensor) -> Tensor:

@@ -97,6 +97,7 @@ def _node(node: CandidateNode) -> pb.Node:
         pool=kind.pool,
         spot=kind.spot,
         interruptions_per_hour=kind.interruptions_per_hour,
+        backend=kind.backend,
     )
 
 

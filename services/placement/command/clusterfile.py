@@ -10,6 +10,7 @@ from services.common.errors import InvalidArgument
 from services.common.yaml_file import Row, read_yaml
 from services.placement.estimate.catalogue import HardwareCatalogue
 from services.placement.estimate.cluster import (
+    MAX_BACKEND_CHARS,
     MAX_NODES,
     CandidateNode,
     PlacedPipeline,
@@ -27,6 +28,8 @@ class InstanceRow(Row):
     pool: str = Field(default="", max_length=128)
     spot: bool = False
     interruptions_per_hour: float = Field(default=0, ge=0, lt=1e3, allow_inf_nan=False)
+    backend: str = Field(default="", max_length=MAX_BACKEND_CHARS)
+    """What computes on them: instances of two backends share no pipeline."""
 
 
 class ClusterFile(Row):
@@ -46,6 +49,7 @@ def read_cluster(path: Path, catalogue: HardwareCatalogue) -> tuple[CandidateNod
             pool=row.pool,
             spot=row.spot,
             interruptions_per_hour=row.interruptions_per_hour,
+            backend=row.backend,
         )
         if len(nodes) + row.count > MAX_NODES:
             raise InvalidArgument(f"over {MAX_NODES} instances", field="count")

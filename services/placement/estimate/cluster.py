@@ -11,6 +11,7 @@ from services.common.errors import InvalidArgument
 from services.placement.estimate.catalogue import Gpu, HardwareCatalogue
 
 MAX_NODES = 4096
+MAX_BACKEND_CHARS = 64
 LEAST_SPEED = 1e-6  # what is slower counts as this: times stay finite
 
 
@@ -29,10 +30,13 @@ class NodeClass:
     pool: str = ""
     spot: bool = False
     interruptions_per_hour: float = 0.0
+    backend: str = ""
+    """What computes its stages: nodes of two backends form no pipeline."""
 
     @property
     def performance(self) -> NodeClass:
-        """What decides its speed: the class without price, pool and market."""
+        """What decides its speed, and with whom it forms pipelines: the class without price, pool
+        and market."""
         return replace(self, price_per_hour=0.0, pool="", spot=False, interruptions_per_hour=0.0)
 
 
@@ -78,6 +82,11 @@ class PlacedPipeline:
         return sum(stage.node.kind.price_per_hour for stage in self.stages)
 
     @property
+    def backends(self) -> tuple[str, ...]:
+        """What computes its stages, in their order, each once: one, where it can be at all."""
+        return tuple(dict.fromkeys(stage.node.kind.backend for stage in self.stages))
+
+    @property
     def node_ids(self) -> tuple[str, ...]:
         return tuple(stage.node.node_id for stage in self.stages)
 
@@ -121,6 +130,7 @@ def described(
     pool: str = "",
     spot: bool = False,
     interruptions_per_hour: float = 0.0,
+    backend: str = "",
 ) -> NodeClass:
     """The class of a node that names an instance type or describes its devices; 0 is default."""
     for name, number in (
@@ -130,6 +140,10 @@ def described(
     ):
         if not math.isfinite(number) or not 0 <= number < 1e6:
             raise InvalidArgument(f"{name} must be from 0 to 1e6", field=name)
+    if len(backend) > MAX_BACKEND_CHARS or not backend.isprintable():
+        raise InvalidArgument(
+            f"backend has at most {MAX_BACKEND_CHARS} printable characters", field="backend"
+        )
     if not 0 <= memory_bytes <= 1 << 50:
         raise InvalidArgument("memory_bytes must be from 0 to 2**50", field="memory_bytes")
     if instance_type:
@@ -156,6 +170,7 @@ def described(
         pool=pool or instance_type or device_type,
         spot=spot,
         interruptions_per_hour=interruptions_per_hour,
+        backend=backend,
     )
 
 
@@ -172,6 +187,14 @@ def check_nodes(nodes: Sequence[CandidateNode]) -> None:
         if node.node_id in seen:
             raise InvalidArgument(f"node {node.node_id!r} is named twice", field="node_id")
         seen.add(node.node_id)
+
+
+def by_backend(nodes: Sequence[CandidateNode]) -> dict[str, list[CandidateNode]]:
+    """Nodes that may share a pipeline, in their order."""
+    groups: dict[str, list[CandidateNode]] = {}
+    for node in nodes:
+        groups.setdefault(node.kind.backend, []).append(node)
+    return groups
 
 
 @dataclass(frozen=True)

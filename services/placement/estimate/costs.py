@@ -122,7 +122,10 @@ class Costs:
         return self._made[key]
 
     def degrees(self, kind: NodeClass) -> list[int]:
-        """TP degrees a node can run: powers of two and the whole node, where the heads allow."""
+        """TP degrees a node can run: powers of two and the whole node, where the heads allow; none
+        where its backend cannot serve the model."""
+        if not self.model.served_by(kind.backend):
+            return []
         sizes = {1 << i for i in range(kind.gpu_count.bit_length()) if 1 << i <= kind.gpu_count}
         return sorted(n for n in sizes | {kind.gpu_count} if self.model.allows_tp(n))
 

@@ -146,6 +146,22 @@ def check_pipeline(costs: Costs, pipeline: PlacedPipeline) -> None:
             )
 
 
+def check_backends(costs: Costs, pipeline: PlacedPipeline) -> None:
+    """One backend, which serves the model; FailedPrecondition says what is not so."""
+    backends = pipeline.backends
+    if len(backends) > 1:
+        names = " and ".join(backends)
+        raise FailedPrecondition(
+            f"the stages compute with {names}: rows do not pass between them", field="stages"
+        )
+    if not costs.model.served_by(backends[0]):
+        raise FailedPrecondition(
+            f"{backends[0] or 'its backend'} cannot serve the model; "
+            f"{' and '.join(sorted(costs.model.backends))} can",
+            field="stages",
+        )
+
+
 def check_layers(costs: Costs, pipeline: PlacedPipeline) -> None:
     """Every layer once and in order; InvalidArgument says what is not."""
     expected = 0
@@ -178,8 +194,9 @@ def estimate_pipeline(
     costs: Costs, pipeline: PlacedPipeline, arrival_rate_rps: float = 0.0
 ) -> PipelineEstimate:
     """The estimate, computed once for pipelines that are alike; FailedPrecondition names the stage
-    that lacks memory, and how much."""
+    that lacks memory, and how much, or the backends that cannot serve it together."""
     check_pipeline(costs, pipeline)
+    check_backends(costs, pipeline)
     alike = tuple((stage.node.kind, stage.start, stage.end, stage.tp) for stage in pipeline.stages)
     key = (alike, pipeline.phase, arrival_rate_rps)
     if key not in costs.estimates:

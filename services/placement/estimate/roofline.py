@@ -51,7 +51,9 @@ class Device:
     tile_tokens: int
     exact_tiles: bool
 
-    def product(self, name: str, rows: Number, k: float, n: float) -> Operation:
+    def product(
+        self, name: str, rows: Number, k: float, n: float, weight_bytes: Number = ELEMENT_BYTES
+    ) -> Operation:
         """A matrix product [rows, k] x [k, n] with weights read once, in whole tiles of rows.
 
         A running batch varies, so unless `exact_tiles` the mean of the rounding is taken.
@@ -62,7 +64,7 @@ class Device:
         else:
             computed = computed + self.tile_tokens / 2
         flops = 2.0 * computed * k * n
-        traffic = ELEMENT_BYTES * (k * n + np.asarray(rows) * (k + n))
+        traffic = weight_bytes * k * n + ELEMENT_BYTES * np.asarray(rows) * (k + n)
         return Operation(
             name, flops / self.flops_per_s, traffic / self.bytes_per_s, 0.0, self.launch_s
         )
@@ -98,16 +100,25 @@ class Device:
         m, n = self.model, self.tp
         qkv = (m.heads + 2 * m.kv_heads_per_rank(n) * n) * m.head_dim / n
         width = m.heads * m.head_dim / n
-        if m.window is not None:
-            mean, context = min(mean, m.window), min(context, m.window)
+        mean, context = m.seen(mean), m.seen(context)
+        rows, read = self._experts(tokens)
         operations = [
-            self.product("qkv", tokens, m.hidden, qkv),
+            self.product("qkv", tokens, m.hidden, qkv, m.weight_bytes),
             self.attention(tokens, sequences, mean, context),
-            self.product("o", tokens, width, m.hidden),
-            self.product("gate_up", tokens, m.hidden, 2 * m.ffn / n),
-            self.product("down", tokens, m.ffn / n, m.hidden),
+            self.product("o", tokens, width, m.hidden, m.weight_bytes),
+            self.product("gate_up", rows, m.hidden, 2 * m.ffn / n, read),
+            self.product("down", rows, m.ffn / n, m.hidden, read),
         ]
         return [*operations, self.all_reduce(tokens)] if n > 1 else operations
+
+    def _experts(self, tokens: Number) -> tuple[Number, Number]:
+        """Rows that all FFNs compute together, and bytes read of each number of an FFN's weights:
+        of experts, as many as some token passes, where each is as likely."""
+        m = self.model
+        if m.experts == 1:
+            return tokens, m.weight_bytes
+        missed = (1 - m.experts_per_token / m.experts) ** np.asarray(tokens, dtype=float)
+        return np.asarray(tokens) * m.experts_per_token, m.weight_bytes * m.experts * (1 - missed)
 
     def prefill(self, sequences: Number, prompt: int) -> list[Operation]:
         """One layer over `sequences` prompts of `prompt` tokens each."""

@@ -23,10 +23,17 @@ from services.placement.replan.moves import (
     node_moves,
     remap,
 )
-from services.placement.replan.options import ALL, STAY, best_nodes, forbidden, options_for
-from services.placement.replan.worth import Outlook, gain, outlook, rate_of
+from services.placement.replan.options import ALL, STAY, forbidden, options_for
+from services.placement.replan.parts import best_nodes
+from services.placement.replan.worth import Outlook, gain, node_count, outlook, rate_of
 from services.placement.search.budget import SearchBudget
-from services.placement.search.problem import ObjectiveKind, Planner, Problem
+from services.placement.search.problem import (
+    ObjectiveKind,
+    Planner,
+    Problem,
+    of_the_model,
+    told_of_backends,
+)
 from services.placement.search.score import violation
 from services.placement.search.telling import figures
 
@@ -62,6 +69,12 @@ class NextPlan:
 
 def replan(problem: Problem, change: Change, search: Planner, budget: SearchBudget) -> NextPlan:
     """The next plan and its moves; FailedPrecondition when nothing fits any more."""
+    told, problem = told_of_backends(problem), of_the_model(problem)
+    found = _replanned(problem, change, search, budget)
+    return replace(found, reasons=(*found.reasons, *told))
+
+
+def _replanned(problem: Problem, change: Change, search: Planner, budget: SearchBudget) -> NextPlan:
     for pipeline in change.running:  # of which those with a lost node are looked at no further
         check_layers(problem.costs, pipeline)
     left = left_of(problem, change)
@@ -75,12 +88,14 @@ def replan(problem: Problem, change: Change, search: Planner, budget: SearchBudg
         found = search(replace(problem, nodes=most), budget).pipelines
         return assess(problem, change, left, found, ALL)
     kind = problem.objective.kind
-    ranked = sorted(affordable, key=lambda plan: _rank(problem, plan), reverse=True)
+    ranked = sorted(affordable, key=lambda plan: _rank(problem, change, plan), reverse=True)
     best = ranked[0]
     stay = next((plan for plan in affordable if plan.name == STAY), None)
     if stay is not None and best is not stay:
         more = gain(kind, best.outlook, stay.outlook)
-        if not _meets(problem, stay) and _meets(problem, best):
+        if short_of(change, best.pipelines) < short_of(change, stay.pipelines):
+            best = replace(best, gain=more, reasons=(*best.reasons, _grown(change, stay, best)))
+        elif not _meets(problem, stay) and _meets(problem, best):
             best = replace(best, gain=more)
         elif more <= change.hysteresis:
             reason = "no change gains enough over the horizon"
@@ -91,7 +106,7 @@ def replan(problem: Problem, change: Change, search: Planner, budget: SearchBudg
     return replace(
         best,
         alternatives=(
-            *(Rejected(plan.name, _lacks(problem, plan, best)) for plan in others),
+            *(Rejected(plan.name, _lacks(problem, change, plan, best)) for plan in others),
             *(
                 Rejected(plan.name, forbidden(problem, change, plan.pipelines, left))
                 for plan in plans
@@ -107,8 +122,19 @@ def left_of(problem: Problem, change: Change) -> tuple[PlacedPipeline, ...]:
     return tuple(p for p in change.running if present.issuperset(p.node_ids) and _fits(problem, p))
 
 
-def _rank(problem: Problem, plan: NextPlan) -> tuple[bool, float]:
-    return _meets(problem, plan), plan.outlook.worth(problem.objective.kind)
+def short_of(change: Change, pipelines: Sequence[PlacedPipeline]) -> int:
+    """Nodes that a plan lacks of the least."""
+    return max(0, change.nodes_min - node_count(pipelines))
+
+
+def _rank(problem: Problem, change: Change, plan: NextPlan) -> tuple[int, bool, float]:
+    worth = plan.outlook.worth(problem.objective.kind)
+    return -short_of(change, plan.pipelines), _meets(problem, plan), worth
+
+
+def _grown(change: Change, stay: NextPlan, plan: NextPlan) -> str:
+    now, then = node_count(stay.pipelines), node_count(plan.pipelines)
+    return f"{then} nodes where there were {now}, for {change.nodes_min} are the least"
 
 
 def _meets(problem: Problem, plan: NextPlan) -> bool:
@@ -128,7 +154,9 @@ def _misses(problem: Problem, plan: NextPlan) -> str:
     return ""
 
 
-def _lacks(problem: Problem, plan: NextPlan, chosen: NextPlan) -> str:
+def _lacks(problem: Problem, change: Change, plan: NextPlan, chosen: NextPlan) -> str:
+    if short_of(change, plan.pipelines) > short_of(change, chosen.pipelines):
+        return f"{node_count(plan.pipelines)} nodes are less than {change.nodes_min}"
     missed = _misses(problem, plan)
     if missed and not _misses(problem, chosen):
         return missed

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from services.common.errors import DeadlineExceeded, FailedPrecondition
-from services.placement.estimate.cluster import CandidateNode, PlacedPipeline
+from services.placement.estimate.cluster import PlacedPipeline, by_backend
 from services.placement.replan.change import Change
-from services.placement.replan.worth import cost_per_hour, rate_of, within_budget
+from services.placement.replan.parts import best_nodes, filled, planned, within_the_rest
+from services.placement.replan.worth import cost_per_hour, node_count, rate_of, within_budget
 from services.placement.search.budget import SearchBudget
-from services.placement.search.planners.proportional import power
 from services.placement.search.problem import ObjectiveKind, Planner, Problem
 
 MOST_PARTS = 64
 """Pipelines that are each asked whether the plan is better without them."""
 STAY = "what is left of the running plan"
 ALL = "a plan of all nodes"
+
+Option = tuple[str, tuple[PlacedPipeline, ...]]
+"""A plan by its name."""
 
 
 def options_for(
@@ -25,13 +27,13 @@ def options_for(
     left: tuple[PlacedPipeline, ...],
     search: Planner,
     budget: SearchBudget,
-) -> list[tuple[str, tuple[PlacedPipeline, ...]]]:
+) -> list[Option]:
     """Plans by name, none of them empty."""
-    options = [(STAY, left)]
+    options: list[Option] = [(STAY, left)]
     used = frozenset(node_id for pipeline in left for node_id in pipeline.node_ids)
-    best = best_nodes(problem, problem.nodes, change.nodes_max, used)
     if change.anew:
-        options.append((ALL, _planned(problem, best, search, budget)))
+        whole = _whole(problem, change, used, search, budget)
+        options += [*whole, *_up_to_the_least(problem, change, whole, search, budget)]
         return [(name, option) for name, option in options if option]
     free = tuple(node for node in problem.nodes if node.node_id not in used)
     if change.nodes_max:
@@ -39,56 +41,74 @@ def options_for(
         free = best_nodes(problem, free, room, used) if room else ()
     more = _what_is_lacking(problem, left)
     if free and more is not None:
-        added = _planned(more, free, search, budget)
+        added = planned(more, free, search, budget)
         options.append(("it and pipelines of the free nodes", (*left, *added) if added else ()))
+    options += _up_to_the_least(problem, change, options, search, budget)
     if change.improve or not _keeps(problem, change, left):
         options += _without_each(problem, change, left)
-        options.append((ALL, _planned(problem, best, search, budget)))
+        whole = _whole(problem, change, used, search, budget)
+        options += [*whole, *_up_to_the_least(problem, change, whole, search, budget)]
     return [(name, option) for name, option in options if option]
 
 
-def _what_is_lacking(problem: Problem, left: Sequence[PlacedPipeline]) -> Problem | None:
+def _whole(
+    problem: Problem,
+    change: Change,
+    used: frozenset[str],
+    search: Planner,
+    budget: SearchBudget,
+) -> list[Option]:
+    """Plans of the best nodes; where there may not be all, and they have several backends, of each
+    one's best, too: those of all backends may be too few of any for a pipeline."""
+    best = best_nodes(problem, problem.nodes, change.nodes_max, used)
+    plans = [(ALL, planned(problem, best, search, budget))]
+    groups = by_backend(problem.nodes) if len(best) < len(problem.nodes) else {}
+    for name, group in groups.items() if len(groups) > 1 else ():
+        some = best_nodes(problem, group, change.nodes_max, used)
+        plans.append((f"{ALL} of {name}", planned(problem, some, search, budget)))
+    return plans
+
+
+def _up_to_the_least(
+    problem: Problem,
+    change: Change,
+    plans: Sequence[Option],
+    search: Planner,
+    budget: SearchBudget,
+) -> list[Option]:
+    """The plans with others beside them that have the least nodes together; where none has so many
+    by that, or pipelines are of one choice, others in place of them."""
+    least, most = change.nodes_min, change.nodes_max
+    there = [(name, plan) for name, plan in plans if plan]
+    largest = max((node_count(plan) for _, plan in there), default=least)
+    found: list[Option] = []
+    if largest >= least:
+        return found
+    for name, plan in there if not change.anew else ():
+        more = filled(problem, plan, least, most, search, budget)
+        found += [(f"{name}, and {which} up to {least}", option) for which, option in more]
+    if not any(node_count(plan) >= least for _, plan in found):
+        more = filled(problem, (), least, most, search, budget)
+        found += [(f"{ALL}: {which} up to {least}", option) for which, option in more]
+    return [(name, plan) for name, plan in found if node_count(plan) > largest]
+
+
+def _what_is_lacking(problem: Problem, left: tuple[PlacedPipeline, ...]) -> Problem | None:
     """The problem of what the left pipelines leave over: of the budget, and of the requests that
     arrive where cost counts. None when nothing is lacking."""
-    objective, workload = problem.objective, problem.costs.workload
-    if left and objective.budget_per_hour:
-        rest = objective.budget_per_hour - cost_per_hour(left)
-        if rest <= 0:
-            return None
-        problem = replace(problem, objective=replace(objective, budget_per_hour=rest))
-    arriving = workload.arrival_rate_rps
-    if left and arriving and objective.kind is not ObjectiveKind.THROUGHPUT:
-        lacking = arriving - rate_of(problem, left).throughput_rps
-        if lacking <= 0:
-            return None
-        problem = replace(problem, costs=problem.costs.at_rate(lacking))
-    return problem
-
-
-def best_nodes(
-    problem: Problem, nodes: Sequence[CandidateNode], most: int, used: frozenset[str]
-) -> tuple[CandidateNode, ...]:
-    """At most so many of the nodes (0: all): those that do most, or most for their price where
-    cost counts; of equal ones those in use first."""
-    if not most or len(nodes) <= most:
-        return tuple(nodes)
-    minds_cost = problem.objective.kind is not ObjectiveKind.THROUGHPUT
-
-    def worth(node: CandidateNode) -> tuple[float, bool]:
-        does = power(problem, node.kind)
-        price = node.kind.price_per_hour
-        return (does / price if minds_cost and price > 0 else does), node.node_id in used
-
-    return tuple(sorted(nodes, key=worth, reverse=True)[:most])
-
-
-def _nodes_of(pipelines: Sequence[PlacedPipeline]) -> int:
-    return sum(len(pipeline.stages) for pipeline in pipelines)
+    rest = within_the_rest(problem, left)
+    arriving = problem.costs.workload.arrival_rate_rps
+    if rest is None or not left or not arriving:
+        return rest
+    if problem.objective.kind is ObjectiveKind.THROUGHPUT:
+        return rest
+    lacking = arriving - rate_of(problem, left).throughput_rps
+    return replace(rest, costs=rest.costs.at_rate(lacking)) if lacking > 0 else None
 
 
 def _keeps(problem: Problem, change: Change, pipelines: Sequence[PlacedPipeline]) -> bool:
     """It keeps to the budget and to the most nodes."""
-    count = _nodes_of(pipelines)
+    count = node_count(pipelines)
     return within_budget(problem, pipelines) and (not change.nodes_max or count <= change.nodes_max)
 
 
@@ -102,10 +122,10 @@ def forbidden(
     are no more left of the running one."""
     if not within_budget(problem, pipelines):
         return _too_dear(problem, pipelines)
-    count = _nodes_of(pipelines)
+    count = node_count(pipelines)
     if change.nodes_max and count > change.nodes_max:
         return f"{count} nodes are more than {change.nodes_max}"
-    fewest = min(change.nodes_min, _nodes_of(left))
+    fewest = min(change.nodes_min, node_count(left))
     if count < fewest:
         return f"{count} nodes are less than {fewest}"
     return ""
@@ -113,7 +133,7 @@ def forbidden(
 
 def _without_each(
     problem: Problem, change: Change, left: tuple[PlacedPipeline, ...]
-) -> list[tuple[str, tuple[PlacedPipeline, ...]]]:
+) -> list[Option]:
     """What is left without one of its pipelines, and without as many as the budget and the most
     nodes demand."""
     if cost_per_hour(left) <= 0 and _keeps(problem, change, left):
@@ -137,15 +157,3 @@ def _without_each(
 def _too_dear(problem: Problem, pipelines: Sequence[PlacedPipeline]) -> str:
     cost = cost_per_hour(pipelines)
     return f"{cost:.3f} $/h is above the budget of {problem.objective.budget_per_hour:.3f}"
-
-
-def _planned(
-    problem: Problem, nodes: Sequence[CandidateNode], search: Planner, budget: SearchBudget
-) -> tuple[PlacedPipeline, ...]:
-    """A plan of some of the nodes; none when they hold no pipeline, or time is out."""
-    count = 0 if len(nodes) < len(problem.nodes) else problem.pipeline_count
-    part = replace(problem, nodes=tuple(nodes), pipeline_count=count)
-    try:
-        return search(part, budget).pipelines
-    except (FailedPrecondition, DeadlineExceeded):
-        return ()

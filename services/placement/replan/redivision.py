@@ -18,6 +18,8 @@ from services.placement.estimate.estimator import check_layers
 from services.placement.replan.change import Change
 from services.placement.replan.next_plan import NextPlan, Rejected, assess, left_of
 from services.placement.replan.options import STAY
+from services.placement.replan.parts import filled
+from services.placement.replan.worth import cost_per_hour, node_count
 from services.placement.search.budget import SearchBudget
 from services.placement.search.division import Allotment, allot
 from services.placement.search.problem import Problem
@@ -65,25 +67,29 @@ def redivide(
         for pipeline in change.running:
             check_layers(problem.costs, pipeline)
         lefts.append(left_of(problem, change))
-    limits = replace(limits, nodes_min=min(limits.nodes_min, sum(map(_nodes_of, lefts))))
+    fewest = min(limits.nodes_min, sum(map(node_count, lefts)))
     asked = [
         replace(share, running=left, holders=_holders(change), objective=problem.objective)
         for share, left, change, problem in zip(shares, lefts, changes, whole, strict=True)
     ]
     stays = _plans(whole, changes, lefts, lefts, STAY)
-    allotted, complete = allot(nodes, asked, limits, budget)
+    allotted, complete = allot(nodes, asked, replace(limits, nodes_min=fewest), budget)
+    allotted = _up_to_the_least(nodes, asked, allotted, limits, budget)
     problems = [_part(problem, part) for problem, part in zip(whole, allotted, strict=True)]
     news = _plans(problems, changes, lefts, [part.pipelines for part in allotted], NEW)
-    within = not limits.excess([pipeline for left in lefts for pipeline in left])
+    running = [pipeline for left in lefts for pipeline in left]
+    within = not replace(limits, nodes_min=fewest).excess(running)
+    grows = node_count(running) < min(limits.nodes_min, sum(node_count(p.pipelines) for p in news))
     more, served, serves = _gain(shares, stays, news), _served(stays), _served(news)
     hysteresis = max(change.hysteresis for change in changes)
-    if within and (serves < served or (serves == served and more <= hysteresis)):
+    stay = serves < served or (serves == served and more <= hysteresis and not grows)
+    if within and stay:
         lacks = "serves fewer models" if serves < served else f"gains {more:.1%} over the horizon"
         why = "no division serves more models, or gains enough over the horizon"
         other = Rejected(NEW, lacks)
         return Redivision(tuple(whole), stays, False, 0.0, (why,), (other,), complete)
     reasons = tuple(map(_told, shares, problems, stays, news))
-    other = Rejected(STAY, _lacks(shares, stays, news, within, more))
+    other = Rejected(STAY, _lacks(shares, stays, news, within, more, grows))
     return Redivision(tuple(problems), news, True, more, reasons, (other,), complete)
 
 
@@ -114,8 +120,35 @@ def _holders(change: Change) -> frozenset[str]:
     return frozenset(ran | change.resident.keys())
 
 
-def _nodes_of(pipelines: Sequence[PlacedPipeline]) -> int:
-    return sum(len(pipeline.stages) for pipeline in pipelines)
+def _up_to_the_least(
+    nodes: Sequence[CandidateNode],
+    shares: Sequence[Share],
+    allotted: Sequence[Allotment],
+    limits: Limits,
+    budget: SearchBudget,
+) -> tuple[Allotment, ...]:
+    """The division with nodes that are nobody's, where there are to be more: each share that is
+    served takes what may be added beside it, the first ones first."""
+    parts = list(allotted)
+    for index, share in enumerate(shares):
+        others = [part for i, part in enumerate(parts) if i != index and part.pipelines]
+        theirs = [pipeline for part in others for pipeline in part.pipelines]
+        taken = {node.node_id for part in others for node in part.nodes}
+        money = limits.budget_per_hour and limits.budget_per_hour - cost_per_hour(theirs)
+        own = parts[index]
+        if not own.pipelines or money < 0:
+            continue
+        free = tuple(node for node in nodes if node.node_id not in taken)
+        objective = replace(share.objective, budget_per_hour=money)
+        problem = Problem(share.costs, free, objective, 0, share.seed)
+        least = limits.nodes_min - node_count(theirs)
+        most = limits.nodes_max and limits.nodes_max - node_count(theirs)
+        options = [p for _, p in filled(problem, own.pipelines, least, most, share.planner, budget)]
+        best = max([own.pipelines, *options], key=node_count)
+        used = {name for pipeline in best for name in pipeline.node_ids}
+        held = used.union(node.node_id for node in own.nodes)
+        parts[index] = Allotment(tuple(node for node in free if node.node_id in held), best)
+    return tuple(parts)
 
 
 def _served(plans: Sequence[NextPlan]) -> int:
@@ -154,6 +187,7 @@ def _lacks(
     news: Sequence[NextPlan],
     within: bool,
     more: float,
+    grows: bool,
 ) -> str:
     """What staying lacks of the new division, for people."""
     pairs = zip(shares, stays, news, strict=True)
@@ -162,4 +196,6 @@ def _lacks(
         return f"no pipeline of {', '.join(starved)}"
     if not within:
         return "it is beyond the limits"
+    if grows:
+        return "less nodes than the least"
     return f"{more:.1%} less gained over the horizon"

@@ -38,6 +38,11 @@ def cost_per_hour(pipelines: Sequence[PlacedPipeline]) -> float:
     return sum(pipeline.cost_per_hour for pipeline in pipelines)
 
 
+def node_count(pipelines: Sequence[PlacedPipeline]) -> int:
+    """A stage has a node of its own."""
+    return sum(len(pipeline.stages) for pipeline in pipelines)
+
+
 def within_budget(problem: Problem, pipelines: Sequence[PlacedPipeline]) -> bool:
     """A budget of 0 does not bind."""
     budget = problem.objective.budget_per_hour

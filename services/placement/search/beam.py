@@ -57,7 +57,7 @@ def search(field: SearchField, values: Array, width: int, keep: int, budget: Sea
     best_density, barren, whole = 0.0, 0, True
     for length in range(1, columns.tables.longest + 1):
         if length > 1:
-            level = _grow(level, kinds, counts)
+            level = _grow(level, kinds, counts, field.backends)
         if not len(level) or budget.expired():
             whole = whole and not len(level)
             break
@@ -104,12 +104,13 @@ def _holds(columns: Columns, rows: Ints) -> Array:
     return held
 
 
-def _grow(level: Ints, kinds: Ints, counts: Ints) -> Ints:
-    """Every row with one more option, sorted, each multiset once, within the inventory."""
+def _grow(level: Ints, kinds: Ints, counts: Ints, backends: Ints) -> Ints:
+    """Every row with one more option, sorted, each multiset once, within the inventory, and all of
+    one backend, of which `backends` has each option's."""
     grown = []
     for o in range(len(kinds)):
         room = (kinds[level] == kinds[o]).sum(axis=1) < counts[kinds[o]]
-        more = level[room]
+        more = level[room & (backends[level[:, 0]] == backends[o])]
         grown.append(np.concatenate([more, np.full((len(more), 1), o)], axis=1))
     rows = np.sort(np.concatenate(grown), axis=1)
     unique: Ints = np.unique(rows, axis=0)

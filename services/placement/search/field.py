@@ -37,6 +37,12 @@ class SearchField:
     def counts(self) -> Ints:
         return np.asarray(self.stock.counts, dtype=np.int64)
 
+    @property
+    def backends(self) -> Ints:
+        """The backend of each option, as a number [options]: one pipeline has one."""
+        names = [kind.backend for kind in self.stock.kinds]
+        return np.array([names.index(names[option.kind]) for option in self.options])
+
     def usage(self, members: Sequence[Members]) -> Ints:
         """Nodes [members, classes] each one takes."""
         kinds = np.array([option.kind for option in self.options])

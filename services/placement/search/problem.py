@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Protocol
 
 from services.common.errors import FailedPrecondition, InvalidArgument, ShuntError
-from services.placement.estimate.cluster import CandidateNode, PlacedPipeline, check_nodes
+from services.placement.estimate.cluster import (
+    CandidateNode,
+    PlacedPipeline,
+    by_backend,
+    check_nodes,
+)
 from services.placement.estimate.costs import Costs
 from services.placement.estimate.estimator import GIB
 from services.placement.search.budget import SearchBudget, out_of_time
@@ -90,6 +96,41 @@ class Planner(Protocol):
     def __call__(self, problem: Problem, budget: SearchBudget) -> Solution: ...
 
 
+def of_the_model(problem: Problem) -> Problem:
+    """The same with those nodes alone whose backend serves the model. Raises FailedPrecondition
+    where there is none."""
+    model = problem.costs.model
+    nodes = tuple(node for node in problem.nodes if model.served_by(node.kind.backend))
+    if not nodes:
+        names = " and ".join(sorted(model.backends))
+        raise FailedPrecondition(
+            f"no node has a backend that serves {model.name or 'the model'}: {names} would",
+            field="nodes",
+        )
+    if len(nodes) == len(problem.nodes):
+        return problem
+    return replace(problem, nodes=nodes, pipeline_count=min(problem.pipeline_count, len(nodes)))
+
+
+def told_of_backends(problem: Problem) -> tuple[str, ...]:
+    """What backends forbid, for people; nothing where all nodes have one that serves the model."""
+    model, groups = problem.costs.model, by_backend(problem.nodes)
+    able = [name for name in groups if model.served_by(name)]
+    told = [
+        f"left out: {_nodes(len(nodes))} of {name}, which cannot serve the model"
+        for name, nodes in groups.items()
+        if name not in able
+    ]
+    if len(able) > 1:
+        counts = ", ".join(f"{_nodes(len(groups[name]))} of {name or 'no name'}" for name in able)
+        told.append(f"a pipeline has one backend, for rows do not pass between two: {counts}")
+    return tuple(told)
+
+
+def _nodes(count: int) -> str:
+    return "1 node" if count == 1 else f"{count} nodes"
+
+
 def nothing_found(problem: Problem, budget: SearchBudget) -> ShuntError:
     """Why a search has no plan to show."""
     if budget.expired():
@@ -98,9 +139,15 @@ def nothing_found(problem: Problem, budget: SearchBudget) -> ShuntError:
 
 
 def nothing_fits(problem: Problem) -> FailedPrecondition:
-    """Says how much memory is missing for one pipeline of all the nodes."""
-    costs, nodes = problem.costs, problem.nodes
-    have = sum(memory_usable(costs, node) for node in nodes)
+    """Says how much memory is missing for one pipeline of all the nodes, or of all that have one
+    backend."""
+    costs = problem.costs
+
+    def usable(nodes: Sequence[CandidateNode]) -> float:
+        return sum(memory_usable(costs, node) for node in nodes)
+
+    nodes = max(by_backend(problem.nodes).values(), key=usable)
+    have = usable(nodes)
     model, need = costs.model, memory_needed(costs)
     sequence = need - model.total_bytes
     kinds = sorted({node.kind.type_name for node in nodes})

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib import import_module
 
 from services.common.errors import InvalidArgument
 from services.placement.search.budget import SearchBudget
-from services.placement.search.problem import Objective, Planner, Problem, Solution
+from services.placement.search.problem import (
+    Objective,
+    Planner,
+    Problem,
+    Solution,
+    of_the_model,
+    told_of_backends,
+)
 
 DEFAULT_PLANNER = "shuntserve"
 NAMES = (
@@ -64,6 +71,8 @@ def planner(name: str) -> Planner:
                 f" {DEFAULT_PLANNER}",
                 field=shown,
             )
-        return search(problem, budget)
+        solution = search(of_the_model(problem), budget)
+        told = told_of_backends(problem)
+        return replace(solution, reasons=(*solution.reasons, *told)) if told else solution
 
     return checked

@@ -51,6 +51,15 @@ class Deliver:
 
 
 @dataclass(frozen=True, slots=True)
+class ArithmeticChanged:
+    """The generation goes on under other arithmetic: its next ids may not be those that would have
+    come."""
+
+    before: str
+    now: str
+
+
+@dataclass(frozen=True, slots=True)
 class SendCancel:
     """Call Cancel at the controller until it is taken, and once at the head if there is one."""
 
@@ -80,4 +89,13 @@ class End:
     error: ShuntError | None = None
 
 
-Action = OpenStream | CloseStream | AskResume | Deliver | SendCancel | SendDetach | End
+Action = (
+    OpenStream
+    | CloseStream
+    | AskResume
+    | Deliver
+    | ArithmeticChanged
+    | SendCancel
+    | SendDetach
+    | End
+)

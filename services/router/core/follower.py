@@ -56,6 +56,7 @@ from services.common.generation import (
 from services.common.token_run import TokenRun
 from services.router.core.actions import (
     Action,
+    ArithmeticChanged,
     AskResume,
     CloseStream,
     Deliver,
@@ -95,6 +96,8 @@ class Follower:
         """Epochs granted to this reader."""
         self.route: Route | None = None
         """The head it follows, or followed last."""
+        self.numerics_class = request.numerics_class
+        """Of the head that had it last."""
         self.ended = False
         self._finish: list[FinishReason | None] = [None] * request.choices
         self._base: tuple[TokenSpan, ...] = ()
@@ -117,6 +120,10 @@ class Follower:
         """The last step its head told; a first one says nothing about progress."""
         self._silent_s = 0.0
         """Watched since the last frame."""
+        self._paused = False
+        """It let go of a head that it could follow."""
+        self._unheard_s: float | None = None
+        """Since when its head has been out of reach; None while it is not known to be."""
         self._stepless_s = 0.0
         self._ticked_s = 0.0
 
@@ -135,6 +142,7 @@ class Follower:
         if view.state is GenerationState.CANCELLED:
             return self._end(Cancelled("the generation was cancelled"))
         self.epoch = view.epoch
+        self.numerics_class = view.classes[-1] if view.classes else self.numerics_class
         self._base = view.spans
         actions = self._merge(view.spans)
         if self.ended:
@@ -168,9 +176,25 @@ class Follower:
     def client_gone(self, resumable: bool) -> list[Action]:
         """The client is gone; `resumable`: it can come back by an event, not only by asking the
         same again. Detaches, and says so."""
+        self.ended = True
+        return self._let_go(resumable)
+
+    def pause(self) -> list[Action]:
+        """The client takes nothing: the generation yields to whoever waits, until `go_on`."""
+        self._paused = self._open
+        return self._let_go(True)
+
+    def go_on(self, now_s: float) -> list[Action]:
+        """The client takes something again."""
+        paused, self._paused = self._paused, False
+        if not paused or self.ended or self.route is None:
+            return []
+        return self._attach(self.route, now_s)
+
+    def _let_go(self, resumable: bool) -> list[Action]:
         name, route = self.request.generation_id, self.route if self._open else None
         told = [SendDetach(name, self.epoch, route, resumable)] if route is not None else []
-        return [*self.detach(), *told]
+        return [*self._close(), *told]
 
     def finish_reason(self, choice: int) -> FinishReason | None:
         """Why a choice ended, as far as ids tell."""
@@ -182,11 +206,9 @@ class Follower:
         """A frame came."""
         if stream != self._stream or not self._open:
             return []
-        self._silent_s = 0.0
+        self._silent_s, self._unheard_s = 0.0, None
         if isinstance(frame, Accepted):
-            if not self.request.numerics_class:
-                self.request = replace(self.request, numerics_class=frame.numerics_class)
-            return []
+            return self._accepted(frame.numerics_class)
         if isinstance(frame, Closed):
             return self._closed(frame, now_s)
         if self._step is not None and frame.step > self._step:
@@ -203,6 +225,13 @@ class Follower:
         if actions:
             self._at_ease()
         return actions
+
+    def _accepted(self, numerics_class: str) -> list[Action]:
+        if not self.request.numerics_class:
+            self.request = replace(self.request, numerics_class=numerics_class)
+        before, self.numerics_class = self.numerics_class, numerics_class
+        changed = bool(before) and before != numerics_class
+        return [ArithmeticChanged(before, numerics_class)] if changed else []
 
     def _closed(self, frame: Closed, now_s: float) -> list[Action]:
         reason = frame.reason
@@ -226,6 +255,8 @@ class Follower:
 
     def _suspect(self, now_s: float) -> list[Action]:
         """A blip is not a death: attaches once more before it asks for another head."""
+        if self._unheard_s is None:
+            self._unheard_s = now_s - self._silent_s
         if self._attached_again or self.route is None:
             return self._resume(now_s, LeaveReason.UNREACHABLE)
         self._troubled(now_s)
@@ -276,7 +307,8 @@ class Follower:
         )
         left = self.route.formation_id if self.route is not None and self._reason else ""
         name, epoch, request = self.request.generation_id, self.epoch, self.request
-        question = ResumeQuestion(name, epoch, request, held, left, self._reason)
+        unheard_s = 0.0 if self._unheard_s is None else now_s - self._unheard_s
+        question = ResumeQuestion(name, epoch, request, held, left, self._reason, unheard_s)
         return [AskResume(self._question, question, self.settings.resume_timeout_s)]
 
     def granted(self, number: int, grant: Grant, now_s: float) -> list[Action]:
@@ -368,7 +400,7 @@ class Follower:
         if not 0 <= span.choice < len(self.runs):
             raise InvalidArgument("a choice that was not asked for", field="choice")
         run, before = self.runs[span.choice], len(self.runs[span.choice])
-        appended = run.append(span.start, span.ids, span.logprobs)
+        appended = run.append(span.start, span.ids, span.logprobs, span.cached_tokens)
         self._verified[span.choice] = max(self._verified[span.choice], span.end)
         if self._finish[span.choice] is not None:
             return None
@@ -391,7 +423,15 @@ class Follower:
         return [CloseStream(self._stream)]
 
     def _end_if_finished(self) -> list[Action]:
-        return self._end(None) if all(self._finish) else []
+        if not all(self._finish):
+            return []
+        if FinishReason.GRAMMAR in self._finish:
+            return self._end(
+                InvalidArgument(
+                    "what the answer had to follow became too much to go on with", field="grammar"
+                )
+            )
+        return self._end(None)
 
     def _end(self, error: ShuntError | None) -> list[Action]:
         self.ended = True

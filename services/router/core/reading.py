@@ -65,6 +65,10 @@ class Reading:
         self._leave_all()
         return actions
 
+    def pause(self) -> list[Action]:
+        """The client takes nothing; what it has not taken is kept."""
+        return [] if self.ended else self.perform(self.follower.pause())
+
     def is_open(self, stream: int) -> bool:
         """Somebody waits for its frames."""
         return stream in self._streams

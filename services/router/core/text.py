@@ -57,6 +57,7 @@ class ChoiceText:
 
     __slots__ = (
         "_decoder",
+        "_given",
         "_held",
         "_pieces",
         "_request",
@@ -76,9 +77,11 @@ class ChoiceText:
         self.offsets: list[int] = [0]
         """Characters known before each id, kept when log probabilities were asked for."""
         self._request = request
-        # What a model continues reads on; what it answers is a text of its own.
-        continued = request.prompt_ids if request.kind is GenerationKind.COMPLETION else ()
-        self._pieces = Pieces(vocabulary, continued)
+        self._given = len(request.sampling.given_ids)
+        # What a model continues reads on; what it answers is a text of its own, and so is one that
+        # is shown from its beginning.
+        continues = request.kind is GenerationKind.COMPLETION and not request.sampling.echo
+        self._pieces = Pieces(vocabulary, request.prompt_ids if continues else ())
         self._decoder = codecs.getincrementaldecoder("utf-8")(vocabulary.errors)
         self._stops = [StopString(text) for text in request.stop_strings]
         self._held = ""
@@ -95,13 +98,23 @@ class ChoiceText:
 
     def _one(self, token_id: int) -> str:
         reason = finish_at(self._request, self.count, token_id)
+        first = self._first() if self._request.sampling.echo and not self.count else ""
         self.count += 1
         piece = b"" if reason is FinishReason.STOP else self._pieces.take(token_id)
         text = self._decoder.decode(piece, final=reason is not None)
         if self._request.sampling.top_logprobs is not None:
             self.offsets.append(self.offsets[-1] + len(text))
         self.finish = reason
-        return self._release(text) if self._stops else text
+        if self._stops and self.count > self._given:  # a prompt holds what it likes
+            text = self._release(text)
+        return first + text
+
+    def _first(self) -> str:
+        """The text of what is read before the ids that are given."""
+        pieces = map(self._pieces.take, self._request.prompt_ids)
+        text = self._decoder.decode(b"".join(pieces))
+        self.offsets[0] = len(text)
+        return text
 
     def _release(self, text: str) -> str:
         may_stop = self.count > self._request.sampling.min_tokens

@@ -13,7 +13,8 @@ from services.common.errors import FailedPrecondition, InvalidArgument, OutOfRan
 from services.common.generation import FinishReason, GenerationRequest, TokenLogprob
 from services.common.token_run import TokenRun, event_id, matches_event_id, parse_event_id
 from services.model.vocabulary import Vocabulary
-from services.router.core.text import ChoiceText
+from services.router.core.parts import Called, Part, Said, Thought, joined
+from services.router.core.speech import ChoiceSpeech
 
 _END_MARK = ".end"
 
@@ -47,14 +48,32 @@ class Delta:
     start: int
     """Output position of the first id."""
     ids: tuple[int, ...]
-    text: str
+    parts: tuple[Part, ...]
+    """In order, neighbours of one kind as one."""
     logprobs: tuple[TokenLogprob, ...]
     offsets: tuple[int, ...]
     """Characters known before each id; there when logprobs are."""
     finish: FinishReason | None
     """Set in the event that ends the choice."""
+    made_calls: bool
+    """It ends for its calls of tools to be made."""
     event_id: str
     """Names how far the reader was told once it has this delta and those before it."""
+
+    @property
+    def text(self) -> str:
+        """What is said."""
+        return "".join(part.text for part in self.parts if isinstance(part, Said))
+
+    @property
+    def reasoning(self) -> str:
+        """What is thought."""
+        return "".join(part.text for part in self.parts if isinstance(part, Thought))
+
+    @property
+    def calls(self) -> tuple[Called, ...]:
+        """What is called, at most one piece a call."""
+        return tuple(part for part in self.parts if isinstance(part, Called))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +82,16 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+    """Of the prompt: those that were not computed when it was first read."""
+
+    def __add__(self, other: Usage) -> Usage:
+        """Of both together."""
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cached_tokens + other.cached_tokens,
+        )
 
 
 class Transcript:
@@ -81,8 +110,9 @@ class Transcript:
         self.request = request
         self.vocabulary = vocabulary
         self._runs = runs
-        self._texts = [ChoiceText(request, vocabulary) for _ in runs]
-        self._pending = [""] * len(runs)
+        self._speeches = [ChoiceSpeech(request, vocabulary, index) for index in range(len(runs))]
+        self._texts = [speech.text for speech in self._speeches]
+        self._pending: list[list[Part]] = [[] for _ in runs]
         self._after = after
         self._sent = list(after.lengths) if after else [0] * len(runs)
         self._told_finish = [False] * len(runs)
@@ -101,9 +131,9 @@ class Transcript:
             if text.finish is not None or text.count == len(run):
                 continue
             if text.count < self._sent[choice]:
-                text.feed(run.ids[text.count : self._sent[choice]])
+                self._speeches[choice].feed(run.ids[text.count : self._sent[choice]])
             if text.finish is None and text.count >= self._sent[choice]:
-                self._pending[choice] += text.feed(run.ids[text.count :])
+                self._pending[choice] += self._speeches[choice].feed(run.ids[text.count :])
             if text.stopped_by_text:
                 stopped.append((choice, text.count))
         if not self.caught_up:
@@ -136,18 +166,26 @@ class Transcript:
 
     def _delta(self, choice: int) -> Delta | None:
         text, start = self._texts[choice], self._sent[choice]
-        shown = self._pending[choice]
+        shown = joined(self._pending[choice])
         ends = text.finish is not None and not self._told_finish[choice]
         if not shown and not ends:
             return None
-        self._pending[choice] = ""
+        self._pending[choice].clear()
         self._sent[choice] = text.count
         self._told_finish[choice] |= ends
         span = self._runs[choice].span(choice, start, text.count)
         offsets = tuple(text.offsets[start : text.count]) if span.logprobs else ()
         finish = text.finish if ends else None
         return Delta(
-            choice, start, span.ids, shown, span.logprobs, offsets, finish, self.event_id()
+            choice,
+            start,
+            span.ids,
+            shown,
+            span.logprobs,
+            offsets,
+            finish,
+            ends and self._speeches[choice].made_calls,
+            self.event_id(),
         )
 
     def event_id(self) -> str:
@@ -179,4 +217,5 @@ class Transcript:
     @property
     def usage(self) -> Usage:
         """Tokens that count, as far as is known."""
-        return Usage(len(self.request.prompt_ids), sum(text.count for text in self._texts))
+        produced = sum(self.request.answered(text.count) for text in self._texts)
+        return Usage(self.request.prompt_tokens, produced, self._runs[0].cached_tokens)

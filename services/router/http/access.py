@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from services.common import logs
 from services.router.http.cors import Cors
 
-PROBES = frozenset(("/healthz", "/readyz", "/metrics"))
+PROBES = frozenset(("/health", "/healthz", "/readyz", "/metrics"))
 """Asked for every few seconds by machines: their lines are for debugging only."""
 CLIENT_GONE = 499
 """The status in log and metrics of a request whose client left before its answer began; nobody is

@@ -11,7 +11,11 @@ from collections.abc import Mapping
 Headers = list[tuple[bytes, bytes]]
 
 METHODS = b"GET, HEAD, POST, DELETE, OPTIONS"
-EXPOSED = b"x-generation-id, x-request-id, retry-after"
+EXPOSED = (
+    b"x-generation-id, x-numerics-classes, x-request-id, retry-after, retry-after-ms, "
+    b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
+    b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
+)
 PREFLIGHT_AGE_S = b"86400"
 _VARY = (b"vary", b"origin")
 

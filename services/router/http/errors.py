@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from math import ceil
 
 from services.common import errors
 from services.router.ask import ContextOverflow
@@ -35,6 +36,22 @@ _STATUSES: dict[type[errors.ShuntError], int] = {
     errors.Aborted: 409,
     Expired: 410,
 }
+MEANINGS = {
+    400: "What was sent cannot be right; `param` names it.",
+    401: "No key, or none that is known here.",
+    403: "Not for this caller.",
+    404: "No such route, model or generation.",
+    408: "The body took too long.",
+    409: "It contradicts what is held, or it was cancelled.",
+    410: "No longer kept.",
+    413: "The body is too large.",
+    415: "The body is no JSON, or is encoded.",
+    429: "Too much at once.",
+    431: "The headers are too large.",
+    500: "The router failed, or holders disagree.",
+    503: "Nobody can take it now.",
+}
+"""What each status of an error says."""
 _PARAMS = {"choices": "n", "stop_strings": "stop"}
 """Fields that HTTP clients know by another name."""
 
@@ -54,22 +71,28 @@ def code_of(error: errors.ShuntError) -> str:
         return "model_not_found"
     if isinstance(error, ContextOverflow):
         return "context_length_exceeded"
+    if isinstance(error, errors.ResourceExhausted):
+        return "rate_limit_exceeded"
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(error).__name__).lower()
 
 
 def body_of(error: errors.ShuntError) -> bytes:
     """{"error": {"message", "type", "param", "code"}}."""
+    return json.dumps({"error": fields_of(error)}, ensure_ascii=False).encode()
+
+
+def fields_of(error: errors.ShuntError) -> dict[str, str | None]:
+    """Message, type, param and code."""
     status, param, message = status_of(error), error.field, error.message
     if param in _PARAMS:
         param, message = _PARAMS[param], re.sub(rf"\b{param}\b", _PARAMS[param], message)
     kind = "invalid_request_error" if status < 500 else "server_error"
-    body = {
+    return {
         "message": message,
         "type": "rate_limit_error" if status == 429 else kind,
         "param": param or None,
         "code": code_of(error),
     }
-    return json.dumps({"error": body}, ensure_ascii=False).encode()
 
 
 def is_worth_no_retry(error: errors.ShuntError) -> bool:
@@ -80,6 +103,16 @@ def is_worth_no_retry(error: errors.ShuntError) -> bool:
 
 def retry_after_s(error: errors.ShuntError) -> int | None:
     """Whole seconds after which asking again may help."""
-    if isinstance(error, errors.Unavailable):
-        return max(1, round(error.retry_after_s))
+    if isinstance(error, errors.ResourceExhausted | errors.Unavailable):
+        return max(1, ceil(error.retry_after_s))
     return 1 if status_of(error) in (429, 503) else None
+
+
+def retry_headers(error: errors.ShuntError) -> dict[str, str]:
+    """When asking again may help: in whole seconds for everybody, exactly for SDKs that look for
+    that first."""
+    seconds = retry_after_s(error)
+    if seconds is None:
+        return {}
+    exact_s: float = getattr(error, "retry_after_s", seconds)
+    return {"retry-after": str(seconds), "retry-after-ms": str(max(1, round(1000 * exact_s)))}

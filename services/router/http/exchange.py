@@ -6,22 +6,26 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import parse_qsl
 
 from starlette.types import Message, Receive, Scope, Send
 
-from services.common.errors import ShuntError
+from services.common.errors import InvalidArgument, ShuntError
 from services.router.core.body_budget import BodyBudget
 from services.router.http.errors import (
     HttpError,
     body_of,
     is_worth_no_retry,
-    retry_after_s,
+    retry_headers,
     status_of,
 )
+from services.router.http.guard import tenant_of
 from services.router.http.protocol import abort_of
 from services.router.settings import RouterSettings
 
 FORM = "application/x-www-form-urlencoded"
+LEAST_BYTES_PER_S = 64 << 10
+"""Of a body that may be long: what it may take in all grows with what has come."""
 DRAIN_BODIES = 4
 """A body that is too large is read this many times over its limit, so that its sender hears why."""
 
@@ -38,6 +42,8 @@ class Exchange:
         bodies: BodyBudget,
     ) -> None:
         self.scope = scope
+        self.tenant = tenant_of(scope)
+        """Whose request it is."""
         self._bodies = bodies
         self._body_bytes = 0
         self.settings = settings
@@ -76,6 +82,43 @@ class Exchange:
         finally:
             self._bodies.give_back(self._body_bytes)
             self._body_bytes = 0
+
+    async def parts(self, limit_bytes: int) -> AsyncIterator[bytes]:
+        """The body as it comes, of a sender that keeps LEAST_BYTES_PER_S. Raises HttpError 408, and
+        413 for more than so many bytes, of which as many again are read so that it hears why."""
+        loop = asyncio.get_running_loop()
+        began_s, size, more = loop.time(), 0, True
+        while more and size <= 2 * limit_bytes:
+            patience_s = self.settings.body_timeout_s + size / LEAST_BYTES_PER_S
+            try:
+                async with asyncio.timeout_at(began_s + patience_s):
+                    message = await self._receive()
+            except TimeoutError:
+                self.headers["connection"] = "close"
+                raise HttpError(408, "request_timeout", "the body took too long") from None
+            if message["type"] == "http.disconnect":
+                self.disconnected = True
+                raise HttpError(400, "disconnected", "the body did not come")
+            part, more = message.get("body", b""), message.get("more_body", False)
+            size += len(part)
+            if size <= limit_bytes:
+                yield part
+        if size > limit_bytes:
+            self.headers["connection"] = "close"
+            raise HttpError(413, "body_too_large", f"the body has over {limit_bytes} bytes")
+
+    def query(self, *names: str) -> dict[str, str]:
+        """The query's parameters, of these names. Raises InvalidArgument for another one, and for
+        one that occurs twice."""
+        found: dict[str, str] = {}
+        text = self.scope["query_string"].decode("latin-1")
+        for name, value in parse_qsl(text, keep_blank_values=True):
+            if name not in names:
+                raise InvalidArgument(f"{name[:64]} is no parameter here", field=name[:64])
+            if name in found:
+                raise InvalidArgument(f"{name} occurs twice", field=name)
+            found[name] = value
+        return found
 
     async def _in_time(self) -> bytes:
         try:
@@ -125,9 +168,7 @@ class Exchange:
 
     async def fail(self, error: ShuntError) -> None:
         """An error as the whole answer."""
-        retry = retry_after_s(error)
-        if retry is not None:
-            self.headers["retry-after"] = str(retry)
+        self.headers |= retry_headers(error)
         if is_worth_no_retry(error):
             self.headers["x-should-retry"] = "false"
         await self.answer(status_of(error), body_of(error))
@@ -147,6 +188,10 @@ class Exchange:
         """A part of the body; waits while the client does not read, until somebody calls `cut`:
         a timer for each of a stream's many events would cost more than they do."""
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def part(self, data: bytes) -> None:
+        """A part of a long body, for a client that takes it in time."""
+        await self._within({"type": "http.response.body", "body": data, "more_body": True})
 
     async def finish(self, data: bytes) -> None:
         """The last part of the body."""

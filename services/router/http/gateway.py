@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from opentelemetry.trace import SpanKind
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -18,30 +16,43 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from services.common import logs, telemetry, wire
+from services.common import telemetry, wire
 from services.common.errors import ShuntError
-from services.common.generation import GenerationKind
 from services.router import metrics
 from services.router.ask import Ask
+from services.router.background import Background
 from services.router.core.body_budget import BodyBudget
+from services.router.doorkeeper import Doorkeeper
 from services.router.http.access import CLIENT_GONE, Access, visit_of
+from services.router.http.admin import METRICS_ROUTE, health_routes
+from services.router.http.answering import (
+    Chunks,
+    about,
+    attached,
+    name,
+    stream,
+    while_connected,
+    whole,
+)
+from services.router.http.asking import asked_by
+from services.router.http.bodies import Bodies
 from services.router.http.cors import Cors
-from services.router.http.errors import HttpError, body_of, code_of
+from services.router.http.errors import HttpError, body_of
 from services.router.http.exchange import Exchange
+from services.router.http.guard import Guard
 from services.router.http.json_body import parse_object
-from services.router.openai.answers import DONE, Answers
+from services.router.http.offline import Offline, offline_routes
+from services.router.http.responses import Responses
+from services.router.http.tokens import TokenRoutes
+from services.router.http.views import capabilities, state_of
 from services.router.openai.requests import OpenAiRequest, parse_chat, parse_completion
-from services.router.retries import recognisable
+from services.router.openapi.document import document, release
 from services.router.router import Router
 from services.router.session import Session
 from services.router.settings import RouterSettings
 
 _log = logging.getLogger(__name__)
-LARGE_BODY_BYTES = 256 << 10
 MAX_EVENT_ID_CHARS = 4096
-COMMENT = b": waiting\n"
-"""No blank line behind it: clients that remember an event's id would take it for an event without
-data."""
 Handler = Callable[[Exchange], Awaitable[None]]
 Parser = Callable[[dict[str, Any]], OpenAiRequest]
 
@@ -49,14 +60,36 @@ Parser = Callable[[dict[str, Any]], OpenAiRequest]
 class Gateway:
     """Builds the ASGI application."""
 
-    def __init__(self, router: Router, settings: RouterSettings, bodies: BodyBudget) -> None:
+    def __init__(
+        self,
+        router: Router,
+        background: Background,
+        settings: RouterSettings,
+        bodies: BodyBudget,
+        doorkeeper: Doorkeeper,
+        offline: Offline | None,
+    ) -> None:
+        """Without `offline` there are neither files nor batches."""
         self._router = router
+        self._doorkeeper = doorkeeper
+        self._offline = offline
         self._settings = settings
-        self._large = asyncio.Semaphore(2)
+        self._understanding = Bodies()
+        self._responses = Responses(router, background, self._understanding)
         self._bodies = bodies
+        self._document = b""
 
     def application(self) -> ASGIApp:
-        """The routes; every answer, an error too, is in OpenAI's shape."""
+        """Every answer, an error too, is in OpenAI's shape."""
+        application = Starlette(routes=self.routes(), exception_handlers={HTTPException: _refused})
+        application.router.redirect_slashes = False
+        described = document(routes_of(application), asks_for_keys=self._doorkeeper.asks)
+        self._document = json.dumps(described, ensure_ascii=False).encode()
+        guarded = Guard(application, self._doorkeeper, self._router.quotas)
+        return Access(guarded, Cors(self._settings.cors_origins))
+
+    def routes(self) -> list[Route]:
+        """All there are."""
 
         def route(path: str, handler: Handler, method: str) -> Route:
             endpoint = _Endpoint(path, handler, self._settings, self._bodies)
@@ -65,23 +98,35 @@ class Gateway:
                 taken.methods.discard("HEAD")  # who asks for no body must not become its reader
             return taken
 
-        application = Starlette(
-            routes=[
-                route("/v1/chat/completions", self._chat, "POST"),
-                route("/v1/completions", self._completion, "POST"),
-                route("/v1/models", self._models, "GET"),
-                route("/v1/models/{model:path}", self._model, "GET"),
-                route("/v1/generations/{id}/stream", self._resume, "GET"),
-                route("/v1/generations/{id}/cancel", self._cancel, "POST"),
-                route("/v1/generations/{id}", self._cancel, "DELETE"),
-                Route("/healthz", _healthz),
-                Route("/readyz", self._readyz),
-                Route("/metrics", _metrics),
-            ],
-            exception_handlers={HTTPException: _refused},
-        )
-        application.router.redirect_slashes = False
-        return Access(application, Cors(self._settings.cors_origins))
+        tokens = TokenRoutes(self._router)
+        offline = [route(*one) for one in offline_routes(self._offline, self._settings)]
+        return [
+            route("/v1/chat/completions", self._chat, "POST"),
+            route("/v1/completions", self._completion, "POST"),
+            route("/v1/responses", self._responses.create, "POST"),
+            route("/v1/responses/{id}", self._responses.retrieve, "GET"),
+            route("/v1/responses/{id}", self._responses.delete, "DELETE"),
+            route("/v1/responses/{id}/cancel", self._responses.cancel, "POST"),
+            route("/v1/responses/{id}/input_items", self._responses.input_items, "GET"),
+            route("/v1/models", self._models, "GET"),
+            route("/v1/models/{model:path}", self._model, "GET"),
+            route("/v1/generations/{id}/stream", self._resume, "GET"),
+            route("/v1/generations/{id}/cancel", self._cancel, "POST"),
+            route("/v1/generations/{id}", self._state, "GET"),
+            route("/v1/generations/{id}", self._cancel, "DELETE"),
+            route("/tokenize", tokens.tokenize, "POST"),
+            route("/detokenize", tokens.detokenize, "POST"),
+            route("/version", _version, "GET"),
+            route("/openapi.json", self._describe, "GET"),
+            *offline,
+            *health_routes(self._router),
+            *(() if self._metrics_are_elsewhere else (METRICS_ROUTE,)),
+        ]
+
+    @property
+    def _metrics_are_elsewhere(self) -> bool:
+        """What all tenants do is not for each of them to see."""
+        return self._doorkeeper.asks or self._settings.admin_port is not None
 
     async def _chat(self, exchange: Exchange) -> None:
         await self._complete(exchange, parse_chat)
@@ -90,200 +135,84 @@ class Gateway:
         await self._complete(exchange, parse_completion)
 
     async def _complete(self, exchange: Exchange, parse: Parser) -> None:
-        session, streamed = await self._begun(exchange, parse)
-        with _attached(session, exchange):
-            if streamed:
-                await self._stream(exchange, session, role=True)
+        with attached(exchange) as sessions:
+            if await self._begin(exchange, parse, sessions):
+                await stream(exchange, sessions, Chunks(sessions, role=True))
             else:
-                await self._whole(exchange, session)
+                await whole(exchange, sessions)
 
-    async def _begun(self, exchange: Exchange, parse: Parser) -> tuple[Session, bool]:
-        """The generation, and whether its answer is streamed; of the body nothing is left."""
+    async def _begin(self, exchange: Exchange, parse: Parser, sessions: list[Session]) -> bool:
+        """Begins a generation a prompt; whether the answer is streamed. Of the body nothing is
+        left."""
         async with exchange.body() as body:
 
-            def understood() -> tuple[Ask, bool]:
-                request, path = parse(parse_object(body)), exchange.scope["path"]
-                return recognisable(request.ask, path, exchange.header, body), request.stream
+            def understand(body: bytes) -> tuple[list[Ask], bool]:
+                request = parse(parse_object(body))
+                every = enumerate((request.ask, *request.further))
+                asks = [asked_by(exchange, ask, body, place) for place, ask in every]
+                return asks, request.stream
 
-            if len(body) > LARGE_BODY_BYTES:
-                async with self._large:
-                    ask, streamed = await asyncio.to_thread(understood)
-            else:
-                ask, streamed = understood()
-            async with _while_connected(exchange):
-                session = await self._router.generate(ask)
-            return session, streamed
+            asks, streamed = await self._understanding.understood(body, understand)
+            for ask in asks:  # before any of them is begun
+                ask.check(self._settings.max_choices)
+            async with while_connected(exchange):
+                for ask in asks:
+                    sessions.append(await self._router.generate(ask))
+                    name(exchange, sessions)
+            return streamed
 
     async def _resume(self, exchange: Exchange) -> None:
         generation_id, after = _named(exchange), exchange.header("last-event-id")
+        after = after.removeprefix(f"{generation_id}:")
         if len(after) > MAX_EVENT_ID_CHARS:
             said = f"last-event-id has {len(after)} characters, over {MAX_EVENT_ID_CHARS}"
             raise HttpError(400, "invalid_argument", said)
-        async with _while_connected(exchange):
-            session = await self._router.resume(generation_id, after or None)
-        with _attached(session, exchange):
-            await self._stream(exchange, session, role=not after)
+        async with while_connected(exchange):
+            session = await self._router.resume(generation_id, after or None, exchange.tenant)
+        with attached(exchange, session) as sessions:
+            await stream(exchange, sessions, Chunks(sessions, role=not after))
+
+    async def _state(self, exchange: Exchange) -> None:
+        view = await self._router.state(_named(exchange), exchange.tenant)
+        await exchange.answer(200, json.dumps(state_of(view)).encode())
 
     async def _cancel(self, exchange: Exchange) -> None:
         generation_id = _named(exchange)
-        await self._router.cancel(generation_id)
+        await self._router.cancel(generation_id, exchange.tenant)
         await exchange.answer(200, json.dumps({"id": generation_id, "cancelled": True}).encode())
 
-    async def _stream(self, exchange: Exchange, session: Session, *, role: bool) -> None:
-        """Server-sent events until the end, or until the client has gone."""
-        transcript = session.transcript
-        answers = Answers(transcript.request, transcript.vocabulary)
-        async with _watched(exchange, session):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.first_event_s):
-                    while not (session.ended or transcript.waiting_bytes or exchange.disconnected):
-                        await _next(session)
-        if exchange.disconnected:
-            return
-        if session.error is not None and not transcript.waiting_bytes:
-            raise session.error
-        first = b""
-        if role and transcript.request.kind is GenerationKind.CHAT:
-            first = answers.roles(transcript.event_id())
-        await exchange.begin(200, _STREAM_HEADERS)
-        session.resumable = True
-        session.cut = exchange.cut
-        async with _watched(exchange, session):
-            session.wake.set()
-            while not exchange.disconnected:
-                await _next(session)
-                ended = session.ended
-                data = first + answers.chunks(transcript.take())
-                first = b""
-                if ended:
-                    data += _ending(session, answers)
-                if not data and not session.comment_due:
-                    continue
-                session.write_began()
-                await exchange.write(data or COMMENT, more=not ended)
-                session.written()
-                if ended:
-                    return
-
-    async def _whole(self, exchange: Exchange, session: Session) -> None:
-        """One answer when everything is there."""
-        async with _watched(exchange, session):
-            while not (session.ended or exchange.disconnected):
-                await _next(session)
-            if not session.ended:
-                return
-            if session.error is not None:
-                raise session.error
-            transcript = session.transcript
-            answers = Answers(transcript.request, transcript.vocabulary)
-            whole = answers.whole(transcript.take(), transcript.usage)
-            await exchange.answer(200, whole)
-
     async def _models(self, exchange: Exchange) -> None:
-        models = [self._described(name) for name in self._router.catalogue.names()]
+        models = [self._described(name) for name in self._router.models(exchange.tenant)]
         await exchange.answer(200, json.dumps({"object": "list", "data": models}).encode())
 
     async def _model(self, exchange: Exchange) -> None:
         name = exchange.scope["path_params"]["model"]
-        self._router.catalogue.current(name)
+        self._router.check_model(name, exchange.tenant)
         await exchange.answer(200, json.dumps(self._described(name)).encode())
 
     def _described(self, name: str) -> dict[str, Any]:
-        created = self._router.catalogue.first_seen.get(name, 0)
-        return {"id": name, "object": "model", "created": created, "owned_by": "shuntserve"}
+        catalogue = self._router.catalogue
+        model, positions = catalogue.loaded(name), self._router.positions(name)
+        return {
+            "id": name,
+            "object": "model",
+            "created": catalogue.first_seen.get(name, 0),
+            "owned_by": "shuntserve",
+            "root": name,
+            "parent": None,
+            "max_model_len": positions or None,
+            "capabilities": None if model is None else capabilities(chats=model.chats),
+        }
 
-    async def _readyz(self, request: Request) -> Response:
-        reason = self._router.why_not_ready
-        if reason is None:
-            return Response(b'{"ready":true}', media_type="application/json")
-        said = {"ready": False, "reason": reason.message, "permanent": reason.permanent}
-        body = json.dumps(said, ensure_ascii=False).encode()
-        return Response(body, 503, media_type="application/json", headers={"retry-after": "1"})
-
-
-_STREAM_HEADERS = {
-    "content-type": "text/event-stream; charset=utf-8",
-    "cache-control": "no-cache",
-    "x-accel-buffering": "no",
-}
+    async def _describe(self, exchange: Exchange) -> None:
+        await exchange.answer(200, self._document)
 
 
 def _named(exchange: Exchange) -> str:
     """The generation that the path names; the answer will name it, too. Raises InvalidArgument."""
     generation_id = wire.generation_id_from(exchange.scope["path_params"]["id"])
-    exchange.headers["x-generation-id"] = generation_id
-    visit_of(exchange.scope).facts["generation_id"] = generation_id
-    logs.about(generation_id=generation_id)
+    about(exchange, generation_id)
     return generation_id
-
-
-async def _next(session: Session) -> None:
-    await session.wake.wait()
-    session.wake.clear()
-
-
-def _ending(session: Session, answers: Answers) -> bytes:
-    transcript = session.transcript
-    if session.error is not None:
-        return b"data: " + body_of(session.error) + b"\n\n"
-    usage = b""
-    if transcript.request.include_usage and session.owes_usage:
-        usage = answers.usage(transcript.end_id(), transcript.usage)
-    return usage + DONE
-
-
-@contextlib.contextmanager
-def _attached(session: Session, exchange: Exchange) -> Iterator[None]:
-    """Every answer about a generation names it; leaving detaches the reader."""
-    exchange.headers["x-generation-id"] = session.generation_id
-    facts = visit_of(exchange.scope).facts
-    try:
-        yield
-    finally:
-        session.close()
-        facts.update(session.facts)
-        if session.error is not None:
-            facts["error"] = code_of(session.error)
-        elif not session.ended:
-            facts["error"] = "disconnected"
-
-
-@contextlib.asynccontextmanager
-async def _while_connected(exchange: Exchange) -> AsyncIterator[None]:
-    """Ends the block when the client has gone: nothing begins for nobody."""
-    loop = asyncio.get_running_loop()
-
-    async def watch() -> None:
-        await exchange.until_disconnected()
-        gone.reschedule(loop.time())
-
-    try:
-        async with asyncio.timeout(None) as gone:
-            task = loop.create_task(watch())
-            try:
-                yield
-            finally:
-                task.cancel()
-    except TimeoutError:
-        raise HttpError(400, "disconnected", "the client has gone") from None
-
-
-@contextlib.asynccontextmanager
-async def _watched(exchange: Exchange, session: Session) -> AsyncIterator[None]:
-    """Wakes the session's reader when the client has gone."""
-
-    async def watch() -> None:
-        await exchange.until_disconnected()
-        session.wake.set()
-
-    task = asyncio.create_task(watch())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.result()
 
 
 class _Endpoint:
@@ -338,6 +267,20 @@ class _Endpoint:
             await exchange.finish(b"data: " + body_of(error) + b"\n\n")
 
 
+def routes_of(application: Starlette) -> list[tuple[str, str]]:
+    """Methods and paths of its routes; HEAD goes with GET."""
+    routes = (route for route in application.routes if isinstance(route, Route))
+    return [(m, route.path) for route in routes for m in sorted(route.methods or ()) if m != "HEAD"]
+
+
+def _lost(path: str, taken: Sequence[tuple[str, str]]) -> str:
+    """That there is no such route, and what there is."""
+    near = get_close_matches(path, [at for _, at in taken], n=3, cutoff=0.5)
+    there = [f"{method} {at.replace(':path', '')}" for method, at in taken if at in near]
+    meant = f"; like it there is {', '.join(there)}" if there else ""
+    return f"there is no route {path}{meant}; GET /openapi.json has them all"
+
+
 async def _refused(request: Request, error: Exception) -> Response:
     """What no route takes."""
     assert isinstance(error, HTTPException)
@@ -346,7 +289,7 @@ async def _refused(request: Request, error: Exception) -> Response:
         return Response(status_code=204, headers={"allow": f"{allowed}, OPTIONS"})
     code, said = "refused", error.detail
     if error.status_code == 404:
-        code, said = "not_found", f"there is no route {path[:80]}; the API's routes begin with /v1/"
+        code, said = "not_found", _lost(path[:80], routes_of(request.app))
     elif allowed is not None:
         code, said = "method_not_allowed", f"{path[:80]} takes {allowed}, not {method[:16]}"
     refusal = HttpError(error.status_code, code, said)
@@ -355,9 +298,5 @@ async def _refused(request: Request, error: Exception) -> Response:
     )
 
 
-async def _healthz(_request: Request) -> Response:
-    return Response(b'{"alive":true}', media_type="application/json")
-
-
-async def _metrics(_request: Request) -> Response:
-    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+async def _version(exchange: Exchange) -> None:
+    await exchange.answer(200, json.dumps({"version": release()}).encode())

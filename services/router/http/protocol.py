@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from services.common import logs
 from services.router.http.cors import Cors
-from services.router.http.errors import HttpError, body_of, retry_after_s, status_of
+from services.router.http.errors import HttpError, body_of, retry_headers, status_of
 from services.router.settings import RouterSettings
 
 _log = logging.getLogger(__name__)
@@ -196,14 +196,13 @@ def limited(settings: RouterSettings) -> type[HttpToolsProtocol]:
                 "refused before its route",
                 extra={"status": status, "code": error.code, "request_id": request_id},
             )
-            retry = retry_after_s(error)
             lines = [
                 f"HTTP/1.1 {status} {_REASONS.get(status, 'Refused')}",
                 "content-type: application/json",
                 f"content-length: {len(body)}",
                 f"{logs.REQUEST_ID_HEADER}: {request_id}",
                 *(f"{name.decode()}: {value.decode()}" for name, value in cors.headers({})),
-                *([] if retry is None else [f"retry-after: {retry}"]),
+                *(f"{name}: {value}" for name, value in retry_headers(error).items()),
                 "connection: close",
             ]
             self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 from services.common.errors import InvalidArgument
-from services.common.generation import GenerationKind
+from services.common.generation import SAMPLING, GenerationKind
+from services.common.sampling_fields import Kind
 from services.model.chat import Message
 from services.router.ask import MAX_PROMPT_IDS, Ask
 from services.router.http.json_body import kind_of, shown
@@ -17,13 +19,30 @@ from services.router.openai.fields import (
     MESSAGE,
     PART,
     STREAM_OPTIONS,
-    Use,
     given,
+)
+from services.router.openai.structure import structure_of
+from services.router.openai.tools import (
+    call_id_of,
+    calls_of,
+    check_answers,
+    check_owner,
+    tools_of,
 )
 
 COMPLETION_TOKENS = 16
 """What /v1/completions makes when max_tokens is absent."""
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+MAX_PROMPTS = 128
+"""Of one request."""
+_ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+}
+_THINKS = "enable_thinking"
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +51,8 @@ class OpenAiRequest:
 
     ask: Ask
     stream: bool
+    further: tuple[Ask, ...] = ()
+    """Of a completion's other prompts, in order; each is a generation of its own."""
 
 
 def parse_chat(body: dict[str, Any]) -> OpenAiRequest:
@@ -47,13 +68,18 @@ def parse_chat(body: dict[str, Any]) -> OpenAiRequest:
             field="max_tokens",
         )
     prompt, names = _messages(fields.get("messages"))
+    fields.pop("top_logprobs", None)
+    if logprobs:
+        fields["top_logprobs"] = top_logprobs
+    if longest is not None:
+        fields["max_tokens"] = longest
     return _finish(
         fields,
         GenerationKind.CHAT,
         prompt=prompt,
         template_names={**names, **_template_names(fields)},
-        top_logprobs=top_logprobs if logprobs else None,
-        max_tokens=longest if longest is not None else older,
+        template_options=template_options_of(fields),
+        tools=tools_of(fields),
         most_tokens=None,
     )
 
@@ -63,18 +89,22 @@ def parse_completion(body: dict[str, Any]) -> OpenAiRequest:
     fields = given(body, COMPLETION)
     if fields.get("logprobs") is True:
         raise InvalidArgument("logprobs must be an integer, not true", field="logprobs")
-    return _finish(
+    if "logprobs" in fields:
+        fields["top_logprobs"] = fields["logprobs"]
+    first, *others = _prompts(fields.get("prompt"))
+    request = _finish(
         fields,
         GenerationKind.COMPLETION,
-        prompt=_prompt(fields.get("prompt")),
-        top_logprobs=fields.get("logprobs"),
-        max_tokens=fields.get("max_tokens"),
+        prompt=first,
+        echo=fields.get("echo", False),
         most_tokens=COMPLETION_TOKENS,
     )
+    return replace(request, further=tuple(replace(request.ask, prompt=each) for each in others))
 
 
 def _finish(fields: dict[str, Any], kind: GenerationKind, **special: Any) -> OpenAiRequest:
     stream, choices = fields.get("stream", False), fields.get("n", 1)
+    grammar, grammar_parameter = structure_of(fields)
     if (best_of := fields.get("best_of", choices)) != choices:
         raise InvalidArgument(
             f"best_of must equal n, which is {choices}, not {best_of}", field="best_of"
@@ -83,33 +113,50 @@ def _finish(fields: dict[str, Any], kind: GenerationKind, **special: Any) -> Ope
         model=fields.get("model", ""),
         kind=kind,
         choices=choices,
-        temperature=fields.get("temperature"),
-        top_k=fields.get("top_k"),
-        top_p=fields.get("top_p"),
-        min_p=fields.get("min_p"),
-        presence_penalty=fields.get("presence_penalty"),
-        frequency_penalty=fields.get("frequency_penalty"),
-        repetition_penalty=fields.get("repetition_penalty"),
-        logit_bias=_logit_bias(fields.get("logit_bias", {})),
-        min_tokens=fields.get("min_tokens", 0),
+        options=options_of(fields),
         stop_strings=_stop(fields.get("stop", [])),
-        stop_token_ids=_ids(fields.get("stop_token_ids", []), "stop_token_ids"),
-        ignore_eos=fields.get("ignore_eos", False),
-        seed=fields.get("seed"),
+        cache_salt=fields.get("cache_salt", ""),
+        grammar=grammar,
+        grammar_parameter=grammar_parameter,
         include_usage=_include_usage(fields.get("stream_options", {}), stream),
         **special,
     )
     return OpenAiRequest(ask, stream)
 
 
+def options_of(fields: dict[str, Any]) -> dict[str, Any]:
+    """What a body says of the sampling fields, by name. Raises InvalidArgument."""
+    rows = (row for row in SAMPLING.values() if row.asked and row.name in fields)
+    return {row.name: _READ.get(row.kind, _as_it_is)(fields[row.name], row.name) for row in rows}
+
+
+def _as_it_is(value: Any, _name: str) -> Any:
+    return value
+
+
 def _template_names(fields: dict[str, Any]) -> dict[str, str]:
-    """What only some templates read, and the parameter it came in."""
-    names = {name: name for name in fields if CHAT[name].use is Use.TEMPLATE}
-    if names.pop("chat_template_kwargs", None) is not None:
-        options = fields["chat_template_kwargs"]
-        told = (name for name, value in options.items() if value is not None)
-        names.update((name, f"chat_template_kwargs.{name[:64]}") for name in told)
-    return names
+    """What only some templates read and none is given, and the parameter it came in."""
+    options = fields.get("chat_template_kwargs", {})
+    told = (name for name, value in options.items() if value is not None and name != _THINKS)
+    return {name: f"chat_template_kwargs.{name[:64]}" for name in told}
+
+
+def template_options_of(fields: dict[str, Any]) -> dict[str, Any]:
+    """What a template that reads it is told of thinking."""
+    effort = fields.get("reasoning_effort")
+    if effort is not None and effort not in _EFFORTS:
+        raise InvalidArgument(
+            f"reasoning_effort must be one of {', '.join(_EFFORTS)}, not {shown(effort)}",
+            field="reasoning_effort",
+        )
+    thinks = fields.get("chat_template_kwargs", {}).get(_THINKS)
+    if thinks is not None and not isinstance(thinks, bool):
+        field = f"chat_template_kwargs.{_THINKS}"
+        raise InvalidArgument(f"{field} must be true or false, not {shown(thinks)}", field=field)
+    if thinks is None and effort == "none":
+        thinks = False
+    options = {"reasoning_effort": effort, _THINKS: thinks}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _messages(value: Any) -> tuple[tuple[Message, ...], dict[str, str]]:
@@ -125,6 +172,7 @@ def _messages(value: Any) -> tuple[tuple[Message, ...], dict[str, str]]:
         fields = given(entry, MESSAGE, f"{where}.", others=True)
         names |= {name: f"{where}.{name[:64]}" for name in fields if name not in MESSAGE}
         messages.append(_message(fields, where))
+    check_answers(messages)
     return tuple(messages), names
 
 
@@ -135,10 +183,19 @@ def _message(fields: dict[str, Any], where: str) -> Message:
             f"{where}.role must be one of {', '.join(_ROLES)}, not {shown(role)}",
             field=f"{where}.role",
         )
+    for name in ("tool_calls", "tool_call_id", "reasoning_content"):
+        check_owner(role, name, bool(fields.get(name)), where)
     content = fields.get("content")
     if content in (None, []) and role == "assistant":
         content = ""  # what is left of a turn that was all calls of tools
-    return Message(_ROLES[role], _content(content, f"{where}.content"))
+    call_id = fields.get("tool_call_id", "")
+    return Message(
+        _ROLES[role],
+        _content(content, f"{where}.content"),
+        calls_of(fields.get("tool_calls", ()), f"{where}.tool_calls"),
+        call_id_of(call_id, f"{where}.tool_call_id") if role == "tool" else "",
+        fields.get("reasoning_content", ""),
+    )
 
 
 def _content(value: Any, where: str) -> str:
@@ -164,29 +221,36 @@ def _part(part: Any, where: str) -> str:
     return text
 
 
-def _prompt(value: Any) -> str | tuple[int, ...]:
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], (str, list)):
-        value = value[0]
+def _prompts(value: Any) -> list[str | tuple[int, ...]]:
+    """One at least."""
+    several = isinstance(value, list) and any(isinstance(entry, (str, list)) for entry in value)
+    if not several:
+        return [_prompt(value, "prompt")]
+    if len(value) > MAX_PROMPTS:
+        raise InvalidArgument(
+            f"prompt has {len(value)} prompts, at most {MAX_PROMPTS}", field="prompt"
+        )
+    where = ["prompt"] if len(value) == 1 else [f"prompt[{index}]" for index in range(len(value))]
+    return [_prompt(entry, name) for entry, name in zip(value, where, strict=True)]
+
+
+def _prompt(value: Any, where: str) -> str | tuple[int, ...]:
     if isinstance(value, str):
         return value
-    if value is None:
+    if not isinstance(value, list):
+        missing = "missing" if value is None else shown(value)
         raise InvalidArgument(
-            "prompt must be a string or an array of ids, and is missing", field="prompt"
+            f"{where} must be a string or an array of ids, and is {missing}", field="prompt"
         )
     if len(value) > MAX_PROMPT_IDS:
         raise InvalidArgument(
-            f"the prompt has {len(value)} ids, over {MAX_PROMPT_IDS}", field="prompt"
+            f"{where} has {len(value)} ids, over {MAX_PROMPT_IDS}", field="prompt"
         )
-    if any(isinstance(entry, (str, list)) for entry in value):
-        raise InvalidArgument(
-            f"prompt has {len(value)} entries; send one prompt a request: a string or an array of "
-            "ids",
-            field="prompt",
-        )
-    return _ids(value, "prompt")
+    return ids_of(value, "prompt")
 
 
-def _ids(value: list[Any], name: str) -> tuple[int, ...]:
+def ids_of(value: list[Any], name: str) -> tuple[int, ...]:
+    """Raises InvalidArgument for what is no integer."""
     for entry in value:
         if kind_of(entry) != "integer":
             raise InvalidArgument(
@@ -206,19 +270,20 @@ def _stop(value: Any) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _logit_bias(value: dict[str, Any]) -> MappingProxyType[int, float]:
+def _biases(value: dict[str, Any], name: str) -> MappingProxyType[int, float]:
     biases: dict[int, float] = {}
     for key, bias in value.items():
         if not (key.isascii() and key.isdigit() and len(key) <= 10):
             raise InvalidArgument(
-                f"logit_bias: a key must be a token's id, not {shown(key)}", field="logit_bias"
+                f"{name}: a key must be a token's id, not {shown(key)}", field=name
             )
         if kind_of(bias) not in ("integer", "number"):
-            raise InvalidArgument(
-                f"logit_bias: a bias must be a number, not {shown(bias)}", field="logit_bias"
-            )
+            raise InvalidArgument(f"{name}: a bias must be a number, not {shown(bias)}", field=name)
         biases[int(key)] = float(bias)
     return MappingProxyType(biases)
+
+
+_READ: dict[Kind, Callable[[Any, str], Any]] = {Kind.IDS: ids_of, Kind.BIASES: _biases}
 
 
 def _include_usage(value: dict[str, Any], stream: bool) -> bool:

@@ -73,6 +73,8 @@ class MappedFiles:
             typed = self._typed[dtype] = self._bytes.view(_DTYPES[dtype])
         first = (self.offsets[file] + piece.start) // typed.itemsize
         shape = piece.shape
+        if not shape:
+            return typed[first]
         if len(shape) == 1:
             return typed.as_strided(shape, (1,), first)
         if piece.tensor.axis == 1:

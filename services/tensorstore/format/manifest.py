@@ -25,7 +25,7 @@ FORMAT, VERSION = "traw", 1
 ALIGNMENT_BYTES = 64
 MANIFEST_LIMIT_BYTES = 64 << 20
 OBJECT_LIMIT_BYTES = 1 << 46
-MAX_TENSORS = 1 << 16
+MAX_TENSORS = 1 << 18
 MAX_FILES = 64
 MAX_RANK = 4
 
@@ -92,6 +92,18 @@ class Manifest:
     def size_bytes(self) -> int:
         """Bytes of all distinct chunks."""
         return sum({chunk.digest: chunk.size_bytes for chunk in self.chunks}.values())
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether a rank's part of its tensors can be read alone; else each is kept whole."""
+        return any(tensor.unit is not None for tensor in self.tensors)
+
+    def part_bytes(self) -> tuple[int, ...]:
+        """Bytes of the tensors before the first layer, of each layer, and behind the last."""
+        parts = [0] * (self.tiling.layers + 2)
+        for tensor in self.tensors:
+            parts[tensor.layer + 1] += tensor.size_bytes
+        return tuple(parts)
 
     def objects(self) -> dict[str, int]:
         """Digest and size of everything the manifest names."""
@@ -306,8 +318,8 @@ def _tensors(table: Any, chunks: int, tiling: Tiling) -> tuple[Tensor, ...]:
         size = ITEM_BYTES.get(dtype) if isinstance(dtype, str) else None
         if size is None:
             raise InvalidArgument(f"dtype must be one of {', '.join(ITEM_BYTES)}", field="dtype")
-        if not isinstance(shape, list) or not 1 <= len(shape) <= MAX_RANK:
-            raise InvalidArgument(f"shape must have 1 to {MAX_RANK} extents", field="shape")
+        if not isinstance(shape, list) or len(shape) > MAX_RANK:
+            raise InvalidArgument(f"shape must have up to {MAX_RANK} extents", field="shape")
         for extent in shape:
             if type(extent) is not int or extent < 1:
                 raise InvalidArgument("shape must have positive integers", field="shape")
@@ -319,7 +331,7 @@ def _tensors(table: Any, chunks: int, tiling: Tiling) -> tuple[Tensor, ...]:
         if unit is not None:
             if not isinstance(unit, str) or unit not in counts:
                 raise InvalidArgument(f"unit must be null or one of {UNITS}", field="unit")
-            if shape[axis] % counts[unit]:
+            if not shape or shape[axis] % counts[unit]:
                 raise InvalidArgument(f"shape of {name} is not whole {unit}", field="shape")
         found.append(Tensor(name, dtype, tuple(shape), layer, unit, axis, chunk, offset, size))
     return tuple(found)

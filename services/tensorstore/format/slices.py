@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from services.common.errors import InvalidArgument
-from services.model.tensors import EMBEDDING
 from services.tensorstore.format.manifest import Manifest, Tensor
 
 
@@ -90,8 +89,8 @@ def select(
     """The slices of layers [start, end) for one rank, in stored order.
 
     The first range carries the embedding, the last the final norm and the lm_head (of a model
-    with tied weights: the embedding). Raises InvalidArgument for a range or degree that the
-    model does not have.
+    with tied weights: the embedding). Tensors that are kept whole come whole to every rank.
+    Raises InvalidArgument for a range or degree that the model does not have.
     """
     check_layers(manifest, start, end)
     manifest.tiling.check_degree(degree, rank)
@@ -101,7 +100,7 @@ def select(
     return [
         slice_tensor(manifest, tensor, degree, rank)
         for tensor in manifest.tensors
-        if low <= tensor.layer < high or (tied_head and tensor.name == EMBEDDING)
+        if low <= tensor.layer < high or (tied_head and tensor.layer == -1)
     ]
 
 

@@ -1,9 +1,10 @@
-"""How each tensor of the Llama family is cut for tensor parallelism.
+"""How each tensor is cut for tensor parallelism: of the families that are known, one by one.
 
 A tensor is cut along one axis into whole units (query heads, key-value heads, rows of the
 feed-forward layer, rows of the vocabulary) or is held whole by every rank. Tensors cut along
 their first axis are stored row by row; those cut along the second (row-parallel) are stored
-transposed. Either way a rank's slice is one contiguous range of bytes.
+transposed. Either way a rank's slice is one contiguous range of bytes. Of all other models every
+tensor is kept whole: whoever computes with it cuts it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 from dataclasses import asdict, dataclass
 
 from services.common.errors import InvalidArgument
-from services.model.config import ModelConfig
+from services.model.outline import ModelOutline
 from services.model.tensor_parallel import (
     HEADS,
     INTERMEDIATE,
@@ -21,6 +22,7 @@ from services.model.tensor_parallel import (
     TensorParallel,
 )
 from services.model.tensors import EMBEDDING, FINAL_NORM, LM_HEAD
+from services.model.whole import layer_of
 
 _PARTS: dict[str, tuple[str | None, int]] = {
     "input_layernorm": (None, 0),
@@ -31,9 +33,11 @@ _PARTS: dict[str, tuple[str | None, int]] = {
     "self_attn.k_norm": (None, 0),
     "self_attn.o_proj": (HEADS, 1),
     "post_attention_layernorm": (None, 0),
+    "pre_feedforward_layernorm": (None, 0),
     "mlp.gate_proj": (INTERMEDIATE, 0),
     "mlp.up_proj": (INTERMEDIATE, 0),
     "mlp.down_proj": (INTERMEDIATE, 1),
+    "post_feedforward_layernorm": (None, 0),
 }
 _ORDER = {part: position for position, part in enumerate(_PARTS)}
 _LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,3})\.([a-z_.]+)\.(weight|bias)", re.ASCII)
@@ -56,9 +60,9 @@ class Tiling(TensorParallel):
     layers: int
 
     @classmethod
-    def of_config(cls, config: ModelConfig) -> Tiling:
-        """How a model of this config is cut."""
-        return cls(**asdict(config.tensor_parallel), layers=config.layer_count)
+    def of_outline(cls, outline: ModelOutline) -> Tiling:
+        """How a model of these sizes is cut, or would be where its tensors are kept whole."""
+        return cls(**asdict(outline.tensor_parallel), layers=outline.layer_count)
 
 
 def place(name: str, layers: int) -> Placement:
@@ -82,3 +86,8 @@ def place(name: str, layers: int) -> Placement:
         f"tensor {ascii(name)[:120]} is not part of a model of {layers} layers",
         field="tensor",
     )
+
+
+def place_whole(name: str, layers: int) -> Placement:
+    """Where a tensor that is kept whole belongs, whatever its name."""
+    return Placement(layer_of(name, layers), 0, None, 0)

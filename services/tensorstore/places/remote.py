@@ -19,6 +19,7 @@ from shuntserve.tensorstore.v1 import tensorstore_pb2 as pb
 from shuntserve.tensorstore.v1 import tensorstore_pb2_grpc as rpc
 
 from services.common import channel_options, mesh_token, renewal
+from services.common.certificate_files import Pem, files_at
 from services.common.errors import (
     Aborted,
     DataLoss,
@@ -38,24 +39,32 @@ READ_TIMEOUT_S = 60.0
 OPEN_TIMEOUT_S = 3600.0
 _DATA_TAG = b"\x0a"  # field 1, length-delimited
 _MESSAGE_LIMIT_BYTES = MANIFEST_LIMIT_BYTES + (1 << 20)
-_TLS_FILES = ("SHUNT_TLS_AUTHORITY", "SHUNT_TLS_KEY", "SHUNT_TLS_CERTIFICATE")
+_TLS_FILES = ("SHUNT_TLS_CERTIFICATE", "SHUNT_TLS_KEY", "SHUNT_TLS_AUTHORITY")
 
 
-def open_channel(address: str) -> grpc.Channel:
-    """A channel to host:port: mutual TLS when SHUNT_TLS_* names all three files, else calls show
-    the mesh's token.
+def own_certificate() -> Pem | None:
+    """The newest that SHUNT_TLS_* names; None where it names no file.
 
     The kit's settings are not read here, for this module loads inside foreign processes too.
-    Raises FailedPrecondition when only some are named.
+    Raises FailedPrecondition when only some files are named.
     """
     paths = [os.environ.get(name, "") for name in _TLS_FILES]
-    chosen = channel_options.options(_MESSAGE_LIMIT_BYTES)
     if not any(paths):
-        return mesh_token.present(grpc.insecure_channel(address, options=chosen))
+        return None
     for name, path in zip(_TLS_FILES, paths, strict=True):
         if not path:
             raise FailedPrecondition(f"{name}: TLS needs certificate, key and authority")
-    credentials = grpc.ssl_channel_credentials(*(Path(path).read_bytes() for path in paths))
+    return files_at(*(Path(path) for path in paths)).newest()
+
+
+def open_channel(address: str) -> grpc.Channel:
+    """A channel to host:port, by mutual TLS where there is a certificate to show; else calls show
+    the mesh's token. Raises FailedPrecondition like `own_certificate`."""
+    shown = own_certificate()
+    chosen = channel_options.options(_MESSAGE_LIMIT_BYTES)
+    if shown is None:
+        return mesh_token.present(grpc.insecure_channel(address, options=chosen))
+    credentials = grpc.ssl_channel_credentials(shown.authority, shown.key, shown.certificate)
     return grpc.secure_channel(address, credentials, options=chosen)
 
 
@@ -73,6 +82,7 @@ class RemoteReader:
 
     def _connect(self) -> None:
         """Calls on the channel before, if there is one, are left alone."""
+        self._shown = own_certificate()
         self._channel = open_channel(self._address)
         self._opened_s = time.monotonic()
         self._stub: Any = rpc.TensorStoreServiceStub(self._channel)
@@ -81,6 +91,11 @@ class RemoteReader:
             request_serializer=pb.ReadRequest.SerializeToString,
             response_deserializer=frame_of,
         )
+
+    def _look(self) -> None:
+        """Before every call: it shows the newest certificate."""
+        if self._shown is not own_certificate():
+            self._connect()
 
     def failure(self, error: grpc.RpcError) -> ShuntError:
         """What a failed call raises. Where the service is away, the next call looks it up anew: the
@@ -120,6 +135,7 @@ class RemoteReader:
         request = pb.ReadRequest(
             digest=digest, start=start, length=stop - start, cached_only=self._cached_only
         )
+        self._look()
         call = self._read(request, timeout=self._timeout_s)
         try:
             for data in call:
@@ -145,9 +161,11 @@ class RemoteReader:
             tp_degree=selection.degree,
             tp_rank=selection.rank,
         )
+        self._look()
         return self._stub.Open(pb.OpenRequest(slice=wanted), timeout=OPEN_TIMEOUT_S)
 
     def _call(self, method: str, request: Any) -> Any:
+        self._look()
         try:
             return getattr(self._stub, method)(request, timeout=CALL_TIMEOUT_S)
         except grpc.RpcError as error:

@@ -14,46 +14,37 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
-import boto3
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError
 from s3transfer.utils import ReadFileChunk
 
 from services.common.errors import (
     DataLoss,
-    InvalidArgument,
     NotFound,
     PermissionDenied,
     ShuntError,
-    Unavailable,
 )
-from services.tensorstore.format.names import (
-    check_digest,
-    check_model_name,
-    is_digest,
-    is_model_name,
-)
-from services.tensorstore.places import s3_calls
-from services.tensorstore.places.backend import Pieces, StoredObject
-from services.tensorstore.places.directory import pointer_digest, remove_older, translate
-from services.tensorstore.places.s3_calls import (
+from services.common.s3_bucket import S3Bucket
+from services.common.s3_calls import (
     attempts,
     closed_unless_read,
     limit_s,
     received_of,
     translated,
 )
-from services.tensorstore.places.s3_connections import in_time, watch_connections
+from services.common.s3_connections import in_time
+from services.tensorstore.format.names import (
+    check_digest,
+    check_model_name,
+    is_digest,
+    is_model_name,
+)
+from services.tensorstore.places.backend import Pieces, StoredObject
+from services.tensorstore.places.directory import pointer_digest, remove_older, translate
 
 T = TypeVar("T")
 
-CONNECT_TIMEOUT_S = 5
-CONNECTIONS = 32
 PART_BYTES = 16 << 20
 MAX_PARTS = 10_000
 COPY_LIMIT_BYTES = 5 << 30
@@ -66,27 +57,9 @@ class S3Backend:
 
     def __init__(self, uri: str, endpoint_url: str | None = None) -> None:
         """Raises InvalidArgument for a URI that is not s3://bucket or s3://bucket/prefix."""
-        parts = urlsplit(uri)
-        if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment:
-            raise InvalidArgument("the URI must be s3://bucket/prefix", field="store")
-        self._bucket = parts.netloc
-        self._prefix = parts.path.strip("/")
+        self._place = S3Bucket(uri, endpoint_url)
+        self._client, self._bucket = self._place.client, self._place.name
         self._etags: dict[str, str] = {}
-        config = Config(
-            connect_timeout=CONNECT_TIMEOUT_S,
-            read_timeout=s3_calls.READ_TIMEOUT_S,
-            max_pool_connections=CONNECTIONS,
-            retries={"total_max_attempts": 1},
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        )
-        try:
-            self._client: Any = boto3.session.Session().client(
-                "s3", endpoint_url=endpoint_url, config=config
-            )
-        except (BotoCoreError, ValueError) as error:
-            raise InvalidArgument(f"S3: {str(error)[:200]}", field="store") from None
-        watch_connections(self._client)
 
     def size(self, digest: str) -> int | None:
         found = self.stat(digest)
@@ -206,7 +179,7 @@ class S3Backend:
         self._try(lambda: self._client.delete_object(Bucket=self._bucket, Key=key), digest)
 
     def objects(self) -> Iterator[StoredObject]:
-        for item in self._list(self._key("objects/")):
+        for item in self._place.listed(self._key("objects/")):
             digest = item["Key"].rpartition("/")[2]
             if is_digest(digest):
                 yield StoredObject(digest, item["Size"], item["LastModified"].timestamp())
@@ -241,7 +214,7 @@ class S3Backend:
 
     def names(self) -> list[str]:
         prefix = self._key("models/")
-        found = (item["Key"].removeprefix(prefix) for item in self._list(prefix))
+        found = (item["Key"].removeprefix(prefix) for item in self._place.listed(prefix))
         return sorted(filter(is_model_name, found))
 
     def scratch(self) -> Path:
@@ -257,18 +230,8 @@ class S3Backend:
 
     def sweep(self, before_s: float) -> int:
         """Scratch files, and uploads that were begun and never completed."""
-        prefix, swept = self._key("objects/"), remove_older(self.scratch(), before_s)
-        for item in self._uploads(prefix):
-            started: datetime = item["Initiated"]
-            if started.timestamp() < before_s:
-                target = {"Bucket": self._bucket, "Key": item["Key"], "UploadId": item["UploadId"]}
-                with suppress(NotFound):
-                    self._try(
-                        lambda target=target: self._client.abort_multipart_upload(**target),  # type: ignore[misc]
-                        prefix,
-                    )
-                    swept += 1
-        return swept
+        swept = remove_older(self.scratch(), before_s)
+        return swept + self._place.end_uploads(self._key("objects/"), before_s)
 
     def _renew(self, digest: str, size_bytes: int) -> None:
         """Copies an object onto itself; S3 allows that when the metadata are replaced."""
@@ -287,49 +250,14 @@ class S3Backend:
         self._etags[digest] = str(answer["ETag"])
         return answer
 
-    def _list(self, prefix: str) -> Iterator[Any]:
-        token: str | None = None
-        while True:
-            more = {"ContinuationToken": token} if token else {}
-            answer = self._try(
-                lambda more=more: self._client.list_objects_v2(  # type: ignore[misc]
-                    Bucket=self._bucket, Prefix=prefix, **more
-                ),
-                prefix,
-            )
-            yield from answer.get("Contents", ())
-            token = answer.get("NextContinuationToken")
-            if not token:
-                return
-
-    def _uploads(self, prefix: str) -> Iterator[Any]:
-        more: dict[str, str] = {}
-        while True:
-            answer = self._try(
-                lambda more=more: self._client.list_multipart_uploads(  # type: ignore[misc]
-                    Bucket=self._bucket, Prefix=prefix, **more
-                ),
-                prefix,
-            )
-            yield from answer.get("Uploads", ())
-            if not answer.get("IsTruncated"):
-                return
-            more = {
-                "KeyMarker": answer["NextKeyMarker"],
-                "UploadIdMarker": answer["NextUploadIdMarker"],
-            }
-
     def _try(self, call: Callable[[], T], what: str, size_bytes: int = 0) -> T:
-        for attempt in attempts(size_bytes):
-            with attempt, translated(what), in_time(limit_s(size_bytes), what):
-                return call()
-        raise Unavailable(f"S3 gave no answer at {what}")
+        return self._place.tried(call, what, size_bytes)
 
     def _object_key(self, digest: str) -> str:
         return self._key(f"objects/{check_digest(digest)[:2]}/{digest}")
 
     def _key(self, rest: str) -> str:
-        return f"{self._prefix}/{rest}" if self._prefix else rest
+        return self._place.key(rest)
 
 
 def _part(source: Path, start: int, length: int) -> Any:

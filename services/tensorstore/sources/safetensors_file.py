@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.common.errors import InvalidArgument
-from services.model.tensors import QUANTISED
 from services.tensorstore.format.dtypes import ITEM_BYTES
 from services.tensorstore.format.manifest import MAX_RANK, MAX_TENSORS, load_json
 from services.tensorstore.format.names import is_tensor_name
 from services.tensorstore.sources.source_file import open_file, read_exactly
 
 HEADER_LIMIT_BYTES = 100_000_000
-_PACKED = ("I32", "U32", "U8")
-"""Several weights of a few bits each in one element."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +81,12 @@ def _entry(path: Path, name: str, value: object, base: int) -> HeaderEntry:
         raise InvalidArgument("a tensor needs dtype, shape, data_offsets alone", field="tensor")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise _refuse_dtype(name, dtype)
-    if not isinstance(shape, list) or not 1 <= len(shape) <= MAX_RANK:
-        raise InvalidArgument(f"{name} must have 1 to {MAX_RANK} dimensions", field="shape")
+        kept = ", ".join(ITEM_BYTES)
+        raise InvalidArgument(
+            f"dtype {ascii(dtype)[:20]} of {name} is not one of {kept}", field="dtype"
+        )
+    if not isinstance(shape, list) or len(shape) > MAX_RANK:
+        raise InvalidArgument(f"{name} must have up to {MAX_RANK} dimensions", field="shape")
     if not isinstance(offsets, list) or len(offsets) != 2:
         raise InvalidArgument("data_offsets must be two integers", field="data_offsets")
     size = ITEM_BYTES[dtype]
@@ -102,17 +102,3 @@ def _entry(path: Path, name: str, value: object, base: int) -> HeaderEntry:
             f"{name}: {offsets[1] - offsets[0]} bytes for a shape of {size}", field="data_offsets"
         )
     return HeaderEntry(path, name, dtype, tuple(shape), base + offsets[0], size)
-
-
-def _refuse_dtype(name: str, dtype: object) -> InvalidArgument:
-    if dtype in _PACKED or name.endswith(QUANTISED):
-        return InvalidArgument(
-            f"{name} of dtype {ascii(dtype)[:20]} belongs to quantised weights (GPTQ, AWQ and the"
-            " like), which need scales or zero points and are not kept: import the model that was"
-            " quantised",
-            field="dtype",
-        )
-    kept = ", ".join(ITEM_BYTES)
-    return InvalidArgument(
-        f"dtype {ascii(dtype)[:20]} of {name} is not one of {kept}", field="dtype"
-    )

@@ -24,20 +24,24 @@ from shuntserve.placement.v1 import placement_pb2, placement_pb2_grpc
 
 from services.common import channels
 from services.common.errors import FailedPrecondition
-from services.common.nodes import NodeShape
+from services.common.nodes import NodeFacts, NodeShape
+from services.common.notices import NoticeKind
 from services.controller.assembly import AssembledController
 from services.controller.core.cluster.market import (
     Capabilities,
     LaunchFailed,
     NodeGone,
     NodeNotice,
-    NoticeKind,
     Offer,
     ProviderEvent,
 )
 from services.controller.core.model_facts import ModelFacts
-from services.controller.journal.sqlite import SqliteJournal
+from services.controller.journal.place import SqlitePlace
+from services.controller.leading import open_postgres, open_sqlite
 from services.controller.settings import ControllerSettings
+from tests.contract.controller.controller_process import environment, first, second
+
+__all__ = ["environment", "first", "second"]
 
 LAYERS = 6
 VOCABULARY = 1000
@@ -77,6 +81,8 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         self.beating = asyncio.Event()
         self.beating.set()
         self.interval_s = 0.0
+        self.patience_s = CALL_S
+        """A controller that says nothing for so long is left."""
 
     @asynccontextmanager
     async def living(self) -> AsyncIterator[FakeEngine]:
@@ -103,6 +109,7 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
             memory_bytes=self.shape.memory_bytes,
             relative_speed=self.shape.relative_speed,
             device_type="cpu",
+            metrics_port=9100,
         )
 
     async def _live(self) -> None:
@@ -110,11 +117,11 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
             try:
                 async with channels.open_channel(self.controller()) as channel:
                     await self._talk(controller_pb2_grpc.ControllerServiceStub(channel))
-            except (grpc.RpcError, asyncio.InvalidStateError):
+            except (grpc.RpcError, asyncio.InvalidStateError, TimeoutError):
                 await asyncio.sleep(0.05)
 
     async def _talk(self, stub: Any) -> None:
-        reply = await stub.Register(self.facts(), timeout=CALL_S)
+        reply = await stub.Register(self.facts(), timeout=self.patience_s)
         self.interval_s = reply.heartbeat_interval_s
         call = stub.Heartbeat()
         try:
@@ -128,7 +135,8 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
                         sampled_tokens=self.sampled,
                     )
                 )
-                answer = await call.read()
+                async with asyncio.timeout(self.patience_s):
+                    answer = await call.read()
                 if answer is grpc.aio.EOF or answer.register_again:
                     return
                 self.sampled += 1
@@ -267,8 +275,8 @@ class FakePlacement(placement_pb2_grpc.PlacementServiceServicer):
         )
         nodes = sorted(request.nodes, key=lambda node: node.node_id)
         size, layers = len(nodes) // request.pipeline_count, layers_of(request.model)
-        for first in range(0, len(nodes), size):
-            members = nodes[first : first + size]
+        for first_of in range(0, len(nodes), size):
+            members = nodes[first_of : first_of + size]
             total = sum(node.relative_speed for node in members)
             ends = [0]
             for node in members:
@@ -361,7 +369,7 @@ class FakeProvider:
         assert handle == f"handle-{node_id}"
         return node_id in self.engines
 
-    async def recognise(self, node_id: str, pid: int) -> str:
+    async def recognise(self, facts: NodeFacts) -> str:
         return ""
 
     def holds(self, node_id: str) -> bool:
@@ -412,17 +420,18 @@ class World:
         }
         self._stack = AsyncExitStack()
         self.stub: Any = None
-        self.journal: SqliteJournal
+        self.journal: Any
 
     async def start(self, **options: Any) -> None:
         self.options.update(options)
         settings = ControllerSettings(grpc_port=self.port, **self.options)
-        self.journal = SqliteJournal(
-            settings.data_dir / "journal.db",
-            commit_interval_s=settings.commit_interval_s,
-            reserve_bytes=settings.journal_reserve_bytes,
-        )
-        recovered = await self.journal.recover()
+        place = settings.journal_place
+        if isinstance(place, SqlitePlace):
+            self.journal = open_sqlite(settings, place)
+            recovered = await self.journal.recover()
+        else:
+            self.journal = shared = open_postgres(settings, place, lambda: self.address)
+            recovered = await shared.lead()
         local = settings.provider == "local"
         self.provider.capabilities = Capabilities(local, local, local)
         self.provider.stock = settings.offers
@@ -474,13 +483,20 @@ class World:
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
+def journal() -> str:
+    """As SHUNT_CONTROLLER_JOURNAL has it; empty: a file in the data directory."""
+    return ""
+
+
+@pytest.fixture
+async def world(tmp_path: Path, journal: str) -> AsyncIterator[World]:
     placement = FakePlacement()
     server = grpc.aio.server(options=channels.options(64 << 20))
     placement_pb2_grpc.add_PlacementServiceServicer_to_server(placement, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     world = World(tmp_path, f"127.0.0.1:{port}", placement)
+    world.options["journal"] = journal
     try:
         yield world
     finally:

@@ -14,10 +14,10 @@ import pytest
 from shuntserve.controller.v1 import controller_pb2 as pb
 
 from services.common.nodes import NodeShape
+from services.common.notices import NoticeKind
 from services.controller.core.cluster.market import (
     LaunchFailed,
     NodeNotice,
-    NoticeKind,
     OffersChanged,
 )
 
@@ -78,7 +78,8 @@ async def test_a_budget_counts_until_the_settings_name_another(
     world: World, tmp_path: Path
 ) -> None:
     await _start(world, tmp_path, budget_per_hour=2.0)
-    assert (await world.status()).budget_per_hour == 2.0
+    status = await world.status()
+    assert (status.budget_per_hour, status.strategy) == (2.0, "full")
     for wrong in (-1.0, nan):
         with pytest.raises(grpc.RpcError) as caught:
             await world.stub.Replan(pb.ReplanRequest(budget_per_hour=wrong), timeout=CALL_S)

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+import transformers
 from shuntserve.common.v1 import common_pb2
 from shuntserve.tensorstore.v1 import tensorstore_pb2, tensorstore_pb2_grpc
 
@@ -30,6 +31,7 @@ class _Store(tensorstore_pb2_grpc.TensorStoreServiceServicer):
     def __init__(self) -> None:
         self.fails = 0
         self.manifest = json.dumps({"config": CONFIG}).encode()
+        self.part_bytes: tuple[int, ...] = ()
         self.versions = ["ab"]
         """Digests under the name, the newest last."""
 
@@ -44,6 +46,7 @@ class _Store(tensorstore_pb2_grpc.TensorStoreServiceServicer):
                 model=common_pb2.ModelRef(model_id=model.model_id, digest=digest), layers=6
             ),
             manifest=self.manifest,
+            part_bytes=self.part_bytes,
         )
 
 
@@ -60,6 +63,16 @@ async def store(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[_Store, 
 
 async def test_the_store_tells_what_the_model_is(store: tuple[_Store, str]) -> None:
     assert await describe(store[1], "tiny", known=None, timeout_s=20) == FACTS
+
+
+async def test_a_model_of_another_family_is_told_with_its_sizes(store: tuple[_Store, str]) -> None:
+    config = transformers.MixtralConfig(architectures=["MixtralForCausalLM"]).to_dict()
+    store[0].manifest = json.dumps({"config": config}).encode()
+    store[0].part_bytes = (3, *[5] * 32, 4)
+    facts = await describe(store[1], "tiny", known=None, timeout_s=20)
+    assert (facts.layer_count, facts.vocab_size) == (32, 32000)
+    assert facts.context_length == config["max_position_embeddings"]
+    assert facts.part_bytes == store[0].part_bytes
 
 
 async def test_a_model_that_is_not_imported_yet_is_waited_for(store: tuple[_Store, str]) -> None:

@@ -40,6 +40,12 @@ from tests.contract.placement.conftest import serving
 
 LAYERS = LLAMA["num_hidden_layers"]
 HUGE = LLAMA | {"hidden_size": 6144, "intermediate_size": 28672, "num_hidden_layers": 80}
+MIXTURE = LLAMA | {
+    "model_type": "mixtral",
+    "max_position_embeddings": 1024,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+}
 GOAL = Goal(ModelFacts("m", "d", LAYERS, LLAMA["vocab_size"], 1024, json.dumps(LLAMA)))
 OTHER = Goal(replace(GOAL.facts, model_id="other"))
 SLOW, FAST = NodeShape(2 << 30, 1.0), NodeShape(2 << 30, 8.0)
@@ -60,6 +66,20 @@ def node(name: str) -> NodeFacts:
 
 async def first(planning: Planning) -> Plan:
     return await planning.plan(AskPlan(1, (GOAL,), (node("node-1"), node("node-2")), 2))
+
+
+async def test_a_node_of_two_ranks_runs_its_stage_on_both_where_the_model_divides(
+    planning: Planning,
+) -> None:
+    two = replace(node("node-1"), shape=NodeShape(2 << 30, 1.0, device_count=2))
+    degrees = []
+    for vocab_size in (515, 516):
+        config = json.dumps(LLAMA | {"vocab_size": vocab_size})
+        goal = Goal(replace(GOAL.facts, vocab_size=vocab_size, config_json=config))
+        plan = await planning.plan(AskPlan(1, (goal,), (two, node("node-2")), 1))
+        degrees.append({stage.node_id: stage.tp_degree for stage in plan.stages()})
+        assert {stage.shape.device_count for stage in plan.stages()} == {1, 2}
+    assert degrees == [{"node-1": 1, "node-2": 1}, {"node-1": 2, "node-2": 1}]
 
 
 def question(
@@ -277,6 +297,20 @@ async def test_several_models_divide_the_nodes(planning: Planning) -> None:
     huge = Goal(replace(GOAL.facts, model_id="huge", config_json=json.dumps(HUGE)))
     with pytest.raises(FailedPrecondition, match=r"^huge: huge does not fit: [0-9.]+ GiB short"):
         await planning.plan(AskPlan(3, (GOAL, huge), nodes, 2, running))
+
+
+async def test_a_model_is_placed_by_the_sizes_that_are_stored(planning: Planning) -> None:
+    """Of a mixture, or of quantised weights, which no config tells."""
+    gib = 1 << 30
+    sizes = (gib, *[gib] * LAYERS, gib)
+    nodes = tuple(
+        replace(node(f"node-{n}"), shape=NodeShape((LAYERS // 2 + 4) * gib, 1.0)) for n in (1, 2)
+    )
+    stored = Goal(replace(GOAL.facts, config_json=json.dumps(MIXTURE), part_bytes=sizes))
+    plan = await planning.plan(AskPlan(1, (stored,), nodes, 1))
+    assert [len(stage.layers) for stage in plan.stages()] == [LAYERS - LAYERS // 2, LAYERS // 2]
+    with pytest.raises(FailedPrecondition, match="does not fit"):
+        await planning.plan(AskPlan(1, (stored,), nodes[:1], 1))
 
 
 LARGE = Goal(ModelFacts("m", "d", 80, HUGE["vocab_size"], 1024, json.dumps(HUGE)))

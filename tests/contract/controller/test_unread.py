@@ -35,7 +35,7 @@ async def route(world: World) -> Any:
 
 
 @pytest.fixture
-async def journal(world: World, route: Any) -> Any:
+async def says(world: World, route: Any) -> Any:
     """Says something of one generation, and waits until that is durable."""
     call = world.stub.StreamCheckpoints(timeout=CALL_S)
 
@@ -69,13 +69,13 @@ async def _claim(world: World) -> pb.GetGenerationResponse | None:
 
 
 async def test_the_status_tells_where_each_generation_stands(
-    world: World, route: Any, journal: Any
+    world: World, route: Any, says: Any
 ) -> None:
-    await journal("queued")
-    await journal("running", 5, 6)
-    await journal("unread", 5, unread=True)
-    await journal("parked", 5, unread=True, sealed=True)
-    await journal("finished", 5, 6, 7)
+    await says("queued")
+    await says("running", 5, 6)
+    await says("unread", 5, unread=True)
+    await says("parked", 5, unread=True, sealed=True)
+    await says("finished", 5, 6, 7)
     await world.stub.Cancel(
         pb.CancelRequest(generation_id="x", reason=common_pb2.CANCEL_REASON_CLIENT), timeout=CALL_S
     )
@@ -92,12 +92,12 @@ async def test_the_status_tells_where_each_generation_stands(
 
 
 async def test_a_retry_is_given_what_nobody_reads_and_each_once(
-    world: World, route: Any, journal: Any
+    world: World, route: Any, says: Any
 ) -> None:
-    await journal("read", 5)
+    await says("read", 5)
     assert await _claim(world) is None
-    await journal("running", 5, unread=True)
-    await journal("parked", 5, 6, unread=True, sealed=True)
+    await says("running", 5, unread=True)
+    await says("parked", 5, 6, unread=True, sealed=True)
     running, parked = await _claim(world), await _claim(world)
     assert running is not None
     assert parked is not None

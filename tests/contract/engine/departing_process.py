@@ -5,22 +5,19 @@ from __future__ import annotations
 import sys
 
 from services.engine import __main__ as engine
-from services.engine.native.loader import NativeOptions
+from services.engine.settings import EngineSettings
 from tests.contract.engine.tiny import TinyLoader
 
 
 class Loader(TinyLoader):
-    """Stands in for the native loader."""
+    """Stands in for a backend's loader."""
 
-    def __init__(self, options: NativeOptions) -> None:
+    def __init__(self, settings: EngineSettings) -> None:
         super().__init__(step_s=0.02)
         if sys.argv[1:] == ["stuck"]:
             self.gate.set()
 
-    def warm(self) -> None:
-        """There is nothing to import."""
-
 
 if __name__ == "__main__":
-    engine.NativeLoader = Loader  # type: ignore[assignment, misc]
+    engine.make_loader = Loader  # type: ignore[assignment]
     engine.main()

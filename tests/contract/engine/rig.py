@@ -113,9 +113,12 @@ class Rig:
         channel = await self.stack.enter_async_context(channels.open_channel(address))
         return engine_pb2_grpc.EngineServiceStub(channel)
 
-    async def hold(self, worker: Worker, *ranges: tuple[int, int]) -> engine_pb2.HoldResponse:
+    async def hold(
+        self, worker: Worker, *ranges: tuple[int, int], tp_degree: int = 1
+    ) -> engine_pb2.HoldResponse:
         """The last answer."""
-        call = worker.stub.Hold(self.hold_request(*ranges), timeout=DEADLINE_S)
+        asked = self.hold_request(*ranges, tp_degree=tp_degree)
+        call = worker.stub.Hold(asked, timeout=DEADLINE_S)
         messages = [message async for message in call]
         assert [message.done for message in messages] == [False] * (len(messages) - 1) + [True]
         return messages[-1]
@@ -132,19 +135,31 @@ class Rig:
         )
 
     async def form(
-        self, workers: Sequence[Worker], cuts: Sequence[int], formation_id: str, blocks: int = 64
+        self,
+        workers: Sequence[Worker],
+        cuts: Sequence[int],
+        formation_id: str,
+        blocks: int = 64,
+        degrees: Sequence[int] = (),
     ) -> None:
-        """Holds and joins; cuts are the layer boundaries between stages."""
-        for worker, layers in zip(workers, self._ranges(cuts), strict=True):
-            await self.hold(worker, layers)
-        await self.join(workers, cuts, formation_id, blocks)
+        """Holds and joins; cuts are the layer boundaries between stages, `degrees` the ranks of
+        each, one where none are named."""
+        degrees = degrees or [1] * len(workers)
+        for worker, layers, degree in zip(workers, self._ranges(cuts), degrees, strict=True):
+            await self.hold(worker, layers, tp_degree=degree)
+        await self.join(workers, cuts, formation_id, blocks, degrees)
 
     async def join(
-        self, workers: Sequence[Worker], cuts: Sequence[int], formation_id: str, blocks: int = 64
+        self,
+        workers: Sequence[Worker],
+        cuts: Sequence[int],
+        formation_id: str,
+        blocks: int = 64,
+        degrees: Sequence[int] = (),
     ) -> None:
         """Forms a pipeline of what they hold."""
         for index in reversed(range(len(workers))):
-            request = self.form_request(workers, cuts, formation_id, index, blocks)
+            request = self.form_request(workers, cuts, formation_id, index, blocks, degrees)
             await workers[index].stub.Form(request, timeout=DEADLINE_S)
 
     def form_request(
@@ -154,6 +169,7 @@ class Rig:
         formation_id: str,
         stage_index: int,
         blocks: int = 64,
+        degrees: Sequence[int] = (),
     ) -> engine_pb2.FormRequest:
         members = [
             engine_pb2.Member(
@@ -161,8 +177,11 @@ class Rig:
                 incarnation=worker.incarnation,
                 address=worker.address,
                 layers=common_pb2.LayerRange(start=start, end=end),
+                tp_degree=degree,
             )
-            for worker, (start, end) in zip(workers, self._ranges(cuts), strict=True)
+            for worker, (start, end), degree in zip(
+                workers, self._ranges(cuts), degrees or [1] * len(workers), strict=True
+            )
         ]
         return engine_pb2.FormRequest(
             formation_id=formation_id,

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
+from shuntserve.common.v1 import common_pb2
 from shuntserve.engine.v1 import engine_pb2
 
+from services.common.notices import Notice, NoticeKind
+from services.engine.notices import line_of
 from tests.contract.engine.rig import ROOT, Rig, Worker, generate, request
 from tests.contract.engine.test_engine_controller import Journal, serving
 from tests.contract.engine.tiny import LAYERS, expected_ids
@@ -35,6 +39,7 @@ async def departing(
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.contract.engine.departing_process", *arguments),
         cwd=ROOT,
+        stdin=asyncio.subprocess.PIPE,
         env={
             "PATH": "/usr/bin:/bin",
             "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}",
@@ -137,3 +142,53 @@ async def test_it_does_not_wait_for_a_controller_that_is_gone_when_it_has_no_wor
             await controller.aclose()
             tell(worker)
             assert await ends(worker) == 0
+
+
+def write(worker: Worker, kind: NoticeKind, in_s: float | None) -> None:
+    """As `shunt node` does."""
+    assert worker.process is not None
+    assert worker.process.stdin is not None
+    deadline_s = None if in_s is None else time.monotonic() + in_s
+    worker.process.stdin.write(line_of(Notice(kind, deadline_s)))
+
+
+async def test_it_hands_on_what_its_node_is_told(rig: Rig, journal: Journal) -> None:
+    async with (
+        serving(journal) as port,
+        departing(rig, journal, port, hears_notices="true") as worker,
+    ):
+        await rig.form([worker], [], "f1")
+        stream = generate(worker, request("g", PROMPT, 400), "f1")
+        await stream.until(lambda s: len(s.ids.get(0, [])) >= 5)
+        assert worker.process is not None
+        assert worker.process.stdin is not None
+        worker.process.stdin.write(b"no notice\n" + b"x" * 5000 + b"\n")
+        write(worker, NoticeKind.REBALANCE, None)
+        await until(lambda: journal.beats[-1].notice == common_pb2.NOTICE_KIND_REBALANCE)
+        assert not journal.beats[-1].HasField("departs_in_s")
+        had = len(stream.ids[0])
+        await stream.until(lambda s: len(s.ids[0]) >= had + 5)
+        write(worker, NoticeKind.SPOT, 600.0)
+        await until(lambda: journal.beats[-1].HasField("departs_in_s"))
+        assert journal.beats[-1].notice == common_pb2.NOTICE_KIND_SPOT
+        assert 590 < journal.beats[-1].departs_in_s <= 600
+        write(worker, NoticeKind.SHUTDOWN, 800.0)  # a later deadline changes nothing
+        write(worker, NoticeKind.SPOT, 60.0)
+        await until(lambda: journal.beats[-1].departs_in_s <= 60)
+        assert lives(worker)
+        await worker.stub.Drain(engine_pb2.DrainRequest(formation_id="f1"), timeout=20)
+        await stream.end()
+        await worker.stub.Dissolve(engine_pb2.DissolveRequest(formation_id="f1"), timeout=20)
+        assert await ends(worker) == 0
+
+
+async def test_one_that_will_be_taken_says_so_before_it_ends_for_want_of_a_formation(
+    rig: Rig, journal: Journal
+) -> None:
+    async with (
+        serving(journal) as port,
+        departing(rig, journal, port, hears_notices="true") as worker,
+    ):
+        write(worker, NoticeKind.SPOT, 600.0)
+        assert await ends(worker) == 0
+    assert journal.beats[-1].HasField("departs_in_s")

@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,18 +97,21 @@ async def serving(journal: Journal, port: int = 0) -> AsyncIterator[int]:
 
 
 @asynccontextmanager
-async def linked(worker: Worker, port: int) -> AsyncIterator[asyncio.Task[None]]:
+async def linked(worker: Worker, *ports: int) -> AsyncIterator[asyncio.Task[None]]:
     assert worker.engine is not None
-    async with channels.open_channel(f"127.0.0.1:{port}") as channel:
+    async with AsyncExitStack() as stack:
+        opened = [channels.open_channel(f"127.0.0.1:{port}") for port in ports]
+        for channel in opened:
+            await stack.enter_async_context(channel)
         link = ControllerLink(
-            controller_pb2_grpc.ControllerServiceStub(channel),
+            [controller_pb2_grpc.ControllerServiceStub(channel) for channel in opened],
             worker.engine,
             NodeFacts(
                 worker.engine.node_id,
                 worker.engine.incarnation,
                 worker.address,
                 4711,
-                NodeShape(1 << 30, 1.5),
+                NodeShape(1 << 30, 1.5, backend="vllm"),
                 MACHINE,
             ),
             timeout_s=1.0,
@@ -149,6 +152,7 @@ async def test_a_node_registers_beats_and_tells_its_formation_at_once(
         assert (told.address, told.pid) == (worker.address, 4711)
         assert (told.memory_bytes, told.relative_speed, told.device_type) == (1 << 30, 1.5, "cpu")
         assert machine_from(told.machine) == MACHINE
+        assert told.backend == "vllm"
         await rig.form([worker], [], "f1")
         await _eventually(lambda: journal.beats[-1].formation_id == "f1")
         await generate(worker, request("g", PROMPT, 5), "f1").end()
@@ -174,6 +178,25 @@ async def test_a_forgotten_node_registers_again(rig: Rig, journal: Journal) -> N
         await _eventually(lambda: journal.beats)
         journal.forget = True
         await _eventually(lambda: len(journal.registered) == 2)
+
+
+async def test_of_several_addresses_the_controller_is_the_one_that_answers(
+    rig: Rig, journal: Journal
+) -> None:
+    worker = await rig.worker(step_s=0.005)
+    async with AsyncExitStack() as first:
+        port = await first.enter_async_context(serving(journal))
+        other = Journal(ids=journal.ids, answering=journal.answering)
+        async with serving(other) as second_port, linked(worker, 1, port, second_port):
+            await rig.form([worker], [], "f1")
+            stream = generate(worker, request("g", PROMPT, 400), "f1")
+            await stream.until(lambda s: len(s.ids.get(0, [])) >= 5)
+            await _eventually(lambda: journal.registered and journal.checkpoints)
+            assert not other.registered
+            await first.aclose()
+            await _eventually(lambda: other.registered and other.checkpoints)
+            had = len(stream.ids[0])
+            await stream.until(lambda s: len(s.ids[0]) >= had + 5)
 
 
 async def test_a_replaced_process_is_told_so(rig: Rig, journal: Journal) -> None:
@@ -310,7 +333,7 @@ def _free_port() -> int:
 async def test_a_process_nobody_wants_ends_itself() -> None:
     process = await _process(node_id="n", controller="127.0.0.1:1", orphan_s="0.5")
     _, errors = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode == 0
+    assert process.returncode == 0, errors
     assert b"orphaned" in errors
 
 
@@ -327,6 +350,7 @@ async def test_a_process_registers_serves_and_ends_on_a_signal(journal: Journal)
             assert f"shunt_engine_{name} 0.0" in metrics
         assert "shunt_engine_decode_batch_bucket" in metrics
         assert journal.registered[0].node_id == "n7"
+        assert journal.registered[0].metrics_port == metrics_port
         assert journal.registered[0].pid == process.pid
         os.kill(process.pid, signal.SIGTERM)
         _, errors = await asyncio.wait_for(process.communicate(), 60)

@@ -4,6 +4,7 @@ import asyncio
 
 import grpc
 import pytest
+from prometheus_client import REGISTRY
 from shuntserve.common.v1 import common_pb2
 from shuntserve.engine.v1 import engine_pb2
 
@@ -15,7 +16,7 @@ from services.common.errors import (
 )
 from services.common.statuses import from_rpc_error
 from tests.contract.engine.rig import Rig, Worker, generate, request, until
-from tests.contract.engine.tiny import VOCAB, expected_ids
+from tests.contract.engine.tiny import REPEATS, VOCAB, expected_ids
 
 PROMPT = [5, 6, 7, 8, 9]
 
@@ -50,6 +51,32 @@ async def test_any_layout_gives_the_ids_of_one_stage(rig: Rig, cuts: list[int]) 
     assert stats.decoded_sequences > stats.decode_steps
 
 
+@pytest.mark.parametrize("cuts", [[], [1, 4]])
+async def test_a_text_that_repeats_itself_takes_fewer_steps_and_is_the_same(
+    rig: Rig, cuts: list[int]
+) -> None:
+    def counted(name: str) -> float:
+        return REGISTRY.get_sample_value(f"shunt_engine_{name}_tokens_total") or 0.0
+
+    said, steps, drafted, accepted = [], [], counted("drafted"), counted("accepted")
+    for drafts in (0, 8):
+        workers = [await rig.worker(max_drafts=drafts) for _ in range(len(cuts) + 1)]
+        await rig.form(workers, cuts, "f1")
+        asked = request(f"g{drafts}", PROMPT, 200, seed=REPEATS, choices=2, top_logprobs=0)
+        stream = await generate(workers[0], asked, "f1").end()
+        said.append(stream.ids)
+        runs = [run for frame in stream.frames for run in frame.tokens.runs]
+        assert all(len(run.logprobs) == len(run.ids) for run in runs)
+        stats = await _stats(workers[0])
+        assert (stats.sampled_tokens, stats.used_kv_blocks) == (2 * 200, 0)
+        steps.append(stats.decoded_sequences)
+    assert said[0] == said[1] == {c: expected_ids(PROMPT, 200, REPEATS, c) for c in range(2)}
+    assert steps[0] == 2 * 199
+    assert steps[1] < 0.8 * steps[0]
+    assert counted("accepted") - accepted == steps[0] - steps[1]
+    assert counted("drafted") - drafted > steps[0] - steps[1]
+
+
 async def test_a_generation_goes_on_from_what_it_held(rig: Rig) -> None:
     workers = [await rig.worker(), await rig.worker()]
     await rig.form(workers, [3], "f1")
@@ -60,7 +87,9 @@ async def test_a_generation_goes_on_from_what_it_held(rig: Rig) -> None:
         await stream.end()
         assert stream.frames[0].accepted.lengths[0].length == cut
         assert stream.ids[0] == expected[cut:]
-    assert (await _stats(workers[0])).replayed_tokens == 1 + 11 + 12 + 59
+    stats = await _stats(workers[0])
+    assert stats.replayed_tokens == 1 + 11 + (12 - 11) + (59 - 43), "full blocks are there already"
+    assert stats.prefix_hits == 16 + 48
 
 
 async def test_choices_are_sequences_of_their_own(rig: Rig) -> None:

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from services.common.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from services.common.generation import GenerationRequest, LayerRange, ModelRef, Sampling
+from services.common.nodes import StageSpec
 from services.engine.backend import HiddenDtype
 from services.engine.core.memory import Memory
 from services.engine.native.loader import NativeLoader, NativeOptions
@@ -25,7 +26,8 @@ from services.tensorstore.client import StageWeights, StoredModel, open_store
 from services.tensorstore.importer import import_checkpoint
 from services.tensorstore.places.directory import DirectoryBackend
 from services.tensorstore.sources.opening import DEFAULT_MODEL, default_source, open_source
-from tests.contract.engine.rig import Rig, Stream, Worker, generate
+from tests.contract.engine.layouts import check_layouts
+from tests.contract.engine.rig import Rig, Stream, generate
 
 QUESTION = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 
@@ -70,43 +72,19 @@ def _requests(tokenizer: Tokenizer, model: ModelRef, layout: str) -> list[Genera
     ]
 
 
-async def _texts(head: Worker, requests: list[GenerationRequest]) -> list[list[int]]:
-    streams = await asyncio.gather(*(generate(head, r, "f").end() for r in requests))
-    assert all(s.closed == engine_pb2.CLOSE_REASON_FINISHED for s in streams)
-    return [stream.ids[0] for stream in streams]
-
-
 async def test_a_real_model_says_the_same_in_every_layout_alone_and_replayed(
     store: Path, tokenizer: Tokenizer, model: ModelRef
 ) -> None:
     options = NativeOptions(str(store), "bf16", "cpu", 1, None)
-    said: list[list[list[int]]] = []
-    for cuts in ([], [18], [9, 20]):
-        async with AsyncExitStack() as stack:
-            rig = Rig(stack, model, layer_count=30)
-            loaders = [NativeLoader(options) for _ in range(len(cuts) + 1)]
-            workers = [await rig.worker(loader=loader, progress_s=30.0) for loader in loaders]
-            await rig.form(workers, cuts, "f")
-            requests = _requests(tokenizer, model, f"cut{len(cuts)}")
-            said.append(await _texts(workers[0], requests))
-            for worker, start, end in zip(workers, [0, *cuts], [*cuts, 30], strict=True):
-                description = await worker.stub.Describe(engine_pb2.DescribeRequest(), timeout=5)
-                layers = {
-                    int(tensor.name.split(".")[2])
-                    for tensor in description.tensors
-                    if tensor.name.startswith("model.layers.")
-                }
-                assert layers == set(range(start, end))
-                assert description.stages[0].numerics_class.startswith("exact-")
-            if cuts == [18]:
-                for cut in (1, 17):
-                    for i, ids in enumerate(said[0]):
-                        alone = generate(
-                            workers[0], requests[i], "f", epoch=cut + 1, held=ids[:cut], start=cut
-                        )
-                        assert ids[:cut] + (await alone.end()).ids.get(0, []) == ids
-    assert said[0] == said[1] == said[2]
-    assert "Paris" in tokenizer.decode(said[0][0])
+    said = await check_layouts(
+        lambda: NativeLoader(options),
+        model,
+        30,
+        ([], [18], [9, 20]),
+        lambda layout: _requests(tokenizer, model, layout),
+        replayed_at=(1, 17),
+    )
+    assert "Paris" in tokenizer.decode(said[0])
 
 
 async def test_a_real_node_prepares_its_next_range_while_it_serves(
@@ -205,7 +183,7 @@ async def test_a_real_node_without_room_has_its_store_fetch_the_next_range(
 
 def test_a_cache_is_as_large_as_memory_allows(store: Path, model: ModelRef) -> None:
     loader = NativeLoader(NativeOptions(str(store), "bf16", "cpu", 1, None))
-    size = loader.measure(model, LayerRange(20, 22))
+    size = loader.measure(model, StageSpec(LayerRange(20, 22)))
 
     def blocks(memory_bytes: int) -> int:
         return Memory(memory_bytes, 4096 // 16).kv_blocks(size, [size])
@@ -225,9 +203,9 @@ def test_what_a_stage_holds_fits_into_its_memory(
     """All layers in one stage: the tied matrix is held twice, as embedding and packed as head."""
     memory_bytes, embedding = 800 << 20, 49152 * 576
     loader = NativeLoader(NativeOptions(str(store), dtype, "cpu", 1, None))
-    size = loader.measure(model, LayerRange(0, 30))
+    size = loader.measure(model, StageSpec(LayerRange(0, 30)))
     kv_blocks = Memory(memory_bytes, 1 << 16).kv_blocks(size, [size])
-    stage = loader.load(model, LayerRange(0, 30), lambda *_: None)
+    stage = loader.load(model, StageSpec(LayerRange(0, 30)), lambda *_: None)
     try:
         item_bytes = 2 if dtype == "bf16" else 4
         cache_bytes = kv_blocks * 16 * 30 * 2 * 192 * item_bytes
@@ -241,7 +219,7 @@ def test_what_a_stage_holds_fits_into_its_memory(
 def test_weights_that_are_not_there_are_a_clear_error(store: Path, model: ModelRef) -> None:
     def load(where: str, asked: ModelRef, layers: LayerRange) -> None:
         loader = NativeLoader(NativeOptions(where, "bf16", "cpu", 1, None))
-        loader.measure(asked, layers)
+        loader.measure(asked, StageSpec(layers))
 
     with pytest.raises(Unavailable):
         load("", model, LayerRange(0, 2))

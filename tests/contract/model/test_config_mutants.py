@@ -23,8 +23,8 @@ from torch import Tensor
 from services.common.errors import InvalidArgument
 from services.common.generation import LayerRange, ModelRef
 from services.controller.model_store import facts_from
-from services.engine.native.arithmetic import Span
 from services.engine.native.model import load_stage
+from services.engine.stage.spans import Span
 from services.model.config import parse_config
 from services.router.model import ServedModel
 from services.router.model_files import ModelFiles
@@ -65,7 +65,7 @@ def reference_of(raw: dict[str, Any]) -> Reference | None:
         if _numbers(config) > MOST_NUMBERS:
             return None
         torch.manual_seed(1)
-        model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
         generator = torch.Generator().manual_seed(5)
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
@@ -133,7 +133,7 @@ def base_tensors() -> dict[str, Tensor]:
 @pytest.fixture(autouse=True)
 def quick_and_quiet(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Without the fingerprint of each stage's arithmetic, which no config changes."""
-    monkeypatch.setattr("services.engine.native.model.fingerprint", lambda packer, dtype: "")
+    monkeypatch.setattr("services.engine.native.model.fingerprint", lambda *_: "")
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     with warnings.catch_warnings():

@@ -146,7 +146,7 @@ def _spelling() -> list[dict[str, str]]:
 def ours(folder: Path) -> Read:
     """As an import checks it and a router then has it. Raises what the import is refused with."""
     with contextlib.closing(open_source(folder)) as checkpoint:
-        size = check(checkpoint).vocab_size
+        size = check(checkpoint).outline.vocab_size
         files = {name: data for name, data in checkpoint.files.items() if name in FILES}
         text = ModelText(checkpoint.config, size, files)
     chats = [

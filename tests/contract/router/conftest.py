@@ -4,6 +4,7 @@ import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ import pytest
 
 from services.router.__main__ import RunningDoors
 from tests.fake_mesh import FakeMesh
+from tests.key_rings import KeyRing
 
 
 @pytest.fixture
@@ -23,6 +25,24 @@ async def mesh() -> AsyncIterator[FakeMesh]:
 @pytest.fixture
 async def router(mesh: FakeMesh) -> AsyncIterator[RunningDoors]:
     async with mesh.router(recover_s=5.0, route_wait_s=0.5) as router:
+        yield router
+
+
+@pytest.fixture
+def ring(tmp_path: Path) -> KeyRing:
+    """Keys of three tenants, of whom one may use another model only."""
+    ring = KeyRing(tmp_path / "keys.json")
+    ring.add("acme")
+    ring.add("other")
+    ring.add("elsewhere", models=["another-model"])
+    return ring
+
+
+@pytest.fixture
+async def keyed(mesh: FakeMesh, ring: KeyRing, tmp_path: Path) -> AsyncIterator[RunningDoors]:
+    """A router that asks for keys."""
+    settings = {"keys": ring.path, "files": str(tmp_path / "files")}
+    async with mesh.router(recover_s=5.0, route_wait_s=0.5, **settings) as router:
         yield router
 
 
@@ -52,7 +72,7 @@ class Told:
     ids: list[str] = field(default_factory=list)
     """One an event, those without an id as ''."""
     events: list[dict[str, Any]] = field(default_factory=list)
-    comments: int = 0
+    comments: list[str] = field(default_factory=list)
     done: int = 0
 
     def choices(self, index: int = 0) -> list[dict[str, Any]]:
@@ -93,7 +113,7 @@ async def _read(response: httpx.Response, told: Told, until: Until | None) -> No
         if line.startswith("id: "):
             event_id = line[4:]
         elif line.startswith(":"):
-            told.comments += 1
+            told.comments.append(line)
         elif line == "data: [DONE]":
             told.done += 1
         elif line.startswith("data: "):

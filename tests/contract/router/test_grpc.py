@@ -165,7 +165,7 @@ async def test_a_name_that_another_request_has_is_taken(
         ({"token_ids": router_pb2.PromptIds(ids=[1, 303])}, "prompt"),
         ({"chat": router_pb2.Chat()}, "messages"),
         (
-            {"chat": router_pb2.Chat(messages=[router_pb2.ChatMessage(role="tool", content="x")])},
+            {"chat": router_pb2.Chat(messages=[router_pb2.ChatMessage(role="robot", content="x")])},
             "chat.messages.role",
         ),
     ],
@@ -263,6 +263,7 @@ async def test_models_are_listed(stub: router_pb2_grpc.RouterServiceStub) -> Non
     assert listed.models[0].created_unix_s > 0
 
 
+@pytest.mark.group(33)
 async def test_a_message_over_the_limit_is_refused(mesh: FakeMesh) -> None:
     async with (
         mesh.router(max_message_bytes=1 << 20) as router,
@@ -275,6 +276,30 @@ async def test_a_message_over_the_limit_is_refused(mesh: FakeMesh) -> None:
         assert _text(await _events(stub.Generate(_request(), timeout=20))) == REPLY
 
 
+BROKEN = {
+    "truncated": b"\x0a\xff",
+    "a length that is not there": b"\x0a" + b"\xff" * 9 + b"\x01",
+    "no message": b"\xff" * 64,
+    "groups 1,000 deep": b"\xa3\x06" * 1000,
+    "groups 1,000 deep that end": b"\xa3\x06" * 1000 + b"\xa4\x06" * 1000,
+}
+
+
+@pytest.mark.group(36)
+@pytest.mark.parametrize("name", BROKEN)
+async def test_bytes_that_are_no_message_get_a_status(router: RunningDoors, name: str) -> None:
+    method = "/shuntserve.router.v1.RouterService/Generate"
+    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
+        call: Any = channel.unary_stream(method)(BROKEN[name], timeout=20)
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await call.read()
+        assert failed.value.code() is grpc.StatusCode.UNKNOWN  # the library's own
+        assert "Error parsing message" in str(failed.value.details())
+        stub = router_pb2_grpc.RouterServiceStub(channel)
+        assert _text(await _events(stub.Generate(_request(), timeout=20))) == REPLY
+
+
+@pytest.mark.group(37)
 async def test_a_thousand_resets_do_no_harm(
     stub: router_pb2_grpc.RouterServiceStub, router: RunningDoors
 ) -> None:

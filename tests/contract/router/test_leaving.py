@@ -14,7 +14,7 @@ from services.common import channels, errors
 from services.common.generation import GenerationKind, ModelRef
 from services.router.__main__ import RunningDoors
 from services.router.ask import Ask
-from services.router.model import ServedModel
+from services.router.model import Prompt, ServedModel
 from tests.fake_mesh import REPLY, FakeMesh
 from tests.waiting import until
 
@@ -47,6 +47,7 @@ async def test_nothing_begins_for_a_client_that_left_before_a_pipeline_came(
     async with mesh.router(route_wait_s=60) as router:
         url = f"http://127.0.0.1:{router.http_port}"
         async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+            await until(lambda: router.router.ready)  # then it is for the routes alone
             mesh.alive = [False, False]
             mesh.change_routes()
             await until(lambda: not router.router.ready)
@@ -149,15 +150,15 @@ async def test_a_prompt_in_the_making_counts_though_its_client_left(
     router: RunningDoors, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, door: str
 ) -> None:
     begun, go_on = threading.Event(), threading.Event()
-    prompt_ids, text = ServedModel.prompt_ids, "capital " * 1000
+    prompt, text = ServedModel.prompt, "capital " * 1000
 
-    def slow(self: ServedModel, ask: Ask, created_unix_s: int) -> list[int]:
+    def slow(self: ServedModel, ask: Ask, created_unix_s: int) -> Prompt:
         if ask.prompt == text:
             begun.set()
             go_on.wait(20)
-        return prompt_ids(self, ask, created_unix_s)
+        return prompt(self, ask, created_unix_s)
 
-    monkeypatch.setattr(ServedModel, "prompt_ids", slow)
+    monkeypatch.setattr(ServedModel, "prompt", slow)
     async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
         stub = router_pb2_grpc.RouterServiceStub(channel)
         if door == "http":
@@ -233,3 +234,19 @@ async def test_a_request_in_the_making_begins_nothing_at_a_router_that_stopped(
     with pytest.raises(errors.Unavailable):
         await task
     assert (mesh.calls, router.router.streams) == ([], 0)
+
+
+async def test_a_crowd_that_leaves_is_told_of_in_few_messages(
+    mesh: FakeMesh, http: httpx.AsyncClient
+) -> None:
+    mesh.limit = 0
+    body = {"model": "tiny", "prompt": "hi", "stream": True}
+    crowd = [asyncio.create_task(http.post("/v1/completions", json=body)) for _ in range(60)]
+    await until(lambda: len(mesh.calls) == 60)
+    for one in crowd:
+        one.cancel()
+    await until(lambda: len(mesh.detaches) == 60)
+    assert {name for name, _, _ in _told(mesh)} == {
+        call.request.generation_id for _, call in mesh.calls
+    }
+    assert mesh.detach_calls <= 30

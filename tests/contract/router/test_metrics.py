@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import grpc
@@ -14,6 +15,8 @@ from services.common import channels
 from services.common.errors import InvalidArgument
 from services.router.__main__ import RunningDoors
 from tests.fake_mesh import FakeMesh
+from tests.key_rings import KeyRing
+from tests.waiting import until
 
 LABELS = {"model": "tiny"}
 
@@ -69,3 +72,99 @@ async def test_what_a_reader_asked_for_is_no_failure(
     await resume(http, whole.generation_id, "3-00000000")
     await resume(http, whole.generation_id, "5000-00000000")
     assert {kind: _failed(kind) for kind in before} == before
+
+
+def _of_pipelines(name: str, **labels: str) -> float:
+    """Of both heads' pipelines together."""
+    told = (
+        REGISTRY.get_sample_value(name, {"model_name": "tiny", "pipeline": p, **labels})
+        for p in ("p0", "p1")
+    )
+    return sum(value or 0.0 for value in told)
+
+
+def _move(part: str, cause: str) -> float:
+    name = f"shunt_router_migration_{part}_seconds_count"
+    return REGISTRY.get_sample_value(name, {"model": "tiny", "cause": cause}) or 0.0
+
+
+VLLM = (
+    "vllm:time_to_first_token_seconds_count",
+    "vllm:e2e_request_latency_seconds_count",
+    "vllm:request_time_per_output_token_seconds_count",
+    "vllm:prompt_tokens_total",
+    "vllm:generation_tokens_total",
+    "vllm:inter_token_latency_seconds_count",
+)
+
+
+async def test_a_request_counts_under_vllms_names_at_the_pipeline_that_answers_it(
+    http: httpx.AsyncClient, ask: Any, resume: Any
+) -> None:
+    before = [_of_pipelines(name) for name in VLLM]
+    stopped = _of_pipelines("vllm:request_success_total", finished_reason="stop")
+    told = await ask(http)
+    await resume(http, told.generation_id)
+    usage = told.usages[0]
+    prompt, answer = usage["prompt_tokens"], usage["completion_tokens"]
+    gained = [_of_pipelines(name) - b for name, b in zip(VLLM, before, strict=True)]
+    assert gained == [1, 1, 1, prompt, answer, answer - 1]
+    assert _of_pipelines("vllm:request_success_total", finished_reason="stop") == stopped + 1
+
+
+PARTS = ("detection", "grant", "replay", "gap")
+
+
+async def test_a_killed_head_is_a_move_of_one_cause_and_all_its_parts(
+    mesh: FakeMesh, http: httpx.AsyncClient, ask: Any
+) -> None:
+    before = {part: _move(part, "unreachable") for part in PARTS}
+    handed_over, tokens = _move("gap", "handed_over"), _of_pipelines("vllm:generation_tokens_total")
+    mesh.limit = 5
+
+    async def kill() -> None:
+        await until(lambda: mesh.sampled >= 5)
+        await mesh.kill(mesh.calls[0][0])
+        mesh.limit = 1 << 30
+
+    killer = asyncio.create_task(kill())
+    told = await ask(http)
+    await killer
+    assert told.done == 1
+    assert {part: _move(part, "unreachable") - before[part] for part in PARTS} == dict.fromkeys(
+        PARTS, 1
+    )
+    assert _move("gap", "handed_over") == handed_over
+    assert told.usages[0]["completion_tokens"] == (
+        _of_pipelines("vllm:generation_tokens_total") - tokens
+    )
+
+
+async def test_no_label_is_of_a_request(http: httpx.AsyncClient, ask: Any) -> None:
+    told = await ask(http, user="somebody")
+    text = (await http.get("/metrics")).text
+    assert "vllm:generation_tokens_total" in text
+    assert told.generation_id not in text
+    assert "somebody" not in text
+
+
+async def test_a_tenant_counts_by_name_until_there_are_too_many(
+    mesh: FakeMesh, ring: KeyRing, ask: Any
+) -> None:
+    def counted(tenant: str, of: str) -> float:
+        labels = {"tenant": tenant, "of": of}
+        return REGISTRY.get_sample_value("shunt_router_tenant_tokens_total", labels) or 0.0
+
+    ring.add("named")
+    ring.add("late")
+    async with mesh.router(keys=ring.path, metrics_tenants=1) as router:
+        url = f"http://127.0.0.1:{router.http_port}"
+        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+            told = [await ask(client, headers=ring.shown(name)) for name in ("named", "late")]
+    usage = told[0].usages[0]
+    for name in ("named", "other"):
+        assert counted(name, "prompt") == usage["prompt_tokens"]
+        assert counted(name, "answer") == usage["completion_tokens"]
+        requests = REGISTRY.get_sample_value("shunt_router_tenant_requests_total", {"tenant": name})
+        assert requests == 1
+    assert counted("late", "answer") == 0

@@ -259,6 +259,7 @@ async def test_sampling_values_reach_the_head(client: openai.AsyncOpenAI, mesh: 
     assert list(sampling.eos_token_ids) == [mesh.eos]
 
 
+@pytest.mark.group(17)
 async def test_the_smallest_nucleus_is_the_likeliest_token(
     client: openai.AsyncOpenAI, mesh: FakeMesh
 ) -> None:

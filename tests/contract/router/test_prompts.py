@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from services.router.model import ServedModel
+from services.router.model import Prompt, ServedModel
 from tests.tiny_model import MAX_POSITIONS
 
 
@@ -16,13 +16,13 @@ from tests.tiny_model import MAX_POSITIONS
 def threads(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """For each prompt that was tokenised: whether the event loop's thread did it."""
     made: list[bool] = []
-    prompt_ids = ServedModel.prompt_ids
+    prompt = ServedModel.prompt
 
-    def watched(self: ServedModel, *arguments: Any) -> list[int]:
+    def watched(self: ServedModel, *arguments: Any) -> Prompt:
         made.append(threading.current_thread() is threading.main_thread())
-        return prompt_ids(self, *arguments)
+        return prompt(self, *arguments)
 
-    monkeypatch.setattr(ServedModel, "prompt_ids", watched)
+    monkeypatch.setattr(ServedModel, "prompt", watched)
     return made
 
 

@@ -142,6 +142,7 @@ async def test_a_key_joins_its_generation_whoever_counts_and_even_when_it_has_en
     assert other.headers["x-generation-id"] != name
 
 
+@pytest.mark.group(28)
 async def test_a_key_that_names_another_request_is_refused(
     mesh: FakeMesh, http: httpx.AsyncClient
 ) -> None:

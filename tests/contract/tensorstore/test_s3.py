@@ -18,6 +18,7 @@ import torch
 from shuntserve.tensorstore.v1 import tensorstore_pb2, tensorstore_pb2_grpc
 from tenacity import retry, stop_after_delay, wait_fixed
 
+from services.common import s3_calls
 from services.common.errors import (
     DataLoss,
     InvalidArgument,
@@ -30,7 +31,7 @@ from services.tensorstore import upkeep
 from services.tensorstore.client import open_store
 from services.tensorstore.format.slices import Selection
 from services.tensorstore.importer import import_checkpoint
-from services.tensorstore.places import remote, s3, s3_calls
+from services.tensorstore.places import remote, s3
 from services.tensorstore.places.backend import digest_of
 from services.tensorstore.places.s3 import S3Backend
 from services.tensorstore.sources.opening import open_source

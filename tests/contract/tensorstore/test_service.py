@@ -29,6 +29,7 @@ from tests.checkpoints import (
     smallest_tokenizer,
     write_checkpoint,
 )
+from tests.foreign_models import save_quantised
 
 TIMEOUT_S = 30
 NOBODY = "http://127.0.0.1:9"
@@ -99,7 +100,18 @@ def test_list_and_describe_tell_what_there_is(stored: Any, stub: Any) -> None:
     assert (found.model.model_id, found.model.digest) == ("tiny", stored.imported.digest)
     assert list(found.tp_degrees) == [1, 2, 4, 8]
     request = pb.DescribeRequest(model=common_pb2.ModelRef(digest=stored.imported.digest))
-    assert stub.Describe(request, timeout=TIMEOUT_S).summary.layers == 3
+    described = stub.Describe(request, timeout=TIMEOUT_S)
+    assert described.summary.layers == 3
+    assert not described.part_bytes, "they follow from the config"
+
+
+def test_describe_tells_the_sizes_of_tensors_that_are_kept_whole(stub: Any, tmp_path: Path) -> None:
+    tensors = save_quantised("awq", tmp_path / "incoming" / "quantised")
+    list(stub.Import(pb.ImportRequest(source="quantised", name="quantised"), timeout=TIMEOUT_S))
+    request = pb.DescribeRequest(model=common_pb2.ModelRef(model_id="quantised"))
+    parts = stub.Describe(request, timeout=TIMEOUT_S).part_bytes
+    of_layer = [tensor.nbytes for name, tensor in tensors.items() if ".layers.1." in name]
+    assert (len(parts), parts[2]) == (5, sum(of_layer))
 
 
 def test_prefetch_warms_what_is_opened_later(stored: Any, stub: Any, tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from bench.cluster import BEAT_S, FOLD_S, STAGES, Jumps, idle_day, losses, writes_of_a_loss
+from bench.cluster import losses
+from bench.cluster_jumps import FOLD_S, Jumps, idle_day, writes_of_a_loss
+from bench.cluster_made import BEAT_S, STAGES
 
 
 def test_a_loss_writes_as_much_in_a_large_cluster_as_in_a_small_one() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from shuntserve.controller.v1 import controller_pb2_grpc
 from services.cli import deploy as commands
 from services.cli.deploy import Wish, deploy, undeploy
 from services.cli.mesh_directory import MeshDirectory, MeshError, MeshState, ServiceRecord
+from services.tensorstore.importer import import_checkpoint
+from services.tensorstore.places.directory import DirectoryBackend
+from services.tensorstore.sources.opening import open_source
+from tests.foreign_models import save_quantised
 
 DIGEST = "ab" * 32
 
@@ -31,6 +36,7 @@ class Controller(controller_pb2_grpc.ControllerServiceServicer):
         self.looks = 2
         self.unusable = ""
         self.gone = False
+        self.backends: list[str] = []
 
     async def Deploy(self, request: Any, context: Any) -> pb.DeployResponse:
         self.asked.append(request)
@@ -54,6 +60,7 @@ class Controller(controller_pb2_grpc.ControllerServiceServicer):
             deployments=[] if self.gone else [view],
             plan=pb.PlanStatus(number=4, deployments=[planned]),
             faults=[pb.Fault(kind=pb.FAULT_KIND_LOAD, cause="slow", pipeline_id="pipeline-3")],
+            nodes=[pb.NodeStatus(node_id=name, backend=name) for name in self.backends],
         )
 
 
@@ -111,6 +118,23 @@ async def test_what_the_controller_refuses_is_said(
         await deployed(mesh)
     with pytest.raises(MeshError, match=r"1\.20 GiB short"):
         await undeploy(mesh, "m")
+
+
+async def test_what_its_engines_cannot_compute_is_refused_before_a_plan_is_made(
+    mesh: MeshDirectory, controller: tuple[Controller, str], tmp_path: Path
+) -> None:
+    servicer, _ = controller
+    save_quantised("awq", tmp_path / "source")
+    with closing(open_source(tmp_path / "source")) as checkpoint:
+        import_checkpoint(checkpoint, DirectoryBackend(mesh.store), "other")
+    servicer.backends = ["native"]
+    with pytest.raises(
+        MeshError, match=r"^model other: the native backend cannot serve .*vllm can"
+    ):
+        await deployed(mesh)
+    assert servicer.asked == []
+    servicer.backends = ["native", "vllm"]
+    assert "other is deployed" in await deployed(mesh)
 
 
 async def test_it_waits_for_nothing_that_never_comes(

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from services.cli import layout
 from services.cli.layout import NODE_SPEEDS, MeshOptions, local_mesh
 from services.cli.mesh_directory import MeshDirectory
 
@@ -34,7 +37,58 @@ def test_the_local_nodes_are_of_unequal_speed(tmp_path: Path) -> None:
     assert specs["controller"].environment["SHUNT_CONTROLLER_NODE_SPEEDS"] == NODE_SPEEDS
 
 
-def test_the_controller_is_told_what_plans_are_for_where_that_was_said(tmp_path: Path) -> None:
+def test_the_controller_is_told_what_computes_and_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(backend: str) -> tuple[str, str]:
+        specs = local_mesh(MeshDirectory(tmp_path), MeshOptions(backend=backend), "ab")
+        found = next(spec for spec in specs if spec.name == "controller").environment
+        return found["SHUNT_CONTROLLER_NODE_BACKEND"], found["SHUNT_CONTROLLER_VLLM_PYTHON"]
+
+    monkeypatch.setattr(layout, "engine_python", lambda names: Path(f"/{names[-1]}/bin/python"))
+    assert told("native") == ("native", "/native/bin/python")
+    assert told("vllm") == ("vllm", "/vllm/bin/python")
+    assert told("native,vllm") == ("native,vllm", "/vllm/bin/python")
+
+
+def test_the_controller_is_told_where_its_journal_is(tmp_path: Path) -> None:
+    for journal in (None, "postgresql://me@db/mesh"):
+        specs = local_mesh(MeshDirectory(tmp_path), MeshOptions(journal=journal), "ab")
+        environment = next(spec for spec in specs if spec.name == "controller").environment
+        assert environment.get("SHUNT_CONTROLLER_JOURNAL") == journal
+
+
+def test_standbys_share_the_journal_and_everybody_knows_where_they_are(tmp_path: Path) -> None:
+    options = MeshOptions(journal="postgresql://me@db/mesh", standbys=2)
+    specs = {spec.name: spec for spec in local_mesh(MeshDirectory(tmp_path), options, "ab")}
+    names = ["controller", "standby-1", "standby-2"]
+    assert list(specs) == ["tensorstore", "placement", *names, "router-0"]
+    addresses = [specs[name].grpc for name in names]
+    assert len(set(addresses)) == 3
+    told = specs["router-0"].environment["SHUNT_ROUTER_CONTROLLER_ADDRESS"]
+    assert told.split(",") == addresses
+    directories, own = set[str](), {"GRPC_PORT", "DATA_DIR", "ADVERTISE_ADDRESS"}
+    shared = []
+    for name, address in zip(names, addresses, strict=True):
+        told_of = dict(specs[name].environment)
+        of_itself = {key: told_of.pop(f"SHUNT_CONTROLLER_{key}") for key in own}
+        advertised = of_itself["ADVERTISE_ADDRESS"].split(",")
+        assert (advertised[0], sorted(advertised)) == (address, sorted(addresses))
+        assert address.endswith(f":{of_itself['GRPC_PORT']}")
+        directories.add(of_itself["DATA_DIR"])
+        shared.append(told_of)
+    assert len(directories) == 3
+    assert shared[0] == shared[1] == shared[2]
+    assert "controller" in specs["standby-2"].after, "whom it follows leads first"
+    alone = {spec.name: spec for spec in local_mesh(MeshDirectory(tmp_path), MeshOptions(), "ab")}
+    assert "SHUNT_CONTROLLER_ADVERTISE_ADDRESS" not in alone["controller"].environment
+
+
+def test_the_controller_is_told_what_plans_are_for_where_that_was_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "engine_python", lambda backend: Path("python"))
+
     def told(options: MeshOptions) -> dict[str, str]:
         specs = local_mesh(MeshDirectory(tmp_path), options, "ab")
         environment = next(spec for spec in specs if spec.name == "controller").environment
@@ -43,6 +97,9 @@ def test_the_controller_is_told_what_plans_are_for_where_that_was_said(tmp_path:
         return {n: environment[prefix + n] for n in names if prefix + n in environment}
 
     assert told(MeshOptions()) == {}
+    assert told(MeshOptions(backend="vllm")) == {"SPARES": "1"}
+    assert told(MeshOptions(backend="native,vllm")) == {"SPARES": "2"}
+    assert told(MeshOptions(backend="vllm", spares=0)) == {"SPARES": "0"}
     options = MeshOptions(
         objective="goodput-per-cost", budget_per_hour=2.5, nodes_min=0, nodes_max=6, spares=1
     )
@@ -65,3 +122,11 @@ def test_the_controller_is_told_the_market_and_which_run_of_it_this_is(tmp_path:
     one, other = controller(options), controller(options)
     assert one["SHUNT_CONTROLLER_MARKET_FILE"] == str(Path("market.yaml").absolute())
     assert one["SHUNT_CONTROLLER_MARKET_RUN"] != other["SHUNT_CONTROLLER_MARKET_RUN"]
+
+
+def test_every_router_asks_for_the_keys_of_one_file_where_there_is_one(tmp_path: Path) -> None:
+    for keys in (None, Path("keys.json")):
+        options = MeshOptions(routers=2, keys=keys)
+        specs = {spec.name: spec for spec in local_mesh(MeshDirectory(tmp_path), options, "ab")}
+        told = {spec.environment.get("SHUNT_ROUTER_KEYS") for spec in specs.values()}
+        assert told == {None} | ({str(keys.absolute())} if keys else set())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from services.cli import __main__ as cli
 from services.cli.mesh_directory import MeshDirectory, MeshState
 
 QUICK = """
@@ -54,6 +56,21 @@ def test_the_help_names_every_command_and_imports_nothing_heavy() -> None:
     assert "HEAVY []" in told
     for command in ("up", "down", "status", "chat", "interrupt", "demo", "model", "plan"):
         assert f" {command} " in told
+
+
+def test_commands_speak_as_the_operator_of_a_mesh_with_certificates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    certificates = tmp_path / "certificates"
+    state = MeshState("id", os.getpid(), "m", "ready", "", (), str(certificates))
+    MeshDirectory(tmp_path).write(state)
+    cli.mesh_in(tmp_path)
+    assert os.environ["SHUNT_TLS_DIRECTORY"] == str(certificates)
+    os.environ["SHUNT_TLS_DIRECTORY"] = "mine"
+    with pytest.raises(SystemExit) as stop:  # it is read first, and not there
+        cli.mesh_in(tmp_path)
+    assert (stop.value.code, os.environ["SHUNT_TLS_DIRECTORY"]) == (2, "mine")
 
 
 @pytest.mark.parametrize("command", ["status", "chat"])

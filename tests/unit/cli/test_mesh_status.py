@@ -16,7 +16,7 @@ from shuntserve.common.v1 import common_pb2
 from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 
 from services.cli.mesh_directory import MeshState, ServiceRecord
-from services.cli.mesh_status import mesh_status
+from services.cli.mesh_status import leading, mesh_status
 from services.cli.ports import free_ports
 from services.cli.status_table import cost_line, status_table
 from services.common.machine import FACTS
@@ -35,6 +35,7 @@ STATUS = controller_pb2.GetStatusResponse(
             stage_index=0,
             offer_id="spot-a",
             declared=True,
+            backend="vllm",
             machine=common_pb2.MachineFacts(
                 instance_type="big",
                 pool="a",
@@ -71,7 +72,10 @@ STATUS = controller_pb2.GetStatusResponse(
             formation_id="f0",
             stages=[
                 controller_pb2.StageStatus(
-                    node_id="n0", layers=common_pb2.LayerRange(start=0, end=18), tp_degree=1
+                    node_id="n0",
+                    layers=common_pb2.LayerRange(start=0, end=18),
+                    tp_degree=1,
+                    backend="vllm",
                 )
             ],
         )
@@ -122,6 +126,7 @@ STATUS = controller_pb2.GetStatusResponse(
             memory_bytes=1 << 30,
             relative_speed=3.0,
             device_type="cpu",
+            backend="vllm",
             count=4,
             running=1,
             price_per_hour=0.5,
@@ -134,6 +139,7 @@ STATUS = controller_pb2.GetStatusResponse(
         controller_pb2.OfferStatus(offer_id="own", instance_type="own"),
     ],
     budget_per_hour=0.75,
+    strategy="migration",
     cost_per_hour=0.5,
     spares=[
         controller_pb2.SpareStatus(
@@ -265,6 +271,7 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
                 "stage": 0,
                 "offer": "spot-a",
                 "declared": True,
+                "backend": "vllm",
                 "machine": {
                     "instance_type": {"value": "big", "source": "declared"},
                     "zone": UNKNOWN,
@@ -278,6 +285,7 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
                         "source": "found",
                     },
                     "network_gbps": UNKNOWN,
+                    "instance_id": UNKNOWN,
                 },
             },
             {
@@ -289,6 +297,7 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
                 "stage": None,
                 "offer": None,
                 "declared": False,
+                "backend": None,
                 "machine": dict.fromkeys(FACTS, UNKNOWN),
             },
             {
@@ -300,6 +309,7 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
                 "stage": None,
                 "offer": None,
                 "declared": False,
+                "backend": None,
                 "machine": dict.fromkeys(FACTS, UNKNOWN),
             },
         ],
@@ -308,7 +318,7 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
                 "id": "p0",
                 "state": "draining",
                 "formation": "f0",
-                "stages": [{"node": "n0", "layers": [0, 18], "tp": 1}],
+                "stages": [{"node": "n0", "layers": [0, 18], "tp": 1, "backend": "vllm"}],
             }
         ],
         "generations": [
@@ -332,6 +342,7 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
                 "spot": True,
                 "interruptions_per_hour": 0.25,
                 "relative_speed": 3.0,
+                "backend": "vllm",
                 "memory_bytes": 1 << 30,
                 "device_type": "cpu",
                 "launch_s": 2.0,
@@ -347,6 +358,7 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
                 "spot": False,
                 "interruptions_per_hour": 0.0,
                 "relative_speed": 0.0,
+                "backend": "",
                 "memory_bytes": 0,
                 "device_type": "",
                 "launch_s": 0.0,
@@ -354,6 +366,7 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
             },
         ],
         "budget_per_hour": 0.75,
+        "strategy": "migration",
         "cost_per_hour": 0.5,
         "on_demand_cost_per_hour": None,
         "spares": [
@@ -397,6 +410,19 @@ async def test_without_its_controller_a_mesh_still_has_a_status() -> None:
     assert status["nodes"] == status["pipelines"] == status["generations"] == []
 
 
+async def test_the_controller_that_leads_is_asked_and_the_other_stands_by(address: str) -> None:
+    nobody = f"127.0.0.1:{free_ports(1)[0]}"
+    follows = ServiceRecord("controller", os.getpid(), nobody, None)
+    leads = ServiceRecord("standby-1", os.getpid(), address, None)
+    status = await mesh_status(_state(follows, leads))
+    assert [service["state"] for service in status["services"]] == ["standby", "ready"]
+    assert status["nodes"]
+    assert await leading(_state(follows, leads)) == address
+    gone = ServiceRecord("standby-1", 0, address, None)
+    assert await leading(_state(follows, gone)) == nobody
+    assert await leading(_state(gone)) is None
+
+
 async def test_a_service_whose_process_is_dead_is_down_and_names_no_pid(address: str) -> None:
     child = await asyncio.create_subprocess_exec(sys.executable, "-c", "")
     await child.wait()
@@ -414,7 +440,8 @@ async def test_the_plan_stands_in_the_table_with_its_age_and_causes(address: str
     status = await mesh_status(_state(ServiceRecord("controller", os.getpid(), address, None)))
     said = _rendered(status)
     assert "plan 3, adopted " in said
-    assert " ago, because of node_lost, offers_changed" in said
+    assert " ago, because of node_lost, offers_changed, by the strategy migration" in said
+    assert "strategy" not in _rendered({**status, "strategy": "full"})
     assert "m for throughput: p0" in said
     status["plan"]["deployments"][0]["pipelines"] = [f"p{n}" for n in range(7)]
     assert "m for throughput: 7 pipelines" in _rendered(status)

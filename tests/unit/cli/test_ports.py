@@ -11,10 +11,18 @@ from services.cli.mesh_directory import MeshError
 
 @pytest.fixture
 def taken() -> Iterator[int]:
-    with socket.socket() as listener:
-        listener.bind((ports.HOST, 0))
-        listener.listen()
-        yield int(listener.getsockname()[1])
+    """One that listens, behind one that nobody has; neither is in the range that is handed out."""
+    for port in range(20001, 30000, 2):
+        with socket.socket() as before, socket.socket() as listener:
+            try:
+                before.bind((ports.HOST, port - 1))
+                listener.bind((ports.HOST, port))
+            except OSError:
+                continue
+            before.close()
+            listener.listen()
+            yield port
+            return
 
 
 def test_a_taken_port_is_named_with_the_option_that_moves_it(taken: int) -> None:

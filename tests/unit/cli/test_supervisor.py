@@ -164,6 +164,34 @@ async def test_a_mesh_is_ready_when_all_that_its_controller_planned_is(
     await task
 
 
+@pytest.mark.parametrize("leads", ["controller", "standby-1"])
+async def test_of_several_controllers_one_that_leads_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leads: str
+) -> None:
+    specs = {name: _spec(name, WAITS) for name in ("controller", "standby-1")}
+    asked = set[str]()
+
+    async def status(address: str) -> controller_pb2.GetStatusResponse:
+        asked.add(address)
+        return controller_pb2.GetStatusResponse(pipelines=[_loading_and_ready()[1]])
+
+    led = list[bool]()
+
+    async def serving(address: str) -> bool:
+        led.append(len(led) > 4)
+        return address == specs[leads].grpc and led[-1]
+
+    monkeypatch.setattr(supervisor, "controller_status", status)
+    monkeypatch.setattr(supervisor.health, "is_serving", serving)
+    watched = _Watched(tmp_path, *specs.values())
+    task = asyncio.create_task(watched.run())
+    await watched.until(lambda s: s.phase == "ready")
+    assert "waiting for controller" in {state.message for state in watched.states}
+    assert asked == {specs[leads].grpc}
+    watched.stop.set()
+    await task
+
+
 async def test_a_mesh_that_sleeps_is_ready_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

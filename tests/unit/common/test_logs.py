@@ -20,6 +20,7 @@ def _render(message: str, **extra: object) -> str:
     return JsonFormatter("router").format(record)
 
 
+@pytest.mark.group(31)
 def test_a_record_is_one_json_line_whatever_its_fields_hold() -> None:
     line = _render("first\r\nsecond", generation_id="a\nb")
     assert "\n" not in line

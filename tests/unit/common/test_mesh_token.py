@@ -251,6 +251,7 @@ def test_an_engine_without_a_token_goes_on_without(monkeypatch: pytest.MonkeyPat
     assert mesh_token.own() == ""
 
 
+@pytest.mark.group(38)
 def test_a_token_of_another_node_or_for_another_service_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

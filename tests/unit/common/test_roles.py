@@ -4,6 +4,7 @@ import pytest
 from google.protobuf.descriptor import FileDescriptor
 from shuntserve.controller.v1 import controller_pb2
 from shuntserve.engine.v1 import engine_pb2
+from shuntserve.launcher.v1 import launcher_pb2
 from shuntserve.placement.v1 import placement_pb2
 from shuntserve.router.v1 import router_pb2
 from shuntserve.tensorstore.v1 import tensorstore_pb2
@@ -26,7 +27,10 @@ def _rpcs(file: FileDescriptor) -> set[str]:
 
 
 def test_the_table_names_every_rpc_there_is_and_no_other() -> None:
-    modules = (controller_pb2, engine_pb2, placement_pb2, router_pb2, tensorstore_pb2)
+    modules = (
+        *(controller_pb2, engine_pb2, launcher_pb2),
+        *(placement_pb2, router_pb2, tensorstore_pb2),
+    )
     known = set[str]().union(*(_rpcs(module.DESCRIPTOR) for module in modules))
     assert {f"/{service}/{rpc}" for service, rpcs in CALLERS.items() for rpc in rpcs} == known
     assert known >= SPEAKS_FOR_A_NODE

@@ -110,3 +110,66 @@ def test_a_service_may_have_a_certificate_of_its_own(
     tls = settings.read(_Settings).tls
     assert (tls.certificate, tls.authority) == (own, files["authority"])
     assert os.environ["SHUNT_TLS_CERTIFICATE"] == str(own)
+
+
+def _directory(path: Path, authority: Authority, identity: str) -> Path:
+    path.mkdir()
+    for name, file in authority.issue(identity).items():
+        (path / settings.TLS_FILES[name]).write_bytes(file.read_bytes())
+    return path
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of certificates, named in the environment."""
+    (tmp_path / "made").mkdir()
+    found = _directory(tmp_path / "all", Authority(tmp_path / "made"), "operator")
+    monkeypatch.setenv("SHUNT_TLS_DIRECTORY", str(found))
+    for name in FILES:  # set anew for the client of the store: not for the tests that follow
+        monkeypatch.setenv(f"SHUNT_TLS_{name.upper()}", "")
+    return found
+
+
+def test_a_directory_stands_for_its_three_files(directory: Path) -> None:
+    tls = settings.read(_Settings).tls
+    assert tls.enabled
+    assert tls.key == directory / "key.pem"
+    assert os.environ["SHUNT_TLS_AUTHORITY"] == str(directory / "authority.pem")
+
+
+def test_files_that_are_named_come_before_a_directorys(
+    directory: Path, files: dict[str, Path]
+) -> None:
+    tls = settings.read(_Settings).tls
+    assert {name: getattr(tls, name) for name in FILES} == files
+
+
+@pytest.mark.usefixtures("files")
+def test_a_services_own_directory_comes_before_what_all_have(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = _directory(tmp_path / "own", Authority(tmp_path / "made"), "router")
+    monkeypatch.setenv("SHUNT_TEST_TLS__DIRECTORY", str(own))
+    tls = settings.read(_Settings).tls
+    assert {getattr(tls, name).parent for name in FILES} == {own}
+
+
+@pytest.mark.parametrize("absent", FILES)
+def test_a_directory_that_lacks_a_file_is_named_with_it(
+    absent: str, directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (directory / f"{absent}.pem").unlink()
+    with pytest.raises(SystemExit) as stop:
+        settings.read(_Settings)
+    assert stop.value.code == 2
+    told = capsys.readouterr().err
+    assert f"SHUNT_TLS_DIRECTORY: {directory} has no {absent}.pem" in told
+
+
+def test_a_directory_that_is_not_there_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SHUNT_TLS_DIRECTORY", "/nowhere")
+    with pytest.raises(SystemExit):
+        settings.read(settings.TlsSettings)
+    assert "SHUNT_TLS_DIRECTORY" in capsys.readouterr().err

@@ -46,10 +46,13 @@ def test_a_divergence_keeps_its_position_but_not_the_ids() -> None:
     assert "4242" not in status.details
 
 
-def test_unavailable_says_when_to_try_again() -> None:
-    sent = errors.Unavailable("no pipeline is ready", retry_after_s=2.5)
+@pytest.mark.parametrize("kind", [errors.Unavailable, errors.ResourceExhausted])
+def test_what_passes_says_when_to_try_again(
+    kind: type[errors.Unavailable] | type[errors.ResourceExhausted],
+) -> None:
+    sent = kind("no pipeline is ready", retry_after_s=2.5)
     got = statuses.from_rpc_error(_FailedCall(statuses.to_status(sent)))
-    assert isinstance(got, errors.Unavailable)
+    assert isinstance(got, kind)
     assert got.retry_after_s == 2.5
 
 

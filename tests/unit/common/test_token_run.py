@@ -27,6 +27,17 @@ def test_an_append_that_overlaps_adds_only_what_is_new() -> None:
     assert list(run.ids) == [1, 2, 3, 4]
 
 
+def test_what_was_cached_counts_with_the_first_id_and_goes_with_it() -> None:
+    run = TokenRun()
+    run.append(0, (), (), 32)
+    assert run.cached_tokens == 0
+    run.append(0, (1, 2), (), 16)
+    run.append(0, (1, 2, 3), (), 48)
+    run.append(3, (4,), (), 64)
+    assert run.cached_tokens == run.span(0).cached_tokens == 16
+    assert run.span(0, 1).cached_tokens == 0
+
+
 def test_a_gap_is_answered_with_the_length_and_adds_nothing() -> None:
     run = TokenRun((1, 2))
     appended = run.append(3, (9,))

@@ -11,54 +11,52 @@ from shuntserve.common.v1 import common_pb2
 from services.common import wire
 from services.common.errors import InvalidArgument
 from services.common.generation import (
+    AnswerParts,
+    CallForm,
     CancelReason,
     FinishReason,
     GenerationKind,
     GenerationRequest,
     LayerRange,
     ModelRef,
-    Sampling,
+    PriorityClass,
+    ResponseTerms,
+    Thinking,
     TokenLogprob,
     TokenSpan,
 )
+from tests.samplings import samplings
 
 IDS = st.integers(0, 2**32 - 1)
-FLOATS = st.floats(0, 1, width=32, exclude_min=True)
 LOGPROBS = st.builds(
     TokenLogprob,
     st.floats(-50, 0, width=32),
     st.lists(st.tuples(IDS, st.floats(-50, 0, width=32)), max_size=3).map(tuple),
 )
-SAMPLING = st.builds(
-    Sampling,
-    max_tokens=st.integers(1, 2**32 - 1),
-    temperature=FLOATS,
-    top_k=IDS,
-    top_p=FLOATS,
-    min_p=FLOATS,
-    presence_penalty=st.floats(-2, 2, width=32),
-    frequency_penalty=st.floats(-2, 2, width=32),
-    repetition_penalty=FLOATS,
-    logit_bias=st.dictionaries(IDS, st.floats(-100, 100, width=32), max_size=3),
-    top_logprobs=st.none() | st.integers(0, 20),
-    min_tokens=IDS,
-    stop_token_ids=st.lists(IDS, max_size=3).map(tuple),
-    ignore_eos=st.booleans(),
-    eos_token_ids=st.lists(IDS, max_size=3).map(tuple),
-    seed=st.integers(0, 2**64 - 1),
-)
+SAMPLINGS = samplings(32, held=True)
 REQUESTS = st.builds(
     GenerationRequest,
     generation_id=st.text("abcXYZ019-_.", min_size=1, max_size=64),
     model=st.builds(ModelRef, st.text(max_size=20), st.text(max_size=20)),
     prompt_ids=st.lists(IDS, min_size=1, max_size=20).map(tuple),
-    sampling=SAMPLING,
+    sampling=SAMPLINGS,
     choices=st.integers(1, wire.MAX_CHOICES),
     stop_strings=st.lists(st.text(max_size=9), max_size=4).map(tuple),
     kind=st.sampled_from(GenerationKind),
     created_unix_s=st.integers(-(2**63), 2**63 - 1),
     include_usage=st.booleans(),
     numerics_class=st.text(max_size=9),
+    cache_salt=st.text(max_size=wire.MAX_CACHE_SALT_CHARS),
+    tenant=st.text("abzAZ059-_.", max_size=wire.MAX_TENANT_CHARS),
+    priority=st.sampled_from(PriorityClass),
+    parts=st.builds(
+        AnswerParts,
+        calls=st.none() | st.sampled_from(CallForm),
+        tools=st.lists(st.text(max_size=wire.MAX_TOOL_NAME_CHARS), max_size=3).map(tuple),
+        named=st.booleans(),
+        thinking=st.sampled_from(Thinking),
+    ),
+    response=st.none() | st.builds(ResponseTerms, st.booleans(), st.booleans(), st.text()),
 )
 
 
@@ -68,9 +66,9 @@ def test_every_field_of_a_request_survives_the_wire(request: GenerationRequest) 
     assert wire.request_from(common_pb2.GenerationRequest.FromString(data)) == request
 
 
-@given(st.integers(0, 9), IDS, st.lists(st.tuples(IDS, LOGPROBS), max_size=5), st.booleans())
+@given(st.integers(0, 9), IDS, st.lists(st.tuples(IDS, LOGPROBS), max_size=5), st.booleans(), IDS)
 def test_a_run_of_tokens_survives_the_wire(
-    choice: int, start: int, tokens: list[tuple[int, TokenLogprob]], ended: bool
+    choice: int, start: int, tokens: list[tuple[int, TokenLogprob]], ended: bool, cached: int
 ) -> None:
     span = TokenSpan(
         choice,
@@ -78,6 +76,7 @@ def test_a_run_of_tokens_survives_the_wire(
         tuple(token for token, _ in tokens),
         tuple(logprob for _, logprob in tokens),
         FinishReason.LENGTH if ended else None,
+        cached,
     )
     data = wire.span_to(span).SerializeToString()
     assert wire.span_from(common_pb2.TokenSpan.FromString(data)) == span
@@ -114,11 +113,25 @@ def _request(**changes: Any) -> common_pb2.GenerationRequest:
         ({"sampling": {"min_p": -0.5}}, "min_p"),
         ({"sampling": {"max_tokens": 0}}, "max_tokens"),
         ({"sampling": {"repetition_penalty": 0}}, "repetition_penalty"),
+        ({"sampling": {"top_logprobs": 21}}, "top_logprobs"),
+        ({"sampling": {"seed": 0, "min_p": 1}}, "min_p"),
         ({"choices": 10**9}, "choices"),
         ({"generation_id": "../x"}, "generation_id"),
         ({"generation_id": "x" * 65}, "generation_id"),
         ({"kind": 99}, "kind"),
         ({"stop_strings": ["x"] * 65}, "stop_strings"),
+        ({"cache_salt": "x" * 257}, "cache_salt"),
+        ({"tenant": "x" * 65}, "tenant"),
+        ({"tenant": "a b"}, "tenant"),
+        ({"priority": 9}, "priority"),
+        ({"parts": {"calls": 99}}, "parts.calls"),
+        ({"parts": {"thinking": 99}}, "parts.thinking"),
+        ({"parts": {"tools": ["x"] * 129}}, "parts.tools"),
+        ({"parts": {"tools": ["x" * 65]}}, "parts.tools"),
+        (
+            {"response": common_pb2.ResponseTerms(details="x" * (wire.MAX_DETAILS_BYTES + 1))},
+            "response.details",
+        ),
     ],
 )
 def test_a_request_that_can_never_work_names_its_field(changes: Any, field: str) -> None:

@@ -31,6 +31,7 @@ FACTS = st.builds(
     memory_bytes=st.none() | SIZES,
     devices=st.none() | st.lists(st.builds(Device, NAMES, SIZES), max_size=3).map(tuple),
     network_gbps=st.none() | RATES,
+    instance_id=st.none() | NAMES,
 )
 
 
@@ -49,6 +50,7 @@ def test_none_found_is_another_thing_than_not_looked_for() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("instance_id", "i-0\n"),
         ("instance_type", ""),
         ("zone", "z" * 129),
         ("pool", "a\nb"),

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from services.common.errors import ResourceExhausted
+from services.common.errors import ResourceExhausted, Superseded
 from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import Member, NodeFacts, NodeShape, StageHolding, StageSpec
+from services.common.notices import NoticeKind
 from services.controller.core.cluster.actions import (
     FormPipeline,
 )
@@ -17,7 +18,6 @@ from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.market import (
     Capabilities,
     NodeNotice,
-    NoticeKind,
     Offer,
     ProviderEvent,
 )
@@ -52,6 +52,8 @@ class Disk:
         """Keys of the notes in each."""
         self.fails = 0
         self.full = False
+        self.followed = False
+        """Another controller leads, or may do so."""
         self.free = asyncio.Event()
         self.free.set()
 
@@ -71,6 +73,10 @@ class Disk:
 
     async def settled(self) -> None:
         await self.free.wait()
+
+    async def confirmed(self) -> None:
+        if self.followed:
+            raise Superseded("another controller leads")
 
     def saved(self, key: str) -> list[str | None]:
         """Every value the note has had."""
@@ -131,8 +137,8 @@ class Mesh:
         self.noticed.append((node_id, deadline_s))
         self.told.put_nowait(NodeNotice(node_id, deadline_s, kind))
 
-    async def recognise(self, node_id: str, pid: int) -> str:
-        return "" if self.stranger else f"handle-{node_id}"
+    async def recognise(self, facts: NodeFacts) -> str:
+        return "" if self.stranger else f"handle-{facts.node_id}"
 
     async def adopt(self, node_id: str, handle: str) -> bool:
         for _ in range(10):  # it may have to ask somebody

@@ -9,6 +9,7 @@ import pytest
 from services.common.errors import Unavailable
 from services.common.machine import MachineFacts
 from services.common.nodes import NodeShape
+from services.common.notices import NoticeKind
 from services.controller import fleet
 from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.liveness import Liveness
@@ -16,7 +17,6 @@ from services.controller.core.cluster.market import (
     Capabilities,
     NodeGone,
     NodeNotice,
-    NoticeKind,
     Offer,
     OffersChanged,
     ProviderEvent,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,15 +10,21 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from services.common.errors import Diverged, NotFound, ResourceExhausted
-from services.common.exchange import Checkpoint, CheckpointRefusal, ResumeQuestion
+from services.common.errors import Diverged, NotFound, ResourceExhausted, Unavailable
+from services.common.exchange import (
+    Checkpoint,
+    CheckpointRefusal,
+    GenerationState,
+    GenerationView,
+    ResumeQuestion,
+)
 from services.common.generation import GenerationRequest, ModelRef, Sampling, TokenSpan
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerSettings, RunsAt
-from services.controller.core.ledger.records import IdsAppended
+from services.controller.core.ledger.records import Forgotten, IdsAppended, Kept
 from services.controller.event_log import EventLog
 from services.controller.generations import LedgerRuntime
-from services.controller.journal.journal import Item, JournalRoom, Recovered
+from services.controller.journal.journal import Item, JournalRoom, Outlived, Recovered
 from services.controller.signal import Signal
 
 REQUEST = GenerationRequest("g", ModelRef("m", "d"), (1,), Sampling(max_tokens=50))
@@ -45,7 +52,15 @@ class Store:
             done.set_result(None)
         return done
 
-    async def settled(self) -> None: ...
+    async def kept(self, generation_id: str) -> GenerationView | None:
+        kept = [item for item in self.items if isinstance(item, Kept)]
+        return next((k.view for k in kept if k.generation_id == generation_id), None)
+
+    async def settled(self) -> None:
+        if self.fails:
+            raise Unavailable("no answer")
+
+    async def confirmed(self) -> None: ...
 
     async def recover(self) -> Recovered:
         self.recoveries += 1
@@ -61,6 +76,7 @@ def make(store: Store) -> LedgerRuntime:
         journal,
         EventLog(journal, lambda: 0.0, 10),
         heads=lambda: (),
+        coming=lambda: (),
         runs_at=lambda formation_id: RunsAt("p", REQUEST.model),
         deployed=lambda model: True,
         heads_changed=Signal(),
@@ -94,6 +110,33 @@ async def test_what_was_asked_for_by_who_is_gone_can_be_claimed_by_a_retry() -> 
         await generations.claim("d")
     again.cancel()
     await asyncio.gather(again, return_exceptions=True)
+
+
+async def test_what_left_memory_is_read_from_the_journal_until_it_is_deleted() -> None:
+    store = Store()
+    runtime = make(store)
+    view = GenerationView(REQUEST, (TokenSpan(0, 0, (1,)),), 1, None, GenerationState.FINISHED)
+    store.items.append(Kept("g", view))
+    assert await runtime.view("g") == view
+    with pytest.raises(NotFound):
+        await runtime.view("h")
+    store.fails = True
+    with pytest.raises(Unavailable):
+        await runtime.view("g")
+    store.fails = False
+    await runtime.delete("g")
+    assert Forgotten("g") in store.items
+
+
+async def test_what_is_stored_for_too_long_is_looked_for_now_and_then() -> None:
+    store = Store()
+    runtime = make(store)
+    for _ in range(3):
+        await runtime.tick()
+    (outlived,) = [item for item in store.items if isinstance(item, Outlived)]
+    settings = LedgerSettings()
+    assert outlived.before_unix_s <= time.time() - settings.stored_retention_s
+    assert outlived.at_most == settings.max_stored
 
 
 async def test_a_full_journal_sheds_before_anything_changes() -> None:
@@ -155,3 +198,20 @@ async def test_a_defect_while_the_journal_is_read_again_is_not_waited_for() -> N
     await asyncio.wait([recovering])
     with pytest.raises(RuntimeError, match="a defect"):
         await generations.tick()
+
+
+async def test_a_journal_that_does_not_answer_is_refused_for_and_read_again() -> None:
+    store = Store()
+    generations = make(store)
+    await generations.checkpoint([said(5)])
+    store.room, store.fails = JournalRoom.AWAY, True
+    with pytest.raises(Unavailable, match="does not answer"):
+        await generations.checkpoint([said(5, 6)])
+    with pytest.raises(Unavailable, match="does not answer"):
+        await generations.resume(ResumeQuestion("g", 1, REQUEST, ()), 0.0)
+    with pytest.raises(Unavailable, match="no answer"):
+        await generations.tick()
+    recovering = generations._recovering
+    assert recovering is not None
+    await recovering
+    assert store.recoveries == 1

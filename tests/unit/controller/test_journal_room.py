@@ -77,6 +77,7 @@ def generations_over(journal: SqliteJournal) -> _Timed:
         journal,
         EventLog(journal, lambda: 0.0, 10),
         heads=lambda: (ServingHead(ROUTE, takes_new=True),),
+        coming=lambda: (),
         runs_at=lambda formation_id: RunsAt("p", REQUEST.model),
         deployed=lambda model: True,
         heads_changed=Signal(),

@@ -12,7 +12,7 @@ import pytest
 from services.common.demand import Demand
 from services.common.errors import FailedPrecondition, InvalidArgument, Unavailable
 from services.common.generation import LayerRange
-from services.controller.core.cluster.actions import Action, LogEvent
+from services.controller.core.cluster.actions import Action, FormPipeline, LogEvent
 from services.controller.core.cluster.budget import Budget
 from services.controller.core.cluster.goals import Aim
 from services.controller.core.cluster.market import OVER_BUDGET, Market, Offer
@@ -36,8 +36,10 @@ from tests.unit.controller.small_cluster import (
     Prompt,
     all_of,
     facts,
+    one_of,
     planned,
     ready,
+    replaced,
     said,
 )
 
@@ -359,6 +361,21 @@ async def test_a_model_that_nobody_asks_for_sleeps_and_wakes_with_the_first_requ
     told = rig.told("plan_chosen")
     assert told is not None
     assert told["causes"] == "asked_for"
+
+
+async def test_a_model_that_loads_for_long_does_not_sleep_before_anybody_could_ask() -> None:
+    rig = Rig(ready(PATIENT), Wishes(nodes_min=0), SuccessionSettings(sleep_s=30.0))
+    rig.cluster.node_gone("node-2", "i-node-2", "killed", 101.0)
+    for second in range(0, 200, 10):
+        await rig.at(101.0 + second)
+    assert rig.cluster.view.busy
+    form = one_of(replaced(rig.cluster, 295.0), FormPipeline)
+    rig.cluster.formed(form.formation_id, 295.0)
+    assert not rig.cluster.view.busy
+    await rig.at(320.9)
+    assert rig.adopted == []
+    await rig.at(321.0)
+    assert rig.cluster.view.asleep() == (GOAL.model,)
 
 
 async def test_a_model_that_may_have_no_node_is_kept_awake_by_whoever_reads_an_answer() -> None:

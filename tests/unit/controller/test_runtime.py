@@ -59,7 +59,7 @@ async def test_a_full_disk_keeps_no_node_from_registering_and_loses_no_handle() 
         while runtime.cluster.routes()[1]:
             await runtime.routes_changed.wait(0.01)
         world.disk.full = False
-        while not world.disk.taken:
+        while not world.disk.keys:
             await runtime.routes_changed.wait(0.01)
     assert world.disk.saved(f"{HANDLE_PREFIX}a") == ["handle-a"]
     assert world.disk.saved(f"{HANDLE_PREFIX}b") == [None]
@@ -155,3 +155,19 @@ async def test_no_connection_outlives_the_node_at_its_other_end() -> None:
         while len(world.mesh.formed) < 2:
             await runtime.routes_changed.wait(0.01)
         assert world.mesh.addresses == {"127.0.0.1:1", "127.0.0.1:3"}
+
+
+async def test_nothing_is_carried_out_while_another_controller_may_lead() -> None:
+    world = Set()
+    async with world.working() as runtime:
+        world.disk.followed = True
+        registering = [asyncio.create_task(runtime.register(facts(name))) for name in "ab"]
+        while not world.disk.keys:
+            await runtime.routes_changed.wait(0.01)
+        for _ in range(20):
+            await runtime.routes_changed.wait(0.01)
+        assert (world.mesh.loads, world.mesh.formed) == (0, [])
+        world.disk.followed = False
+        await asyncio.gather(*registering)
+        await until_ready(runtime)
+    assert len(world.mesh.formed) == 1

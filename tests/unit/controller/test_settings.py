@@ -25,6 +25,52 @@ def test_speeds_become_nodes() -> None:
     assert cluster.can_launch
 
 
+def test_containers_are_launched_as_local_nodes_are() -> None:
+    settings = ControllerSettings(provider="docker", node_speeds="3:2", node_memory_bytes=7)
+    assert settings.initial_nodes == (NodeShape(7, 3.0), NodeShape(7, 2.0))
+    assert [offer.offer_id for offer in settings.offers] == ["docker-3.0", "docker-2.0"]
+    assert {offer.instance_type for offer in settings.offers} == {"docker"}
+    assert settings.cluster(FACTS).can_launch
+
+
+def test_backends_are_of_the_pipelines_in_turn() -> None:
+    settings = ControllerSettings(node_speeds="3:2,3:2", node_backend="native,vllm")
+    shapes = settings.initial_nodes
+    assert [(s.relative_speed, s.backend) for s in shapes] == [
+        *((3.0, "native"), (2.0, "native")),
+        *((3.0, "vllm"), (2.0, "vllm")),
+    ]
+    offers = {offer.offer_id: offer.shape for offer in settings.offers}
+    assert offers == {
+        f"local-{s.relative_speed}-{s.backend}": s for s in shapes
+    }  # else two would have one name
+    of_one = ControllerSettings(node_backend="vllm")
+    assert {shape.backend for shape in of_one.initial_nodes} == {"vllm"}
+    assert [offer.offer_id for offer in of_one.offers] == ["local-3.0", "local-2.0"]
+
+
+@pytest.mark.parametrize(
+    ("backends", "told"),
+    [
+        ("tgi", "native or vllm, or several"),
+        ("native,", "native or vllm"),
+        ("", "native or vllm"),
+        ("native,vllm,native", "3 backends for 2 pipelines of node_speeds"),
+    ],
+)
+def test_backends_that_are_none_or_too_many_are_refused(backends: str, told: str) -> None:
+    with pytest.raises(ValidationError, match=told) as no:
+        ControllerSettings(node_backend=backends)
+    assert no.value.errors()[0]["loc"] == ("node_backend",)
+
+
+def test_a_mesh_of_native_nodes_has_the_basis_that_it_had_before_there_were_others() -> None:
+    native = ControllerSettings(node_speeds="3").cluster(FACTS)
+    assert "backend" not in native.basis
+    vllm = ControllerSettings(node_speeds="3", node_backend="vllm").cluster(FACTS)
+    assert '"backend": "vllm"' in vllm.basis
+
+
 def test_external_nodes_are_waited_for() -> None:
     cluster = ControllerSettings(provider="external", expected_nodes=6).cluster(FACTS)
     assert (cluster.initial, cluster.expected_nodes, cluster.can_launch) == ((), 6, False)
@@ -112,7 +158,7 @@ def test_a_market_that_offers_nothing_yet_has_a_share_all_the_same(tmp_path: Pat
     ("given", "told"),
     [
         ({}, "no offer has the relative_speed 3"),
-        ({"node_speeds": "1", "provider": "external"}, "an external provider has no market"),
+        ({"node_speeds": "1", "provider": "external"}, "the provider external has no market"),
     ],
 )
 def test_a_market_that_does_not_fit_is_refused_by_name(
@@ -131,3 +177,37 @@ def test_the_example_of_a_market_is_one_for_the_nodes_there_are() -> None:
     assert len(settings.initial_nodes) == 4
     assert settings.market is not None
     assert any(event.take for event in settings.market.events)
+
+
+def test_given_stages_need_a_node_each_and_no_planner_of_its_own_degrees() -> None:
+    settings = ControllerSettings(stages="0-1:tp1,2-5:tp2", node_speeds="3:2,3:2")
+    assert [stage.tp_degree for stage in settings.planned_stages] == [1, 2]
+    assert not settings.succession.automatic
+    assert ControllerSettings().planned_stages == ()
+    assert ControllerSettings().succession.automatic
+    for given, why in (
+        ({"node_speeds": "3:2,3"}, "2 stages, and node_speeds has a pipeline of 1 nodes"),
+        ({"strategy": "spotserve"}, "spotserve makes stages of its own"),
+        ({"stages": "0-1;"}, "stages read"),
+    ):
+        with pytest.raises(ValidationError, match=why):
+            ControllerSettings(**{"stages": "0-1,2-5", **given})
+    ControllerSettings(stages="0-1,2-5", provider="external", node_speeds="3")
+
+
+@pytest.mark.parametrize("journal", ["mysql://me:secret@db", "sqlite:", "postgresql://[secret"])
+def test_a_journal_that_is_no_place_is_named_and_not_repeated(
+    journal: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SHUNT_CONTROLLER_JOURNAL", journal)
+    with pytest.raises(SystemExit) as ended:
+        read(ControllerSettings)
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert "SHUNT_CONTROLLER_JOURNAL: " in told
+    assert "secret" not in told
+
+
+def test_the_journals_password_is_in_no_text_of_the_settings() -> None:
+    settings = ControllerSettings(journal="postgresql://me:secret@db/mesh")
+    assert "secret" not in f"{settings!r} {settings} {settings.journal_place!r}"

@@ -40,6 +40,19 @@ def test_where_there_is_no_driver_there_is_no_device(tmp_path: Path) -> None:
     assert machine.cuda(tmp_path) == MachineFacts(devices=())
 
 
+def test_a_container_of_docker_knows_which_one_it_is(tmp_path: Path) -> None:
+    assert machine.container(tmp_path) == NOTHING_KNOWN
+    mounts = tmp_path / "proc/self/mountinfo"
+    mounts.parent.mkdir(parents=True)
+    mounts.write_text("23 28 0:21 / /proc rw,nosuid - proc proc rw\n")
+    assert machine.container(tmp_path) == NOTHING_KNOWN
+    name, place = "7b" * 32, "/var/lib/docker/containers"
+    mounts.write_text(
+        f"129 111 254:0 {place}/{name}/hostname /etc/hostname rw - ext4 /dev/vda rw\n"
+    )
+    assert machine.container(tmp_path).instance_id == name
+
+
 def test_this_machine_has_cores_and_memory() -> None:
     facts = machine.processor()
     assert facts.cores is not None
@@ -98,6 +111,27 @@ def test_a_node_is_no_more_than_was_found_where_it_computes(
     memory_bytes, device_type = shape
     facts = machine.told(chosen, found)
     assert machine.shape(chosen, facts) == NodeShape(memory_bytes, 2.0, device_type)
+
+
+@pytest.mark.parametrize(
+    ("settings", "found", "ranks"),
+    [
+        ({}, MachineFacts(cores=16.0), 1),
+        ({"ranks": 3}, NOTHING_KNOWN, 3),
+        ({"ranks": 9}, NOTHING_KNOWN, 4),
+        ({"ranks": 0}, MachineFacts(cores=2.7), 2),
+        ({"ranks": 0}, MachineFacts(cores=0.5), 1),
+        ({"ranks": 0}, NOTHING_KNOWN, 1),
+        ({"ranks": 0, "device": "cuda"}, GPUS, 1),
+        ({"ranks": 0, "device": "cuda", "backend": "vllm"}, GPUS, 2),
+        ({"ranks": 9, "backend": "vllm"}, NOTHING_KNOWN, 9),
+    ],
+)
+def test_a_node_has_as_many_ranks_as_are_set_or_as_there_is_something_for(
+    settings: dict[str, object], found: MachineFacts, ranks: int
+) -> None:
+    chosen = EngineSettings(node_id="n").model_copy(update=settings)
+    assert machine.shape(chosen, found).device_count == ranks
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,10 @@ def test_the_fullest_step_fits_a_message(hidden_size: int, dtype: str) -> None:
     assert rows > settings.max_sequences
     ids = (LARGEST,) * ((MAX_OPENED_IDS + 8192) // 64)
     sampling = Sampling(
-        max_tokens=8192, logit_bias={LARGEST - i: 1.0 for i in range(1024)}, top_logprobs=20
+        max_tokens=8192,
+        logit_bias={LARGEST - i: 1.0 for i in range(1024)},
+        top_logprobs=20,
+        allowed_token_ids=(LARGEST,) * 1024,
     )
     opens = tuple(SequenceOpen(slot, sampling, 0, ids, ()) for slot in range(64))
     counts = [1] * 63 + [rows - 63]

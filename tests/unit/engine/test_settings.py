@@ -5,6 +5,7 @@ import socket
 import pytest
 from pydantic import ValidationError
 
+from services.engine import settings
 from services.engine.settings import EngineSettings
 
 
@@ -23,6 +24,15 @@ def test_readers_cannot_be_left_in_silence_until_routers_take_it_for_a_death() -
         EngineSettings(node_id="n", frame_interval_s=0.5)
     with pytest.raises(ValidationError, match="queued_frame_interval_s"):
         EngineSettings(node_id="n", queued_frame_interval_s=2.5)
+
+
+def test_a_backend_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "find_spec", lambda name: None)
+    assert EngineSettings(node_id="n").backend == "native"
+    with pytest.raises(ValidationError, match=r"(?s)backend.*make vllm"):
+        EngineSettings(node_id="n", backend="vllm")
+    with pytest.raises(ValidationError, match="backend"):
+        EngineSettings(node_id="n", backend="llama.cpp")
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "meta", "", "cpu\n"])
@@ -45,3 +55,11 @@ def test_others_are_told_an_address_they_can_reach(
 ) -> None:
     settings = EngineSettings(node_id="n", host=host, advertise_host=advertised)
     assert settings.reachable_host == reachable
+
+
+@pytest.mark.parametrize("controller", ["host", "a:1,", "a:1 b:2", ",".join(["a:1"] * 9)])
+def test_a_controller_is_at_host_and_port_or_at_one_of_several(controller: str) -> None:
+    with pytest.raises(ValidationError, match="controller"):
+        EngineSettings(node_id="n", controller=controller)
+    assert EngineSettings(node_id="n").controllers == ()
+    assert EngineSettings(node_id="n", controller="a:1,[::1]:2").controllers == ("a:1", "[::1]:2")

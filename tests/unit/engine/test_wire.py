@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from shuntserve.controller.v1 import controller_pb2
 from shuntserve.engine.v1 import engine_pb2
 
@@ -25,38 +29,23 @@ from services.common.generation import (
 )
 from services.engine import wire
 from services.engine.backend import Batch, Hidden, Sampled, SequenceOpen, SequenceStep
+from tests.samplings import samplings
 
-SAMPLING = Sampling(
-    9,
-    temperature=0.5,
-    top_k=7,
-    top_p=0.75,
-    min_p=0.25,
-    presence_penalty=0.5,
-    frequency_penalty=-0.5,
-    repetition_penalty=1.5,
-    logit_bias={3: -2.0},
-    top_logprobs=2,
-    min_tokens=1,
-    stop_token_ids=(4,),
-    ignore_eos=True,
-    eos_token_ids=(2,),
-    seed=2**63,
-)
 BATCH = Batch(
-    (SequenceStep(0, 5, 1, (7, 3), True), SequenceStep(2, 0, 2, (4,), False)),
-    (SequenceOpen(2, SAMPLING, 1, (5, 6), (8,)),),
+    (SequenceStep(0, 5, 3, (7, 3), True, (77, 5)), SequenceStep(2, 0, 2, (4,), False)),
+    (SequenceOpen(2, Sampling(9), 1, (5, 6), (8,)),),
     (9, 11),
 )
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-def test_a_batch_crosses_with_every_sampling_field(dtype: str) -> None:
-    message = wire.batch_to("f", 12, BATCH, ["00-a"])
-    hidden = Hidden(dtype, 3, b"abcdef")  # type: ignore[arg-type]
+@given(samplings(32, held=True), st.sampled_from(["bf16", "fp32"]))
+def test_a_batch_crosses_with_every_sampling_field(sampling: Sampling, dtype: str) -> None:
+    batch = replace(BATCH, opens=(replace(BATCH.opens[0], sampling=sampling),))
+    message = wire.batch_to("f", 12, batch, ["00-a"])
+    hidden = Hidden(dtype, 5, b"abcdef")  # type: ignore[arg-type]
     wire.put_hidden(message, hidden)
     arrived = engine_pb2.ForwardRequest.FromString(message.SerializeToString())
-    assert wire.batch_from(arrived) == (BATCH, hidden)
+    assert wire.batch_from(arrived) == (batch, hidden)
     assert (arrived.formation_id, arrived.step, list(arrived.traceparents)) == ("f", 12, ["00-a"])
 
 
@@ -67,7 +56,11 @@ def test_a_batch_without_an_element_type_is_refused() -> None:
 
 
 def test_sampled_tokens_cross() -> None:
-    tokens = (Sampled(1, 4, 77), Sampled(2, 0, 5, TokenLogprob(-0.5, ((5, -0.5), (6, -1.5)))))
+    tokens = (
+        Sampled(1, 4, 77),
+        Sampled(1, 5, 7),
+        Sampled(2, 0, 5, TokenLogprob(-0.5, ((5, -0.5), (6, -1.5)))),
+    )
     message = wire.sampled_to("f", 3, tokens)
     arrived = engine_pb2.ForwardResponse.FromString(message.SerializeToString())
     assert wire.sampled_from(arrived) == tokens
@@ -75,7 +68,7 @@ def test_sampled_tokens_cross() -> None:
 
 
 def test_a_call_is_read_whole() -> None:
-    asked = GenerationRequest("g", ModelRef("m", "d"), (1, 2), SAMPLING, choices=2)
+    asked = GenerationRequest("g", ModelRef("m", "d"), (1, 2), Sampling(9), choices=2)
     message = engine_pb2.GenerateRequest(
         request=common_wire.request_to(asked), epoch=3, formation_id="f"
     )
@@ -111,7 +104,7 @@ def test_every_frame_has_its_message() -> None:
 
 
 def test_checkpoints_and_their_results_cross() -> None:
-    asked = GenerationRequest("g", ModelRef("m", "d"), (1,), SAMPLING)
+    asked = GenerationRequest("g", ModelRef("m", "d"), (1,), Sampling(9))
     message = wire.checkpoint_to(
         Checkpoint("g", 2, "i", "f", asked, (TokenSpan(0, 3, (4,)),), sealed=True)
     )

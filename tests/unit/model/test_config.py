@@ -27,14 +27,24 @@ def test_a_silent_config_has_the_defaults_of_its_family(model_type):
     assert config.layer_count == reference.num_hidden_layers
     assert config.heads == reference.num_attention_heads
     assert config.kv_heads == reference.num_key_value_heads
-    assert config.head_dim == getattr(reference, "head_dim", 128)
+    quotient = reference.hidden_size // reference.num_attention_heads
+    assert config.head_dim == getattr(reference, "head_dim", quotient)
     assert config.vocab_size == reference.vocab_size
     assert config.context_length == reference.max_position_embeddings
     assert config.rms_norm_eps == reference.rms_norm_eps
     assert config.tied_embeddings == reference.tie_word_embeddings
-    window = 4096 if model_type == "mistral" else 0
-    assert [config.window(layer) for layer in range(32)] == [window] * 32
-    assert getattr(reference, "sliding_window", None) == (window or None)
+    window = getattr(reference, "sliding_window", None) or 0
+    kinds = getattr(reference, "layer_types", None) or ["sliding_attention"] * config.layer_count
+    assert [config.window(layer) for layer in range(config.layer_count)] == [
+        window if kind == "sliding_attention" else 0 for kind in kinds
+    ]
+    assert config.score_scale == pytest.approx(_scale(reference, config.head_dim))
+
+
+def _scale(reference, head_dim):
+    if hasattr(reference, "attention_multiplier"):
+        return reference.attention_multiplier
+    return getattr(reference, "query_pre_attn_scalar", head_dim) ** -0.5
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3"])

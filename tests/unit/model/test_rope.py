@@ -108,7 +108,7 @@ def test_the_table_is_what_transformers_turns_by_within_the_context(changes):
     config, reference = parse_config(_raw(changes)), _reference(_raw(changes))
     count = config.context_length
     cosines, sines = reference(torch.zeros(1), torch.arange(count)[None])
-    table = rope_table(config.rope, count)
+    table = rope_table(config.rope, count, config.head_dim)
     assert torch.allclose(table[:, :16], cosines[0, :, :16], atol=3e-4)
     assert torch.allclose(table[:, 16:], sines[0, :, :16], atol=3e-4)
 
@@ -169,4 +169,4 @@ def test_rope_that_cannot_be_followed_is_refused_by_field(field, changes):
 
 def test_a_rope_table_does_not_depend_on_how_many_positions_it_covers():
     rope = parse_config({**LLAMA, "rope_scaling": LLAMA3}).rope
-    assert rope_table(rope, 7).equal(rope_table(rope, 500)[:7])
+    assert rope_table(rope, 7, rope.dim).equal(rope_table(rope, 500, rope.dim)[:7])

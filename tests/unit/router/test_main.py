@@ -7,10 +7,11 @@ from services.router.settings import RouterSettings
 
 
 def test_a_taken_http_port_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
-    with listen(RouterSettings(http_port=0)) as taken:
+    settings = RouterSettings()
+    with listen(settings, "127.0.0.1", 0, "http_port") as taken:
         port = taken.getsockname()[1]
         with pytest.raises(SystemExit) as stop:
-            listen(RouterSettings(http_port=port))
+            listen(settings, "127.0.0.1", port, "http_port")
     assert stop.value.code == 2
     told = capsys.readouterr().err
     assert f"bad setting SHUNT_ROUTER_HTTP_PORT: 127.0.0.1:{port}: Address already in use" in told

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from services.common.errors import FailedPrecondition, InvalidArgument
-from services.common.generation import GenerationKind
+from services.common.generation import SAMPLING, GenerationKind
 from services.model.chat import Message
 from services.router.ask import Ask, Drawn
 from services.router.model import ServedModel
@@ -29,7 +29,8 @@ def _model(**files: object) -> ServedModel:
 
 
 def _ask(**more: object) -> Ask:
-    values = {"kind": GenerationKind.COMPLETION, "prompt": (1, 2, 3), **more}
+    options = {name: more.pop(name) for name in SAMPLING if name in more}
+    values = {"kind": GenerationKind.COMPLETION, "prompt": (1, 2, 3), "options": options, **more}
     return Ask(model="tiny", **values)  # type: ignore[arg-type]
 
 
@@ -146,18 +147,18 @@ def test_a_model_without_a_template_takes_no_chat() -> None:
     model = _model(tokenizer_config_json={"eos_token": "<|im_end|>"})
     ask = _ask(kind=GenerationKind.CHAT, prompt=(Message("user", "x"),))
     with pytest.raises(InvalidArgument):
-        model.prompt_ids(ask, 0)
+        model.prompt(ask, 0)
 
 
 def test_one_of_several_templates_is_the_default() -> None:
     named = [{"name": "tool", "template": "x"}, {"name": "default", "template": CHAT_TEMPLATE}]
     model = _model(tokenizer_config_json={"chat_template": named, "eos_token": "<|im_end|>"})
     ask = _ask(kind=GenerationKind.CHAT, prompt=(Message("user", "x"),))
-    assert model.prompt_ids(ask, 0)[0] == START
+    assert model.prompt(ask, 0).ids[0] == START
 
 
 def test_a_text_prompt_may_hold_special_tokens() -> None:
-    assert START in _model().prompt_ids(_ask(prompt="<|im_start|>user"), 0)
+    assert START in _model().prompt(_ask(prompt="<|im_start|>user"), 0).ids
 
 
 @pytest.mark.parametrize("prompt", ["the capital of France", (Message("user", "the capital"),)])
@@ -169,7 +170,7 @@ def test_a_tokenizer_file_neither_cuts_nor_pads_a_prompt(prompt: object) -> None
     padding.enable_padding(length=32)
     for tokenizer in (cutting, padding):
         model = _model(tokenizer_json=json.loads(tokenizer.to_str()))
-        assert model.prompt_ids(ask, 0) == _model().prompt_ids(ask, 0)
+        assert model.prompt(ask, 0).ids == _model().prompt(ask, 0).ids
 
 
 TOKENIZER = json.loads(tiny_tokenizer().to_str())
@@ -206,7 +207,7 @@ def test_a_prompt_that_a_tokenizer_fails_on_is_refused(field: str) -> None:
     kind = GenerationKind.CHAT if field == "messages" else GenerationKind.COMPLETION
     prompt = (Message("user", "ho"),) if field == "messages" else "ho"
     with pytest.raises(InvalidArgument) as refused:
-        model.prompt_ids(_ask(kind=kind, prompt=prompt), 0)
+        model.prompt(_ask(kind=kind, prompt=prompt), 0)
     assert refused.value.field == field
 
 
@@ -227,7 +228,7 @@ def test_a_token_that_the_model_has_no_row_for_is_refused() -> None:
     tokenizer.add_special_tokens(["<pad>"] + [f"<{number}>" for number in range(20)])
     model = _model(tokenizer_json=json.loads(tokenizer.to_str()))
     with pytest.raises(InvalidArgument) as refused:
-        model.prompt_ids(_ask(prompt="so <19>"), 0)
+        model.prompt(_ask(prompt="so <19>"), 0)
     assert refused.value.field == "prompt"
 
 

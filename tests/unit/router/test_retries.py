@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from services.common.errors import InvalidArgument
 from services.common.generation import GenerationKind
+from services.common.tenants import Tenant
 from services.common.wire import ask_digest_from, generation_id_from
 from services.router.ask import Ask
 from services.router.retries import recognisable
@@ -66,3 +68,18 @@ def test_a_key_that_is_too_long_is_refused_by_name() -> None:
     with pytest.raises(InvalidArgument) as refused:
         recognisable(ASK, "/", header(idempotency_key="k" * 256), BODY)
     assert refused.value.field == "idempotency-key"
+
+
+def test_a_tenants_asks_are_known_by_its_mark_whatever_it_shows() -> None:
+    named = {"idempotency_key": "order-1"}
+    mine, same, other = (
+        replace(ASK, tenant=Tenant(name, mark=mark))
+        for name, mark in (("acme", "m1"), ("acme", "m1"), ("acme", "m2"))
+    )
+    for more in ({}, named):
+        first, second, third = (
+            recognisable(ask, "/v1/completions", header(authorization=shown, **more), BODY)
+            for ask, shown in ((mine, "Bearer 1"), (same, "Bearer 2"), (other, "Bearer 1"))
+        )
+        assert (first.digest, first.generation_id) == (second.digest, second.generation_id)
+        assert (first.digest, first.generation_id) != (third.digest, third.generation_id)

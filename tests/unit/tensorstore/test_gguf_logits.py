@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from services.engine.native.arithmetic import Span
 from services.engine.native.model import load_stage
+from services.engine.stage.spans import Span
 from services.model.config import parse_config
 from services.tensorstore.sources.gguf.checkpoint import GgufCheckpoint
 from services.tensorstore.sources.gguf.rope import llama3_factors

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from services.common.errors import InvalidArgument
 from services.tensorstore.sources import checkpoint, hf_checkpoint
@@ -88,3 +91,54 @@ def test_other_templates_must_be_text(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
     with pytest.raises(InvalidArgument, match=r"rag\.jinja: is not UTF-8"):
         HfCheckpoint(tmp_path)
+
+
+def _phi3(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    """A Phi-3 of two layers, whose fused matrices are as its checkpoints have them, changed."""
+    config = make_config(
+        model_type="phi3",
+        architectures=["Phi3ForCausalLM"],
+        pad_token_id=None,
+        num_hidden_layers=2,
+    )
+    tensors = make_tensors(config)
+    for layer in ("model.layers.0", "model.layers.1"):
+        attention = [tensors.pop(f"{layer}.self_attn.{part}_proj.weight") for part in "qkv"]
+        tensors[f"{layer}.self_attn.qkv_proj.weight"] = torch.cat(attention)
+        gate = [tensors.pop(f"{layer}.mlp.{part}_proj.weight") for part in ("gate", "up")]
+        tensors[f"{layer}.mlp.gate_up_proj.weight"] = torch.cat(gate)
+    change(tensors)
+    write_checkpoint(folder, config, tensors)
+    return folder
+
+
+def test_a_fused_matrix_is_read_as_its_parts(tmp_path: Path) -> None:
+    kept: dict[str, torch.Tensor] = {}
+    with closing(HfCheckpoint(_phi3(tmp_path, lambda tensors: kept.update(tensors)))) as read:
+        found = {}
+        for part in "qkv":
+            tensor = read.tensors[f"model.layers.1.self_attn.{part}_proj.weight"]
+            data = bytearray(tensor.size_bytes)
+            read.read_rows(tensor.name, 0, tensor.shape[0], memoryview(data))
+            found[part] = bytes(data)
+    whole = kept["model.layers.1.self_attn.qkv_proj.weight"].view(torch.uint8).numpy().tobytes()
+    assert b"".join(found.values()) == whole
+    assert len(found["q"]) == 4 * len(found["k"]) == 4 * len(found["v"])
+
+
+FUSED = "model.layers.1.self_attn.qkv_proj.weight"
+TWICE = "model.layers.1.self_attn.k_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.update({FUSED: t[FUSED][:-1].clone()}), f"{FUSED} has shape"),
+        (lambda t: t.update({TWICE: torch.zeros(8, 32)}), f"{TWICE} occurs twice"),
+    ],
+)
+def test_fused_rows_that_are_not_the_configs_are_refused_by_name(
+    tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], None], said: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=said.replace(".", r"\.")):
+        HfCheckpoint(_phi3(tmp_path, change))

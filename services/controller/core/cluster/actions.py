@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from services.common.generation import LayerRange, ModelRef
 from services.common.nodes import Member, NodeFacts, NodeShape, StageHolding, StageSpec
+from services.common.notices import NoticeKind
 from services.controller.core.cluster.goals import Goal
 from services.controller.core.cluster.plan import PlannedPipeline
 
@@ -51,6 +52,8 @@ class Beat:
     """Steps should be made: without rising ones the head does not serve."""
     departs_in_s: float | None = None
     """Its process was told to stop and will have ended by then."""
+    notice: NoticeKind | None = None
+    """Why it departs; advice, where it does not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from services.common.errors import InvalidArgument
+from services.controller.core.cluster.backends import KnownBackends, with_backend
+from services.controller.core.cluster.degrees import check_degree
 from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.plan import Deployment, Plan, WorkPhase
 from services.controller.core.cluster.plan_json import plan_from_json
@@ -12,15 +14,18 @@ from services.controller.core.cluster.replanning import Cause
 from services.controller.core.cluster.why import Why
 
 
-def operators_plan(text: str, number: int, goals: Goals, source: str = "") -> Plan:
+def operators_plan(
+    text: str, number: int, goals: Goals, backends: KnownBackends, source: str = ""
+) -> Plan:
     """The plan of a JSON text from this file, with this number and cause whatever the text says,
     for every model that is deployed. A deployment without a digest is of the version that is
-    served. Raises InvalidArgument, naming the field."""
+    served, and a pipeline that names no backend of one that there is. Raises InvalidArgument,
+    naming the field."""
     plan = plan_from_json(text, number)
     deployments = enumerate(plan.deployments)
     plan = replace(
         plan,
-        deployments=tuple(_checked(one, goals, index) for index, one in deployments),
+        deployments=tuple(_checked(one, goals, backends, index) for index, one in deployments),
         why=Why(
             reasons=(f"applied by an operator from {source or 'a text'}, nothing was compared",),
             causes=(Cause.OPERATOR.value,),
@@ -34,7 +39,9 @@ def operators_plan(text: str, number: int, goals: Goals, source: str = "") -> Pl
     return plan
 
 
-def _checked(deployment: Deployment, goals: Goals, index: int) -> Deployment:
+def _checked(
+    deployment: Deployment, goals: Goals, backends: KnownBackends, index: int
+) -> Deployment:
     where = f"deployments[{index}]"
     model, goal = deployment.model, goals.find(deployment.model.model_id)
     if goal is None:
@@ -45,6 +52,7 @@ def _checked(deployment: Deployment, goals: Goals, index: int) -> Deployment:
         raise InvalidArgument(f"{served.digest} is what is served", field=f"{where}.digest")
     if not deployment.pipelines:
         raise InvalidArgument("a deployment has a pipeline at least", field=f"{where}.pipelines")
+    pipelines = []
     for number, pipeline in enumerate(deployment.pipelines):
         field = f"{where}.pipelines[{number}]"
         layers = pipeline.stages[-1].layers.end
@@ -53,6 +61,9 @@ def _checked(deployment: Deployment, goals: Goals, index: int) -> Deployment:
                 f"the model has {layer_count} layers, not {layers}",
                 field=f"{field}.stages",
             )
+        for place, stage in enumerate(pipeline.stages):
+            check_degree(goal.facts, stage.tp_degree, f"{field}.stages[{place}].tp_degree")
         if pipeline.phase is not WorkPhase.WHOLE:
             raise InvalidArgument("engines do whole generations", field=f"{field}.phase")
-    return replace(deployment, model=served)
+        pipelines.append(with_backend(pipeline, goal.facts, backends, field))
+    return replace(deployment, model=served, pipelines=tuple(pipelines))

@@ -9,6 +9,7 @@ load; what nothing follows goes last.
 from __future__ import annotations
 
 from services.controller.core.cluster.actions import Action, LogEvent
+from services.controller.core.cluster.backends import agree
 from services.controller.core.cluster.lacks import waits_for_money
 from services.controller.core.cluster.losses import dismiss, dissolve, end, withdraw
 from services.controller.core.cluster.node import HeldStage
@@ -95,6 +96,8 @@ def _equal(
 
 def _same_seat(state: State, plan: Plan, stage: PlannedStage, seat: Seat) -> bool:
     if (stage.layers, stage.tp_degree) != (seat.stage.layers, seat.stage.tp_degree):
+        return False
+    if not agree(stage.shape, seat.shape):
         return False
     if stage.node_id and stage.node_id == seat.node_id:
         return True

@@ -18,6 +18,7 @@ from math import inf
 from services.common.errors import FailedPrecondition, NotFound, StaleEpoch
 from services.common.exchange import Route
 from services.common.nodes import NodeFacts
+from services.common.notices import NoticeKind
 from services.controller.core.cluster.actions import (
     Action,
     Beat,
@@ -38,7 +39,7 @@ from services.controller.core.cluster.losses import dissolve, follow, lose
 from services.controller.core.cluster.market import NO_CAPACITY, OVER_BUDGET, Market
 from services.controller.core.cluster.node import HeldStage, Node
 from services.controller.core.cluster.notes import CLUSTER, Notes
-from services.controller.core.cluster.notices import notice
+from services.controller.core.cluster.notices import advise, notice
 from services.controller.core.cluster.pipeline import Pipeline
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.recovery import first_actions
@@ -73,7 +74,7 @@ class Cluster:
         name alone where they are left out."""
         self.settings = settings
         self._draw_id = draw_id
-        self.market = Market()
+        self.market = Market(settings.shun_offer_max_s)
         """What nodes are to be had, as the edge is told; it is told again after a restart."""
         liveness = Liveness(settings, now_s)
         self._state = State(settings.basis, goals or Goals.of(settings.first), liveness)
@@ -311,16 +312,33 @@ class Cluster:
 
     # Interruptions
 
-    def interrupt(self, node_id: str, notice_s: float, kill: bool, now_s: float) -> None:
+    def interrupt(
+        self,
+        node_id: str,
+        notice_s: float,
+        kill: bool,
+        now_s: float,
+        kind: NoticeKind = NoticeKind.OPERATOR,
+    ) -> None:
         """A notice, or an order to kill. Raises NotFound. The same notice twice changes nothing, no
         more than a later one."""
-        node = self._state.nodes.get(node_id)
-        if node is None or node.lost:
-            raise NotFound("no such node", field="node_id")
+        node = self._there(node_id)
         if kill:
             self._happen([LogEvent("kill_ordered", node_id), TerminateNode(node_id, kill=True)])
         else:
-            self._happen(notice(node, now_s + notice_s, now_s))
+            self._happen(notice(node, now_s + notice_s, now_s, kind))
+
+    def advise(self, node_id: str) -> None:
+        """The node is likely to be taken away: a replacement first, and it serves on. Raises
+        NotFound. The same advice twice changes nothing."""
+        if said := advise(self.settings, self._there(node_id)):
+            self._happen(said)
+
+    def _there(self, node_id: str) -> Node:
+        node = self._state.nodes.get(node_id)
+        if node is None or node.lost:
+            raise NotFound("no such node", field="node_id")
+        return node
 
     def drained(self, formation_id: str, sealed: int, now_s: float) -> None:
         """Every generation of the formation is sealed."""

@@ -24,6 +24,10 @@ _OFFERS_NAMED = 8
 """Of those that changed, in one event."""
 
 
+_TOLD_AT = 2
+"""Refusals in a row behind which it is said that an offer is left alone for ever longer."""
+
+
 class Dealer:
     """The provider's counterpart: orders and words in, events of the cluster and of the log out."""
 
@@ -71,6 +75,7 @@ class Dealer:
         """A process that the provider launched from this offer registered. One that is not what was
         offered serves as what it is."""
         self.lives(facts.node_id, offer_id)
+        self.market.came(offer_id)
         offer = self.market.offer(offer_id)
         if offer is None:
             return []
@@ -120,15 +125,24 @@ class Dealer:
                 incarnation = self._cluster.view.incarnation_of(node_id)
                 self._cluster.node_gone(node_id, incarnation, reason, now_s)
                 self._cluster.offers_changed(now_s)
-            case NodeNotice(node_id):
-                self._cluster.interrupt(node_id, event.left_s(now_s), False, now_s)
+            case NodeNotice(node_id, _, kind) if kind.is_advice:
+                self._cluster.advise(node_id)
+            case NodeNotice(node_id, _, kind):
+                self._cluster.interrupt(node_id, event.left_s(now_s), False, now_s, kind)
             case OffersChanged(offers):
                 said = self.offered(offers)
                 self._cluster.offers_changed(now_s)
             case LaunchFailed():
-                self._failed(event, now_s)
+                said = self._failed(event, now_s)
         return said
 
-    def _failed(self, failed: LaunchFailed, now_s: float) -> None:
-        self.market.refused(failed.node_id, failed.retry_after_s, now_s)
+    def _failed(self, failed: LaunchFailed, now_s: float) -> list[Action]:
+        """That an offer refuses again and again is told once, behind the second time in a row."""
+        offer_id = self.market.offer_id_of(failed.node_id)
+        refusals = self.market.refused(failed.node_id, failed.retry_after_s, now_s)
         self._cluster.launch_failed(failed.node_id, failed.reason, now_s)
+        if refusals != _TOLD_AT:
+            return []
+        pause_s = self.market.shut()[offer_id] - now_s
+        attributes = {"offer": offer_id, "reason": failed.reason, "pause_s": f"{pause_s:.0f}"}
+        return [LogEvent("offer_refuses", failed.node_id, attributes=attributes)]

@@ -158,4 +158,4 @@ class Goals:
 
 
 def _goal(item: Any) -> Goal:
-    return Goal(ModelFacts(**item["facts"]), Aim(**item["aim"]))
+    return Goal(ModelFacts.of(item["facts"]), Aim(**item["aim"]))

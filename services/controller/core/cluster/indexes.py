@@ -162,6 +162,6 @@ def _keep(names: set[str], name: str, belongs: bool) -> None:
 
 def _at_rest(node: Node) -> bool:
     """Present, it stays, and there is nothing that it has failed to do or does."""
-    if node.lost or node.facts is None or node.deadline_s is not None or node.leaving:
+    if node.lost or node.facts is None or node.outgoing or node.leaving:
         return False
     return node.loading is None and node.refused is None and not node.released

@@ -18,6 +18,7 @@ from itertools import count
 from math import inf
 
 from services.common.errors import NotFound
+from services.common.notices import NoticeKind
 from services.controller.core.cluster.actions import Beat
 from services.controller.core.cluster.settings import ClusterSettings
 
@@ -72,9 +73,17 @@ class Departs:
 
     node_id: str
     in_s: float
+    kind: NoticeKind
 
 
-Verdict = Silent | Stalled | Serves | Strays | Misses | Departs
+@dataclass(frozen=True, slots=True)
+class Advised:
+    """It was told that it is likely to be taken away."""
+
+    node_id: str
+
+
+Verdict = Silent | Stalled | Serves | Strays | Misses | Departs | Advised
 
 
 @dataclass(slots=True, eq=False)
@@ -98,6 +107,8 @@ class _Pulse:
     sampled: int = 0
     """Tokens."""
     has_work: bool = False
+    advised: bool = False
+    """It has said so."""
     strange_beats: int = 0
     """In a row."""
     due_s: float = inf
@@ -184,7 +195,11 @@ class Liveness:
             verdicts.append(Serves(pulse.node_id))
             self._expect(pulse)
         if beat.departs_in_s is not None:
-            verdicts.append(Departs(pulse.node_id, beat.departs_in_s))
+            kind = beat.notice or NoticeKind.SHUTDOWN
+            verdicts.append(Departs(pulse.node_id, beat.departs_in_s, kind))
+        elif beat.notice is not None and beat.notice.is_advice and not pulse.advised:
+            pulse.advised = True
+            verdicts.append(Advised(pulse.node_id))
         if pulse.formation_id is not None:
             verdicts += self._place(pulse, pulse.formation_id, beat)
         return verdicts

@@ -29,7 +29,7 @@ def lose(
     One that has `started` was paid for; one that never `came` was not to be had."""
     silent_s = f"{state.liveness.silent_s(node.incarnation, now_s):.3f}"
     came_to_something = node.came_to_something(settings.stable_s, now_s)
-    in_vain = node.deadline_s is None and not came_to_something
+    in_vain = not node.outgoing and not came_to_something
     served = node.served_s is not None
     longest_s = settings.replace_max_s if started else settings.retry_max_s
     fallen = state.pipeline_of(node)
@@ -115,7 +115,8 @@ def forgive(state: State, settings: ClusterSettings, seat: Seat, now_s: float) -
     """What came to nothing at the seat before counts no more once a node has come to something;
     behind a notice it is those that are to follow that come to nothing."""
     node = state.nodes.get(seat.node_id)
-    if node is not None and node.stays and node.came_to_something(settings.stable_s, now_s):
+    settled = node is not None and node.stays and not node.advised
+    if node is not None and settled and node.came_to_something(settings.stable_s, now_s):
         seat.forgive()
 
 
@@ -163,5 +164,7 @@ def _hand_seat(state: State, settings: ClusterSettings, seat: Seat) -> list[Acti
     seat.pass_on()
     if node is None:
         return []
+    if node.stays and not node.launched:
+        return []  # it was advised, and is not ours to end: it is there for whoever finds no other
     node.leave()
     return [TerminateNode(node.node_id)]

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from math import inf, isfinite
 
 from services.common.errors import InvalidArgument, ResourceExhausted
 from services.common.nodes import NodeShape
+from services.common.notices import NoticeKind
 from services.common.speeds import MAX_SPEED
+from services.controller.core.cluster.pauses import LONGEST_S, Pauses
 
 MAX_OFFERS = 1000
 """More are not looked at."""
@@ -65,19 +66,6 @@ class Capabilities:
     """Its nodes are played: what it says of one counts, whatever the machine is."""
 
 
-class NoticeKind(StrEnum):
-    """Who gave a notice, and what for."""
-
-    SPOT = "spot"
-    """The market takes its node back."""
-    REBALANCE = "rebalance"
-    """It says that it is likely to."""
-    SHUTDOWN = "shutdown"
-    """The host goes down."""
-    OPERATOR = "operator"
-    """Somebody asked for it."""
-
-
 @dataclass(frozen=True, slots=True)
 class NodeGone:
     """A node has ended, for whatever reason."""
@@ -88,12 +76,12 @@ class NodeGone:
 
 @dataclass(frozen=True, slots=True)
 class NodeNotice:
-    """A node will be taken away."""
+    """A node will be taken away, or is likely to be."""
 
     node_id: str
     deadline_s: float
     """On the controller's clock, which every other time is on: a provider that is told a wall time
-    turns it into this one as soon as it hears it."""
+    turns it into this one as soon as it hears it. Of no meaning for what is advice."""
     kind: NoticeKind
 
     def left_s(self, now_s: float) -> float:
@@ -144,13 +132,13 @@ class MarketChange:
 class Market:
     """The offers that count, and the nodes that run on them."""
 
-    def __init__(self) -> None:
+    def __init__(self, longest_pause_s: float = LONGEST_S) -> None:
         self._offers: dict[str, Offer] = {}
         self._withdrawn: dict[str, Offer] = {}
         """Offered no more; nodes of them run on."""
         self._of_node: dict[str, str] = {}
         self._running: Counter[str] = Counter()
-        self._shut_until_s: dict[str, float] = {}
+        self._pauses = Pauses(longest_pause_s)
 
     def update(self, offers: Sequence[Offer]) -> MarketChange:
         """These are all offers now; the same again changes nothing."""
@@ -169,12 +157,12 @@ class Market:
             dropped.append(Dropped("", "offers", reason))
         for offer_id, offer in now.items():
             if offer_id in before and offer.count > before[offer_id].count:
-                self._shut_until_s.pop(offer_id, None)
+                self._pauses.end(offer_id)
         known = self._withdrawn | before
         self._withdrawn = {
             name: offer for name, offer in known.items() if name not in now and self._running[name]
         }
-        self._shut_until_s = {k: v for k, v in self._shut_until_s.items() if k in now}
+        self._pauses.forget_but(now)
         self._offers = now
         changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
         return MarketChange(tuple(changed), tuple(dropped))
@@ -187,15 +175,14 @@ class Market:
             for offer in self._offers.values()
             if offer.shape == shape
             and self.open_count(offer.offer_id)
-            and now_s >= self._shut_until_s.get(offer.offer_id, -inf)
+            and not self._pauses.goes_on(offer.offer_id, now_s)
         )
         return min(fit, key=_rank, default=None)
 
     def named(self, offer_id: str, shape: NodeShape, now_s: float) -> Offer | None:
         """The offer of this name where it has a node left and has not said no a moment ago; else
         the one that `choose` finds."""
-        shut = now_s < self._shut_until_s.get(offer_id, -inf)
-        if self.open_count(offer_id) and not shut:
+        if self.open_count(offer_id) and not self._pauses.goes_on(offer_id, now_s):
             return self._offers[offer_id]
         return self.choose(shape, now_s)
 
@@ -214,19 +201,26 @@ class Market:
             self._of_node[node_id] = offer_id
             self._running[offer_id] += 1
 
-    def refused(self, node_id: str, retry_after_s: float, now_s: float) -> None:
-        """The launch came to nothing: its offer is left alone for a while."""
-        self.shun(node_id, retry_after_s, now_s)
-        self.ended(node_id)
+    def came(self, offer_id: str) -> None:
+        """A node that was launched from the offer is there: the offer kept its word."""
+        self._pauses.kept_its_word(offer_id)
 
-    def shun(self, node_id: str, retry_after_s: float, now_s: float) -> None:
-        """The offer that a node was launched from is left alone for a while; not where nobody names
-        its price: such offers are all there is."""
+    def refused(self, node_id: str, retry_after_s: float, now_s: float) -> int:
+        """The launch came to nothing: its offer is left alone for a while. Returns as `shun`."""
+        refusals = self.shun(node_id, retry_after_s, now_s)
+        self.ended(node_id)
+        return refusals
+
+    def shun(self, node_id: str, retry_after_s: float, now_s: float) -> int:
+        """The offer that a node was launched from is left alone for a while, which doubles from one
+        to the next; not where nobody names its price: such offers are all there is. Returns how
+        many in a row that makes, 0 where it is no new one."""
         offer_id = self._of_node.get(node_id, "")
         offer = self._offers.get(offer_id)
         priced = offer is not None and offer.price_per_hour is not None
-        if priced and retry_after_s > 0:  # nor is NaN a while
-            self._shut_until_s[offer_id] = now_s + min(retry_after_s, MAX_LAUNCH_S)
+        if not priced or not retry_after_s > 0:  # nor is NaN a while
+            return 0
+        return self._pauses.begin(offer_id, min(retry_after_s, MAX_LAUNCH_S), now_s)
 
     def ended(self, node_id: str) -> None:
         """Nothing runs there any more, or is going to."""
@@ -254,7 +248,7 @@ class Market:
 
     def shut(self) -> dict[str, float]:
         """Offers that said no, and until when they are left alone."""
-        return dict(self._shut_until_s)
+        return self._pauses.ends_s()
 
     def running(self, offer_id: str) -> int:
         """Nodes of the offer that run or are ordered."""

@@ -72,6 +72,9 @@ class Node(Noun):
     """It was given notice: it will be taken away then."""
     departs: bool = False
     """It gave that notice itself: there is no doubt about it."""
+    advised: bool = False
+    """It is likely to be taken away: another one is to take its place, and until that can it serves
+    as before."""
     released: bool = False
     """The plan it was there for is over."""
     touched: Callable[[], object] | None = field(default=None, repr=False, compare=False)
@@ -90,6 +93,11 @@ class Node(Noun):
     def usable(self) -> bool:
         """It may be given a place."""
         return self.present and self.stays
+
+    @property
+    def outgoing(self) -> bool:
+        """It was given notice, or advice: whoever is to follow it is looked for."""
+        return self.advised or self.deadline_s is not None
 
     @property
     def incarnation(self) -> str:
@@ -174,13 +182,18 @@ class Node(Noun):
         """It is gone, as far as is known."""
         need(not self.lost, f"{self.node_id} cannot be lost twice")
         self.lost, self.since_s, self.loading, self.deadline_s = True, now_s, None, None
-        self.asked = self.stock
+        self.advised, self.asked = False, self.stock
 
     def give_notice(self, deadline_s: float, *, departs: bool = False) -> None:
         """It will be taken away then."""
         need(not self.lost, f"{self.node_id} is lost and cannot be given notice")
         self.deadline_s = deadline_s
         self.departs = self.departs or departs
+
+    def advise(self) -> None:
+        """It is likely to be taken away."""
+        need(not self.lost, f"{self.node_id} is lost and nothing is advised of it")
+        self.advised = True
 
     def lapse(self) -> None:
         """Its deadline passed and nothing happened: it may be used as before."""

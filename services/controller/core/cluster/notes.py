@@ -69,11 +69,15 @@ class Notes:
         state.launched, state.named = counters["launched"], counters["named"]
         state.plan = None if plan is None else plan_from_json(plan)
         for item in nodes:
+            _tell_backend(item)
             state.recover(_node_from(item, now_s, self._unix_offset_s), now_s)
         for item in pipelines:
             if formation := item["formation"]:  # it once had no class of its own
                 head = state.nodes[formation["members"][0]["node_id"]]
                 formation.setdefault("numerics_class", head.numerics_class)
+            for seat in item["seats"]:  # nor had its shapes a backend
+                if sits := state.nodes.get(seat["node_id"]):
+                    seat["shape"].setdefault("backend", sits.shape.backend)
             state.add(pipeline := _pipeline_from(item, now_s), now_s)
             if pipeline.formation is not None and not pipeline.formation.forming:
                 for member in pipeline.formation.members:  # one may hold nothing, and load
@@ -167,6 +171,7 @@ def _node(node: Node, unix_offset_s: float) -> Fields:
         "numerics_class": node.numerics_class,
         "deadline_unix_s": None if deadline_s is None else round(deadline_s + unix_offset_s, 3),
         "departs": node.departs,
+        "advised": node.advised,
         "leaving": node.leaving,
         "lost": node.lost,
     }
@@ -214,6 +219,15 @@ def _plain(value: object) -> Fields:
     return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
+def _tell_backend(item: dict[str, Any]) -> None:
+    """A node's shape once did not tell what it computes with: its facts did."""
+    facts = item["facts"]
+    if facts is not None and "backend" in facts:
+        backend = facts.pop("backend")
+        for shape in (item["shape"], facts["shape"]):
+            shape.setdefault("backend", backend)
+
+
 def _pipeline_from(item: dict[str, Any], now_s: float) -> Pipeline:
     model = ModelRef(**item["model"])
     formation = _formation_from(item["formation"])
@@ -246,6 +260,7 @@ def _node_from(item: dict[str, Any], now_s: float, unix_offset_s: float) -> Node
         lost=item["lost"],
         leaving=item["leaving"],
         departs=item["departs"],
+        advised=item.get("advised", False),  # once nothing was
         released=item["released"],
         served_s=None if held is None else -inf,
         held=None if held is None else _held_from(held),

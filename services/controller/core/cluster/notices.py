@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from services.common.notices import NoticeKind
 from services.controller.core.cluster.actions import Action, DrainFormation, LogEvent
 from services.controller.core.cluster.losses import withdraw
 from services.controller.core.cluster.node import Node
@@ -13,23 +14,34 @@ SAME_NOTICE_S = 0.5
 """A deadline is not taken for another one for so little."""
 
 
-def notice(node: Node, deadline_s: float, now_s: float, *, departs: bool = False) -> list[Action]:
+def notice(
+    node: Node, deadline_s: float, now_s: float, kind: NoticeKind, *, departs: bool = False
+) -> list[Action]:
     """The node will be taken away then; of several deadlines the earliest counts."""
     known_s = node.deadline_s
     if known_s is not None and deadline_s > known_s - SAME_NOTICE_S:
         node.give_notice(known_s, departs=departs)
         return []
     node.give_notice(deadline_s, departs=departs)
-    attributes = {"notice_s": f"{deadline_s - now_s:g}"}
+    attributes = {"notice_s": f"{deadline_s - now_s:g}", "kind": kind.value}
     return [LogEvent("interruption_noticed", node.node_id, "", attributes)]
 
 
+def advise(settings: ClusterSettings, node: Node) -> list[Action]:
+    """The node is likely to be taken away: another one takes its place once it can, and nothing is
+    done before. Without somebody who loads meanwhile that would be a loss for no need."""
+    if node.advised or not settings.strategy.concurrent_initialisation:
+        return []
+    node.advise()
+    return [LogEvent("replacement_advised", node.node_id)]
+
+
 def lapse(state: State, node: Node) -> list[Action]:
-    """The deadline passed and nothing happened."""
+    """The deadline passed and nothing happened; what is advised is done all the same."""
     seats = [(p, seat) for p, seat in state.seats(node.node_id) if seat.node_id == node.node_id]
     if any(pipeline.drains for pipeline, _ in seats):
         return []
-    for pipeline, seat in seats:
+    for pipeline, seat in () if node.advised else seats:
         withdraw(state, pipeline, seat)
     node.lapse()
     return [LogEvent("undrained", node.node_id)]

@@ -180,6 +180,8 @@ class Pipeline(Noun):
     """Its head is there, as far as is known, and does not serve."""
     retiring: bool = False
     """The plan lacks it: it serves until what takes its place does."""
+    numerics_class: str = ""
+    """Of the last formation that it lost."""
     retires_s: float = 0.0
     """When it was first found that the plan lacks it."""
     touched: Callable[[], object] | None = field(default=None, repr=False, compare=False)
@@ -241,6 +243,7 @@ class Pipeline(Noun):
             self.forms.fail(now_s, cause, first_s=settings.retry_s, longest_s=settings.retry_max_s)
         if self.down_since_s is None:
             self.down_since_s = now_s
+        self.numerics_class = formation.numerics_class
         if self.handover is not None:
             self.handover.end()
         self.formation = self.handover = None

@@ -13,7 +13,7 @@ from enum import StrEnum
 
 from services.common.errors import InvalidArgument
 from services.common.generation import LayerRange, ModelRef
-from services.common.nodes import NodeShape
+from services.common.nodes import BACKENDS, MOST_DEVICES, NodeShape
 from services.controller.core.cluster.why import Why
 
 MAX_PIPELINES = 4096
@@ -22,7 +22,7 @@ MAX_STAGES = 256
 """Of a pipeline."""
 MAX_NAME_CHARS = 128
 MAX_NUMBER = 2**63 - 1
-ANY_SHAPE = NodeShape(0, 1.0)
+ANY_SHAPE = NodeShape(0, 1.0, backend="")
 """Every node has at least this."""
 THROUGHPUT = "throughput"
 """The objective of who names none."""
@@ -164,9 +164,20 @@ def _check_pipeline(pipeline: PlannedPipeline, where: str) -> None:
         if stage.tp_degree < 1:
             raise InvalidArgument("1 at least", field=f"{place}.tp_degree")
         speed = stage.shape.relative_speed
+        if stage.shape.backend not in ("", *BACKENDS):
+            raise InvalidArgument(f"{' or '.join(BACKENDS)}", field=f"{place}.shape.backend")
+        if not 1 <= stage.shape.device_count <= MOST_DEVICES:
+            raise InvalidArgument(f"1 to {MOST_DEVICES} devices", field=f"{place}.shape")
         if stage.shape.memory_bytes < 0 or not math.isfinite(speed) or speed <= 0:
             raise InvalidArgument("no bytes below 0, a speed above 0", field=f"{place}.shape")
         expected = stage.layers.end
+    backends = {stage.shape.backend for stage in pipeline.stages} - {""}
+    if len(backends) > 1:
+        names = " and ".join(sorted(backends))
+        raise InvalidArgument(
+            f"its stages compute with {names}: rows do not pass between them",
+            field=f"{where}.stages",
+        )
 
 
 def _check_name(name: str, field: str) -> None:

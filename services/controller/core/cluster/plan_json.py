@@ -61,7 +61,7 @@ def plan_from_json(text: str, number: int | None = None) -> Plan:
 _DEPLOYMENT = {"model", "digest", "objective", "pipelines"}
 _PIPELINE = {"id", "weight_tokens_per_s", "phase", "stages"}
 _STAGE = {"layers", "tp_degree", "node", "offer", "shape"}
-_SHAPE = {"memory_bytes", "relative_speed", "device_type"}
+_SHAPE = {"memory_bytes", "relative_speed", "device_type", "device_count", "backend"}
 _WHY = {"reasons", "alternatives", "causes", "gain", "horizon_s", "adopted_unix_s"}
 _ALTERNATIVE = {"plan", "lacks"}
 
@@ -98,6 +98,8 @@ def shape_to_json(shape: NodeShape) -> dict[str, Any]:
         "memory_bytes": shape.memory_bytes,
         "relative_speed": shape.relative_speed,
         "device_type": shape.device_type,
+        "device_count": shape.device_count,
+        "backend": shape.backend,
     }
 
 
@@ -158,6 +160,8 @@ def _stage(item: _Item) -> PlannedStage:
             declared.whole("memory_bytes", ANY_SHAPE.memory_bytes),
             declared.number("relative_speed", ANY_SHAPE.relative_speed),
             declared.text("device_type", ANY_SHAPE.device_type),
+            declared.whole("device_count", ANY_SHAPE.device_count),
+            declared.text("backend", ANY_SHAPE.backend),
         )
     return PlannedStage(
         LayerRange(*layers),

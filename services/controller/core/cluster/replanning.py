@@ -202,6 +202,11 @@ class Replanner:
             self._stands_since_s[offer_id] = until_s
             self._fresh.add(offer_id)
 
+    def opened(self, offer_id: str, now_s: float) -> None:
+        """There is more of an offer that said no: it may be named again."""
+        if self._shut_until_s.pop(offer_id, -inf) > now_s and offer_id in self._offers:
+            self._stands_since_s[offer_id] = now_s
+
     def measured(self, workload: Workload | None, now_s: float) -> None:
         """The workload as it is by now, smoothed; None while it is not known."""
         if workload is None or workload.window_s < self._settings.measured_s:

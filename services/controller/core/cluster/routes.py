@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from services.common.exchange import Route
+from services.common.generation import ModelRef
+from services.common.numerics import form_one, pipeline_class
 from services.controller.core.cluster.changes import switches
 from services.controller.core.cluster.pipeline import Pipeline
 from services.controller.core.cluster.settings import ClusterSettings
@@ -51,6 +53,23 @@ def heads_of(state: State, settings: ClusterSettings, now_s: float) -> tuple[Ser
                 )
             )
     return tuple(heads)
+
+
+def coming(state: State) -> frozenset[tuple[ModelRef, str]]:
+    """Numerics classes, by model, of pipelines of the plan that take nothing new just now."""
+    away = ((p.model, _class_of(state, p)) for p in state.wanted() if not p.is_ready)
+    return frozenset((model, numerics_class) for model, numerics_class in away if numerics_class)
+
+
+def _class_of(state: State, pipeline: Pipeline) -> str:
+    """Of its formation; where it has none, of its nodes if they agree, or of the one it had."""
+    if pipeline.formation is not None:
+        return pipeline.formation.numerics_class
+    nodes = (state.nodes.get(seat.node_id) for seat in pipeline.seats)
+    classes = {node.numerics_class for node in nodes if node is not None} - {""}
+    if not classes or not form_one(classes):
+        return pipeline.numerics_class
+    return pipeline_class(min(classes), [seat.stage.spec for seat in pipeline.seats])
 
 
 def _route(state: State, pipeline: Pipeline, settings: ClusterSettings) -> Route | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from services.common.nodes import NodeShape
 from services.controller.core.cluster.goals import Goal
+from services.controller.core.cluster.pauses import LONGEST_S
 from services.controller.core.strategy import FULL, Strategy
 
 
@@ -58,6 +60,8 @@ class ClusterSettings:
     """The longest such pause, but for nodes that were paid for."""
     replace_max_s: float = 600.0
     """The longest pause before one more node replaces those that started and came to nothing."""
+    shun_offer_max_s: float = LONGEST_S
+    """The longest that an offer is left alone which refuses again and again."""
     stable_s: float = 10.0
     """A node that has served for so long came to something, whatever becomes of it."""
     load_attempts: int = 4
@@ -84,7 +88,7 @@ class ClusterSettings:
                 "layer_count": self.first.facts.layer_count,
                 "planner": self.planner,
                 "pipelines": self.pipelines,
-                "initial": [asdict(shape) for shape in self.initial],
+                "initial": [_basis_of(shape) for shape in self.initial],
             },
             sort_keys=True,
         )
@@ -92,3 +96,12 @@ class ClusterSettings:
     def silence_s(self, works: bool) -> float:
         """How long a node may be silent before it is lost."""
         return self.node_lost_s if works else self.empty_node_lost_s
+
+
+def _basis_of(shape: NodeShape) -> dict[str, Any]:
+    """Without the backend that shapes have by default, so that it is as it was before they had any:
+    a mesh whose controller is renewed goes on by its plan."""
+    fields = asdict(shape)
+    if shape.backend == NodeShape(0, 1.0).backend:
+        del fields["backend"]
+    return fields

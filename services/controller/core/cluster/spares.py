@@ -6,10 +6,14 @@ many as are wanted. So a restart keeps them, and whoever lost a place may become
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import chain
 from math import inf
 
 from services.common.nodes import NodeShape
+from services.controller.core.cluster.backends import agree
 from services.controller.core.cluster.market import Market, Offer
 from services.controller.core.cluster.node import HeldStage, Node
 from services.controller.core.cluster.pipeline import Seat
@@ -47,8 +51,8 @@ def reserve(state: State, settings: ClusterSettings, market: Market) -> list[Nod
     free = [node for node in seatless if node.stays and state.pipeline_of(node) is None]
     if not free:
         return []
-    seats = _least_seats(state).values()
-    free = [node for node in free if any(suits(node.shape, seat) for seat in seats)]
+    seats = _least_seats(state)
+    free = [node for node in free if any(suits(node.shape, one) for one in chain(*seats.values()))]
     ranks = {one.stage: rank for rank, one in enumerate(at_risk(state, market))}
     free.sort(key=lambda node: (_rank(node, ranks), not node.present))
     return free[: settings.spares]
@@ -91,7 +95,7 @@ def loads(state: State, settings: ClusterSettings, market: Market, now_s: float)
     able = [node for node in there if not _is_useless(settings, node, seats)]
 
     def fits(node: Node, stage: HeldStage) -> bool:
-        return suits(node.shape, seats[stage])
+        return any(suits(node.shape, seat) for seat in seats[stage])
 
     asks = restock(able, at_risk(state, market), fits)
     return [one for one in asks if not _waits(one, now_s)]
@@ -101,14 +105,15 @@ def _waits(more: More, now_s: float) -> bool:
     return more.stage == more.node.refused and now_s < more.node.loads.retry_at_s
 
 
-def _least_seats(state: State) -> dict[HeldStage, Seat]:
-    """Of each stage of the plan, the seat that wants the least of a node."""
-    seats: dict[HeldStage, Seat] = {}
+def _least_seats(state: State) -> dict[HeldStage, list[Seat]]:
+    """Of each stage of the plan, the seat that wants the least of a node of each backend."""
+    seats: dict[HeldStage, dict[str, Seat]] = {}
     for seat in _seats(state):
-        known = seats.setdefault(seat.stage, seat)
+        least = seats.setdefault(seat.stage, {})
+        known = least.setdefault(seat.shape.backend, seat)
         if seat.shape.memory_bytes < known.shape.memory_bytes:
-            seats[seat.stage] = seat
-    return seats
+            least[seat.shape.backend] = seat
+    return {stage: list(least.values()) for stage, least in seats.items()}
 
 
 def useless(state: State, settings: ClusterSettings, market: Market) -> list[Node]:
@@ -123,10 +128,10 @@ def is_strange(state: State, node: Node) -> bool:
     """It is there, has never had a place, and suits none: it is not what was ordered."""
     if not node.present or node.served_s is not None:
         return False
-    return not any(suits(node.shape, seat) for seat in _least_seats(state).values())
+    return not any(suits(node.shape, one) for one in chain(*_least_seats(state).values()))
 
 
-def _is_useless(settings: ClusterSettings, node: Node, stages: Mapping[HeldStage, Seat]) -> bool:
+def _is_useless(settings: ClusterSettings, node: Node, stages: Mapping[HeldStage, object]) -> bool:
     refused = node.refused
     if node.stages or refused is None or refused not in stages:
         return False
@@ -136,19 +141,20 @@ def _is_useless(settings: ClusterSettings, node: Node, stages: Mapping[HeldStage
 def offer_for_one(
     state: State, settings: ClusterSettings, market: Market, now_s: float
 ) -> Offer | None:
-    """Where the next one is launched from: what suits most stages of the plan and, of that, what
-    costs least with what it loses to interruptions. None where nothing suits, is open, or is within
-    the budget."""
+    """Where the next one is launched from: of the backend that has fewest spares what suits most
+    stages of the plan and, of that, what costs least with what it loses to interruptions. None
+    where nothing suits, is open, or is within the budget."""
     seats = list(_seats(state))
+    kept = Counter(node.shape.backend for node in spares(state, settings, market))
     shut = market.shut()
-    found: list[tuple[tuple[int, float, float, str], Offer]] = []
+    found: list[tuple[tuple[int, int, float, float, str], Offer]] = []
     for offer in market.offers():
         count = sum(suits(offer.shape, seat) for seat in seats)
         is_open = market.open_count(offer.offer_id) and now_s >= shut.get(offer.offer_id, -inf)
         if count and is_open and market.affords(offer.offer_id, settings.budget_per_hour):
-            found.append(
-                ((-count, _cost(offer), -offer.shape.relative_speed, offer.offer_id), offer)
-            )
+            speed, backend = offer.shape.relative_speed, offer.shape.backend
+            rank = (kept[backend], -count, _cost(offer), -speed, offer.offer_id)
+            found.append((rank, offer))
     return min(found, key=lambda one: one[0])[1] if found else None
 
 
@@ -160,7 +166,8 @@ def _cost(offer: Offer) -> float:
 
 def suits(shape: NodeShape, seat: Seat) -> bool:
     """A node of this shape could sit there."""
-    like = seat.shape == ANY_SHAPE or shape.device_type == seat.shape.device_type
+    any_like = replace(seat.shape, backend=ANY_SHAPE.backend) == ANY_SHAPE
+    like = agree(shape, seat.shape) and (any_like or shape.device_type == seat.shape.device_type)
     return like and shape.memory_bytes >= seat.shape.memory_bytes
 
 

@@ -204,6 +204,10 @@ class State:
         """It sits somewhere, or is to, by the plan."""
         return bool(self.indexes.pipelines_of(node.node_id))
 
+    def is_taken_away(self, seat: Seat) -> bool:
+        """Whoever sits there will be."""
+        return self.nodes[seat.node_id].deadline_s is not None
+
     def running(self) -> tuple[tuple[ModelRef, PlannedPipeline], ...]:
         """The plan's pipelines on the nodes that sit in them now; vacant ones left out."""
         return tuple(

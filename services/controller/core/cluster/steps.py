@@ -9,35 +9,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from services.common.nodes import Member, NodeFacts
+from services.common.numerics import form_one, pipeline_class
 from services.controller.core.cluster.actions import (
     Action,
     AskPlan,
     FormPipeline,
-    LaunchNode,
-    LoadStage,
     LogEvent,
     TerminateNode,
 )
+from services.controller.core.cluster.backends import agree
 from services.controller.core.cluster.changes import blockers, may_load, take_turns
 from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.lacks import waits_for_money
-from services.controller.core.cluster.losses import give_up, give_up_spare
+from services.controller.core.cluster.losses import give_up
 from services.controller.core.cluster.market import Market
-from services.controller.core.cluster.node import HeldStage, Node
+from services.controller.core.cluster.node import Node
 from services.controller.core.cluster.notices import hand_over
+from services.controller.core.cluster.orders import launched, load
 from services.controller.core.cluster.pipeline import Formation, Pipeline, Seat
 from services.controller.core.cluster.settings import ClusterSettings
-from services.controller.core.cluster.spares import (
-    is_strange,
-    loads,
-    offer_for_one,
-    reserve,
-    spares,
-    suits,
-    useless,
-    wanted,
-)
+from services.controller.core.cluster.spares import spares, suits
 from services.controller.core.cluster.state import State, match_shapes
+from services.controller.core.cluster.surplus import Surplus
 
 
 def steps(
@@ -60,16 +53,8 @@ def _launch_first(state: State, settings: ClusterSettings, now_s: float) -> list
         return []
     lacking, surplus = match_shapes(settings.initial, state.staying())
     missing = lacking[: max(0, len(lacking) - len(surplus))]
-    launched = [state.launch(shape, now_s) for shape in missing]
-    return [action for node in launched for action in _launched(node)]
-
-
-def _launched(node: Node, pipeline_id: str = "", offer_id: str = "") -> list[Action]:
-    """Starts the node, and says so; those for the first plan are of no pipeline yet."""
-    return [
-        LaunchNode(node.node_id, node.shape, offer_id),
-        LogEvent("node_launched", node.node_id, pipeline_id),
-    ]
+    nodes = [state.launch(shape, now_s) for shape in missing]
+    return [action for node in nodes for action in launched(node)]
 
 
 def _ask_plan(state: State, settings: ClusterSettings, now_s: float) -> list[Action]:
@@ -128,7 +113,8 @@ class _Steps:
             actions += self._replacement_ready(pipeline)
             actions += self._form(pipeline)
         actions += take_turns(state, self._settings, self._now_s)
-        return [*actions, *self._end_idle(), *self._keep_spares()]
+        surplus = Surplus(state, self._settings, self._market, self._now_s)
+        return [*actions, *surplus.end(), *surplus.keep()]
 
     # Who sits where
 
@@ -150,9 +136,7 @@ class _Steps:
             if loaded is not None:
                 seat.take(loaded.node_id)
                 return self._taken(pipeline, loaded)
-        elif node.deadline_s is not None and (
-            successor is None or self._cannot_load(successor, seat)
-        ):
+        elif node.outgoing and (successor is None or self._cannot_load(successor, seat)):
             found, actions = self._find(pipeline, seat, successor, only_loaded)
             if found is None:
                 return []
@@ -201,7 +185,7 @@ class _Steps:
         if self._now_s < seat.launches.retry_at_s:
             return None, []
         node = self._state.launch(seat.shape, self._now_s)
-        return node, _launched(node, pipeline.pipeline_id, seat.planned.offer_id)
+        return node, launched(node, pipeline.pipeline_id, seat.planned.offer_id)
 
     def _taken(self, pipeline: Pipeline, node: Node) -> list[Action]:
         node.employ()
@@ -214,11 +198,18 @@ class _Steps:
         failed to load what it was given. One that the plan has no place for is nothing for a seat
         that another offer was chosen for."""
 
-        def order(node: Node) -> tuple[bool, bool, int]:
-            return self._cannot_load(node, seat), node.loading != seat.stage, len(node.stages)
+        def order(node: Node) -> tuple[bool, bool, bool, int]:
+            failed = self._cannot_load(node, seat)
+            return failed, node.advised, node.loading != seat.stage, len(node.stages)
 
+        sitting = self._state.nodes.get(seat.node_id)
+        may_wait = sitting is not None and sitting.usable
         for node in sorted(self._idle_nodes(), key=order):
+            if node.advised and may_wait:
+                continue  # whoever sits there is no worse
             if node.released and seat.planned.offer_id and self._is_dear(node, seat):
+                continue
+            if not agree(node.shape, seat.shape):
                 continue
             fits = node.shape.memory_bytes >= seat.shape.memory_bytes
             if node.has(seat.stage) if loaded else fits:
@@ -276,13 +267,13 @@ class _Steps:
             if self._settings.can_launch and self._cannot_load(node, seat):
                 return []  # it has had its attempts; the next is another node's
         self._state.load(node, seat.stage)
-        return [_load_action(node, seat.stage)]
+        return [load(node, seat.stage)]
 
     def _replacement_ready(self, pipeline: Pipeline) -> list[Action]:
         """Every node that will be taken away has a loaded replacement: the pipeline is drained."""
         if not pipeline.is_ready:
             return []
-        leaving = [seat for seat in pipeline.seats if self._goes(seat)]
+        leaving = self._leaving(pipeline)
         names = [s.successor_id if s in leaving else s.node_id for s in pipeline.seats]
         members = [self._state.nodes.get(name) for name in names]
         if not leaving or not all(
@@ -291,7 +282,7 @@ class _Steps:
         ):
             return []
         held = self._members(pipeline, names)
-        if held is not None and len({node.numerics_class for node in held}) > 1:
+        if held is not None and not form_one(node.numerics_class for node in held):
             return self._tell_classes(pipeline, held)
         self._prepare(pipeline)
         pipeline.be_ready_to_hand_over()
@@ -303,8 +294,17 @@ class _Steps:
             *hand_over(self._state, pipeline, self._now_s),
         ]
 
-    def _goes(self, seat: Seat) -> bool:
-        return self._state.nodes[seat.node_id].deadline_s is not None
+    def _leaving(self, pipeline: Pipeline) -> list[Seat]:
+        """Seats that are handed over together: of all nodes that will be taken away, and of those
+        that are likely to be, if somebody is to follow. Nothing waits for the latter ones but what
+        is advised as they are."""
+        nodes = self._state.nodes
+        taken = [seat for seat in pipeline.seats if self._state.is_taken_away(seat)]
+        followed = [seat for seat in pipeline.seats if seat.successor_id in nodes]
+        likely = [seat for seat in followed if nodes[seat.node_id].advised and seat not in taken]
+        if taken:
+            likely = [seat for seat in likely if nodes[seat.successor_id].holds(seat.stage)]
+        return [*taken, *likely]
 
     # What they form
 
@@ -314,7 +314,7 @@ class _Steps:
         nodes = self._members(pipeline, [seat.node_id for seat in pipeline.seats])
         if nodes is None or blockers(self._state, pipeline):
             return []
-        if len({node.numerics_class for node in nodes}) > 1:
+        if not form_one(node.numerics_class for node in nodes):
             return self._tell_classes(pipeline, nodes)
         members = tuple(
             Member(
@@ -328,9 +328,10 @@ class _Steps:
             if node.facts is not None
         )
         blocks = min(node.kv_blocks for node in nodes)
-        formation = Formation(
-            self._draw_id(), members, blocks, numerics_class=nodes[0].numerics_class
+        of_all = pipeline_class(
+            nodes[0].numerics_class, [seat.stage.spec for seat in pipeline.seats]
         )
+        formation = Formation(self._draw_id(), members, blocks, numerics_class=of_all)
         self._state.form(pipeline, formation, self._now_s)
         return [
             FormPipeline(
@@ -358,112 +359,3 @@ class _Steps:
         if not pipeline.tell_apart(classes):
             return []
         return [LogEvent("numerics_differ", "", pipeline.pipeline_id, {"classes": classes})]
-
-    # Who goes
-
-    def _end_idle(self) -> list[Action]:
-        """Nodes that were launched and have no place end once the plan is carried out without
-        them; those that an older plan had, as soon as somebody needs their money."""
-        state, settings = self._state, self._settings
-        if not settings.can_launch:
-            return []
-        done = all(p.is_ready for p in state.restless())
-        if not done and not self._needs_money():
-            return []
-        kept = {n.node_id for n in reserve(state, settings, self._market)}
-        stay = {n.node_id for n in spares(state, settings, self._market)} if done else set()
-        ending = [
-            node
-            for node in state.indexes.seatless()
-            if node.launched
-            and (done or node.released or node.node_id in kept)
-            and not (node.lost or node.leaving or node.node_id in stay)
-        ]
-        if not ending:
-            return []
-        actions = list[Action]()
-        for node in ending:
-            if not state.is_seated(node) and not state.serves(node):
-                if settings.spares and is_strange(state, node):
-                    give_up_spare(state, settings, node, self._now_s)
-                else:
-                    node.leave()
-                actions += [LogEvent("node_released", node.node_id), TerminateNode(node.node_id)]
-        return actions
-
-    def _needs_money(self) -> bool:
-        """More than is left."""
-        over = bool(self._settings.spares) and self._market.exceeds(self._settings.budget_per_hour)
-        return over or any(
-            waits_for_money(seat) and self._is_vacant(seat)
-            for _, seat in self._state.lacking_seats()
-        )
-
-    def _is_vacant(self, seat: Seat) -> bool:
-        """Nobody sits there, or is to follow one that will be taken away."""
-        nodes = self._state.nodes
-        if seat.node_id not in nodes:
-            return True
-        return self._goes(seat) and seat.successor_id not in nodes
-
-    # Who is kept
-
-    def _keep_spares(self) -> list[Action]:
-        """Launches the next spare, one at a time, and has those that are there load, once the plan
-        lacks nobody: what it lacks comes first."""
-        state, settings, market, now_s = self._state, self._settings, self._market, self._now_s
-        count = wanted(state, settings, market)
-        if not count or not self._is_whole():
-            return []
-        actions: list[Action] = []
-        may_load = settings.strategy.concurrent_initialisation
-        for more in loads(state, settings, market, now_s) if may_load else ():
-            if len(more.among) > 1:
-                state.stock_up(more.node, more.stage, more.among)
-            else:
-                state.load(more.node, more.stage)
-            actions.append(_load_action(more.node, more.stage))
-        for node in useless(state, settings, market):
-            give_up_spare(state, settings, node, now_s)
-            actions.append(TerminateNode(node.node_id))
-        kept = spares(state, settings, market)
-        stand = [n for n in kept if n.stages and now_s - n.since_s >= settings.stable_s]
-        if len(stand) == count:
-            state.spare_launches.succeed()
-        starts = any(node.facts is None for node in kept)
-        if len(kept) >= count or starts or not settings.can_launch:
-            return actions
-        if now_s < state.spare_launches.retry_at_s or self._needs_money():
-            return actions
-        offer = offer_for_one(state, settings, market, now_s)
-        if offer is None:
-            return actions
-        node = state.launch(offer.shape, now_s)
-        return [
-            *actions,
-            LogEvent("spare_wanted", node.node_id),
-            *_launched(node, "", offer.offer_id),
-        ]
-
-    def _is_whole(self) -> bool:
-        """Every pipeline serves, and whoever will be taken away has a successor that is there."""
-        nodes = self._state.nodes
-        return all(p.is_ready for p in self._state.restless()) and all(
-            not self._goes(seat)
-            or (seat.successor_id in nodes and nodes[seat.successor_id].present)
-            for _, seat in self._state.lacking_seats()
-        )
-
-
-def _load_action(node: Node, stage: HeldStage) -> LoadStage:
-    if node.facts is None:
-        raise AssertionError
-    return LoadStage(
-        node.node_id,
-        node.facts.incarnation,
-        node.facts.address,
-        stage.model,
-        stage.layers,
-        stage.tp_degree,
-        tuple(one.spec for one in node.asked),
-    )

@@ -61,10 +61,11 @@ def by_risk(stages: Iterable[StageAtRisk]) -> list[StageAtRisk]:
 
 def restock(nodes: Sequence[Node], stages: Sequence[StageAtRisk], fits: Fits) -> list[More]:
     """What to ask next of those that load nothing, one stage each at most; in the order in which
-    they came."""
-    copies: Counter[HeldStage] = Counter()
+    they came. What nodes of another backend have counts for nothing."""
+    of_backends: dict[str, Counter[HeldStage]] = {}
     asks = []
     for node in nodes:
+        copies = of_backends.setdefault(node.shape.backend, Counter())
         more = None
         if node.loading is None:
             more = _more(node, _wanted(node, stages, copies, fits))

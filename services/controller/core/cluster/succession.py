@@ -43,7 +43,8 @@ class SuccessionSettings:
     automatic: bool = True
     """Otherwise an operator asks, and nobody else."""
     sleep_s: float = 300.0
-    """A model that may have no node has none once nobody has asked for it for so long."""
+    """A model that may have no node has none once nobody has asked for it for so long, in which it
+    served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,8 @@ class Succession:
         """Of the newest plan that was seen."""
         self._out: _Out | None = None
         self._operator_waits = False
+        self._busy_s = -inf
+        """When a plan was last seen being carried out: nobody can be answered before it is."""
         self._began = False
         """What is offered at the start was taken note of."""
 
@@ -160,6 +163,8 @@ class Succession:
 
     def _hear(self, now_s: float) -> None:
         cluster, view = self._cluster, self._cluster.view
+        if view.busy:
+            self._busy_s = now_s
         self._hear_market(now_s)
         self._replanner.lacking(view.lacks(), now_s)
         self._replanner.there([node.node_id for node in view.staying() if node.present], now_s)
@@ -182,7 +187,11 @@ class Succession:
             self._replanner.start_with([o for o in offers if o.price_per_hour is None])
             self._began = True
         self._replanner.offered(offers, now_s)
-        for offer_id, until_s in self._market.shut().items():
+        shut = self._market.shut()
+        for offer_id in self._refusals.keys() - shut.keys():
+            del self._refusals[offer_id]
+            self._replanner.opened(offer_id, now_s)
+        for offer_id, until_s in shut.items():
             if until_s > now_s and self._refusals.get(offer_id, 0.0) < until_s:
                 self._refusals[offer_id] = until_s
                 self._replanner.refused(offer_id, until_s)
@@ -325,8 +334,8 @@ class Succession:
         name = cluster.goals.deployed[0].model.model_id
         if self._workloads.open(name, now_s):
             return inf
-        quiet_since_s = max(self._workloads.asked_s(name), self._replanner.changed_s)
-        return quiet_since_s + self._settings.sleep_s
+        asked_s, changed_s = self._workloads.asked_s(name), self._replanner.changed_s
+        return max(asked_s, changed_s, self._busy_s) + self._settings.sleep_s
 
     def _sleep(self, now_s: float) -> list[Action]:
         """No pipeline any more, until somebody asks."""

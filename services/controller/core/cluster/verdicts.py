@@ -6,6 +6,7 @@ from services.common.generation import LayerRange
 from services.common.nodes import Member
 from services.controller.core.cluster.actions import Action, DissolveFormation, LogEvent
 from services.controller.core.cluster.liveness import (
+    Advised,
     Departs,
     Misses,
     Serves,
@@ -16,7 +17,7 @@ from services.controller.core.cluster.liveness import (
 )
 from services.controller.core.cluster.losses import dissolve, lose
 from services.controller.core.cluster.node import Node
-from services.controller.core.cluster.notices import notice
+from services.controller.core.cluster.notices import advise, notice
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.state import State
 
@@ -31,8 +32,10 @@ def heed(state: State, settings: ClusterSettings, verdict: Verdict, now_s: float
             return _judge(state, node, cause)
         case Serves():
             return _judge(state, node, "")
-        case Departs(_, in_s):
-            return notice(node, now_s + in_s, now_s, departs=True)
+        case Departs(_, in_s, kind):
+            return notice(node, now_s + in_s, now_s, kind, departs=True)
+        case Advised():
+            return advise(settings, node)
         case Misses(_, missed_ids):
             return _missed(state, settings, node, frozenset(missed_ids), now_s)
         case Strays(_, formation_id):

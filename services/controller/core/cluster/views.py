@@ -9,6 +9,7 @@ from services.common.exchange import DeployedModel
 from services.common.generation import LayerRange, ModelRef
 from services.common.machine import NOTHING_KNOWN, MachineFacts
 from services.controller.core.cluster.actions import AskPlan, NodeState, PipelineState
+from services.controller.core.cluster.backends import KnownBackends
 from services.controller.core.cluster.difference import Difference, difference
 from services.controller.core.cluster.faults import FaultView, deployed_models, faults_of
 from services.controller.core.cluster.goals import Goals
@@ -18,7 +19,7 @@ from services.controller.core.cluster.node import Node
 from services.controller.core.cluster.pipeline import Pipeline
 from services.controller.core.cluster.plan import Plan, PlannedPipeline
 from services.controller.core.cluster.replanning import Lack
-from services.controller.core.cluster.routes import heads_of
+from services.controller.core.cluster.routes import coming, heads_of
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.spares import cost_per_hour, price_per_hour, spares
 from services.controller.core.cluster.state import State
@@ -38,6 +39,12 @@ class NodeView:
     stage_index: int | None
     address: str
     machine: MachineFacts
+    backend: str
+    """Empty while it has not registered."""
+    model_id: str
+    """Of the pipeline it has a place in, or of what it holds; empty where there is neither."""
+    metrics_address: str
+    """Where Prometheus asks it, host:port; empty where it cannot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,8 @@ class StageView:
     node_id: str
     layers: LayerRange
     tp_degree: int
+    backend: str
+    """Of the node; empty while there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +123,25 @@ class View:
             stage_index,
             facts.address if facts is not None else "",
             facts.machine if facts is not None else NOTHING_KNOWN,
+            facts.shape.backend if facts is not None else "",
+            self._model_of(node, pipeline_id),
+            facts.metrics_address if facts is not None else "",
         )
+
+    def _model_of(self, node: Node, pipeline_id: str) -> str:
+        pipeline = self._state.pipelines.get(pipeline_id)
+        held = node.stages[0].model.model_id if node.stages else ""
+        return pipeline.model.model_id if pipeline is not None else held
+
+    def down_s(self, now_s: float) -> dict[str, float]:
+        """By model that the plan has pipelines for: how long the one that has not served for
+        longest has not; 0 while all of them do."""
+        down_s = {pipeline.model.model_id: 0.0 for pipeline in self._state.wanted()}
+        for pipeline in self._state.wanted():
+            if pipeline.down_since_s is not None:
+                name = pipeline.model.model_id
+                down_s[name] = max(down_s[name], now_s - pipeline.down_since_s)
+        return down_s
 
     def pipelines(self) -> tuple[PipelineView, ...]:
         """Of the plan, and those that it lets go while they serve."""
@@ -124,12 +151,21 @@ class View:
                 pipeline.state(self._state.draining(pipeline)),
                 pipeline.formation.formation_id if pipeline.formation is not None else "",
                 tuple(
-                    StageView(seat.node_id, seat.stage.layers, seat.stage.tp_degree)
+                    StageView(
+                        seat.node_id,
+                        seat.stage.layers,
+                        seat.stage.tp_degree,
+                        self._backend(seat.node_id),
+                    )
                     for seat in pipeline.seats
                 ),
             )
             for pipeline in self._state.pipelines.values()
         )
+
+    def _backend(self, node_id: str) -> str:
+        node = self._state.nodes.get(node_id)
+        return node.facts.shape.backend if node is not None and node.facts is not None else ""
 
     def spares(self) -> tuple[SpareView, ...]:
         """Nodes that are kept without a place, those too that are on their way."""
@@ -176,6 +212,10 @@ class View:
         """Every living formation's head, for the ledger."""
         return heads_of(self._state, self._settings, now_s)
 
+    def coming(self) -> frozenset[tuple[ModelRef, str]]:
+        """Arithmetic that is about to serve again."""
+        return coming(self._state)
+
     def pipeline_of(self, formation_id: str) -> str:
         """The pipeline a formation serves; '' when it is not known."""
         pipeline = self._state.pipeline(formation_id)
@@ -190,6 +230,13 @@ class View:
         """Of the process that is the node; empty where none has registered as it."""
         node = self._state.nodes.get(node_id)
         return node.incarnation if node is not None else ""
+
+    def backends(self) -> KnownBackends:
+        """What nodes compute with, and those that are on offer."""
+        return KnownBackends(
+            {node.node_id: node.shape.backend for node in self._state.nodes.values()},
+            {offer.offer_id: offer.shape.backend for offer in self._market.offers()},
+        )
 
     def addresses(self) -> set[str]:
         """Of the nodes that are known."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from services.common.errors import InvalidArgument
 from services.common.generation import FinishReason, GenerationRequest, TokenSpan, finish_of
 from services.common.token_run import TokenRun
+from services.controller.core.ledger.outcomes import LedgerSettings
 from services.controller.core.ledger.records import Granted, HeadBound
 
 
@@ -37,6 +38,8 @@ class JournalEntry:
         """The head process that holds the epoch; empty when nothing is to run."""
         self.formation_id = ""
         self.pipeline_id = ""
+        self.classes: tuple[str, ...] = ()
+        """Numerics classes of the heads that had it, as far as known, one after another."""
         self.choices = [JournalChoice() for _ in range(request.choices)]
         self.base_lengths: tuple[int, ...] = (0,) * request.choices
         """Ids that this epoch's head was given, by choice."""
@@ -61,10 +64,20 @@ class JournalEntry:
         self.incarnation = record.incarnation
         self.formation_id = record.formation_id
         self.pipeline_id = record.pipeline_id
+        bound = isinstance(record, HeadBound)
+        said = record.request if isinstance(record, HeadBound) else record
+        numerics = said.numerics_class
+        if numerics and self.classes[-1:] != (numerics,):
+            self.classes += (numerics,)
         self.base_lengths = self.ended_lengths if from_the_start else self.lengths
         self._computed_to = list(self.base_lengths)
         self.sealed = False
-        self.begun = isinstance(record, HeadBound)
+        self.begun = bound
+
+    @property
+    def stored(self) -> bool:
+        """It is kept for long behind its end."""
+        return self.request.response is not None and self.request.response.store
 
     @property
     def finished(self) -> bool:
@@ -136,13 +149,14 @@ class JournalEntry:
                 finish = span.finish_reason
         if not ids and finish is None:
             return None
-        return TokenSpan(span.choice, length, ids, logprobs, finish)
+        cached_tokens = 0 if length else span.cached_tokens
+        return TokenSpan(span.choice, length, ids, logprobs, finish, cached_tokens)
 
     def append(self, spans: Sequence[TokenSpan]) -> None:
         """Adds what `fresh` gave."""
         for span in spans:
             choice = self.choice(span.choice)
-            choice.run.append(span.start, span.ids, span.logprobs)
+            choice.run.append(span.start, span.ids, span.logprobs, span.cached_tokens)
             self._computed_to[span.choice] = len(choice.run)
             choice.finish = choice.finish or span.finish_reason
 
@@ -165,14 +179,23 @@ class JournalEntry:
 
 
 def outlived(
-    entries: Mapping[str, JournalEntry], max_parked: int, untouched_since_s: float
+    entries: Mapping[str, JournalEntry], settings: LedgerSettings, now_s: float
 ) -> list[str]:
     """Which of those that have not ended, in the order they came, are kept no longer: what nobody
-    has touched since then, and the first of more parked ones than `max_parked`."""
-    parked = [name for name, entry in entries.items() if entry.sealed and entry.unread]
-    surplus = set(parked[: max(0, len(parked) - max_parked)])
+    has touched for long, and the first of too many that are parked and wait for their readers."""
+    parked = [
+        name
+        for name, entry in entries.items()
+        if entry.sealed and entry.unread and not entry.request.runs_unread
+    ]
+    surplus = set(parked[: max(0, len(parked) - settings.max_parked)])
+
+    def stays_s(entry: JournalEntry) -> float:
+        unread = entry.request.runs_unread
+        return settings.stored_retention_s if unread else settings.parked_retention_s
+
     return [
         name
         for name, entry in entries.items()
-        if name in surplus or entry.touched_s <= untouched_since_s
+        if name in surplus or now_s - entry.touched_s >= stays_s(entry)
     ]

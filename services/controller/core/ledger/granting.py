@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from services.common.exchange import ResumeQuestion
 from services.common.generation import GenerationRequest
-from services.controller.core.ledger.outcomes import ServingHead
+from services.controller.core.ledger.outcomes import Coming, ServingHead
 
 
 class Complaints:
@@ -35,22 +35,34 @@ class Complaints:
         self._left = {f: at_s for f, at_s in self._left.items() if now_s - at_s < self._patience_s}
 
 
+class Patience:
+    """Generations that wait for something better while another head would take them: one of the
+    arithmetic they had, for another's next tokens may not be those that would have come; or word of
+    the head they do not reach."""
+
+    def __init__(self, at_most_s: float) -> None:
+        self._at_most_s = at_most_s
+        self._since: dict[str, float] = {}
+
+    def waits(self, generation_id: str, now_s: float) -> bool:
+        """Whether it waits on; asked whenever it could move."""
+        return now_s - self._since.setdefault(generation_id, now_s) < self._at_most_s
+
+    def over(self, generation_id: str) -> None:
+        """It was granted, or is gone."""
+        self._since.pop(generation_id, None)
+
+
 def best_head(
-    request: GenerationRequest, heads: Iterable[ServingHead], loads: Mapping[str, int]
+    request: GenerationRequest,
+    wanted: str,
+    heads: Iterable[ServingHead],
+    loads: Mapping[str, int],
 ) -> ServingHead | None:
-    """The least loaded of the generation's own arithmetic, or of any when there is none; one whose
-    KV cache it cannot outgrow. `loads`: generations that run, by formation."""
-    wanted = request.numerics_class
-    positions = len(request.prompt_ids) + request.sampling.max_tokens
-    takers = [
-        head
-        for head in heads
-        if head.takes_new
-        and head.route.model == request.model
-        and head.route.max_positions >= positions
-    ]
+    """The least loaded of the wanted arithmetic, or of any when there is none; one whose KV cache
+    it cannot outgrow. `loads`: generations that run, by formation."""
     return min(
-        takers,
+        (head for head in heads if head.takes_new and _suits(head, request)),
         key=lambda head: (
             bool(wanted) and head.numerics_class != wanted,
             (loads.get(head.route.formation_id, 0) + 1)
@@ -58,3 +70,18 @@ def best_head(
         ),
         default=None,
     )
+
+
+def is_expected(
+    request: GenerationRequest, wanted: str, heads: Iterable[ServingHead], coming: Coming
+) -> bool:
+    """A head of the wanted arithmetic is about to serve, or one that is still listed does not
+    serve now: it comes back, or what is lost is known in a moment, and replaced."""
+    return (request.model, wanted) in coming or any(
+        head.numerics_class == wanted and _suits(head, request) for head in heads
+    )
+
+
+def _suits(head: ServingHead, request: GenerationRequest) -> bool:
+    positions = len(request.prompt_ids) + request.sampling.max_tokens
+    return head.route.model == request.model and head.route.max_positions >= positions

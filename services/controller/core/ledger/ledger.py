@@ -30,9 +30,11 @@ from services.common.exchange import (
 )
 from services.common.generation import CancelReason, FinishReason, ModelRef
 from services.controller.core.ledger.abandoned import Abandoned
+from services.controller.core.ledger.background import Background
 from services.controller.core.ledger.entry import JournalEntry, outlived
-from services.controller.core.ledger.granting import Complaints, best_head
+from services.controller.core.ledger.granting import Complaints, Patience, best_head, is_expected
 from services.controller.core.ledger.outcomes import (
+    Coming,
     LedgerEvent,
     LedgerSettings,
     Outcome,
@@ -47,9 +49,13 @@ from services.controller.core.ledger.records import (
     Granted,
     HeadBound,
     IdsAppended,
+    Kept,
     Record,
     Sealed,
 )
+
+STORED_AT_ONCE = 64
+"""Each is written anew as a whole."""
 
 
 class Ledger:
@@ -61,11 +67,14 @@ class Ledger:
         self._tombstones: dict[str, float] = {}
         """Cancelled generations, known or not, and when."""
         self._complaints = Complaints(settings.same_head_after_s, settings.retention_s)
+        self._patience = Patience(settings.own_arithmetic_s)
+        self._doubts = Patience(settings.doubt_s)
         self._running: dict[str, set[str]] = {}
         """Generations by the formation that runs them."""
         self._ended: dict[str, None] = {}
         """Finished and cancelled generations, the oldest end first."""
         self._abandoned = Abandoned(settings.retry_window_s, settings.claim_s)
+        self._background = Background(settings.claim_s)
 
     @classmethod
     def recover(
@@ -88,19 +97,25 @@ class Ledger:
     def _apply(self, record: Record, now_s: float) -> None:
         """The one place where a record changes the ledger, now or at recovery."""
         name = record.generation_id
-        if isinstance(record, Forgotten):
+        if isinstance(record, Forgotten | Kept):
             self._tombstones.pop(name, None)
             self._ended.pop(name, None)
             self._place(name, self._entries.pop(name, None), False)
             self._abandoned.remove(name)
+            self._background.remove(name)
+            self._patience.over(name)
+            self._doubts.over(name)
             return
         entry = self._entries.get(name)
         if entry is None and isinstance(record, (HeadBound, Granted)):
             self._entries[name] = entry = JournalEntry(record.request, 0, now_s)
+            if record.request.runs_unread:
+                self._background.began(name, now_s)
         if isinstance(record, Ended) and record.choice is None:
             self._tombstones[name] = now_s
             self._ended.setdefault(name)
             self._abandoned.remove(name)
+            self._background.remove(name)
         if entry is None:
             return
         entry.touched_s = now_s
@@ -125,6 +140,7 @@ class Ledger:
         self._place(name, entry, open_here)
         if entry.finished:
             self._ended.setdefault(name)
+            self._background.remove(name)
 
     def _place(self, name: str, entry: JournalEntry | None, runs: bool) -> None:
         if entry is None:
@@ -216,7 +232,11 @@ class Ledger:
         return None
 
     def resume(
-        self, question: ResumeQuestion, heads: Sequence[ServingHead], now_s: float
+        self,
+        question: ResumeQuestion,
+        heads: Sequence[ServingHead],
+        now_s: float,
+        coming: Coming = (),
     ) -> Outcome[Grant] | None:
         """Grants the next epoch, or answers with the one there is: to who was not told of it, and
         to who hears nothing from a head that serves. None: no head to grant to yet; ask again when
@@ -248,17 +268,22 @@ class Ledger:
         own = (head for head in heads if head.route.model == entry.request.model)
         holder = next((h for h in own if h.route.formation_id == formation_id), None)
         if holder is None or entry.sealed:
-            return self._move(entry, question, heads, now_s)
+            return self._move(entry, question, heads, now_s, coming)
         if question.last_epoch < entry.epoch:
             return _same(entry, holder) if holder.takes_new else None
         if holder.hands_over and question.left_formation_id:
             return None  # its seal is on the way: no position shall be sampled twice
         if question.reason not in (LeaveReason.SILENT, LeaveReason.UNREACHABLE):
-            return self._move(entry, question, heads, now_s)
+            return self._move(entry, question, heads, now_s, coming)
         if question.reason is LeaveReason.SILENT and not holder.stalled:
             return _same(entry, holder)  # slow is not dead
         others = [head for head in heads if head is not holder]
-        granted = self._grant_elsewhere(entry, question, others, now_s)
+        if others and not holder.stalled and question.unheard_s < self.settings.unheard_s:
+            if self._doubts.waits(name, now_s):
+                return None  # if it died, that is known in a moment
+            self._doubts.over(name)
+            return _same(entry, holder)
+        granted = self._grant_elsewhere(entry, question, heads, now_s, coming, left=holder)
         if granted is None and not holder.stalled:
             return _same(entry, holder)  # another epoch there would bring its reader no nearer
         return granted
@@ -269,12 +294,13 @@ class Ledger:
         question: ResumeQuestion,
         heads: Sequence[ServingHead],
         now_s: float,
+        coming: Coming,
     ) -> Outcome[Grant] | None:
         """Elsewhere; who leaves a formation that served it to the end waits for what follows it, or
         all would be moved to those that are left, and from these again."""
         if not question.left_formation_id and any(head.switching for head in heads):
             return None
-        return self._grant_elsewhere(entry, question, heads, now_s)
+        return self._grant_elsewhere(entry, question, heads, now_s, coming)
 
     def _grant_elsewhere(
         self,
@@ -282,13 +308,29 @@ class Ledger:
         question: ResumeQuestion,
         heads: Sequence[ServingHead],
         now_s: float,
+        coming: Coming,
+        left: ServingHead | None = None,
     ) -> Outcome[Grant] | None:
-        """At the best head that no reader has left of late."""
+        """At the best head, but the one it leaves, that no reader has left of late; not yet at one
+        of other arithmetic while one of its own is expected."""
         suspects = self._complaints.suspects_with(question, now_s)
-        trusted = [head for head in heads if head.route.formation_id not in suspects]
+        trusted = [
+            head for head in heads if head is not left and head.route.formation_id not in suspects
+        ]
         loads = {formation_id: len(names) for formation_id, names in self._running.items()}
-        head = best_head(entry.request, trusted, loads)
-        return None if head is None else self._grant(entry, question, head, now_s)
+        had = entry.classes[-1] if entry.classes else ""
+        head = best_head(entry.request, had, trusted, loads)
+        if head is None:
+            return None
+        name = question.generation_id
+        other = bool(had) and had != head.numerics_class
+        if (
+            other
+            and is_expected(entry.request, had, heads, coming)
+            and self._patience.waits(name, now_s)
+        ):
+            return None
+        return self._grant(entry, question, head, now_s)
 
     def _grant(
         self, entry: JournalEntry, question: ResumeQuestion, head: ServingHead | None, now_s: float
@@ -303,7 +345,11 @@ class Ledger:
             route.pipeline_id if route is not None else "",
             entry.request,
             entry.fresh(question.held),
+            head.numerics_class if head is not None else "",
         )
+        had = entry.classes[-1:]
+        self._patience.over(name)
+        self._doubts.over(name)
         records = self._commit([record], now_s)
         entry = self._entries[name]
         attributes = {
@@ -312,9 +358,8 @@ class Ledger:
             "planned": str(planned).lower(),
             "base": ",".join(map(str, entry.base_lengths)),
         }
-        began_in = entry.request.numerics_class
-        if head is not None and began_in and head.numerics_class != began_in:
-            attributes["numerics"] = f"{began_in} to {head.numerics_class}"
+        if had and entry.classes[-1:] != had:
+            attributes["numerics"] = f"{had[0]} to {entry.classes[-1]}"
         event = LedgerEvent("generation_granted", name, entry.pipeline_id, attributes)
         base = entry.spans(entry.base_lengths if route is not None else None)
         return Outcome(Grant(entry.epoch, route, base), records, True, (event,))
@@ -326,11 +371,15 @@ class Ledger:
         reason: CancelReason,
         length: int | None,
         now_s: float,
+        tenant: str | None = None,
     ) -> Outcome[None]:
         """Reason client: a tombstone, for an unknown id too. Reason stop: the choice (or each)
         needs no more than `length` ids, or than there are. Behind a tombstone nothing changes: a
-        router that found a stop string may be overtaken by its client's cancel."""
+        router that found a stop string may be overtaken by its client's cancel. Raises NotFound
+        where it is known and not the `tenant`'s."""
         entry = self._entries.get(generation_id)
+        if entry is not None and tenant not in (None, entry.request.tenant):
+            raise NotFound("no such generation", field="generation_id")
         if generation_id in self._tombstones:
             return Outcome(None)
         if reason is CancelReason.CLIENT and choice is None:
@@ -362,7 +411,9 @@ class Ledger:
         if state is GenerationState.OPEN and not entry.sealed:
             routes = (h.route for h in heads)
             holder = next((r for r in routes if r.formation_id == entry.formation_id), None)
-        return Outcome(GenerationView(entry.request, entry.spans(), entry.epoch, holder, state))
+        return Outcome(
+            GenerationView(entry.request, entry.spans(), entry.epoch, holder, state, entry.classes)
+        )
 
     def left(self, generation_id: str, now_s: float) -> None:
         """Whoever asked for its next epoch is gone, answered or not."""
@@ -381,6 +432,22 @@ class Ledger:
             self._abandoned.remove(name)  # nothing will tell that it is read
         return self.view(name, heads, now_s)
 
+    def claim_background(
+        self, heads: Sequence[ServingHead], now_s: float, at_most: int
+    ) -> Outcome[tuple[str, ...]]:
+        """Names, at most so many, of what runs though nobody reads it and has no reader at present:
+        the caller's to read, for only a reader takes it to its next head."""
+        serving = {head.route.formation_id for head in heads}
+        names = self._background.claim(self._entries, serving, now_s, at_most)
+        return Outcome(tuple(names))
+
+    def delete(self, generation_id: str, now_s: float) -> Outcome[None]:
+        """Nothing is left of it but a tombstone, for heads that may still have it."""
+        tombstone = Ended(generation_id, None, CancelReason.CLIENT, None)
+        records = self._commit((Forgotten(generation_id), tombstone), now_s)
+        event = LedgerEvent("generation_deleted", generation_id)
+        return Outcome(None, records, True, (event,))
+
     def model_of(self, generation_id: str) -> ModelRef | None:
         """The version a generation was admitted for; None for one that is not known."""
         entry = self._entries.get(generation_id)
@@ -395,20 +462,47 @@ class Ledger:
         """Forgets what was kept long enough, the oldest end first; call it every second or so."""
         settings = self.settings
         surplus = len(self._ended) - settings.max_ended
-        old = [
-            name
-            for number, name in enumerate(self._ended)
-            if number < surplus or now_s - self._last_s(name) >= settings.retention_s
-        ]
+        over_bytes = sum(map(self._stored_bytes, self._ended)) - settings.max_ended_bytes
+        old = []
+        for number, name in enumerate(self._ended):
+            size_bytes = self._stored_bytes(name)
+            crowds = number < surplus or (size_bytes > 0 and over_bytes > 0)
+            if crowds or now_s - self._last_s(name) >= self._stays_s(name):
+                old.append(name)
+                over_bytes -= size_bytes
         still_open = {n: e for n, e in self._entries.items() if n not in self._ended}
-        old += outlived(still_open, settings.max_parked, now_s - settings.parked_retention_s)
+        old += outlived(still_open, settings, now_s)
         for entry in still_open.values():
             unbegun = not (entry.begun or entry.unread)
             if unbegun and now_s - entry.touched_s >= settings.unbegun_s:
                 self._set_unread(entry, True, now_s)
         self._abandoned.forget(now_s)
         self._complaints.forget(now_s)
-        return Outcome(None, self._commit([Forgotten(name) for name in old[:at_most]], now_s))
+        waits = set([name for name in old if self._stored_bytes(name)][STORED_AT_ONCE:])
+        leave = [name for name in old if name not in waits][:at_most]
+        return Outcome(None, self._commit([self._laid_aside(name) for name in leave], now_s))
+
+    def _laid_aside(self, name: str) -> Record:
+        """What becomes of a generation that leaves memory."""
+        entry = self._entries.get(name)
+        if entry is None or not entry.stored:
+            return Forgotten(name)
+        ended = entry.finished and name not in self._tombstones
+        state = GenerationState.FINISHED if ended else GenerationState.CANCELLED
+        view = GenerationView(entry.request, entry.spans(), entry.epoch, None, state, entry.classes)
+        return Kept(name, view)
+
+    def _stays_s(self, name: str) -> float:
+        """So long an ended generation stays in memory."""
+        entry, settings = self._entries.get(name), self.settings
+        stored = entry is not None and entry.stored
+        return min(settings.kept_after_s, settings.retention_s) if stored else settings.retention_s
+
+    def _stored_bytes(self, name: str) -> int:
+        """What an ended generation that is stored holds of memory, beside its ids."""
+        entry = self._entries.get(name)
+        terms = entry.request.response if entry is not None else None
+        return len(terms.details) if terms is not None and terms.store else 0
 
     def _last_s(self, name: str) -> float:
         """When an ended generation was cancelled, or last asked for."""

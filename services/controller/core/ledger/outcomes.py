@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -59,6 +60,10 @@ class ServingHead:
     """What follows a formation that was drained is about to serve: who was moved waits for it."""
 
 
+Coming = Collection[tuple[ModelRef, str]]
+"""Models, each with a numerics class of which a head is about to serve."""
+
+
 @dataclass(frozen=True, slots=True)
 class LedgerSettings:
     """Limits and timings of the ledger, in seconds."""
@@ -70,6 +75,18 @@ class LedgerSettings:
     same_head_after_s: float = 1.0
     """A formation that a reader left because it does not serve is granted again only after this
     long: by then the cluster knows better."""
+    doubt_s: float = 1.0
+    """Who does not reach a head that serves waits this long for what the cluster learns of it."""
+    unheard_s: float = 5.0
+    """And leaves it only when nothing has come from there for this long: a busy machine breaks
+    connections, and does not let new ones stand."""
+    kept_after_s: float = 120.0
+    """An ended generation that is stored leaves memory so long behind its end."""
+    stored_retention_s: float = 2_592_000.0
+    """What is stored is kept this long there, and an open one that is to run unread, where nothing
+    has run it."""
+    max_stored: int = 1_000_000
+    """Generations stored there; the oldest makes room."""
     max_generations: int = 100_000
     max_ended: int = 10_000
     """Ended generations kept; the oldest end makes room."""
@@ -80,8 +97,14 @@ class LedgerSettings:
     unbegun_s: float = 10.0
     """A head that was granted a generation and says nothing of it for this long never had the
     call: its reader was gone by then."""
+    own_arithmetic_s: float = 20.0
+    """While a head of the arithmetic that a generation had is about to serve, it waits this long
+    for that one before it goes on under another."""
+    max_ended_bytes: int = 256 << 20
+    """Of the details of ended generations that are stored; more leave memory at once."""
     claim_s: float = 5.0
-    """What a retry was given is not given to another one for this long; by then it is read."""
+    """What somebody was given to read is not given to another one for this long; by then it is
+    read."""
     strategy: Strategy = FULL
 
 

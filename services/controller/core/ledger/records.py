@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from services.common.exchange import GenerationView
 from services.common.generation import CancelReason, GenerationRequest, TokenSpan
 
 
@@ -36,6 +37,8 @@ class Granted:
     pipeline_id: str
     request: GenerationRequest
     spans: tuple[TokenSpan, ...]
+    numerics_class: str = ""
+    """Of the head's arithmetic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,4 +75,14 @@ class Forgotten:
     generation_id: str
 
 
-Record = HeadBound | Granted | IdsAppended | Sealed | Ended | Forgotten
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Ended, and asked for by its id for long: it stands by itself from now on, instead of all its
+    records, and no recovery reads it."""
+
+    generation_id: str
+    view: GenerationView
+    """As it stays."""
+
+
+Record = HeadBound | Granted | IdsAppended | Sealed | Ended | Forgotten | Kept

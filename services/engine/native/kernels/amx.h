@@ -37,11 +37,24 @@ inline void configure(int64_t upper, int64_t lower, bool wide) {
   _tile_loadconfig(&c);
 }
 
+constexpr int64_t kBlockSums = 2 * kRows * kColumns;  // of one part, on the stack
+
+// The parts, added in pairs.
+inline F added(const float* sums, int64_t parts) {
+  const F a = load(sums);
+  if (parts == 1) return a;
+  const F pair = a + load(sums + kBlockSums);
+  if (parts == 2) return pair;
+  return pair + (load(sums + 2 * kBlockSums) + load(sums + 3 * kBlockSums));
+}
+
 // The sums of one column block for `count` rows, from registers by way of the stack.
 template <class Store>
-void put_rows(const float* sums, int64_t count, int64_t row, int64_t block, const Store& put) {
+void put_rows(const float* sums, int64_t parts, int64_t count, int64_t row, int64_t block,
+              const Store& put) {
   for (int64_t m = 0; m < count; m++)
-    put(row + m, block, load(sums + m * kColumns), load(sums + m * kColumns + kLanes));
+    put(row + m, block, added(sums + m * kColumns, parts),
+        added(sums + m * kColumns + kLanes, parts));
 }
 
 // Tile loads are too sparse for the processor to see a stream in them.
@@ -52,79 +65,85 @@ inline void fetch_ahead(const uint16_t* p) {
 
 // Up to 32 rows of x times one column block.
 template <class Store>
-void tall(const uint16_t* x, int64_t k, const uint16_t* w, int64_t upper, int64_t lower,
-          int64_t row, int64_t block, bool unread, const Store& put) {
+void tall(const uint16_t* x, int64_t k, int64_t parts, const uint16_t* w, int64_t upper,
+          int64_t lower, int64_t row, int64_t block, bool unread, const Store& put) {
   const int64_t stride = k * 2, width = kColumns * 4;
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  for (int64_t s = 0; s < k; s += kDepth) {
-    const uint16_t* p = w + s * kColumns;
-    if (unread) fetch_ahead(p);
-    _tile_loadd(6, p, width);
-    _tile_loadd(4, x + s, stride);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, p + kColumns, width);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, x + kRows * k + s, stride);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
+  alignas(64) float sums[kParts * kBlockSums];
+  for (int64_t part = 0; part < parts; part++) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t s = part * (k / parts); s < (part + 1) * (k / parts); s += kDepth) {
+      const uint16_t* p = w + s * kColumns;
+      if (unread) fetch_ahead(p);
+      _tile_loadd(6, p, width);
+      _tile_loadd(4, x + s, stride);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, p + kColumns, width);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(5, x + kRows * k + s, stride);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+    float* out = sums + part * kBlockSums;
+    _tile_stored(0, out, width);
+    _tile_stored(1, out + kLanes, width);
+    _tile_stored(2, out + kRows * kColumns, width);
+    _tile_stored(3, out + kRows * kColumns + kLanes, width);
   }
-  alignas(64) float sums[2 * kRows * kColumns];
-  _tile_stored(0, sums, width);
-  _tile_stored(1, sums + kLanes, width);
-  _tile_stored(2, sums + kRows * kColumns, width);
-  _tile_stored(3, sums + kRows * kColumns + kLanes, width);
-  put_rows(sums, upper + lower, row, block, put);
+  put_rows(sums, parts, upper + lower, row, block, put);
 }
 
 // Up to 16 rows of x times two column blocks, or one: few rows wait for weights.
 template <class Store>
-void wide(const uint16_t* x, int64_t k, const uint16_t* w, int64_t blocks, int64_t rows,
-          int64_t row, int64_t block, const Store& put) {
+void wide(const uint16_t* x, int64_t k, int64_t parts, const uint16_t* w, int64_t blocks,
+          int64_t rows, int64_t row, int64_t block, const Store& put) {
   const int64_t stride = k * 2, width = kColumns * 4;
   const uint16_t* next = w + (blocks > 1 ? k * kColumns : 0);
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  for (int64_t s = 0; s < k; s += kDepth) {
-    const uint16_t *p = w + s * kColumns, *q = next + s * kColumns;
-    fetch_ahead(p);
-    if (blocks > 1) fetch_ahead(q);
-    _tile_loadd(4, x + s, stride);
-    _tile_loadd(6, p, width);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, p + kColumns, width);
-    _tile_dpbf16ps(1, 4, 7);
+  alignas(64) float sums[kParts * kBlockSums];
+  for (int64_t part = 0; part < parts; part++) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t s = part * (k / parts); s < (part + 1) * (k / parts); s += kDepth) {
+      const uint16_t *p = w + s * kColumns, *q = next + s * kColumns;
+      fetch_ahead(p);
+      if (blocks > 1) fetch_ahead(q);
+      _tile_loadd(4, x + s, stride);
+      _tile_loadd(6, p, width);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, p + kColumns, width);
+      _tile_dpbf16ps(1, 4, 7);
+      if (blocks == 1) continue;
+      _tile_loadd(6, q, width);
+      _tile_dpbf16ps(2, 4, 6);
+      _tile_loadd(7, q + kColumns, width);
+      _tile_dpbf16ps(3, 4, 7);
+    }
+    float* out = sums + part * kBlockSums;
+    _tile_stored(0, out, width);
+    _tile_stored(1, out + kLanes, width);
     if (blocks == 1) continue;
-    _tile_loadd(6, q, width);
-    _tile_dpbf16ps(2, 4, 6);
-    _tile_loadd(7, q + kColumns, width);
-    _tile_dpbf16ps(3, 4, 7);
+    _tile_stored(2, out + kRows * kColumns, width);
+    _tile_stored(3, out + kRows * kColumns + kLanes, width);
   }
-  alignas(64) float sums[kRows * kColumns];
-  _tile_stored(0, sums, width);
-  _tile_stored(1, sums + kLanes, width);
-  put_rows(sums, rows, row, block, put);
-  if (blocks == 1) return;
-  _tile_stored(2, sums, width);
-  _tile_stored(3, sums + kLanes, width);
-  put_rows(sums, rows, row, block + 1, put);
+  put_rows(sums, parts, rows, row, block, put);
+  if (blocks > 1) put_rows(sums + kRows * kColumns, parts, rows, row, block + 1, put);
 }
 
-// x [rows, k] times w; k is a multiple of kDepth.
+// x [rows, k] times w; each part of k is a multiple of kDepth.
 template <class Store>
-void linear(const uint16_t* x, int64_t rows, int64_t k, const uint16_t* w, int64_t columns,
-            int threads, const Store& put) {
+void linear(const uint16_t* x, int64_t rows, int64_t k, int64_t parts, const uint16_t* w,
+            int64_t columns, int threads, const Store& put) {
   const int64_t blocks = (columns + kColumns - 1) / kColumns;
   for (int64_t first = 0; first < rows; first += kChunk) {
     const int64_t last = std::min(rows, first + kChunk), count = last - first;
     if (count <= kRows) {
       parallel((blocks + 1) / 2, threads, [&](int64_t g) {
         configure(count, 0, true);
-        wide(x + first * k, k, w + 2 * g * k * kColumns, std::min<int64_t>(2, blocks - 2 * g),
+        wide(x + first * k, k, parts, w + 2 * g * k * kColumns, std::min<int64_t>(2, blocks - 2 * g),
              count, first, 2 * g, put);
       });
       continue;
@@ -135,9 +154,9 @@ void linear(const uint16_t* x, int64_t rows, int64_t k, const uint16_t* w, int64
         const int64_t above = std::min(kRows, last - r), below = std::min(kRows, last - r - above);
         if (above != upper || below != lower) configure(upper = above, lower = below, below == 0);
         if (below)
-          tall(x + r * k, k, w + b * k * kColumns, above, below, r, b, r == first, put);
+          tall(x + r * k, k, parts, w + b * k * kColumns, above, below, r, b, r == first, put);
         else
-          wide(x + r * k, k, w + b * k * kColumns, 1, above, r, b, put);
+          wide(x + r * k, k, parts, w + b * k * kColumns, 1, above, r, b, put);
       }
     });
   }

@@ -13,13 +13,19 @@ namespace shunt {
 struct Shape {
   int64_t hidden, heads, kv_heads, head_dim, intermediate;  // padded to whole lanes
   int64_t hidden_numbers, head_numbers;                     // without the padding
+  int64_t parts;  // that sums over heads and over the feed-forward layer are in, of this rank
   float epsilon, scale;
-  const float* rope;  // [positions][cos of D / 2, sin of D / 2]
+  float score_cap;       // 0: none
+  float residual_scale;  // of what is added to the residual
+  bool gelu;             // of the gate; else SiLU
+  bool whole_norms;      // q_norm and k_norm are each of all heads together
 };
 
 template <class E>
 struct LayerOf {
-  const float *input_norm, *post_norm, *q_norm, *k_norm;  // q_norm and k_norm may be null
+  const float *input_norm, *mlp_norm, *attention_post_norm, *mlp_post_norm;  // may be null
+  const float *q_norm, *k_norm;                                              // likewise
+  const float* rope;  // [positions][cos of D / 2, sin of D / 2]
   const E *qkv, *output, *gate_up, *down;
   E *keys, *values;
   const float *qkv_bias, *output_bias, *gate_up_bias, *down_bias;  // may be null
@@ -33,12 +39,12 @@ struct Sequence {
 
 // One head's vector: optional RMSNorm, then rotation; in place, fp32.
 template <class T>
-void rotate(float* v, const float* norm, const Shape& s, int64_t position) {
+void rotate(float* v, const float* norm, const float* rope, const Shape& s, int64_t position) {
   const int64_t d = s.head_dim, half = d / 2;
-  if (norm) {
+  if (norm && !s.whole_norms) {
     normalize<Fp32>([&](int64_t i) { return load(v + i); }, norm, d, s.head_numbers, s.epsilon, v);
   }
-  const float *cosine = s.rope + position * d, *sine = cosine + half;
+  const float *cosine = rope + position * d, *sine = cosine + half;
   for (int64_t i = 0; i < half; i++) {
     const float a = v[i], b = v[half + i];
     v[i] = __builtin_fmaf(a, cosine[i], -(b * sine[i]));
@@ -61,7 +67,7 @@ void write_keys_and_values(const LayerOf<typename T::E>& layer, const Shape& s, 
       std::memset(values, 0, d * kBlock * sizeof(E));
     }
     float* k = qkv + (q.first + r) * stride + (s.heads + head) * d;
-    rotate<T>(k, layer.k_norm, s, position);
+    rotate<T>(k, layer.k_norm, layer.rope, s, position);
     for (int64_t i = 0; i < d; i += kLanes) T::narrow(narrow.data() + i, load(k + i));
     for (int64_t i = 0; i < d; i++)
       keys[(i / step * kBlock + lane) * step + i % step] = narrow[i];
@@ -206,9 +212,12 @@ void attend(const LayerOf<typename T::E>& layer, const Shape& s, const Sequence&
   }
   score_all<T>(vectors.data(), m_count, keys, table, page, blocks, d, scores.data(), length);
   float totals[kMost];
-  const F scale = splat(s.scale);
+  const F scale = splat(s.score_cap ? 1.0f : s.scale);
   for (int64_t m = 0; m < m_count; m++) {
     float* x = scores.data() + m * length;
+    if (s.score_cap)
+      for (int64_t i = 0; i < length; i += kLanes)
+        store(x + i, capped(load(x + i) * splat(s.scale), splat(s.score_cap)));
     const int64_t context = q.start + row + m / head_count + 1 - begin * kBlock;
     for (int64_t i = 0; i < context - window; i++) x[i] = -__builtin_inff();
     for (int64_t i = context; i < length; i++) x[i] = -__builtin_inff();

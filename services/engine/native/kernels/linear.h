@@ -1,7 +1,9 @@
 // Linears over packed weights, and RMSNorm.
 //
 // A weight [N, K] lies as [N / 32][K / S][32][S], S = 4 / sizeof(element); gate and up are
-// interleaved 16 by 16. Every output is one sum over K, step by step.
+// interleaved 16 by 16. Every output is a sum over K, step by step, in equal parts that are added in
+// pairs, (p0 + p1) + (p2 + p3): so a rank that has one part of two, or of four, or a pair of them,
+// has a sum that the others' are added to in the same order, whatever the number of ranks.
 
 #pragma once
 
@@ -26,27 +28,49 @@ struct StoreRaw {
   }
 };
 
+struct StoreLogits {
+  float* out;
+  int64_t stride;
+  float divisor, cap;  // no cap: 0
+  void operator()(int64_t row, int64_t block, F a, F b) const {
+    float* p = out + row * stride + block * kColumns;
+    if (divisor != 1.0f) a /= splat(divisor), b /= splat(divisor);
+    if (cap) a = capped(a, splat(cap)), b = capped(b, splat(cap));
+    store(p, a);
+    store(p + kLanes, b);
+  }
+};
+
+// A gate times what it lets through. SiLU is x / (1 + e^-x), and GELU, by tanh, x / (1 + e^-z) with
+// z = 2 sqrt(2 / pi) (x + 0.044715 x^3) (Hendrycks and Gimpel 2016).
 template <class T>
-struct StoreSwiGlu {
+struct StoreGated {
   typename T::E* out;
   int64_t stride;
   const float* bias;
+  bool gelu;
   void operator()(int64_t row, int64_t block, F gate, F up) const {
     if (bias) {
       gate += load(bias + block * kColumns);
       up += load(bias + block * kColumns + kLanes);
     }
-    F e = exponential(-select(gate < splat(-80.0f), splat(-80.0f), gate));
+    F z = gate;
+    if (gelu) z *= fma(gate * gate, splat(0.0713548162726f), splat(1.5957691216057308f));
+    F e = exponential(-select(z < splat(-80.0f), splat(-80.0f), z));
     T::narrow(out + row * stride + block * kLanes, gate / (e + 1.0f) * up);
   }
 };
 
-template <class T, int M, int B, class Store>
-void linear_tile(const typename T::E* x, int64_t k, const typename T::E* w, int64_t row,
-                 int64_t block, const Store& put) {
-  F acc[M][2 * B] = {};
-  const int64_t steps = k / T::kStep, stride = k * kColumns;
-  for (int64_t s = 0; s < steps; s++) {
+// Sums over a part of K, from step to step.
+template <class T, int M, int B>
+inline void sum_part(const typename T::E* x, int64_t k, const typename T::E* w, int64_t from,
+                     int64_t to, F (&acc)[M][2 * B]) {
+  const int64_t stride = k * kColumns;
+#pragma GCC unroll 16
+  for (int m = 0; m < M; m++)
+#pragma GCC unroll 8
+    for (int v = 0; v < 2 * B; v++) acc[m][v] = F{};
+  for (int64_t s = from; s < to; s++) {
     I weight[2 * B];
 #pragma GCC unroll 8
     for (int b = 0; b < B; b++) {
@@ -61,16 +85,37 @@ void linear_tile(const typename T::E* x, int64_t k, const typename T::E* w, int6
       for (int v = 0; v < 2 * B; v++) acc[m][v] = T::dot(acc[m][v], a, weight[v]);
     }
   }
+}
+
+template <class T, int M, int B, class Store>
+void linear_tile(const typename T::E* x, int64_t k, int64_t parts, const typename T::E* w,
+                 int64_t row, int64_t block, const Store& put) {
+  F acc[M][2 * B], held[kParts / 2][M][2 * B];  // held: of one part, of two, waiting for others
+  const int64_t steps = k / T::kStep / parts;
+  for (int64_t part = 0; part < parts; part++) {
+    sum_part<T, M, B>(x, k, w, part * steps, (part + 1) * steps, acc);
+    int64_t level = 0;
+    for (int64_t rest = part; rest & 1; rest >>= 1, level++)
+#pragma GCC unroll 16
+      for (int m = 0; m < M; m++)
+#pragma GCC unroll 8
+        for (int v = 0; v < 2 * B; v++) acc[m][v] = held[level][m][v] + acc[m][v];
+    if (part + 1 < parts)
+#pragma GCC unroll 16
+      for (int m = 0; m < M; m++)
+#pragma GCC unroll 8
+        for (int v = 0; v < 2 * B; v++) held[level][m][v] = acc[m][v];
+  }
   for (int m = 0; m < M; m++)
     for (int b = 0; b < B; b++) put(row + m, block + b, acc[m][2 * b], acc[m][2 * b + 1]);
 }
 
 // The tile of m rows, m known to the compiler.
 template <class T, int B, int M = kTile, class Store>
-void linear_rows(int64_t m, const typename T::E* x, int64_t k, const typename T::E* w, int64_t row,
-                 int64_t block, const Store& put) {
-  if (m == M) return linear_tile<T, M, B>(x, k, w, row, block, put);
-  if constexpr (M > 1) linear_rows<T, B, M - 1>(m, x, k, w, row, block, put);
+void linear_rows(int64_t m, const typename T::E* x, int64_t k, int64_t parts,
+                 const typename T::E* w, int64_t row, int64_t block, const Store& put) {
+  if (m == M) return linear_tile<T, M, B>(x, k, parts, w, row, block, put);
+  if constexpr (M > 1) linear_rows<T, B, M - 1>(m, x, k, parts, w, row, block, put);
 }
 
 // Sums over this many elements go through the matrix unit, where there is one.
@@ -83,13 +128,14 @@ constexpr bool on_tiles(int64_t depth) {
 #endif
 }
 
-// x [rows, k] times w, column block by column block; few rows read several blocks at once.
+// x [rows, k] times w, column block by column block; few rows read several blocks at once. K is
+// summed in parts.
 template <class T, class Store>
-void linear(const typename T::E* x, int64_t rows, int64_t k, const typename T::E* w,
-            int64_t columns, int threads, const Store& put) {
+void linear(const typename T::E* x, int64_t rows, int64_t k, int64_t parts,
+            const typename T::E* w, int64_t columns, int threads, const Store& put) {
 #if defined(__AMX_BF16__)
   if constexpr (std::is_same_v<T, Bf16>)
-    if (on_tiles<T>(k)) return amx::linear(x, rows, k, w, columns, threads, put);
+    if (on_tiles<T>(k / parts)) return amx::linear(x, rows, k, parts, w, columns, threads, put);
 #endif
   const int64_t blocks = (columns + kColumns - 1) / kColumns;
   const int64_t group = rows <= 2 ? 4 : rows <= 3 ? 2 : 1;
@@ -102,10 +148,10 @@ void linear(const typename T::E* x, int64_t rows, int64_t k, const typename T::E
         const int64_t m = std::min(height, first + chunk - r);
         int64_t b = g * group;
         const auto* weight = w + b * k * kColumns;
-        if (end - b == 4) return linear_rows<T, 4, 2>(m, x + r * k, k, weight, r, b, put);
-        if (end - b == 2) return linear_rows<T, 2, 3>(m, x + r * k, k, weight, r, b, put);
+        if (end - b == 4) return linear_rows<T, 4, 2>(m, x + r * k, k, parts, weight, r, b, put);
+        if (end - b == 2) return linear_rows<T, 2, 3>(m, x + r * k, k, parts, weight, r, b, put);
         for (; b < end; b++)
-          linear_rows<T, 1>(m, x + r * k, k, w + b * k * kColumns, r, b, put);
+          linear_rows<T, 1>(m, x + r * k, k, parts, w + b * k * kColumns, r, b, put);
       }
     });
   }

@@ -1,6 +1,7 @@
 // The layers of one stage, and the C functions that Python calls through ctypes.
 
 #include "attention.h"
+#include "ranks.h"
 
 namespace shunt {
 namespace {
@@ -11,21 +12,69 @@ template <class T>
 struct Stage {
   using E = typename T::E;
   Shape shape;
+  Ranks* ranks;  // null where the stage is whole
   std::vector<LayerOf<E>> layers;
 
-  // residual += update (both may be absent), then out = norm(residual)
-  void add_and_normalize(E* residual, const float* update, int64_t stride, const float* weight,
-                         E* out, int64_t rows, int threads) const {
-    const int64_t n = shape.hidden;
+  // residual += norm(update), unscaled and as it is unless the model says otherwise, then
+  // out = norm(residual); every part but the residual may be absent
+  void add_and_normalize(E* residual, float* update, int64_t stride, const float* update_norm,
+                         const float* weight, E* out, int64_t rows, int threads) const {
+    const int64_t n = shape.hidden, count = shape.hidden_numbers;
+    const F scale = splat(shape.residual_scale);
     parallel(rows, threads, [&](int64_t r) {
       E* x = residual + r * n;
+      float* added = update + r * stride;
+      if (update && update_norm)
+        normalize<Fp32>([&](int64_t i) { return load(added + i); }, update_norm, n, count,
+                        shape.epsilon, added);
       if (update)
         for (int64_t i = 0; i < n; i += kLanes)
-          T::narrow(x + i, T::widen(x + i) + load(update + r * stride + i));
-      if (weight)
-        normalize<T>([&](int64_t i) { return T::widen(x + i); }, weight, n,
-                     shape.hidden_numbers, shape.epsilon, out + r * n);
+          T::narrow(x + i, fma(load(added + i), scale, T::widen(x + i)));
+      if (out && weight)
+        normalize<T>([&](int64_t i) { return T::widen(x + i); }, weight, n, count, shape.epsilon,
+                     out + r * n);
+      else if (out)
+        std::memcpy(out + r * n, x, n * sizeof(E));
     });
+  }
+
+  // Queries and keys [rows, stride], each normed over all heads together.
+  void normalize_heads(const LayerOf<E>& layer, float* qkv, int64_t stride, int64_t rows,
+                       int threads) const {
+    parallel(rows, threads, [&](int64_t r) {
+      auto normed = [&](float* v, int64_t heads, const float* norm) {
+        normalize<Fp32>([&](int64_t i) { return load(v + i); }, norm, heads * shape.head_dim,
+                        heads * shape.head_numbers, shape.epsilon, v);
+      };
+      normed(qkv + r * stride, shape.heads, layer.q_norm);
+      normed(qkv + r * stride + shape.heads * shape.head_dim, shape.kv_heads, layer.k_norm);
+    });
+  }
+
+  // x [rows, k] times w: with those of the other ranks, where this one has a slice of K.
+  void sum_up(const E* x, int64_t rows, int64_t k, const E* w, const float* bias, float* out,
+              int threads) const {
+    const int64_t stride = padded(shape.hidden);
+    if (!ranks) {
+      linear<T>(x, rows, k, shape.parts, w, shape.hidden, threads, StoreRaw{out, stride, bias});
+      return;
+    }
+    const int64_t area = ranks->area_bytes / (int64_t)sizeof(float), most = area / stride;
+    for (int64_t first = 0; first < rows; first += most) {
+      const int64_t count = std::min(most, rows - first);
+      linear<T>(x + first * k, count, k, shape.parts, w, shape.hidden, threads,
+                StoreRaw{(float*)ranks->own(), stride, nullptr});
+      const float* sums = (const float*)ranks->meet();
+      parallel(count, threads, [&](int64_t r) {
+        for (int64_t i = 0; i < stride; i += kLanes) {
+          const float* p = sums + r * stride + i;
+          F sum = load(p) + load(p + area);
+          if (ranks->size == 4) sum += load(p + 2 * area) + load(p + 3 * area);
+          if (bias) sum += load(bias + i);
+          store(out + (first + r) * stride + i, sum);
+        }
+      });
+    }
   }
 
   void forward(E* residual, int64_t rows, const std::vector<Sequence>& sequences,
@@ -44,11 +93,14 @@ struct Stage {
     for (size_t i = 0; i < sequences.size(); i++)
       for (int64_t r = 0; r < sequences[i].count; r += tile_rows)
         tiles.push_back({(int64_t)i, r, std::min(tile_rows, sequences[i].count - r)});
-    const float* pending = nullptr;
+    float* pending = nullptr;
+    const float* pending_norm = nullptr;
     for (const auto& layer : layers) {
-      add_and_normalize(residual, pending, out_size, layer.input_norm, normed.data(), rows, threads);
-      linear<T>(normed.data(), rows, s.hidden, layer.qkv, qkv_size, threads,
+      add_and_normalize(residual, pending, out_size, pending_norm, layer.input_norm, normed.data(),
+                        rows, threads);
+      linear<T>(normed.data(), rows, s.hidden, 1, layer.qkv, qkv_size, threads,
                 StoreRaw{qkv.data(), qkv_size, layer.qkv_bias});
+      if (s.whole_norms) normalize_heads(layer, qkv.data(), qkv_size, rows, threads);
       parallel((int64_t)sequences.size() * s.kv_heads, threads, [&](int64_t i) {
         write_keys_and_values<T>(layer, s, sequences[i / s.kv_heads], qkv.data(), qkv_size,
                                  i % s.kv_heads);
@@ -58,7 +110,7 @@ struct Stage {
         for (int64_t r = 0; r < q.count; r++)
           for (int64_t h = 0; h < s.heads; h++) {
             float* v = qkv.data() + (q.first + r) * qkv_size + h * d;
-            rotate<T>(v, layer.q_norm, s, q.start + r);
+            rotate<T>(v, layer.q_norm, layer.rope, s, q.start + r);
             for (int64_t c = 0; c < d; c += kLanes)
               T::narrow(queries.data() + ((q.first + r) * s.heads + h) * d + c, load(v + c));
           }
@@ -70,26 +122,28 @@ struct Stage {
           attend<T>(layer, s, sequences[tile.sequence], queries.data(), mixed.data(), kv_head,
                     tile.row, tile.rows, kv_head * group + h, std::min(tile_heads, group - h));
       });
-      linear<T>(mixed.data(), rows, attention, layer.output, s.hidden, threads,
-                StoreRaw{update.data(), out_size, layer.output_bias});
-      add_and_normalize(residual, update.data(), out_size, layer.post_norm, normed.data(), rows,
-                        threads);
-      linear<T>(normed.data(), rows, s.hidden, layer.gate_up, 2 * s.intermediate, threads,
-                StoreSwiGlu<T>{activated.data(), s.intermediate, layer.gate_up_bias});
-      linear<T>(activated.data(), rows, s.intermediate, layer.down, s.hidden, threads,
-                StoreRaw{update.data(), out_size, layer.down_bias});
+      sum_up(mixed.data(), rows, attention, layer.output, layer.output_bias, update.data(),
+             threads);
+      add_and_normalize(residual, update.data(), out_size, layer.attention_post_norm,
+                        layer.mlp_norm, normed.data(), rows, threads);
+      linear<T>(normed.data(), rows, s.hidden, 1, layer.gate_up, 2 * s.intermediate, threads,
+                StoreGated<T>{activated.data(), s.intermediate, layer.gate_up_bias, s.gelu});
+      sum_up(activated.data(), rows, s.intermediate, layer.down, layer.down_bias, update.data(),
+             threads);
       pending = update.data();
+      pending_norm = layer.mlp_post_norm;
     }
-    add_and_normalize(residual, pending, out_size, nullptr, nullptr, rows, threads);
+    add_and_normalize(residual, pending, out_size, pending_norm, nullptr, nullptr, rows, threads);
   }
 
-  // logits [rows, padded(vocabulary)], fp32 as summed
+  // logits [rows, padded(vocabulary)], fp32
   void head(const E* hidden, int64_t rows, const float* norm, const E* weight, int64_t vocabulary,
-            float* logits, int threads) const {
+            float divisor, float cap, float* logits, int threads) const {
     std::vector<E> normed(rows * shape.hidden);
-    add_and_normalize(const_cast<E*>(hidden), nullptr, 0, norm, normed.data(), rows, threads);
-    linear<T>(normed.data(), rows, shape.hidden, weight, vocabulary, threads,
-              StoreRaw{logits, padded(vocabulary), nullptr});
+    add_and_normalize(const_cast<E*>(hidden), nullptr, 0, nullptr, norm, normed.data(), rows,
+                      threads);
+    linear<T>(normed.data(), rows, shape.hidden, 1, weight, vocabulary, threads,
+              StoreLogits{logits, padded(vocabulary), divisor, cap});
   }
 };
 
@@ -111,9 +165,10 @@ template <class T>
 void add_layer(shunt::Stage<T>& stage, void* const* p, int64_t window) {
   using E = typename T::E;
   stage.layers.push_back({(const float*)p[0], (const float*)p[1], (const float*)p[2],
-                          (const float*)p[3], (const E*)p[4], (const E*)p[5], (const E*)p[6],
-                          (const E*)p[7], (E*)p[8], (E*)p[9], (const float*)p[10],
-                          (const float*)p[11], (const float*)p[12], (const float*)p[13], window});
+                          (const float*)p[3], (const float*)p[4], (const float*)p[5],
+                          (const float*)p[6], (const E*)p[7], (const E*)p[8], (const E*)p[9],
+                          (const E*)p[10], (E*)p[11], (E*)p[12], (const float*)p[13],
+                          (const float*)p[14], (const float*)p[15], (const float*)p[16], window});
 }
 
 }  // namespace
@@ -121,18 +176,21 @@ void add_layer(shunt::Stage<T>& stage, void* const* p, int64_t window) {
 extern "C" {
 
 // shape: hidden, heads, kv_heads, head_dim, intermediate, padded to whole lanes; hidden and head_dim
-// without the padding
-void* shunt_stage_new(int bf16, const int64_t* shape, float epsilon, float scale,
-                      const float* rope) {
-  const shunt::Shape s{shape[0], shape[1], shape[2], shape[3],  shape[4],
-                       shape[5], shape[6], epsilon,  scale,     rope};
-  return new Handle{bf16 != 0, {s, {}}, {s, {}}};
+// without the padding; parts; whether the gate is GELU, and whether q_norm and k_norm are of all
+// heads. numbers: epsilon, scale and cap of scores, scale of what is added to the residual. ranks:
+// null, or of shunt_ranks_new: then shape and weights are those of this rank's slice.
+void* shunt_stage_new(int bf16, const int64_t* shape, const float* numbers, void* ranks) {
+  const shunt::Shape s{shape[0],   shape[1],   shape[2],   shape[3],      shape[4],
+                       shape[5],   shape[6],   shape[7],   numbers[0],    numbers[1],
+                       numbers[2], numbers[3], shape[8] != 0, shape[9] != 0};
+  auto* met = (shunt::Ranks*)ranks;
+  return new Handle{bf16 != 0, {s, met, {}}, {s, met, {}}};
 }
 
 void shunt_stage_free(void* handle) { delete (Handle*)handle; }
 
-// pointers: input_norm, post_norm, q_norm, k_norm, qkv, output, gate_up, down, keys, values, and the
-// biases of qkv, output, gate_up, down
+// pointers: input_norm, mlp_norm, attention_post_norm, mlp_post_norm, q_norm, k_norm, rope, qkv,
+// output, gate_up, down, keys, values, and the biases of qkv, output, gate_up, down
 void shunt_stage_add_layer(void* handle, void* const* pointers, int64_t window) {
   auto* h = (Handle*)handle;
   h->bf16 ? add_layer(h->narrow, pointers, window) : add_layer(h->wide, pointers, window);
@@ -151,14 +209,31 @@ void shunt_stage_forward(void* handle, void* hidden, int64_t rows, const int64_t
           : h->wide.forward((float*)hidden, rows, list, threads);
 }
 
-// logits: [rows, vocabulary rounded up to 32]
+// logits: [rows, vocabulary rounded up to 32], divided, then capped unless cap is 0
 void shunt_stage_head(void* handle, const void* hidden, int64_t rows, const float* norm,
-                      const void* weight, int64_t vocabulary, float* logits, int threads) {
+                      const void* weight, int64_t vocabulary, float divisor, float cap,
+                      float* logits, int threads) {
   auto* h = (Handle*)handle;
   h->bf16 ? h->narrow.head((const uint16_t*)hidden, rows, norm, (const uint16_t*)weight,
-                           vocabulary, logits, threads)
+                           vocabulary, divisor, cap, logits, threads)
           : h->wide.head((const float*)hidden, rows, norm, (const float*)weight, vocabulary,
-                         logits, threads);
+                         divisor, cap, logits, threads);
+}
+
+int64_t shunt_ranks_memory_bytes(int64_t size, int64_t area_bytes) {
+  return shunt::Ranks::memory_bytes(size, area_bytes);
+}
+
+// memory: zeros at first, shared by all ranks; area_bytes: a multiple of 64
+void* shunt_ranks_new(void* memory, int64_t rank, int64_t size, int64_t area_bytes) {
+  return new shunt::Ranks(memory, rank, size, area_bytes);
+}
+
+void shunt_ranks_free(void* ranks) { delete (shunt::Ranks*)ranks; }
+
+// mine: [rows, width] bytes; all: [rows][ranks][width]
+void shunt_ranks_gather(void* ranks, const void* mine, int64_t rows, int64_t width, void* all) {
+  shunt::gather(*(shunt::Ranks*)ranks, (const char*)mine, rows, width, (char*)all);
 }
 
 }  // extern "C"

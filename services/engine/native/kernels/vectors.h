@@ -22,6 +22,7 @@ constexpr int64_t kLanes = 16;
 constexpr int64_t kBlock = 16;    // positions in a KV block
 constexpr int64_t kColumns = 32;  // outputs in a column block of a packed weight
 constexpr int64_t kChunk = 96;    // rows that pass a weight before the next rows do
+constexpr int64_t kParts = 4;     // most parts of a sum: 1, 2 or 4
 #if defined(__AVX512F__)
 constexpr int64_t kTile = 12;     // most rows that share the load of a weight
 constexpr int64_t kQueries = 12;  // most (row, head) pairs that share the load of a key
@@ -86,6 +87,14 @@ inline F exponential(F x) {
   p = fma(p, r * r, r) + 1.0f;
   I exponent = (__builtin_convertvector(n, I) + 127) << 23;
   return select(x < splat(-87.0f), F{}, p * (F)exponent);
+}
+
+// cap * tanh(x / cap)
+inline F capped(F x, F cap) {
+  const F limit = splat(40.0f);
+  F y = x / cap;
+  y = select(y > limit, limit, select(y < -limit, -limit, y));
+  return cap - (cap + cap) / (exponential(y + y) + 1.0f);
 }
 
 // bfloat16: two elements to a step; a step multiplies pairs and adds both products.

@@ -75,8 +75,8 @@ def _upper(ground: SearchField, usage: Ints, bound: np.ndarray) -> float:
 
 
 def enumerate_members(ground: SearchField) -> list[Members]:
-    """Every multiset of options that the inventory allows."""
-    counts = ground.counts
+    """Every multiset of options that the inventory allows, and of one backend."""
+    counts, backends = ground.counts, ground.backends
     kinds = [option.kind for option in ground.options]
     longest = min(MAX_STAGES, ground.columns.tables.longest)
     if counts.sum() > MAX_STAGES:
@@ -87,7 +87,8 @@ def enumerate_members(ground: SearchField) -> list[Members]:
 
     def grow(group: Members, left: list[int], start: int) -> None:
         for o in range(start, len(kinds)):
-            if left[kinds[o]] and len(group) < longest:
+            alike = not group or backends[group[0]] == backends[o]
+            if alike and left[kinds[o]] and len(group) < longest:
                 more = (*group, o)
                 found.append(more)
                 if len(found) > MAX_MULTISETS:

@@ -34,7 +34,8 @@ class Groups:
         return min(mine, key=lambda o: float(options[o].cost.decode_layer_s(1.0)), default=None)
 
     def candidate(self, kinds: Sequence[int]) -> Candidate | None:
-        """The group's best pipeline; None when the model does not fit (early rejection)."""
+        """The group's best pipeline; None when the model does not fit (early rejection), or its
+        nodes have several backends."""
         key = tuple(sorted(kinds))
         if key not in self._known:
             self._known[key] = self._solve(key)
@@ -49,6 +50,8 @@ class Groups:
         if not kinds or len(kinds) > self.ground.columns.tables.longest:
             return None
         distinct = sorted(set(kinds))
+        if len({self.ground.stock.kinds[kind].backend for kind in distinct}) > 1:
+            return None
         choices = islice(product(*(self._options[kind] for kind in distinct)), MAX_CHOICES)
         rows = [sorted(choice[distinct.index(kind)] for kind in kinds) for choice in choices]
         if not rows:

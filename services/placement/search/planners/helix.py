@@ -38,6 +38,10 @@ class Site:
     cost: StageCost
     sizes: tuple[tuple[int, float], ...]
 
+    @property
+    def backend(self) -> str:
+        return self.node.kind.backend
+
 
 def plan(problem: Problem, budget: SearchBudget) -> Solution:
     """Chains of the best ranges found; FailedPrecondition beyond 24 nodes."""
@@ -119,14 +123,14 @@ def _solve(
         solver.addConstr(start[i] <= layers * (1 - entry[i][1]))
         solver.addConstr(end[i] >= layers * leave[i][1])
         for j in range(n):
-            if i != j:
+            if i != j and sites[i].backend == sites[j].backend:
                 flow, used = link[i, j] = _flow(solver, top)
                 solver.addConstr(start[j] - end[i] <= layers * (1 - used))
                 solver.addConstr(end[j] - end[i] >= 1 - (layers + 1) * (1 - used))
                 solver.addConstr(flow <= _link_rate(sites[i].cost, sites[j].cost))
     for i in range(n):
-        arriving = entry[i][0] + sum(link[j, i][0] for j in range(n) if j != i)
-        going = leave[i][0] + sum(link[i, j][0] for j in range(n) if j != i)
+        arriving = entry[i][0] + sum(link[j, i][0] for j in range(n) if (j, i) in link)
+        going = leave[i][0] + sum(link[i, j][0] for j in range(n) if (i, j) in link)
         solver.addConstr(arriving == going)
         carries = [rate * one for (_, rate), one in zip(sites[i].sizes, pick[i], strict=True)]
         solver.addConstr(arriving <= sum(carries))
@@ -161,8 +165,17 @@ def _link_rate(one: StageCost, other: StageCost) -> float:
 def _chains(
     problem: Problem, sites: list[Site], ranges: list[Range | None]
 ) -> list[PlacedPipeline]:
-    """Disjoint chains of nodes whose ranges follow each other, the fewest overlaps first."""
-    free = {i for i, one in enumerate(ranges) if one is not None}
+    """Disjoint chains of nodes of one backend whose ranges follow each other, the fewest overlaps
+    first."""
+    names = dict.fromkeys(site.backend for site in sites)
+    return [pipeline for name in names for pipeline in _chains_of(name, problem, sites, ranges)]
+
+
+def _chains_of(
+    backend: str, problem: Problem, sites: list[Site], ranges: list[Range | None]
+) -> list[PlacedPipeline]:
+    held = (i for i, one in enumerate(ranges) if one is not None)
+    free = {i for i in held if sites[i].backend == backend}
     pipelines: list[PlacedPipeline] = []
     while chain := _chain(ranges, free, problem.costs.model.layers):
         stages, at = [], 0

@@ -1,6 +1,7 @@
 """Layers in proportion to each node's speed, within its memory: the plain planner.
 
-Nodes are dealt to pipelines fastest first, each to the pipeline with the least speed so far.
+Nodes are dealt to pipelines fastest first, each to the pipeline with the least speed so far. Where
+they have several backends, each backend's nodes form pipelines of their own.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from services.placement.estimate.cluster import (
     NodeClass,
     PlacedPipeline,
     PlacedStage,
+    by_backend,
 )
 from services.placement.estimate.costs import StageCost
 from services.placement.estimate.estimator import capacities
@@ -29,7 +31,7 @@ def plan(problem: Problem, budget: SearchBudget) -> Solution:
     fits of ever a tenth fewer."""
     speeds = {kind: power(problem, kind) for kind in {node.kind for node in problem.nodes}}
     nodes = sorted(problem.nodes, key=lambda node: -speeds[node.kind])
-    most = min(len(nodes), int(_room_bytes(problem) // problem.costs.model.total_bytes))
+    most = sum(_most_pipelines(problem, group) for group in by_backend(nodes).values())
     count, complete = problem.pipeline_count or most, True
     while count:
         if pipelines := _pipelines(problem, nodes, speeds, count):
@@ -54,12 +56,33 @@ def _pipelines(
 ) -> tuple[PlacedPipeline, ...]:
     """So many pipelines, or none when they do not fit."""
     pipelines = []
-    for group in _deal(nodes, speeds, count):
-        pipeline = _split(problem, group, speeds)
-        if pipeline is None:
-            return ()
-        pipelines.append(pipeline)
+    for some, share in _shares(problem, nodes, speeds, count):
+        for group in _deal(some, speeds, share):
+            pipeline = _split(problem, group, speeds)
+            if pipeline is None:
+                return ()
+            pipelines.append(pipeline)
     return tuple(pipelines)
+
+
+def _shares(
+    problem: Problem, nodes: Sequence[CandidateNode], speeds: Speeds, count: int
+) -> list[tuple[list[CandidateNode], int]]:
+    """The nodes of each backend and how many of the pipelines they form: all of one backend's;
+    else one each where there are so many, the others in proportion to speed (D'Hondt), no more than
+    fit. None of a backend that has none, and nothing at all where so many do not fit."""
+    groups = list(by_backend(nodes).values())
+    if len(groups) == 1:
+        return [(groups[0], count)]
+    speed = [sum(speeds[node.kind] for node in group) for group in groups]
+    most = [_most_pipelines(problem, group) for group in groups]
+    shares = [0] * len(groups)
+    for _ in range(count):
+        open_ = [i for i in range(len(groups)) if shares[i] < most[i]]
+        if not open_:
+            return []
+        shares[max(open_, key=lambda i: (not shares[i], speed[i] / (shares[i] + 1)))] += 1
+    return [(group, share) for group, share in zip(groups, shares, strict=True) if share]
 
 
 def _runners_up(
@@ -91,9 +114,11 @@ def power(problem: Problem, kind: NodeClass) -> float:
     return 1.0 / float(_part(problem, kind).decode_layer_s(1.0))
 
 
-def _room_bytes(problem: Problem) -> float:
-    parts = (_part(problem, node.kind) for node in problem.nodes)
-    return sum(max(0.0, part.budget_bytes) * part.tp for part in parts)
+def _most_pipelines(problem: Problem, nodes: Sequence[CandidateNode]) -> int:
+    """More do not fit, for certain."""
+    parts = (_part(problem, node.kind) for node in nodes)
+    room_bytes = sum(max(0.0, part.budget_bytes) * part.tp for part in parts)
+    return min(len(nodes), int(room_bytes // problem.costs.model.total_bytes))
 
 
 def _deal(nodes: Sequence[CandidateNode], speeds: Speeds, count: int) -> list[list[CandidateNode]]:

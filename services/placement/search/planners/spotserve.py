@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from services.placement.estimate.cluster import CandidateNode, PlacedPipeline
+from services.placement.estimate.cluster import CandidateNode, PlacedPipeline, by_backend
 from services.placement.estimate.estimator import estimate_pipeline
 from services.placement.search.budget import SearchBudget
 from services.placement.search.planners.vllm import even_pipeline, rate_of, uniform_degrees
@@ -51,7 +51,13 @@ def _power(node: CandidateNode) -> float:
 def _even(
     problem: Problem, nodes: Sequence[CandidateNode], stages: int, tp: int
 ) -> tuple[PlacedPipeline, ...]:
-    made = [even_pipeline(problem, nodes[i : i + stages], tp) for i in range(0, len(nodes), stages)]
+    """None where a part of the nodes is over, among those of one backend."""
+    made = []
+    for group in by_backend(nodes).values():
+        if len(group) % stages:
+            return ()
+        parts = (group[i : i + stages] for i in range(0, len(group), stages))
+        made += [even_pipeline(problem, part, tp) for part in parts]
     return tuple(p for p in made if p) if all(made) else ()
 
 

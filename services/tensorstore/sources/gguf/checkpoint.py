@@ -14,6 +14,7 @@ from gguf.quants import dequantize
 
 from services.common.errors import InvalidArgument
 from services.model.check import check_model
+from services.model.config import parse_config
 from services.tensorstore.sources.checkpoint import SourceTensor
 from services.tensorstore.sources.gguf import config as gguf_config
 from services.tensorstore.sources.gguf import set as gguf_set
@@ -21,7 +22,6 @@ from services.tensorstore.sources.gguf import tensors as gguf_tensors
 from services.tensorstore.sources.gguf import tokenizer as gguf_tokenizer
 from services.tensorstore.sources.gguf.file import GgufTensor
 from services.tensorstore.sources.gguf.metadata import Metadata
-from services.tensorstore.sources.gguf.rope import ROPE_FREQS
 from services.tensorstore.sources.gguf.tensors import TOKEN_EMBEDDING, Expected
 from services.tensorstore.sources.source_file import open_file, read_exactly
 
@@ -49,14 +49,13 @@ class GgufCheckpoint:
         except BaseException:
             self.close()
             raise
-        self._names = {tensor.hf_name: name for name, tensor in self._expected.items()}
         self.tensors: Mapping[str, SourceTensor] = {
-            tensor.hf_name: SourceTensor(tensor.hf_name, "BF16", tensor.shape)
-            for tensor in self._expected.values()
+            name: SourceTensor(name, "BF16", tensor.shape)
+            for name, tensor in self._expected.items()
         }
 
     def _understood(self) -> dict[str, Expected]:
-        """Reads all metadata; answers the model's tensors by llama.cpp's names."""
+        """Reads all metadata; answers where the model's tensors are, by their names."""
         tensors, metadata = self._set.tensors, Metadata(self._set.metadata)
         family = gguf_config.family_of(metadata)
         for tensor in tensors.values():
@@ -64,31 +63,37 @@ class GgufCheckpoint:
         embedding = tensors.get(TOKEN_EMBEDDING)
         if embedding is None or len(embedding.shape) != 2:
             raise InvalidArgument(f"tensor {TOKEN_EMBEDDING} is missing", field="tensors")
-        factors = tensors.get(ROPE_FREQS) if family.rope_freqs else None
+        factors = {
+            name: self._values(tensors[name])
+            for name in gguf_tensors.rope_tensors(family)
+            if name in tensors
+        }
         config = gguf_config.config_of(
-            metadata,
-            family,
-            embedding.shape[0],
-            None if factors is None else self._values(factors),
+            metadata, family, embedding.shape[0], factors
         ) | gguf_tensors.flags_of(family, tensors)
         tokenizer = gguf_tokenizer.read(metadata, config["vocab_size"])
         metadata.refuse_rest()
         self.config, self.files = config | tokenizer.ids, tokenizer.files
-        model = check_model(self.config, self.files)
+        check_model(self.config, self.files)
+        model = parse_config(self.config)
         expected = gguf_tensors.expected(family, model, tensors)
-        for name, wanted in expected.items():
-            if tensors[name].shape != wanted.shape:
+        shapes: dict[str, tuple[int, ...]] = {}
+        for wanted in expected.values():
+            rows, *columns = wanted.shape
+            shapes[wanted.name] = (wanted.first_row + rows, *columns)
+        for name, shape in shapes.items():
+            if tensors[name].shape != shape:
                 raise InvalidArgument(
-                    f"tensor {name} of shape {list(tensors[name].shape)} must be"
-                    f" {list(wanted.shape)}",
+                    f"tensor {name} of shape {list(tensors[name].shape)} must be {list(shape)}",
                     field="shape",
                 )
         return expected
 
     def read_rows(self, name: str, first: int, last: int, into: memoryview) -> None:
-        source = self._set.tensors[self._names[name]]
+        wanted = self._expected[name]
+        source, heads = self._set.tensors[wanted.name], wanted.heads
+        first, last = first + wanted.first_row, last + wanted.first_row
         out = np.frombuffer(into, dtype=np.uint16).reshape(last - first, -1)
-        heads = self._expected[self._names[name]].heads
         head_rows = source.shape[0] // heads if heads else 0
         step = head_rows or max(1, _STEP_BYTES // (out.shape[1] * 4))
         row = first

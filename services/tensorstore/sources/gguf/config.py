@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
 
 from services.model.config import MAX_LAYERS
 from services.tensorstore.sources.gguf.metadata import Metadata, refuse
-from services.tensorstore.sources.gguf.rope import rope_parameters
+from services.tensorstore.sources.gguf.rope import ROPE_FREQS, phi3_rope, rope_parameters
+
+_NORMS = MappingProxyType(
+    {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"},
+)
 
 
 @dataclass(frozen=True)
@@ -24,8 +30,20 @@ class GgufArchitecture:
     """The config says whether attention has biases, and whether the feed-forward layer has."""
     rope_freqs: bool = False
     """The file may scale its rotary frequencies by a tensor."""
+    norms: Mapping[str, str] = field(default_factory=lambda: _NORMS)
+    """llama.cpp's names of a layer's norms."""
+    windows: Literal["none", "all", "told"] = "none"
+    """Which layers have the window of a file that tells one."""
+    scales: bool = False
+    """Its factors stand in the file."""
 
 
+_POST_NORMS = MappingProxyType(
+    {
+        "post_attention_layernorm": "post_attention_norm",
+        "post_feedforward_layernorm": "post_ffw_norm",
+    }
+)
 FAMILIES = {
     family.name: family
     for family in (
@@ -37,14 +55,32 @@ FAMILIES = {
             optional_bias=True,
             rope_freqs=True,
         ),
-        GgufArchitecture("qwen2", "Qwen2ForCausalLM", "qwen2"),
-        GgufArchitecture("qwen3", "Qwen3ForCausalLM", "qwen3"),
+        GgufArchitecture("qwen2", "Qwen2ForCausalLM", "qwen2", windows="told"),
+        GgufArchitecture("qwen3", "Qwen3ForCausalLM", "qwen3", windows="told"),
+        GgufArchitecture("phi3", "Phi3ForCausalLM", "phi3", windows="all"),
+        GgufArchitecture(
+            "granite",
+            "GraniteForCausalLM",
+            "granite",
+            permuted=True,
+            optional_bias=True,
+            scales=True,
+        ),
+        GgufArchitecture("olmo2", "Olmo2ForCausalLM", "olmo2", norms=_POST_NORMS),
+        GgufArchitecture("smollm3", "SmolLM3ForCausalLM", "smollm3", permuted=True),
     )
 }
 _MISTRAL = GgufArchitecture(
-    "llama", "MistralForCausalLM", "mistral", permuted=True, rope_freqs=True
+    "llama", "MistralForCausalLM", "mistral", permuted=True, rope_freqs=True, windows="all"
 )
 """Converters call it a Llama; it is one but for its window, and has no biases."""
+_SCALES = {
+    "attention.scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "logit_scale": "logits_scaling",
+    "residual_scale": "residual_multiplier",
+}
+"""A Granite's factors, and what its config calls them."""
 # What these may say without changing anything; llama.cpp's own defaults.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
@@ -83,17 +119,18 @@ def family_of(metadata: Metadata) -> GgufArchitecture:
 
 
 def config_of(
-    metadata: Metadata, family: GgufArchitecture, vocabulary: int, factors: Any | None
+    metadata: Metadata, family: GgufArchitecture, vocabulary: int, factors: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The config but for what tensors and tokenizer say. `vocabulary` counts the embedding's rows,
-    `factors` is the tensor of rotary factors, if there is one. Raises InvalidArgument."""
+    `factors` are the tensors of rotary factors that there are. Raises InvalidArgument."""
     name = family.name
     for key, values in _NEUTRAL.items():
-        metadata.neutral(f"{name}.{key}", values)
+        if not (family.scales and key in _SCALES):
+            metadata.neutral(f"{name}.{key}", values)
     heads = metadata.size(f"{name}.attention.head_count")
     hidden = metadata.size(f"{name}.embedding_length")
     context = metadata.size(f"{name}.context_length")
-    head_dim = _head_dim(metadata, name, hidden, heads)
+    head_dim = _head_dim(metadata, family, hidden, heads)
     if metadata.size(f"{name}.vocab_size", vocabulary) != vocabulary:
         raise refuse(f"{name}.vocab_size", f"the embedding has {vocabulary} rows")
     layers = metadata.size(f"{name}.block_count", limit=MAX_LAYERS)
@@ -110,10 +147,30 @@ def config_of(
         "vocab_size": vocabulary,
         "max_position_embeddings": context,
         "rms_norm_eps": metadata.number(f"{name}.attention.layer_norm_rms_epsilon"),
-        "rope_parameters": rope_parameters(metadata, name, head_dim, context, factors),
+        **_rope(metadata, family, head_dim, context, factors),
         "torch_dtype": "bfloat16",
         **_windows(metadata, family, layers),
+        **_scales(metadata, family),
     }
+
+
+def _rope(
+    metadata: Metadata,
+    family: GgufArchitecture,
+    head_dim: int,
+    context: int,
+    factors: Mapping[str, Any],
+) -> dict[str, Any]:
+    if family.model_type == "phi3":
+        return phi3_rope(metadata, head_dim, context, factors)
+    freqs = factors.get(ROPE_FREQS)
+    return {"rope_parameters": rope_parameters(metadata, family.name, head_dim, context, freqs)}
+
+
+def _scales(metadata: Metadata, family: GgufArchitecture) -> dict[str, Any]:
+    if not family.scales:
+        return {}
+    return {ours: metadata.number(f"{family.name}.{key}", 1.0) for key, ours in _SCALES.items()}
 
 
 def _window(metadata: Metadata, name: str) -> int:
@@ -135,10 +192,12 @@ def _windows(metadata: Metadata, family: GgufArchitecture, layers: int) -> dict[
         raise refuse(key, f"must be a list of {layers} truth values, one a layer")
     if not window:
         return {}
-    if family is _MISTRAL:
+    if family.windows == "all":
         if pattern is not None and not all(pattern):
-            raise refuse(key, "a Mistral's window is of all layers")
+            raise refuse(key, "its window is of all layers")
         return {"sliding_window": window}
+    if family.windows == "none":
+        raise refuse(f"{family.name}.attention.sliding_window", "this family has none")
     if pattern is None:
         raise refuse(
             f"{family.name}.attention.sliding_window", f"{key} does not say of which layers"
@@ -147,15 +206,19 @@ def _windows(metadata: Metadata, family: GgufArchitecture, layers: int) -> dict[
     return {"use_sliding_window": True, "sliding_window": window, "layer_types": kinds}
 
 
-def _head_dim(metadata: Metadata, name: str, hidden: int, heads: int) -> int:
-    """One size for queries, keys, values and the rotated part; nothing else is served."""
+def _head_dim(metadata: Metadata, family: GgufArchitecture, hidden: int, heads: int) -> int:
+    """One size for queries, keys and values, and for the rotated part but for a Phi-3's."""
+    name = family.name
     head_dim = metadata.size(f"{name}.attention.key_length", max(1, hidden // heads))
-    for key in ("attention.value_length", "rope.dimension_count"):
+    rotated = () if family.model_type == "phi3" else ("rope.dimension_count",)
+    for key in ("attention.value_length", *rotated):
         found = metadata.size(f"{name}.{key}", head_dim)
         if found != head_dim:
             raise refuse(f"{name}.{key}", f"is {found}, the key length {head_dim}")
     if head_dim % 2:
         raise refuse(f"{name}.attention.key_length", f"is {head_dim}, an odd number")
+    if family.scales:
+        return head_dim
     scale = metadata.take(f"{name}.attention.scale")
     if scale not in (None, 0.0) and not (
         type(scale) is float and math.isclose(scale, head_dim**-0.5, rel_tol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from services.common.errors import InvalidArgument
 from services.tensorstore.sources.gguf.metadata import Metadata, refuse
 
 ROPE_FREQS = "rope_freqs.weight"
+ROPE_SHORT, ROPE_LONG = "rope_factors_short.weight", "rope_factors_long.weight"
 # What llama.cpp's converter takes for Llama 3.1's where a config says no other; no published model
 # has others.
 _LOW, _HIGH, _ORIGINAL = 1.0, 4.0, 8192
@@ -31,6 +33,32 @@ def rope_parameters(
             raise refuse(f"{family}.rope.scaling.type", f"stands beside {ROPE_FREQS}")
         scaling = _llama3(factors, theta, head_dim)
     return {"rope_type": "default", **scaling, "rope_theta": theta}
+
+
+def phi3_rope(
+    metadata: Metadata, head_dim: int, context: int, factors: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a Phi-3's config says of its rope: a part of each head is rotated, and factors of each
+    frequency stand in two tensors. Raises InvalidArgument."""
+    rotated = metadata.size("phi3.rope.dimension_count", head_dim)
+    original = metadata.size("phi3.rope.scaling.original_context_length", context)
+    found = {
+        "rope_theta": metadata.number("phi3.rope.freq_base", 10000.0),
+        "original_max_position_embeddings": original,
+        "partial_rotary_factor": rotated / head_dim,
+    }
+    attention = "phi3.rope.scaling.attn_factor"
+    if not factors:
+        metadata.neutral(attention, (0.0, 1.0))
+        return found
+    scaling: dict[str, Any] = {"rope_type": "longrope"}
+    for ours, theirs in (("short_factor", ROPE_SHORT), ("long_factor", ROPE_LONG)):
+        if theirs not in factors:
+            raise InvalidArgument(f"tensor {theirs} is missing", field="tensors")
+        scaling[ours] = [float(str(factor)) for factor in factors[theirs]]
+    if attention in metadata:
+        scaling["attention_factor"] = metadata.number(attention)
+    return found | {"rope_scaling": scaling}
 
 
 def _scaling(metadata: Metadata, family: str, context: int) -> dict[str, Any]:

@@ -12,12 +12,18 @@ from hypothesis import given
 
 from services.common.errors import DataLoss
 from services.common.generation import (
+    AnswerParts,
+    CallForm,
     CancelReason,
     FinishReason,
     GenerationKind,
     GenerationRequest,
+    Grammar,
     ModelRef,
+    PriorityClass,
+    ResponseTerms,
     Sampling,
+    Thinking,
     TokenLogprob,
     TokenSpan,
 )
@@ -66,6 +72,7 @@ REQUEST = GenerationRequest(
     include_usage=True,
     numerics_class="exact",
     ask_digest="d",
+    cache_salt="s",
 )
 SPAN = TokenSpan(
     1,
@@ -73,26 +80,28 @@ SPAN = TokenSpan(
     (7, 8),
     (TokenLogprob(-0.5, ((7, -0.5), (9, -1.0))), TokenLogprob(-1.0, ((8, -1.0),))),
     FinishReason.LENGTH,
+    16,
 )
 SAMPLES: tuple[Record, ...] = (
     HeadBound("g", "i", "f", "p", REQUEST),
-    Granted("g", 2, "i", "f", "p", REQUEST, (SPAN,)),
+    Granted("g", 2, "i", "f", "p", REQUEST, (SPAN,), "exact"),
     IdsAppended("g", SPAN),
     Sealed("g", 2),
     Ended("g", 1, CancelReason.STOP, 3),
 )
 REQUEST_BYTES = (
-    "95010a0167120474696e791a026162220601ffffffff0f2802326809666666666666e63f1003190000000000"
+    "98010a0167120474696e791a026162220601ffffffff0f2802326809666666666666e63f1003190000000000"
     "00e83f21000000000000d03f29000000000000e03f31000000000000e0bf39000000000000f83f420205034a"
     "10000000000000f0bf9a9999999999b93f5002580760016a010970017a01028001ffffffffffffffffff013a"
-    "020a0a4002480150015a056578616374620164"
+    "020a0a4002480150015a0565786163746201646a0173"
 )
 SPAN_BYTES = (
-    "2b080110041a02070820022a08000000bf000080bf320202013a03070908420c000000bf000080bf000080bf"
+    "2d080110041a02070820022a08000000bf000080bf320202013a03070908420c000000bf000080bf000080bf4810"
 )
+GRANTED_BYTES = "08021201691a01662201702a" + REQUEST_BYTES + "32" + SPAN_BYTES
 STORED = (
     (1, "0a01691201661a017022" + REQUEST_BYTES),
-    (2, "08021201691a01662201702a" + REQUEST_BYTES + "32" + SPAN_BYTES),
+    (2, GRANTED_BYTES + "3a056578616374"),
     (3, "0a" + SPAN_BYTES),
     (4, "0802"),
     (5, "080110021803"),
@@ -116,7 +125,39 @@ def test_the_bytes_in_files_stay_what_they_are(record: Record, said: tuple[int, 
     assert stored(record) == (kind, body)
 
 
-@pytest.mark.parametrize("record", SAMPLES, ids=lambda record: type(record).__name__)
+def test_a_grant_of_a_file_that_knew_no_numerics_class_has_none() -> None:
+    (granted,) = records_from("g", 2, bytes.fromhex(GRANTED_BYTES))
+    assert granted == replace(SAMPLES[1], numerics_class="")
+
+
+def _later(record: Record) -> Record:
+    """With what files of the bytes above had not yet."""
+    if not isinstance(record, HeadBound | Granted):
+        return record
+    sampling = replace(
+        REQUEST.sampling,
+        grammar=Grammar("{}", "llguidance-1"),
+        allowed_token_ids=(3, 2**32 - 1),
+        given_ids=(1, 2),
+        echo=True,
+    )
+    parts = AnswerParts(CallForm.HERMES, ("look",), True, Thinking.BEGUN)
+    terms = ResponseTerms(store=True, background=True, details="{}")
+    request = replace(
+        REQUEST,
+        sampling=sampling,
+        tenant="acme",
+        priority=PriorityClass.TOLERANT,
+        tenant_weight=3,
+        response=terms,
+        parts=parts,
+    )
+    return replace(record, request=request)
+
+
+@pytest.mark.parametrize(
+    "record", [*map(_later, SAMPLES)], ids=lambda record: type(record).__name__
+)
 def test_no_field_of_a_record_is_left_out_of_the_file(record: Record) -> None:
     """Whatever a record or its request can say, in fields that are added too, is read back."""
     changed = list(_variants(record, type(record).__name__))

@@ -16,8 +16,8 @@ import pytest
 from services.common.errors import DataLoss
 from services.common.generation import TokenSpan
 from services.controller.core.ledger.records import IdsAppended
-from services.controller.journal import schema2, schema3
-from services.controller.journal.schema import EVENTS, INSERT, RECORDS, VERSION
+from services.controller.journal import schema2, schema3, schema4
+from services.controller.journal.schema import EVENTS, INSERT, KEPT, RECORDS, VERSION
 from services.controller.journal.sqlite import SqliteJournal
 from tests.unit.controller.journal import schema2_file
 
@@ -99,6 +99,7 @@ async def test_wherever_the_log_breaks_off_a_file_has_all_in_one_schema(tmp_path
         connection.execute("BEGIN")
         assert schema2.carry_over(connection, RECORDS, INSERT) == len(records)
         assert schema3.carry_over(connection, EVENTS) == 0
+        schema4.carry_over(connection, KEPT)
         connection.execute(f"PRAGMA user_version = {VERSION}")
         connection.execute("COMMIT")
         log, base = path.with_name("j-wal").read_bytes(), path.read_bytes()
@@ -125,13 +126,13 @@ async def test_rows_carried_over_lie_in_the_room_of_the_old_ones(tmp_path: Path)
     assert await _read(path) == records
 
 
-@pytest.mark.parametrize("version", [1, 5, 99])
+@pytest.mark.parametrize("version", [1, 6, 99])
 async def test_a_schema_that_is_not_known_is_told_by_file_and_nothing_is_changed(
     tmp_path: Path, version: int
 ) -> None:
     path = tmp_path / "j"
     schema2_file.make(path, script=f"{schema2_file.SCRIPT}PRAGMA user_version = {version};")
-    said = f"{path} has schema {version}, this program reads 2 to 4"
+    said = f"{path} has schema {version}, this program reads 2 to 5"
     with pytest.raises(DataLoss, match=said) as refused:
         SqliteJournal(path)
     assert "move j* away" in refused.value.message

@@ -3,79 +3,30 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import signal
 import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from services.common.errors import DataLoss, ResourceExhausted
 from services.common.generation import (
-    CancelReason,
-    FinishReason,
-    GenerationKind,
-    GenerationRequest,
-    ModelRef,
-    Sampling,
-    TokenLogprob,
     TokenSpan,
 )
 from services.controller.core.ledger.records import (
-    Ended,
-    Forgotten,
     Granted,
-    HeadBound,
     IdsAppended,
     Record,
     Sealed,
 )
-from services.controller.journal.journal import LoggedEvent, Recovered, Saved
-from services.controller.journal.rows import checksum
+from services.controller.journal.journal import Recovered
 from services.controller.journal.sqlite import SqliteJournal
+from tests.unit.controller.journal.samples import RECORDS, REQUEST
 
 FRAME_BYTES = 4096 + 24
-REQUEST = GenerationRequest(
-    "g",
-    ModelRef("tiny", "ab"),
-    (1, 2, 3),
-    Sampling(
-        max_tokens=7,
-        temperature=0.5,
-        top_k=3,
-        top_p=0.75,
-        min_p=0.25,
-        presence_penalty=0.5,
-        frequency_penalty=-0.5,
-        repetition_penalty=1.5,
-        logit_bias={5: -1.0},
-        top_logprobs=2,
-        min_tokens=1,
-        stop_token_ids=(9,),
-        ignore_eos=True,
-        eos_token_ids=(2,),
-        seed=2**63,
-    ),
-    choices=2,
-    stop_strings=("\n\n",),
-    kind=GenerationKind.COMPLETION,
-    created_unix_s=1,
-    include_usage=True,
-    numerics_class="exact",
-)
-SPAN = TokenSpan(1, 4, (7, 2**32 - 1), (TokenLogprob(-0.5, ((7, -0.5),)), TokenLogprob(-1.0)))
-RECORDS: tuple[Record, ...] = (
-    HeadBound("g", "i", "f", "p", REQUEST),
-    IdsAppended("g", SPAN),
-    Granted("g", 2, "i2", "f2", "p2", REQUEST, (TokenSpan(0, 0, (), (), FinishReason.STOP), SPAN)),
-    Sealed("g", 2),
-    Ended("g", 1, CancelReason.STOP, 3),
-    Ended("g", None, CancelReason.CLIENT, None),
-)
 
 SOURCE = """
 import asyncio, pathlib, sys
@@ -108,81 +59,8 @@ async def _recovered(path: Path) -> Recovered:
         return await journal.recover()
 
 
-def _write_until_killed(path: Path, kill_after: int) -> int:
-    """Kills a writing process in mid-write; returns the last number it got an answer for."""
-    acknowledged = -1
-    with subprocess.Popen(
-        [sys.executable, "-c", SOURCE, str(path)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            acknowledged = int(line)
-            if acknowledged == kill_after:
-                process.send_signal(signal.SIGKILL)
-    return acknowledged
-
-
 def _appended(number: int) -> IdsAppended:
     return IdsAppended("g", TokenSpan(0, number, (number,) * 200))
-
-
-async def test_every_record_comes_back_as_it_was(tmp_path: Path) -> None:
-    async with _open(tmp_path / "j") as journal:
-        await journal.write(RECORDS, fsync=True)
-    assert (await _recovered(tmp_path / "j")).records == RECORDS
-
-
-async def test_an_epoch_that_is_over_is_kept_as_one_record_a_choice(tmp_path: Path) -> None:
-    def part(choice: int, start: int, end: int, reason: FinishReason | None = None) -> IdsAppended:
-        ids = tuple(range(start, end))
-        return IdsAppended(
-            "g", TokenSpan(choice, start, ids, tuple(map(TokenLogprob, ids)), reason)
-        )
-
-    stop = FinishReason.STOP
-    grant = Granted("g", 2, "i2", "f2", "p2", REQUEST, (TokenSpan(0, 4, (4,)),))
-    written: list[Record] = [
-        RECORDS[0],
-        part(0, 0, 2),
-        part(1, 0, 1),
-        part(0, 2, 4),
-        grant,
-        part(0, 5, 6),
-        part(1, 1, 2, stop),
-        part(0, 6, 6, stop),
-        Sealed("g", 2),
-    ]
-    async with _open(tmp_path / "j") as journal:
-        await journal.write((HeadBound("other", "i", "f", "p", replace(REQUEST)),))
-        await journal.write((IdsAppended("other", TokenSpan(0, 0, (9,))),))
-        for record in written:
-            await journal.write((record,))
-        records = (await journal.recover()).records
-    assert [record for record in records if record.generation_id == "g"] == [
-        RECORDS[0],
-        part(0, 0, 4),
-        part(1, 0, 1),
-        grant,
-        part(0, 5, 6, stop),
-        part(1, 1, 2, stop),
-        Sealed("g", 2),
-    ]
-    assert IdsAppended("other", TokenSpan(0, 0, (9,))) in records
-
-
-@pytest.mark.parametrize("end", [Sealed("g", 1), Ended("g", None, CancelReason.CLIENT, None)])
-async def test_an_end_before_later_ids_is_kept_when_an_epoch_is_over(
-    tmp_path: Path, end: Record
-) -> None:
-    stop, behind = TokenSpan(0, 0, (1, 2), (), FinishReason.STOP), TokenSpan(0, 2, (3,))
-    async with _open(tmp_path / "j") as journal:
-        await journal.write((RECORDS[0], IdsAppended("g", stop), IdsAppended("g", behind), end))
-        records = (await journal.recover()).records
-    whole = TokenSpan(0, 0, (1, 2, 3), (), FinishReason.STOP)
-    assert records == (RECORDS[0], IdsAppended("g", whole), end)
 
 
 async def test_a_log_cut_while_epochs_end_still_holds_a_prefix(tmp_path: Path) -> None:
@@ -210,34 +88,6 @@ def _flat(records: Sequence[Record]) -> tuple[object, ...]:
     for record in records:
         flat += record.span.ids if isinstance(record, IdsAppended) else [type(record).__name__]
     return tuple(flat)
-
-
-async def test_a_forgotten_generation_leaves_nothing(tmp_path: Path) -> None:
-    async with _open(tmp_path / "j") as journal:
-        await journal.write((*RECORDS, Sealed("other", 1)))
-        await journal.write((Forgotten("g"),))
-        assert (await journal.recover()).records == (Sealed("other", 1),)
-
-
-async def test_the_newest_note_is_kept_and_a_deleted_one_is_not(tmp_path: Path) -> None:
-    async with _open(tmp_path / "j") as journal:
-        await journal.write((Saved("a", "1"), Saved("a", "2"), Saved("b", "3"), Saved("b", None)))
-        assert (await journal.recover()).saved == {"a": "2"}
-
-
-async def test_only_the_newest_events_are_kept(tmp_path: Path) -> None:
-    async with _open(tmp_path / "j", events_kept=3) as journal:
-        events = [LoggedEvent(n, 0.5, "k", "n", "p", "g", {"a": "b"}, n) for n in range(1, 6)]
-        await journal.write(events)
-        assert (await journal.recover()).events == tuple(events[2:])
-
-
-async def test_settled_waits_for_what_was_written_before(tmp_path: Path) -> None:
-    async with _open(tmp_path / "j") as journal:
-        await journal.settled()
-        written = journal.write(RECORDS)
-        await journal.settled()
-        assert written.done()
 
 
 async def test_any_end_of_the_log_file_recovers_to_a_prefix(tmp_path: Path) -> None:
@@ -280,18 +130,6 @@ async def test_flipped_bits_behind_a_commit_never_add_to_the_prefix(tmp_path: Pa
         copy.with_name(f"{copy.name}-wal").write_bytes(spoilt)
         records = list((await _recovered(copy)).records)
         assert records == written[: len(records)]
-
-
-@pytest.mark.parametrize("kill_after", [1, 23, 140])
-async def test_a_killed_process_lost_nothing_that_was_acknowledged(
-    tmp_path: Path, kill_after: int
-) -> None:
-    path = tmp_path / "j"
-    acknowledged = await asyncio.to_thread(_write_until_killed, path, kill_after)
-    records = (await _recovered(path)).records
-    starts = [record.span.start for record in records if isinstance(record, IdsAppended)]
-    assert starts == list(range(len(starts)))
-    assert len(starts) > acknowledged
 
 
 async def test_a_full_disk_is_an_explicit_error_and_leaves_a_prefix(tmp_path: Path) -> None:
@@ -348,30 +186,3 @@ async def test_a_journal_of_another_version_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(DataLoss, match=f"{tmp_path / 'j'} has schema 99"):
         SqliteJournal(tmp_path / "j")
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "UPDATE records SET kind = 9",
-        "UPDATE records SET body = x'ff'",
-        "UPDATE records SET body = x''",
-        "UPDATE records SET kind = 5, body = x'1009'",
-    ],
-)
-@pytest.mark.parametrize("with_checksum", [False, True])
-async def test_a_damaged_record_is_told(tmp_path: Path, damage: str, with_checksum: bool) -> None:
-    async with _open(tmp_path / "j") as journal:
-        await journal.write((RECORDS[0],))
-    connection = sqlite3.connect(tmp_path / "j")
-    connection.create_function("row_checksum", -1, checksum)
-    connection.execute(damage)
-    if with_checksum:
-        connection.execute(
-            "UPDATE records"
-            " SET checksum = row_checksum(number, written_s, generation_id, kind, body)"
-        )
-    connection.commit()
-    connection.close()
-    with pytest.raises(DataLoss):
-        await _recovered(tmp_path / "j")

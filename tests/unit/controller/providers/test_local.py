@@ -16,13 +16,13 @@ import pytest
 
 from services.common import mesh_token
 from services.common.errors import FailedPrecondition
-from services.common.nodes import NodeShape
+from services.common.nodes import NodeFacts, NodeShape
+from services.common.notices import NoticeKind
 from services.controller.core.cluster.market import (
     Capabilities,
     LaunchFailed,
     NodeGone,
     NodeNotice,
-    NoticeKind,
     Offer,
     OffersChanged,
 )
@@ -47,12 +47,13 @@ async def _provider(tmp_path: Path, command: tuple[str, ...] = SLEEPER) -> Async
     made: list[LocalProvider] = []
 
     def make(**more: object) -> LocalProvider:
+        runs: tuple[str, ...] = more.pop("command", command)  # type: ignore[assignment]
         made.append(
             LocalProvider(
                 offers=more.pop("offers", (OFFER,)),  # type: ignore[arg-type]
                 environment=lambda offer: {"SPEED": str(offer.shape.relative_speed)},
                 log_dir=tmp_path / "logs",
-                command=more.pop("command", command),  # type: ignore[arg-type]
+                command=lambda offer: runs,
                 **more,  # type: ignore[arg-type]
             )
         )
@@ -82,6 +83,10 @@ async def _refused(provider: LocalProvider, reason: str, offer: Offer = OFFER) -
 
 def _pid(handle: str) -> int:
     return int(handle.partition(":")[0])
+
+
+def _facts(node_id: str, pid: int) -> NodeFacts:
+    return NodeFacts(node_id, "incarnation", "127.0.0.1:1", pid, SHAPE)
 
 
 def _reap(handle: str) -> None:
@@ -212,9 +217,9 @@ async def test_a_node_whose_handle_was_never_journaled_is_recognised(tmp_path: P
         _await_environment(handle)
         await _forget_by_crash(before)
         after = make()
-        assert await after.recognise("n-2", _pid(handle)) == ""
-        assert await after.recognise("n-1", 4194305) == ""
-        assert await after.recognise("n-1", _pid(handle)) == handle
+        assert await after.recognise(_facts("n-2", _pid(handle))) == ""
+        assert await after.recognise(_facts("n-1", 4194305)) == ""
+        assert await after.recognise(_facts("n-1", _pid(handle))) == handle
         await after.terminate("n-1", 0)
         await _next(after)
         _reap(handle)
@@ -295,11 +300,22 @@ async def test_only_the_newest_log_files_are_kept(tmp_path: Path) -> None:
         assert len(list((tmp_path / "logs").iterdir())) == 3
 
 
+async def test_each_offer_has_a_command_of_its_own(tmp_path: Path) -> None:
+    async with _provider(tmp_path) as make:
+        other = replace(OFFER, offer_id="other", shape=replace(SHAPE, backend="vllm"))
+        provider = make(offers=(OFFER, other))
+        provider._command = lambda offer: (sys.executable, "-c", f"exit({offer.shape.backend!r})")
+        for number, offer in enumerate((OFFER, other)):
+            await provider.launch(f"n-{number}", offer)
+            gone = await _next(provider)
+            assert gone == NodeGone(f"n-{number}", f"exit status 1: {offer.shape.backend}")
+
+
 async def test_the_log_of_a_node_that_lives_is_kept_however_old(tmp_path: Path) -> None:
     async with _provider(tmp_path) as make:
         provider = make(log_files_kept=1)
         await provider.launch("n-1", OFFER)
-        provider._command = (sys.executable, "-c", "pass")
+        provider._command = lambda offer: (sys.executable, "-c", "pass")
         for number in range(2, 5):
             await provider.launch(f"n-{number}", OFFER)
             await _next(provider)
@@ -311,7 +327,7 @@ async def test_an_external_node_is_waited_for_and_never_ended() -> None:
     assert (provider.capabilities, provider.offers()) == (Capabilities(), ())
     assert await provider.launch("n-1", OFFER) == ""
     assert await provider.adopt("n-1", "")
-    assert await provider.recognise("n-1", 1) == ""
+    assert await provider.recognise(_facts("n-1", 1)) == ""
     assert provider.offer_of("n-1") == ""
     with pytest.raises(FailedPrecondition):
         await provider.terminate("n-1", 0)

@@ -134,13 +134,33 @@ offers:
   - {id: two, count: 1, price_per_hour: 1, relative_speed: 2}
 """,
     )
-    assert script.shapes([3.0, 2.0, 3.0]) == (
+    assert script.shapes([(3.0, "native"), (2.0, "native"), (3.0, "native")]) == (
         NodeShape(30, 3.0),
         NodeShape(77, 2.0),
         NodeShape(30, 3.0),
     )
     with pytest.raises(InvalidArgument, match=r"market\.yaml: no offer has the relative_speed 4 "):
-        script.shapes([3.0, 4.0])
+        script.shapes([(3.0, "native"), (4.0, "native")])
+
+
+def test_a_backend_is_launched_from_an_offer_of_it(tmp_path: Path) -> None:
+    text = """
+offers:
+  - {id: cheap, count: 1, price_per_hour: 1, relative_speed: 3}
+  - {id: other, count: 1, price_per_hour: 2, relative_speed: 3, backend: vllm}
+"""
+    script = read(tmp_path, text)
+    assert [offer.shape.backend for offer in script.offers] == ["native", "vllm"]
+    assert [s.backend for s in script.shapes([(3.0, "vllm"), (3.0, "native")])] == [
+        "vllm",
+        "native",
+    ]
+    unsaid = read_market(tmp_path / "market.yaml", memory_bytes=1, device_type="x", backend="vllm")
+    assert {offer.shape.backend for offer in unsaid.offers} == {"vllm"}
+    with pytest.raises(InvalidArgument, match="of relative_speed 3 has the backend native"):
+        unsaid.shapes([(3.0, "native")])
+    with pytest.raises(InvalidArgument, match=r"offers\.1\.backend: Input should be 'native' or"):
+        read(tmp_path, text.replace("backend: vllm", "backend: tgi"))
 
 
 def test_what_is_offered_at_most_counts_each_offer_at_its_best_time(tmp_path: Path) -> None:

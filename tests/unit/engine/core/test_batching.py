@@ -83,6 +83,42 @@ def test_a_step_that_stays_out_is_overdue() -> None:
     assert any(batching.overdue(0.2 * glance) for glance in range(1, 20))
 
 
+def goes_round(*, exact: bool) -> tuple[Batching, Due]:
+    """Behind the first step of a prompt that says the same again and again."""
+    facts = StageFacts(range(1), 1, 8, 1000, 100, "fp32", "exact", exact=exact)
+    lead = lead_of(
+        "f",
+        MODEL,
+        facts,
+        stages=1,
+        kv_blocks=8,
+        settings=SchedulerSettings(),
+        progress_s=1.0,
+        limit_bytes=16 << 20,
+    )
+    batching = Batching(Generations("i", HeadSettings()))
+    batching.form(lead, "c", 0.0)
+    asked = GenerationRequest("g", MODEL, (1, 2, 3) * 6, Sampling(20))
+    batching.generate(1, GenerateCall(asked, 1, "f"), 0.0)
+    return batching, batching.came_back(1, [Sampled(0, 0, 1)], 0.1)
+
+
+def test_what_is_guessed_right_is_told_in_one_frame_and_counted() -> None:
+    batching, due = goes_round(exact=True)
+    (step,) = due.steps
+    assert step.token_ids[:4] == (1, 2, 3, 1)
+    assert (step.decodes, step.drafted) == (1, len(step.token_ids) - 1)
+    back = batching.came_back(2, [Sampled(0, i, t) for i, t in enumerate((2, 3, 7), 1)], 0.2)
+    assert (back.readers, back.sampled, back.accepted) == ((1,), 3, 2)
+    assert back.steps[0].token_ids[0] == 7
+    assert back.steps[0].batch.steps[0].start == 18 + 3
+
+
+def test_what_is_not_exact_guesses_nothing() -> None:
+    _, due = goes_round(exact=False)
+    assert [(step.token_ids, step.drafted) for step in due.steps] == [((1,), 0)]
+
+
 def test_a_head_leads_with_what_its_stage_and_one_message_hold() -> None:
     facts = StageFacts(range(1), 1, 8, 1000, 100, "fp32", "exact", exact=True)
     settings = SchedulerSettings(token_budget=1 << 30)
@@ -109,3 +145,17 @@ def test_a_head_leads_with_what_its_stage_and_one_message_hold() -> None:
             progress_s=1.0,
             limit_bytes=1,
         )
+
+
+def test_a_sequence_waits_once_from_its_call_to_its_place() -> None:
+    batching = Batching(Generations("i", HeadSettings()))
+    settings = SchedulerSettings(max_sequences=1)
+    lead = Lead("f", Scheduler(settings, 64, 2), Bounds(MODEL, 1000, 512), Pace(1.0, 0.0))
+    batching.form(lead, "exact", 0.0)
+    assert batching.generate(1, call("first", max_tokens=1), 1.0).waited_s == (0.0,)
+    assert batching.generate(2, call("second"), 2.0).waited_s == ()
+    assert batching.generate(3, call("third"), 3.0).waited_s == ()
+    cancel = batching.generations.cancel("third", None, CancelReason.CLIENT, 4.0)
+    batching.act(cancel, 4.0)
+    assert batching.came_back(1, [Sampled(0, 0, 7)], 5.5).waited_s == (3.5,)
+    assert batching.came_back(2, [Sampled(0, 0, 7)], 6.0).waited_s == ()

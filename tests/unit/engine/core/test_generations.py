@@ -29,6 +29,7 @@ from services.common.generation import (
     FinishReason,
     GenerationRequest,
     ModelRef,
+    ResponseTerms,
     Sampling,
     TokenSpan,
 )
@@ -37,6 +38,7 @@ from services.engine.core.actions import (
     DropSequence,
     NewToken,
     SequenceKey,
+    SetUnread,
     StartSequence,
     StopSequence,
     Wake,
@@ -457,6 +459,28 @@ def test_what_nobody_reads_is_parked_and_then_forgotten(head: Generations) -> No
     assert not len(head._past)
 
 
+@pytest.mark.parametrize("resumable", [None, False, True])
+def test_what_runs_unread_keeps_its_place_and_the_journal_hears_that_nobody_reads_it(
+    resumable: bool | None,
+) -> None:
+    head = Generations("i1", HeadSettings(max_generations=1))
+    head.form("f1", "exact", 0.0)
+    request = replace(REQUEST, response=ResponseTerms(True, True, "{}"))
+    head.generate(1, call(request=request), 0.0)
+    answer(head)
+    if resumable is not None:
+        head.client_gone("g", 1, resumable, 1.0)
+    actions = head.detach(1, 1.0) + head.tick(2.0) + head.tick(1000.0)
+    assert not kinds(actions, SetUnread) + kinds(actions, StopSequence)
+    (told,) = head.take_checkpoints(2, 1000.0)
+    assert told.unread
+    with pytest.raises(ResourceExhausted):
+        head.generate(2, call(request=replace(REQUEST, generation_id="h")), 1000.0)
+    step(head, 7)
+    head.generate(3, call(request=request), 1001.0)
+    assert frames(head, 3, 1001.0)[-1] == Tokens((TokenSpan(0, 0, (7,)),), 1)
+
+
 def test_cancels_and_finished_generations_are_forgotten_in_time(head: Generations) -> None:
     head.generate(1, call(), 0.0)
     step(head, 2)
@@ -503,3 +527,17 @@ def test_steps_and_stops_of_unknown_sequences_mean_nothing(head: Generations) ->
     assert head.sequence_stopped(other, 0.0) == []
     head.sequence_phase(other, Phase.DECODE)
     assert head.next_frame(99, 0.0) is None
+
+
+def test_a_choice_that_is_stuck_ends_behind_its_ids_and_the_journal_is_told(
+    head: Generations,
+) -> None:
+    head.generate(1, call(), 0.0)
+    step(head, 7, 8)
+    actions = head.stepped(3, [NewToken(KEY, 2, 0, stuck=True)], 0.0)
+    assert StopSequence(KEY) in actions
+    (checkpoint,) = head.take_checkpoints(1, 0.0)
+    assert checkpoint.spans == (TokenSpan(0, 0, (7, 8), finish_reason=FinishReason.GRAMMAR),)
+    told = [frame for frame in frames(head, 1) if isinstance(frame, Tokens)]
+    assert told[-1].spans[-1].finish_reason is FinishReason.GRAMMAR
+    assert head.stepped(4, [NewToken(KEY, 2, 9)], 0.0) == []

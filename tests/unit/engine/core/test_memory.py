@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.errors import FailedPrecondition
 from services.common.generation import LayerRange, ModelRef
+from services.common.nodes import StageSpec
 from services.engine.core.memory import InUse, Memory, StageSize, total_bytes
 
 MODEL = ModelRef("m", "d")
@@ -15,12 +18,19 @@ MODEL = ModelRef("m", "d")
 
 def stage(start: int, end: int, layer_bytes: int = 100, model: ModelRef = MODEL) -> StageSize:
     sizes = dict.fromkeys(range(start, end), layer_bytes)
-    return StageSize(model, LayerRange(start, end), sizes, 2 * (end - start))
+    return StageSize(model, StageSpec(LayerRange(start, end)), sizes, 2 * (end - start))
 
 
 def test_what_stages_share_is_counted_once() -> None:
     assert total_bytes([stage(0, 4), stage(2, 6)]) == 600
     assert total_bytes([stage(0, 4), stage(0, 4, model=ModelRef("m", "other"))]) == 800
+
+
+def test_what_stages_do_not_share_is_counted_for_each() -> None:
+    first, second = (replace(each, shared=False) for each in (stage(0, 4), stage(2, 6)))
+    assert total_bytes([first, second, first]) == 800
+    assert Memory(830, 10).fitting([first, second], None) == (True, True)
+    assert Memory(800, 10).fitting([first, second], None) == (True, False)
 
 
 def test_a_stage_beyond_all_memory_is_refused_by_how_much() -> None:

@@ -2,153 +2,37 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from dataclasses import dataclass, field
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from services.common.exchange import Phase
-from services.common.generation import GenerationRequest, ModelRef, Sampling
-from services.engine.backend import BLOCK_SIZE, Sampled
-from services.engine.core.actions import NewToken, SequenceKey
-from services.engine.core.scheduler import Scheduler, SchedulerSettings, Step
-
-MODEL = ModelRef("tiny", "d")
-
-
-def request(name: str, prompt: int, max_tokens: int) -> GenerationRequest:
-    return GenerationRequest(name, MODEL, tuple(range(prompt)), Sampling(max_tokens))
-
-
-def key(name: str) -> SequenceKey:
-    return SequenceKey(name, 1, 0)
-
-
-def token_after(tokens: list[int]) -> int:
-    return hash(tuple(tokens)) % 997
-
-
-@dataclass
-class Stages:
-    """A model of what every stage holds: slots, and the ids whose KV each block has."""
-
-    slots: dict[int, list[int]] = field(default_factory=dict)
-    prompts: dict[int, int] = field(default_factory=dict)
-    cache: dict[int, dict[int, int]] = field(default_factory=dict)
-
-    def run(self, step: Step) -> list[Sampled]:
-        batch, rows, sampled = step.batch, deque(step.token_ids), []
-        for slot in batch.closes:
-            del self.slots[slot]
-        for opened in batch.opens:
-            assert opened.slot not in self.slots
-            self.slots[opened.slot] = [*opened.prompt_ids, *opened.output_ids]
-            self.prompts[opened.slot] = len(opened.prompt_ids)
-        assert len({s.slot for s in batch.steps}) == len(batch.steps)
-        written: set[tuple[int, int]] = set()
-        for s in batch.steps:
-            tokens = self.slots[s.slot]
-            assert len(set(s.block_table)) == len(s.block_table)
-            assert len(s.block_table) * BLOCK_SIZE >= s.start + s.count
-            for position in range(s.start, s.start + s.count):
-                token = rows.popleft()
-                assert token == tokens[position]
-                place = (s.block_table[position // BLOCK_SIZE], position % BLOCK_SIZE)
-                assert place not in written
-                written.add(place)
-                self.cache.setdefault(place[0], {})[place[1]] = token
-            context = [
-                self.cache[s.block_table[p // BLOCK_SIZE]][p % BLOCK_SIZE]
-                for p in range(s.start + s.count)
-            ]
-            assert context == tokens[: s.start + s.count], "a block was overwritten by another"
-            if s.sample:
-                position = len(tokens) - self.prompts[s.slot]
-                tokens.append(token_after(tokens))
-                sampled.append(Sampled(s.slot, position, tokens[-1]))
-        assert not rows
-        return sampled
-
-
-class Driver:
-    """Runs a scheduler against model stages and ends sequences at max_tokens, as a head does."""
-
-    def __init__(self, config: SchedulerSettings, blocks: int, max_in_flight: int) -> None:
-        self.scheduler = Scheduler(config, blocks, max_in_flight)
-        self.stages, self.flights = Stages(), deque[tuple[Step, list[Sampled]]]()
-        self.outputs: dict[str, list[int]] = {}
-        self.wanted: dict[str, int] = {}
-        self.stopped: set[str] = set()
-        self.steps: list[Step] = []
-
-    def start(self, name: str, prompt: int, max_tokens: int, held: int = 0) -> None:
-        tokens = list(range(prompt))
-        for _ in range(held):
-            tokens.append(token_after(tokens))
-        self.outputs[name], self.wanted[name] = tokens[prompt:], max_tokens
-        self.scheduler.start(key(name), request(name, prompt, max_tokens), tokens[prompt:])
-
-    def depart(self) -> Step | None:
-        step = self.scheduler.next_step()
-        if step is not None:
-            self.steps.append(step)
-            awaited = {
-                k
-                for flown, _ in self.flights
-                for k, s in zip(flown.keys, flown.batch.steps, strict=True)
-                if s.sample
-            }
-            assert awaited.isdisjoint(step.keys)
-            self.flights.append((step, self.stages.run(step)))
-        return step
-
-    def arrive(self) -> None:
-        step, sampled = self.flights.popleft()
-        result = self.scheduler.complete(step.number, sampled)
-        for token in result.tokens:
-            self.take(token)
-        self.stopped |= {k.generation_id for k in result.stopped}
-
-    def take(self, token: NewToken) -> None:
-        name = token.key.generation_id
-        output = self.outputs[name]
-        assert token.position == len(output)
-        output.append(token.token_id)
-        if len(output) == self.wanted[name] and self.scheduler.stop(token.key):
-            self.stopped.add(name)
-
-    def finish(self) -> None:
-        for _ in range(10_000):
-            while self.depart():
-                pass
-            if not self.flights:
-                return
-            self.arrive()
-        raise AssertionError("the scheduler never comes to rest")
-
-
-def expected(prompt: int, count: int) -> list[int]:
-    tokens = list(range(prompt))
-    for _ in range(count):
-        tokens.append(token_after(tokens))
-    return tokens[prompt:]
+from services.common.generation import PriorityClass
+from services.engine.backend import Sampled
+from services.engine.core.actions import NewToken
+from services.engine.core.scheduler import Scheduler, SchedulerSettings
+from tests.driven_scheduler import Driver, expected, key, request
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 2**32))
+@example(9403)  # the one whose turn it is gives its place up, and nobody else is in flight
 def test_any_order_of_events_gives_every_sequence_its_own_tokens(seed: int) -> None:
     chance = random.Random(seed)
     max_sequences = chance.randint(1, 6)
     budget = max_sequences + chance.randint(1, 20)
     config = SchedulerSettings(budget, max_sequences, chance.randint(0, 3), chance.randint(1, 30))
-    driver = Driver(config, chance.randint(6, 12), chance.randint(1, 3))
+    repeats = chance.random() < 0.7
+    driver = Driver(config, chance.randint(6, 12), chance.randint(1, 3), repeats)
     shapes = [(chance.randint(1, 40), chance.randint(1, 50)) for _ in range(chance.randint(2, 12))]
-    waiting = deque(enumerate(shapes))
+    waiting, tenants = deque(enumerate(shapes)), "abc"[: chance.randint(1, 3)]
     while waiting:
         event = chance.randint(0, 9)
         if event == 0:
             index, (prompt, count) = waiting.popleft()
-            driver.start(str(index), prompt, count, chance.randint(0, count - 1))
+            held, tenant = chance.randint(0, count - 1), chance.choice(tenants)
+            priority, weight = chance.choice(list(PriorityClass)), chance.randint(1, 3)
+            driver.start(str(index), prompt, count, held, tenant, priority, weight)
         elif event == 9:
             driver.scheduler.set_unread(key(str(chance.randint(0, 11))), chance.random() < 0.6)
         elif event < 4 and driver.flights:
@@ -157,7 +41,7 @@ def test_any_order_of_events_gives_every_sequence_its_own_tokens(seed: int) -> N
             driver.depart()
     driver.finish()
     for index, (prompt, count) in enumerate(shapes):
-        assert driver.outputs[str(index)] == expected(prompt, count)
+        assert driver.outputs[str(index)] == expected(prompt, count, repeats)
     assert driver.stopped == {str(i) for i in range(len(shapes))}
     assert driver.scheduler.used_blocks == 0
     assert driver.scheduler.running == driver.scheduler.queued == driver.scheduler.in_flight == 0
@@ -169,7 +53,7 @@ def test_any_order_of_events_gives_every_sequence_its_own_tokens(seed: int) -> N
 def test_stopped_and_dropped_sequences_leave_nothing_behind(seed: int) -> None:
     chance = random.Random(seed)
     config = SchedulerSettings(16, 4, chance.randint(1, 3), chance.randint(1, 60))
-    driver = Driver(config, 12, chance.randint(1, 2))
+    driver = Driver(config, 12, chance.randint(1, 2), repeats=True)
     for index in range(8):
         driver.start(str(index), 10 + index, 30)
     gone: dict[str, int] = {}
@@ -187,7 +71,7 @@ def test_stopped_and_dropped_sequences_leave_nothing_behind(seed: int) -> None:
     driver.finish()
     for index in range(8):
         output = driver.outputs[str(index)]
-        assert output == expected(10 + index, 30)[: len(output)]
+        assert output == expected(10 + index, 30, repeats=True)[: len(output)]
     assert all(len(driver.outputs[name]) == length for name, length in gone.items())
     assert driver.scheduler.used_blocks == 0
     assert driver.scheduler.queued == driver.scheduler.running == 0
@@ -302,7 +186,7 @@ def test_a_prompt_gives_way_to_an_older_sequence() -> None:
 
 
 def test_a_sequence_in_flight_is_never_preempted() -> None:
-    driver = Driver(SchedulerSettings(64, 4, 1, 1000), 4, 2)
+    driver = Driver(SchedulerSettings(64, 4, 1, 1000, share_prefixes=False), 4, 2)
     driver.start("old", 15, 30)
     driver.depart()
     driver.start("young", 15, 30)
@@ -384,7 +268,7 @@ def test_what_is_read_takes_the_place_of_what_is_not_in_the_very_next_step() -> 
 
 
 def test_a_read_prompt_does_not_wait_for_blocks_that_unread_sequences_hold() -> None:
-    driver = Driver(SchedulerSettings(256, 8, 8, 1000), 8, 1)
+    driver = Driver(SchedulerSettings(256, 8, 8, 1000, share_prefixes=False), 8, 1)
     unread_flood(driver, 3, prompt=30)
     assert driver.scheduler.used_blocks >= 6
     driver.start("read", 60, 2)
@@ -443,3 +327,92 @@ def test_a_sequence_that_is_read_again_has_its_turn_back() -> None:
     driver.finish()
     order = list(dict.fromkeys(k.generation_id for step in driver.steps for k in step.keys))
     assert order == ["a", "b", "c"]
+
+
+def asked_rows(driver: Driver) -> list[int]:
+    return [len(step.token_ids) for step in driver.steps[1:]]
+
+
+def test_a_text_that_repeats_itself_takes_fewer_steps_and_is_the_same() -> None:
+    alone = Driver(SchedulerSettings(max_drafts=0), 64, 1, repeats=True)
+    drafting = Driver(SchedulerSettings(), 64, 1, repeats=True)
+    for driver in (alone, drafting):
+        driver.start("a", 4, 300)
+        driver.finish()
+    assert drafting.outputs == alone.outputs == {"a": expected(4, 300, repeats=True)}
+    assert len(alone.steps) == 300
+    assert len(drafting.steps) == 300 - drafting.accepted < 150
+    assert sum(step.drafted for step in drafting.steps) > drafting.accepted > 150
+    assert asked_rows(alone) == [1] * 299
+    assert max(asked_rows(drafting)) == 9
+    assert drafting.scheduler.used_blocks == 0
+
+
+def test_nothing_is_drafted_beside_a_prompt() -> None:
+    driver = Driver(SchedulerSettings(16, 4, 8, 1000), 64, 1, repeats=True)
+    driver.start("a", 4, 200)
+    while driver.accepted < 20:
+        driver.depart()
+        driver.arrive()
+    driver.start("long", 60, 2)
+    for _ in range(4):
+        step = driver.depart()
+        assert step is not None
+        assert (step.decodes, step.drafted) == (1, 0)
+        driver.arrive()
+    driver.finish()
+    assert driver.outputs["a"] == expected(4, 200, repeats=True)
+
+
+def test_drafts_take_no_block_that_another_needs_soon() -> None:
+    """The same preemptions as without: a draft has what is free, and spares one for each."""
+    preempted = []
+    for drafts in (0, 8):
+        driver = Driver(SchedulerSettings(64, 4, 8, 1000, drafts, False), 5, 1, repeats=True)
+        driver.start("old", 15, 40)
+        driver.start("young", 15, 40)
+        driver.finish()
+        preempted.append(driver.scheduler.preemptions)
+        assert driver.outputs["old"] == driver.outputs["young"] == expected(15, 40, repeats=True)
+        assert (driver.accepted > 0) is (drafts > 0)
+    assert preempted == [0, 0] or preempted[1] <= preempted[0]
+
+
+def test_no_more_rows_are_asked_for_tokens_than_logits_are_held() -> None:
+    settings = SchedulerSettings(256, 4, 1000, 1000, 8)
+    driver = Driver(settings, 256, 1, repeats=True)
+    for index in range(4):
+        driver.start(str(index), 4, 200)
+    driver.finish()
+    assert max(asked_rows(driver)) == settings.max_asked == 9
+    assert all(driver.outputs[str(i)] == expected(4, 200, repeats=True) for i in range(4))
+
+
+def test_tokens_of_drafts_in_flight_are_told_when_their_sequence_stops() -> None:
+    driver = Driver(SchedulerSettings(), 8, 1, repeats=True)
+    driver.start("a", 4, 200)
+    while driver.accepted < 20:
+        driver.depart()
+        driver.arrive()
+    while (step := driver.depart()) is None or not step.drafted:
+        driver.arrive()
+    before, accepted = len(driver.outputs["a"]), driver.accepted
+    assert not driver.scheduler.stop(key("a"))
+    driver.arrive()
+    assert len(driver.outputs["a"]) == before + 1 + driver.accepted - accepted
+    assert driver.outputs["a"] == expected(4, 200, repeats=True)[: len(driver.outputs["a"])]
+    assert driver.stopped == {"a"}
+    assert driver.scheduler.used_blocks == 0
+
+
+def test_a_sequence_that_is_stuck_takes_nothing_and_waits_to_be_stopped():
+    scheduler = Scheduler(SchedulerSettings(), 64, 1)
+    scheduler.start(key("a"), request("a", 3, 9), ())
+    step = scheduler.next_step()
+    assert step is not None
+    stuck = Sampled(step.batch.steps[0].slot, 0, 0, stuck=True)
+    result = scheduler.complete(step.number, [stuck])
+    assert result.tokens == (NewToken(key("a"), 0, 0, stuck=True),)
+    assert scheduler.stop(key("a"))
+    following = scheduler.next_step()
+    assert following is None or not following.batch.steps

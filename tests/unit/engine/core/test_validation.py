@@ -26,10 +26,10 @@ def test_what_just_fits_is_taken() -> None:
         ({"prompt_ids": (100,)}, "prompt_ids"),
         ({"prompt_ids": (-1,)}, "prompt_ids"),
         ({"sampling": Sampling(5)}, "max_tokens"),
-        ({"sampling": Sampling(4, top_logprobs=21)}, "top_logprobs"),
         ({"sampling": Sampling(4, logit_bias={100: 1.0})}, "logit_bias"),
         ({"sampling": Sampling(4, stop_token_ids=(100,))}, "stop_token_ids"),
         ({"sampling": Sampling(4, eos_token_ids=(100,))}, "eos_token_ids"),
+        ({"sampling": Sampling(4, allowed_token_ids=(100,))}, "allowed_token_ids"),
     ],
 )
 def test_what_can_never_run_names_its_field(change: dict[str, object], field: str) -> None:
@@ -39,6 +39,7 @@ def test_what_can_never_run_names_its_field(change: dict[str, object], field: st
 
 
 @pytest.mark.parametrize("ids", [(100,), (1, 1, 1, 1, 1)])
+@pytest.mark.group(35)
 def test_held_ids_are_checked_too(ids: tuple[int, ...]) -> None:
     with pytest.raises(InvalidArgument) as refused:
         BOUNDS.check(replace(CALL, held=(TokenSpan(0, 0, ids),)))

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from services.engine.native import cuda_layers
-from services.engine.native.arithmetic import Span
 from services.engine.native.cuda_layers import CudaLayers
 from services.engine.native.products import SIZES, Product
 from services.engine.native.torch_layers import TorchHead, TorchLayer, TorchPacking
-from services.engine.native.weights import layer_weights
-from services.model.tensors import FINAL_NORM, LM_HEAD
+from services.engine.native.weights import final_norm, layer_weights
+from services.engine.stage.spans import Span
+from services.model.tensors import LM_HEAD
 from tests.configs import LLAMA, QWEN3
 
 CPU = torch.device("cpu")
@@ -31,6 +31,17 @@ VARIANTS = {
         "max_window_layers": 2,
     },
     "odd sizes": {"hidden_size": 90, "intermediate_size": 133, "head_dim": 30},
+    "factors": {
+        **{"model_type": "granite", "attention_multiplier": 0.2, "residual_multiplier": 0.22},
+        **{"embedding_multiplier": 12.0, "logits_scaling": 8.0},
+    },
+    "heads rotated in part": {"model_type": "phi3", "partial_rotary_factor": 0.75},
+    "norms behind": {"model_type": "olmo2"},
+    "layers without rope": {"model_type": "smollm3", "no_rope_layer_interval": 2},
+    "gelu and two ropes": {
+        **{"model_type": "gemma3_text", "hidden_activation": "gelu_pytorch_tanh"},
+        **{"sliding_window": 37, "sliding_window_pattern": 2, "final_logit_softcapping": 3.0},
+    },
 }
 TABLES = [[3, 9, 4, 12, 7], [1, 8, 2], [0, 11], [5, 6, 10, 13]]
 STEPS = [
@@ -38,9 +49,26 @@ STEPS = [
     [Span(0, 1, 30, TABLES[0]), Span(1, 20, 0, TABLES[2]), Span(21, 1, 10, TABLES[1])],
     [Span(0, 20, 31, TABLES[0]), Span(20, 20, 11, TABLES[1]), Span(40, 20, 0, TABLES[3])],
     [Span(0, 1, 51, TABLES[0]), Span(1, 1, 31, TABLES[1]), Span(2, 1, 20, TABLES[2])],
+    [Span(0, 9, 52, TABLES[0]), Span(9, 1, 32, TABLES[1]), Span(10, 4, 21, TABLES[2])],
+    [Span(0, 3, 55, TABLES[0]), Span(3, 7, 33, TABLES[1])],
 ]
 """Rows alone and among others, that attend together and apart, in order and not."""
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def _as_transformers_has_them(model):
+    """Tensors by name; Phi-3's are joined."""
+    tensors = dict(model.tensors)
+    if model.raw["model_type"] == "phi3":
+        for layer in range(model.config.layer_count):
+            for part, joined, names in (
+                ("self_attn", "qkv_proj", ("q_proj", "k_proj", "v_proj")),
+                ("mlp", "gate_up_proj", ("gate_proj", "up_proj")),
+            ):
+                within = f"model.layers.{layer}.{part}"
+                parts = [tensors.pop(f"{within}.{name}.weight") for name in names]
+                tensors[f"{within}.{joined}.weight"] = torch.cat(parts)
+    return tensors
 
 
 def _as_on_a_gpu(model, dtype=torch.float32):
@@ -51,10 +79,16 @@ def _as_on_a_gpu(model, dtype=torch.float32):
 
     config, tensors = model.config, model.tensors
     layers = [
-        TorchLayer(layer_weights(config, tensors, n, dtype), config.window(n), product, CPU)
+        TorchLayer(
+            layer_weights(config, tensors, n, dtype),
+            config.window(n),
+            config.rope_of(n),
+            product,
+            CPU,
+        )
         for n in range(config.layer_count)
     ]
-    head = TorchHead(tensors[FINAL_NORM].float(), product(tensors[LM_HEAD].to(dtype), None))
+    head = TorchHead(final_norm(config, tensors), product(tensors[LM_HEAD].to(dtype), None))
     return CudaLayers(config, layers, head, dtype, 14, CPU)
 
 
@@ -64,7 +98,8 @@ def _alike(one, other):
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 def test_rows_are_what_they_are_one_by_one(tiny_model, changes):
-    model = tiny_model(LLAMA, **{**changes, "tie_word_embeddings": False})
+    changes = {"pad_token_id": None, **changes, "tie_word_embeddings": False}
+    model = tiny_model(LLAMA, **changes)
     packing = TorchPacking(model.config, torch.float32)
     layers = [packing.layer(model.tensors, n) for n in range(model.config.layer_count)]
     expected = packing.arithmetic(layers, packing.head(model.tensors), 14)
@@ -98,6 +133,8 @@ def test_a_step_of_decoding_is_made_once_for_all_of_its_size_until_the_cache_is_
     for count in (1, 2, 3):
         spans = [Span(row, 1, 20 + row, table) for row, table in enumerate(TABLES[:count])]
         layers.forward(hidden[:count], spans)
+    drafted = [Span(0, 9, 21, TABLES[0]), Span(9, 1, 22, TABLES[1])]
+    layers.forward(hidden[:10], drafted)
     assert list(layers._recorded) == [(16, 8)]
     layers.close()
     assert not layers._recorded
@@ -117,14 +154,16 @@ def test_a_stage_on_a_gpu_is_exact_and_its_logits_are_those_of_transformers(
     tiny_model, changes, dtype
 ):
     transformers = pytest.importorskip("transformers")
-    model = tiny_model(LLAMA, **changes)
+    model = tiny_model(LLAMA, **{"pad_token_id": None, **changes})
     stage = model.stage(device="cuda", dtype=dtype, self_test=True)
     assert stage.facts.exact
     assert stage.facts.numerics_class.startswith(f"exact-cuda-{dtype}-")
     raw = json.loads(json.dumps(model.raw))
     config = transformers.AutoConfig.for_model(raw.pop("model_type"), **raw)
     reference = transformers.AutoModelForCausalLM.from_config(config).float().eval()
-    reference.load_state_dict(model.tensors, strict=False)
+    lacking = reference.load_state_dict(_as_transformers_has_them(model), strict=False)
+    assert not lacking.unexpected_keys
+    assert set(lacking.missing_keys) <= {LM_HEAD}
     ids = torch.tensor([[(37 * i * i + 11 * i) % 515 for i in range(200)]])
     with torch.inference_mode():
         expected = reference(ids).logits[0]

@@ -7,7 +7,9 @@ import torch
 
 from services.engine.native import exactness, kernels
 from services.engine.native.compiled import CompiledPacking
+from services.engine.native.slices import slice_of
 from services.engine.native.torch_layers import TorchPacking
+from services.engine.stage.spans import Span
 
 LEVELS = kernels.supported_levels()
 
@@ -59,7 +61,7 @@ def _layers(model, dtype=torch.bfloat16):
     library = kernels.load()
     if library is None:
         return _made(TorchPacking(model.config, dtype), model.tensors, 8)
-    return _made(CompiledPacking(library, model.config, dtype, 1), model.tensors, 8)
+    return _made(CompiledPacking(library, slice_of(model.config), dtype, 1), model.tensors, 8)
 
 
 @pytest.mark.parametrize("flaw", FLAWS)
@@ -105,16 +107,16 @@ def test_the_class_is_that_of_the_arithmetic_not_of_model_or_layers(tiny_model, 
 def test_a_row_among_hundreds_is_that_row_alone(tiny_model, llama, level):
     model, count = tiny_model(llama), 300
     library = kernels.load(level=level)
-    packing = CompiledPacking(library, model.config, torch.bfloat16, 1)
+    packing = CompiledPacking(library, slice_of(model.config), torch.bfloat16, 1)
     layers = _made(packing, model.tensors, 2 * count)
     rows = torch.randn(count, 96, generator=torch.Generator().manual_seed(4)).bfloat16()
     tables = [range(2 * row, 2 * row + 2) for row in range(count)]
     alone = [
-        layers.forward(rows[row : row + 1].clone(), [exactness.Span(0, 1, 0, tables[row])])
+        layers.forward(rows[row : row + 1].clone(), [Span(0, 1, 0, tables[row])])
         for row in range(count)
     ]
     for together in (2, 16, 17, 31, 33, 96, 255, 257, count):
-        spans = [exactness.Span(row, 1, 0, tables[row]) for row in range(together)]
+        spans = [Span(row, 1, 0, tables[row]) for row in range(together)]
         result = layers.forward(rows[:together].clone(), spans)
         assert result.equal(torch.cat(alone[:together])), together
         assert layers.logits(result).equal(
@@ -131,14 +133,14 @@ def test_levels_of_one_arithmetic_give_the_same_bits(tiny_model, llama):
         library = kernels.load(level=level)
         for dtype in (torch.bfloat16, torch.float32):
 
-            def packer(config, library=library, dtype=dtype):
-                return CompiledPacking(library, config, dtype, 1)
+            def packer(part, library=library, dtype=dtype):
+                return CompiledPacking(library, part, dtype, 1)
 
-            layers = _made(packer(model.config), model.tensors, 8)
+            layers = _made(packer(slice_of(model.config)), model.tensors, 8)
             rows = torch.randn(40, 96, generator=torch.Generator().manual_seed(3)).to(dtype)
-            result = layers.forward(rows, [exactness.Span(0, 40, 0, range(3))])
+            result = layers.forward(rows, [Span(0, 40, 0, range(3))])
             found.setdefault((level.arithmetic, dtype), []).append(
-                (exactness.fingerprint(packer, dtype), result)
+                (exactness.fingerprint(packer, dtype, exactness.PROBE), result)
             )
             layers.close()
     assert any(len(same) > 1 for same in found.values())

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from services.common.errors import InvalidArgument
-from services.engine.native.arithmetic import Span
 from services.engine.native.model import (
     NativeModel,
     kv_block_bytes,
@@ -18,6 +17,8 @@ from services.engine.native.model import (
     load_stage,
     packer,
 )
+from services.engine.native.slices import slice_of
+from services.engine.stage.spans import Span
 from tests.configs import LLAMA, QWEN3
 
 LLAMA3_ROPE = {
@@ -150,7 +151,7 @@ def test_a_wrong_tensor_is_refused_by_name(tiny_model, llama, change, message):
 
 
 def test_a_block_takes_the_bytes_that_are_counted_for_it(tiny_model, llama):
-    block = kv_block_bytes(tiny_model(llama).config, range(1, 3), "bf16")
+    block = kv_block_bytes(slice_of(tiny_model(llama).config), range(1, 3), "bf16")
     assert block == 2 * 2 * 2 * 32 * 16 * 2  # layers, K and V, KV heads, head size, rows, bytes
 
 
@@ -159,7 +160,7 @@ def test_a_block_takes_the_bytes_that_are_counted_for_it(tiny_model, llama):
 def test_layers_take_the_bytes_that_are_counted_for_them(tiny_model, tied, dtype):
     """Beside norms in fp32, and columns that fill whole blocks."""
     model = tiny_model(LLAMA, tie_word_embeddings=tied)
-    config, counted = model.config, layer_bytes(model.config, range(5), dtype)
+    config, counted = model.config, layer_bytes(slice_of(model.config), range(5), dtype)
     held = {}
     for layer, resident in model.stage(dtype=dtype).resident_layers().items():
         held[layer] = resident.packed_bytes

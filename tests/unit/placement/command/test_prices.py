@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from services.placement.command.prices import spot_prices
+from tests.ec2.in_process import mocked
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -46,11 +47,11 @@ def test_the_answers_of_ec2_are_understood(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         boto3 = pytest.importorskip("boto3")
-        moto = pytest.importorskip("moto")
+        pytest.importorskip("moto")
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.setenv(name, "test")
-        with moto.mock_aws():
-            client = boto3.client("ec2", region_name="us-east-1")
+        with mocked():
+            client = boto3.client("ec2", region_name="eu-west-1")
             found = spot_prices(client, ["g4dn.xlarge"], NOW)
     assert found
     assert all(p.instance_type == "g4dn.xlarge" and p.price_per_hour > 0 for p in found)

@@ -17,6 +17,7 @@ from services.placement.replan.options import ALL, STAY
 from services.placement.search.budget import Unlimited
 from services.placement.search.planners import shuntserve, spotserve
 from services.placement.search.problem import Objective, ObjectiveKind, Problem
+from tests.unit.placement.replan.test_redivision import node, on
 
 
 @pytest.fixture
@@ -200,6 +201,59 @@ def test_a_plan_has_the_least_nodes_where_there_are_so_many(running):
     assert nodes_of(replan(little, floor, shuntserve.plan, Unlimited())) == count
     with pytest.raises(InvalidArgument, match="nodes_max"):
         replace(floor, nodes_max=count - 1)
+
+
+@pytest.fixture
+def quiet(make_costs):
+    """A cluster for whose requests one node is enough."""
+
+    def make(*nodes, budget=0.0):
+        costs = make_costs("llama-3.1-8b", workload=Workload(arrival_rate_rps=0.001))
+        return Problem(costs, nodes, Objective(ObjectiveKind.THROUGHPUT_PER_COST, budget))
+
+    return make
+
+
+OFFERED = tuple(node(f"offer#{i}") for i in range(1, 5))
+
+
+@pytest.mark.parametrize("improve", [False, True])
+def test_a_mesh_below_the_least_nodes_grows_back_where_something_is_to_be_had(quiet, improve):
+    left = on(node("n-1"))
+    change = Change((left,), {}, improve=improve, nodes_min=3, nodes_max=4)
+    found = replan(quiet(node("n-1"), *OFFERED), change, shuntserve.plan, Unlimited())
+    assert found.change
+    assert left in found.pipelines
+    assert nodes_of(found) == 3, "and no more than that"
+    assert "3 nodes where there were 1, for 3 are the least" in found.reasons
+    assert {one.plan: one.lacks for one in found.alternatives}[STAY] == "1 nodes are less than 3"
+    nothing = replan(quiet(node("n-1")), change, shuntserve.plan, Unlimited())
+    assert (nothing.change, nothing.pipelines) == (False, (left,))
+    within = replan(quiet(node("n-1"), *OFFERED, budget=2.0), change, shuntserve.plan, Unlimited())
+    assert nodes_of(within) == 2, "as many as there is money for"
+
+
+def test_who_holds_the_least_nodes_goes_where_they_are_cheaper(quiet):
+    """One node would do for what arrives, and is too few."""
+    dear = [node(f"n-{i}", 0.07) for i in (1, 2)]
+    cheap = [node(f"offer#{i}", 0.03) for i in range(1, 5)]
+    running = tuple(map(on, dear))
+    change = Change(running, {}, improve=True, nodes_min=2, nodes_max=4, horizon_s=1800.0)
+    problem = quiet(*dear, *cheap)
+    found = replan(problem, change, shuntserve.plan, Unlimited())
+    assert {name for p in found.pipelines for name in p.node_ids} == {"offer#1", "offer#2"}
+    assert found.gain > 1.0
+    short = replace(change, horizon_s=1.0, load_bytes_per_s=1e9)
+    stays = replan(problem, short, shuntserve.plan, Unlimited())
+    assert not stays.change, "the move costs more than it saves"
+
+
+def test_a_plan_of_one_choice_grows_to_the_least_nodes_by_another_choice(quiet):
+    nodes = tuple(node(f"n-{i}", 0.0) for i in range(3))
+    change = Change((on(nodes[0]),), {}, anew=True, nodes_min=3)
+    found = replan(quiet(*nodes), change, spotserve.plan, Unlimited())
+    assert nodes_of(found) == 3
+    assert found.name.startswith(ALL)
 
 
 def test_what_wants_most_throughput_gains_by_more_than_arrives(running):

@@ -203,6 +203,34 @@ def test_the_fewest_and_the_most_nodes_are_kept_to(share) -> None:  # type: igno
     assert caught.value.field == "nodes_max"
 
 
+@pytest.mark.parametrize(("budget", "count"), [(0.0, 4), (3.0, 3)])
+def test_a_new_division_has_the_least_nodes_where_so_many_are_to_be_had(  # type: ignore[no-untyped-def]
+    share, budget: float, count: int
+) -> None:
+    """Both mind cost, and one node each would carry what arrives."""
+    quiet = Workload(arrival_rate_rps=0.001)
+    kind = ObjectiveKind.THROUGHPUT_PER_COST
+    shares = [share("a", kind, workload=quiet), share("b", kind, workload=quiet)]
+    nodes = [node("b-1"), *(node(f"o#{i}") for i in range(5))]
+    running = ((), (on(nodes[0]),))
+    found = redivided(nodes, shares, running, Limits(budget, nodes_min=4, nodes_max=5))
+    assert sum(len(p.stages) for one in pipelines(found) for p in one) == count
+    assert all(pipelines(found))
+    assert not budget or spent(found) <= budget
+
+
+def test_who_is_served_already_grows_to_the_least_nodes_whatever_it_gains(share) -> None:  # type: ignore[no-untyped-def]
+    quiet = Workload(arrival_rate_rps=0.001)
+    kind = ObjectiveKind.THROUGHPUT_PER_COST
+    shares = [share("a", kind, workload=quiet), share("b", kind, workload=quiet)]
+    nodes = [node("a-1"), node("b-1"), node("o#1")]
+    running = ((on(nodes[0]),), (on(nodes[1]),))
+    found = redivided(nodes, shares, running, Limits(nodes_min=3))
+    assert sum(map(len, pipelines(found))) == 3
+    assert [one.lacks for one in found.alternatives] == ["less nodes than the least"]
+    assert not redivided(nodes, shares, running, Limits(nodes_min=2)).change
+
+
 def most_served(nodes: Sequence[CandidateNode], count: int, budget: float, need: int) -> int:
     """Of models that need so many equal nodes each, the cheapest first."""
     prices = sorted(one.kind.price_per_hour for one in nodes)

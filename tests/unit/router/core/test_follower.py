@@ -174,6 +174,50 @@ def test_a_head_that_is_not_reached_is_left_though_it_serves(follower: Follower)
     assert asked.question.reason is LeaveReason.UNREACHABLE
 
 
+def test_the_controller_is_told_for_how_long_a_head_was_not_reached(follower: Follower) -> None:
+    lost = Unavailable("refused")
+    assert kind(follower.broken(1, lost, 3.0)) == ["CloseStream", "OpenStream"]
+    _, asked = follower.broken(2, lost, 3.5)
+    assert isinstance(asked, AskResume)
+    assert asked.question.unheard_s == 0.5
+    assert kind(follower.granted(1, Grant(1, A, ()), 4.0)) == ["OpenStream"]
+    assert kind(follower.broken(3, lost, 5.0)) == ["CloseStream"], "what was in vain waits"
+    (asked,) = follower.tick(6.0, serves=True)
+    assert isinstance(asked, AskResume)
+    assert asked.question.unheard_s == 3.0
+    follower.granted(2, Grant(1, A, ()), 6.5)
+    follower.frame(4, Accepted("f-a", "i-a", "exact", (2,)), 6.6)
+    follower.broken(4, lost, 7.0)
+    (asked,) = follower.tick(9.0, serves=True)
+    assert isinstance(asked, AskResume)
+    assert asked.question.unheard_s == 2.0, "it was reached meanwhile"
+
+
+def test_a_silent_head_was_not_heard_since_its_last_frame(follower: Follower) -> None:
+    watch(follower, (0, 6), serves=True)
+    _, asked = watch(follower, (6, 12), serves=True)
+    assert isinstance(asked, AskResume)
+    assert asked.question.unheard_s == pytest.approx(12.0)
+
+
+def test_who_pauses_lets_its_head_know_and_goes_on_where_it_was(follower: Follower) -> None:
+    closed, told = follower.pause()
+    assert closed == CloseStream(1)
+    assert told == SendDetach("g", 1, A, True)
+    assert watch(follower, (0, 120), serves=False) == [], "nobody waits for anything"
+    (opened,) = follower.go_on(120.0)
+    assert isinstance(opened, OpenStream)
+    assert (opened.route, opened.call.epoch, opened.call.from_lengths) == (A, 1, (2,))
+    assert follower.go_on(121.0) == []
+
+
+def test_who_pauses_while_it_looks_for_a_head_goes_on_looking(follower: Follower) -> None:
+    follower.frame(1, Closed(CloseReason.DISSOLVED, (2,)), 0.1)
+    assert follower.pause() == []
+    assert follower.go_on(0.2) == []
+    assert kind(follower.granted(1, Grant(2, B, base(7, 8)), 0.3)) == ["OpenStream"]
+
+
 def test_a_blip_is_not_a_death(follower: Follower) -> None:
     watch(follower, (0, 6), serves=True)
     follower.frame(2, tokens(9, start=2, step=5), 6.1)
@@ -403,3 +447,12 @@ def test_another_reader_of_what_has_ended_gets_it_all() -> None:
     cancelled = Follower(REQUEST, FollowerSettings())
     actions = cancelled.rejoin(view(GenerationState.CANCELLED, None, 7), 0.0)
     assert isinstance(error_of(actions), Cancelled)
+
+
+def test_a_choice_that_got_stuck_is_an_error_behind_what_was_said(follower: Follower) -> None:
+    stuck = Tokens((TokenSpan(0, 2, (9,), finish_reason=FinishReason.GRAMMAR),), 2)
+    actions = follower.frame(1, stuck, 0.1)
+    assert actions[0] == Deliver((Gain(0, 2, 3),))
+    error = error_of(actions)
+    assert isinstance(error, InvalidArgument)
+    assert error.field == "grammar"

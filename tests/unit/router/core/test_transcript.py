@@ -78,6 +78,15 @@ def test_usage_counts_prompt_and_all_choices_up_to_their_ends(make_request: Make
     assert usage.completion_tokens == len(_ids("hi")) + len(_ids("you")) + 2
 
 
+def test_a_prompt_was_cached_as_far_as_its_first_choice_found_it(make_request: Make) -> None:
+    runs = [TokenRun(), TokenRun()]
+    transcript = Transcript(make_request(choices=2), runs, VOCABULARY)
+    runs[1].append(0, (5,), (), 48)
+    assert transcript.usage.cached_tokens == 0
+    runs[0].append(0, (5,), (), 16)
+    assert transcript.usage.cached_tokens == 16
+
+
 def test_an_event_of_other_ids_is_refused(make_request: Make) -> None:
     other = [TokenRun(_ids("another text"))]
     after = Position.parse(event_id(other, [3]))

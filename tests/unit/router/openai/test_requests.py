@@ -79,7 +79,6 @@ def test_what_only_some_templates_read_is_handed_on_by_name() -> None:
     ).ask
     assert dict(ask.template_names) == {
         "thought": "messages[0].thought",
-        "reasoning_effort": "reasoning_effort",
         "think": "chat_template_kwargs.think",
     }
 

@@ -18,6 +18,7 @@ from tests.mutants import flip
 FLIPS = 150
 
 
+@pytest.mark.group(43)
 def test_every_flipped_bit_is_found(tiny) -> None:
     source = random.Random(7)
     chunks = {tiny.backend.path(chunk.digest) for chunk in tiny.imported.manifest.chunks}

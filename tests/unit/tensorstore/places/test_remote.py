@@ -7,17 +7,20 @@ import gc
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from shuntserve.tensorstore.v1 import tensorstore_pb2 as pb
 
-from services.common import renewal
+from services.common import certificate_files, renewal
 from services.common.errors import Aborted, DataLoss, FailedPrecondition, Unavailable
 from services.tensorstore.cache.residence import LocalResidence
 from services.tensorstore.format.slices import Selection
 from services.tensorstore.places.remote import RemoteReader, RemoteResidence, open_channel
+from tests.certificates import Authority
 from tests.name_server import NameServer
 
 
@@ -113,6 +116,48 @@ def test_half_of_tls_is_refused(absent: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv(f"SHUNT_TLS_{absent}", raising=False)
     with pytest.raises(FailedPrecondition, match=f"SHUNT_TLS_{absent}"):
         open_channel("127.0.0.1:1")
+
+
+class _Seeing(grpc.GenericRpcHandler):
+    """A store without models that keeps what its callers showed."""
+
+    def __init__(self) -> None:
+        self.shown: list[bytes] = []
+
+    def service(self, details: grpc.HandlerCallDetails) -> Any:
+        def listed(request: Any, context: Any) -> pb.ListResponse:
+            self.shown.extend(context.auth_context()["x509_pem_cert"])
+            return pb.ListResponse()
+
+        return grpc.unary_unary_rpc_method_handler(
+            listed, pb.ListRequest.FromString, pb.ListResponse.SerializeToString
+        )
+
+
+def test_a_reader_shows_the_newest_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificate_files, "LOOK_INTERVAL_S", 0.0)
+    authority = Authority(tmp_path)
+    served, shown = authority.issue("tensorstore"), authority.issue("engine")
+    for name, path in shown.items():
+        monkeypatch.setenv(f"SHUNT_TLS_{name.upper()}", str(path))
+    store, server = _Seeing(), grpc.server(ThreadPoolExecutor(1))
+    credentials = grpc.ssl_server_credentials(
+        [(served["key"].read_bytes(), served["certificate"].read_bytes())],
+        authority.path.read_bytes(),
+        require_client_auth=True,
+    )
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    server.add_generic_rpc_handlers((store,))
+    server.start()
+    with closing(RemoteReader(f"127.0.0.1:{port}")) as reader:
+        for _ in range(3):
+            assert reader.names() == reader.names() == []
+            assert set(store.shown) == {shown["certificate"].read_bytes()}
+            store.shown.clear()
+            authority.issue("engine")
+    server.stop(None)
 
 
 class _Away(grpc.GenericRpcHandler):

@@ -66,6 +66,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE.keys())
+@pytest.mark.group(39, 40, 41, 42)
 def test_a_hostile_file_gets_a_typed_error(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(data)
@@ -88,6 +89,7 @@ def test_no_mutant_crashes_the_reader(tmp_path_factory: Any, seed: int) -> None:
     assert all(one.start + one.size_bytes <= path.stat().st_size for one in found)
 
 
+@pytest.mark.group(43)
 def test_a_source_truncated_while_it_is_read_is_data_loss(tiny) -> None:
     checkpoint = open_source(tiny.source)
     file = next(tiny.source.glob("*.safetensors"))

@@ -442,6 +442,20 @@ def test_the_class_of_what_serves_is_told_and_not_of_what_its_head_prepares() ->
     assert [head.numerics_class for head in again.view.heads(50.0)] == ["a"]
 
 
+def test_arithmetic_comes_while_the_pipeline_that_has_it_takes_nothing_new() -> None:
+    cluster = serving({"a": FRONT, "b": BACK}, settings=ALONE)
+    (head,) = cluster.view.heads(1.0)
+    assert cluster.view.coming() == frozenset()
+    cluster.node_gone("a", "i-a", "exit", 2.0)
+    cluster.node_gone("b", "i-b", "exit", 2.0)
+    assert cluster.view.coming() == {(head.route.model, head.numerics_class)}
+
+
+def test_what_a_plan_has_anew_is_of_the_arithmetic_of_its_nodes() -> None:
+    cluster = preparing()
+    assert {numerics_class for _, numerics_class in cluster.view.coming()} == {"a"}
+
+
 def test_what_has_no_room_beside_what_serves_is_fetched_and_loaded_behind_the_switch() -> None:
     cluster = preparing()
     assert said(loaded(cluster, "a", FIRST, 2.0, kv_blocks=0, held=False)) == ["stage_fetched"]

@@ -11,6 +11,7 @@ from services.controller.core.cluster.actions import (
     DrainFormation,
     FormPipeline,
     LaunchNode,
+    Loaded,
     LoadStage,
     LogEvent,
     NodeState,
@@ -37,6 +38,7 @@ from tests.unit.controller.small_cluster import (
     SHAPE,
     Prompt,
     all_of,
+    asked,
     beat,
     drawer,
     facts,
@@ -253,6 +255,26 @@ def test_members_of_different_arithmetic_form_no_pipeline() -> None:
     (event,) = [e for e in all_of(actions, LogEvent) if e.kind == "numerics_differ"]
     assert event.attributes == {"classes": "a, b"}
     assert said(cluster.tick(1.6)) == []
+
+
+def test_stages_that_differ_in_their_degree_alone_form_a_pipeline_of_a_class_of_its_own() -> None:
+    cluster = Prompt(SETTINGS, drawer(), 0.0, 0.0)
+    cluster.start(0.0)
+    for node_id in ("node-1", "node-2"):
+        cluster.register(facts(node_id), 0.0)
+    plan = planned(PAIR)
+    (deployment,) = plan.deployments
+    (pipeline,) = deployment.pipelines
+    stages = (pipeline.stages[0], replace(pipeline.stages[1], tp_degree=2))
+    pipelines = (replace(pipeline, stages=stages),)
+    cluster.plan_ready(replace(plan, deployments=(replace(deployment, pipelines=pipelines),)), 0.0)
+    loaded(cluster, "node-1", FRONT, 0.0, numerics_class="exact-v-tp1")
+    back, found = asked("node-2", BACK), Loaded(64, "exact-v-tp2", True)
+    form = one_of(cluster.load_done(replace(back, tp_degree=2), found, 0.0), FormPipeline)
+    assert [member.tp_degree for member in form.members] == [1, 2]
+    cluster.formed(form.formation_id, 0.0)
+    (head,) = cluster.view.heads(0.0)
+    assert head.numerics_class == f"exact-v-tp1x{len(FRONT)}-tp2x{len(BACK)}"
 
 
 def test_nothing_is_handed_over_to_a_stage_of_different_arithmetic() -> None:

@@ -8,6 +8,7 @@ from math import nan
 import pytest
 
 from services.common.errors import InvalidArgument, NotFound
+from services.common.notices import NoticeKind
 from services.controller.core.cluster.actions import Action, LaunchNode, LogEvent, ShunOffer
 from services.controller.core.cluster.dealer import Dealer
 from services.controller.core.cluster.market import (
@@ -15,7 +16,6 @@ from services.controller.core.cluster.market import (
     LaunchFailed,
     NodeGone,
     NodeNotice,
-    NoticeKind,
     Offer,
     OffersChanged,
     ProviderEvent,
@@ -63,6 +63,23 @@ def test_an_offer_that_said_no_is_left_alone_for_as_long_as_it_said() -> None:
     assert found.market.running("spot") == 0
     assert found.order(LaunchNode("b", SHAPE, "spot"), 11.9) == FIRM
     assert found.order(LaunchNode("c", SHAPE, "spot"), 12.0) == SPOT
+
+
+def test_that_an_offer_refuses_again_and_again_is_told_once() -> None:
+    found, told, now_s = Deals(), list[Action](), 0.0
+    for number in range(6):
+        assert found.order(LaunchNode(f"n-{number}", SHAPE, "spot"), now_s) == SPOT
+        actions = found.hear(LaunchFailed(f"n-{number}", "no capacity", 10.0), now_s)
+        told += [event for event in all_of(actions, LogEvent) if event.kind == "offer_refuses"]
+        now_s = found.market.shut()["spot"]
+    assert now_s == 10.0 * (1 + 2 + 4 + 8 + 16 + 32)
+    attributes = {"offer": "spot", "reason": "no capacity", "pause_s": "20"}
+    assert told == [LogEvent("offer_refuses", "n-1", attributes=attributes)]
+    found.order(LaunchNode("a", SHAPE, "spot"), now_s)
+    found.found(facts("a"), "spot")
+    found.order(LaunchNode("b", SHAPE, "spot"), now_s)
+    found.hear(LaunchFailed("b", "no capacity", 10.0), now_s)
+    assert found.market.shut()["spot"] == now_s + 10.0, "a node came of it meanwhile"
 
 
 def test_a_node_that_never_came_and_that_nobody_knows_takes_up_no_offer() -> None:
@@ -116,3 +133,13 @@ def test_a_notice_that_counts_for_nothing_says_why(
 ) -> None:
     with pytest.raises(error):
         Deals().hear(notice, 1.0)
+
+
+def test_what_is_likely_is_advice_and_no_notice() -> None:
+    found = Deals()
+    actions = found.hear(NodeNotice("node-2", nan, NoticeKind.REBALANCE), 1.0)
+    assert said(actions) == ["replacement_advised", "node_launched"]
+    assert found.cluster.view.deadlines_s() == {}
+    assert found.hear(NodeNotice("node-2", 0.0, NoticeKind.REBALANCE), 2.0) == []
+    (noticed,) = all_of(found.hear(NodeNotice("node-2", 60.0, NoticeKind.SPOT), 3.0), LogEvent)
+    assert noticed.attributes == {"notice_s": "57", "kind": "spot"}

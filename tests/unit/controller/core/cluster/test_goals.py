@@ -33,6 +33,19 @@ def test_they_are_read_as_they_were_written() -> None:
     assert Goals.from_json(goals.to_json()) == goals
 
 
+def test_sizes_that_do_not_follow_from_a_config_are_kept() -> None:
+    whole = replace(A, facts=replace(A.facts, part_bytes=(5, *[7] * 30, 6)))
+    goals = Goals.of(whole)
+    assert Goals.from_json(goals.to_json()) == goals
+    assert ModelFacts.from_json(whole.facts.to_json()) == whole.facts
+
+
+def test_a_note_without_sizes_is_read() -> None:
+    document = json.loads(Goals.of(A).to_json())
+    del document["deployed"][0]["facts"]["part_bytes"]
+    assert Goals.from_json(json.dumps(document)).find("a") == A
+
+
 @pytest.mark.parametrize(
     "text", ["", "{}", "[]", '{"first": 1, "deployed": []}', Goals.of(A).to_json()[:-9]]
 )

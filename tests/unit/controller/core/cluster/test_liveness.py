@@ -9,8 +9,10 @@ from random import Random
 import pytest
 
 from services.common.errors import NotFound
+from services.common.notices import NoticeKind
 from services.controller.core.cluster.actions import Beat
 from services.controller.core.cluster.liveness import (
+    Advised,
     Departs,
     Liveness,
     Misses,
@@ -98,7 +100,9 @@ def test_who_names_another_formation_twice_in_a_row_strays() -> None:
 def test_what_a_beat_tells_beside_that_it_lives() -> None:
     liveness = _watching("a")
     assert liveness.hear(_beat("a", lost_node_ids=("b",)), 0.1) == [Misses("a", ("b",))]
-    assert liveness.hear(_beat("a", departs_in_s=20.0), 0.1) == [Departs("a", 20.0)]
+    assert liveness.hear(_beat("a", departs_in_s=20.0), 0.1) == [
+        Departs("a", 20.0, NoticeKind.SHUTDOWN)
+    ]
     liveness.hear(_beat("a", sampled_tokens=7), 0.1)
     assert liveness.sampled("i-a") == 7
 
@@ -244,3 +248,11 @@ def test_looks_do_not_grow_with_the_number_of_nodes(nodes: int) -> None:
                 looks += 1
             liveness.hear(_beat(name), now_s)
     assert looks <= 3 * seconds
+
+
+def test_advice_is_told_once_however_often_it_is_beaten() -> None:
+    liveness = _watching("a")
+    advised = _beat("a", notice=NoticeKind.REBALANCE)
+    assert liveness.hear(advised, 0.1) == [Advised("a")]
+    assert liveness.hear(advised, 0.2) == []
+    assert liveness.hear(_beat("a", notice=NoticeKind.SPOT), 0.3) == [], "no time, no notice"

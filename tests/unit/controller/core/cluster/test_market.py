@@ -12,13 +12,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from services.common.errors import InvalidArgument, ResourceExhausted
 from services.common.nodes import NodeShape
+from services.common.notices import NoticeKind
 from services.controller.core.cluster.market import (
     MAX_NOTICE_S,
     MAX_OFFERS,
     Dropped,
     Market,
     NodeNotice,
-    NoticeKind,
     Offer,
     check,
 )

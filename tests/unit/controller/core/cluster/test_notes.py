@@ -89,14 +89,26 @@ def test_a_restart_knows_the_machines_and_older_notes_tell_nothing_of_them() -> 
     cluster = Prompt(PATIENT, drawer(), 0.0, 0.0)
     cluster.start(0.0)
     machine = MachineFacts(cores=2.0, devices=(Device("L4", 7),)).declare(MachineFacts(pool="a"))
-    cluster.register(replace(facts("node-1"), machine=machine), 0.0)
+    told = facts("node-1")
+    shape = replace(told.shape, backend="vllm")
+    cluster.register(replace(told, machine=machine, shape=shape), 0.0)
     again = Prompt.recover(PATIENT, drawer(), cluster.saved, 1.0, 1.0)
     assert machine_of(again, "node-1") == machine
+    assert backend_of(again, "node-1") == "vllm"
     note = json.loads(cluster.saved["node/node-1"])
-    del note["facts"]["machine"]
-    older = {**cluster.saved, "node/node-1": json.dumps(note)}
-    again = Prompt.recover(PATIENT, drawer(), older, 1.0, 1.0)
-    assert machine_of(again, "node-1") == NOTHING_KNOWN
+    del note["facts"]["machine"], note["facts"]["shape"]["backend"], note["shape"]["backend"]
+    for said, backend in (({"backend": "vllm"}, "vllm"), ({}, "native")):  # once facts told it
+        text = json.dumps({**note, "facts": {**note["facts"], **said}})
+        older = {**cluster.saved, "node/node-1": text}
+        again = Prompt.recover(PATIENT, drawer(), older, 1.0, 1.0)
+        assert machine_of(again, "node-1") == NOTHING_KNOWN
+        assert backend_of(again, "node-1") == backend
+
+
+def backend_of(cluster: Prompt, node_id: str) -> str:
+    node = cluster.view.node(node_id)
+    assert node is not None
+    return node.backend
 
 
 def machine_of(cluster: Prompt, node_id: str) -> MachineFacts:

@@ -2,17 +2,22 @@ from dataclasses import replace
 from itertools import pairwise
 
 from services.common.generation import LayerRange
+from services.common.notices import NoticeKind
 from services.controller.core.cluster.actions import (
+    Action,
     DissolveFormation,
     DrainFormation,
     FormPipeline,
     LaunchNode,
     LoadStage,
     LogEvent,
+    NodeState,
     TerminateNode,
 )
 from services.controller.core.cluster.market import NO_CAPACITY
+from services.controller.core.strategy import STRATEGIES
 from tests.unit.controller.small_cluster import (
+    BACK,
     PATIENT,
     Prompt,
     all_of,
@@ -139,3 +144,90 @@ def test_a_replacement_that_is_not_to_be_had_is_ordered_after_growing_pauses() -
         now_s += 0.1
         actions += cluster.tick(now_s)
     assert 3 <= ordered <= 8
+
+
+def advised(cluster: Prompt, now_s: float, node_id: str = "node-2") -> list[Action]:
+    return beat(cluster, node_id, "f1", now_s, notice=NoticeKind.REBALANCE)
+
+
+def test_who_is_likely_to_go_serves_until_a_replacement_holds_its_stage_and_ends_then() -> None:
+    cluster = ready(PATIENT)
+    assert said(advised(cluster, 1.0)) == ["replacement_advised", "node_launched"]
+    assert advised(cluster, 1.5) == [], "the same advice again is no event"
+    cluster.core.advise("node-2")
+    assert cluster.tick(2.0) == [], "nor by the other way"
+    assert cluster.view.deadlines_s() == {}
+    assert [route.pipeline_id for route in cluster.routes()[1]] == ["pipeline-1"]
+    drain = one_of(replaced(cluster, 900.0), DrainFormation)
+    actions = cluster.drained(drain.formation_id, 1, 900.5)
+    assert one_of(actions, TerminateNode) == TerminateNode("node-2")
+    assert [m.node_id for m in one_of(actions, FormPipeline).members] == ["node-1", "node-3"]
+
+
+def test_where_no_replacement_is_to_be_had_advice_costs_nothing() -> None:
+    cluster = ready(PATIENT)
+    cluster.tick(PATIENT.stable_s + 1.0)
+    now_s, ordered = PATIENT.stable_s + 1.0, 0
+    actions = advised(cluster, now_s)
+    for _ in range(300):
+        for launch in all_of(actions, LaunchNode):
+            ordered += 1
+            cluster.launch_failed(launch.node_id, NO_CAPACITY, now_s)
+        now_s += 0.1
+        actions = cluster.tick(now_s)
+        assert all_of(actions, DrainFormation) == []
+    assert 2 <= ordered <= 8, "it is tried again behind growing pauses"
+    assert cluster.view.lacks() == frozenset()
+    assert {node.state for node in cluster.view.nodes()} >= {NodeState.READY}
+
+
+def test_a_notice_does_not_wait_for_who_follows_advice() -> None:
+    cluster = ready(PATIENT)
+    advised(cluster, 1.0, "node-1")
+    cluster.interrupt("node-2", 60.0, False, 1.5)
+    cluster.register(facts("node-4"), 2.0)
+    drain = one_of(loaded(cluster, "node-4", BACK, 3.0), DrainFormation)
+    actions = cluster.drained(drain.formation_id, 1, 3.5)
+    assert [m.node_id for m in one_of(actions, FormPipeline).members] == ["node-1", "node-4"]
+
+
+def test_one_that_came_by_itself_stays_for_whoever_finds_no_other() -> None:
+    settings = replace(PATIENT, can_launch=False, initial=(), pipelines=1)
+    cluster = Prompt(settings, drawer(), 0.0, 0.0)
+    cluster.start(0.0)
+    whole = LayerRange(0, 30)
+    cluster.register(facts("node-1"), 0.0)
+    cluster.plan_ready(planned({"node-1": whole}), 0.0)
+    cluster.formed(one_of(loaded(cluster, "node-1", whole, 0.0), FormPipeline).formation_id, 0.0)
+    advised(cluster, 1.0, "node-1")
+    assert one_of(cluster.register(facts("node-2"), 2.0), LoadStage).node_id == "node-2"
+    drain = one_of(loaded(cluster, "node-2", whole, 3.0), DrainFormation)
+    actions = cluster.drained(drain.formation_id, 1, 3.5)
+    assert all_of(actions, TerminateNode) == []
+    cluster.formed(one_of(actions, FormPipeline).formation_id, 4.0)
+    beat(cluster, "node-2", "f2", 5.0, notice=NoticeKind.REBALANCE)
+    assert all_of(cluster.tick(6.0), LoadStage) == [], "it is no better than who sits there"
+    actions = cluster.node_gone("node-2", "i-node-2", "exit", 7.0)
+    assert "stage_taken" in said(actions)
+
+
+def test_advice_goes_on_over_a_restart() -> None:
+    cluster = ready(PATIENT)
+    launch = one_of(advised(cluster, 1.0), LaunchNode)
+    again = Prompt.recover(PATIENT, drawer(), cluster.saved, 2.0, 2.0)
+    again.start(2.0)
+    assert launch.node_id == "node-3"
+    assert all_of(replaced(again, 3.0), DrainFormation) != []
+
+
+def test_a_notice_that_lapses_leaves_advice_as_it_was() -> None:
+    cluster = ready(PATIENT)
+    advised(cluster, 1.0)
+    cluster.interrupt("node-2", 10.0, False, 1.5)
+    assert "undrained" in said(cluster.tick(11.5 + PATIENT.lapse_s))
+    assert one_of(replaced(cluster, 30.0), DrainFormation).formation_id == "f1"
+
+
+def test_nobody_goes_on_advice_where_nothing_loads_meanwhile() -> None:
+    cluster = ready(replace(PATIENT, strategy=STRATEGIES["none"]))
+    assert advised(cluster, 1.0) == []

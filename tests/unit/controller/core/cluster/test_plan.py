@@ -20,7 +20,7 @@ from services.controller.core.cluster.plan import (
 from services.controller.core.cluster.plan_json import plan_from_json, plan_to_json
 
 MODEL = ModelRef("m", "d")
-FAST = NodeShape(1 << 30, 2.5, "gpu")
+FAST = NodeShape(1 << 30, 2.5, "gpu", 2)
 
 
 def stage(start: int, end: int, node_id: str = "", **more: Any) -> PlannedStage:
@@ -44,6 +44,10 @@ def plan_of(*pipelines: tuple[PlannedStage, ...], number: int = 1) -> Plan:
         ([(stage(0, 4, tp_degree=0),)], "deployments[0].pipelines[0].stages[0].tp_degree"),
         (
             [(stage(0, 4, shape=NodeShape(0, float("nan"))),)],
+            "deployments[0].pipelines[0].stages[0].shape",
+        ),
+        (
+            [(stage(0, 4, shape=NodeShape(0, 1.0, device_count=65)),)],
             "deployments[0].pipelines[0].stages[0].shape",
         ),
     ],

@@ -113,6 +113,18 @@ def test_an_offer_that_said_no_is_not_named_for_a_while(calm):
     assert len(ask(calm, 161.0).candidates) == 2
 
 
+def test_an_offer_of_which_there_is_more_is_named_before_its_while_is_over(calm):
+    calm.refused("spot", 1e6)
+    calm.happened(Cause.LOST, 161.0)
+    assert ask(calm, 161.0).candidates == ()
+    calm.kept(161.0)
+    calm.opened("spot", 200.0)
+    calm.happened(Cause.LOST, 201.0)
+    assert len(ask(calm, 201.0).candidates) == 2
+    calm.kept(201.0)
+    calm.opened("nobody", 202.0)
+
+
 def test_a_seat_that_stays_vacant_is_asked_about_once(calm):
     for now_s in (100.0, 101.0, 102.0):
         calm.lacking({REFUSED}, now_s)

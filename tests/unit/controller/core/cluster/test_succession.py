@@ -8,9 +8,9 @@ import pytest
 
 from services.common.errors import FailedPrecondition, InvalidArgument, ShuntError, Unavailable
 from services.common.generation import LayerRange
-from services.controller.core.cluster.actions import LaunchNode, LogEvent
-from services.controller.core.cluster.goals import Goals
-from services.controller.core.cluster.market import OVER_BUDGET, Market, Offer
+from services.controller.core.cluster.actions import FormPipeline, LaunchNode, LogEvent
+from services.controller.core.cluster.goals import Aim, Goals
+from services.controller.core.cluster.market import NO_CAPACITY, OVER_BUDGET, Market, Offer
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.question import (
     Dividing,
@@ -22,12 +22,26 @@ from services.controller.core.cluster.question import (
 from services.controller.core.cluster.replanning import Replanner, ReplanSettings
 from services.controller.core.cluster.succession import Succession, SuccessionSettings, Taken
 from services.controller.core.cluster.workload import Workloads, WorkloadSettings
+from simulator.processes.placement import next_plan
 from tests.unit.controller.core.cluster.test_deployments import OTHER, WHOLE, both, serving_both
-from tests.unit.controller.small_cluster import FRONT, GOAL, SHAPE, all_of, facts, one_of, planned
+from tests.unit.controller.small_cluster import (
+    FRONT,
+    GOAL,
+    PATIENT,
+    SHAPE,
+    Prompt,
+    all_of,
+    drawer,
+    facts,
+    loaded,
+    one_of,
+    planned,
+)
 
 STAYS = NextPlan(None, 0.0, ("nothing gains enough",))
 NOTHING_LEFT = FailedPrecondition("m does not fit: 0.4 GiB short", field="nodes")
 BUDGET = 4.0
+ALL_LAYERS = LayerRange(0, 30)
 EACH = Offer("each", "small", SHAPE, count=8, price_per_hour=1.0)
 
 
@@ -242,6 +256,19 @@ def test_an_offer_that_said_no_meanwhile_is_not_named_in_the_division() -> None:
     assert division.candidates == ()
 
 
+def test_an_offer_that_said_no_is_named_again_once_there_is_more_of_it() -> None:
+    two = Two()
+    two.market.update((EACH,))
+    two.market.found("node-9", "each")
+    two.market.refused("node-9", 600.0, 1.5)
+    first = two.ask()
+    assert first.candidates == ()
+    two.market.update((replace(EACH, count=EACH.count + 1),))
+    two.succession.failed(first, Unavailable("away"), 3.0)
+    two.succession.operator_asks(4.0)
+    assert of_one(two.succession.look(4.0).question).candidates
+
+
 def test_an_answer_holds_wherever_others_sit_by_now() -> None:
     """The other model's node was replaced: its plan names one that is gone."""
     two = Two()
@@ -298,3 +325,76 @@ def test_what_waited_for_money_is_ordered_when_there_is_more_of_it() -> None:
     assert all_of(two.cluster.tick(1.6), LaunchNode) == []
     two.succession.spend(9.0, 1.7)
     assert len(all_of(two.cluster.tick(1.7), LaunchNode)) == 1
+
+
+# The least nodes, by placement's own judgement
+
+
+class Frugal:
+    """A model that is served for its price, on node-1 and node-2 in a pipeline each."""
+
+    def __init__(self, wishes: Wishes) -> None:
+        goal = replace(GOAL, aim=Aim("throughput-per-cost"))
+        settings = replace(PATIENT, first=goal, pipelines=2)
+        self.cluster = cluster = Prompt(settings, drawer(), 0.0, 0.0)
+        cluster.start(0.0)
+        for name in ("node-1", "node-2"):
+            cluster.register(facts(name), 0.0)
+        cluster.plan_ready(planned({"node-1": ALL_LAYERS}, {"node-2": ALL_LAYERS}), 0.0)
+        for name in ("node-1", "node-2"):
+            form = one_of(loaded(cluster, name, ALL_LAYERS, 0.0), FormPipeline)
+            cluster.formed(form.formation_id, 0.0)
+        self.market = Market()
+        self.succession = Succession(
+            Replanner(ReplanSettings()),
+            wishes,
+            SuccessionSettings(),
+            cluster=self.cluster.core,
+            market=self.market,
+            workloads=Workloads(WorkloadSettings(), 0.0),
+        )
+
+    def asked(self, now_s: float) -> Plan | None:
+        """What becomes of the question that is due now."""
+        question = of_one(self.succession.look(now_s).question)
+        answer = next_plan(question)
+        self.succession.answered(question, answer, now_s)
+        return answer.plan
+
+    def stays(self, now_s: float) -> None:
+        """The question that is due now has no better answer."""
+        assert self.asked(now_s) is None
+
+    def offers_of(self, plan: Plan | None) -> list[str]:
+        assert plan is not None
+        return [stage.offer_id for _, p in plan.pipelines() for stage in p.stages]
+
+
+def test_who_fell_below_the_least_nodes_has_so_many_once_they_are_to_be_had() -> None:
+    one = Frugal(Wishes(nodes_min=3, nodes_max=4))
+    launch = one_of(one.cluster.node_gone("node-2", "i-node-2", "died", 100.0), LaunchNode)
+    one.cluster.launch_failed(launch.node_id, NO_CAPACITY, 100.1)
+    assert one.offers_of(one.asked(100.2)) == [""], "there is node-1, and nothing else"
+    one.cluster.tick(100.2)
+    one.stays(200.0)
+    assert one.succession.look(1000.0).question is None, "nothing has happened"
+    one.market.update((EACH,))
+    assert one.succession.look(1000.0).question is None, "it has to stand for a while"
+    grown = one.asked(1030.0)
+    assert sorted(one.offers_of(grown)) == ["", "each", "each"]
+
+
+def test_who_has_the_least_nodes_asks_for_cheaper_ones_and_goes_there() -> None:
+    one = Frugal(Wishes(nodes_min=2, nodes_max=4))
+    dear = replace(EACH, offer_id="dear", price_per_hour=0.07)
+    cheap = replace(EACH, offer_id="cheap", price_per_hour=0.30)
+    one.market.update((dear, cheap))
+    for name in ("node-1", "node-2"):
+        one.market.found(name, "dear")
+    assert one.succession.look(99.0).question is None
+    one.stays(129.0)
+    one.market.update((dear, replace(cheap, price_per_hour=0.03)))
+    assert one.succession.look(158.0).question is None, "not so soon behind the last one"
+    moved = one.offers_of(one.asked(159.0))
+    assert set(moved) == {"cheap"}
+    assert len(moved) >= 2

@@ -244,6 +244,30 @@ def test_a_head_that_lives_and_is_not_reached_is_left_only_for_another_one(book:
     assert book.resume(7, left="f-a", reason=reason, heads=(A, B), now_s=6.0).head == B.route
 
 
+def test_who_has_not_reached_a_head_for_a_moment_is_sent_back_to_it(book: Book) -> None:
+    book.checkpoint(7)
+    reason, unheard_s = LeaveReason.UNREACHABLE, book.ledger.settings.unheard_s
+
+    def ask(now_s: float, unheard_s: float, *heads: ServingHead) -> Grant | None:
+        question = ResumeQuestion("g", 1, REQUEST, (), "f-a", reason, unheard_s)
+        outcome = book.ledger.resume(question, heads, now_s)
+        return None if outcome is None else outcome.reply
+
+    assert ask(0.0, 0.0, A, B) is None, "its death may be on its way"
+    assert ask(0.9, 0.0, A, B) is None
+    grant = ask(1.0, 0.0, A, B)
+    assert grant is not None
+    assert (grant.epoch, grant.head) == (1, A.route)
+    assert ask(1.2, 1.2, A, B) is None
+    dead = ask(1.3, 1.2, head_of("a", stalled=True), B)
+    assert dead is not None
+    assert (dead.epoch, dead.head) == (2, B.route)
+    question = ResumeQuestion("g", 2, REQUEST, (), "f-b", reason, unheard_s)
+    outcome = book.ledger.resume(question, (A, B), 9.0)
+    assert outcome is not None
+    assert (outcome.reply.epoch, outcome.reply.head) == (3, A.route)
+
+
 def test_no_head_means_waiting(book: Book) -> None:
     assert book.resume(heads=()) is None
     assert book.resume(heads=(head_of("c", model=ModelRef("m", "x")),)) is None
@@ -299,6 +323,78 @@ def test_a_grant_that_leaves_its_arithmetic_says_so(book: Book) -> None:
     assert outcome is not None
     assert outcome.reply.head == other.route
     assert outcome.events[0].attributes["numerics"] == "exact to inexact"
+
+
+EXACT = replace(REQUEST, numerics_class="exact")
+EXACT_COMES = {(MODEL, "exact")}
+
+
+def _moved(book: Book, heads, coming=(), now_s: float = 0.0, epoch: int = 1):
+    question = ResumeQuestion("g", epoch, EXACT, ())
+    outcome = book.ledger.resume(question, heads, now_s, coming)
+    return None if outcome is None else book.keep(outcome)
+
+
+def test_a_generation_waits_for_its_arithmetic_while_a_head_of_it_comes(book: Book) -> None:
+    book.checkpoint(7, request=EXACT, sealed=True)
+    other, own = head_of("b", numerics="inexact"), head_of("c", numerics="exact")
+    assert _moved(book, (other,), EXACT_COMES) is None
+    assert _moved(book, (other,), EXACT_COMES, now_s=19.9) is None
+    assert _moved(book, (other, own), (), now_s=19.9).head == own.route
+
+
+def test_it_waits_no_longer_than_it_may_nor_for_another_model(book: Book) -> None:
+    book.checkpoint(7, request=EXACT, sealed=True)
+    other = head_of("b", numerics="inexact")
+    assert _moved(book, (other,), EXACT_COMES, now_s=5.0) is None
+    assert _moved(book, (other,), EXACT_COMES, now_s=25.0).head == other.route
+    book.checkpoint(8, start=1, request=EXACT, epoch=2, incarnation="i-b", sealed=True)
+    assert _moved(book, (A,), {(ModelRef("m", "x"), "inexact")}, epoch=2).head == A.route
+
+
+def test_arithmetic_that_does_not_come_is_not_waited_for(book: Book) -> None:
+    book.checkpoint(7, request=EXACT, sealed=True)
+    other = head_of("b", numerics="inexact")
+    assert _moved(book, (other,)).head == other.route
+
+
+@pytest.mark.parametrize("stalled", [False, True])
+def test_a_head_that_is_left_but_not_lost_yet_keeps_its_readers_in_its_arithmetic(
+    book: Book, stalled: bool
+) -> None:
+    book.checkpoint(7, request=EXACT)
+    left = replace(A, numerics_class="exact", stalled=stalled)
+    other, own = head_of("b", numerics="inexact"), head_of("c", numerics="exact")
+    formation_id = left.route.formation_id
+    question = ResumeQuestion(
+        "g", 1, EXACT, (), formation_id, reason=LeaveReason.UNREACHABLE, unheard_s=9.0
+    )
+    asked = book.ledger.resume(question, (left, other), 0.0)
+    if stalled:
+        assert asked is None
+    else:
+        assert asked is not None
+        assert (asked.reply.head, asked.reply.epoch) == (left.route, 1)
+    assert book.ledger.resume(question, (other,), 0.3, EXACT_COMES) is None
+    outcome = book.ledger.resume(question, (other, own), 3.0)
+    assert outcome is not None
+    assert outcome.reply.head == own.route
+
+
+def test_the_classes_it_had_are_told_and_survive_a_restart(book: Book) -> None:
+    book.checkpoint(7, request=EXACT, sealed=True)
+    assert book.ledger.view("g", (), 0.0).reply.classes == ("exact",)
+    _moved(book, (head_of("b", numerics="inexact"),))
+    assert book.ledger.view("g", (), 0.0).reply.classes == ("exact", "inexact")
+    book.restart()
+    assert book.ledger.view("g", (), 0.0).reply.classes == ("exact", "inexact")
+
+
+def test_what_moved_once_stays_in_the_arithmetic_it_has_now(book: Book) -> None:
+    book.checkpoint(7, request=EXACT, sealed=True)
+    _moved(book, (head_of("b", numerics="inexact"),))
+    heads = head_of("c", speed=9.0, numerics="exact"), head_of("d", numerics="inexact")
+    assert _moved(book, heads, epoch=2).head == heads[1].route
 
 
 def test_a_generation_waits_for_a_pipeline_that_it_cannot_outgrow() -> None:
@@ -381,6 +477,25 @@ def test_a_cancelled_choice_is_finished_as_cancelled(book: Book) -> None:
     assert outcome.fsync
     book.keep(outcome)
     assert book.resume(7).base[0].finish_reason is FinishReason.CANCELLED
+
+
+@pytest.mark.parametrize("tenant", ["other", ""])
+def test_a_cancel_on_anothers_behalf_finds_nothing_and_ends_nothing(
+    book: Book, tenant: str
+) -> None:
+    owned = replace(REQUEST, tenant="acme")
+    book.checkpoint(7, request=owned)
+    with pytest.raises(NotFound) as refused:
+        book.ledger.cancel("g", None, CancelReason.CLIENT, None, 0.0, tenant)
+    with pytest.raises(NotFound) as absent:
+        book.ledger.view("nothing", (), 0.0)
+    assert refused.value.message == absent.value.message
+    assert book.checkpoint(8, start=1, request=None).refusal is None
+    book.keep(book.ledger.cancel("g", 0, CancelReason.STOP, 1, 0.0))
+    book.keep(book.ledger.cancel("g", None, CancelReason.CLIENT, None, 0.0, "acme"))
+    assert book.ledger.cancel("g", None, CancelReason.CLIENT, None, 0.0, "acme").records == ()
+    with pytest.raises(NotFound):
+        book.ledger.cancel("g", None, CancelReason.CLIENT, None, 0.0, tenant)
 
 
 @pytest.mark.parametrize("known", [True, False])

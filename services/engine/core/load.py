@@ -1,0 +1,110 @@
+"""How busy a batch is, in figures from which a router tells when a request would be answered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import ceil
+
+from services.common.exchange import HeadLoad, Phase, TenantLoad
+from services.engine.backend import BLOCK_SIZE
+from services.engine.core.scheduler import Scheduler, Step
+from services.engine.core.sequence import BatchedSequence
+from services.engine.core.step_cost import StepCost
+
+FORGETTING = 0.9
+"""What is left of one figure's weight when the next one comes."""
+MOST_TENANTS = 256
+"""Tenants that are told of; what the others have, the least of all, is told as one's."""
+OTHERS = "+others"
+"""A name that no tenant can have."""
+
+
+class LoadGauge:
+    """Of one formation."""
+
+    def __init__(self) -> None:
+        self._cost = StepCost()
+        self._flights: dict[int, tuple[int, float]] = {}
+        """Rows and departure of each step in flight."""
+        self._lag_s = self._answer_tokens = self._found = 0.0
+        self._answers = False
+
+    def departed(self, step: Step, now_s: float) -> None:
+        """A step began its way through the stages."""
+        self._flights[step.number] = step.batch.rows, now_s
+        if step.cache.queried:
+            self._found += (1 - FORGETTING) * (step.cache.hits / step.cache.queried - self._found)
+
+    def came_back(self, step: int, took_s: float, now_s: float) -> None:
+        """It is through; `took_s` is what it kept the stages from the next one."""
+        rows, departed_s = self._flights.pop(step)
+        self._cost.observe(rows, took_s)
+        lag_s = max(0.0, now_s - departed_s - took_s)
+        self._lag_s += (1 - FORGETTING) * (lag_s - self._lag_s)
+
+    def answered(self, tokens: int) -> None:
+        """A sequence came to its end by itself, with so many output tokens."""
+        if not self._answers:
+            self._answers, self._answer_tokens = True, float(tokens)
+        self._answer_tokens += (1 - FORGETTING) * (tokens - self._answer_tokens)
+
+    def read(self, scheduler: Scheduler) -> HeadLoad:
+        """The figures now."""
+        running, waiting = scheduler.present
+        settings, known = scheduler.settings, self._cost.known
+        expected = self._answer_tokens
+        if not self._answers:
+            wanted = [s.request.sampling.max_tokens for s in running]
+            expected = sum(wanted) / len(wanted) if wanted else 0.0
+        return HeadLoad(
+            places=settings.max_sequences,
+            running=len(running),
+            free_positions=scheduler.blocks.free_count * BLOCK_SIZE,
+            step_rows=settings.token_budget,
+            step_s=self._cost.of(0) if known else 0.0,
+            row_s=self._cost.row if known else 0.0,
+            lag_s=self._lag_s,
+            answer_tokens=expected,
+            tenants=_by_tenant(running, waiting, 1 - self._found),
+        )
+
+
+@dataclass(slots=True)
+class _Sum:
+    """Of one tenant in one lane."""
+
+    weight: int
+    running: int = 0
+    queued: int = 0
+    rows: int = 0
+
+
+def _by_tenant(
+    running: Iterable[BatchedSequence], waiting: Iterable[BatchedSequence], to_read: float
+) -> tuple[TenantLoad, ...]:
+    """`to_read`: of what waits, the share that is not found computed."""
+    sums: dict[tuple[int, str], _Sum] = {}
+
+    def sum_of(lane: int, tenant: str, weight: int) -> _Sum:
+        return sums.setdefault((lane, tenant), _Sum(weight))
+
+    for s in running:
+        mine = sum_of(s.lane, s.request.tenant, s.request.tenant_weight)
+        mine.running += 1
+        mine.rows += s.remaining if s.phase is Phase.PREFILL else 0
+    for s in waiting:
+        mine = sum_of(s.lane, s.request.tenant, s.request.tenant_weight)
+        mine.queued += 1
+        mine.rows += ceil(s.remaining * to_read)
+    for lane, tenant in sorted(sums, key=lambda k: -sums[k].running - sums[k].queued)[
+        MOST_TENANTS:
+    ]:
+        few, others = sums.pop((lane, tenant)), sum_of(lane, OTHERS, 1)
+        others.running += few.running
+        others.queued += few.queued
+        others.rows += few.rows
+    return tuple(
+        TenantLoad(tenant, lane, total.weight, total.running, total.queued, total.rows)
+        for (lane, tenant), total in sums.items()
+    )

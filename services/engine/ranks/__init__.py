@@ -1,0 +1,1 @@
+"""A stage on several ranks: child processes of the engine behind the backend's seam."""

@@ -1,0 +1,1 @@
+"""The backend whose layers vLLM computes."""

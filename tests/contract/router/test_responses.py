@@ -1,0 +1,345 @@
+"""The Responses API by the official client, unmodified, against a router."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai.types.responses import ResponseItemList
+from pydantic import BaseModel
+
+from services.router.__main__ import RunningDoors
+from tests.fake_mesh import REPLY, FakeMesh
+from tests.waiting import until
+
+
+@pytest.fixture
+async def client(router: RunningDoors) -> AsyncIterator[openai.AsyncOpenAI]:
+    url = f"http://127.0.0.1:{router.http_port}/v1"
+    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        yield client
+
+
+ASKED: dict[str, Any] = {"model": "tiny", "input": "What is it?", "temperature": 0}
+
+
+async def _events(stream: Any) -> list[dict[str, Any]]:
+    return [event.to_dict() async for event in stream]
+
+
+async def test_a_response_is_told_whole_and_as_events(client: openai.AsyncOpenAI) -> None:
+    whole = await client.responses.create(**ASKED, metadata={"a": "b"})
+    assert (whole.output_text, whole.status, whole.metadata) == (REPLY, "completed", {"a": "b"})
+    assert whole.usage is not None
+    assert whole.usage.total_tokens == whole.usage.input_tokens + whole.usage.output_tokens
+    events = await _events(await client.responses.create(**ASKED, stream=True))
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    texts = [e["delta"] for e in events if e["type"] == "response.output_text.delta"]
+    assert "".join(texts) == REPLY
+    assert events[-1]["type"] == "response.completed"
+
+
+async def test_a_stream_is_picked_up_behind_any_event_at_another_router(
+    client: openai.AsyncOpenAI, mesh: FakeMesh
+) -> None:
+    events = await _events(await client.responses.create(**ASKED, stream=True))
+    response_id = events[0]["response"]["id"]
+    async with mesh.router() as other:
+        url = f"http://127.0.0.1:{other.http_port}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as elsewhere:
+            for after in range(0, len(events), 7):
+                again = await elsewhere.responses.retrieve(
+                    response_id, stream=True, starting_after=after
+                )
+                assert await _events(again) == events[after + 1 :]
+            with pytest.raises(openai.ConflictError) as behind:
+                await elsewhere.responses.retrieve(
+                    response_id, stream=True, starting_after=len(events)
+                )
+            assert behind.value.param == "starting_after"
+            whole = await elsewhere.responses.retrieve(response_id)
+            assert whole.to_dict() == events[-1]["response"]
+
+
+async def test_a_reader_that_left_goes_on_where_a_killed_head_stopped(
+    client: openai.AsyncOpenAI, mesh: FakeMesh
+) -> None:
+    undisturbed = await _events(await client.responses.create(**ASKED, stream=True))
+    mesh.burst, mesh.limit = 3, 30
+    stream = await client.responses.create(**ASKED, stream=True)
+    told = []
+    async for event in stream:
+        told.append(event.to_dict())
+        if len(told) == 20:
+            break
+    await stream.close()
+    response_id = told[0]["response"]["id"]
+    running = await client.responses.retrieve(response_id)
+    assert running.status == "in_progress"
+    assert REPLY.startswith(running.output_text)
+    await mesh.kill(mesh.journal[response_id.removeprefix("resp_")].head)
+    mesh.limit, mesh.burst = 1 << 30, 1
+    again = await client.responses.retrieve(
+        response_id, stream=True, starting_after=told[-1]["sequence_number"]
+    )
+    told += await _events(again)
+    named = json.dumps(undisturbed).replace(undisturbed[0]["response"]["id"][5:], response_id[5:])
+    for event, expected in zip(told, json.loads(named), strict=True):
+        for of_the_clock in (event, expected):
+            of_the_clock.get("response", {}).pop("created_at", None)
+        assert event == expected
+
+
+async def test_a_response_goes_on_from_an_earlier_one(
+    client: openai.AsyncOpenAI, mesh: FakeMesh
+) -> None:
+    first = await client.responses.create(**ASKED, instructions="Be brief.")
+    second = await client.responses.create(
+        model="tiny", input="And then?", previous_response_id=first.id
+    )
+    spelt = [
+        {"role": "user", "content": "What is it?"},
+        {"role": "assistant", "content": REPLY},
+        {"role": "user", "content": "And then?"},
+    ]
+    third = await client.responses.create(model="tiny", input=spelt)
+    prompts = {name: entry.request.prompt_ids for name, entry in mesh.journal.items()}
+    assert prompts[second.id[5:]] == prompts[third.id[5:]]  # without the instructions
+    assert second.previous_response_id == first.id
+    items = await client.responses.input_items.list(second.id, order="asc", limit=2)
+    texts = [item.content[0].text async for item in items]  # type: ignore[union-attr]
+    assert texts == ["What is it?", REPLY, "And then?"]
+    assert items.data[1].id == first.output[0].id
+
+
+async def test_input_items_have_the_official_type(
+    client: openai.AsyncOpenAI, router: RunningDoors
+) -> None:
+    said = [{"role": "user", "content": str(n)} for n in range(3)]
+    response = await client.responses.create(model="tiny", input=said)
+    url = f"http://127.0.0.1:{router.http_port}/v1/responses/{response.id}/input_items"
+    async with httpx.AsyncClient() as http:
+        page = (await http.get(url, params={"limit": 2})).json()
+        ResponseItemList.model_validate(page, strict=True)
+        assert [item["content"][0]["text"] for item in page["data"]] == ["2", "1"]
+        assert page["has_more"]
+        rest = (await http.get(url, params={"limit": 2, "after": page["last_id"]})).json()
+        assert ([item["content"][0]["text"] for item in rest["data"]], rest["has_more"]) == (
+            ["0"],
+            False,
+        )
+        for query in ("limit=0", "limit=x", "order=up", "after=nobody"):
+            refused = await http.get(f"{url}?{query}")
+            assert refused.status_code == 400
+            assert refused.json()["error"]["param"] == query.partition("=")[0]
+
+
+async def test_a_schema_is_followed_and_parsed(client: openai.AsyncOpenAI, mesh: FakeMesh) -> None:
+    class Place(BaseModel):
+        name: str
+
+    mesh.replies = ['{"name":"Paris"}']
+    parsed = await client.responses.parse(**ASKED, text_format=Place)
+    assert parsed.output_parsed == Place(name="Paris")
+    (entry,) = mesh.journal.values()
+    assert entry.request.sampling.grammar is not None
+    assert '"name"' in entry.request.sampling.grammar.text
+
+
+async def test_a_function_is_called_and_its_answer_goes_on_from_the_call(
+    client: openai.AsyncOpenAI, mesh: FakeMesh
+) -> None:
+    tool = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
+    mesh.replies = ['<tool_call>{"name": "weather", "arguments": {"city": "Paris"}}</tool_call>']
+    stream = await client.responses.create(**ASKED, tools=[tool], stream=True)  # type: ignore[list-item]
+    events = await _events(stream)
+    called = await client.responses.retrieve(events[0]["response"]["id"])
+    (call,) = called.output
+    assert call.type == "function_call"
+    assert json.loads(call.arguments) == {"city": "Paris"}
+    assert events[-1]["response"] == called.to_dict()
+    mesh.replies = [REPLY]
+    answered = await client.responses.create(
+        model="tiny",
+        temperature=0,
+        previous_response_id=called.id,
+        input=[{"type": "function_call_output", "call_id": call.call_id, "output": "rain"}],
+    )
+    assert answered.output_text == REPLY
+    kinds = [item.type async for item in client.responses.input_items.list(answered.id)]
+    assert kinds == ["function_call_output", "function_call", "message"]
+
+
+async def test_logprobs_are_told_when_they_are_included(client: openai.AsyncOpenAI) -> None:
+    asked = {**ASKED, "include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    whole = await client.responses.create(**asked, max_output_tokens=5)
+    part = whole.output[0].content[0]  # type: ignore[union-attr]
+    assert whole.status == "incomplete"
+    assert whole.incomplete_details is not None
+    assert whole.incomplete_details.reason == "max_output_tokens"
+    assert [len(entry.top_logprobs) for entry in part.logprobs] == [2] * 5  # type: ignore[union-attr, arg-type]
+
+
+async def test_a_response_is_cancelled_once_and_what_has_ended_stays(
+    client: openai.AsyncOpenAI, mesh: FakeMesh
+) -> None:
+    done = await client.responses.create(**ASKED)
+    assert (await client.responses.cancel(done.id)).status == "completed"
+    mesh.limit = 10
+    stream = await client.responses.create(**ASKED, stream=True)
+    first = await anext(aiter(stream))
+    response_id = first.response.id
+    for _ in range(2):
+        cancelled = await client.responses.cancel(response_id)
+        assert cancelled.status == "cancelled"
+    rest = [event async for event in stream]
+    assert rest[-1].type == "error"
+    assert (await client.responses.retrieve(response_id)).status == "cancelled"
+
+
+@pytest.mark.parametrize("response_id", ["resp_none", "chatcmpl-1", "resp_", "resp_%20"])
+async def test_what_is_no_response_is_not_found(
+    client: openai.AsyncOpenAI, response_id: str
+) -> None:
+    with pytest.raises(openai.NotFoundError):
+        await client.responses.retrieve(response_id)
+    with pytest.raises(openai.NotFoundError):
+        await client.responses.cancel(response_id)
+    with pytest.raises(openai.NotFoundError) as unknown:
+        await client.responses.create(**ASKED, previous_response_id=response_id)
+    assert unknown.value.param == "previous_response_id"
+
+
+async def test_a_chat_is_no_response(client: openai.AsyncOpenAI) -> None:
+    chat = await client.chat.completions.create(
+        model="tiny", messages=[{"role": "user", "content": "hi"}]
+    )
+    with pytest.raises(openai.NotFoundError):
+        await client.responses.retrieve(chat.id.replace("chatcmpl-", "resp_"))
+
+
+async def test_parameters_are_refused_by_the_names_they_have_here(
+    client: openai.AsyncOpenAI,
+) -> None:
+    for more, param in (
+        ({"input": []}, "input"),
+        ({"max_output_tokens": 1 << 30}, "max_output_tokens"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"tools": [{"type": "function"}]}, "tools[0].name"),
+        ({"reasoning": {"effort": "utter"}}, "reasoning.effort"),
+    ):
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.responses.create(**{**ASKED, **more})
+        assert refused.value.param == param
+        assert refused.value.message.count("max_tokens") == 0
+
+
+async def test_a_retry_joins_the_response_that_the_first_ask_began(
+    client: openai.AsyncOpenAI,
+) -> None:
+    key = {"Idempotency-Key": "one"}
+    first = await client.responses.create(**ASKED, extra_headers=key)
+    again = await client.responses.create(**ASKED, extra_headers=key)
+    assert again.id == first.id
+    with pytest.raises(openai.ConflictError):
+        await client.responses.create(**{**ASKED, "input": "other"}, extra_headers=key)
+
+
+async def _ended(client: openai.AsyncOpenAI, response_id: str) -> Any:
+    """The response once it has ended, asked for again and again."""
+    while True:
+        response = await client.responses.retrieve(response_id)
+        if response.status not in ("queued", "in_progress"):
+            return response
+        await asyncio.sleep(0.02)
+
+
+async def test_a_background_response_runs_for_nobody_and_is_polled(
+    client: openai.AsyncOpenAI, mesh: FakeMesh
+) -> None:
+    mesh.limit = 0
+    response = await client.responses.create(**ASKED, background=True)
+    assert (response.status, response.background) == ("queued", True)
+    assert response.id[5:] in mesh.journal, "it is the controller's before it is answered"
+    assert (await client.responses.retrieve(response.id)).status == "queued"
+    mesh.limit = 1 << 30
+    assert (await _ended(client, response.id)).output_text == REPLY
+    events = await _events(await client.responses.retrieve(response.id, stream=True))
+    kinds = [event["type"] for event in events]
+    assert kinds[:3] == ["response.created", "response.queued", "response.in_progress"]
+
+
+async def test_a_background_response_goes_on_when_its_client_leaves_its_stream(
+    client: openai.AsyncOpenAI, mesh: FakeMesh
+) -> None:
+    mesh.limit = 10
+    stream = await client.responses.create(**ASKED, background=True, stream=True)
+    async for event in stream:
+        if event.type == "response.output_text.delta":
+            break
+    await stream.close()
+    mesh.limit = 1 << 30
+    (name,) = mesh.journal
+    assert (await _ended(client, f"resp_{name}")).output_text == REPLY
+    assert not mesh.detaches
+
+
+async def test_a_background_response_outlives_its_router_and_its_head(
+    mesh: FakeMesh,
+) -> None:
+    mesh.limit = 10
+    async with mesh.router() as first:
+        url = f"http://127.0.0.1:{first.http_port}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            response = await client.responses.create(**ASKED, background=True)
+            await until(lambda: mesh.readers > 0)
+    await until(lambda: mesh.readers == 0)
+    async with mesh.router() as second:
+        url = f"http://127.0.0.1:{second.http_port}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            await until(lambda: mesh.readers > 0)  # nobody asked that router for it
+            await mesh.kill(mesh.journal[response.id[5:]].head)
+            mesh.limit = 1 << 30
+            assert (await _ended(client, response.id)).output_text == REPLY
+
+
+async def test_a_router_that_leaves_hands_on_what_it_reads_for_nobody(mesh: FakeMesh) -> None:
+    mesh.limit = 10
+    async with mesh.router(leave_pause_s=0.0) as first, mesh.router() as second:
+        url = f"http://127.0.0.1:{first.http_port}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            await client.responses.create(**ASKED, background=True)
+        await until(lambda: (first.router.streams, mesh.readers) == (1, 1))
+        await first.leave()
+        await until(lambda: (first.router.streams, second.router.streams) == (0, 1))
+
+
+async def test_a_background_response_is_cancelled(
+    client: openai.AsyncOpenAI, mesh: FakeMesh, router: RunningDoors
+) -> None:
+    mesh.limit = 10
+    response = await client.responses.create(**ASKED, background=True)
+    assert (await client.responses.cancel(response.id)).status == "cancelled"
+    assert (await client.responses.retrieve(response.id)).status == "cancelled"
+    await until(lambda: router.router.streams == 0)
+
+
+@pytest.mark.parametrize("background", [False, True])
+async def test_a_deleted_response_is_gone_and_its_reader_ends(
+    client: openai.AsyncOpenAI, mesh: FakeMesh, router: RunningDoors, background: bool
+) -> None:
+    mesh.limit = 10
+    stream = await client.responses.create(**ASKED, background=background, stream=True)
+    response_id = (await anext(aiter(stream))).response.id
+    await client.responses.delete(response_id)
+    assert [event async for event in stream][-1].type == "error"
+    for gone in (client.responses.retrieve, client.responses.delete, client.responses.cancel):
+        with pytest.raises(openai.NotFoundError):
+            await gone(response_id)
+    assert not mesh.journal
+    await until(lambda: router.router.streams == 0)

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from services.common.addresses import MAX_CONTROLLERS, addresses_of, checked_addresses
+from services.router.settings import RouterSettings
+
+
+def test_each_address_is_had() -> None:
+    assert addresses_of(checked_addresses("a:1,[::1]:2")) == ("a:1", "[::1]:2")
+    assert addresses_of("") == ()
+
+
+@pytest.mark.parametrize("text", ["", "a", "a:", "a:1,", "a:1, b:2", "a:123456"])
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is host:port"):
+        checked_addresses(text)
+
+
+def test_there_is_a_limit_and_it_is_named() -> None:
+    many = ",".join(f"h:{n}" for n in range(MAX_CONTROLLERS + 1))
+    with pytest.raises(ValueError, match=f"up to {MAX_CONTROLLERS}"):
+        checked_addresses(many)
+
+
+def test_routers_name_a_bad_one() -> None:
+    assert RouterSettings(controller_address="a:1,b:2").controllers == ("a:1", "b:2")
+    with pytest.raises(ValidationError, match="controller_address"):
+        RouterSettings(controller_address="a;b")

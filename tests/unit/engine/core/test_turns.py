@@ -1,0 +1,179 @@
+"""Tenants and classes in one batch."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.common.fair_queue import ROUND
+from services.common.generation import PriorityClass
+from services.engine.core.scheduler import SchedulerSettings
+from services.engine.core.turns import WELL_AHEAD
+from tests.driven_scheduler import Driver, expected, key
+
+TOLERANT, PROTECTED = PriorityClass.TOLERANT, PriorityClass.PROTECTED
+
+
+def run_until(driver: Driver, name: str) -> int:
+    """Steps until its first token."""
+    before = len(driver.steps)
+    while not driver.outputs[name]:
+        driver.depart()
+        driver.arrive()
+    return len(driver.steps) - before
+
+
+def names_of(driver: Driver) -> list[str]:
+    """In the order in which they ran first."""
+    return list(dict.fromkeys(k.generation_id for step in driver.steps for k in step.keys))
+
+
+def test_tolerant_work_gives_its_place_up_at_once_and_loses_nothing() -> None:
+    driver = Driver(SchedulerSettings(64, 4, 8, 1000), 64, 1)
+    for index in range(6):
+        driver.start(f"batch-{index}", 4, 40, priority=TOLERANT)
+    for _ in range(3):
+        driver.depart()
+        driver.arrive()
+    assert driver.scheduler.running == 4
+    driver.start("live", 30, 2)
+    step = driver.depart()
+    assert step is not None
+    assert step.keys == (key("live"),), "no tolerant row beside a prompt that is waited for"
+    assert driver.scheduler.preemptions == 1
+    driver.arrive()
+    driver.finish()
+    assert driver.outputs == {
+        "live": expected(30, 2),
+        **{f"batch-{index}": expected(4, 40) for index in range(6)},
+    }
+
+
+def test_what_nobody_reads_gives_way_before_tolerant_work_that_is_read() -> None:
+    driver = Driver(SchedulerSettings(64, 2, 8, 1000), 64, 1)
+    driver.start("unread", 4, 40)
+    driver.start("batch", 4, 40, priority=TOLERANT)
+    for _ in range(2):
+        driver.depart()
+        driver.arrive()
+    driver.scheduler.set_unread(key("unread"), True)
+    driver.start("live", 4, 20)
+    for _ in range(3):
+        driver.depart()
+        driver.arrive()
+    last = driver.steps[-1].keys
+    assert key("live") in last
+    assert key("batch") in last
+    assert key("unread") not in last
+
+
+def test_a_tenant_that_floods_does_not_keep_another_waiting() -> None:
+    driver = Driver(SchedulerSettings(64, 8, 8, 1000), 256, 1)
+    for index in range(40):
+        driver.start(f"flood-{index}", 20, 60, tenant="flood")
+    for _ in range(30):
+        driver.depart()
+        driver.arrive()
+    assert driver.scheduler.running == 8
+    driver.start("quiet", 20, 4, tenant="quiet")
+    assert run_until(driver, "quiet") == 1, "it has a place, and the next step for itself"
+    assert driver.scheduler.preemptions == 1
+    driver.finish()
+    assert driver.outputs["quiet"] == expected(20, 4)
+    assert all(driver.outputs[f"flood-{index}"] == expected(20, 60) for index in range(40))
+
+
+def test_a_tenant_alone_takes_no_place_from_itself_whatever_it_asks() -> None:
+    driver = Driver(SchedulerSettings(64, 4, 8, 1000), 256, 1)
+    for index in range(12):
+        driver.start(str(index), 20, 30, tenant="one", priority=(PROTECTED, TOLERANT)[index < 4])
+    for index in range(12, 20):
+        driver.start(str(index), 20, 30, tenant="one")
+    driver.finish()
+    assert driver.scheduler.preemptions == 0
+    order = names_of(driver)
+    assert order == [*map(str, range(4, 20)), *map(str, range(4))]
+
+
+def test_places_are_taken_only_down_to_what_a_tenants_weight_is_worth() -> None:
+    driver = Driver(SchedulerSettings(64, 8, 8, 1000), 512, 1)
+    for index in range(20):
+        driver.start(f"a{index}", 4, 400, tenant="a", weight=3)
+    for _ in range(10):
+        driver.depart()
+        driver.arrive()
+    for index in range(20):
+        driver.start(f"b{index}", 4, 400, tenant="b")
+    for _ in range(100):
+        driver.depart()
+        driver.arrive()
+    held = Counter(k.generation_id[0] for k in driver.steps[-1].keys)
+    assert held == {"a": 6, "b": 2}
+    assert driver.scheduler.preemptions == 2, "nobody is taken a place from for nothing"
+
+
+def test_tenants_that_are_about_level_share_steps() -> None:
+    driver = Driver(SchedulerSettings(64, 8, 8, 1000), 512, 1)
+    for tenant in ("a", "b"):
+        driver.start(f"{tenant}-long", 4, 300, tenant=tenant)
+    for _ in range(20):
+        driver.depart()
+        driver.arrive()
+    driver.start("a-new", 20, 2, tenant="a")
+    step = driver.depart()
+    assert step is not None
+    assert {k.generation_id for k in step.keys} == {"a-long", "b-long", "a-new"}
+
+
+def test_who_is_well_ahead_pauses_while_another_reads_its_prompt_and_no_longer() -> None:
+    driver = Driver(SchedulerSettings(16, 8, 8, 1000), 512, 1)
+    driver.start("ahead", 4, 4 * ROUND, tenant="a")
+    for _ in range(WELL_AHEAD * ROUND):
+        driver.depart()
+        driver.arrive()
+    driver.start("behind", 40, 20, tenant="b")
+    assert run_until(driver, "behind") == 3
+    assert all(step.keys == (key("behind"),) for step in driver.steps[-3:])
+    driver.depart()
+    assert set(driver.steps[-1].keys) == {key("ahead"), key("behind")}
+
+
+@pytest.mark.parametrize("held", [0, 30])
+def test_what_was_computed_elsewhere_or_before_costs_a_tenant_nothing(held: int) -> None:
+    driver = Driver(SchedulerSettings(64, 1, 8, 1000, share_prefixes=False), 256, 1)
+    driver.start("mine", 8, 40, held=held, tenant="a")
+    driver.finish()
+    (had,) = driver.scheduler._turns._shares._had.values()
+    # The last token is told, and not computed with.
+    assert had == 8 + 40 - 1 - (8 + held if held else 0)
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.integers(0, 2**32))
+def test_tenants_that_flood_get_tokens_by_their_weights(seed: int) -> None:
+    chance = random.Random(seed)
+    places = chance.randint(2, 6)
+    driver = Driver(SchedulerSettings(64, places, 8, 1000), 400, 1)
+    weights = {"a": chance.randint(1, 3), "b": 1}
+    longest, number = chance.choice((10, 80)), 0
+    waiting: Counter[str] = Counter()
+    seen: set[str] = set()
+    for _ in range(2000):
+        for tenant, weight in weights.items():
+            while waiting[tenant] < 2 * places:
+                number += 1
+                prompt, count = chance.randint(1, 40), chance.randint(1, longest)
+                driver.start(f"{tenant}{number}", prompt, count, tenant=tenant, weight=weight)
+                waiting[tenant] += 1
+        assert driver.depart() is not None
+        driver.arrive()
+        for name in driver.stopped - seen:
+            waiting[name[0]] -= 1
+        seen |= driver.stopped
+    had = driver.scheduler._turns._shares._had
+    assert abs(had["a"] - had["b"]) <= (WELL_AHEAD + 2) * ROUND
+    assert driver.scheduler.preemptions <= number

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from services.common.errors import ResourceExhausted
+from services.common.exchange import HeadLoad, PrefixNews, Route, TenantLoad
+from services.common.generation import GenerationRequest, ModelRef, PriorityClass, Sampling
+from services.router.core.balancer import Balancer
+from services.router.core.dispatching import Dispatcher, Sending, Waiter
+from services.router.core.prediction import Comer
+
+MODEL = ModelRef("m", "d")
+IDLE = HeadLoad(4, 0, 4096, 64, 0.010, 0.0005, 0.0, 20.0)
+FULL = replace(IDLE, running=4, tenants=(TenantLoad("", 0, 1, 4, 10, 300),))
+LEAST = Comer("", 1, 0, 1, 1, 1)
+
+
+def route(name: str) -> Route:
+    return Route(name, f"f-{name}", f"i-{name}", "h:1", 100.0, MODEL, 4096)
+
+
+def asked(
+    name: str = "g", tenant: str = "", priority: PriorityClass = PriorityClass.STANDARD
+) -> GenerationRequest:
+    return GenerationRequest(
+        name, MODEL, tuple(range(30)), Sampling(20), tenant=tenant, priority=priority
+    )
+
+
+def tolerant(name: str, tenant: str = "") -> Waiter:
+    return Waiter(asked(name, tenant, PriorityClass.TOLERANT))
+
+
+def told(dispatcher: Dispatcher, name: str, load: HeadLoad, now_s: float = 0.0) -> None:
+    dispatcher.told(f"f-{name}", PrefixNews(16, False, load=load), now_s)
+
+
+@pytest.fixture
+def balancer() -> Balancer:
+    balancer = Balancer()
+    balancer.update([route("a"), route("b")])
+    return balancer
+
+
+@pytest.fixture
+def dispatcher(balancer: Balancer) -> Dispatcher:
+    return Dispatcher(balancer)
+
+
+def names(released: list[tuple[Waiter, Sending | ResourceExhausted]]) -> list[str]:
+    return [waiter.request.generation_id for waiter, _ in released]
+
+
+def test_without_a_deadline_nobody_is_refused_however_busy_heads_are(
+    dispatcher: Dispatcher,
+) -> None:
+    for name in "ab":
+        told(dispatcher, name, FULL)
+    for _ in range(50):
+        sending = dispatcher.send(Waiter(asked()), 0.0)
+        assert sending is not None
+        assert sending.first_token_s is not None
+    dispatcher.check("m", LEAST, None, 0.0)
+
+
+def test_a_request_goes_to_a_pipeline_that_answers_in_time_or_is_refused_with_a_time_to_return(
+    dispatcher: Dispatcher,
+) -> None:
+    told(dispatcher, "a", FULL)
+    told(dispatcher, "b", IDLE)
+    for _ in range(3):
+        sending = dispatcher.send(Waiter(asked(), by_s=0.2), 0.0)
+        assert sending is not None
+        assert sending.route.pipeline_id == "b"
+        assert sending.first_token_s is not None
+        assert sending.first_token_s <= 0.2
+    told(dispatcher, "b", FULL)
+    with pytest.raises(ResourceExhausted) as late:
+        dispatcher.send(Waiter(asked(), by_s=100.05), 100.0)
+    assert late.value.field == "deadline"
+    assert 0 < late.value.retry_after_s < 10
+    with pytest.raises(ResourceExhausted):
+        dispatcher.check("m", LEAST, 100.05, 100.0)
+    dispatcher.check("m", LEAST, 200.0, 100.0)
+
+
+def test_heads_of_which_nothing_is_known_are_given_the_chance(dispatcher: Dispatcher) -> None:
+    told(dispatcher, "a", FULL)
+    sending = dispatcher.send(Waiter(asked(), by_s=0.01), 0.0)
+    assert sending is not None
+    assert (sending.route.pipeline_id, sending.first_token_s) == ("b", None)
+
+
+def test_tolerant_work_waits_here_for_a_free_place_and_live_work_does_not(
+    dispatcher: Dispatcher,
+) -> None:
+    for name in "ab":
+        told(dispatcher, name, FULL)
+    waiter = tolerant("t")
+    assert dispatcher.send(waiter, 0.0) is None
+    assert dispatcher.send(waiter, 0.0, anyway=True) is not None
+    assert dispatcher.send(Waiter(asked()), 0.0) is not None
+    dispatcher.wait(waiter)
+    assert dispatcher.released(0.0) == []
+    assert dispatcher.waiting == 1
+    told(dispatcher, "a", IDLE, 1.0)
+    ((gone, sending),) = dispatcher.released(1.0)
+    assert gone is waiter
+    assert isinstance(sending, Sending)
+    assert sending.route.pipeline_id == "a"
+    assert dispatcher.waiting == 0
+
+
+def test_free_places_are_given_once_and_by_turns_between_tenants(dispatcher: Dispatcher) -> None:
+    for name in "ab":
+        told(dispatcher, name, FULL)
+    for number in range(100):
+        dispatcher.wait(tolerant(f"flood-{number}", "flood"))
+    for number in range(3):
+        dispatcher.wait(tolerant(f"quiet-{number}", "quiet"))
+    told(dispatcher, "a", IDLE, 1.0)
+    told(dispatcher, "b", IDLE, 1.0)
+    first = names(dispatcher.released(1.0))
+    assert len(first) == 8, "as many as there are places"
+    now_s = 1.0
+    while dispatcher.waiting:
+        now_s += 1.0
+        told(dispatcher, "a", IDLE, now_s)
+        first += names(dispatcher.released(now_s))
+    last = max(index for index, name in enumerate(first) if name.startswith("quiet"))
+    assert last < 60, "a hundred of another tenant's came first"
+    assert len(set(first)) == 103
+
+
+def test_who_waits_for_a_model_without_a_pipeline_keeps_nobody_else(balancer: Balancer) -> None:
+    dispatcher = Dispatcher(balancer)
+    other = ModelRef("other", "o")
+    stuck = Waiter(replace(asked("stuck"), model=other))
+    assert dispatcher.send(stuck, 0.0) is None
+    dispatcher.wait(stuck)
+    dispatcher.wait(Waiter(asked("goes")))
+    assert names(dispatcher.released(0.0)) == ["goes"]
+    dispatcher.leave(stuck)
+    dispatcher.leave(stuck)
+    assert dispatcher.waiting == 0
+
+
+def test_who_waited_until_it_is_too_late_is_told_so(balancer: Balancer) -> None:
+    balancer.update([])
+    dispatcher = Dispatcher(balancer)
+    waiter = Waiter(asked(), by_s=1.0)
+    assert dispatcher.send(waiter, 0.0) is None
+    dispatcher.wait(waiter)
+    balancer.update([route("a")])
+    dispatcher.update([route("a")])
+    told(dispatcher, "a", FULL)
+    ((gone, outcome),) = dispatcher.released(0.99)
+    assert gone is waiter
+    assert isinstance(outcome, ResourceExhausted)
+
+
+def test_what_heads_told_is_forgotten_with_them(dispatcher: Dispatcher, balancer: Balancer) -> None:
+    for name in "ab":
+        told(dispatcher, name, FULL)
+    balancer.update([route("c")])
+    dispatcher.update([route("c")])
+    sending = dispatcher.send(Waiter(asked(), by_s=0.01), 0.0)
+    assert sending is not None
+    assert sending.first_token_s is None
