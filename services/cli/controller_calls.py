@@ -17,13 +17,24 @@ CALL_S = 10.0
 """An answer is waited for so long, where a command names no other limit."""
 
 
+class ControllerAwayError(MeshError):
+    """The mesh runs, its controller does not just now: its supervisor starts it again."""
+
+
+async def controller_address(directory: MeshDirectory) -> str:
+    """Of the one that leads; raises as `controller_of` does."""
+    address = await leading(directory.running())
+    if address is None:
+        raise ControllerAwayError("the controller is being started again; ask once more")
+    return address
+
+
 @asynccontextmanager
 async def controller_of(
     directory: MeshDirectory,
 ) -> AsyncIterator[controller_pb2_grpc.ControllerServiceAsyncStub]:
-    """Its stub, for the length of the block; raises MeshError where no mesh runs."""
-    address = await leading(directory.running())
-    if address is None:
-        raise MeshError("the controller has no address")
+    """Its stub, for the length of the block; raises MeshError where no mesh runs, and
+    ControllerAwayError where the mesh has none at the moment."""
+    address = await controller_address(directory)
     async with channels.open_channel(address, tls=TlsSettings(), role=Role.CONTROLLER) as channel:
         yield controller_pb2_grpc.ControllerServiceStub(channel)

@@ -11,15 +11,12 @@ import grpc
 from rich.console import Console
 from shuntserve.common.v1 import common_pb2
 from shuntserve.controller.v1 import controller_pb2 as pb
-from shuntserve.controller.v1 import controller_pb2_grpc
 
 from services.cli import model as models
+from services.cli.controller_calls import ControllerAwayError, controller_address, controller_of
 from services.cli.mesh_directory import MeshDirectory, MeshError
-from services.cli.mesh_status import controller_status, fault_json, leading
+from services.cli.mesh_status import controller_status, fault_json
 from services.cli.status_table import fault_line
-from services.common import channels
-from services.common.roles import Role
-from services.common.settings import TlsSettings
 
 T = TypeVar("T")
 
@@ -42,7 +39,7 @@ class Wish:
 
 async def deploy(directory: MeshDirectory, name: str, wish: Wish, console: Console) -> None:
     """Returns once the model takes requests; raises MeshError."""
-    address = await _controller(directory)
+    address = await controller_address(directory)
     models.import_if_missing(directory, name, console)
     await _check_computed(directory, name, address)
     ref = common_pb2.ModelRef(model_id=name, digest=models.newest(directory, name))
@@ -53,10 +50,10 @@ async def deploy(directory: MeshDirectory, name: str, wish: Wish, console: Conso
         weight=wish.weight,
     )
     request = pb.DeployRequest(model=ref, aim=aim)
-    answer = await _asked(address, lambda stub: stub.Deploy(request, timeout=CALL_S))
+    answer = await _asked(directory, lambda stub: stub.Deploy(request, timeout=CALL_S))
     with console.status(f"plan {answer.plan_number}: {name} is loading") as spinner:
         async with asyncio.timeout(READY_S):
-            while (left := await _lacking(address, name)) is not None:
+            while (left := await _lacking(directory, name)) is not None:
                 spinner.update(f"plan {answer.plan_number}: {left}")
                 await asyncio.sleep(LOOK_S)
     console.print(f"{name} is deployed (plan {answer.plan_number})", highlight=False)
@@ -65,9 +62,7 @@ async def deploy(directory: MeshDirectory, name: str, wish: Wish, console: Conso
 async def undeploy(directory: MeshDirectory, name: str) -> int:
     """Number of the plan without it; raises MeshError."""
     request = pb.UndeployRequest(model_id=name)
-    answer = await _asked(
-        await _controller(directory), lambda stub: stub.Undeploy(request, timeout=CALL_S)
-    )
+    answer = await _asked(directory, lambda stub: stub.Undeploy(request, timeout=CALL_S))
     return int(answer.plan_number)
 
 
@@ -79,26 +74,22 @@ async def _check_computed(directory: MeshDirectory, name: str, address: str) -> 
         models.check_backend(directory, name, *sorted(known))
 
 
-async def _controller(directory: MeshDirectory) -> str:
-    address = await leading(directory.running())
-    if address is None:
-        raise MeshError("the controller has no address")
-    return address
-
-
-async def _asked(address: str, call: Callable[[Any], Awaitable[T]]) -> T:
+async def _asked(directory: MeshDirectory, call: Callable[[Any], Awaitable[T]]) -> T:
     """Raises MeshError with what the controller says."""
-    async with channels.open_channel(address, tls=TlsSettings(), role=Role.CONTROLLER) as channel:
+    async with controller_of(directory) as stub:
         try:
-            return await call(controller_pb2_grpc.ControllerServiceStub(channel))
+            return await call(stub)
         except grpc.aio.AioRpcError as error:
             raise MeshError(error.details() or error.code().name.lower()) from None
 
 
-async def _lacking(address: str, name: str) -> str | None:
+async def _lacking(directory: MeshDirectory, name: str) -> str | None:
     """What the model waits for, None when it takes requests; raises MeshError where it never
     will."""
-    status = await controller_status(address)
+    try:
+        status = await controller_status(await controller_address(directory))
+    except ControllerAwayError:
+        status = None
     if status is None:
         return "the controller is away"
     found = next((d for d in status.deployments if d.model.model_id == name), None)

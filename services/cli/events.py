@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable
 import grpc
 from shuntserve.controller.v1 import controller_pb2
 
-from services.cli.controller_calls import CALL_S, controller_of
+from services.cli.controller_calls import CALL_S, ControllerAwayError, controller_of
 from services.cli.event_lines import Event
 from services.cli.mesh_directory import MeshDirectory, MeshError
 
@@ -90,9 +90,16 @@ async def read_events(
                 raise MeshError(
                     f"the controller has no events to tell: {error.details()}"
                 ) from None
-            if not away and error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
-                away = True
-                complain("the controller does not answer; waiting for it")
+            silent = error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED
+        except ControllerAwayError:
+            if not follow:
+                raise
+            silent = True
+        else:
+            silent = False
+        if silent and not away:
+            away = True
+            complain("the controller does not answer; waiting for it")
         if not follow:
             return
         await asyncio.sleep(PAUSE_S)

@@ -21,10 +21,13 @@ KEYS = ["n", "at", "kind", "node", "pipeline", "generation", "plan", "attributes
 async def _until(reader: asyncio.subprocess.Process, kind: str, node: str = "") -> list[Any]:
     """What it prints until such an event, of this node where one is named."""
     assert reader.stdout is not None
+    assert reader.stderr is not None
     told: list[Any] = []
     async with asyncio.timeout(WAIT_S):
         while not told or told[-1]["kind"] != kind or node not in ("", told[-1]["node"]):
-            told.append(json.loads(await reader.stdout.readline()))
+            line = await reader.stdout.readline()
+            assert line, f"it ended: {(await reader.stderr.read()).decode()}"
+            told.append(json.loads(line))
     return told
 
 

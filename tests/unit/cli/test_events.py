@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from services.cli.event_lines import json_line, text_line
 from services.cli.events import COMPARED, Reading, read_events
 from services.cli.mesh_directory import MeshError
 from tests.unit.cli.controller_rig import played
+from tests.waiting import until
 
 WAIT_S = 30.0
 
@@ -107,6 +109,27 @@ async def test_a_reader_goes_on_behind_its_last_event_when_the_controller_restar
     assert numbers == [1, 2, 3, 4, 5]
     assert complaints == ["the controller does not answer; waiting for it"] * 2, "once an outage"
     assert len(log.asked) == 4
+
+
+async def test_a_reader_waits_while_the_mesh_has_no_controller_at_all(tmp_path: Path) -> None:
+    log = Log([event(1)], [event(1), event(2)])
+    complaints: list[str] = []
+    async with played(tmp_path, log) as directory, asyncio.timeout(WAIT_S):
+        state = directory.read()
+        assert state is not None
+        gone = tuple(replace(one, pid=0, grpc=None) for one in state.services)
+        directory.write(replace(state, services=gone))
+        with pytest.raises(MeshError, match="being started again"):
+            async for _ in read_events(directory, 0, False, pytest.fail):
+                pass
+        found = read_events(directory, 0, True, complaints.append)
+        first = asyncio.ensure_future(anext(found))
+        await until(lambda: complaints == ["the controller does not answer; waiting for it"])
+        directory.write(state)
+        assert (await first).number == 1
+        assert (await anext(found)).number == 2
+        await found.aclose()
+    assert len(complaints) == 2, "once an outage"
 
 
 async def test_events_that_are_no_longer_kept_are_told_and_nothing_else_is_missing(
