@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterator,
+    Sequence,
+)
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -113,9 +120,11 @@ class Engines:
             stub = self._stub(member.address)
             await stub.Dissolve(request, timeout=self._timeouts.dissolve_s)
 
-    async def drain(self, formation_id: str, head: Member) -> int:
-        """Seals the formation's generations; returns how many."""
-        request = engine_pb2.DrainRequest(formation_id=formation_id)
+    async def drain(self, formation_id: str, head: Member, running: Collection[str] = ()) -> int:
+        """Seals the formation's generations but those `running`; returns how many."""
+        request = engine_pb2.DrainRequest(
+            formation_id=formation_id, running_generation_ids=sorted(running)
+        )
         with _domain_errors():
             stub = self._stub(head.address)
             reply = await stub.Drain(request, timeout=self._timeouts.drain_s)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from services.common import logs
@@ -135,11 +135,12 @@ class Head:
         self._traces.drop()
         self._do(self._batching.dissolve(formation_id, self._clock()))
 
-    async def drain(self, formation_id: str) -> int:
-        """Seals every generation of the formation and waits until the journal and the readers have
-        everything; returns how many. Raises FailedPrecondition for another formation."""
-        self._act(self._core.drain(formation_id, self._clock()))
-        while (sealed := self._core.drained(formation_id, self._clock())) is None:
+    async def drain(self, formation_id: str, running: Collection[str] = ()) -> int:
+        """Seals every generation of the formation but those `running` and waits until the journal
+        and the readers have everything; returns how many. Raises FailedPrecondition for another
+        formation."""
+        self._act(self._core.drain(formation_id, self._clock(), running))
+        while (sealed := self._core.drained(formation_id, self._clock(), running)) is None:
             self._changed.clear()
             await self._changed.wait()
         return sealed

@@ -90,7 +90,9 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         self, request: engine_pb2.DrainRequest, context: Context
     ) -> engine_pb2.DrainResponse:
         self._engine.member_of(request.formation_id)
-        sealed = await self._engine.head.drain(request.formation_id)
+        sealed = await self._engine.head.drain(
+            request.formation_id, frozenset(request.running_generation_ids)
+        )
         return engine_pb2.DrainResponse(sealed_generations=sealed)
 
     async def WatchPrefixes(
