@@ -97,7 +97,7 @@ class KvPiece:
     """Of all of that and of the layout."""
 
 
-def checksum_of(layout: KvLayout, name: bytes, layers: range, data: bytes | memoryview) -> bytes:
+def checksum_of(layout_name: str, name: bytes, layers: range, data: bytes | memoryview) -> bytes:
     """Of a piece; none of its parts can be taken for another."""
-    head = f"{layout.name}/{layers.start}-{layers.stop}/{name.hex()}/".encode()
+    head = f"{layout_name}/{layers.start}-{layers.stop}/{name.hex()}/".encode()
     return blake3(head).update(data).digest(CHECKSUM_BYTES)

@@ -45,14 +45,14 @@ def test_a_checksum_is_of_the_layout_the_name_the_layers_and_the_bytes() -> None
     layers, name = range(2, 4), b"n" * 32
     data = block(layers)
     sums = {
-        checksum_of(LAYOUT, name, layers, data),
-        checksum_of(LAYOUT, name[:-1] + b"m", layers, data),
-        checksum_of(LAYOUT, name, range(3, 5), data),
-        checksum_of(LAYOUT, name, layers, data[:-1] + b"\0"),
-        checksum_of(LAYOUT, name, layers, data[:-1]),
-        checksum_of(replace(LAYOUT, numerics_class="inexact-tiny"), name, layers, data),
-        checksum_of(replace(LAYOUT, form="other"), name, layers, data),
-        checksum_of(replace(LAYOUT, positions=32), name, layers, data),
+        checksum_of(LAYOUT.name, name, layers, data),
+        checksum_of(LAYOUT.name, name[:-1] + b"m", layers, data),
+        checksum_of(LAYOUT.name, name, range(3, 5), data),
+        checksum_of(LAYOUT.name, name, layers, data[:-1] + b"\0"),
+        checksum_of(LAYOUT.name, name, layers, data[:-1]),
+        checksum_of(replace(LAYOUT, numerics_class="inexact-tiny").name, name, layers, data),
+        checksum_of(replace(LAYOUT, form="other").name, name, layers, data),
+        checksum_of(replace(LAYOUT, positions=32).name, name, layers, data),
     }
     assert len(sums) == 8
-    assert checksum_of(LAYOUT, name, layers, memoryview(data)) in sums
+    assert checksum_of(LAYOUT.name, name, layers, memoryview(data)) in sums
