@@ -77,6 +77,7 @@ def make(store: Store) -> LedgerRuntime:
         EventLog(journal, lambda: 0.0, 10),
         heads=lambda: (),
         coming=lambda: (),
+        kv_source=lambda formation_id: None,
         runs_at=lambda formation_id: RunsAt("p", REQUEST.model),
         deployed=lambda model: True,
         heads_changed=Signal(),
