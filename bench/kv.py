@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from shuntserve.controller.v1 import controller_pb2_grpc
+from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 
 from bench import mesh as meshes
@@ -66,16 +66,6 @@ def body_of(context: int, seed: int) -> dict[str, Any]:
     }
 
 
-async def _stats(nodes: Sequence[str]) -> dict[str, engine_pb2.EngineStats]:
-    found = {}
-    for address in nodes:
-        async with channels.open_channel(address) as channel:
-            stub = engine_pb2_grpc.EngineServiceStub(channel)
-            answer = await stub.Describe(engine_pb2.DescribeRequest(), timeout=10)
-            found[answer.node_id] = answer.stats
-    return found
-
-
 async def _pipeline(mesh: meshes.Mesh, record: meshes.StreamRecord) -> tuple[dict[str, Any], Any]:
     """Of the stream, and the generation's line."""
     status = await mesh.status()
@@ -85,16 +75,24 @@ async def _pipeline(mesh: meshes.Mesh, record: meshes.StreamRecord) -> tuple[dic
 
 
 async def _engine_stats(mesh: meshes.Mesh, node_id: str) -> engine_pb2.EngineStats:
-    status = await mesh.status()
-    address = next(n["address"] for n in status["nodes"] if n["id"] == node_id)
-    return (await _stats([address]))[node_id]
+    async with channels.open_channel(await _controller(mesh)) as channel:
+        stub = controller_pb2_grpc.ControllerServiceStub(channel)
+        status = await stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=10)
+    address = next(node.address for node in status.nodes if node.node_id == node_id)
+    async with channels.open_channel(address) as channel:
+        engine = engine_pb2_grpc.EngineServiceStub(channel)
+        return (await engine.Describe(engine_pb2.DescribeRequest(), timeout=10)).stats
+
+
+async def _controller(mesh: meshes.Mesh) -> str:
+    services = (await mesh.status())["services"]
+    address: str = next(s["grpc"] for s in services if s["name"] == "controller")
+    return address
 
 
 async def move(mesh: meshes.Mesh, client: httpx.AsyncClient, context: int, seed: int) -> Move:
     """Of one stream that runs alone."""
-    services = (await mesh.status())["services"]
-    address = next(s["grpc"] for s in services if s["name"] == "controller")
-    async with channels.open_channel(address) as channel:
+    async with channels.open_channel(await _controller(mesh)) as channel:
         await until_warm(controller_pb2_grpc.ControllerServiceStub(channel), 1)
     await mesh.until_ready(2, WAIT_S)
     record = meshes.StreamRecord()
