@@ -18,11 +18,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
@@ -74,14 +75,19 @@ async def _pipeline(mesh: meshes.Mesh, record: meshes.StreamRecord) -> tuple[dic
     return line, pipeline
 
 
-async def _engine_stats(mesh: meshes.Mesh, node_id: str) -> engine_pb2.EngineStats:
+async def _engine_stats(mesh: meshes.Mesh) -> dict[str, engine_pb2.EngineStats]:
+    """Of each engine that is there, by its process."""
     async with channels.open_channel(await _controller(mesh)) as channel:
         stub = controller_pb2_grpc.ControllerServiceStub(channel)
         status = await stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=10)
-    address = next(node.address for node in status.nodes if node.node_id == node_id)
-    async with channels.open_channel(address) as channel:
-        engine = engine_pb2_grpc.EngineServiceStub(channel)
-        return (await engine.Describe(engine_pb2.DescribeRequest(), timeout=10)).stats
+    found = {}
+    for node in status.nodes:
+        async with channels.open_channel(node.address) as channel:
+            engine = engine_pb2_grpc.EngineServiceStub(channel)
+            with suppress(grpc.aio.AioRpcError):  # it ends, or begins
+                told = await engine.Describe(engine_pb2.DescribeRequest(), timeout=10)
+                found[told.incarnation] = told.stats
+    return found
 
 
 async def _controller(mesh: meshes.Mesh) -> str:
@@ -101,8 +107,8 @@ async def move(mesh: meshes.Mesh, client: httpx.AsyncClient, context: int, seed:
     try:
         await meshes.until(lambda: len(record.arrivals_s) >= BEFORE, WAIT_S)
         line, pipeline = await _pipeline(mesh, record)
-        head, tail = pipeline["stages"][0]["node"], pipeline["stages"][-1]["node"]
-        before = await _engine_stats(mesh, head)
+        tail = pipeline["stages"][-1]["node"]
+        before = await _engine_stats(mesh)
         told_s, epoch = time.monotonic(), line["epoch"]
         await mesh.shunt("interrupt", tail, "--notice", str(NOTICE_S))
         async with asyncio.timeout(WAIT_S):
@@ -111,22 +117,25 @@ async def move(mesh: meshes.Mesh, client: httpx.AsyncClient, context: int, seed:
                 await asyncio.sleep(0.05)
         had = len(record.arrivals_s)
         await meshes.until(lambda: len(record.arrivals_s) >= had + BEHIND, WAIT_S)
-        new_head = pipeline["stages"][0]["node"]
-        after = await _engine_stats(mesh, new_head)
-        if new_head != head:
-            before = engine_pb2.EngineStats()
+        after = await _engine_stats(mesh)
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    missed = [stats.prefix_queries - stats.prefix_hits for stats in (before, after)]
+    nothing = engine_pb2.EngineStats()
+    grown = [(stats, before.get(process, nothing)) for process, stats in after.items()]
     return Move(
         context,
         record.longest_gap_s(told_s),
-        missed[1] - missed[0],
-        after.filled_kv_blocks - before.filled_kv_blocks,
+        sum(_missed(now) - _missed(then) for now, then in grown),
+        max(now.filled_kv_blocks - then.filled_kv_blocks for now, then in grown),
         line["moved_by"],
         record.text,
     )
+
+
+def _missed(stats: engine_pb2.EngineStats) -> int:
+    """Positions of sequences that came into the batch, and were computed nowhere."""
+    return stats.prefix_queries - stats.prefix_hits
 
 
 def figures(moves: Sequence[Move]) -> dict[str, Any]:
