@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
@@ -110,12 +111,9 @@ def _outcome(task: Task, progress: Callable[[float], object] = lambda share: Non
 
 
 def _table(outcomes: Sequence[Outcome]) -> Table:
-    table = Table("strategy", "seed")
-    for column in (
-        *("finished", "goodput/s", "SLO", "TTFT p50 s", "TTFT p99 s", "TPOT p50 s", "$"),
-        *("on demand $", "moves"),
-    ):
-        table.add_column(column, justify="right")
+    table = Table("strategy", "seed", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("finished", "goodput/s", "SLO", "TTFT s", "P99", "TPOT s", "$", "moves"):
+        table.add_column(column, justify="right", no_wrap=True)
     for one in outcomes:
         table.add_row(
             one.strategy,
@@ -124,10 +122,9 @@ def _table(outcomes: Sequence[Outcome]) -> Table:
             f"{one.goodput_rps:.3f}",
             f"{one.slo_attainment:.1%}",
             f"{one.ttft_s['p50']:.2f}",
-            f"{one.ttft_s['p99']:.2f}",
+            f"{one.ttft_s['p99']:.1f}",
             f"{one.tpot_s['p50']:.3f}",
             f"{one.cost:.2f}",
-            f"{one.on_demand_cost:.2f}",
             str(one.counts.moves),
         )
     return table
