@@ -15,6 +15,7 @@ from services.common.exchange import (
     Frame,
     GenerateCall,
     Lengths,
+    MovedBy,
     Phase,
     Progress,
     Tokens,
@@ -171,6 +172,8 @@ class HeldGeneration:
         self.ended_s = now_s
         for span in call.held:
             self._go_on_from(span)
+        self.moved_by: MovedBy = "replay" if call.epoch > 1 and any(self.lengths) else ""
+        """How its sequences came to what they go on from."""
         self._journaled = [0 if call.epoch == 1 else len(c.run) for c in self.choices]
         self._journaled_ends: set[int] = set()
         self._answered = False
@@ -314,6 +317,7 @@ class HeldGeneration:
             tuple(cut.spans),
             sealed,
             self.unread,
+            self.moved_by,
         )
 
     def answered(self, message: int, result: CheckpointResult) -> None:

@@ -192,7 +192,7 @@ class Ledger:
         if refusal is not None:
             return refused(checkpoint, refusal, entry.lengths)
         entry.touched_s = now_s
-        entry.begun = True
+        entry.begun, entry.moved_by = True, checkpoint.moved_by
         self._set_unread(entry, checkpoint.unread, now_s)
         entry.told(checkpoint.spans)
         new = [IdsAppended(name, span) for span in entry.fresh(checkpoint.spans)]
