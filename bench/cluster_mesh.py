@@ -30,6 +30,7 @@ from services.controller.core.departure.move import Rates
 from services.controller.departures import Journaled
 from services.controller.event_log import EventLog
 from services.controller.journal.sqlite import SqliteJournal
+from services.controller.kv_sources import KvSources
 from services.controller.runtime import ClusterRuntime, RuntimeSettings
 from services.controller.signal import Signal
 
@@ -154,6 +155,7 @@ async def mesh(nodes: int) -> AsyncIterator[Mesh]:
             RuntimeSettings(),
             provider=stand_in,
             engines=stand_in,
+            kv=KvSources("replay", 0.0, clock),
             planning=stand_in,
             journal=journal,
             events=events,

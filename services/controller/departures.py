@@ -73,7 +73,7 @@ class Departures:
                     span.add_event("handover_chosen", {**generation, **move.attributes})
                 if look.running != running:
                     try:
-                        await self._engines.drain(formation_id, action.head, look.running)
+                        await self._engines.drain(formation_id, action.head, running=look.running)
                     except ShuntError as error:
                         _log.warning("a head does not let go", extra={"error": error.message})
                         break

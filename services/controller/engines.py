@@ -120,10 +120,18 @@ class Engines:
             stub = self._stub(member.address)
             await stub.Dissolve(request, timeout=self._timeouts.dissolve_s)
 
-    async def drain(self, formation_id: str, head: Member, running: Collection[str] = ()) -> int:
-        """Seals the formation's generations but those `running`; returns how many."""
+    async def drain(
+        self,
+        formation_id: str,
+        head: Member,
+        *,
+        keep_kv: bool = False,
+        running: Collection[str] = (),
+    ) -> int:
+        """Seals the formation's generations but those `running`; returns how many. With `keep_kv`
+        its stages keep what they hold of them."""
         request = engine_pb2.DrainRequest(
-            formation_id=formation_id, running_generation_ids=sorted(running)
+            formation_id=formation_id, keep_kv=keep_kv, running_generation_ids=sorted(running)
         )
         with _domain_errors():
             stub = self._stub(head.address)

@@ -21,6 +21,7 @@ from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.turns import Turns
 from services.controller.departures import Departures
 from services.controller.engines import Engines
+from services.controller.kv_sources import KvSources
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Formations:
         cluster: Cluster,
         engines: Engines,
         departures: Departures,
+        kv: KvSources,
         *,
         begin: Callable[[Coroutine[None, None, None], str | None], asyncio.Task[None]],
         stir: Callable[[], object],
@@ -45,6 +47,7 @@ class Formations:
         what comes of its answer."""
         self._cluster = cluster
         self._engines = engines
+        self._kv = kv
         self._begin = begin
         self._stir = stir
         self._clock = clock
@@ -123,10 +126,15 @@ class Formations:
             departing.cancel()
 
     async def _drain(self, action: DrainFormation) -> None:
+        kv, name = self._kv, action.formation_id
+        kv.drains(name, action.members)
+        sealed = None
         try:
-            sealed = await self._engines.drain(action.formation_id, action.head)
+            sealed = await self._engines.drain(name, action.head, keep_kv=kv.travels)
         except ShuntError as error:
             self._cluster.drain_failed(action.formation_id, error.message, self._clock())
         else:
             self._cluster.drained(action.formation_id, sealed, self._clock())
+        finally:
+            kv.drained(name, sealed=sealed is not None)
         self._stir()

@@ -34,6 +34,7 @@ from services.controller.core.departure.move import Rates, Stream
 from services.controller.departures import Journaled
 from services.controller.event_log import EventLog
 from services.controller.journal.journal import Item, Saved
+from services.controller.kv_sources import Handover, KvSources
 from services.controller.runtime import (
     ClusterRuntime,
     RuntimeSettings,
@@ -217,6 +218,7 @@ class Set:
             lengths=lambda _: AnswerLengths(),
             rates=lambda _, room: Rates(room_positions=room),
         )
+        self.handover: Handover = "replay"
 
     @asynccontextmanager
     async def working(
@@ -234,6 +236,7 @@ class Set:
             RuntimeSettings(),
             provider=mesh,
             engines=mesh,
+            kv=KvSources(self.handover, 5.0, clock),
             planning=mesh,
             journal=disk,
             events=EventLog(disk, lambda: 0.0, 100),

@@ -25,7 +25,7 @@ class Head:
         self.drains: list[tuple[str, ...]] = []
         self.now_s = 0.0
 
-    async def drain(self, formation_id: str, head: Any, running: Collection[str] = ()) -> int:
+    async def drain(self, formation_id: str, head: Any, *, running: Collection[str] = ()) -> int:
         if self.fails:
             raise Unavailable("away")
         self.drains.append(tuple(sorted(running)))

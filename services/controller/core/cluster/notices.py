@@ -65,7 +65,7 @@ def hand_over(state: State, pipeline: Pipeline, now_s: float) -> list[Action]:
     }
     return [
         LogEvent("handover_started", "", pipeline.pipeline_id, attributes),
-        DrainFormation(formation.formation_id, formation.head),
+        DrainFormation(formation.formation_id, formation.members),
     ]
 
 
