@@ -57,6 +57,20 @@ class GenerateCall:
     """The ids so far: a span from position 0 for each choice that has any."""
     from_lengths: Lengths = ()
     """Where the reader goes on, by choice; choices left out from 0."""
+    reader: str = ""
+    """Names the stream's reader; no two streams have one name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A reader whose client is gone."""
+
+    generation_id: str
+    epoch: int
+    reader: str
+    """As its call named it."""
+    resumable: bool
+    """The client can come back by an event."""
 
 
 @dataclass(frozen=True, slots=True)

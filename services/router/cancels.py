@@ -14,9 +14,12 @@ from services.common.errors import DeadlineExceeded, ShuntError, Unavailable
 from services.router.controller import ControllerClient
 from services.router.core.actions import SendCancel, SendDetach
 from services.router.heads import Heads
+from services.router.slices import Slices
 
 _log = logging.getLogger(__name__)
 MAX_WAITING = 4096
+CLOSED_AT_ONCE = 8
+"""Sessions of a crowd that leaves; what comes in meanwhile waits for no more of them."""
 MAX_TOLD = 512
 """Readers that left, in one message."""
 RETRY_S = 0.2
@@ -33,6 +36,8 @@ class Cancels:
         self._tasks: set[asyncio.Task[None]] = set()
         self._left: dict[str, list[SendDetach]] = {}
         """What the head at an address is yet to be told of, while it is being told of some."""
+        self.turns = Slices(CLOSED_AT_ONCE)
+        """When sessions that their clients have left are closed."""
 
     def send(self, cancel: SendCancel, context: contextvars.Context) -> None:
         """Starts one; one too many is dropped, for an unread generation parks by itself."""

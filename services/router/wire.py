@@ -63,6 +63,7 @@ def generate_call_to(call: GenerateCall) -> engine_pb2.GenerateRequest:
         epoch=call.epoch,
         formation_id=call.formation_id,
         held=wire.spans_to(call.held),
+        reader=call.reader,
         **{"from": wire.lengths_to(call.from_lengths)},
     )
 
