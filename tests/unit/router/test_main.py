@@ -30,10 +30,10 @@ async def test_no_collection_looks_at_what_was_imported(monkeypatch: pytest.Monk
         raise Begun
 
     monkeypatch.setattr(router, "running", running)
-    assert not gc.get_freeze_count()
+    gc.unfreeze()
     try:
         with pytest.raises(Begun):
             await router.serve(RouterSettings())
-        assert gc.get_freeze_count() > 100_000
+        assert gc.get_freeze_count() > 10_000
     finally:
         gc.unfreeze()
