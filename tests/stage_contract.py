@@ -15,7 +15,7 @@ import pytest
 
 from services.common.errors import FailedPrecondition, InvalidArgument
 from services.engine.backend import Batch, Hidden, HiddenDtype, Sampled, SequenceStep
-from tests import drafted, shared_blocks
+from tests import drafted, moved_blocks, shared_blocks
 from tests.pipelines import Pipeline
 
 PROMPTS = [[5 + (7 * i + 13 * n) % 500 for i in range(n)] for n in (1, 16, 17, 40, 61)]
@@ -83,6 +83,40 @@ class StageContract:
         self, whole: Pipeline, split: Pipeline, mixes: int
     ) -> None:
         shared_blocks.check_mixes(whole.stages, split.stages, mixes)
+
+    @pytest.mark.parametrize("sampling", [{}, SEEDED], ids=["greedy", "seeded"])
+    def test_a_generation_goes_on_from_its_blocks_at_every_position(
+        self, whole: Pipeline, split: Pipeline, outputs: int, sampling: dict[str, Any]
+    ) -> None:
+        """Between one stage and two, so that layers are cut and joined; only the rows behind the
+        last full block are computed again."""
+        prompt = PROMPTS[2]
+        alone = whole.generate(prompt, outputs, **sampling)
+        for source, target in ((whole, split), (split, whole), (split, split)):
+            moved_blocks.check(source, target, prompt, alone, sampling)
+
+    def test_blocks_that_cannot_be_are_refused_by_field_and_change_nothing(
+        self, whole: Pipeline
+    ) -> None:
+        (stage,) = whole.stages
+        whole.run(Batch([step()], [whole.open(0, SIXTEEN)]), SIXTEEN)
+        (held,) = stage.export_blocks([1])
+        assert len(held) == stage.kv_layout.size_bytes(stage.facts.layers)
+        for blocks, data, field in (
+            ([64], [held], "blocks"),
+            ([-1], [held], "blocks"),
+            ([1], [held[:-1]], "data"),
+            ([1, 2], [held], "data"),
+        ):
+            with pytest.raises(InvalidArgument) as refused:
+                stage.import_blocks(blocks, data)
+            assert refused.value.field == field
+        with pytest.raises(InvalidArgument, match="below 64"):
+            stage.export_blocks([64])
+        assert stage.export_blocks([1]) == [held]
+        stage.end()
+        with pytest.raises(FailedPrecondition, match="no cache"):
+            stage.export_blocks([1])
 
     def test_a_stage_that_is_begun_again_has_forgotten_all_but_its_weights(
         self, whole: Pipeline

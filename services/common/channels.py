@@ -32,14 +32,18 @@ def open_channel(
     max_message_bytes: int = MAX_MESSAGE_BYTES,
     tls: TlsSettings | None = None,
     role: Role | None = None,
+    apart: bool = False,
 ) -> grpc.aio.Channel:
     """A channel to host:port, whose address may change; the caller closes it.
 
     With TLS new calls go by the newest certificate there is; those that are open go on. Whoever is
     called shows a certificate for this host or, where a role is given and the mesh's certificates
-    name theirs, one of that role. Without TLS calls show the mesh's token.
+    name theirs, one of that role. Without TLS calls show the mesh's token. A channel `apart` has
+    connections of its own, where others to the same address share theirs.
     """
     chosen = options(max_message_bytes)
+    if apart:
+        chosen.append(("grpc.use_local_subchannel_pool", 1))
     if tls is not None and tls.enabled:
         return RenewedChannel(
             lambda pem: grpc.aio.secure_channel(

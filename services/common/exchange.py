@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from math import inf
+from typing import Literal
 
-from services.common.generation import GenerationRequest, ModelRef, TokenSpan
+from services.common.generation import GenerationRequest, LayerRange, ModelRef, TokenSpan
 
+MovedBy = Literal["", "replay", "kv"]
+"""How a head came to what a generation goes on from: it computed that, or blocks were brought to
+it. Empty for a generation that began there."""
 Lengths = tuple[int, ...]
 """Ids held, by choice."""
 
@@ -47,6 +51,23 @@ class DeployedModel:
 
 
 @dataclass(frozen=True, slots=True)
+class KvMember:
+    """A process that keeps blocks of the layers that it had."""
+
+    address: str
+    incarnation: str
+    layers: LayerRange
+
+
+@dataclass(frozen=True, slots=True)
+class KvSource:
+    """Who keeps what a formation had computed of its generations, for some seconds."""
+
+    formation_id: str
+    members: tuple[KvMember, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateCall:
     """Everything a head needs to begin, to go on, or to attach a reader."""
 
@@ -57,6 +78,8 @@ class GenerateCall:
     """The ids so far: a span from position 0 for each choice that has any."""
     from_lengths: Lengths = ()
     """Where the reader goes on, by choice; choices left out from 0."""
+    kv_source: KvSource | None = None
+    """Where blocks of the ids so far may be had; None: they are computed."""
     reader: str = ""
     """Names the stream's reader; no two streams have one name."""
 
@@ -125,6 +148,8 @@ class Checkpoint:
     """The last one of this epoch."""
     unread: bool = False
     """Its last reader is gone, and nobody came back."""
+    moved_by: MovedBy = ""
+    """How this epoch came to what it goes on from."""
 
 
 class CheckpointRefusal(StrEnum):
@@ -249,6 +274,8 @@ class Grant:
     """None: every choice has ended, the base is the whole text."""
     base: tuple[TokenSpan, ...]
     """All ids before this epoch: a span from position 0 for each choice that has any."""
+    kv_source: KvSource | None = None
+    """Where blocks of the base may be had, if anywhere."""
 
     @property
     def finished(self) -> bool:

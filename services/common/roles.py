@@ -135,6 +135,9 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "Drain": _only(Role.CONTROLLER),
         "WatchPrefixes": _only(Role.ROUTER),
         "Describe": _only(Role.ENGINE, Role.CONTROLLER, Role.OPERATOR),
+        "KeepKv": _only(Role.ENGINE),
+        "FetchKv": _only(Role.ENGINE),
+        "ReadKv": _only(Role.ENGINE),
         "Forward": _only(Role.ENGINE),
     },
 }

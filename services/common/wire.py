@@ -12,6 +12,7 @@ from typing import TypeVar
 from shuntserve.common.v1 import common_pb2
 
 from services.common.errors import InvalidArgument
+from services.common.exchange import KvMember, KvSource
 from services.common.generation import (
     PLAIN,
     SAMPLING,
@@ -357,6 +358,29 @@ def spans_from(messages: Iterable[common_pb2.TokenSpan]) -> tuple[TokenSpan, ...
 def lengths_to(lengths: Sequence[int]) -> list[common_pb2.ChoiceLength]:
     """Lengths by choice, in order."""
     return [common_pb2.ChoiceLength(choice=i, length=n) for i, n in enumerate(lengths)]
+
+
+def kv_source_to(source: KvSource) -> common_pb2.KvSource:
+    return common_pb2.KvSource(
+        formation_id=source.formation_id,
+        members=[
+            common_pb2.KvMember(
+                address=member.address,
+                incarnation=member.incarnation,
+                layers=layers_to(member.layers),
+            )
+            for member in source.members
+        ],
+    )
+
+
+def kv_source_from(message: common_pb2.KvSource) -> KvSource:
+    """Raises InvalidArgument and names the field."""
+    members = (
+        KvMember(member.address, member.incarnation, layers_from(member.layers))
+        for member in message.members
+    )
+    return KvSource(message.formation_id, tuple(members))
 
 
 def lengths_from(messages: Iterable[common_pb2.ChoiceLength], choices: int) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from services.common.exchange import (
     GenerationView,
     Grant,
     LeaveReason,
+    MovedBy,
     ResumeQuestion,
     Route,
 )
@@ -210,6 +211,14 @@ def spans_from(
     return spans
 
 
+_TO_MOVED_BY: dict[MovedBy, pb.MovedBy.ValueType] = {
+    "": pb.MOVED_BY_UNSPECIFIED,
+    "replay": pb.MOVED_BY_REPLAY,
+    "kv": pb.MOVED_BY_KV,
+}
+_MOVED_BY: dict[int, MovedBy] = {value: name for name, value in _TO_MOVED_BY.items()}
+
+
 def checkpoint_from(message: pb.Checkpoint, vocab_size: int | None) -> Checkpoint:
     """Raises InvalidArgument, naming the field."""
     generation_id = generation_id_from(message.generation_id)
@@ -229,6 +238,7 @@ def checkpoint_from(message: pb.Checkpoint, vocab_size: int | None) -> Checkpoin
         spans=spans_from(message.runs, vocab_size),
         sealed=message.sealed,
         unread=message.unread,
+        moved_by=_MOVED_BY.get(message.moved_by, ""),
     )
 
 
@@ -315,6 +325,7 @@ def grant_to(grant: Grant) -> pb.ResumeResponse:
         head=None if grant.head is None else route_to(grant.head),
         base=wire.spans_to(grant.base),
         finished=grant.finished,
+        kv_source=None if grant.kv_source is None else wire.kv_source_to(grant.kv_source),
     )
 
 
@@ -415,6 +426,7 @@ def generation_to(generation: OpenGeneration) -> pb.GenerationStatus:
         journaled_tokens=generation.journaled_tokens,
         standing=_STANDINGS[generation.standing],
         unread=generation.unread,
+        moved_by=_TO_MOVED_BY[generation.moved_by],
     )
 
 

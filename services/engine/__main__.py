@@ -91,7 +91,7 @@ async def _until_told(engine: Engine, link: ControllerLink | None, notices: Noti
         engine.advise(told.kind)
         told = await notices.next()
     taken = told.kind is NoticeKind.SPOT
-    if link is None or (engine.formation is None and not taken):
+    if link is None or not (engine.is_needed or taken):
         return
     while True:
         again = asyncio.create_task(notices.next())

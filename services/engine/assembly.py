@@ -18,6 +18,8 @@ from services.engine.core.scheduler import SchedulerSettings
 from services.engine.counters import Counters
 from services.engine.engine import Engine, EngineLimits
 from services.engine.head import Head, ReaderLimits
+from services.engine.kv_calls import KvCalls, KvReader
+from services.engine.kv_exchange import KvExchange, KvLimits
 from services.engine.native.loader import NativeLoader, NativeOptions
 from services.engine.neighbours import silent
 from services.engine.ranks.group import Patience
@@ -66,9 +68,12 @@ def assemble(
     where that is less than the settings have."""
     incarnation, compute, counters = secrets.token_hex(8), Compute(), Counters()
 
-    def connect(address: str) -> grpc.aio.Channel:
+    def connect(address: str, *, apart: bool = False) -> grpc.aio.Channel:
         return channels.open_channel(
-            address, max_message_bytes=settings.max_message_bytes, tls=settings.tls
+            address,
+            max_message_bytes=settings.max_message_bytes,
+            tls=settings.tls,
+            apart=apart,
         )
 
     head_settings = HeadSettings(
@@ -88,13 +93,30 @@ def assemble(
         settings.max_drafts,
         settings.share_prefixes,
     )
+    limits = KvLimits(
+        settings.kv_shelf_bytes,
+        settings.kv_keep_s,
+        settings.kv_silent_s,
+        settings.kv_flows,
+        bytes_per_s=settings.kv_bytes_per_s,
+    )
+    exchange = KvExchange(
+        incarnation, limits, KvReader(partial(connect, apart=True)).read, time.monotonic
+    )
     memory = Memory(memory_bytes or settings.memory_bytes, settings.kv_positions // BLOCK_SIZE)
     return Engine(
         settings.node_id,
         incarnation,
         compute=compute,
         stages=Stages(loader, compute, memory),
-        head=Head(generations, readers, counters, time.monotonic),
+        head=Head(
+            generations,
+            readers,
+            counters,
+            time.monotonic,
+            KvCalls(exchange, connect, settings.kv_fetch_s),
+        ),
+        kv=exchange,
         counters=counters,
         limits=EngineLimits(
             batches,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from services.common.generation import Sampling, TokenLogprob
+from services.engine.core.kv_layout import KvLayout
 
 BLOCK_SIZE = 16
 """Positions in one KV block."""
@@ -181,6 +182,27 @@ class StageBackend(Protocol):
 
     def resident_layers(self) -> Mapping[int, ResidentLayer]:
         """What the stage holds, by layer; other stages of its model may hold the very same."""
+        ...
+
+    @property
+    def kv_layout(self) -> KvLayout:
+        """How `export_blocks` and `import_blocks` have blocks."""
+        ...
+
+    @property
+    def kv_heads(self) -> range:
+        """Key-value heads that lie here: all, but for one of several ranks."""
+        ...
+
+    def export_blocks(self, blocks: Sequence[int]) -> list[bytes]:
+        """What each of these holds, [layers][heads][head_bytes], of the heads that lie here; in the
+        thread of `forward`. Raises InvalidArgument for a block that is none."""
+        ...
+
+    def import_blocks(self, blocks: Sequence[int], data: Sequence[bytes | memoryview]) -> None:
+        """Have blocks hold this, [layers][heads][head_bytes] of all heads each, in place of what
+        they held; in the thread of `forward`. Raises InvalidArgument for a block that is none or
+        bytes of another size, and changes nothing."""
         ...
 
     def begin(self, kv_blocks: int) -> None:

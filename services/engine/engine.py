@@ -22,11 +22,13 @@ from services.common.numerics import pipeline_class
 from services.engine.backend import Sampled
 from services.engine.compute import Compute
 from services.engine.core.batching import lead_of
+from services.engine.core.kv_layout import KvLayout
 from services.engine.core.scheduler import SchedulerSettings
 from services.engine.core.throttle import Throttle
 from services.engine.counters import FORMATIONS_ENDED, Counters
 from services.engine.formation import FormationPart, FormationPlace
 from services.engine.head import Head
+from services.engine.kv_exchange import KvExchange
 from services.engine.stages import HeldStage, Stages
 from services.model.grammar import LIBRARY
 
@@ -55,6 +57,7 @@ class Engine:
         compute: Compute,
         stages: Stages,
         head: Head,
+        kv: KvExchange,
         counters: Counters,
         limits: EngineLimits,
         connect: Callable[[str], grpc.aio.Channel],
@@ -64,6 +67,7 @@ class Engine:
         self.incarnation = incarnation
         self.stages = stages
         self.head = head
+        self.kv = kv
         self.counters = counters
         self.formation: FormationPart | None = None
         self.lost_node_ids: tuple[str, ...] = ()
@@ -137,11 +141,24 @@ class Engine:
             raise FailedPrecondition("not a member of this formation", field="formation_id")
         return self.formation
 
+    def living_layout(self, formation_id: str) -> KvLayout | None:
+        """How the blocks of a formation lie that this process is in."""
+        formation = self.formation
+        if formation is None or not formation.alive or formation.id != formation_id:
+            return None
+        return formation.kv_layout
+
+    @property
+    def is_needed(self) -> bool:
+        """A formation needs it, or it keeps what others may fetch."""
+        return self.formation is not None or self.kv.keeps_for_s > 0
+
     async def depart(self, departs_at_s: float, kind: NoticeKind) -> None:
-        """Has the controller told that the process will end; returns when no formation needs it."""
+        """Has the controller told that the process will end; returns when nobody needs it."""
         self.departs_at_s, self.notice = departs_at_s, kind
         self.changed.set()
         await self._free.wait()
+        await asyncio.sleep(self.kv.keeps_for_s)
 
     def advise(self, kind: NoticeKind) -> None:
         """Has the controller told; nothing here is different for it."""

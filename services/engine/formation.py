@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import grpc
 from opentelemetry.trace import Span
@@ -24,10 +25,13 @@ from services.common.nodes import Member
 from services.engine import wire
 from services.engine.backend import Batch, Hidden, Sampled, StageBackend
 from services.engine.compute import Compute
+from services.engine.core.kv_layout import KvLayout
 from services.engine.core.throttle import Throttle
 from services.engine.downstream import Downstream
 
 _log = logging.getLogger(__name__)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 QUEUE_LIMIT = 16
 """Steps that wait at a stage; more where there are more stages, for the head keeps as many in
@@ -122,6 +126,36 @@ class FormationPart:
     ) -> None:
         """The head's next step; the answer comes through `on_sampled`."""
         self._inbox.put_nowait(_Work(step, batch, token_ids, traceparents, None))
+
+    @property
+    def layers(self) -> range:
+        """Of this stage."""
+        return self._backend.facts.layers
+
+    @property
+    def kv_layout(self) -> KvLayout:
+        """How `export_blocks` and `import_blocks` have blocks."""
+        return self._backend.kv_layout
+
+    async def export_blocks(self, blocks: Sequence[int]) -> list[bytes]:
+        """What blocks hold, between steps. Raises StaleEpoch when the formation has ended."""
+        return await self._compute.run(self._living(self._backend.export_blocks), blocks)
+
+    async def import_blocks(
+        self, blocks: Sequence[int], data: Sequence[bytes | memoryview]
+    ) -> None:
+        """Has blocks hold this, between steps. Raises StaleEpoch when the formation has ended."""
+        await self._compute.run(self._living(self._backend.import_blocks), blocks, data)
+
+    def _living(self, function: Callable[P, R]) -> Callable[P, R]:
+        """In the compute thread: what waited there when the formation ended must not run."""
+
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            if not self.alive:
+                raise StaleEpoch("the formation was dissolved")
+            return function(*args, **kwargs)
+
+        return run
 
     async def serve(
         self, requests: AsyncIterator[engine_pb2.ForwardRequest]

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from services.common import logs
 from services.common.errors import FailedPrecondition, ResourceExhausted
@@ -28,6 +29,7 @@ from services.engine.backend import BLOCK_SIZE, Sampled
 from services.engine.core.actions import Action
 from services.engine.core.batching import Batching, Due, Lead
 from services.engine.core.generations import Generations
+from services.engine.core.incoming import KvFetch, NamedBlock
 from services.engine.core.prefix_log import UNTOLD
 from services.engine.core.scheduler import Scheduler
 from services.engine.counters import Counters
@@ -55,6 +57,20 @@ class _Reader:
     sending_since_s: float | None = None
 
 
+class KvMoves(Protocol):
+    """What a head asks of the stages of its formation, when generations move."""
+
+    async def keep(self, formation: FormationPart, blocks: Sequence[NamedBlock]) -> bool:
+        """Every stage keeps what it holds of these, those first that come first. False: some stage
+        did not answer, and may be at it yet."""
+        ...
+
+    async def fetch(self, formation: FormationPart, fetch: KvFetch) -> int | None:
+        """How many blocks, from the first on, every stage has filled; None: some stage did not
+        answer, and may fill them yet."""
+        ...
+
+
 class Head:
     """Serves readers, feeds the stages, and keeps what the journal has yet to be told."""
 
@@ -64,6 +80,7 @@ class Head:
         limits: ReaderLimits,
         counters: Counters,
         clock: Callable[[], float],
+        kv: KvMoves,
     ) -> None:
         self.checkpoints_due = asyncio.Event()
         self._core = generations
@@ -75,6 +92,8 @@ class Head:
         """The one this process heads."""
         self._readers: dict[int, _Reader] = {}
         self._reader_ids = itertools.count(1)
+        self._kv = kv
+        self._fetching: set[asyncio.Task[None]] = set()
         self._traces = StepTraces()
         self._changed = asyncio.Event()
 
@@ -136,14 +155,35 @@ class Head:
         self._traces.drop()
         self._do(self._batching.dissolve(formation_id, self._clock()))
 
-    async def drain(self, formation_id: str) -> int:
+    async def drain(
+        self, formation_id: str, *, keep_kv: bool = False, replayed: Collection[str] = ()
+    ) -> int:
         """Seals every generation of the formation and waits until the journal and the readers have
-        everything; returns how many. Raises FailedPrecondition for another formation."""
+        everything; returns how many. With `keep_kv` the stages keep what they hold of those that
+        are not `replayed` elsewhere. Raises FailedPrecondition for another formation."""
         self._act(self._core.drain(formation_id, self._clock()))
+        if keep_kv:
+            await self._keep(formation_id, replayed)
         while (sealed := self._core.drained(formation_id, self._clock())) is None:
             self._changed.clear()
             await self._changed.wait()
         return sealed
+
+    async def _keep(self, formation_id: str, replayed: Collection[str]) -> None:
+        """What was computed of those that are sealed by now, at every stage."""
+        while self._core.sealing(formation_id):
+            self._changed.clear()
+            await self._changed.wait()
+        formation = self._formation
+        if formation is None or formation.id != formation_id:
+            return
+        with self._batching.kept(frozenset(replayed)) as kept:
+            kept.told = await self._kv.keep(formation, kept.blocks)
+
+    async def _fetch(self, formation: FormationPart, fetch: KvFetch) -> None:
+        count = await self._kv.fetch(formation, fetch)
+        if formation is self._formation:
+            self._do(self._batching.fetched(fetch, count, self._clock()))
 
     # Readers
 
@@ -235,6 +275,10 @@ class Head:
                 traceparents = self._traces.departed(step)
                 self._counters.departed(step)
                 self._formation.submit(step.number, step.batch, step.token_ids, traceparents)
+            for fetch in due.fetches:
+                task = asyncio.create_task(self._fetch(self._formation, fetch))
+                self._fetching.add(task)
+                task.add_done_callback(self._fetching.discard)
         for waited_s in due.waited_s:
             self._counters.admitted(waited_s)
         if due.checkpoints:

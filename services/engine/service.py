@@ -14,7 +14,7 @@ from services.common import logs
 from services.common import wire as common_wire
 from services.common.errors import InvalidArgument
 from services.common.nodes import Member, StageSpec
-from services.engine import wire
+from services.engine import kv_wire, wire
 from services.engine.engine import Engine
 from services.engine.formation import FormationPlace
 
@@ -88,7 +88,11 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         self, request: engine_pb2.DrainRequest, context: Context
     ) -> engine_pb2.DrainResponse:
         self._engine.member_of(request.formation_id)
-        sealed = await self._engine.head.drain(request.formation_id)
+        sealed = await self._engine.head.drain(
+            request.formation_id,
+            keep_kv=request.keep_kv,
+            replayed=frozenset(request.replayed_generation_ids),
+        )
         return engine_pb2.DrainResponse(sealed_generations=sealed)
 
     async def WatchPrefixes(
@@ -124,6 +128,31 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
             for tensor in tensors
         )
         return reply
+
+    async def KeepKv(
+        self, request: engine_pb2.KeepKvRequest, context: Context
+    ) -> engine_pb2.KeepKvResponse:
+        formation = self._engine.member_of(request.formation_id)
+        blocks = kv_wire.blocks_from(request.blocks)
+        kept = await self._engine.kv.keep(formation, blocks, last=request.last)
+        return engine_pb2.KeepKvResponse(kept=kept)
+
+    async def FetchKv(
+        self, request: engine_pb2.FetchKvRequest, context: Context
+    ) -> engine_pb2.FetchKvResponse:
+        formation = self._engine.member_of(request.formation_id)
+        source = common_wire.kv_source_from(request.source)
+        blocks = kv_wire.blocks_from(request.blocks)
+        filled = await self._engine.kv.fetch(formation, source, blocks, request.limit_s)
+        return engine_pb2.FetchKvResponse(filled=filled.blocks, fetched_bytes=filled.fetched_bytes)
+
+    async def ReadKv(
+        self, request: engine_pb2.ReadKvRequest, context: Context
+    ) -> AsyncIterator[engine_pb2.ReadKvResponse]:
+        wanted, kv = kv_wire.read_from(request), self._engine.kv
+        async with aclosing(kv.offered(wanted, self._engine.living_layout)) as pieces:
+            async for piece in pieces:
+                yield kv_wire.piece_to(piece)
 
     async def Forward(
         self, request_iterator: AsyncIterator[engine_pb2.ForwardRequest], context: Context
@@ -187,4 +216,6 @@ def _stats_of(engine: Engine) -> engine_pb2.EngineStats:
         prefix_queries=counters.prefix.queried,
         prefix_hits=counters.prefix.hits,
         prefix_evictions=counters.prefix.evicted,
+        filled_kv_blocks=engine.kv.filled_blocks,
+        kept_kv_bytes=engine.kv.shelf.used_bytes,
     )

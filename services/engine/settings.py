@@ -82,6 +82,19 @@ class EngineSettings(ServiceSettings):
     """Guesses of next ids that a sequence has in a step, at most; 0 guesses nothing."""
     share_prefixes: bool = True
     """KV blocks whose ids are equal from the first on are one, and stay for whoever comes next."""
+    kv_shelf_bytes: int = Field(default=1 << 30, ge=0)
+    """Of the host's memory, beside `memory_bytes`, for KV blocks that others may fetch when a
+    pipeline is handed over with them."""
+    kv_keep_s: float = Field(default=10.0, gt=0, le=600)
+    """They are kept for this long."""
+    kv_fetch_s: float = Field(default=5.0, gt=0, le=600)
+    """Blocks that do not come within this long are computed."""
+    kv_silent_s: float = Field(default=1.0, gt=0, le=60)
+    """Nor are those of a stage that says nothing for this long."""
+    kv_flows: int = Field(default=2, ge=1, le=64)
+    """Connections over which a stage reads blocks from one other."""
+    kv_bytes_per_s: float = Field(default=0.0, ge=0)
+    """At most so many bytes a second are sent to those that fetch; 0: as many as there are."""
     max_readers: int = Field(default=2048, ge=1)
     reader_stall_s: float = Field(default=60.0, gt=0)
     yield_s: float = Field(default=0.25, ge=0)

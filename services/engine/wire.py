@@ -47,6 +47,11 @@ _REFUSAL: dict[int, CheckpointRefusal] = {
     controller_pb2.CHECKPOINT_REFUSAL_ENDED: CheckpointRefusal.ENDED,
     controller_pb2.CHECKPOINT_REFUSAL_UNKNOWN_FORMATION: CheckpointRefusal.UNKNOWN_FORMATION,
 }
+_MOVED_BY = {
+    "": controller_pb2.MOVED_BY_UNSPECIFIED,
+    "replay": controller_pb2.MOVED_BY_REPLAY,
+    "kv": controller_pb2.MOVED_BY_KV,
+}
 _DTYPE = {"bf16": engine_pb2.HIDDEN_DTYPE_BF16, "fp32": engine_pb2.HIDDEN_DTYPE_FP32}
 
 
@@ -160,6 +165,7 @@ def call_from(message: engine_pb2.GenerateRequest) -> GenerateCall:
         message.formation_id,
         wire.spans_from(message.held),
         wire.lengths_from(getattr(message, "from"), request.choices),
+        wire.kv_source_from(message.kv_source) if message.HasField("kv_source") else None,
         message.reader,
     )
 
@@ -235,6 +241,7 @@ def checkpoint_to(checkpoint: Checkpoint) -> controller_pb2.Checkpoint:
         runs=wire.spans_to(checkpoint.spans),
         sealed=checkpoint.sealed,
         unread=checkpoint.unread,
+        moved_by=_MOVED_BY[checkpoint.moved_by],
     )
 
 

@@ -63,6 +63,7 @@ def generate_call_to(call: GenerateCall) -> engine_pb2.GenerateRequest:
         epoch=call.epoch,
         formation_id=call.formation_id,
         held=wire.spans_to(call.held),
+        kv_source=None if call.kv_source is None else wire.kv_source_to(call.kv_source),
         reader=call.reader,
         **{"from": wire.lengths_to(call.from_lengths)},
     )
@@ -183,7 +184,8 @@ def shares_from(message: controller_pb2.ReportDemandResponse) -> Shares:
 
 def grant_from(message: controller_pb2.ResumeResponse) -> Grant:
     head = None if message.finished else route_from(message.head)
-    return Grant(message.epoch, head, wire.spans_from(message.base))
+    source = wire.kv_source_from(message.kv_source) if message.HasField("kv_source") else None
+    return Grant(message.epoch, head, wire.spans_from(message.base), source)
 
 
 def route_from(message: controller_pb2.Route) -> Route:

@@ -41,6 +41,8 @@ def mesh(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterat
             **rolling.ENVIRONMENT,
             "SHUNT_CONTROLLER_DOCUMENT_LEASE_S": "2",
             "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
+            "SHUNT_CONTROLLER_METRICS_PORT": "0",
+            "SHUNT_ENGINE_METRICS_PORT": "0",
         }
         context = meshes.running(data_dir, routers=2, env=env)
         running = runner.run(context.__aenter__())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from services.common.exchange import KvSource
 from services.common.generation import GenerationRequest, TokenLogprob
 
 
@@ -23,6 +24,8 @@ class StartSequence:
     key: SequenceKey
     request: GenerationRequest
     output_ids: tuple[int, ...]
+    source: KvSource | None = None
+    """Where its blocks may still be had."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ does. What is left for the edge is what this answers with.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from services.common.exchange import GenerateCall, Phase
@@ -24,6 +25,7 @@ from services.engine.core.actions import (
     WakeCheckpoints,
 )
 from services.engine.core.generations import Generations
+from services.engine.core.incoming import Incoming, KvFetch, NamedBlock, names_of
 from services.engine.core.load import LoadGauge
 from services.engine.core.pace import Pace
 from services.engine.core.scheduler import Scheduler, SchedulerSettings, Step, StepResult
@@ -47,6 +49,8 @@ class Due:
     """Tokens that a step brought."""
     accepted: int = 0
     """Those of them that follow a guess that was right."""
+    fetches: tuple[KvFetch, ...] = ()
+    """To be carried out by every stage; answer each with `fetched`."""
     waited_s: tuple[float, ...] = ()
     """Of each sequence that came into the batch for the first time: how long it waited for that."""
 
@@ -60,6 +64,10 @@ class Lead:
     bounds: Bounds
     pace: Pace
     gauge: LoadGauge = field(default_factory=LoadGauge)
+    incoming: Incoming = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "incoming", Incoming(self.scheduler))
 
 
 def lead_of(
@@ -91,6 +99,15 @@ def lead_of(
         Bounds(model, facts.vocab_size, positions, limit_bytes, grammar_library),
         Pace(progress_s),
     )
+
+
+@dataclass(slots=True)
+class Leaving:
+    """Blocks that the stages are to keep for others."""
+
+    blocks: tuple[NamedBlock, ...]
+    told: bool = False
+    """All stages have."""
 
 
 class Batching:
@@ -146,6 +163,40 @@ class Batching:
             actions += self.generations.sequence_stopped(key, now_s)
         return self._carry_out(actions, now_s, came_back=result)
 
+    def fetched(self, fetch: KvFetch, count: int | None, now_s: float) -> Due:
+        """The first `count` blocks of a fetch of the formation that is led hold what they should,
+        at every stage; None: some stage did not answer."""
+        lead = self.lead
+        starts = lead.incoming.fetched(fetch.number, count) if lead is not None else None
+        if starts is None:
+            return Due()
+        start, unread = starts
+        if count:
+            self.generations.moved(start.key, "kv")
+        due: list[Action] = [start]
+        if unread:
+            due.append(SetUnread(start.key, True))
+        return self._carry_out(due, now_s)
+
+    @contextmanager
+    def kept(self, replayed: Container[str]) -> Iterator[Leaving]:
+        """The blocks of what the drain has sealed, those first that are nearest to their end, but
+        of generations that are `replayed`; no step writes to one until every stage has answered."""
+        blocks = dict[bytes, int]()
+        if self.lead is None:
+            yield Leaving(())
+            return
+        allocator = self.lead.scheduler.blocks
+        for start in self.generations.to_go_on():
+            if start.key.generation_id not in replayed:
+                names = names_of(start)
+                blocks |= zip(names, allocator.find(names), strict=False)
+        leaving = Leaving(tuple(blocks.items()))
+        allocator.share(blocks.values())
+        yield leaving
+        if leaving.told:
+            allocator.release(list(blocks.values()))
+
     def overdue(self, now_s: float) -> bool:
         """A step should have been back; to be asked every GLANCE_S or sooner."""
         return self.lead is not None and self.lead.pace.overdue(now_s)
@@ -158,6 +209,7 @@ class Batching:
         self, actions: Iterable[Action], now_s: float, came_back: StepResult | None = None
     ) -> Due:
         scheduler = self.lead.scheduler if self.lead is not None else None
+        incoming = self.lead.incoming if self.lead is not None else None
         waiting, readers, checkpoints, begins = list(actions), [], False, False
         changed = came_back is not None
         for action in waiting:  # which grows while it is walked
@@ -170,23 +222,40 @@ class Batching:
             changed = True
             if isinstance(action, StopSequence | DropSequence):
                 self._queued_s.pop(action.key, None)
+                if incoming is not None:
+                    incoming.stop(action.key)
             if isinstance(action, StopSequence):
                 if scheduler is None or scheduler.stop(action.key):
                     waiting += self.generations.sequence_stopped(action.key, now_s)
             elif scheduler is not None:
                 if isinstance(action, StartSequence):
                     begins = True
-                    self._queued_s[action.key] = now_s
+                    self._queued_s.setdefault(action.key, now_s)
+                    if incoming is not None and incoming.holds_back(action):
+                        continue
+                    self.generations.moved(action.key, "replay")
                     scheduler.start(action.key, action.request, action.output_ids)
                 elif isinstance(action, SetUnread):
                     scheduler.set_unread(action.key, action.unread)
+                    if incoming is not None:
+                        incoming.set_unread(action.key, action.unread)
                 elif isinstance(action, DropSequence):
                     scheduler.drop(action.key)
         steps, waited_s = self._steps(now_s) if changed else ((), ())  # most ticks change nothing
         sampled, accepted = 0, 0
         if came_back is not None:
             sampled, accepted = len(came_back.tokens), came_back.accepted
-        return Due(steps, tuple(readers), checkpoints, begins, sampled, accepted, waited_s)
+        fetches = incoming.due() if changed and incoming is not None else ()
+        return Due(
+            steps,
+            tuple(readers),
+            checkpoints,
+            begins,
+            sampled,
+            accepted,
+            fetches,
+            waited_s,
+        )
 
     def _steps(self, now_s: float) -> tuple[tuple[Step, ...], tuple[float, ...]]:
         """Those that may start, and how long what came into the batch by them had waited."""

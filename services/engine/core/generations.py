@@ -30,6 +30,7 @@ from services.common.exchange import (
     Frame,
     GenerateCall,
     Left,
+    MovedBy,
     Phase,
 )
 from services.common.generation import CancelReason, FinishReason, finish_at
@@ -108,6 +109,25 @@ class Generations:
         live = [held for held in self._held.values() if held.life is Life.LIVE]
         return [action for held in live for action in self._seal(held, now_s)]
 
+    def sealing(self, formation_id: str) -> bool:
+        """Some generation of it waits for its last step."""
+        return any(
+            held.life is Life.SEALING and held.formation_id == formation_id
+            for held in self._held.values()
+        )
+
+    def to_go_on(self) -> list[StartSequence]:
+        """What others will start of those that the drain has sealed, those first that are nearest
+        to their end."""
+        sealed = [held for name, held in self._held.items() if name in self._sealed]
+        starts = [
+            StartSequence(held.key(index), held.request, tuple(choice.run.ids))
+            for held in sealed
+            for index, choice in enumerate(held.choices)
+            if choice.finish is None
+        ]
+        return sorted(starts, key=lambda one: one.request.sampling.max_tokens - len(one.output_ids))
+
     def drained(self, formation_id: str, now_s: float) -> int | None:
         """How many generations the drain has sealed, once the journal has answered for each of
         them and their readers have had everything (or `drain_readers_s` has passed)."""
@@ -155,7 +175,8 @@ class Generations:
             if choice.finish is None:
                 choice.in_batch = True
                 ids = tuple(choice.run.ids)
-                actions.append(StartSequence(begun.key(index), begun.request, ids))
+                start = StartSequence(begun.key(index), begun.request, ids, call.kv_source)
+                actions.append(start)
         return [*actions, *self._finish_if_ended(begun, now_s), Wake(reader_id), WakeCheckpoints()]
 
     def _attach(
@@ -235,6 +256,12 @@ class Generations:
         found = self._find(key)
         if found is not None:
             found[1].phase = phase
+
+    def moved(self, key: SequenceKey, by: MovedBy) -> None:
+        """What a sequence goes on from was brought to it, or is computed."""
+        found = self._find(key)
+        if found is not None and found[0].goes_on:
+            found[0].moved_by = by if by == "kv" else found[0].moved_by or by
 
     def stepped(self, step: int, tokens: Sequence[NewToken], now_s: float) -> list[Action]:
         """A step came back, perhaps without tokens. Tokens of unknown keys count for nothing."""

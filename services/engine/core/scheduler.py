@@ -155,6 +155,15 @@ class Scheduler:
         return self._blocks
 
     @property
+    def last_step(self) -> int:
+        """The number of the last step that departed."""
+        return self._number
+
+    def is_back(self, number: int) -> bool:
+        """No step up to this one is in flight."""
+        return all(flown > number for flown in self._flights)
+
+    @property
     def in_flight(self) -> int:
         return len(self._flights)
 
@@ -205,6 +214,22 @@ class Scheduler:
         if sequence is not None:
             self._leave(sequence)
             sequence.dropped = True
+
+    def take_beginning(self, names: Sequence[bytes]) -> tuple[list[int], list[int]]:
+        """Blocks that hold the first of a chain's names, and free ones for those behind them, as
+        far as there are: all of them are taken. One is left to each that runs."""
+        found = self._blocks.find(names)
+        self._blocks.share(found)
+        spare = self._blocks.free_count - len(self._running) - 1
+        lacking = min(len(names) - len(found), spare)
+        return found, self._blocks.allocate(max(0, lacking))
+
+    def give_beginning(
+        self, found: Sequence[int], fresh: Sequence[int], names: Sequence[bytes]
+    ) -> None:
+        """Gives them back. The first of those that were free hold what goes by these names."""
+        named = [self._blocks.name(block, name) for block, name in zip(fresh, names, strict=False)]
+        self._blocks.release([*found, *named, *fresh[len(named) :]])
 
     def next_step(self) -> Step | None:
         """The next batch, or None when nothing may run before a step comes back."""

@@ -33,6 +33,14 @@ class Arithmetic(Protocol):
         """Final norm and head: fp32 [rows, vocab_size] on the CPU."""
         ...
 
+    def export_blocks(self, blocks: Tensor) -> Tensor:
+        """uint8 [blocks, layers, kv_heads, bytes] on the CPU, of block ids int64 [blocks]."""
+        ...
+
+    def import_blocks(self, blocks: Tensor, data: Tensor) -> None:
+        """Has blocks hold what was exported."""
+        ...
+
     def close(self) -> None:
         """Release the cache; nothing may be called afterwards."""
         ...
@@ -48,6 +56,16 @@ class Packing(Protocol[L, H]):
     @property
     def name(self) -> str:
         """Device, element type, instructions and sources: what decides the bits."""
+        ...
+
+    @property
+    def kv_form(self) -> str:
+        """How a head's keys and values of a block lie in what is exported."""
+        ...
+
+    @property
+    def kv_head_bytes(self) -> int:
+        """Of them, in one layer."""
         ...
 
     def layer(self, tensors: Mapping[str, Tensor], layer: int) -> L:

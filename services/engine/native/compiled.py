@@ -77,6 +77,8 @@ class CompiledPacking:
         kind = "bf16" if dtype == torch.bfloat16 else "fp32"
         arithmetic = kernels.level.arithmetic if dtype == torch.bfloat16 else "fma"
         self.name = f"cpu-{kind}-{arithmetic}-{kernels.digest}"
+        self.kv_form = "native-steps"  # as attention.h has them
+        self.kv_head_bytes = 2 * part.padded.head_dim * BLOCK_SIZE * dtype.itemsize
         self._kernels, self._part, self._meeting = kernels, part, meeting
         self._config, self._dtype, self._threads = part.config, dtype, threads
         self._sizes = part.padded
@@ -218,9 +220,12 @@ class CompiledLayers:
         cache_bytes = sizes.kv_heads * sizes.head_dim * BLOCK_SIZE * kv_blocks * dtype.itemsize
         cache = Arena(Arena.rounded(cache_bytes) * 2 * len(layers))
         self._memory = list(ropes.values())
+        self._pages: list[Tensor] = []
+        """Keys and values of each layer in turn, uint8 [blocks, kv_heads, bytes]."""
         for layer in layers:
             caches = [cache.take(cache_bytes), cache.take(cache_bytes)]
             self._memory += caches
+            self._pages += [pages.view(kv_blocks, sizes.kv_heads, -1) for pages in caches]
             parts = (
                 *(*layer.norms, ropes[layer.rope]),
                 *(*layer.matrices, *caches, *layer.biases),
@@ -267,9 +272,20 @@ class CompiledLayers:
         own = logits[:, : self._vocab_size]
         return own if self._meeting is None else self._meeting.gather(own).flatten(1)
 
+    def export_blocks(self, blocks: Tensor) -> Tensor:
+        pages = torch.stack([page[blocks] for page in self._pages], 1)
+        shape = (len(blocks), len(self._layers), 2, *pages.shape[2:])
+        return pages.view(shape).transpose(2, 3).flatten(3)  # of a head its keys, then its values
+
+    def import_blocks(self, blocks: Tensor, data: Tensor) -> None:
+        pages = data.view(*data.shape[:3], 2, -1).transpose(2, 3).flatten(1, 2)
+        for own, page in zip(self._pages, pages.unbind(1), strict=True):
+            own[blocks] = page
+
     def close(self) -> None:
         if self._stage:
             self._kernels.stage_free(self._stage)
             self._stage = 0
+            self._pages.clear()
             self._memory.clear()
             self._layers, self._head = (), None

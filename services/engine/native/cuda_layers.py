@@ -26,7 +26,14 @@ from services.engine.native.padding import whole_lanes
 from services.engine.native.products import Product, agreeing_sizes, padded_rows
 from services.engine.native.recorder import Recorder
 from services.engine.native.rope import rope_table
-from services.engine.native.torch_layers import TorchHead, TorchLayer, gelu, scaled_logits
+from services.engine.native.torch_layers import (
+    ROWS,
+    TorchHead,
+    TorchLayer,
+    as_bytes,
+    gelu,
+    scaled_logits,
+)
 from services.engine.native.weights import embedding_matrix, final_norm, layer_weights
 from services.engine.stage.spans import Span
 from services.model.config import ModelConfig
@@ -55,6 +62,8 @@ class CudaPacking:
             raise InvalidArgument(
                 "attn_logit_softcapping: scores are not capped on a GPU", field="device"
             )
+        width = whole_lanes(config.head_dim)
+        self.kv_form, self.kv_head_bytes = ROWS, 2 * width * BLOCK_SIZE * dtype.itemsize
         self._config, self._dtype, self._device = config, dtype, torch.device(device)
         _sum_in_one_order()
         card = "".join(c for c in torch.cuda.get_device_name(self._device).lower() if c.isalnum())
@@ -221,6 +230,27 @@ class CudaLayers:
         normed = self._normalize(self._widened(hidden), self._head.norm)
         logits = self._head.matrix(normed)[: len(hidden)].float()
         return scaled_logits(self._config, _on_host(logits))
+
+    def export_blocks(self, blocks: Tensor) -> Tensor:
+        held = self._blocks()[:, blocks.to(self._device)].permute(1, 0, 4, 3, 2, 5)
+        return self._pinned_copy(as_bytes(held))
+
+    def import_blocks(self, blocks: Tensor, data: Tensor) -> None:
+        layers, heads = len(self._layers), self._config.kv_heads
+        shape = (len(blocks), layers, heads, 2, BLOCK_SIZE, self._width)
+        there = self._pinned_copy(data).to(self._device)
+        held = there.view(self._dtype).view(shape).permute(1, 0, 4, 3, 2, 5)
+        self._blocks()[:, blocks.to(self._device)] = held
+
+    def _blocks(self) -> Tensor:
+        """[layers, blocks, positions, 2, kv_heads, width]."""
+        layers, rows, *rest = self._cache.shape
+        return self._cache.view(layers, rows // BLOCK_SIZE, BLOCK_SIZE, *rest)
+
+    def _pinned_copy(self, data: Tensor) -> Tensor:
+        """On the host, in memory that the device reads and writes by itself."""
+        pinned = torch.empty(data.shape, dtype=data.dtype, pin_memory=self._device.type == "cuda")
+        return pinned.copy_(data)
 
     def close(self) -> None:
         self._layers, self._head = (), None

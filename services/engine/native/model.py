@@ -20,7 +20,7 @@ from services.engine.native.exactness import Packer, fingerprint
 from services.engine.native.meeting import Meeting
 from services.engine.native.padding import LANES
 from services.engine.native.slices import Slice, slice_of
-from services.engine.native.stage import DTYPES, NativeLayer, NativeStage
+from services.engine.native.stage import DTYPES, KvHeads, NativeLayer, NativeStage
 from services.engine.native.torch_layers import TorchPacking
 from services.engine.native.weights import check_tensors
 from services.model.config import ModelConfig
@@ -159,7 +159,8 @@ class NativeModel:
             numerics_class=f"inexact-{self._class}",
             exact=False,
         )
-        stage = NativeStage(facts, self._packing, held, self._meeting, self.grammars)
+        heads = KvHeads(self._part.kv_heads_of(config.kv_heads), config.kv_heads)
+        stage = NativeStage(facts, self._packing, held, self._meeting, self.grammars, heads=heads)
         if self_test and stage.is_exact(config, DTYPES[self._dtype]):
             stage.declare(f"exact-{self._class}", exact=True)
         return stage

@@ -37,6 +37,12 @@ class Slice:
         inner = self.parts * whole_lanes(self.config.intermediate_size // self.parts)
         return replace(padded(self.config), intermediate_size=inner)
 
+    def kv_heads_of(self, heads: int) -> range:
+        """Its key-value heads, of all of the model; ranks beyond them share one."""
+        own = self.config.kv_heads
+        first = self.rank * heads // self.ranks // own * own
+        return range(first, first + own)
+
     def of(self, tensors: Mapping[str, Tensor], layers: range) -> dict[str, Tensor]:
         """Its slices of a whole model's tensors."""
         shapes = stage_shapes(self.config, layers)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from services.common.errors import FailedPrecondition
 from services.engine.backend import (
+    BLOCK_SIZE,
     Batch,
     Hidden,
     ResidentLayer,
@@ -20,10 +21,12 @@ from services.engine.backend import (
     Sampled,
     StageFacts,
 )
+from services.engine.core.kv_layout import KvLayout
 from services.engine.native.arithmetic import Arithmetic, PackedWeights, Packing
 from services.engine.native.exactness import is_exact
 from services.engine.native.meeting import Meeting
 from services.engine.stage.exactness import BLOCKS
+from services.engine.stage.exchange import check_blocks, check_sizes
 from services.engine.stage.slots import Slots
 from services.engine.stage.spans import spans_of
 from services.model.config import ModelConfig
@@ -47,6 +50,14 @@ class NativeLayer:
         return ResidentLayer(self.tensors, self.packed.packed_bytes + head_bytes)
 
 
+@dataclass(frozen=True, slots=True)
+class KvHeads:
+    """The key-value heads that lie at a rank, of those of the model."""
+
+    own: range
+    all: int
+
+
 class NativeStage:
     """Implements StageBackend: checks a batch, runs it, samples what is asked for. Where it is one
     of several ranks, all make the same calls, and come to the same answers."""
@@ -58,8 +69,11 @@ class NativeStage:
         layers: Mapping[int, NativeLayer],
         meeting: Meeting | None = None,
         grammars: LateGrammars | None = None,
+        *,
+        heads: KvHeads,
     ) -> None:
         self._facts = facts
+        self._heads = heads
         self._packing, self._meeting = packing, meeting
         self._layers = dict(layers)
         self._arithmetic: Arithmetic | None = None
@@ -80,6 +94,40 @@ class NativeStage:
 
     def resident_layers(self) -> Mapping[int, ResidentLayer]:
         return {number: layer.resident for number, layer in self._layers.items()}
+
+    @property
+    def kv_layout(self) -> KvLayout:
+        packing, name = self._packing, self._facts.numerics_class
+        sizes = (self._heads.all, packing.kv_head_bytes, BLOCK_SIZE)
+        return KvLayout(packing.kv_form, *sizes, name)
+
+    @property
+    def kv_heads(self) -> range:
+        return self._heads.own
+
+    def export_blocks(self, blocks: Sequence[int]) -> list[bytes]:
+        arithmetic = self._exchanging(blocks)
+        if not blocks:
+            return []
+        data = arithmetic.export_blocks(torch.tensor(blocks)).flatten(1).numpy()
+        return [block.tobytes() for block in data]
+
+    def import_blocks(self, blocks: Sequence[int], data: Sequence[bytes | memoryview]) -> None:
+        arithmetic, layout = self._exchanging(blocks), self.kv_layout
+        layers, own = self._facts.layers, self._heads.own
+        check_sizes(layout, layers, blocks, data)
+        if not blocks:
+            return
+        joined = bytearray().join(layout.of_heads(layers, one, own) for one in data)
+        shape = (len(blocks), len(layers), len(own), layout.head_bytes)
+        there = torch.frombuffer(joined, dtype=torch.uint8).view(shape)
+        arithmetic.import_blocks(torch.tensor(blocks), there)
+
+    def _exchanging(self, blocks: Sequence[int]) -> Arithmetic:
+        if self._arithmetic is None:
+            raise FailedPrecondition("the stage has no cache: it is closed, or in no formation")
+        check_blocks(blocks, self._kv_blocks)
+        return self._arithmetic
 
     def begin(self, kv_blocks: int) -> None:
         self.end()

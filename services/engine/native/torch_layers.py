@@ -30,6 +30,8 @@ from services.model.tensors import EMBEDDING, LM_HEAD
 
 PIECE = 1024
 """Up to this K a oneDNN linear sums in one order for any number of rows."""
+ROWS = "native-rows"
+"""Of a head its keys position by position, then its values."""
 VECTORS = 64
 """A multiple of the elements that torch's elementwise loops take at once."""
 PROBED_ROWS = (1, 2, 5, 8, 12, 15, 16, 17, 31, 32, 33, 64, 128)
@@ -164,6 +166,7 @@ class TorchPacking:
     """Implements Packing."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+        self.kv_form, self.kv_head_bytes = ROWS, 2 * config.head_dim * BLOCK_SIZE * dtype.itemsize
         self._config, self._dtype = config, dtype
         kind = "bf16" if dtype == torch.bfloat16 else "fp32"
         where = torch.backends.cpu.get_cpu_capability().lower()
@@ -249,6 +252,16 @@ class TorchLayers:
         normed = self._normalize(hidden, self._head.norm)
         return scaled_logits(self._config, self._head.matrix(normed).float())
 
+    def export_blocks(self, blocks: Tensor) -> Tensor:
+        held = self._cache[:, :, blocks].permute(2, 0, 4, 1, 3, 5)
+        return as_bytes(held)
+
+    def import_blocks(self, blocks: Tensor, data: Tensor) -> None:
+        layers, heads = len(self._layers), self._config.kv_heads
+        shape = (len(blocks), layers, heads, 2, BLOCK_SIZE, self._config.head_dim)
+        held = data.contiguous().view(self._dtype).view(shape)
+        self._cache[:, :, blocks] = held.permute(1, 3, 0, 4, 2, 5)
+
     def close(self) -> None:
         self._layers, self._head = (), None
         self._cache = self._cache.new_empty(0)
@@ -289,6 +302,11 @@ class TorchLayers:
                 scores = (scores / cap).tanh() * cap
             mixed_rows.append(torch.bmm(scores.softmax(-1), v).view(1, -1))
         return torch.cat(mixed_rows).to(self._dtype)
+
+
+def as_bytes(held: Tensor) -> Tensor:
+    """[blocks, layers, heads, 2, positions, width] as uint8 [blocks, layers, heads, bytes]."""
+    return held.contiguous().view(torch.uint8).flatten(3)
 
 
 def in_whole_vectors(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

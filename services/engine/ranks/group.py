@@ -180,25 +180,33 @@ class RankGroup:
     def call(self, method: str, *arguments: Any, rows: int = 0) -> Answer:
         """What rank 0 answers; all ranks compute it. Raises what they raise, and DataLoss when one
         of them ended or does not come to an end: then all of them have ended."""
+        return self._call(Call(method, arguments), rows)[0]
+
+    def call_each(self, method: str, *arguments: Any) -> list[Any]:
+        """What every rank answers, in their order."""
+        return [said.value for said in self._call(Call(method, arguments, each=True))]
+
+    def _call(self, call: Call, rows: int = 0) -> list[Answer]:
         pace = self._steps if rows else self._others
         self._calls += 1
         with self._lock:
             pace.departed(self._calls, rows, time.monotonic())
         try:
             for child in self._children:
-                child.line.send(Call(method, arguments))
+                child.line.send(call)
             if not self._children:
                 raise EOFError
-            said = self._children[0].line.recv()
+            answering = self._children if call.each else self._children[:1]
+            answers = [child.line.recv() for child in answering]
         except (EOFError, OSError) as error:
             self._ended.wait()
             raise DataLoss(f"the stage is gone: {self.lost}", field="ranks") from error
         with self._lock:
             pace.came_back(self._calls, time.monotonic())
-        if isinstance(said, Refusal):
-            raise said.error
-        assert isinstance(said, Answer)
-        return said
+        for said in answers:
+            if isinstance(said, Refusal):
+                raise said.error
+        return answers
 
     def close(self) -> None:
         """Ends all ranks; returns when they are gone."""

@@ -11,7 +11,7 @@ from services.engine.backend import StageBackend
 from services.engine.core.memory import StageSize
 from services.engine.ranks.group import Patience, RankGroup
 from services.engine.ranks.messages import OfRank
-from services.engine.ranks.stage import RankedStage, of_all_ranks
+from services.engine.ranks.stage import RankedStage
 from services.engine.stages import Progress, StageLoader
 
 
@@ -47,7 +47,7 @@ class RankedLoader:
             spec.tp_degree, threads=self._threads, patience=self._patience, level=self._level
         )
         said = group.load(self._of_rank, model, spec, progress)
-        return RankedStage(group, said[0][0], of_all_ranks([resident for _, resident in said]))
+        return RankedStage(group, said)
 
     def prefetch(self, model: ModelRef, spec: StageSpec, progress: Progress) -> None:
         self._whole.prefetch(model, spec, progress)

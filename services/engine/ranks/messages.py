@@ -1,18 +1,20 @@
 """What an engine and the ranks of its stage say to each other, over a socket pair a rank.
 
-An engine calls all ranks; rank 0 answers, and to a load every rank does. Both ends are one program,
-so values go as they are.
+An engine calls all ranks; rank 0 answers, and every rank does to a load and where each has a part
+of the answer. Both ends are one program, so values go as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from services.common.errors import ShuntError
 from services.common.generation import ModelRef
 from services.common.nodes import StageSpec
+from services.engine.backend import ResidentLayer, StageFacts
+from services.engine.core.kv_layout import KvLayout
 from services.engine.ranks.rank import Rank
 from services.engine.stages import StageLoader
 
@@ -37,6 +39,8 @@ class Call:
 
     method: str
     arguments: tuple[Any, ...]
+    each: bool = False
+    """Every rank answers, not rank 0 alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,16 @@ class Pulse:
 
     done_bytes: int
     total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a rank is when it has loaded."""
+
+    facts: StageFacts
+    resident: Mapping[int, ResidentLayer]
+    kv_layout: KvLayout
+    kv_heads: range
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from services.common import logs
 from services.common.errors import ShuntError
 from services.engine.backend import StageBackend
-from services.engine.ranks.messages import Answer, Begin, Call, Pulse, Refusal
+from services.engine.ranks.messages import Answer, Begin, Call, Loaded, Pulse, Refusal
 from services.engine.ranks.rank import Rank
 
 PULSE_S = 0.5
@@ -70,8 +70,10 @@ def _load(connection: Connection, rank: Rank, begin: Begin) -> StageBackend:
     if load.fault is not None:
         raise load.fault
     assert load.stage is not None
-    connection.send(Answer((load.stage.facts, load.stage.resident_layers())))
-    return load.stage
+    stage = load.stage
+    loaded = Loaded(stage.facts, stage.resident_layers(), stage.kv_layout, stage.kv_heads)
+    connection.send(Answer(loaded))
+    return stage
 
 
 def serve(connection: Connection, rank: Rank) -> None:
@@ -89,7 +91,7 @@ def serve(connection: Connection, rank: Rank) -> None:
         else:
             computed_s += time.thread_time() - began_s
             said = Answer(value, computed_s)
-        if rank.number == 0:
+        if rank.number == 0 or call.each:
             connection.send(said)
 
 

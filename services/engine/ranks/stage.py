@@ -15,17 +15,21 @@ from services.engine.backend import (
     SequenceOpen,
     StageFacts,
 )
+from services.engine.core.kv_layout import KvLayout
 from services.engine.ranks.group import RankGroup
+from services.engine.ranks.messages import Loaded
 
 
 class RankedStage:
     """Implements StageBackend: every rank computes each step, rank 0 says what it came to."""
 
-    def __init__(
-        self, group: RankGroup, facts: StageFacts, resident: Mapping[int, ResidentLayer]
-    ) -> None:
+    def __init__(self, group: RankGroup, ranks: Sequence[Loaded]) -> None:
+        """`ranks` is what each of the group has loaded."""
         self._group = group
-        self._facts, self._resident = facts, resident
+        self._facts = ranks[0].facts
+        self._resident = of_all_ranks([rank.resident for rank in ranks])
+        self._layout = ranks[0].kv_layout
+        self._heads = [rank.kv_heads for rank in ranks]
         self._computed_s = 0.0
 
     @property
@@ -53,6 +57,25 @@ class RankedStage:
 
     def resident_layers(self) -> Mapping[int, ResidentLayer]:
         return self._resident
+
+    @property
+    def kv_layout(self) -> KvLayout:
+        return self._layout
+
+    @property
+    def kv_heads(self) -> range:
+        return range(max(heads.stop for heads in self._heads))
+
+    def export_blocks(self, blocks: Sequence[int]) -> list[bytes]:
+        of_ranks = self._group.call_each("export_blocks", tuple(blocks))
+        layout, layers = self._layout, self._facts.layers
+        return [
+            layout.joined(layers, list(zip(self._heads, parts, strict=True)))
+            for parts in zip(*of_ranks, strict=True)
+        ]
+
+    def import_blocks(self, blocks: Sequence[int], data: Sequence[bytes | memoryview]) -> None:
+        self._group.call("import_blocks", tuple(blocks), tuple(map(bytes, data)))
 
     def begin(self, kv_blocks: int) -> None:
         self._group.call("begin", kv_blocks)

@@ -13,9 +13,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from services.common.errors import FailedPrecondition
-from services.engine.backend import Batch, Hidden, ResidentLayer, Sampled, StageFacts
+from services.engine.backend import (
+    BLOCK_SIZE,
+    Batch,
+    Hidden,
+    ResidentLayer,
+    Sampled,
+    StageFacts,
+)
+from services.engine.core.kv_layout import KvLayout
 from services.engine.stage import exactness
 from services.engine.stage.exactness import Rows
+from services.engine.stage.exchange import check_blocks, check_sizes
 from services.engine.stage.slots import Slots
 from services.engine.stage.spans import Span, spans_of
 from services.model.grammar import LateGrammars
@@ -26,6 +35,29 @@ SEED = 1
 
 class Layers(Protocol):
     """What computes: layers, or one rank's part of them."""
+
+    @property
+    def kv_form(self) -> str:
+        """How a head's keys and values of a block lie in what is exported."""
+        ...
+
+    @property
+    def kv_head_bytes(self) -> int:
+        """Of them, in one layer."""
+        ...
+
+    @property
+    def kv_heads(self) -> tuple[range, int]:
+        """Key-value heads that lie at this rank, and how many the model has."""
+        ...
+
+    def export_blocks(self, blocks: Tensor) -> Tensor:
+        """uint8 [blocks, layers, kv_heads, bytes] on the CPU, of block ids int64 [blocks]."""
+        ...
+
+    def import_blocks(self, blocks: Tensor, data: Tensor) -> None:
+        """Has blocks hold what was exported."""
+        ...
 
     def allocate(self, blocks: int) -> None:
         """An empty KV cache of blocks 0 to blocks - 1."""
@@ -84,11 +116,47 @@ class VllmStage:
     def computed_s(self) -> float:
         return time.thread_time()
 
-    def begin(self, kv_blocks: int) -> None:
-        self.end()
+    @property
+    def kv_layout(self) -> KvLayout:
+        layers = self._open_layers()
+        sizes = (layers.kv_heads[1], layers.kv_head_bytes, BLOCK_SIZE)
+        return KvLayout(layers.kv_form, *sizes, self._facts.numerics_class)
+
+    @property
+    def kv_heads(self) -> range:
+        return self._open_layers().kv_heads[0]
+
+    def export_blocks(self, blocks: Sequence[int]) -> list[bytes]:
+        layers = self._exchanging(blocks)
+        if not blocks:
+            return []
+        data = layers.export_blocks(torch.tensor(blocks)).flatten(1).numpy()
+        return [block.tobytes() for block in data]
+
+    def import_blocks(self, blocks: Sequence[int], data: Sequence[bytes | memoryview]) -> None:
+        layers, layout, span = self._exchanging(blocks), self.kv_layout, self._facts.layers
+        check_sizes(layout, span, blocks, data)
+        if not blocks:
+            return
+        joined = bytearray().join(layout.of_heads(span, one, self.kv_heads) for one in data)
+        shape = (len(blocks), len(span), len(self.kv_heads), layout.head_bytes)
+        there = torch.frombuffer(joined, dtype=torch.uint8).view(shape)
+        layers.import_blocks(torch.tensor(blocks), there)
+
+    def _exchanging(self, blocks: Sequence[int]) -> Layers:
+        if not self._kv_blocks:
+            raise FailedPrecondition("the stage has no cache: it is closed, or in no formation")
+        check_blocks(blocks, self._kv_blocks)
+        return self._open_layers()
+
+    def _open_layers(self) -> Layers:
         if self._layers is None:
             raise FailedPrecondition("the stage is closed")
-        self._layers.allocate(kv_blocks)
+        return self._layers
+
+    def begin(self, kv_blocks: int) -> None:
+        self.end()
+        self._open_layers().allocate(kv_blocks)
         self._kv_blocks = kv_blocks
 
     def end(self) -> None:

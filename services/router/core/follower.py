@@ -41,6 +41,7 @@ from services.common.exchange import (
     GenerationState,
     GenerationView,
     Grant,
+    KvSource,
     LeaveReason,
     Progress,
     ResumeQuestion,
@@ -105,6 +106,8 @@ class Follower:
         self.ended = False
         self._finish: list[FinishReason | None] = [None] * request.choices
         self._base: tuple[TokenSpan, ...] = ()
+        self._kv_source: KvSource | None = None
+        """Where blocks of the base may be had."""
         self._verified = [0] * request.choices
         """Lengths up to which base or present head agree with what is held."""
         self._stream = 0
@@ -282,6 +285,7 @@ class Follower:
             route.formation_id,
             self._base,
             tuple(self._verified),
+            self._kv_source,
             self._reader,
         )
         return [OpenStream(self._stream, route, call)]
@@ -332,7 +336,7 @@ class Follower:
             return self._attach(grant.head, now_s)
         self.moves += grant.epoch > self.epoch
         self.epoch = grant.epoch
-        self._base = grant.base
+        self._base, self._kv_source = grant.base, grant.kv_source
         self._verified = [0] * len(self.runs)
         self._attached_again = False
         actions = self._merge(grant.base)

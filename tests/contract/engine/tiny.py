@@ -26,7 +26,9 @@ from services.engine.backend import (
     SequenceOpen,
     StageFacts,
 )
+from services.engine.core.kv_layout import KvLayout
 from services.engine.core.memory import StageSize
+from services.engine.stage.exchange import check_blocks, check_sizes
 from services.engine.stages import Progress
 
 LAYERS = 6
@@ -50,7 +52,8 @@ class TinyBackend:
     busy_s: float = 0.0
     kv_blocks: int = 0
     slots: dict[int, tuple[SequenceOpen, int]] = field(default_factory=dict)
-    cache: dict[tuple[int, int], int] = field(default_factory=dict)
+    cache: dict[tuple[int, int, int], int] = field(default_factory=dict)
+    """What a layer made of the row at a place of a block."""
     stuck: threading.Event = field(default_factory=threading.Event)
     closed: bool = False
 
@@ -97,17 +100,59 @@ class TinyBackend:
         else:
             values = list(rows)
         assert len(values) == batch.rows
-        values = [reduce(_through, self.layers, value) for value in values]
+        for layer in self.layers:
+            values = [_through(value, layer) for value in values]
+            self._write(layer, batch, values)
         if self.layers.stop < LAYERS:
             return Hidden("fp32", len(values), b"".join(v.to_bytes(4, "little") for v in values))
         return self._sample(batch, values)
 
+    def _write(self, layer: int, batch: Batch, values: list[int]) -> None:
+        """What it made of the rows, beside what it made of those before them."""
+        rows = iter(values)
+        for step in batch.steps:
+            for position in range(step.start, step.start + step.count):
+                index, offset = divmod(position, BLOCK_SIZE)
+                self.cache[layer, step.block_table[index], offset] = next(rows)
+            opened, _ = self.slots[step.slot]
+            known = (*opened.prompt_ids, *opened.output_ids)[: step.start]
+            for position, token in enumerate(known):
+                index, offset = divmod(position, BLOCK_SIZE)
+                held = self.cache[layer, step.block_table[index], offset]
+                assert held == reduce(_through, range(layer + 1), token), "another text's block"
+
+    @property
+    def kv_layout(self) -> KvLayout:
+        return KvLayout("tiny", 1, 4 * BLOCK_SIZE, BLOCK_SIZE, self.facts.numerics_class)
+
+    @property
+    def kv_heads(self) -> range:
+        return range(1)
+
+    def export_blocks(self, blocks: Sequence[int]) -> list[bytes]:
+        check_blocks(blocks, self.kv_blocks)
+        return [
+            b"".join(
+                self.cache.get((layer, block, offset), 0).to_bytes(4, "little")
+                for layer in self.layers
+                for offset in range(BLOCK_SIZE)
+            )
+            for block in blocks
+        ]
+
+    def import_blocks(self, blocks: Sequence[int], data: Sequence[bytes | memoryview]) -> None:
+        check_blocks(blocks, self.kv_blocks)
+        check_sizes(self.kv_layout, self.layers, blocks, data)
+        for block, one in zip(blocks, data, strict=True):
+            numbers = iter(memoryview(bytes(one)).cast("I"))
+            for layer in self.layers:
+                for offset in range(BLOCK_SIZE):
+                    self.cache[layer, block, offset] = next(numbers)
+
     def _sample(self, batch: Batch, values: list[int]) -> tuple[Sampled, ...]:
         sampled, first = [], 0
+        layer = self.layers.stop - 1
         for step in batch.steps:
-            for offset in range(step.count):
-                place = divmod(step.start + offset, BLOCK_SIZE)
-                self.cache[step.block_table[place[0]], place[1]] = values[first + offset]
             first += step.count
             if not step.sample:
                 continue
@@ -116,7 +161,7 @@ class TinyBackend:
             assert known == len(opened.prompt_ids) + position
             for end, draft in enumerate((*step.drafts, None), known):
                 context = [
-                    self.cache[step.block_table[p // BLOCK_SIZE], p % BLOCK_SIZE]
+                    self.cache[layer, step.block_table[p // BLOCK_SIZE], p % BLOCK_SIZE]
                     for p in range(end)
                 ]
                 token = next_token(context, opened.sampling.seed, opened.choice)

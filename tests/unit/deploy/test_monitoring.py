@@ -7,7 +7,6 @@ import importlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,8 @@ from services.controller import target_page
 from services.controller.core.cluster.actions import PipelineState
 from services.controller.core.cluster.targets import LABELS
 from services.controller.journal.journal import JournalRoom
+from tests.monitoring import DASHBOARDS, ROOT, RULES, SCRAPES, Told, of_dashboards, of_rules
 
-ROOT = Path(__file__).parents[3]
-RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
-DASHBOARDS = sorted((ROOT / "deploy" / "grafana" / "dashboards").glob("*.json"))
-SCRAPES = sorted((ROOT / "deploy" / "prometheus").glob("*-scrape.yaml"))
 OF_TARGETS = {"job", "instance"}
 DEFINED_IN: Mapping[str, set[str]] = {
     "services.cli.node.metrics": OF_TARGETS,
@@ -38,35 +34,6 @@ DEFINED_IN: Mapping[str, set[str]] = {
 }
 """Where services define metrics, and the labels that each series has of its target."""
 SOURCE = {"type": "prometheus", "uid": "${source}"}
-VARIABLES = {"$__rate_interval": "5m", "$__range": "1h", "$model": ".*", "$pipeline": ".*"}
-
-
-@dataclass(frozen=True)
-class Told:
-    """An expression, and where it stands."""
-
-    place: str
-    expression: str
-    shows: str = ""
-    """What is written with its labels: a legend, annotations."""
-
-
-def _of_rules() -> Iterator[Told]:
-    for group in yaml.safe_load(RULES.read_text())["groups"]:
-        for rule in group["rules"]:
-            shows = " ".join(rule.get("annotations", {}).values())
-            yield Told(rule.get("alert") or rule["record"], rule["expr"], shows)
-
-
-def _of_dashboards() -> Iterator[Told]:
-    for path in DASHBOARDS:
-        for panel in json.loads(path.read_text())["panels"]:
-            for target in panel.get("targets", ()):
-                expression = target["expr"]
-                for name, value in VARIABLES.items():
-                    expression = expression.replace(name, value)
-                place = f"{path.name}: {panel['title']}"
-                yield Told(place, expression, target["legendFormat"])
 
 
 def _selectors(expression: promql.Expr) -> list[tuple[str, set[str]]]:
@@ -123,7 +90,7 @@ def _exported() -> dict[str, set[str]]:
 
 
 EXPORTED = _exported()
-EXPRESSIONS = [*_of_rules(), *_of_dashboards()]
+EXPRESSIONS = [*of_rules(), *of_dashboards()]
 _SHOWN = re.compile(r"\{\{\s*(?:\$labels\.)?([a-z_]+)\s*\}\}")
 
 

@@ -86,6 +86,16 @@ class Rig:
         return self.now_s
 
 
+class NothingMoves:
+    """Implements KvMoves where nobody asks for it."""
+
+    async def keep(self, formation: Any, blocks: Any) -> bool:
+        raise AssertionError("nothing was to be kept")
+
+    async def fetch(self, formation: Any, fetch: Any) -> int | None:
+        raise AssertionError("nothing was to be fetched")
+
+
 @pytest.fixture
 async def rig() -> Rig:
     rig: Rig
@@ -98,6 +108,7 @@ async def rig() -> Rig:
         ReaderLimits(max_readers=2, stall_s=60.0),
         Counters(),
         clock,
+        NothingMoves(),
     )
     scheduler = Scheduler(SchedulerSettings(), 64, 2)
     rig = Rig(head, Stages(head), scheduler)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from services.common.errors import InvalidArgument
+from services.common.exchange import MovedBy
 from services.common.generation import FinishReason, GenerationRequest, TokenSpan, finish_of
 from services.common.token_run import TokenRun
 from services.controller.core.ledger.outcomes import LedgerSettings
@@ -53,6 +54,8 @@ class JournalEntry:
         """Its last reader is known to be gone."""
         self.begun = True
         """The epoch's head has said something of it, or is owed the time to do so."""
+        self.moved_by: MovedBy = ""
+        """How the epoch's head came to its base, as far as it has said."""
         self.touched_s = now_s
 
     def give_to(
@@ -72,7 +75,7 @@ class JournalEntry:
         self.base_lengths = self.ended_lengths if from_the_start else self.lengths
         self._computed_to = list(self.base_lengths)
         self.sealed = False
-        self.begun = bound
+        self.begun, self.moved_by = bound, ""
 
     @property
     def stored(self) -> bool:

@@ -192,7 +192,7 @@ class Ledger:
         if refusal is not None:
             return refused(checkpoint, refusal, entry.lengths)
         entry.touched_s = now_s
-        entry.begun = True
+        entry.begun, entry.moved_by = True, checkpoint.moved_by
         self._set_unread(entry, checkpoint.unread, now_s)
         entry.told(checkpoint.spans)
         new = [IdsAppended(name, span) for span in entry.fresh(checkpoint.spans)]
@@ -457,6 +457,11 @@ class Ledger:
         """Incarnation that holds the generation's epoch, to pass a Cancel on to."""
         entry = self._entries.get(generation_id)
         return entry.incarnation or None if entry is not None else None
+
+    def formation_of(self, generation_id: str) -> str:
+        """That holds the generation's epoch, or held it last; empty when none has."""
+        entry = self._entries.get(generation_id)
+        return entry.formation_id if entry is not None else ""
 
     def tick(self, now_s: float, at_most: int | None = None) -> Outcome[None]:
         """Forgets what was kept long enough, the oldest end first; call it every second or so."""

@@ -6,6 +6,7 @@ from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from services.common.exchange import MovedBy
 from services.controller.core.ledger.entry import JournalEntry
 
 
@@ -30,6 +31,8 @@ class OpenGeneration:
     standing: Standing
     unread: bool
     """Its last reader is known to be gone."""
+    moved_by: MovedBy = ""
+    """How its pipeline came to what it goes on from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ def population_of(
             sum(entry.lengths),
             _standing(entry, serving),
             entry.unread,
+            entry.moved_by,
         )
         for name, entry in entries.items()
         if name not in ended

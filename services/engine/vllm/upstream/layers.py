@@ -73,6 +73,7 @@ class Layers:
         and for a tensor that is lacking."""
         self._device = torch.device(options.device)
         self._dtype = DTYPES[options.dtype]
+        self._rank = options.ranks.rank
         prepare(options)
         self._config = configuration(hf_config, options)
         count = self._config.model_config.hf_text_config.num_hidden_layers
@@ -161,6 +162,52 @@ class Layers:
                 [shape[axis] for axis in order], dtype=spec.dtype, device=self._device
             )
             layer.bind_kv_cache(memory.permute([order.index(axis) for axis in range(4)]))
+
+    @property
+    def kv_form(self) -> str:
+        """Pages as they lie: what is inside is the kernel's own, which the class names."""
+        return "vllm-pages"
+
+    @property
+    def kv_head_bytes(self) -> int:
+        """Of a block, in one layer; raises InvalidArgument where layers differ in it."""
+        specs = [layer.get_kv_cache_spec(self._config) for layer in self._attention.values()]
+        sizes = {
+            BLOCK_SIZE * (spec.head_size + spec.head_size_v) * spec.dtype.itemsize for spec in specs
+        }
+        if len(sizes) > 1:
+            raise InvalidArgument("layers with heads of several sizes", field="model")
+        return int(sizes.pop())
+
+    @property
+    def kv_heads(self) -> tuple[range, int]:
+        """Those of this rank, and how many there are; ranks beyond them share one."""
+        parallel = self._config.parallel_config
+        ranks, rank = parallel.tensor_parallel_size, self._rank
+        whole = self._config.model_config.get_total_num_kv_heads()
+        own = max(1, whole // ranks)
+        first = rank * whole // ranks // own * own
+        return range(first, first + own), whole
+
+    def export_blocks(self, blocks: Tensor) -> Tensor:
+        """uint8 [blocks, layers, kv_heads, bytes] on the host."""
+        places = blocks.to(self._device)
+        held = [layer.kv_cache[places] for layer in self._attention.values()]
+        pages = torch.stack(held, 1).contiguous().view(torch.uint8).flatten(3)
+        return self._pinned_copy(pages)
+
+    def import_blocks(self, blocks: Tensor, data: Tensor) -> None:
+        """What was exported."""
+        places, there = blocks.to(self._device), self._pinned_copy(data).to(self._device)
+        for layer, pages in zip(self._attention.values(), there.unbind(1), strict=True):
+            cache = layer.kv_cache
+            shape = (len(blocks), *cache.shape[1:])
+            cache[places] = pages.contiguous().view(cache.dtype).view(shape)
+
+    def _pinned_copy(self, data: Tensor) -> Tensor:
+        """On the host, in memory that the device reads and writes by itself."""
+        pinned = torch.empty(data.shape, dtype=data.dtype, pin_memory=self._device.type == "cuda")
+        return pinned.copy_(data)
 
     def release(self) -> None:
         """The cache goes."""

@@ -126,3 +126,47 @@ def test_norms_of_all_heads_together_run_on_one_rank(tiny_model):
     with pytest.raises(InvalidArgument, match="TP degree 2") as refused:
         slice_of(config, 2)
     assert refused.value.field == "tp_degree"
+
+
+@pytest.mark.parametrize("name", ["eight heads", "shared key-value heads", "padded sizes"])
+def test_blocks_go_between_degrees_along_the_heads(tiny_model, pipeline, name):
+    """Each rank gives its heads, which are joined; each takes its own of all."""
+    model, prompt = tiny_model(**MODELS[name]), PROMPTS[2]
+    layers = range(model.config.layer_count)
+
+    def give(stage):
+        driver = pipeline([stage])
+        ids = driver.generate(prompt, 10, **SEEDED)
+        known = [*prompt, *ids]
+        opened = driver.open(1, known)
+        driver.run(Batch([driver.step(1, 0, len(known) - 1, sample=False)], [opened]), known[:-1])
+        full = (len(known) - 1) // 16
+        blocks = driver.table(1)[:full]
+        return ids, stage.kv_layout, stage.kv_heads, stage.export_blocks(blocks)
+
+    def takes(blocks):
+        def take(stage):
+            driver = pipeline([stage])
+            stage.import_blocks(driver.table(2)[: len(blocks)], blocks)
+            start = len(blocks) * 16
+            known = [*prompt, *alone][: start + 1]
+            opened = driver.open(2, prompt, known[len(prompt) :], **SEEDED)
+            batch = Batch([driver.step(2, start, 1)], [opened])
+            return (
+                stage.kv_layout,
+                driver.run(batch, known[start:])[0].token_id,
+                stage.export_blocks(driver.table(2)[: len(blocks)]),
+            )
+
+        return take
+
+    given = {degree: on_ranks(model, degree, give) for degree in (1, 2, 4)}
+    (alone, layout, _, whole), *_ = given[1]
+    assert whole
+    for degree, ranks in given.items():
+        assert {(tuple(ids), own) for ids, own, _, _ in ranks} == {(tuple(alone), layout)}
+        parts = zip(*([(heads, one) for one in data] for _, _, heads, data in ranks), strict=True)
+        assert [layout.joined(layers, part) for part in parts] == whole
+        followed = alone[len(whole) * 16 + 1 - len(prompt)]
+        for taken in on_ranks(model, degree, takes(whole)):
+            assert taken[:2] == (layout, followed)

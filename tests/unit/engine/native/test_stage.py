@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from services.common.errors import FailedPrecondition
 from services.engine.backend import Batch, Hidden
+from tests import moved_blocks
 from tests.pipelines import Pipeline
 from tests.stage_contract import OUTPUTS, SEEDED, StageContract
 
@@ -156,3 +157,19 @@ def test_a_closed_stage_holds_nothing_and_refuses_batches(model, pipeline):
         stage.forward(Batch([]), [])
     with pytest.raises(FailedPrecondition, match="closed"):
         stage.begin(4)
+
+
+@pytest.mark.parametrize("arithmetic", ["auto", "torch"])
+def test_blocks_go_on_in_stages_of_any_other_layers(tiny_model, llama, pipeline, arithmetic):
+    """From two stages to others of two, three and five, and back."""
+    model, prompt = tiny_model(llama), PROMPTS[2]
+
+    def stages(*bounds):
+        return pipeline(
+            [model.stage(range(a, b), arithmetic=arithmetic) for a, b in pairwise(bounds)]
+        )
+
+    shapes = [stages(0, 3, 5), stages(0, 2, 5), stages(0, 1, 4, 5), stages(0, 1, 2, 3, 4, 5)]
+    alone = shapes[0].generate(prompt, 20, **SEEDED)
+    for source, target in pairwise([*shapes, shapes[0]]):
+        moved_blocks.check(source, target, prompt, alone, SEEDED)

@@ -1,0 +1,100 @@
+"""KV blocks that a process keeps for whoever goes on elsewhere, outside any cache.
+
+They lie in the host's memory, so they outlive the formation that computed them, whose cache makes
+room for what follows at once. What is kept is bounded in bytes and in time; what does not fit is
+not kept, and will be computed again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from services.engine.core.kv_layout import KvLayout
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kept:
+    """What a stage had of a block."""
+
+    layout: KvLayout
+    name: bytes
+    layers: range
+    data: bytes
+    until_s: float
+
+
+class Shelf:
+    """Of one process, whatever stages it has had."""
+
+    def __init__(self, limit_bytes: int, keep_s: float) -> None:
+        self._limit_bytes, self._keep_s = limit_bytes, keep_s
+        self._by_name: dict[tuple[str, bytes], list[Kept]] = {}
+        self._order: deque[Kept] = deque()
+        """What goes first comes first."""
+        self._complete: dict[str, tuple[str, float]] = {}
+        """Formations of which nothing more comes: their layouts, and until when that counts."""
+        self.used_bytes = 0
+
+    def keeps_for_s(self, now_s: float) -> float:
+        """When the last of it goes."""
+        return max(0.0, self._order[-1].until_s - now_s) if self._order else 0.0
+
+    def room(self, size_bytes: int, now_s: float) -> int:
+        """How many blocks of this size fit."""
+        self._forget(now_s)
+        return (self._limit_bytes - self.used_bytes) // size_bytes
+
+    def put(self, layout: KvLayout, name: bytes, layers: range, data: bytes, now_s: float) -> bool:
+        """Keeps what a stage has of a block; False: there is no room. What it keeps already, it
+        keeps no longer for that."""
+        self._forget(now_s)
+        held = self._by_name.get((layout.name, name), [])
+        if any(kept.layers == layers for kept in held):
+            return True
+        if self.used_bytes + len(data) > self._limit_bytes:
+            return False
+        kept = Kept(layout, name, layers, data, now_s + self._keep_s)
+        self._by_name.setdefault((layout.name, name), []).append(kept)
+        self._order.append(kept)
+        self.used_bytes += len(data)
+        return True
+
+    def complete(self, formation_id: str, layout_name: str, now_s: float) -> None:
+        """All that will be kept of a formation is."""
+        self._complete[formation_id] = layout_name, now_s + self._keep_s
+
+    def layout_of(self, formation_id: str, now_s: float) -> str | None:
+        """The layout's name of a formation of which nothing more comes; None for one that is not
+        known, or not any more."""
+        self._forget(now_s)
+        return self._complete.get(formation_id, (None, 0.0))[0]
+
+    def find(
+        self, layout_name: str, name: bytes, layers: range, now_s: float
+    ) -> Iterator[tuple[range, memoryview]]:
+        """What there is of a block's layers, each layer once."""
+        self._forget(now_s)
+        end = layers.start
+        for kept in sorted(
+            self._by_name.get((layout_name, name), []), key=lambda kept: kept.layers.start
+        ):
+            wanted = range(max(end, kept.layers.start), min(layers.stop, kept.layers.stop))
+            if wanted:
+                yield wanted, kept.layout.cut(kept.data, kept.layers, wanted)
+                end = wanted.stop
+
+    def _forget(self, now_s: float) -> None:
+        while self._order and self._order[0].until_s <= now_s:
+            kept = self._order.popleft()
+            key = (kept.layout.name, kept.name)
+            held = [other for other in self._by_name[key] if other is not kept]
+            if held:
+                self._by_name[key] = held
+            else:
+                del self._by_name[key]
+            self.used_bytes -= len(kept.data)
+        for formation_id, (_, until_s) in list(self._complete.items()):
+            if until_s <= now_s:
+                del self._complete[formation_id]

@@ -1,0 +1,128 @@
+"""The calls by which blocks move: of a head to the stages of its formation, and between stages."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+
+import grpc
+from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
+
+from services.common import wire as common_wire
+from services.common.errors import ShuntError
+from services.common.exchange import KvMember
+from services.common.nodes import Member
+from services.common.statuses import from_rpc_error
+from services.engine.core.incoming import KvFetch, NamedBlock
+from services.engine.core.kv_layout import KvPiece
+from services.engine.formation import FormationPart
+from services.engine.kv_exchange import KvExchange, Wanted
+from services.engine.kv_wire import blocks_to, piece_from, read_to
+
+_log = logging.getLogger(__name__)
+
+ANSWER_S = 5.0
+"""A stage that is told until when to fill blocks answers no later than this behind that."""
+COPY_S = 5.0
+"""Stages keep what they are told to within this long, or nothing counts on it."""
+
+Connect = Callable[[str], grpc.aio.Channel]
+
+
+class KvCalls:
+    """What a head asks of all stages of its formation, its own included."""
+
+    def __init__(self, exchange: KvExchange, connect: Connect, fetch_s: float) -> None:
+        """`fetch_s` is how long blocks may take to come before they are computed."""
+        self._exchange, self._connect = exchange, connect
+        self._fetch_s = fetch_s
+
+    async def keep(self, formation: FormationPart, blocks: Sequence[NamedBlock]) -> bool:
+        """Every stage keeps what it holds of these, those first that come first, and nothing more.
+        False: some stage did not answer, and may be at it yet."""
+
+        async def here() -> int:
+            return await self._exchange.keep(formation, blocks, last=True)
+
+        async def there(member: Member) -> int:
+            async with self._connect(member.address) as channel:
+                request = engine_pb2.KeepKvRequest(
+                    formation_id=formation.id, blocks=blocks_to(blocks), last=True
+                )
+                stub = engine_pb2_grpc.EngineServiceStub(channel)
+                said = await stub.KeepKv(request, timeout=COPY_S)
+                return said.kept
+
+        return None not in await self._of_all(formation, here, there)
+
+    async def fetch(self, formation: FormationPart, fetch: KvFetch) -> int | None:
+        """How many blocks, from the first on, every stage has filled; None: some stage did not
+        answer, and may fill them yet."""
+
+        async def here() -> int:
+            filled = await self._exchange.fetch(
+                formation, fetch.source, fetch.blocks, self._fetch_s
+            )
+            return filled.blocks
+
+        async def there(member: Member) -> int:
+            async with self._connect(member.address) as channel:
+                request = engine_pb2.FetchKvRequest(
+                    formation_id=formation.id,
+                    source=common_wire.kv_source_to(fetch.source),
+                    blocks=blocks_to(fetch.blocks),
+                    limit_s=self._fetch_s,
+                )
+                stub = engine_pb2_grpc.EngineServiceStub(channel)
+                said = await stub.FetchKv(request, timeout=self._fetch_s + ANSWER_S)
+                return said.filled
+
+        counts = await self._of_all(formation, here, there)
+        filled = [count for count in counts if count is not None]
+        return min(filled) if len(filled) == len(counts) else None
+
+    @staticmethod
+    async def _of_all(
+        formation: FormationPart,
+        here: Callable[[], Awaitable[int]],
+        there: Callable[[Member], Awaitable[int]],
+    ) -> list[int | None]:
+        """What each stage says; None: nothing."""
+
+        async def asked(index: int, member: Member) -> int | None:
+            try:
+                own = index == formation.membership.stage_index
+                return await (here() if own else there(member))
+            except ShuntError as error:
+                why = error.message
+            except grpc.aio.AioRpcError as error:
+                why = from_rpc_error(error).message
+            _log.warning("a stage does not answer", extra={"node_id": member.node_id, "why": why})
+            return None
+
+        members = formation.membership.members
+        return await asyncio.gather(*(asked(i, member) for i, member in enumerate(members)))
+
+
+class KvReader:
+    """Reads blocks of other processes, each time over a connection of its own."""
+
+    def __init__(self, connect: Connect) -> None:
+        self._connect = connect
+
+    async def read(
+        self, member: KvMember, wanted: Wanted, limit_s: float
+    ) -> AsyncGenerator[KvPiece, None]:
+        """Pieces as they come. Raises what the other says, and what comes of its silence."""
+        async with self._connect(member.address) as channel:
+            call = engine_pb2_grpc.EngineServiceStub(channel).ReadKv(
+                read_to(wanted), timeout=limit_s
+            )
+            try:
+                async for message in call:
+                    yield piece_from(message)
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc_error(error) from error
+            finally:
+                call.cancel()

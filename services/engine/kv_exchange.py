@@ -1,0 +1,254 @@
+"""A stage's part in moving blocks: it keeps its own, fetches what it lacks, and lets others read.
+
+Whatever goes wrong with a block, or takes too long, is a block that is not there: who wanted it
+computes it. Only the caches' own stages write to them, and no later than they have answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from services.common.errors import FailedPrecondition, InvalidArgument, ShuntError
+from services.common.exchange import KvMember, KvSource
+from services.engine.core.gathering import Gathering
+from services.engine.core.incoming import NamedBlock
+from services.engine.core.kv_layout import KvLayout, KvPiece, checksum_of
+from services.engine.core.rate import Rate
+from services.engine.core.shelf import Shelf
+from services.engine.formation import FormationPart
+
+_log = logging.getLogger(__name__)
+
+MAX_NAMES = 1 << 16
+"""Blocks that are asked for in one call."""
+PIECE_BYTES = 2 << 20
+"""Of a piece on the wire, at most, where a layer is no larger than that."""
+KEPT_AT_ONCE = 16
+"""Blocks that are copied between two steps."""
+LOOK_S = 0.02
+"""Who waits for blocks that may come looks this often."""
+
+
+@dataclass(frozen=True, slots=True)
+class KvLimits:
+    """Sizes and timings, from the settings."""
+
+    shelf_bytes: int = 1 << 30
+    keep_s: float = 15.0
+    """What is kept is kept this long."""
+    silent_s: float = 1.0
+    """Who is asked for blocks and says nothing for this long has none."""
+    flows: int = 2
+    """Connections over which a stage reads from one other."""
+    window_bytes: int = 64 << 20
+    """Bytes of blocks that a fetch holds at a time."""
+    bytes_per_s: float = 0.0
+    """Of the link, for what others read here; 0: as many as there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What one stage asks another for."""
+
+    formation_id: str
+    layout_name: str
+    layers: range
+    names: Sequence[bytes]
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """What a fetch came to."""
+
+    blocks: int = 0
+    """From the first on."""
+    fetched_bytes: int = 0
+
+
+Read = Callable[[KvMember, Wanted, float], AsyncGenerator[KvPiece, None]]
+"""Pieces as another process sends them over a connection of its own, for so many seconds at most;
+raises ShuntError."""
+
+
+class KvExchange:
+    """Of one process."""
+
+    def __init__(
+        self, incarnation: str, limits: KvLimits, read: Read, clock: Callable[[], float]
+    ) -> None:
+        self.filled_blocks = 0
+        """Since the process started."""
+        self.shelf = Shelf(limits.shelf_bytes, limits.keep_s)
+        self._incarnation = incarnation
+        self._limits = limits
+        self._read = read
+        self._clock = clock
+        self._rate = Rate(limits.bytes_per_s)
+
+    @property
+    def keeps_for_s(self) -> float:
+        """How long yet there is something that others may want."""
+        return self.shelf.keeps_for_s(self._clock())
+
+    async def keep(
+        self, formation: FormationPart, blocks: Sequence[NamedBlock], *, last: bool
+    ) -> int:
+        """Copies what the stage holds of blocks to the shelf; of how many from the first on, for
+        there may be no room. Raises StaleEpoch when the formation has ended."""
+        layout, layers, kept = formation.kv_layout, formation.layers, 0
+        room = self.shelf.room(layout.size_bytes(layers), self._clock())
+        try:
+            for start in range(0, min(room, len(blocks)), KEPT_AT_ONCE):
+                part = blocks[start : min(start + KEPT_AT_ONCE, room)]
+                held = await formation.export_blocks([block for _, block in part])
+                for (name, _), data in zip(part, held, strict=True):
+                    if not self.shelf.put(layout, name, layers, data, self._clock()):
+                        return kept
+                    kept += 1
+            return kept
+        finally:
+            if last:
+                self.shelf.complete(formation.id, layout.name, self._clock())
+
+    async def offered(
+        self, wanted: Wanted, living: Callable[[str], KvLayout | None]
+    ) -> AsyncGenerator[KvPiece, None]:
+        """What is kept of blocks, piece by piece; waits for what may come. `living` tells the
+        layout of a formation that the process is in. Raises FailedPrecondition for one that is not
+        known here, and for another layout, InvalidArgument for too many blocks."""
+        if len(wanted.names) > MAX_NAMES:
+            raise InvalidArgument(f"at most {MAX_NAMES} blocks", field="names")
+        until_s = self._clock() + min(wanted.wait_s, self._limits.keep_s)
+        left = list(wanted.names)
+        while left:
+            complete = self._check(wanted, living)
+            lacking = []
+            for name in left:
+                parts = list(
+                    self.shelf.find(wanted.layout_name, name, wanted.layers, self._clock())
+                )
+                if not parts:
+                    lacking.append(name)
+                for layers, data in parts:
+                    for piece in _pieces(wanted, name, layers, data):
+                        await asyncio.sleep(self._rate.wait_s(len(piece.data), self._clock()))
+                        yield piece
+            left = lacking
+            if complete or self._clock() >= until_s:
+                return
+            await asyncio.sleep(LOOK_S)
+
+    def _check(self, wanted: Wanted, living: Callable[[str], KvLayout | None]) -> bool:
+        """Whether all there will be is there."""
+        kept = self.shelf.layout_of(wanted.formation_id, self._clock())
+        lives = living(wanted.formation_id)
+        name = kept or (lives.name if lives is not None else None)
+        if name is None:
+            raise FailedPrecondition("nothing is kept of this formation", field="formation_id")
+        if name != wanted.layout_name:
+            raise FailedPrecondition(f"blocks lie as {name} here", field="layout")
+        return kept is not None
+
+    async def fetch(
+        self,
+        formation: FormationPart,
+        source: KvSource,
+        blocks: Sequence[NamedBlock],
+        limit_s: float,
+    ) -> Filled:
+        """Fills blocks of the stage's cache with what is kept here and elsewhere, as far as it
+        comes within the limit. Raises StaleEpoch when the formation has ended."""
+        until_s = self._clock() + limit_s
+        layout, layers = formation.kv_layout, formation.layers
+        size_bytes = layout.size_bytes(layers)
+        at_once = max(1, self._limits.window_bytes // size_bytes)
+        filled = fetched_bytes = 0
+        for start in range(0, len(blocks), at_once):
+            part = blocks[start : start + at_once]
+            gathering = Gathering(layout, layers, [name for name, _ in part])
+            own = self._put_own(gathering, layout, layers, [name for name, _ in part])
+            left_s = until_s - self._clock()
+            if gathering.whole < len(part) and left_s > 0:
+                await self._gather(gathering, source, layout, layers, left_s)
+            whole = gathering.whole
+            if whole:
+                places = [block for _, block in part[:whole]]
+                await formation.import_blocks(places, gathering.data(whole))
+            filled += whole
+            fetched_bytes += max(0, whole * size_bytes - own)
+            if gathering.refused:
+                told = {"pieces": gathering.refused, "formation_id": source.formation_id}
+                _log.warning("blocks were not what they should be", extra=told)
+            if whole < len(part):
+                break
+        self.filled_blocks += filled
+        return Filled(filled, fetched_bytes)
+
+    def _put_own(
+        self, gathering: Gathering, layout: KvLayout, layers: range, names: Sequence[bytes]
+    ) -> int:
+        """What this process keeps itself; how many bytes of it."""
+        size_bytes = 0
+        for name in names:
+            for own, data in self.shelf.find(layout.name, name, layers, self._clock()):
+                gathering.put(name, own, data)
+                size_bytes += len(data)
+        return size_bytes
+
+    async def _gather(
+        self,
+        gathering: Gathering,
+        source: KvSource,
+        layout: KvLayout,
+        layers: range,
+        left_s: float,
+    ) -> None:
+        """From all who had some of the layers, over several connections each; what comes late does
+        not come."""
+        reads = []
+        for member in source.members:
+            if member.incarnation == self._incarnation:
+                continue
+            start, end = member.layers.start, member.layers.end
+            common = range(max(layers.start, start), min(layers.stop, end))
+            names = gathering.lacking(common) if common else []
+            for flow in range(min(self._limits.flows, len(names))):
+                own = names[flow :: self._limits.flows]
+                wanted = Wanted(source.formation_id, layout.name, common, own, left_s)
+                reads.append(self._take(gathering, member, wanted, left_s))
+        await asyncio.gather(*reads)
+
+    async def _take(
+        self, gathering: Gathering, member: KvMember, wanted: Wanted, left_s: float
+    ) -> None:
+        silent_s = self._limits.silent_s
+        try:
+            async with (
+                asyncio.timeout(left_s),
+                aclosing(self._read(member, wanted, left_s)) as told,
+            ):
+                while True:
+                    async with asyncio.timeout(silent_s):
+                        piece = await anext(told, None)
+                    if piece is None:
+                        return
+                    gathering.take(piece)
+        except TimeoutError:
+            _log.warning("blocks do not come", extra={"address": member.address})
+        except ShuntError as error:
+            told_of = {"address": member.address, "why": error.message}
+            _log.warning("blocks are not had", extra=told_of)
+
+
+def _pieces(wanted: Wanted, name: bytes, layers: range, data: memoryview) -> Iterator[KvPiece]:
+    layer_bytes = len(data) // len(layers)
+    at_once = max(1, PIECE_BYTES // layer_bytes)
+    for first in range(0, len(layers), at_once):
+        some = layers[first : first + at_once]
+        part = data[first * layer_bytes : (first + len(some)) * layer_bytes]
+        yield KvPiece(name, some, part, checksum_of(wanted.layout_name, name, some, part))

@@ -1,0 +1,67 @@
+"""Blocks on their way, as messages and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from shuntserve.common.v1 import common_pb2
+from shuntserve.engine.v1 import engine_pb2
+
+from services.common import wire
+from services.common.errors import InvalidArgument
+from services.engine.core.incoming import NamedBlock
+from services.engine.core.kv_layout import KvPiece
+from services.engine.kv_exchange import Wanted
+
+
+def blocks_to(blocks: Iterable[NamedBlock]) -> list[engine_pb2.KvBlock]:
+    return [engine_pb2.KvBlock(name=name, block=block) for name, block in blocks]
+
+
+def blocks_from(messages: Iterable[engine_pb2.KvBlock]) -> tuple[NamedBlock, ...]:
+    """Raises InvalidArgument where one is named twice, or is to hold two."""
+    blocks = tuple((message.name, message.block) for message in messages)
+    if len(dict(blocks)) < len(blocks) or len({block for _, block in blocks}) < len(blocks):
+        raise InvalidArgument("each block has one name", field="blocks")
+    return blocks
+
+
+def read_to(wanted: Wanted) -> engine_pb2.ReadKvRequest:
+    return engine_pb2.ReadKvRequest(
+        formation_id=wanted.formation_id,
+        layout=wanted.layout_name,
+        layers=_layers_to(wanted.layers),
+        names=wanted.names,
+        wait_s=wanted.wait_s,
+    )
+
+
+def read_from(message: engine_pb2.ReadKvRequest) -> Wanted:
+    """Raises InvalidArgument and names the field."""
+    names: Sequence[bytes] = tuple(message.names)
+    layers = _layers_from(message.layers)
+    return Wanted(message.formation_id, message.layout, layers, names, max(0.0, message.wait_s))
+
+
+def piece_to(piece: KvPiece) -> engine_pb2.ReadKvResponse:
+    return engine_pb2.ReadKvResponse(
+        name=piece.name,
+        layers=_layers_to(piece.layers),
+        data=bytes(piece.data),
+        checksum=piece.checksum,
+    )
+
+
+def piece_from(message: engine_pb2.ReadKvResponse) -> KvPiece:
+    """Raises InvalidArgument for layers that are none."""
+    layers = _layers_from(message.layers)
+    return KvPiece(message.name, layers, message.data, message.checksum)
+
+
+def _layers_to(layers: range) -> common_pb2.LayerRange:
+    return common_pb2.LayerRange(start=layers.start, end=layers.stop)
+
+
+def _layers_from(message: common_pb2.LayerRange) -> range:
+    layers = wire.layers_from(message)
+    return range(layers.start, layers.end)

@@ -1,0 +1,209 @@
+"""Generations that go on from the blocks that others kept, over real gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+
+import grpc
+import pytest
+from shuntserve.common.v1 import common_pb2
+from shuntserve.engine.v1 import engine_pb2
+
+from services.common.exchange import CheckpointResult
+from services.common.generation import GenerationRequest
+from services.common.prefix import chain_of
+from tests.contract.engine.rig import Rig, Stream, Worker, generate, request
+from tests.contract.engine.tiny import LAYERS, expected_ids
+
+PROMPT = [5 + 7 * i % 500 for i in range(70)]
+TOKENS = 120
+
+
+async def _stats(worker: Worker) -> engine_pb2.EngineStats:
+    return (await worker.stub.Describe(engine_pb2.DescribeRequest(), timeout=60)).stats
+
+
+def source_of(
+    workers: Sequence[Worker], cuts: Sequence[int], formation: str
+) -> common_pb2.KvSource:
+    """As the controller names them."""
+    bounds = [0, *cuts, LAYERS]
+    members = [
+        common_pb2.KvMember(
+            address=worker.address,
+            incarnation=worker.incarnation,
+            layers=common_pb2.LayerRange(start=start, end=end),
+        )
+        for worker, start, end in zip(workers, bounds, bounds[1:], strict=False)
+    ]
+    return common_pb2.KvSource(formation_id=formation, members=members)
+
+
+async def journal(worker: Worker) -> None:
+    """Answers for every checkpoint of its one generation, as a journal that has it."""
+    assert worker.engine is not None
+    head, length = worker.engine.head, 0
+    head.checkpoint_stream_opened()
+    for message in itertools.count(1):
+        for checkpoint in head.take_checkpoints(message):
+            length = max([length, *(span.end for span in checkpoint.spans)])
+            name, epoch = checkpoint.generation_id, checkpoint.epoch
+            head.checkpoint_results(message, [CheckpointResult(name, epoch, (length,))])
+        await asyncio.sleep(0.005)
+
+
+async def to_the_end(
+    head: Worker, stream: Stream, drain: engine_pb2.DrainRequest
+) -> engine_pb2.DrainResponse:
+    journaling = asyncio.create_task(journal(head))
+    try:
+        _, reply = await asyncio.gather(stream.end(), head.stub.Drain(drain, timeout=60))
+        return reply
+    finally:
+        journaling.cancel()
+
+
+async def drained(
+    workers: Sequence[Worker], asked: GenerationRequest, formation: str, least: int, **more: object
+) -> list[int]:
+    """Its ids when the formation was drained in the middle of it."""
+    stream = generate(workers[0], asked, formation)
+    await stream.until(lambda s: len(s.ids.get(0, ())) >= least)
+    drain = engine_pb2.DrainRequest(formation_id=formation, keep_kv=True, **more)  # type: ignore[arg-type]
+    reply = await to_the_end(workers[0], stream, drain)
+    assert (stream.closed, reply.sealed_generations) == (engine_pb2.CLOSE_REASON_MOVED, 1)
+    assert least <= len(stream.ids[0]) < TOKENS
+    for worker in workers:
+        await worker.stub.Dissolve(engine_pb2.DissolveRequest(formation_id=formation), timeout=60)
+    return stream.ids[0]
+
+
+async def resumed(
+    head: Worker,
+    asked: GenerationRequest,
+    formation: str,
+    held: Sequence[int],
+    source: common_pb2.KvSource,
+) -> Stream:
+    """To the end, at the next epoch."""
+    stream = generate(head, asked, formation, epoch=2, held=held, start=len(held), kv_source=source)
+    await stream.end()
+    assert stream.closed == engine_pb2.CLOSE_REASON_FINISHED
+    return stream
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [([], []), ([2], [4]), ([4], [2]), ([3], [1, 4]), ([1, 2, 4], [])]
+)
+async def test_a_generation_goes_on_from_its_blocks_in_any_other_layout(
+    rig: Rig, before: list[int], after: list[int]
+) -> None:
+    old = [await rig.worker(step_s=0.004) for _ in range(len(before) + 1)]
+    new = [await rig.worker() for _ in range(len(after) + 1)]
+    await rig.form(old, before, "f1")
+    await rig.form(new, after, "f2")
+    asked = request("g", PROMPT, TOKENS)
+    held = await drained(old, asked, "f1", 20)
+    full = (len(PROMPT) + len(held) - 1) // 16
+    kept = [(await _stats(worker)).kept_kv_bytes for worker in old]
+    assert sum(kept) == full * LAYERS * 64
+    stream = await resumed(new[0], asked, "f2", held, source_of(old, before, "f1"))
+    assert held + stream.ids[0] == expected_ids(PROMPT, TOKENS)
+    stats = [await _stats(worker) for worker in new]
+    assert [one.filled_kv_blocks for one in stats] == [full] * len(new)
+    assert stats[0].prefix_hits == full * 16
+    assert stats[0].replayed_tokens <= 16
+    assert stats[0].used_kv_blocks == 0
+
+
+async def test_a_survivor_goes_on_with_what_it_kept_itself(rig: Rig) -> None:
+    """Its process has the blocks, and another formation by now."""
+    gone, stays, comes = [await rig.worker(step_s=0.004) for _ in range(3)]
+    await rig.form([gone, stays], [2], "f1")
+    await rig.hold(comes, (0, 2))
+    asked = request("g", PROMPT, TOKENS)
+    held = await drained([gone, stays], asked, "f1", 20)
+    await rig.join([comes, stays], [2], "f2")
+    stream = await resumed(comes, asked, "f2", held, source_of([gone, stays], [2], "f1"))
+    assert held + stream.ids[0] == expected_ids(PROMPT, TOKENS)
+    stats = [await _stats(worker) for worker in (comes, stays)]
+    assert stats[0].filled_kv_blocks == stats[1].filled_kv_blocks > 0
+    assert stats[0].replayed_tokens <= 16
+
+
+async def test_whoever_kept_nothing_is_gone_or_is_another_costs_time_and_no_id(rig: Rig) -> None:
+    old = [await rig.worker(step_s=0.004) for _ in range(2)]
+    stranger = await rig.worker()
+    new = await rig.worker(kv_fetch_s=1.0, kv_silent_s=0.5)
+    await rig.form(old, [2], "f1")
+    await rig.form([new], [], "f2")
+    asked = request("g", PROMPT, TOKENS)
+    held = await drained(old, asked, "f1", 20)
+    wrong = [
+        source_of([stranger], [], "f1"),
+        source_of([old[0], stranger], [2], "f1"),
+        source_of(old, [2], "f0"),
+        source_of(old[:1], [], "f1"),
+    ]
+    port = old[1].address.rpartition(":")[2]
+    nobody = source_of(old, [2], "f1")
+    nobody.members[1].address = f"127.0.0.2:{port}"
+    for epoch, source in enumerate([*wrong, nobody], 2):
+        stream = generate(
+            new, asked, "f2", epoch=epoch, held=held, start=len(held), kv_source=source
+        )
+        await stream.until(lambda s: bool(s.ids.get(0)))
+        ids = held + stream.ids[0]
+        assert ids == expected_ids(PROMPT, TOKENS)[: len(ids)]
+        stream.call.cancel()
+    assert (await _stats(new)).filled_kv_blocks == 0
+
+
+async def test_what_is_to_be_replayed_is_not_kept(rig: Rig) -> None:
+    worker = await rig.worker(step_s=0.004)
+    await rig.form([worker], [], "f1")
+    await drained([worker], request("g", PROMPT, TOKENS), "f1", 20, replayed_generation_ids=["g"])
+    assert (await _stats(worker)).kept_kv_bytes == 0
+
+
+async def test_nothing_is_kept_unless_it_is_asked_for(rig: Rig) -> None:
+    worker = await rig.worker(step_s=0.004)
+    await rig.form([worker], [], "f1")
+    stream = generate(worker, request("g", PROMPT, TOKENS), "f1")
+    await stream.until(lambda s: len(s.ids.get(0, ())) >= 4)
+    drain = engine_pb2.DrainRequest(formation_id="f1")
+    await to_the_end(worker, stream, drain)
+    assert (await _stats(worker)).kept_kv_bytes == 0
+
+
+async def test_blocks_are_read_by_the_formation_and_layout_that_they_are_of(rig: Rig) -> None:
+    worker = await rig.worker(step_s=0.004)
+    await rig.form([worker], [], "f1")
+    layout = worker.loader.backends[-1].kv_layout.name  # type: ignore[union-attr]
+    asked = request("g", PROMPT, TOKENS)
+    await drained([worker], asked, "f1", 4)
+    names = list(chain_of(asked, 16))
+
+    async def read(**changes: object) -> list[engine_pb2.ReadKvResponse]:
+        wanted = engine_pb2.ReadKvRequest(
+            formation_id="f1",
+            layout=layout,
+            layers=common_pb2.LayerRange(start=1, end=4),
+            names=names,
+        )
+        wanted.MergeFrom(engine_pb2.ReadKvRequest(**changes))  # type: ignore[arg-type]
+        return [piece async for piece in worker.stub.ReadKv(wanted, timeout=60)]
+
+    pieces = await read()
+    assert [piece.name for piece in pieces] == names
+    assert {(piece.layers.start, piece.layers.end) for piece in pieces} == {(1, 4)}
+    assert {len(piece.data) for piece in pieces} == {3 * 64}
+    for field, changes in (
+        ("formation", {"formation_id": "f2"}),
+        ("blocks lie as", {"layout": "x"}),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError, match=field) as refused:
+            await read(**changes)
+        assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION

@@ -1,0 +1,181 @@
+"""Sequences that wait for blocks from elsewhere: when those may be written, and by whom."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+
+from services.common.exchange import GenerateCall, KvMember, KvSource
+from services.common.generation import (
+    CancelReason,
+    GenerationRequest,
+    LayerRange,
+    ModelRef,
+    Sampling,
+    TokenSpan,
+)
+from services.common.prefix import chain_of
+from services.engine.backend import Sampled
+from services.engine.core.batching import Batching, Due, Lead
+from services.engine.core.generations import Generations
+from services.engine.core.head_settings import HeadSettings
+from services.engine.core.incoming import KvFetch
+from services.engine.core.pace import Pace
+from services.engine.core.scheduler import Scheduler, SchedulerSettings, Step
+from services.engine.core.validation import Bounds
+
+MODEL = ModelRef("m", "d")
+SOURCE = KvSource("old", (KvMember("a:1", "i", LayerRange(0, 4)),))
+PROMPT = tuple(range(60))
+OUTPUTS = tuple(range(100, 120))
+
+
+def moved(name: str = "g", source: KvSource | None = SOURCE) -> GenerateCall:
+    """80 ids: 4 full blocks, and a fifth whose last id is computed anyway."""
+    request = GenerationRequest(name, MODEL, PROMPT, Sampling(40))
+    return GenerateCall(request, 2, "f", (TokenSpan(0, 0, OUTPUTS),), (), source)
+
+
+def leading(blocks: int = 64, **settings: object) -> Batching:
+    batching = Batching(Generations("i", HeadSettings()))
+    scheduler = Scheduler(SchedulerSettings(**settings), blocks, 2)  # type: ignore[arg-type]
+    batching.form(Lead("f", scheduler, Bounds(MODEL, 1000, 1024), Pace(1.0, 0.0)), "exact", 0.0)
+    return batching
+
+
+def scheduler_of(batching: Batching) -> Scheduler:
+    assert batching.lead is not None
+    return batching.lead.scheduler
+
+
+def only_fetch(due: Due) -> KvFetch:
+    (fetch,) = due.fetches
+    assert not due.steps
+    return fetch
+
+
+def test_a_sequence_starts_behind_the_blocks_that_every_stage_filled() -> None:
+    for count in range(5):
+        batching = leading()
+        fetch = only_fetch(batching.generate(1, moved(), 0.0))
+        assert len(fetch.blocks) == 4
+        assert scheduler_of(batching).used_blocks == 4
+        due = batching.fetched(fetch, count, 0.1)
+        (step,) = due.steps
+        assert step.batch.steps[0].start == count * 16
+        assert step.batch.steps[0].block_table[:count] == tuple(b for _, b in fetch.blocks[:count])
+        assert step.replayed == min(20, 80 - count * 16)
+        (checkpoint,) = batching.generations.take_checkpoints(1, 0.2)
+        assert checkpoint.moved_by == ("kv" if count else "replay")
+
+
+def test_without_a_source_or_sharing_nothing_is_waited_for() -> None:
+    assert not leading().generate(1, moved(source=None), 0.0).fetches
+    assert not leading(share_prefixes=False).generate(1, moved(), 0.0).fetches
+
+
+def test_what_the_cache_has_already_is_not_fetched() -> None:
+    batching = leading()
+    fetch = only_fetch(batching.generate(1, moved(), 0.0))
+    batching.fetched(fetch, 4, 0.1)
+    batching.came_back(1, [Sampled(0, 20, 7)], 0.2)
+    due = batching.generate(2, moved("h"), 0.3)
+    assert not due.fetches
+
+
+def test_blocks_are_written_only_when_all_steps_that_had_departed_are_back() -> None:
+    """One of them may still write to a block that its owner gave back."""
+    batching = leading()
+    prompt = GenerationRequest("p", MODEL, (1, 2, 3), Sampling(20))
+    assert len(batching.generate(1, GenerateCall(prompt, 1, "f"), 0.0).steps) == 1
+    assert not batching.generate(2, moved(), 0.1).fetches
+    due = batching.came_back(1, [Sampled(0, 0, 7)], 0.2)
+    assert len(due.fetches) == 1
+    assert len(due.steps) == 1  # the other one goes on
+    assert not batching.came_back(2, [Sampled(0, 1, 8)], 0.3).fetches
+
+
+def test_blocks_that_a_stage_may_still_write_are_given_to_nobody() -> None:
+    batching = leading()
+    fetch = only_fetch(batching.generate(1, moved(), 0.0))
+    (step,) = batching.fetched(fetch, None, 0.1).steps
+    assert step.batch.steps[0].start == 0
+    cancel = batching.generations.cancel("g", None, CancelReason.CLIENT, 0.2)
+    batching.act(cancel, 0.2)
+    batching.came_back(1, [], 0.3)
+    assert scheduler_of(batching).used_blocks == 4
+
+
+def test_a_cancelled_one_gives_its_blocks_back_when_the_stages_have_answered() -> None:
+    batching = leading()
+    fetch = only_fetch(batching.generate(1, moved(), 0.0))
+    due = batching.act(batching.generations.cancel("g", None, CancelReason.CLIENT, 0.1), 0.1)
+    assert due.readers == (1,)
+    assert scheduler_of(batching).used_blocks == 4
+    assert batching.fetched(fetch, 2, 0.2) == Due()
+    scheduler = scheduler_of(batching)
+    assert (scheduler.used_blocks, scheduler.blocks.cached_count) == (0, 2)
+    assert not batching.has_work
+
+
+def test_one_that_nobody_reads_when_its_blocks_come_yields_from_the_start() -> None:
+    batching = leading()
+    fetch = only_fetch(batching.generate(1, moved(), 0.0))
+    batching.act(batching.generations.detach(1, 0.1), 0.1)
+    batching.act(batching.generations.tick(0.5), 0.5)
+    batching.fetched(fetch, 4, 0.6)
+    (sequence,), _ = scheduler_of(batching).present
+    assert sequence.unread
+
+
+def test_a_drain_while_blocks_are_awaited_seals_at_once() -> None:
+    batching = leading()
+    fetch = only_fetch(batching.generate(1, moved(), 0.0))
+    batching.act(batching.generations.drain("f", 0.1), 0.1)
+    assert not batching.generations.sealing("f")
+    (checkpoint,) = batching.generations.take_checkpoints(1, 0.2)
+    assert checkpoint.sealed
+    assert batching.fetched(fetch, 4, 0.3) == Due()
+
+
+def test_too_little_room_is_filled_as_far_as_it_goes() -> None:
+    batching = leading(blocks=11)
+    first = GenerationRequest("p", MODEL, (1,) * 100, Sampling(20))
+    batching.generate(1, GenerateCall(first, 1, "f"), 0.0)  # has 7 blocks
+    batching.generate(2, moved(), 0.1)
+    due = batching.came_back(1, [Sampled(0, 0, 7)], 0.2)
+    assert [len(fetch.blocks) for fetch in due.fetches] == [2]
+
+
+def test_what_is_fetched_for_a_formation_that_ended_counts_for_nothing() -> None:
+    batching = leading()
+    fetch = only_fetch(batching.generate(1, moved(), 0.0))
+    batching.dissolve("f", 0.1)
+    assert batching.fetched(fetch, 4, 0.2) == Due()
+
+
+def test_the_drain_keeps_what_is_sealed_nearest_to_its_end_first() -> None:
+    batching, flown, said = leading(min_overlap_rows=1), deque[Step](), Counter[int]()
+    for reader, (name, limit) in enumerate((("long", 400), ("short", 30), ("left out", 9)), 1):
+        prompt = tuple(range(reader * 100, reader * 100 + 40))
+        request = GenerationRequest(name, MODEL, prompt, Sampling(limit))
+        flown += batching.generate(reader, GenerateCall(request, 1, "f"), 0.0).steps
+    while flown:
+        step, sampled = flown.popleft(), []
+        for one in step.batch.steps:
+            sampled.append(Sampled(one.slot, said[one.slot], 7))
+            said[one.slot] += 1
+        flown += batching.came_back(step.number, sampled, 0.1).steps
+        if len(said) == 3:
+            batching.act(batching.generations.drain("f", 0.5), 0.5)
+    assert not batching.generations.sealing("f")
+    scheduler = scheduler_of(batching)
+    with batching.kept({"left out"}) as leaving:
+        names = chain_of(GenerationRequest("s", MODEL, tuple(range(200, 240)), Sampling(1)), 16)
+        assert [name for name, _ in leaving.blocks[:2]] == list(names)
+        assert len(leaving.blocks) == 4
+        assert scheduler.used_blocks == 4
+        leaving.told = True
+    assert scheduler.used_blocks == 0
+    with batching.kept(()) as leaving:
+        assert len(leaving.blocks) == 6
+    assert scheduler.used_blocks == 6  # no stage answered
