@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -35,6 +36,9 @@ Task = tuple[Path, str, int]
 
 ScenarioFile = Annotated[Path, typer.Argument(help="YAML; docs/simulate.md says what it may say.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
+Report = Annotated[
+    Path | None, typer.Option(help="A folder for an HTML page and its figures; made anew.")
+]
 Jobs = Annotated[int, typer.Option(min=1, max=256, help="Processes.")]
 
 
@@ -49,14 +53,59 @@ def run(
     as_json: AsJson = False,
     seed: Annotated[int | None, typer.Option(min=0, help="The file's where none is given.")] = None,
     jobs: Jobs = 1,
+    report: Report = None,
 ) -> None:
     """Runs the scenario under each of its strategies and seeds."""
     outcomes = _outcomes(_tasks(scenario, seed), jobs)
+    _report(report, outcomes)
     if as_json:
         found = [one.as_json() for one in outcomes]
         print(json.dumps(found[0] if len(found) == 1 else found))
     else:
         Console().print(_table(outcomes))
+
+
+@app.command()
+def compare(
+    scenarios: Annotated[list[Path], typer.Argument(help="YAML, one or several.")],
+    as_json: AsJson = False,
+    jobs: Annotated[int, typer.Option(min=0, max=256, help="Processes; 0: one a core.")] = 0,
+    report: Report = None,
+) -> None:
+    """Strategies and scenarios beside each other: means over seeds with 95 % intervals, and
+    throughput as a share of the first one's."""
+    from simulator.fleet.comparison import compared
+
+    tasks = [task for scenario in scenarios for task in _tasks(scenario, None)]
+    outcomes = _outcomes(tasks, jobs or os.cpu_count() or 1)
+    _report(report, outcomes)
+    found = compared(outcomes)
+    if as_json:
+        print(json.dumps([asdict(one) for one in found]))
+        return
+    table = Table("", "seeds", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in (*found[0].measures, "ratio"):
+        table.add_column(name.replace("_", " "), justify="right")
+    for one in found:
+        cells = [str(value) for value in (*one.measures.values(), one.throughput_ratio)]
+        table.add_row(f"{one.scenario} {one.strategy}", str(one.seeds), *cells)
+    Console().print(table)
+
+
+def _report(directory: Path | None, outcomes: Sequence[Outcome]) -> None:
+    if directory is None:
+        return
+    from simulator.fleet.report import write_report
+
+    try:
+        page = write_report(directory, outcomes)
+    except ImportError:
+        complain("a report needs matplotlib: pip install 'shuntserve[experiments]'")
+        raise typer.Exit(1) from None
+    except (ShuntError, OSError) as error:
+        complain(str(error))
+        raise typer.Exit(1) from None
+    Console(stderr=True).print(f"report: {page}", soft_wrap=True)
 
 
 def _read(path: Path) -> Scenario:

@@ -54,3 +54,12 @@ def test_a_mistake_is_a_line_and_exit_status_two(tmp_path: Path) -> None:
     assert told.exit_code == 2
     assert "scenario.yaml:5: workload.generator.requests: " in told.stderr
     assert told.stdout == ""
+
+
+def test_strategies_are_compared_and_reported(tmp_path: Path) -> None:
+    arguments = ["compare", written(tmp_path), "--json", "--jobs", "1"]
+    told = CliRunner().invoke(app, [*arguments, "--report", str(tmp_path / "report")])
+    assert told.exit_code == 0
+    full, none = json.loads(told.stdout)
+    assert full["throughput_ratio"]["mean"] == none["throughput_ratio"]["mean"] == 1.0
+    assert (tmp_path / "report" / "index.html").is_file()
