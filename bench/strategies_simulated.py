@@ -14,18 +14,18 @@ from random import Random
 from bench.scenario import Ask, Scenario
 from bench.strategy_figures import Again, Answer, Figures, computed_again, figures_of
 from services.common.generation import GenerationRequest, LayerRange, Sampling
-from services.common.notices import NoticeKind
 from services.common.speeds import parse_speeds
 from services.controller.core.cluster.actions import LogEvent
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.question import Wishes
 from services.controller.core.ledger.outcomes import LedgerEvent
 from services.controller.core.strategy import STRATEGIES
-from services.controller.providers.market_file import MarketEvent, MarketScript
+from services.controller.providers.market_file import MarketScript
 from services.engine.core.scheduler import SchedulerSettings
 from services.router.core.follower_settings import FollowerSettings
 from simulator.environment.clock import Clock
 from simulator.environment.settings import FACTS, SimulationSettings
+from simulator.fleet.playing import MarketPlay
 from simulator.processes.client import Client
 from simulator.unwatched import Unwatched
 from simulator.world import World
@@ -114,7 +114,6 @@ class Play:
         self.clients: dict[int, Client] = {}
         self.asked_s: dict[int, float] = {}
         self.dollars = 0.0
-        self._taken: set[str] = set()
         self._scenario = scenario
 
     def run(self) -> float:
@@ -123,8 +122,9 @@ class Play:
         if not world.clock.run(READY_WITHIN_S, lambda: bool(world.controller.cluster.routes()[1])):
             raise TimeoutError(f"nothing serves within {READY_WITHIN_S:g} s")
         ready_s = world.clock.now_s
+        market = MarketPlay(world.provider)
         for event in scenario.events:
-            world.clock.after(event.at_s, self._happens, event)
+            world.clock.after(event.at_s, market.happens, event)
         for number, ask in enumerate(scenario.asks):
             world.clock.after(ask.at_s, self._ask, number, ask)
         world.clock.after(LOOK_S, self._pay)
@@ -140,21 +140,6 @@ class Play:
         rate = self.world.controller.dealer.market.cost_per_hour() or 0.0
         self.dollars += rate * LOOK_S / SECONDS_AN_HOUR
         self.world.clock.after(LOOK_S, self._pay)
-
-    def _happens(self, event: MarketEvent) -> None:
-        provider = self.world.provider
-        if not event.take:
-            count, price = event.count, event.price_per_hour
-            provider.change(event.offer_id, count=count, price_per_hour=price)
-            return
-        running = [
-            node_id
-            for node_id, process in provider.nodes.items()
-            if process.alive and provider.offer_of(node_id) == event.offer_id
-        ]
-        oldest = [node_id for node_id in running if node_id not in self._taken][: event.take]
-        self._taken.update(oldest)
-        provider.take(oldest, event.notice_s, NoticeKind.SPOT)
 
     def _ask(self, number: int, ask: Ask) -> None:
         random = Random(" ".join(ask.words))

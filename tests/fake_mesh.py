@@ -104,6 +104,9 @@ class FakeMesh:
         self.detaches: list[engine_pb2.DetachRequest | engine_pb2.Detached] = []
         self.detach_calls = 0
         """Every Detach call."""
+        self.hears = asyncio.Event()
+        """Set unless heads are to answer a Detach call later."""
+        self.hears.set()
         self.cancels: list[tuple[str, Any]] = []
         """Every Cancel call: head or controller, and its message."""
         self.traceparents: list[tuple[str, str]] = []
@@ -367,6 +370,7 @@ class _Head(engine_pb2_grpc.EngineServiceServicer):
     async def Detach(self, message: Any, context: Any) -> Any:
         self._mesh.detaches += [message, *message.more]
         self._mesh.detach_calls += 1
+        await self._mesh.hears.wait()
         return engine_pb2.DetachResponse()
 
     async def Cancel(self, message: Any, context: Any) -> Any:

@@ -24,6 +24,7 @@ from services.common.nodes import Backend
 MOUNTED = {
     "model": ("services.tensorstore.cli", "Import and look after stored models."),
     "plan": ("services.placement.cli", "Plan placements and estimate them."),
+    "simulate": ("services.cli.simulate", "What a fleet would come to, on a virtual clock."),
     "engine": ("services.engine.cli", "One stage of a pipeline."),
     "controller": ("services.controller.cli", "The controller in the foreground."),
     "launcher": ("services.launcher.cli", "Starts and ends engines as containers."),

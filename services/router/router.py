@@ -1,43 +1,34 @@
-"""What both doors share: admission, balancing, and finding a generation again."""
+"""What both doors share: whom it admits, where each request goes, and who reads what."""
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
-import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from types import NoneType
 
-from services.common import logs, wire
+from services.common import logs
 from services.common.demand import Demand
 from services.common.errors import (
     AlreadyExists,
     Cancelled,
-    DataLoss,
-    DeadlineExceeded,
     InvalidArgument,
-    NotFound,
-    OutOfRange,
     ResourceExhausted,
     ShuntError,
     Unavailable,
 )
 from services.common.exchange import DeployedModel, GenerationView, Route
 from services.common.fair_queue import lane_of
-from services.common.generation import CancelReason, GenerationRequest, ModelRef
+from services.common.generation import GenerationRequest, ModelRef
 from services.common.tenants import NOBODY, Tenant
-from services.model.vocabulary import Vocabulary
 from services.router import metrics
-from services.router.ask import Ask, Drawn, ModelLimits
+from services.router.ask import Ask, Drawn
 from services.router.cancels import Cancels
-from services.router.catalogue import ModelCatalogue, no_such_model
+from services.router.catalogue import ModelCatalogue
 from services.router.controller import ControllerClient
-from services.router.core.actions import SendCancel
 from services.router.core.admission import Admission
 from services.router.core.balancer import Balancer
 from services.router.core.demand import DemandCounter
@@ -50,8 +41,10 @@ from services.router.core.reading import Reading
 from services.router.core.transcript import Position, Transcript
 from services.router.dispatch import Dispatch
 from services.router.heads import Heads
+from services.router.held import Held
 from services.router.metrics import TenantSeries
 from services.router.model import ServedModel
+from services.router.models import Models, check_may_use
 from services.router.pipelines import PipelineTable
 from services.router.resolving import check_same, prompt_of, resolve
 from services.router.session import Session
@@ -59,10 +52,7 @@ from services.router.settings import RouterSettings
 
 _log = logging.getLogger(__name__)
 TICK_S = 0.25
-PRELOAD_AGAIN_S = 1.0
 REPORT_AGAIN_S = 0.2
-_DRAWN_ID = re.compile(r"g([0-9a-f]{8})[0-9a-f]{24}")
-_YOUNG_S = 5.0
 _NO_MORE_COMES = (NoneType, Cancelled, InvalidArgument, ResourceExhausted)
 """What a session ends with whose generation has ended too, or never began."""
 _NOT_KNOWN_YET = ""
@@ -85,10 +75,6 @@ def _least(ask: Ask) -> Comer:
     return Comer(tenant.name, tenant.weight, lane, ask.choices, rows=1, positions=1)
 
 
-class Expired(OutOfRange):
-    """The journal has let this generation go."""
-
-
 class Router:
     """Starts sessions and keeps their clock."""
 
@@ -101,6 +87,7 @@ class Router:
     ) -> None:
         self.settings = settings
         self.catalogue = catalogue
+        self.models = Models(catalogue, settings, self._check_goes_on)
         self._controller = controller
         self._heads = heads
         self._balancer = Balancer()
@@ -109,6 +96,7 @@ class Router:
         self._tenants = TenantSeries(settings.metrics_tenants)
         self._cancels = Cancels(controller, heads, settings.recover_s)
         self._sessions: set[Session] = set()
+        self.held = Held(controller, self._cancels, settings, self._following)
         self._admission = Admission(settings.max_streams)
         """Places of sessions, and of requests that have none yet."""
         self._demand = DemandCounter()
@@ -119,7 +107,6 @@ class Router:
         """What the controller was told last of what is asked for."""
         self._news = asyncio.Event()
         """Somebody asks for what has no pipeline, or for what the controller takes to be quiet."""
-        self._routes_changed = asyncio.Event()
         self._fewer = asyncio.Event()
         """Set when somebody is served no longer."""
         self._leaving = self._refusing = False
@@ -129,7 +116,7 @@ class Router:
         """Follows the routes and ticks the sessions, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._tick())
-            tasks.create_task(self._preload())
+            tasks.create_task(self.models.preload())
             tasks.create_task(self._report())
             tasks.create_task(
                 self._controller.watch_routes(self.settings.router_id, self.update_routes)
@@ -150,8 +137,7 @@ class Router:
         self._tick_sessions()
 
     def _wake_waiting(self) -> None:
-        self._routes_changed.set()
-        self._routes_changed = asyncio.Event()
+        self.models.look()
         self._dispatch.look()
 
     async def _tick(self) -> None:
@@ -164,14 +150,6 @@ class Router:
         self._pipelines.tick(now_s)
         for session in list(self._sessions):
             session.tick(now_s, settings.comment_s, settings.unread_s, settings.write_timeout_s)
-
-    async def _preload(self) -> None:
-        while True:
-            changed = self._routes_changed
-            again_s = None if await self.catalogue.preload() else PRELOAD_AGAIN_S
-            with suppress(TimeoutError):
-                async with asyncio.timeout(again_s):
-                    await changed.wait()
 
     async def _report(self) -> None:
         """Tells the controller what is asked for, at once where it is asked for in vain, or was
@@ -209,21 +187,20 @@ class Router:
         reasons = [
             self.catalogue.why_not(model)
             if model.model_id in served
-            else self._no_pipeline(model.model_id)
+            else self.models.no_pipeline(model.model_id)
             for model in self.catalogue.deployed()
         ]
         if not reasons:
-            return self._no_pipeline("")
+            return self.models.no_pipeline("")
         return None if None in reasons else reasons[0]
-
-    def _no_pipeline(self, model_id: str) -> ShuntError:
-        unusable = self.catalogue.unusable(model_id)
-        return unusable or Unavailable("no pipeline is ready", retry_after_s=5.0)
 
     @property
     def streams(self) -> int:
         """Generations followed now."""
         return len(self._sessions)
+
+    def _following(self, generation_id: str) -> list[Session]:
+        return [session for session in self._sessions if session.generation_id == generation_id]
 
     def live_waits(self, batches: Set[Session], longest_s: float) -> bool:
         """Somebody waits longer than that for a first token, who is none of these."""
@@ -244,22 +221,22 @@ class Router:
         """
         asked_s = time.monotonic()
         ask.check(self.settings.max_choices)
-        _check_may_use(ask.tenant, ask.model)
+        check_may_use(ask.tenant, ask.model)
         created_unix_s = int(time.time())
         generation_id = f"g{created_unix_s:08x}{secrets.token_hex(12)}"
         with (
             self._admitted(ask.model, ask.tenant),
             self._metered(ask, ask.generation_id or generation_id),
         ):
-            view = await self._begun_before(ask)
+            view = await self.held.begun_before(ask)
             if view is not None:
                 return await self._join(ask, view)
-            model = await self._model(ask.model)
+            model = await self.models.named(ask.model)
             by_s = self._deadline_s(ask, asked_s)
             with _refusals_counted("time"):
                 self._dispatch.core.check(ask.model, _least(ask), by_s, time.monotonic())
             drawn = Drawn(generation_id, secrets.randbits(63), created_unix_s)
-            request = await resolve(ask, model, self._facts(ask.model, model), drawn)
+            request = await resolve(ask, model, self.models.limits(ask.model, model), drawn)
             self.quotas.reserve(ask.tenant, request, time.monotonic())
             with _refusals_counted("time"):
                 sending = await self._sending(Waiter(request, by_s))
@@ -267,8 +244,8 @@ class Router:
             metrics.ROUTE_WAIT_S.labels(ask.model).observe(sent_s - asked_s)
             self._demand.asked(ask.model, request.prompt_tokens, request.choices)
             if route.model != request.model:  # another version is served since
-                model = await self._load(route.model)
-                request = await resolve(ask, model, self._facts(ask.model, model), drawn)
+                model = await self.models.load(route.model)
+                request = await resolve(ask, model, self.models.limits(ask.model, model), drawn)
             session = self._session(request, model, None)
         # A name that somebody took meanwhile is the controller's to know.
         # What runs unread is the controller's before it is anybody's, for its client may leave now.
@@ -296,38 +273,19 @@ class Router:
     async def read(self, ask: Ask) -> tuple[list[int], ServedModel]:
         """The ids of an ask's prompt, and the model that they are of. Raises InvalidArgument,
         NotFound, Unavailable."""
-        _check_may_use(ask.tenant, ask.model)
+        check_may_use(ask.tenant, ask.model)
         with self._admitted(ask.model, ask.tenant):
-            model = await self._model(ask.model)
-            ask.check_size(self._facts(ask.model, model).max_positions, model.longest_piece_bytes)
+            model = await self.models.named(ask.model)
+            ask.check_size(
+                self.models.limits(ask.model, model).max_positions, model.longest_piece_bytes
+            )
             return (await prompt_of(ask, model, int(time.time()))).ids, model
 
     async def model(self, name: str, tenant: Tenant) -> ServedModel:
         """One that is served. Raises NotFound, Unavailable."""
-        _check_may_use(tenant, name)
+        check_may_use(tenant, name)
         with self._admitted(name, NOBODY):
-            return await self._model(name)
-
-    def positions(self, name: str) -> int:
-        """What prompt and answer may have together; 0: nobody knows yet."""
-        model = self.catalogue.loaded(name)
-        if model is None:
-            return self.catalogue.route_positions(name)
-        return self.catalogue.max_positions(name, model)
-
-    async def _begun_before(self, ask: Ask) -> GenerationView | None:
-        try:
-            if ask.generation_id:
-                return await self._controller.generation(ask.generation_id)
-            if ask.is_retry:
-                return await self._controller.claim(ask.digest)
-        except NotFound:
-            return None
-        except (Unavailable, DeadlineExceeded):
-            if ask.generation_id:
-                raise
-            return None  # rather a second generation than no answer
-        return None
+            return await self.models.named(name)
 
     async def _join(self, ask: Ask, view: GenerationView) -> Session:
         """Asking twice is asking once: what the first ask left to chance, to the clock and to the
@@ -335,22 +293,13 @@ class Router:
         held = view.request
         if held.model.model_id != ask.model or held.tenant != ask.tenant.name:
             raise AlreadyExists("another request has this id", field="generation_id")
-        model = await self._load(held.model)
+        model = await self.models.load(held.model)
         if ask.generation_id:
-            await check_same(ask, held, model, self._facts(ask.model, model))
+            await check_same(ask, held, model, self.models.limits(ask.model, model))
         metrics.JOINED.labels(held.model.model_id).inc()
         session = self._session(held, model, None)
         session.rejoin(view)
         return session
-
-    def models(self, tenant: Tenant) -> list[str]:
-        """Models that the tenant can ask for, as the catalogue has them."""
-        return [name for name in self.catalogue.names() if tenant.may_use(name)]
-
-    def check_model(self, name: str, tenant: Tenant) -> None:
-        """Raises NotFound for a model that is not deployed, or that is not for the tenant."""
-        _check_may_use(tenant, name)
-        self.catalogue.current(name)
 
     async def resume(
         self, generation_id: str, after: str | None, tenant: Tenant | None = NOBODY
@@ -361,13 +310,12 @@ class Router:
         Raises InvalidArgument for a name or an event that cannot be, NotFound, Expired,
         OutOfRange and FailedPrecondition for an event that does not belong, Unavailable.
         """
-        wire.generation_id_from(generation_id)
         position = Position.parse(after) if after else None
         with self._admitted(_NOT_KNOWN_YET, tenant or NOBODY):
-            view = await self._view(generation_id, tenant)
+            view = await self.held.view(generation_id, tenant)
             if position is not None and after:
                 position = Position.parse(after, view.request.choices)
-            model = await self._load(view.request.model)
+            model = await self.models.load(view.request.model)
             if tenant is not None:
                 self.quotas.check_stream(tenant, generation_id)
             session = self._session(view.request, model, position)
@@ -385,40 +333,6 @@ class Router:
             session.close()
             raise session.error
         return session
-
-    async def vocabulary(self, view: GenerationView) -> Vocabulary:
-        """What ids of a generation mean. Raises Unavailable."""
-        return (await self._load(view.request.model)).vocabulary_of(view.request)
-
-    async def state(self, generation_id: str, tenant: Tenant = NOBODY) -> GenerationView:
-        """What the journal holds. Raises InvalidArgument, NotFound, Unavailable."""
-        return await self._view(wire.generation_id_from(generation_id), tenant)
-
-    async def cancel(self, generation_id: str, tenant: Tenant = NOBODY) -> None:
-        """Ends a generation for good; taken when this returns. Raises NotFound for another
-        tenant's, Unavailable."""
-        wire.generation_id_from(generation_id)
-        if tenant.name:
-            await self._check_not_anothers(generation_id, tenant)
-        await self._controller.cancel(generation_id, CancelReason.CLIENT, tenant=tenant.name)
-        sessions = [s for s in self._sessions if s.generation_id == generation_id]
-        for session in sessions:
-            session.cancel()
-        if sessions:
-            return
-        try:
-            view = await self._controller.generation(generation_id)
-        except ShuntError:
-            return  # its head learns from the controller
-        if view.head is not None:
-            cancel = SendCancel(generation_id, None, CancelReason.CLIENT, None, view.head)
-            self._cancels.tell_head(cancel, contextvars.copy_context())
-
-    async def delete(self, generation_id: str) -> None:
-        """Ends a generation and deletes all of it; done when this returns. Raises Unavailable."""
-        await self._controller.delete(wire.generation_id_from(generation_id))
-        for session in [s for s in self._sessions if s.generation_id == generation_id]:
-            session.cancel()
 
     def leave(self) -> None:
         """Is not ready any more; whoever asks is served all the same."""
@@ -480,36 +394,6 @@ class Router:
         if self.stopping:
             raise Unavailable("this router stops; ask another one")
 
-    def _check_usable(self, model_id: str) -> None:
-        """Raises NotFound for a model that is not deployed, or not any more."""
-        self.catalogue.current(model_id)
-        unusable = self.catalogue.unusable(model_id)
-        if unusable is not None:
-            raise unusable
-
-    async def _model(self, name: str) -> ServedModel:
-        try:
-            async with asyncio.timeout(self.settings.route_wait_s):
-                while not self.catalogue.heard:
-                    self._check_goes_on()
-                    await self._routes_changed.wait()
-                self._check_usable(name)
-                return await self._load(self.catalogue.current(name))
-        except TimeoutError:
-            raise Unavailable("no model is ready at this router yet", retry_after_s=5.0) from None
-
-    def _facts(self, name: str, model: ServedModel) -> ModelLimits:
-        positions = self.catalogue.max_positions(name, model)
-        limit_bytes = self.settings.max_message_bytes
-        return replace(model.facts, max_positions=positions, max_message_bytes=limit_bytes)
-
-    async def _load(self, ref: ModelRef) -> ServedModel:
-        try:
-            return await self.catalogue.load(ref)
-        except (NotFound, DataLoss) as error:
-            _log.error("a model cannot be read", extra={"reason": error.message})
-            raise Unavailable("the model's files cannot be read", field="model") from error
-
     async def _sending(self, waiter: Waiter) -> Sending:
         """Where a new generation goes; waits for a pipeline where there is none for it."""
         request, now_s = waiter.request, time.monotonic()
@@ -522,7 +406,7 @@ class Router:
 
             def check() -> None:
                 self._check_goes_on()
-                self._check_usable(model_id)
+                self.models.check_usable(model_id)
 
             with self._demand.waiting(model_id), metrics.WAITING.track_inprogress():
                 self._news.set()
@@ -530,40 +414,9 @@ class Router:
         if sending is None:
             sending = self._dispatch.core.send(waiter, time.monotonic(), anyway=True)
         if sending is None:
-            raise self._no_pipeline(model_id)
+            raise self.models.no_pipeline(model_id)
         metrics.PREFIX_FOUND.labels(model_id).inc(sending.found)
         return sending
-
-    async def _check_not_anothers(self, generation_id: str, tenant: Tenant) -> None:
-        """Raises NotFound. What is kept for long the ledger does not know: only its view tells."""
-        try:
-            view = await self._controller.generation(generation_id)
-        except NotFound:
-            return
-        _check_owner(view, tenant)
-
-    async def _view(self, generation_id: str, tenant: Tenant | None) -> GenerationView:
-        """What the journal holds; waits a little for one just begun, and for the controller.
-        Another tenant's is not there, by the same words and after the same time."""
-        drawn = _DRAWN_ID.fullmatch(generation_id)
-        age_s = time.time() - int(drawn[1], 16) if drawn else None
-        deadline_s = time.monotonic() + self.settings.resume_timeout_s
-        young_until_s = time.monotonic() + (1.0 if age_s is not None and age_s < _YOUNG_S else 0.0)
-        while True:
-            try:
-                view = await self._controller.generation(generation_id)
-                if tenant is not None:
-                    _check_owner(view, tenant)
-                return view
-            except NotFound:
-                if age_s is not None and age_s > self.settings.generation_retention_s:
-                    raise Expired("the generation is no longer kept", field="id") from None
-                if time.monotonic() >= young_until_s:
-                    raise
-            except (Unavailable, DeadlineExceeded):
-                if time.monotonic() >= deadline_s:
-                    raise
-            await asyncio.sleep(0.1)
 
     def _session(
         self, request: GenerationRequest, model: ServedModel, after: Position | None
@@ -624,15 +477,3 @@ class Router:
             tokens = session.transcript.usage.completion_tokens
             self._demand.answered(name, tokens, session.request.choices)
         self._fewer.set()
-
-
-def _check_may_use(tenant: Tenant, name: str) -> None:
-    """Raises NotFound for a model that is not there for the tenant."""
-    if not tenant.may_use(name):
-        raise no_such_model()
-
-
-def _check_owner(view: GenerationView, tenant: Tenant) -> None:
-    """Raises NotFound for another tenant's, in the controller's words for one that never was."""
-    if view.request.tenant != tenant.name:
-        raise NotFound("no such generation", field="generation_id")

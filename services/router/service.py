@@ -83,7 +83,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
             generation_id = wire.generation_id_from(request.generation_id)
             facts["generation_id"] = generation_id
             logs.about(generation_id=generation_id)
-            await self._router.cancel(generation_id, caller())
+            await self._router.held.cancel(generation_id, caller())
             return router_pb2.CancelResponse()
 
     async def ListModels(
@@ -98,7 +98,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
                     max_positions=catalogue.route_positions(name),
                     created_unix_s=catalogue.first_seen[name],
                 )
-                for name in self._router.models(caller())
+                for name in self._router.models.names(caller())
             ]
         )
 

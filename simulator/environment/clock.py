@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Callable
 from typing import Any
 
-Event = tuple[float, int, Callable[..., None], tuple[Any, ...]]
+Event = tuple[float, int, Callable[..., object], tuple[Any, ...]]
 
 
 class Clock:
@@ -17,7 +17,7 @@ class Clock:
         self._events: list[Event] = []
         self._count = 0
 
-    def after(self, delay_s: float, act: Callable[..., None], *args: Any) -> None:
+    def after(self, delay_s: float, act: Callable[..., object], *args: Any) -> None:
         """Runs `act(*args)` that much later."""
         self._count += 1
         heapq.heappush(self._events, (self.now_s + delay_s, self._count, act, args))

@@ -102,6 +102,8 @@ class SimulationSettings:
     )
     shun_offer_s: float = 2.0
     load_s: float = 0.5
+    hold_timeout_s: float = 2.0
+    """The longest that an engine may take to load."""
     step_s: float = 0.03
     """A step's way through all stages."""
     exits_seen: bool = True

@@ -60,6 +60,8 @@ TURN_S = 0.002
 LOOK_S = 0.1
 """Between two looks at whether another plan is to be asked for."""
 PLAN_S = 1.0
+CALL_S = 2.0
+"""The longest that an engine may take to answer."""
 
 
 class ControllerMonitor(Protocol):
@@ -345,8 +347,9 @@ class SimulatedController(Process):
         method: str,
         args: tuple[Any, ...],
         answer: Reply = lambda _: None,
+        timeout_s: float = CALL_S,
     ) -> None:
-        self.call(incarnation, method, args, answer, 2.0)
+        self.call(incarnation, method, args, answer, timeout_s)
 
     def _tell_routes(self) -> None:
         routes, handing_over = self.cluster.routes()[1], self.cluster.handing_over()
@@ -478,7 +481,8 @@ class SimulatedController(Process):
                 cluster.load_done(load, result, now_s)
             self.stir()
 
-        self._call(load.incarnation, "hold", (load,), loaded)
+        timeout_s = self.environment.settings.hold_timeout_s
+        self._call(load.incarnation, "hold", (load,), loaded, timeout_s)
 
     def _dissolve(self, formation_id: str, incarnation: str) -> None:
         self.monitor.dissolves(incarnation, formation_id)

@@ -35,12 +35,12 @@ from services.placement.estimate.costs import Costs
 from services.placement.estimate.estimator import estimate_pipeline
 from services.placement.estimate.model import built_in
 from services.placement.replan.change import Change
-from services.placement.replan.moves import ResidentStage
+from services.placement.replan.moves import LOAD_BYTES_PER_S, ResidentStage
 from services.placement.replan.next_plan import replan
 from services.placement.replan.redivision import redivide
 from services.placement.search.budget import Unlimited
 from services.placement.search.planners import spotserve
-from services.placement.search.problem import Objective, ObjectiveKind, Problem
+from services.placement.search.problem import Objective, ObjectiveKind, Planner, Problem
 from services.placement.search.shares import Limits, Share
 from simulator.environment.addresses import PLACEMENT
 from simulator.environment.environment import Environment
@@ -55,25 +55,34 @@ SHAPED_AS = "smollm2-135m"
 """A model of as many layers, by which plans are judged."""
 
 
-@cache
-def _catalogue() -> HardwareCatalogue:
-    return load_catalogue()
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """What plans are made and judged by."""
+
+    costs: Costs
+    planner: Planner
+    node: Callable[[str, NodeShape, Offer | None], CandidateNode]
+    """As the planner sees it: by name, shape and what it was, or would be, launched from."""
+    load_bytes_per_s: float = LOAD_BYTES_PER_S
 
 
 @cache
-def _costs() -> Costs:
-    model = built_in(SHAPED_AS)
+def _small() -> Judge:
+    model, catalogue = built_in(SHAPED_AS), load_catalogue()
     if model.layers != LAYER_COUNT:
         raise AssertionError
-    return Costs(model, Workload(), load_calibration("measured"), _catalogue())
+    costs = Costs(model, Workload(), load_calibration("measured"), catalogue)
+    return Judge(costs, search.plan, partial(_node, catalogue))
 
 
 class SimulatedPlacement(Process):
     """Answers by values what the service answers by messages."""
 
-    def __init__(self, environment: Environment) -> None:
+    def __init__(self, environment: Environment, judge: Judge | None = None) -> None:
+        """For clusters of a few nodes where nobody judges."""
         super().__init__(PLACEMENT, environment.network)
         self.environment = environment
+        self.judge = judge if judge is not None else _small()
 
     def plan(self, reply: Reply, ask: AskPlan) -> None:
         """A first plan: pipelines of as many nodes as the settings name layers for, in the order in
@@ -104,11 +113,11 @@ class SimulatedPlacement(Process):
     def replan(self, reply: Reply, question: Replanning) -> None:
         """The next plan, after a while."""
         uniform = self.environment.settings.cluster.strategy.uniform
-        self._answers(reply, partial(next_plan, uniform=uniform), question)
+        self._answers(reply, partial(next_plan, self.judge, uniform=uniform), question)
 
     def divide(self, reply: Reply, question: Dividing) -> None:
         """The next plan of all models, after a while."""
-        self._answers(reply, next_division, question)
+        self._answers(reply, partial(next_division, self.judge), question)
 
     def _answers(self, reply: Reply, answer: Callable[[Asked], NextPlan], question: Asked) -> None:
         random, (least_s, most_s) = self.environment.random, SEARCH_S
@@ -125,7 +134,7 @@ class SimulatedPlacement(Process):
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class Known:
     """A node that an answer may name."""
 
     node: CandidateNode
@@ -134,40 +143,42 @@ class _Known:
     offer_id: str = ""
 
 
-def next_plan(question: Replanning, *, uniform: bool = False) -> NextPlan:
+def next_plan(judge: Judge, question: Replanning, *, uniform: bool = False) -> NextPlan:
     """As the service answers, by the planner of uniform degrees where that is asked. Raises
     ShuntError where there is no plan."""
-    wishes, goal, known = question.wishes, question.goal, _known(question)
+    wishes, goal, known = question.wishes, question.goal, _known(judge, question)
     nodes = _nodes(known)
     objective = Objective(ObjectiveKind(goal.aim.objective), wishes.budget_per_hour)
-    costs = _costs_at(question.workload)
+    costs = _costs_at(judge, question.workload)
     change = replace(
-        _change(question, goal, question.running, nodes),
+        _change(judge, question, goal, question.running, nodes),
         notice_s=question.notice_s,
         improve=question.improve,
         nodes_min=wishes.nodes_min,
         nodes_max=wishes.nodes_max,
         anew=uniform,
     )
-    planner = spotserve.plan if uniform else search.plan
+    planner = spotserve.plan if uniform else judge.planner
     found = replan(Problem(costs, nodes, objective), change, planner, Unlimited())
     if not found.change and len(found.pipelines) == question.planned:
         return NextPlan(None, 0.0, found.reasons)  # else what is left is the plan
-    deployment = _deployment(goal, found.pipelines, costs, known)
-    return NextPlan(Plan(question.number, (deployment,)), found.gain, found.reasons)
+    plan = Plan(question.number, (deployment(goal, found.pipelines, costs, known),))
+    return NextPlan(plan, found.gain, found.reasons)
 
 
-def next_division(question: Dividing) -> NextPlan:
+def next_division(judge: Judge, question: Dividing) -> NextPlan:
     """As the service answers. Raises ShuntError where there is no plan."""
-    wishes, known = question.wishes, _known(question)
+    wishes, known = question.wishes, _known(judge, question)
     nodes = _nodes(known)
     shares, changes = [], []
     for goal, told in zip(question.goals, question.workloads, strict=True):
         objective = Objective(ObjectiveKind(goal.aim.objective))
         name = goal.model.model_id
-        shares.append(Share(name, _costs_at(told), search.plan, objective, goal.aim.weight))
+        shares.append(
+            Share(name, _costs_at(judge, told), judge.planner, objective, goal.aim.weight)
+        )
         running = tuple(pipeline for model, pipeline in question.running if model == goal.model)
-        changes.append(_change(question, goal, running, nodes))
+        changes.append(_change(judge, question, goal, running, nodes))
     limits = Limits(wishes.budget_per_hour, wishes.nodes_min, wishes.nodes_max)
     found = redivide(nodes, shares, changes, limits, Unlimited())
     if not found.change:
@@ -175,20 +186,20 @@ def next_division(question: Dividing) -> NextPlan:
     deployments, made = list[Deployment](), 0
     for goal, share, plan in zip(question.goals, shares, found.plans, strict=True):
         if plan.pipelines:
-            deployments.append(_deployment(goal, plan.pipelines, share.costs, known, made))
+            deployments.append(deployment(goal, plan.pipelines, share.costs, known, made))
             made += len(plan.pipelines)
     return NextPlan(Plan(question.number, tuple(deployments)), found.gain, found.reasons)
 
 
-def _known(question: Question) -> dict[str, _Known]:
+def _known(judge: Judge, question: Question) -> dict[str, Known]:
     """Raises FailedPrecondition where there is none."""
     there = {
-        one.node_id: _Known(_node(one.node_id, one.shape, one.offer), one.shape, one.node_id)
+        one.node_id: Known(judge.node(one.node_id, one.shape, one.offer), one.shape, one.node_id)
         for one in question.nodes
     }
     open_ = {
-        one.name: _Known(
-            _node(one.name, one.offer.shape, one.offer),
+        one.name: Known(
+            judge.node(one.name, one.offer.shape, one.offer),
             one.offer.shape,
             offer_id=one.offer.offer_id,
         )
@@ -199,15 +210,16 @@ def _known(question: Question) -> dict[str, _Known]:
     return there | open_
 
 
-def _nodes(known: Mapping[str, _Known]) -> tuple[CandidateNode, ...]:
+def _nodes(known: Mapping[str, Known]) -> tuple[CandidateNode, ...]:
     return tuple(one.node for one in known.values())
 
 
-def _costs_at(told: ModelWorkload | None) -> Costs:
-    return _costs().at_rate(told.arrival_rate_rps) if told is not None else _costs()
+def _costs_at(judge: Judge, told: ModelWorkload | None) -> Costs:
+    return judge.costs.at_rate(told.arrival_rate_rps) if told is not None else judge.costs
 
 
 def _change(
+    judge: Judge,
     question: Question,
     goal: Goal,
     running: Sequence[PlannedPipeline],
@@ -218,7 +230,7 @@ def _change(
         tuple(_placed(pipeline, nodes) for pipeline in running),
         {
             node.node_id: tuple(
-                ResidentStage(held.layers.start, held.layers.end, 1)
+                ResidentStage(held.layers.start, held.layers.end, held.tp_degree)
                 for held in node.held
                 if held.model == goal.model
             )
@@ -226,6 +238,7 @@ def _change(
             if any(held.model == goal.model for held in node.held)
         },
         horizon_s=question.wishes.horizon_s,
+        load_bytes_per_s=judge.load_bytes_per_s,
         ready_in_s={
             **{name: offer.launch_s for name, offer in starting.items() if offer is not None},
             **{one.name: one.offer.launch_s for one in question.candidates},
@@ -233,11 +246,11 @@ def _change(
     )
 
 
-def _deployment(
+def deployment(
     goal: Goal,
     placed: Sequence[PlacedPipeline],
     costs: Costs,
-    known: Mapping[str, _Known],
+    known: Mapping[str, Known],
     made: int = 0,
 ) -> Deployment:
     """Pipelines named on behind those that are `made` already."""
@@ -252,10 +265,12 @@ def _deployment(
     return Deployment(goal.model, goal.aim.objective, tuple(pipelines))
 
 
-def _node(name: str, shape: NodeShape, offer: Offer | None) -> CandidateNode:
+def _node(
+    catalogue: HardwareCatalogue, name: str, shape: NodeShape, offer: Offer | None
+) -> CandidateNode:
     """As placement is told of it; what nobody names a price for is free."""
     kind = described(
-        _catalogue(),
+        catalogue,
         device_type=shape.device_type,
         device_count=1,
         memory_bytes=shape.memory_bytes,

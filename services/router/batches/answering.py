@@ -135,7 +135,7 @@ class Answering:
     async def give_up(self, batch: Batch, number: int) -> None:
         """Its batch is cancelled: nothing of it goes on."""
         name = generation_id_of(batch.batch_id, number)
-        await self._router.cancel(name, _tenant_of(batch))
+        await self._router.held.cancel(name, _tenant_of(batch))
 
 
 def _tenant_of(batch: Batch) -> Tenant:

@@ -8,7 +8,7 @@ from math import ceil
 
 from services.common import errors
 from services.router.ask import ContextOverflow
-from services.router.router import Expired
+from services.router.held import Expired
 
 
 class HttpError(errors.ShuntError):

@@ -173,26 +173,26 @@ class Gateway:
             await stream(exchange, sessions, Chunks(sessions, role=not after))
 
     async def _state(self, exchange: Exchange) -> None:
-        view = await self._router.state(_named(exchange), exchange.tenant)
+        view = await self._router.held.view(_named(exchange), exchange.tenant)
         await exchange.answer(200, json.dumps(state_of(view)).encode())
 
     async def _cancel(self, exchange: Exchange) -> None:
         generation_id = _named(exchange)
-        await self._router.cancel(generation_id, exchange.tenant)
+        await self._router.held.cancel(generation_id, exchange.tenant)
         await exchange.answer(200, json.dumps({"id": generation_id, "cancelled": True}).encode())
 
     async def _models(self, exchange: Exchange) -> None:
-        models = [self._described(name) for name in self._router.models(exchange.tenant)]
+        models = [self._described(name) for name in self._router.models.names(exchange.tenant)]
         await exchange.answer(200, json.dumps({"object": "list", "data": models}).encode())
 
     async def _model(self, exchange: Exchange) -> None:
         name = exchange.scope["path_params"]["model"]
-        self._router.check_model(name, exchange.tenant)
+        self._router.models.check(name, exchange.tenant)
         await exchange.answer(200, json.dumps(self._described(name)).encode())
 
     def _described(self, name: str) -> dict[str, Any]:
         catalogue = self._router.catalogue
-        model, positions = catalogue.loaded(name), self._router.positions(name)
+        model, positions = catalogue.loaded(name), self._router.models.positions(name)
         return {
             "id": name,
             "object": "model",

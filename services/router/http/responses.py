@@ -15,6 +15,7 @@ from services.common.generation import FinishReason
 from services.common.tenants import Tenant
 from services.router.ask import Ask
 from services.router.background import Background
+from services.router.held import Expired
 from services.router.http.answering import (
     STREAM_HEADERS,
     about,
@@ -32,7 +33,7 @@ from services.router.openai.responses.details import PREFIX, details_of
 from services.router.openai.responses.events import ResponseEvents, told_of, whole_of
 from services.router.openai.responses.items import Item
 from services.router.openai.responses.requests import ResponseBody, parse_response
-from services.router.router import Expired, Router
+from services.router.router import Router
 from services.router.session import Session
 
 T = TypeVar("T")
@@ -87,7 +88,7 @@ class Responses:
         view = await self._view(exchange)
         streamed, after = _asked(exchange)
         if not streamed:
-            vocabulary = await self._router.vocabulary(view)
+            vocabulary = await self._router.models.vocabulary(view)
             whole = await _aside(view, lambda: _json(whole_of(view, vocabulary)))
             await exchange.answer(200, whole)
         elif view.state is GenerationState.FINISHED:
@@ -99,16 +100,16 @@ class Responses:
         """POST /v1/responses/{id}/cancel: what has ended stays as it is."""
         view = await self._view(exchange)
         if view.state is GenerationState.OPEN:
-            await self._router.cancel(view.request.generation_id, exchange.tenant)
-            view = await self._router.state(view.request.generation_id, exchange.tenant)
-        vocabulary = await self._router.vocabulary(view)
+            await self._router.held.cancel(view.request.generation_id, exchange.tenant)
+            view = await self._router.held.view(view.request.generation_id, exchange.tenant)
+        vocabulary = await self._router.models.vocabulary(view)
         whole = await _aside(view, lambda: _json(whole_of(view, vocabulary)))
         await exchange.answer(200, whole)
 
     async def delete(self, exchange: Exchange) -> None:
         """DELETE /v1/responses/{id}: ended, if it runs, and nothing of it is left."""
         view = await self._view(exchange)
-        await self._router.delete(view.request.generation_id)
+        await self._router.held.delete(view.request.generation_id)
         response_id = PREFIX + view.request.generation_id
         await exchange.answer(
             200, _json({"id": response_id, "object": "response", "deleted": True})
@@ -161,7 +162,7 @@ class Responses:
         if view.state is not GenerationState.FINISHED:
             said = f"{response_id} has no end to go on from: it is {view.state}"
             raise InvalidArgument(said, field="previous_response_id")
-        vocabulary = await self._router.vocabulary(view)
+        vocabulary = await self._router.models.vocabulary(view)
 
         def conversation() -> list[Item]:
             output: list[Item] = whole_of(view, vocabulary)["output"]
@@ -181,7 +182,7 @@ class Responses:
         if not response_id.startswith(PREFIX):
             raise unknown
         try:
-            view = await self._router.state(response_id.removeprefix(PREFIX), tenant)
+            view = await self._router.held.view(response_id.removeprefix(PREFIX), tenant)
         except (NotFound, Expired, InvalidArgument):
             raise unknown from None
         if view.request.response is None:
@@ -190,7 +191,7 @@ class Responses:
 
     async def _retell(self, exchange: Exchange, view: GenerationView, after: int | None) -> None:
         """The events of one that has ended, at once."""
-        vocabulary = await self._router.vocabulary(view)
+        vocabulary = await self._router.models.vocabulary(view)
         events, data = await _aside(view, lambda: told_of(view, vocabulary, after))
         _check_within(events, after)
         await exchange.begin(200, STREAM_HEADERS)

@@ -28,7 +28,7 @@ class TokenRoutes:
         strs = [model.vocabulary.label(i).decode("utf-8", "replace") for i in ids]
         said = {
             "count": len(ids),
-            "max_model_len": self._router.positions(asked.ask.model),
+            "max_model_len": self._router.models.positions(asked.ask.model),
             "tokens": ids,
             "token_strs": strs if asked.spelt else None,
         }
@@ -50,7 +50,7 @@ class TokenRoutes:
 
     def _with_model(self, exchange: Exchange, body: dict[str, Any]) -> dict[str, Any]:
         """Where one model is served nobody has to name it."""
-        names = self._router.models(exchange.tenant)
+        names = self._router.models.names(exchange.tenant)
         if body.get("model") is not None:
             return body
         if len(names) != 1:

@@ -1,0 +1,229 @@
+"""The fleet's router: admission, the production balancer, and readers that follow generations.
+
+A generation whose pipeline ends goes on at the next one: from what it holds where the strategy
+migrates, else from its prompt. Who finds no pipeline waits, those that were moved first.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from services.common.demand import Demand
+from services.common.errors import ResourceExhausted
+from services.common.exchange import Route
+from services.common.generation import ModelRef
+from services.router.core.admission import Admission
+from services.router.core.balancer import Balancer
+from simulator.environment.addresses import CONTROLLER, ROUTERS
+from simulator.environment.environment import Environment
+from simulator.environment.network import Process
+from simulator.fleet.batch import Generation
+from simulator.fleet.node import FleetNode
+from simulator.fleet.workload import Request
+
+REPORT_S = 5.0
+
+
+@dataclass(slots=True)
+class Counts:
+    """Of requests."""
+
+    arrived: int = 0
+    finished: int = 0
+    refused: int = 0
+    failed: int = 0
+    """None of the pipelines could hold them."""
+    moves: int = 0
+    lost: int = 0
+    """Tokens that were thrown away, to be sampled again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A generation that went on elsewhere."""
+
+    at_s: float
+    number: int
+
+
+@dataclass(slots=True)
+class _Reported:
+    requests: int = 0
+    input_tokens: int = 0
+    answers: int = 0
+    output_tokens: int = 0
+
+
+@dataclass(slots=True)
+class Pending:
+    """What is under way."""
+
+    waiting: deque[Generation] = field(default_factory=deque)
+    """Without a pipeline."""
+    at: dict[Generation, str] = field(default_factory=dict)
+    """By sequence, the formation that has it."""
+
+    def __len__(self) -> int:
+        return len(self.waiting) + len(self.at)
+
+
+class FleetFront(Process):
+    """One router. Requests come at their times, or, where `concurrency` is given, as soon as fewer
+    than so many are under way."""
+
+    def __init__(
+        self,
+        environment: Environment,
+        model: ModelRef,
+        requests: Sequence[Request],
+        *,
+        migration: bool,
+        places: int,
+        concurrency: int,
+    ) -> None:
+        super().__init__(f"{ROUTERS}0", environment.network)
+        self.counts = Counts()
+        self.done: list[Generation] = []
+        self.moved: list[Move] = []
+        self.pending = Pending()
+        self._model, self._migration = model, migration
+        self._requests, self._next = requests, 0
+        self._concurrency = concurrency
+        self._balancer = Balancer()
+        self._admission = Admission(places)
+        self._reported = _Reported()
+        self._routes: tuple[Route, ...] = ()
+
+    # Arrivals
+
+    def begin(self) -> None:
+        """The workload's time begins now."""
+        self._began_s = self.clock.now_s
+        self.every(REPORT_S, self._report)
+        if self._concurrency:
+            self._fill()
+        else:
+            self._await()
+
+    def _await(self) -> None:
+        if self._next < len(self._requests):
+            at_s = self._began_s + self._requests[self._next].arrival_s
+            self.after(max(0.0, at_s - self.clock.now_s), self._arrive)
+
+    def _arrive(self) -> None:
+        now_s = self.clock.now_s - self._began_s
+        while self._next < len(self._requests):
+            request = self._requests[self._next]
+            if request.arrival_s > now_s + 1e-9:
+                break
+            self._take(request)
+        self._await()
+
+    def _fill(self) -> None:
+        while len(self.pending) < self._concurrency and self._next < len(self._requests):
+            self._take(self._requests[self._next])
+
+    def _take(self, request: Request) -> None:
+        sequence = Generation(
+            self._next, self.clock.now_s, request.input, request.output, request.prefix
+        )
+        self._next += 1
+        self.counts.arrived += 1
+        self._reported.requests += 1
+        self._reported.input_tokens += request.input
+        try:
+            self._admission.check(self._model.model_id, (self._model.model_id,))
+        except ResourceExhausted:
+            self.counts.refused += 1
+            return
+        self._admission.take(self._model.model_id, "", 1)
+        self._send(sequence)
+
+    def _report(self) -> None:
+        told = self._reported
+        demand = Demand(
+            told.requests, told.input_tokens, told.answers, told.output_tokens, len(self.pending)
+        )
+        demands = {self._model.model_id: demand}
+        args = (self.name, self.clock.now_s, demands)
+        self.network.tell(CONTROLLER, "reported", *args, after_s=0.002)
+
+    # Pipelines
+
+    def update(self, routes: tuple[Route, ...], handing_over: tuple[str, ...]) -> None:
+        """The controller told the routes."""
+        self._routes = routes
+        self._balancer.update(routes, handing_over)
+        self._release()
+
+    def _release(self) -> None:
+        waiting, self.pending.waiting = self.pending.waiting, deque()
+        for sequence in waiting:
+            self._send(sequence)
+
+    def _send(self, sequence: Generation) -> None:
+        routes = self._balancer.routes_of(self._model.model_id)
+        heads = {route.formation_id: self._head(route) for route in routes}
+        able = [
+            route
+            for route in routes
+            if (head := heads[route.formation_id]).batch is not None and head.batch.fits(sequence)
+        ]
+        if routes and not able and all(head.batch is not None for head in heads.values()):
+            self.counts.failed += 1
+            self._admission.leave(self._model.model_id, "")
+            return
+        route = self._balancer.pick(self._model.model_id, among=able) if able else None
+        if route is None:
+            self.pending.waiting.append(sequence)
+            return
+        self._balancer.began(route.formation_id)
+        self.pending.at[sequence] = route.formation_id
+        head = heads[route.formation_id]
+        self.clock.after(self.network.latency_s(), head.generate, route.formation_id, sequence)
+
+    def _head(self, route: Route) -> FleetNode:
+        return self.network.process(route.incarnation, FleetNode)
+
+    # What heads tell
+
+    def ended(self, formation_id: str, sequences: Sequence[Generation]) -> None:
+        """They have come to their end."""
+        for sequence in sequences:
+            self._left(formation_id, sequence)
+            self.counts.finished += 1
+            self._reported.answers += 1
+            self._reported.output_tokens += sequence.output
+            self._admission.leave(self._model.model_id, "")
+            self.done.append(sequence)
+        if self._concurrency:
+            self._fill()
+
+    def broken(self, formation_id: str, sequences: Iterable[Generation]) -> None:
+        """Their pipeline is of no use any more: they go on elsewhere, the oldest first."""
+        now_s = self.clock.now_s
+        moved = sorted(sequences, key=lambda one: one.number)
+        for sequence in moved:
+            self._left(formation_id, sequence)
+            if sequence.first_s is None:
+                continue
+            sequence.moves += 1
+            sequence.left_s = now_s if sequence.left_s is None else sequence.left_s
+            sequence.again += sequence.prompt + sequence.held
+            self.counts.moves += 1
+            self.moved.append(Move(now_s, sequence.number))
+            if not self._migration:
+                self.counts.lost += sequence.held
+                sequence.held = 0
+        self.pending.waiting.extendleft(reversed(moved))
+        self.after(self.network.latency_s(), self._release)
+
+    def _left(self, formation_id: str, sequence: Generation) -> None:
+        self._balancer.ended(formation_id)
+        del self.pending.at[sequence]
+
+    def under_way(self) -> list[Generation]:
+        """All that are neither finished nor refused."""
+        return [*self.pending.waiting, *self.pending.at]

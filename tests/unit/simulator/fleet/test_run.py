@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from services.controller.core.strategy import STRATEGIES
+from simulator.fleet.meter import NotConserved
+from simulator.fleet.result import Outcome
+from simulator.fleet.run import FleetRun
+from simulator.fleet.scenario import read_scenario
+
+Write = Callable[..., Path]
+
+
+def played(path: Path, strategy: str = "full", seed: int = 0) -> Outcome:
+    return FleetRun(read_scenario(path), strategy, seed).outcome()
+
+
+def test_what_is_asked_is_answered_and_paid_for(write: Write) -> None:
+    outcome = played(write())
+    requests = outcome.as_json()["requests"]
+    assert requests["arrived"] == 100
+    assert requests["finished"] + requests["running"] == 100
+    assert requests["finished"] > 90
+    assert outcome.cost == pytest.approx(sum(outcome.cost_by_offer.values()), rel=0.2)
+    assert 0 < outcome.cost < outcome.on_demand_cost
+
+
+def test_the_same_seed_gives_the_same_bytes(write: Write) -> None:
+    path = write()
+    one, again, other = (json.dumps(played(path, seed=seed).as_json()) for seed in (3, 3, 4))
+    assert one == again
+    assert one != other
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_keeps_its_books_through_kills_and_notices(
+    write: Write, strategy: str
+) -> None:
+    outcome = played(write(), strategy)
+    assert [one.nodes for one in outcome.interruptions] == [1, 1]
+    assert outcome.counts.finished > 60
+
+
+def test_migration_samples_nothing_twice_and_starting_over_does(write: Write) -> None:
+    full, none = played(write(), "full"), played(write(), "none")
+    assert full.counts.moves > 0
+    assert full.counts.lost == 0
+    assert none.counts.lost > 0
+
+
+def test_what_is_taken_without_notice_leaves_a_gap_and_is_told(write: Write) -> None:
+    killed = played(write()).interruptions[0]
+    assert killed.notice_s == 0
+    assert killed.moves > 0
+    assert 0 < killed.gap_p50_s <= killed.gap_max_s
+
+
+def test_no_more_are_followed_than_there_are_places(write: Write) -> None:
+    generator = {"requests": 200, "rate_rps": 200.0, "input_mean": 400, "output_mean": 150}
+    outcome = played(write(workload={"generator": generator, "places": 20}))
+    assert outcome.counts.refused > 100
+    assert outcome.slo_attainment < 0.5
+
+
+def test_a_request_that_no_pipeline_could_hold_fails_and_is_counted(write: Write) -> None:
+    path = write(workload={"trace": "trace.csv"}, horizon_s=60)
+    (path.parent / "trace.csv").write_text(
+        "arrival_s,input,output\n1,1000000,5\n2,100,5\n3,9,1000000\n"
+    )
+    outcome = played(path)
+    assert outcome.counts.finished == 1
+    assert outcome.counts.failed == 2
+
+
+def test_as_many_are_under_way_as_the_concurrency_says(write: Write) -> None:
+    generator = {"requests": 100, "rate_rps": 1.0, "input_mean": 400, "output_mean": 150}
+    outcome = played(write(workload={"generator": generator, "concurrency": 7}))
+    assert {sample.running + sample.waiting for sample in outcome.samples[1:20]} <= set(range(8))
+    assert max(sample.running for sample in outcome.samples) == 7
+
+
+def test_books_that_do_not_balance_are_no_result(write: Write) -> None:
+    run = FleetRun(read_scenario(write()), "full", 0)
+    run._front.counts.arrived += 1
+    with pytest.raises(NotConserved, match="requests"):
+        run.outcome()
+
+
+def test_time_that_nobody_pays_for_is_no_result(write: Write) -> None:
+    run = FleetRun(read_scenario(write()), "full", 0)
+    run._meter.node_seconds += 1.0
+    with pytest.raises(NotConserved, match="node seconds"):
+        run.outcome()
+
+
+def test_a_model_that_does_not_fit_is_told(write: Write) -> None:
+    scenario = read_scenario(write(model="llama-3.1-70b"))
+    with pytest.raises(TimeoutError, match="nothing serves"):
+        FleetRun(scenario, "full", 0).outcome()

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.common.errors import InvalidArgument, NotFound
+from simulator.fleet.scenario import line_of, read_scenario
+from tests.unit.simulator.fleet.conftest import MARKET, SCENARIO
+
+Write = Callable[..., Path]
+
+
+def test_a_scenario_names_its_nodes_by_the_market(write: Write) -> None:
+    scenario = read_scenario(write())
+    assert {offer.offer_id: count for offer, count in scenario.initial} == {"firm": 1, "spot": 2}
+    assert scenario.offers[0].shape.device_type == "l40s"
+    assert len(scenario.requests(1)) == 100
+
+
+def test_a_cluster_file_is_a_market_where_nothing_happens(write: Write, tmp_path: Path) -> None:
+    cluster = "instances:\n  - {type: g6e.xlarge, count: 2, price_per_hour: 0.7}\n"
+    (tmp_path / "cluster.yaml").write_text(cluster)
+    path = write()
+    text = path.read_text().replace("market: market.yaml", "cluster: cluster.yaml")
+    path.write_text(text)
+    scenario = read_scenario(path)
+    assert [(offer.price_per_hour, count) for offer, count in scenario.initial] == [(0.7, 2)]
+    assert scenario.events == ()
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"horizon_s": -1}, "horizon_s"),
+        ({"model": "nobody-70b"}, "model"),
+        ({"strategies": ["full", "hope"]}, "strategies.1"),
+        ({"nodes": {"spot": 3}}, "nodes.spot"),
+        ({"nodes": {"moon": 1}}, "nodes.moon"),
+        ({"market": "nowhere.yaml"}, "market"),
+        ({"engine_profile": "nowhere.yaml"}, "engine_profile"),
+        ({"workload": {"trace": "nowhere.csv"}}, "workload.trace"),
+        ({"workload": {**SCENARIO["workload"], "limit": 10**9}}, "workload.limit"),
+        (
+            {
+                "workload": {
+                    "generator": {
+                        **SCENARIO["workload"]["generator"],
+                        "requests": 10**9,
+                    }
+                }
+            },
+            "workload.generator.requests",
+        ),
+        ({"seeds": []}, "seeds"),
+        ({"colour": "green"}, "colour"),
+    ],
+)
+def test_a_mistake_is_told_with_its_line_and_field(
+    write: Write, fields: dict[str, Any], field: str
+) -> None:
+    path = write()
+    path = write(**fields) if "market" not in fields else _with_market(path, fields["market"])
+    with pytest.raises(InvalidArgument) as told:
+        read_scenario(path)
+    line = line_of(path, field)
+    assert told.value.message.startswith(f"scenario.yaml:{line}: {field}: ")
+    assert (
+        path.read_text()
+        .splitlines()[line - 1]
+        .strip()
+        .lstrip("- ")
+        .startswith("hope" if field == "strategies.1" else field.split(".")[-1])
+    )
+
+
+def _with_market(path: Path, name: str) -> Path:
+    path.write_text(path.read_text().replace("market: market.yaml", f"market: {name}"))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"instance_type": "g99.huge"}, "offers.1.instance_type"),
+        ({"price_per_hour": -0.5}, "offers.1.price_per_hour"),
+    ],
+)
+def test_a_mistake_of_the_market_is_told_with_its_line_and_field(
+    write: Write, tmp_path: Path, change: dict[str, Any], field: str
+) -> None:
+    market = deepcopy(MARKET)
+    market["offers"][1].update(change)
+    path = write(market)
+    with pytest.raises(InvalidArgument) as told:
+        read_scenario(path)
+    line = line_of(tmp_path / "market.yaml", field)
+    assert told.value.message.startswith(f"market.yaml:{line}: {field}: ")
+    assert (
+        str(next(iter(change.values())))
+        in ((tmp_path / "market.yaml").read_text().splitlines()[line - 1])
+    )
+
+
+def test_a_file_that_is_not_there_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        read_scenario(tmp_path / "none.yaml")
