@@ -116,6 +116,9 @@ async def test_a_client_that_can_come_back_by_an_event_is_told_apart(
     await until(lambda: mesh.readers == 0 and router.router.streams == 0)
     await until(lambda: len(mesh.detaches) == 2)
     assert _told(mesh) == [(told.generation_id, 1, True)] * 2
+    readers = [call.reader for _, call in mesh.calls]
+    assert [one.reader for one in mesh.detaches] == readers, "each is named as its call named it"
+    assert len(set(readers)) == 2
 
 
 async def test_a_whole_answer_that_was_given_tells_nobody(
