@@ -89,11 +89,12 @@ class Departures:
         )
         return max(0.0, sum(beside.values()) - taken)
 
-    def end(self, formation_id: str) -> None:
-        """All that still runs there leaves it now."""
+    def end(self, formation_id: str, *, travels: bool) -> None:
+        """All that still runs there leaves it now, with its blocks where these travel."""
         runs_at = self._cluster.view.runs_at(formation_id)
         if runs_at is not None:
-            moves = at_once(self._journaled.streams(formation_id), self._clock())
+            streams = self._journaled.streams(formation_id)
+            moves = at_once(streams, self._clock(), travels=travels)
             self._tell(runs_at.pipeline_id, moves)
 
     def _tell(self, pipeline_id: str, moves: Iterable[Move]) -> None:

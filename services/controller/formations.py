@@ -73,7 +73,7 @@ class Formations:
                 self._departing[action.formation_id] = left
             case DrainFormation():
                 self._end_departure(action.formation_id)
-                self._departures.end(action.formation_id)
+                self._departures.end(action.formation_id, travels=self._kv.travels)
                 self._begin(self._drain(action), action.head.node_id)
 
     def _begin_all(self, actions: Iterable[FormPipeline | LoadStage]) -> None:

@@ -96,5 +96,9 @@ async def test_a_head_that_does_not_answer_is_given_up() -> None:
 async def test_what_ends_at_once_is_told_of_each_that_runs() -> None:
     disk: Any = Disk()
     events = EventLog(disk, lambda: 0.0, 100)
-    departures(Head([LONG]), Cluster(), events).end("f")
-    assert await chosen(events) == [("long", "replay", "its formation ends now")]
+    departures(Head([LONG]), Cluster(), events).end("f", travels=False)
+    departures(Head([LONG]), Cluster(), events).end("f", travels=True)
+    assert await chosen(events) == [
+        ("long", "replay", "its formation ends now"),
+        ("long", "push", "its formation ends now"),
+    ]

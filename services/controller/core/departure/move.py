@@ -100,17 +100,17 @@ class Move:
     infinite for one that finishes."""
     ends_s: float
     """When the formation is needed no more for it, if all goes as measured."""
-    bytes: int = 0
-    """That travel."""
+    bytes: int | None = 0
+    """That travel; None where that is not known."""
     replayed_tokens: int = 0
     """Positions that its next head computes."""
 
     @property
     def attributes(self) -> Mapping[str, str]:
         """For the event log and the trace."""
-        return {
+        told = {
             "choice": self.choice.value,
             "reason": self.reason.value,
-            "bytes": str(self.bytes),
             "replayed_tokens": str(self.replayed_tokens),
         }
+        return told if self.bytes is None else told | {"bytes": str(self.bytes)}

@@ -70,11 +70,19 @@ def schedule(
     return (*sorted((*pushes, *replays), key=lambda move: move.begins_s), *finish)
 
 
-def at_once(streams: Iterable[Stream], now_s: float) -> tuple[Move, ...]:
-    """All of them leave now: what follows their formation waits for its nodes, or its time is
-    over."""
+def at_once(streams: Iterable[Stream], now_s: float, *, travels: bool) -> tuple[Move, ...]:
+    """All of them leave now, with their blocks where these travel: what follows their formation
+    waits for its nodes, or its time is over."""
     return tuple(
-        Move(one.generation_id, Choice.REPLAY, Reason.AT_ONCE, now_s, now_s, 0, one.positions)
+        Move(
+            one.generation_id,
+            Choice.PUSH if travels else Choice.REPLAY,
+            Reason.AT_ONCE,
+            now_s,
+            now_s,
+            None if travels else 0,
+            min(one.positions, TAIL_POSITIONS) if travels else one.positions,
+        )
         for one in streams
     )
 
