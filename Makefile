@@ -15,7 +15,7 @@ RELEASE := $(shell git describe --tags --abbrev=0 --match 'v*' 2>/dev/null)
   bench bench-chaos bench-crowd \
   bench-rolling bench-failover bench-elastic bench-markets bench-spares bench-strategies bench-cluster \
   bench-tensorstore \
-  bench-placement bench-vllm bench-engines bench-gpu bench-lookup bench-prefix bench-structured proto up down clean
+  bench-placement bench-vllm bench-engines bench-gpu bench-lookup bench-prefix bench-structured bench-kv proto up down clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -115,6 +115,9 @@ bench-elastic: $(INSTALLED) ## Takes nodes from a busy mesh and offers it others
 
 bench-spares: $(INSTALLED) ## Kills nodes with one warm spare and without: how soon they are replaced
 	$(BIN)/python -m bench.spares --out bench/out/spares.json
+
+bench-kv: $(INSTALLED) ## Hands over long contexts by KV and by replay, in turn: the gap of each
+	$(BIN)/python -m bench.kv --out bench/out/kv.json
 
 bench-strategies: $(INSTALLED) ## Plays one scenario under every strategy: latency, goodput, cost
 	$(BIN)/python -m bench.strategies --out bench/out/strategies.json

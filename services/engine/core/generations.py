@@ -261,8 +261,8 @@ class Generations:
     def moved(self, key: SequenceKey, by: MovedBy) -> None:
         """What a sequence goes on from was brought to it, or is computed."""
         found = self._find(key)
-        if found is not None and by == "kv":
-            found[0].moved_by = by
+        if found is not None and found[0].goes_on:
+            found[0].moved_by = by if by == "kv" else found[0].moved_by or by
 
     def stepped(self, step: int, tokens: Sequence[NewToken], now_s: float) -> list[Action]:
         """A step came back, perhaps without tokens. Tokens of unknown keys count for nothing."""

@@ -172,8 +172,10 @@ class HeldGeneration:
         self.ended_s = now_s
         for span in call.held:
             self._go_on_from(span)
-        self.moved_by: MovedBy = "replay" if call.epoch > 1 and any(self.lengths) else ""
-        """How its sequences came to what they go on from."""
+        self.goes_on = call.epoch > 1 and any(self.lengths)
+        """It has ids that another head sampled."""
+        self.moved_by: MovedBy = ""
+        """How its sequences came to what they go on from, once that is known."""
         self._journaled = [0 if call.epoch == 1 else len(c.run) for c in self.choices]
         self._journaled_ends: set[int] = set()
         self._answered = False
