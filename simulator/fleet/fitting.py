@@ -12,7 +12,7 @@ from statistics import fmean, median
 import numpy as np
 
 from services.common.errors import FailedPrecondition
-from simulator.fleet.measured import MeasuredProfile, StageCosts
+from simulator.fleet.measured import BatchBounds, MeasuredProfile, StageCosts
 from simulator.fleet.played import play
 from simulator.fleet.recording import Recording
 from simulator.fleet.result import tpot_s, ttft_s
@@ -35,9 +35,9 @@ class Residual:
 
 
 def fit(
-    recording: Recording, name: str, bounds: MeasuredProfile | None = None
+    recording: Recording, name: str, bounds: BatchBounds
 ) -> tuple[MeasuredProfile, list[Residual]]:
-    """On what came in the first half; `bounds` has the batch's limits. Raises FailedPrecondition
+    """On what came in the first half. Raises FailedPrecondition
     where too little was recorded."""
     half_s = recording.header.seconds / 2
     fitted, residuals = {}, []
@@ -51,8 +51,7 @@ def fit(
         residuals.append(residual)
     if not fitted:
         raise FailedPrecondition("no stage made a step in the first half", field="windows")
-    limits = {} if bounds is None else bounds.model_dump()
-    profile = MeasuredProfile.model_validate(limits | {"name": name, "stages": fitted})
+    profile = MeasuredProfile(name=name, stages=fitted, **bounds.model_dump())
     early = tuple(one for one in recording.requests if one.is_whole and one.arrival_s < half_s)
     if not early:
         raise FailedPrecondition("no request of the first half finished", field="requests")

@@ -30,7 +30,17 @@ class StageCosts(Row):
         return self.step_s + each * decoding + self.prompt_row_s * prompt_rows
 
 
-class MeasuredProfile(Row):
+class BatchBounds(Row):
+    """Limits of an engine's batch: its settings, which no recording shows."""
+
+    token_budget: int = Field(default=256, ge=1, le=1 << 20)
+    """Rows of prompts in one step at most."""
+    max_sequences: int = Field(default=64, ge=1, le=1 << 16)
+    kv_positions: int = Field(default=1 << 20, ge=1, le=1 << 40)
+    """Room of a pipeline's KV cache."""
+
+
+class MeasuredProfile(BatchBounds):
     """What `shunt simulate fit` writes."""
 
     version: Literal[1] = 1
@@ -41,11 +51,6 @@ class MeasuredProfile(Row):
     """Of a pipeline each cycle, beside its stages' steps: hops, and the head's own work."""
     first_s: Seconds = 0.0
     """Of a request once: door, dispatch and the way back."""
-    token_budget: int = Field(default=256, ge=1, le=1 << 20)
-    """Rows of prompts in one step at most."""
-    max_sequences: int = Field(default=64, ge=1, le=1 << 16)
-    kv_positions: int = Field(default=1 << 20, ge=1, le=1 << 40)
-    """Room of a pipeline's KV cache."""
 
 
 def read_measured(path: Path) -> MeasuredProfile:

@@ -13,7 +13,7 @@ from services.common.errors import FailedPrecondition, InvalidArgument
 from simulator.fleet.batch import Batch, Generation
 from simulator.fleet.fidelity import repeated, replayed
 from simulator.fleet.fitting import fit
-from simulator.fleet.measured import MeasuredProfile, MeasuredTimes, StageCosts
+from simulator.fleet.measured import BatchBounds, MeasuredProfile, MeasuredTimes, StageCosts
 from simulator.fleet.recording import (
     Header,
     Line,
@@ -24,6 +24,7 @@ from simulator.fleet.recording import (
     read_recording,
 )
 
+BOUNDS = BatchBounds()
 STAGES = (
     Stage(node="a", offer="cpu", begin=0, end=2),
     Stage(node="b", offer="cpu", begin=2, end=4),
@@ -120,7 +121,7 @@ def recording() -> Recording:
 
 
 def test_a_known_profile_is_found_again(recording: Recording) -> None:
-    profile, residuals = fit(recording, "found")
+    profile, residuals = fit(recording, "found", BOUNDS)
     for kind, true in TRUE.stages.items():
         assert profile.stages[kind].step_s == pytest.approx(true.step_s, rel=0.05)
         assert profile.stages[kind].row_s == pytest.approx(true.row_s, rel=0.05)
@@ -131,7 +132,7 @@ def test_a_known_profile_is_found_again(recording: Recording) -> None:
 
 
 def test_the_other_half_is_replayed_with_small_error(recording: Recording) -> None:
-    told = replayed(recording, fit(recording, "found")[0])
+    told = replayed(recording, fit(recording, "found", BOUNDS)[0])
     assert told.requests > 40
     assert abs(told.throughput_bias) < 0.01
     for one in told.metrics.values():
@@ -153,7 +154,7 @@ def test_only_the_first_half_is_fitted(recording: Recording) -> None:
         one if one.end_s <= half_s else one.model_copy(update={"stepped_s": 9 * one.stepped_s})
         for one in recording.windows
     )
-    assert fit(replace(recording, windows=windows), "x") == fit(recording, "x")
+    assert fit(replace(recording, windows=windows), "x", BOUNDS) == fit(recording, "x", BOUNDS)
 
 
 def test_two_recordings_of_a_load_are_compared(recording: Recording) -> None:
@@ -165,7 +166,7 @@ def test_two_recordings_of_a_load_are_compared(recording: Recording) -> None:
 
 def test_too_few_windows_are_refused(recording: Recording) -> None:
     with pytest.raises(FailedPrecondition, match="windows of cpu:0-2 have steps; 8 are needed"):
-        fit(replace(recording, windows=recording.windows[:6]), "x")
+        fit(replace(recording, windows=recording.windows[:6]), "x", BOUNDS)
 
 
 def test_a_recording_is_read_as_it_was_written(recording: Recording, tmp_path: Path) -> None:
