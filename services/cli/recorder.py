@@ -36,7 +36,8 @@ from simulator.fleet.recording import (
 )
 from simulator.fleet.workload import Request
 
-WINDOW_S = 0.5
+WINDOW_S = 2.0
+"""Steps are counted as they begin and their seconds as they end: a window holds many of them."""
 LOOK_S = 0.1
 """Between looks at which pipeline has which generation."""
 DESCRIBE_S = 5.0
