@@ -12,7 +12,7 @@ RELEASE := $(shell git describe --tags --abbrev=0 --match 'v*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .PHONY: help install vllm clients clients-page run demo test soak check lint-infra lint-metrics docs \
-  bench bench-chaos bench-crowd \
+  bench bench-chaos bench-kinds bench-crowd \
   bench-rolling bench-failover bench-elastic bench-markets bench-spares bench-strategies bench-cluster \
   bench-tensorstore \
   bench-placement bench-vllm bench-engines bench-gpu bench-lookup bench-prefix bench-structured bench-kv proto up down clean
@@ -97,6 +97,9 @@ bench-vllm: $(INSTALLED) vllm ## Kills 20 engine processes that compute with vLL
 
 bench-engines: $(INSTALLED) vllm ## Measures both backends over vLLM's own engine, on the same weights
 	$(BIN)/python -m bench.vllm_rates --out bench/out/vllm_rates.json
+
+bench-kinds: $(INSTALLED) ## Kills engines under structured answers, tools, several choices and log probabilities
+	$(BIN)/python -m bench.kinds --out bench/out/kinds.json
 
 bench-crowd: $(INSTALLED) ## Sends 900 requests at once to a busy mesh
 	$(BIN)/python -m bench.crowd --out bench/out/crowd.json
