@@ -21,6 +21,7 @@ from services.common.exchange import (
     Frame,
     GenerateCall,
     HeadLoad,
+    Left,
     PrefixNews,
 )
 from services.common.generation import CancelReason
@@ -227,10 +228,10 @@ class Head:
         """Ends a generation or one choice of it."""
         self._act(self._core.cancel(generation_id, choice, reason, self._clock()))
 
-    def client_gone(self, generation_id: str, epoch: int, *, resumable: bool) -> None:
-        """The client of whoever reads a generation is gone."""
+    def clients_gone(self, left: Iterable[Left]) -> None:
+        """The clients of these readers are gone; of a crowd, all in one."""
         now_s = self._clock()
-        self._act(self._core.client_gone(generation_id, epoch, resumable, now_s))
+        self._act([action for one in left for action in self._core.client_gone(one, now_s)])
 
     # Journal
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import secrets
 import socket
@@ -251,6 +252,7 @@ async def _ended(task: asyncio.Task[None] | None) -> None:
 async def serve(settings: RouterSettings) -> None:
     """Runs until a signal comes, or until something that must not end has ended. Having left in
     good order, or told so a second time, it ends."""
+    gc.freeze()  # what was imported stays: no collection looks at it and holds every stream for it
     signals = server.Signals()
     async with running(settings) as router:
         ports = {"http": router.http_port, "grpc": router.grpc_port, "admin": router.admin_port}

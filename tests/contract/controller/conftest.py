@@ -46,7 +46,7 @@ __all__ = ["environment", "first", "second"]
 LAYERS = 6
 VOCABULARY = 1000
 FACTS = ModelFacts("tiny", "ab" * 32, LAYERS, VOCABULARY, 4096, "{}")
-CALL_S = 20.0
+CALL_S = 60.0
 
 
 class FakeEngine(engine_pb2_grpc.EngineServiceServicer):

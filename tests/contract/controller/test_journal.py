@@ -17,7 +17,7 @@ from tests.small_disk import fill, small_disk
 from tests.waiting import until
 
 World = Any
-CALL_S = 20.0
+CALL_S = 60.0
 
 
 def _request(name: str = "g", **more: Any) -> common_pb2.GenerationRequest:
