@@ -12,10 +12,10 @@ RELEASE := $(shell git describe --tags --abbrev=0 --match 'v*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .PHONY: help install vllm clients clients-page run demo test soak check lint-infra lint-metrics docs \
-  bench bench-chaos bench-crowd \
+  bench bench-chaos bench-kinds bench-crowd \
   bench-rolling bench-failover bench-elastic bench-markets bench-spares bench-strategies bench-cluster \
   bench-tensorstore \
-  bench-placement bench-vllm bench-engines bench-gpu bench-lookup bench-prefix bench-structured proto up down clean
+  bench-placement bench-vllm bench-engines bench-gpu bench-lookup bench-prefix bench-structured bench-kv proto up down clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -98,6 +98,9 @@ bench-vllm: $(INSTALLED) vllm ## Kills 20 engine processes that compute with vLL
 bench-engines: $(INSTALLED) vllm ## Measures both backends over vLLM's own engine, on the same weights
 	$(BIN)/python -m bench.vllm_rates --out bench/out/vllm_rates.json
 
+bench-kinds: $(INSTALLED) ## Kills engines under structured answers, tools, several choices and log probabilities
+	$(BIN)/python -m bench.kinds --out bench/out/kinds.json
+
 bench-crowd: $(INSTALLED) ## Sends 900 requests at once to a busy mesh
 	$(BIN)/python -m bench.crowd --out bench/out/crowd.json
 
@@ -115,6 +118,9 @@ bench-elastic: $(INSTALLED) ## Takes nodes from a busy mesh and offers it others
 
 bench-spares: $(INSTALLED) ## Kills nodes with one warm spare and without: how soon they are replaced
 	$(BIN)/python -m bench.spares --out bench/out/spares.json
+
+bench-kv: $(INSTALLED) ## Hands over long contexts by KV and by replay, in turn: the gap of each
+	$(BIN)/python -m bench.kv --out bench/out/kv.json
 
 bench-strategies: $(INSTALLED) ## Plays one scenario under every strategy: latency, goodput, cost
 	$(BIN)/python -m bench.strategies --out bench/out/strategies.json

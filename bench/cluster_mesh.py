@@ -27,6 +27,7 @@ from services.controller.core.cluster.market import (
 from services.controller.core.cluster.plan import Plan
 from services.controller.event_log import EventLog
 from services.controller.journal.sqlite import SqliteJournal
+from services.controller.kv_sources import KvSources
 from services.controller.runtime import ClusterRuntime, RuntimeSettings
 from services.controller.signal import Signal
 
@@ -151,6 +152,7 @@ async def mesh(nodes: int) -> AsyncIterator[Mesh]:
             RuntimeSettings(),
             provider=stand_in,
             engines=stand_in,
+            kv=KvSources("replay", 0.0, clock),
             planning=stand_in,
             journal=journal,
             events=events,

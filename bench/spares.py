@@ -43,7 +43,7 @@ class Return:
     """When each kind of event about the pipeline, or a node, first came behind the kill."""
 
 
-async def _until_warm(stub: Any, count: int) -> set[tuple[int, int]]:
+async def until_warm(stub: Any, count: int) -> set[tuple[int, int]]:
     """The layers that spares hold, once as many as are wanted hold all that they have room for."""
     async with asyncio.timeout(WARM_S):
         while True:
@@ -103,7 +103,7 @@ async def measure(
             try:
                 for _ in range(kills):
                     await killer.until_ready(2)
-                    held = await _until_warm(stub, spares)
+                    held = await until_warm(stub, spares)
                     await asyncio.sleep(randomness.uniform(0.3, 1.5))
                     await killer.kill("single")
                     killed_unix_s = time.time() - (time.monotonic() - killer.kills[-1].at_s)

@@ -95,6 +95,7 @@ def told_by_controller(status: controller_pb2.GetStatusResponse) -> dict[str, An
                 "journaled": generation.journaled_tokens,
                 "standing": _standing(generation),
                 "unread": generation.unread,
+                "moved_by": _moved_by(generation),
             }
             for generation in status.generations
         ],
@@ -199,6 +200,14 @@ def _plan(status: controller_pb2.GetStatusResponse) -> dict[str, Any]:
 def _standing(generation: controller_pb2.GenerationStatus) -> str:
     name = controller_pb2.Standing.Name(generation.standing)
     return name.removeprefix("STANDING_").lower()
+
+
+def _moved_by(generation: controller_pb2.GenerationStatus) -> str | None:
+    """None for one that began where it is."""
+    if not generation.moved_by:
+        return None
+    name = controller_pb2.MovedBy.Name(generation.moved_by)
+    return name.removeprefix("MOVED_BY_").lower()
 
 
 async def _service(service: ServiceRecord) -> dict[str, Any]:

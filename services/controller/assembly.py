@@ -29,6 +29,7 @@ from services.controller.engines import Engines
 from services.controller.event_log import EventLog
 from services.controller.generations import LedgerRuntime
 from services.controller.journal.journal import Journal, JournalRoom, Recovered, Saved
+from services.controller.kv_sources import KvSources
 from services.controller.planning import Planning
 from services.controller.providers.provider import Provider
 from services.controller.replans import Replans
@@ -85,11 +86,13 @@ class AssembledController:
             offer_of=self._offer_of,
             stages=settings.planned_stages,
         )
+        kv = KvSources(settings.handover, settings.handover_keep_s, clock)
         self._runtime = ClusterRuntime(
             self._cluster(facts, recovered, clock()),
             settings.runtime,
             provider=provider,
             engines=self._engines,
+            kv=kv,
             planning=self._planning,
             journal=journal,
             events=self.events,
@@ -126,6 +129,7 @@ class AssembledController:
             self.events,
             heads=lambda: self._runtime.cluster.view.heads(clock()),
             coming=lambda: self._runtime.cluster.view.coming(),
+            kv_source=kv.of,
             runs_at=lambda formation_id: self._runtime.cluster.view.runs_at(formation_id),
             deployed=lambda model: self._runtime.cluster.goals.have(model),
             heads_changed=heads_changed,

@@ -113,9 +113,10 @@ class Engines:
             stub = self._stub(member.address)
             await stub.Dissolve(request, timeout=self._timeouts.dissolve_s)
 
-    async def drain(self, formation_id: str, head: Member) -> int:
-        """Seals the formation's generations; returns how many."""
-        request = engine_pb2.DrainRequest(formation_id=formation_id)
+    async def drain(self, formation_id: str, head: Member, *, keep_kv: bool = False) -> int:
+        """Seals the formation's generations; returns how many. With `keep_kv` its stages keep what
+        they hold of them."""
+        request = engine_pb2.DrainRequest(formation_id=formation_id, keep_kv=keep_kv)
         with _domain_errors():
             stub = self._stub(head.address)
             reply = await stub.Drain(request, timeout=self._timeouts.drain_s)

@@ -18,6 +18,7 @@ from services.controller.core.cluster.actions import (
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.turns import Turns
 from services.controller.engines import Engines
+from services.controller.kv_sources import KvSources
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ class Formations:
         self,
         cluster: Cluster,
         engines: Engines,
+        kv: KvSources,
         *,
         begin: Callable[[Coroutine[None, None, None], str | None], object],
         stir: Callable[[], object],
@@ -38,6 +40,7 @@ class Formations:
         what comes of its answer."""
         self._cluster = cluster
         self._engines = engines
+        self._kv = kv
         self._begin = begin
         self._stir = stir
         self._clock = clock
@@ -99,10 +102,15 @@ class Formations:
         self._begin_all(self._turns.left(member.incarnation, formation_id))
 
     async def _drain(self, action: DrainFormation) -> None:
+        kv, name = self._kv, action.formation_id
+        kv.drains(name, action.members)
+        sealed = None
         try:
-            sealed = await self._engines.drain(action.formation_id, action.head)
+            sealed = await self._engines.drain(name, action.head, keep_kv=kv.travels)
         except ShuntError as error:
             self._cluster.drain_failed(action.formation_id, error.message, self._clock())
         else:
             self._cluster.drained(action.formation_id, sealed, self._clock())
+        finally:
+            kv.drained(name, sealed=sealed is not None)
         self._stir()

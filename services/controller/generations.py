@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from services.common.errors import (
@@ -20,6 +21,7 @@ from services.common.exchange import (
     CheckpointResult,
     GenerationView,
     Grant,
+    KvSource,
     ResumeQuestion,
 )
 from services.common.generation import CancelReason, ModelRef
@@ -67,6 +69,7 @@ class LedgerRuntime:
         heads: Callable[[], Sequence[ServingHead]],
         coming: Callable[[], Coming],
         runs_at: Callable[[str], RunsAt | None],
+        kv_source: Callable[[str], KvSource | None],
         deployed: Callable[[ModelRef], bool],
         heads_changed: Signal,
         clock: Callable[[], float],
@@ -78,6 +81,7 @@ class LedgerRuntime:
         self._heads = heads
         self._coming = coming
         self._runs_at = runs_at
+        self._kv_source = kv_source
         self._deployed = deployed
         self._heads_changed = heads_changed
         self._clock = clock
@@ -139,6 +143,7 @@ class LedgerRuntime:
         while True:
             self._check_usable()
             self._check_room()
+            left = self._ledger.formation_of(question.generation_id)
             try:
                 outcome = self._ledger.resume(
                     question, self._heads(), self._clock(), self._coming()
@@ -148,7 +153,7 @@ class LedgerRuntime:
                 raise
             try:
                 if outcome is not None:
-                    return await self._settle(outcome)
+                    return self._with_source(await self._settle(outcome), left)
                 self._check_deployed(question)
                 left_s = give_up_s - self._clock()
                 if left_s <= 0:
@@ -157,6 +162,12 @@ class LedgerRuntime:
             except asyncio.CancelledError:
                 self._ledger.left(question.generation_id, self._clock())
                 raise
+
+    def _with_source(self, grant: Grant, left: str) -> Grant:
+        """Says where blocks may be had of a formation that it has just left."""
+        if grant.head is None or grant.head.formation_id == left:
+            return grant
+        return replace(grant, kv_source=self._kv_source(left))
 
     def model_of(self, generation_id: str) -> ModelRef | None:
         """The version a generation was admitted for; None for one that is not known."""

@@ -40,6 +40,7 @@ from services.controller.event_log import EventLog
 from services.controller.fleet import Fleet
 from services.controller.formations import Formations
 from services.controller.journal.journal import Journal, LoggedEvent, Saved
+from services.controller.kv_sources import KvSources
 from services.controller.planning import Planning
 from services.controller.providers.provider import Provider
 from services.controller.signal import Signal
@@ -92,6 +93,7 @@ class ClusterRuntime:
         *,
         provider: Provider,
         engines: Engines,
+        kv: KvSources,
         planning: Planning,
         journal: Journal,
         events: EventLog,
@@ -109,6 +111,7 @@ class ClusterRuntime:
         self.closing = False
         self._settings = settings
         self._engines = engines
+        self._kv = kv
         self._planning = planning
         self._journal = journal
         self._events = events
@@ -138,7 +141,7 @@ class ClusterRuntime:
         )
         self.market = self._fleet.market
         self._formations = Formations(
-            cluster, engines, begin=self._begin, stir=self._stir, clock=clock
+            cluster, engines, kv, begin=self._begin, stir=self._stir, clock=clock
         )
 
     async def run(self, saved: Mapping[str, str]) -> None:
@@ -358,7 +361,7 @@ class ClusterRuntime:
             case LaunchNode():
                 self._begin(self._fleet.launch(action))
             case TerminateNode():
-                self._begin(self._fleet.terminate(action))
+                self._begin(self._terminate(action))
             case ShunOffer(node_id):
                 self._fleet.shun(node_id)
             case AskPlan():
@@ -376,6 +379,13 @@ class ClusterRuntime:
             tasks.add(task)
             task.add_done_callback(tasks.discard)
         return task
+
+    async def _terminate(self, action: TerminateNode) -> None:
+        """Ends a node, but for one that is killed not while others are told that it keeps blocks
+        for them."""
+        if not action.kill:
+            await self._kv.over(action.node_id)
+        await self._fleet.terminate(action)
 
     async def _plan(self, action: AskPlan) -> None:
         try:

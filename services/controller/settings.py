@@ -33,6 +33,7 @@ from services.controller.core.model_facts import ModelFacts
 from services.controller.core.strategy import STRATEGIES, Strategy
 from services.controller.engines import EngineTimeouts
 from services.controller.journal.place import PostgresPlace, SqlitePlace, place_of
+from services.controller.kv_sources import Handover
 from services.controller.providers.ec2.settings import Ec2Settings
 from services.controller.providers.market_file import MarketScript, read_market
 from services.controller.providers.pacing import cores_per_speed
@@ -92,6 +93,12 @@ class ControllerSettings(ServiceSettings):
     be, and the budget has room."""
     strategy: str = "full"
     """What the mesh does when nodes come and go: a row of `core.strategy`."""
+    handover: Handover = "replay"
+    """How a generation that moves comes to what was computed of it: that is computed again, or
+    blocks of the KV cache go where it goes, and what does not arrive is computed."""
+    handover_keep_s: float = Field(default=5.0, gt=0, le=600)
+    """Behind its seal, for so long others are told that blocks of a formation may be had, and its
+    nodes do not end; engines keep them longer."""
     sleep_s: float = Field(default=300.0, gt=0, le=1e6)
     """With `nodes_min` 0 there is no node once nobody has asked for so long; the first request
     then waits for one."""

@@ -171,7 +171,8 @@ class Batching:
         if starts is None:
             return Due()
         start, unread = starts
-        self.generations.moved(start.key, "kv" if count else "replay")
+        if count:
+            self.generations.moved(start.key, "kv")
         due: list[Action] = [start]
         if unread:
             due.append(SetUnread(start.key, True))
@@ -232,6 +233,7 @@ class Batching:
                     self._queued_s.setdefault(action.key, now_s)
                     if incoming is not None and incoming.holds_back(action):
                         continue
+                    self.generations.moved(action.key, "replay")
                     scheduler.start(action.key, action.request, action.output_ids)
                 elif isinstance(action, SetUnread):
                     scheduler.set_unread(action.key, action.unread)

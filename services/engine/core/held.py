@@ -164,6 +164,8 @@ class HeldGeneration:
         self.life = Life.LIVE
         self.closing: CloseReason | None = None
         self.reader: StreamReader | None = None
+        self.read_by = ""
+        """The name of the present reader, or of the last."""
         self.unread_since_s = now_s
         self.unread = False
         """Nobody reads it, and that is no blip: it yields to what is read."""
@@ -172,8 +174,10 @@ class HeldGeneration:
         self.ended_s = now_s
         for span in call.held:
             self._go_on_from(span)
-        self.moved_by: MovedBy = "replay" if call.epoch > 1 and any(self.lengths) else ""
-        """How its sequences came to what they go on from."""
+        self.goes_on = call.epoch > 1 and any(self.lengths)
+        """It has ids that another head sampled."""
+        self.moved_by: MovedBy = ""
+        """How its sequences came to what they go on from, once that is known."""
         self._journaled = [0 if call.epoch == 1 else len(c.run) for c in self.choices]
         self._journaled_ends: set[int] = set()
         self._answered = False
@@ -254,9 +258,10 @@ class HeldGeneration:
         keys = () if self.request.runs_unread else self.keys_in_batch
         return [*(SetUnread(key, unread) for key in keys), WakeCheckpoints()]
 
-    def attach(self, reader_id: int, start: Lengths, now_s: float) -> StreamReader:
+    def attach(self, reader_id: int, call: GenerateCall, now_s: float) -> StreamReader:
         """A new reader that goes on at these positions, or at the length held if that is less:
         so it can compare what it holds beyond."""
+        start, self.read_by = call.from_lengths, call.reader
         padded = [*start, *([0] * (len(self.choices) - len(start)))]
         sent = [min(s, len(c.run)) for s, c in zip(padded, self.choices, strict=True)]
         self.reader = StreamReader(reader_id, self, sent, now_s)

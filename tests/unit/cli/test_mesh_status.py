@@ -87,6 +87,7 @@ STATUS = controller_pb2.GetStatusResponse(
             pipeline_id="p0",
             journaled_tokens=9,
             standing=controller_pb2.STANDING_RUNNING,
+            moved_by=controller_pb2.MOVED_BY_KV,
             unread=True,
         )
     ],
@@ -329,6 +330,7 @@ async def test_the_status_has_the_documented_shape(address: str) -> None:
                 "journaled": 9,
                 "standing": "running",
                 "unread": True,
+                "moved_by": "kv",
             }
         ],
         "offers": [

@@ -10,6 +10,7 @@ from shuntserve.common.v1 import common_pb2
 
 from services.common import wire
 from services.common.errors import InvalidArgument
+from services.common.exchange import KvMember, KvSource
 from services.common.generation import (
     AnswerParts,
     CallForm,
@@ -165,3 +166,15 @@ def test_logprobs_come_one_an_id_or_not_at_all() -> None:
     message = common_pb2.TokenSpan(ids=[1, 2], logprobs=[common_pb2.TokenLogprob(logprob=-1)])
     with pytest.raises(InvalidArgument):
         wire.span_from(message)
+
+
+def test_where_blocks_are_kept_survives_the_wire() -> None:
+    members = (
+        KvMember("10.0.0.1:7", "i0", LayerRange(0, 3)),
+        KvMember("10.0.0.2:7", "i1", LayerRange(3, 5)),
+    )
+    for source in (KvSource("f", members), KvSource("f", ())):
+        message = wire.kv_source_to(source)
+        assert wire.kv_source_from(type(message).FromString(message.SerializeToString())) == source
+    with pytest.raises(InvalidArgument, match="hold nothing"):
+        wire.kv_source_from(common_pb2.KvSource(members=[common_pb2.KvMember()]))

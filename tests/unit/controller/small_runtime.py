@@ -31,6 +31,7 @@ from services.controller.core.cluster.plan import (
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.event_log import EventLog
 from services.controller.journal.journal import Item, Saved
+from services.controller.kv_sources import Handover, KvSources
 from services.controller.runtime import (
     ClusterRuntime,
     RuntimeSettings,
@@ -40,7 +41,7 @@ from tests.unit.controller.small_cluster import GOAL
 
 SHAPE = NodeShape(1 << 30, 1.0)
 SETTINGS = ClusterSettings(GOAL, expected_nodes=2, pipelines=1, can_launch=False, retry_s=0.01)
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 class Disk:
@@ -207,6 +208,7 @@ class Set:
         self.mesh = Mesh()
         self.ids = iter(f"f{number}" for number in range(1, 100))
         self.routes = 0
+        self.handover: Handover = "replay"
 
     @asynccontextmanager
     async def working(
@@ -224,6 +226,7 @@ class Set:
             RuntimeSettings(),
             provider=mesh,
             engines=mesh,
+            kv=KvSources(self.handover, 5.0, clock),
             planning=mesh,
             journal=disk,
             events=EventLog(disk, lambda: 0.0, 100),

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,11 +16,13 @@ from services.common.exchange import (
     CheckpointRefusal,
     GenerationState,
     GenerationView,
+    KvSource,
     ResumeQuestion,
+    Route,
 )
 from services.common.generation import GenerationRequest, ModelRef, Sampling, TokenSpan
 from services.controller.core.ledger.ledger import Ledger
-from services.controller.core.ledger.outcomes import LedgerSettings, RunsAt
+from services.controller.core.ledger.outcomes import LedgerSettings, RunsAt, ServingHead
 from services.controller.core.ledger.records import Forgotten, IdsAppended, Kept
 from services.controller.event_log import EventLog
 from services.controller.generations import LedgerRuntime
@@ -69,14 +71,19 @@ class Store:
         return Recovered()
 
 
-def make(store: Store) -> LedgerRuntime:
+def make(
+    store: Store,
+    heads: Sequence[ServingHead] = (),
+    kv_source: Callable[[str], KvSource | None] = lambda formation_id: None,
+) -> LedgerRuntime:
     journal: Any = store
     return LedgerRuntime(
         LedgerSettings(),
         journal,
         EventLog(journal, lambda: 0.0, 10),
-        heads=lambda: (),
+        heads=lambda: heads,
         coming=lambda: (),
+        kv_source=kv_source,
         runs_at=lambda formation_id: RunsAt("p", REQUEST.model),
         deployed=lambda model: True,
         heads_changed=Signal(),
@@ -110,6 +117,28 @@ async def test_what_was_asked_for_by_who_is_gone_can_be_claimed_by_a_retry() -> 
         await generations.claim("d")
     again.cancel()
     await asyncio.gather(again, return_exceptions=True)
+
+
+async def test_a_grant_says_where_blocks_are_of_the_formation_that_was_left() -> None:
+    """Not to who goes on where it was, nor to who asks again behind it."""
+    heads = [
+        ServingHead(Route("p", name, f"i-{name}", "a:1", 1.0, REQUEST.model, 100), name == "f2")
+        for name in ("f", "f2")
+    ]
+    asked: list[str] = []
+
+    def kept(formation_id: str) -> KvSource | None:
+        asked.append(formation_id)
+        return KvSource(formation_id, ())
+
+    generations = make(Store(), heads, kept)
+    await generations.checkpoint([replace(said(5), sealed=True)])
+    question = ResumeQuestion("g", 1, None, (TokenSpan(0, 0, (5,)),))
+    grant = await generations.resume(question, 60.0)
+    assert (grant.epoch, grant.kv_source) == (2, KvSource("f", ()))
+    again = await generations.resume(question, 60.0)
+    assert (again.epoch, again.head, again.kv_source) == (2, grant.head, None)
+    assert asked == ["f"]
 
 
 async def test_what_left_memory_is_read_from_the_journal_until_it_is_deleted() -> None:
@@ -172,7 +201,7 @@ async def test_the_loop_runs_on_while_the_ledger_is_read_again(
 
     def read(settings: LedgerSettings, *_: object) -> Ledger:
         loop.call_soon_threadsafe(running.set)
-        assert running.wait(5)
+        assert running.wait(60)
         return Ledger(settings)
 
     monkeypatch.setattr(Ledger, "recover", read)

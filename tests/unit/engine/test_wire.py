@@ -112,6 +112,9 @@ def test_checkpoints_and_their_results_cross() -> None:
     assert (message.formation_id, message.sealed) == ("f", True)
     assert common_wire.request_from(message.request) == asked
     assert not wire.checkpoint_to(Checkpoint("g", 2, "i", "f", None, ())).HasField("request")
+    assert message.moved_by == controller_pb2.MOVED_BY_UNSPECIFIED
+    moved = wire.checkpoint_to(Checkpoint("g", 2, "i", "f", None, (), moved_by="kv"))
+    assert moved.moved_by == controller_pb2.MOVED_BY_KV
     for refusal in (None, *CheckpointRefusal):
         name = "UNSPECIFIED" if refusal is None else refusal.name
         number = controller_pb2.CheckpointRefusal.Value(f"CHECKPOINT_REFUSAL_{name}")

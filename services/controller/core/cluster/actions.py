@@ -170,7 +170,12 @@ class DrainFormation:
     """Head engine: Drain. Answer with drained or drain_failed."""
 
     formation_id: str
-    head: Member
+    members: tuple[Member, ...]
+    """Head first."""
+
+    @property
+    def head(self) -> Member:
+        return self.members[0]
 
 
 @dataclass(frozen=True, slots=True)

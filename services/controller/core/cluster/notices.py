@@ -58,7 +58,7 @@ def hand_over(state: State, pipeline: Pipeline, now_s: float) -> list[Action]:
     }
     return [
         LogEvent("handover_started", "", pipeline.pipeline_id, attributes),
-        DrainFormation(formation.formation_id, formation.head),
+        DrainFormation(formation.formation_id, formation.members),
     ]
 
 

@@ -24,7 +24,7 @@ def first_actions(state: State, settings: ClusterSettings, now_s: float) -> list
         if formation is None:
             continue
         if pipeline.drains:
-            actions.append(DrainFormation(formation.formation_id, formation.head))
+            actions.append(DrainFormation(formation.formation_id, formation.members))
         elif formation.forming:
             state.end_formation(pipeline, settings, "controller restarted", now_s)
             actions.append(DissolveFormation(formation.formation_id, formation.members))

@@ -1,0 +1,61 @@
+"""Which formations' blocks may still be had, and from whom, while their generations move."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from typing import Literal
+
+from services.common.exchange import KvMember, KvSource
+from services.common.nodes import Member
+
+Handover = Literal["replay", "kv"]
+
+
+@dataclass(slots=True)
+class _Kept:
+    source: KvSource
+    node_ids: frozenset[str]
+    until_s: float = inf
+    sealed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Or that failed."""
+
+
+class KvSources:
+    """A memory of some seconds: whoever is not told computes what it goes on from."""
+
+    def __init__(self, handover: Handover, keep_s: float, clock: Callable[[], float]) -> None:
+        """`keep_s` counts from when a formation is sealed; engines keep what they keep longer."""
+        self.travels = handover != "replay"
+        """Blocks go to where their generations go."""
+        self._keep_s, self._clock = keep_s, clock
+        self._kept: dict[str, _Kept] = {}
+
+    def drains(self, formation_id: str, members: Sequence[Member]) -> None:
+        """A formation is being sealed, and its stages keep what they have."""
+        if self.travels:
+            those = tuple(KvMember(m.address, m.incarnation, m.layers) for m in members)
+            nodes = frozenset(member.node_id for member in members)
+            self._kept[formation_id] = _Kept(KvSource(formation_id, those), nodes)
+
+    def drained(self, formation_id: str, *, sealed: bool) -> None:
+        """It is sealed, or that failed."""
+        kept = self._kept.get(formation_id)
+        if kept is not None:
+            kept.until_s = self._clock() + (self._keep_s if sealed else 0.0)
+            kept.sealed.set()
+
+    def of(self, formation_id: str) -> KvSource | None:
+        """Where blocks of its generations may be had."""
+        now_s = self._clock()
+        self._kept = {name: kept for name, kept in self._kept.items() if now_s < kept.until_s}
+        kept = self._kept.get(formation_id)
+        return kept.source if kept is not None else None
+
+    async def over(self, node_id: str) -> None:
+        """Returns when nobody is told any more that the node keeps something."""
+        for kept in [kept for kept in self._kept.values() if node_id in kept.node_ids]:
+            await kept.sealed.wait()
+            await asyncio.sleep(kept.until_s - self._clock())

@@ -1,0 +1,72 @@
+"""Where blocks may be had, for as long as they may."""
+
+from __future__ import annotations
+
+import asyncio
+
+from services.common.exchange import KvMember
+from services.common.generation import LayerRange
+from services.common.nodes import Member
+from services.controller.kv_sources import KvSources
+
+MEMBERS = (
+    Member("n0", "i0", "a:1", LayerRange(0, 2)),
+    Member("n1", "i1", "a:2", LayerRange(2, 5)),
+)
+
+
+class Clock:
+    now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_blocks_may_be_had_from_the_drain_on_until_a_while_behind_the_seal() -> None:
+    clock = Clock()
+    sources = KvSources("kv", 5.0, clock)
+    assert sources.travels
+    sources.drains("f", MEMBERS)
+    clock.now_s += 60
+    source = sources.of("f")
+    assert source is not None
+    assert source.formation_id == "f"
+    assert source.members == (
+        KvMember("a:1", "i0", LayerRange(0, 2)),
+        KvMember("a:2", "i1", LayerRange(2, 5)),
+    )
+    sources.drained("f", sealed=True)
+    clock.now_s += 4.9
+    assert sources.of("f") == source
+    assert sources.of("g") is None
+    clock.now_s += 0.1
+    assert sources.of("f") is None
+
+
+def test_of_a_drain_that_failed_nothing_is_told() -> None:
+    sources = KvSources("kv", 5.0, Clock())
+    sources.drains("f", MEMBERS)
+    sources.drained("f", sealed=False)
+    assert sources.of("f") is None
+
+
+def test_where_ids_are_replayed_nothing_is_ever_told() -> None:
+    sources = KvSources("replay", 5.0, Clock())
+    assert not sources.travels
+    sources.drains("f", MEMBERS)
+    sources.drained("f", sealed=True)
+    assert sources.of("f") is None
+
+
+async def test_a_node_may_end_when_nobody_is_told_of_it_any_more() -> None:
+    loop = asyncio.get_running_loop()
+    sources = KvSources("kv", 0.05, loop.time)
+    await sources.over("n0")
+    sources.drains("f", MEMBERS)
+    over = asyncio.create_task(sources.over("n0"))
+    await sources.over("n2")
+    await asyncio.sleep(0)
+    assert not over.done()
+    sources.drained("f", sealed=True)
+    await asyncio.wait_for(over, 60)
+    assert sources.of("f") is None
