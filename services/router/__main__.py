@@ -28,6 +28,7 @@ from services.router.core.body_budget import BodyBudget
 from services.router.documents import DocumentClient
 from services.router.doorkeeper import Doorkeeper
 from services.router.files.place import Place, open_place
+from services.router.grammar_checks import GrammarChecks
 from services.router.heads import Heads
 from services.router.http.admin import admin_application
 from services.router.http.gateway import Gateway
@@ -169,7 +170,9 @@ async def running(settings: RouterSettings) -> AsyncIterator[RunningDoors]:
     )
     store = TensorStore(store_channel, settings.resume_timeout_s, settings.max_model_file_bytes)
     heads = Heads(settings.stream_timeout_s, settings.control_timeout_s, settings.tls)
-    router = Router(settings, controller, heads, ModelCatalogue(store.files, time.time))
+    checks = GrammarChecks()
+    catalogue = ModelCatalogue(store.files, time.time, checks)
+    router = Router(settings, controller, heads, catalogue)
     bodies, doorkeeper = BodyBudget(settings.max_bodies_bytes), doorkeeper_of(settings)
     grpc_server = server.Server(settings, [NAME], [KeyInterceptor(doorkeeper)])
     router_pb2_grpc.add_RouterServiceServicer_to_server(
@@ -207,6 +210,7 @@ async def running(settings: RouterSettings) -> AsyncIterator[RunningDoors]:
         await grpc_server.set_ready(False)
         await _ended(batches)
         await router.close()
+        await asyncio.to_thread(checks.close)
         await asyncio.gather(grpc_server.stop(), http.ended(serving, settings.shutdown_grace_s))
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)
