@@ -187,7 +187,11 @@ class Head:
             kept.told = await self._kv.keep(formation, kept.blocks)
 
     async def _fetch(self, formation: FormationPart, fetch: KvFetch) -> None:
-        count = await self._kv.fetch(formation, fetch)
+        count = None
+        try:
+            count = await self._kv.fetch(formation, fetch)
+        except Exception:  # whoever waits for the blocks starts without them
+            _log.exception("blocks are not fetched", extra={"formation_id": formation.id})
         if formation is self._formation:
             self._do(self._batching.fetched(fetch, count, self._clock()))
 

@@ -22,6 +22,7 @@ from services.common.exchange import (
     CloseReason,
     Frame,
     GenerateCall,
+    KvSource,
     Phase,
     Progress,
 )
@@ -350,3 +351,14 @@ async def test_a_reader_that_leaves_or_is_refused_takes_no_trace_along(
         rig.stages.answer()
     assert rig.stages.traced == [1, 1, 1, 0]
     await new.aclose()
+
+
+async def test_a_generation_whose_blocks_cannot_be_fetched_starts_without_them(rig: Rig) -> None:
+    """Whatever kind of failure it is."""
+    request = GenerationRequest("g", MODEL, tuple(range(60)), Sampling(20))
+    frames = rig.head.read(GenerateCall(request, 1, "f", kv_source=KvSource("old", ())))
+    await _next(frames)
+    await asyncio.wait_for(asyncio.gather(*rig.head._fetching), 60)
+    ((_, batch),) = rig.stages.steps
+    assert (batch.steps[0].start, batch.steps[0].count) == (0, 60)
+    await frames.aclose()
