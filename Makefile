@@ -15,7 +15,7 @@ RELEASE := $(shell git describe --tags --abbrev=0 --match 'v*' 2>/dev/null)
   bench bench-chaos bench-kinds bench-crowd \
   bench-rolling bench-failover bench-elastic bench-markets bench-spares bench-strategies bench-cluster \
   bench-tensorstore \
-  bench-placement bench-vllm bench-engines bench-gpu bench-lookup bench-prefix bench-structured bench-kv proto up down clean
+  bench-placement bench-vllm bench-engines bench-gpu bench-lookup bench-prefix bench-structured bench-kv experiments experiments-quick proto up down clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -142,6 +142,12 @@ bench-structured: $(INSTALLED) ## Measures what a form costs: masks, and decodin
 
 bench-prefix: $(INSTALLED) ## Measures a chat's second turn with shared blocks, and without
 	$(BIN)/python -m bench.prefix --out bench/out/prefix.json
+
+experiments: $(INSTALLED) ## Runs every experiment on simulated fleets; reports land in experiments/out
+	$(BIN)/python -m experiments --report experiments/out
+
+experiments-quick: $(INSTALLED) ## Runs one seed of each, and compares with what is expected
+	$(BIN)/python -m experiments --quick
 
 bench-gpu: $(INSTALLED) ## Tests and measures the engine on a CUDA device
 	$(BIN)/python -m bench.gpu --out bench/out/gpu.json

@@ -5,7 +5,8 @@
 - `capacity`: answers a second while as many ask as can be served, none of them with a deadline;
 - `overload`: ten times as many requests a second, for a minute, each with a deadline to its first
   token: how many were accepted, answered and refused, goodput over capacity, how soon a refusal
-  came, and how far predictions of first tokens were off;
+  came, how far predictions of first tokens were off, and what of the cores that it shares with
+  the mesh the client had itself;
 - `tenants`: first tokens of one that asks now and then, alone and beside one that floods;
 - `abandoned`: the first token of a live request behind streams that were opened and closed.
 """
@@ -133,7 +134,9 @@ async def overloaded(
 ) -> dict[str, Any]:
     """The report of ten times the capacity."""
     within = {**headers, "x-shunt-deadline-ms": str(DEADLINE_MS)}
+    spent_s = time.process_time()
     load = await asker.open(FLOOD * capacity, for_s, within)
+    spent_s = time.process_time() - spent_s
     outcomes, answered, refused = load.outcomes, load.answered, load.refused
     accepted = len(load.answers) - len(refused)
     return {
@@ -143,6 +146,7 @@ async def overloaded(
         "refused": len(refused),
         "failures": {k: n for k, n in outcomes.items() if k not in ("answered", "refused")},
         "goodput_over_capacity": round(load.rate(for_s) / capacity, 3),
+        "client_cpu_s": round(spent_s, 2),
         "refused_in_s": {
             "median": quantile([a.took_s for a in refused], 0.5),
             "p99": quantile([a.took_s for a in refused], 0.99),

@@ -36,6 +36,7 @@ from services.common.exchange import GenerateCall, Route
 from services.common.generation import GenerationKind
 from services.model.chat import Message
 from services.router.ask import Ask, Drawn
+from services.router.grammar_checks import GrammarChecks
 from services.router.model import ServedModel
 from services.router.model_files import TensorStore
 from services.router.wire import generate_call_to, route_from
@@ -152,7 +153,7 @@ async def opened(mesh: meshes.Mesh, key: str) -> AsyncIterator[Bench]:
                 ("127.0.0.1", mesh.http_port),
                 routes,
                 {a: engine_pb2_grpc.EngineServiceStub(c) for a, c in opened.items()},
-                ServedModel(files),
+                ServedModel(files, GrammarChecks()),
                 key,
             )
             yield bench

@@ -163,7 +163,7 @@ async def test_a_stream_keeps_to_its_backend_while_that_comes_back_and_else_says
             stub = controller_pb2_grpc.ControllerServiceStub(channel)
             pair = Pair(client, mesh.url(), LONG)
             await pair.begun()
-            await stub.ApplyPlan(controller_pb2.ApplyPlanRequest(plan_json=plan), timeout=10)
+            await stub.ApplyPlan(controller_pb2.ApplyPlanRequest(plan_json=plan), timeout=60)
         ended = await pair.ended()
         record, classes = ended["native"]
         native, vllm = (undisturbed[name][1][0] for name in ("native", "vllm"))

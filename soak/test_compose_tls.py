@@ -37,7 +37,7 @@ async def test_a_mesh_of_containers_with_certificates_replaces_an_engine_that_is
             async def until_two_serve() -> controller_pb2.GetStatusResponse:
                 async with asyncio.timeout(120):
                     while True:
-                        status = await stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=5)
+                        status = await stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=60)
                         ready = controller_pb2.PIPELINE_STATE_READY
                         if sum(one.state == ready for one in status.pipelines) >= 2:
                             return status
@@ -65,5 +65,5 @@ async def test_a_mesh_of_containers_with_certificates_replaces_an_engine_that_is
         async with channels.open_channel(address) as channel:
             stub = controller_pb2_grpc.ControllerServiceStub(channel)
             with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=10)
+                await stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=60)
             assert refused.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -66,7 +66,7 @@ async def machine(name: str, controller: str, store: Path) -> AsyncIterator[Mach
         finally:
             if process.returncode is None:
                 process.terminate()
-            await asyncio.wait_for(process.wait(), 30)
+            await asyncio.wait_for(process.wait(), 60)
 
 
 async def controller_of(data_dir: Path) -> str:
@@ -174,6 +174,6 @@ async def test_what_a_nodes_cloud_says_moves_streams_in_time(
         children = machines["i-b"].children()
         assert set(children) == {"services.engine", "services.tensorstore"}
         machines["i-b"].process.kill()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while any(map(lives, children.values())):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)

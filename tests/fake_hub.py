@@ -163,7 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
                 hub.one_too_many.set()
         try:
             if hub.held is not None:
-                hub.held.wait(30)
+                hub.held.wait(60)
             cuts = hub.cut_after.get(name)
             piece = data[: cuts.pop(0)] if cuts else data
             with hub.lock:

@@ -19,7 +19,7 @@ def small_disk(path: Path, size_bytes: int) -> Iterator[Path]:
     SHUNT_TEST_INSTALL=1 a failure."""
     path.mkdir(exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "none", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     if done.returncode:
         if os.environ.get("SHUNT_TEST_INSTALL") == "1":
             pytest.fail(done.stderr)
@@ -27,7 +27,7 @@ def small_disk(path: Path, size_bytes: int) -> Iterator[Path]:
     try:
         yield path
     finally:
-        subprocess.run(["umount", "--lazy", str(path)], timeout=30, check=True)
+        subprocess.run(["umount", "--lazy", str(path)], timeout=60, check=True)
 
 
 def fill(path: Path) -> None:

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
+from services.cli import calibration
 from services.cli.told import complain
 from services.common.errors import ShuntError
 
@@ -45,6 +46,10 @@ Jobs = Annotated[int, typer.Option(min=1, max=256, help="Processes.")]
 @app.callback()
 def simulate() -> None:
     """What a fleet would come to."""
+
+
+for command in (calibration.record, calibration.fit, calibration.replay):
+    app.command()(command)
 
 
 @app.command()

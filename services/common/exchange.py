@@ -80,6 +80,20 @@ class GenerateCall:
     """Where the reader goes on, by choice; choices left out from 0."""
     kv_source: KvSource | None = None
     """Where blocks of the ids so far may be had; None: they are computed."""
+    reader: str = ""
+    """Names the stream's reader; no two streams have one name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A reader whose client is gone."""
+
+    generation_id: str
+    epoch: int
+    reader: str
+    """As its call named it."""
+    resumable: bool
+    """The client can come back by an event."""
 
 
 @dataclass(frozen=True, slots=True)

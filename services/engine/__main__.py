@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import sys
@@ -171,6 +172,7 @@ def main() -> None:
     metrics_port = telemetry.configure(
         "engine", chosen.node_id, metrics_host=chosen.host, metrics_port=chosen.metrics_port
     )
+    gc.freeze()  # what was imported stays: no collection looks at it and holds a step for it
     with suppress(KeyboardInterrupt):
         uvloop.run(serve(chosen, metrics_port))
     logging.shutdown()

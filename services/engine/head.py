@@ -21,6 +21,7 @@ from services.common.exchange import (
     Frame,
     GenerateCall,
     HeadLoad,
+    Left,
     PrefixNews,
 )
 from services.common.generation import CancelReason
@@ -180,7 +181,11 @@ class Head:
             kept.told = await self._kv.keep(formation, kept.blocks)
 
     async def _fetch(self, formation: FormationPart, fetch: KvFetch) -> None:
-        count = await self._kv.fetch(formation, fetch)
+        count = None
+        try:
+            count = await self._kv.fetch(formation, fetch)
+        except Exception:  # whoever waits for the blocks starts without them
+            _log.exception("blocks are not fetched", extra={"formation_id": formation.id})
         if formation is self._formation:
             self._do(self._batching.fetched(fetch, count, self._clock()))
 
@@ -223,10 +228,10 @@ class Head:
         """Ends a generation or one choice of it."""
         self._act(self._core.cancel(generation_id, choice, reason, self._clock()))
 
-    def client_gone(self, generation_id: str, epoch: int, *, resumable: bool) -> None:
-        """The client of whoever reads a generation is gone."""
+    def clients_gone(self, left: Iterable[Left]) -> None:
+        """The clients of these readers are gone; of a crowd, all in one."""
         now_s = self._clock()
-        self._act(self._core.client_gone(generation_id, epoch, resumable, now_s))
+        self._act([action for one in left for action in self._core.client_gone(one, now_s)])
 
     # Journal
 

@@ -101,7 +101,8 @@ class KvExchange:
         """Copies what the stage holds of blocks to the shelf; of how many from the first on, for
         there may be no room. Raises StaleEpoch when the formation has ended."""
         layout, layers, kept = formation.kv_layout, formation.layers, 0
-        room = self.shelf.room(layout.size_bytes(layers), self._clock())
+        size_bytes = layout.size_bytes(layers)
+        room = self.shelf.room(size_bytes, self._clock()) if size_bytes else 0
         try:
             for start in range(0, min(room, len(blocks)), KEPT_AT_ONCE):
                 part = blocks[start : min(start + KEPT_AT_ONCE, room)]
@@ -166,6 +167,8 @@ class KvExchange:
         until_s = self._clock() + limit_s
         layout, layers = formation.kv_layout, formation.layers
         size_bytes = layout.size_bytes(layers)
+        if not size_bytes:
+            return Filled()
         at_once = max(1, self._limits.window_bytes // size_bytes)
         filled = fetched_bytes = 0
         for start in range(0, len(blocks), at_once):

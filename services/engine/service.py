@@ -52,9 +52,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         self, request: engine_pb2.DetachRequest, context: Context
     ) -> engine_pb2.DetachResponse:
         left: list[engine_pb2.DetachRequest | engine_pb2.Detached] = [request, *request.more]
-        for one in left:
-            generation_id = common_wire.generation_id_from(one.generation_id)
-            self._engine.head.client_gone(generation_id, one.epoch, resumable=one.resumable)
+        self._engine.head.clients_gone(map(wire.left_from, left))
         return engine_pb2.DetachResponse()
 
     async def Hold(

@@ -18,6 +18,7 @@ from services.common.exchange import (
     Frame,
     GenerateCall,
     HeadLoad,
+    Left,
     Phase,
     PrefixNews,
     Progress,
@@ -165,7 +166,14 @@ def call_from(message: engine_pb2.GenerateRequest) -> GenerateCall:
         wire.spans_from(message.held),
         wire.lengths_from(getattr(message, "from"), request.choices),
         wire.kv_source_from(message.kv_source) if message.HasField("kv_source") else None,
+        message.reader,
     )
+
+
+def left_from(message: engine_pb2.DetachRequest | engine_pb2.Detached) -> Left:
+    """Raises InvalidArgument for a generation's name that is none."""
+    generation_id = wire.generation_id_from(message.generation_id)
+    return Left(generation_id, message.epoch, message.reader, message.resumable)
 
 
 def frame_to(frame: Frame) -> engine_pb2.GenerateResponse:

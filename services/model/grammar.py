@@ -222,14 +222,6 @@ class LateGrammars:
         """As Grammars' own. Raises as it does."""
         return self._get().begin(grammar)
 
-    def is_apart(self, token_id: int) -> bool:
-        """As Grammars' own. Raises as making them does."""
-        return self._get().is_apart(token_id)
-
-    def check(self, grammar: str) -> None:
-        """As Grammars' own. Raises as it does."""
-        self._get().check(grammar)
-
     def _try(self) -> None:
         try:
             self._get()

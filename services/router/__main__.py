@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import secrets
 import socket
@@ -27,6 +28,7 @@ from services.router.core.body_budget import BodyBudget
 from services.router.documents import DocumentClient
 from services.router.doorkeeper import Doorkeeper
 from services.router.files.place import Place, open_place
+from services.router.grammar_checks import GrammarChecks
 from services.router.heads import Heads
 from services.router.http.admin import admin_application
 from services.router.http.gateway import Gateway
@@ -168,7 +170,9 @@ async def running(settings: RouterSettings) -> AsyncIterator[RunningDoors]:
     )
     store = TensorStore(store_channel, settings.resume_timeout_s, settings.max_model_file_bytes)
     heads = Heads(settings.stream_timeout_s, settings.control_timeout_s, settings.tls)
-    router = Router(settings, controller, heads, ModelCatalogue(store.files, time.time))
+    checks = GrammarChecks()
+    catalogue = ModelCatalogue(store.files, time.time, checks)
+    router = Router(settings, controller, heads, catalogue)
     bodies, doorkeeper = BodyBudget(settings.max_bodies_bytes), doorkeeper_of(settings)
     grpc_server = server.Server(settings, [NAME], [KeyInterceptor(doorkeeper)])
     router_pb2_grpc.add_RouterServiceServicer_to_server(
@@ -206,6 +210,7 @@ async def running(settings: RouterSettings) -> AsyncIterator[RunningDoors]:
         await grpc_server.set_ready(False)
         await _ended(batches)
         await router.close()
+        await asyncio.to_thread(checks.close)
         await asyncio.gather(grpc_server.stop(), http.ended(serving, settings.shutdown_grace_s))
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)
@@ -251,6 +256,7 @@ async def _ended(task: asyncio.Task[None] | None) -> None:
 async def serve(settings: RouterSettings) -> None:
     """Runs until a signal comes, or until something that must not end has ended. Having left in
     good order, or told so a second time, it ends."""
+    gc.freeze()  # what was imported stays: no collection looks at it and holds every stream for it
     signals = server.Signals()
     async with running(settings) as router:
         ports = {"http": router.http_port, "grpc": router.grpc_port, "admin": router.admin_port}

@@ -14,9 +14,12 @@ from services.common.errors import DeadlineExceeded, ShuntError, Unavailable
 from services.router.controller import ControllerClient
 from services.router.core.actions import SendCancel, SendDetach
 from services.router.heads import Heads
+from services.router.slices import Slices
 
 _log = logging.getLogger(__name__)
 MAX_WAITING = 4096
+CLOSED_AT_ONCE = 2
+"""Sessions of a crowd that leaves; what comes in meanwhile waits for no more of them."""
 MAX_TOLD = 512
 """Readers that left, in one message."""
 RETRY_S = 0.2
@@ -32,7 +35,9 @@ class Cancels:
         self._recover_s = recover_s
         self._tasks: set[asyncio.Task[None]] = set()
         self._left: dict[str, list[SendDetach]] = {}
-        """What the head at an address is yet to be told of, while it is being told of some."""
+        """What the head at an address is told of in this turn of the event loop."""
+        self.turns = Slices(CLOSED_AT_ONCE)
+        """When sessions that their clients have left are closed."""
 
     def send(self, cancel: SendCancel, context: contextvars.Context) -> None:
         """Starts one; one too many is dropped, for an unread generation parks by itself."""
@@ -51,11 +56,12 @@ class Cancels:
         """Tells the head, of a crowd in a few messages; one too many is dropped."""
         address = detach.head.address
         left = self._left.get(address)
-        if left is None:
+        if left is not None:
+            if len(left) < MAX_WAITING:
+                left.append(detach)
+        elif len(self._tasks) < MAX_WAITING:
             self._left[address] = [detach]
             self._start(self._detach(address), context)
-        elif len(left) < MAX_WAITING:
-            left.append(detach)
 
     def _start(self, work: Coroutine[Any, Any, None], context: contextvars.Context) -> None:
         task = asyncio.get_running_loop().create_task(work, context=context.copy())
@@ -94,18 +100,18 @@ class Cancels:
             _log.info("a head was not told", extra={"reason": error.message})
 
     async def _detach(self, address: str) -> None:
-        """Tells a head of all that leave, until none is left; what leaves while it is told comes in
-        the next message."""
+        """Tells a head of all that have left by now. No message waits for another's answer, which
+        comes late where the whole crowd has left: somebody waits for what it has."""
         channels.hand_on_deadline(None)
+        left = self._left.pop(address)
+        messages = (left[i : i + MAX_TOLD] for i in range(0, len(left), MAX_TOLD))
+        await asyncio.gather(*(self._tell_left(address, message) for message in messages))
+
+    async def _tell_left(self, address: str, left: list[SendDetach]) -> None:
         try:
-            while left := self._left[address]:
-                self._left[address] = left[MAX_TOLD:]
-                try:
-                    await self._heads.detach(address, left[:MAX_TOLD])
-                except ShuntError as error:
-                    _log.info("a head was not told", extra={"reason": error.message})
-        finally:
-            del self._left[address]
+            await self._heads.detach(address, left)
+        except ShuntError as error:
+            _log.info("a head was not told", extra={"reason": error.message})
 
     async def close(self) -> None:
         """Gives up what still waits."""

@@ -15,6 +15,7 @@ from services.common.errors import (
 )
 from services.common.exchange import DeployedModel, Route
 from services.common.generation import ModelRef
+from services.router.grammar_checks import GrammarChecks
 from services.router.model import ServedModel
 from services.router.model_files import ModelFiles
 
@@ -31,9 +32,13 @@ class ModelCatalogue:
     """Knows which version a name stands for, and when it was seen first."""
 
     def __init__(
-        self, fetch: Callable[[ModelRef], Awaitable[ModelFiles]], clock: Callable[[], float]
+        self,
+        fetch: Callable[[ModelRef], Awaitable[ModelFiles]],
+        clock: Callable[[], float],
+        checks: GrammarChecks,
     ) -> None:
         self._fetch = fetch
+        self._checks = checks
         self._clock = clock
         self._models: dict[str, ServedModel] = {}
         self._loads: dict[str, asyncio.Task[ServedModel]] = {}
@@ -141,7 +146,7 @@ class ModelCatalogue:
     async def _read(self, ref: ModelRef) -> ServedModel:
         files = await self._fetch(ref)
         try:
-            return await asyncio.to_thread(ServedModel, files)
+            return await asyncio.to_thread(ServedModel, files, self._checks)
         except ShuntError:
             raise
         except Exception as error:  # whatever stands in a model's files, the router lives

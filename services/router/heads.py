@@ -113,9 +113,13 @@ class Heads:
             generation_id=first.generation_id,
             epoch=first.epoch,
             resumable=first.resumable,
+            reader=first.reader,
             more=[
                 engine_pb2.Detached(
-                    generation_id=one.generation_id, epoch=one.epoch, resumable=one.resumable
+                    generation_id=one.generation_id,
+                    epoch=one.epoch,
+                    resumable=one.resumable,
+                    reader=one.reader,
                 )
                 for one in others
             ],

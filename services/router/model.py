@@ -12,11 +12,12 @@ from services.model import answer_tags
 from services.model.answer_grammar import Answer, of_answer
 from services.model.calling import calling_of, thinking_of
 from services.model.chat import Message
-from services.model.grammar import LateGrammars, of_json_schema
+from services.model.grammar import of_json_schema
 from services.model.outline import outline_of
 from services.model.text import ModelText
 from services.model.vocabulary import Pieces, Vocabulary
 from services.router.ask import Ask, ModelLimits
+from services.router.grammar_checks import GrammarChecks
 from services.router.model_files import ModelFiles
 
 
@@ -31,13 +32,15 @@ class Prompt:
 class ServedModel:
     """Loaded from a model's files; raises FailedPrecondition for those it cannot use."""
 
-    def __init__(self, files: ModelFiles) -> None:
+    def __init__(self, files: ModelFiles, checks: GrammarChecks) -> None:
         try:
             config = outline_of(files.config)
             self._text = ModelText(files.config, config.vocab_size, files.files)
         except InvalidArgument as error:
             raise FailedPrecondition(error.message) from error
-        self._grammars = LateGrammars(self._text.grammars)
+        self._grammars = checks.of(
+            self._text.tokenizer.as_json, self._text.vocabulary_size, self._text.eos_token_ids
+        )
         self.vocabulary: Vocabulary = self._text.tokenizer.vocabulary
         self.longest_piece_bytes = max(map(len, self.vocabulary.labels), default=1)
         self._with_tags = self.vocabulary.showing(answer_tags.ALL)
@@ -58,7 +61,7 @@ class ServedModel:
 
     def grammar(self, ask: Ask, parts: AnswerParts) -> str:
         """What the answer has to follow; empty: nothing. Raises InvalidArgument for what the
-        model's engines could not follow."""
+        model's engines could not follow, Unavailable where that cannot be found out. Blocks."""
         answer = Answer(parts.thinking, parts.calls, ask.tools, ask.grammar)
         if ask.tools is None and not ask.grammar:
             return ""

@@ -433,6 +433,7 @@ class Router:
                 recover_s=settings.recover_s,
                 resume_timeout_s=settings.resume_timeout_s,
             ),
+            secrets.token_hex(8),
         )
         transcript = Transcript(request, follower.runs, model.vocabulary_of(request), after)
         session = Session(

@@ -102,7 +102,7 @@ class Session:
         self._tasks: set[asyncio.Task[None]] = set()
         self._pumps: dict[int, asyncio.Task[None]] = {}
         """By stream."""
-        self._closed = False
+        self._left = self._closed = False
 
     @property
     def transcript(self) -> Transcript:
@@ -220,16 +220,36 @@ class Session:
         """Ends this reader; the generation stays resumable."""
         self._do(self._reading.fail(error))
 
+    def client_gone(self) -> None:
+        """Lets the head know that the reader's client is gone; the session is yet to be closed."""
+        if not (self.ended or self.request.runs_unread):
+            self._leave()
+
+    async def closing_turn(self) -> None:
+        """Returns when a session whose client is gone may be closed. That costs as much as a small
+        answer: a crowd's heads know at once, so that nobody waits behind it there, and its sessions
+        are closed a few at a time."""
+        await self._cancels.turns.turn()
+
     def close(self) -> None:
         """The reader is gone. A generation that it can resume goes on, and parks when nobody comes
         back; another one parks at once."""
         if self._closed:
             return
         self._closed = True
-        self._do(self._reading.close(resumable=self.resumable))
+        self._leave()
         for task in self._tasks:
             task.cancel()
         self._on_close(self)
+
+    def _leave(self) -> None:
+        """Nothing more is heard; streams are left as they are, and end with their tasks."""
+        if self._left:
+            return
+        self._left = True
+        for action in self._reading.close(resumable=self.resumable):
+            if isinstance(action, SendDetach):
+                self._cancels.detach(action, self._context)
 
     def _perform(self, actions: Sequence[Action]) -> None:
         self._do(self._reading.perform(actions))

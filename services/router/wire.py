@@ -64,6 +64,7 @@ def generate_call_to(call: GenerateCall) -> engine_pb2.GenerateRequest:
         formation_id=call.formation_id,
         held=wire.spans_to(call.held),
         kv_source=None if call.kv_source is None else wire.kv_source_to(call.kv_source),
+        reader=call.reader,
         **{"from": wire.lengths_to(call.from_lengths)},
     )
 

@@ -10,8 +10,27 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from dataclasses import dataclass
+from typing import Protocol
 
-from simulator.fleet.step_times import StepTimes
+
+class BatchLimits(Protocol):
+    """Of a profile, what bounds a batch."""
+
+    @property
+    def token_budget(self) -> int: ...
+    @property
+    def max_sequences(self) -> int: ...
+
+
+class CycleTimes(Protocol):
+    """How long a pipeline's cycles take, and what it has room for."""
+
+    @property
+    def profile(self) -> BatchLimits: ...
+    @property
+    def stages(self) -> int: ...
+    def room_positions(self) -> int: ...
+    def cycle_s(self, decoding: int, context: float, prompt_rows: int, prompts: int) -> float: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -55,7 +74,7 @@ class _Chunk:
 class Batch:
     """Of one pipeline. Times go by the caller's clock."""
 
-    def __init__(self, times: StepTimes) -> None:
+    def __init__(self, times: CycleTimes) -> None:
         self._times = times
         self.room = times.room_positions()
         """Positions of the KV cache."""

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+
 from services.common.errors import ShuntError
 from services.controller.core.cluster.actions import AskPlan
 from services.controller.core.cluster.plan import Plan
+from services.placement.estimate.cluster import CandidateNode, PlacedPipeline, PlacedStage
 from services.placement.search.budget import UNLIMITED
 from services.placement.search.planners import spotserve
 from services.placement.search.problem import Objective, ObjectiveKind, Problem
+from simulator.environment.environment import Environment
 from simulator.environment.network import Reply
-from simulator.processes.placement import Known, SimulatedPlacement, deployment
+from simulator.fleet.scenario import StageRow
+from simulator.processes.placement import Judge, Known, SimulatedPlacement, deployment
 
 
 class FleetPlacement(SimulatedPlacement):
-    """Makes the first plan as it makes every other one: by the judge's planner."""
+    """Makes the first plan as it makes every other one: by the judge's planner, unless a scenario
+    says it."""
+
+    def __init__(
+        self,
+        environment: Environment,
+        judge: Judge,
+        first: Sequence[Sequence[StageRow]],
+        offer_of: Callable[[str], str],
+    ) -> None:
+        """`offer_of`: the offer that a node was launched from."""
+        super().__init__(environment, judge)
+        self._first, self._offer_of = first, offer_of
 
     def plan(self, reply: Reply, ask: AskPlan) -> None:
         """A first plan, of the nodes that have registered."""
@@ -25,10 +43,30 @@ class FleetPlacement(SimulatedPlacement):
         }
         nodes = tuple(one.node for one in known.values())
         try:
-            problem = Problem(judge.costs, nodes, Objective(ObjectiveKind(goal.aim.objective)))
-            planner = spotserve.plan if uniform else judge.planner
-            found = planner(problem, UNLIMITED)
-            made = deployment(goal, found.pipelines, judge.costs, known)
+            pipelines = self._said({node.node_id: node for node in nodes})
+            if not pipelines:
+                problem = Problem(judge.costs, nodes, Objective(ObjectiveKind(goal.aim.objective)))
+                planner = spotserve.plan if uniform else judge.planner
+                pipelines = planner(problem, UNLIMITED).pipelines
+            made = deployment(goal, pipelines, judge.costs, known)
             reply(Plan(ask.number, (made,)))
         except ShuntError as error:
             reply(error)
+
+    def _said(self, nodes: dict[str, CandidateNode]) -> tuple[PlacedPipeline, ...]:
+        """The scenario's first plan on the nodes there are; none where one of them is missing."""
+        of: defaultdict[str, deque[CandidateNode]] = defaultdict(deque)
+        for node_id, node in nodes.items():
+            of[self._offer_of(node_id)].append(node)
+        pipelines = []
+        for rows in self._first:
+            start, stages = 0, []
+            for row in rows:
+                if not of[row.offer]:
+                    return ()
+                stages.append(
+                    PlacedStage(of[row.offer].popleft(), start, start + row.layers, row.tp)
+                )
+                start += row.layers
+            pipelines.append(PlacedPipeline(tuple(stages)))
+        return tuple(pipelines)

@@ -160,7 +160,7 @@ class FleetRun:
         judge = Judge(
             scenario.costs, shuntserve.plan, self._judged, scenario.profile.load_bytes_per_s
         )
-        FleetPlacement(self._environment, judge)
+        FleetPlacement(self._environment, judge, scenario.document.first_plan, self._offer_id)
         self._kept = _Kept()
         self._kept.clock = self._clock
         self._controller = SimulatedController(

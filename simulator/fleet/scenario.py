@@ -78,6 +78,14 @@ class WorkloadRow(Row):
         return self
 
 
+class StageRow(Row):
+    """A stage of the first plan, on a node of an offer."""
+
+    offer: str = Field(min_length=1, max_length=128)
+    layers: int = Field(ge=1, le=10_000)
+    tp: int = Field(ge=1, le=64)
+
+
 class ObjectiveRow(Row):
     """What plans are made for, and within which times a request counts for the goodput."""
 
@@ -96,6 +104,8 @@ class ScenarioDocument(Row):
     """A market file, as `shunt up --market` reads it; instance types are the catalogue's."""
     nodes: dict[str, Annotated[int, Field(ge=0, le=MOST_NODES)]] | None = None
     """At first, by offer; all that are offered where nothing is said."""
+    first_plan: tuple[tuple[StageRow, ...], ...] = Field(default=(), max_length=64)
+    """Pipelines, head first; the planner's choice where nothing is said."""
     nodes_max: int = Field(default=0, ge=0, le=MAX_COUNT)
     """Most of a plan; 0: as many as are offered."""
     budget_per_hour: float = Field(default=0.0, ge=0, le=1e6, allow_inf_nan=False)
@@ -171,6 +181,7 @@ def read_scenario(path: Path) -> Scenario:
     initial = _initial(path, document, offers)
     trace = _trace(path, document)
     model = _of_field(path, "model", lambda: load_model(document.model))
+    _check_first_plan(path, document, {o.offer_id: n for o, n in initial}, model.layers)
     calibrated = document.calibration
     if calibrated not in ("nominal", "measured"):
         calibrated = str(_beside(path, calibrated))
@@ -254,6 +265,21 @@ def _initial(
     if not 1 <= sum(counts.values()) <= MOST_NODES:
         raise _wrong(path, place, f"1 to {MOST_NODES} nodes at first, not {sum(counts.values())}")
     return tuple((by_id[name], count) for name, count in counts.items() if count)
+
+
+def _check_first_plan(
+    path: Path, document: ScenarioDocument, nodes: dict[str, int], layers: int
+) -> None:
+    left = dict(nodes)
+    for index, pipeline in enumerate(document.first_plan):
+        for place, stage in enumerate(pipeline):
+            left[stage.offer] = left.get(stage.offer, 0) - 1
+            if left[stage.offer] < 0:
+                field = f"first_plan.{index}.{place}.offer"
+                raise _wrong(path, field, f"{nodes.get(stage.offer, 0)} nodes of it are there")
+        held = sum(stage.layers for stage in pipeline)
+        if held != layers:
+            raise _wrong(path, f"first_plan.{index}", f"{held} layers, the model has {layers}")
 
 
 def _trace(path: Path, document: ScenarioDocument) -> tuple[Request, ...]:

@@ -13,6 +13,7 @@ from services.common.exchange import (
     CheckpointResult,
     Closed,
     GenerateCall,
+    Left,
     PrefixNews,
 )
 from services.common.generation import CancelReason, ModelRef
@@ -343,9 +344,9 @@ class SimulatedEngine(Process):
         self.act(self.core.cancel(name, choice, reason, self.clock.now_s))
         reply(None)
 
-    def client_gone(self, reply: Reply, name: str, epoch: int, resumable: bool) -> None:
+    def client_gone(self, reply: Reply, left: Left) -> None:
         """A reader has no client any more."""
-        self.act(self.core.client_gone(name, epoch, resumable, self.clock.now_s))
+        self.act(self.core.client_gone(left, self.clock.now_s))
         reply(None)
 
     def _pump(self, reader: int) -> None:

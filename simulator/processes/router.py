@@ -10,6 +10,7 @@ from services.common.exchange import (
     Closed,
     Frame,
     GenerationView,
+    Left,
     PrefixNews,
     ResumeQuestion,
     Route,
@@ -66,7 +67,8 @@ class Following:
     ) -> None:
         self.router = router
         self.client = client
-        self.follower = Follower(request, router.environment.settings.follower)
+        environment = router.environment
+        self.follower = Follower(request, environment.settings.follower, environment.draw_id())
         self.transcript = Transcript(request, self.follower.runs, VOCABULARY, after)
         self.reading = Reading(
             self.follower, self.transcript, router.balancer, max_unread_bytes=MAX_UNREAD_BYTES
@@ -281,8 +283,8 @@ class SimulatedRouter(Process):
 
     def send_detach(self, detach: SendDetach) -> None:
         """To the head, once."""
-        args = (detach.generation_id, detach.epoch, detach.resumable)
-        self.call(detach.head.incarnation, "client_gone", args)
+        left = Left(detach.generation_id, detach.epoch, detach.reader, detach.resumable)
+        self.call(detach.head.incarnation, "client_gone", (left,))
 
     def send_cancel(self, cancel: SendCancel) -> None:
         """To the controller until it is taken, and once to the head."""

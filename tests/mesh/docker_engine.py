@@ -48,7 +48,7 @@ def _answers(docker_host: str) -> bool:
         ("docker", "version", "--format", "{{.Server.Version}}"),
         env=env,
         capture_output=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     return probe.returncode == 0

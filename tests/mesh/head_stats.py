@@ -12,12 +12,12 @@ from services.common import channels
 
 async def head_stats(controller: Any) -> dict[str, engine_pb2.EngineStats]:
     """By pipeline."""
-    status = await controller.GetStatus(controller_pb2.GetStatusRequest(), timeout=5)
+    status = await controller.GetStatus(controller_pb2.GetStatusRequest(), timeout=60)
     found = {}
     for pipeline in status.pipelines:
         node = next(n for n in status.nodes if n.node_id == pipeline.stages[0].node_id)
         async with channels.open_channel(node.address) as channel:
             stub = engine_pb2_grpc.EngineServiceStub(channel)
-            answer = await stub.Describe(engine_pb2.DescribeRequest(), timeout=5)
+            answer = await stub.Describe(engine_pb2.DescribeRequest(), timeout=60)
             found[pipeline.pipeline_id] = answer.stats
     return found

@@ -43,7 +43,7 @@ class Watch:
         """The first status that holds; every cost on the way is kept."""
         async with asyncio.timeout(PATIENCE_S):
             while True:
-                status = await self._stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=10)
+                status = await self._stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=60)
                 self.costs.append(status.cost_per_hour)
                 if holds(status):
                     return status

@@ -59,7 +59,7 @@ async def test_a_pipeline_killed_while_the_controller_is_away_is_survived(
     expected = await meshes.undisturbed(client, ready.url(), bodies)
     killed = _controller(await ready.status())
     records, tasks = await _streams(ready, client, bodies, tokens=10)
-    status = await controller.GetStatus(controller_pb2.GetStatusRequest(), timeout=5)
+    status = await controller.GetStatus(controller_pb2.GetStatusRequest(), timeout=60)
     generations = {g.generation_id: g.pipeline_id for g in status.generations}
     pipeline = generations[records[0].generation_id]
     node = next(n for n in status.nodes if n.pipeline_id == pipeline and n.stage_index == 0)

@@ -117,7 +117,7 @@ async def test_a_second_model_comes_and_goes_and_the_first_ones_streams_go_on(
     await load.flows()
 
     await mesh.shunt("undeploy", NAME)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await names(client, url) != [first]:  # takes a moment by itself
             pass
     refused = await client.post(f"{url}/v1/completions", json=BODY)

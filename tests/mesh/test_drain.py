@@ -15,11 +15,11 @@ TOKENS = 600
 
 async def _events(controller: Any) -> list[controller_pb2.WatchEventsResponse]:
     request = controller_pb2.WatchEventsRequest(no_wait=True)
-    return [event async for event in controller.WatchEvents(request, timeout=10)]
+    return [event async for event in controller.WatchEvents(request, timeout=60)]
 
 
 async def _sampled(controller: Any) -> dict[str, int]:
-    status = await controller.GetStatus(controller_pb2.GetStatusRequest(), timeout=5)
+    status = await controller.GetStatus(controller_pb2.GetStatusRequest(), timeout=60)
     counts = {}
     for node in status.nodes:
         if node.state not in (
@@ -29,7 +29,7 @@ async def _sampled(controller: Any) -> dict[str, int]:
             continue
         async with channels.open_channel(node.address) as channel:
             stub = engine_pb2_grpc.EngineServiceStub(channel)
-            answer = await stub.Describe(engine_pb2.DescribeRequest(), timeout=5)
+            answer = await stub.Describe(engine_pb2.DescribeRequest(), timeout=60)
             counts[answer.incarnation] = answer.stats.sampled_tokens
     return counts
 

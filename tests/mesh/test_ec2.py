@@ -80,6 +80,8 @@ async def test_up_leads_to_the_first_answer_and_down_to_nothing(
         assert answer.status_code == 200, answer.text
         assert answer.json()["choices"][0]["finish_reason"] == "length"
 
+        assert len(await batched(client, url, shown)) == 2
+
         home = await asyncio.to_thread(Home.open, MESH, "", wanted.certificates, said.append)
         found = await asyncio.to_thread(ec2_status, home)
         json.dumps(found)
@@ -102,11 +104,12 @@ async def test_up_leads_to_the_first_answer_and_down_to_nothing(
         assert emptied < actions.index("TerminateInstances") < actions.index("DeleteStack")
         assert_nothing(cloud)
         [bucket] = buckets(cloud)
+        assert ended.files > 0
         [left] = ended.left
         assert left.startswith(f"bucket {bucket} with 0.0")
         await asyncio.sleep(0)
         for process in (p for own in hosts.processes.values() for p in own):
-            assert await asyncio.to_thread(process.wait, 10) != 0
+            assert await asyncio.to_thread(process.wait, 60) != 0
         last = await asyncio.to_thread(take_down, home, said.append, delete_models=True)
         assert last.objects
         assert buckets(cloud) == []
@@ -122,6 +125,33 @@ def chat() -> dict[str, Any]:
         "temperature": 0,
         "ignore_eos": True,
     }
+
+
+async def batched(client: httpx.AsyncClient, url: str, shown: dict[str, str]) -> list[str]:
+    """Lines that a batch of two is answered, in the file that the mesh keeps in its bucket."""
+    asked = {"method": "POST", "url": "/v1/chat/completions", "body": chat()}
+    lines = "".join(json.dumps({"custom_id": name, **asked}) + "\n" for name in "ab")
+    sent = await client.post(
+        f"{url}/v1/files",
+        files={"file": ("in.jsonl", lines.encode())},
+        data={"purpose": "batch"},
+        headers=shown,
+    )
+    assert sent.status_code == 200, sent.text
+    order = {
+        "input_file_id": sent.json()["id"],
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "24h",
+    }
+    batch = (await client.post(f"{url}/v1/batches", json=order, headers=shown)).json()
+    async with asyncio.timeout(120):
+        while batch["status"] in ("validating", "in_progress", "finalizing"):
+            await asyncio.sleep(0.2)
+            answer = await client.get(f"{url}/v1/batches/{batch['id']}", headers=shown)
+            batch = answer.json()
+    assert batch["status"] == "completed", batch
+    answers = await client.get(f"{url}/v1/files/{batch['output_file_id']}/content", headers=shown)
+    return answers.text.splitlines()
 
 
 def buckets(cloud: Cloud) -> list[str]:

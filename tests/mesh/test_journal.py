@@ -23,14 +23,14 @@ def _address(status: controller_pb2.GetStatusResponse, node_id: str) -> str:
 
 
 async def _engines(controller: Any) -> dict[str, engine_pb2.DescribeResponse]:
-    status = await controller.GetStatus(controller_pb2.GetStatusRequest(), timeout=5)
+    status = await controller.GetStatus(controller_pb2.GetStatusRequest(), timeout=60)
     found = {}
     for node in (node for node in status.nodes if node.address):
         async with channels.open_channel(node.address) as channel:
             stub = engine_pb2_grpc.EngineServiceStub(channel)
             # One that counts as lost may be back in a moment, or never answer again.
             with contextlib.suppress(grpc.aio.AioRpcError):
-                found[node.node_id] = await stub.Describe(engine_pb2.DescribeRequest(), timeout=5)
+                found[node.node_id] = await stub.Describe(engine_pb2.DescribeRequest(), timeout=60)
     return found
 
 
@@ -49,7 +49,7 @@ async def test_a_client_resumes_at_another_router_after_router_and_head_died_tog
     task = asyncio.create_task(meshes.stream_chat(client, ready.url(0), body, record))
     await meshes.until(lambda: len(record.arrivals_s) >= 60)
     status = await ready.status()
-    before_status = await controller.GetStatus(controller_pb2.GetStatusRequest(), timeout=5)
+    before_status = await controller.GetStatus(controller_pb2.GetStatusRequest(), timeout=60)
     generation = next(g for g in status["generations"] if g["id"] == record.generation_id)
     acknowledged = generation["journaled"]
     pipeline = next(p for p in status["pipelines"] if p["id"] == generation["pipeline"])
@@ -57,7 +57,7 @@ async def test_a_client_resumes_at_another_router_after_router_and_head_died_tog
     router = next(s for s in status["services"] if str(s["http"]).endswith(str(ready.http_port)))
     async with channels.open_channel(_address(before_status, head["id"])) as channel:
         stub = engine_pb2_grpc.EngineServiceStub(channel)
-        last = await stub.Describe(engine_pb2.DescribeRequest(), timeout=5)
+        last = await stub.Describe(engine_pb2.DescribeRequest(), timeout=60)
         os.kill(head["pid"], signal.SIGKILL)
         os.kill(router["pid"], signal.SIGKILL)
     await task

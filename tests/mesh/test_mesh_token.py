@@ -44,8 +44,8 @@ async def test_engines_serve_with_their_nodes_tokens_alone(
         async with channels.open_channel(address) as channel:
             stub = controller_pb2_grpc.ControllerServiceStub(channel)
             for call in (
-                stub.GetStatus(pb.GetStatusRequest(), timeout=5),
-                stub.Register(pb.RegisterRequest(node_id=theirs), timeout=5),
+                stub.GetStatus(pb.GetStatusRequest(), timeout=60),
+                stub.Register(pb.RegisterRequest(node_id=theirs), timeout=60),
             ):
                 with pytest.raises(grpc.aio.AioRpcError) as refused:
                     await call

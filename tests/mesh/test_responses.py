@@ -88,7 +88,7 @@ async def test_a_background_response_outlives_client_router_pipeline_and_control
     for router in await _pids(ready, "router"):
         os.kill(router, signal.SIGKILL)
     await disturbed.goes_on(60)
-    status = await controller.GetStatus(controller_pb2.GetStatusRequest(), timeout=5)
+    status = await controller.GetStatus(controller_pb2.GetStatusRequest(), timeout=60)
     running = next(g for g in status.generations if g.generation_id == disturbed.generation_id)
     head = next(
         n for n in status.nodes if n.pipeline_id == running.pipeline_id and not n.stage_index

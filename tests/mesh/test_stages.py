@@ -17,7 +17,7 @@ LAYERS = 30
 
 
 async def test_a_stage_holds_its_layers_and_no_others(ready: meshes.Mesh, controller: Any) -> None:
-    status = await controller.GetStatus(controller_pb2.GetStatusRequest(), timeout=5)
+    status = await controller.GetStatus(controller_pb2.GetStatusRequest(), timeout=60)
     addresses = {node.node_id: node.address for node in status.nodes}
     pids = {node.node_id: node.pid for node in status.nodes}
     assert len(status.pipelines) == 2
@@ -27,7 +27,7 @@ async def test_a_stage_holds_its_layers_and_no_others(ready: meshes.Mesh, contro
         for stage in pipeline.stages:
             async with channels.open_channel(addresses[stage.node_id]) as channel:
                 stub = engine_pb2_grpc.EngineServiceStub(channel)
-                held = await stub.Describe(engine_pb2.DescribeRequest(), timeout=5)
+                held = await stub.Describe(engine_pb2.DescribeRequest(), timeout=60)
             layers = {int(m[1]) for t in held.tensors if (m := LAYER.match(t.name))}
             assert layers == set(range(stage.layers.start, stage.layers.end))
             assert stage.layers.start == position

@@ -68,7 +68,7 @@ def _shown_by(address: str, home: Path) -> bytes:
     context.set_alpn_protocols(["h2"])
     host, _, port = address.rpartition(":")
     with (
-        socket.create_connection((host, int(port)), timeout=10) as plain,
+        socket.create_connection((host, int(port)), timeout=60) as plain,
         context.wrap_socket(plain, server_hostname=host) as wrapped,
     ):
         return ssl.DER_cert_to_PEM_cert(wrapped.getpeercert(binary_form=True) or b"").encode()
@@ -77,7 +77,7 @@ def _shown_by(address: str, home: Path) -> bytes:
 async def _answer(address: str, method: str, tls: TlsSettings | None) -> grpc.StatusCode:
     async with channels.open_channel(address, tls=tls) as channel:
         try:
-            await channel.unary_unary(f"/{method}")(b"", timeout=20)
+            await channel.unary_unary(f"/{method}")(b"", timeout=60)
         except grpc.aio.AioRpcError as refused:
             return refused.code()
     return grpc.StatusCode.OK

@@ -155,7 +155,7 @@ async def events(mesh: meshes.Mesh) -> list[controller_pb2.WatchEventsResponse]:
     async with channels.open_channel(address) as channel:
         stub = controller_pb2_grpc.ControllerServiceStub(channel)
         request = controller_pb2.WatchEventsRequest(no_wait=True)
-        return [event async for event in stub.WatchEvents(request, timeout=10)]
+        return [event async for event in stub.WatchEvents(request, timeout=60)]
 
 
 async def launches(mesh: meshes.Mesh) -> list[controller_pb2.WatchEventsResponse]:

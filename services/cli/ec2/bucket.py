@@ -1,4 +1,5 @@
-"""The bucket of a mesh: models are pushed there, and it is emptied when somebody says so."""
+"""The bucket of a mesh: models are pushed there, and it is emptied when somebody says so. Routers
+keep files of batches in it."""
 
 from __future__ import annotations
 
@@ -18,6 +19,12 @@ PREFIX = "models"
 def store_uri(bucket: str) -> str:
     """Of the models there."""
     return f"s3://{bucket}/{PREFIX}"
+
+
+def files_prefix(mesh: str) -> str:
+    """What the names begin with of all that the mesh's routers keep: others may share the
+    bucket."""
+    return f"files/{mesh}/"
 
 
 def push(model: str, store: str, bucket: str) -> int:
@@ -75,6 +82,13 @@ class Bucket:
         pages = self._s3.pages("list_objects_v2", Bucket=self.name)
         return sum(row["Size"] for page in pages for row in page.get("Contents", ()))
 
+    def forget(self, prefix: str) -> int:
+        """Deletes what has such names; how many objects there were. Raises AwsRefusal."""
+        deleted = 0
+        for page in self._s3.pages("list_objects_v2", Bucket=self.name, Prefix=prefix):
+            deleted += self._deleted([{"Key": row["Key"]} for row in page.get("Contents", ())])
+        return deleted
+
     def delete(self) -> int:
         """It and all that is in it, older versions too; how many objects there were. Raises
         AwsRefusal."""
@@ -84,13 +98,17 @@ class Bucket:
                 *page.get("Versions", ()),
                 *page.get("DeleteMarkers", ()),
             ]
-            keys = [{"Key": row["Key"], "VersionId": row["VersionId"]} for row in rows]
-            if keys:
-                answer = self._s3.delete_objects(
-                    Bucket=self.name, Delete={"Objects": keys, "Quiet": True}
-                )
-                if errors := answer.get("Errors"):
-                    raise MeshError(f"{self.name}: {errors[0]['Key']}: {errors[0]['Code']}")
-                deleted += len(keys)
+            deleted += self._deleted(
+                [{"Key": row["Key"], "VersionId": row["VersionId"]} for row in rows]
+            )
         self._s3.delete_bucket(Bucket=self.name)
         return deleted
+
+    def _deleted(self, keys: list[dict[str, str]]) -> int:
+        """How many they were; at most as many as S3 lists in a page."""
+        if not keys:
+            return 0
+        answer = self._s3.delete_objects(Bucket=self.name, Delete={"Objects": keys, "Quiet": True})
+        if errors := answer.get("Errors"):
+            raise MeshError(f"{self.name}: {errors[0]['Key']}: {errors[0]['Code']}")
+        return len(keys)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from services.cli.ec2.account import AwsRefusal
-from services.cli.ec2.bucket import Bucket, left_behind
+from services.cli.ec2.bucket import Bucket, files_prefix, left_behind
 from services.cli.ec2.home import Home
 from services.cli.ec2.machines import ENDING, Machine, Volume
 from services.cli.ec2.stack import StackView, Tell
@@ -21,6 +21,8 @@ class Ended:
     parameters: list[str] = field(default_factory=list)
     stack: bool = False
     authority: bool = False
+    files: int = 0
+    """Of its tenants, and what they were answered: which is whose, the journal knew."""
     objects: int | None = None
     """Of the bucket that was deleted; None where none was."""
     left: list[str] = field(default_factory=list)
@@ -33,6 +35,7 @@ class Ended:
             or self.parameters
             or self.stack
             or self.authority
+            or self.files
             or self.objects is not None
         )
 
@@ -45,6 +48,7 @@ class Ended:
             (len(self.machines) - nodes, "hosts"),
             (len(self.volumes), "volumes"),
             (len(self.parameters), "parameters, certificates and keys among them"),
+            (self.files, "files of batches"),
         )
         found = [f"ended {count} {what}" for count, what in counted if count]
         if self.stack:
@@ -78,9 +82,11 @@ def take_down(home: Home, tell: Tell, *, delete_models: bool) -> Ended:
 
 
 def _bucket(home: Home, view: StackView, ended: Ended, delete_models: bool) -> None:
-    """Only one that a stack of this mesh has made: another's is left even where it was used."""
+    """Only one that a stack of this mesh has made: another's is left even where it was used, all
+    but the mesh's files."""
     own, used = left_behind(home.account, home.mesh), view.outputs.get("Bucket")
     if used and used != own:
+        ended.files += Bucket(home.account, used).forget(files_prefix(home.mesh))
         ended.left.append(f"bucket {used}, which is not the mesh's own")
     if own is None:
         return
@@ -88,6 +94,7 @@ def _bucket(home: Home, view: StackView, ended: Ended, delete_models: bool) -> N
     if delete_models:
         ended.objects = bucket.delete()
         return
+    ended.files += bucket.forget(files_prefix(home.mesh))
     try:
         size = f" with {bucket.size_bytes() / 1e9:.2f} GB of models"
     except AwsRefusal:  # who may not look is told of it all the same

@@ -29,6 +29,7 @@ from services.common.exchange import (
     CloseReason,
     Frame,
     GenerateCall,
+    Left,
     MovedBy,
     Phase,
 )
@@ -169,7 +170,7 @@ class Generations:
         if held is not None:
             actions += self._give_up(held, CloseReason.SUPERSEDED, now_s)
         self._held[generation_id] = begun
-        self._readers[reader_id] = begun.attach(reader_id, call.from_lengths, now_s)
+        self._readers[reader_id] = begun.attach(reader_id, call, now_s)
         for index, choice in enumerate(begun.choices):
             if choice.finish is None:
                 choice.in_batch = True
@@ -191,7 +192,7 @@ class Generations:
             held.reader.closing = CloseReason.SUPERSEDED
             actions.append(Wake(held.reader.reader_id))
         actions += held.set_unread(False)
-        self._readers[reader_id] = held.attach(reader_id, call.from_lengths, now_s)
+        self._readers[reader_id] = held.attach(reader_id, call, now_s)
         return [*actions, Wake(reader_id)]
 
     def detach(self, reader_id: int, now_s: float) -> list[Action]:
@@ -205,17 +206,15 @@ class Generations:
         held.unread_since_s = now_s
         return self._left(held, now_s)
 
-    def client_gone(
-        self, generation_id: str, epoch: int, resumable: bool, now_s: float
-    ) -> list[Action]:
-        """The client of whoever reads it now is gone: when that reader is too, and no other has
-        come, the generation yields, or is parked if nobody can resume it. Known or not, the answer
-        is the same."""
-        held = self._held.get(generation_id)
-        if held is None or held.epoch != epoch:
+    def client_gone(self, left: Left, now_s: float) -> list[Action]:
+        """A reader's client is gone. Where no other reader has come, the generation yields, or is
+        parked if nobody can resume it, whether or not the reader's stream stands: a crowd's are a
+        while in closing. Known or not, the answer is the same."""
+        held = self._held.get(left.generation_id)
+        if held is None or held.epoch != left.epoch or held.read_by != left.reader:
             return []
-        held.client_gone = resumable
-        return self._left(held, now_s) if held.reader is None else []
+        held.client_gone = left.resumable
+        return self._left(held, now_s)
 
     def is_silent(self, reader_id: int, now_s: float) -> bool:
         """A sign of life is due to this reader; look at least every `frame_interval_s / 2`."""

@@ -164,6 +164,8 @@ class HeldGeneration:
         self.life = Life.LIVE
         self.closing: CloseReason | None = None
         self.reader: StreamReader | None = None
+        self.read_by = ""
+        """The name of the present reader, or of the last."""
         self.unread_since_s = now_s
         self.unread = False
         """Nobody reads it, and that is no blip: it yields to what is read."""
@@ -256,9 +258,10 @@ class HeldGeneration:
         keys = () if self.request.runs_unread else self.keys_in_batch
         return [*(SetUnread(key, unread) for key in keys), WakeCheckpoints()]
 
-    def attach(self, reader_id: int, start: Lengths, now_s: float) -> StreamReader:
+    def attach(self, reader_id: int, call: GenerateCall, now_s: float) -> StreamReader:
         """A new reader that goes on at these positions, or at the length held if that is less:
         so it can compare what it holds beyond."""
+        start, self.read_by = call.from_lengths, call.reader
         padded = [*start, *([0] * (len(self.choices) - len(start)))]
         sent = [min(s, len(c.run)) for s, c in zip(padded, self.choices, strict=True)]
         self.reader = StreamReader(reader_id, self, sent, now_s)

@@ -30,7 +30,8 @@ class KvLayout:
     heads: int
     """Key-value heads of the whole model."""
     head_bytes: int
-    """Of one head's keys and values in a block of one layer."""
+    """Of one head's keys and values in a block of one layer; 0: its blocks go nowhere, for layers
+    differ in that."""
     positions: int
     """Of a block."""
     numerics_class: str

@@ -79,6 +79,8 @@ class SendDetach:
     head: Route
     resumable: bool
     """The client can come back by an event."""
+    reader: str
+    """Whose client is gone, as its call named it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,8 +87,12 @@ knows for sure, while a status of that name may only say that a server shut down
 class Follower:
     """One reader of one generation."""
 
-    def __init__(self, request: GenerationRequest, settings: FollowerSettings) -> None:
+    def __init__(
+        self, request: GenerationRequest, settings: FollowerSettings, name: str = ""
+    ) -> None:
+        """`name` is no other reader's, at whichever router."""
         self.request = request
+        self._name = name
         self.settings = settings
         self.runs = [TokenRun() for _ in range(request.choices)]
         self.epoch = 0
@@ -196,8 +200,9 @@ class Follower:
 
     def _let_go(self, resumable: bool) -> list[Action]:
         name, route = self.request.generation_id, self.route if self._open else None
-        told = [SendDetach(name, self.epoch, route, resumable)] if route is not None else []
-        return [*self._close(), *told]
+        if route is None:
+            return self._close()
+        return [*self._close(), SendDetach(name, self.epoch, route, resumable, self._reader)]
 
     def finish_reason(self, choice: int) -> FinishReason | None:
         """Why a choice ended, as far as ids tell."""
@@ -281,8 +286,14 @@ class Follower:
             self._base,
             tuple(self._verified),
             self._kv_source,
+            self._reader,
         )
         return [OpenStream(self._stream, route, call)]
+
+    @property
+    def _reader(self) -> str:
+        """Of the present stream, or the last."""
+        return f"{self._name}.{self._stream}"
 
     # The controller
 

@@ -48,7 +48,7 @@ class Teller(Protocol):
 async def stream(exchange: Exchange, sessions: Sequence[Session], teller: Teller) -> None:
     """Server-sent events until the end, or until the client has gone."""
     wake = _one_wake(sessions)
-    async with watched(exchange, wake):
+    async with watched(exchange, wake, sessions):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(exchange.settings.first_event_s):
                 while not (all(map(_has_news, sessions)) or exchange.disconnected):
@@ -63,7 +63,7 @@ async def stream(exchange: Exchange, sessions: Sequence[Session], teller: Teller
     for session in sessions:
         session.resumable = True
         session.cut = exchange.cut
-    async with watched(exchange, wake):
+    async with watched(exchange, wake, sessions):
         wake.set()
         while not exchange.disconnected:
             await _next(wake)
@@ -89,7 +89,7 @@ async def ended(exchange: Exchange, sessions: Sequence[Session]) -> bool:
     """Whether all readers ended before their client left; names the arithmetic in the answer's
     headers where it changed."""
     wake = _one_wake(sessions)
-    async with watched(exchange, wake):
+    async with watched(exchange, wake, sessions):
         while not (all(session.ended for session in sessions) or exchange.disconnected):
             await _next(wake)
     changes = [change for session in sessions for change in session.take_changes()]
@@ -259,18 +259,25 @@ async def while_connected(exchange: Exchange) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def watched(exchange: Exchange, wake: asyncio.Event) -> AsyncIterator[None]:
-    """Wakes the reader when the client has gone."""
+async def watched(
+    exchange: Exchange, wake: asyncio.Event, sessions: Sequence[Session] = ()
+) -> AsyncIterator[None]:
+    """Wakes the reader when the client has gone; heads know it before."""
 
     async def watch() -> None:
         await exchange.until_disconnected()
+        for session in sessions:
+            session.client_gone()
+        if sessions:
+            await sessions[0].closing_turn()
         wake.set()
 
     task = asyncio.create_task(watch())
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.wait([task])
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
         if not task.cancelled():
             task.result()

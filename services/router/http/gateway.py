@@ -50,9 +50,12 @@ from services.router.openapi.document import document, release
 from services.router.router import Router
 from services.router.session import Session
 from services.router.settings import RouterSettings
+from services.router.slices import Slices
 
 _log = logging.getLogger(__name__)
 MAX_EVENT_ID_CHARS = 4096
+BEGUN_AT_ONCE = 4
+"""Requests of a crowd that comes; streams that are open wait for no more of them."""
 Handler = Callable[[Exchange], Awaitable[None]]
 Parser = Callable[[dict[str, Any]], OpenAiRequest]
 
@@ -75,6 +78,7 @@ class Gateway:
         self._offline = offline
         self._settings = settings
         self._understanding = Bodies()
+        self._turns = Slices(BEGUN_AT_ONCE)
         self._responses = Responses(router, background, self._understanding)
         self._bodies = bodies
         self._document = b""
@@ -152,6 +156,7 @@ class Gateway:
                 asks = [asked_by(exchange, ask, body, place) for place, ask in every]
                 return asks, request.stream
 
+            await self._turns.turn()
             asks, streamed = await self._understanding.understood(body, understand)
             for ask in asks:  # before any of them is begun
                 ask.check(self._settings.max_choices)

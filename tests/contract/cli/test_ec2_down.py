@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from services.cli.ec2.bucket import left_behind
+from services.cli.ec2.bucket import files_prefix, left_behind
 from services.cli.ec2.down import take_down
 from services.cli.ec2.home import Home
 from services.cli.ec2.machines import Machines
@@ -85,6 +85,21 @@ def test_one_that_is_cut_off_anywhere_goes_on_and_touches_no_strangers(
     assert own in last.left[0]
     assert take_down(home, print, delete_models=True).objects == 0
     assert left_behind(home.account, MESH) is None
+
+
+def test_files_of_batches_go_with_the_mesh_and_models_stay(cloud: Cloud, home: Home) -> None:
+    """More files than S3 lists in a page; those of a mesh that shares the bucket are not its."""
+    bucket, s3 = home.stack.view().outputs["Bucket"], cloud.client("s3")
+    files = [f"{files_prefix(MESH)}file-{number}" for number in range(1001)]
+    others = [f"{files_prefix(MESH + '-too')}file-0", "models/objects/0"]
+    for key in [*files, *others]:
+        s3.put_object(Bucket=bucket, Key=key, Body=b"{}")
+    ended = take_down(home, print, delete_models=False)
+    assert ended.files == len(files)
+    assert "ended 1001 files of batches" in ended.lines
+    left = s3.list_objects_v2(Bucket=bucket)["Contents"]
+    assert sorted(row["Key"] for row in left) == sorted(others)
+    assert take_down(home, print, delete_models=True).objects == len(others)
 
 
 def test_a_node_that_shows_late_is_ended_too(

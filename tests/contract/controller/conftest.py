@@ -46,7 +46,7 @@ __all__ = ["environment", "first", "second"]
 LAYERS = 6
 VOCABULARY = 1000
 FACTS = ModelFacts("tiny", "ab" * 32, LAYERS, VOCABULARY, 4096, "{}")
-CALL_S = 20.0
+CALL_S = 60.0
 
 
 class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
@@ -75,6 +75,8 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
         self.dissolve_s = 0.0
         self.dissolving = False
         self.on_drain: Callable[[], Any] | None = None
+        self.keeps_kv: list[bool] = []
+        """Whether it was to, at each drain."""
         self.cancelled = asyncio.Event()
         self.deaf = False
         """Cancels do not reach it."""
@@ -189,6 +191,7 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
 
     async def Drain(self, request: Any, context: Any) -> Any:
         self.calls.append(("drain", request.formation_id))
+        self.keeps_kv.append(request.keep_kv)
         if self.on_drain is not None:
             await self.on_drain()
         return engine_pb2.DrainResponse(sealed_generations=1)

@@ -14,7 +14,7 @@ from services.controller import deployments
 from services.controller.core.cluster.market import Offer
 
 World = Any
-CALL_S = 20.0
+CALL_S = 60.0
 
 
 async def _until(world: World, holds: Any) -> Any:

@@ -59,7 +59,7 @@ async def register(environment: dict[str, str], container: PlayedContainer) -> N
     async with open_channel(environment) as channel:
         await until_ready(channel)
         stub = controller_pb2_grpc.ControllerServiceStub(channel)
-        await stub.Register(request, timeout=10)
+        await stub.Register(request, timeout=60)
 
 
 def creations(docker: PlayedDocker) -> int:

@@ -69,7 +69,7 @@ async def register(environment: dict[str, str], instance: Any) -> None:
     async with open_channel(environment) as channel:
         await until_ready(channel)
         stub = controller_pb2_grpc.ControllerServiceStub(channel)
-        await stub.Register(request, timeout=10)
+        await stub.Register(request, timeout=60)
 
 
 async def looked(cloud: Cloud, times: int = 4) -> None:

@@ -17,7 +17,7 @@ from tests.small_disk import fill, small_disk
 from tests.waiting import until
 
 World = Any
-CALL_S = 20.0
+CALL_S = 60.0
 
 
 def _request(name: str = "g", **more: Any) -> common_pb2.GenerationRequest:
@@ -454,4 +454,35 @@ async def test_many_broken_streams_leave_the_controller_well(world: World, route
         Head(world).close()
     head = Head(world)
     await head.say(_checkpoint(route, request=_request()))
+    head.close()
+
+
+@on_a_disk_of_its_own
+@pytest.mark.parametrize("handover", ["replay", "kv"])
+async def test_a_hand_over_tells_where_blocks_are_only_where_they_travel(
+    world: World, handover: str
+) -> None:
+    await world.start(handover=handover, handover_keep_s=600.0)
+    route = (await world.routes(2))[0]
+    status = await world.status()
+    left = next(p for p in status.pipelines if p.pipeline_id == route.pipeline_id)
+    engine, head = world.head(route), Head(world)
+    await head.say(_checkpoint(route, _run(0, 5, 6), request=_request()))
+    await world.stub.ReportInterruption(
+        pb.ReportInterruptionRequest(node_id=engine.node_id, notice_s=600.0), timeout=CALL_S
+    )
+    await world.until_event("handover_finished", pipeline_id=route.pipeline_id)
+    await head.say(_checkpoint(route, _run(2, 7), sealed=True))
+    grant = await _resume(world, 1)
+    assert (grant.epoch, engine.keeps_kv) == (2, [handover == "kv"])
+    assert grant.head.formation_id != route.formation_id
+    assert grant.HasField("kv_source") == (handover == "kv")
+    if handover == "kv":
+        assert grant.kv_source.formation_id == route.formation_id
+        layers = [(member.layers.start, member.layers.end) for member in grant.kv_source.members]
+        assert layers == [(stage.layers.start, stage.layers.end) for stage in left.stages]
+        assert grant.kv_source.members[0].address == route.address
+        assert grant.kv_source.members[0].incarnation == route.incarnation
+    again = await _resume(world, 1)
+    assert (again.epoch, again.HasField("kv_source")) == (2, False)
     head.close()

@@ -22,7 +22,7 @@ from services.controller.core.cluster.market import (
 )
 
 World = Any
-CALL_S = 20.0
+CALL_S = 60.0
 MARKET = """
 offers:
   - {id: spot, instance_type: big, count: 5, price_per_hour: 0.25, pool: a, spot: true,
@@ -212,7 +212,7 @@ async def test_the_status_tells_spares_what_they_hold_and_what_they_cost(
     assert (spare.node_id, node.offer_id, node.pipeline_id) == (node.node_id, "spot", "")
     assert (status.cost_per_hour, status.spares_cost_per_hour) == (1.25, 0.25)
     assert spare.price_per_hour == 0.25
-    assert list((await world.stub.ExplainPlan(pb.ExplainPlanRequest(), timeout=5)).spares) == [
+    assert list((await world.stub.ExplainPlan(pb.ExplainPlanRequest(), timeout=60)).spares) == [
         spare
     ]
     lost = next(s for p in status.pipelines for s in p.stages if s.layers == spare.held[-1])

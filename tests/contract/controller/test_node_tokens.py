@@ -17,7 +17,7 @@ from services.common.errors import PermissionDenied, Unauthenticated, Unavailabl
 from services.common.statuses import from_rpc_error
 
 TOKEN = "a-token-of-24-characters"
-CALL_S = 20.0
+CALL_S = 60.0
 World = Any
 
 

@@ -11,7 +11,7 @@ import pytest
 from shuntserve.controller.v1 import controller_pb2 as pb
 
 World = Any
-CALL_S = 20.0
+CALL_S = 60.0
 
 
 def plan_json(status: Any, *pipelines: dict[str, list[int]], **more: Any) -> str:

@@ -9,7 +9,7 @@ import pytest
 from shuntserve.controller.v1 import controller_pb2 as pb
 
 World = Any
-CALL_S = 20.0
+CALL_S = 60.0
 
 
 async def test_pages_have_what_the_whole_has(world: World) -> None:

@@ -13,7 +13,7 @@ from services.common.errors import InvalidArgument, NotFound
 from services.common.statuses import from_rpc_error
 
 World = Any
-CALL_S = 20.0
+CALL_S = 60.0
 
 
 def _request(name: str) -> common_pb2.GenerationRequest:

@@ -44,7 +44,7 @@ async def check_layouts(
             asked = requests(f"layout{place}")
             found.append(await said(workers[0], asked))
             for worker, start, end in zip(workers, [0, *cuts], [*cuts, layer_count], strict=True):
-                description = await worker.stub.Describe(engine_pb2.DescribeRequest(), timeout=5)
+                description = await worker.stub.Describe(engine_pb2.DescribeRequest(), timeout=60)
                 layers = {
                     int(tensor.name.split(".")[2])
                     for tensor in description.tensors

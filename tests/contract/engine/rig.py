@@ -105,7 +105,9 @@ class Rig:
 
         self.stack.push_async_callback(close)
         assert process.stdout is not None
-        port, incarnation = (await process.stdout.readline()).decode().split()
+        line = (await process.stdout.readline()).decode()
+        assert line, f"it ended before it served, with {await process.wait()}: see above"
+        port, incarnation = line.split()
         address = f"127.0.0.1:{port}"
         return Worker(node_id, incarnation, address, await self.stub(address), process=process)
 

@@ -59,7 +59,7 @@ async def departing(
 
 async def ends(worker: Worker) -> int:
     assert worker.process is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         return await worker.process.wait()
 
 
@@ -86,11 +86,11 @@ async def test_it_says_so_and_serves_until_its_stage_was_handed_over(
         had = len(stream.ids[0])
         await stream.until(lambda s: len(s.ids[0]) >= had + 20)
         assert lives(worker)
-        drained = await worker.stub.Drain(engine_pb2.DrainRequest(formation_id="f1"), timeout=20)
+        drained = await worker.stub.Drain(engine_pb2.DrainRequest(formation_id="f1"), timeout=60)
         assert drained.sealed_generations == 1
         await stream.end()
         assert stream.closed == engine_pb2.CLOSE_REASON_MOVED
-        await worker.stub.Dissolve(engine_pb2.DissolveRequest(formation_id="f1"), timeout=20)
+        await worker.stub.Dissolve(engine_pb2.DissolveRequest(formation_id="f1"), timeout=60)
         assert await ends(worker) == 0
     ids = journal.ids["g", 0]
     assert ids == expected_ids(PROMPT, len(ids))
@@ -176,9 +176,9 @@ async def test_it_hands_on_what_its_node_is_told(rig: Rig, journal: Journal) -> 
         write(worker, NoticeKind.SPOT, 60.0)
         await until(lambda: journal.beats[-1].departs_in_s <= 60)
         assert lives(worker)
-        await worker.stub.Drain(engine_pb2.DrainRequest(formation_id="f1"), timeout=20)
+        await worker.stub.Drain(engine_pb2.DrainRequest(formation_id="f1"), timeout=60)
         await stream.end()
-        await worker.stub.Dissolve(engine_pb2.DissolveRequest(formation_id="f1"), timeout=20)
+        await worker.stub.Dissolve(engine_pb2.DissolveRequest(formation_id="f1"), timeout=60)
         assert await ends(worker) == 0
 
 

@@ -156,7 +156,7 @@ async def test_a_node_registers_beats_and_tells_its_formation_at_once(
         await rig.form([worker], [], "f1")
         await _eventually(lambda: journal.beats[-1].formation_id == "f1")
         await generate(worker, request("g", PROMPT, 5), "f1").end()
-        await worker.stub.Dissolve(engine_pb2.DissolveRequest(formation_id="f1"), timeout=5)
+        await worker.stub.Dissolve(engine_pb2.DissolveRequest(formation_id="f1"), timeout=60)
         await _eventually(lambda: journal.beats[-1].formation_id == "")
         assert journal.beats[-1].sampled_tokens == 5
 
@@ -203,7 +203,7 @@ async def test_a_replaced_process_is_told_so(rig: Rig, journal: Journal) -> None
     worker = await rig.worker()
     journal.replaced = True
     async with serving(journal) as port, linked(worker, port) as task:
-        await asyncio.wait((task,), timeout=10)
+        await asyncio.wait((task,), timeout=60)
         error = task.exception()
         assert isinstance(error, BaseExceptionGroup)
         assert error.subgroup(StaleEpoch) is not None
@@ -282,14 +282,14 @@ async def test_a_drain_seals_at_an_exact_position_and_waits_for_the_journal(
         assert (await draining).sealed_generations == 4
         for i, stream in enumerate(streams):
             assert journal.ids[f"g{i}", 0] == stream.ids[0]
-        stats = (await workers[0].stub.Describe(engine_pb2.DescribeRequest(), timeout=5)).stats
+        stats = (await workers[0].stub.Describe(engine_pb2.DescribeRequest(), timeout=60)).stats
         assert stats.used_kv_blocks == 0
         assert stats.sampled_tokens == sum(len(stream.ids[0]) for stream in streams)
         await _drain(workers[0], drain)  # Once more is no error.
 
 
 async def _drain(worker: Worker, message: engine_pb2.DrainRequest) -> engine_pb2.DrainResponse:
-    return await worker.stub.Drain(message, timeout=10)
+    return await worker.stub.Drain(message, timeout=60)
 
 
 async def test_a_refused_checkpoint_fences_the_generation(rig: Rig, journal: Journal) -> None:

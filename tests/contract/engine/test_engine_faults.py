@@ -30,7 +30,7 @@ PROMPT = [5, 6, 7, 8, 9]
 
 async def _left(worker: Worker) -> None:
     async def gone() -> bool:
-        answer = await worker.stub.Describe(engine_pb2.DescribeRequest(), timeout=5)
+        answer = await worker.stub.Describe(engine_pb2.DescribeRequest(), timeout=60)
         return not answer.formation_id and not answer.stats.used_kv_blocks
 
     await until(gone)
@@ -133,13 +133,13 @@ async def test_dissolve_reaches_every_member_and_blames_nobody(rig: Rig) -> None
         streams = await _running(workers[0], formation_id)
         for _ in range(2):
             dissolve = engine_pb2.DissolveRequest(formation_id=formation_id)
-            await first.stub.Dissolve(dissolve, timeout=5)
+            await first.stub.Dissolve(dissolve, timeout=60)
         await _dissolved(streams)
         for worker in workers:
             await _left(worker)
             assert worker.engine is not None
             assert worker.engine.lost_node_ids == ()
-        await workers[0].stub.Dissolve(engine_pb2.DissolveRequest(formation_id="f9"), timeout=5)
+        await workers[0].stub.Dissolve(engine_pb2.DissolveRequest(formation_id="f9"), timeout=60)
 
 
 async def test_a_new_formation_ends_the_one_before(rig: Rig) -> None:
@@ -170,7 +170,7 @@ async def test_members_that_do_not_stand_are_no_formation(rig: Rig) -> None:
     await rig.hold(other, (2, 6))
     form = rig.form_request([head, other], [2], "f1", 0, blocks=8)
     with pytest.raises(grpc.aio.AioRpcError) as failed:
-        await head.stub.Form(form, timeout=5)
+        await head.stub.Form(form, timeout=60)
     assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
     await _left(head)
 
@@ -183,7 +183,7 @@ async def test_a_form_for_another_process_other_layers_or_other_weights_is_refus
 
     async def refusal(message: engine_pb2.FormRequest) -> Exception:
         with pytest.raises(grpc.aio.AioRpcError) as failed:
-            await worker.stub.Form(message, timeout=5)
+            await worker.stub.Form(message, timeout=60)
         return from_rpc_error(failed.value)
 
     assert isinstance(await refusal(form), FailedPrecondition)
@@ -212,7 +212,7 @@ async def test_a_form_for_another_process_other_layers_or_other_weights_is_refus
             else:
                 setattr(wrong, name, value)
         assert isinstance(await refusal(wrong), kind), change
-    await worker.stub.Form(form, timeout=5)
+    await worker.stub.Form(form, timeout=60)
 
 
 class Babbler(engine_pb2_grpc.EngineServiceServicer):
@@ -234,7 +234,7 @@ async def test_answers_that_nobody_takes_do_not_keep_a_stage_from_ending(rig: Ri
     babbler = replace(absent, address=f"127.0.0.1:{port}")
     await rig.hold(stage, (2, 4))
     form = rig.form_request([absent, stage, babbler], [2, 4], "f1", 1)
-    await stage.stub.Form(form, timeout=5)
+    await stage.stub.Form(form, timeout=60)
     assert stage.engine is not None
     formation = stage.engine.formation
     assert formation is not None
@@ -246,5 +246,5 @@ async def test_answers_that_nobody_takes_do_not_keep_a_stage_from_ending(rig: Ri
         return formation._answers.full()
 
     await until(full)
-    await stage.stub.Dissolve(engine_pb2.DissolveRequest(formation_id="f1"), timeout=5)
-    await asyncio.wait_for(formation.closed(), 10)
+    await stage.stub.Dissolve(engine_pb2.DissolveRequest(formation_id="f1"), timeout=60)
+    await asyncio.wait_for(formation.closed(), 60)

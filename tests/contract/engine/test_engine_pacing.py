@@ -18,7 +18,7 @@ STEPS = 20
 
 
 async def described(worker: Worker) -> engine_pb2.DescribeResponse:
-    return await worker.stub.Describe(engine_pb2.DescribeRequest(), timeout=5)
+    return await worker.stub.Describe(engine_pb2.DescribeRequest(), timeout=60)
 
 
 def slowness(told: engine_pb2.DescribeResponse) -> float:
@@ -67,7 +67,7 @@ async def test_who_rests_leaves_its_formation_and_joins_the_next_at_once(
     assert worker.engine is not None
     async with asyncio.timeout(DEADLINE_S):
         await worker.engine._compute.run(lambda: None)  # no thread rests
-    await worker.stub.Dissolve(engine_pb2.DissolveRequest(formation_id="f1"), timeout=5)
+    await worker.stub.Dissolve(engine_pb2.DissolveRequest(formation_id="f1"), timeout=60)
     await stream.end()
     assert stream.closed == engine_pb2.CLOSE_REASON_DISSOLVED
     await rig.join([worker], [], "f2")

@@ -22,7 +22,7 @@ PROMPT = [5, 6, 7, 8, 9]
 
 
 async def _stats(worker: Worker) -> engine_pb2.EngineStats:
-    return (await worker.stub.Describe(engine_pb2.DescribeRequest(), timeout=5)).stats
+    return (await worker.stub.Describe(engine_pb2.DescribeRequest(), timeout=60)).stats
 
 
 async def _used_blocks_are(worker: Worker, count: int) -> None:
@@ -143,7 +143,7 @@ async def test_a_cancelled_generation_frees_its_blocks(rig: Rig) -> None:
     await stream.until(lambda s: len(s.ids.get(0, [])) >= 5)
     cancel = engine_pb2.CancelRequest(generation_id="g", reason=common_pb2.CANCEL_REASON_CLIENT)
     for _ in range(2):
-        await workers[0].stub.Cancel(cancel, timeout=5)
+        await workers[0].stub.Cancel(cancel, timeout=60)
     await stream.end()
     assert stream.closed == engine_pb2.CLOSE_REASON_CANCELLED
     await _used_blocks_are(workers[0], 0)
@@ -213,12 +213,12 @@ async def test_an_unknown_formation_an_old_epoch_and_another_request_are_refused
 async def test_a_batch_of_another_formation_is_refused(rig: Rig) -> None:
     workers = [await rig.worker(), await rig.worker()]
     await rig.form(workers, [3], "f1")
-    call = workers[1].stub.Forward(timeout=5)
+    call = workers[1].stub.Forward(timeout=60)
     await call.write(engine_pb2.ForwardRequest(formation_id="f0"))
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await call.read()
     assert isinstance(from_rpc_error(failed.value), FailedPrecondition)
-    intruder = workers[1].stub.Forward(timeout=5)
+    intruder = workers[1].stub.Forward(timeout=60)
     await intruder.write(engine_pb2.ForwardRequest(formation_id="f1"))
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await intruder.read()
@@ -230,15 +230,15 @@ async def test_a_batch_of_another_formation_is_refused(rig: Rig) -> None:
 async def test_a_step_that_names_another_formation_ends_the_stream(rig: Rig) -> None:
     absent, stage = await rig.worker(), await rig.worker()
     await rig.hold(stage, (3, 6))
-    await stage.stub.Form(rig.form_request([absent, stage], [3], "f1", 1), timeout=5)
-    call = stage.stub.Forward(timeout=5)
+    await stage.stub.Form(rig.form_request([absent, stage], [3], "f1", 1), timeout=60)
+    call = stage.stub.Forward(timeout=60)
     await call.write(engine_pb2.ForwardRequest(formation_id="f1"))
     assert isinstance(await call.read(), engine_pb2.ForwardResponse)
     await call.write(engine_pb2.ForwardRequest(formation_id="f0", step=1))
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await call.read()
     assert isinstance(from_rpc_error(failed.value), StaleEpoch)
-    description = await stage.stub.Describe(engine_pb2.DescribeRequest(), timeout=5)
+    description = await stage.stub.Describe(engine_pb2.DescribeRequest(), timeout=60)
     assert description.formation_id == ""
 
 

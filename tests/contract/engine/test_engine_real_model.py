@@ -131,8 +131,8 @@ async def test_a_real_node_prepares_its_next_range_while_it_serves(
         assert len(gaps_s) >= 3
         assert all(stage.held for answer in prepared for stage in answer.stages)
         assert read == _stored_bytes(store, (12, 20))
-        await serving[0].stub.Dissolve(engine_pb2.DissolveRequest(formation_id="f1"), timeout=5)
-        await serving[1].stub.Dissolve(engine_pb2.DissolveRequest(formation_id="f1"), timeout=5)
+        await serving[0].stub.Dissolve(engine_pb2.DissolveRequest(formation_id="f1"), timeout=60)
+        await serving[1].stub.Dissolve(engine_pb2.DissolveRequest(formation_id="f1"), timeout=60)
         await stream.end()
         held = stream.ids[0]
         await rig.join(serving, [20], "f2")

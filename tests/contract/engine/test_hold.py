@@ -31,13 +31,13 @@ def loader_of(worker: Worker) -> TinyLoader:
 
 async def refusal(worker: Worker, hold: engine_pb2.HoldRequest) -> ShuntError:
     with pytest.raises(grpc.aio.AioRpcError) as failed:
-        async for _ in worker.stub.Hold(hold, timeout=10):
+        async for _ in worker.stub.Hold(hold, timeout=60):
             pass
     return from_rpc_error(failed.value)
 
 
 async def described(worker: Worker) -> engine_pb2.DescribeResponse:
-    return await worker.stub.Describe(engine_pb2.DescribeRequest(), timeout=5)
+    return await worker.stub.Describe(engine_pb2.DescribeRequest(), timeout=60)
 
 
 async def ranges_of(worker: Worker) -> list[tuple[int, int]]:
@@ -48,7 +48,7 @@ async def ranges_of(worker: Worker) -> list[tuple[int, int]]:
 async def dissolve(workers: Sequence[Worker], formation_id: str) -> None:
     for worker in workers:
         asked = engine_pb2.DissolveRequest(formation_id=formation_id)
-        await worker.stub.Dissolve(asked, timeout=5)
+        await worker.stub.Dissolve(asked, timeout=60)
 
 
 async def test_two_stages_are_held_and_one_is_dropped_and_shared_layers_are_read_once(
@@ -123,7 +123,7 @@ async def test_a_hold_is_joined_and_a_newer_one_takes_its_place(rig: Rig) -> Non
     worker = await rig.worker()
     loader = loader_of(worker)
     loader.gate.set()
-    calls = [worker.stub.Hold(rig.hold_request((0, 3)), timeout=10) for _ in range(3)]
+    calls = [worker.stub.Hold(rig.hold_request((0, 3)), timeout=60) for _ in range(3)]
     for call in calls:
         begun = await call.read()
         assert isinstance(begun, engine_pb2.HoldResponse)
@@ -211,7 +211,7 @@ async def test_a_stage_that_is_left_out_serves_until_its_formation_ends(rig: Rig
     assert stream.ids[0] == expected_ids(PROMPT, len(stream.ids[0]))
     join = rig.form_request([worker], [], "f2", 0)
     with pytest.raises(grpc.aio.AioRpcError) as refused:  # it goes: nobody may count on it
-        await worker.stub.Form(join, timeout=5)
+        await worker.stub.Form(join, timeout=60)
     assert isinstance(from_rpc_error(refused.value), FailedPrecondition)
     await dissolve([worker], "f1")
     assert await ranges_of(worker) == [(2, 4)]
@@ -278,7 +278,7 @@ async def test_room_for_a_cache_is_told_as_it_is_and_no_more_is_given(rig: Rig) 
     await rig.hold(worker, (0, 6))
     too_much = rig.form_request([worker], [], "f1", 0, blocks=6)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await worker.stub.Form(too_much, timeout=5)
+        await worker.stub.Form(too_much, timeout=60)
     assert "[1, 5]" in str(refused.value.details())
     await rig.join([worker], [], "f1", blocks=5)
     assert loader_of(worker).backends[-1].kv_blocks == 5

@@ -119,7 +119,7 @@ async def test_a_stage_of_several_ranks_says_what_one_rank_says(
         workers = await pipeline(rig, store, degrees, dtype)
         found.append(await said(workers[0], requests(model, f"of-{len(found)}")))
         for worker, degree in zip(workers, degrees, strict=True):
-            described = await worker.stub.Describe(engine_pb2.DescribeRequest(), timeout=5)
+            described = await worker.stub.Describe(engine_pb2.DescribeRequest(), timeout=60)
             (holding,) = described.stages
             assert holding.stage.tp_degree == degree
             classes.add(holding.numerics_class)
@@ -155,7 +155,7 @@ async def test_a_rank_lost_under_load_ends_its_formation_and_its_node_holds_the_
         await until(lambda worker=worker: _in_no_formation(worker))
 
     await until(lambda: _gone(pids))
-    described = await workers[1].stub.Describe(engine_pb2.DescribeRequest(), timeout=5)
+    described = await workers[1].stub.Describe(engine_pb2.DescribeRequest(), timeout=60)
     assert not described.stages
     await rig.form(workers, [2], "f2", degrees=[1, 2])
     again = requests(model, "again")
@@ -172,7 +172,7 @@ def _exists(pid: int) -> bool:
 
 
 async def _in_no_formation(worker: Worker) -> bool:
-    described = await worker.stub.Describe(engine_pb2.DescribeRequest(), timeout=5)
+    described = await worker.stub.Describe(engine_pb2.DescribeRequest(), timeout=60)
     return not described.formation_id
 
 

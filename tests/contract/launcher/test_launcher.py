@@ -17,7 +17,7 @@ from tests.contract.launcher.running import running_launcher
 from tests.played_docker import PATTERN_LABELS, PROJECT, PlayedDocker, pattern, played_docker
 from tests.waiting import until
 
-CALL_S = 20
+CALL_S = 60.0
 
 
 @pytest.fixture

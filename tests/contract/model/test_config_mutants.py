@@ -26,6 +26,7 @@ from services.controller.model_store import facts_from
 from services.engine.native.model import load_stage
 from services.engine.stage.spans import Span
 from services.model.config import parse_config
+from services.router.grammar_checks import GrammarChecks
 from services.router.model import ServedModel
 from services.router.model_files import ModelFiles
 from services.tensorstore.client import open_store
@@ -228,6 +229,6 @@ def test_one_limit_of_a_windowed_model_is_told_to_everybody(tmp_path: Path) -> N
     assert {
         stage.facts.context_length,
         facts_from(reply).context_length,
-        ServedModel(files).facts.max_positions,
+        ServedModel(files, GrammarChecks()).facts.max_positions,
     } == {raw["max_position_embeddings"]}
     stage.close()

@@ -49,7 +49,7 @@ async def keyed(mesh: FakeMesh, ring: KeyRing, tmp_path: Path) -> AsyncIterator[
 @pytest.fixture
 async def http(router: RunningDoors) -> AsyncIterator[httpx.AsyncClient]:
     url = f"http://127.0.0.1:{router.http_port}"
-    async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
         yield client
 
 

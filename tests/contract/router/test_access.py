@@ -125,7 +125,7 @@ async def test_a_refusal_by_the_head_is_told_with_its_code(
     mesh.refusal = Unavailable("away")
     async with mesh.router(recover_s=0.3) as router:
         url = f"http://127.0.0.1:{router.http_port}"
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
             await ask(client)
     await until(lambda: logged.named("request"))
     assert logged.named("request")[0]["error"] == "unavailable"
@@ -165,7 +165,7 @@ async def test_a_call_over_grpc_is_one_line_too(
     async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
         stub = router_pb2_grpc.RouterServiceStub(channel)
         request = router_pb2.GenerateRequest(model="tiny", text=SECRET)
-        call = stub.Generate(request, timeout=20, metadata=(("x-request-id", "mine-2"),))
+        call = stub.Generate(request, timeout=60, metadata=(("x-request-id", "mine-2"),))
         events = [event async for event in call]
         with pytest.raises(grpc.aio.AioRpcError):
             async for _ in stub.Generate(router_pb2.GenerateRequest(model="none", text="x")):
@@ -187,12 +187,12 @@ async def test_bodies_over_both_doors_share_one_limit(mesh: FakeMesh) -> None:
         stub = router_pb2_grpc.RouterServiceStub(channel)
         too_much = router_pb2.GenerateRequest(model="tiny", text="x" * 5_000)
         with pytest.raises(grpc.aio.AioRpcError) as failed:
-            async for _ in stub.Generate(too_much, timeout=20):
+            async for _ in stub.Generate(too_much, timeout=60):
                 pass
         assert isinstance(from_rpc_error(failed.value), Unavailable)
         for _ in range(3):  # what is answered or refused gives its share back
             with pytest.raises(grpc.aio.AioRpcError) as failed:
-                async for _ in stub.Generate(request, timeout=20):
+                async for _ in stub.Generate(request, timeout=60):
                     pass
             assert not isinstance(from_rpc_error(failed.value), Unavailable)
 

@@ -23,7 +23,7 @@ async def steady() -> AsyncIterator[httpx.AsyncClient]:
     """One router for the whole file: what one request does to it, the others would feel."""
     async with FakeMesh(1).serving() as mesh, mesh.router() as router:
         url = f"http://127.0.0.1:{router.http_port}"
-        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
             yield client
 
 

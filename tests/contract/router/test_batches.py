@@ -302,7 +302,7 @@ async def test_a_live_request_has_batches_make_room(mesh: FakeMesh, files: str, 
         await until(lambda: len(mesh.journal) >= 8)
         mesh.limit = 0  # no token comes
         url = f"http://127.0.0.1:{router.http_port}"
-        async with httpx.AsyncClient(base_url=url, timeout=20) as http:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as http:
             waiting = asyncio.create_task(ask(http, max_tokens=4))
             await asyncio.sleep(0.6)
             begun = len(mesh.journal)

@@ -29,7 +29,7 @@ async def test_a_model_that_was_quiet_is_told_to_be_asked_for_at_once(
     async with mesh.router(report_s=SELDOM_S) as router:
         await _until(lambda: len(mesh.demands) == 1)
         url = f"http://127.0.0.1:{router.http_port}"
-        async with httpx.AsyncClient(base_url=url, timeout=20) as http:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as http:
             first = asyncio.create_task(ask(http))
             await _until(lambda: len(mesh.demands) == 2)
             assert [(m.model_id, m.open) for m in mesh.demands[1].models] == [("tiny", 1)]

@@ -151,7 +151,7 @@ async def test_the_other_door_echoes_too(router: RunningDoors, mesh: FakeMesh) -
         sampling=router_pb2.SamplingOptions(temperature=0, max_tokens=3, top_logprobs=1),
     )
     async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
-        call = router_pb2_grpc.RouterServiceStub(channel).Generate(request, timeout=20)
+        call = router_pb2_grpc.RouterServiceStub(channel).Generate(request, timeout=60)
         events = [event async for event in call]
     deltas = [delta for event in events for delta in event.deltas]
     assert "".join(delta.text for delta in deltas).startswith(PROMPT)

@@ -53,7 +53,7 @@ def _text(events: list[router_pb2.GenerateResponse], choice: int = 0) -> str:
 async def test_a_generation_streams_text_ids_and_usage(
     stub: router_pb2_grpc.RouterServiceStub, mesh: FakeMesh
 ) -> None:
-    events = await _events(stub.Generate(_request(), timeout=20))
+    events = await _events(stub.Generate(_request(), timeout=60))
     assert _text(events) == REPLY
     ids = [i for e in events for d in e.deltas for i in d.token_ids]
     assert ids == [*mesh.ids_of(REPLY), mesh.eos]
@@ -65,12 +65,12 @@ async def test_a_generation_streams_text_ids_and_usage(
 
 
 async def test_a_stream_resumes_behind_any_event(stub: router_pb2_grpc.RouterServiceStub) -> None:
-    events = await _events(stub.Generate(_request(), timeout=20))
+    events = await _events(stub.Generate(_request(), timeout=60))
     for cut in range(0, len(events), 11):
         again = router_pb2.ResumeRequest(
             generation_id=events[0].generation_id, last_event_id=events[cut].event_id
         )
-        rest = [answer.event async for answer in stub.Resume(again, timeout=20)]
+        rest = [answer.event async for answer in stub.Resume(again, timeout=60)]
         assert _text(events[: cut + 1]) + _text(rest) == REPLY
         assert sum(e.HasField("usage") for e in rest) == 1
 
@@ -78,17 +78,17 @@ async def test_a_stream_resumes_behind_any_event(stub: router_pb2_grpc.RouterSer
 async def test_a_finished_stream_has_nothing_more_to_say(
     stub: router_pb2_grpc.RouterServiceStub,
 ) -> None:
-    events = await _events(stub.Generate(_request(), timeout=20))
+    events = await _events(stub.Generate(_request(), timeout=60))
     again = router_pb2.ResumeRequest(
         generation_id=events[0].generation_id, last_event_id=events[-1].event_id
     )
-    assert [answer async for answer in stub.Resume(again, timeout=20)] == []
+    assert [answer async for answer in stub.Resume(again, timeout=60)] == []
 
 
 async def test_text_ids_choices_logprobs_and_names_are_taken(
     stub: router_pb2_grpc.RouterServiceStub, mesh: FakeMesh
 ) -> None:
-    await _events(stub.Generate(_request(text="Once", sampling={"max_tokens": 2}), timeout=20))
+    await _events(stub.Generate(_request(text="Once", sampling={"max_tokens": 2}), timeout=60))
     assert list(mesh.calls[0][1].request.prompt_ids) == mesh.ids_of("Once")
     request = _request(
         token_ids=router_pb2.PromptIds(ids=[5, 6, 7]),
@@ -97,7 +97,7 @@ async def test_text_ids_choices_logprobs_and_names_are_taken(
         stop_strings=["France"],
         sampling={"max_tokens": 9, "top_logprobs": 2, "seed": 1 << 63},
     )
-    events = await _events(stub.Generate(request, timeout=20))
+    events = await _events(stub.Generate(request, timeout=60))
     sent = mesh.calls[1][1].request
     assert (list(sent.prompt_ids), sent.generation_id, sent.choices) == ([5, 6, 7], "mine-1", 2)
     assert sent.sampling.seed == 1 << 63
@@ -114,14 +114,14 @@ async def test_asking_twice_by_one_name_is_asking_once(
     request = _request(generation_id="mine-1")
     request.sampling.ClearField("temperature")  # sampled, with a seed that the router draws
     mesh.limit = mesh.limit if finished else 10
-    first = stub.Generate(request, timeout=20)
+    first = stub.Generate(request, timeout=60)
     if finished:
         first_text = _text(await _events(first))
     else:
         await first.read()
     epochs, seed = mesh.journal["mine-1"].epoch, mesh.journal["mine-1"].request.sampling.seed
     mesh.limit = 1 << 30
-    again = await _events(stub.Generate(request, timeout=20))
+    again = await _events(stub.Generate(request, timeout=60))
     assert {event.generation_id for event in again} == {"mine-1"}
     entry = mesh.journal["mine-1"]
     assert (entry.epoch, entry.request.sampling.seed) == (epochs, seed)
@@ -142,9 +142,9 @@ async def test_asking_twice_by_one_name_is_asking_once(
 async def test_a_name_that_another_request_has_is_taken(
     stub: router_pb2_grpc.RouterServiceStub, more: dict[str, Any]
 ) -> None:
-    await _events(stub.Generate(_request(generation_id="mine-1"), timeout=20))
+    await _events(stub.Generate(_request(generation_id="mine-1"), timeout=60))
     with pytest.raises(grpc.aio.AioRpcError) as failed:
-        await _events(stub.Generate(_request(generation_id="mine-1", **more), timeout=20))
+        await _events(stub.Generate(_request(generation_id="mine-1", **more), timeout=60))
     assert isinstance(from_rpc_error(failed.value), AlreadyExists)
 
 
@@ -174,7 +174,7 @@ async def test_a_bad_request_names_its_field(
     stub: router_pb2_grpc.RouterServiceStub, more: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as failed:
-        await _events(stub.Generate(_request(**more), timeout=20))
+        await _events(stub.Generate(_request(**more), timeout=60))
     error = from_rpc_error(failed.value)
     assert isinstance(error, InvalidArgument)
     assert error.field == field
@@ -186,8 +186,8 @@ async def test_an_unknown_model_or_generation_is_not_found(
     unknown = _request()
     unknown.model = "huge"
     for call in (
-        stub.Generate(unknown, timeout=20),
-        stub.Resume(router_pb2.ResumeRequest(generation_id="nobody"), timeout=20),
+        stub.Generate(unknown, timeout=60),
+        stub.Resume(router_pb2.ResumeRequest(generation_id="nobody"), timeout=60),
     ):
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await _events(call)
@@ -197,12 +197,12 @@ async def test_an_unknown_model_or_generation_is_not_found(
 async def test_an_event_behind_the_end_is_out_of_range(
     stub: router_pb2_grpc.RouterServiceStub,
 ) -> None:
-    events = await _events(stub.Generate(_request(), timeout=20))
+    events = await _events(stub.Generate(_request(), timeout=60))
     again = router_pb2.ResumeRequest(
         generation_id=events[0].generation_id, last_event_id="5000-00000000"
     )
     with pytest.raises(grpc.aio.AioRpcError) as failed:
-        await _events(stub.Resume(again, timeout=20))
+        await _events(stub.Resume(again, timeout=60))
     assert isinstance(from_rpc_error(failed.value), OutOfRange)
 
 
@@ -210,9 +210,9 @@ async def test_a_cancelled_stream_ends_cancelled(
     stub: router_pb2_grpc.RouterServiceStub, mesh: FakeMesh
 ) -> None:
     mesh.limit = 5
-    call = stub.Generate(_request(), timeout=20)
+    call = stub.Generate(_request(), timeout=60)
     first = await call.read()
-    await stub.Cancel(router_pb2.CancelRequest(generation_id=first.generation_id), timeout=20)
+    await stub.Cancel(router_pb2.CancelRequest(generation_id=first.generation_id), timeout=60)
 
     async def rest() -> None:
         while await call.read() is not grpc.aio.EOF:
@@ -227,10 +227,10 @@ async def test_a_caller_that_leaves_detaches(
     stub: router_pb2_grpc.RouterServiceStub, mesh: FakeMesh, router: RunningDoors
 ) -> None:
     mesh.limit = 5
-    call = stub.Generate(_request(), timeout=20)
+    call = stub.Generate(_request(), timeout=60)
     await call.read()
     call.cancel()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while mesh.readers or router.router.streams:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert mesh.cancels == []
@@ -245,7 +245,7 @@ async def test_a_caller_that_never_reads_is_let_go(mesh: FakeMesh) -> None:
         grpc.aio.insecure_channel(f"127.0.0.1:{router.grpc_port}", narrow) as channel,
     ):
         call = router_pb2_grpc.RouterServiceStub(channel).Generate(request, timeout=60)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not mesh.calls or mesh.readers or router.router.streams:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         with pytest.raises(grpc.aio.AioRpcError) as failed:
@@ -256,7 +256,7 @@ async def test_a_caller_that_never_reads_is_let_go(mesh: FakeMesh) -> None:
 
 
 async def test_models_are_listed(stub: router_pb2_grpc.RouterServiceStub) -> None:
-    listed = await stub.ListModels(router_pb2.ListModelsRequest(), timeout=20)
+    listed = await stub.ListModels(router_pb2.ListModelsRequest(), timeout=60)
     assert [(m.model_id, m.digest, m.max_positions) for m in listed.models] == [
         (MODEL.model_id, MODEL.digest, MAX_POSITIONS)
     ]
@@ -271,9 +271,9 @@ async def test_a_message_over_the_limit_is_refused(mesh: FakeMesh) -> None:
     ):
         stub = router_pb2_grpc.RouterServiceStub(channel)
         with pytest.raises(grpc.aio.AioRpcError) as failed:
-            await _events(stub.Generate(_request(text="x" * (2 << 20)), timeout=20))
+            await _events(stub.Generate(_request(text="x" * (2 << 20)), timeout=60))
         assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert _text(await _events(stub.Generate(_request(), timeout=20))) == REPLY
+        assert _text(await _events(stub.Generate(_request(), timeout=60))) == REPLY
 
 
 BROKEN = {
@@ -290,13 +290,13 @@ BROKEN = {
 async def test_bytes_that_are_no_message_get_a_status(router: RunningDoors, name: str) -> None:
     method = "/shuntserve.router.v1.RouterService/Generate"
     async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
-        call: Any = channel.unary_stream(method)(BROKEN[name], timeout=20)
+        call: Any = channel.unary_stream(method)(BROKEN[name], timeout=60)
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await call.read()
         assert failed.value.code() is grpc.StatusCode.UNKNOWN  # the library's own
         assert "Error parsing message" in str(failed.value.details())
         stub = router_pb2_grpc.RouterServiceStub(channel)
-        assert _text(await _events(stub.Generate(_request(), timeout=20))) == REPLY
+        assert _text(await _events(stub.Generate(_request(), timeout=60))) == REPLY
 
 
 @pytest.mark.group(37)
@@ -304,11 +304,11 @@ async def test_a_thousand_resets_do_no_harm(
     stub: router_pb2_grpc.RouterServiceStub, router: RunningDoors
 ) -> None:
     for _ in range(50):
-        calls = [stub.Generate(_request(), timeout=20) for _ in range(20)]
+        calls = [stub.Generate(_request(), timeout=60) for _ in range(20)]
         await asyncio.sleep(0)
         for call in calls:
             call.cancel()
-    assert _text(await _events(stub.Generate(_request(), timeout=20))) == REPLY
-    async with asyncio.timeout(10):
+    assert _text(await _events(stub.Generate(_request(), timeout=60))) == REPLY
+    async with asyncio.timeout(60):
         while router.router.streams:  # noqa: ASYNC110
             await asyncio.sleep(0.01)

@@ -38,7 +38,7 @@ async def _asking(
     router: RunningDoors, headers: Mapping[str, str] | None = None
 ) -> AsyncIterator[httpx.AsyncClient]:
     url = f"http://127.0.0.1:{router.http_port}"
-    async with httpx.AsyncClient(base_url=url, timeout=20, headers=headers) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=60, headers=headers) as client:
         yield client
 
 
@@ -176,7 +176,7 @@ async def test_the_owner_comes_back_by_any_of_its_keys(keyed: RunningDoors, ring
 
 async def _until_known(client: httpx.AsyncClient, status: int = 200) -> None:
     """The router has looked at its file again."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (await client.get("/v1/models")).status_code != status:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
@@ -237,7 +237,7 @@ async def _stub(router: RunningDoors) -> AsyncIterator[Any]:
 async def _called(stub: Any, method: Any, request: Any, shown: str | None) -> None:
     """Raises the domain error of the call."""
     metadata = () if shown is None else (("authorization", shown),)
-    call = getattr(stub, method.name)(request, timeout=20, metadata=metadata)
+    call = getattr(stub, method.name)(request, timeout=60, metadata=metadata)
     try:
         if method.server_streaming:
             async for _ in call:
@@ -314,7 +314,7 @@ async def test_no_key_is_in_any_line_or_message(
         ring.path.write_text(ring.path.read_text()[:-30])
         async with _asking(keyed, ring.shown("acme")) as client:
             await until(lambda: lines.named("request"))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not lines.named("keys stay as they were"):
                     await client.get("/v1/models")
                     await asyncio.sleep(0.05)
@@ -345,7 +345,7 @@ async def test_a_browser_may_ask_beforehand_without_a_key(keyed: RunningDoors) -
 async def test_operators_have_a_listener_of_their_own(mesh: FakeMesh, ring: KeyRing) -> None:
     async with mesh.router(admin_port=0, keys=ring.path) as router:
         url = f"http://127.0.0.1:{router.admin_port}"
-        async with httpx.AsyncClient(base_url=url, timeout=20) as admin:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as admin:
             assert "shunt_router_streams" in (await admin.get("/metrics")).text
             await until(lambda: router.router.ready)
             for path in ("/healthz", "/readyz"):

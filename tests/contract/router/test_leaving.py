@@ -46,7 +46,7 @@ async def test_nothing_begins_for_a_client_that_left_before_a_pipeline_came(
     body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
     async with mesh.router(route_wait_s=60) as router:
         url = f"http://127.0.0.1:{router.http_port}"
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
             await until(lambda: router.router.ready)  # then it is for the routes alone
             mesh.alive = [False, False]
             mesh.change_routes()
@@ -116,6 +116,9 @@ async def test_a_client_that_can_come_back_by_an_event_is_told_apart(
     await until(lambda: mesh.readers == 0 and router.router.streams == 0)
     await until(lambda: len(mesh.detaches) == 2)
     assert _told(mesh) == [(told.generation_id, 1, True)] * 2
+    readers = [call.reader for _, call in mesh.calls]
+    assert [one.reader for one in mesh.detaches] == readers, "each is named as its call named it"
+    assert len(set(readers)) == 2
 
 
 async def test_a_whole_answer_that_was_given_tells_nobody(
@@ -137,7 +140,7 @@ async def test_a_grpc_client_that_leaves_before_it_knows_a_name_parks_its_genera
         request = router_pb2.GenerateRequest(
             model="tiny", text="hi", generation_id="mine" if named else ""
         )
-        call = stub.Generate(request, timeout=20)
+        call = stub.Generate(request, timeout=60)
         await until(lambda: mesh.readers == 1)
         call.cancel()
         await until(lambda: mesh.readers == 0 and router.router.streams == 0)
@@ -155,7 +158,7 @@ async def test_a_prompt_in_the_making_counts_though_its_client_left(
     def slow(self: ServedModel, ask: Ask, created_unix_s: int) -> Prompt:
         if ask.prompt == text:
             begun.set()
-            go_on.wait(20)
+            go_on.wait(60)
         return prompt(self, ask, created_unix_s)
 
     monkeypatch.setattr(ServedModel, "prompt", slow)
@@ -171,7 +174,7 @@ async def test_a_prompt_in_the_making_counts_though_its_client_left(
             left.cancel()
             for _ in range(5):  # the router has heard of it long before these are answered
                 other = router_pb2.GenerateRequest(model="tiny", text="hi")
-                assert [event async for event in stub.Generate(other, timeout=20)]
+                assert [event async for event in stub.Generate(other, timeout=60)]
             assert router.router._admission.total == 1
         finally:
             go_on.set()
@@ -185,7 +188,7 @@ async def test_a_stopping_router_sends_its_readers_elsewhere(
     sent: list[Any] = []
     async with mesh.router() as router:
         url = f"http://127.0.0.1:{router.http_port}"
-        client = httpx.AsyncClient(base_url=url, timeout=20)
+        client = httpx.AsyncClient(base_url=url, timeout=60)
         task = asyncio.create_task(ask(client, until=lambda t: sent.append(t)))
         await until(lambda: sent and len(sent[-1].text()) > 10)
     told = await task
@@ -194,7 +197,7 @@ async def test_a_stopping_router_sends_its_readers_elsewhere(
     mesh.limit = 1 << 30
     async with mesh.router() as other:
         url = f"http://127.0.0.1:{other.http_port}"
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
             rest = await resume(client, told.generation_id, told.ids[-2])
     assert told.text() + rest.text() == REPLY
 
@@ -203,7 +206,7 @@ async def test_a_stopping_router_sends_who_waits_for_a_pipeline_elsewhere(mesh: 
     body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
     async with mesh.router(route_wait_s=60, shutdown_grace_s=5) as router:
         url = f"http://127.0.0.1:{router.http_port}"
-        client = httpx.AsyncClient(base_url=url, timeout=20)
+        client = httpx.AsyncClient(base_url=url, timeout=60)
         mesh.alive = [False, False]
         mesh.change_routes()
         await until(lambda: not router.router.ready)

@@ -33,7 +33,7 @@ async def _events(router: RunningDoors, **more: Any) -> list[Any]:
     async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
         stub = router_pb2_grpc.RouterServiceStub(channel)
         request = router_pb2.GenerateRequest(model="tiny", text="hi", **more)
-        return [event async for event in stub.Generate(request, timeout=20)]
+        return [event async for event in stub.Generate(request, timeout=60)]
 
 
 async def test_the_first_token_of_a_request_counts_once_and_that_of_a_resume_never(
@@ -159,7 +159,7 @@ async def test_a_tenant_counts_by_name_until_there_are_too_many(
     ring.add("late")
     async with mesh.router(keys=ring.path, metrics_tenants=1) as router:
         url = f"http://127.0.0.1:{router.http_port}"
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
             told = [await ask(client, headers=ring.shown(name)) for name in ("named", "late")]
     usage = told[0].usages[0]
     for name in ("named", "other"):

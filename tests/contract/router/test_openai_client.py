@@ -183,7 +183,7 @@ async def test_answers_have_the_types_of_the_official_client(
     url = f"http://127.0.0.1:{router.http_port}/v1"
     chat = {"model": "tiny", "messages": ASKED, "n": 2, "logprobs": True, "top_logprobs": 2}
     text = {"model": "tiny", "prompt": "Once", "n": 2, "logprobs": 2}
-    async with httpx.AsyncClient(base_url=url, timeout=20) as http:
+    async with httpx.AsyncClient(base_url=url, timeout=60) as http:
         whole = await http.post("/chat/completions", json=chat)
         ChatCompletion.model_validate(whole.json(), strict=True)
         for wanted in (chat, {**chat, "stream_options": {"include_usage": True}}):

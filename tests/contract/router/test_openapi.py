@@ -29,7 +29,7 @@ TEXT = {"model": "tiny", "prompt": "hi", "max_tokens": 3}
 async def http() -> AsyncIterator[httpx.AsyncClient]:
     async with FakeMesh(1).serving() as mesh, mesh.router() as router:
         url = f"http://127.0.0.1:{router.http_port}"
-        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
             yield client
 
 

@@ -44,7 +44,7 @@ async def test_what_was_cached_is_told_over_both_doors_and_at_every_router(
     assert streamed.usages[0]["prompt_tokens_details"] == {"cached_tokens": 32}
     async with mesh.router() as other:
         url = f"http://127.0.0.1:{other.http_port}"
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
             again = await resume(client, streamed.generation_id, streamed.ids[3])
     assert again.usages == streamed.usages
     body = {"model": "tiny", "prompt": "hi", "max_tokens": 2}
@@ -53,7 +53,7 @@ async def test_what_was_cached_is_told_over_both_doors_and_at_every_router(
     async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
         stub = router_pb2_grpc.RouterServiceStub(channel)
         asked = router_pb2.GenerateRequest(model="tiny", text="hi", cache_salt="mine")
-        events = [event async for event in stub.Generate(asked, timeout=20)]
+        events = [event async for event in stub.Generate(asked, timeout=60)]
     assert events[-1].usage.cached_prompt_tokens == 32
     assert mesh.calls[-1][1].request.cache_salt == "mine"
 

@@ -40,7 +40,7 @@ async def _asking(
     router: RunningDoors, ring: KeyRing, tenant: str
 ) -> AsyncIterator[httpx.AsyncClient]:
     url, headers = f"http://127.0.0.1:{router.http_port}", ring.shown(tenant)
-    async with httpx.AsyncClient(base_url=url, timeout=20, headers=headers) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=60, headers=headers) as client:
         yield client
 
 
@@ -176,7 +176,7 @@ async def test_grpc_is_held_to_the_same_limits(keyed: RunningDoors, ring: KeyRin
         ended: list[Any] = []
         for _ in range(4):
             try:
-                async for event in stub.Generate(request, timeout=20, metadata=metadata):
+                async for event in stub.Generate(request, timeout=60, metadata=metadata):
                     last = event
                 ended.append(last.HasField("usage"))
             except grpc.RpcError as error:

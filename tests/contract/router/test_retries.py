@@ -70,7 +70,7 @@ async def test_a_retry_joins_through_another_router_and_is_answered_from_the_sta
     name = await _leave(mesh, http)
     async with mesh.router() as other:
         url = f"http://127.0.0.1:{other.http_port}"
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
             answer = await client.post("/v1/completions", json=ASKED, headers=AGAIN)
     assert answer.headers["x-generation-id"] == name
     assert answer.json()["choices"][0]["text"] == REPLY

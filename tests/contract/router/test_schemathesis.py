@@ -29,7 +29,7 @@ most time to make."""
 OTHERS = 80
 WITHOUT_PARAMETERS = 4
 ANYTHING_FITS = ("retrieveModel",)
-LIMIT_S = 20
+LIMIT_S = 60.0
 CHECKS = [
     checks.status_code_conformance,
     checks.content_type_conformance,
@@ -93,11 +93,11 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),))
     thread.start()
-    assert serving.wait(30)
+    assert serving.wait(60)
     loop, address = found
     yield address
     loop.call_soon_threadsafe(done.set)
-    thread.join(30)
+    thread.join(60)
 
 
 @pytest.mark.parametrize(("operation", "mode", "rounds"), CASES)

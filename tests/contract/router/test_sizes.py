@@ -17,7 +17,7 @@ LIMIT_BYTES = 1 << 20
 async def http(mesh: FakeMesh) -> AsyncIterator[httpx.AsyncClient]:
     async with mesh.router(max_message_bytes=LIMIT_BYTES) as router:
         url = f"http://127.0.0.1:{router.http_port}"
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
             yield client
 
 

@@ -99,7 +99,7 @@ async def test_a_stream_that_nobody_takes_ends_in_an_error_and_can_be_resumed(
     mesh.limit = 10
     async with mesh.router(recover_s=0.6) as router:
         url = f"http://127.0.0.1:{router.http_port}"
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
 
             async def away() -> None:
                 await until(lambda: mesh.sampled >= 10)
@@ -124,7 +124,7 @@ async def test_a_reader_resumes_at_another_router_at_any_event(
     for cut in range(0, len(whole.ids), 9):
         async with mesh.router() as other:
             url = f"http://127.0.0.1:{other.http_port}"
-            async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+            async with httpx.AsyncClient(base_url=url, timeout=60) as client:
                 rest = await resume(client, whole.generation_id, whole.ids[cut])
         assert _text_up_to(whole, cut) + rest.text() == whole.text()
         told_end = any(c["finish_reason"] for c in whole.events[cut]["choices"])
@@ -265,7 +265,7 @@ async def test_one_stream_too_many_is_429(mesh: FakeMesh, ask: Any) -> None:
     mesh.limit = 5
     async with mesh.router(max_streams=1) as router:
         url = f"http://127.0.0.1:{router.http_port}"
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
             told: list[Any] = []
             first = asyncio.create_task(
                 ask(client, until=lambda t: told.append(t) is None and bool(mesh.limit > 5))
@@ -298,7 +298,7 @@ async def test_a_waiting_client_hears_comments(mesh: FakeMesh, ask: Any) -> None
     mesh.limit = 0
     async with mesh.router(comment_s=0.1, first_event_s=0.1) as router:
         url = f"http://127.0.0.1:{router.http_port}"
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
             told = await ask(client, until=lambda told: len(told.comments) >= 3)
     assert len(told.comments) >= 3
     assert told.roles == 1
@@ -312,7 +312,7 @@ async def test_a_model_that_cannot_be_read_is_503_until_it_can(
     mesh.store_fault = fault
     async with mesh.router() as router:
         url = f"http://127.0.0.1:{router.http_port}"
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
             told = await ask(client)
             assert (told.status, told.body["error"]["code"]) == (503, "unavailable")
             assert not any(task.done() for task in router.work)

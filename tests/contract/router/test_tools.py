@@ -198,7 +198,7 @@ async def test_grpc_tells_calls_and_takes_them_back(router: RunningDoors) -> Non
 
     async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
         stub = router_pb2_grpc.RouterServiceStub(channel)
-        deltas = [d async for e in stub.Generate(request(), timeout=20) for d in e.deltas]
+        deltas = [d async for e in stub.Generate(request(), timeout=60) for d in e.deltas]
         pieces = [piece for delta in deltas for piece in delta.tool_calls]
         assert [piece.name for piece in pieces if piece.name] == ["weather", "weather"]
         joined = ["".join(p.arguments for p in pieces if p.index == i) for i in range(2)]
@@ -212,7 +212,7 @@ async def test_grpc_tells_calls_and_takes_them_back(router: RunningDoors) -> Non
             ],
         )
         again.chat.messages.add(role="tool", tool_call_id=pieces[0].id, content="rain")
-        events = [e async for e in stub.Generate(again, timeout=20)]
+        events = [e async for e in stub.Generate(again, timeout=60)]
         assert "".join(d.text for e in events for d in e.deltas) == REPLY
         again.chat.messages.add(role="tool", tool_call_id="other", content="rain")
         with pytest.raises(InvalidArgument, match=r"messages\[3\].tool_call_id"):
@@ -225,6 +225,6 @@ async def _refused(
     stub: router_pb2_grpc.RouterServiceStub, request: router_pb2.GenerateRequest
 ) -> None:
     try:
-        _ = [event async for event in stub.Generate(request, timeout=20)]
+        _ = [event async for event in stub.Generate(request, timeout=60)]
     except grpc.RpcError as error:
         raise from_rpc_error(error) from None

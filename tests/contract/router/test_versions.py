@@ -73,7 +73,7 @@ async def test_what_began_under_the_old_version_is_read_with_its_files(
     _serve(mesh, NEWER)
     async with mesh.router(recover_s=5.0, route_wait_s=20.0) as other:
         url = f"http://127.0.0.1:{other.http_port}"
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
             mesh.described.clear()
             again = await client.get(f"/v1/generations/{name}/stream")
     assert again.status_code == 200, again.text

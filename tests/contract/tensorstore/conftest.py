@@ -78,7 +78,7 @@ def proxy(s3_endpoint: str) -> Iterator[tuple[str, Faults]]:
             with faults.lock:
                 faults.requests.append((self.command, self.path, headers))
             body = self.rfile.read(int(headers.get("Content-Length", 0)))
-            upstream_call = http.client.HTTPConnection(upstream, timeout=30)
+            upstream_call = http.client.HTTPConnection(upstream, timeout=60)
             try:
                 upstream_call.putrequest(self.command, self.path, skip_host=True)
                 for name, value in headers.items():
@@ -203,13 +203,13 @@ def start_service() -> Iterator[Any]:
         processes.append(process)
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert "grpc on" in line, line
+        assert "grpc on" in line, line or f"it ended, with {process.wait(60)}: see above"
         return Running(line.split()[-1], process)
 
     yield start
     for process in processes:
         process.terminate()
     for process in processes:
-        process.wait(20)
+        process.wait(60)
         assert process.stdout is not None
         process.stdout.close()

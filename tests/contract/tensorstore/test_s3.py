@@ -243,9 +243,8 @@ def test_an_answer_that_drips_ends_in_time_with_a_typed_error(
     began_s = time.monotonic()
     with pytest.raises(Unavailable):
         ASKS[ask](backend, digest)
-    assert (
-        time.monotonic() - began_s < 20
-    )  # dripping it all takes half an hour, or 2 s at the least
+    # Dripping it all takes half an hour.
+    assert time.monotonic() - began_s < 120
     setattr(faults, fault, 0)
     assert ASKS[ask](backend, digest) == before
 
@@ -265,7 +264,7 @@ def test_a_store_told_to_stop_ends_though_s3_hangs(
         while len(faults.requests) == asked:
             time.sleep(0.01)
         running.process.terminate()
-        assert running.process.wait(10) == 0  # the socket's own timeout is 20 s, six times over
+        assert running.process.wait(60) == 0  # the socket's own timeout is 20 s, six times over
         waiting.cancel()
 
 
@@ -284,7 +283,7 @@ def test_an_object_that_is_kept_is_young_again_and_one_of_another_size_is_not_ke
     assert upkeep.verify(backend, stored.imported.digest) == []
 
 
-@retry(stop=stop_after_delay(10), wait=wait_fixed(0.1))
+@retry(stop=stop_after_delay(60), wait=wait_fixed(0.1))
 def wait_until_after(second: float) -> None:
     """S3 tells times in whole seconds."""
     assert time.time() > second + 1

@@ -31,7 +31,7 @@ from tests.checkpoints import (
 )
 from tests.foreign_models import save_quantised
 
-TIMEOUT_S = 30
+TIMEOUT_S = 60.0
 NOBODY = "http://127.0.0.1:9"
 
 

@@ -88,7 +88,7 @@ def test_one_key_at_the_prompt_ends_a_conversation(
         while not _sleeps(child.pid):  # a signal between the prompt and the read is nobody's
             os.sched_yield()
         press(child, keyboard)
-        assert child.wait(20) == 0
+        assert child.wait(60) == 0
     finally:
         child.kill()
         child.wait()

@@ -22,7 +22,7 @@ from services.cli.mesh_directory import MeshError
 from tests.unit.cli.controller_rig import played
 from tests.waiting import until
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 def event(number: int, kind: str = "node_lost") -> pb.WatchEventsResponse:
@@ -190,7 +190,10 @@ async def test_ctrl_c_ends_a_reader_that_follows_without_a_word(tmp_path: Path) 
     async with played(tmp_path, Log([event(1)])), asyncio.timeout(WAIT_S):
         reader = await _shunt_events(tmp_path, "--follow", "--json")
         assert reader.stdout is not None
-        assert json.loads(await reader.stdout.readline())["n"] == 1
+        assert reader.stderr is not None
+        line = await reader.stdout.readline()
+        assert line, f"it ended: {(await reader.stderr.read()).decode()}"
+        assert json.loads(line)["n"] == 1
         for _ in range(3):
             reader.send_signal(signal.SIGINT)
         rest = await reader.communicate()

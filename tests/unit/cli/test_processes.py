@@ -32,7 +32,7 @@ def _start(started: list[subprocess.Popen[str]], mesh_id: str, code: str) -> sub
     )
     started.append(child)
     assert child.stdout is not None
-    child.stdout.readline()
+    assert child.stdout.readline() == "set\n", f"it ended, with {child.poll()}: see above"
     return child
 
 
@@ -46,7 +46,7 @@ def test_only_processes_of_the_mesh_are_found(started: list[subprocess.Popen[str
     assert [process.pid for process in found] == [mine.pid]
     assert processes.open_own(other.pid, "mine") is None
     processes.end(found, grace_s=5)
-    assert mine.wait(5) == -signal.SIGTERM
+    assert mine.wait(60) == -signal.SIGTERM
     assert other.poll() is None
 
 
@@ -65,14 +65,14 @@ def test_an_empty_id_is_nobodys() -> None:
 def test_a_process_that_will_not_stop_is_killed(started: list[subprocess.Popen[str]]) -> None:
     child = _start(started, "mine", STUBBORN)
     processes.end(processes.own_processes("mine"), grace_s=0.2)
-    assert child.wait(5) == -signal.SIGKILL
+    assert child.wait(60) == -signal.SIGKILL
 
 
 def test_a_frozen_process_is_killed(started: list[subprocess.Popen[str]]) -> None:
     child = _start(started, "mine", WAIT)
     child.send_signal(signal.SIGSTOP)
     processes.end(processes.own_processes("mine"), grace_s=0.2)
-    assert child.wait(5) in (-signal.SIGKILL, -signal.SIGTERM)
+    assert child.wait(60) in (-signal.SIGKILL, -signal.SIGTERM)
 
 
 def test_a_pid_nobody_has_is_not_ours() -> None:
@@ -101,4 +101,4 @@ def test_a_process_that_would_first_serve_on_is_asked_twice(
     )
     mine = _start(started, "mine", code)
     processes.end(processes.own_processes("mine"), grace_s=20)
-    assert mine.wait(5) == 7
+    assert mine.wait(60) == 7

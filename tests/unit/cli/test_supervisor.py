@@ -45,7 +45,7 @@ class _Watched:
         self._changed.set()
 
     async def until(self, condition: Callable[[MeshState], bool]) -> MeshState:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not (self.states and condition(self.states[-1])):
                 self._changed.clear()
                 await self._changed.wait()
@@ -79,7 +79,7 @@ async def test_a_service_that_is_told_to_stop_returns_without_a_growing_pause(
         pid = before
         state = await watched.until(lambda s, old=pid: s.services[0].pid not in (0, old))
         before = state.services[0].pid
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while log.read_text().count("set") < life:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         os.kill(before, signal.SIGTERM)
@@ -96,7 +96,7 @@ async def test_a_stop_ends_orphans_too(tmp_path: Path) -> None:
     watched = _Watched(tmp_path, _spec("controller", leaves_a_child))
     task = asyncio.create_task(watched.run())
     state = await watched.until(lambda s: bool(s.services) and s.services[0].pid > 0)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             found = processes.own_processes(state.mesh_id)
             for process in found:

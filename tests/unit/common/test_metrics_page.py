@@ -11,7 +11,7 @@ from services.common import metrics_page
 
 def _get(url: str, accept: str = "*/*") -> tuple[str, bytes]:
     asked = urllib.request.Request(url, headers={"Accept": accept})
-    with urllib.request.urlopen(asked, timeout=10) as answer:
+    with urllib.request.urlopen(asked, timeout=60) as answer:
         assert answer.status == 200
         return answer.headers["Content-Type"], answer.read()
 

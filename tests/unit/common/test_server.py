@@ -56,7 +56,7 @@ async def test_a_domain_error_reaches_the_client_with_its_field() -> None:
     async with _serving() as (_, address, _), channels.open_channel(address) as channel:
         stub = router_pb2_grpc.RouterServiceStub(channel)
         with pytest.raises(grpc.aio.AioRpcError) as failed:
-            await stub.Cancel(router_pb2.CancelRequest(generation_id="unknown"), timeout=5)
+            await stub.Cancel(router_pb2.CancelRequest(generation_id="unknown"), timeout=60)
         assert failed.value.code() is grpc.StatusCode.NOT_FOUND
         error = from_rpc_error(failed.value)
         assert isinstance(error, NotFound)
@@ -87,9 +87,9 @@ async def test_health_follows_readiness() -> None:
     async with _serving() as (_, address, server), channels.open_channel(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         request = health_pb2.HealthCheckRequest(service=NAME)
-        before = await stub.Check(request, timeout=5)
+        before = await stub.Check(request, timeout=60)
         await server.set_ready(True)
-        after = await stub.Check(request, timeout=5)
+        after = await stub.Check(request, timeout=60)
         assert before.status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert after.status == health_pb2.HealthCheckResponse.SERVING
 
@@ -132,8 +132,8 @@ async def test_a_trace_goes_on_across_a_call(monkeypatch: pytest.MonkeyPatch) ->
     async with _serving() as (servicer, address, _), channels.open_channel(address) as channel:
         stub = router_pb2_grpc.RouterServiceStub(channel)
         with telemetry.span("client") as client:
-            await stub.Cancel(router_pb2.CancelRequest(), timeout=5, metadata=telemetry.metadata())
-        await stub.Cancel(router_pb2.CancelRequest(), timeout=5)
+            await stub.Cancel(router_pb2.CancelRequest(), timeout=60, metadata=telemetry.metadata())
+        await stub.Cancel(router_pb2.CancelRequest(), timeout=60)
     spans = {span.name: span for span in exporter.get_finished_spans()}
     served = spans[f"{NAME}/Cancel"]
     assert served.context.trace_id == client.get_span_context().trace_id
@@ -148,7 +148,7 @@ async def test_an_idle_connection_outlives_many_keepalives(
     monkeypatch.setattr(channel_options, "KEEPALIVE_INTERVAL_S", 0.05)
     async with _serving() as (_, address, _), channels.open_channel(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        watch = stub.Watch(health_pb2.HealthCheckRequest(service=NAME), timeout=30)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service=NAME), timeout=60)
         await watch.read()
         states: list[grpc.ChannelConnectivity] = []
         for _ in range(10):
@@ -198,7 +198,7 @@ async def test_a_call_to_a_host_that_vanished_ends_long_before_its_deadline(
         watch = stub.Watch(health_pb2.HealthCheckRequest(service=NAME), timeout=60)
         await watch.read()
         cut.set()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             with pytest.raises(grpc.aio.AioRpcError) as ended:
                 await watch.read()
         assert ended.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -68,24 +68,24 @@ async def _asked_by(
     try:
         async with channels.open_channel(f"127.0.0.1:{port}", tls=caller) as channel:
             health = health_pb2_grpc.HealthStub(channel)
-            await health.Check(health_pb2.HealthCheckRequest(), timeout=10)
+            await health.Check(health_pb2.HealthCheckRequest(), timeout=60)
             yield controller_pb2_grpc.ControllerServiceStub(channel)
     finally:
         await server.stop()
 
 
 async def _routes(stub: controller_pb2_grpc.ControllerServiceStub) -> int:
-    watch = stub.WatchRoutes(controller_pb2.WatchRoutesRequest(), timeout=10)
+    watch = stub.WatchRoutes(controller_pb2.WatchRoutesRequest(), timeout=60)
     return len([message async for message in watch])
 
 
 async def _beats(stub: controller_pb2_grpc.ControllerServiceStub, node_id: str) -> int:
     beat = controller_pb2.HeartbeatRequest(node_id=node_id)
-    return len([message async for message in stub.Heartbeat(iter([beat, beat]), timeout=10)])
+    return len([message async for message in stub.Heartbeat(iter([beat, beat]), timeout=60)])
 
 
 async def _register(stub: controller_pb2_grpc.ControllerServiceStub, node_id: str) -> None:
-    await stub.Register(controller_pb2.RegisterRequest(node_id=node_id), timeout=10)
+    await stub.Register(controller_pb2.RegisterRequest(node_id=node_id), timeout=60)
 
 
 async def test_a_role_may_call_what_the_table_allows(authority: Authority) -> None:
@@ -174,7 +174,7 @@ async def _health(port: int, tls: TlsSettings | None, role: Role | None = None) 
     async with channels.open_channel(f"127.0.0.1:{port}", tls=tls, role=role) as channel:
         try:
             health = health_pb2_grpc.HealthStub(channel)
-            await health.Check(health_pb2.HealthCheckRequest(), timeout=10)
+            await health.Check(health_pb2.HealthCheckRequest(), timeout=60)
         except grpc.aio.AioRpcError as refused:
             return refused.code()
     return grpc.StatusCode.OK
@@ -209,7 +209,7 @@ def _shown_by(port: int, asking: dict[str, Path]) -> str:
     context.load_cert_chain(asking["certificate"], asking["key"])
     context.set_alpn_protocols(["h2"])
     with (
-        socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+        socket.create_connection(("127.0.0.1", port), timeout=60) as plain,
         context.wrap_socket(plain, server_hostname="127.0.0.1") as wrapped,
     ):
         return ssl.DER_cert_to_PEM_cert(wrapped.getpeercert(binary_form=True) or b"")
@@ -248,7 +248,7 @@ async def test_both_ends_take_up_new_certificates_while_a_stream_stands(
         assert len(retired) <= 2, "one that is closing, and the one of the open stream"
         await beats.done_writing()
         assert await beats.read() is grpc.aio.EOF
-        await asyncio.wait(retired, timeout=10)
+        await asyncio.wait(retired, timeout=60)
         assert not retired, "an old connection ends with its last call"
     await server.stop()
 
@@ -293,9 +293,9 @@ async def _answer(channel: grpc.aio.Channel, method: str, rpc: Any) -> grpc.Stat
     request = iter([b""]) if rpc.client_streaming else b""
     try:
         if rpc.server_streaming:
-            assert [answer async for answer in call(request, timeout=30)] == [b""]
+            assert [answer async for answer in call(request, timeout=60)] == [b""]
         else:
-            assert await call(request, timeout=30) == b""
+            assert await call(request, timeout=60) == b""
     except grpc.aio.AioRpcError as refused:
         return refused.code()
     return grpc.StatusCode.OK

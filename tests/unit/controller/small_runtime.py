@@ -41,7 +41,7 @@ from tests.unit.controller.small_cluster import GOAL
 
 SHAPE = NodeShape(1 << 30, 1.0)
 SETTINGS = ClusterSettings(GOAL, expected_nodes=2, pipelines=1, can_launch=False, retry_s=0.01)
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 class Disk:

@@ -93,7 +93,7 @@ async def test_a_follower_gets_what_comes_later_and_ends_with_the_log() -> None:
         log.add("a")
         await asyncio.sleep(0)
     log.close()
-    await asyncio.wait_for(following, 20)
+    await asyncio.wait_for(following, 60)
     assert got == [1, 2, 3]
 
 

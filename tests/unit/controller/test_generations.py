@@ -201,7 +201,7 @@ async def test_the_loop_runs_on_while_the_ledger_is_read_again(
 
     def read(settings: LedgerSettings, *_: object) -> Ledger:
         loop.call_soon_threadsafe(running.set)
-        assert running.wait(5)
+        assert running.wait(60)
         return Ledger(settings)
 
     monkeypatch.setattr(Ledger, "recover", read)

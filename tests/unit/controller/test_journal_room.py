@@ -55,7 +55,7 @@ def ids(name: str, number: int) -> IdsAppended:
 
 
 async def until(journal: SqliteJournal, room: JournalRoom) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while journal.room is not room:
             journal.tend()
             await asyncio.sleep(0.01)

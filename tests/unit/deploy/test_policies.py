@@ -113,6 +113,13 @@ def needs(facts: Facts) -> dict[str, list[Call]]:
         facts.image,
     ]
     subnet: Context = {"ec2:Vpc": facts.vpc}
+    file = f"{facts.bucket}/files/{MESH}/file-1"
+    files = [
+        *(Call(f"s3:{action}", file) for action in ("GetObject", "PutObject", "DeleteObject")),
+        Call("s3:AbortMultipartUpload", file),
+        Call("s3:ListBucketMultipartUploads", facts.bucket),
+        Call("s3:ListBucket", facts.bucket, {"s3:prefix": f"files/{MESH}/pieces/"}),
+    ]
     return {
         "ControllerRole": [
             *(Call(f"ec2:{action}", "*") for action in described()),
@@ -137,7 +144,12 @@ def needs(facts: Facts) -> dict[str, list[Call]]:
             *models,
             *images,
         ],
-        "RouterRole": [*(secret(role) for role in ("router", "tensorstore")), *models, *images],
+        "RouterRole": [
+            *(secret(role) for role in ("router", "tensorstore")),
+            *models,
+            *files,
+            *images,
+        ],
         "NodeRole": [
             *(secret("engine", file) for file in ("authority.pem", "certificate.pem", "key.pem")),
             own(INSTANCE),
@@ -167,7 +179,15 @@ def must_not(facts: Facts) -> dict[str, list[Call]]:
         Call("ec2:TerminateInstances", INSTANCE, {"aws:ResourceTag/shuntserve:mesh": "other"}),
         Call("s3:PutObject", f"{facts.bucket}/models/objects/0"),
         Call("s3:DeleteObject", f"{facts.bucket}/models/objects/0"),
+        Call("s3:AbortMultipartUpload", f"{facts.bucket}/models/objects/0"),
         Call("s3:GetObject", "arn:aws:s3:::payroll/models/x"),
+        *(
+            Call(f"s3:{action}Object", f"{facts.bucket}/files/other/file-1")
+            for action in ("Get", "Put", "Delete")
+        ),
+        Call("s3:ListBucket", facts.bucket, {"s3:prefix": "files/"}),
+        Call("s3:ListBucket", facts.bucket, {"s3:prefix": "files/other/"}),
+        Call("s3:PutObject", f"arn:aws:s3:::payroll/files/{MESH}/file-1"),
         Call("s3:ListBucket", facts.bucket, {"s3:prefix": ""}),
         Call("ssm:PutParameter", f"{PARAMETERS}/types"),
         Call("ssm:GetParameter", f"{elsewhere}/certificates/engine/key.pem"),
@@ -210,6 +230,11 @@ def must_not(facts: Facts) -> dict[str, list[Call]]:
         secret("router"),
         secret("engine"),
     ]
+    file = f"{facts.bucket}/files/{MESH}/file-1"
+    of_files = [
+        *(Call(f"s3:{action}Object", file) for action in ("Get", "Put", "Delete")),
+        Call("s3:ListBucket", facts.bucket, {"s3:prefix": f"files/{MESH}/"}),
+    ]
     of_hosts = [
         launch,
         ends,
@@ -223,9 +248,12 @@ def must_not(facts: Facts) -> dict[str, list[Call]]:
         Call("ssm:GetParameter", f"{PARAMETERS}/types"),
     ]
     return {
-        "ControllerRole": [*of_all, *of_controllers],
+        "ControllerRole": [*of_all, *of_files, *of_controllers],
         "RouterRole": [*of_all, *of_hosts, secret("engine"), own(INSTANCE)],
-        "NodeRole": [*of_all, *of_hosts, secret("router"), secret("tensorstore"), own(OTHER)],
+        "NodeRole": [
+            *(*of_all, *of_files, *of_hosts),
+            *(secret("router"), secret("tensorstore"), own(OTHER)),
+        ],
     }
 
 
@@ -349,6 +377,10 @@ TOO_BROAD = {
     "a router reads the engines' key": put(
         "RouterRole", "ReadsItsParameters", "Resource", f"{PARAMETERS}/certificates/*"
     ),
+    "a router keeps files among the models": put(
+        "RouterRole", "KeepsFiles", "Resource", "arn:aws:s3:::*"
+    ),
+    "a router lists the files of other meshes": drop("RouterRole", "ListsFiles"),
     "a router decrypts": add("RouterRole", "kms:*"),
     "the controller ends what is not tagged": drop("ControllerRole", "EndsItsNodes"),
     "the controller passes any role": put(

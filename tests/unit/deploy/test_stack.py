@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from services.cli.ec2.bucket import files_prefix
 from services.controller.providers.ec2.messages import read
 from tests.unit.deploy.stack import MESH, REGION, REGISTRY, Stack, environment, parsed, written
 
@@ -369,6 +370,8 @@ def test_a_mesh_in_a_network_that_there_is(stack: Stack) -> None:
     assert host["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector:4317"
     controller = environment(files["/etc/shuntserve/controller.env"])
     assert controller["SHUNT_CONTROLLER_STORE"] == "s3://models-of-ours/models"
+    router = environment(written(other.user_data("RouterTemplate"))["/etc/shuntserve/router.env"])
+    assert f"{router['SHUNT_ROUTER_FILES']}/" == f"s3://models-of-ours/{files_prefix('second')}"
     node = environment(written(other.node_config())["/etc/shuntserve/host.env"])
     assert node["IMAGE"] == f"{REGISTRY}/node:1.0"
 

@@ -22,6 +22,7 @@ from services.common.exchange import (
     CloseReason,
     Frame,
     GenerateCall,
+    KvSource,
     Phase,
     Progress,
 )
@@ -126,7 +127,7 @@ def call(name: str = "g", max_tokens: int = 20, **more: Any) -> GenerateCall:
 
 
 async def _next(frames: AsyncIterator[Frame]) -> Frame:
-    return await asyncio.wait_for(anext(frames), 5)
+    return await asyncio.wait_for(anext(frames), 60)
 
 
 async def test_tokens_of_a_step_reach_their_reader(rig: Rig) -> None:
@@ -169,7 +170,7 @@ async def test_a_silent_head_still_sends_signs_of_life(rig: Rig) -> None:
     assert not waiting.done()
     rig.now_s += 0.06
     rig.head.tick()
-    assert await asyncio.wait_for(waiting, 5) == Progress(0, Phase.PREFILL)
+    assert await asyncio.wait_for(waiting, 60) == Progress(0, Phase.PREFILL)
     await frames.aclose()
 
 
@@ -187,7 +188,7 @@ async def test_a_reader_that_takes_nothing_is_cut_off(rig: Rig) -> None:
     rig.now_s += 2
     rig.head.tick()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 60)
 
 
 async def test_too_many_readers_are_refused(rig: Rig) -> None:
@@ -350,3 +351,14 @@ async def test_a_reader_that_leaves_or_is_refused_takes_no_trace_along(
         rig.stages.answer()
     assert rig.stages.traced == [1, 1, 1, 0]
     await new.aclose()
+
+
+async def test_a_generation_whose_blocks_cannot_be_fetched_starts_without_them(rig: Rig) -> None:
+    """Whatever kind of failure it is."""
+    request = GenerationRequest("g", MODEL, tuple(range(60)), Sampling(20))
+    frames = rig.head.read(GenerateCall(request, 1, "f", kv_source=KvSource("old", ())))
+    await _next(frames)
+    await asyncio.wait_for(asyncio.gather(*rig.head._fetching), 60)
+    ((_, batch),) = rig.stages.steps
+    assert (batch.steps[0].start, batch.steps[0].count) == (0, 60)
+    await frames.aclose()

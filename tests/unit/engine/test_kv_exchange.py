@@ -291,3 +291,16 @@ async def test_what_is_asked_for_is_checked() -> None:
     ):
         with pytest.raises(error):
             await anext(exchange.offered(bad, lambda _: None))
+
+
+async def test_a_stage_whose_layers_differ_keeps_and_fetches_nothing() -> None:
+    class Uneven(Place):
+        @property
+        def kv_layout(self) -> KvLayout:
+            return replace(self.backend.kv_layout, head_bytes=0)
+
+    place: Any = Uneven(stage().backend)
+    exchange = KvExchange("old", LIMITS, nobody, time.monotonic)
+    blocks = list(zip(NAMES[0], TABLE, strict=False))
+    assert await exchange.keep(place, blocks, last=True) == 0
+    assert (await exchange.fetch(place, SOURCE, blocks, 60.0)).blocks == 0

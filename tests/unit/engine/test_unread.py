@@ -11,6 +11,7 @@ from services.common.exchange import (
     Closed,
     CloseReason,
     GenerateCall,
+    Left,
 )
 from services.common.generation import GenerationRequest, ModelRef, Sampling
 from services.engine.core.actions import (
@@ -25,7 +26,9 @@ from services.engine.core.head_settings import HeadSettings
 
 REQUEST = GenerationRequest("g", ModelRef("m", "d"), (1, 2), Sampling(max_tokens=50))
 KEY = SequenceKey("g", 1, 0)
-CALL = GenerateCall(REQUEST, 1, "f1", (), ())
+CALL = GenerateCall(REQUEST, 1, "f1", reader="a")
+OTHERS = replace(CALL, reader="b")
+"""Of another reader."""
 
 
 @pytest.fixture
@@ -51,6 +54,11 @@ def journaled(head: Generations, now_s: float) -> list[Checkpoint]:
         result = CheckpointResult(checkpoint.generation_id, checkpoint.epoch, lengths)
         head.checkpoint_results(1, [result], now_s)
     return list(sent)
+
+
+def left(*, resumable: bool, name: str = "g", epoch: int = 1) -> Left:
+    """The client of the first reader is gone."""
+    return Left(name, epoch, "a", resumable)
 
 
 def other(name: str) -> GenerateCall:
@@ -99,8 +107,8 @@ def test_a_journal_that_started_anew_is_told_again_of_what_is_unread(head: Gener
 def test_a_reader_with_nothing_to_come_back_by_leaves_a_parked_generation(
     head: Generations,
 ) -> None:
-    assert head.client_gone("g", 1, False, 1.0) == [], "its stream still stands"
-    assert StopSequence(KEY) in head.detach(1, 1.1)
+    head.detach(1, 1.0)
+    assert StopSequence(KEY) in head.client_gone(left(resumable=False), 1.0)
     head.sequence_stopped(KEY, 1.2)
     (sealed,) = journaled(head, 1.2)
     assert sealed.sealed
@@ -109,54 +117,73 @@ def test_a_reader_with_nothing_to_come_back_by_leaves_a_parked_generation(
     assert not head._held
 
 
-def test_it_is_parked_as_well_when_the_stream_is_gone_before_the_word_comes(
-    head: Generations,
-) -> None:
-    head.detach(1, 1.0)
-    assert StopSequence(KEY) in head.client_gone("g", 1, False, 1.1)
-    assert StopSequence(KEY) not in head.client_gone("g", 1, False, 1.1)
+def test_it_is_parked_as_well_while_its_stream_is_yet_to_be_closed(head: Generations) -> None:
+    assert StopSequence(KEY) in head.client_gone(left(resumable=False), 1.0)
+    assert StopSequence(KEY) not in head.client_gone(left(resumable=False), 1.1)
+    assert StopSequence(KEY) not in head.detach(1, 1.2)
+    head.sequence_stopped(KEY, 1.3)
+    (sealed,) = journaled(head, 1.3)
+    assert (sealed.sealed, sealed.unread) == (True, True)
 
 
 def test_the_journal_is_told_too_of_what_ended_before_its_reader_had_it(head: Generations) -> None:
     head.stepped(2, [NewToken(KEY, position, 7) for position in range(1, 50)], 0.9)
     head.detach(1, 1.0)
-    assert head.client_gone("g", 1, False, 1.0) == [WakeCheckpoints()]
+    assert head.client_gone(left(resumable=False), 1.0) == [WakeCheckpoints()]
     (told,) = journaled(head, 1.0)
     assert (told.sealed, told.unread) == (True, True)
-    assert head.client_gone("g", 1, False, 1.1) == [], "it is the journal's"
+    assert head.client_gone(left(resumable=False), 1.1) == [], "it is the journal's"
 
 
 def test_a_client_that_is_known_to_be_gone_is_no_blip(head: Generations) -> None:
-    assert head.client_gone("g", 1, True, 1.0) == []
-    assert head.detach(1, 1.0) == [SetUnread(KEY, True), WakeCheckpoints()]
-    assert head.client_gone("g", 1, True, 1.0) == head.tick(1.5) == []
+    head.detach(1, 1.0)
+    gone = left(resumable=True)
+    assert head.client_gone(gone, 1.0) == [SetUnread(KEY, True), WakeCheckpoints()]
+    assert head.client_gone(gone, 1.0) == head.tick(1.5) == []
     assert StopSequence(KEY) in head.tick(11.0)
 
 
-def test_the_word_of_a_former_reader_does_not_end_a_newer_one(head: Generations) -> None:
-    head.generate(2, CALL, 1.0)
-    assert head.client_gone("g", 1, False, 1.1) == []
+def test_it_yields_before_its_stream_is_closed_and_is_parked_behind_that(head: Generations) -> None:
+    """A crowd's streams are a while in closing; who waits must not wait for that."""
+    gone = left(resumable=True)
+    assert head.client_gone(gone, 1.0) == [SetUnread(KEY, True), WakeCheckpoints()]
+    assert head.client_gone(gone, 1.1) == head.detach(1, 3.0) == head.tick(12.9) == []
+    assert StopSequence(KEY) in head.tick(13.0)
+
+
+def test_a_reader_that_comes_before_the_stream_is_closed_has_its_turn_back(
+    head: Generations,
+) -> None:
+    head.client_gone(left(resumable=True), 1.0)
+    assert SetUnread(KEY, False) in head.generate(2, OTHERS, 1.1)
+    assert head.detach(1, 1.2) == head.tick(60.0) == []
+
+
+@pytest.mark.parametrize("resumable", [True, False])
+def test_the_word_of_a_former_reader_does_nothing_to_a_newer_one(
+    head: Generations, resumable: bool
+) -> None:
+    head.generate(2, OTHERS, 1.0)
+    assert head.client_gone(left(resumable=resumable), 1.1) == []
     assert head.detach(1, 1.2) == []
+    assert head.client_gone(left(resumable=resumable), 1.3) == []
     assert head._held["g"].reader is not None
-
-
-def test_a_reader_that_came_behind_the_word_keeps_its_generation(head: Generations) -> None:
-    head.client_gone("g", 1, False, 1.0)
-    head.generate(2, CALL, 1.0)
-    assert head.detach(2, 1.1) == []
+    assert head.detach(2, 2.0) == [], "that one may be a blip"
+    assert head.client_gone(left(resumable=resumable), 2.1) == []
 
 
 def test_a_word_about_another_epoch_or_nobody_means_nothing(head: Generations) -> None:
-    assert head.client_gone("g", 2, False, 1.0) == head.client_gone("nobody", 1, False, 1.0) == []
+    assert head.client_gone(left(resumable=False, epoch=2), 1.0) == []
+    assert head.client_gone(left(resumable=False, name="nobody"), 1.0) == []
     assert head.detach(1, 1.0) == []
 
 
 def test_a_reader_that_comes_while_its_generation_is_being_parked_is_sent_on(
     head: Generations,
 ) -> None:
-    head.client_gone("g", 1, False, 1.0)
+    head.client_gone(left(resumable=False), 1.0)
     head.detach(1, 1.0)
-    head.generate(2, CALL, 1.1)
+    head.generate(2, OTHERS, 1.1)
     head.sequence_stopped(KEY, 1.2)
     frames = [head.next_frame(2, 1.2) for _ in range(3)]
     assert frames[-1] == Closed(CloseReason.MOVED, (1,))

@@ -10,6 +10,7 @@ from services.common.errors import FailedPrecondition, NotFound
 from services.common.exchange import DeployedModel, Route
 from services.common.generation import ModelRef
 from services.router.catalogue import MAX_MODELS, ModelCatalogue
+from services.router.grammar_checks import GrammarChecks
 from services.router.model_files import ModelFiles
 from tests.tiny_model import MODEL, model_files, tiny_tokenizer
 
@@ -27,7 +28,7 @@ def _catalogue(fetched: list[ModelRef] | None = None, **settings: Any) -> ModelC
             fetched.append(ref)
         return ModelFiles(ref, CONFIG, files)
 
-    found = ModelCatalogue(fetch, lambda: 0.0)
+    found = ModelCatalogue(fetch, lambda: 0.0, GrammarChecks())
     found.update([ROUTE], [DeployedModel(MODEL)])
     return found
 

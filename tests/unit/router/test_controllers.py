@@ -10,7 +10,7 @@ import pytest
 from services.common.errors import DeadlineExceeded, NotFound, Unavailable
 from services.router.controllers import Controllers
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 class Peer:

@@ -8,6 +8,7 @@ from services.common.errors import FailedPrecondition, InvalidArgument
 from services.common.generation import SAMPLING, GenerationKind
 from services.model.chat import Message
 from services.router.ask import Ask, Drawn
+from services.router.grammar_checks import GrammarChecks
 from services.router.model import ServedModel
 from services.router.model_files import ModelFiles
 from tests.tiny_model import CHAT_TEMPLATE, MODEL, model_files, tiny_tokenizer
@@ -25,7 +26,7 @@ def _model(**files: object) -> ServedModel:
             contents.pop(key)
         else:
             contents[key] = json.dumps(value).encode()
-    return ServedModel(ModelFiles(MODEL, CONFIG, contents))
+    return ServedModel(ModelFiles(MODEL, CONFIG, contents), GrammarChecks())
 
 
 def _ask(**more: object) -> Ask:
@@ -112,7 +113,9 @@ def test_every_end_that_any_file_names_ends_a_sequence(
 ) -> None:
     contents = model_files(tiny_tokenizer())
     contents["generation_config.json"] = json.dumps({"eos_token_id": generation}).encode()
-    model = ServedModel(ModelFiles(MODEL, {**CONFIG, "eos_token_id": config}, contents))
+    model = ServedModel(
+        ModelFiles(MODEL, {**CONFIG, "eos_token_id": config}, contents), GrammarChecks()
+    )
     assert model.facts.eos_token_ids == ends
 
 

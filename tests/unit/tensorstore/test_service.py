@@ -67,7 +67,7 @@ async def test_steps_that_wait_leave_the_other_calls_their_threads(
 
     steps = [asyncio.ensure_future(prefetch()) for _ in range(STEPS)]
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             for _ in range(STEPS):
                 await stuck.begun.get()
             describe = pb.DescribeRequest(model=reference)

@@ -170,23 +170,24 @@ class Layers:
 
     @property
     def kv_head_bytes(self) -> int:
-        """Of a block, in one layer; raises InvalidArgument where layers differ in it."""
+        """Of a block, in one layer; 0 where layers differ in it, or in how many heads they have."""
         specs = [layer.get_kv_cache_spec(self._config) for layer in self._attention.values()]
         sizes = {
-            BLOCK_SIZE * (spec.head_size + spec.head_size_v) * spec.dtype.itemsize for spec in specs
+            (spec.num_kv_heads, (spec.head_size + spec.head_size_v) * spec.dtype.itemsize)
+            for spec in specs
         }
-        if len(sizes) > 1:
-            raise InvalidArgument("layers with heads of several sizes", field="model")
-        return int(sizes.pop())
+        return BLOCK_SIZE * int(sizes.pop()[1]) if len(sizes) == 1 else 0
 
     @property
     def kv_heads(self) -> tuple[range, int]:
         """Those of this rank, and how many there are; ranks beyond them share one."""
-        parallel = self._config.parallel_config
-        ranks, rank = parallel.tensor_parallel_size, self._rank
-        whole = self._config.model_config.get_total_num_kv_heads()
-        own = max(1, whole // ranks)
-        first = rank * whole // ranks // own * own
+        ranks = self._config.parallel_config.tensor_parallel_size
+        layer = next(iter(self._attention.values()))
+        own = int(layer.get_kv_cache_spec(self._config).num_kv_heads)
+        if ranks == 1:
+            return range(own), own
+        whole = max(own, self._config.model_config.get_total_num_kv_heads())
+        first = self._rank * whole // ranks // own * own
         return range(first, first + own), whole
 
     def export_blocks(self, blocks: Tensor) -> Tensor:

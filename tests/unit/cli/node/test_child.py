@@ -80,7 +80,7 @@ async def test_one_that_is_let_go_is_not_started_again(tmp_path: Path) -> None:
         await until(lambda: pids(file))
         child.let_go()
         os.kill(pids(file)[0], signal.SIGTERM)
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, 60)
     assert len(pids(file)) == 1
 
 
@@ -91,7 +91,7 @@ async def test_one_that_does_not_stop_is_killed(tmp_path: Path) -> None:
     task = asyncio.create_task(child.keep())
     await until(lambda: pids(file))
     await child.end(0.2)
-    await asyncio.wait_for(task, 10)
+    await asyncio.wait_for(task, 60)
     assert not lives(pids(file)[0])
 
 

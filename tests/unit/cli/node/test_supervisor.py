@@ -95,7 +95,7 @@ async def test_it_ends_whole_once_its_engine_has_gone(tmp_path: Path) -> None:
     await rig.started()
     notice = soon(600.0)
     rig.source.said.put_nowait(notice)
-    await asyncio.wait_for(running, 20)
+    await asyncio.wait_for(running, 60)
     assert rig.heard() == [notice]
     assert rig.all_ended()
     assert len(pids(rig.engine_file)) == 1, "whoever leaves is not started again"
@@ -110,7 +110,7 @@ async def test_an_engine_that_does_not_go_is_ended_behind_its_deadline(tmp_path:
     rig.source.said.put_nowait(soon(900.0))
     sooner = soon(0.2)
     rig.source.said.put_nowait(sooner)
-    await asyncio.wait_for(running, 20)
+    await asyncio.wait_for(running, 60)
     assert rig.heard()[1:] == [sooner], "of several deadlines the earliest counts"
     assert rig.all_ended()
 
@@ -126,14 +126,14 @@ async def test_advice_ends_nothing_and_is_told_to_whoever_comes_next(tmp_path: P
     await until(lambda: rig.heard() == [ADVICE] * 2)
     assert not running.done()
     rig.source.said.put_nowait(soon(600.0))
-    await asyncio.wait_for(running, 20)
+    await asyncio.wait_for(running, 60)
     assert rig.all_ended()
 
 
 async def test_a_part_with_a_bad_setting_ends_the_node(tmp_path: Path) -> None:
     rig = Rig(tmp_path, then="sys.exit(2)")
     with pytest.raises(FailedPrecondition, match="engine"):
-        await asyncio.wait_for(rig.run(), 20)
+        await asyncio.wait_for(rig.run(), 60)
     assert rig.all_ended()
 
 
@@ -158,7 +158,7 @@ async def test_a_signal_is_a_notice_and_a_second_one_leaves_no_time(
         )
         assert not running.done()
         os.kill(os.getpid(), number)
-        await asyncio.wait_for(running, 20)
+        await asyncio.wait_for(running, 60)
         assert rig.all_ended()
     finally:
         for signalled in (signal.SIGTERM, signal.SIGINT):

@@ -36,7 +36,7 @@ class _Traced:
 
     def execute(self, sql: str, parameters: tuple[object, ...] = ()) -> sqlite3.Cursor:
         if sql == "BEGIN IMMEDIATE":
-            self.gate.wait(20)
+            self.gate.wait(60)
         self.said.append(sql)
         return self.inner.execute(sql, parameters)
 
@@ -89,7 +89,7 @@ async def test_only_a_group_with_a_synced_write_is_fsynced(traced: _Traced) -> N
 
 async def test_a_synced_write_does_not_wait_for_the_interval(traced: _Traced) -> None:
     writer = _writer(traced, interval_s=3600.0)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await writer.write([(INSERT, (1,))], sync=True)
     _close(writer)
 
@@ -135,7 +135,7 @@ async def test_a_write_is_taken_whole_or_not_at_all(traced: _Traced, path: Path)
 
 async def test_a_defect_is_told_to_who_wrote_and_stops_what_comes_behind(traced: _Traced) -> None:
     writer = _writer(traced)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         for value in ("\ud800", 2):
             with pytest.raises(UnicodeEncodeError):
                 await writer.write([(INSERT, (value,))], sync=True)

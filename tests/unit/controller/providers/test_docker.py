@@ -113,7 +113,7 @@ async def provider_of(
 
 
 async def said(provider: DockerProvider) -> ProviderEvent:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async for event in provider.events():
             return event
     raise AssertionError("closed")

@@ -68,7 +68,7 @@ async def _provider(tmp_path: Path, command: tuple[str, ...] = SLEEPER) -> Async
 
 
 async def _next(provider: LocalProvider) -> object:
-    return await asyncio.wait_for(anext(provider.events()), 20)
+    return await asyncio.wait_for(anext(provider.events()), 60)
 
 
 async def _refused(provider: LocalProvider, reason: str, offer: Offer = OFFER) -> None:
@@ -348,7 +348,7 @@ async def test_an_engine_that_would_first_serve_on_is_asked_twice(tmp_path: Path
     async with _provider(tmp_path, (sys.executable, "-c", code, str(marker))) as make:
         provider = make()
         await provider.launch("n-1", OFFER)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not marker.exists():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         await provider.terminate("n-1", 20)

@@ -44,7 +44,7 @@ class Asked:
         self.grown.set()
 
     async def heard(self, count: int) -> list[tuple[Any, ...]]:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(self.told) < count:
                 self.grown.clear()
                 await self.grown.wait()

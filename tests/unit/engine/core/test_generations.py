@@ -20,6 +20,7 @@ from services.common.exchange import (
     CloseReason,
     Frame,
     GenerateCall,
+    Left,
     Phase,
     Progress,
     Tokens,
@@ -469,7 +470,7 @@ def test_what_runs_unread_keeps_its_place_and_the_journal_hears_that_nobody_read
     head.generate(1, call(request=request), 0.0)
     answer(head)
     if resumable is not None:
-        head.client_gone("g", 1, resumable, 1.0)
+        head.client_gone(Left("g", 1, "", resumable), 1.0)
     actions = head.detach(1, 1.0) + head.tick(2.0) + head.tick(1000.0)
     assert not kinds(actions, SetUnread) + kinds(actions, StopSequence)
     (told,) = head.take_checkpoints(2, 1000.0)

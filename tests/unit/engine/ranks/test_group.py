@@ -203,7 +203,9 @@ def test_ranks_end_with_an_engine_that_is_killed():
         "stage = _load(Ranks()); stage.begin(8); print(*stage.pids, flush=True); time.sleep(600)"
     )
     engine = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
-    pids = list(map(int, engine.stdout.readline().split()))
+    line = engine.stdout.readline()
+    assert line, f"it ended before its ranks served, with {engine.wait(TIMEOUT_S)}: see above"
+    pids = list(map(int, line.split()))
     assert len(pids) == 2
     os.kill(pids[0], signal.SIGSTOP)  # it reads no end of any line
     engine.kill()

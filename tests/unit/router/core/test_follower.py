@@ -75,7 +75,7 @@ def error_of(actions: Sequence[Action]) -> ShuntError | None:
 @pytest.fixture
 def follower() -> Follower:
     """Follows a generation at head A and has ids 7 and 8."""
-    follower = Follower(REQUEST, FollowerSettings())
+    follower = Follower(REQUEST, FollowerSettings(), "me")
     follower.begin(A, 0.0)
     follower.frame(1, Accepted("f-a", "i-a", "exact", (0,)), 0.0)
     follower.frame(1, tokens(7, 8), 0.0)
@@ -203,7 +203,7 @@ def test_a_silent_head_was_not_heard_since_its_last_frame(follower: Follower) ->
 def test_who_pauses_lets_its_head_know_and_goes_on_where_it_was(follower: Follower) -> None:
     closed, told = follower.pause()
     assert closed == CloseStream(1)
-    assert told == SendDetach("g", 1, A, True)
+    assert told == SendDetach("g", 1, A, True, "me.1")
     assert watch(follower, (0, 120), serves=False) == [], "nobody waits for anything"
     (opened,) = follower.go_on(120.0)
     assert isinstance(opened, OpenStream)
@@ -413,7 +413,8 @@ def test_a_client_that_is_gone_cancels_nothing(follower: Follower) -> None:
 def test_the_head_is_told_that_a_client_is_gone_and_whether_it_can_resume(
     follower: Follower, resumable: bool
 ) -> None:
-    assert follower.client_gone(resumable) == [CloseStream(1), SendDetach("g", 1, A, resumable)]
+    told = SendDetach("g", 1, A, resumable, "me.1")
+    assert follower.client_gone(resumable) == [CloseStream(1), told]
     assert follower.client_gone(resumable) == []
 
 

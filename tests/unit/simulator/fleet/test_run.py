@@ -101,3 +101,17 @@ def test_a_model_that_does_not_fit_is_told(write: Write) -> None:
     scenario = read_scenario(write(model="llama-3.1-70b"))
     with pytest.raises(TimeoutError, match="nothing serves"):
         FleetRun(scenario, "full", 0).outcome()
+
+
+def test_the_first_plan_is_the_scenarios_where_it_says_one(write: Write) -> None:
+    stages = [{"offer": "spot", "layers": 12, "tp": 1}, {"offer": "spot", "layers": 20, "tp": 1}]
+    path = write(first_plan=[stages], horizon_s=20, nodes={"spot": 2})
+    run = FleetRun(read_scenario(path), "full", 0)
+    cluster = run._controller.cluster
+    assert run._clock.run(600.0, lambda: cluster.plan is not None)
+    plan = cluster.plan
+    assert plan is not None
+    assert [(stage.layers.start, stage.layers.end) for stage in plan.stages()] == [
+        (0, 12),
+        (12, 32),
+    ]

@@ -108,3 +108,18 @@ def test_a_mistake_of_the_market_is_told_with_its_line_and_field(
 def test_a_file_that_is_not_there_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         read_scenario(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("stages", "field"),
+    [
+        ([{"offer": "firm", "layers": 31, "tp": 1}], "first_plan.0"),
+        ([{"offer": "firm", "layers": 16, "tp": 1}] * 2, "first_plan.0.1.offer"),
+    ],
+)
+def test_a_first_plan_that_cannot_be_is_told(
+    write: Write, stages: list[dict[str, Any]], field: str
+) -> None:
+    with pytest.raises(InvalidArgument) as told:
+        read_scenario(write(first_plan=[stages]))
+    assert told.value.field == field

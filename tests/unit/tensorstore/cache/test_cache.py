@@ -351,7 +351,7 @@ def test_a_chunk_that_is_complete_waits_for_no_other(tiny, tmp_path: Path) -> No
     try:
         assert gate.reached.wait(60)
         opening.start()
-        assert opened.wait(30)
+        assert opened.wait(60)
     finally:
         gate.go.set()
         filling.join()

@@ -106,7 +106,7 @@ def test_no_proxy_stands_before_a_store(address: str, monkeypatch: pytest.Monkey
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.delenv("no_proxy", raising=False)
     with open_channel(address) as channel:
-        grpc.channel_ready_future(channel).result(timeout=10)
+        grpc.channel_ready_future(channel).result(timeout=60)
 
 
 @pytest.mark.parametrize("absent", ["CERTIFICATE", "KEY", "AUTHORITY"])
@@ -173,7 +173,7 @@ class _Away(grpc.GenericRpcHandler):
 
     def _read(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         yield pb.ReadResponse(data=b"1").SerializeToString()
-        self.go_on.wait(20)
+        self.go_on.wait(60)
         yield pb.ReadResponse(data=b"2").SerializeToString()
 
     def _list(self, request: bytes, context: grpc.ServicerContext) -> bytes:

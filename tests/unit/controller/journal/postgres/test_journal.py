@@ -27,7 +27,7 @@ from tests.unit.controller.journal.samples import RECORDS
 from tests.unit.controller.journal.stores import PostgresStore
 from tests.waiting import until
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 Make = Callable[..., PostgresJournal]
 
 

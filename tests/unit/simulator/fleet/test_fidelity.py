@@ -1,0 +1,196 @@
+"""A recording that is made from a known profile is fitted back to it, and replayed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from services.common.errors import FailedPrecondition, InvalidArgument
+from simulator.fleet.batch import Batch, Generation
+from simulator.fleet.fidelity import repeated, replayed
+from simulator.fleet.fitting import fit
+from simulator.fleet.measured import BatchBounds, MeasuredProfile, MeasuredTimes, StageCosts
+from simulator.fleet.recording import (
+    Header,
+    Line,
+    Recording,
+    RequestRow,
+    Stage,
+    WindowRow,
+    read_recording,
+)
+
+BOUNDS = BatchBounds()
+STAGES = (
+    Stage(node="a", offer="cpu", begin=0, end=2),
+    Stage(node="b", offer="cpu", begin=2, end=4),
+)
+TRUE = MeasuredProfile(
+    name="true",
+    stages={
+        STAGES[0].kind: StageCosts(step_s=0.004, row_s=0.0005, prompt_row_s=0.0002, context_s=1e-6),
+        STAGES[1].kind: StageCosts(step_s=0.006, row_s=0.0004, prompt_row_s=0.0003, context_s=2e-6),
+    },
+    cycle_s=0.003,
+    first_s=0.01,
+)
+
+
+class _Told(MeasuredTimes):
+    """Keeps what a cycle was made of."""
+
+    def cycle_s(self, decoding: int, context: float, prompt_rows: int, prompts: int) -> float:
+        self.cycle = decoding, context, prompt_rows, prompts
+        return super().cycle_s(decoding, context, prompt_rows, prompts)
+
+
+def made(seed: int, requests: int = 120, seconds: float = 60.0) -> Recording:
+    """As a mesh of exactly these costs would be recorded, in windows of half a second."""
+    random = Random(seed)
+    arrivals = sorted(random.uniform(0, 0.9 * seconds) for _ in range(requests))
+    asked = [
+        Generation(n, at_s, random.randint(8, 300), random.randint(4, 60))
+        for n, at_s in enumerate(arrivals)
+    ]
+    times = _Told(TRUE, [stage.kind for stage in STAGES])
+    batch, now_s, coming = Batch(times), 0.0, 0
+    tokens: defaultdict[int, list[tuple[float, int]]] = defaultdict(list)
+    sums: dict[int, list[float]] = {}
+    while True:
+        while coming < requests and asked[coming].arrival_s + TRUE.first_s <= now_s:
+            batch.add(asked[coming])
+            coming += 1
+        took_s = batch.begin()
+        if took_s is None:
+            if coming == requests:
+                break
+            now_s = asked[coming].arrival_s + TRUE.first_s
+            continue
+        now_s += took_s
+        batch.end(now_s)
+        batch.settle()
+        decoding, context, rows, prompts = times.cycle
+        batches = max(1, min(2, decoding + prompts))
+        window = sums.setdefault(int(now_s / 0.5), [0.0] * 5)
+        stepped = [
+            batches * TRUE.stages[stage.kind].of(decoding / batches, context, rows / batches)
+            for stage in STAGES
+        ]
+        for i, more in enumerate((batches, decoding, rows, *stepped)):
+            window[i] += more
+        for one in asked[:coming]:
+            if one.held > (tokens[one.number][-1][1] if tokens[one.number] else 0):
+                tokens[one.number].append((now_s, one.held))
+    lines: list[Line] = [
+        RequestRow(
+            number=one.number,
+            arrival_s=one.arrival_s,
+            prompt=one.prompt,
+            output=one.output,
+            pipeline="p",
+            moves=0,
+            outcome="finished",
+            tokens=tuple(tokens[one.number]),
+        )
+        for one in asked
+    ]
+    for index, (steps, decoded, rows, *stepped) in sums.items():
+        lines += [
+            WindowRow(
+                begin_s=index * 0.5,
+                end_s=(index + 1) * 0.5,
+                pipeline="p",
+                stage=stage,
+                steps=int(steps),
+                decoded=int(decoded),
+                prompt_rows=int(rows),
+                stepped_s=stepped[stage],
+            )
+            for stage in (0, 1)
+        ]
+    return Recording.of(Header(seconds=seconds, pipelines={"p": STAGES}), lines)
+
+
+@pytest.fixture(scope="module")
+def recording() -> Recording:
+    return made(1)
+
+
+def test_a_known_profile_is_found_again(recording: Recording) -> None:
+    profile, residuals = fit(recording, "found", BOUNDS)
+    for kind, true in TRUE.stages.items():
+        assert profile.stages[kind].step_s == pytest.approx(true.step_s, rel=0.05)
+        assert profile.stages[kind].row_s == pytest.approx(true.row_s, rel=0.05)
+        assert profile.stages[kind].prompt_row_s == pytest.approx(true.prompt_row_s, rel=0.05)
+    assert profile.cycle_s == pytest.approx(TRUE.cycle_s, rel=0.1)
+    assert profile.first_s == pytest.approx(TRUE.first_s, rel=0.2)
+    assert all(one.error < 0.01 for one in residuals)
+
+
+def test_the_other_half_is_replayed_with_small_error(recording: Recording) -> None:
+    told = replayed(recording, fit(recording, "found", BOUNDS)[0])
+    assert told.requests > 40
+    assert abs(told.throughput_bias) < 0.01
+    for one in told.metrics.values():
+        assert abs(one.p50_bias) < 0.02
+        assert abs(one.p99_bias) < 0.05
+        assert one.error < 0.05
+
+
+def test_a_wrong_profile_shows(recording: Recording) -> None:
+    slow = TRUE.model_copy(update={"cycle_s": 0.02})
+    told = replayed(recording, slow)
+    assert told.metrics["tpot_s"].p50_bias > 0.5
+    assert told.metrics["e2e_s"].error > 0.5
+
+
+def test_only_the_first_half_is_fitted(recording: Recording) -> None:
+    half_s = recording.header.seconds / 2
+    windows = tuple(
+        one if one.end_s <= half_s else one.model_copy(update={"stepped_s": 9 * one.stepped_s})
+        for one in recording.windows
+    )
+    assert fit(replace(recording, windows=windows), "x", BOUNDS) == fit(recording, "x", BOUNDS)
+
+
+def test_two_recordings_of_a_load_are_compared(recording: Recording) -> None:
+    same = repeated(recording, recording)
+    assert same.throughput_bias == same.metrics["ttft_s"].error == 0
+    with pytest.raises(FailedPrecondition, match="different loads"):
+        repeated(recording, made(2, requests=20))
+
+
+def test_too_few_windows_are_refused(recording: Recording) -> None:
+    with pytest.raises(FailedPrecondition, match="windows of cpu:0-2 have steps; 8 are needed"):
+        fit(replace(recording, windows=recording.windows[:6]), "x", BOUNDS)
+
+
+def test_a_recording_is_read_as_it_was_written(recording: Recording, tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text(recording.text())
+    assert read_recording(path) == recording
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "told"),
+    [
+        (1, '{"kind":"recording","version":2,"seconds":1,"pipelines":{}}', "r.jsonl:1: version: "),
+        (3, '{"kind":"request","number":-1}', "r.jsonl:3: request.number: "),
+        (2, "{", "r.jsonl:2: line: "),
+        (2, '{"kind":"prompt"}', "r.jsonl:2: "),
+    ],
+)
+def test_a_mistake_is_told_with_line_and_field(
+    recording: Recording, tmp_path: Path, line: int, text: str, told: str
+) -> None:
+    path = tmp_path / "r.jsonl"
+    lines = recording.text().splitlines()
+    lines[line - 1] = text
+    path.write_text("\n".join(lines))
+    with pytest.raises(InvalidArgument) as raised:
+        read_recording(path)
+    assert raised.value.message.startswith(told)
