@@ -25,6 +25,9 @@ from services.controller.core.cluster.market import (
     ProviderEvent,
 )
 from services.controller.core.cluster.plan import Plan
+from services.controller.core.departure.lengths import AnswerLengths
+from services.controller.core.departure.move import Rates
+from services.controller.departures import Journaled
 from services.controller.event_log import EventLog
 from services.controller.journal.sqlite import SqliteJournal
 from services.controller.kv_sources import KvSources
@@ -156,6 +159,9 @@ async def mesh(nodes: int) -> AsyncIterator[Mesh]:
             planning=stand_in,
             journal=journal,
             events=events,
+            journaled=Journaled(
+                streams=lambda _: (), lengths=lambda _: AnswerLengths(), rates=lambda _, __: Rates()
+            ),
             heads_changed=Signal(),
             clock=clock,
         )

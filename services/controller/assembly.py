@@ -23,6 +23,7 @@ from services.controller.core.cluster.replanning import Replanner
 from services.controller.core.cluster.succession import Succession
 from services.controller.core.cluster.workload import Workloads
 from services.controller.core.model_facts import ModelFacts
+from services.controller.departures import Journaled
 from services.controller.deployments import DEPLOYMENTS, Deployments, StoreAccess
 from services.controller.documents import DocumentRuntime
 from services.controller.engines import Engines
@@ -96,6 +97,11 @@ class AssembledController:
             planning=self._planning,
             journal=journal,
             events=self.events,
+            journaled=Journaled(
+                streams=lambda formation_id: self._generations.streams(formation_id),
+                lengths=lambda model: self._generations.lengths(model),
+                rates=lambda model, room: self._generations.rates(model, room),
+            ),
             heads_changed=heads_changed,
             clock=clock,
         )

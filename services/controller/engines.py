@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterator,
+    Sequence,
+)
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -113,10 +120,19 @@ class Engines:
             stub = self._stub(member.address)
             await stub.Dissolve(request, timeout=self._timeouts.dissolve_s)
 
-    async def drain(self, formation_id: str, head: Member, *, keep_kv: bool = False) -> int:
-        """Seals the formation's generations; returns how many. With `keep_kv` its stages keep what
-        they hold of them."""
-        request = engine_pb2.DrainRequest(formation_id=formation_id, keep_kv=keep_kv)
+    async def drain(
+        self,
+        formation_id: str,
+        head: Member,
+        *,
+        keep_kv: bool = False,
+        running: Collection[str] = (),
+    ) -> int:
+        """Seals the formation's generations but those `running`; returns how many. With `keep_kv`
+        its stages keep what they hold of them."""
+        request = engine_pb2.DrainRequest(
+            formation_id=formation_id, keep_kv=keep_kv, running_generation_ids=sorted(running)
+        )
         with _domain_errors():
             stub = self._stub(head.address)
             reply = await stub.Drain(request, timeout=self._timeouts.drain_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable
 
@@ -9,6 +10,7 @@ from services.common.errors import ShuntError
 from services.common.nodes import Member
 from services.controller import metrics
 from services.controller.core.cluster.actions import (
+    DepartFormation,
     DissolveFormation,
     DrainFormation,
     FormPipeline,
@@ -17,10 +19,14 @@ from services.controller.core.cluster.actions import (
 )
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.turns import Turns
+from services.controller.departures import Departures
 from services.controller.engines import Engines
 from services.controller.kv_sources import KvSources
 
 _log = logging.getLogger(__name__)
+
+
+FormationAction = LoadStage | FormPipeline | DissolveFormation | DepartFormation | DrainFormation
 
 
 class Formations:
@@ -30,9 +36,10 @@ class Formations:
         self,
         cluster: Cluster,
         engines: Engines,
+        departures: Departures,
         kv: KvSources,
         *,
-        begin: Callable[[Coroutine[None, None, None], str | None], object],
+        begin: Callable[[Coroutine[None, None, None], str | None], asyncio.Task[None]],
         stir: Callable[[], object],
         clock: Callable[[], float],
     ) -> None:
@@ -45,10 +52,11 @@ class Formations:
         self._stir = stir
         self._clock = clock
         self._turns = Turns()
+        self._departures = departures
+        self._departing: dict[str, asyncio.Task[None]] = {}
+        """By formation."""
 
-    def carry_out(
-        self, action: LoadStage | FormPipeline | DissolveFormation | DrainFormation
-    ) -> None:
+    def carry_out(self, action: FormationAction) -> None:
         """Begins it, or keeps it until its turn has come."""
         match action:
             case LoadStage():
@@ -59,7 +67,13 @@ class Formations:
                 self._turns.dissolve(action)
                 for member in action.members:
                     self._begin(self._dissolve(action.formation_id, member), None)
+            case DepartFormation():
+                self._end_departure(action.formation_id)
+                left = self._begin(self._depart(action), action.head.node_id)
+                self._departing[action.formation_id] = left
             case DrainFormation():
+                self._end_departure(action.formation_id)
+                self._departures.end(action.formation_id, travels=self._kv.travels)
                 self._begin(self._drain(action), action.head.node_id)
 
     def _begin_all(self, actions: Iterable[FormPipeline | LoadStage]) -> None:
@@ -100,6 +114,16 @@ class Formations:
         except ShuntError as error:
             _log.info("member not told", extra={"node_id": member.node_id, "why": error.message})
         self._begin_all(self._turns.left(member.incarnation, formation_id))
+
+    async def _depart(self, action: DepartFormation) -> None:
+        await self._departures.leave(action)
+        self._stir()
+
+    def _end_departure(self, formation_id: str) -> None:
+        """One that is told anew, or has no time left."""
+        departing = self._departing.pop(formation_id, None)
+        if departing is not None:
+            departing.cancel()
 
     async def _drain(self, action: DrainFormation) -> None:
         kv, name = self._kv, action.formation_id

@@ -26,6 +26,8 @@ from services.common.exchange import (
 )
 from services.common.generation import CancelReason, ModelRef
 from services.controller import metrics
+from services.controller.core.departure.lengths import AnswerLengths
+from services.controller.core.departure.move import Rates, Stream
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import (
     Coming,
@@ -247,6 +249,18 @@ class LedgerRuntime:
             self._outlive_at_s = self._clock() + OUTLIVE_S
             kept_s, most = self._settings.stored_retention_s, self._settings.max_stored
             await self._journal.write((Outlived(self._wall_clock() - kept_s, most),))
+
+    def streams(self, formation_id: str) -> tuple[Stream, ...]:
+        """Generations that run in a formation."""
+        return self._ledger.streams(formation_id)
+
+    def lengths(self, model: ModelRef) -> AnswerLengths:
+        """Of a model's answers, as seen so far."""
+        return self._ledger.observed.lengths(model)
+
+    def rates(self, model: ModelRef, room_positions: float) -> Rates:
+        """Of moves of its generations, as seen so far."""
+        return self._ledger.observed.rates(model, room_positions)
 
     def population(self) -> Population:
         """Where every generation stands."""

@@ -17,6 +17,7 @@ from services.controller.core.cluster.actions import (
     Action,
     AskPlan,
     Beat,
+    DepartFormation,
     DissolveFormation,
     DrainFormation,
     FormPipeline,
@@ -34,6 +35,7 @@ from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.cluster.goals import Goals
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.views import NodeView
+from services.controller.departures import Departures, Journaled
 from services.controller.diffs import PlanDiff, plan_diff
 from services.controller.engines import Engines
 from services.controller.event_log import EventLog
@@ -97,6 +99,7 @@ class ClusterRuntime:
         planning: Planning,
         journal: Journal,
         events: EventLog,
+        journaled: Journaled,
         heads_changed: Signal,
         clock: Callable[[], float],
     ) -> None:
@@ -140,8 +143,9 @@ class ClusterRuntime:
             clock=clock,
         )
         self.market = self._fleet.market
+        departures = Departures(cluster, engines, journaled, events, clock=clock)
         self._formations = Formations(
-            cluster, engines, kv, begin=self._begin, stir=self._stir, clock=clock
+            cluster, engines, departures, kv, begin=self._begin, stir=self._stir, clock=clock
         )
 
     async def run(self, saved: Mapping[str, str]) -> None:
@@ -366,7 +370,13 @@ class ClusterRuntime:
                 self._fleet.shun(node_id)
             case AskPlan():
                 self._begin(self._plan(action))
-            case LoadStage() | FormPipeline() | DissolveFormation() | DrainFormation():
+            case (
+                LoadStage()
+                | FormPipeline()
+                | DissolveFormation()
+                | DepartFormation()
+                | DrainFormation()
+            ):
                 self._formations.carry_out(action)
 
     def _begin(

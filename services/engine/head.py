@@ -156,15 +156,21 @@ class Head:
         self._do(self._batching.dissolve(formation_id, self._clock()))
 
     async def drain(
-        self, formation_id: str, *, keep_kv: bool = False, replayed: Collection[str] = ()
+        self,
+        formation_id: str,
+        *,
+        keep_kv: bool = False,
+        replayed: Collection[str] = (),
+        running: Collection[str] = (),
     ) -> int:
-        """Seals every generation of the formation and waits until the journal and the readers have
-        everything; returns how many. With `keep_kv` the stages keep what they hold of those that
-        are not `replayed` elsewhere. Raises FailedPrecondition for another formation."""
-        self._act(self._core.drain(formation_id, self._clock()))
+        """Seals every generation of the formation but those `running` and waits until the journal
+        and the readers have everything; returns how many. With `keep_kv` the stages keep what they
+        hold of those that are not `replayed` elsewhere. Raises FailedPrecondition for another
+        formation."""
+        self._act(self._core.drain(formation_id, self._clock(), running))
         if keep_kv:
             await self._keep(formation_id, replayed)
-        while (sealed := self._core.drained(formation_id, self._clock())) is None:
+        while (sealed := self._core.drained(formation_id, self._clock(), running)) is None:
             self._changed.clear()
             await self._changed.wait()
         return sealed

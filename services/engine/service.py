@@ -92,6 +92,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
             request.formation_id,
             keep_kv=request.keep_kv,
             replayed=frozenset(request.replayed_generation_ids),
+            running=frozenset(request.running_generation_ids),
         )
         return engine_pb2.DrainResponse(sealed_generations=sealed)
 

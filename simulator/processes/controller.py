@@ -25,6 +25,7 @@ from services.controller.core.cluster import budget
 from services.controller.core.cluster.actions import (
     AskPlan,
     Beat,
+    DepartFormation,
     DissolveFormation,
     DrainFormation,
     FormPipeline,
@@ -46,6 +47,9 @@ from services.controller.core.cluster.replanning import Replanner
 from services.controller.core.cluster.succession import Replanned, Succession
 from services.controller.core.cluster.turns import Turns
 from services.controller.core.cluster.workload import Workloads
+from services.controller.core.departure.departure import Departure, Look
+from services.controller.core.departure.move import Rates
+from services.controller.core.departure.move import Stream as Leaving
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
 from services.controller.core.ledger.records import Record
@@ -80,6 +84,9 @@ class ControllerMonitor(Protocol):
     def cluster_event(self, cluster: Cluster, event: LogEvent) -> None: ...
     def dissolves(self, incarnation: str, formation_id: str) -> None: ...
     def dissolved(self, incarnation: str, formation_id: str) -> None: ...
+    def departs(
+        self, formation_id: str, streams: Sequence[Leaving], rates: Rates, look: Look, end_s: float
+    ) -> None: ...
     def forms(self, form: FormPipeline) -> None: ...
     def ends_node(self, cluster: Cluster, end: TerminateNode) -> None: ...
     def hears(self, event: ProviderEvent, market: Market) -> None: ...
@@ -114,6 +121,8 @@ class SimulatedController(Process):
         self._pending: list[tuple[tuple[Record, ...], Callable[[], None]]] = []
         self._committing = False
         self._turns = Turns()
+        self._departures: dict[str, Departure] = {}
+        """By formation, while it is not drained."""
         self._wakes_at_s = -inf
         self._stirred = False
         self.changing = False
@@ -326,7 +335,11 @@ class SimulatedController(Process):
                 self._turns.dissolve(action)
                 for member in action.members:
                     self._dissolve(action.formation_id, member.incarnation)
+            elif isinstance(action, DepartFormation):
+                self._departures[action.formation_id] = Departure(action.until_s)
+                self._depart(action)
             elif isinstance(action, DrainFormation):
+                self._departures.pop(action.formation_id, None)
                 self._drain(action)
             elif isinstance(action, RoutesChanged):
                 self._tell_routes()
@@ -525,6 +538,30 @@ class SimulatedController(Process):
     ) -> None:
         incarnation = form.members[index].incarnation
         self._call(incarnation, "form", (form, index), partial(formed, incarnation))
+
+    def _depart(self, action: DepartFormation) -> None:
+        formation_id, now_s = action.formation_id, self.clock.now_s
+        departure = self._departures.get(formation_id)
+        runs_at = self.cluster.view.runs_at(formation_id)
+        if departure is None or runs_at is None:
+            return
+        observed, view = self.ledger.observed, self.cluster.view
+        streams = self.ledger.streams(formation_id)
+        rates = observed.rates(runs_at.model, sum(view.beside(formation_id).values()))
+        look = departure.look(streams, rates, observed.lengths(runs_at.model), now_s)
+        self.monitor.departs(formation_id, streams, rates, look, departure.end_s)
+
+        def drained(result: Any) -> None:
+            if self._departures.get(formation_id) is not departure:
+                return
+            if look.running and not isinstance(result, ShuntError):
+                wakes_in_s = max(0.0, look.wakes_at_s - self.clock.now_s)
+                self.after(wakes_in_s, self._depart, action)
+            else:
+                self.cluster.departed(formation_id, self.clock.now_s)
+                self.stir()
+
+        self._call(action.head.incarnation, "drain", (formation_id, look.running), drained)
 
     def _drain(self, drain: DrainFormation) -> None:
         def drained(result: Any) -> None:

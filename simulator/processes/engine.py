@@ -86,7 +86,7 @@ class SimulatedEngine(Process):
         self._messages = 0
         self._beats: Stream | None = None
         self._lost_node_ids: tuple[str, ...] = ()
-        self._draining: list[tuple[str, Reply]] = []
+        self._draining: list[tuple[str, frozenset[str], Reply]] = []
         self._register()
         self.every(settings.cluster.heartbeat_interval_s, self._beat)
         self.every(TICK_S, self._tick)
@@ -284,8 +284,10 @@ class SimulatedEngine(Process):
         self._notice = NoticeKind.REBALANCE
         self._beat()
 
-    def depart(self, notice_s: float) -> None:
-        """SIGTERM: it tells the controller, and ends when no formation needs it any more."""
+    def depart(self, notice_s: float, kind: NoticeKind | None = None) -> None:
+        """SIGTERM, or what its machine is told: it tells the controller, and ends when no formation
+        needs it any more."""
+        self._notice = kind
         self._departs_at_s = self.clock.now_s + notice_s
         self._beat()
         self._departing(self._departs_at_s)
@@ -303,14 +305,14 @@ class SimulatedEngine(Process):
             for member in self.place.members:
                 self._part(member, self.place.formation_id, 0.001)
 
-    def drain(self, reply: Reply, formation_id: str) -> None:
-        """Seals, and answers when the journal has."""
+    def drain(self, reply: Reply, formation_id: str, running: frozenset[str] = frozenset()) -> None:
+        """Seals all but what goes on `running`, and answers when the journal has."""
         try:
-            actions = self.core.drain(formation_id, self.clock.now_s)
+            actions = self.core.drain(formation_id, self.clock.now_s, running)
         except ShuntError as error:
             reply(error)
             return
-        self._draining.append((formation_id, reply))
+        self._draining.append((formation_id, running, reply))
         self.act(actions)
 
     # Readers
@@ -369,10 +371,10 @@ class SimulatedEngine(Process):
                 self._pump(reader)
         if self.batching.overdue(now_s) and self.place is not None and not self.place.probing:
             self._give_up_stuck(self.place)
-        for formation_id, reply in list(self._draining):
-            sealed = self.core.drained(formation_id, self.clock.now_s)
+        for formation_id, running, reply in list(self._draining):
+            sealed = self.core.drained(formation_id, self.clock.now_s, running)
             if sealed is not None:
-                self._draining.remove((formation_id, reply))
+                self._draining.remove((formation_id, running, reply))
                 reply(sealed)
 
     # Steps

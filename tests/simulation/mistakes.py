@@ -32,7 +32,13 @@ MARKET = "services/controller/core/cluster/market.py"
 NOTICES = "services/controller/core/cluster/notices.py"
 REPLANNING = "services/controller/core/cluster/replanning.py"
 SUCCESSION = "services/controller/core/cluster/succession.py"
+SCHEDULE = "services/controller/core/departure/schedule.py"
+DEPARTURE = "services/controller/core/departure/departure.py"
+CLUSTER = "services/controller/core/cluster/cluster.py"
+ROUTES = "services/controller/core/cluster/routes.py"
+PIPELINE = "services/controller/core/cluster/pipeline.py"
 MARKETS = "markets.py"
+DEPARTURES = "departures.py"
 
 
 @dataclass(frozen=True)
@@ -493,5 +499,61 @@ MISTAKES = (
         DIFFERENCE,
         "    after = deepcopy(state)\n",
         "    after = state\n",
+    ),
+    Mistake(
+        "whatever has to leave leaves at once",
+        SCHEDULE,
+        "        moves.append(_replay(one, min(begins_s, last_s), reasons[one.name], rates))",
+        "        moves.append(_replay(one, now_s, reasons[one.name], rates))",
+        DEPARTURES,
+    ),
+    Mistake(
+        "what was told to stop is asked to go on",
+        DEPARTURE,
+        "                self._stopped.add(name)",
+        "                pass",
+        DEPARTURES,
+    ),
+    Mistake(
+        "a drain seals what is to run on",
+        HEAD,
+        "            if held.life is Life.LIVE and name not in running",
+        "            if held.life is Life.LIVE",
+        DEPARTURES,
+    ),
+    Mistake(
+        "a drain waits for what is to run on",
+        HEAD,
+        "            and not (held.life is Life.LIVE and name in running)",
+        "            and name",
+        DEPARTURES,
+    ),
+    Mistake(
+        "a formation that departs takes new generations",
+        ROUTES,
+        "    return not pipeline.departing and state.goals.have(pipeline.model)",
+        "    return state.goals.have(pipeline.model)",
+        DEPARTURES,
+    ),
+    Mistake(
+        "a pipeline departs for ever",
+        PIPELINE,
+        "        self.stalled, self.departs_s = False, inf",
+        "        self.stalled = False",
+        DEPARTURES,
+    ),
+    Mistake(
+        "time that a market leaves is given away",
+        NOTICES,
+        "        if not node.taken and _others_take_over(",
+        "        if _others_take_over(",
+        DEPARTURES,
+    ),
+    Mistake(
+        "an empty formation is kept until its deadline",
+        CLUSTER,
+        "        if pipeline is not None and pipeline.departing and pipeline.is_ready:",
+        "        if pipeline is None:",
+        DEPARTURES,
     ),
 )

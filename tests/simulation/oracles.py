@@ -20,6 +20,10 @@ left open, one launch each; 17 a plan changes what it was said to change; 18 spa
 loaded, when faults have ceased, and who is about to go is given no place; 20 what serves gives way
 to the plan when what follows it can begin; 21 no node is ended while it serves.
 
+Of formations that depart (oracle_departures.py): 31 one that a market takes a node of, and nobody
+follows, takes nothing new; what ends there in time is left there, and nothing leaves it long before
+it has to, or stays behind its end; what was told to stop does not go on.
+
 Of the market and the plans that follow it (oracle_market.py): 22 no plan costs more than the
 budget, and no order takes what the plan has above it; 23 no offer that said no is asked again, or
 named to placement, before its time, as far as the present controller has heard; 24 what serves goes
@@ -35,12 +39,41 @@ go serves until somebody who holds its stage follows, and somebody does where on
 
 from __future__ import annotations
 
+from typing import Any
+
+from oracle_departures import DepartureOracle
 from oracle_generations import GenerationOracle
-from oracle_market import MarketOracle
+
+from services.common.exchange import Checkpoint, Grant, ResumeQuestion
+from services.controller.core.ledger.ledger import Ledger
+from services.controller.core.ledger.outcomes import Outcome
+from services.controller.core.ledger.records import Granted, HeadBound
+
+ROUTES_LATE_S = 1.0
+"""A router may go by routes that were so long ago."""
 
 
-class Oracle(GenerationOracle, MarketOracle):
+class Oracle(GenerationOracle, DepartureOracle):
     """Watches one world."""
+
+    def granted(self, ledger: Ledger, question: ResumeQuestion, outcome: Outcome[Grant]) -> None:
+        """The ledger answered a Resume."""
+        super().granted(ledger, question, outcome)
+        for record in outcome.records:
+            if isinstance(record, Granted) and outcome.events[0].attributes["planned"] == "true":
+                self.moved(record.generation_id)
+            if isinstance(record, Granted) and record.formation_id:
+                self.begins(record.generation_id, record.formation_id)
+
+    def checkpoint(
+        self, ledger: Ledger, checkpoint: Checkpoint, outcome: Outcome[Any], before: Any
+    ) -> None:
+        """The ledger answered a checkpoint."""
+        super().checkpoint(ledger, checkpoint, outcome, before)
+        for record in outcome.records:
+            if isinstance(record, HeadBound):
+                name, formation_id = record.generation_id, record.formation_id
+                self.begins(name, formation_id, late_s=ROUTES_LATE_S)
 
     def check_moves(self, faults: int) -> None:
         """Nothing moves but for a fault, a plan, or a client that was away."""

@@ -1,5 +1,5 @@
 """The production cores under random fault schedules, in random markets and before a crowd; see
-schedules.py, markets.py, crowds.py and oracles.py.
+schedules.py, markets.py, crowds.py, departures.py and oracles.py.
 
 SHUNT_SIMULATION_SCHEDULES sets how many: 3,000 by default, two thirds of faults and a third of
 markets; fewer than 3,000 skip the table's bound.
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from crowds import Crowd
+from departures import Departing
 from every_core import CORES, play
 from faults import ROWS
 from markets import HAPPENINGS, MarketSchedule
@@ -26,9 +27,10 @@ ROOT = Path(__file__).parents[2]
 SCHEDULES = int(os.environ.get("SHUNT_SIMULATION_SCHEDULES", "3000"))
 MARKETS = SCHEDULES // 3
 LEAST_HITS = 20
-COVERED_SEEDS = {"schedules.py": 320, "markets.py": 150}
-MISTAKE_SEEDS = {"schedules.py": 300, "markets.py": 450, "crowds.py": 6}
+COVERED_SEEDS = {"schedules.py": 320, "markets.py": 150, "departures.py": 60}
+MISTAKE_SEEDS = {"schedules.py": 300, "markets.py": 450, "crowds.py": 6, "departures.py": 100}
 CROWDS = 8
+DEPARTING = 45
 PURE = (
     "services.common.generation",
     "services.common.prefix",
@@ -116,6 +118,23 @@ def test_a_crowd_at_slow_processes_moves_nothing() -> None:
         except Exception as error:
             error.add_note(f"seed {seed} of the crowds")
             raise
+
+
+@pytest.mark.timeout(600)
+def test_a_formation_that_departs_is_left_in_time_and_not_before() -> None:
+    departures = moved = stayed = 0
+    for seed in range(DEPARTING):
+        schedule = Departing(seed)
+        try:
+            schedule.run()
+        except Exception as error:
+            error.add_note(f"seed {seed} of the departures")
+            raise
+        departures += schedule.oracle.departures
+        moved += sum(schedule.oracle.planned.values())
+        stayed += schedule.oracle.stayed
+    assert departures >= DEPARTING
+    assert stayed > moved > 0, "most end where they are, and some do not"
 
 
 @pytest.mark.parametrize("kind", [Schedule, MarketSchedule])

@@ -10,7 +10,7 @@ in flight comes back, the head seals. Whoever wants to go on asks the controller
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from services.common.errors import (
@@ -98,15 +98,19 @@ class Generations:
                 actions += self._tell(held)
         return actions
 
-    def drain(self, formation_id: str, now_s: float) -> list[Action]:
-        """Seals every generation behind its last step in flight; readers get `moved`. New calls
-        are refused. Poll `drained` for the end. Raises FailedPrecondition for another formation."""
+    def drain(self, formation_id: str, now_s: float, running: Collection[str] = ()) -> list[Action]:
+        """Seals every generation but those `running` behind its last step in flight; readers get
+        `moved`. New calls are refused from the first drain on. Poll `drained` for the end. Raises
+        FailedPrecondition for another formation."""
         if formation_id != self._formation_id:
             raise FailedPrecondition("not the head of this formation", field="formation_id")
-        if self._drain_began_s is not None:
-            return []
-        self._drain_began_s = now_s
-        live = [held for held in self._held.values() if held.life is Life.LIVE]
+        live = [
+            held
+            for name, held in self._held.items()
+            if held.life is Life.LIVE and name not in running
+        ]
+        if live or self._drain_began_s is None:
+            self._drain_began_s = now_s
         return [action for held in live for action in self._seal(held, now_s)]
 
     def sealing(self, formation_id: str) -> bool:
@@ -128,10 +132,16 @@ class Generations:
         ]
         return sorted(starts, key=lambda one: one.request.sampling.max_tokens - len(one.output_ids))
 
-    def drained(self, formation_id: str, now_s: float) -> int | None:
+    def drained(self, formation_id: str, now_s: float, running: Collection[str] = ()) -> int | None:
         """How many generations the drain has sealed, once the journal has answered for each of
-        them and their readers have had everything (or `drain_readers_s` has passed)."""
-        mine = [held for held in self._held.values() if held.formation_id == formation_id]
+        them and their readers have had everything (or `drain_readers_s` has passed); those that go
+        on `running` are not waited for."""
+        mine = [
+            held
+            for name, held in self._held.items()
+            if held.formation_id == formation_id
+            and not (held.life is Life.LIVE and name in running)
+        ]
         if any(not held.journal_done for held in mine):
             return None
         began_s = self._drain_began_s

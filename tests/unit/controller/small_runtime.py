@@ -29,6 +29,9 @@ from services.controller.core.cluster.plan import (
     PlannedStage,
 )
 from services.controller.core.cluster.settings import ClusterSettings
+from services.controller.core.departure.lengths import AnswerLengths
+from services.controller.core.departure.move import Rates, Stream
+from services.controller.departures import Journaled
 from services.controller.event_log import EventLog
 from services.controller.journal.journal import Item, Saved
 from services.controller.kv_sources import Handover, KvSources
@@ -208,6 +211,13 @@ class Set:
         self.mesh = Mesh()
         self.ids = iter(f"f{number}" for number in range(1, 100))
         self.routes = 0
+        self.streams: tuple[Stream, ...] = ()
+        """That run in every formation."""
+        self.journaled = Journaled(
+            streams=lambda _: self.streams,
+            lengths=lambda _: AnswerLengths(),
+            rates=lambda _, room: Rates(room_positions=room),
+        )
         self.handover: Handover = "replay"
 
     @asynccontextmanager
@@ -230,6 +240,7 @@ class Set:
             planning=mesh,
             journal=disk,
             events=EventLog(disk, lambda: 0.0, 100),
+            journaled=self.journaled,
             heads_changed=Signal(),
             clock=clock,
         )

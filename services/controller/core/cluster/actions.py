@@ -179,6 +179,16 @@ class DrainFormation:
 
 
 @dataclass(frozen=True, slots=True)
+class DepartFormation:
+    """Head engine: Drain of what has to leave it, one after another, while the rest decodes on,
+    until it is told DrainFormation. Answer with departed once nothing runs there any more."""
+
+    formation_id: str
+    head: Member
+    until_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class RoutesChanged:
     """Tell every router that watches: `Cluster.routes`."""
 
@@ -212,6 +222,7 @@ Action = (
     | FormPipeline
     | DissolveFormation
     | DrainFormation
+    | DepartFormation
     | RoutesChanged
     | LogEvent
     | PersistCluster

@@ -201,7 +201,9 @@ def take_turns(state: State, settings: ClusterSettings, now_s: float) -> list[Ac
         return []
     lacking = state.lacking()
     if all(pipeline.is_ready for pipeline in lacking):
-        done = [one for one in retiring if _is_done(state, settings, one, now_s)]
+        done = [
+            one for one in retiring if not one.departing and _is_done(state, settings, one, now_s)
+        ]
         return _next(state, done[0], now_s) if done else []
     if any(_goes_on(state, settings, pipeline) for pipeline in lacking):
         return []

@@ -39,7 +39,7 @@ from services.controller.core.cluster.losses import dissolve, follow, lose
 from services.controller.core.cluster.market import NO_CAPACITY, OVER_BUDGET, Market
 from services.controller.core.cluster.node import HeldStage, Node
 from services.controller.core.cluster.notes import CLUSTER, Notes
-from services.controller.core.cluster.notices import advise, notice
+from services.controller.core.cluster.notices import advise, hand_over, notice
 from services.controller.core.cluster.pipeline import Pipeline
 from services.controller.core.cluster.plan import Plan
 from services.controller.core.cluster.recovery import first_actions
@@ -353,6 +353,13 @@ class Cluster:
                 *follow(state, self.settings, pipeline),
             ]
         )
+
+    def departed(self, formation_id: str, now_s: float) -> None:
+        """Nothing runs any more in a formation that departs, or it did not answer: it is drained
+        at once."""
+        pipeline = self._state.pipeline(formation_id)
+        if pipeline is not None and pipeline.departing and pipeline.is_ready:
+            self._happen(hand_over(self._state, pipeline, now_s))
 
     def drain_failed(self, formation_id: str, reason: str, now_s: float) -> None:
         """The head did not answer; the formation is dissolved all the same."""

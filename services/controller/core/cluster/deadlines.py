@@ -12,7 +12,12 @@ from services.controller.core.cluster.actions import Action, ShunOffer, Terminat
 from services.controller.core.cluster.losses import forgive, lose
 from services.controller.core.cluster.market import Market
 from services.controller.core.cluster.node import Node
-from services.controller.core.cluster.notices import hand_over, lapse, must_part
+from services.controller.core.cluster.notices import (
+    begin_departure,
+    hand_over,
+    lapse,
+    must_part,
+)
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.state import State
 
@@ -36,6 +41,8 @@ def carry_out_due(state: State, settings: ClusterSettings, now_s: float) -> list
     for pipeline in state.restless():
         if pipeline.is_ready and must_part(state, settings, pipeline, now_s):
             actions += hand_over(state, pipeline, now_s)
+        elif pipeline.is_ready:
+            actions += begin_departure(state, settings, pipeline)
     for _, seat in state.lacking_seats():
         forgive(state, settings, seat, now_s)
     return actions

@@ -72,6 +72,8 @@ class Node(Noun):
     """It was given notice: it will be taken away then."""
     departs: bool = False
     """It gave that notice itself: there is no doubt about it."""
+    taken: bool = False
+    """A market takes it, then and no sooner: until then it may be made use of."""
     advised: bool = False
     """It is likely to be taken away: another one is to take its place, and until that can it serves
     as before."""
@@ -184,10 +186,10 @@ class Node(Noun):
         self.lost, self.since_s, self.loading, self.deadline_s = True, now_s, None, None
         self.advised, self.asked = False, self.stock
 
-    def give_notice(self, deadline_s: float, *, departs: bool = False) -> None:
-        """It will be taken away then."""
+    def give_notice(self, deadline_s: float, *, departs: bool = False, taken: bool = False) -> None:
+        """It will be taken away then; `taken`: by a market, neither sooner nor later."""
         need(not self.lost, f"{self.node_id} is lost and cannot be given notice")
-        self.deadline_s = deadline_s
+        self.deadline_s, self.taken = deadline_s, taken
         self.departs = self.departs or departs
 
     def advise(self) -> None:

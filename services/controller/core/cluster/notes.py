@@ -171,6 +171,7 @@ def _node(node: Node, unix_offset_s: float) -> Fields:
         "numerics_class": node.numerics_class,
         "deadline_unix_s": None if deadline_s is None else round(deadline_s + unix_offset_s, 3),
         "departs": node.departs,
+        "taken": node.taken,
         "advised": node.advised,
         "leaving": node.leaving,
         "lost": node.lost,
@@ -260,6 +261,7 @@ def _node_from(item: dict[str, Any], now_s: float, unix_offset_s: float) -> Node
         lost=item["lost"],
         leaving=item["leaving"],
         departs=item["departs"],
+        taken=item.get("taken", False),  # once nobody told
         advised=item.get("advised", False),  # once nothing was
         released=item["released"],
         served_s=None if held is None else -inf,

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from services.common.notices import NoticeKind
-from services.controller.core.cluster.actions import Action, DrainFormation, LogEvent
+from services.controller.core.cluster.actions import (
+    Action,
+    DepartFormation,
+    DrainFormation,
+    LogEvent,
+)
 from services.controller.core.cluster.losses import withdraw
 from services.controller.core.cluster.node import Node
-from services.controller.core.cluster.pipeline import Pipeline
+from services.controller.core.cluster.pipeline import Pipeline, Seat
 from services.controller.core.cluster.settings import ClusterSettings
 from services.controller.core.cluster.state import State
 
@@ -18,11 +25,11 @@ def notice(
     node: Node, deadline_s: float, now_s: float, kind: NoticeKind, *, departs: bool = False
 ) -> list[Action]:
     """The node will be taken away then; of several deadlines the earliest counts."""
-    known_s = node.deadline_s
+    known_s, taken = node.deadline_s, kind is NoticeKind.SPOT
     if known_s is not None and deadline_s > known_s - SAME_NOTICE_S:
-        node.give_notice(known_s, departs=departs)
+        node.give_notice(known_s, departs=departs, taken=taken and node.taken)
         return []
-    node.give_notice(deadline_s, departs=departs)
+    node.give_notice(deadline_s, departs=departs, taken=taken)
     attributes = {"notice_s": f"{deadline_s - now_s:g}", "kind": kind.value}
     return [LogEvent("interruption_noticed", node.node_id, "", attributes)]
 
@@ -70,9 +77,35 @@ def must_part(state: State, settings: ClusterSettings, pipeline: Pipeline, now_s
             continue
         if now_s >= node.deadline_s - settings.seal_s:
             return True
-        hopeless = pipeline.retiring or not (seat.successor_id or settings.can_launch)
-        if hopeless and any(
-            p.is_ready for p in state.of_model(pipeline.model) if p is not pipeline
-        ):
+        if not node.taken and _others_take_over(state, settings, pipeline, seat):
             return True
     return False
+
+
+def begin_departure(state: State, settings: ClusterSettings, pipeline: Pipeline) -> list[Action]:
+    """A market takes a member, nobody will replace it and others serve: until then the pipeline
+    goes on with what it has, and nobody waits for its nodes."""
+    formation, last_s = pipeline.formation, inf
+    for seat in pipeline.seats:
+        node = state.nodes.get(seat.node_id)
+        if node is None or not node.departs or not node.taken or node.deadline_s is None:
+            continue
+        if _others_take_over(state, settings, pipeline, seat):
+            last_s = min(last_s, node.deadline_s - settings.seal_s)
+    if formation is None or last_s == inf or last_s > pipeline.departs_s - SAME_NOTICE_S:
+        return []
+    pipeline.depart(last_s)
+    attributes = {"formation": formation.formation_id}
+    return [
+        LogEvent("departure_begun", "", pipeline.pipeline_id, attributes),
+        DepartFormation(formation.formation_id, formation.head, last_s),
+    ]
+
+
+def _others_take_over(
+    state: State, settings: ClusterSettings, pipeline: Pipeline, seat: Seat
+) -> bool:
+    """Whoever sits there will have no successor, and its model is served without the pipeline."""
+    hopeless = pipeline.retiring or not (seat.successor_id or settings.can_launch)
+    others = (p for p in state.of_model(pipeline.model) if p is not pipeline)
+    return hopeless and any(p.is_ready and not p.departing for p in others)

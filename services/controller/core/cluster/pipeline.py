@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from math import inf
 
 from services.common.generation import ModelRef
 from services.common.nodes import Member, NodeShape
@@ -184,7 +185,15 @@ class Pipeline(Noun):
     """Of the last formation that it lost."""
     retires_s: float = 0.0
     """When it was first found that the plan lacks it."""
+    departs_s: float = inf
+    """Until then its formation ends what it has, or hands it on piece by piece, and takes nothing
+    new; not noted, for it is found again."""
     touched: Callable[[], object] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def departing(self) -> bool:
+        """Its formation takes nothing new, and is in nobody's way."""
+        return self.departs_s < inf
 
     @property
     def is_ready(self) -> bool:
@@ -247,7 +256,7 @@ class Pipeline(Noun):
         if self.handover is not None:
             self.handover.end()
         self.formation = self.handover = None
-        self.stalled = False
+        self.stalled, self.departs_s = False, inf
         return formation
 
     def judge(self, stalled: bool) -> None:
@@ -275,6 +284,12 @@ class Pipeline(Noun):
         if self.handover is not None:
             self.handover.ready()
             self.touch()
+
+    def depart(self, until_s: float) -> None:
+        """Its formation takes nothing new, and goes on until then with what it has."""
+        need(self.is_ready, f"{self.pipeline_id} does not serve and has nothing to go on with")
+        self.departs_s = until_s
+        self.touch()
 
     def drain(self, sampled: int, now_s: float) -> tuple[Formation, int]:
         """Its formation is sealed; with how many tokens sampled since preparations began."""

@@ -21,16 +21,19 @@ def routes_of(state: State, settings: ClusterSettings) -> tuple[Route, ...]:
 
 def handing_over(state: State) -> tuple[str, ...]:
     """Formations that serve what they have and take nothing new: their generations are being
-    sealed, or their model is not deployed any more."""
+    sealed, or have their last time there, or their model is not deployed any more."""
     pipelines = state.pipelines.values()
-    leaving = (p for p in pipelines if p.drains or (p.is_ready and not state.goals.have(p.model)))
+    leaving = (p for p in pipelines if p.drains or (p.is_ready and not _takes_new(state, p)))
     formations = (pipeline.formation for pipeline in leaving)
     return tuple(formation.formation_id for formation in formations if formation is not None)
 
 
 def _is_open(state: State, pipeline: Pipeline) -> bool:
-    serves = pipeline.is_ready and not pipeline.stalled
-    return serves and state.goals.have(pipeline.model)
+    return pipeline.is_ready and not pipeline.stalled and _takes_new(state, pipeline)
+
+
+def _takes_new(state: State, pipeline: Pipeline) -> bool:
+    return not pipeline.departing and state.goals.have(pipeline.model)
 
 
 def heads_of(state: State, settings: ClusterSettings, now_s: float) -> tuple[ServingHead, ...]:
@@ -49,6 +52,7 @@ def heads_of(state: State, settings: ClusterSettings, now_s: float) -> tuple[Ser
                     formation.numerics_class,
                     pipeline.drains,
                     pipeline.stalled,
+                    pipeline.departing,
                     switching,
                 )
             )

@@ -226,6 +226,17 @@ class View:
         pipeline = self._state.pipeline(formation_id)
         return RunsAt(pipeline.pipeline_id, pipeline.model) if pipeline is not None else None
 
+    def beside(self, formation_id: str) -> dict[str, int]:
+        """Other formations of its model that take new generations: positions of KV cache that each
+        has in all."""
+        own, size = self._state.pipeline(formation_id), self._settings.block_positions
+        others = self._state.of_model(own.model) if own is not None else []
+        return {
+            p.formation.formation_id: p.formation.kv_blocks * size
+            for p in others
+            if p is not own and p.formation is not None and p.is_ready and not p.departing
+        }
+
     def incarnation_of(self, node_id: str) -> str:
         """Of the process that is the node; empty where none has registered as it."""
         node = self._state.nodes.get(node_id)

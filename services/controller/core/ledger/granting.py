@@ -78,7 +78,8 @@ def is_expected(
     """A head of the wanted arithmetic is about to serve, or one that is still listed does not
     serve now: it comes back, or what is lost is known in a moment, and replaced."""
     return (request.model, wanted) in coming or any(
-        head.numerics_class == wanted and _suits(head, request) for head in heads
+        head.numerics_class == wanted and not head.departs and _suits(head, request)
+        for head in heads
     )
 
 

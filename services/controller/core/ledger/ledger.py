@@ -29,10 +29,12 @@ from services.common.exchange import (
     ResumeQuestion,
 )
 from services.common.generation import CancelReason, FinishReason, ModelRef
+from services.controller.core.departure.move import Stream
 from services.controller.core.ledger.abandoned import Abandoned
 from services.controller.core.ledger.background import Background
 from services.controller.core.ledger.entry import JournalEntry, outlived
 from services.controller.core.ledger.granting import Complaints, Patience, best_head, is_expected
+from services.controller.core.ledger.observed import Observed
 from services.controller.core.ledger.outcomes import (
     Coming,
     LedgerEvent,
@@ -53,6 +55,7 @@ from services.controller.core.ledger.records import (
     Record,
     Sealed,
 )
+from services.controller.core.ledger.streams import streams_of
 
 STORED_AT_ONCE = 64
 """Each is written anew as a whole."""
@@ -75,6 +78,8 @@ class Ledger:
         """Finished and cancelled generations, the oldest end first."""
         self._abandoned = Abandoned(settings.retry_window_s, settings.claim_s)
         self._background = Background(settings.claim_s)
+        self.observed = Observed()
+        """What generations took since this process began."""
 
     @classmethod
     def recover(
@@ -156,6 +161,7 @@ class Ledger:
     def _commit(self, records: Sequence[Record], now_s: float) -> tuple[Record, ...]:
         for record in records:
             self._apply(record, now_s)
+            self.observed.record(record, now_s)
         return tuple(records)
 
     def checkpoint(
@@ -270,7 +276,7 @@ class Ledger:
         if holder is None or entry.sealed:
             return self._move(entry, question, heads, now_s, coming)
         if question.last_epoch < entry.epoch:
-            return _same(entry, holder) if holder.takes_new else None
+            return _same(entry, holder) if holder.takes_new or holder.departs else None
         if holder.hands_over and question.left_formation_id:
             return None  # its seal is on the way: no position shall be sampled twice
         if question.reason not in (LeaveReason.SILENT, LeaveReason.UNREACHABLE):
@@ -513,6 +519,11 @@ class Ledger:
         """When an ended generation was cancelled, or last asked for."""
         cancelled_s = self._tombstones.get(name)
         return self._entries[name].touched_s if cancelled_s is None else cancelled_s
+
+    def streams(self, formation_id: str) -> tuple[Stream, ...]:
+        """Generations that run there."""
+        names = self._running.get(formation_id, ())
+        return streams_of({name: self._entries[name] for name in sorted(names)}, self.observed)
 
     def population(self, heads: Sequence[ServingHead]) -> Population:
         """Where every generation stands."""

@@ -56,6 +56,8 @@ class ServingHead:
     """Its generations are being sealed."""
     stalled: bool = False
     """It does not serve at present: its readers may leave it."""
+    departs: bool = False
+    """It takes nothing new: its generations end there, or leave it one by one."""
     switching: bool = False
     """What follows a formation that was drained is about to serve: who was moved waits for it."""
 

@@ -329,6 +329,32 @@ def test_a_drain_seals_behind_the_step_in_flight(head: Generations) -> None:
     assert head.drained("f1", 0.0) == 1
 
 
+def test_a_drain_lets_those_run_on_that_it_names(head: Generations) -> None:
+    other = replace(REQUEST, generation_id="h")
+    head.generate(1, call(), 0.0)
+    head.generate(2, call(request=other), 0.0)
+    assert [action for action in head.drain("f1", 0.0, {"h"}) if isinstance(action, StopSequence)]
+    head.sequence_stopped(KEY, 0.0)
+    assert frames(head, 1)[-1] == Closed(CloseReason.MOVED, (0,))
+    assert all(not isinstance(frame, Closed) for frame in frames(head, 2))
+    (first, _) = head.take_checkpoints(1, 0.0)
+    assert first.sealed
+    head.checkpoint_results(1, [CheckpointResult("g", 1, (0,))], 0.0)
+    assert head.drained("f1", 0.0, {"h"}) == 1
+    assert head.drained("f1", 0.0) is None, "the other one runs"
+    with pytest.raises(FailedPrecondition):
+        head.generate(9, call(request=replace(REQUEST, generation_id="i")), 0.0)
+    assert head.drain("f1", 5.0, {"h"}) == []
+    key = SequenceKey("h", 1, 0)
+    assert StopSequence(key) in head.drain("f1", 9.0)
+    head.sequence_stopped(key, 9.0)
+    head.checkpoint_stream_opened()
+    head.take_checkpoints(2, 9.0)
+    head.checkpoint_results(2, [CheckpointResult("h", 1, (0,))], 9.0)
+    assert head.drained("f1", 9.1) is None, "its reader has a second from when it was sealed"
+    assert head.drained("f1", 10.1) == 2
+
+
 def test_a_drain_of_another_formation_is_refused(head: Generations) -> None:
     with pytest.raises(FailedPrecondition):
         head.drain("f0", 0.0)

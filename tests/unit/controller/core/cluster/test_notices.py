@@ -5,6 +5,7 @@ from services.common.generation import LayerRange
 from services.common.notices import NoticeKind
 from services.controller.core.cluster.actions import (
     Action,
+    DepartFormation,
     DissolveFormation,
     DrainFormation,
     FormPipeline,
@@ -117,6 +118,68 @@ def test_where_none_will_come_the_other_pipelines_take_over_at_once() -> None:
     assert one_of(cluster.register(facts("node-2", "i-new"), 3.0), LoadStage).layers == whole
     beat(cluster, "node-1", "f1", 4.0, departs_in_s=20.0)
     assert all_of(cluster.tick(4.1), DrainFormation) == []  # the only one that serves
+
+
+def two_pipelines() -> Prompt:
+    """Of a node each; nobody launches any."""
+    settings = replace(PATIENT, can_launch=False, initial=(), pipelines=2)
+    cluster = Prompt(settings, drawer(), 0.0, 0.0)
+    cluster.start(0.0)
+    whole = LayerRange(0, 30)
+    for node_id in ("node-1", "node-2"):
+        cluster.register(facts(node_id), 0.0)
+    cluster.plan_ready(planned({"node-1": whole}, {"node-2": whole}), 0.0)
+    for node_id in ("node-1", "node-2"):
+        form = one_of(loaded(cluster, node_id, whole, 0.0), FormPipeline)
+        cluster.formed(form.formation_id, 0.0)
+    return cluster
+
+
+def test_what_a_market_takes_goes_on_with_what_it_has_until_then_and_takes_nothing_new() -> None:
+    cluster = two_pipelines()
+    actions = beat(cluster, "node-2", "f2", 1.0, departs_in_s=20.0, notice=NoticeKind.SPOT)
+    departs = one_of(actions, DepartFormation)
+    assert (departs.formation_id, departs.until_s) == ("f2", 21.0 - PATIENT.seal_s)
+    assert all_of(actions, DrainFormation) == []
+    assert [route.pipeline_id for route in cluster.routes()[1]] == ["pipeline-1"]
+    assert cluster.core.handing_over() == ("f2",)
+    head = next(h for h in cluster.view.heads(1.0) if h.route.formation_id == "f2")
+    assert (head.takes_new, head.departs, head.hands_over) == (False, True, False)
+    assert cluster.view.beside("f2").keys() == {"f1"}
+    again = beat(cluster, "node-2", "f2", 2.0, departs_in_s=19.0, notice=NoticeKind.SPOT)
+    assert all_of(again, DepartFormation) == [], "it is told once"
+    assert all_of(cluster.tick(departs.until_s - 0.1), DrainFormation) == []
+    assert one_of(cluster.tick(departs.until_s), DrainFormation).formation_id == "f2"
+
+
+def test_who_has_nothing_left_to_do_is_drained_before_its_time() -> None:
+    cluster = two_pipelines()
+    beat(cluster, "node-2", "f2", 1.0, departs_in_s=20.0, notice=NoticeKind.SPOT)
+    cluster.core.departed("f2", 3.0)
+    assert one_of(cluster.tick(3.0), DrainFormation).formation_id == "f2"
+    cluster.core.departed("f2", 3.1)
+    assert cluster.tick(3.1) == []
+
+
+def test_one_that_has_to_go_sooner_departs_sooner() -> None:
+    cluster = two_pipelines()
+    beat(cluster, "node-2", "f2", 1.0, departs_in_s=20.0, notice=NoticeKind.SPOT)
+    actions = beat(cluster, "node-2", "f2", 2.0, departs_in_s=8.0, notice=NoticeKind.SPOT)
+    assert one_of(actions, DepartFormation).until_s == 10.0 - PATIENT.seal_s
+
+
+def test_a_departure_is_begun_again_by_the_next_controller() -> None:
+    cluster = two_pipelines()
+    beat(cluster, "node-2", "f2", 1.0, departs_in_s=20.0, notice=NoticeKind.SPOT)
+    again = Prompt.recover(cluster.core.settings, drawer(), cluster.saved, 2.0, 2.0)
+    assert one_of(again.start(2.0), DepartFormation).formation_id == "f2"
+
+
+def test_the_only_one_that_serves_does_not_depart() -> None:
+    cluster = two_pipelines()
+    beat(cluster, "node-1", "f1", 1.0, departs_in_s=20.0, notice=NoticeKind.SPOT)
+    actions = beat(cluster, "node-2", "f2", 1.5, departs_in_s=20.0, notice=NoticeKind.SPOT)
+    assert all_of(actions, DepartFormation) == []
 
 
 def test_a_departure_goes_on_over_a_restart() -> None:

@@ -1,0 +1,107 @@
+"""Has generations leave their formation: each in its time where a market takes a node, all at once
+where what follows is ready. What was chosen for each of them stands in the event log and the trace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from services.common import telemetry
+from services.common.errors import ShuntError
+from services.common.generation import ModelRef
+from services.controller.core.cluster.actions import DepartFormation
+from services.controller.core.cluster.cluster import Cluster
+from services.controller.core.departure.departure import Departure
+from services.controller.core.departure.lengths import AnswerLengths
+from services.controller.core.departure.move import Move, Rates, Stream
+from services.controller.core.departure.schedule import at_once
+from services.controller.engines import Engines
+from services.controller.event_log import EventLog
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Journaled:
+    """What the journal knows of generations that have to leave."""
+
+    streams: Callable[[str], Sequence[Stream]]
+    """Those that run in a formation."""
+    lengths: Callable[[ModelRef], AnswerLengths]
+    rates: Callable[[ModelRef, float], Rates]
+    """Of moves, into room for so many positions."""
+
+
+class Departures:
+    """Of all formations."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        engines: Engines,
+        journaled: Journaled,
+        events: EventLog,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        self._cluster = cluster
+        self._engines = engines
+        self._journaled = journaled
+        self._events = events
+        self._clock = clock
+
+    async def leave(self, action: DepartFormation) -> None:
+        """Until nothing runs there any more, or the head does not answer; the cluster is told.
+        Whoever drains the formation cancels this."""
+        formation_id = action.formation_id
+        runs_at = self._cluster.view.runs_at(formation_id)
+        if runs_at is None:
+            return
+        departure, running = Departure(action.until_s), None
+        with telemetry.span("departure", attributes={"pipeline": runs_at.pipeline_id}) as span:
+            while running is None or running:
+                streams = self._journaled.streams(formation_id)
+                rates = self._journaled.rates(runs_at.model, self._room(formation_id))
+                lengths = self._journaled.lengths(runs_at.model)
+                look = departure.look(streams, rates, lengths, self._clock())
+                self._tell(runs_at.pipeline_id, look.told)
+                for move in look.told:
+                    generation = {"generation": move.generation_id}
+                    span.add_event("handover_chosen", {**generation, **move.attributes})
+                if look.running != running:
+                    try:
+                        await self._engines.drain(formation_id, action.head, running=look.running)
+                    except ShuntError as error:
+                        _log.warning("a head does not let go", extra={"error": error.message})
+                        break
+                    running = look.running
+                await asyncio.sleep(max(0.0, look.wakes_at_s - self._clock()) if running else 0)
+        self._cluster.departed(formation_id, self._clock())
+
+    def _room(self, formation_id: str) -> float:
+        """Positions that the formations beside it have free."""
+        beside = self._cluster.view.beside(formation_id)
+        taken = sum(
+            stream.positions for other in beside for stream in self._journaled.streams(other)
+        )
+        return max(0.0, sum(beside.values()) - taken)
+
+    def end(self, formation_id: str, *, travels: bool) -> None:
+        """All that still runs there leaves it now, with its blocks where these travel."""
+        runs_at = self._cluster.view.runs_at(formation_id)
+        if runs_at is not None:
+            streams = self._journaled.streams(formation_id)
+            moves = at_once(streams, self._clock(), travels=travels)
+            self._tell(runs_at.pipeline_id, moves)
+
+    def _tell(self, pipeline_id: str, moves: Iterable[Move]) -> None:
+        for move in moves:
+            self._events.add(
+                "handover_chosen",
+                pipeline_id=pipeline_id,
+                generation_id=move.generation_id,
+                attributes=move.attributes,
+            )
