@@ -33,6 +33,8 @@ from bench.bounds import rate_bound_95
 
 BEGUN = 4
 """Events of an answer before its engines are worth a kill."""
+KILLS_A_ROUND = 3
+"""Of the engines under one answer: more would make the longest ones of it all that is struck."""
 TOOLS = [
     {
         "type": "function",
@@ -215,9 +217,9 @@ class Round:
         """Returns when it is over."""
         await asyncio.gather(*self._tasks)
 
-    async def kill(self, randomness: random.Random) -> list[str] | None:
-        """Kills an engine of a pipeline that carries what has begun: the kinds that it carried;
-        None where nothing is left to strike."""
+    async def kill(self, randomness: random.Random, struck: Counter[str]) -> list[str] | None:
+        """Kills an engine of the pipeline that carries what was struck least so far, once it has
+        begun: the kinds that it carried; None where nothing is left to strike."""
         while not self.over:
             status = await self._mesh.status()
             carried: dict[str, list[str]] = {}
@@ -228,7 +230,7 @@ class Round:
                     carried.setdefault(pipeline, []).append(kind)
             ready = [p for p in status["pipelines"] if p["state"] == "ready" and p["id"] in carried]
             if ready:
-                pipeline = randomness.choice(ready)
+                pipeline = min(ready, key=lambda one: min(struck[k] for k in carried[one["id"]]))
                 node = randomness.choice(pipeline["stages"])["node"]
                 pid = next(one["pid"] for one in status["nodes"] if one["id"] == node)
                 os.kill(pid, signal.SIGKILL)
@@ -256,8 +258,12 @@ async def run(
             bar = progress.add_task("kills", total=kills)
             while done < kills:
                 await mesh.until_ready(2)
+                kinds = sorted(kinds, key=lambda kind: struck[kind])
                 round_ = Round(client, mesh, kinds)
-                while done < kills and (carried := await round_.kill(randomness)) is not None:
+                for _ in range(min(KILLS_A_ROUND, kills - done)):
+                    carried = await round_.kill(randomness, struck)
+                    if carried is None:
+                        break
                     done += 1
                     struck.update(carried)
                     progress.advance(bar)
