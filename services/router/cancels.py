@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+from collections import Counter
 from collections.abc import Coroutine
 from typing import Any
 
@@ -18,10 +19,12 @@ from services.router.slices import Slices
 
 _log = logging.getLogger(__name__)
 MAX_WAITING = 4096
-CLOSED_AT_ONCE = 2
+CLOSED_AT_ONCE = 8
 """Sessions of a crowd that leaves; what comes in meanwhile waits for no more of them."""
 MAX_TOLD = 512
 """Readers that left, in one message."""
+TELLING_AT_ONCE = 4
+"""Such messages to one head; who leaves meanwhile is in the next."""
 RETRY_S = 0.2
 RETRY_MAX_S = 5.0
 
@@ -35,7 +38,9 @@ class Cancels:
         self._recover_s = recover_s
         self._tasks: set[asyncio.Task[None]] = set()
         self._left: dict[str, list[SendDetach]] = {}
-        """What the head at an address is told of in this turn of the event loop."""
+        """What the head at an address is yet to be told of."""
+        self._telling: Counter[str] = Counter()
+        """Messages to the head at an address that have no answer yet."""
         self.turns = Slices(CLOSED_AT_ONCE)
         """When sessions that their clients have left are closed."""
 
@@ -55,12 +60,11 @@ class Cancels:
     def detach(self, detach: SendDetach, context: contextvars.Context) -> None:
         """Tells the head, of a crowd in a few messages; one too many is dropped."""
         address = detach.head.address
-        left = self._left.get(address)
-        if left is not None:
-            if len(left) < MAX_WAITING:
-                left.append(detach)
-        elif len(self._tasks) < MAX_WAITING:
-            self._left[address] = [detach]
+        left = self._left.setdefault(address, [])
+        if len(left) < MAX_WAITING:
+            left.append(detach)
+        if self._telling[address] < TELLING_AT_ONCE:
+            self._telling[address] += 1
             self._start(self._detach(address), context)
 
     def _start(self, work: Coroutine[Any, Any, None], context: contextvars.Context) -> None:
@@ -100,18 +104,20 @@ class Cancels:
             _log.info("a head was not told", extra={"reason": error.message})
 
     async def _detach(self, address: str) -> None:
-        """Tells a head of all that have left by now. No message waits for another's answer, which
-        comes late where the whole crowd has left: somebody waits for what it has."""
+        """Tells a head of all that have left by now, until nobody is left. Several do so at once,
+        for an answer comes late where a crowd has left, and somebody waits for what it has."""
         channels.hand_on_deadline(None)
-        left = self._left.pop(address)
-        messages = (left[i : i + MAX_TOLD] for i in range(0, len(left), MAX_TOLD))
-        await asyncio.gather(*(self._tell_left(address, message) for message in messages))
-
-    async def _tell_left(self, address: str, left: list[SendDetach]) -> None:
         try:
-            await self._heads.detach(address, left)
-        except ShuntError as error:
-            _log.info("a head was not told", extra={"reason": error.message})
+            while left := self._left[address]:
+                self._left[address] = left[MAX_TOLD:]
+                try:
+                    await self._heads.detach(address, left[:MAX_TOLD])
+                except ShuntError as error:
+                    _log.info("a head was not told", extra={"reason": error.message})
+        finally:
+            self._telling[address] -= 1
+            if not self._telling[address]:
+                del self._telling[address], self._left[address]
 
     async def close(self) -> None:
         """Gives up what still waits."""

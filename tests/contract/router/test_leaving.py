@@ -14,6 +14,7 @@ from services.common import channels, errors
 from services.common.generation import GenerationKind, ModelRef
 from services.router.__main__ import RunningDoors
 from services.router.ask import Ask
+from services.router.cancels import TELLING_AT_ONCE
 from services.router.model import Prompt, ServedModel
 from tests.fake_mesh import REPLY, FakeMesh
 from tests.waiting import until
@@ -255,4 +256,4 @@ async def test_a_crowd_that_leaves_is_told_of_in_few_messages(
     assert {name for name, _, _ in _told(mesh)} == {
         call.request.generation_id for _, call in mesh.calls
     }
-    assert mesh.detach_calls <= 2 * len(mesh.alive)
+    assert mesh.detach_calls <= (TELLING_AT_ONCE + 1) * len(mesh.alive)
