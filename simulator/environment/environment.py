@@ -18,6 +18,8 @@ class Environment:
         self.settings = settings
         self.failing: set[str] = set()
         """What fails at present whoever tries it: launch, load."""
+        self.kept_blocks: dict[bytes, bytes] = {}
+        """KV blocks by name, that are kept behind the formations that computed them."""
         self.clock = Clock()
         self.network = SimulatedNetwork(self.clock, random)
         self._ids = 0

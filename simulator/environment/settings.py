@@ -113,5 +113,7 @@ class SimulationSettings:
     """Share of the launches of which nobody hears again."""
     plan_fails: float = 0.0
     load_fails: float = 0.0
+    kv_travels: bool = False
+    """Blocks of what a drain seals are kept, and fetched by who goes on with it."""
     other_class: float = 0.0
     """Share of the nodes whose arithmetic is of another class."""

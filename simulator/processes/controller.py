@@ -17,7 +17,7 @@ from services.common.errors import (
     NotFound,
     ShuntError,
 )
-from services.common.exchange import Checkpoint, Grant, ResumeQuestion
+from services.common.exchange import Checkpoint, Grant, KvSource, ResumeQuestion
 from services.common.generation import CancelReason
 from services.common.nodes import NodeFacts
 from services.controller.core.cluster import actions as cluster_actions
@@ -53,10 +53,12 @@ from services.controller.core.departure.move import Stream as Leaving
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
 from services.controller.core.ledger.records import Record
+from services.engine.backend import BLOCK_SIZE
 from simulator.environment.addresses import CONTROLLER, PLACEMENT, ROUTERS
 from simulator.environment.environment import Environment
 from simulator.environment.network import Call, Process, Reply, Stream
 from simulator.processes.provider import SimulatedProvider
+from simulator.processes.stages import BLOCK_BYTES
 
 SHORTEST_SLEEP_S = 0.001
 TURN_S = 0.002
@@ -64,6 +66,10 @@ TURN_S = 0.002
 LOOK_S = 0.1
 """Between two looks at whether another plan is to be asked for."""
 PLAN_S = 1.0
+LINK_BYTES_PER_S = 1000.0
+"""Of KV blocks, of which a position is an id here."""
+SLOWER_S = 0.7
+"""So long before a departure ends its link is slower than it was."""
 CALL_S = 2.0
 """The longest that an engine may take to answer."""
 
@@ -123,6 +129,8 @@ class SimulatedController(Process):
         self._turns = Turns()
         self._departures: dict[str, Departure] = {}
         """By formation, while it is not drained."""
+        self._pushed_s: dict[str, float] = {}
+        """When the blocks of a generation began to travel."""
         self._wakes_at_s = -inf
         self._stirred = False
         self.changing = False
@@ -269,6 +277,7 @@ class SimulatedController(Process):
         if reply.given_up:
             self.ledger.left(question.generation_id, now_s)
             return
+        left = self.ledger.formation_of(question.generation_id)
         try:
             heads, coming = self.cluster.view.heads(now_s), self.cluster.view.coming()
             outcome = self.ledger.resume(question, heads, now_s, coming)
@@ -277,13 +286,16 @@ class SimulatedController(Process):
             return
         if outcome is not None:
             self.monitor.granted(self.ledger, question, outcome)
-            self._commit(outcome, partial(self._grant, reply, question.generation_id))
+            self._commit(outcome, partial(self._grant, reply, question.generation_id, left))
         elif now_s < until_s:
             self.after(0.1, self.resume, reply, question, until_s)
         else:
             reply(DeadlineExceeded("no pipeline"))
 
-    def _grant(self, reply: Call, generation_id: str, grant: Any) -> None:
+    def _grant(self, reply: Call, generation_id: str, left: str, grant: Any) -> None:
+        travels = self.environment.settings.kv_travels
+        if travels and grant.head is not None and grant.head.formation_id != left:
+            grant = replace(grant, kv_source=KvSource(left, ()))
         if reply.given_up:
             self.ledger.left(generation_id, self.clock.now_s)
         reply(grant)
@@ -548,7 +560,12 @@ class SimulatedController(Process):
         observed, view = self.ledger.observed, self.cluster.view
         streams = self.ledger.streams(formation_id)
         rates = observed.rates(runs_at.model, sum(view.beside(formation_id).values()))
+        if self.environment.settings.kv_travels:
+            link = LINK_BYTES_PER_S / (3 if now_s > departure.end_s - SLOWER_S else 1)
+            rates = replace(rates, link_bytes_per_s=link)
+            streams = tuple(self._on_the_link(one, now_s) for one in streams)
         look = departure.look(streams, rates, observed.lengths(runs_at.model), now_s)
+        self._pushed_s |= dict.fromkeys((m.generation_id for m in look.pushes), now_s)
         self.monitor.departs(formation_id, streams, rates, look, departure.end_s)
 
         def drained(result: Any) -> None:
@@ -562,6 +579,12 @@ class SimulatedController(Process):
                 self.stir()
 
         self._call(action.head.incarnation, "drain", (formation_id, look.running), drained)
+
+    def _on_the_link(self, stream: Leaving, now_s: float) -> Leaving:
+        """With what of its full blocks is not over yet, since it began to be pushed."""
+        full = stream.positions // BLOCK_SIZE * BLOCK_BYTES
+        over = LINK_BYTES_PER_S * (now_s - self._pushed_s.get(stream.generation_id, now_s))
+        return replace(stream, bytes=max(0, full - int(over)))
 
     def _drain(self, drain: DrainFormation) -> None:
         def drained(result: Any) -> None:

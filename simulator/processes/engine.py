@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, Protocol
 
 from services.common.channel_options import MAX_MESSAGE_BYTES
@@ -23,6 +24,7 @@ from services.controller.core.cluster.actions import Beat, FormPipeline, Loaded,
 from services.engine.core.actions import Action, SequenceKey
 from services.engine.core.batching import Batching, Due, lead_of
 from services.engine.core.generations import Generations
+from services.engine.core.incoming import KvFetch, NamedBlock
 from services.engine.core.scheduler import Step
 from simulator.environment.addresses import CONTROLLER
 from simulator.environment.environment import Environment
@@ -32,6 +34,8 @@ from simulator.processes.holdings import Hold, Holdings, Stage
 from simulator.processes.stages import SimulatedStages, facts_of
 
 TICK_S = 0.1
+FETCH_S = 0.1
+LATE_S = 0.4
 PROBE_S = 0.5
 
 
@@ -55,6 +59,7 @@ class HeadMonitor(Protocol):
     """Sees what a head runs and what comes of it."""
 
     def batched(self, batching: Batching, step: Step) -> None: ...
+    def unanswered(self, batching: Batching, fetch: KvFetch) -> None: ...
     def sampled(self, head: str, key: SequenceKey, position: int, token: int) -> None: ...
 
 
@@ -372,6 +377,8 @@ class SimulatedEngine(Process):
         if self.batching.overdue(now_s) and self.place is not None and not self.place.probing:
             self._give_up_stuck(self.place)
         for formation_id, running, reply in list(self._draining):
+            if self.environment.settings.kv_travels:
+                self._keep(formation_id)
             sealed = self.core.drained(formation_id, self.clock.now_s, running)
             if sealed is not None:
                 self._draining.remove((formation_id, running, reply))
@@ -386,10 +393,45 @@ class SimulatedEngine(Process):
     def _do(self, due: Due) -> None:
         for step in due.steps:
             self._submit(step)
+        for fetch in due.fetches:
+            self.after(FETCH_S * self.environment.random.random(), self._fetch, self.place, fetch)
         if due.checkpoints:
             self._checkpoint()
         for reader in due.readers:
             self._pump(reader)
+
+    def _keep(self, formation_id: str) -> None:
+        """What is computed of what a drain has sealed."""
+        place = self.place
+        if place is None or place.formation_id != formation_id or place.stages is None:
+            return
+        if self.core.sealing(formation_id):
+            return
+        with self.batching.kept(()) as leaving:
+            for name, block in leaving.blocks:
+                self.environment.kept_blocks[name] = place.stages.block(block)
+            leaving.told = True
+
+    def _fetch(self, place: Place | None, fetch: KvFetch) -> None:
+        """As many from the first on as come; some stages do not answer, and write all the same."""
+        random, kept = self.environment.random, self.environment.kept_blocks
+        if place is None or place is not self.place or place.stages is None:
+            return
+        fault = random.choice(("", "", "", "short", "silent"))
+        most = random.randrange(len(fetch.blocks) + 1) if fault == "short" else len(fetch.blocks)
+        there = list(takewhile(lambda one: one[0] in kept, fetch.blocks[:most]))
+        if fault == "silent":
+            self.after(LATE_S, self._fill, place, there)
+            self.monitor.unanswered(self.batching, fetch)
+            self._do(self.batching.fetched(fetch, None, self.clock.now_s))
+            return
+        self._fill(place, there)
+        self._do(self.batching.fetched(fetch, len(there), self.clock.now_s))
+
+    def _fill(self, place: Place, blocks: list[NamedBlock]) -> None:
+        if place.stages is not None:
+            for name, block in blocks:
+                place.stages.fill(block, self.environment.kept_blocks[name])
 
     def _submit(self, step: Step) -> None:
         """Each stage works one step at a time, all in the same order."""

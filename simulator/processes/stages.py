@@ -109,6 +109,14 @@ class SimulatedStages:
                     break
         return sampled
 
+    def block(self, index: int) -> bytes:
+        """What it holds."""
+        return bytes(self._cache[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES])
+
+    def fill(self, index: int, data: bytes) -> None:
+        """It holds what others have computed."""
+        self._cache[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES] = data
+
     def _write(self, entry: SequenceStep, ids: tuple[int, ...]) -> None:
         rows, table = self._rows, entry.block_table
         for position, token in enumerate(ids, entry.start):

@@ -66,7 +66,8 @@ class DepartureOracle(MarketOracle):
             rates.replay_of_s(one.positions + sum(one.limit - n for n in one.lengths))
             for one in streams
         )
-        if fresh and now_s < end_s - all_s - EARLY_S:
+        over = {one.generation_id for one in streams if one.bytes == 0}
+        if fresh - over and now_s < end_s - all_s - EARLY_S:
             self.fail(31, f"{fresh} leave {formation_id} long before they have to")
         for one in streams:
             ends_s = now_s + one.left / one.tokens_per_s if one.tokens_per_s else inf

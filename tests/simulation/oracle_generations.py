@@ -34,6 +34,7 @@ from services.engine.backend import BLOCK_SIZE
 from services.engine.core.actions import SequenceKey
 from services.engine.core.batching import Batching
 from services.engine.core.held import Life
+from services.engine.core.incoming import KvFetch
 from services.engine.core.scheduler import Step
 from services.router.core.follower import Follower
 from services.router.core.transcript import Usage
@@ -94,6 +95,8 @@ class GenerationOracle(Watch):
         self.questions = 0
         self.grants: Counter[str] = Counter()
         self.planned: Counter[str] = Counter()
+        self._unanswered: defaultdict[str, Counter[int]] = defaultdict(Counter)
+        """Blocks that were to be filled, by formation, where somebody did not say that they are."""
         self.errors: Counter[str] = Counter()
         self._samples: dict[tuple[str, int, int, int], int] = {}
         self._sampled_to: dict[tuple[str, int, int, str], int] = {}
@@ -260,12 +263,25 @@ class GenerationOracle(Watch):
                 name = key.generation_id
                 self.fail(11, f"{waits} wait behind {name}, unread for {unread_s:.2f} s")
 
+    def unanswered(self, batching: Batching, fetch: KvFetch) -> None:
+        """Some stage may write to these blocks for as long as its formation lives."""
+        lead = batching.lead
+        awaited = lead.incoming._awaited.get(fetch.number) if lead is not None else None
+        if lead is not None and awaited is not None:
+            taken = self._unanswered[lead.formation_id]
+            taken.update(awaited.there)
+            taken.update(block for _, block in fetch.blocks)
+
     def _check_blocks(self, batching: Batching) -> None:
         lead = batching.lead
         if lead is None:
             return
         running = lead.scheduler._running.values()
         uses = Counter(block for sequence in running for block in sequence.blocks)
+        uses += self._unanswered[lead.formation_id]
+        for awaited in lead.incoming._awaited.values():
+            uses.update(awaited.there)
+            uses.update(block for _, block in awaited.fetch.blocks)
         counted = {block: n for block, n in enumerate(lead.scheduler.blocks._users) if n}
         if uses != counted:
             self.fail(30, f"blocks are used {uses}, and counted as {counted}")
@@ -417,7 +433,8 @@ class GenerationOracle(Watch):
             if left or engine.core._readers or engine.core.open_generations:
                 self.fail(8, f"{engine.name} still holds {left} {engine.core._readers}")
             lead = engine.batching.lead
-            if lead is not None and (lead.scheduler.has_work or lead.scheduler.used_blocks):
+            taken = self._unanswered[lead.formation_id].total() if lead is not None else 0
+            if lead is not None and (lead.scheduler.has_work or lead.scheduler.used_blocks > taken):
                 self.fail(8, f"{engine.name} still runs, in {lead.scheduler.used_blocks} blocks")
         for router in world.routers:
             if router.followings or any(s.client is not router for s in router.streams):
