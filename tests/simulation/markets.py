@@ -303,7 +303,7 @@ class MarketSchedule:
         goal, wishes = Goal(FACTS, Aim(self.random.choice(OBJECTIVES))), self.world.settings.wishes
         asked = question(cluster, controller.dealer.market, ask, wishes, goal, None, now_s)
         try:
-            plan = next_plan(asked).plan
+            plan = next_plan(self.world.placement.judge, asked).plan
         except ShuntError:
             return False
         if plan is None:
