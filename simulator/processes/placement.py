@@ -67,7 +67,8 @@ class Judge:
 
 
 @cache
-def _small() -> Judge:
+def small_judge() -> Judge:
+    """For clusters of a few nodes of the local mesh; one for all."""
     model, catalogue = built_in(SHAPED_AS), load_catalogue()
     if model.layers != LAYER_COUNT:
         raise AssertionError
@@ -82,7 +83,7 @@ class SimulatedPlacement(Process):
         """For clusters of a few nodes where nobody judges."""
         super().__init__(PLACEMENT, environment.network)
         self.environment = environment
-        self.judge = judge if judge is not None else _small()
+        self.judge = judge if judge is not None else small_judge()
 
     def plan(self, reply: Reply, ask: AskPlan) -> None:
         """A first plan: pipelines of as many nodes as the settings name layers for, in the order in

@@ -22,7 +22,7 @@ from services.controller.core.cluster.question import (
 from services.controller.core.cluster.replanning import Replanner, ReplanSettings
 from services.controller.core.cluster.succession import Succession, SuccessionSettings, Taken
 from services.controller.core.cluster.workload import Workloads, WorkloadSettings
-from simulator.processes.placement import next_plan
+from simulator.processes.placement import next_plan, small_judge
 from tests.unit.controller.core.cluster.test_deployments import OTHER, WHOLE, both, serving_both
 from tests.unit.controller.small_cluster import (
     FRONT,
@@ -357,7 +357,7 @@ class Frugal:
     def asked(self, now_s: float) -> Plan | None:
         """What becomes of the question that is due now."""
         question = of_one(self.succession.look(now_s).question)
-        answer = next_plan(question)
+        answer = next_plan(small_judge(), question)
         self.succession.answered(question, answer, now_s)
         return answer.plan
 
