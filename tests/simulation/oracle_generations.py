@@ -458,6 +458,9 @@ class GenerationOracle(Watch):
                 self.fail(8, f"{router.name} still follows {router.followings}")
         ledger = world.controller.ledger
         ledger.tick(world.clock.now_s + 1e6)
-        left = (ledger._entries, ledger._tombstones, ledger._running, ledger._abandoned)
+        left = (
+            *(ledger._entries, ledger._tombstones, ledger._running, ledger._abandoned),
+            ledger._handed_on._counts,
+        )
         if any(map(len, left)):
             self.fail(8, "the journal forgets nothing")

@@ -83,6 +83,19 @@ class SplitOracle(Oracle):
         if position > 1 and pipeline.phase is PREFILL:
             self.fail(32, f"{key.generation_id} stays at {pipeline.pipeline_id}, at {position}")
 
+    def check_phases(self) -> None:
+        """Pipelines have those that the plan gives them."""
+        cluster = self.world.controller.cluster if self.world is not None else None
+        plan = cluster.plan if cluster is not None else None
+        if cluster is None or plan is None:
+            return
+        has = {name: (p.phase, p.onward) for name, p in cluster._state.pipelines.items()}
+        for _, planned in plan.pipelines():
+            if has[planned.pipeline_id] != (planned.phase, planned.onward):
+                self.fail(
+                    32, f"{planned.pipeline_id} has {has[planned.pipeline_id]}, not {planned}"
+                )
+
     def check_by_phase(self, name: str, ids: int) -> None:
         """A generation that came while nothing happened has moved once, if anything was left."""
         if self.handed_on[name] != (ids > 1):
@@ -224,6 +237,7 @@ class SplitSchedule:
         world.clock.run(max(world.clock.now_s, TROUBLED_S))
         world.clock.run(world.clock.now_s + QUIET_S, oracle.serves)
         oracle.check_serves()
+        oracle.check_phases()
         self._ask_in_quiet()
         oracle.check_one_sequence()
         world.clock.run(world.clock.now_s + 9.0)
