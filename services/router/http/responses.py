@@ -293,7 +293,8 @@ def _as_named_here() -> Iterator[None]:
     try:
         yield
     except InvalidArgument as error:
-        name = _NAMES.get(error.field, error.field.replace(".function.", "."))
+        flat = error.field.replace(".function.", ".").replace(".allowed_tools.", ".")
+        name = _NAMES.get(error.field, flat)
         error.message = error.message.replace(error.field, name) if error.field else error.message
         error.field = name
         raise
