@@ -47,6 +47,8 @@ from simulator.unwatched import Unwatched
 
 READY_WITHIN_S = 7200.0
 BEAT_S = 1.0
+LOOK_S = 0.5
+"""Between two looks at whether another plan is to be asked for: little beside a start."""
 SAMPLES = 240
 """Looks at the fleet in a run."""
 KEPT_KINDS = frozenset(
@@ -98,10 +100,11 @@ def settings_of(scenario: Scenario, strategy: Strategy) -> SimulationSettings:
         replanning=ReplanSettings(
             counts_arrivals=not aim.is_plain, cool_down_s=cool_down_s, anew=strategy.uniform
         ),
-        succession=SuccessionSettings(),
+        succession=SuccessionSettings(automatic=document.replans),
         workloads=WorkloadSettings(),
         shun_offer_s=60.0,
         hold_timeout_s=7200.0,
+        look_s=LOOK_S,
         routers=1,
     )
 

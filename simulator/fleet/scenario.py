@@ -106,6 +106,9 @@ class ScenarioDocument(Row):
     """At first, by offer; all that are offered where nothing is said."""
     first_plan: tuple[tuple[StageRow, ...], ...] = Field(default=(), max_length=64)
     """Pipelines, head first; the planner's choice where nothing is said."""
+    replans: bool = True
+    """Another plan is asked for when nodes come or go; else the first one stays, and nodes that it
+    lacks are replaced by their like."""
     nodes_max: int = Field(default=0, ge=0, le=MAX_COUNT)
     """Most of a plan; 0: as many as are offered."""
     budget_per_hour: float = Field(default=0.0, ge=0, le=1e6, allow_inf_nan=False)
