@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from experiments import beam_width, estimator, placement, spot_tolerance
+from experiments import beam_width, estimator, placement, scale, spot_tolerance, spotserve
 
 EXPERIMENTS = (
     placement.EXPERIMENT,
     beam_width.EXPERIMENT,
     estimator.EXPERIMENT,
     spot_tolerance.EXPERIMENT,
+    spotserve.EXPERIMENT,
+    scale.EXPERIMENT,
 )
