@@ -30,10 +30,9 @@ def drawn(
     at_s, count = 0.0, most
     changes = [Change(0.0, count)]
     while (at_s := at_s + random.expovariate(1 / calm_s)) < length_s:
-        step = random.choice((-3, -2, -1, 1, 2, 3))
-        count = min(most, max(least, count + step))
-        if count != changes[-1].count:
-            changes.append(Change(at_s, count))
+        near = range(max(least, count - 3), min(most, count + 3) + 1)
+        count = random.choice([one for one in near if one != count])
+        changes.append(Change(at_s, count))
     return tuple(changes)
 
 

@@ -6,6 +6,7 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -93,14 +94,12 @@ def measure(ground: Ground) -> Rows:
         nodes = cluster(counts)[: scale.nodes]
         costs = costs_of(MODEL, "measured")
         problem = Problem(costs, nodes)
-        first, first_s = timed(lambda problem=problem: shuntserve.plan(problem, UNLIMITED))
+        first, first_s = timed(partial(shuntserve.plan, problem, UNLIMITED))
         lost = first.pipelines[0].node_ids[0]
         left = Problem(costs, tuple(node for node in nodes if node.node_id != lost))
         running = first.pipelines
         change = Change(running, {}, generations=(50,) * len(running), tokens_per_generation=800)
-        _, next_s = timed(
-            lambda left=left, change=change: replan(left, change, shuntserve.plan, Unlimited())
-        )
+        _, next_s = timed(partial(replan, left, change, shuntserve.plan, Unlimited()))
         scenario = sized(scenario_at(FOLDER / "nodes.yaml", scale.horizon_s), scale)
         run = FleetRun(scenario, "full", 0)
         outcome, simulated_s = timed(run.outcome)
