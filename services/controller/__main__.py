@@ -20,6 +20,7 @@ from shuntserve.launcher.v1 import launcher_pb2_grpc
 from services.common import channels, logs, settings, telemetry
 from services.common.errors import ShuntError
 from services.common.private import keep_files_private, make_private
+from services.common.roles import Role
 from services.common.server import Signals, until_signal
 from services.controller import metrics, target_page
 from services.controller.assembly import AssembledController
@@ -125,7 +126,9 @@ async def in_containers(
     chosen: ControllerSettings, controller: Callable[[], AssembledController]
 ) -> AsyncIterator[DockerProvider]:
     """Containers by the launcher; what all of them are told stands in its compose file."""
-    async with channels.open_channel(chosen.launcher_address, tls=chosen.tls) as channel:
+    async with channels.open_channel(
+        chosen.launcher_address, Role.LAUNCHER, tls=chosen.tls
+    ) as channel:
         yield DockerProvider(
             launcher_pb2_grpc.LauncherServiceStub(channel),
             offers=chosen.offers,
