@@ -54,7 +54,6 @@ _log = logging.getLogger(__name__)
 
 SUPERSEDED = 3
 """Exit status of one whose standby leads: started again, it is a standby itself."""
-PROGRESS = "market.json"
 FACTS = "model"
 """The note of controllers that knew one model."""
 
@@ -209,7 +208,7 @@ async def _serve_with(
 
     play = local = ec2 = docker = None
     if chosen.market is not None:
-        play = MarketPlay(chosen.market, chosen.data_dir / PROGRESS, chosen.market_run)
+        play = MarketPlay(chosen.market, chosen.market_run, journal, recovered.saved)
     async with AsyncExitStack() as stack:
         if chosen.provider == "local":
             local = make_local(chosen, play.offers() if play else chosen.offers, address)
