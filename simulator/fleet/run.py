@@ -46,6 +46,8 @@ from simulator.processes.provider import SimulatedProvider
 from simulator.unwatched import Unwatched
 
 READY_WITHIN_S = 7200.0
+WHOLE_WITHIN_S = 600.0
+"""So long the first pipeline waits for the plan's others."""
 BEAT_S = 1.0
 SAMPLES = 240
 """Looks at the fleet in a run."""
@@ -98,7 +100,7 @@ def settings_of(scenario: Scenario, strategy: Strategy) -> SimulationSettings:
         replanning=ReplanSettings(
             counts_arrivals=not aim.is_plain, cool_down_s=cool_down_s, anew=strategy.uniform
         ),
-        succession=SuccessionSettings(),
+        succession=SuccessionSettings(automatic=document.replans),
         workloads=WorkloadSettings(),
         shun_offer_s=60.0,
         hold_timeout_s=7200.0,
@@ -113,6 +115,12 @@ def _most(scenario: Scenario) -> int:
         if event.count is not None:
             most[event.offer_id] = max(most[event.offer_id], event.count)
     return sum(most.values())
+
+
+def _serves_whole(cluster: Cluster) -> bool:
+    plan = cluster.plan
+    planned = sum(len(one.pipelines) for one in plan.deployments) if plan is not None else 0
+    return len(cluster.routes()[1]) >= planned
 
 
 class _Kept(Unwatched):
@@ -151,6 +159,7 @@ class FleetRun:
             migration=self._strategy.migration,
             places=workload.places,
             concurrency=workload.concurrency,
+            tolerant=workload.tolerant,
         )
         self._fleet = Fleet(
             scenario.costs, scenario.profile, scenario.document.spread, self._candidate, self._front
@@ -207,6 +216,7 @@ class FleetRun:
         cluster = self._controller.cluster
         if not clock.run(READY_WITHIN_S, lambda: bool(cluster.routes()[1])):
             raise TimeoutError(f"nothing serves within {READY_WITHIN_S:g} s")
+        clock.run(clock.now_s + WHOLE_WITHIN_S, lambda: _serves_whole(cluster))
         began_s = clock.now_s
         self._meter.pass_to(began_s)
         paid = self._meter.cost, self._meter.on_demand_cost

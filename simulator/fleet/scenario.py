@@ -66,6 +66,8 @@ class WorkloadRow(Row):
     concurrency: int = Field(default=0, ge=0, le=MAX_REQUESTS)
     """Requests come when fewer than so many are under way, whatever their times; 0: at their
     times."""
+    tolerant: bool = False
+    """Requests wait in the router until a pipeline has a place for them, as batches do."""
     places: int = Field(default=MAX_REQUESTS, ge=1, le=MAX_REQUESTS)
     """Generations that the router follows at once; more are refused."""
 
@@ -106,6 +108,8 @@ class ScenarioDocument(Row):
     """At first, by offer; all that are offered where nothing is said."""
     first_plan: tuple[tuple[StageRow, ...], ...] = Field(default=(), max_length=64)
     """Pipelines, head first; the planner's choice where nothing is said."""
+    replans: bool = True
+    """Otherwise the first plan stays: nodes that go are followed by their like, and that is all."""
     nodes_max: int = Field(default=0, ge=0, le=MAX_COUNT)
     """Most of a plan; 0: as many as are offered."""
     budget_per_hour: float = Field(default=0.0, ge=0, le=1e6, allow_inf_nan=False)

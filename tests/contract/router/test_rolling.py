@@ -35,6 +35,8 @@ async def _refused(http_port: int) -> bool:
             await client.get("/healthz")
     except httpx.ConnectError:
         return True
+    except httpx.TransportError:  # connected just before it stopped listening, and let go
+        return False
     return False
 
 
@@ -42,7 +44,7 @@ async def _ready(http_port: int, status: int) -> bool:
     try:
         async with _client(http_port) as client:
             return (await client.get("/readyz")).status_code == status
-    except httpx.ConnectError:
+    except httpx.TransportError:
         return False
 
 
