@@ -12,6 +12,7 @@ from services.common import channels, wire
 from services.common.errors import DataLoss, InvalidArgument
 from services.common.nodes import NodeShape, StageSpec
 from services.common.phases import PipelinePhase
+from services.common.roles import Role
 from services.common.settings import TlsSettings
 from services.common.statuses import from_rpc_error
 from services.controller.core.cluster.actions import AskPlan
@@ -149,7 +150,7 @@ class Planning:
         throughput alone; `anew`: it makes every plan whole, the next one too. `offer_of` says what
         a node was launched from. With `stages`, every pipeline of one model has these, and
         placement is not asked for its plan. Pipelines have these `phases`, in their order."""
-        self._channel = channels.open_channel(address, tls=tls)
+        self._channel = channels.open_channel(address, Role.PLACEMENT, tls=tls)
         self._stub = placement_pb2_grpc.PlacementServiceStub(self._channel)
         self._planner = placement_pb2.Planner.Value(f"PLANNER_{planner.upper()}")
         self._anew = anew
