@@ -28,6 +28,8 @@ class _Line:
     """A channel and the calls on it."""
 
     channel: grpc.aio.Channel
+    stub: engine_pb2_grpc.EngineServiceAsyncStub
+    """Made once: it makes a callable for each method."""
     users: int = 0
     forgotten: bool = False
 
@@ -45,7 +47,7 @@ class Heads:
     async def frames(self, route: Route, call: GenerateCall) -> AsyncGenerator[Frame]:
         """A stream's frames up to its end; raises what broke it. Closing detaches the reader."""
         choices, line = call.request.choices, self._line(route.address)
-        stream: Any = _stub(line).Generate(
+        stream: Any = line.stub.Generate(
             generate_call_to(call),
             timeout=channels.timeout(self._stream_timeout_s),
             metadata=telemetry.metadata(),
@@ -67,7 +69,7 @@ class Heads:
         """What a head has computed, as it changes; raises what ended it."""
         line = self._line(route.address)
         request = engine_pb2.WatchPrefixesRequest(formation_id=route.formation_id)
-        stream: Any = _stub(line).WatchPrefixes(request, timeout=self._stream_timeout_s)
+        stream: Any = line.stub.WatchPrefixes(request, timeout=self._stream_timeout_s)
         line.users += 1
         try:
             while (message := await stream.read()) is not grpc.aio.EOF:
@@ -98,7 +100,7 @@ class Heads:
     ) -> None:
         line = self._line(address)
         line.users += 1
-        call = rpc(_stub(line))
+        call = rpc(line.stub)
         try:
             await call(request, timeout=self._call_timeout_s, metadata=telemetry.metadata())
         except grpc.RpcError as error:
@@ -129,7 +131,9 @@ class Heads:
     def _line(self, address: str) -> _Line:
         line = self._lines.pop(address, None)
         if line is None:
-            line = _Line(channels.open_channel(address, tls=self._tls))
+            channel = channels.open_channel(address, tls=self._tls)
+            stub: Any = engine_pb2_grpc.EngineServiceStub(channel)
+            line = _Line(channel, stub)
         self._lines[address] = line
         if len(self._lines) > MAX_CHANNELS:
             oldest = next(iter(self._lines))
@@ -159,8 +163,3 @@ class Heads:
             line.users = 0
             self._forget(address, line)
         await asyncio.gather(*self._closing)
-
-
-def _stub(line: _Line) -> engine_pb2_grpc.EngineServiceAsyncStub:
-    stub: Any = engine_pb2_grpc.EngineServiceStub(line.channel)
-    return stub  # type: ignore[no-any-return]
