@@ -132,10 +132,9 @@ class Scheduler:
         """To look at: those that have a place, and those that wait for one."""
         return list(self._running.values()), list(self._turns)
 
-    def output_tokens(self, key: SequenceKey) -> int:
-        """Of a sequence that is here; 0 for another."""
-        sequence = self._by_key.get(key)
-        return len(sequence.tokens) - len(sequence.request.prompt_ids) if sequence else 0
+    def find(self, key: SequenceKey) -> BatchedSequence | None:
+        """To look at; None for one that is not here."""
+        return self._by_key.get(key)
 
     @property
     def running(self) -> int:
