@@ -18,9 +18,14 @@ from services.common.generation import CancelReason
 from services.common.settings import TlsSettings
 from services.common.statuses import from_rpc_error
 from services.router.core.actions import SendDetach
+from services.router.slices import Slices
 from services.router.wire import frame_from, generate_call_to, prefixes_from
 
 MAX_CHANNELS = 256
+OPENED_AT_ONCE = 4
+"""Streams, of a crowd that comes, or that opens all of its streams again."""
+FRAMES_AT_ONCE = 16
+"""Of a step of many; who comes meanwhile, or is to be refused, waits for no more of them."""
 
 
 @dataclass(slots=True)
@@ -43,9 +48,12 @@ class Heads:
         self._tls = tls
         self._lines: dict[str, _Line] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._openings = Slices(OPENED_AT_ONCE)
+        self._frames = Slices(FRAMES_AT_ONCE)
 
     async def frames(self, route: Route, call: GenerateCall) -> AsyncGenerator[Frame]:
         """A stream's frames up to its end; raises what broke it. Closing detaches the reader."""
+        await self._openings.turn()
         choices, line = call.request.choices, self._line(route.address)
         stream: Any = line.stub.Generate(
             generate_call_to(call),
@@ -55,6 +63,7 @@ class Heads:
         line.users += 1
         try:
             while (message := await stream.read()) is not grpc.aio.EOF:
+                await self._frames.turn()
                 yield frame_from(message, choices)
         except grpc.RpcError as error:
             failure = from_rpc_error(error)
