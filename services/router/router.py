@@ -92,7 +92,7 @@ class Router:
         self._controller = controller
         self._heads = heads
         self._balancer = Balancer()
-        self._hearing = Hearing()
+        self._hearing = Hearing(2 * TICK_S)
         self._pipelines = PipelineTable()
         self._dispatch = Dispatch(self._balancer, heads, time.monotonic)
         self._tenants = TenantSeries(settings.metrics_tenants)
@@ -151,6 +151,7 @@ class Router:
     def _tick_sessions(self) -> None:
         now_s, settings = time.monotonic(), self.settings
         self._pipelines.tick(now_s)
+        self._hearing.look(now_s)
         for session in list(self._sessions):
             session.tick(now_s, settings.comment_s, settings.unread_s, settings.write_timeout_s)
 

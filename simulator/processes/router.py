@@ -171,7 +171,7 @@ class SimulatedRouter(Process):
         self.environment = environment
         self.monitor = monitor
         self.balancer = Balancer()
-        self.hearing = Hearing()
+        self.hearing = Hearing(2 * TICK_S)
         self.prefixes = PrefixIndex()
         self._heads: dict[str, tuple[Route, int]] = {}
         """By formation, with how far each has told what it has cached."""
@@ -196,6 +196,7 @@ class SimulatedRouter(Process):
                 self.prefixes.told(name, news)
 
     def _tick(self) -> None:
+        self.hearing.look(self.clock.now_s)
         self._hear()
         for following in list(self.followings):
             following.tick()

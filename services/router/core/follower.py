@@ -134,8 +134,8 @@ class Follower:
         """It let go of a head that it could follow."""
         self._unheard_s: float | None = None
         """Since when its head has been out of reach; None while it is not known to be."""
-        self._heard_s = -inf
-        """When any reader at this router last heard from that head, as far as was told."""
+        self._all_silent_s = inf
+        """For how long no reader at this router has heard from that head, at the last tick."""
         self._stepless_s = 0.0
         self._ticked_s = 0.0
 
@@ -282,7 +282,7 @@ class Follower:
         """Others here hear from its head; in the end its own trouble counts all the same."""
         troubled_s = 0.0 if self._trouble_s is None else now_s - self._trouble_s
         settings = self.settings
-        return now_s - self._heard_s < settings.reach_s and troubled_s < settings.recover_s
+        return self._all_silent_s < settings.reach_s and troubled_s < settings.recover_s
 
     def _attach(self, route: Route, now_s: float) -> list[Action]:
         if self.route is None or self.route.formation_id != route.formation_id:
@@ -337,7 +337,7 @@ class Follower:
         name, epoch, request = self.request.generation_id, self.epoch, self.request
         unheard_s = 0.0 if self._unheard_s is None else now_s - self._unheard_s
         if self._is_reached(now_s):
-            unheard_s = min(unheard_s, now_s - self._heard_s)
+            unheard_s = min(unheard_s, self._all_silent_s)
         question = ResumeQuestion(name, epoch, request, held, left, self._reason, unheard_s)
         return [AskResume(self._question, question, self.settings.resume_timeout_s)]
 
@@ -378,13 +378,13 @@ class Follower:
 
     # Time
 
-    def tick(self, now_s: float, *, serves: bool, heard_s: float = -inf) -> list[Action]:
+    def tick(self, now_s: float, *, serves: bool, silent_s: float = inf) -> list[Action]:
         """Silence, lack of progress and retries. `serves`: the controller lists the formation of
-        its head among those that do; `heard_s`: when any reader at this router last heard from
-        that head."""
+        its head among those that do; `silent_s`: for so long no reader at this router has heard
+        from that head."""
         if self.ended:
             return []
-        self._heard_s = heard_s
+        self._all_silent_s = silent_s
         if self._open:
             return self._watch(now_s, serves)
         if self._trouble_s is not None and now_s - self._trouble_s >= self.settings.recover_s:

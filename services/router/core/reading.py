@@ -56,13 +56,13 @@ class Reading:
         route = self.follower.route
         formation_id = route.formation_id if route is not None else ""
         serves = route is not None and self._balancer.serves(formation_id)
-        heard_s = self._hearing.last_s(formation_id)
-        return self.perform(self.follower.tick(now_s, serves=serves, heard_s=heard_s))
+        silent_s = self._hearing.silent_s(formation_id)
+        return self.perform(self.follower.tick(now_s, serves=serves, silent_s=silent_s))
 
     def frame(self, stream: int, frame: Frame, now_s: float) -> list[Action]:
         """What a frame of its head comes to, yet to be performed."""
         if stream in self._streams:
-            self._hearing.hears(self._streams[stream], now_s)
+            self._hearing.hears(self._streams[stream])
         return self.follower.frame(stream, frame, now_s)
 
     def fail(self, error: ShuntError) -> list[Action]:

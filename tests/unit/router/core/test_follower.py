@@ -206,14 +206,14 @@ def test_a_head_that_others_hear_is_not_left_for_a_stream_that_brings_nothing(
     opened = 0
     for quarter in range(1, 4 * 60):
         now_s = quarter / 4
-        actions = kind(follower.tick(now_s, serves=True, heard_s=now_s - 1.0))
+        actions = kind(follower.tick(now_s, serves=True, silent_s=1.0))
         assert actions in ([], ["CloseStream", "OpenStream"]), "it asks for no other head"
         opened += bool(actions)
     assert opened == 9, "but tries again and again"
     asked = next(
         actions[-1]
         for quarter in range(4 * 60, 4 * 80)
-        if (actions := follower.tick(quarter / 4, serves=True, heard_s=quarter / 4))
+        if (actions := follower.tick(quarter / 4, serves=True, silent_s=0.0))
         and kind(actions) == ["CloseStream", "AskResume"]
     )
     assert isinstance(asked, AskResume)
@@ -226,7 +226,7 @@ def test_a_stream_that_breaks_twice_says_when_others_heard_from_its_head(
 ) -> None:
     lost = Unavailable("refused")
     follower.broken(1, lost, 3.0)
-    follower.tick(9.0, serves=True, heard_s=8.5)
+    follower.tick(9.0, serves=True, silent_s=0.5)
     _, asked = follower.broken(2, lost, 9.0)
     assert isinstance(asked, AskResume)
     assert asked.question.unheard_s == 0.5
@@ -234,8 +234,8 @@ def test_a_stream_that_breaks_twice_says_when_others_heard_from_its_head(
 
 def test_a_head_that_nobody_hears_any_more_is_left_as_before(follower: Follower) -> None:
     for quarter in range(1, 48):
-        follower.tick(quarter / 4, serves=True, heard_s=2.0)
-    _, asked = follower.tick(12.0, serves=True, heard_s=2.0)
+        follower.tick(quarter / 4, serves=True, silent_s=quarter / 4 - 2)
+    _, asked = follower.tick(12.0, serves=True, silent_s=10.0)
     assert isinstance(asked, AskResume)
     assert asked.question.unheard_s == 12.0
 

@@ -47,7 +47,7 @@ def made(request: GenerationRequest, after: Position | None = None) -> tuple[Rea
     balancer.update((A, B))
     follower = Follower(request, FollowerSettings())
     transcript = Transcript(request, follower.runs, Vocabulary(LETTERS, LETTERS), after)
-    return Reading(follower, transcript, balancer, Hearing(), max_unread_bytes=1000), balancer
+    return Reading(follower, transcript, balancer, Hearing(0.5), max_unread_bytes=1000), balancer
 
 
 def back_at(event_id: str, state: GenerationState, text: str = "") -> Reading:
