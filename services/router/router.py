@@ -277,6 +277,7 @@ class Router:
     async def read(self, ask: Ask) -> tuple[list[int], ServedModel]:
         """The ids of an ask's prompt, and the model that they are of. Raises InvalidArgument,
         NotFound, Unavailable."""
+        ask.check_turns()
         check_may_use(ask.tenant, ask.model)
         with self._admitted(ask.model, ask.tenant):
             model = await self.models.named(ask.model)
