@@ -69,6 +69,8 @@ EXPERIMENTS = (
             Row("scenario-a", "concurrent-init", Published(1.102, 155.8, 1.007)),
             Row("scenario-a-stops", "migration", Published(1.025, 61.0, 1.489)),
             Row("scenario-a-stops", "none", Published(0.952, 212.9, 1.007)),
+            Row("scenario-a-replans", "full"),
+            Row("scenario-a-replans", "spotserve"),
         ),
     ),
 )

@@ -8,8 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from services.common.errors import FailedPrecondition
+from services.placement.estimate.engine import EngineProfile
 from simulator.fleet import result
-from simulator.fleet.measured import MeasuredProfile
 from simulator.fleet.played import play
 from simulator.fleet.recording import Recording
 
@@ -47,7 +47,7 @@ class Fidelity:
         return asdict(self)
 
 
-def replayed(recording: Recording, profile: MeasuredProfile) -> Fidelity:
+def replayed(recording: Recording, profile: EngineProfile) -> Fidelity:
     """What came in the second half, recorded and played; the first half is played before it.
     Raises FailedPrecondition where nothing is to be compared."""
     half_s = recording.header.seconds / 2

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from services.placement.estimate.engine import EngineProfile
 from simulator.fleet.batch import Batch, Generation
-from simulator.fleet.measured import MeasuredProfile, MeasuredTimes
+from simulator.fleet.measured import MeasuredTimes
 from simulator.fleet.recording import Recording, RequestRow
 
 
-def play(recording: Recording, profile: MeasuredProfile) -> dict[int, Generation]:
+def play(recording: Recording, profile: EngineProfile) -> dict[int, Generation]:
     """Those that finished, by number, each at the pipeline that it was first recorded at. Raises
     FailedPrecondition where the profile lacks one of its stages."""
     played = {}
@@ -33,7 +34,7 @@ def _by_pipeline(recording: Recording) -> dict[str, list[RequestRow]]:
 
 
 def _played(
-    requests: list[RequestRow], times: MeasuredTimes, profile: MeasuredProfile
+    requests: list[RequestRow], times: MeasuredTimes, profile: EngineProfile
 ) -> dict[int, Generation]:
     batch, played, now_s, coming = Batch(times), dict[int, Generation](), 0.0, 0
     while True:

@@ -10,10 +10,12 @@ from random import Random
 import pytest
 
 from services.common.errors import FailedPrecondition, InvalidArgument
+from services.placement.estimate.engine import BatchBounds, EngineProfile, StageCosts
+from services.placement.estimate.microbatches import Microbatches
 from simulator.fleet.batch import Batch, Generation
 from simulator.fleet.fidelity import repeated, replayed
 from simulator.fleet.fitting import fit
-from simulator.fleet.measured import BatchBounds, MeasuredProfile, MeasuredTimes, StageCosts
+from simulator.fleet.measured import MeasuredTimes
 from simulator.fleet.recording import (
     Header,
     Line,
@@ -24,12 +26,13 @@ from simulator.fleet.recording import (
     read_recording,
 )
 
-BOUNDS = BatchBounds()
+BOUNDS = BatchBounds(token_budget=256, max_sequences=64)
 STAGES = (
     Stage(node="a", offer="cpu", begin=0, end=2),
     Stage(node="b", offer="cpu", begin=2, end=4),
 )
-TRUE = MeasuredProfile(
+TRUE = EngineProfile(
+    **BOUNDS.model_dump(),
     name="true",
     stages={
         STAGES[0].kind: StageCosts(step_s=0.004, row_s=0.0005, prompt_row_s=0.0002, context_s=1e-6),
@@ -73,14 +76,15 @@ def made(seed: int, requests: int = 120, seconds: float = 60.0) -> Recording:
         now_s += took_s
         batch.end(now_s)
         batch.settle()
-        decoding, context, rows, prompts = times.cycle
-        batches = max(1, min(2, decoding + prompts))
+        decoding, context, rows, _ = times.cycle
+        split = Microbatches.of(len(STAGES), TRUE, decoding, rows)
         window = sums.setdefault(int(now_s / 0.5), [0.0] * 5)
         stepped = [
-            batches * TRUE.stages[stage.kind].of(decoding / batches, context, rows / batches)
-            for stage in STAGES
+            split.reading * costs.of(split.decoding, context, split.prompt_rows)
+            + (split.count - split.reading) * costs.of(split.decoding, context, 0)
+            for costs in (TRUE.stages[stage.kind] for stage in STAGES)
         ]
-        for i, more in enumerate((batches, decoding, rows, *stepped)):
+        for i, more in enumerate((split.count, decoding, rows, *stepped)):
             window[i] += more
         for one in asked[:coming]:
             if one.held > (tokens[one.number][-1][1] if tokens[one.number] else 0):
@@ -136,7 +140,7 @@ def test_the_other_half_is_replayed_with_small_error(recording: Recording) -> No
     assert told.requests > 40
     assert abs(told.throughput_bias) < 0.01
     for one in told.metrics.values():
-        assert abs(one.p50_bias) < 0.02
+        assert abs(one.p50_bias) < 0.04
         assert abs(one.p99_bias) < 0.05
         assert one.error < 0.05
 
