@@ -15,7 +15,9 @@ RELEASE := $(shell git describe --tags --abbrev=0 --match 'v*' 2>/dev/null)
   bench bench-chaos bench-kinds bench-crowd \
   bench-rolling bench-failover bench-elastic bench-markets bench-spares bench-strategies bench-cluster \
   bench-tensorstore \
-  bench-placement bench-vllm bench-engines bench-gpu bench-lookup bench-prefix bench-structured bench-kv experiments experiments-quick proto up down clean
+  bench-placement bench-vllm bench-engines bench-gpu bench-lookup bench-prefix bench-structured bench-kv \
+  experiments experiments-quick \
+  experiments-tables proto up down clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -143,11 +145,14 @@ bench-structured: $(INSTALLED) ## Measures what a form costs: masks, and decodin
 bench-prefix: $(INSTALLED) ## Measures a chat's second turn with shared blocks, and without
 	$(BIN)/python -m bench.prefix --out bench/out/prefix.json
 
-experiments: $(INSTALLED) ## Runs every experiment on simulated fleets; reports land in experiments/out
+experiments: $(INSTALLED) ## Runs every experiment; reports and figures land in experiments/out
 	$(BIN)/python -m experiments --report experiments/out
 
-experiments-quick: $(INSTALLED) ## Runs one seed of each, and compares with what is expected
-	$(BIN)/python -m experiments --quick
+experiments-quick: $(INSTALLED) ## Runs a part of each, and compares with what is expected
+	$(BIN)/python -m experiments --size quick
+
+experiments-tables: $(INSTALLED) ## Writes anew what is expected of all experiments, and their READMEs' tables
+	$(BIN)/python -m experiments --write --size tiny --size quick --size full
 
 bench-gpu: $(INSTALLED) ## Tests and measures the engine on a CUDA device
 	$(BIN)/python -m bench.gpu --out bench/out/gpu.json

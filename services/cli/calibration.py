@@ -126,4 +126,5 @@ def _table(accounts: dict[str, Fidelity]) -> Table:
             table.add_row(name, metric, recorded, other, *biases, f"{one.error:.1%}")
         recorded, other = (f"{rate:.1f}" for rate in account.throughput_tokens_per_s)
         table.add_row(name, "tokens/s", recorded, other, f"{account.throughput_bias:+.1%}")
+        table.add_row(name, "moved", *map(str, account.moved))
     return table

@@ -24,6 +24,7 @@ from services.cli.mesh_directory import MeshDirectory, MeshError
 from services.cli.mesh_status import controller_status
 from services.cli.told import complain
 from services.common import channels
+from services.common.roles import Role
 from services.common.settings import TlsSettings
 from simulator.fleet.recording import (
     EventRow,
@@ -147,7 +148,7 @@ class Recorder:
 
     async def _ask(self, number: int) -> None:
         asked, seen = self._load[number], self._seen[number]
-        random = Random(f"{self._seed} {number}")
+        random = Random(self._name(number))
         request = router_pb2.GenerateRequest(
             model=self._model,
             generation_id=self._name(number),
@@ -221,7 +222,7 @@ class Recorder:
             return None
 
     async def _described(self, address: str) -> _Counted:
-        async with channels.open_channel(address, tls=TlsSettings()) as channel:
+        async with channels.open_channel(address, Role.ENGINE, tls=TlsSettings()) as channel:
             engine = engine_pb2_grpc.EngineServiceStub(channel)
             told = await engine.Describe(engine_pb2.DescribeRequest(), timeout=DESCRIBE_S)
         return _Counted(self._now_s(), told.incarnation, told.formation_id, told.stats)

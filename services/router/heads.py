@@ -15,6 +15,7 @@ from services.common import channels, telemetry, wire
 from services.common.errors import Unavailable
 from services.common.exchange import Frame, GenerateCall, PrefixNews, Route
 from services.common.generation import CancelReason
+from services.common.roles import Role
 from services.common.settings import TlsSettings
 from services.common.statuses import from_rpc_error
 from services.router.core.actions import SendDetach
@@ -129,7 +130,7 @@ class Heads:
     def _line(self, address: str) -> _Line:
         line = self._lines.pop(address, None)
         if line is None:
-            line = _Line(channels.open_channel(address, tls=self._tls))
+            line = _Line(channels.open_channel(address, Role.ENGINE, tls=self._tls))
         self._lines[address] = line
         if len(self._lines) > MAX_CHANNELS:
             oldest = next(iter(self._lines))

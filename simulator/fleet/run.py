@@ -23,7 +23,7 @@ from services.controller.core.cluster.succession import SuccessionSettings
 from services.controller.core.cluster.workload import WorkloadSettings
 from services.controller.core.ledger.outcomes import LedgerSettings
 from services.controller.core.model_facts import ModelFacts
-from services.controller.core.strategy import STRATEGIES, Strategy
+from services.controller.core.strategy import Strategy
 from services.controller.providers.market_file import MarketEvent
 from services.placement.estimate.cluster import CandidateNode
 from services.placement.search.planners import shuntserve
@@ -40,6 +40,7 @@ from simulator.fleet.planning import FleetPlacement
 from simulator.fleet.playing import MarketPlay
 from simulator.fleet.result import Happened, Interruption, Outcome, Sample, percentiles
 from simulator.fleet.scenario import Scenario
+from simulator.fleet.strategies import FLEET_STRATEGIES
 from simulator.processes.controller import SimulatedController
 from simulator.processes.placement import Judge
 from simulator.processes.provider import SimulatedProvider
@@ -49,6 +50,8 @@ READY_WITHIN_S = 7200.0
 WHOLE_WITHIN_S = 600.0
 """So long the first pipeline waits for the plan's others."""
 BEAT_S = 1.0
+LOOK_S = 0.5
+"""Between two looks at whether another plan is to be asked for: little beside a start."""
 SAMPLES = 240
 """Looks at the fleet in a run."""
 KEPT_KINDS = frozenset(
@@ -104,6 +107,7 @@ def settings_of(scenario: Scenario, strategy: Strategy) -> SimulationSettings:
         workloads=WorkloadSettings(),
         shun_offer_s=60.0,
         hold_timeout_s=7200.0,
+        look_s=LOOK_S,
         routers=1,
     )
 
@@ -142,7 +146,7 @@ class FleetRun:
     """One of them; `outcome` runs it."""
 
     def __init__(self, scenario: Scenario, strategy: str, seed: int) -> None:
-        self._scenario, self._strategy, self._seed = scenario, STRATEGIES[strategy], seed
+        self._scenario, self._strategy, self._seed = scenario, FLEET_STRATEGIES[strategy], seed
         self._environment = Environment(
             Random(f"{scenario.name} {seed}"), settings_of(scenario, self._strategy)
         )

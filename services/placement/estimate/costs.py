@@ -15,7 +15,7 @@ from services.placement.estimate.engine import EngineProfile
 from services.placement.estimate.model import ELEMENT_BYTES, ModelShape
 from services.placement.estimate.roofline import Array, Device, Number, device, total_s
 
-_NO_ENGINE = EngineProfile(max_sequences=1 << 16)
+_NO_ENGINE = EngineProfile()
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,9 @@ class Costs:
             device=device(self.model, kind, tp, c, self.catalogue),
             workload=self.workload,
             budget_bytes=kind.memory_bytes * c.memory_utilisation - self.reserve_bytes(kind, tp),
-            max_sequences=min(c.max_sequences, engine.max_sequences),
+            max_sequences=min(
+                c.max_sequences, engine.max_sequences if c.engine else c.max_sequences
+            ),
             network_bytes_per_s=c.network_bytes_per_s(kind.network_gbps, kind.burst_gbps),
             hop_latency_s=c.network.hop_latency_us * 1e-6 + engine.hop_s,
             decode_scale=engine.decode_scale,

@@ -16,6 +16,7 @@ from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from services.common import channels
 from services.common.errors import InvalidArgument
+from services.common.roles import Role
 from services.common.statuses import from_rpc_error
 from services.router.__main__ import RunningDoors
 from tests.contract.router.conftest import Told
@@ -196,7 +197,7 @@ async def test_grpc_tells_calls_and_takes_them_back(router: RunningDoors) -> Non
             tools=router_pb2.Tools(tools=[tool], **tools),
         )
 
-    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
+    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}", Role.ROUTER) as channel:
         stub = router_pb2_grpc.RouterServiceStub(channel)
         deltas = [d async for e in stub.Generate(request(), timeout=60) for d in e.deltas]
         pieces = [piece for delta in deltas for piece in delta.tool_calls]

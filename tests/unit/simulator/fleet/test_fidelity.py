@@ -16,7 +16,9 @@ from simulator.fleet.batch import Batch, Generation
 from simulator.fleet.fidelity import repeated, replayed
 from simulator.fleet.fitting import fit
 from simulator.fleet.measured import MeasuredTimes
+from simulator.fleet.played import play
 from simulator.fleet.recording import (
+    EventRow,
     Header,
     Line,
     Recording,
@@ -198,3 +200,42 @@ def test_a_mistake_is_told_with_line_and_field(
     with pytest.raises(InvalidArgument) as raised:
         read_recording(path)
     assert raised.value.message.startswith(told)
+
+
+def with_a_loss(at_s: float) -> Recording:
+    """Two pipelines; the first is lost, and what it had went to the second."""
+    rows = [
+        RequestRow(
+            number=number,
+            arrival_s=float(number),
+            prompt=100,
+            output=60,
+            pipeline="p" if number < 4 else "q",
+            then=("q",) if number == 3 else (),
+            moves=int(number == 3),
+            outcome="finished",
+            tokens=((number + 1.0, 1), (number + 2.0, 60)),
+        )
+        for number in range(8)
+    ]
+    lost = EventRow(at_s=at_s, event="pipeline_lost", node="", pipeline="p")
+    header = Header(seconds=4.0, pipelines={"p": STAGES, "q": STAGES})
+    return Recording.of(header, [*rows, lost])
+
+
+def test_who_was_moved_goes_on_where_it_was_recorded_from_what_it_held() -> None:
+    moved, stayed = (play(with_a_loss(at_s), TRUE) for at_s in (3.5, 100.0))
+    assert [number for number, one in moved.items() if one.moves] == [3]
+    assert not any(one.moves for one in stayed.values())
+    assert all(one.held == one.output for one in moved.values())
+    assert len(moved) == len(stayed) == 8
+    assert moved[3].gap_s > TRUE.first_s
+    reads_again_s = 100 * sum(one.prompt_row_s for one in TRUE.stages.values())
+    assert moved[3].last_s - stayed[3].last_s > reads_again_s
+    assert moved[0].last_s == stayed[0].last_s
+
+
+def test_moves_of_both_accounts_are_counted() -> None:
+    told = replayed(with_a_loss(3.5), TRUE)
+    assert told.moved == (1, 1)
+    assert replayed(with_a_loss(100.0), TRUE).moved == (1, 0)
