@@ -129,6 +129,9 @@ bench-spares: $(INSTALLED) ## Kills nodes with one warm spare and without: how s
 bench-kv: $(INSTALLED) ## Hands over long contexts by KV and by replay, in turn: the gap of each
 	$(BIN)/python -m bench.kv --out bench/out/kv.json
 
+bench-phases: $(INSTALLED) ## Goodput with prefill and decode apart, and together
+	$(BIN)/python -m bench.phases
+
 bench-strategies: $(INSTALLED) ## Plays one scenario under every strategy: latency, goodput, cost
 	$(BIN)/python -m bench.strategies --out bench/out/strategies.json
 
