@@ -11,7 +11,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 RELEASE := $(shell git describe --tags --abbrev=0 --match 'v*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help install vllm clients clients-page run demo test soak check lint-infra lint-metrics docs \
+.PHONY: help install vllm clients clients-page run demo test soak check lint-dashboards lint-infra lint-metrics docs \
   bench bench-chaos bench-kinds bench-crowd \
   bench-rolling bench-failover bench-elastic bench-markets bench-spares bench-strategies bench-cluster \
   bench-tensorstore \
@@ -78,6 +78,11 @@ lint-metrics: ## Has promtool (Debian: prometheus) judge the rules, and plays ca
 	promtool check rules deploy/prometheus/rules.yaml
 	promtool check config --syntax-only deploy/prometheus/*-scrape.yaml
 	promtool test rules deploy/prometheus/rules_test.yaml
+
+lint-dashboards: ## Has Grafana's schema judge deploy/grafana, by npm
+	@npm install --prefix .venv-infra/grafana --no-save --no-package-lock --no-audit --no-fund \
+	  --silent @grafana/schema@12.1.0 typescript@5.9.3
+	node deploy/grafana/check.mjs .venv-infra/grafana
 
 lint-infra: ## Judges deploy/ec2 with checkov, in an environment of its own
 	@test -x .venv-infra/bin/checkov \
