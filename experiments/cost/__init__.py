@@ -18,8 +18,12 @@ ZONES = ("zone-a", "zone-b")
 TRACES = {"zone-a": "bamboo/g4dn-xlarge-1c.csv", "zone-b": "bamboo/g4dn-xlarge-1d.csv"}
 NOTICE_S = 120.0
 HORIZON_S = {Size.TINY: 120.0, Size.QUICK: 900.0, Size.FULL: 7200.0}
-ON_DEMAND, FULL, UNKNOWN, SKYSERVE = "on demand", "full", "full, hazards unknown", "skyserve"
-POLICIES = (ON_DEMAND, FULL, UNKNOWN, SKYSERVE)
+ON_DEMAND, FULL, RISK, SKYSERVE = "on demand", "full", "full, with risk", "skyserve"
+POLICIES = {
+    Size.TINY: (ON_DEMAND, FULL, SKYSERVE),
+    Size.QUICK: (ON_DEMAND, FULL, SKYSERVE),
+    Size.FULL: (ON_DEMAND, FULL, RISK, SKYSERVE),
+}
 COLUMNS = (
     Column("finished", ".0f"),
     Column("of", ".0f"),
@@ -58,9 +62,10 @@ def by(policy: str, scenario: Scenario) -> Play:
         document = scenario.document.model_copy(update={"first_plan": ((stage,),) * count})
         alone = replace(scenario, offers=(firm,), initial=((firm, count),), events=())
         return Play(row, replace(alone, document=document))
-    if policy == UNKNOWN:
-        offers = tuple(replace(offer, interruptions_per_hour=0.0) for offer in scenario.offers)
-        return Play(row, replace(scenario, offers=offers))
+    if policy == RISK:
+        objective = scenario.document.objective.model_copy(update={"name": "goodput-per-cost"})
+        document = scenario.document.model_copy(update={"objective": objective})
+        return Play(row, replace(scenario, document=document))
     return Play(row, scenario, policy)
 
 
@@ -82,11 +87,10 @@ def supplies(ground: Ground) -> dict[str, Supply]:
 def measure(ground: Ground) -> Rows:
     """Every policy under every supply, dollars beside those on demand."""
     base = scenario_at(FOLDER / "nodes.yaml", HORIZON_S[ground.size])
-    chosen = (ON_DEMAND, FULL, SKYSERVE) if ground.size is Size.TINY else POLICIES
     plays = [
         by(policy, under(base, name, supply))
         for name, supply in supplies(ground).items()
-        for policy in chosen
+        for policy in POLICIES[ground.size]
     ]
     found = played(FOLDER.name, plays, ground)
     rows: Rows = {}

@@ -72,7 +72,7 @@ def settings_of(scenario: Scenario, strategy: Strategy) -> SimulationSettings:
     facts = ModelFacts(model.name or "model", "fleet", model.layers, model.vocab, 1 << 20, "{}")
     objective = document.objective
     aim = Aim(objective.name)
-    if objective.name == "goodput-per-cost":
+    if objective.name != "throughput":
         aim = Aim(objective.name, objective.ttft_s or 0.0, objective.tpot_s or 0.0)
     goal = Goal(facts, aim)
     initial = tuple(offer.shape for offer, count in scenario.initial for _ in range(count))
