@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from services.common.phases import PipelinePhase
 from services.placement.estimate.calibration import Calibration
 from services.placement.estimate.catalogue import HardwareCatalogue
-from services.placement.estimate.cluster import NodeClass, PipelinePhase, Workload
+from services.placement.estimate.cluster import NodeClass, Workload
 from services.placement.estimate.engine import EngineProfile
 from services.placement.estimate.model import ELEMENT_BYTES, ModelShape
 from services.placement.estimate.roofline import Array, Device, Number, device, total_s

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 from services.common.errors import FailedPrecondition, InvalidArgument
+from services.common.phases import PipelinePhase
 from services.placement.estimate import queueing
 from services.placement.estimate.cluster import (
-    PipelinePhase,
     PlacedPipeline,
     PlacedStage,
     Workload,

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from services.placement.estimate.cluster import NodeClass, PipelinePhase
+from services.common.phases import PipelinePhase
+from services.placement.estimate.cluster import NodeClass
 from services.placement.estimate.costs import Costs, StageCost
 from services.placement.estimate.model import ELEMENT_BYTES
 from services.placement.estimate.roofline import Array
