@@ -35,6 +35,12 @@ def plan(status: dict[str, Any], phases: dict[str, str]) -> str:
     return json.dumps({"deployments": [{"model": model, "pipelines": pipelines}]})
 
 
+def longer(body: dict[str, Any]) -> dict[str, Any]:
+    """Its prompt fills several blocks behind those that all prompts begin with."""
+    (message,) = body["messages"]
+    return body | {"messages": [message | {"content": " ".join([message["content"]] * 5)}]}
+
+
 async def in_phases(mesh: meshes.Mesh, file: Path, **phases: str) -> dict[str, Any]:
     """The status once the pipelines have them."""
     text = plan(await mesh.until_ready(2), phases)
@@ -56,7 +62,7 @@ async def events(controller: Any) -> list[controller_pb2.WatchEventsResponse]:
 async def test_answers_are_the_same_in_phases_and_when_who_decodes_is_killed(
     ready: meshes.Mesh, client: httpx.AsyncClient, controller: Any, tmp_path: Path
 ) -> None:
-    bodies = [body | {"ignore_eos": True} for body in meshes.request_bodies(TOKENS)[:4]]
+    bodies = [longer(body) | {"ignore_eos": True} for body in meshes.request_bodies(TOKENS)[:4]]
     expected = await meshes.undisturbed(client, ready.url(), bodies)
     before = await ready.until_ready(2)
     formations = {pipeline["id"]: pipeline["formation"] for pipeline in before["pipelines"]}
