@@ -121,7 +121,7 @@ async def flip(mesh: meshes.Mesh, phases: Sequence[str]) -> float:
     before = {pipeline["id"]: pipeline["formation"] for pipeline in pipelines}
     async with channels.open_channel(await controller_of(mesh), Role.CONTROLLER) as channel:
         stub = controller_pb2_grpc.ControllerServiceStub(channel)
-        watch = stub.WatchRoutes(controller_pb2.WatchRoutesRequest(router_id="bench"))
+        watch: Any = stub.WatchRoutes(controller_pb2.WatchRoutesRequest(router_id="bench"))
         try:
             told = await watch.read()
             begin_s = time.monotonic()
