@@ -59,7 +59,7 @@ down: ## Stops the mesh
 	@test ! -x $(BIN)/shunt || $(BIN)/shunt down
 
 test: $(INSTALLED) vllm clients ## Runs every test
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --durations 40
 	.venv-vllm/bin/python -m pytest -n auto tests/vllm
 
 soak: $(INSTALLED) vllm ## Runs what takes longer: clouds that take nodes, meshes of vLLM, lost leaders

@@ -74,7 +74,7 @@ def settings_of(scenario: Scenario, strategy: Strategy) -> SimulationSettings:
         aim = Aim(objective.name, objective.ttft_s or 0.0, objective.tpot_s or 0.0)
     goal = Goal(facts, aim)
     initial = tuple(offer.shape for offer, count in scenario.initial for _ in range(count))
-    slowest_s = max(offer.launch_s for offer in scenario.offers) + scenario.profile.start_s
+    slowest_s = max(offer.launch_s for offer in scenario.offers) + scenario.costs.engine.start_s
     most = document.nodes_max or _most(scenario)
     cool_down_s = 0.0 if strategy.uniform else ReplanSettings().cool_down_s
     return SimulationSettings(
@@ -165,13 +165,11 @@ class FleetRun:
             concurrency=workload.concurrency,
             tolerant=workload.tolerant,
         )
-        self._fleet = Fleet(
-            scenario.costs, scenario.profile, scenario.document.spread, self._candidate, self._front
-        )
+        self._fleet = Fleet(scenario.costs, scenario.document.spread, self._candidate, self._front)
         self._nodes: list[FleetNode] = []
         self._provider = SimulatedProvider(self._environment, self._start)
         judge = Judge(
-            scenario.costs, shuntserve.plan, self._judged, scenario.profile.load_bytes_per_s
+            scenario.costs, shuntserve.plan, self._judged, scenario.costs.engine.load_bytes_per_s
         )
         FleetPlacement(self._environment, judge, scenario.document.first_plan, self._offer_id)
         self._kept = _Kept()

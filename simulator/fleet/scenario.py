@@ -25,8 +25,8 @@ from services.placement.estimate.calibration import load_calibration
 from services.placement.estimate.catalogue import HardwareCatalogue, load_catalogue
 from services.placement.estimate.cluster import CandidateNode, Workload, described
 from services.placement.estimate.costs import Costs
+from services.placement.estimate.engine import read_profile
 from services.placement.estimate.model import load_model
-from simulator.fleet.profile import EngineProfile, read_profile
 from simulator.fleet.strategies import FLEET_STRATEGIES
 from simulator.fleet.workload import MAX_REQUESTS, MAX_TOKENS, Generator, Request, read_trace
 
@@ -140,7 +140,6 @@ class Scenario:
     """Nodes at first, by offer."""
     catalogue: HardwareCatalogue
     costs: Costs
-    profile: EngineProfile
     document: ScenarioDocument
     trace: tuple[Request, ...]
     """Empty where requests are drawn."""
@@ -186,10 +185,10 @@ def read_scenario(path: Path) -> Scenario:
     if calibrated not in ("nominal", "measured"):
         calibrated = str(_beside(path, calibrated))
     calibration = _of_field(path, "calibration", lambda: load_calibration(calibrated))
-    profile = EngineProfile()
     if document.engine_profile is not None:
         file = _named(path, "engine_profile", document.engine_profile)
-        profile = _located(file, lambda: read_profile(file))
+        engine = _located(file, lambda: read_profile(file))
+        calibration = calibration.model_copy(update={"engine": engine})
     workload = _workload(document, trace)
     return Scenario(
         path.stem,
@@ -198,7 +197,6 @@ def read_scenario(path: Path) -> Scenario:
         initial,
         catalogue,
         Costs(model, workload, calibration, catalogue),
-        profile,
         document,
         trace,
     )

@@ -10,7 +10,9 @@ from typing import TypeVar
 from services.common.errors import FailedPrecondition, ShuntError, Unavailable
 from services.common.generation import LayerRange
 from services.common.nodes import NodeShape
+from services.common.phases import PipelinePhase
 from services.controller.core.cluster.actions import AskPlan
+from services.controller.core.cluster.given_phases import in_phases
 from services.controller.core.cluster.goals import Goal
 from services.controller.core.cluster.market import Offer
 from services.controller.core.cluster.plan import (
@@ -109,12 +111,23 @@ class SimulatedPlacement(Process):
             Deployment(goal.model, THROUGHPUT, tuple(planned[turn :: len(ask.goals)]))
             for turn, goal in enumerate(ask.goals)
         )
-        reply(Plan(ask.number, tuple(deployments)))
+        reply(in_phases(Plan(ask.number, tuple(deployments)), self._phases))
 
     def replan(self, reply: Reply, question: Replanning) -> None:
         """The next plan, after a while."""
         uniform = self.environment.settings.cluster.strategy.uniform
-        self._answers(reply, partial(next_plan, self.judge, uniform=uniform), question)
+
+        def answer(question: Replanning) -> NextPlan:
+            found = next_plan(self.judge, question, uniform=uniform)
+            if found.plan is None:
+                return found
+            return replace(found, plan=in_phases(found.plan, self._phases, question.running))
+
+        self._answers(reply, answer, question)
+
+    @property
+    def _phases(self) -> tuple[PipelinePhase, ...]:
+        return self.environment.settings.cluster.phases
 
     def divide(self, reply: Reply, question: Dividing) -> None:
         """The next plan of all models, after a while."""
