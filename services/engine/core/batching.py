@@ -24,6 +24,7 @@ from services.engine.core.actions import (
     Wake,
     WakeCheckpoints,
 )
+from services.engine.core.copying import Ahead, Copying
 from services.engine.core.generations import Generations
 from services.engine.core.incoming import Incoming, KvFetch, NamedBlock, names_of
 from services.engine.core.load import LoadGauge
@@ -181,21 +182,45 @@ class Batching:
     @contextmanager
     def kept(self, replayed: Container[str]) -> Iterator[Leaving]:
         """The blocks of what the drain has sealed, those first that are nearest to their end, but
-        of generations that are `replayed`; no step writes to one until every stage has answered."""
+        of generations that are `replayed`."""
         blocks = dict[bytes, int]()
-        if self.lead is None:
-            yield Leaving(())
+        if self.lead is not None:
+            allocator = self.lead.scheduler.blocks
+            for start in self.generations.to_go_on():
+                if start.key.generation_id not in replayed:
+                    names = names_of(start)
+                    blocks |= zip(names, allocator.find(names), strict=False)
+        with self._lent(tuple(blocks.items())) as leaving:
+            yield leaving
+
+    @contextmanager
+    def ahead(self, copying: Copying, at_most: int) -> Iterator[tuple[Ahead, Leaving] | None]:
+        """Blocks that go ahead next, at most so many; they are computed once `is_back` says so of
+        the last step so far. None: there is no more to be done."""
+        ahead = None
+        if self.lead is not None:
+            keys = self.generations.running(copying.generation_ids)
+            ahead = copying.next(keys, self.lead.scheduler.full_blocks, at_most)
+        if ahead is None:
+            yield None
             return
-        allocator = self.lead.scheduler.blocks
-        for start in self.generations.to_go_on():
-            if start.key.generation_id not in replayed:
-                names = names_of(start)
-                blocks |= zip(names, allocator.find(names), strict=False)
-        leaving = Leaving(tuple(blocks.items()))
-        allocator.share(blocks.values())
-        yield leaving
-        if leaving.told:
-            allocator.release(list(blocks.values()))
+        with self._lent(ahead.blocks) as leaving:
+            yield ahead, leaving
+
+    @contextmanager
+    def _lent(self, blocks: tuple[NamedBlock, ...]) -> Iterator[Leaving]:
+        """No step writes to one of these until every stage has answered."""
+        lead, leaving = self.lead, Leaving(blocks)
+        if lead is None:
+            yield leaving
+            return
+        allocator, taken = lead.scheduler.blocks, [block for _, block in blocks]
+        allocator.share(taken)
+        try:
+            yield leaving
+        finally:
+            if leaving.told:
+                allocator.release(taken)
 
     def overdue(self, now_s: float) -> bool:
         """A step should have been back; to be asked every GLANCE_S or sooner."""

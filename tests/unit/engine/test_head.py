@@ -90,8 +90,11 @@ class Rig:
 class NothingMoves:
     """Implements KvMoves where nobody asks for it."""
 
-    async def keep(self, formation: Any, blocks: Any) -> bool:
+    async def keep(self, formation: Any, blocks: Any, *, last: bool) -> bool:
         raise AssertionError("nothing was to be kept")
+
+    async def store(self, *asked: Any) -> int | None:
+        raise AssertionError("nothing was to go ahead")
 
     async def fetch(self, formation: Any, fetch: Any) -> int | None:
         raise AssertionError("nothing was to be fetched")
