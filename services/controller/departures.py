@@ -6,20 +6,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from services.common import telemetry
 from services.common.errors import ShuntError
 from services.common.generation import ModelRef
-from services.controller.core.cluster.actions import DepartFormation
+from services.controller.core.cluster.actions import CopyAhead, DepartFormation
 from services.controller.core.cluster.cluster import Cluster
 from services.controller.core.departure.departure import Departure
 from services.controller.core.departure.lengths import AnswerLengths
 from services.controller.core.departure.move import Move, Rates, Stream
 from services.controller.core.departure.schedule import at_once
-from services.controller.engines import Engines
+from services.controller.core.ledger.outcomes import ServingHead
+from services.controller.engines import Engines, Heir
 from services.controller.event_log import EventLog
+from services.controller.kv_sources import kv_members, source_of
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +35,8 @@ class Journaled:
     lengths: Callable[[ModelRef], AnswerLengths]
     rates: Callable[[ModelRef, float], Rates]
     """Of moves, into room for so many positions."""
+    promise: Callable[[str], Mapping[str, ServingHead]]
+    """Where those that run in a formation will rather go on, by name."""
 
 
 class Departures:
@@ -88,6 +92,30 @@ class Departures:
             stream.positions for other in beside for stream in self._journaled.streams(other)
         )
         return max(0.0, sum(beside.values()) - taken)
+
+    async def copy_ahead(self, action: CopyAhead) -> None:
+        """Has blocks of what runs there go ahead to where it will go on: to formations that serve,
+        else to who follows its own. Raises ShuntError."""
+        name, view = action.formation_id, self._cluster.view
+        runs_at = view.runs_at(name)
+        if runs_at is None:
+            return
+        heirs: dict[str, list[str]] = {}
+        promised = self._journaled.promise(name)
+        for stream in self._journaled.streams(name):
+            head = promised.get(stream.generation_id)
+            there = head.route.formation_id if head is not None else ""
+            heirs.setdefault(there, []).append(stream.generation_id)
+        members = {there: view.members(there) if there else action.followers for there in heirs}
+        ahead = await self._engines.copy_ahead(
+            source_of(name, action.members),
+            action.head,
+            [Heir(kv_members(members[there]), frozenset(names)) for there, names in heirs.items()],
+            action.limit_s,
+        )
+        self._events.add(
+            "blocks_went_ahead", pipeline_id=runs_at.pipeline_id, attributes=ahead.attributes
+        )
 
     def end(self, formation_id: str, *, travels: bool) -> None:
         """All that still runs there leaves it now, with its blocks where these travel."""

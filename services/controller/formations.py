@@ -10,6 +10,7 @@ from services.common.errors import ShuntError
 from services.common.nodes import Member
 from services.controller import metrics
 from services.controller.core.cluster.actions import (
+    CopyAhead,
     DepartFormation,
     DissolveFormation,
     DrainFormation,
@@ -26,7 +27,9 @@ from services.controller.kv_sources import KvSources
 _log = logging.getLogger(__name__)
 
 
-FormationAction = LoadStage | FormPipeline | DissolveFormation | DepartFormation | DrainFormation
+FormationAction = (
+    LoadStage | FormPipeline | DissolveFormation | CopyAhead | DepartFormation | DrainFormation
+)
 
 
 class Formations:
@@ -71,6 +74,8 @@ class Formations:
                 self._end_departure(action.formation_id)
                 left = self._begin(self._depart(action), action.head.node_id)
                 self._departing[action.formation_id] = left
+            case CopyAhead():
+                self._begin(self._copy_ahead(action), action.head.node_id)
             case DrainFormation():
                 self._end_departure(action.formation_id)
                 self._departures.end(action.formation_id, travels=self._kv.travels)
@@ -114,6 +119,15 @@ class Formations:
         except ShuntError as error:
             _log.info("member not told", extra={"node_id": member.node_id, "why": error.message})
         self._begin_all(self._turns.left(member.incarnation, formation_id))
+
+    async def _copy_ahead(self, action: CopyAhead) -> None:
+        try:
+            await self._departures.copy_ahead(action)
+        except ShuntError as error:
+            _log.warning("blocks do not go ahead", extra={"why": error.message})
+        finally:
+            self._cluster.copied(action.formation_id, self._clock())
+            self._stir()
 
     async def _depart(self, action: DepartFormation) -> None:
         await self._departures.leave(action)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
@@ -23,6 +23,16 @@ class _Kept:
     """Or that failed."""
 
 
+def kv_members(members: Iterable[Member]) -> tuple[KvMember, ...]:
+    """As whoever moves blocks knows them."""
+    return tuple(KvMember(m.address, m.incarnation, m.layers) for m in members)
+
+
+def source_of(formation_id: str, members: Iterable[Member]) -> KvSource:
+    """A formation, as whoever fetches its blocks knows it."""
+    return KvSource(formation_id, kv_members(members))
+
+
 class KvSources:
     """A memory of some seconds: whoever is not told computes what it goes on from."""
 
@@ -36,9 +46,8 @@ class KvSources:
     def drains(self, formation_id: str, members: Sequence[Member]) -> None:
         """A formation is being sealed, and its stages keep what they have."""
         if self.travels:
-            those = tuple(KvMember(m.address, m.incarnation, m.layers) for m in members)
             nodes = frozenset(member.node_id for member in members)
-            self._kept[formation_id] = _Kept(KvSource(formation_id, those), nodes)
+            self._kept[formation_id] = _Kept(source_of(formation_id, members), nodes)
 
     def drained(self, formation_id: str, *, sealed: bool) -> None:
         """It is sealed, or that failed."""

@@ -17,6 +17,7 @@ from services.controller.core.cluster.actions import (
     Action,
     AskPlan,
     Beat,
+    CopyAhead,
     DepartFormation,
     DissolveFormation,
     DrainFormation,
@@ -374,6 +375,7 @@ class ClusterRuntime:
                 LoadStage()
                 | FormPipeline()
                 | DissolveFormation()
+                | CopyAhead()
                 | DepartFormation()
                 | DrainFormation()
             ):

@@ -85,8 +85,9 @@ class EngineSettings(ServiceSettings):
     kv_shelf_bytes: int = Field(default=1 << 30, ge=0)
     """Of the host's memory, beside `memory_bytes`, for KV blocks that others may fetch when a
     pipeline is handed over with them."""
-    kv_keep_s: float = Field(default=10.0, gt=0, le=600)
-    """They are kept for this long."""
+    kv_keep_s: float = Field(default=20.0, gt=0, le=600)
+    """They are kept for this long: what goes ahead first is there still when its generation
+    comes."""
     kv_fetch_s: float = Field(default=5.0, gt=0, le=600)
     """Blocks that do not come within this long are computed."""
     kv_silent_s: float = Field(default=1.0, gt=0, le=60)

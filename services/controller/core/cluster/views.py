@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from services.common.exchange import DeployedModel
 from services.common.generation import LayerRange, ModelRef
 from services.common.machine import NOTHING_KNOWN, MachineFacts
+from services.common.nodes import Member
 from services.controller.core.cluster.actions import AskPlan, NodeState, PipelineState
 from services.controller.core.cluster.backends import KnownBackends
 from services.controller.core.cluster.difference import Difference, difference
@@ -236,6 +237,12 @@ class View:
             for p in others
             if p is not own and p.formation is not None and p.is_ready and not p.departing
         }
+
+    def members(self, formation_id: str) -> tuple[Member, ...]:
+        """Of a formation, its head first; none of one that is not known."""
+        pipeline = self._state.pipeline(formation_id)
+        formation = pipeline.formation if pipeline is not None else None
+        return formation.members if formation is not None else ()
 
     def incarnation_of(self, node_id: str) -> str:
         """Of the process that is the node; empty where none has registered as it."""

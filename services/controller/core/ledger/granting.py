@@ -58,13 +58,16 @@ def best_head(
     wanted: str,
     heads: Iterable[ServingHead],
     loads: Mapping[str, int],
+    promised: str = "",
 ) -> ServingHead | None:
-    """The least loaded of the wanted arithmetic, or of any when there is none; one whose KV cache
-    it cannot outgrow. `loads`: generations that run, by formation."""
+    """The one of the `promised` formation, else the least loaded, of the wanted arithmetic, or of
+    any when there is none; one whose KV cache it cannot outgrow. `loads`: generations that run, by
+    formation."""
     return min(
         (head for head in heads if head.takes_new and _suits(head, request)),
         key=lambda head: (
             bool(wanted) and head.numerics_class != wanted,
+            head.route.formation_id != promised,
             (loads.get(head.route.formation_id, 0) + 1)
             / max(head.route.throughput_tokens_per_s, 1e-9),
         ),

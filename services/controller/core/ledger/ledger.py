@@ -72,6 +72,8 @@ class Ledger:
         self._complaints = Complaints(settings.same_head_after_s, settings.retention_s)
         self._patience = Patience(settings.own_arithmetic_s)
         self._doubts = Patience(settings.doubt_s)
+        self._promised: dict[str, str] = {}
+        """To which formation each will rather be granted next: what it goes on from is there."""
         self._running: dict[str, set[str]] = {}
         """Generations by the formation that runs them."""
         self._ended: dict[str, None] = {}
@@ -110,6 +112,7 @@ class Ledger:
             self._background.remove(name)
             self._patience.over(name)
             self._doubts.over(name)
+            self._promised.pop(name, None)
             return
         entry = self._entries.get(name)
         if entry is None and isinstance(record, (HeadBound, Granted)):
@@ -325,10 +328,11 @@ class Ledger:
         ]
         loads = {formation_id: len(names) for formation_id, names in self._running.items()}
         had = entry.classes[-1] if entry.classes else ""
-        head = best_head(entry.request, had, trusted, loads)
+        name = question.generation_id
+        promised = self._promised.get(name, "")
+        head = best_head(entry.request, had, trusted, loads, promised)
         if head is None:
             return None
-        name = question.generation_id
         other = bool(had) and had != head.numerics_class
         if (
             other
@@ -356,6 +360,7 @@ class Ledger:
         had = entry.classes[-1:]
         self._patience.over(name)
         self._doubts.over(name)
+        self._promised.pop(name, None)
         records = self._commit([record], now_s)
         entry = self._entries[name]
         attributes = {
@@ -524,6 +529,22 @@ class Ledger:
         """Generations that run there."""
         names = self._running.get(formation_id, ())
         return streams_of({name: self._entries[name] for name in sorted(names)}, self.observed)
+
+    def promise(self, formation_id: str, heads: Sequence[ServingHead]) -> dict[str, ServingHead]:
+        """Where the generations that run in a formation will rather go on, once they have left it,
+        each at a head of their arithmetic; by name. Left out: those that none would take now."""
+        others = [head for head in heads if head.route.formation_id != formation_id]
+        loads = {name: len(names) for name, names in self._running.items()}
+        promised = {}
+        for name in sorted(self._running.get(formation_id, ())):
+            entry = self._entries[name]
+            had = entry.classes[-1] if entry.classes else ""
+            head = best_head(entry.request, had, others, loads)
+            if head is not None and head.numerics_class == had:
+                promised[name], there = head, head.route.formation_id
+                self._promised[name] = there
+                loads[there] = loads.get(there, 0) + 1
+        return promised
 
     def population(self, heads: Sequence[ServingHead]) -> Population:
         """Where every generation stands."""
