@@ -157,12 +157,16 @@ class Engines:
         head: Member,
         *,
         keep_kv: bool = False,
+        replayed: Collection[str] = (),
         running: Collection[str] = (),
     ) -> int:
         """Seals the formation's generations but those `running`; returns how many. With `keep_kv`
-        its stages keep what they hold of them."""
+        its stages keep what they hold of them, but of those that are `replayed`."""
         request = engine_pb2.DrainRequest(
-            formation_id=formation_id, keep_kv=keep_kv, running_generation_ids=sorted(running)
+            formation_id=formation_id,
+            keep_kv=keep_kv,
+            replayed_generation_ids=sorted(replayed),
+            running_generation_ids=sorted(running),
         )
         with _domain_errors():
             stub = self._stub(head.address)

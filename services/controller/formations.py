@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 
 from services.common.errors import ShuntError
 from services.common.nodes import Member
@@ -78,8 +78,8 @@ class Formations:
                 self._begin(self._copy_ahead(action), action.head.node_id)
             case DrainFormation():
                 self._end_departure(action.formation_id)
-                self._departures.end(action.formation_id, travels=self._kv.travels)
-                self._begin(self._drain(action), action.head.node_id)
+                replayed = self._departures.end(action.formation_id)
+                self._begin(self._drain(action, replayed), action.head.node_id)
 
     def _begin_all(self, actions: Iterable[FormPipeline | LoadStage]) -> None:
         for action in actions:
@@ -139,12 +139,14 @@ class Formations:
         if departing is not None:
             departing.cancel()
 
-    async def _drain(self, action: DrainFormation) -> None:
+    async def _drain(self, action: DrainFormation, replayed: Collection[str]) -> None:
         kv, name = self._kv, action.formation_id
         kv.drains(name, action.members)
         sealed = None
         try:
-            sealed = await self._engines.drain(name, action.head, keep_kv=kv.travels)
+            sealed = await self._engines.drain(
+                name, action.head, keep_kv=kv.travels, replayed=replayed if kv.travels else ()
+            )
         except ShuntError as error:
             self._cluster.drain_failed(action.formation_id, error.message, self._clock())
         else:

@@ -11,7 +11,7 @@ from typing import Literal
 from services.common.exchange import KvMember, KvSource
 from services.common.nodes import Member
 
-Handover = Literal["replay", "kv"]
+Handover = Literal["auto", "replay", "kv"]
 
 
 @dataclass(slots=True)
@@ -38,6 +38,7 @@ class KvSources:
 
     def __init__(self, handover: Handover, keep_s: float, clock: Callable[[], float]) -> None:
         """`keep_s` counts from when a formation is sealed; engines keep what they keep longer."""
+        self.handover: Handover = handover
         self.travels = handover != "replay"
         """Blocks go to where their generations go."""
         self._keep_s, self._clock = keep_s, clock

@@ -95,7 +95,8 @@ class ControllerSettings(ServiceSettings):
     """What the mesh does when nodes come and go: a row of `core.strategy`."""
     handover: Handover = "replay"
     """How a generation that moves comes to what was computed of it: that is computed again, or
-    blocks of the KV cache go where it goes, and what does not arrive is computed."""
+    blocks of the KV cache go where it goes, and what does not arrive is computed; auto: whichever
+    its reader is expected to wait for less."""
     handover_keep_s: float = Field(default=5.0, gt=0, le=600)
     """Behind its seal, for so long others are told that blocks of a formation may be had, and its
     nodes do not end; engines keep them longer."""

@@ -29,7 +29,7 @@ PIECE_BYTES = 2 << 20
 """Of a piece on the wire, at most, where a layer is no larger than that."""
 KEPT_AT_ONCE = 16
 """Blocks that are copied out of a cache between two steps."""
-FILLED_AT_ONCE = 64
+FILLED_AT_ONCE = 16
 """Blocks that are copied into a cache between two steps."""
 LOOK_S = 0.02
 """Who waits for blocks that may come looks this often."""

@@ -34,7 +34,7 @@ from services.engine.backend import BLOCK_SIZE
 from services.engine.core.actions import SequenceKey
 from services.engine.core.batching import Batching
 from services.engine.core.held import Life
-from services.engine.core.incoming import KvFetch
+from services.engine.core.incoming import KvFetch, NamedBlock
 from services.engine.core.scheduler import Step
 from services.router.core.follower import Follower
 from services.router.core.transcript import Usage
@@ -271,6 +271,14 @@ class GenerationOracle(Watch):
             taken = self._unanswered[lead.formation_id]
             taken.update(awaited.there)
             taken.update(block for _, block in fetch.blocks)
+
+    def lent(self, formation_id: str, blocks: Sequence[NamedBlock]) -> None:
+        """Stages copy these."""
+        self._unanswered[formation_id].update(block for _, block in blocks)
+
+    def given_back(self, formation_id: str, blocks: Sequence[NamedBlock]) -> None:
+        """They have."""
+        self._unanswered[formation_id].subtract(block for _, block in blocks)
 
     def _check_blocks(self, batching: Batching) -> None:
         lead = batching.lead

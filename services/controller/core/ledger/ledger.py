@@ -202,6 +202,7 @@ class Ledger:
             return refused(checkpoint, refusal, entry.lengths)
         entry.touched_s = now_s
         entry.begun, entry.moved_by = True, checkpoint.moved_by
+        self.observed.moved(name, checkpoint.moved_by)
         self._set_unread(entry, checkpoint.unread, now_s)
         entry.told(checkpoint.spans)
         new = [IdsAppended(name, span) for span in entry.fresh(checkpoint.spans)]
