@@ -69,6 +69,7 @@ class HeadMonitor(Protocol):
     def unanswered(self, batching: Batching, fetch: KvFetch) -> None: ...
     def lent(self, formation_id: str, blocks: Sequence[NamedBlock]) -> None: ...
     def given_back(self, formation_id: str, blocks: Sequence[NamedBlock]) -> None: ...
+    def kept_busy(self, formation_id: str, blocks: Sequence[NamedBlock]) -> None: ...
     def sampled(self, head: str, key: SequenceKey, position: int, token: int) -> None: ...
 
 
@@ -358,8 +359,8 @@ class SimulatedEngine(Process):
                 for name, block in leaving.blocks:
                     self.environment.kept_blocks[name] = place.stages.block(block)
                 leaving.told = random.random() > ROUND_FAILS
-                if leaving.told:
-                    self.monitor.given_back(place.formation_id, leaving.blocks)
+                answered = self.monitor.given_back if leaving.told else self.monitor.kept_busy
+                answered(place.formation_id, leaving.blocks)
                 lent.close()
                 copying.copied(ahead, set(ahead.names) if leaving.told else set())
                 self._go_ahead(place, copying, until_s, reply)

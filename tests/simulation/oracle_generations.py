@@ -95,6 +95,9 @@ class GenerationOracle(Watch):
         self.questions = 0
         self.grants: Counter[str] = Counter()
         self.planned: Counter[str] = Counter()
+        self.silent_stages = 0
+        """Faults of stages that were told to fill blocks, or to copy them, and did not answer: what
+        they hold on to may be what a generation lacks."""
         self._unanswered: defaultdict[str, Counter[int]] = defaultdict(Counter)
         """Blocks that were to be filled, by formation, where somebody did not say that they are."""
         self.errors: Counter[str] = Counter()
@@ -265,6 +268,7 @@ class GenerationOracle(Watch):
 
     def unanswered(self, batching: Batching, fetch: KvFetch) -> None:
         """Some stage may write to these blocks for as long as its formation lives."""
+        self.silent_stages += 1
         lead = batching.lead
         awaited = lead.incoming._awaited.get(fetch.number) if lead is not None else None
         if lead is not None and awaited is not None:
@@ -275,6 +279,10 @@ class GenerationOracle(Watch):
     def lent(self, formation_id: str, blocks: Sequence[NamedBlock]) -> None:
         """Stages copy these."""
         self._unanswered[formation_id].update(block for _, block in blocks)
+
+    def kept_busy(self, formation_id: str, blocks: Sequence[NamedBlock]) -> None:
+        """Some stage may copy these for as long as its formation lives."""
+        self.silent_stages += 1
 
     def given_back(self, formation_id: str, blocks: Sequence[NamedBlock]) -> None:
         """They have."""

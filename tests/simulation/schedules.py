@@ -338,7 +338,7 @@ class Schedule:
             oracle.check_spares()
         oracle.check_launches()
         oracle.check_one_sequence()
-        oracle.check_moves(self.disruptions)
+        oracle.check_moves(self.disruptions + oracle.silent_stages)
         if not world.settings.other_class:  # stages that differ form no pipeline, for good
             oracle.check_serves()
         oracle.check_rest()
