@@ -11,11 +11,13 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 RELEASE := $(shell git describe --tags --abbrev=0 --match 'v*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help install vllm clients clients-page run demo test soak check lint-infra lint-metrics docs \
+.PHONY: help install vllm clients clients-page run demo test soak check lint-dashboards lint-infra lint-metrics docs \
   bench bench-chaos bench-kinds bench-crowd \
   bench-rolling bench-failover bench-elastic bench-markets bench-spares bench-strategies bench-cluster \
   bench-tensorstore \
-  bench-placement bench-vllm bench-engines bench-gpu bench-lookup bench-prefix bench-structured bench-kv experiments experiments-quick proto up down clean
+  bench-placement bench-vllm bench-engines bench-gpu bench-lookup bench-prefix bench-structured bench-kv \
+  experiments experiments-quick \
+  experiments-tables proto up down clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +78,11 @@ lint-metrics: ## Has promtool (Debian: prometheus) judge the rules, and plays ca
 	promtool check rules deploy/prometheus/rules.yaml
 	promtool check config --syntax-only deploy/prometheus/*-scrape.yaml
 	promtool test rules deploy/prometheus/rules_test.yaml
+
+lint-dashboards: ## Has Grafana's schema judge deploy/grafana, by npm
+	@npm install --prefix .venv-infra/grafana --no-save --no-package-lock --no-audit --no-fund \
+	  --silent @grafana/schema@12.1.0 typescript@5.9.3
+	node deploy/grafana/check.mjs .venv-infra/grafana
 
 lint-infra: ## Judges deploy/ec2 with checkov, in an environment of its own
 	@test -x .venv-infra/bin/checkov \
@@ -143,11 +150,14 @@ bench-structured: $(INSTALLED) ## Measures what a form costs: masks, and decodin
 bench-prefix: $(INSTALLED) ## Measures a chat's second turn with shared blocks, and without
 	$(BIN)/python -m bench.prefix --out bench/out/prefix.json
 
-experiments: $(INSTALLED) ## Runs every experiment on simulated fleets; reports land in experiments/out
+experiments: $(INSTALLED) ## Runs every experiment; reports and figures land in experiments/out
 	$(BIN)/python -m experiments --report experiments/out
 
-experiments-quick: $(INSTALLED) ## Runs one seed of each, and compares with what is expected
-	$(BIN)/python -m experiments --quick
+experiments-quick: $(INSTALLED) ## Runs a part of each, and compares with what is expected
+	$(BIN)/python -m experiments --size quick
+
+experiments-tables: $(INSTALLED) ## Writes anew what is expected of all experiments, and their READMEs' tables
+	$(BIN)/python -m experiments --write --size tiny --size quick --size full
 
 bench-gpu: $(INSTALLED) ## Tests and measures the engine on a CUDA device
 	$(BIN)/python -m bench.gpu --out bench/out/gpu.json

@@ -31,6 +31,7 @@ from bench import mesh as meshes
 from bench.bounds import rate_bound_95
 from bench.moves import History, Move, Strike, pause_s
 from services.common import channels
+from services.common.roles import Role
 
 STREAMS = 8
 LEAST_PROGRESS = 3
@@ -246,7 +247,7 @@ async def run(
         load = Load(mesh, bodies, expected)
         services = (await mesh.status())["services"]
         address = next(s["grpc"] for s in services if s["name"] == "controller")
-        async with channels.open_channel(address) as channel:
+        async with channels.open_channel(address, Role.CONTROLLER) as channel:
             killer = Killer(controller_pb2_grpc.ControllerServiceStub(channel), load, randomness)
             workers = [asyncio.create_task(load.worker(client, i)) for i in range(streams)]
             try:

@@ -27,6 +27,7 @@ from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 
 from bench import mesh as meshes
 from services.common import channels
+from services.common.roles import Role
 
 TIMEOUT_S = 900.0
 BUSY_LOOPS = 3
@@ -74,7 +75,7 @@ async def counted_events(mesh: meshes.Mesh) -> AsyncIterator[Counter[str]]:
     """Kinds of the controller's events while the block runs, and some moments longer."""
     services = {s["name"]: s for s in (await mesh.status())["services"]}
     counts: Counter[str] = Counter()
-    async with channels.open_channel(services["controller"]["grpc"]) as channel:
+    async with channels.open_channel(services["controller"]["grpc"], Role.CONTROLLER) as channel:
         stub = controller_pb2_grpc.ControllerServiceStub(channel)
         old = stub.WatchEvents(controller_pb2.WatchEventsRequest(no_wait=True), timeout=60)
         last = 0

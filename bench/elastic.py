@@ -29,6 +29,7 @@ from bench import mesh as meshes
 from bench import moves
 from bench.speeds import node_speeds
 from services.common import channels
+from services.common.roles import Role
 
 TOKENS = 150
 NODES, TAKEN = 6, 2
@@ -189,7 +190,7 @@ async def measured(
         services = (await mesh.status())["services"]
         address = next(s["grpc"] for s in services if s["name"] == "controller")
         streams = Streams(client, mesh.url(), bodies)
-        async with channels.open_channel(address) as channel:
+        async with channels.open_channel(address, Role.CONTROLLER) as channel:
             watch = Watch(controller_pb2_grpc.ControllerServiceStub(channel))
             phases = []
             async with asyncio.TaskGroup() as tasks:

@@ -37,6 +37,7 @@ from services.common import channels
 from services.common.errors import ShuntError
 from services.common.exchange import ResumeQuestion
 from services.common.generation import GenerationRequest, ModelRef, Sampling
+from services.common.roles import Role
 from services.controller.core.ledger.records import Granted, HeadBound, IdsAppended, Record
 from services.controller.journal.place import PostgresPlace, place_of
 from services.controller.journal.postgres.connecting import connect
@@ -104,7 +105,11 @@ async def running(directory: Path) -> AsyncIterator[Rig]:
         async with meshes.running(directory, options=options) as mesh:
             model = (await mesh.status())["model"]
             services = MeshDirectory(directory).running().services
-            opened = [channels.open_channel(s.grpc or "") for s in services if s.is_controller]
+            opened = [
+                channels.open_channel(s.grpc or "", Role.CONTROLLER)
+                for s in services
+                if s.is_controller
+            ]
             client = ControllerClient(opened, timeout_s=5.0, watch_s=3600.0)
             watching = asyncio.create_task(client.watch_routes("bench", lambda *news: None))
             try:

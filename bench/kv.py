@@ -31,6 +31,7 @@ from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 from bench import mesh as meshes
 from bench.spares import until_warm
 from services.common import channels
+from services.common.roles import Role
 
 CONTEXTS = (500, 2_000, 7_000)
 WORDS = ("river", "lantern", "copper", "window", "garden", "winter", "letter", "harbour", "silver")
@@ -77,12 +78,12 @@ async def _pipeline(mesh: meshes.Mesh, record: meshes.StreamRecord) -> tuple[dic
 
 async def _engine_stats(mesh: meshes.Mesh) -> dict[str, engine_pb2.EngineStats]:
     """Of each engine that is there, by its process."""
-    async with channels.open_channel(await _controller(mesh)) as channel:
+    async with channels.open_channel(await _controller(mesh), Role.CONTROLLER) as channel:
         stub = controller_pb2_grpc.ControllerServiceStub(channel)
         status = await stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=10)
     found = {}
     for node in status.nodes:
-        async with channels.open_channel(node.address) as channel:
+        async with channels.open_channel(node.address, Role.ENGINE) as channel:
             engine = engine_pb2_grpc.EngineServiceStub(channel)
             with suppress(grpc.aio.AioRpcError):  # it ends, or begins
                 told = await engine.Describe(engine_pb2.DescribeRequest(), timeout=10)
@@ -98,7 +99,7 @@ async def _controller(mesh: meshes.Mesh) -> str:
 
 async def move(mesh: meshes.Mesh, client: httpx.AsyncClient, context: int, seed: int) -> Move:
     """Of one stream that runs alone."""
-    async with channels.open_channel(await _controller(mesh)) as channel:
+    async with channels.open_channel(await _controller(mesh), Role.CONTROLLER) as channel:
         await until_warm(controller_pb2_grpc.ControllerServiceStub(channel), 1)
     await mesh.until_ready(2, WAIT_S)
     record = meshes.StreamRecord()

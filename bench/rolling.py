@@ -30,6 +30,7 @@ from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 from bench import mesh as meshes
 from bench.bounds import rate_bound_95
 from services.common import channels
+from services.common.roles import Role
 
 LONG, SHORT, PLAIN = 4, 12, 4
 """How many clients of each kind."""
@@ -148,7 +149,7 @@ async def _restart_engine(mesh: meshes.Mesh, node: dict[str, Any]) -> None:
 async def _events(mesh: meshes.Mesh) -> list[controller_pb2.WatchEventsResponse]:
     services = (await mesh.status())["services"]
     address = next(s["grpc"] for s in services if s["name"] == "controller")
-    async with channels.open_channel(address) as channel:
+    async with channels.open_channel(address, Role.CONTROLLER) as channel:
         stub = controller_pb2_grpc.ControllerServiceStub(channel)
         request = controller_pb2.WatchEventsRequest(no_wait=True)
         return [event async for event in stub.WatchEvents(request, timeout=30)]

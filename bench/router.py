@@ -34,6 +34,7 @@ from services.cli.key_files import add_key
 from services.common import api_keys, channels
 from services.common.exchange import GenerateCall, Route
 from services.common.generation import GenerationKind
+from services.common.roles import Role
 from services.model.chat import Message
 from services.router.ask import Ask, Drawn
 from services.router.grammar_checks import GrammarChecks
@@ -137,8 +138,8 @@ async def opened(mesh: meshes.Mesh, key: str) -> AsyncIterator[Bench]:
     """Finds the mesh's pipelines and opens channels to their heads."""
     services = {s["name"]: s for s in (await mesh.status())["services"]}
     async with (
-        channels.open_channel(services["controller"]["grpc"]) as controller,
-        channels.open_channel(services["tensorstore"]["grpc"]) as store,
+        channels.open_channel(services["controller"]["grpc"], Role.CONTROLLER) as controller,
+        channels.open_channel(services["tensorstore"]["grpc"], Role.TENSORSTORE) as store,
     ):
         watch = controller_pb2_grpc.ControllerServiceStub(controller).WatchRoutes(
             controller_pb2.WatchRoutesRequest(router_id="bench"), timeout=TIMEOUT_S
@@ -147,7 +148,9 @@ async def opened(mesh: meshes.Mesh, key: str) -> AsyncIterator[Bench]:
         routes = [route_from(route) for route in first.routes]
         watch.cancel()
         files = await TensorStore(store, TIMEOUT_S, 1 << 30).files(routes[0].model)
-        opened = {route.address: channels.open_channel(route.address) for route in routes}
+        opened = {
+            route.address: channels.open_channel(route.address, Role.ENGINE) for route in routes
+        }
         try:
             bench = Bench(
                 ("127.0.0.1", mesh.http_port),

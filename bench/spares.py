@@ -27,6 +27,7 @@ from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 from bench import chaos
 from bench import mesh as meshes
 from services.common import channels
+from services.common.roles import Role
 
 WARM_S = 60.0
 """A spare that was taken has its follower, loaded, within this."""
@@ -95,7 +96,7 @@ async def measure(
         load = chaos.Load(mesh, bodies, expected)
         services = (await mesh.status())["services"]
         address = next(s["grpc"] for s in services if s["name"] == "controller")
-        async with channels.open_channel(address) as channel:
+        async with channels.open_channel(address, Role.CONTROLLER) as channel:
             stub: Any = controller_pb2_grpc.ControllerServiceStub(channel)
             randomness = random.Random(seed)
             killer = chaos.Killer(stub, load, randomness)

@@ -9,6 +9,7 @@ from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 
 from services.common import channels
+from services.common.roles import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ async def node_speeds(controller: grpc.aio.Channel) -> list[NodeSpeed]:
     for node in status.nodes:
         if node.state != controller_pb2.NODE_STATE_READY:
             continue
-        async with channels.open_channel(node.address) as channel:
+        async with channels.open_channel(node.address, Role.ENGINE) as channel:
             engine = engine_pb2_grpc.EngineServiceStub(channel)
             told = await engine.Describe(engine_pb2.DescribeRequest(), timeout=10)
         stats, declared = told.stats, node.machine.relative_speed

@@ -32,6 +32,7 @@ from bench.scenario import Ask, Scenario, read_scenario
 from bench.strategies_simulated import simulated
 from bench.strategy_figures import Answer, Figures, better_than_full, computed_again, figures_of
 from services.common import channels
+from services.common.roles import Role
 from services.common.speeds import parse_speeds
 from services.controller.core.strategy import STRATEGIES
 
@@ -128,7 +129,7 @@ async def measured(
     ):
         services = (await mesh.status())["services"]
         address = next(s["grpc"] for s in services if s["name"] == "controller")
-        async with channels.open_channel(address) as channel:
+        async with channels.open_channel(address, Role.CONTROLLER) as channel:
             stub = controller_pb2_grpc.ControllerServiceStub(channel)
             bill, load = Bill(stub), Load(client, mesh.url(), scenario.asks, answered)
             began_s, paying = time.monotonic(), asyncio.create_task(bill.run())

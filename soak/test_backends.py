@@ -19,6 +19,7 @@ from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 
 from bench import mesh as meshes
 from services.common import channels
+from services.common.roles import Role
 from tests.mesh import tiny_mesh
 from tests.mesh.test_ranks import nodes_of, ranks_of
 from tests.tiny_model import model_files, tiny_tokenizer
@@ -159,7 +160,7 @@ async def test_a_stream_keeps_to_its_backend_while_that_comes_back_and_else_says
         pipelines = [{"id": left["id"], "stages": without}]
         plan = json.dumps({"deployments": [{"model": NAME, "pipelines": pipelines}]})
         address = next(s["grpc"] for s in status["services"] if s["name"] == "controller")
-        async with channels.open_channel(address) as channel:
+        async with channels.open_channel(address, Role.CONTROLLER) as channel:
             stub = controller_pb2_grpc.ControllerServiceStub(channel)
             pair = Pair(client, mesh.url(), LONG)
             await pair.begun()

@@ -62,7 +62,7 @@ async def test_a_mesh_of_containers_with_certificates_replaces_an_engine_that_is
             assert victim not in mesh.engines()
             assert len(mesh.engines()) == len(before)
 
-        async with channels.open_channel(address) as channel:
+        async with channels.open_channel(address, Role.CONTROLLER) as channel:
             stub = controller_pb2_grpc.ControllerServiceStub(channel)
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await stub.GetStatus(controller_pb2.GetStatusRequest(), timeout=60)

@@ -18,6 +18,8 @@ settings.register_profile("untimed", deadline=None)
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeatable" if os.environ.get("CI") else "untimed")
 
+pytest_plugins = ["tests.second_try"]
+
 collect_ignore = [] if find_spec("vllm") is not None else ["vllm"]
 """Those run in the environment of engines on vLLM, and there alone: `make test` runs both."""
 
@@ -27,17 +29,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         from tests import lanes
 
         items.sort(key=lambda item: lanes.rank(item.nodeid))
-    if os.environ.get("CI"):
-        for item in items:
-            if item.nodeid.startswith("tests/mesh/"):
-                item.add_marker(pytest.mark.flaky(reruns=1))
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """What failed at the first try and passed at the second is told whole: it has a cause."""
-    for report in terminalreporter.stats.get("rerun", []):
-        terminalreporter.write_sep("_", f"first try of {report.nodeid}")
-        terminalreporter.write_line(report.longreprtext)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -23,7 +23,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-_CONTROL, _BYTE, _UNKNOWN, _NORMAL = 3, 6, 2, 1
+_CONTROL, _USER_DEFINED, _BYTE, _UNKNOWN, _NORMAL = 3, 4, 6, 2, 1
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,35 @@ def sentencepiece(seed: int = 0) -> dict[str, Any]:
     }
 
 
+def gemma_pieces() -> dict[str, Any]:
+    """As converters write a Gemma's: pieces in the order of their merges, scores that say nothing
+    of it, runs of spaces and lines spelled out as user-defined tokens."""
+    given = sentencepiece()
+    pieces = sorted(
+        set(given["tokenizer.ggml.tokens"][259:]), key=lambda piece: (len(piece), piece)
+    )
+    head = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
+    runs = ["\n", "\n\n", "\n\n\n", "  ", "   ", "    "]
+    data = [f"<0x{byte:02X}>" for byte in range(256)]
+    tokens = [*head, *runs, *data, *pieces]
+    chaos = random.Random(3)
+    kinds = [_CONTROL] * 6 + [_USER_DEFINED] * 6 + [_BYTE] * 256 + [_NORMAL] * len(pieces)
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [-1000.0 * chaos.random() for _ in tokens],
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.bos_token_id": 2,
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.unknown_token_id": 3,
+        "tokenizer.ggml.padding_token_id": 0,
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_eos_token": False,
+        "tokenizer.ggml.add_space_prefix": False,
+    }
+
+
 def model(
     family: str = "llama",
     vocabulary: Mapping[str, Any] | None = None,
@@ -173,9 +202,9 @@ def model(
         f"{family}.rope.freq_base": 10000.0,
         **vocabulary,
     }
-    if family == "qwen3":
-        metadata["qwen3.attention.key_length"] = head_dim
-        metadata["qwen3.attention.value_length"] = head_dim
+    if family in ("qwen3", "gemma2", "gemma3"):
+        metadata[f"{family}.attention.key_length"] = head_dim
+        metadata[f"{family}.attention.value_length"] = head_dim
     else:
         metadata[f"{family}.rope.dimension_count"] = head_dim
     shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (words, hidden)}
@@ -194,7 +223,9 @@ def model(
         if family == "qwen2":
             for part in ("attn_q", "attn_k", "attn_v"):
                 parts[f"{part}.bias"] = parts[f"{part}.weight"][:1]
-        if family == "qwen3":
+        if family in ("gemma2", "gemma3"):
+            parts |= {"post_attention_norm.weight": (hidden,), "post_ffw_norm.weight": (hidden,)}
+        if family in ("qwen3", "gemma3"):
             parts |= {"attn_q_norm.weight": (head_dim,), "attn_k_norm.weight": (head_dim,)}
         shapes |= {f"blk.{layer}.{part}": shape for part, shape in parts.items()}
     shapes["output_norm.weight"] = (hidden,)
@@ -202,6 +233,9 @@ def model(
         shapes["output.weight"] = (words, hidden)
     chaos = np.random.default_rng(seed)
     tensors = {name: _values(name, shape, chaos) for name, shape in shapes.items()}
+    if family in ("gemma2", "gemma3"):  # its own weights count from 1, those of the file from 0
+        norms = [name for name in tensors if name.endswith("norm.weight")]
+        tensors |= {name: _in_bf16(tensors[name] - 1) + 1 for name in norms}
     return GgufModel(metadata, tensors)
 
 
@@ -209,4 +243,9 @@ def _values(name: str, shape: tuple[int, ...], chaos: np.random.Generator) -> np
     """Values that bf16 holds exactly, so that a comparison of logits sees arithmetic alone."""
     scale = 0.2 if len(shape) == 2 else 0.5
     values = chaos.standard_normal(shape, np.float32) * scale + name.endswith("norm.weight")
-    return (values.astype(np.float32).view(np.uint32) & 0xFFFF0000).view(np.float32)
+    return _in_bf16(values.astype(np.float32))
+
+
+def _in_bf16(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Cut to what bf16 holds; float32."""
+    return (values.view(np.uint32) & 0xFFFF0000).view(np.float32)

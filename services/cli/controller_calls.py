@@ -36,5 +36,5 @@ async def controller_of(
     """Its stub, for the length of the block; raises MeshError where no mesh runs, and
     ControllerAwayError where the mesh has none at the moment."""
     address = await controller_address(directory)
-    async with channels.open_channel(address, tls=TlsSettings(), role=Role.CONTROLLER) as channel:
+    async with channels.open_channel(address, Role.CONTROLLER, tls=TlsSettings()) as channel:
         yield controller_pb2_grpc.ControllerServiceStub(channel)

@@ -12,6 +12,7 @@ from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from services.cli.mesh_directory import MeshError
 from services.common import api_keys, channels
+from services.common.roles import Role
 from services.common.settings import TlsSettings
 
 STREAM_TIMEOUT_S = 600.0
@@ -34,7 +35,7 @@ async def stream(
     deadline, shown = time.monotonic() + RECONNECT_S, api_keys.metadata()
     while True:
         router = routers[turn % len(routers)]
-        async with channels.open_channel(router, tls=TlsSettings()) as channel:
+        async with channels.open_channel(router, Role.ROUTER, tls=TlsSettings()) as channel:
             stub = router_pb2_grpc.RouterServiceStub(channel)
             try:
                 if generation_id:

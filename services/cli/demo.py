@@ -188,7 +188,7 @@ class _Demo:
 
     async def _events(self) -> list[Event]:
         async with channels.open_channel(
-            self._controller, tls=TlsSettings(), role=Role.CONTROLLER
+            self._controller, Role.CONTROLLER, tls=TlsSettings()
         ) as channel:
             stub = controller_pb2_grpc.ControllerServiceStub(channel)
             request = controller_pb2.WatchEventsRequest(no_wait=True)

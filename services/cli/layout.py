@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from services.cli.backends import engine_python
-from services.cli.mesh_directory import STANDBY, MeshDirectory
+from services.cli.mesh_directory import STANDBY, MeshDirectory, role_of
 from services.cli.ports import HOST, free_ports
 from services.common.backends import parse_backends
 from services.common.nodes import Backend
@@ -104,6 +104,10 @@ class ServiceSpec:
     http: str | None = None
     after: tuple[str, ...] = ()
     """Services that must have served once before its first start."""
+
+    @property
+    def role(self) -> Role:
+        return role_of(self.name)
 
 
 def local_mesh(

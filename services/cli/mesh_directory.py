@@ -21,6 +21,7 @@ from typing import Literal
 
 from services.cli import processes
 from services.common.private import make_private
+from services.common.roles import Role
 
 STANDBY = "standby-"
 """What names begin with of the controllers beside the first one."""
@@ -30,6 +31,11 @@ Phase = Literal["starting", "ready", "failed", "stopping"]
 def may_lead(name: str) -> bool:
     """The service of this name is a controller."""
     return name == "controller" or name.startswith(STANDBY)
+
+
+def role_of(name: str) -> Role:
+    """Whose certificate the service of this name shows."""
+    return Role.CONTROLLER if may_lead(name) else Role(name.partition("-")[0])
 
 
 class MeshError(Exception):
@@ -49,6 +55,10 @@ class ServiceRecord:
     def is_controller(self) -> bool:
         """It leads, or may do so."""
         return may_lead(self.name)
+
+    @property
+    def role(self) -> Role:
+        return role_of(self.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,9 +27,7 @@ async def controller_status(
 ) -> controller_pb2.GetStatusResponse | None:
     """What the controller says, all pages of it; None while it is away."""
     status = controller_pb2.GetStatusResponse()
-    async with channels.open_channel(
-        address, tls=tls or TlsSettings(), role=Role.CONTROLLER
-    ) as channel:
+    async with channels.open_channel(address, Role.CONTROLLER, tls=tls or TlsSettings()) as channel:
         stub = controller_pb2_grpc.ControllerServiceStub(channel)
         for _ in range(MAX_PAGES):
             request = controller_pb2.GetStatusRequest(page_token=status.next_page_token)
@@ -58,7 +56,9 @@ async def leading(state: MeshState) -> str | None:
     """Address of the controller that leads; of one that is there where none does now."""
     there = [s.grpc for s in state.services if s.is_controller and s.pid and s.grpc is not None]
     if len(there) > 1:
-        leads = await asyncio.gather(*(health.is_serving(address) for address in there))
+        leads = await asyncio.gather(
+            *(health.is_serving(address, Role.CONTROLLER) for address in there)
+        )
         there = [one for one, leads_now in zip(there, leads, strict=True) if leads_now] or there
     return there[0] if there else None
 
@@ -214,7 +214,7 @@ async def _service(service: ServiceRecord) -> dict[str, Any]:
     lives = bool(service.pid) and processes.lives(service.pid)
     state, reason = "down", ""
     if lives and service.grpc is not None:
-        state = "ready" if await health.is_serving(service.grpc) else "starting"
+        state = "ready" if await health.is_serving(service.grpc, service.role) else "starting"
     if state == "ready" and service.http is not None:
         complaint = await asyncio.to_thread(health.complaint, f"{service.http}/readyz")
         if complaint is not None:

@@ -24,6 +24,7 @@ from services.cli.mesh_directory import MeshDirectory, MeshError
 from services.cli.mesh_status import controller_status
 from services.cli.told import complain
 from services.common import channels
+from services.common.roles import Role
 from services.common.settings import TlsSettings
 from simulator.fleet.recording import (
     EventRow,
@@ -214,7 +215,7 @@ class Recorder:
             return None
 
     async def _described(self, address: str) -> _Counted:
-        async with channels.open_channel(address, tls=TlsSettings()) as channel:
+        async with channels.open_channel(address, Role.ENGINE, tls=TlsSettings()) as channel:
             engine = engine_pb2_grpc.EngineServiceStub(channel)
             told = await engine.Describe(engine_pb2.DescribeRequest(), timeout=DESCRIBE_S)
         return _Counted(self._now_s(), told.incarnation, told.formation_id, told.stats)

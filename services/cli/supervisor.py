@@ -158,7 +158,7 @@ class Supervisor:
     async def _until_serving(self, names: Sequence[str]) -> None:
         for other in (s for s in self._services if s.spec.name in names):
             while True:
-                if other.pid and await health.is_serving(other.spec.grpc):
+                if other.pid and await health.is_serving(other.spec.grpc, other.spec.role):
                     break
                 await asyncio.sleep(POLL_S)
 
@@ -198,7 +198,7 @@ class Supervisor:
         serve = [
             service
             for service in self._services
-            if service.pid and await health.is_serving(service.spec.grpc)
+            if service.pid and await health.is_serving(service.spec.grpc, service.spec.role)
         ]
         leads = [service for service in serve if may_lead(service.spec.name)]
         for service in self._services:

@@ -127,8 +127,6 @@ def check_standbys(options: MeshOptions) -> None:
         raise MeshError(
             "--standbys: a file is one controller's journal; several share --journal postgresql://…"
         )
-    if options.market is not None:
-        raise MeshError("--standbys: how far a --market was played is known to one controller")
 
 
 def end_leftovers(directory: MeshDirectory) -> None:

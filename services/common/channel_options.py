@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from cryptography import x509
+
+from services.common.roles import ROLE_HOSTS, Role, host_of
+
 MAX_MESSAGE_BYTES = 64 << 20
 """What both ends take at most when nobody sets another limit."""
 KEEPALIVE_INTERVAL_S = 5.0
@@ -35,3 +39,21 @@ def options(max_message_bytes: int) -> list[tuple[str, int]]:
         ("grpc.min_reconnect_backoff_ms", 2000),
         ("grpc.max_reconnect_backoff_ms", 1000),
     ]
+
+
+def expecting(role: Role, own: bytes) -> list[tuple[str, str]]:
+    """Options by which the peer's certificate is looked at for its role, not for its host. Where
+    the `own` certificate, PEM, does not name its role, others may not do so either, and the host
+    is looked at."""
+    if not _names_its_role(own):
+        return []
+    return [("grpc.ssl_target_name_override", host_of(role))]
+
+
+def _names_its_role(pem: bytes) -> bool:
+    certificate = x509.load_pem_x509_certificate(pem)
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return False
+    return any(name.endswith(ROLE_HOSTS) for name in names.get_values_for_type(x509.DNSName))

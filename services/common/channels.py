@@ -7,15 +7,14 @@ import time
 from dataclasses import dataclass
 
 import grpc
-from cryptography import x509
 
 from services.common import mesh_token
 from services.common.certificate_files import CertificateFiles, Pem, files_at
-from services.common.channel_options import MAX_MESSAGE_BYTES
+from services.common.channel_options import MAX_MESSAGE_BYTES, expecting
 from services.common.channel_options import options as options
 from services.common.errors import DeadlineExceeded
 from services.common.renewal import RenewedChannel
-from services.common.roles import ROLE_HOSTS, Role, host_of
+from services.common.roles import Role
 from services.common.settings import TlsSettings
 
 _deadline: contextvars.ContextVar[float | None] = contextvars.ContextVar("deadline", default=None)
@@ -28,18 +27,17 @@ def address_of(host: str, port: int) -> str:
 
 def open_channel(
     address: str,
+    role: Role,
     *,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
     tls: TlsSettings | None = None,
-    role: Role | None = None,
     apart: bool = False,
 ) -> grpc.aio.Channel:
     """A channel to host:port, whose address may change; the caller closes it.
 
     With TLS new calls go by the newest certificate there is; those that are open go on. Whoever is
-    called shows a certificate for this host or, where a role is given and the mesh's certificates
-    name theirs, one of that role. Without TLS calls show the mesh's token. A channel `apart` has
-    connections of its own, where others to the same address share theirs.
+    called shows a certificate of that role. Without TLS calls show the mesh's token. A channel
+    `apart` has connections of its own, where others to the same address share theirs.
     """
     chosen = options(max_message_bytes)
     if apart:
@@ -47,7 +45,7 @@ def open_channel(
     if tls is not None and tls.enabled:
         return RenewedChannel(
             lambda pem: grpc.aio.secure_channel(
-                address, _channel_credentials(pem), [*chosen, *_expected(pem, role)]
+                address, _channel_credentials(pem), [*chosen, *expecting(role, pem.certificate)]
             ),
             files_of(tls).newest,
         )
@@ -76,23 +74,6 @@ def bind(server: grpc.aio.Server, address: str, tls: TlsSettings | None) -> Boun
 
 def _channel_credentials(pem: Pem) -> grpc.ChannelCredentials:
     return grpc.ssl_channel_credentials(pem.authority, pem.key, pem.certificate)
-
-
-def _expected(own: Pem, role: Role | None) -> list[tuple[str, str]]:
-    """Options by which the peer's certificate is looked at for its role, not for its host. Where
-    the own certificate does not name its role, others may not do so either."""
-    if role is None or not _names_its_role(own):
-        return []
-    return [("grpc.ssl_target_name_override", host_of(role))]
-
-
-def _names_its_role(pem: Pem) -> bool:
-    certificate = x509.load_pem_x509_certificate(pem.certificate)
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return False
-    return any(name.endswith(ROLE_HOSTS) for name in names.get_values_for_type(x509.DNSName))
 
 
 def _server_credentials(files: CertificateFiles) -> grpc.ServerCredentials:

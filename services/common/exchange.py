@@ -185,6 +185,10 @@ class TenantLoad:
     """Positions that are still to be read before they answer."""
 
 
+ENDS = 8
+"""Parts of those that run, by which a head tells when they end."""
+
+
 @dataclass(frozen=True, slots=True)
 class HeadLoad:
     """How busy a head is. A step of so many rows takes `step_s` + `row_s` x rows; both are 0 before
@@ -204,6 +208,9 @@ class HeadLoad:
     answer_tokens: float
     """Of a choice, on the mean of late."""
     tenants: tuple[TenantLoad, ...] = ()
+    ends: tuple[int, ...] = ()
+    """Steps until the first of those that run has ended, and until each further eighth of them has,
+    as far as can be told; empty where none runs."""
 
 
 @dataclass(frozen=True, slots=True)

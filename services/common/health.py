@@ -1,10 +1,12 @@
 """Asks a service whether it is healthy; `python -m services.common.health TARGET` exits 0 if so.
 
-TARGET is host:port of a gRPC server, or a URL that answers 200.
+TARGET is a URL that answers 200, or host:port of a gRPC server; behind it stands the role of that
+server: placement, say.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import http.client
 import json
@@ -17,15 +19,16 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.common import channels
+from services.common.roles import Role
 from services.common.settings import TlsSettings, read
 
 TIMEOUT_S = 2.0
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-async def is_serving(address: str, timeout_s: float = TIMEOUT_S) -> bool:
-    """Whether the gRPC server at host:port says that it is SERVING."""
-    async with channels.open_channel(address, tls=TlsSettings()) as channel:
+async def is_serving(address: str, role: Role, timeout_s: float = TIMEOUT_S) -> bool:
+    """Whether the gRPC server at host:port is of that role, and says that it is SERVING."""
+    async with channels.open_channel(address, role, tls=TlsSettings()) as channel:
         try:
             answer = await health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(), timeout=timeout_s
@@ -70,9 +73,18 @@ def _complaint_from(body: bytes) -> Complaint:
 
 
 def main() -> None:
-    target = sys.argv[1]
+    parser = argparse.ArgumentParser(prog="python -m services.common.health")
+    parser.add_argument("target", help="URL that answers 200, or host:port of a gRPC server")
+    parser.add_argument("role", nargs="?", choices=list(Role), help="of the gRPC server")
+    asked = parser.parse_args()
+    by_http = "://" in asked.target
+    if by_http == (asked.role is not None):
+        parser.error("a gRPC server has a role, a URL has none")
     read(TlsSettings)
-    healthy = answers(target) if "://" in target else asyncio.run(is_serving(target))
+    if by_http:
+        healthy = answers(asked.target)
+    else:
+        healthy = asyncio.run(is_serving(asked.target, Role(asked.role)))
     sys.exit(0 if healthy else 1)
 
 

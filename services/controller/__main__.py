@@ -20,6 +20,7 @@ from shuntserve.launcher.v1 import launcher_pb2_grpc
 from services.common import channels, logs, settings, telemetry
 from services.common.errors import ShuntError
 from services.common.private import keep_files_private, make_private
+from services.common.roles import Role
 from services.common.server import Signals, until_signal
 from services.controller import metrics, target_page
 from services.controller.assembly import AssembledController
@@ -53,7 +54,6 @@ _log = logging.getLogger(__name__)
 
 SUPERSEDED = 3
 """Exit status of one whose standby leads: started again, it is a standby itself."""
-PROGRESS = "market.json"
 FACTS = "model"
 """The note of controllers that knew one model."""
 
@@ -125,7 +125,9 @@ async def in_containers(
     chosen: ControllerSettings, controller: Callable[[], AssembledController]
 ) -> AsyncIterator[DockerProvider]:
     """Containers by the launcher; what all of them are told stands in its compose file."""
-    async with channels.open_channel(chosen.launcher_address, tls=chosen.tls) as channel:
+    async with channels.open_channel(
+        chosen.launcher_address, Role.LAUNCHER, tls=chosen.tls
+    ) as channel:
         yield DockerProvider(
             launcher_pb2_grpc.LauncherServiceStub(channel),
             offers=chosen.offers,
@@ -206,7 +208,7 @@ async def _serve_with(
 
     play = local = ec2 = docker = None
     if chosen.market is not None:
-        play = MarketPlay(chosen.market, chosen.data_dir / PROGRESS, chosen.market_run)
+        play = MarketPlay(chosen.market, chosen.market_run, journal, recovered.saved)
     async with AsyncExitStack() as stack:
         if chosen.provider == "local":
             local = make_local(chosen, play.offers() if play else chosen.offers, address)

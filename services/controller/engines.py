@@ -23,6 +23,7 @@ from services.common.errors import DeadlineExceeded, Unavailable
 from services.common.exchange import KvMember, KvSource
 from services.common.generation import CancelReason, ModelRef
 from services.common.nodes import Member, StageHolding, StageSpec
+from services.common.roles import Role
 from services.common.settings import TlsSettings
 from services.common.statuses import from_rpc_error
 from services.controller.core.cluster.actions import FormPipeline
@@ -233,7 +234,7 @@ class Engines:
         channel = self._channels.get(address)
         if channel is None:
             channel = channels.open_channel(
-                address, max_message_bytes=self._max_message_bytes, tls=self._tls
+                address, Role.ENGINE, max_message_bytes=self._max_message_bytes, tls=self._tls
             )
             self._channels[address] = channel
         return engine_pb2_grpc.EngineServiceStub(channel)

@@ -12,6 +12,7 @@ from shuntserve.tensorstore.v1 import tensorstore_pb2, tensorstore_pb2_grpc
 
 from services.common import channels
 from services.common.errors import DataLoss, InvalidArgument, NotFound, ShuntError
+from services.common.roles import Role
 from services.common.settings import TlsSettings
 from services.common.statuses import from_rpc_error
 from services.controller.core.model_facts import ModelFacts
@@ -43,7 +44,7 @@ async def describe(
     wanted = digest or (fallback.digest if fallback is not None else "")
     loop = asyncio.get_running_loop()
     give_up_s = loop.time() + timeout_s
-    async with channels.open_channel(address, tls=tls) as channel:
+    async with channels.open_channel(address, Role.TENSORSTORE, tls=tls) as channel:
         stub = tensorstore_pb2_grpc.TensorStoreServiceStub(channel)
         while True:
             model = common_pb2.ModelRef(model_id=model_id, digest=wanted)
@@ -90,7 +91,7 @@ async def facts_now(
 async def _described(
     address: str, model: common_pb2.ModelRef, timeout_s: float, tls: TlsSettings | None
 ) -> tensorstore_pb2.DescribeResponse:
-    async with channels.open_channel(address, tls=tls) as channel:
+    async with channels.open_channel(address, Role.TENSORSTORE, tls=tls) as channel:
         stub = tensorstore_pb2_grpc.TensorStoreServiceStub(channel)
         request = tensorstore_pb2.DescribeRequest(model=model)
         try:

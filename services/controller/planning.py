@@ -11,6 +11,7 @@ from shuntserve.placement.v1 import placement_pb2, placement_pb2_grpc
 from services.common import channels, wire
 from services.common.errors import DataLoss, InvalidArgument
 from services.common.nodes import NodeShape, StageSpec
+from services.common.roles import Role
 from services.common.settings import TlsSettings
 from services.common.statuses import from_rpc_error
 from services.controller.core.cluster.actions import AskPlan
@@ -146,7 +147,7 @@ class Planning:
         throughput alone; `anew`: it makes every plan whole, the next one too. `offer_of` says what
         a node was launched from. With `stages`, every pipeline of one model has these, and
         placement is not asked for its plan."""
-        self._channel = channels.open_channel(address, tls=tls)
+        self._channel = channels.open_channel(address, Role.PLACEMENT, tls=tls)
         self._stub = placement_pb2_grpc.PlacementServiceStub(self._channel)
         self._planner = placement_pb2.Planner.Value(f"PLANNER_{planner.upper()}")
         self._anew = anew

@@ -126,9 +126,9 @@ def _link(chosen: EngineSettings, engine: Engine, mine: NodeFacts) -> Controller
     opened = [
         channels.open_channel(
             address,
+            Role.CONTROLLER,
             max_message_bytes=chosen.max_message_bytes,
             tls=chosen.tls,
-            role=Role.CONTROLLER,
         )
         for address in chosen.controllers
     ]

@@ -9,6 +9,7 @@ from functools import partial
 import grpc
 
 from services.common import channels
+from services.common.roles import Role
 from services.engine.backend import BLOCK_SIZE
 from services.engine.compute import Compute
 from services.engine.core.generations import Generations
@@ -71,6 +72,7 @@ def assemble(
     def connect(address: str, *, apart: bool = False) -> grpc.aio.Channel:
         return channels.open_channel(
             address,
+            Role.ENGINE,
             max_message_bytes=settings.max_message_bytes,
             tls=settings.tls,
             apart=apart,
@@ -92,6 +94,7 @@ def assemble(
         settings.min_overlap_rows,
         settings.max_drafts,
         settings.share_prefixes,
+        settings.hurried_rows,
     )
     limits = KvLimits(
         settings.kv_shelf_bytes,

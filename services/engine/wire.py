@@ -227,6 +227,7 @@ def _load_to(load: HeadLoad) -> engine_pb2.HeadLoad:
             )
             for one in load.tenants
         ],
+        ends=load.ends,
     )
 
 

@@ -161,10 +161,12 @@ class RunningDoors:
 async def running(settings: RouterSettings) -> AsyncIterator[RunningDoors]:
     """Serves inside the block; leaving it lets every reader go."""
     controller_channels = [
-        channels.open_channel(address, tls=settings.tls, role=Role.CONTROLLER)
+        channels.open_channel(address, Role.CONTROLLER, tls=settings.tls)
         for address in settings.controllers
     ]
-    store_channel = channels.open_channel(settings.tensorstore_address, tls=settings.tls)
+    store_channel = channels.open_channel(
+        settings.tensorstore_address, Role.TENSORSTORE, tls=settings.tls
+    )
     controller = ControllerClient(
         controller_channels, settings.control_timeout_s, settings.stream_timeout_s
     )

@@ -12,6 +12,7 @@ from rich.table import Table
 from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from services.common import api_keys, channels
+from services.common.roles import Role
 from services.common.settings import TlsSettings, read
 from services.common.statuses import from_rpc_error
 
@@ -40,7 +41,7 @@ def models(address: Address = "127.0.0.1:50051") -> None:
 
 
 async def _models(address: str) -> list[router_pb2.Model]:
-    async with channels.open_channel(address, tls=read(TlsSettings)) as channel:
+    async with channels.open_channel(address, Role.ROUTER, tls=read(TlsSettings)) as channel:
         stub = router_pb2_grpc.RouterServiceStub(channel)
         request, shown = router_pb2.ListModelsRequest(), api_keys.metadata()
         response = await stub.ListModels(request, timeout=TIMEOUT_S, metadata=shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 from shuntserve.controller.v1 import controller_pb2
 from shuntserve.engine.v1 import engine_pb2
@@ -11,6 +12,7 @@ from services.common import wire
 from services.common.demand import Demand, Shares, TenantDemand
 from services.common.errors import InvalidArgument
 from services.common.exchange import (
+    ENDS,
     Accepted,
     Closed,
     CloseReason,
@@ -109,9 +111,12 @@ def prefixes_from(message: engine_pb2.WatchPrefixesResponse) -> PrefixNews:
 
 
 def _load_from(message: engine_pb2.HeadLoad) -> HeadLoad:
-    """Raises InvalidArgument for a batch that holds nothing."""
+    """Raises InvalidArgument for a batch that holds nothing, and where ends are not in order."""
     if not (message.places and message.step_rows):
         raise InvalidArgument("a head has places and rows", field="load")
+    ends = tuple(message.ends)
+    if len(ends) not in (0, 1 + ENDS) or any(later < end for end, later in pairwise(ends)):
+        raise InvalidArgument(f"ends are none, or {1 + ENDS} in order", field="load.ends")
     return HeadLoad(
         message.places,
         message.running,
@@ -125,6 +130,7 @@ def _load_from(message: engine_pb2.HeadLoad) -> HeadLoad:
             TenantLoad(one.tenant, one.lane, max(1, one.weight), one.running, one.queued, one.rows)
             for one in message.tenants
         ),
+        ends,
     )
 
 

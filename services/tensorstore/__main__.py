@@ -10,6 +10,7 @@ from prometheus_client import Counter
 from shuntserve.tensorstore.v1 import tensorstore_pb2, tensorstore_pb2_grpc
 
 from services.common import logs, settings, telemetry
+from services.common.roles import Role
 from services.common.server import Server, until_signal
 from services.tensorstore.link_share import LinkShare
 from services.tensorstore.node import CachePlan, NodeStore, build
@@ -25,7 +26,7 @@ _FETCHED = Counter("shunt_tensorstore_fetched_bytes", "Weights fetched, by sourc
 def build_node(chosen: TensorStoreSettings) -> NodeStore:
     """The node's store that the settings ask for."""
     peers = [
-        RemoteReader(address, cached_only=True, timeout_s=chosen.peer_timeout_s)
+        RemoteReader(address, Role.TENSORSTORE, cached_only=True, timeout_s=chosen.peer_timeout_s)
         for address in chosen.peers
     ]
     names = [*chosen.peers, "store"]

@@ -41,6 +41,7 @@ from services.tensorstore.places.uris import (
     DEFAULT_CACHE_BYTES,
     default_cache_directory,
     open_backend,
+    service_of,
 )
 
 HOLD_ATTEMPTS = 5
@@ -201,10 +202,11 @@ def open_store(
     Of a directory (path or file://) the files themselves are mapped, from grpc:// the files of
     the node's service; a cache directory makes this process keep chunks of its own instead.
     """
-    if uri.startswith("grpc://"):
+    service = service_of(uri)
+    if service is not None:
         from services.tensorstore.places.remote import RemoteReader, RemoteResidence
 
-        remote = RemoteReader(uri.removeprefix("grpc://"))
+        remote = RemoteReader(service.address, service.role)
         if cache_directory is None:
             return Store(remote, RemoteResidence(remote))
         return _cached(remote, cache_directory, cache_bytes)

@@ -9,6 +9,7 @@ one that decodes has what it had when it began to, and one id for each cycle sin
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -78,6 +79,7 @@ class Batch:
         self._times = times
         self.room = times.room_positions()
         """Positions of the KV cache."""
+        self._most = times.profile.max_sequences
         self.sampled = 0
         """Tokens."""
         self.preempted = 0
@@ -112,6 +114,13 @@ class Batch:
     def fits(self, sequence: Generation) -> bool:
         """It alone could come to its end here."""
         return sequence.prompt + sequence.output <= self.room
+
+    def has_place(self, sequence: Generation, coming: Sequence[Generation]) -> bool:
+        """It would be admitted at once, those that are coming before it."""
+        taken = self.running + len(coming)
+        needs = sum(one.prompt + one.held + 1 for one in (*coming, sequence))
+        free = self.room - self._used - len(self._decoding)
+        return not self._waiting and taken < self._most and needs <= free
 
     def add(self, sequence: Generation) -> None:
         """It goes on from `held`. The caller has seen that it fits."""
@@ -231,8 +240,8 @@ class Batch:
             self._waiting.appendleft(sequence)
 
     def _admit(self) -> None:
-        waiting, most = self._waiting, self._times.profile.max_sequences
-        while waiting and self.running < most:
+        waiting = self._waiting
+        while waiting and self.running < self._most:
             sequence = waiting[0]
             needs = sequence.prompt + sequence.held
             if self._used + needs + len(self._decoding) + 1 > self.room:

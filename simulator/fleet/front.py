@@ -6,7 +6,7 @@ migrates, else from its prompt. Who finds no pipeline waits, those that were mov
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -82,6 +82,7 @@ class FleetFront(Process):
         migration: bool,
         places: int,
         concurrency: int,
+        tolerant: bool,
     ) -> None:
         super().__init__(f"{ROUTERS}0", environment.network)
         self.counts = Counts()
@@ -90,7 +91,9 @@ class FleetFront(Process):
         self.pending = Pending()
         self._model, self._migration = model, migration
         self._requests, self._next = requests, 0
-        self._concurrency = concurrency
+        self._concurrency, self._tolerant = concurrency, tolerant
+        self._coming: dict[str, list[Generation]] = defaultdict(list)
+        """By formation, those that are on their way to its head."""
         self._balancer = Balancer()
         self._admission = Admission(places)
         self._reported = _Reported()
@@ -159,30 +162,49 @@ class FleetFront(Process):
         self._release()
 
     def _release(self) -> None:
-        waiting, self.pending.waiting = self.pending.waiting, deque()
-        for sequence in waiting:
-            self._send(sequence)
+        """Those that wait go on, in their order, as far as there are pipelines for them."""
+        waiting = self.pending.waiting
+        while waiting and self._sent(waiting[0]):
+            waiting.popleft()
 
     def _send(self, sequence: Generation) -> None:
+        if self.pending.waiting or not self._sent(sequence):
+            self.pending.waiting.append(sequence)
+
+    def _sent(self, sequence: Generation) -> bool:
+        """It is on its way, or has failed; False: it waits."""
         routes = self._balancer.routes_of(self._model.model_id)
         heads = {route.formation_id: self._head(route) for route in routes}
         able = [
             route
             for route in routes
-            if (head := heads[route.formation_id]).batch is not None and head.batch.fits(sequence)
+            if (batch := heads[route.formation_id].batch) is not None and batch.fits(sequence)
         ]
         if routes and not able and all(head.batch is not None for head in heads.values()):
             self.counts.failed += 1
             self._admission.leave(self._model.model_id, "")
-            return
+            return True
+        if self._tolerant:
+            able = [
+                route
+                for route in able
+                if (batch := heads[route.formation_id].batch) is not None
+                and batch.has_place(sequence, self._coming[route.formation_id])
+            ]
         route = self._balancer.pick(self._model.model_id, among=able) if able else None
         if route is None:
-            self.pending.waiting.append(sequence)
-            return
-        self._balancer.began(route.formation_id)
-        self.pending.at[sequence] = route.formation_id
-        head = heads[route.formation_id]
-        self.clock.after(self.network.latency_s(), head.generate, route.formation_id, sequence)
+            return False
+        formation_id = route.formation_id
+        self._balancer.began(formation_id)
+        self.pending.at[sequence] = formation_id
+        self._coming[formation_id].append(sequence)
+        head = heads[formation_id]
+        self.clock.after(self.network.latency_s(), self._arrives, head, formation_id, sequence)
+        return True
+
+    def _arrives(self, head: FleetNode, formation_id: str, sequence: Generation) -> None:
+        self._coming[formation_id].remove(sequence)
+        head.generate(formation_id, sequence)
 
     def _head(self, route: Route) -> FleetNode:
         return self.network.process(route.incarnation, FleetNode)
@@ -198,6 +220,8 @@ class FleetFront(Process):
             self._reported.output_tokens += sequence.output
             self._admission.leave(self._model.model_id, "")
             self.done.append(sequence)
+        if self._tolerant:
+            self._release()
         if self._concurrency:
             self._fill()
 

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from services.common.errors import FailedPrecondition
 from services.common.yaml_file import Row, read_yaml
+from simulator.fleet.microbatches import Microbatches
 
 Seconds = Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)]
 
@@ -76,7 +77,10 @@ class MeasuredTimes:
         return self.profile.kv_positions
 
     def cycle_s(self, decoding: int, context: float, prompt_rows: int, prompts: int) -> float:
-        """Seconds in which each of these sequences gets one step, as in `StepTimes`."""
-        batches = max(1, min(self.stages, decoding + prompts))
-        each = [c.of(decoding / batches, context, prompt_rows / batches) for c in self._costs]
-        return max(sum(each), batches * max(each)) + self.profile.cycle_s
+        """Seconds in which each of these sequences gets one step."""
+        split = Microbatches.of(
+            self.stages, self.profile.token_budget, decoding, prompt_rows, prompts
+        )
+        decodes = [c.of(split.decoding, context, 0) for c in self._costs]
+        reads = [c.of(split.decoding, context, split.prompt_rows) for c in self._costs]
+        return split.cycle_s(decodes, reads) + self.profile.cycle_s

@@ -23,7 +23,7 @@ from services.controller.core.cluster.succession import SuccessionSettings
 from services.controller.core.cluster.workload import WorkloadSettings
 from services.controller.core.ledger.outcomes import LedgerSettings
 from services.controller.core.model_facts import ModelFacts
-from services.controller.core.strategy import STRATEGIES, Strategy
+from services.controller.core.strategy import Strategy
 from services.controller.providers.market_file import MarketEvent
 from services.placement.estimate.cluster import CandidateNode
 from services.placement.search.planners import shuntserve
@@ -40,13 +40,18 @@ from simulator.fleet.planning import FleetPlacement
 from simulator.fleet.playing import MarketPlay
 from simulator.fleet.result import Happened, Interruption, Outcome, Sample, percentiles
 from simulator.fleet.scenario import Scenario
+from simulator.fleet.strategies import FLEET_STRATEGIES
 from simulator.processes.controller import SimulatedController
 from simulator.processes.placement import Judge
 from simulator.processes.provider import SimulatedProvider
 from simulator.unwatched import Unwatched
 
 READY_WITHIN_S = 7200.0
+WHOLE_WITHIN_S = 600.0
+"""So long the first pipeline waits for the plan's others."""
 BEAT_S = 1.0
+LOOK_S = 0.5
+"""Between two looks at whether another plan is to be asked for: little beside a start."""
 SAMPLES = 240
 """Looks at the fleet in a run."""
 KEPT_KINDS = frozenset(
@@ -98,10 +103,11 @@ def settings_of(scenario: Scenario, strategy: Strategy) -> SimulationSettings:
         replanning=ReplanSettings(
             counts_arrivals=not aim.is_plain, cool_down_s=cool_down_s, anew=strategy.uniform
         ),
-        succession=SuccessionSettings(),
+        succession=SuccessionSettings(automatic=document.replans),
         workloads=WorkloadSettings(),
         shun_offer_s=60.0,
         hold_timeout_s=7200.0,
+        look_s=LOOK_S,
         routers=1,
     )
 
@@ -113,6 +119,12 @@ def _most(scenario: Scenario) -> int:
         if event.count is not None:
             most[event.offer_id] = max(most[event.offer_id], event.count)
     return sum(most.values())
+
+
+def _serves_whole(cluster: Cluster) -> bool:
+    plan = cluster.plan
+    planned = sum(len(one.pipelines) for one in plan.deployments) if plan is not None else 0
+    return len(cluster.routes()[1]) >= planned
 
 
 class _Kept(Unwatched):
@@ -134,7 +146,7 @@ class FleetRun:
     """One of them; `outcome` runs it."""
 
     def __init__(self, scenario: Scenario, strategy: str, seed: int) -> None:
-        self._scenario, self._strategy, self._seed = scenario, STRATEGIES[strategy], seed
+        self._scenario, self._strategy, self._seed = scenario, FLEET_STRATEGIES[strategy], seed
         self._environment = Environment(
             Random(f"{scenario.name} {seed}"), settings_of(scenario, self._strategy)
         )
@@ -151,6 +163,7 @@ class FleetRun:
             migration=self._strategy.migration,
             places=workload.places,
             concurrency=workload.concurrency,
+            tolerant=workload.tolerant,
         )
         self._fleet = Fleet(
             scenario.costs, scenario.profile, scenario.document.spread, self._candidate, self._front
@@ -207,6 +220,7 @@ class FleetRun:
         cluster = self._controller.cluster
         if not clock.run(READY_WITHIN_S, lambda: bool(cluster.routes()[1])):
             raise TimeoutError(f"nothing serves within {READY_WITHIN_S:g} s")
+        clock.run(clock.now_s + WHOLE_WITHIN_S, lambda: _serves_whole(cluster))
         began_s = clock.now_s
         self._meter.pass_to(began_s)
         paid = self._meter.cost, self._meter.on_demand_cost

@@ -14,6 +14,7 @@ from services.placement.estimate.costs import Costs
 from services.placement.estimate.estimator import GIB, stage_costs
 from services.placement.estimate.model import ELEMENT_BYTES
 from services.placement.estimate.roofline import total_s
+from simulator.fleet.microbatches import Microbatches
 from simulator.fleet.profile import EngineProfile
 
 CONTEXT_GRAIN = 32
@@ -46,7 +47,7 @@ class StepTimes:
         self.stages = len(stages)
         self._parts = stage_costs(costs, stages)
         self._layers = [stage.layers for stage in stages]
-        self._known: dict[Rows, tuple[float, float]] = {}
+        self._known: dict[Rows, tuple[float, ...]] = {}
 
     def room_positions(self) -> int:
         """Positions of KV cache that the fullest stage has room for. Raises FailedPrecondition
@@ -66,25 +67,31 @@ class StepTimes:
         return min(rooms)
 
     def cycle_s(self, decoding: int, context: float, prompt_rows: int, prompts: int) -> float:
-        """Seconds in which each of these sequences gets one step: microbatches follow one another
-        through the stages, so it is the way of one, or the slowest stage's time for all of them."""
-        batches = max(1, min(self.stages, decoding + prompts))
-        rows = -(-prompt_rows // batches)
+        """Seconds in which each of these sequences gets one step."""
+        split = Microbatches.of(
+            self.stages, self.profile.token_budget, decoding, prompt_rows, prompts
+        )
+        rows = round(split.prompt_rows)
         rounded = -(-rows // ROWS_GRAIN) * ROWS_GRAIN if rows > ROWS_GRAIN else rows
         mean = int(context) // CONTEXT_GRAIN * CONTEXT_GRAIN + CONTEXT_GRAIN // 2
         seen = max(1, prompt_rows // max(1, prompts) // 2)
-        key = Rows(
-            decoding / batches,
+        lighter = Rows(split.decoding, mean if decoding else 0, 0, 0, 0.0)
+        if not split.reading:
+            return split.cycle_s(self._each_s(lighter), self._each_s(lighter))
+        reads = Rows(
+            split.decoding,
             mean if decoding else 0,
             rounded,
             min(rounded, -(-seen // CONTEXT_GRAIN) * CONTEXT_GRAIN),
-            prompts / batches if rounded else 0.0,
+            max(1.0, prompts / split.reading),
         )
-        if key not in self._known:
-            each = [self._stage_s(index, key) for index in range(self.stages)]
-            self._known[key] = sum(each), max(each)
-        way_s, slowest_s = self._known[key]
-        return max(way_s, batches * slowest_s)
+        return split.cycle_s(self._each_s(lighter), self._each_s(reads))
+
+    def _each_s(self, rows: Rows) -> tuple[float, ...]:
+        """Of one microbatch, by stage."""
+        if rows not in self._known:
+            self._known[rows] = tuple(self._stage_s(index, rows) for index in range(self.stages))
+        return self._known[rows]
 
     def _stage_s(self, index: int, rows: Rows) -> float:
         profile = self.profile

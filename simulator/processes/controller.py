@@ -65,8 +65,6 @@ from simulator.processes.stages import BLOCK_BYTES
 SHORTEST_SLEEP_S = 0.001
 TURN_S = 0.002
 """The longest that a turn of the controller's loop takes."""
-LOOK_S = 0.1
-"""Between two looks at whether another plan is to be asked for."""
 PLAN_S = 1.0
 LINK_BYTES_PER_S = 1000.0
 """Of KV blocks, of which a position is an id here."""
@@ -167,7 +165,7 @@ class SimulatedController(Process):
                 market=self.dealer.market,
                 workloads=Workloads(settings.workloads, now_s),
             )
-            self.every(LOOK_S, self._look)
+            self.every(settings.look_s, self._look)
         self.every(1.0, lambda: self._commit(self.ledger.tick(self.clock.now_s), lambda _: None))
 
     def stir(self) -> None:

@@ -14,6 +14,7 @@ from bench import mesh as meshes
 from bench import rolling
 from bench.otlp import Receiver
 from services.common import channels
+from services.common.roles import Role
 
 
 @pytest.fixture(scope="session")
@@ -68,5 +69,5 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
 async def controller(ready: meshes.Mesh) -> AsyncIterator[Any]:
     services = (await ready.status())["services"]
     address = next(s["grpc"] for s in services if s["name"] == "controller")
-    async with channels.open_channel(address) as channel:
+    async with channels.open_channel(address, Role.CONTROLLER) as channel:
         yield controller_pb2_grpc.ControllerServiceStub(channel)

@@ -17,6 +17,7 @@ from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 from bench import elastic
 from bench import mesh as meshes
 from services.common import channels
+from services.common.roles import Role
 from tests.mesh import tiny_mesh
 
 TOKENS = 120
@@ -63,7 +64,7 @@ async def market(
     async with running as mesh:
         services = (await mesh.status())["services"]
         address = next(s["grpc"] for s in services if s["name"] == "controller")
-        async with channels.open_channel(address) as channel:
+        async with channels.open_channel(address, Role.CONTROLLER) as channel:
             yield mesh, Watch(controller_pb2_grpc.ControllerServiceStub(channel))
 
 

@@ -24,6 +24,7 @@ from shuntserve.launcher.v1 import launcher_pb2, launcher_pb2_grpc
 
 from bench import mesh as meshes
 from services.common import channels, mesh_token
+from services.common.roles import Role
 from services.common.statuses import from_rpc_error
 
 ROOT = Path(__file__).parents[2]
@@ -244,7 +245,9 @@ def containers(docker_host: str, tmp_path_factory: pytest.TempPathFactory) -> It
 async def controller(containers: Containers, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
     drawn = containers.compose("exec", "-T", "controller", "cat", "/var/lib/shunt/mesh/token")
     monkeypatch.setenv(mesh_token.VARIABLE, drawn.strip())
-    async with channels.open_channel(containers.address("controller", 7001)) as channel:
+    async with channels.open_channel(
+        containers.address("controller", 7001), Role.CONTROLLER
+    ) as channel:
         yield controller_pb2_grpc.ControllerServiceStub(channel)
 
 
@@ -287,7 +290,9 @@ async def test_no_container_runs_as_root_but_who_holds_the_socket_and_all_are_he
 
 
 async def test_who_has_not_the_token_of_the_mesh_is_not_heard(containers: Containers) -> None:
-    async with channels.open_channel(containers.address("controller", 7001)) as channel:
+    async with channels.open_channel(
+        containers.address("controller", 7001), Role.CONTROLLER
+    ) as channel:
         stub = controller_pb2_grpc.ControllerServiceStub(channel)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await stub.Register(controller_pb2.RegisterRequest(node_id="engine-1"), timeout=60)
@@ -321,7 +326,7 @@ async def test_a_controller_that_was_made_anew_at_another_address_loses_nobody(
         containers.compose("up", "--no-build", "--no-deps", "--detach", "controller")
         after = containers.address("controller", 7001)
         assert after != before
-        async with channels.open_channel(after) as channel:
+        async with channels.open_channel(after, Role.CONTROLLER) as channel:
             stub = controller_pb2_grpc.ControllerServiceStub(channel)
             await asyncio.wait_for(channel.channel_ready(), 60)
             status = await _until_ready(stub, 2)
@@ -387,7 +392,9 @@ async def test_who_restarts_finds_its_engines_and_ends_those_that_nobody_knows(
         for service in ("launcher", "controller"):
             containers.docker("kill", containers.inspect(service)["Id"])
         containers.compose("up", "--no-build", "--wait", timeout_s=UP_TIMEOUT_S)
-        async with channels.open_channel(containers.address("controller", 7001)) as channel:
+        async with channels.open_channel(
+            containers.address("controller", 7001), Role.CONTROLLER
+        ) as channel:
             await _until_ready(controller_pb2_grpc.ControllerServiceStub(channel), 2)
         await meshes.until(lambda: orphan.strip() not in containers.engines().values(), 60)
         assert containers.engines() == before
@@ -413,7 +420,9 @@ async def test_the_launcher_starts_nothing_else(
     hostile = replace(containers, files=(*containers.files, str(override)))
     up = ("up", "--no-build", "--no-deps", "--detach", "engine")
     try:
-        async with channels.open_channel(containers.address("launcher", 7005)) as channel:
+        async with channels.open_channel(
+            containers.address("launcher", 7005), Role.LAUNCHER
+        ) as channel:
             launcher = launcher_pb2_grpc.LauncherServiceStub(channel)
             for field, lines in HOSTILE.items():
                 override.write_text(f"services:\n  engine:\n    {lines}\n")

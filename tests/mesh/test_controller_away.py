@@ -10,6 +10,7 @@ from shuntserve.controller.v1 import controller_pb2
 
 from bench import mesh as meshes
 from services.common import health
+from services.common.roles import Role
 
 
 def _controller(status: dict[str, Any]) -> dict[str, Any]:
@@ -41,7 +42,9 @@ async def test_streams_go_on_without_the_controller_and_its_journal_is_whole(
     await meshes.until(
         lambda: all(len(r.arrivals_s) >= n + 5 for r, n in zip(records, had, strict=True))
     )
-    assert not await health.is_serving(killed["grpc"]), "the controller was back already"
+    assert not await health.is_serving(killed["grpc"], Role.CONTROLLER), (
+        "the controller was back already"
+    )
     await asyncio.gather(*tasks)
     await ready.until_ready(2)
     for record, wanted in zip(records, expected, strict=True):

@@ -9,6 +9,7 @@ from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 
 from bench import mesh as meshes
 from services.common import channels
+from services.common.roles import Role
 
 TOKENS = 600
 
@@ -27,7 +28,7 @@ async def _sampled(controller: Any) -> dict[str, int]:
             controller_pb2.NODE_STATE_DRAINING,
         ):
             continue
-        async with channels.open_channel(node.address) as channel:
+        async with channels.open_channel(node.address, Role.ENGINE) as channel:
             stub = engine_pb2_grpc.EngineServiceStub(channel)
             answer = await stub.Describe(engine_pb2.DescribeRequest(), timeout=60)
             counts[answer.incarnation] = answer.stats.sampled_tokens

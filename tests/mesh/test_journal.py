@@ -13,6 +13,7 @@ from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 
 from bench import mesh as meshes
 from services.common import channels
+from services.common.roles import Role
 
 LAG_S = 0.1
 """What the journal may be behind the head."""
@@ -26,7 +27,7 @@ async def _engines(controller: Any) -> dict[str, engine_pb2.DescribeResponse]:
     status = await controller.GetStatus(controller_pb2.GetStatusRequest(), timeout=60)
     found = {}
     for node in (node for node in status.nodes if node.address):
-        async with channels.open_channel(node.address) as channel:
+        async with channels.open_channel(node.address, Role.ENGINE) as channel:
             stub = engine_pb2_grpc.EngineServiceStub(channel)
             # One that counts as lost may be back in a moment, or never answer again.
             with contextlib.suppress(grpc.aio.AioRpcError):
@@ -55,7 +56,7 @@ async def test_a_client_resumes_at_another_router_after_router_and_head_died_tog
     pipeline = next(p for p in status["pipelines"] if p["id"] == generation["pipeline"])
     head = next(n for n in status["nodes"] if n["id"] == pipeline["stages"][0]["node"])
     router = next(s for s in status["services"] if str(s["http"]).endswith(str(ready.http_port)))
-    async with channels.open_channel(_address(before_status, head["id"])) as channel:
+    async with channels.open_channel(_address(before_status, head["id"]), Role.ENGINE) as channel:
         stub = engine_pb2_grpc.EngineServiceStub(channel)
         last = await stub.Describe(engine_pb2.DescribeRequest(), timeout=60)
         os.kill(head["pid"], signal.SIGKILL)

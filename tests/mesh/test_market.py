@@ -11,6 +11,7 @@ import pytest
 from bench import mesh as meshes
 from bench.speeds import node_speeds
 from services.common import channels
+from services.common.roles import Role
 
 TOKENS = 120
 STREAMS = 4
@@ -91,7 +92,7 @@ async def test_a_market_that_takes_nodes_fails_no_stream_and_sells_others(
         expected = await meshes.undisturbed(client, mesh.url(), crowd.bodies)
         services = (await mesh.status())["services"]
         controller = next(one["grpc"] for one in services if one["name"] == "controller")
-        async with channels.open_channel(controller) as channel:
+        async with channels.open_channel(controller, Role.CONTROLLER) as channel:
             speeds = await node_speeds(channel)
     slowness = {
         offer: [speed.slowness for speed in speeds if speed.offer_id == offer]

@@ -12,6 +12,7 @@ from shuntserve.controller.v1 import controller_pb2_grpc
 
 from bench import mesh as meshes
 from services.common import channels, mesh_token
+from services.common.roles import Role
 
 TOKEN = "a-token-of-24-characters"
 
@@ -41,7 +42,7 @@ async def test_engines_serve_with_their_nodes_tokens_alone(
         printed = await meshes.run_shunt("engine", "token", "--node-id", mine, timeout_s=60)
         address = next(s["grpc"] for s in status["services"] if s["name"] == "controller")
         monkeypatch.setenv(mesh_token.VARIABLE, printed.strip())
-        async with channels.open_channel(address) as channel:
+        async with channels.open_channel(address, Role.CONTROLLER) as channel:
             stub = controller_pb2_grpc.ControllerServiceStub(channel)
             for call in (
                 stub.GetStatus(pb.GetStatusRequest(), timeout=60),

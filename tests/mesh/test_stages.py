@@ -11,6 +11,7 @@ from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 
 from bench import mesh as meshes
 from services.common import channels
+from services.common.roles import Role
 
 LAYER = re.compile(r"^model\.layers\.(\d+)\.")
 LAYERS = 30
@@ -25,7 +26,7 @@ async def test_a_stage_holds_its_layers_and_no_others(ready: meshes.Mesh, contro
         sizes = []
         position = 0
         for stage in pipeline.stages:
-            async with channels.open_channel(addresses[stage.node_id]) as channel:
+            async with channels.open_channel(addresses[stage.node_id], Role.ENGINE) as channel:
                 stub = engine_pb2_grpc.EngineServiceStub(channel)
                 held = await stub.Describe(engine_pb2.DescribeRequest(), timeout=60)
             layers = {int(m[1]) for t in held.tensors if (m := LAYER.match(t.name))}

@@ -28,6 +28,7 @@ from services.cli.certs.directory import (
 )
 from services.cli.mesh_status import controller_status
 from services.common import channels
+from services.common.roles import Role
 from services.common.settings import TlsSettings
 
 QUESTIONS = [body | {"ignore_eos": True} for body in meshes.request_bodies(120)[:4]]
@@ -74,10 +75,10 @@ def _shown_by(address: str, home: Path) -> bytes:
         return ssl.DER_cert_to_PEM_cert(wrapped.getpeercert(binary_form=True) or b"").encode()
 
 
-async def _answer(address: str, method: str, tls: TlsSettings | None) -> grpc.StatusCode:
-    async with channels.open_channel(address, tls=tls) as channel:
+async def _answer(address: str, role: str, tls: TlsSettings | None) -> grpc.StatusCode:
+    async with channels.open_channel(address, Role(role), tls=tls) as channel:
         try:
-            await channel.unary_unary(f"/{method}")(b"", timeout=60)
+            await channel.unary_unary(f"/{REFUSED[role]}")(b"", timeout=60)
         except grpc.aio.AioRpcError as refused:
             return refused.code()
     return grpc.StatusCode.OK
@@ -141,7 +142,7 @@ async def test_every_port_is_for_those_whose_role_may_call_it_and_certificates_a
             strangers[name] = TlsSettings(directory=tmp_path / name)
         for address, role in ports.items():
             for name, tls in strangers.items():
-                code = await _answer(address, REFUSED[role], tls)
+                code = await _answer(address, role, tls)
                 expected = (
                     grpc.StatusCode.PERMISSION_DENIED
                     if name == "wrong role"

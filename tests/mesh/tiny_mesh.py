@@ -17,6 +17,7 @@ from shuntserve.controller.v1 import controller_pb2, controller_pb2_grpc
 
 from bench import mesh as meshes
 from services.common import channels
+from services.common.roles import Role
 from tests.tiny_model import model_files, tiny_tokenizer
 
 NAME = "tiny"
@@ -152,7 +153,7 @@ async def events(mesh: meshes.Mesh) -> list[controller_pb2.WatchEventsResponse]:
     """What the controller has logged so far."""
     services = (await mesh.status())["services"]
     address = next(s["grpc"] for s in services if s["name"] == "controller")
-    async with channels.open_channel(address) as channel:
+    async with channels.open_channel(address, Role.CONTROLLER) as channel:
         stub = controller_pb2_grpc.ControllerServiceStub(channel)
         request = controller_pb2.WatchEventsRequest(no_wait=True)
         return [event async for event in stub.WatchEvents(request, timeout=60)]

@@ -15,6 +15,7 @@ from services.cli.event_lines import Event
 from services.cli.mesh_status import controller_status, told_by_controller
 from services.common import channels, health
 from services.common.certificate_files import CERTIFICATE
+from services.common.roles import Role
 from services.common.settings import TlsSettings
 
 TIMEOUT_S = 5.0
@@ -58,7 +59,7 @@ async def _told(address: str, tls: TlsSettings, since: int) -> Told | None:
     for node in told["nodes"]:
         node["pid"] = None  # it is no process of this host
     request = controller_pb2.WatchEventsRequest(from_number=since, no_wait=True)
-    async with channels.open_channel(address, tls=tls) as channel:
+    async with channels.open_channel(address, Role.CONTROLLER, tls=tls) as channel:
         stub = controller_pb2_grpc.ControllerServiceStub(channel)
         call = stub.WatchEvents(request, timeout=TIMEOUT_S)
         try:

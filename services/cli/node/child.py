@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from services.cli.node.metrics import RESTARTS
 from services.common import health
 from services.common.errors import FailedPrecondition
+from services.common.roles import Role
 
 _log = logging.getLogger(__name__)
 
@@ -118,8 +119,8 @@ class Child:
             process.stdin.write(line)
 
     async def serves(self) -> bool:
-        """It runs, and says that it is healthy."""
-        healthy = bool(self.pid) and await health.is_serving(self._address)
+        """It runs, and says that it is healthy. All parts of a node show the node's certificate."""
+        healthy = bool(self.pid) and await health.is_serving(self._address, Role.ENGINE)
         self._served = self._served or healthy
         return healthy
 

@@ -19,6 +19,7 @@ from services.common.host import usable_cores, usable_memory_bytes
 from services.common.machine import Device, MachineFacts
 from services.common.roles import Role
 from services.common.settings import TLS_FILES, TlsSettings
+from services.tensorstore.places.uris import StoreService
 
 GPU_SHARE, HOST_SHARE = 0.9, 0.6
 _FACTS = ("instance_id", "instance_type", "zone", "spot")
@@ -111,7 +112,7 @@ def parts_of(
         {
             "NODE_ID": node_id,
             "CONTROLLER": settings.controller,
-            "STORE": f"grpc://{store.address}",
+            "STORE": StoreService(store.address, Role.ENGINE).uri,
             "HOST": engine_host,
             "NOTICE_S": f"{settings.drain_s:g}",
             "HEARS_NOTICES": "true",
@@ -141,13 +142,15 @@ def _part(
     usual: Mapping[str, str],
     fixed: Mapping[str, str],
 ) -> Part:
-    """Settings that are `usual` give way to the environment's; empty ones are none."""
+    """Settings that are `usual` give way to the environment's; empty ones are none. A part has no
+    certificate of its own: it shows the node's."""
     prefix = f"SHUNT_{service.upper()}_"
     set_here = {f"{prefix}{name}": value for name, value in usual.items() if value}
     joined = {f"{prefix}{name}": value for name, value in fixed.items()}
     joined[f"{prefix}GRPC_PORT"] = str(port)
+    said = {k: value for k, value in environment.items() if not k.startswith(f"{prefix}TLS__")}
     command = (sys.executable, "-m", f"services.{service}")
-    return Part(service, command, {**set_here, **environment, **joined}, address_of(HOST, port))
+    return Part(service, command, {**set_here, **said, **joined}, address_of(HOST, port))
 
 
 def without_token(part: Part) -> Part:

@@ -1,7 +1,7 @@
 """Plays the events of a market file, each at its time since the mesh was ready.
 
-How far it came stands in a file, so that a restarted controller goes on where it was: what became
-due while it was away happens at once, and nothing happens twice.
+How far it came stands in the journal before it happens, so that the next controller goes on where
+it was: what became due meanwhile happens at once, and nothing happens twice.
 """
 
 from __future__ import annotations
@@ -10,16 +10,22 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from pathlib import Path
 
+from services.common.errors import ShuntError
 from services.controller.core.cluster.market import Offer
+from services.controller.journal.journal import Journal, Saved
 from services.controller.providers.local import LocalProvider
 from services.controller.providers.market_file import MarketEvent, MarketScript
 
 _log = logging.getLogger(__name__)
+
+NOTE = "market"
+"""Of the journal's notes."""
+RETRY_S = 1.0
+"""The market stands still while the journal takes nothing, and is tried again so often."""
 
 
 class MarketPlay:
@@ -28,17 +34,18 @@ class MarketPlay:
     def __init__(
         self,
         script: MarketScript,
-        progress: Path,
         run_id: str,
+        journal: Journal,
+        saved: Mapping[str, str],
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        """`progress` is the file that outlives a controller; a run of another id, or of another
-        script, begins anew."""
+        """`saved` are the journal's notes; a run of another id, or of another script, begins
+        anew."""
         self._script = script
-        self._progress = progress
+        self._journal = journal
         self._run = f"{run_id}/{script.digest}"
         self._wall_clock = wall_clock
-        self._ready_unix_s, self._done = self._recover()
+        self._ready_unix_s, self._done = self._recover(saved.get(NOTE))
 
     def offers(self) -> tuple[Offer, ...]:
         """As the events that were played before have left them."""
@@ -69,32 +76,37 @@ class MarketPlay:
         await ready()
         if self._ready_unix_s is None:
             self._ready_unix_s = self._wall_clock()
-            self._keep()
+            await self._keep()
         for event in self._script.events[self._done :]:
             await asyncio.sleep(self._ready_unix_s + event.at_s - self._wall_clock())
             self._done += 1
-            self._keep()
+            await self._keep()
             _apply(provider, event)
 
-    def _recover(self) -> tuple[float | None, int]:
+    def _recover(self, note: str | None) -> tuple[float | None, int]:
+        if note is None:
+            return None, 0
         try:
-            kept = json.loads(self._progress.read_text())
+            kept = json.loads(note)
             if kept["run"] == self._run:
                 return float(kept["ready_unix_s"]), int(kept["done"])
-        except FileNotFoundError:
-            return None, 0
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             _log.warning("the market begins anew", extra={"why": repr(error)})
         return None, 0
 
-    def _keep(self) -> None:
-        partial = self._progress.with_suffix(".new")
+    async def _keep(self) -> None:
+        """Returns once it is durable, and so no other controller leads."""
         kept = {"run": self._run, "ready_unix_s": self._ready_unix_s, "done": self._done}
-        try:
-            partial.write_text(json.dumps(kept))
-            partial.replace(self._progress)
-        except OSError as error:  # a restarted controller will play again what it cannot know
-            _log.error("the market's progress is not kept", extra={"why": str(error)})
+        said = False
+        while True:
+            try:
+                await self._journal.write([Saved(NOTE, json.dumps(kept))], fsync=True)
+                return
+            except ShuntError as error:
+                if not said:
+                    _log.warning("the market stands still", extra={"why": error.message})
+                said = True
+            await asyncio.sleep(RETRY_S)
 
 
 def _apply(provider: LocalProvider, event: MarketEvent) -> None:

@@ -159,7 +159,9 @@ class Batching:
         actions = self.generations.stepped(step, result.tokens, now_s)
         for action in actions:
             if isinstance(action, StopSequence):
-                lead.gauge.answered(lead.scheduler.output_tokens(action.key))
+                sequence = lead.scheduler.find(action.key)
+                if sequence is not None:
+                    lead.gauge.answered(sequence.outputs, at_limit=sequence.most_left <= 0)
         for key in result.stopped:
             actions += self.generations.sequence_stopped(key, now_s)
         return self._carry_out(actions, now_s, came_back=result)

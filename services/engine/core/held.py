@@ -289,6 +289,12 @@ class HeldGeneration:
             return now_s - self._sent_s >= timeout_s
         return self.urgent or (self._behind() and now_s - self._sent_s >= interval_s)
 
+    @property
+    def owes(self) -> bool:
+        """A checkpoint is due at some time, even if nothing more happens to it."""
+        pending = self._in_flight is not None or self.urgent or self._behind()
+        return pending and not self.journal_done
+
     def _behind(self) -> bool:
         return any(
             len(choice.run) > journaled

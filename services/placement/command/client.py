@@ -12,6 +12,7 @@ from shuntserve.placement.v1 import placement_pb2_grpc
 
 from services.common import channels
 from services.common.errors import InvalidArgument
+from services.common.roles import Role
 from services.common.settings import TlsSettings, read
 from services.common.statuses import from_rpc_error
 from services.placement.command.report import number
@@ -71,7 +72,7 @@ def solve_on(
 
 
 async def _plan(server: str, request: pb.PlanRequest, timeout_s: float) -> pb.PlanResponse:
-    async with channels.open_channel(server, tls=read(TlsSettings)) as channel:
+    async with channels.open_channel(server, Role.PLACEMENT, tls=read(TlsSettings)) as channel:
         stub = placement_pb2_grpc.PlacementServiceStub(channel)
         try:
             return await stub.Plan(request, timeout=timeout_s)

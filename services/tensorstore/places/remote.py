@@ -28,6 +28,7 @@ from services.common.errors import (
     ShuntError,
     Unavailable,
 )
+from services.common.roles import Role
 from services.common.statuses import from_rpc_error
 from services.tensorstore.cache.residence import HeldFile, Progress
 from services.tensorstore.format.manifest import MANIFEST_LIMIT_BYTES
@@ -57,25 +58,34 @@ def own_certificate() -> Pem | None:
     return files_at(*(Path(path) for path in paths)).newest()
 
 
-def open_channel(address: str) -> grpc.Channel:
-    """A channel to host:port, by mutual TLS where there is a certificate to show; else calls show
-    the mesh's token. Raises FailedPrecondition like `own_certificate`."""
+def open_channel(address: str, role: Role) -> grpc.Channel:
+    """A channel to host:port, by mutual TLS where there is a certificate to show, to who shows one
+    of that role; else calls show the mesh's token. Raises FailedPrecondition like
+    `own_certificate`."""
     shown = own_certificate()
     chosen = channel_options.options(_MESSAGE_LIMIT_BYTES)
     if shown is None:
         return mesh_token.present(grpc.insecure_channel(address, options=chosen))
     credentials = grpc.ssl_channel_credentials(shown.authority, shown.key, shown.certificate)
-    return grpc.secure_channel(address, credentials, options=chosen)
+    expected = channel_options.expecting(role, shown.certificate)
+    return grpc.secure_channel(address, credentials, options=[*chosen, *expected])
 
 
 class RemoteReader:
     """Reads objects of a store through its service; safe to use from several threads."""
 
     def __init__(
-        self, address: str, *, cached_only: bool = False, timeout_s: float = READ_TIMEOUT_S
+        self,
+        address: str,
+        role: Role,
+        *,
+        cached_only: bool = False,
+        timeout_s: float = READ_TIMEOUT_S,
     ) -> None:
-        """With `cached_only` the other node fetches nothing: it sends what it holds."""
+        """`role` is whose certificate the service shows. With `cached_only` the other node fetches
+        nothing: it sends what it holds."""
         self._address = address
+        self._role = role
         self._timeout_s = timeout_s
         self._cached_only = cached_only
         self._connect()
@@ -83,7 +93,7 @@ class RemoteReader:
     def _connect(self) -> None:
         """Calls on the channel before, if there is one, are left alone."""
         self._shown = own_certificate()
-        self._channel = open_channel(self._address)
+        self._channel = open_channel(self._address, self._role)
         self._opened_s = time.monotonic()
         self._stub: Any = rpc.TensorStoreServiceStub(self._channel)
         self._read: Any = self._channel.unary_stream(

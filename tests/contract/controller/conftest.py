@@ -26,6 +26,7 @@ from services.common import channels
 from services.common.errors import FailedPrecondition
 from services.common.nodes import NodeFacts, NodeShape
 from services.common.notices import NoticeKind
+from services.common.roles import Role
 from services.controller.assembly import AssembledController
 from services.controller.core.cluster.market import (
     Capabilities,
@@ -117,7 +118,7 @@ class FakeEngine(engine_pb2_grpc.EngineServiceServicer):
     async def _live(self) -> None:
         while True:
             try:
-                async with channels.open_channel(self.controller()) as channel:
+                async with channels.open_channel(self.controller(), Role.CONTROLLER) as channel:
                     await self._talk(controller_pb2_grpc.ControllerServiceStub(channel))
             except (grpc.RpcError, asyncio.InvalidStateError, TimeoutError):
                 await asyncio.sleep(0.05)
@@ -444,7 +445,9 @@ class World:
         self._stack.push_async_callback(self.journal.close)
         self.port = await self._stack.enter_async_context(controller.serving())
         self.address = f"127.0.0.1:{self.port}"
-        channel = await self._stack.enter_async_context(channels.open_channel(self.address))
+        channel = await self._stack.enter_async_context(
+            channels.open_channel(self.address, Role.CONTROLLER)
+        )
         async with asyncio.timeout(CALL_S):
             await channel.channel_ready()
         self.stub = controller_pb2_grpc.ControllerServiceStub(channel)

@@ -19,6 +19,7 @@ from shuntserve.common.v1 import common_pb2
 from shuntserve.tensorstore.v1 import tensorstore_pb2, tensorstore_pb2_grpc
 
 from services.common import channels
+from services.common.roles import Role
 from tests.postgres import Cluster
 
 START_S = 60.0
@@ -105,7 +106,7 @@ async def running_process(
 @asynccontextmanager
 async def open_channel(environment: dict[str, str]) -> AsyncIterator[grpc.aio.Channel]:
     address = f"127.0.0.1:{environment['SHUNT_CONTROLLER_GRPC_PORT']}"
-    async with channels.open_channel(address) as channel, asyncio.timeout(START_S):
+    async with channels.open_channel(address, Role.CONTROLLER) as channel, asyncio.timeout(START_S):
         await channel.channel_ready()
         yield channel
 

@@ -23,6 +23,7 @@ from services.common.errors import NotFound, ShuntError
 from services.common.exchange import Grant, ResumeQuestion, Route
 from services.common.generation import GenerationRequest, ModelRef, Sampling
 from services.common.nodes import NodeShape
+from services.common.roles import Role
 from services.controller.__main__ import SUPERSEDED
 from services.router.controller import ControllerClient
 from tests.contract.controller.conftest import FakeEngine, FakePlacement
@@ -80,7 +81,7 @@ class Head:
         """For ever, at whichever controller takes it."""
         while True:
             with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
-                async with channels.open_channel(next(addresses)) as channel:
+                async with channels.open_channel(next(addresses), Role.CONTROLLER) as channel:
                     await self._write_to(controller_pb2_grpc.ControllerServiceStub(channel))
             await asyncio.sleep(0.05)
 
@@ -181,7 +182,10 @@ class Failover:
     async def _until_followed(self, leader: Controller) -> None:
         """Waits until the other one stands by: it may be starting yet."""
         (other,) = (controller for controller in self.controllers if controller is not leader)
-        async with channels.open_channel(other.address) as channel, asyncio.timeout(WAIT_S):
+        async with (
+            channels.open_channel(other.address, Role.CONTROLLER) as channel,
+            asyncio.timeout(WAIT_S),
+        ):
             stub = controller_pb2_grpc.ControllerServiceStub(channel)
             while True:
                 with suppress(grpc.aio.AioRpcError):
@@ -259,7 +263,9 @@ async def running(
         settings = {f"SHUNT_CONTROLLER_{name}": value for name, value in more.items()}
         controllers = [Controller({**one, **settings}) for one in environments]
         opened = [
-            await stack.enter_async_context(channels.open_channel(controller.address))
+            await stack.enter_async_context(
+                channels.open_channel(controller.address, Role.CONTROLLER)
+            )
             for controller in controllers
         ]
         client = ControllerClient(opened, CALL_S, 3600.0)

@@ -10,6 +10,7 @@ from shuntserve.controller.v1 import controller_pb2_grpc
 
 from services.common import channels
 from services.common.nodes import NodeShape
+from services.common.roles import Role
 from services.controller import deployments
 from services.controller.core.cluster.market import Offer
 
@@ -503,7 +504,7 @@ async def test_an_unknown_node_cannot_be_interrupted(world: World) -> None:
 
 async def test_bytes_that_are_no_message_end_in_a_status(world: World) -> None:
     await world.start()
-    async with channels.open_channel(world.address) as channel:
+    async with channels.open_channel(world.address, Role.CONTROLLER) as channel:
         for body in (b"\xff" * 7, b"\x0a\xff\xff\xff\xff\x0f", b"\x0b" * 1000):
             call = channel.unary_unary(
                 "/shuntserve.controller.v1.ControllerService/Resume",
@@ -522,7 +523,7 @@ async def test_bytes_that_are_no_message_end_in_a_status(world: World) -> None:
 
 async def test_a_message_over_the_limit_is_refused(world: World) -> None:
     await world.start(max_message_bytes=1 << 20)
-    async with channels.open_channel(world.address) as channel:
+    async with channels.open_channel(world.address, Role.CONTROLLER) as channel:
         stub = controller_pb2_grpc.ControllerServiceStub(channel)
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await stub.GetGeneration(

@@ -14,6 +14,7 @@ from shuntserve.controller.v1 import controller_pb2_grpc
 
 from services.common import channels, mesh_token
 from services.common.errors import PermissionDenied, Unauthenticated, Unavailable
+from services.common.roles import Role
 from services.common.statuses import from_rpc_error
 
 TOKEN = "a-token-of-24-characters"
@@ -34,7 +35,7 @@ async def mesh(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
 async def _holder_of(token: str, world: World) -> AsyncIterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(mesh_token.VARIABLE, token)
-        channel = channels.open_channel(world.address)
+        channel = channels.open_channel(world.address, Role.CONTROLLER)
     async with channel:
         yield controller_pb2_grpc.ControllerServiceStub(channel)
 

@@ -17,6 +17,7 @@ from shuntserve.controller.v1 import controller_pb2 as pb
 from shuntserve.controller.v1 import controller_pb2_grpc
 
 from services.common import channels
+from services.common.roles import Role
 from services.controller.__main__ import SUPERSEDED
 from tests.contract.controller.controller_process import (
     START_S,
@@ -57,7 +58,7 @@ async def _is_cancelled(stub: Any, name: str) -> bool:
 
 
 async def _until_leading(environment: dict[str, str]) -> None:
-    async with channels.open_channel(_address(environment)) as channel:
+    async with channels.open_channel(_address(environment), Role.CONTROLLER) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         async with asyncio.timeout(START_S):
             while True:

@@ -17,6 +17,7 @@ from shuntserve.engine.v1 import engine_pb2, engine_pb2_grpc
 
 from services.common import channels, wire
 from services.common.generation import GenerationRequest, ModelRef, Sampling
+from services.common.roles import Role
 from services.common.server import Server
 from services.engine.assembly import assemble
 from services.engine.backend import BLOCK_SIZE
@@ -112,7 +113,7 @@ class Rig:
         return Worker(node_id, incarnation, address, await self.stub(address), process=process)
 
     async def stub(self, address: str) -> engine_pb2_grpc.EngineServiceAsyncStub:
-        channel = await self.stack.enter_async_context(channels.open_channel(address))
+        channel = await self.stack.enter_async_context(channels.open_channel(address, Role.ENGINE))
         return engine_pb2_grpc.EngineServiceStub(channel)
 
     async def hold(

@@ -21,6 +21,7 @@ from services.common import channels
 from services.common.errors import StaleEpoch
 from services.common.machine import MachineFacts, Source
 from services.common.nodes import NodeFacts, NodeShape
+from services.common.roles import Role
 from services.common.server import Server
 from services.common.settings import ServiceSettings
 from services.common.wire_machine import machine_from
@@ -100,7 +101,7 @@ async def serving(journal: Journal, port: int = 0) -> AsyncIterator[int]:
 async def linked(worker: Worker, *ports: int) -> AsyncIterator[asyncio.Task[None]]:
     assert worker.engine is not None
     async with AsyncExitStack() as stack:
-        opened = [channels.open_channel(f"127.0.0.1:{port}") for port in ports]
+        opened = [channels.open_channel(f"127.0.0.1:{port}", Role.CONTROLLER) for port in ports]
         for channel in opened:
             await stack.enter_async_context(channel)
         link = ControllerLink(

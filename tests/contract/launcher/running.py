@@ -10,6 +10,7 @@ import grpc
 from shuntserve.launcher.v1 import launcher_pb2_grpc
 
 from services.common import channels
+from services.common.roles import Role
 from services.common.server import ErrorInterceptor
 from services.launcher.core.confinement import Confinement
 from services.launcher.hands import Hands
@@ -37,7 +38,7 @@ async def running_launcher(docker: PlayedDocker, **more: Any) -> AsyncIterator[A
         await server.start()
         await launcher.looked.wait()
         try:
-            async with channels.open_channel(f"127.0.0.1:{port}") as channel:
+            async with channels.open_channel(f"127.0.0.1:{port}", Role.LAUNCHER) as channel:
                 yield launcher_pb2_grpc.LauncherServiceStub(channel)
         finally:
             await server.stop(0)

@@ -9,6 +9,7 @@ import pytest
 from shuntserve.placement.v1 import placement_pb2_grpc
 
 from services.common import channels
+from services.common.roles import Role
 from services.common.server import Server
 from services.placement.__main__ import SERVICE
 from services.placement.estimate.catalogue import load_catalogue
@@ -36,7 +37,7 @@ async def address() -> AsyncIterator[str]:
 
 @pytest.fixture
 async def stub(address: str) -> AsyncIterator[placement_pb2_grpc.PlacementServiceStub]:
-    async with channels.open_channel(address) as channel:
+    async with channels.open_channel(address, Role.PLACEMENT) as channel:
         yield placement_pb2_grpc.PlacementServiceStub(channel)
 
 
@@ -44,5 +45,5 @@ async def stub(address: str) -> AsyncIterator[placement_pb2_grpc.PlacementServic
 async def hurried_stub() -> AsyncIterator[placement_pb2_grpc.PlacementServiceStub]:
     """A service that searches for a fifth of a second at most."""
     settings = PlacementSettings(grpc_port=0, shutdown_grace_s=0, max_search_s=0.2)
-    async with serving(settings) as found, channels.open_channel(found) as channel:
+    async with serving(settings) as found, channels.open_channel(found, Role.PLACEMENT) as channel:
         yield placement_pb2_grpc.PlacementServiceStub(channel)

@@ -14,6 +14,7 @@ from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from services.common import channels
 from services.common.errors import Unavailable
+from services.common.roles import Role
 from services.common.statuses import from_rpc_error
 from services.router.__main__ import RunningDoors
 from tests.fake_mesh import REPLY, FakeMesh
@@ -162,7 +163,7 @@ async def test_a_requests_id_reaches_head_and_controller(
 async def test_a_call_over_grpc_is_one_line_too(
     mesh: FakeMesh, router: RunningDoors, logged: LogLines
 ) -> None:
-    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
+    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}", Role.ROUTER) as channel:
         stub = router_pb2_grpc.RouterServiceStub(channel)
         request = router_pb2.GenerateRequest(model="tiny", text=SECRET)
         call = stub.Generate(request, timeout=60, metadata=(("x-request-id", "mine-2"),))
@@ -182,7 +183,7 @@ async def test_bodies_over_both_doors_share_one_limit(mesh: FakeMesh) -> None:
     request = router_pb2.GenerateRequest(model="tiny", text="x" * 3_000)
     async with (
         mesh.router(max_bodies_bytes=4_000) as router,
-        channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel,
+        channels.open_channel(f"127.0.0.1:{router.grpc_port}", Role.ROUTER) as channel,
     ):
         stub = router_pb2_grpc.RouterServiceStub(channel)
         too_much = router_pb2.GenerateRequest(model="tiny", text="x" * 5_000)

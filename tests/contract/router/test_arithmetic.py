@@ -12,6 +12,7 @@ from prometheus_client import REGISTRY
 from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from services.common import channels
+from services.common.roles import Role
 from services.router.__main__ import RunningDoors
 from tests.fake_mesh import REPLY, FakeMesh
 
@@ -76,7 +77,7 @@ async def test_a_grpc_stream_carries_it_as_an_event(mesh: FakeMesh, router: Runn
     )
     changes, text = [], ""
     address = f"127.0.0.1:{router.grpc_port}"
-    async with channels.open_channel(address) as channel, killed_at(mesh, 10):
+    async with channels.open_channel(address, Role.ROUTER) as channel, killed_at(mesh, 10):
         stub = router_pb2_grpc.RouterServiceStub(channel)
         async for event in stub.Generate(request, timeout=60):
             changes += [(c.before, c.now, len(text)) for c in event.arithmetic_changes]

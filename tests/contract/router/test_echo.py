@@ -10,6 +10,7 @@ import pytest
 from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from services.common import channels
+from services.common.roles import Role
 from services.router.__main__ import RunningDoors
 from tests.contract.router.conftest import Told
 from tests.fake_mesh import REPLY, FakeMesh
@@ -150,7 +151,7 @@ async def test_the_other_door_echoes_too(router: RunningDoors, mesh: FakeMesh) -
         echo=True,
         sampling=router_pb2.SamplingOptions(temperature=0, max_tokens=3, top_logprobs=1),
     )
-    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
+    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}", Role.ROUTER) as channel:
         call = router_pb2_grpc.RouterServiceStub(channel).Generate(request, timeout=60)
         events = [event async for event in call]
     deltas = [delta for event in events for delta in event.deltas]

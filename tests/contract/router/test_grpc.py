@@ -20,6 +20,7 @@ from services.common.errors import (
     OutOfRange,
     ResourceExhausted,
 )
+from services.common.roles import Role
 from services.common.statuses import from_rpc_error
 from services.router.__main__ import RunningDoors
 from tests.fake_mesh import REPLY, FakeMesh
@@ -28,7 +29,7 @@ from tests.tiny_model import MAX_POSITIONS, MODEL
 
 @pytest.fixture
 async def stub(router: RunningDoors) -> AsyncIterator[router_pb2_grpc.RouterServiceStub]:
-    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
+    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}", Role.ROUTER) as channel:
         yield router_pb2_grpc.RouterServiceStub(channel)
 
 
@@ -267,7 +268,7 @@ async def test_models_are_listed(stub: router_pb2_grpc.RouterServiceStub) -> Non
 async def test_a_message_over_the_limit_is_refused(mesh: FakeMesh) -> None:
     async with (
         mesh.router(max_message_bytes=1 << 20) as router,
-        channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel,
+        channels.open_channel(f"127.0.0.1:{router.grpc_port}", Role.ROUTER) as channel,
     ):
         stub = router_pb2_grpc.RouterServiceStub(channel)
         with pytest.raises(grpc.aio.AioRpcError) as failed:
@@ -289,7 +290,7 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 async def test_bytes_that_are_no_message_get_a_status(router: RunningDoors, name: str) -> None:
     method = "/shuntserve.router.v1.RouterService/Generate"
-    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
+    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}", Role.ROUTER) as channel:
         call: Any = channel.unary_stream(method)(BROKEN[name], timeout=60)
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await call.read()

@@ -19,6 +19,7 @@ from starlette.routing import Route
 from services.cli.key_files import revoke_key
 from services.common import channels
 from services.common.errors import AlreadyExists, NotFound, Unauthenticated
+from services.common.roles import Role
 from services.common.statuses import from_rpc_error
 from services.router.__main__ import RunningDoors
 from services.router.http.guard import OPEN_PATHS
@@ -230,7 +231,7 @@ async def test_an_idempotency_key_is_a_tenants_own_whichever_key_it_shows(
 
 @asynccontextmanager
 async def _stub(router: RunningDoors) -> AsyncIterator[Any]:
-    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
+    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}", Role.ROUTER) as channel:
         yield router_pb2_grpc.RouterServiceStub(channel)
 
 

@@ -12,6 +12,7 @@ from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from services.common import channels, errors
 from services.common.generation import GenerationKind, ModelRef
+from services.common.roles import Role
 from services.router.__main__ import RunningDoors
 from services.router.ask import Ask
 from services.router.cancels import TELLING_AT_ONCE
@@ -136,7 +137,7 @@ async def test_a_grpc_client_that_leaves_before_it_knows_a_name_parks_its_genera
     mesh: FakeMesh, router: RunningDoors, named: bool
 ) -> None:
     mesh.limit = 0
-    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
+    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}", Role.ROUTER) as channel:
         stub = router_pb2_grpc.RouterServiceStub(channel)
         request = router_pb2.GenerateRequest(
             model="tiny", text="hi", generation_id="mine" if named else ""
@@ -163,7 +164,7 @@ async def test_a_prompt_in_the_making_counts_though_its_client_left(
         return prompt(self, ask, created_unix_s)
 
     monkeypatch.setattr(ServedModel, "prompt", slow)
-    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
+    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}", Role.ROUTER) as channel:
         stub = router_pb2_grpc.RouterServiceStub(channel)
         if door == "http":
             body = {"model": "tiny", "prompt": text, "max_tokens": 1}

@@ -13,6 +13,7 @@ from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from services.common import channels
 from services.common.errors import InvalidArgument
+from services.common.roles import Role
 from services.router.__main__ import RunningDoors
 from tests.fake_mesh import FakeMesh
 from tests.key_rings import KeyRing
@@ -30,7 +31,7 @@ def _failed(kind: str) -> float:
 
 
 async def _events(router: RunningDoors, **more: Any) -> list[Any]:
-    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
+    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}", Role.ROUTER) as channel:
         stub = router_pb2_grpc.RouterServiceStub(channel)
         request = router_pb2.GenerateRequest(model="tiny", text="hi", **more)
         return [event async for event in stub.Generate(request, timeout=60)]

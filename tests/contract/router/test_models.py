@@ -13,6 +13,7 @@ from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from services.common import channels, wire
 from services.common.generation import ModelRef
+from services.common.roles import Role
 from services.router.__main__ import RunningDoors
 from tests.fake_mesh import FakeMesh
 from tests.waiting import until
@@ -55,7 +56,7 @@ async def test_what_is_not_deployed_is_not_found_at_either_door(
 ) -> None:
     refused = await http.post("/v1/completions", json=_body("other"))
     assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
-    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
+    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}", Role.ROUTER) as channel:
         call = router_pb2_grpc.RouterServiceStub(channel).Generate(
             router_pb2.GenerateRequest(model="other", text="hi"), timeout=20
         )

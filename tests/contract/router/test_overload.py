@@ -13,6 +13,7 @@ from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from services.common import channels
 from services.common.errors import ResourceExhausted
+from services.common.roles import Role
 from services.common.statuses import from_rpc_error
 from services.router.__main__ import RunningDoors
 from tests.fake_mesh import FakeMesh
@@ -69,7 +70,7 @@ async def test_the_same_over_grpc_says_when_to_come_back(
 ) -> None:
     tell(mesh, busy(100), busy(100))
     await known(router, 100)
-    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
+    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}", Role.ROUTER) as channel:
         stub = router_pb2_grpc.RouterServiceStub(channel)
         asked = router_pb2.GenerateRequest(model="tiny", text="hi", deadline_ms=500)
         with pytest.raises(grpc.aio.AioRpcError) as failed:

@@ -10,6 +10,7 @@ from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from services.common import channels, wire
 from services.common.prefix import chain_of, told
+from services.common.roles import Role
 from services.router.__main__ import RunningDoors
 from tests.fake_mesh import FakeMesh
 from tests.waiting import until
@@ -50,7 +51,7 @@ async def test_what_was_cached_is_told_over_both_doors_and_at_every_router(
     body = {"model": "tiny", "prompt": "hi", "max_tokens": 2}
     whole = (await http.post("/v1/completions", json=body)).json()
     assert whole["usage"]["prompt_tokens_details"] == {"cached_tokens": 32}
-    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
+    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}", Role.ROUTER) as channel:
         stub = router_pb2_grpc.RouterServiceStub(channel)
         asked = router_pb2.GenerateRequest(model="tiny", text="hi", cache_salt="mine")
         events = [event async for event in stub.Generate(asked, timeout=60)]

@@ -16,6 +16,7 @@ from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from services.common import channels
 from services.common.errors import ResourceExhausted
+from services.common.roles import Role
 from services.common.statuses import from_rpc_error
 from services.router.__main__ import RunningDoors
 from tests.fake_mesh import FakeMesh
@@ -171,7 +172,7 @@ async def test_grpc_is_held_to_the_same_limits(keyed: RunningDoors, ring: KeyRin
     sampling = router_pb2.SamplingOptions(max_tokens=3, temperature=0.0)
     request = router_pb2.GenerateRequest(model="tiny", text="hi", sampling=sampling)
     metadata = tuple(ring.shown("few").items())
-    async with channels.open_channel(f"127.0.0.1:{keyed.grpc_port}") as channel:
+    async with channels.open_channel(f"127.0.0.1:{keyed.grpc_port}", Role.ROUTER) as channel:
         stub = router_pb2_grpc.RouterServiceStub(channel)
         ended: list[Any] = []
         for _ in range(4):

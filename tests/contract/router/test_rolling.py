@@ -16,6 +16,7 @@ import pytest
 from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from services.common import channels, health
+from services.common.roles import Role
 from tests.fake_mesh import REPLY, FakeMesh
 from tests.waiting import until
 
@@ -34,6 +35,8 @@ async def _refused(http_port: int) -> bool:
             await client.get("/healthz")
     except httpx.ConnectError:
         return True
+    except httpx.TransportError:  # connected just before it stopped listening, and let go
+        return False
     return False
 
 
@@ -41,7 +44,7 @@ async def _ready(http_port: int, status: int) -> bool:
     try:
         async with _client(http_port) as client:
             return (await client.get("/readyz")).status_code == status
-    except httpx.ConnectError:
+    except httpx.TransportError:
         return False
 
 
@@ -68,8 +71,8 @@ async def test_a_router_that_leaves_is_not_ready_and_serves_until_others_have_no
             answer = await client.post("/v1/chat/completions", json=CHAT)
         assert answer.json()["choices"][0]["message"]["content"] == REPLY
         assert answer.headers["connection"] == "close"
-        assert not await health.is_serving(f"127.0.0.1:{router.grpc_port}")
-        async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
+        assert not await health.is_serving(f"127.0.0.1:{router.grpc_port}", Role.ROUTER)
+        async with channels.open_channel(f"127.0.0.1:{router.grpc_port}", Role.ROUTER) as channel:
             stub = router_pb2_grpc.RouterServiceStub(channel)
             text = router_pb2.GenerateRequest(model="tiny", text="hi", sampling=GREEDY)
             assert [event async for event in stub.Generate(text, timeout=60)]
@@ -83,7 +86,7 @@ async def test_streams_end_by_themselves_behind_closed_doors(mesh: FakeMesh, ask
         mesh.router(leave_pause_s=0.1, drain_s=60) as router,
         _client(router.http_port) as client,
         _client(router.http_port) as idle,
-        channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel,
+        channels.open_channel(f"127.0.0.1:{router.grpc_port}", Role.ROUTER) as channel,
     ):
         await idle.get("/healthz")
         stub = router_pb2_grpc.RouterServiceStub(channel)

@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from services.common import channels, telemetry
+from services.common.roles import Role
 from services.router.__main__ import RunningDoors
 from tests.fake_mesh import REPLY, FakeMesh
 
@@ -83,7 +84,7 @@ async def test_a_recovery_begun_by_silence_belongs_to_the_trace(
 async def test_a_request_over_grpc_is_one_trace_too(
     spans: InMemorySpanExporter, mesh: FakeMesh, router: RunningDoors, caller: Any
 ) -> None:
-    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
+    async with channels.open_channel(f"127.0.0.1:{router.grpc_port}", Role.ROUTER) as channel:
         stub = router_pb2_grpc.RouterServiceStub(channel)
         request = router_pb2.GenerateRequest(model="tiny", text="hi")
         events = [e async for e in stub.Generate(request, timeout=60, metadata=caller)]

@@ -12,6 +12,7 @@ import pytest
 from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from services.common import channels
+from services.common.roles import Role
 from services.router.__main__ import RunningDoors, running
 from services.router.settings import RouterSettings
 from tests.fake_mesh import FakeMesh
@@ -97,7 +98,7 @@ async def test_it_is_not_ready_says_why_and_is_asked_once(
         assert "retry-after" not in answer.headers
         assert answer.json()["error"]["code"] == "model_unusable"
         assert answer.json()["error"]["message"] == reason
-        async with channels.open_channel(f"127.0.0.1:{router.grpc_port}") as channel:
+        async with channels.open_channel(f"127.0.0.1:{router.grpc_port}", Role.ROUTER) as channel:
             stub = router_pb2_grpc.RouterServiceStub(channel)
             with pytest.raises(grpc.aio.AioRpcError) as status:
                 async for _ in stub.Generate(

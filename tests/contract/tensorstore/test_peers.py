@@ -18,6 +18,7 @@ from services.common import channel_options
 from services.common.channel_options import options
 from services.common.errors import Unavailable
 from services.common.generation import LayerRange
+from services.common.roles import Role
 from services.common.server import ErrorInterceptor
 from services.tensorstore.cache.cache import ChunkCache
 from services.tensorstore.client import StoredModel
@@ -95,7 +96,9 @@ async def test_every_byte_is_sent_once(
     async with serving(stored, s3_endpoint, tmp_path, parts) as peers:
 
         def load(rank: int) -> None:
-            readers = [RemoteReader(address, cached_only=True) for address, _ in peers]
+            readers = [
+                RemoteReader(address, Role.TENSORSTORE, cached_only=True) for address, _ in peers
+            ]
             cache = ChunkCache(tmp_path / f"own{rank}", 1 << 30, [*readers, store])
             model = StoredModel(
                 "tiny", stored.imported.digest, stored.imported.manifest, store, cache
@@ -123,7 +126,7 @@ def test_a_peer_that_froze_is_noticed_long_before_its_deadline(
     monkeypatch.setattr(channel_options, "KEEPALIVE_INTERVAL_S", 0.2)
     monkeypatch.setattr(channel_options, "KEEPALIVE_TIMEOUT_S", 0.2)
     running = start_service(store=stored.directory)
-    reader = RemoteReader(running.address, cached_only=True, timeout_s=20)
+    reader = RemoteReader(running.address, Role.TENSORSTORE, cached_only=True, timeout_s=20)
     chunk = stored.imported.manifest.chunks[0]
     assert list(reader.pieces(chunk.digest, 0, 64))
     running.process.send_signal(signal.SIGSTOP)

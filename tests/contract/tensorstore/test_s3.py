@@ -27,6 +27,7 @@ from services.common.errors import (
     Unavailable,
 )
 from services.common.generation import LayerRange
+from services.common.roles import Role
 from services.tensorstore import upkeep
 from services.tensorstore.client import open_store
 from services.tensorstore.format.slices import Selection
@@ -258,7 +259,7 @@ def test_a_store_told_to_stop_ends_though_s3_hangs(
     faults.chosen = lambda method, path: True
     faults.slow = PERSISTENT
     asked = len(faults.requests)
-    with closing(remote.open_channel(running.address)) as channel:
+    with closing(remote.open_channel(running.address, Role.TENSORSTORE)) as channel:
         stub: Any = tensorstore_pb2_grpc.TensorStoreServiceStub(channel)
         waiting = stub.List.future(tensorstore_pb2.ListRequest())
         while len(faults.requests) == asked:

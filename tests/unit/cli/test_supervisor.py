@@ -17,6 +17,7 @@ from services.cli.layout import MeshOptions, ServiceSpec
 from services.cli.mesh_directory import MeshDirectory, MeshError, MeshState
 from services.cli.ports import free_ports
 from services.cli.supervisor import Supervisor
+from services.common.roles import Role
 
 
 def _spec(name: str, code: str) -> ServiceSpec:
@@ -146,7 +147,7 @@ async def test_a_mesh_is_ready_when_all_that_its_controller_planned_is(
         nodes = [controller_pb2.NodeStatus(state=controller_pb2.NODE_STATE_LOST)]
         return controller_pb2.GetStatusResponse(pipelines=pipelines, nodes=nodes)
 
-    async def serving(address: str) -> bool:
+    async def serving(address: str, _: Role) -> bool:
         return True
 
     monkeypatch.setattr(supervisor, "controller_status", status)
@@ -177,7 +178,7 @@ async def test_of_several_controllers_one_that_leads_is_enough(
 
     led = list[bool]()
 
-    async def serving(address: str) -> bool:
+    async def serving(address: str, _: Role) -> bool:
         led.append(len(led) > 4)
         return address == specs[leads].grpc and led[-1]
 
@@ -202,7 +203,7 @@ async def test_a_mesh_that_sleeps_is_ready_and_says_so(
     async def status(address: str) -> controller_pb2.GetStatusResponse:
         return controller_pb2.GetStatusResponse(plan=plan)
 
-    async def serving(address: str) -> bool:
+    async def serving(address: str, _: Role) -> bool:
         return True
 
     monkeypatch.setattr(supervisor, "controller_status", status)
@@ -286,7 +287,7 @@ async def test_what_no_pipeline_can_run_ends_the_start_with_the_reason(
     async def status(address: str) -> controller_pb2.GetStatusResponse:
         return controller_pb2.GetStatusResponse(unusable="head_dim must be even")
 
-    async def serving(address: str) -> bool:
+    async def serving(address: str, _: Role) -> bool:
         return True
 
     monkeypatch.setattr(supervisor, "controller_status", status)
@@ -304,7 +305,7 @@ async def test_a_model_that_no_router_can_use_ends_the_start_with_the_reason(
     async def status(address: str) -> controller_pb2.GetStatusResponse:
         return controller_pb2.GetStatusResponse(pipelines=[ready])
 
-    async def serving(address: str) -> bool:
+    async def serving(address: str, _: Role) -> bool:
         return True
 
     monkeypatch.setattr(supervisor, "controller_status", status)
@@ -333,7 +334,7 @@ async def test_a_mesh_is_ready_beside_a_pipeline_that_none_can_run_and_says_so(
     async def status(address: str) -> controller_pb2.GetStatusResponse:
         return controller_pb2.GetStatusResponse(pipelines=[loading, ready], faults=[fault])
 
-    async def serving(address: str) -> bool:
+    async def serving(address: str, _: Role) -> bool:
         return True
 
     monkeypatch.setattr(supervisor, "controller_status", status)

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -218,17 +217,6 @@ def test_what_is_wrong_with_other_settings_is_not_the_market_s(
     (tmp_path / "m.yaml").write_text(MARKET % 3)
     monkeypatch.setenv("SHUNT_CONTROLLER_TICK_S", "soon")
     up.check_controller(MeshOptions(market=tmp_path / "m.yaml", node_speeds="3"))
-
-
-def test_a_market_is_played_from_one_controller_s_directory(tmp_path: Path) -> None:
-    path = tmp_path / "market.yaml"
-    path.write_text("offers: [{id: a, count: 9, price_per_hour: 1.0, relative_speed: 3}]")
-    options = MeshOptions(
-        journal="postgresql://me@db/mesh", standbys=1, market=path, node_speeds="3"
-    )
-    with pytest.raises(MeshError, match="--standbys: how far a --market was played"):
-        up.check_standbys(options)
-    up.check_standbys(replace(options, market=None))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
 from services.common import channels, renewal
+from services.common.roles import Role
 from tests.name_server import NameServer
 
 FOUND_S = 20.0
@@ -58,7 +59,7 @@ async def test_a_peer_that_comes_back_at_another_address_is_found(
 ) -> None:
     before, port = await _serve(FIRST)
     target = f"dns://127.0.0.1:{names.port}/peer.test:{port}"
-    async with channels.open_channel(target) as channel:
+    async with channels.open_channel(target, Role.ROUTER) as channel:
         assert await _answers(channel, 10)
         names.address = None
         await before.stop(0)
@@ -78,7 +79,7 @@ async def test_a_name_without_an_address_is_asked_for_as_often_as_ever(
     names.address = None
     plain = f"dns://127.0.0.1:{others.port}/peer.test:1"
     async with (
-        channels.open_channel(f"dns://127.0.0.1:{names.port}/peer.test:1") as channel,
+        channels.open_channel(f"dns://127.0.0.1:{names.port}/peer.test:1", Role.ROUTER) as channel,
         grpc.aio.insecure_channel(plain, channels.options(1 << 20)) as left_alone,
     ):
         assert not await _answers(channel)
@@ -96,7 +97,9 @@ async def test_calls_over_an_old_connection_live_on_beside_those_over_a_new_one(
 ) -> None:
     monkeypatch.setattr(renewal, "RENEWAL_INTERVAL_S", 0.2)
     before, port = await _serve(FIRST)
-    async with channels.open_channel(f"dns://127.0.0.1:{names.port}/peer.test:{port}") as channel:
+    async with channels.open_channel(
+        f"dns://127.0.0.1:{names.port}/peer.test:{port}", Role.ROUTER
+    ) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert isinstance(await watch.read(), health_pb2.HealthCheckResponse)
         names.address = None
@@ -117,7 +120,9 @@ async def test_a_channel_is_not_looked_up_when_nobody_calls(
     monkeypatch.setattr(renewal, "RENEWAL_INTERVAL_S", 0.05)
     monkeypatch.setattr(renewal, "INTEREST_S", 0.5)
     names.address = None
-    async with channels.open_channel(f"dns://127.0.0.1:{names.port}/peer.test:1") as channel:
+    async with channels.open_channel(
+        f"dns://127.0.0.1:{names.port}/peer.test:1", Role.ROUTER
+    ) as channel:
         assert await _silent(channel, 2.0) >= 2.0
         (looking,) = asyncio.all_tasks() - {asyncio.current_task()}
         await looking

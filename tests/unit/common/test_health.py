@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
 from services.common import health
+from services.common.roles import Role
 
 
 @pytest.fixture
@@ -30,13 +32,13 @@ async def test_only_a_server_that_serves_is_healthy(
 ) -> None:
     service, address = servicer
     await service.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
-    assert not await health.is_serving(address)
+    assert not await health.is_serving(address, Role.ROUTER)
     await service.set("", health_pb2.HealthCheckResponse.SERVING)
-    assert await health.is_serving(address)
+    assert await health.is_serving(address, Role.ROUTER)
 
 
 async def test_nobody_is_not_healthy() -> None:
-    assert not await health.is_serving("127.0.0.1:1", timeout_s=1.0)
+    assert not await health.is_serving("127.0.0.1:1", Role.ROUTER, timeout_s=1.0)
     assert not health.answers("http://127.0.0.1:1/readyz", timeout_s=1.0)
 
 
@@ -80,7 +82,7 @@ async def test_no_proxy_stands_between_services(
 ) -> None:
     service, address = servicer
     await service.set("", health_pb2.HealthCheckResponse.SERVING)
-    assert await health.is_serving(address)
+    assert await health.is_serving(address, Role.ROUTER)
 
 
 @pytest.mark.usefixtures("proxied")
@@ -93,3 +95,14 @@ def test_no_proxy_is_asked_for_a_url(url: str) -> None:
 def test_the_command_exits_with_the_health(url: str, path: str, status: int) -> None:
     command = (sys.executable, "-m", "services.common.health", url + path)
     assert subprocess.run(command, timeout=60, check=False).returncode == status
+
+
+async def test_the_command_asks_a_server_of_the_role_that_is_said(
+    servicer: tuple[health_aio.HealthServicer, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, address = servicer
+    await service.set("", health_pb2.HealthCheckResponse.SERVING)
+    command = (sys.executable, "-m", "services.common.health", address)
+    for said, status in (("router",), 0), ((), 2), (("nobody",), 2):
+        process = await asyncio.create_subprocess_exec(*command, *said)
+        assert await process.wait() == status

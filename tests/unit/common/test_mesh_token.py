@@ -20,6 +20,7 @@ from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from services.common import channels, mesh_token, roles, settings
 from services.common.errors import InvalidArgument, PermissionDenied, Unauthenticated
+from services.common.roles import Role
 from services.common.server import Server
 from services.common.settings import ServiceSettings
 from services.common.statuses import from_rpc_error
@@ -64,7 +65,7 @@ async def _asked_with(
     port = await server.start()
     monkeypatch.setenv(mesh_token.VARIABLE, shown)
     try:
-        async with channels.open_channel(f"127.0.0.1:{port}") as channel:
+        async with channels.open_channel(f"127.0.0.1:{port}", Role.CONTROLLER) as channel:
             yield channel
     finally:
         await server.stop()
@@ -140,7 +141,7 @@ async def test_the_stores_own_client_shows_the_token(monkeypatch: pytest.MonkeyP
         unary_stream = stream_unary = stream_stream = unary_unary
 
     monkeypatch.setattr(grpc, "insecure_channel", lambda *_, **__: _Calls())
-    channel: Any = remote.open_channel("host:1")
+    channel: Any = remote.open_channel("host:1", Role.TENSORSTORE)
     channel.unary_unary("/shuntserve.tensorstore.v1.TensorStoreService/List")(b"", timeout=1)
     assert shown == [(("authorization", f"Bearer {TOKEN}"),)]
 

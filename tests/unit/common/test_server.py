@@ -17,6 +17,7 @@ from shuntserve.router.v1 import router_pb2, router_pb2_grpc
 
 from services.common import channel_options, channels, health, telemetry
 from services.common.errors import NotFound, Superseded
+from services.common.roles import Role
 from services.common.server import Server
 from services.common.settings import ServiceSettings
 from services.common.statuses import from_rpc_error
@@ -53,7 +54,10 @@ async def _serving(**settings: Any) -> AsyncIterator[tuple[_Router, str, Server]
 
 
 async def test_a_domain_error_reaches_the_client_with_its_field() -> None:
-    async with _serving() as (_, address, _), channels.open_channel(address) as channel:
+    async with (
+        _serving() as (_, address, _),
+        channels.open_channel(address, Role.ROUTER) as channel,
+    ):
         stub = router_pb2_grpc.RouterServiceStub(channel)
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await stub.Cancel(router_pb2.CancelRequest(generation_id="unknown"), timeout=60)
@@ -64,7 +68,10 @@ async def test_a_domain_error_reaches_the_client_with_its_field() -> None:
 
 
 async def test_an_error_in_mid_stream_comes_after_what_was_sent() -> None:
-    async with _serving() as (_, address, _), channels.open_channel(address) as channel:
+    async with (
+        _serving() as (_, address, _),
+        channels.open_channel(address, Role.ROUTER) as channel,
+    ):
         call = router_pb2_grpc.RouterServiceStub(channel).Generate(
             router_pb2.GenerateRequest(), timeout=5
         )
@@ -75,7 +82,10 @@ async def test_an_error_in_mid_stream_comes_after_what_was_sent() -> None:
 
 
 async def test_the_callers_deadline_bounds_the_calls_made_for_it() -> None:
-    async with _serving() as (servicer, address, _), channels.open_channel(address) as channel:
+    async with (
+        _serving() as (servicer, address, _),
+        channels.open_channel(address, Role.ROUTER) as channel,
+    ):
         stub = router_pb2_grpc.RouterServiceStub(channel)
         await stub.Cancel(router_pb2.CancelRequest(), timeout=7)
         assert 0 < servicer.timeouts[0] < 8  # the wire rounds deadlines
@@ -84,7 +94,10 @@ async def test_the_callers_deadline_bounds_the_calls_made_for_it() -> None:
 
 
 async def test_health_follows_readiness() -> None:
-    async with _serving() as (_, address, server), channels.open_channel(address) as channel:
+    async with (
+        _serving() as (_, address, server),
+        channels.open_channel(address, Role.ROUTER) as channel,
+    ):
         stub = health_pb2_grpc.HealthStub(channel)
         request = health_pb2.HealthCheckRequest(service=NAME)
         before = await stub.Check(request, timeout=60)
@@ -111,9 +124,9 @@ async def test_a_taken_port_is_refused_by_name(capsys: pytest.CaptureFixture[str
 async def test_an_ipv6_host_is_bound_and_reached() -> None:
     server = Server(ServiceSettings(host="::1", shutdown_grace_s=0), [NAME])
     port = await server.start()
-    assert await health.is_serving(channels.address_of("::1", port)) is False
+    assert await health.is_serving(channels.address_of("::1", port), Role.ROUTER) is False
     await server.set_ready(True)
-    assert await health.is_serving(channels.address_of("::1", port))
+    assert await health.is_serving(channels.address_of("::1", port), Role.ROUTER)
     await server.stop()
 
 
@@ -129,7 +142,10 @@ async def test_a_trace_goes_on_across_a_call(monkeypatch: pytest.MonkeyPatch) ->
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(telemetry, "tracer", provider.get_tracer("test"))
-    async with _serving() as (servicer, address, _), channels.open_channel(address) as channel:
+    async with (
+        _serving() as (servicer, address, _),
+        channels.open_channel(address, Role.ROUTER) as channel,
+    ):
         stub = router_pb2_grpc.RouterServiceStub(channel)
         with telemetry.span("client") as client:
             await stub.Cancel(router_pb2.CancelRequest(), timeout=60, metadata=telemetry.metadata())
@@ -146,7 +162,10 @@ async def test_an_idle_connection_outlives_many_keepalives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(channel_options, "KEEPALIVE_INTERVAL_S", 0.05)
-    async with _serving() as (_, address, _), channels.open_channel(address) as channel:
+    async with (
+        _serving() as (_, address, _),
+        channels.open_channel(address, Role.ROUTER) as channel,
+    ):
         stub = health_pb2_grpc.HealthStub(channel)
         watch = stub.Watch(health_pb2.HealthCheckRequest(service=NAME), timeout=60)
         await watch.read()
@@ -192,7 +211,7 @@ async def test_a_call_to_a_host_that_vanished_ends_long_before_its_deadline(
     async with (
         _serving() as (_, address, _),
         _wire_to(address, cut) as wire,
-        channels.open_channel(wire) as channel,
+        channels.open_channel(wire, Role.ROUTER) as channel,
     ):
         stub = health_pb2_grpc.HealthStub(channel)
         watch = stub.Watch(health_pb2.HealthCheckRequest(service=NAME), timeout=60)

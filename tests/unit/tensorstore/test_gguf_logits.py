@@ -152,6 +152,29 @@ def test_windows_of_some_layers_are_those_of_transformers(
     assert_equal_logits(path, reference)
 
 
+@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+def test_gemmas_are_those_of_transformers(tmp_path: Path, family: str) -> None:
+    """Norms, caps, windows, ropes and embeddings; its reader knows neither rope nor pattern."""
+    made = gguf_models.model(family, gguf_models.gemma_pieces(), layers=7, tied=True)
+    metadata = {f"{family}.attention.sliding_window": 9, f"{family}.rope.freq_base": 50000.0}
+    every, changes = 2, {"rope_parameters": {"rope_type": "default", "rope_theta": 50000.0}}
+    if family == "gemma2":
+        metadata |= {"gemma2.attn_logit_softcapping": 2.0, "gemma2.final_logit_softcapping": 5.0}
+        changes |= {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0}
+    else:
+        every = 6
+        metadata |= {"gemma3.rope.scaling.type": "linear", "gemma3.rope.scaling.factor": 8.0}
+        changes["rope_parameters"] = {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 50000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        }
+    kinds = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(7)]
+    path = made.changed(metadata).write(tmp_path / "tiny.gguf")
+    reference = theirs(path, query_pre_attn_scalar=16, layer_types=kinds, **changes)
+    assert reference.config.sliding_window == 9
+    assert_equal_logits(path, reference)
+
+
 def test_yarn_is_that_of_transformers(tmp_path: Path) -> None:
     metadata = {
         "llama.rope.scaling.type": "yarn",

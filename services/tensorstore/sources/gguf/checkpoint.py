@@ -71,7 +71,9 @@ class GgufCheckpoint:
         config = gguf_config.config_of(
             metadata, family, embedding.shape[0], factors
         ) | gguf_tensors.flags_of(family, tensors)
-        tokenizer = gguf_tokenizer.read(metadata, config["vocab_size"])
+        tokenizer = gguf_tokenizer.read(
+            metadata, config["vocab_size"], gemma=family.gemma is not None
+        )
         metadata.refuse_rest()
         self.config, self.files = config | tokenizer.ids, tokenizer.files
         check_model(self.config, self.files)
@@ -102,7 +104,8 @@ class GgufCheckpoint:
                 start = row // step * step
                 rows = _reordered(self._bf16(source, start, start + step))
             else:
-                start, rows = row, self._bf16(source, row, min(row + step, last))
+                start = row
+                rows = self._bf16(source, row, min(row + step, last), wanted.offset)
             stop = min(start + len(rows), last)
             out[row - first : stop - first] = rows[row - start : stop - start]
             row = stop
@@ -126,15 +129,17 @@ class GgufCheckpoint:
         read_exactly(descriptor, source.start + first * row_bytes, memoryview(raw))
         return raw
 
-    def _bf16(self, source: GgufTensor, first: int, last: int) -> Any:
-        """Rows as bf16 bit patterns, [rows, columns]."""
+    def _bf16(self, source: GgufTensor, first: int, last: int, offset: float = 0.0) -> Any:
+        """Rows less an offset as bf16 bit patterns, [rows, columns]."""
         raw = self._raw(source, first, last)
         blocks = np.frombuffer(raw, dtype=np.uint8).reshape(last - first, -1)
         with np.errstate(invalid="ignore", over="ignore"):  # what is not a number stays so
             if source.kind.name in ("F32", "F16"):
                 dtype = np.float32 if source.kind.name == "F32" else np.float16
-                return round_to_bf16(blocks.view(dtype).astype(np.float32))
-            return round_to_bf16(dequantize(blocks, source.kind))
+                values = blocks.view(dtype).astype(np.float32)
+            else:
+                values = dequantize(blocks, source.kind)
+            return round_to_bf16(values - np.float32(offset) if offset else values)
 
 
 def round_to_bf16(values: Any) -> Any:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
 from services.model.config import MAX_LAYERS
+from services.tensorstore.sources.gguf.gemma import GEMMA2, GEMMA3, Gemma, gemma_fields
 from services.tensorstore.sources.gguf.metadata import Metadata, refuse
 from services.tensorstore.sources.gguf.rope import ROPE_FREQS, phi3_rope, rope_parameters
 
@@ -36,6 +37,8 @@ class GgufArchitecture:
     """Which layers have the window of a file that tells one."""
     scales: bool = False
     """Its factors stand in the file."""
+    gemma: Gemma | None = None
+    """What it has if it is one of them."""
 
 
 _POST_NORMS = MappingProxyType(
@@ -43,6 +46,9 @@ _POST_NORMS = MappingProxyType(
         "post_attention_layernorm": "post_attention_norm",
         "post_feedforward_layernorm": "post_ffw_norm",
     }
+)
+_ALL_NORMS = MappingProxyType(
+    {"input_layernorm": "attn_norm", "pre_feedforward_layernorm": "ffn_norm", **_POST_NORMS}
 )
 FAMILIES = {
     family.name: family
@@ -68,6 +74,10 @@ FAMILIES = {
         ),
         GgufArchitecture("olmo2", "Olmo2ForCausalLM", "olmo2", norms=_POST_NORMS),
         GgufArchitecture("smollm3", "SmolLM3ForCausalLM", "smollm3", permuted=True),
+        GgufArchitecture("gemma2", "Gemma2ForCausalLM", "gemma2", norms=_ALL_NORMS, gemma=GEMMA2),
+        GgufArchitecture(
+            "gemma3", "Gemma3ForCausalLM", "gemma3_text", norms=_ALL_NORMS, gemma=GEMMA3
+        ),
     )
 }
 _MISTRAL = GgufArchitecture(
@@ -124,8 +134,9 @@ def config_of(
     """The config but for what tensors and tokenizer say. `vocabulary` counts the embedding's rows,
     `factors` are the tensors of rotary factors that there are. Raises InvalidArgument."""
     name = family.name
+    own: Collection[str] = _SCALES if family.scales else family.gemma.caps if family.gemma else ()
     for key, values in _NEUTRAL.items():
-        if not (family.scales and key in _SCALES):
+        if key not in own:
             metadata.neutral(f"{name}.{key}", values)
     heads = metadata.size(f"{name}.attention.head_count")
     hidden = metadata.size(f"{name}.embedding_length")
@@ -133,14 +144,12 @@ def config_of(
     head_dim = _head_dim(metadata, family, hidden, heads)
     if metadata.size(f"{name}.vocab_size", vocabulary) != vocabulary:
         raise refuse(f"{name}.vocab_size", f"the embedding has {vocabulary} rows")
-    layers = metadata.size(f"{name}.block_count", limit=MAX_LAYERS)
-    return {
+    found = {
         "architectures": [family.architecture],
         "model_type": family.model_type,
-        "hidden_act": "silu",
         "hidden_size": hidden,
         "intermediate_size": metadata.size(f"{name}.feed_forward_length"),
-        "num_hidden_layers": layers,
+        "num_hidden_layers": metadata.size(f"{name}.block_count", limit=MAX_LAYERS),
         "num_attention_heads": heads,
         "num_key_value_heads": metadata.size(f"{name}.attention.head_count_kv", heads),
         "head_dim": head_dim,
@@ -149,9 +158,15 @@ def config_of(
         "rms_norm_eps": metadata.number(f"{name}.attention.layer_norm_rms_epsilon"),
         **_rope(metadata, family, head_dim, context, factors),
         "torch_dtype": "bfloat16",
-        **_windows(metadata, family, layers),
-        **_scales(metadata, family),
     }
+    if family.gemma:
+        found |= gemma_fields(metadata, name, family.gemma, found, found["rope_parameters"])
+    else:
+        windows = _windows(metadata, family, found["num_hidden_layers"])
+        found |= {"hidden_act": "silu", **windows, **_scales(metadata, family)}
+    if not family.scales:
+        _check_scale(metadata, name, found.get("query_pre_attn_scalar", head_dim))
+    return found
 
 
 def _rope(
@@ -217,11 +232,13 @@ def _head_dim(metadata: Metadata, family: GgufArchitecture, hidden: int, heads: 
             raise refuse(f"{name}.{key}", f"is {found}, the key length {head_dim}")
     if head_dim % 2:
         raise refuse(f"{name}.attention.key_length", f"is {head_dim}, an odd number")
-    if family.scales:
-        return head_dim
+    return head_dim
+
+
+def _check_scale(metadata: Metadata, name: str, divisor: int) -> None:
+    """By what scores are scaled: told, it must be what the family has anyway."""
     scale = metadata.take(f"{name}.attention.scale")
     if scale not in (None, 0.0) and not (
-        type(scale) is float and math.isclose(scale, head_dim**-0.5, rel_tol=1e-6)
+        type(scale) is float and math.isclose(scale, divisor**-0.5, rel_tol=1e-6)
     ):
-        raise refuse(f"{name}.attention.scale", "is not 1 / √key_length")
-    return head_dim
+        raise refuse(f"{name}.attention.scale", f"is not 1 / √{divisor}")

@@ -44,6 +44,8 @@ class Expected:
     """Where in that one it begins."""
     heads: int
     """Into how many heads its rows are reordered; 0 for one whose rows stay."""
+    offset: float = 0.0
+    """What its values count from in the family's own checkpoints, and not in the file."""
 
 
 def flags_of(family: GgufArchitecture, names: Collection[str]) -> dict[str, bool]:
@@ -69,7 +71,8 @@ def expected(
         if name not in names:
             raise InvalidArgument(f"tensor {name} is missing", field="tensors")
         heads = reordered.get(name.split(".")[-2], 0)
-        found[hf_name] = Expected(name, shape, rows[name], heads)
+        offset = config.norm_offset if hf_name.endswith("norm.weight") else 0.0
+        found[hf_name] = Expected(name, shape, rows[name], heads, offset)
         rows[name] += shape[0]
     factors = rope_tensors(family)
     for name in names:

@@ -11,7 +11,12 @@ from tokenizers import AddedToken, Tokenizer, processors
 
 from services.model.tokenizer_class import GGUF, MADE_FROM
 from services.tensorstore.sources.gguf.metadata import Metadata, refuse
-from services.tensorstore.sources.gguf.vocabulary import GgufVocabulary, byte_level, sentencepiece
+from services.tensorstore.sources.gguf.vocabulary import (
+    GgufVocabulary,
+    byte_level,
+    gemma_pieces,
+    sentencepiece,
+)
 
 _CONTROL, _USER_DEFINED = 3, 4
 _NAMED = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
@@ -45,10 +50,10 @@ class TokenizerFiles:
     """The config's bos, eos and pad token ids."""
 
 
-def read(metadata: Metadata, rows: int) -> TokenizerFiles:
-    """The tokenizer of a model whose embedding has so many rows; raises InvalidArgument naming the
-    key that is not understood."""
-    vocabulary = _vocabulary(metadata, rows)
+def read(metadata: Metadata, rows: int, *, gemma: bool = False) -> TokenizerFiles:
+    """The tokenizer of a model, a `gemma` or another, whose embedding has so many rows; raises
+    InvalidArgument naming the key that is not understood."""
+    vocabulary = _vocabulary(metadata, rows, gemma=gemma)
     tokens, kinds = vocabulary.tokens, vocabulary.kinds
     ids = {
         ours: metadata.index(f"tokenizer.ggml.{theirs}_token_id", len(tokens))
@@ -88,7 +93,7 @@ def read(metadata: Metadata, rows: int) -> TokenizerFiles:
     return TokenizerFiles(files, kept)
 
 
-def _vocabulary(metadata: Metadata, rows: int) -> GgufVocabulary:
+def _vocabulary(metadata: Metadata, rows: int, *, gemma: bool) -> GgufVocabulary:
     kind = metadata.text("tokenizer.ggml.model")
     if kind in (None, "none", "no_vocab"):
         raise refuse("tokenizer.ggml.model", "the file has no tokenizer")
@@ -114,7 +119,7 @@ def _vocabulary(metadata: Metadata, rows: int) -> GgufVocabulary:
     metadata.take("tokenizer.huggingface.json")  # the same vocabulary once more
     for name in _OTHER_IDS:
         metadata.index(f"tokenizer.ggml.{name}_token_id", len(tokens))
-    build = byte_level if kind == "gpt2" else sentencepiece
+    build = byte_level if kind == "gpt2" else gemma_pieces if gemma else sentencepiece
     return build(metadata, tokens, kinds)
 
 

@@ -11,6 +11,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from services.tensorstore.sources.gguf.metadata import Metadata, refuse
 
 _MAX_PIECE_CHARS = 256
+_NORMAL = 1  # llama.cpp's kind of a token that is nothing else
 _BLANK = "\u2581"
 # The expressions of the models' own tokenizer.json; transformers has the same ones.
 _LLAMA3 = (
@@ -111,10 +112,7 @@ def _pre_tokenizers(splitting: Splitting) -> Iterator[Any]:
 def sentencepiece(metadata: Metadata, tokens: list[str], kinds: list[int]) -> GgufVocabulary:
     """SentencePiece BPE with bytes for what no piece spells, as Llama 2's; transformers'
     `LlamaTokenizer` is the model of it."""
-    metadata.neutral("tokenizer.ggml.pre", ("default",))
-    metadata.neutral("tokenizer.ggml.ignore_merges", (False,))
-    if max(map(len, tokens)) > _MAX_PIECE_CHARS:
-        raise refuse("tokenizer.ggml.tokens", f"one has more than {_MAX_PIECE_CHARS} characters")
+    _check_pieces(metadata, tokens)
     merges = _merges(metadata)
     if merges is None:
         scores = metadata.numbers("tokenizer.ggml.scores", len(tokens))
@@ -126,11 +124,46 @@ def sentencepiece(metadata: Metadata, tokens: list[str], kinds: list[int]) -> Gg
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
         _BLANK, prepend_scheme="first" if prefixed else "never", split=False
     )
-    steps = [decoders.Replace(_BLANK, " "), decoders.ByteFallback(), decoders.Fuse()]
+    steps = _piece_decoders()
     if prefixed:
         steps.append(decoders.Strip(content=" ", left=1))
     tokenizer.decoder = decoders.Sequence(steps)
     return GgufVocabulary(tokenizer, tokens, kinds, adds_bos=True)
+
+
+def gemma_pieces(metadata: Metadata, tokens: list[str], kinds: list[int]) -> GgufVocabulary:
+    """A Gemma's SentencePiece BPE; transformers' `GemmaTokenizer` is the model of it. Its merges
+    follow from the order of its pieces, as in its published tokenizer.json; the scores of a file
+    are of another order. Runs of spaces, which converters spell out and call user-defined, are
+    pieces like others."""
+    _check_pieces(metadata, tokens)
+    metadata.take("tokenizer.ggml.scores")
+    metadata.neutral("tokenizer.ggml.add_space_prefix", (False,))
+    runs = [len(token) > 1 and not token.strip(" ") for token in tokens]
+    tokens = [
+        _BLANK * len(token) if run else token for token, run in zip(tokens, runs, strict=True)
+    ]
+    kinds = [_NORMAL if run else kind for kind, run in zip(kinds, runs, strict=True)]
+    if len(set(tokens)) != len(tokens):
+        raise refuse("tokenizer.ggml.tokens", "a run of spaces occurs twice")
+    merges = _merges(metadata)
+    if merges is None:
+        merges = [merge for ways in _ways(tokens) for merge in ways]
+    tokenizer = Tokenizer(_bpe(tokens, merges, fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", _BLANK)
+    tokenizer.decoder = decoders.Sequence(_piece_decoders())
+    return GgufVocabulary(tokenizer, tokens, kinds, adds_bos=True)
+
+
+def _check_pieces(metadata: Metadata, tokens: list[str]) -> None:
+    metadata.neutral("tokenizer.ggml.pre", ("default",))
+    metadata.neutral("tokenizer.ggml.ignore_merges", (False,))
+    if max(map(len, tokens)) > _MAX_PIECE_CHARS:
+        raise refuse("tokenizer.ggml.tokens", f"one has more than {_MAX_PIECE_CHARS} characters")
+
+
+def _piece_decoders() -> list[Any]:
+    return [decoders.Replace(_BLANK, " "), decoders.ByteFallback(), decoders.Fuse()]
 
 
 def _merges(metadata: Metadata) -> list[tuple[str, str]] | None:
@@ -147,15 +180,22 @@ def _merges_of(tokens: list[str], scores: list[float]) -> list[tuple[str, str]]:
     """The merges that SentencePiece's scores imply: every way to put a piece together from two
     others, the best piece first; among equals the longer left half, then the longer right one, as
     transformers orders them (convert_slow_tokenizer, generate_merges)."""
-    ids = {token: number for number, token in enumerate(tokens)}
-    found: list[tuple[float, str, str]] = []
-    for token, score in zip(tokens, scores, strict=True):
-        halves = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
-        known = [(left, right) for left, right in halves if left in ids and right in ids]
-        known.sort(key=lambda pair: (ids[pair[0]], ids[pair[1]]))
-        found += [(score, left, right) for left, right in known]
+    found = [
+        (score, left, right)
+        for ways, score in zip(_ways(tokens), scores, strict=True)
+        for left, right in ways
+    ]
     found.sort(key=lambda merge: (-merge[0], -len(merge[1]), -len(merge[2])))
     return [(left, right) for _, left, right in found]
+
+
+def _ways(tokens: list[str]) -> Iterator[list[tuple[str, str]]]:
+    """For each piece every way to put it together from two others, by the ids of these."""
+    ids = {token: number for number, token in enumerate(tokens)}
+    for token in tokens:
+        halves = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
+        ways = [(left, right) for left, right in halves if left in ids and right in ids]
+        yield sorted(ways, key=lambda pair: (ids[pair[0]], ids[pair[1]]))
 
 
 def _bpe(tokens: list[str], merges: list[tuple[str, str]], **options: bool) -> models.BPE:

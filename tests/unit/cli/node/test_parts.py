@@ -65,13 +65,15 @@ def test_the_store_is_a_cache_of_what_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     settings = chosen(store="s3://bucket/models", cache_directory=tmp_path, cache_bytes=1 << 30)
-    token = {mesh_token.VARIABLE: "x" * 20, "OTHER": "kept"}
+    own = {"SHUNT_TENSORSTORE_TLS__DIRECTORY": "elsewhere"}
+    token = {mesh_token.VARIABLE: "x" * 20, "OTHER": "kept", **own}
     part, engine = parts.parts_of(settings, "n1", FACTS, (), token)
     store = parts.without_token(part)
     assert mesh_token.VARIABLE not in store.environment
     assert store.environment["OTHER"] == "kept"
+    assert not own.keys() & store.environment.keys(), "it shows the node's certificate"
     assert engine.environment[mesh_token.VARIABLE] == "x" * 20
-    assert engine.environment["SHUNT_ENGINE_STORE"] == f"grpc://{store.address}"
+    assert engine.environment["SHUNT_ENGINE_STORE"] == f"grpc://{store.address}?role=engine"
     for name, value in store.environment.items():
         monkeypatch.setenv(name, value)
     read = TensorStoreSettings()

@@ -200,6 +200,46 @@ def test_a_silent_head_was_not_heard_since_its_last_frame(follower: Follower) ->
     assert asked.question.unheard_s == pytest.approx(12.0)
 
 
+def test_a_head_that_others_hear_is_not_left_for_a_stream_that_brings_nothing(
+    follower: Follower,
+) -> None:
+    opened = 0
+    for quarter in range(1, 4 * 60):
+        now_s = quarter / 4
+        actions = kind(follower.tick(now_s, serves=True, silent_s=1.0))
+        assert actions in ([], ["CloseStream", "OpenStream"]), "it asks for no other head"
+        opened += bool(actions)
+    assert opened == 9, "but tries again and again"
+    asked = next(
+        actions[-1]
+        for quarter in range(4 * 60, 4 * 80)
+        if (actions := follower.tick(quarter / 4, serves=True, silent_s=0.0))
+        and kind(actions) == ["CloseStream", "AskResume"]
+    )
+    assert isinstance(asked, AskResume)
+    assert asked.question.reason is LeaveReason.UNREACHABLE
+    assert asked.question.unheard_s > 60, "its own trouble counts in the end"
+
+
+def test_a_stream_that_breaks_twice_says_when_others_heard_from_its_head(
+    follower: Follower,
+) -> None:
+    lost = Unavailable("refused")
+    follower.broken(1, lost, 3.0)
+    follower.tick(9.0, serves=True, silent_s=0.5)
+    _, asked = follower.broken(2, lost, 9.0)
+    assert isinstance(asked, AskResume)
+    assert asked.question.unheard_s == 0.5
+
+
+def test_a_head_that_nobody_hears_any_more_is_left_as_before(follower: Follower) -> None:
+    for quarter in range(1, 48):
+        follower.tick(quarter / 4, serves=True, silent_s=quarter / 4 - 2)
+    _, asked = follower.tick(12.0, serves=True, silent_s=10.0)
+    assert isinstance(asked, AskResume)
+    assert asked.question.unheard_s == 12.0
+
+
 def test_who_pauses_lets_its_head_know_and_goes_on_where_it_was(follower: Follower) -> None:
     closed, told = follower.pause()
     assert closed == CloseStream(1)

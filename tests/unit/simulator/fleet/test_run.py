@@ -83,6 +83,37 @@ def test_as_many_are_under_way_as_the_concurrency_says(write: Write) -> None:
     assert max(sample.running for sample in outcome.samples) == 7
 
 
+def test_tolerant_work_goes_to_the_pipeline_that_comes_and_other_work_lies_where_it_went(
+    write: Write,
+) -> None:
+    generator = {"requests": 600, "rate_rps": 600.0, "input_mean": 4000, "output_mean": 150}
+    market = {
+        "offers": [
+            {
+                "id": "spot",
+                "instance_type": "g6e.xlarge",
+                "spot": True,
+                "count": 2,
+                "price_per_hour": 0.7,
+                "launch_s": 10,
+            }
+        ],
+        "events": [{"at_s": 20, "offer": "spot", "take": 1, "notice_s": 0}],
+    }
+    ttft = {}
+    for tolerant in (False, True):
+        workload = {"generator": generator, "tolerant": tolerant}
+        ttft[tolerant] = played(write(market, workload=workload, replans=False)).ttft_s["mean"]
+    assert ttft[True] < ttft[False]
+
+
+def test_without_replans_the_first_plan_stays_and_who_goes_is_followed(write: Write) -> None:
+    outcome = played(write(replans=False))
+    assert [one.kind for one in outcome.happened].count("plan_chosen") == 0
+    assert [one.nodes for one in outcome.interruptions] == [1, 1]
+    assert outcome.samples[-1].pipelines == outcome.samples[0].pipelines
+
+
 def test_books_that_do_not_balance_are_no_result(write: Write) -> None:
     run = FleetRun(read_scenario(write()), "full", 0)
     run._front.counts.arrived += 1

@@ -17,6 +17,7 @@ from shuntserve.tensorstore.v1 import tensorstore_pb2 as pb
 
 from services.common import certificate_files, renewal
 from services.common.errors import Aborted, DataLoss, FailedPrecondition, Unavailable
+from services.common.roles import Role
 from services.tensorstore.cache.residence import LocalResidence
 from services.tensorstore.format.slices import Selection
 from services.tensorstore.places.remote import RemoteReader, RemoteResidence, open_channel
@@ -105,7 +106,7 @@ def address() -> Iterator[str]:
 def test_no_proxy_stands_before_a_store(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.delenv("no_proxy", raising=False)
-    with open_channel(address) as channel:
+    with open_channel(address, Role.TENSORSTORE) as channel:
         grpc.channel_ready_future(channel).result(timeout=60)
 
 
@@ -115,7 +116,7 @@ def test_half_of_tls_is_refused(absent: str, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv(f"SHUNT_TLS_{name}", "x.pem")
     monkeypatch.delenv(f"SHUNT_TLS_{absent}", raising=False)
     with pytest.raises(FailedPrecondition, match=f"SHUNT_TLS_{absent}"):
-        open_channel("127.0.0.1:1")
+        open_channel("127.0.0.1:1", Role.TENSORSTORE)
 
 
 class _Seeing(grpc.GenericRpcHandler):
@@ -151,7 +152,7 @@ def test_a_reader_shows_the_newest_certificate(
     port = server.add_secure_port("127.0.0.1:0", credentials)
     server.add_generic_rpc_handlers((store,))
     server.start()
-    with closing(RemoteReader(f"127.0.0.1:{port}")) as reader:
+    with closing(RemoteReader(f"127.0.0.1:{port}", Role.TENSORSTORE)) as reader:
         for _ in range(3):
             assert reader.names() == reader.names() == []
             assert set(store.shown) == {shown["certificate"].read_bytes()}
@@ -189,7 +190,7 @@ def test_a_reader_that_looks_its_store_up_anew_breaks_no_call(
     server = grpc.server(ThreadPoolExecutor(2), handlers=[away])
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    reader = RemoteReader(f"127.0.0.1:{port}")
+    reader = RemoteReader(f"127.0.0.1:{port}", Role.TENSORSTORE)
     pieces = reader.pieces("sha256:x", 0, 2)
     first, before = bytes(next(pieces)), reader._channel
     with pytest.raises(Unavailable):
@@ -211,7 +212,7 @@ async def test_a_store_without_an_address_is_looked_up_as_often_as_ever(
         monkeypatch.setattr(renewal, "RENEWAL_INTERVAL_S", interval_s)
         names = NameServer(None)
         await names.start()
-        reader = RemoteReader(f"dns://127.0.0.1:{names.port}/store.test:1")
+        reader = RemoteReader(f"dns://127.0.0.1:{names.port}/store.test:1", Role.TENSORSTORE)
         for _ in range(30):
             with pytest.raises(Unavailable):
                 await asyncio.to_thread(reader.names)

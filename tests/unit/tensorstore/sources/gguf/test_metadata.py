@@ -191,7 +191,7 @@ REFUSED: dict[str, Any] = {
     "llama.attn_logit_softcapping": 50.0,
     "llama.vocab_size": 7,
     "llama.interleave_moe_layer_step": 2,
-    "general.architecture": "gemma2",
+    "general.architecture": "gemma",
     "general.type": "adapter",
     "general.quantization_version": 1,
     "adapter.lora.alpha": 16.0,

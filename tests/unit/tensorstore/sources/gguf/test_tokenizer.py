@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 from tokenizers import Regex, Tokenizer
 
+from services.common.errors import InvalidArgument
 from services.model.tokenizer import Tokenizer as Served
 from services.tensorstore.sources.gguf import vocabulary as gguf_vocabulary
 from services.tensorstore.sources.gguf.checkpoint import GgufCheckpoint
+from services.tensorstore.sources.gguf.metadata import Metadata
 from tests import gguf_models
+from tests.npm_tokenizers import folder
 
 TEXTS = [
     "the capital of France",
@@ -83,6 +86,45 @@ def test_a_vocabulary_without_a_prefix_space_has_none(tmp_path: Path) -> None:
 def test_the_first_space_of_a_sentencepiece_text_belongs_to_the_encoding(tmp_path: Path) -> None:
     ours, _ = tokenizers(tmp_path, gguf_models.sentencepiece())
     assert Served(ours.to_str().encode()).vocabulary.leading_spaces == 1
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+@pytest.mark.parametrize("changes", [{}, {"tokenizer.ggml.add_eos_token": True}], ids=["", "eos"])
+def test_a_gemmas_vocabulary_gives_the_ids_of_transformers(
+    tmp_path: Path, family: str, changes: dict[str, Any]
+) -> None:
+    ours, theirs = tokenizers(tmp_path, {**gguf_models.gemma_pieces(), **changes}, family)
+    for text in TEXTS:
+        assert ours.encode(text).ids == theirs(text)["input_ids"], text
+        ids = ours.encode(text, add_special_tokens=False).ids
+        assert ids == theirs(text, add_special_tokens=False)["input_ids"], text
+        shown = ours.decode(ids, skip_special_tokens=False)
+        assert shown == theirs.decode(ids, clean_up_tokenization_spaces=False), text
+        assert shown == text
+    assert Served(ours.to_str().encode()).vocabulary.leading_spaces == 0
+
+
+def test_merges_of_a_gemma_are_those_of_its_published_tokenizer() -> None:
+    """Of its first pieces; runs of tabs apart, which stand elsewhere in the published order."""
+    published = json.loads((folder("gemma") / "tokenizer.json").read_bytes())["model"]
+    pieces = sorted(published["vocab"], key=published["vocab"].__getitem__)[:20_000]
+    kept = frozenset(pieces)
+    wanted = [
+        merge
+        for merge in (line.split(" ") for line in published["merges"])
+        if kept.issuperset(merge) and "".join(merge) in kept and "\t" not in "".join(merge)
+    ]
+    metadata = Metadata({})
+    made = gguf_vocabulary.gemma_pieces(metadata, pieces, [1] * len(pieces))
+    found = json.loads(made.tokenizer.to_str())["model"]["merges"]
+    assert [merge for merge in found if "\t" not in "".join(merge)] == wanted
+    assert len(wanted) > 10_000
+
+
+def test_a_run_of_spaces_that_occurs_twice_is_refused() -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        gguf_vocabulary.gemma_pieces(Metadata({}), ["a", "  ", "\u2581\u2581"], [1, 4, 1])
+    assert refused.value.field == "tokenizer.ggml.tokens"
 
 
 BYTE_LEVEL = [pre for pre in gguf_vocabulary.SPLITTINGS if pre not in ("default", "gpt-2")]

@@ -1,0 +1,14 @@
+"""All experiments, in the order in which they are run."""
+
+from __future__ import annotations
+
+from experiments import beam_width, estimator, placement, scale, spot_tolerance, spotserve
+
+EXPERIMENTS = (
+    placement.EXPERIMENT,
+    beam_width.EXPERIMENT,
+    estimator.EXPERIMENT,
+    spot_tolerance.EXPERIMENT,
+    spotserve.EXPERIMENT,
+    scale.EXPERIMENT,
+)
