@@ -52,11 +52,17 @@ def record(
         count = max(1, round(rate * duration))
         drawn = Generator(count, rate, input_mean, output_mean, 0.5, 0.5)
         load = drawn.draw(Random(f"record {seed}"))
-    directory = MeshDirectory(data_dir)
-    found = told(lambda: asyncio.run(Recorder(directory, load, duration, seed).record()))
-    partial = out.with_name(f"{out.name}.partial")
-    partial.write_text(found.text())
-    partial.replace(out)
+    directory, partial = MeshDirectory(data_dir), out.with_name(f"{out.name}.partial")
+    try:
+        partial.touch()  # a recording takes long, and would have nowhere to go
+        found = told(lambda: asyncio.run(Recorder(directory, load, duration, seed).record()))
+        partial.write_text(found.text())
+        partial.replace(out)
+    except OSError as error:
+        complain(f"--out: {out}: {error.strerror}")
+        raise typer.Exit(1) from None
+    finally:
+        partial.unlink(missing_ok=True)
     finished = sum(one.outcome == "finished" for one in found.requests)
     print(f"{finished} of {len(found.requests)} requests finished, {len(found.windows)} windows")
 
@@ -74,7 +80,12 @@ def fit(
 
     bounds = BatchBounds(token_budget=token_budget, max_sequences=max_sequences)
     profile, residuals = _checked(lambda: fitted(read_recording(recording), out.stem, bounds))
-    out.write_text(yaml.safe_dump(profile.model_dump(mode="json"), sort_keys=False))
+    text = yaml.safe_dump(profile.model_dump(mode="json"), sort_keys=False)
+    try:
+        out.write_text(text)
+    except OSError as error:
+        complain(f"--out: {out}: {error.strerror}")
+        raise typer.Exit(1) from None
     table = Table("stage", "windows", "error", "bias", box=SIMPLE_HEAD)
     for one in residuals:
         table.add_row(one.kind, str(one.windows), f"{one.error:.1%}", f"{one.bias:+.1%}")

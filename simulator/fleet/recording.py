@@ -51,7 +51,7 @@ class RequestRow(Row):
     kind: Literal["request"] = "request"
     number: Count
     arrival_s: Time
-    prompt: Count
+    prompt: Annotated[int, Field(ge=1, le=1 << 50)]
     """Tokens, as is `output`."""
     output: Count
     pipeline: Id
@@ -99,7 +99,7 @@ class EventRow(Row):
     """Something that the controller logged."""
 
     kind: Literal["event"] = "event"
-    at_s: float
+    at_s: Annotated[float, Field(allow_inf_nan=False)]
     event: Id
     node: Id
     pipeline: Id
