@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from experiments import beam_width, estimator, placement, scale, spot_tolerance, spotserve
+from experiments import beam_width, cost, estimator, placement, scale, spot_tolerance, spotserve
 
 EXPERIMENTS = (
     placement.EXPERIMENT,
@@ -10,5 +10,6 @@ EXPERIMENTS = (
     estimator.EXPERIMENT,
     spot_tolerance.EXPERIMENT,
     spotserve.EXPERIMENT,
+    cost.EXPERIMENT,
     scale.EXPERIMENT,
 )

@@ -74,8 +74,8 @@ def fit(
     max_sequences: Annotated[int, typer.Option(min=1, help="The engines' setting.")] = 64,
 ) -> None:
     """Fits step times to the first half of a recording, and prints how far they are off."""
+    from services.placement.estimate.engine import BatchBounds
     from simulator.fleet.fitting import fit as fitted
-    from simulator.fleet.measured import BatchBounds
     from simulator.fleet.recording import read_recording
 
     bounds = BatchBounds(token_budget=token_budget, max_sequences=max_sequences)
@@ -101,12 +101,12 @@ def replay(
     as_json: AsJson = False,
 ) -> None:
     """Plays the second half of a recording to the simulator: how far is it off?"""
+    from services.placement.estimate.engine import read_profile
     from simulator.fleet.fidelity import repeated, replayed
-    from simulator.fleet.measured import read_measured
     from simulator.fleet.recording import read_recording
 
     first = _checked(lambda: read_recording(recording))
-    accounts = {"replay": _checked(lambda: replayed(first, read_measured(profile)))}
+    accounts = {"replay": _checked(lambda: replayed(first, read_profile(profile)))}
     if against is not None:
         other = against
         accounts["repeated"] = _checked(lambda: repeated(first, read_recording(other)))
@@ -137,4 +137,5 @@ def _table(accounts: dict[str, Fidelity]) -> Table:
             table.add_row(name, metric, recorded, other, *biases, f"{one.error:.1%}")
         recorded, other = (f"{rate:.1f}" for rate in account.throughput_tokens_per_s)
         table.add_row(name, "tokens/s", recorded, other, f"{account.throughput_bias:+.1%}")
+        table.add_row(name, "moved", *map(str, account.moved))
     return table

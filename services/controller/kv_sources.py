@@ -36,12 +36,19 @@ def source_of(formation_id: str, members: Iterable[Member]) -> KvSource:
 class KvSources:
     """A memory of some seconds: whoever is not told computes what it goes on from."""
 
-    def __init__(self, handover: Handover, keep_s: float, clock: Callable[[], float]) -> None:
-        """`keep_s` counts from when a formation is sealed; engines keep what they keep longer."""
+    def __init__(
+        self,
+        handover: Handover,
+        keep_s: float,
+        clock: Callable[[], float],
+        members: Callable[[str], Sequence[Member]],
+    ) -> None:
+        """`keep_s` counts from when a formation is sealed; engines keep what they keep longer.
+        `members` of a formation that lives."""
         self.handover: Handover = handover
         self.travels = handover != "replay"
         """Blocks go to where their generations go."""
-        self._keep_s, self._clock = keep_s, clock
+        self._keep_s, self._clock, self._members = keep_s, clock, members
         self._kept: dict[str, _Kept] = {}
 
     def drains(self, formation_id: str, members: Sequence[Member]) -> None:
@@ -57,12 +64,16 @@ class KvSources:
             kept.until_s = self._clock() + (self._keep_s if sealed else 0.0)
             kept.sealed.set()
 
-    def of(self, formation_id: str) -> KvSource | None:
-        """Where blocks of its generations may be had."""
+    def of(self, formation_id: str, handed_on: bool) -> KvSource | None:
+        """Where blocks of its generations may be had; what it `handed_on` has some whatever becomes
+        of others, for as long as the formation lives."""
         now_s = self._clock()
         self._kept = {name: kept for name, kept in self._kept.items() if now_s < kept.until_s}
         kept = self._kept.get(formation_id)
-        return kept.source if kept is not None else None
+        if kept is not None:
+            return kept.source
+        members = self._members(formation_id) if handed_on else ()
+        return source_of(formation_id, members) if members else None
 
     async def over(self, node_id: str) -> None:
         """Returns when nobody is told any more that the node keeps something."""

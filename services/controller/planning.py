@@ -11,11 +11,13 @@ from shuntserve.placement.v1 import placement_pb2, placement_pb2_grpc
 from services.common import channels, wire
 from services.common.errors import DataLoss, InvalidArgument
 from services.common.nodes import NodeShape, StageSpec
+from services.common.phases import PipelinePhase
 from services.common.roles import Role
 from services.common.settings import TlsSettings
 from services.common.statuses import from_rpc_error
 from services.controller.core.cluster.actions import AskPlan
 from services.controller.core.cluster.difference import StageToBe
+from services.controller.core.cluster.given_phases import in_phases
 from services.controller.core.cluster.given_stages import plan_of_stages
 from services.controller.core.cluster.goals import Aim, Goal
 from services.controller.core.cluster.market import Offer
@@ -142,11 +144,12 @@ class Planning:
         tls: TlsSettings | None = None,
         offer_of: Callable[[str], Offer | None] = _no_offer,
         stages: Sequence[StageSpec] = (),
+        phases: Sequence[PipelinePhase] = (),
     ) -> None:
         """`planner` is a name of the placement API, such as proportional, for whoever wants
         throughput alone; `anew`: it makes every plan whole, the next one too. `offer_of` says what
         a node was launched from. With `stages`, every pipeline of one model has these, and
-        placement is not asked for its plan."""
+        placement is not asked for its plan. Pipelines have these `phases`, in their order."""
         self._channel = channels.open_channel(address, Role.PLACEMENT, tls=tls)
         self._stub = placement_pb2_grpc.PlacementServiceStub(self._channel)
         self._planner = placement_pb2.Planner.Value(f"PLANNER_{planner.upper()}")
@@ -154,11 +157,12 @@ class Planning:
         self._timeout_s = timeout_s
         self._offer_of = offer_of
         self._stages = tuple(stages)
+        self._phases = tuple(phases)
 
     async def plan(self, question: AskPlan) -> Plan:
         """Raises a ShuntError when there is no answer, DataLoss for a plan that cannot be."""
         if self._stages and len(question.goals) == 1:
-            return plan_of_stages(question, self._stages)
+            return in_phases(plan_of_stages(question, self._stages), self._phases)
         known = {n.node_id: _Named(n.shape, node_id=n.node_id) for n in question.nodes}
         try:
             if len(question.goals) == 1:
@@ -175,7 +179,8 @@ class Planning:
             tuple(one for answer in answers for one in _alternatives(answer)),
             ((Cause.DEPLOYMENTS if question.running else Cause.FIRST).value,),
         )
-        return replace(_plan_of(question.number, pairs, known), why=why)
+        plan = replace(_plan_of(question.number, pairs, known), why=why)
+        return in_phases(plan, self._phases)
 
     async def _plan_one(self, question: AskPlan, goal: Goal) -> placement_pb2.PlanResponse:
         request = placement_pb2.PlanRequest(
@@ -239,7 +244,8 @@ class Planning:
             gain=reply.gain,
             horizon_s=wishes.horizon_s,
         )
-        return NextPlan(replace(plan, why=why), reply.gain, why.reasons)
+        plan = in_phases(replace(plan, why=why), self._phases, question.running)
+        return NextPlan(plan, reply.gain, why.reasons)
 
     async def divide(self, question: Dividing) -> NextPlan:
         """The next plan of all models that can be served together, or none where what runs stays.
@@ -261,7 +267,9 @@ class Planning:
             gain=reply.gain,
             horizon_s=question.wishes.horizon_s,
         )
-        return NextPlan(replace(plan, why=why), reply.gain, why.reasons)
+        running = [pipeline for _, pipeline in question.running]
+        plan = in_phases(replace(plan, why=why), self._phases, running)
+        return NextPlan(plan, reply.gain, why.reasons)
 
     def _all_asked(self, question: Dividing) -> placement_pb2.ReplanDeploymentsRequest:
         wishes = question.wishes

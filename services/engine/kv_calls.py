@@ -45,7 +45,8 @@ class KvCalls:
         ones nothing more. False: some stage did not answer, and may be at it yet."""
 
         async def here() -> int:
-            return await self._exchange.keep(formation, blocks, last=last)
+            async with asyncio.timeout(COPY_S):
+                return await self._exchange.keep(formation, blocks, last=last)
 
         async def there(member: Member) -> int:
             async with self._connect(member.address) as channel:
@@ -134,6 +135,8 @@ class KvCalls:
             try:
                 own = index == formation.membership.stage_index
                 return await (here() if own else there(member))
+            except TimeoutError:
+                why = "it takes too long"
             except ShuntError as error:
                 why = error.message
             except grpc.aio.AioRpcError as error:

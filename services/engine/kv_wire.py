@@ -14,6 +14,9 @@ from services.engine.core.incoming import NamedBlock
 from services.engine.core.kv_layout import KvLayout, KvPiece
 from services.engine.kv_exchange import Wanted
 
+LONGEST_S = 600.0
+"""Of a fetch, or of copying ahead."""
+
 
 def blocks_to(blocks: Iterable[NamedBlock]) -> list[engine_pb2.KvBlock]:
     return [engine_pb2.KvBlock(name=name, block=block) for name, block in blocks]
@@ -57,6 +60,13 @@ def piece_from(message: engine_pb2.ReadKvResponse) -> KvPiece:
     """Raises InvalidArgument for layers that are none."""
     layers = layers_from(message.layers)
     return KvPiece(message.name, layers, message.data, message.checksum)
+
+
+def limit_from(limit_s: float) -> float:
+    """Raises InvalidArgument for what is no time, or too much of it."""
+    if not 0 <= limit_s <= LONGEST_S:
+        raise InvalidArgument(f"within 0 and {LONGEST_S:g} seconds", field="limit_s")
+    return limit_s
 
 
 def heirs_from(messages: Iterable[engine_pb2.KvHeir]) -> tuple[Heir, ...]:

@@ -46,6 +46,7 @@ _CLOSE_REASONS: dict[int, CloseReason] = {
     engine_pb2.CLOSE_REASON_DIVERGED: CloseReason.DIVERGED,
     engine_pb2.CLOSE_REASON_DISSOLVED: CloseReason.DISSOLVED,
     engine_pb2.CLOSE_REASON_FENCED: CloseReason.FENCED,
+    engine_pb2.CLOSE_REASON_HANDED_ON: CloseReason.HANDED_ON,
 }
 _LEAVE_REASONS = {
     LeaveReason.SILENT: controller_pb2.LEAVE_REASON_SILENT,
@@ -67,6 +68,7 @@ def generate_call_to(call: GenerateCall) -> engine_pb2.GenerateRequest:
         held=wire.spans_to(call.held),
         kv_source=None if call.kv_source is None else wire.kv_source_to(call.kv_source),
         reader=call.reader,
+        hand_on=call.hand_on,
         **{"from": wire.lengths_to(call.from_lengths)},
     )
 
@@ -147,6 +149,7 @@ def question_to(question: ResumeQuestion) -> controller_pb2.ResumeRequest:
             else _LEAVE_REASONS[question.reason]
         ),
         unheard_s=question.unheard_s,
+        handed_on=question.handed_on,
     )
 
 
@@ -203,6 +206,7 @@ def route_from(message: controller_pb2.Route) -> Route:
         throughput_tokens_per_s=message.throughput_tokens_per_s,
         model=wire.model_from(message.model),
         max_positions=message.max_positions,
+        hands_on=message.hands_on,
     )
 
 

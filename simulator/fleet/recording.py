@@ -42,7 +42,7 @@ class Header(Row):
     version: Literal[1] = 1
     seconds: Time
     pipelines: dict[Id, tuple[Stage, ...]]
-    """Those that served when it began, head first."""
+    """Those that served, head first."""
 
 
 class RequestRow(Row):
@@ -56,6 +56,8 @@ class RequestRow(Row):
     output: Count
     pipeline: Id
     """The first that it was seen at; empty where it was over too soon to be seen."""
+    then: tuple[Id, ...] = Field(default=(), max_length=1000)
+    """Where it was seen later on, in this order."""
     moves: Count
     outcome: Literal["finished", "failed", "running"]
     tokens: tuple[tuple[Time, Count], ...]
@@ -93,6 +95,10 @@ class WindowRow(Row):
     """Rows of prompts, of sequences that came into the batch."""
     stepped_s: Time
     """Seconds that the stage's steps took."""
+
+
+ENDS = frozenset({"pipeline_lost", "handover_started"})
+"""Events with which a pipeline's generations leave it."""
 
 
 class EventRow(Row):

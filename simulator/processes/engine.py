@@ -23,7 +23,7 @@ from services.common.nodes import Member, NodeFacts, NodeShape, StageSpec
 from services.common.notices import NoticeKind
 from services.controller.core.cluster.actions import Beat, FormPipeline, Loaded, LoadStage
 from services.engine.core.actions import Action, SequenceKey
-from services.engine.core.batching import Batching, Due, lead_of
+from services.engine.core.batching import Batching, Due, Leaving, lead_of
 from services.engine.core.copying import Copying, Heir
 from services.engine.core.generations import Generations
 from services.engine.core.incoming import KvFetch, NamedBlock
@@ -67,9 +67,9 @@ class HeadMonitor(Protocol):
 
     def batched(self, batching: Batching, step: Step) -> None: ...
     def unanswered(self, batching: Batching, fetch: KvFetch) -> None: ...
-    def lent(self, formation_id: str, blocks: Sequence[NamedBlock]) -> None: ...
-    def given_back(self, formation_id: str, blocks: Sequence[NamedBlock]) -> None: ...
-    def kept_busy(self, formation_id: str, blocks: Sequence[NamedBlock]) -> None: ...
+    def keeps(self, batching: Batching, leaving: Leaving) -> None: ...
+    def kept(self, batching: Batching, leaving: Leaving) -> None: ...
+    def kept_busy(self, formation_id: str, leaving: Leaving) -> None: ...
     def sampled(self, head: str, key: SequenceKey, position: int, token: int) -> None: ...
 
 
@@ -346,7 +346,7 @@ class SimulatedEngine(Process):
             reply(None)
             return
         ahead, leaving = going
-        self.monitor.lent(place.formation_id, leaving.blocks)
+        self.monitor.keeps(self.batching, leaving)
         last_step, random = lead.scheduler.last_step, self.environment.random
 
         def over() -> None:
@@ -359,8 +359,9 @@ class SimulatedEngine(Process):
                 for name, block in leaving.blocks:
                     self.environment.kept_blocks[name] = place.stages.block(block)
                 leaving.told = random.random() > ROUND_FAILS
-                answered = self.monitor.given_back if leaving.told else self.monitor.kept_busy
-                answered(place.formation_id, leaving.blocks)
+                self.monitor.kept(self.batching, leaving)
+                if not leaving.told:
+                    self.monitor.kept_busy(place.formation_id, leaving)
                 lent.close()
                 copying.copied(ahead, set(ahead.names) if leaving.told else set())
                 self._go_ahead(place, copying, until_s, reply)
@@ -438,6 +439,11 @@ class SimulatedEngine(Process):
         self._do(self.batching.act(actions, self.clock.now_s))
 
     def _do(self, due: Due) -> None:
+        for leaving in due.keeps:
+            self.monitor.keeps(self.batching, leaving)
+            self.after(
+                FETCH_S * self.environment.random.random(), self._keep_on, self.place, leaving
+            )
         for step in due.steps:
             self._submit(step)
         for fetch in due.fetches:
@@ -446,6 +452,18 @@ class SimulatedEngine(Process):
             self._checkpoint()
         for reader in due.readers:
             self._pump(reader)
+
+    def _keep_on(self, place: Place | None, leaving: Leaving) -> None:
+        """What is computed of one that is handed on; there is not always room for all of it."""
+        if place is None or place is not self.place or place.stages is None:
+            return
+        self.monitor.kept(self.batching, leaving)
+        random = self.environment.random
+        room = random.choice((len(leaving.blocks), random.randrange(len(leaving.blocks) + 1)))
+        for name, block in leaving.blocks[:room]:
+            self.environment.kept_blocks[name] = place.stages.block(block)
+        leaving.told = True
+        self._do(self.batching.left(leaving, self.clock.now_s))
 
     def _keep(self, formation_id: str) -> None:
         """What is computed of what a drain has sealed."""

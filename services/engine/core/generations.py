@@ -37,6 +37,7 @@ from services.common.generation import CancelReason, FinishReason, finish_at
 from services.engine.core.actions import (
     Action,
     DropSequence,
+    KeepBlocks,
     NewToken,
     SequenceKey,
     StartSequence,
@@ -125,12 +126,7 @@ class Generations:
         """What others will start of those that the drain has sealed, those first that are nearest
         to their end."""
         sealed = [held for name, held in self._held.items() if name in self._sealed]
-        starts = [
-            StartSequence(held.key(index), held.request, tuple(choice.run.ids))
-            for held in sealed
-            for index, choice in enumerate(held.choices)
-            if choice.finish is None
-        ]
+        starts = [start for held in sealed for start in held.to_go_on()]
         return sorted(starts, key=lambda one: one.request.sampling.max_tokens - len(one.output_ids))
 
     def running(self, generation_ids: Container[str]) -> list[SequenceKey]:
@@ -306,6 +302,8 @@ class Generations:
             if finish is not None:
                 actions += self._finish_choice(held, token.key.choice, finish)
                 actions += self._finish_if_ended(held, now_s)
+            if held.life is Life.LIVE and held.is_handed_on:
+                actions += self._seal(held, now_s)
             self._held.changed(held)
             if held.reader is not None:
                 actions.append(Wake(held.reader.reader_id))
@@ -451,10 +449,14 @@ class Generations:
     def _seal_if_out_of_batch(self, held: HeldGeneration, now_s: float) -> list[Action]:
         if held.life is not Life.SEALING or held.in_batch:
             return []
-        held.close(Life.SEALED, CloseReason.MOVED, now_s)
+        keeps: list[Action] = []
+        reason = CloseReason.MOVED
+        if held.is_handed_on:
+            keeps, reason = [KeepBlocks(tuple(held.to_go_on()))], CloseReason.HANDED_ON
+        held.close(Life.SEALED, reason, now_s)
         if self._drain_began_s is not None:
             self._sealed.add(held.request.generation_id)
-        return self._tell(held)
+        return [*keeps, *self._tell(held)]
 
     def _give_up(self, held: HeldGeneration, reason: CloseReason, now_s: float) -> list[Action]:
         """Nothing of it counts any more."""

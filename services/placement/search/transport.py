@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from services.placement.estimate.cluster import PipelinePhase, PlacedPipeline
+from services.common.phases import PipelinePhase
+from services.placement.estimate.cluster import PlacedPipeline
 from services.placement.estimate.costs import Costs
 from services.placement.estimate.roofline import Array
 from services.placement.search.packing import maximise

@@ -124,6 +124,8 @@ class Follower:
         self._attached_again = False
         self._reason: LeaveReason | None = None
         """Why it leaves its head; None when that handed over, or there is none."""
+        self._handed_on = False
+        """Its last head handed it on, and keeps its blocks."""
         self._in_vain = False
         """The last grant has brought no step yet."""
         self._step: int | None = None
@@ -252,7 +254,9 @@ class Follower:
             return self._end(Superseded("a newer reader took the generation over"))
         if reason is CloseReason.DIVERGED:
             return self._end(Diverged(max(frame.lengths, default=0), 0, 0))
-        return self._resume(now_s, None if reason is CloseReason.MOVED else LeaveReason.REFUSED)
+        self._handed_on = reason is CloseReason.HANDED_ON
+        sealed = reason in (CloseReason.MOVED, CloseReason.HANDED_ON)
+        return self._resume(now_s, None if sealed else LeaveReason.REFUSED)
 
     def broken(self, stream: int, error: ShuntError, now_s: float) -> list[Action]:
         """The stream ended without a Closed frame."""
@@ -300,6 +304,7 @@ class Follower:
             tuple(self._verified),
             self._kv_source,
             self._reader,
+            route.hands_on,
         )
         return [OpenStream(self._stream, route, call)]
 
@@ -338,14 +343,16 @@ class Follower:
         unheard_s = 0.0 if self._unheard_s is None else now_s - self._unheard_s
         if self._is_reached(now_s):
             unheard_s = min(unheard_s, self._all_silent_s)
-        question = ResumeQuestion(name, epoch, request, held, left, self._reason, unheard_s)
+        question = ResumeQuestion(
+            name, epoch, request, held, left, self._reason, unheard_s, self._handed_on
+        )
         return [AskResume(self._question, question, self.settings.resume_timeout_s)]
 
     def granted(self, number: int, grant: Grant, now_s: float) -> list[Action]:
         """The controller's answer."""
         if number != self._question or not self._asking:
             return []
-        self._asking = False
+        self._asking = self._handed_on = False
         self._in_vain = True
         if grant.head is not None and self._follows(grant.head, grant.epoch):
             return self._attach(grant.head, now_s)

@@ -497,3 +497,22 @@ def test_a_choice_that_got_stuck_is_an_error_behind_what_was_said(follower: Foll
     error = error_of(actions)
     assert isinstance(error, InvalidArgument)
     assert error.field == "grammar"
+
+
+def test_a_route_that_hands_on_is_told_so_and_the_controller_that_it_did() -> None:
+    follower = Follower(REQUEST, FollowerSettings(), "me")
+    (opened,) = follower.begin(replace(A, hands_on=True), 0.0)
+    assert isinstance(opened, OpenStream)
+    assert opened.call.hand_on
+    follower.frame(1, Accepted("f-a", "i-a", "exact", (0,)), 0.0)
+    follower.frame(1, tokens(7), 0.1)
+    asked = follower.frame(1, Closed(CloseReason.HANDED_ON, (1,)), 0.1)[-1]
+    assert isinstance(asked, AskResume)
+    question = asked.question
+    assert (question.handed_on, question.reason, question.left_formation_id) == (True, None, "")
+    follower.granted(1, Grant(2, B, base(7)), 0.2)
+    follower.frame(2, Accepted("f-b", "i-b", "exact", (1,)), 0.3)
+    follower.frame(2, tokens(8, start=1), 0.3)
+    asked = follower.frame(2, Closed(CloseReason.MOVED, (2,)), 0.4)[-1]
+    assert isinstance(asked, AskResume)
+    assert not asked.question.handed_on

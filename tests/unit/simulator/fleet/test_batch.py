@@ -4,8 +4,8 @@ from random import Random
 
 import pytest
 
+from services.placement.estimate.engine import EngineProfile
 from simulator.fleet.batch import Batch, Generation
-from simulator.fleet.profile import EngineProfile
 
 
 class Times:
