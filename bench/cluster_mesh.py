@@ -155,7 +155,7 @@ async def mesh(nodes: int) -> AsyncIterator[Mesh]:
             RuntimeSettings(),
             provider=stand_in,
             engines=stand_in,
-            kv=KvSources("replay", 0.0, clock),
+            kv=KvSources("replay", 0.0, clock, lambda _: ()),
             planning=stand_in,
             journal=journal,
             events=events,

@@ -26,19 +26,25 @@ class _Kept:
 class KvSources:
     """A memory of some seconds: whoever is not told computes what it goes on from."""
 
-    def __init__(self, handover: Handover, keep_s: float, clock: Callable[[], float]) -> None:
-        """`keep_s` counts from when a formation is sealed; engines keep what they keep longer."""
+    def __init__(
+        self,
+        handover: Handover,
+        keep_s: float,
+        clock: Callable[[], float],
+        members: Callable[[str], Sequence[Member]],
+    ) -> None:
+        """`keep_s` counts from when a formation is sealed; engines keep what they keep longer.
+        `members` of a formation that lives."""
         self.travels = handover != "replay"
         """Blocks go to where their generations go."""
-        self._keep_s, self._clock = keep_s, clock
+        self._keep_s, self._clock, self._members = keep_s, clock, members
         self._kept: dict[str, _Kept] = {}
 
     def drains(self, formation_id: str, members: Sequence[Member]) -> None:
         """A formation is being sealed, and its stages keep what they have."""
         if self.travels:
-            those = tuple(KvMember(m.address, m.incarnation, m.layers) for m in members)
             nodes = frozenset(member.node_id for member in members)
-            self._kept[formation_id] = _Kept(KvSource(formation_id, those), nodes)
+            self._kept[formation_id] = _Kept(_source(formation_id, members), nodes)
 
     def drained(self, formation_id: str, *, sealed: bool) -> None:
         """It is sealed, or that failed."""
@@ -47,15 +53,24 @@ class KvSources:
             kept.until_s = self._clock() + (self._keep_s if sealed else 0.0)
             kept.sealed.set()
 
-    def of(self, formation_id: str) -> KvSource | None:
-        """Where blocks of its generations may be had."""
+    def of(self, formation_id: str, handed_on: bool) -> KvSource | None:
+        """Where blocks of its generations may be had; what it `handed_on` has some whatever becomes
+        of others, for as long as the formation lives."""
         now_s = self._clock()
         self._kept = {name: kept for name, kept in self._kept.items() if now_s < kept.until_s}
         kept = self._kept.get(formation_id)
-        return kept.source if kept is not None else None
+        if kept is not None:
+            return kept.source
+        members = self._members(formation_id) if handed_on else ()
+        return _source(formation_id, members) if members else None
 
     async def over(self, node_id: str) -> None:
         """Returns when nobody is told any more that the node keeps something."""
         for kept in [kept for kept in self._kept.values() if node_id in kept.node_ids]:
             await kept.sealed.wait()
             await asyncio.sleep(kept.until_s - self._clock())
+
+
+def _source(formation_id: str, members: Sequence[Member]) -> KvSource:
+    those = tuple(KvMember(m.address, m.incarnation, m.layers) for m in members)
+    return KvSource(formation_id, those)

@@ -94,6 +94,7 @@ def assemble(
         settings.min_overlap_rows,
         settings.max_drafts,
         settings.share_prefixes,
+        settings.hurried_rows,
     )
     limits = KvLimits(
         settings.kv_shelf_bytes,

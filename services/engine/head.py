@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -27,7 +27,7 @@ from services.common.exchange import (
 from services.common.generation import CancelReason
 from services.engine.backend import BLOCK_SIZE, Sampled
 from services.engine.core.actions import Action
-from services.engine.core.batching import Batching, Due, Lead
+from services.engine.core.batching import Batching, Due, Lead, Leaving
 from services.engine.core.generations import Generations
 from services.engine.core.incoming import KvFetch, NamedBlock
 from services.engine.core.prefix_log import UNTOLD
@@ -60,9 +60,11 @@ class _Reader:
 class KvMoves(Protocol):
     """What a head asks of the stages of its formation, when generations move."""
 
-    async def keep(self, formation: FormationPart, blocks: Sequence[NamedBlock]) -> bool:
-        """Every stage keeps what it holds of these, those first that come first. False: some stage
-        did not answer, and may be at it yet."""
+    async def keep(
+        self, formation: FormationPart, blocks: Sequence[NamedBlock], *, last: bool
+    ) -> bool:
+        """Every stage keeps what it holds of these, those first that come first; `last`: and
+        nothing more of this formation. False: some stage did not answer, and may be at it yet."""
         ...
 
     async def fetch(self, formation: FormationPart, fetch: KvFetch) -> int | None:
@@ -93,7 +95,8 @@ class Head:
         self._readers: dict[int, _Reader] = {}
         self._reader_ids = itertools.count(1)
         self._kv = kv
-        self._fetching: set[asyncio.Task[None]] = set()
+        self._moving: set[asyncio.Task[None]] = set()
+        """Blocks, from here and to here."""
         self._traces = StepTraces()
         self._changed = asyncio.Event()
 
@@ -184,7 +187,16 @@ class Head:
         if formation is None or formation.id != formation_id:
             return
         with self._batching.kept(frozenset(replayed)) as kept:
-            kept.told = await self._kv.keep(formation, kept.blocks)
+            kept.told = await self._kv.keep(formation, kept.blocks, last=True)
+
+    async def _keep_beside(self, formation: FormationPart, leaving: Leaving) -> None:
+        """What was computed of one that goes on elsewhere, while others run on."""
+        try:
+            leaving.told = await self._kv.keep(formation, leaving.blocks, last=False)
+        except Exception:  # whoever asks for the blocks computes them
+            _log.exception("blocks are not kept", extra={"formation_id": formation.id})
+        if formation is self._formation:
+            self._do(self._batching.left(leaving, self._clock()))
 
     async def _fetch(self, formation: FormationPart, fetch: KvFetch) -> None:
         count = None
@@ -279,6 +291,11 @@ class Head:
     def _act(self, actions: Iterable[Action]) -> None:
         self._do(self._batching.act(actions, self._clock()))
 
+    def _move(self, blocks: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(blocks)
+        self._moving.add(task)
+        task.add_done_callback(self._moving.discard)
+
     def _do(self, due: Due) -> None:
         if self._formation is not None:
             for step in due.steps:
@@ -286,9 +303,9 @@ class Head:
                 self._counters.departed(step)
                 self._formation.submit(step.number, step.batch, step.token_ids, traceparents)
             for fetch in due.fetches:
-                task = asyncio.create_task(self._fetch(self._formation, fetch))
-                self._fetching.add(task)
-                task.add_done_callback(self._fetching.discard)
+                self._move(self._fetch(self._formation, fetch))
+            for leaving in due.keeps:
+                self._move(self._keep_beside(self._formation, leaving))
         for waited_s in due.waited_s:
             self._counters.admitted(waited_s)
         if due.checkpoints:

@@ -38,17 +38,19 @@ class KvCalls:
         self._exchange, self._connect = exchange, connect
         self._fetch_s = fetch_s
 
-    async def keep(self, formation: FormationPart, blocks: Sequence[NamedBlock]) -> bool:
-        """Every stage keeps what it holds of these, those first that come first, and nothing more.
-        False: some stage did not answer, and may be at it yet."""
+    async def keep(
+        self, formation: FormationPart, blocks: Sequence[NamedBlock], *, last: bool
+    ) -> bool:
+        """Every stage keeps what it holds of these, those first that come first; `last`: and
+        nothing more of this formation. False: some stage did not answer, and may be at it yet."""
 
         async def here() -> int:
-            return await self._exchange.keep(formation, blocks, last=True)
+            return await self._exchange.keep(formation, blocks, last=last)
 
         async def there(member: Member) -> int:
             async with self._connect(member.address) as channel:
                 request = engine_pb2.KeepKvRequest(
-                    formation_id=formation.id, blocks=blocks_to(blocks), last=True
+                    formation_id=formation.id, blocks=blocks_to(blocks), last=last
                 )
                 stub = engine_pb2_grpc.EngineServiceStub(channel)
                 said = await stub.KeepKv(request, timeout=COPY_S)

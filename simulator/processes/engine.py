@@ -22,7 +22,7 @@ from services.common.nodes import Member, NodeFacts, NodeShape, StageSpec
 from services.common.notices import NoticeKind
 from services.controller.core.cluster.actions import Beat, FormPipeline, Loaded, LoadStage
 from services.engine.core.actions import Action, SequenceKey
-from services.engine.core.batching import Batching, Due, lead_of
+from services.engine.core.batching import Batching, Due, Leaving, lead_of
 from services.engine.core.generations import Generations
 from services.engine.core.incoming import KvFetch, NamedBlock
 from services.engine.core.scheduler import Step
@@ -60,6 +60,8 @@ class HeadMonitor(Protocol):
 
     def batched(self, batching: Batching, step: Step) -> None: ...
     def unanswered(self, batching: Batching, fetch: KvFetch) -> None: ...
+    def keeps(self, batching: Batching, leaving: Leaving) -> None: ...
+    def kept(self, batching: Batching, leaving: Leaving) -> None: ...
     def sampled(self, head: str, key: SequenceKey, position: int, token: int) -> None: ...
 
 
@@ -391,6 +393,11 @@ class SimulatedEngine(Process):
         self._do(self.batching.act(actions, self.clock.now_s))
 
     def _do(self, due: Due) -> None:
+        for leaving in due.keeps:
+            self.monitor.keeps(self.batching, leaving)
+            self.after(
+                FETCH_S * self.environment.random.random(), self._keep_on, self.place, leaving
+            )
         for step in due.steps:
             self._submit(step)
         for fetch in due.fetches:
@@ -399,6 +406,18 @@ class SimulatedEngine(Process):
             self._checkpoint()
         for reader in due.readers:
             self._pump(reader)
+
+    def _keep_on(self, place: Place | None, leaving: Leaving) -> None:
+        """What is computed of one that is handed on; there is not always room for all of it."""
+        if place is None or place is not self.place or place.stages is None:
+            return
+        self.monitor.kept(self.batching, leaving)
+        random = self.environment.random
+        room = random.choice((len(leaving.blocks), random.randrange(len(leaving.blocks) + 1)))
+        for name, block in leaving.blocks[:room]:
+            self.environment.kept_blocks[name] = place.stages.block(block)
+        leaving.told = True
+        self._do(self.batching.left(leaving, self.clock.now_s))
 
     def _keep(self, formation_id: str) -> None:
         """What is computed of what a drain has sealed."""

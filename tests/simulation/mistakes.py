@@ -39,6 +39,8 @@ ROUTES = "services/controller/core/cluster/routes.py"
 PIPELINE = "services/controller/core/cluster/pipeline.py"
 MARKETS = "markets.py"
 DEPARTURES = "departures.py"
+SPLITS = "splits.py"
+NOTES = "services/controller/core/cluster/notes.py"
 
 
 @dataclass(frozen=True)
@@ -146,8 +148,8 @@ MISTAKES = (
     Mistake(
         "the reader asks without its ids",
         FOLLOWER,
-        "(name, epoch, request, held, left, self._reason, unheard_s)",
-        "(name, epoch, request, (), left, self._reason, unheard_s)",
+        "name, epoch, request, held, left, self._reason, unheard_s, self._handed_on",
+        "name, epoch, request, (), left, self._reason, unheard_s, self._handed_on",
     ),
     Mistake(
         "silence of a head is its death",
@@ -555,5 +557,47 @@ MISTAKES = (
         "        if pipeline is not None and pipeline.departing and pipeline.is_ready:",
         "        if pipeline is None:",
         DEPARTURES,
+    ),
+    Mistake(
+        "who was handed on counts for ever",
+        LEDGER,
+        "if entry.began_at and runs is not (name in names):",
+        "if entry.began_at and runs:",
+        SPLITS,
+    ),
+    Mistake(
+        "generations begin where they are to go on",
+        ROUTES,
+        "_is_open(state, p) and roles.begin(p))",
+        "_is_open(state, p))",
+        SPLITS,
+    ),
+    Mistake(
+        "a grant knows no phases",
+        GRANTING,
+        "            head.phase is other,\n",
+        "",
+        SPLITS,
+    ),
+    Mistake(
+        "blocks are given away while they are copied",
+        BATCHING,
+        "        allocator.share(blocks.values())\n",
+        "",
+        SPLITS,
+    ),
+    Mistake(
+        "a pipeline keeps its phase whatever the plan says",
+        PIPELINE,
+        "self.phase, self.onward = planned.phase, planned.onward",
+        "self.onward = planned.onward",
+        SPLITS,
+    ),
+    Mistake(
+        "phases are forgotten in a crash",
+        NOTES,
+        '"phase": pipeline.phase,',
+        '"phase": "both",',
+        SPLITS,
     ),
 )

@@ -22,15 +22,23 @@ from markets import HAPPENINGS, MarketSchedule
 from mistakes import MISTAKES, Mistake
 from phases import PHASES
 from schedules import Schedule, table
+from splits import SplitSchedule
 
 ROOT = Path(__file__).parents[2]
 SCHEDULES = int(os.environ.get("SHUNT_SIMULATION_SCHEDULES", "3000"))
 MARKETS = SCHEDULES // 3
 LEAST_HITS = 20
-COVERED_SEEDS = {"schedules.py": 320, "markets.py": 150, "departures.py": 60}
-MISTAKE_SEEDS = {"schedules.py": 300, "markets.py": 450, "crowds.py": 6, "departures.py": 100}
+COVERED_SEEDS = {"schedules.py": 320, "markets.py": 150, "departures.py": 60, "splits.py": 40}
+MISTAKE_SEEDS = {
+    "schedules.py": 300,
+    "markets.py": 450,
+    "crowds.py": 6,
+    "departures.py": 100,
+    "splits.py": 60,
+}
 CROWDS = 8
 DEPARTING = 45
+SPLIT = int(os.environ.get("SHUNT_SIMULATION_SPLITS", "40"))
 PURE = (
     "services.common.generation",
     "services.common.prefix",
@@ -139,6 +147,23 @@ def test_a_formation_that_departs_is_left_in_time_and_not_before() -> None:
         stayed += schedule.oracle.stayed
     assert departures >= DEPARTING
     assert stayed > moved > 0, "most end where they are, and some do not"
+
+
+@pytest.mark.timeout(1500)
+def test_generations_begin_and_go_on_where_the_plan_says() -> None:
+    handed_on = flips = 0
+    for seed in range(SPLIT):
+        schedule = SplitSchedule(seed)
+        try:
+            schedule.run()
+        except Exception as error:
+            error.add_note(f"seed {seed} of the splits")
+            raise
+        handed_on += schedule.oracle.handed_on.total()
+        flips += schedule.flips
+    print(f"\n{SPLIT} schedules, {handed_on} hand-ons, {flips} flips, 0 violations")
+    assert handed_on > SPLIT
+    assert flips > SPLIT // 4
 
 
 @pytest.mark.parametrize("kind", [Schedule, MarketSchedule])

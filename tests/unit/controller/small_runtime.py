@@ -236,7 +236,7 @@ class Set:
             RuntimeSettings(),
             provider=mesh,
             engines=mesh,
-            kv=KvSources(self.handover, 5.0, clock),
+            kv=KvSources(self.handover, 5.0, clock, lambda _: ()),
             planning=mesh,
             journal=disk,
             events=EventLog(disk, lambda: 0.0, 100),

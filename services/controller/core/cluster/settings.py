@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from services.common.nodes import NodeShape
+from services.common.phases import PipelinePhase
 from services.controller.core.cluster.goals import Goal
 from services.controller.core.cluster.pauses import LONGEST_S
 from services.controller.core.strategy import FULL, Strategy
@@ -24,6 +25,8 @@ class ClusterSettings:
     """A plan is asked for when so many are idle, or `settle_s` after the first, once none is on
     its way any more."""
     pipelines: int = 2
+    phases: tuple[PipelinePhase, ...] = ()
+    """Of those that placement plans, in their order."""
     planner: str = ""
     """The placement API's name of who makes the plan."""
     can_launch: bool = True
@@ -82,8 +85,10 @@ class ClusterSettings:
     @property
     def basis(self) -> str:
         """What decides a plan, as JSON: a plan made for something else is of no use."""
+        phases = {"phases": self.phases} if self.phases else {}  # once there were none
         return json.dumps(
             {
+                **phases,
                 "model": asdict(self.first.model),
                 "layer_count": self.first.facts.layer_count,
                 "planner": self.planner,
