@@ -15,7 +15,7 @@ RELEASE := $(shell git describe --tags --abbrev=0 --match 'v*' 2>/dev/null)
   bench bench-chaos bench-kinds bench-crowd bench-overload bench-resets \
   bench-rolling bench-failover bench-elastic bench-markets bench-spares bench-strategies bench-cluster \
   bench-tensorstore \
-  bench-placement bench-vllm bench-engines bench-gpu bench-lookup bench-prefix bench-structured bench-kv \
+  bench-placement bench-vllm bench-engines bench-gpu bench-lookup bench-prefix bench-structured bench-kv bench-phases \
   experiments experiments-quick \
   experiments-tables proto up down clean
 
@@ -134,6 +134,9 @@ bench-spares: $(INSTALLED) ## Kills nodes with one warm spare and without: how s
 
 bench-kv: $(INSTALLED) ## Hands over long contexts by KV and by replay, in turn: the gap of each
 	$(BIN)/python -m bench.kv --out bench/out/kv.json
+
+bench-phases: $(INSTALLED) ## Goodput with prefill and decode apart, and together
+	$(BIN)/python -m bench.phases --out bench/out/phases.json
 
 bench-strategies: $(INSTALLED) ## Plays one scenario under every strategy: latency, goodput, cost
 	$(BIN)/python -m bench.strategies --out bench/out/strategies.json

@@ -12,7 +12,7 @@ from services.common.generation import LayerRange
 from services.common.nodes import NodeShape
 from services.common.phases import PipelinePhase
 from services.controller.core.cluster.actions import AskPlan
-from services.controller.core.cluster.given_phases import in_phases
+from services.controller.core.cluster.given_phases import handing_on, in_phases, is_split
 from services.controller.core.cluster.goals import Aim, Goal
 from services.controller.core.cluster.market import Offer
 from services.controller.core.cluster.plan import (
@@ -111,7 +111,8 @@ class SimulatedPlacement(Process):
             Deployment(goal.model, THROUGHPUT, tuple(planned[turn :: len(ask.goals)]))
             for turn, goal in enumerate(ask.goals)
         )
-        reply(in_phases(Plan(ask.number, tuple(deployments)), self._phases))
+        plan = in_phases(Plan(ask.number, tuple(deployments)), self._phases)
+        reply(replace(plan, deployments=tuple(map(self._handing_on, plan.deployments))))
 
     def replan(self, reply: Reply, question: Replanning) -> None:
         """The next plan, after a while."""
@@ -124,6 +125,24 @@ class SimulatedPlacement(Process):
             return replace(found, plan=in_phases(found.plan, self._phases, question.running))
 
         self._answers(reply, answer, question)
+
+    def _handing_on(self, deployment: Deployment) -> Deployment:
+        """At any rates, where it is split."""
+        if not is_split(deployment):
+            return deployment
+        random = self.environment.random
+        places = {
+            phase: [n for n, one in enumerate(deployment.pipelines) if one.phase is phase]
+            for phase in (PipelinePhase.PREFILL, PipelinePhase.DECODE)
+        }
+        return handing_on(
+            deployment,
+            [
+                (prefill, decode, random.choice((1.0, 4.0)))
+                for prefill in places[PipelinePhase.PREFILL]
+                for decode in places[PipelinePhase.DECODE]
+            ],
+        )
 
     @property
     def _phases(self) -> tuple[PipelinePhase, ...]:
