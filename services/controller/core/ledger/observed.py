@@ -103,7 +103,8 @@ class Observed:
     ) -> None:
         before = self._runs.get(name)
         run = _Run(record.request, record.formation_id, now_s)
-        run.ends = before.ends if before is not None else {}
+        if before is not None:
+            run.ends, run.over = before.ends, before.over
         for span in spans:
             run.ends[span.choice] = max(run.ends.get(span.choice, 0), span.end)
         known = before is not None or isinstance(record, HeadBound)
@@ -134,8 +135,9 @@ class Observed:
         run = self._runs.get(name)
         if record.choice is None:
             self._runs.pop(name, None)
-        elif run is not None and record.reason is CancelReason.STOP and record.length is not None:
-            self._lengths[run.request.model].ended(record.length, cut=False)
+        elif run is not None and record.choice not in run.over:
+            if record.reason is CancelReason.STOP and record.length is not None:
+                self._lengths[run.request.model].ended(record.length, cut=False)
             self._over(name, run, record.choice)
 
     def _over(self, name: str, run: _Run, choice: int) -> None:
