@@ -12,10 +12,10 @@ RELEASE := $(shell git describe --tags --abbrev=0 --match 'v*' 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .PHONY: help install vllm clients clients-page run demo test soak check lint-dashboards lint-infra lint-metrics docs \
-  bench bench-chaos bench-kinds bench-crowd \
+  bench bench-chaos bench-kinds bench-crowd bench-overload bench-resets \
   bench-rolling bench-failover bench-elastic bench-markets bench-spares bench-strategies bench-cluster \
   bench-tensorstore \
-  bench-placement bench-vllm bench-engines bench-gpu bench-lookup bench-prefix bench-structured bench-kv \
+  bench-placement bench-vllm bench-engines bench-gpu bench-lookup bench-prefix bench-structured bench-kv bench-phases \
   experiments experiments-quick \
   experiments-tables proto up down clean
 
@@ -111,6 +111,12 @@ bench-kinds: $(INSTALLED) ## Kills engines under structured answers, tools, seve
 bench-crowd: $(INSTALLED) ## Sends 900 requests at once to a busy mesh
 	$(BIN)/python -m bench.crowd --out bench/out/crowd.json
 
+bench-overload: $(INSTALLED) ## Asks a mesh for ten times what it can do, and leaves 2,000 streams
+	$(BIN)/python -m bench.overload --out bench/out/overload.json
+
+bench-resets: $(INSTALLED) ## Resets 10,000 streams at each door: nothing is left behind
+	$(BIN)/python -m bench.resets --out bench/out/resets.json
+
 bench-rolling: $(INSTALLED) ## Restarts everything, one after another, under 20 streams
 	$(BIN)/python -m bench.rolling --out bench/out/rolling.json
 
@@ -128,6 +134,9 @@ bench-spares: $(INSTALLED) ## Kills nodes with one warm spare and without: how s
 
 bench-kv: $(INSTALLED) ## Hands over long contexts by KV and by replay, in turn: the gap of each
 	$(BIN)/python -m bench.kv --out bench/out/kv.json
+
+bench-phases: $(INSTALLED) ## Goodput with prefill and decode apart, and together
+	$(BIN)/python -m bench.phases --out bench/out/phases.json
 
 bench-strategies: $(INSTALLED) ## Plays one scenario under every strategy: latency, goodput, cost
 	$(BIN)/python -m bench.strategies --out bench/out/strategies.json

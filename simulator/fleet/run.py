@@ -8,8 +8,9 @@ with the first pipeline that serves. At the end the books have to balance.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from random import Random
+from typing import Protocol
 
 from services.common.nodes import NodeShape
 from services.controller.core.cluster.actions import LogEvent
@@ -38,9 +39,10 @@ from simulator.fleet.meter import Meter, NotConserved
 from simulator.fleet.node import Fleet, FleetNode
 from simulator.fleet.planning import FleetPlacement
 from simulator.fleet.playing import MarketPlay
+from simulator.fleet.replicas import Replicas
 from simulator.fleet.result import Happened, Interruption, Outcome, Sample, percentiles
 from simulator.fleet.scenario import Scenario
-from simulator.fleet.strategies import FLEET_STRATEGIES
+from simulator.fleet.strategies import FLEET_STRATEGIES, SKYSERVE
 from simulator.processes.controller import SimulatedController
 from simulator.processes.placement import Judge
 from simulator.processes.provider import SimulatedProvider
@@ -70,7 +72,7 @@ def settings_of(scenario: Scenario, strategy: Strategy) -> SimulationSettings:
     facts = ModelFacts(model.name or "model", "fleet", model.layers, model.vocab, 1 << 20, "{}")
     objective = document.objective
     aim = Aim(objective.name)
-    if objective.name == "goodput-per-cost":
+    if objective.name != "throughput":
         aim = Aim(objective.name, objective.ttft_s or 0.0, objective.tpot_s or 0.0)
     goal = Goal(facts, aim)
     initial = tuple(offer.shape for offer, count in scenario.initial for _ in range(count))
@@ -121,10 +123,31 @@ def _most(scenario: Scenario) -> int:
     return sum(most.values())
 
 
-def _serves_whole(cluster: Cluster) -> bool:
-    plan = cluster.plan
-    planned = sum(len(one.pipelines) for one in plan.deployments) if plan is not None else 0
-    return len(cluster.routes()[1]) >= planned
+class Service(Protocol):
+    """Who decides what runs, as a run sees it."""
+
+    @property
+    def pipelines(self) -> int:
+        """That take requests."""
+
+    def serves_whole(self) -> bool:
+        """All that is planned serves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Controlled:
+    """The production cluster."""
+
+    cluster: Cluster
+
+    @property
+    def pipelines(self) -> int:
+        return len(self.cluster.routes()[1])
+
+    def serves_whole(self) -> bool:
+        plan = self.cluster.plan
+        planned = sum(len(one.pipelines) for one in plan.deployments) if plan is not None else 0
+        return self.pipelines >= planned
 
 
 class _Kept(Unwatched):
@@ -174,13 +197,22 @@ class FleetRun:
         FleetPlacement(self._environment, judge, scenario.document.first_plan, self._offer_id)
         self._kept = _Kept()
         self._kept.clock = self._clock
-        self._controller = SimulatedController(
-            self._environment, self._kept, self._provider, [], {}
-        )
+        self._service = self._served_by(self._provider)
         self._market = MarketPlay(self._provider)
         self._interruptions: list[Interruption] = []
         self._samples: list[Sample] = []
         self._progress: Progress = lambda share: None
+
+    def _served_by(self, provider: SimulatedProvider) -> Service:
+        replicas = self._scenario.document.replicas
+        if self._strategy is not SKYSERVE or replicas is None:
+            return Controlled(
+                SimulatedController(self._environment, self._kept, provider, [], {}).cluster
+            )
+        model = self._environment.settings.cluster.first.model
+        layers = self._scenario.costs.model.layers
+        target, extra = replicas.target, replicas.extra
+        return Replicas(self._environment, provider, model, layers, target, extra)
 
     def _start(self, node_id: str, shape: NodeShape) -> Process:
         """The provider starts a node: it is paid for from now on."""
@@ -215,10 +247,10 @@ class FleetRun:
         """Runs it to its horizon. Raises TimeoutError where nothing serves, and NotConserved."""
         clock, horizon_s = self._clock, self._scenario.document.horizon_s
         self._progress = progress
-        cluster = self._controller.cluster
-        if not clock.run(READY_WITHIN_S, lambda: bool(cluster.routes()[1])):
+        service = self._service
+        if not clock.run(READY_WITHIN_S, lambda: bool(service.pipelines)):
             raise TimeoutError(f"nothing serves within {READY_WITHIN_S:g} s")
-        clock.run(clock.now_s + WHOLE_WITHIN_S, lambda: _serves_whole(cluster))
+        clock.run(clock.now_s + WHOLE_WITHIN_S, service.serves_whole)
         began_s = clock.now_s
         self._meter.pass_to(began_s)
         paid = self._meter.cost, self._meter.on_demand_cost
@@ -250,7 +282,7 @@ class FleetRun:
             Sample(
                 now_s - began_s,
                 self._meter.running(),
-                len(self._controller.cluster.routes()[1]),
+                self._service.pipelines,
                 sum(one.running for one in batches),
                 waiting,
                 self._front.counts.finished,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby
+from math import inf
 from pathlib import Path
 from random import Random
 from typing import Annotated, Literal, Self, TypeVar
@@ -27,7 +28,7 @@ from services.placement.estimate.cluster import CandidateNode, Workload, describ
 from services.placement.estimate.costs import Costs
 from services.placement.estimate.engine import read_profile
 from services.placement.estimate.model import load_model
-from simulator.fleet.strategies import FLEET_STRATEGIES
+from simulator.fleet.strategies import FLEET_STRATEGIES, SKYSERVE
 from simulator.fleet.workload import MAX_REQUESTS, MAX_TOKENS, Generator, Request, read_trace
 
 MOST_NODES = 2_000
@@ -96,6 +97,13 @@ class ObjectiveRow(Row):
     tpot_s: Target | None = None
 
 
+class ReplicasRow(Row):
+    """What `skyserve` keeps: replicas that should be ready, and spot ones beyond them."""
+
+    target: int = Field(ge=1, le=MOST_NODES)
+    extra: int = Field(default=0, ge=0, le=MOST_NODES)
+
+
 class ScenarioDocument(Row):
     """The whole file."""
 
@@ -110,6 +118,8 @@ class ScenarioDocument(Row):
     """Pipelines, head first; the planner's choice where nothing is said."""
     replans: bool = True
     """Otherwise the first plan stays: nodes that go are followed by their like, and that is all."""
+    replicas: ReplicasRow | None = None
+    """Of the strategy `skyserve`."""
     nodes_max: int = Field(default=0, ge=0, le=MAX_COUNT)
     """Most of a plan; 0: as many as are offered."""
     budget_per_hour: float = Field(default=0.0, ge=0, le=1e6, allow_inf_nan=False)
@@ -145,12 +155,14 @@ class Scenario:
     """Empty where requests are drawn."""
 
     def requests(self, seed: int) -> tuple[Request, ...]:
-        """The same for the same seed."""
+        """The same for the same seed; of those that are drawn none behind the horizon, unless
+        they come when others have ended."""
         workload, random = self.document.workload, Random(f"requests {seed}")
+        until_s = inf if workload.concurrency else self.document.horizon_s
         if workload.generator is not None:
-            return Generator(**workload.generator.model_dump()).draw(random)
+            return Generator(**workload.generator.model_dump()).draw(random, until_s)
         if workload.redrawn:
-            return Generator.fitted_to(self.trace).draw(random)
+            return Generator.fitted_to(self.trace).draw(random, until_s)
         return self.trace
 
     def node(self, name: str, offer: Offer) -> CandidateNode:
@@ -176,6 +188,8 @@ def read_scenario(path: Path) -> Scenario:
         if name not in FLEET_STRATEGIES:
             known = ", ".join(FLEET_STRATEGIES)
             raise _wrong(path, f"strategies.{index}", f"{name[:40]!r} is none of {known}")
+    if SKYSERVE.name in document.strategies and document.replicas is None:
+        raise _wrong(path, "replicas", f"{SKYSERVE.name} has to be told how many")
     offers, events = _supply(path, document, catalogue)
     initial = _initial(path, document, offers)
     trace = _trace(path, document)

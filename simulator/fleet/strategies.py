@@ -9,4 +9,6 @@ REPARALLELISED = Strategy(
     "reparallelisation", migration=False, concurrent_initialisation=False, uniform=True
 )
 """SpotServe's baseline: degrees are chosen anew as nodes come and go, and requests start over."""
-FLEET_STRATEGIES = STRATEGIES | {one.name: one for one in (REPARALLELISED,)}
+SKYSERVE = Strategy("skyserve", migration=False)
+"""Replicas of one node each by SkyServe's policy, in the controller's place."""
+FLEET_STRATEGIES = STRATEGIES | {one.name: one for one in (REPARALLELISED, SKYSERVE)}

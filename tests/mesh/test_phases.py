@@ -15,6 +15,8 @@ from shuntserve.controller.v1 import controller_pb2
 from bench import mesh as meshes
 
 TOKENS = 120
+SALT = {"cache_salt": "phases"}
+"""Who decodes has not computed their beginnings."""
 
 
 def plan(status: dict[str, Any], phases: dict[str, str]) -> str:
@@ -31,6 +33,12 @@ def plan(status: dict[str, Any], phases: dict[str, str]) -> str:
     ]
     model = status["plan"]["deployments"][0]["model"]
     return json.dumps({"deployments": [{"model": model, "pipelines": pipelines}]})
+
+
+def longer(body: dict[str, Any]) -> dict[str, Any]:
+    """Its prompt fills several blocks behind those that all prompts begin with."""
+    (message,) = body["messages"]
+    return body | {"messages": [message | {"content": " ".join([message["content"]] * 5)}]}
 
 
 async def in_phases(mesh: meshes.Mesh, file: Path, **phases: str) -> dict[str, Any]:
@@ -54,7 +62,7 @@ async def events(controller: Any) -> list[controller_pb2.WatchEventsResponse]:
 async def test_answers_are_the_same_in_phases_and_when_who_decodes_is_killed(
     ready: meshes.Mesh, client: httpx.AsyncClient, controller: Any, tmp_path: Path
 ) -> None:
-    bodies = [body | {"ignore_eos": True} for body in meshes.request_bodies(TOKENS)[:4]]
+    bodies = [longer(body) | {"ignore_eos": True} for body in meshes.request_bodies(TOKENS)[:4]]
     expected = await meshes.undisturbed(client, ready.url(), bodies)
     before = await ready.until_ready(2)
     formations = {pipeline["id"]: pipeline["formation"] for pipeline in before["pipelines"]}
@@ -67,7 +75,7 @@ async def test_answers_are_the_same_in_phases_and_when_who_decodes_is_killed(
         assert there == formations, "a phase is a role: nothing is formed anew"
         records = [meshes.StreamRecord() for _ in bodies]
         tasks = [
-            asyncio.create_task(meshes.stream_chat(client, ready.url(), body, record))
+            asyncio.create_task(meshes.stream_chat(client, ready.url(), body | SALT, record))
             for body, record in zip(bodies, records, strict=True)
         ]
         await meshes.until(lambda: all(len(r.arrivals_s) > 10 for r in records))

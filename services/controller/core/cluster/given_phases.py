@@ -1,4 +1,5 @@
-"""A plan whose pipelines have the phases that the settings give, or had before."""
+"""A plan whose pipelines have the phases that the settings give, or had before, and hand on at the
+rates that placement names."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from services.common.phases import PipelinePhase
-from services.controller.core.cluster.plan import Plan, PlannedPipeline
+from services.controller.core.cluster.plan import Deployment, Plan, PlannedPipeline
 
 
 def in_phases(
@@ -28,6 +29,28 @@ def in_phases(
                 pipelines=tuple(phased(*one) for one in enumerate(deployment.pipelines)),
             )
             for deployment in plan.deployments
+        ),
+    )
+
+
+def is_split(deployment: Deployment) -> bool:
+    """Some of its pipelines hand on to others."""
+    phases = {pipeline.phase for pipeline in deployment.pipelines}
+    return phases >= {PipelinePhase.PREFILL, PipelinePhase.DECODE}
+
+
+def handing_on(deployment: Deployment, flows: Iterable[tuple[int, int, float]]) -> Deployment:
+    """Pipelines hand on at these rates: each of them from one to another, by their places. Raises
+    IndexError for a place that there is not."""
+    onward: dict[int, list[tuple[str, float]]] = {}
+    pipelines = deployment.pipelines
+    for prefill, decode, rate in flows:
+        onward.setdefault(prefill, []).append((pipelines[decode].pipeline_id, rate))
+    return replace(
+        deployment,
+        pipelines=tuple(
+            replace(pipeline, onward=tuple(onward.get(place, ())))
+            for place, pipeline in enumerate(pipelines)
         ),
     )
 

@@ -21,6 +21,16 @@ def test_a_scenario_names_its_nodes_by_the_market(write: Write) -> None:
     assert len(scenario.requests(1)) == 100
 
 
+def test_no_request_is_drawn_behind_the_horizon(write: Write) -> None:
+    generator = {**SCENARIO["workload"]["generator"], "requests": 10_000}
+    requests = read_scenario(write(workload={"generator": generator})).requests(1)
+    assert 150 < len(requests) < 250
+    assert requests[-1].arrival_s <= SCENARIO["horizon_s"]
+    under_way = read_scenario(write(workload={"generator": generator, "concurrency": 5}))
+    assert len(under_way.requests(1)) == 10_000
+    assert under_way.requests(1)[: len(requests)] == requests
+
+
 def test_a_cluster_file_is_a_market_where_nothing_happens(write: Write, tmp_path: Path) -> None:
     cluster = "instances:\n  - {type: g6e.xlarge, count: 2, price_per_hour: 0.7}\n"
     (tmp_path / "cluster.yaml").write_text(cluster)
