@@ -49,8 +49,9 @@ from services.controller.core.cluster.succession import Replanned, Succession
 from services.controller.core.cluster.turns import Turns
 from services.controller.core.cluster.workload import Workloads
 from services.controller.core.departure.departure import Departure, Look
-from services.controller.core.departure.move import Rates
+from services.controller.core.departure.move import Choice, Rates
 from services.controller.core.departure.move import Stream as Leaving
+from services.controller.core.departure.schedule import at_once, cheapest
 from services.controller.core.ledger.ledger import Ledger
 from services.controller.core.ledger.outcomes import LedgerEvent, Outcome
 from services.controller.core.ledger.records import Record
@@ -591,11 +592,16 @@ class SimulatedController(Process):
     def _copy_ahead(self, action: CopyAhead) -> None:
         name, now_s = action.formation_id, self.clock.now_s
         promised = self.ledger.promise(name, self.cluster.view.heads(now_s))
+        streams, runs_at = self.ledger.streams(name), self.cluster.view.runs_at(name)
+        moves = at_once(streams, now_s, travels=True)
+        if runs_at is not None and self.environment.random.random() < 0.5:
+            moves = cheapest(streams, self.ledger.observed.rates(runs_at.model, inf), now_s)
         there: dict[str, set[str]] = {}
-        for stream in self.ledger.streams(name):
-            head = promised.get(stream.generation_id)
-            formation_id = head.route.formation_id if head is not None else ""
-            there.setdefault(formation_id, set()).add(stream.generation_id)
+        for move in moves:
+            if move.choice is Choice.PUSH:
+                head = promised.get(move.generation_id)
+                formation_id = head.route.formation_id if head is not None else ""
+                there.setdefault(formation_id, set()).add(move.generation_id)
         heirs = tuple(Heir((), frozenset(names)) for names in there.values())
 
         def copied(_: Any) -> None:

@@ -30,7 +30,7 @@ SCHEDULES = int(os.environ.get("SHUNT_SIMULATION_SCHEDULES", "3000"))
 MARKETS = SCHEDULES // 3
 LEAST_HITS = 20
 COVERED_SEEDS = {
-    "schedules.py": 300,
+    "schedules.py": 320,
     "markets.py": 150,
     "departures.py": 60,
     "splits.py": 40,
