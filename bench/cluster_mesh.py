@@ -160,7 +160,10 @@ async def mesh(nodes: int) -> AsyncIterator[Mesh]:
             journal=journal,
             events=events,
             journaled=Journaled(
-                streams=lambda _: (), lengths=lambda _: AnswerLengths(), rates=lambda _, __: Rates()
+                streams=lambda _: (),
+                lengths=lambda _: AnswerLengths(),
+                rates=lambda _, __: Rates(),
+                promise=lambda _: {},
             ),
             heads_changed=Signal(),
             clock=clock,

@@ -12,11 +12,14 @@ from pathlib import Path
 from rich.progress import track
 
 from experiments.experiment import Ground, Size
+from services.placement.estimate.cluster import PlacedPipeline
 from simulator.fleet.comparison import estimate
 from simulator.fleet.report import write_report
 from simulator.fleet.result import Outcome
 from simulator.fleet.run import FleetRun
-from simulator.fleet.scenario import Scenario, read_scenario
+from simulator.fleet.scenario import Scenario, StageRow, read_scenario
+
+Plan = tuple[PlacedPipeline, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,18 @@ def cut(scenario: Scenario, horizon_s: float) -> Scenario:
 def scenario_at(path: Path, horizon_s: float) -> Scenario:
     """Of a file; it ends no later."""
     return cut(read_scenario(path), horizon_s)
+
+
+def beginning_with(scenario: Scenario, plan: Plan) -> Scenario:
+    """The plan is the first one; its nodes are called `OFFER/NUMBER`."""
+    rows = tuple(
+        tuple(
+            StageRow(offer=stage.node.node_id.split("/")[0], layers=stage.layers, tp=stage.tp)
+            for stage in pipeline.stages
+        )
+        for pipeline in plan
+    )
+    return replace(scenario, document=scenario.document.model_copy(update={"first_plan": rows}))
 
 
 def played(name: str, plays: Sequence[Play], ground: Ground) -> dict[str, list[Outcome]]:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from experiments import beam_width, cost, estimator, placement, scale, spot_tolerance, spotserve
+from experiments import (
+    beam_width,
+    cost,
+    equal_budget,
+    estimator,
+    placement,
+    scale,
+    spot_tolerance,
+    spotserve,
+)
 
 EXPERIMENTS = (
     placement.EXPERIMENT,
@@ -11,5 +20,6 @@ EXPERIMENTS = (
     spot_tolerance.EXPERIMENT,
     spotserve.EXPERIMENT,
     cost.EXPERIMENT,
+    equal_budget.EXPERIMENT,
     scale.EXPERIMENT,
 )

@@ -7,16 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.experiment import Experiment, Ground, Size
-from experiments.fleets import Play, mean, played, scenario_at
+from experiments.fleets import Plan, Play, beginning_with, mean, played, scenario_at
 from experiments.table import Column, Rows
 from services.common.errors import ShuntError
 from services.placement.command.comparison import PUBLISHED, RIVALS
-from services.placement.estimate.cluster import PlacedPipeline
 from services.placement.estimate.estimator import estimate_pipeline, estimate_plan
 from services.placement.search.budget import UNLIMITED
 from services.placement.search.problem import Problem
 from services.placement.search.registry import DEFAULT_PLANNER, NAMES, planner
-from simulator.fleet.scenario import Scenario, StageRow
+from simulator.fleet.scenario import Scenario
 
 FOLDER = Path(__file__).parent
 MODELS = {"70B": "llama-3.1-70b", "32B": "qwen3-32b"}
@@ -35,7 +34,6 @@ COLUMNS = (
     Column("req/$", ".0f"),
     Column("pipelines", compared=False),
 )
-Plan = tuple[PlacedPipeline, ...]
 
 
 def plans(scenario: Scenario, names: Sequence[str]) -> dict[str, Plan]:
@@ -53,18 +51,6 @@ def plans(scenario: Scenario, names: Sequence[str]) -> dict[str, Plan]:
         except ShuntError:
             found[name] = ()
     return found
-
-
-def beginning_with(scenario: Scenario, plan: Plan) -> Scenario:
-    """The plan is the first one."""
-    rows = tuple(
-        tuple(
-            StageRow(offer=stage.node.node_id.split("/")[0], layers=stage.layers, tp=stage.tp)
-            for stage in pipeline.stages
-        )
-        for pipeline in plan
-    )
-    return replace(scenario, document=scenario.document.model_copy(update={"first_plan": rows}))
 
 
 def ranking(scenario: Scenario, plan: Plan) -> str:

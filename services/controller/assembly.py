@@ -107,6 +107,7 @@ class AssembledController:
                 streams=lambda formation_id: self._generations.streams(formation_id),
                 lengths=lambda model: self._generations.lengths(model),
                 rates=lambda model, room: self._generations.rates(model, room),
+                promise=lambda formation_id: self._generations.promise(formation_id),
             ),
             heads_changed=heads_changed,
             clock=clock,

@@ -255,6 +255,10 @@ class LedgerRuntime:
         """Generations that run in a formation."""
         return self._ledger.streams(formation_id)
 
+    def promise(self, formation_id: str) -> dict[str, ServingHead]:
+        """Where the generations that run in a formation will rather go on, by name."""
+        return self._ledger.promise(formation_id, self._heads())
+
     def lengths(self, model: ModelRef) -> AnswerLengths:
         """Of a model's answers, as seen so far."""
         return self._ledger.observed.lengths(model)

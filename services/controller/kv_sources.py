@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
@@ -11,7 +11,7 @@ from typing import Literal
 from services.common.exchange import KvMember, KvSource
 from services.common.nodes import Member
 
-Handover = Literal["replay", "kv"]
+Handover = Literal["auto", "replay", "kv"]
 
 
 @dataclass(slots=True)
@@ -21,6 +21,16 @@ class _Kept:
     until_s: float = inf
     sealed: asyncio.Event = field(default_factory=asyncio.Event)
     """Or that failed."""
+
+
+def kv_members(members: Iterable[Member]) -> tuple[KvMember, ...]:
+    """As whoever moves blocks knows them."""
+    return tuple(KvMember(m.address, m.incarnation, m.layers) for m in members)
+
+
+def source_of(formation_id: str, members: Iterable[Member]) -> KvSource:
+    """A formation, as whoever fetches its blocks knows it."""
+    return KvSource(formation_id, kv_members(members))
 
 
 class KvSources:
@@ -35,6 +45,7 @@ class KvSources:
     ) -> None:
         """`keep_s` counts from when a formation is sealed; engines keep what they keep longer.
         `members` of a formation that lives."""
+        self.handover: Handover = handover
         self.travels = handover != "replay"
         """Blocks go to where their generations go."""
         self._keep_s, self._clock, self._members = keep_s, clock, members
@@ -44,7 +55,7 @@ class KvSources:
         """A formation is being sealed, and its stages keep what they have."""
         if self.travels:
             nodes = frozenset(member.node_id for member in members)
-            self._kept[formation_id] = _Kept(_source(formation_id, members), nodes)
+            self._kept[formation_id] = _Kept(source_of(formation_id, members), nodes)
 
     def drained(self, formation_id: str, *, sealed: bool) -> None:
         """It is sealed, or that failed."""
@@ -62,15 +73,10 @@ class KvSources:
         if kept is not None:
             return kept.source
         members = self._members(formation_id) if handed_on else ()
-        return _source(formation_id, members) if members else None
+        return source_of(formation_id, members) if members else None
 
     async def over(self, node_id: str) -> None:
         """Returns when nobody is told any more that the node keeps something."""
         for kept in [kept for kept in self._kept.values() if node_id in kept.node_ids]:
             await kept.sealed.wait()
             await asyncio.sleep(kept.until_s - self._clock())
-
-
-def _source(formation_id: str, members: Sequence[Member]) -> KvSource:
-    those = tuple(KvMember(m.address, m.incarnation, m.layers) for m in members)
-    return KvSource(formation_id, those)

@@ -96,10 +96,14 @@ class ControllerSettings(ServiceSettings):
     """What the mesh does when nodes come and go: a row of `core.strategy`."""
     handover: Handover = "replay"
     """How a generation that moves comes to what was computed of it: that is computed again, or
-    blocks of the KV cache go where it goes, and what does not arrive is computed."""
+    blocks of the KV cache go where it goes, and what does not arrive is computed; auto: whichever
+    its reader is expected to wait for less."""
     handover_keep_s: float = Field(default=5.0, gt=0, le=600)
     """Behind its seal, for so long others are told that blocks of a formation may be had, and its
     nodes do not end; engines keep them longer."""
+    handover_ahead_s: float = Field(default=10.0, ge=0, le=600)
+    """Before that, blocks go ahead to where generations will go on, while their formation serves:
+    for so long at most, and no longer than half of the time that a notice leaves."""
     sleep_s: float = Field(default=300.0, gt=0, le=1e6)
     """With `nodes_min` 0 there is no node once nobody has asked for so long; the first request
     then waits for one."""
@@ -474,6 +478,7 @@ class ControllerSettings(ServiceSettings):
             restart_grace_s=self.restart_grace_s,
             settle_s=self.settle_s,
             launch_timeout_s=self.launch_timeout_s + self._longest_launch_s,
+            ahead_s=0.0 if self.handover == "replay" else self.handover_ahead_s,
             retry_s=self.retry_s,
             retry_max_s=self.retry_max_s,
             replace_max_s=self.replace_max_s,

@@ -41,6 +41,8 @@ MARKETS = "markets.py"
 DEPARTURES = "departures.py"
 SPLITS = "splits.py"
 NOTES = "services/controller/core/cluster/notes.py"
+INCOMING = "services/engine/core/incoming.py"
+AHEAD = "ahead.py"
 
 
 @dataclass(frozen=True)
@@ -585,6 +587,35 @@ MISTAKES = (
         "        allocator.share(blocks.values())\n",
         "",
         SPLITS,
+    ),
+    Mistake(
+        "blocks that go ahead are given away while they are copied",
+        BATCHING,
+        "        lead.scheduler.blocks.share([block for _, block in ahead.blocks])\n",
+        "",
+        AHEAD,
+    ),
+    Mistake(
+        "another block goes ahead under a block's name",
+        SCHEDULER,
+        "[(sequence.block_hash(i), sequence.blocks[i]) for i in indices]",
+        "[(sequence.block_hash(i), sequence.blocks[start]) for i in indices]",
+        AHEAD,
+    ),
+    Mistake(
+        "what did not come is named all the same",
+        INCOMING,
+        "[name for name, _ in one.fetch.blocks[:count]]",
+        "[name for name, _ in one.fetch.blocks]",
+        AHEAD,
+    ),
+    Mistake(
+        "what a silent stage may write to yet is given to another",
+        INCOMING,
+        "            self._scheduler.give_beginning(one.there, (), ())\n",
+        "            fresh = [block for _, block in one.fetch.blocks]\n"
+        "            self._scheduler.give_beginning(one.there, fresh, ())\n",
+        AHEAD,
     ),
     Mistake(
         "a pipeline keeps its phase whatever the plan says",

@@ -95,6 +95,9 @@ class GenerationOracle(Watch):
         self.questions = 0
         self.grants: Counter[str] = Counter()
         self.planned: Counter[str] = Counter()
+        self.silent_stages = 0
+        """Faults of stages that were told to fill blocks, or to copy them, and did not answer: what
+        they hold on to may be what a generation lacks."""
         self._unanswered: defaultdict[str, Counter[int]] = defaultdict(Counter)
         """Blocks that were to be filled, by formation, where somebody did not say that they are."""
         self._being_kept: defaultdict[str, Counter[int]] = defaultdict(Counter)
@@ -275,11 +278,11 @@ class GenerationOracle(Watch):
 
     def unanswered(self, batching: Batching, fetch: KvFetch) -> None:
         """Some stage may write to these blocks for as long as its formation lives."""
+        self.silent_stages += 1
         lead = batching.lead
         awaited = lead.incoming._awaited.get(fetch.number) if lead is not None else None
         if lead is not None and awaited is not None:
             taken = self._unanswered[lead.formation_id]
-            taken.update(awaited.there)
             taken.update(block for _, block in fetch.blocks)
 
     def keeps(self, batching: Batching, leaving: Leaving) -> None:
@@ -291,6 +294,11 @@ class GenerationOracle(Watch):
         """They have."""
         if batching.lead is not None:
             self._being_kept[batching.lead.formation_id].subtract(b for _, b in leaving.blocks)
+
+    def kept_busy(self, formation_id: str, leaving: Leaving) -> None:
+        """Some stage may copy these for as long as its formation lives."""
+        self.silent_stages += 1
+        self._unanswered[formation_id].update(block for _, block in leaving.blocks)
 
     def _check_blocks(self, batching: Batching) -> None:
         lead = batching.lead

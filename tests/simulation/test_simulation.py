@@ -1,5 +1,5 @@
 """The production cores under random fault schedules, in random markets and before a crowd; see
-schedules.py, markets.py, crowds.py, departures.py and oracles.py.
+schedules.py, ahead.py, markets.py, crowds.py, departures.py and oracles.py.
 
 SHUNT_SIMULATION_SCHEDULES sets how many: 3,000 by default, two thirds of faults and a third of
 markets; fewer than 3,000 skip the table's bound.
@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from ahead import CopyingSchedule
 from crowds import Crowd
 from departures import Departing
 from every_core import CORES, play
@@ -28,14 +29,22 @@ ROOT = Path(__file__).parents[2]
 SCHEDULES = int(os.environ.get("SHUNT_SIMULATION_SCHEDULES", "3000"))
 MARKETS = SCHEDULES // 3
 LEAST_HITS = 20
-COVERED_SEEDS = {"schedules.py": 320, "markets.py": 150, "departures.py": 60, "splits.py": 40}
+COVERED_SEEDS = {
+    "schedules.py": 320,
+    "markets.py": 150,
+    "departures.py": 60,
+    "splits.py": 40,
+    "ahead.py": 20,
+}
 MISTAKE_SEEDS = {
     "schedules.py": 300,
     "markets.py": 450,
     "crowds.py": 6,
     "departures.py": 100,
     "splits.py": 60,
+    "ahead.py": 60,
 }
+AHEAD = 25
 CROWDS = 8
 DEPARTING = 45
 SPLIT = 40
@@ -111,6 +120,20 @@ def test_every_invariant_holds_and_every_fault_meets_every_phase() -> None:
     print(table(hits))
     rare = [cell for row in ROWS for phase in PHASES if hits[cell := (row, phase)] < LEAST_HITS]
     assert SCHEDULES < 3000 or not rare
+
+
+@pytest.mark.timeout(600)
+def test_every_invariant_holds_where_blocks_go_ahead() -> None:
+    went = 0
+    for seed in range(AHEAD):
+        schedule = CopyingSchedule(seed)
+        try:
+            schedule.run()
+        except Exception as error:
+            error.add_note(f"seed {seed} of those in which blocks go ahead")
+            raise
+        went += len(schedule.world.environment.kept_blocks) > 0
+    assert went > AHEAD / 4
 
 
 @pytest.mark.timeout(1500)

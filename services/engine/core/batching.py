@@ -26,6 +26,7 @@ from services.engine.core.actions import (
     WakeCheckpoints,
 )
 from services.engine.core.blocks import BlockAllocator
+from services.engine.core.copying import Ahead, Copying
 from services.engine.core.generations import Generations
 from services.engine.core.incoming import Incoming, KvFetch, NamedBlock, names_of
 from services.engine.core.load import LoadGauge
@@ -215,6 +216,22 @@ class Batching:
             [start for start in starts if start.key.generation_id not in replayed],
         )
         yield leaving
+        leaving.give_back()
+
+    @contextmanager
+    def ahead(self, copying: Copying, at_most: int) -> Iterator[tuple[Ahead, Leaving] | None]:
+        """Blocks that go ahead next, at most so many; they are computed once `is_back` says so of
+        the last step so far. None: there is no more to be done."""
+        lead, ahead = self.lead, None
+        if lead is not None:
+            keys = self.generations.running(copying.generation_ids)
+            ahead = copying.next(keys, lead.scheduler.full_blocks, at_most)
+        if lead is None or ahead is None:
+            yield None
+            return
+        leaving = Leaving(ahead.blocks, allocator=lead.scheduler.blocks)
+        lead.scheduler.blocks.share([block for _, block in ahead.blocks])
+        yield ahead, leaving
         leaving.give_back()
 
     def left(self, leaving: Leaving, now_s: float) -> Due:

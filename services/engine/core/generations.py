@@ -10,7 +10,7 @@ in flight comes back, the head seals. Whoever wants to go on asks the controller
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import replace
 
 from services.common.errors import (
@@ -128,6 +128,17 @@ class Generations:
         sealed = [held for name, held in self._held.items() if name in self._sealed]
         starts = [start for held in sealed for start in held.to_go_on()]
         return sorted(starts, key=lambda one: one.request.sampling.max_tokens - len(one.output_ids))
+
+    def running(self, generation_ids: Container[str]) -> list[SequenceKey]:
+        """Sequences of those of them that run, those first that are nearest to their end."""
+        left: dict[SequenceKey, int] = {
+            held.key(index): held.request.sampling.max_tokens - len(choice.run)
+            for name, held in self._held.items()
+            if name in generation_ids and held.life is Life.LIVE
+            for index, choice in enumerate(held.choices)
+            if choice.in_batch
+        }
+        return sorted(left, key=left.__getitem__)
 
     def drained(self, formation_id: str, now_s: float, running: Collection[str] = ()) -> int | None:
         """How many generations the drain has sealed, once the journal has answered for each of

@@ -204,6 +204,15 @@ class Scheduler:
         sequence.stopping = True
         return False
 
+    def full_blocks(self, key: SequenceKey, start: int) -> list[tuple[bytes, int]]:
+        """Names and blocks of what a sequence has handed to the stages, from one of its blocks on;
+        they are computed once the last step that departed is back."""
+        sequence = self._by_key.get(key)
+        if sequence is None or sequence.slot < 0:
+            return []
+        indices = range(start, sequence.named)
+        return [(sequence.block_hash(i), sequence.blocks[i]) for i in indices]
+
     def set_unread(self, key: SequenceKey, unread: bool) -> None:
         """Whether anybody reads the sequence; one that starts is read."""
         sequence = self._by_key.get(key)

@@ -301,13 +301,12 @@ async def test_a_background_response_whose_client_left_untold_ends_and_a_retry_r
     first.cancel()
     await until(lambda: router.router.streams == 0)
     mesh.controller_away = False
-    await until(lambda: [where for where, _ in mesh.cancels].count("controller") == 1)
-    ((_, cancel),) = mesh.cancels
+    await until(lambda: any(where == "controller" for where, _ in mesh.cancels))
     retry = {"x-stainless-retry-count": "1"}
     response = await client.responses.create(**ASKED, background=True, extra_headers=retry)
     assert (await _ended(client, response.id)).output_text == REPLY
-    assert list(mesh.journal) == [response.id[5:]]
-    assert cancel.generation_id not in mesh.journal
+    # A question that was on its way may have been granted before the cancel came.
+    assert [name for name, held in mesh.journal.items() if not held.cancelled] == [response.id[5:]]
 
 
 async def test_a_background_response_under_a_key_runs_though_its_client_left_untold(

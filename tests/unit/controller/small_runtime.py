@@ -217,6 +217,7 @@ class Set:
             streams=lambda _: self.streams,
             lengths=lambda _: AnswerLengths(),
             rates=lambda _, room: Rates(room_positions=room),
+            promise=lambda _: {},
         )
         self.handover: Handover = "replay"
 

@@ -93,6 +93,9 @@ class NothingMoves:
     async def keep(self, formation: Any, blocks: Any, *, last: bool) -> bool:
         raise AssertionError("nothing was to be kept")
 
+    async def store(self, *asked: Any) -> int | None:
+        raise AssertionError("nothing was to go ahead")
+
     async def fetch(self, formation: Any, fetch: Any) -> int | None:
         raise AssertionError("nothing was to be fetched")
 

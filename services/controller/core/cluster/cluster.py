@@ -354,6 +354,13 @@ class Cluster:
             ]
         )
 
+    def copied(self, formation_id: str, now_s: float) -> None:
+        """Blocks have gone ahead of what the formation runs, as far as they did."""
+        pipeline = self._state.pipeline(formation_id)
+        if pipeline is not None:
+            pipeline.copied()
+            self._happen()
+
     def departed(self, formation_id: str, now_s: float) -> None:
         """Nothing runs any more in a formation that departs, or it did not answer: it is drained
         at once."""

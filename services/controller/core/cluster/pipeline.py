@@ -284,6 +284,19 @@ class Pipeline(Noun):
         if self.handover is None and self.formation is not None:
             self.handover = Handover(self.formation.formation_id, sampled)
 
+    def copy_ahead(self) -> None:
+        """Blocks go ahead to who goes on with what its formation runs."""
+        need(self.handover is not None, f"{self.pipeline_id} hands nothing over")
+        if self.handover is not None:
+            self.handover.copy()
+            self.touch()
+
+    def copied(self) -> None:
+        """They have, as far as they did."""
+        if self.handover is not None and self.handover.copying:
+            self.handover.end_copy()
+            self.touch()
+
     def be_ready_to_hand_over(self) -> None:
         """What follows its formation could begin."""
         need(self.handover is not None, f"{self.pipeline_id} hands nothing over")

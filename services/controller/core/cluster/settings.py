@@ -69,6 +69,8 @@ class ClusterSettings:
     """A node that has served for so long came to something, whatever becomes of it."""
     load_attempts: int = 4
     """A node that fails to load a stage so often gives it up to another one, which has one."""
+    ahead_s: float = 0.0
+    """Blocks may go ahead of what is handed over for so long before it is sealed; 0: none do."""
     seal_s: float = 1.5
     """A node that will end in any case has its generations sealed this long before."""
     undeploy_grace_s: float = 60.0

@@ -82,10 +82,12 @@ def best_head(
     weights: Mapping[str, float],
     *,
     goes_on: bool,
+    promised: str = "",
 ) -> ServingHead | None:
-    """The least loaded of the wanted arithmetic and of the phase that `goes_on` or begins, or of
-    any when there is none; one whose KV cache it cannot outgrow. `loads`: generations that run, by
-    formation; `weights` of pipelines, where not their throughputs count."""
+    """The one of the `promised` formation, else the least loaded, of the wanted arithmetic and of
+    the phase that `goes_on` or begins, or of any when there is none; one whose KV cache it cannot
+    outgrow. `loads`: generations that run, by formation; `weights` of pipelines, where not their
+    throughputs count."""
     other = PipelinePhase.PREFILL if goes_on else PipelinePhase.DECODE
 
     def weight(head: ServingHead) -> float:
@@ -98,6 +100,7 @@ def best_head(
         key=lambda head: (
             bool(wanted) and head.numerics_class != wanted,
             head.phase is other,
+            head.route.formation_id != promised,
             (loads.get(head.route.formation_id, 0) + 1) / weight(head),
         ),
         default=None,

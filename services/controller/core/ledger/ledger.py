@@ -80,6 +80,8 @@ class Ledger:
         self._complaints = Complaints(settings.same_head_after_s, settings.retention_s)
         self._patience = Patience(settings.own_arithmetic_s)
         self._doubts = Patience(settings.doubt_s)
+        self._promised: dict[str, str] = {}
+        """To which formation each will rather be granted next: what it goes on from is there."""
         self._running: dict[str, set[str]] = {}
         """Generations by the formation that runs them."""
         self._handed_on = HandedOn()
@@ -119,6 +121,7 @@ class Ledger:
             self._background.remove(name)
             self._patience.over(name)
             self._doubts.over(name)
+            self._promised.pop(name, None)
             return
         entry = self._entries.get(name)
         if entry is None and isinstance(record, (HeadBound, Granted)):
@@ -210,6 +213,7 @@ class Ledger:
             return refused(checkpoint, refusal, entry.lengths)
         entry.touched_s = now_s
         entry.begun, entry.moved_by = True, checkpoint.moved_by
+        self.observed.moved(name, checkpoint.moved_by)
         self._set_unread(entry, checkpoint.unread, now_s)
         entry.told(checkpoint.spans)
         new = [IdsAppended(name, span) for span in entry.fresh(checkpoint.spans)]
@@ -344,10 +348,13 @@ class Ledger:
         if weights:
             loads = self._handed_on.loads(began_at)
         had, goes_on = entry.classes[-1] if entry.classes else "", entry.has_begun(question.held)
-        head = best_head(entry.request, had, trusted, loads, weights, goes_on=goes_on)
+        name = question.generation_id
+        promised = self._promised.get(name, "")
+        head = best_head(
+            entry.request, had, trusted, loads, weights, goes_on=goes_on, promised=promised
+        )
         if head is None:
             return None
-        name = question.generation_id
         other = bool(had) and had != head.numerics_class
         if (
             other
@@ -376,6 +383,7 @@ class Ledger:
         had = entry.classes[-1:]
         self._patience.over(name)
         self._doubts.over(name)
+        self._promised.pop(name, None)
         records = self._commit([record], now_s)
         entry = self._entries[name]
         attributes = {
@@ -546,6 +554,22 @@ class Ledger:
         """Generations that run there."""
         names = self._running.get(formation_id, ())
         return streams_of({name: self._entries[name] for name in sorted(names)}, self.observed)
+
+    def promise(self, formation_id: str, heads: Sequence[ServingHead]) -> dict[str, ServingHead]:
+        """Where the generations that run in a formation will rather go on, once they have left it,
+        each at a head of their arithmetic; by name. Left out: those that none would take now."""
+        others = [head for head in heads if head.route.formation_id != formation_id]
+        loads = {name: len(names) for name, names in self._running.items()}
+        promised = {}
+        for name in sorted(self._running.get(formation_id, ())):
+            entry = self._entries[name]
+            had = entry.classes[-1] if entry.classes else ""
+            head = best_head(entry.request, had, others, loads, _NOTHING, goes_on=True)
+            if head is not None and head.numerics_class == had:
+                promised[name], there = head, head.route.formation_id
+                self._promised[name] = there
+                loads[there] = loads.get(there, 0) + 1
+        return promised
 
     def population(self, heads: Sequence[ServingHead]) -> Population:
         """Where every generation stands."""

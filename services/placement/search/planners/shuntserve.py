@@ -61,9 +61,9 @@ class State:
 
 
 def plan(problem: Problem, budget: SearchBudget, effort: Effort | None = None) -> Solution:
-    """The best plan found within the budget; when that is over, the plain planner's if it is
-    better, or if there is none, but only where nothing but throughput is asked for. Effort goes by
-    the number of nodes where nothing is said."""
+    """The best plan found within the budget; when that is over, or engines are known, the plain
+    planner's if it is better, or if there is none, but only where nothing but throughput is asked
+    for. Effort goes by the number of nodes where nothing is said."""
     effort = effort or (SMALL if len(problem.nodes) <= SMALL_NODES else LARGE)
     degrees = [0]
     if problem.objective.uniform_tp:
@@ -81,9 +81,12 @@ def plan(problem: Problem, budget: SearchBudget, effort: Effort | None = None) -
     if found and problem.objective == Objective(allow_phase_split=True):
         with suppress(FailedPrecondition, DeadlineExceeded):
             found.append(thunderserve.plan(problem, budget))
-    if budget.expired() and not registry.ignored("proportional", problem.objective):
+    # Candidates are ranked by fixed batches; what engines take speaks for short pipelines.
+    plain = budget.expired() or problem.costs.calibration.engine is not None
+    if plain and not registry.ignored("proportional", problem.objective):
         with suppress(FailedPrecondition, DeadlineExceeded):
-            found.append(replace(proportional.plan(problem, budget), complete=False))
+            other = proportional.plan(problem, budget)
+            found.append(replace(other, complete=other.complete and not budget.expired()))
     if not found and missed:
         raise missed
     if not found:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+from bench.placement_clusters import PAPER, PAPER_PRICES, cluster
 from services.common.errors import InvalidArgument
 from services.placement.command.clusterfile import parse_pipeline
 from services.placement.estimate.calibration import load_calibration
@@ -17,6 +19,10 @@ from services.placement.estimate.engine import EngineProfile, read_profile
 from services.placement.estimate.estimator import estimate_pipeline, stage_costs, stage_times
 from services.placement.estimate.model import load_model
 from services.placement.estimate.step_times import StepTimes
+from services.placement.search.budget import UNLIMITED
+from services.placement.search.planners import proportional, shuntserve
+from services.placement.search.problem import Objective, Problem
+from services.placement.search.score import score
 
 PUBLISHED = (
     "g6.12xlarge:14,g6.12xlarge:14,g6e.xlarge:13,g6e.xlarge:13,g6e.xlarge:13,g6e.xlarge:13",
@@ -86,3 +92,15 @@ def test_a_calibration_file_has_an_engine_section_and_a_profile_file_is_one(tmp_
     load_calibration.cache_clear()
     with pytest.raises(InvalidArgument, match=r"mine\.yaml: engine\.hop_s"):
         load_calibration(str(file))
+
+
+def test_a_search_that_knows_the_engine_finds_short_pipelines_where_they_serve_more() -> None:
+    nodes = cluster(PAPER, PAPER_PRICES)
+    calibration = load_calibration("measured").model_copy(update={"engine": FITTED})
+    model, catalogue = load_model("qwen3-32b"), load_catalogue()
+    problem = Problem(Costs(model, Workload(), calibration, catalogue), nodes, Objective())
+    ours, plain = (planner(problem, UNLIMITED) for planner in (shuntserve.plan, proportional.plan))
+    assert score(problem, ours.pipelines) >= score(problem, plain.pipelines)
+    bare = replace(problem, costs=Costs(model, Workload(), load_calibration("measured"), catalogue))
+    without = shuntserve.plan(bare, UNLIMITED)
+    assert score(problem, ours.pipelines) > 1.05 * score(problem, without.pipelines)
