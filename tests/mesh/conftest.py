@@ -44,6 +44,8 @@ def mesh(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterat
             "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
             "SHUNT_CONTROLLER_METRICS_PORT": "0",
             "SHUNT_ENGINE_METRICS_PORT": "0",
+            "SHUNT_ENGINE_KV_SILENT_S": "10",
+            "SHUNT_ENGINE_KV_FETCH_S": "20",
         }
         context = meshes.running(data_dir, routers=2, env=env)
         running = runner.run(context.__aenter__())
